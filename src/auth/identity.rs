@@ -1,0 +1,97 @@
+//! What a verified token says. Only the verifier makes one.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::policy::{Claim, ProviderSpec};
+
+/// A verified user and the claims of the token that proved it.
+#[derive(Clone)]
+pub struct Identity {
+    provider: Arc<ProviderSpec>,
+    user_id: String,
+    claims: Map<String, Value>,
+    expires_at: u64,
+}
+
+impl Identity {
+    /// Made by the verifier alone, after everything was checked.
+    pub(super) fn new(
+        provider: Arc<ProviderSpec>,
+        user_id: String,
+        claims: Map<String, Value>,
+        expires_at: u64,
+    ) -> Self {
+        Self { provider, user_id, claims, expires_at }
+    }
+
+    /// The user id with the provider's prefix: what `sub` means in our configuration.
+    #[must_use]
+    pub fn user_id(&self) -> &str {
+        &self.user_id
+    }
+
+    /// The provider whose token this was.
+    #[must_use]
+    pub fn provider(&self) -> &ProviderSpec {
+        &self.provider
+    }
+
+    /// The token's end, Unix seconds.
+    #[must_use]
+    pub fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// Whether two identities are one user: the pair of issuer and user id.
+    #[must_use]
+    pub fn is_same_user(&self, other: &Self) -> bool {
+        self.claims.get("iss") == other.claims.get("iss")
+            && self.provider.name == other.provider.name
+            && self.user_id == other.user_id
+    }
+
+    /// A claim; an unverified e-mail address is none (DESIGN.md section 5).
+    #[must_use]
+    pub fn claim(&self, claim: &Claim) -> Option<Cow<'_, Value>> {
+        let value = match claim {
+            Claim::UserId => return Some(Cow::Owned(Value::String(self.user_id.clone()))),
+            Claim::Name(name) => self.claims.get(name)?,
+            Claim::Pointer(pointer) => pointed(&self.claims, pointer)?,
+        };
+        let is_email = matches!(claim, Claim::Name(name) if name == "email")
+            || matches!(claim, Claim::Pointer(p) if p == "/email");
+        if is_email
+            && !self.provider.trust_unverified_email
+            && self.claims.get("email_verified") != Some(&Value::Bool(true))
+        {
+            return None;
+        }
+        (!value.is_null()).then_some(Cow::Borrowed(value))
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("provider", &self.provider.name)
+            .field("user_id", &self.user_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// RFC 6901 over an object's members.
+pub(super) fn pointed<'a>(claims: &'a Map<String, Value>, pointer: &str) -> Option<&'a Value> {
+    let rest = pointer.strip_prefix('/')?;
+    let (first, deeper) = match rest.split_once('/') {
+        Some((first, _)) => (first, Some(&rest[first.len()..])),
+        None => (rest, None),
+    };
+    let value = claims.get(&first.replace("~1", "/").replace("~0", "~"))?;
+    match deeper {
+        Some(deeper) => value.pointer(deeper),
+        None => Some(value),
+    }
+}

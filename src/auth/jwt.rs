@@ -1,0 +1,147 @@
+//! The shape of a compact JWS with JSON claims (RFC 7515, RFC 7519), read strictly and before any
+//! cryptography: size was bounded with the token, everything here is a bounded parse.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::Algorithm;
+use serde_json::{Map, Value};
+
+use super::Rejection;
+use crate::json;
+
+/// A key id longer than this is no provider's.
+const KID_BYTES: usize = 256;
+
+/// The parts of a token, nothing verified yet.
+pub(super) struct Parsed<'a> {
+    pub(super) algorithm: Algorithm,
+    pub(super) key_id: Option<String>,
+    pub(super) claims: Map<String, Value>,
+    /// `header.payload`, what the signature is over.
+    pub(super) signed: &'a str,
+    /// The signature, still base64url.
+    pub(super) signature: &'a str,
+}
+
+/// Splits and reads a token.
+pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
+    let malformed = Rejection::Malformed;
+    // Counted before anything is decoded: a megabyte of dots costs one pass (CVE-2025-30204).
+    match token.bytes().filter(|b| *b == b'.').count() {
+        2 => {}
+        4 => {
+            return Err(malformed(
+                "five parts: an encrypted token (JWE); ask the provider for an audience to get a signed one",
+            ));
+        }
+        _ => return Err(malformed("not three parts separated by dots; an opaque token?")),
+    }
+    let (signed, signature) = token.rsplit_once('.').ok_or(malformed("no signature"))?;
+    let (header, payload) = signed.split_once('.').ok_or(malformed("no payload"))?;
+    if header.is_empty() || payload.is_empty() || signature.is_empty() {
+        return Err(malformed("an empty part"));
+    }
+    let decode = |part: &str| URL_SAFE_NO_PAD.decode(part);
+    let header = decode(header).map_err(|_| malformed("the header is not base64url"))?;
+    let header =
+        json::object(&header).map_err(|_| malformed("the header is not a JSON object with each member once"))?;
+    let algorithm = algorithm(&header)?;
+    let key_id = match header.get("kid") {
+        None => None,
+        Some(Value::String(kid)) if !kid.is_empty() && kid.len() <= KID_BYTES && !kid.chars().any(char::is_control) => {
+            Some(kid.clone())
+        }
+        Some(_) => return Err(malformed("kid is not a short printable string")),
+    };
+    let payload = decode(payload).map_err(|_| malformed("the payload is not base64url"))?;
+    let claims =
+        json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
+    // Checked here so that a signature in padded or non-canonical base64 never reaches a key.
+    decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
+    Ok(Parsed { algorithm, key_id, claims, signed, signature })
+}
+
+fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, Rejection> {
+    // RFC 7515 section 4.1.11: an extension we do not understand must be refused. We understand none,
+    // and `b64: false` (RFC 7797) would change what is signed.
+    if header.contains_key("crit") || header.contains_key("b64") {
+        return Err(Rejection::Malformed("header extensions (crit, b64) are not understood"));
+    }
+    if let Some(kind) = header.get("typ") {
+        let known = kind.as_str().is_some_and(|kind| {
+            let kind = kind.to_ascii_lowercase();
+            matches!(kind.strip_prefix("application/").unwrap_or(&kind), "jwt" | "at+jwt")
+        });
+        if !known {
+            return Err(Rejection::WrongKind("typ is neither JWT nor at+jwt"));
+        }
+    }
+    let Some(name) = header.get("alg").and_then(Value::as_str) else {
+        return Err(Rejection::Malformed("alg is not a string"));
+    };
+    let shown = || Rejection::Algorithm(name.chars().take(32).collect());
+    name.parse().map_err(|_| shown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(text: &str) -> String {
+        URL_SAFE_NO_PAD.encode(text)
+    }
+
+    fn outcome(header: &str, payload: &str) -> Result<(), &'static str> {
+        parse(&format!("{}.{}.c2ln", encode(header), encode(payload))).map(|_| ()).map_err(|r| r.outcome())
+    }
+
+    #[test]
+    fn headers_that_could_be_read_two_ways_are_refused() {
+        for (header, expected) in [
+            (r#"{"alg":"RS256"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"JWT","kid":"k"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"at+jwt"}"#, Ok(())),
+            (r#"{"alg":"RS256","typ":"application/AT+JWT"}"#, Ok(())),
+            (r#"{"alg":"RS256","jku":"https://evil.example","jwk":{},"x5c":1,"x5u":"x"}"#, Ok(())),
+            (r#"{"alg":"none"}"#, Err("algorithm")),
+            (r#"{"alg":"NoNe"}"#, Err("algorithm")),
+            (r#"{"alg":"rs256"}"#, Err("algorithm")),
+            (r#"{"alg":["RS256"]}"#, Err("malformed")),
+            (r#"{"alg":"RS256","alg":"HS256"}"#, Err("malformed")),
+            (r#"{"alg":"RS256","crit":["exp"]}"#, Err("malformed")),
+            (r#"{"alg":"RS256","crit":[]}"#, Err("malformed")),
+            (r#"{"alg":"RS256","b64":false}"#, Err("malformed")),
+            (r#"{"alg":"RS256","kid":7}"#, Err("malformed")),
+            (r#"{"alg":"RS256","kid":""}"#, Err("malformed")),
+            (r#"{"alg":"RS256","kid":"a\nb"}"#, Err("malformed")),
+            (r#"{"alg":"RS256","typ":"dpop+jwt"}"#, Err("wrong_kind")),
+            (r#"{"alg":"RS256","typ":7}"#, Err("wrong_kind")),
+            (r#"{}"#, Err("malformed")),
+            (r#"[]"#, Err("malformed")),
+        ] {
+            assert_eq!(outcome(header, "{}"), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn shapes_that_are_no_compact_jws_are_refused() {
+        let header = encode(r#"{"alg":"RS256"}"#);
+        let payload = encode("{}");
+        for token in [
+            String::new(),
+            "x".to_owned(),
+            ".".repeat(100_000),
+            format!("{header}.{payload}"),
+            format!("{header}.{payload}."),
+            format!("{header}..c2ln"),
+            format!("{header}.{payload}.c2ln.x.y"),
+            format!("{header}=.{payload}.c2ln"),
+            format!("{header}.{payload}.c2ln="),
+            format!("{header}.{payload}.c2+n"),
+            format!("{header}.{}.c2ln", encode("[]")),
+            format!("{header}.{}.c2ln", encode(r#"{"sub":"a","sub":"b"}"#)),
+        ] {
+            assert!(parse(&token).is_err(), "{}", &token[..token.len().min(80)]);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The keys of one provider: had at start, refreshed before they go stale, fetched at once for an
+//! unknown `kid` but at most once per cool-down, and kept while the provider is down.
+//!
+//! One task per provider does all fetching, so there is never more than one request under way
+//! however many callers wait. Reading a set is `set`'s, the bounded GET is `fetch`'s.
+
+mod fetch;
+mod set;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::Rejection;
+use crate::policy::{KeySource, ProviderSpec};
+
+pub(super) use set::{Candidates, KeySet};
+
+/// Unknown `kid`s cause at most one fetch per provider in this time; the start-up fetch and
+/// background refreshes do not count, so a rotation in the first half minute locks nobody out.
+const COOLDOWN: Duration = Duration::from_secs(30);
+/// A failed fetch is tried again after this, doubling up to [`LONGEST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// What the last fetches came to.
+#[derive(Clone, Debug, Default)]
+struct State {
+    keys: Option<Arc<KeySet>>,
+    last_good: Option<Instant>,
+    /// The last fetch failed, and why.
+    failure: Option<String>,
+    /// Counts finished fetches; a waiter waits for it to grow.
+    finished: u64,
+    /// When the task will try next by itself.
+    next: Option<Instant>,
+}
+
+/// An unknown `kid` that caused a fetch: when, and which fetch answers it.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    at: Instant,
+    awaited: u64,
+}
+
+/// How a provider's keys are, for the start and for `/readyz`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether the first attempt has ended.
+    pub attempted: bool,
+    /// How many keys are usable.
+    pub keys: usize,
+    /// Their algorithms, for a sentence.
+    pub algorithms: Vec<String>,
+    /// Why the last fetch failed.
+    pub failure: Option<String>,
+}
+
+/// The keys of one provider.
+#[derive(Debug)]
+pub struct ProviderKeys {
+    provider: Arc<ProviderSpec>,
+    state: watch::Receiver<State>,
+    /// When an unknown `kid` last caused a fetch.
+    claim: Mutex<Option<Claim>>,
+    demand: Arc<Notify>,
+    max_stale: Option<Duration>,
+    task: Option<AbortHandle>,
+}
+
+impl Drop for ProviderKeys {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl ProviderKeys {
+    /// Reads the keys the policy holds, or starts fetching them. Must be called inside a runtime.
+    #[must_use]
+    pub fn start(provider: Arc<ProviderSpec>) -> Self {
+        let demand = Arc::new(Notify::new());
+        let (send, state) = watch::channel(State::default());
+        let mut task = None;
+        let mut max_stale = None;
+        let given = match &provider.keys {
+            KeySource::Secret(secret) => Ok(KeySet::secret(secret)),
+            KeySource::Pem(pem) => KeySet::from_pem(pem),
+            KeySource::Jwks(jwks) => KeySet::from_jwks(jwks),
+            KeySource::Fetched { max_stale: stale, .. } => {
+                max_stale = Some(*stale);
+                let fetching = keep_fetching(Arc::clone(&provider), send, Arc::clone(&demand));
+                task = Some(tokio::spawn(fetching).abort_handle());
+                return Self { provider, state, claim: Mutex::new(None), demand, max_stale, task };
+            }
+        };
+        let state_now = match given {
+            Ok(keys) => {
+                State { keys: Some(Arc::new(keys)), last_good: Some(Instant::now()), finished: 1, ..State::default() }
+            }
+            Err(reason) => State { failure: Some(reason.to_string()), finished: 1, ..State::default() },
+        };
+        send.send_replace(state_now);
+        Self { provider, state, claim: Mutex::new(None), demand, max_stale, task }
+    }
+
+    /// How the keys are now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let state = self.state.borrow();
+        Health {
+            attempted: state.finished > 0,
+            keys: state.keys.as_ref().map_or(0, |keys| keys.len()),
+            algorithms: state.keys.as_ref().map_or_else(Vec::new, |keys| keys.algorithms()),
+            failure: state.failure.clone(),
+        }
+    }
+
+    /// Waits until the first attempt has ended.
+    pub async fn first_attempt(&self) {
+        let mut state = self.state.clone();
+        // The sender lives in the fetching task, which lives as long as `self`; for given keys the
+        // condition holds at once.
+        let _ = state.wait_for(|state| state.finished > 0).await;
+    }
+
+    /// The set in force.
+    ///
+    /// # Errors
+    /// [`Rejection::KeysUnavailable`] when there is none, or it is older than `max_stale`.
+    pub(super) async fn current(&self) -> Result<Arc<KeySet>, Rejection> {
+        if self.state.borrow().finished == 0 {
+            // Bounded by the fetch's own time limit.
+            self.first_attempt().await;
+        }
+        let state = self.state.borrow();
+        let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
+        match (&state.keys, state.last_good) {
+            (Some(keys), Some(good)) if !stale(good) => Ok(Arc::clone(keys)),
+            _ => Err(self.unavailable(&state)),
+        }
+    }
+
+    /// Called when no key of the current set has the token's `kid`: fetches once if the cool-down
+    /// allows it, or waits for the fetch under way.
+    ///
+    /// # Errors
+    /// [`Rejection::KeysUnavailable`] when the last fetch failed; otherwise the caller looks again,
+    /// and what is still unknown is refused.
+    pub(super) async fn look_again(&self) -> Result<Arc<KeySet>, Rejection> {
+        if self.max_stale.is_none() {
+            return self.current().await;
+        }
+        let mut state = self.state.clone();
+        let awaited = {
+            let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let (finished, running) = {
+                let state = state.borrow_and_update();
+                (state.finished, state.next.is_none())
+            };
+            match *claim {
+                // Someone's fetch, finished or under way: its answer is everyone's.
+                Some(claim) if now.duration_since(claim.at) < COOLDOWN => claim.awaited,
+                _ => {
+                    // A fetch that is running may have asked before the rotation: wait for the next.
+                    let awaited = finished + if running { 2 } else { 1 };
+                    *claim = Some(Claim { at: now, awaited });
+                    self.demand.notify_one();
+                    awaited
+                }
+            }
+        };
+        let _ = state.wait_for(|state| state.finished >= awaited).await;
+        let failure = {
+            let state = self.state.borrow();
+            state.failure.is_some().then(|| self.unavailable(&state))
+        };
+        match failure {
+            Some(unavailable) => Err(unavailable),
+            None => self.current().await,
+        }
+    }
+
+    fn unavailable(&self, state: &State) -> Rejection {
+        let reason =
+            state.failure.clone().unwrap_or_else(|| "the last good keys are older than jwks.max_stale".to_owned());
+        let retry_after = state.next.map_or(FIRST_RETRY, |next| next.saturating_duration_since(Instant::now()));
+        Rejection::KeysUnavailable {
+            provider: self.provider.name.clone(),
+            reason,
+            retry_after: retry_after.clamp(FIRST_RETRY, LONGEST_RETRY),
+        }
+    }
+}
+
+async fn keep_fetching(provider: Arc<ProviderSpec>, state: watch::Sender<State>, demand: Arc<Notify>) {
+    let KeySource::Fetched { refresh, .. } = &provider.keys else { return };
+    let client = fetch::client(&provider.keys);
+    let mut retry = FIRST_RETRY;
+    loop {
+        // `next: None` says that a fetch is running.
+        state.send_modify(|state| state.next = None);
+        let fetched = match &client {
+            Ok(client) => fetch::keys(client, &provider).await,
+            Err(error) => Err(error.clone()),
+        };
+        let wait = match &fetched {
+            Ok(_) => {
+                retry = FIRST_RETRY;
+                *refresh
+            }
+            Err(_) => {
+                let wait = retry;
+                retry = (retry * 2).min(LONGEST_RETRY);
+                wait
+            }
+        };
+        let now = Instant::now();
+        state.send_modify(|state| {
+            state.finished += 1;
+            state.next = Some(now + wait);
+            match fetched {
+                Ok(keys) => {
+                    for skipped in keys.skipped() {
+                        tracing::debug!(provider = %provider.name, "a key of the set was skipped: {skipped}");
+                    }
+                    if state.failure.take().is_some() || state.keys.is_none() {
+                        tracing::info!(provider = %provider.name, keys = keys.len(), "keys fetched");
+                    }
+                    state.keys = Some(Arc::new(keys));
+                    state.last_good = Some(now);
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    if state.failure.as_ref() != Some(&reason) {
+                        tracing::warn!(provider = %provider.name, "keys could not be fetched: {reason}");
+                    }
+                    state.failure = Some(reason);
+                }
+            }
+        });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = demand.notified() => {}
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The bounded GET of a JWKS or a discovery document: https unless told otherwise, no redirects, no
+//! proxies from the environment, no client header, five seconds, half a megabyte.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use super::set::{BadKeys, KeySet};
+use crate::json;
+use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
+
+const TIME: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(3);
+const BYTES: usize = 512 << 10;
+
+/// Why keys could not be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum FetchError {
+    #[error("the HTTP client could not be made: {0}")]
+    Client(String),
+    #[error("{url}: {reason}")]
+    Request { url: Url, reason: String },
+    #[error("{url} answered {status}")]
+    Status { url: Url, status: u16 },
+    #[error("{url} redirects, and key locations are not followed; write the final URL")]
+    Redirect { url: Url },
+    #[error("{url} answered more than {BYTES} bytes")]
+    TooLarge { url: Url },
+    #[error("{url} is not an OIDC discovery document")]
+    NotDiscovery { url: Url },
+    #[error("the provider calls itself {found:?}; write exactly that")]
+    OtherIssuer { found: String },
+    #[error("{url}: {source}")]
+    Keys { url: Url, source: Arc<BadKeys> },
+    #[error("the discovery document names keys at {url}, which is not https")]
+    PlainHttp { url: Url },
+}
+
+pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> {
+    let failed = |error: &dyn std::fmt::Display| FetchError::Client(error.to_string());
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .timeout(TIME)
+        .connect_timeout(CONNECT)
+        .pool_max_idle_per_host(0)
+        .user_agent(concat!("vestibule/", env!("CARGO_PKG_VERSION")));
+    if let KeySource::Fetched { ca_file: Some(file), .. } = source {
+        let pem = std::fs::read(file).map_err(|error| failed(&error))?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(&error))? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    builder.build().map_err(|error| failed(&error))
+}
+
+pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> Result<KeySet, FetchError> {
+    let KeySource::Fetched { url, discovery, allow_http, .. } = &provider.keys else {
+        return Err(FetchError::Client("keys are given, not fetched".to_owned()));
+    };
+    let jwks = if *discovery { discover(client, url, provider, *allow_http).await? } else { url.clone() };
+    let body = get(client, &jwks).await?;
+    KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })
+}
+
+async fn discover(
+    client: &reqwest::Client,
+    url: &Url,
+    provider: &ProviderSpec,
+    allow_http: bool,
+) -> Result<Url, FetchError> {
+    let body = get(client, url).await?;
+    let not_discovery = || FetchError::NotDiscovery { url: url.clone() };
+    let document = json::object(&body).map_err(|_| not_discovery())?;
+    let text = |name: &str| document.get(name).and_then(serde_json::Value::as_str);
+    // OpenID Connect Discovery section 4.3: it must be identical, or this is another issuer's set.
+    let issuer = text("issuer").ok_or_else(not_discovery)?;
+    if Some(issuer) != provider.issuer.as_deref() {
+        return Err(FetchError::OtherIssuer { found: issuer.chars().take(256).collect() });
+    }
+    let jwks = text("jwks_uri").and_then(|uri| Url::parse(uri).ok()).ok_or_else(not_discovery)?;
+    let local = jwks.host_str().is_some_and(is_loopback_name);
+    match jwks.scheme() {
+        "https" => Ok(jwks),
+        "http" if local || allow_http => Ok(jwks),
+        _ => Err(FetchError::PlainHttp { url: jwks }),
+    }
+}
+
+async fn get(client: &reqwest::Client, url: &Url) -> Result<Vec<u8>, FetchError> {
+    let failed = |error: reqwest::Error| FetchError::Request { url: url.clone(), reason: reason(&error) };
+    let mut response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
+    let status = response.status();
+    if status.is_redirection() {
+        return Err(FetchError::Redirect { url: url.clone() });
+    }
+    if status != reqwest::StatusCode::OK {
+        return Err(FetchError::Status { url: url.clone(), status: status.as_u16() });
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > BYTES {
+            return Err(FetchError::TooLarge { url: url.clone() });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The innermost cause says what an operator needs: `connection refused`, `certificate expired`.
+fn reason(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return format!("no answer within {} s", TIME.as_secs());
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

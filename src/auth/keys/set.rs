@@ -1,0 +1,405 @@
+//! A key set (RFC 7517), read key by key so that one bad key does not spoil its set.
+//!
+//! A key counts only when type, curve, size, `use`, `key_ops` and `alg` say that it verifies
+//! signatures of an algorithm we know. Symmetric keys in a JWKS never count.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde_json::{Map, Value};
+
+use crate::json;
+use crate::policy::Secret;
+
+/// A provider with more keys than this is not one.
+const KEYS: usize = 100;
+/// Keys that share one `kid` and one algorithm: tried in turn, so bounded.
+const SAME_KID: usize = 4;
+
+/// Why a whole set is unusable.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BadKeys {
+    #[error("not a JWKS: no JSON object with a list `keys`")]
+    NotAJwks,
+    #[error("more than {KEYS} keys")]
+    TooMany,
+    #[error("no usable key: {0}")]
+    NoneUsable(String),
+    #[error("no PEM block with a public key or certificate")]
+    NoPem,
+    #[error("a PEM block holds a private key; verification needs the public one")]
+    PrivateKey,
+}
+
+/// One key, fit to verify.
+struct Key {
+    id: Option<String>,
+    kind: Kind,
+    /// When the JWK names its algorithm, it is for that one only.
+    algorithm: Option<Algorithm>,
+    decoding: DecodingKey,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Hmac,
+    Rsa,
+    P256,
+    P384,
+    Ed25519,
+}
+
+impl Kind {
+    fn fits(self, algorithm: Algorithm) -> bool {
+        match algorithm {
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => self == Self::Hmac,
+            Algorithm::RS256
+            | Algorithm::RS384
+            | Algorithm::RS512
+            | Algorithm::PS256
+            | Algorithm::PS384
+            | Algorithm::PS512 => self == Self::Rsa,
+            Algorithm::ES256 => self == Self::P256,
+            Algorithm::ES384 => self == Self::P384,
+            Algorithm::EdDSA => self == Self::Ed25519,
+            _ => false,
+        }
+    }
+}
+
+impl Key {
+    fn fits(&self, algorithm: Algorithm) -> bool {
+        self.kind.fits(algorithm) && self.algorithm.is_none_or(|own| own == algorithm)
+    }
+}
+
+/// The usable keys of a set.
+pub(in crate::auth) struct KeySet {
+    keys: Vec<Key>,
+    skipped: Vec<String>,
+}
+
+impl std::fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KeySet({} keys)", self.keys.len())
+    }
+}
+
+/// The keys that may have signed a token.
+pub(in crate::auth) enum Candidates<'a> {
+    /// These, to be tried in turn.
+    Keys(Vec<&'a DecodingKey>),
+    /// The token names no key and several fit.
+    Ambiguous,
+    /// None.
+    Unknown,
+}
+
+impl KeySet {
+    pub(super) fn secret(secret: &Secret) -> Self {
+        let key =
+            Key { id: None, kind: Kind::Hmac, algorithm: None, decoding: DecodingKey::from_secret(secret.expose()) };
+        Self { keys: vec![key], skipped: Vec::new() }
+    }
+
+    pub(super) fn from_jwks(bytes: &[u8]) -> Result<Self, BadKeys> {
+        let document = json::object(bytes).map_err(|_| BadKeys::NotAJwks)?;
+        let Some(Value::Array(entries)) = document.get("keys") else { return Err(BadKeys::NotAJwks) };
+        if entries.len() > KEYS {
+            return Err(BadKeys::TooMany);
+        }
+        let mut keys = Vec::new();
+        let mut skipped = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            match entry.as_object().ok_or("not an object").and_then(read) {
+                Ok(key) => keys.push(key),
+                Err(why) => skipped.push(format!("keys[{index}]: {why}")),
+            }
+        }
+        if keys.is_empty() {
+            return Err(BadKeys::NoneUsable(if skipped.is_empty() {
+                "the list is empty".to_owned()
+            } else {
+                skipped.join("; ")
+            }));
+        }
+        Ok(Self { keys, skipped })
+    }
+
+    pub(super) fn from_pem(pem: &[u8]) -> Result<Self, BadKeys> {
+        let text = std::str::from_utf8(pem).map_err(|_| BadKeys::NoPem)?;
+        let mut keys = Vec::new();
+        for block in text.split_inclusive("-----END ") {
+            let Some(start) = block.find("-----BEGIN ") else { continue };
+            if block[start..].lines().next().is_some_and(|line| line.contains("PRIVATE KEY")) {
+                return Err(BadKeys::PrivateKey);
+            }
+            let label = block[start + 11..].split("-----").next().unwrap_or_default();
+            let whole = format!("{}{label}-----\n", &block[start..]);
+            if let Some((kind, decoding)) = pem_key(whole.as_bytes()) {
+                keys.push(Key { id: None, kind, algorithm: None, decoding });
+            }
+        }
+        if keys.is_empty() { Err(BadKeys::NoPem) } else { Ok(Self { keys, skipped: Vec::new() }) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub(super) fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    pub(super) fn algorithms(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for key in &self.keys {
+            let name = match (key.algorithm, key.kind) {
+                (Some(algorithm), _) => format!("{algorithm:?}"),
+                (None, Kind::Hmac) => "HMAC".to_owned(),
+                (None, Kind::Rsa) => "RSA".to_owned(),
+                (None, Kind::P256) => "ES256".to_owned(),
+                (None, Kind::P384) => "ES384".to_owned(),
+                (None, Kind::Ed25519) => "EdDSA".to_owned(),
+            };
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// The keys that may have signed: those with the token's `kid`; keys without a `kid` (a PEM)
+    /// stand for any; a token without `kid` needs exactly one fitting key.
+    pub(in crate::auth) fn candidates(&self, algorithm: Algorithm, id: Option<&str>) -> Candidates<'_> {
+        let fitting = |wanted: Option<&str>| {
+            self.keys
+                .iter()
+                .filter(|key| key.fits(algorithm) && key.id.as_deref() == wanted)
+                .map(|key| &key.decoding)
+                .take(SAME_KID)
+                .collect::<Vec<_>>()
+        };
+        let found = match id {
+            Some(_) => {
+                let named = fitting(id);
+                if named.is_empty() { fitting(None) } else { named }
+            }
+            None => {
+                let any: Vec<_> = self.keys.iter().filter(|key| key.fits(algorithm)).map(|key| &key.decoding).collect();
+                if any.len() > 1 {
+                    return Candidates::Ambiguous;
+                }
+                any
+            }
+        };
+        if found.is_empty() { Candidates::Unknown } else { Candidates::Keys(found) }
+    }
+}
+
+fn pem_key(pem: &[u8]) -> Option<(Kind, DecodingKey)> {
+    if let Ok(key) = DecodingKey::from_rsa_pem(pem) {
+        return Some((Kind::Rsa, key));
+    }
+    if let Ok(key) = DecodingKey::from_ec_pem(pem) {
+        let kind = match key.try_get_as_bytes().ok()?.len() {
+            65 => Kind::P256,
+            97 => Kind::P384,
+            _ => return None,
+        };
+        return Some((kind, key));
+    }
+    let key = DecodingKey::from_ed_pem(pem).ok()?;
+    let point = key.try_get_as_bytes().ok()?;
+    (point.len() == 32 && !is_small_order(point)).then_some((Kind::Ed25519, key))
+}
+
+/// Reads one JWK; the error says why it does not count.
+fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
+    let text = |name: &str| match jwk.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(_) => Err("a member has the wrong JSON type"),
+    };
+    if text("use")?.is_some_and(|usage| usage != "sig") {
+        return Err("not for signatures (use)");
+    }
+    if let Some(operations) = jwk.get("key_ops")
+        && !operations.as_array().is_some_and(|list| list.iter().any(|operation| operation == "verify"))
+    {
+        return Err("not for verification (key_ops)");
+    }
+    let bytes = |name: &str| -> Result<Vec<u8>, &'static str> {
+        let encoded = text(name)?.ok_or("a member is missing")?;
+        URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "a member is not base64url")
+    };
+    let curve = text("crv")?;
+    let (kind, decoding) = match (text("kty")?.ok_or("no kty")?, curve) {
+        ("RSA", _) => {
+            let (modulus, exponent) = (bytes("n")?, bytes("e")?);
+            check_rsa(&modulus, &exponent)?;
+            (Kind::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent))
+        }
+        ("EC", Some(curve @ ("P-256" | "P-384"))) => {
+            let (kind, length) = if curve == "P-256" { (Kind::P256, 32) } else { (Kind::P384, 48) };
+            let (x, y) = (bytes("x")?, bytes("y")?);
+            if x.len() != length || y.len() != length {
+                return Err("a coordinate has the wrong length");
+            }
+            let point: Vec<u8> = std::iter::once(4).chain(x).chain(y).collect();
+            (kind, DecodingKey::from_ec_der(&point))
+        }
+        ("OKP", Some("Ed25519")) => {
+            let point = bytes("x")?;
+            if point.len() != 32 {
+                return Err("an Ed25519 key has 32 bytes");
+            }
+            if is_small_order(&point) {
+                return Err("a point of small order: anyone could sign for it");
+            }
+            (Kind::Ed25519, DecodingKey::from_ed_der(&point))
+        }
+        ("oct", _) => return Err("a symmetric key has no place in a key set"),
+        _ => return Err("key type or curve is not known"),
+    };
+    let algorithm = match text("alg")? {
+        None => None,
+        Some("Ed25519") => Some(Algorithm::EdDSA),
+        Some(name) => Some(name.parse().map_err(|_| "its algorithm is not known")?),
+    };
+    if algorithm.is_some_and(|algorithm| !kind.fits(algorithm)) {
+        return Err("its algorithm does not fit its type");
+    }
+    let id = text("kid")?.map(str::to_owned);
+    Ok(Key { id, kind, algorithm, decoding })
+}
+
+fn check_rsa(modulus: &[u8], exponent: &[u8]) -> Result<(), &'static str> {
+    let significant = |bytes: &[u8]| {
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        let rest = &bytes[zeros..];
+        rest.first().map_or(0, |first| rest.len() * 8 - first.leading_zeros() as usize)
+    };
+    if !(2048..=8192).contains(&significant(modulus)) {
+        return Err("an RSA modulus must have 2048 to 8192 bits");
+    }
+    let odd = |bytes: &[u8]| bytes.last().is_some_and(|last| last & 1 == 1);
+    let bits = significant(exponent);
+    if !odd(modulus) || !odd(exponent) || !(2..=33).contains(&bits) {
+        return Err("RSA modulus or exponent is not usable");
+    }
+    Ok(())
+}
+
+/// The points whose order divides 8, and their non-canonical encodings; the sign bit is ignored.
+const SMALL_ORDER: [[u8; 32]; 7] = [
+    filled(0x00, 0x00, 0x00),
+    filled(0x01, 0x00, 0x00),
+    [
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5, 0xdf,
+        0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
+    ],
+    [
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a, 0x20,
+        0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
+    ],
+    filled(0xec, 0xff, 0x7f),
+    filled(0xed, 0xff, 0x7f),
+    filled(0xee, 0xff, 0x7f),
+];
+
+const fn filled(first: u8, middle: u8, last: u8) -> [u8; 32] {
+    let mut bytes = [middle; 32];
+    bytes[0] = first;
+    bytes[31] = last;
+    bytes
+}
+
+fn is_small_order(point: &[u8]) -> bool {
+    let Ok(mut point) = <[u8; 32]>::try_from(point) else { return true };
+    point[31] &= 0x7f;
+    SMALL_ORDER.contains(&point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn b64(bytes: &[u8]) -> String {
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    fn usable(jwk: &Value) -> Result<(), &'static str> {
+        read(jwk.as_object().expect("object")).map(|_| ())
+    }
+
+    #[test]
+    fn keys_count_only_when_they_say_they_verify() {
+        let mut modulus = vec![0xff; 256];
+        let n = b64(&modulus);
+        modulus.truncate(128);
+        let small = b64(&modulus);
+        let point = b64(&[9; 32]);
+        for (jwk, counts) in [
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB"}), true),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","use":"sig","alg":"RS256","key_ops":["verify"]}), true),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","use":"enc"}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","use":7}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","key_ops":["sign"]}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","key_ops":"verify"}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","alg":"RSA-OAEP"}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","alg":"ES256"}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","alg":"HS256"}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQ"}), false),
+            (serde_json::json!({"kty":"RSA","n":small,"e":"AQAB"}), false),
+            (serde_json::json!({"kty":"RSA","e":"AQAB"}), false),
+            (serde_json::json!({"kty":"EC","crv":"P-256","x":point,"y":point}), true),
+            (serde_json::json!({"kty":"EC","crv":"P-384","x":point,"y":point}), false),
+            (serde_json::json!({"kty":"EC","crv":"secp256k1","x":point,"y":point}), false),
+            (serde_json::json!({"kty":"OKP","crv":"Ed25519","x":point}), true),
+            (serde_json::json!({"kty":"OKP","crv":"Ed25519","x":b64(&[0; 32])}), false),
+            (serde_json::json!({"kty":"OKP","crv":"Ed25519","x":b64(&[9; 31])}), false),
+            (serde_json::json!({"kty":"OKP","crv":"X25519","x":point}), false),
+            (serde_json::json!({"kty":"oct","k":b64(&[7; 32])}), false),
+            (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","kid":7}), false),
+        ] {
+            assert_eq!(usable(&jwk).is_ok(), counts, "{jwk}");
+        }
+    }
+
+    #[test]
+    fn one_bad_key_does_not_spoil_its_set() {
+        let n = b64(&[0xff; 256]);
+        let set = format!(r#"{{"keys":[null,{{"kty":"RSA","n":"{n}","e":"AQAB","kid":"a"}},{{"kty":7}},"x"]}}"#);
+        let set = KeySet::from_jwks(set.as_bytes()).expect("one is good");
+        assert_eq!((set.len(), set.skipped().len()), (1, 3));
+    }
+
+    #[test]
+    fn sets_that_are_none_say_why() {
+        for (text, word) in [
+            ("", "not a JWKS"),
+            ("<html>", "not a JWKS"),
+            ("[]", "not a JWKS"),
+            (r#"{"keys":[]}"#, "empty"),
+            (r#"{"keys":{}}"#, "not a JWKS"),
+        ] {
+            let error = KeySet::from_jwks(text.as_bytes()).expect_err(text).to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_token_without_kid_needs_exactly_one_fitting_key() {
+        let n = b64(&[0xff; 256]);
+        let one = format!(r#"{{"kty":"RSA","n":"{n}","e":"AQAB","kid":"a"}}"#);
+        let two = one.replace("\"a\"", "\"b\"");
+        let set = KeySet::from_jwks(format!(r#"{{"keys":[{one}]}}"#).as_bytes()).expect("set");
+        assert!(matches!(set.candidates(Algorithm::RS256, None), Candidates::Keys(_)));
+        assert!(matches!(set.candidates(Algorithm::ES256, None), Candidates::Unknown));
+        assert!(matches!(set.candidates(Algorithm::RS256, Some("z")), Candidates::Unknown));
+        let set = KeySet::from_jwks(format!(r#"{{"keys":[{one},{two}]}}"#).as_bytes()).expect("set");
+        assert!(matches!(set.candidates(Algorithm::RS256, None), Candidates::Ambiguous));
+        assert!(matches!(set.candidates(Algorithm::RS256, Some("b")), Candidates::Keys(keys) if keys.len() == 1));
+    }
+}

@@ -1,0 +1,348 @@
+//! Tokens, and taking them out of a request head.
+//!
+//! [`extract`] takes every configured carrier out, so that whatever goes on no longer holds one;
+//! the first kind present decides alone (DESIGN.md section 4.1). [`NoCredential`] is the proof that
+//! nothing was there.
+
+use std::fmt;
+
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER};
+use hyper::http::uri::PathAndQuery;
+use hyper::{HeaderMap, Uri};
+use percent_encoding::percent_decode_str;
+
+use crate::policy::{QueryMode, QueryParameter, TokenSources};
+
+/// A credential as it was presented. It has no `Display` and no `Serialize`; `Debug` shows its
+/// length only.
+pub struct Token(Box<str>);
+
+/// Why a text cannot be a token at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// Nothing there.
+    Empty,
+    /// Longer than `limits.token_bytes`.
+    TooLong,
+    /// Not made of token68 characters (RFC 9110 section 11.2).
+    Characters,
+}
+
+impl Token {
+    /// Takes text from a message or standard input as a token, under the bounds of every carrier.
+    ///
+    /// # Errors
+    /// When it is empty, longer than `limit` bytes, or has other than token68 characters.
+    pub fn presented(text: &str, limit: usize) -> Result<Self, Unusable> {
+        if text.is_empty() {
+            return Err(Unusable::Empty);
+        }
+        if text.len() > limit {
+            return Err(Unusable::TooLong);
+        }
+        let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
+        let body = &text[..text.len() - padding];
+        let token68 = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+        if body.is_empty() || !body.bytes().all(token68) {
+            return Err(Unusable::Characters);
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The text, for verification and for handing on where the configuration says so.
+    #[must_use]
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// `Bearer <token>`, marked sensitive.
+    pub(crate) fn bearer(&self) -> Option<HeaderValue> {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", self.0)).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({} bytes)", self.0.len())
+    }
+}
+
+/// How a token came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// A request header.
+    Header,
+    /// A query parameter of a WebSocket upgrade.
+    Query,
+    /// The first message of a WebSocket, or a refresh.
+    Message,
+}
+
+impl Carrier {
+    /// The `carrier` label of metrics and access lines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Query => "query",
+            Self::Message => "message",
+        }
+    }
+}
+
+/// Proof that a request carried no credential; only [`extract`] makes it.
+#[derive(Debug)]
+pub struct NoCredential(());
+
+/// What [`extract`] found.
+#[derive(Debug)]
+pub enum Extracted {
+    /// A token, to be verified.
+    Token(Token, Carrier),
+    /// Nothing of any configured kind.
+    Nothing(NoCredential),
+}
+
+/// Why what was found cannot be a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadCredential {
+    /// The kind that decided.
+    pub carrier: Carrier,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a carrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Not `Bearer <token>`.
+    Format,
+    /// One kind twice.
+    Twice,
+    /// Longer than the limit or not a token's characters.
+    NotAToken,
+    /// A query token where the configuration says `deny`.
+    InUrl,
+}
+
+/// Takes the credential out of a request head.
+///
+/// `websocket` says whether this is a WebSocket upgrade: only there is a query parameter read.
+///
+/// # Errors
+/// When the first kind present is not one token.
+pub fn extract(
+    headers: &mut HeaderMap,
+    uri: &mut Uri,
+    sources: &TokenSources,
+    websocket: bool,
+    limit: usize,
+) -> Result<Extracted, BadCredential> {
+    let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
+    for name in &sources.headers {
+        let from_header = take_header(headers, name, limit);
+        found = found.or(from_header);
+    }
+    if websocket && let Some(parameter) = &sources.query {
+        let from_query = take_query(headers, uri, parameter, limit);
+        found = found.or(from_query);
+    }
+    match found {
+        Some(Ok((token, carrier))) => Ok(Extracted::Token(token, carrier)),
+        Some(Err(problem)) => Err(problem),
+        None => Ok(Extracted::Nothing(NoCredential(()))),
+    }
+}
+
+type Found = Option<Result<(Token, Carrier), BadCredential>>;
+
+fn take_header(headers: &mut HeaderMap, name: &HeaderName, limit: usize) -> Found {
+    let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Header, problem }));
+    let mut values = headers.get_all(name).iter();
+    let (first, second) = (values.next()?.clone(), values.next().is_some());
+    headers.remove(name);
+    if second {
+        return bad(Problem::Twice);
+    }
+    let text = first.to_str().map(str::trim);
+    let text = match text {
+        Ok("") => return None,
+        Ok(text) => text,
+        Err(_) => return bad(Problem::Format),
+    };
+    let token = if name == AUTHORIZATION {
+        // RFC 6750 section 2.1: the scheme, one or more spaces, a token68.
+        match text.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_start_matches(' '),
+            _ => return bad(Problem::Format),
+        }
+    } else {
+        text
+    };
+    match Token::presented(token, limit) {
+        Ok(token) => Some(Ok((token, Carrier::Header))),
+        Err(Unusable::TooLong) => bad(Problem::NotAToken),
+        Err(Unusable::Empty | Unusable::Characters) => bad(Problem::Format),
+    }
+}
+
+fn take_query(headers: &mut HeaderMap, uri: &mut Uri, parameter: &QueryParameter, limit: usize) -> Found {
+    let query = uri.query()?;
+    let (rest, values) = without_parameter(query, &parameter.name);
+    if values.is_empty() {
+        return None;
+    }
+    let token = match values.as_slice() {
+        [_] if parameter.mode == QueryMode::Deny => Err(Problem::InUrl),
+        [value] => Token::presented(value, limit).map_err(|_| Problem::NotAToken),
+        _ => Err(Problem::Twice),
+    };
+    let path = uri.path();
+    let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") };
+    // Removing bytes from a valid target leaves a valid target; a bare path is the safe fallback.
+    let target = PathAndQuery::try_from(target).unwrap_or_else(|_| PathAndQuery::from_static("/"));
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(target);
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+    clean_referer(headers, &parameter.name);
+    Some(match token {
+        Ok(token) => Ok((token, Carrier::Query)),
+        Err(problem) => Err(BadCredential { carrier: Carrier::Query, problem }),
+    })
+}
+
+/// A page that was loaded with `?token=` repeats it in `Referer`.
+fn clean_referer(headers: &mut HeaderMap, name: &str) {
+    let Some(referer) = headers.get(REFERER).and_then(|value| value.to_str().ok()) else { return };
+    let Some((page, query)) = referer.split_once('?') else { return };
+    let (rest, values) = without_parameter(query, name);
+    if values.is_empty() {
+        return;
+    }
+    let cleaned = if rest.is_empty() { page.to_owned() } else { format!("{page}?{rest}") };
+    match HeaderValue::try_from(cleaned) {
+        Ok(value) => headers.insert(REFERER, value),
+        Err(_) => headers.remove(REFERER),
+    };
+}
+
+/// The query without a parameter, the others byte for byte, and the parameter's decoded values.
+fn without_parameter(query: &str, name: &str) -> (String, Vec<String>) {
+    let mut values = Vec::new();
+    let kept: Vec<&str> = query
+        .split('&')
+        .filter(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // Form decoding reads `+` as a space; names are compared either way.
+            let decoded = percent_decode_str(key).decode_utf8_lossy();
+            if decoded != name {
+                return true;
+            }
+            values.push(percent_decode_str(value).decode_utf8_lossy().into_owned());
+            false
+        })
+        .collect();
+    (kept.join("&"), values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources() -> TokenSources {
+        TokenSources {
+            headers: vec![AUTHORIZATION],
+            message: true,
+            query: Some(QueryParameter { name: "token".into(), mode: QueryMode::Move }),
+        }
+    }
+
+    fn run(authorization: &[&str], target: &str, websocket: bool) -> (Result<String, Option<Problem>>, String, bool) {
+        let mut headers = HeaderMap::new();
+        for value in authorization {
+            headers.append(AUTHORIZATION, HeaderValue::from_str(value).expect("value"));
+        }
+        let mut uri: Uri = target.parse().expect("target");
+        let found = match extract(&mut headers, &mut uri, &sources(), websocket, 64) {
+            Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
+            Ok(Extracted::Nothing(_)) => Err(None),
+            Err(bad) => Err(Some(bad.problem)),
+        };
+        (found, uri.to_string(), headers.contains_key(AUTHORIZATION))
+    }
+
+    #[test]
+    fn authorization_is_read_as_rfc_6750_says() {
+        let long = format!("Bearer {}", "x".repeat(65));
+        for (values, expected) in [
+            (vec!["Bearer abc"], Ok("abc")),
+            (vec!["bearer abc"], Ok("abc")),
+            (vec!["BEARER   abc=="], Ok("abc==")),
+            (vec![""], Err(None)),
+            (vec![" "], Err(None)),
+            (vec![], Err(None)),
+            (vec!["Basic abc"], Err(Some(Problem::Format))),
+            (vec!["abc"], Err(Some(Problem::Format))),
+            (vec!["Bearer"], Err(Some(Problem::Format))),
+            (vec!["Bearer a b"], Err(Some(Problem::Format))),
+            (vec!["Bearer a,b"], Err(Some(Problem::Format))),
+            (vec!["Bearer a=b"], Err(Some(Problem::Format))),
+            (vec!["Bearer\tabc"], Err(Some(Problem::Format))),
+            (vec!["Bearer abc", "Bearer abc"], Err(Some(Problem::Twice))),
+            (vec!["Bearer abc", ""], Err(Some(Problem::Twice))),
+            (vec![long.as_str()], Err(Some(Problem::NotAToken))),
+        ] {
+            let (found, _, left) = run(&values, "/x", false);
+            assert_eq!(found.as_deref().map_err(|e| *e), expected, "{values:?}");
+            assert!(!left, "{values:?} stays in the head");
+        }
+    }
+
+    #[test]
+    fn a_query_token_leaves_the_other_parameters_byte_for_byte() {
+        for (target, expected, left) in [
+            ("/ws?token=abc", Ok("abc"), "/ws"),
+            ("/ws?a=%7e&token=abc&b=+", Ok("abc"), "/ws?a=%7e&b=+"),
+            ("/ws?%74oken=abc&&x", Ok("abc"), "/ws?&x"),
+            ("/ws?token=a%2Eb", Ok("a.b"), "/ws"),
+            ("/ws?token=a&token=b", Err(Some(Problem::Twice)), "/ws"),
+            ("/ws?token=", Err(Some(Problem::NotAToken)), "/ws"),
+            ("/ws?tokens=a", Err(None), "/ws?tokens=a"),
+        ] {
+            let (found, uri, _) = run(&[], target, true);
+            assert_eq!(found.as_deref().map_err(|e| *e), expected, "{target}");
+            assert_eq!(uri, left, "{target}");
+        }
+    }
+
+    #[test]
+    fn plain_requests_keep_their_query() {
+        let (found, uri, _) = run(&[], "/page?token=abc", false);
+        assert_eq!((found, uri.as_str()), (Err(None), "/page?token=abc"));
+    }
+
+    #[test]
+    fn the_first_kind_decides_and_the_others_are_taken_out_unread() {
+        let (found, uri, _) = run(&["Bearer good"], "/ws?token=other&x=1", true);
+        assert_eq!((found.as_deref(), uri.as_str()), (Ok("good"), "/ws?x=1"));
+        let (found, uri, _) = run(&["Basic good"], "/ws?token=other", true);
+        assert_eq!((found, uri.as_str()), (Err(Some(Problem::Format)), "/ws"));
+    }
+
+    #[test]
+    fn debug_shows_the_length_only() {
+        let token = Token::presented("secret-token", 64).expect("token");
+        assert_eq!(format!("{token:?}"), "Token(12 bytes)");
+    }
+
+    #[test]
+    fn referer_loses_the_parameter_too() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REFERER, HeaderValue::from_static("https://a.example/p?x=1&token=abc"));
+        let mut uri: Uri = "/ws?token=abc".parse().expect("target");
+        extract(&mut headers, &mut uri, &sources(), true, 64).expect("token");
+        assert_eq!(headers[REFERER], "https://a.example/p?x=1");
+    }
+}

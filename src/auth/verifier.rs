@@ -1,0 +1,440 @@
+//! A token becomes an identity here, or it does not.
+//!
+//! The order is that of DESIGN.md section 5: everything cheap and structural first, then the
+//! signature, then what the claims say. One function does it, and what it did it can say step by
+//! step (`vestibule token inspect`).
+
+use std::fmt::Arguments;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::DecodingKey;
+use serde_json::{Map, Value};
+
+use super::identity::pointed;
+use super::jwt::{self, Parsed};
+use super::keys::{Candidates, ProviderKeys};
+use super::{Identity, NoCredential, Rejection, Token};
+use crate::policy::{Audience, Claim, Kinds, PathVariables, ProviderSpec};
+
+/// A user id longer than this is no one's, and would not fit some backends' headers.
+const USER_ID_BYTES: usize = 256;
+
+/// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
+#[derive(Debug)]
+pub struct Verified {
+    identity: Arc<Identity>,
+    token: Option<Token>,
+}
+
+impl Verified {
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// Takes it apart for sealing.
+    #[must_use]
+    pub fn into_parts(self) -> (Arc<Identity>, Option<Token>) {
+        (self.identity, self.token)
+    }
+}
+
+struct Provider {
+    spec: Arc<ProviderSpec>,
+    keys: Arc<ProviderKeys>,
+}
+
+/// Every provider and its keys.
+pub struct Verifier {
+    providers: Vec<Provider>,
+}
+
+/// One step of an explanation: what was looked at and what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// `header`, `key`, `signature`, `exp` …
+    pub name: &'static str,
+    /// What was found; never the token.
+    pub finding: String,
+}
+
+/// What the verifier thinks of a token, and why.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The steps in order, up to the one that refused.
+    pub steps: Vec<Step>,
+    /// The verdict.
+    pub verdict: Result<Arc<Identity>, Rejection>,
+}
+
+/// Hears what verification finds on its way; the unit type hears nothing and costs nothing.
+trait Trace {
+    fn step(&mut self, name: &'static str, finding: Arguments<'_>);
+}
+
+impl Trace for () {
+    fn step(&mut self, _name: &'static str, _finding: Arguments<'_>) {}
+}
+
+impl Trace for Vec<Step> {
+    fn step(&mut self, name: &'static str, finding: Arguments<'_>) {
+        self.push(Step { name, finding: finding.to_string() });
+    }
+}
+
+impl Verifier {
+    /// A verifier over these providers and their keys.
+    #[must_use]
+    pub fn new(providers: impl IntoIterator<Item = (Arc<ProviderSpec>, Arc<ProviderKeys>)>) -> Self {
+        Self { providers: providers.into_iter().map(|(spec, keys)| Provider { spec, keys }).collect() }
+    }
+
+    /// Each provider with its keys.
+    pub fn providers(&self) -> impl Iterator<Item = (&ProviderSpec, &ProviderKeys)> {
+        self.providers.iter().map(|provider| (&*provider.spec, &*provider.keys))
+    }
+
+    /// Verifies a token. Waits for a key fetch at most, which is bounded.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub async fn verify(&self, token: Token) -> Result<Verified, Rejection> {
+        let identity = self.examine(token.expose(), now(), &mut ()).await?;
+        Ok(Verified { identity: Arc::new(identity), token: Some(token) })
+    }
+
+    /// Verifies a token and says every step.
+    pub async fn explain(&self, token: &Token) -> Explanation {
+        let mut steps = Vec::new();
+        let verdict = self.examine(token.expose(), now(), &mut steps).await.map(Arc::new);
+        Explanation { steps, verdict }
+    }
+
+    async fn examine(&self, token: &str, now: u64, trace: &mut (impl Trace + Send)) -> Result<Identity, Rejection> {
+        let parsed = jwt::parse(token)?;
+        trace.step("shape", format_args!("{} bytes, three parts", token.len()));
+        let kid = parsed.key_id.as_deref().unwrap_or("none");
+        trace.step("header", format_args!("alg {:?}, kid {kid}", parsed.algorithm));
+        let provider = self.provider_of(&parsed.claims)?;
+        let spec = &provider.spec;
+        trace.step(
+            "issuer",
+            format_args!("{} (provider {})", spec.issuer.as_deref().unwrap_or("not checked"), spec.name),
+        );
+        if !spec.algorithms.contains(&parsed.algorithm) {
+            return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
+        }
+        verify_signature(provider, &parsed, trace).await?;
+        check_claims(spec, &parsed.claims, now, trace)?;
+        let user_id = user_id(spec, &parsed.claims)?;
+        trace.step("user", format_args!("{user_id}"));
+        let expires_at = required_time(&parsed.claims, "exp")?;
+        Ok(Identity::new(Arc::clone(spec), user_id, parsed.claims, expires_at))
+    }
+
+    fn provider_of(&self, claims: &Map<String, Value>) -> Result<&Provider, Rejection> {
+        // `validate` lets a provider without issuer stand alone only.
+        if let [only] = self.providers.as_slice()
+            && only.spec.issuer.is_none()
+        {
+            return Ok(only);
+        }
+        let issuer = match claims.get("iss") {
+            Some(Value::String(issuer)) => issuer.as_str(),
+            None => return Err(Rejection::Claim { claim: "iss".to_owned(), problem: "is missing" }),
+            Some(_) => return Err(Rejection::Claim { claim: "iss".to_owned(), problem: "is not a string" }),
+        };
+        self.providers
+            .iter()
+            .find(|provider| provider.spec.issuer.as_deref() == Some(issuer))
+            .ok_or_else(|| Rejection::UnknownIssuer(issuer.chars().take(256).collect()))
+    }
+}
+
+/// Seconds since the epoch by this machine's clock.
+#[must_use]
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+async fn verify_signature(
+    provider: &Provider,
+    parsed: &Parsed<'_>,
+    trace: &mut (impl Trace + Send),
+) -> Result<(), Rejection> {
+    let id = parsed.key_id.as_deref();
+    let mut set = provider.keys.current().await?;
+    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) {
+        trace.step(
+            "key",
+            format_args!("kid {} is not in the set at hand; asking the provider again", id.unwrap_or("none")),
+        );
+        set = provider.keys.look_again().await?;
+    }
+    let keys = match set.candidates(parsed.algorithm, id) {
+        Candidates::Keys(keys) => keys,
+        Candidates::Ambiguous => return Err(Rejection::AmbiguousKey),
+        Candidates::Unknown => return Err(Rejection::UnknownKey(parsed.key_id.clone())),
+    };
+    trace.step("key", format_args!("{} of the provider's fit", keys.len()));
+    let verifies = |key: &&DecodingKey| {
+        // An error here is a key or signature that cannot be right for the algorithm: not verified.
+        jsonwebtoken::crypto::verify(parsed.signature, parsed.signed.as_bytes(), key, parsed.algorithm).unwrap_or(false)
+    };
+    if !keys.iter().any(verifies) {
+        return Err(Rejection::BadSignature);
+    }
+    trace.step("signature", format_args!("verifies"));
+    Ok(())
+}
+
+fn check_claims(
+    spec: &ProviderSpec,
+    claims: &Map<String, Value>,
+    now: u64,
+    trace: &mut impl Trace,
+) -> Result<(), Rejection> {
+    let skew = spec.clock_skew.as_secs();
+    let exp = required_time(claims, "exp")?;
+    if now >= exp.saturating_add(skew) {
+        return Err(Rejection::Expired { exp, now });
+    }
+    trace.step("exp", format_args!("{exp}, {} s from now", i128::from(exp) - i128::from(now)));
+    if let Some(nbf) = time(claims, "nbf")?
+        && nbf > now.saturating_add(skew)
+    {
+        return Err(Rejection::NotYetValid { nbf, now });
+    }
+    if let Some(iat) = time(claims, "iat")?
+        && iat > now.saturating_add(skew)
+    {
+        return Err(Rejection::IssuedInTheFuture { iat, now });
+    }
+    check_audience(&spec.audience, claims)?;
+    check_party(spec.authorized_parties.as_deref(), claims)?;
+    trace.step("audience", format_args!("{}", shown_audience(claims)));
+    trace.step("kind", format_args!("{}", check_kind(spec.accept, claims)?));
+    // No route is known here, so a requirement of a provider has no path variables.
+    let raw = |claim: &Claim| {
+        let value = match claim {
+            Claim::UserId => return user_id(spec, claims).ok().map(|id| std::borrow::Cow::Owned(Value::String(id))),
+            Claim::Name(name) => claims.get(name),
+            Claim::Pointer(pointer) => pointed(claims, pointer),
+        };
+        value.map(std::borrow::Cow::Borrowed)
+    };
+    match super::allow::unmet(&spec.require, &PathVariables::default(), raw) {
+        Some(claim) => Err(Rejection::Required(claim.to_string())),
+        None => Ok(()),
+    }
+}
+
+fn required_time(claims: &Map<String, Value>, name: &'static str) -> Result<u64, Rejection> {
+    time(claims, name)?.ok_or(Rejection::Claim { claim: name.to_owned(), problem: "is missing" })
+}
+
+/// A `NumericDate`. A wrong JSON type is not an absent claim (CVE-2026-25537).
+fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, Rejection> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(value) => value
+            .as_u64()
+            .map(Some)
+            .ok_or(Rejection::Claim { claim: name.to_owned(), problem: "is not a whole number of seconds" }),
+    }
+}
+
+fn check_audience(audience: &Audience, claims: &Map<String, Value>) -> Result<(), Rejection> {
+    let Audience::OneOf(accepted) = audience else { return Ok(()) };
+    let is_accepted = |value: &str| accepted.iter().any(|name| name == value);
+    let fits = match claims.get("aud") {
+        Some(Value::String(one)) => is_accepted(one),
+        // RFC 7519 section 4.1.3: an array of strings; anything else in it is not one.
+        Some(Value::Array(many)) => {
+            many.iter().all(Value::is_string) && many.iter().filter_map(Value::as_str).any(is_accepted)
+        }
+        None => return Err(Rejection::Claim { claim: "aud".to_owned(), problem: "is missing" }),
+        Some(_) => false,
+    };
+    if fits { Ok(()) } else { Err(Rejection::WrongAudience(shown_audience(claims))) }
+}
+
+fn shown_audience(claims: &Map<String, Value>) -> String {
+    claims.get("aud").map_or_else(|| "none".to_owned(), |aud| aud.to_string().chars().take(256).collect())
+}
+
+fn check_party(parties: Option<&[String]>, claims: &Map<String, Value>) -> Result<(), Rejection> {
+    let Some(parties) = parties else { return Ok(()) };
+    match claims.get("azp") {
+        Some(Value::String(party)) if parties.contains(party) => Ok(()),
+        Some(Value::String(party)) => Err(Rejection::WrongParty(Some(party.chars().take(256).collect()))),
+        Some(_) | None => Err(Rejection::WrongParty(None)),
+    }
+}
+
+/// Tells the kinds of token apart by what they say of themselves.
+fn check_kind(accept: Kinds, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
+    let says = |name: &str, value: &str| {
+        claims.get(name).and_then(Value::as_str).is_some_and(|found| found.eq_ignore_ascii_case(value))
+    };
+    if claims.contains_key("events") {
+        return Err(Rejection::WrongKind("a logout token"));
+    }
+    if says("typ", "Refresh") || says("typ", "Offline") || says("token_type", "refresh") || says("token_use", "refresh")
+    {
+        return Err(Rejection::WrongKind("a refresh token"));
+    }
+    let is_id_token =
+        says("token_use", "id") || says("typ", "ID") || claims.contains_key("at_hash") || claims.contains_key("c_hash");
+    match (is_id_token, accept.id_token, accept.access_token) {
+        (true, true, _) => Ok("ID token"),
+        (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it")),
+        (false, _, true) => Ok("access token"),
+        (false, _, false) => Err(Rejection::WrongKind("not an ID token")),
+    }
+}
+
+fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<String, Rejection> {
+    let value = match &spec.user_id {
+        Claim::UserId => claims.get("sub"),
+        Claim::Name(name) => claims.get(name),
+        Claim::Pointer(pointer) => pointed(claims, pointer),
+    };
+    let id = match value {
+        None | Some(Value::Null) => return Err(Rejection::MissingUser),
+        Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
+        Some(Value::String(id)) => id,
+        Some(_) => return Err(Rejection::UnusableUser("is not a string")),
+    };
+    if id.len() > USER_ID_BYTES {
+        return Err(Rejection::UnusableUser("is longer than 256 bytes"));
+    }
+    // With `encode: percent` the header is safe whatever stands here; the log escapes.
+    if !spec.encoded_user_ids && !id.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
+        return Err(Rejection::UnusableUser("holds other than visible ASCII; see identity.headers encode: percent"));
+    }
+    Ok(format!("{}{id}", spec.user_prefix.as_deref().unwrap_or_default()))
+}
+
+/// A request that carried no credential may still be served where the route says so; this is where
+/// that proof is used up.
+impl NoCredential {
+    /// Consumes the proof.
+    pub fn accept(self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn claims(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    fn spec() -> ProviderSpec {
+        use crate::config;
+        let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: api }]\n";
+        let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
+        let loaded = config::load(&config::Flags::default(), &config::Environment(&environment)).expect("loads");
+        let policy = crate::policy::validate(&loaded.config).expect("valid");
+        (*policy.providers[0]).clone()
+    }
+
+    fn outcome(overrides: Value) -> Result<(), &'static str> {
+        let now = 1_000_000;
+        let mut all = claims(json!({"iss":"i","sub":"u","aud":"api","exp":now + 60,"nbf":now,"iat":now}));
+        for (key, value) in claims(overrides) {
+            if value == json!("ABSENT") {
+                all.remove(&key)
+            } else {
+                all.insert(key, value)
+            };
+        }
+        let spec = spec();
+        check_claims(&spec, &all, now, &mut ()).and_then(|()| user_id(&spec, &all).map(|_| ())).map_err(|r| r.outcome())
+    }
+
+    #[test]
+    fn times_are_judged_at_their_edges_and_by_their_type() {
+        let now = 1_000_000;
+        for (overrides, expected) in [
+            (json!({}), Ok(())),
+            (json!({"exp": now - 4}), Ok(())),
+            (json!({"exp": now - 5}), Err("expired")),
+            (json!({"exp": "ABSENT"}), Err("claim")),
+            (json!({"exp": "9999999999"}), Err("claim")),
+            (json!({"exp": null}), Err("claim")),
+            (json!({"exp": 1e12}), Err("claim")),
+            (json!({"exp": -1}), Err("claim")),
+            (json!({"exp": u64::MAX}), Ok(())),
+            (json!({"nbf": now + 5}), Ok(())),
+            (json!({"nbf": now + 6}), Err("not_yet_valid")),
+            (json!({"nbf": "x"}), Err("claim")),
+            (json!({"nbf": "ABSENT", "iat": "ABSENT"}), Ok(())),
+            (json!({"iat": now + 6}), Err("issued_in_the_future")),
+            (json!({"iat": [now]}), Err("claim")),
+        ] {
+            assert_eq!(outcome(overrides.clone()), expected, "{overrides}");
+        }
+    }
+
+    #[test]
+    fn audience_is_a_string_or_an_array_of_strings() {
+        for (aud, expected) in [
+            (json!("api"), Ok(())),
+            (json!(["x", "api"]), Ok(())),
+            (json!("API"), Err("wrong_audience")),
+            (json!([]), Err("wrong_audience")),
+            (json!([""]), Err("wrong_audience")),
+            (json!(["api", 7]), Err("wrong_audience")),
+            (json!([["api"]]), Err("wrong_audience")),
+            (json!({"api": 1}), Err("wrong_audience")),
+            (json!(null), Err("wrong_audience")),
+            (json!("ABSENT"), Err("claim")),
+        ] {
+            assert_eq!(outcome(json!({ "aud": aud })), expected, "{aud}");
+        }
+    }
+
+    #[test]
+    fn other_kinds_of_token_are_told_apart() {
+        for (overrides, expected) in [
+            (json!({"token_use": "access"}), Ok(())),
+            (json!({"token_use": "id"}), Err("wrong_kind")),
+            (json!({"typ": "ID"}), Err("wrong_kind")),
+            (json!({"typ": "Refresh"}), Err("wrong_kind")),
+            (json!({"typ": "Bearer"}), Ok(())),
+            (json!({"at_hash": "x"}), Err("wrong_kind")),
+            (json!({"events": {}}), Err("wrong_kind")),
+            (json!({"token_type": "refresh"}), Err("wrong_kind")),
+        ] {
+            assert_eq!(outcome(overrides.clone()), expected, "{overrides}");
+        }
+    }
+
+    #[test]
+    fn user_ids_are_non_empty_bounded_strings() {
+        for (sub, expected) in [
+            (json!("u"), Ok(())),
+            (json!(""), Err("missing_user")),
+            (json!(null), Err("missing_user")),
+            (json!("ABSENT"), Err("missing_user")),
+            (json!(7), Err("unusable_user")),
+            (json!(["u"]), Err("unusable_user")),
+            (json!("a\r\nX-Admin: 1"), Err("unusable_user")),
+            (json!("a b"), Err("unusable_user")),
+            (json!("Jos\u{e9}"), Err("unusable_user")),
+            (json!("x".repeat(256)), Ok(())),
+            (json!("x".repeat(257)), Err("unusable_user")),
+        ] {
+            assert_eq!(outcome(json!({ "sub": sub })), expected, "{sub}");
+        }
+    }
+}

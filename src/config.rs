@@ -1,0 +1,23 @@
+//! The configuration as data: what the file, the environment and the flags say, before anyone asks
+//! whether it makes sense.
+//!
+//! Owns the shape ([`Config`]), the tree that knows the place of every key and value
+//! ([`tree::Node`]), variables, the order of sources, and how an error is shown. Leaves every rule
+//! that needs two keys at once, and every parsed URL, to `policy`.
+
+mod diagnostic;
+mod read;
+mod shape;
+mod source;
+mod tree;
+mod value;
+
+pub(crate) use diagnostic::nearest;
+pub use diagnostic::{Finding, Report};
+pub use shape::{
+    Accept, Allow, AuthMode, Config, Credential, Drain, Encode, Errors, HeaderClaim, HostHeader, Identity, Jwks,
+    Limits, Listen, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths, Provider, QueryMode, QuerySource, QueryUse,
+    Route, RouteTokenFrom, RouteWebSocket, Toggle, TokenFrom, TokenTo, TokenToHttp, Upstream, WebSocket,
+};
+pub use source::{Environment, Flags, Loaded, load};
+pub use value::{Size, Time};

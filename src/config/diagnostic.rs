@@ -1,0 +1,147 @@
+//! How a configuration error looks: place, key, what is wrong, what to do, and the line itself.
+
+use std::fmt::{self, Write as _};
+
+use super::tree::{Node, Place};
+
+/// Something wrong with the configuration, found at a key path such as `providers[0].audience`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub(crate) path: String,
+    pub(crate) message: String,
+    pub(crate) place: Option<Place>,
+}
+
+impl Finding {
+    /// A finding at `path`; its place is looked up in the tree when it is shown.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into(), place: None }
+    }
+
+    pub(crate) fn at(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into(), place: Some(place) }
+    }
+
+    /// The key path this is about.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What is wrong and what to do.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+/// Every finding of one configuration, ready to be read. Nothing was started.
+#[derive(Debug)]
+pub struct Report {
+    source: String,
+    text: String,
+    findings: Vec<Finding>,
+}
+
+/// More than these would scroll the first one, which is often the cause of the rest, off a screen.
+const SHOWN: usize = 20;
+/// Lines longer than this (a PEM pasted into a value) are not worth a picture.
+const SNIPPET_WIDTH: usize = 120;
+
+impl Report {
+    pub(crate) fn new(source: &str, text: &str, tree: &Node, mut findings: Vec<Finding>) -> Self {
+        for finding in &mut findings {
+            if finding.place.is_none() {
+                finding.place = Some(tree.place_of(&finding.path));
+            }
+        }
+        findings.sort_by_key(|finding| finding.place.unwrap_or(Place::Nowhere).order());
+        Self { source: source.to_owned(), text: text.to_owned(), findings }
+    }
+
+    pub(crate) fn single(source: &str, text: &str, finding: Finding) -> Self {
+        Self { source: source.to_owned(), text: text.to_owned(), findings: vec![finding] }
+    }
+
+    /// The findings, in the order of the file.
+    #[must_use]
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    fn place(&self, place: Place) -> String {
+        match place {
+            Place::At { line, column } => format!("{}:{line}:{column}", self.source),
+            Place::Flag(name) | Place::Variable(name) => name.to_owned(),
+            Place::Nowhere => self.source.clone(),
+        }
+    }
+
+    fn snippet(&self, finding: &Finding) -> Option<String> {
+        let Some(Place::At { line, column }) = finding.place else { return None };
+        let source = self.text.lines().nth(line.checked_sub(1)?)?;
+        let start = source.char_indices().nth(column.checked_sub(1)?).map(|(at, _)| at)?;
+        let rest = source.get(start..)?;
+        let width = rest
+            .find([' ', ':', ',', ']', '}', '\t'])
+            .map_or(rest.chars().count(), |end| rest[..end].chars().count())
+            .max(1);
+        if source.chars().count() > SNIPPET_WIDTH || may_hold_a_secret(source) {
+            return None;
+        }
+        let number = line.to_string();
+        let margin = " ".repeat(number.len());
+        let indent = " ".repeat(column - 1);
+        Some(format!("  {number} | {source}\n  {margin} | {indent}{}", "^".repeat(width)))
+    }
+}
+
+/// A secret is never quoted, also not when it stands on a line that is wrong for another reason.
+fn may_hold_a_secret(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    ["secret", "token", "password", "key", "credential", "value", "bearer"].iter().any(|word| line.contains(word))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places: Vec<String> =
+            self.findings.iter().map(|finding| self.place(finding.place.unwrap_or(Place::Nowhere))).collect();
+        let width = places.iter().take(SHOWN).map(String::len).max().unwrap_or(0);
+        for (finding, place) in self.findings.iter().zip(&places).take(SHOWN) {
+            let mut line = format!("{place:width$} ");
+            if finding.path.is_empty() {
+                let _ = write!(line, "{}", finding.message);
+            } else {
+                let _ = write!(line, "{}: {}", finding.path, finding.message);
+            }
+            // Continuation lines stand under the first one's text.
+            writeln!(f, "{}", line.replace('\n', &format!("\n{:width$} ", "")))?;
+            if finding.message.starts_with("unknown key")
+                && let Some(snippet) = self.snippet(finding)
+            {
+                writeln!(f, "{snippet}")?;
+            }
+        }
+        match self.findings.len() {
+            0 => Ok(()),
+            1 => f.write_str("1 error. Nothing was started."),
+            many if many > SHOWN => {
+                write!(f, "{} more errors. Nothing was started.", many - SHOWN)
+            }
+            many => write!(f, "{many} errors. Nothing was started."),
+        }
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// The nearest of `names` to `word`, when it is near enough to have been meant.
+pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_ascii_lowercase();
+    names
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(&word, name), name))
+        .filter(|(distance, name)| *distance <= (name.len().max(word.len()) / 3).max(1))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}

@@ -1,0 +1,443 @@
+//! The keys of the file and their defaults (CONFIGURATION.md section 2), as far as they exist.
+//!
+//! A key stands here from the moment it does something; `config.example.yaml` shows each with its
+//! default, and a test holds the two together.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+use super::value::{Size, Time};
+
+/// A JSON value of the file: what a claim must equal.
+pub type Json = serde_json::Value;
+
+/// The whole file. Plain data: may be wrong, `policy::validate` says where.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "config.example.yaml documents every key, and a test holds it to these")]
+pub struct Config {
+    pub listen: Vec<Listen>,
+    pub public_url: Option<String>,
+    pub hosts: Option<OneOrMany>,
+    pub trusted_proxies: Vec<String>,
+    pub origins: Vec<String>,
+    pub upstream: Option<Upstream>,
+    pub providers: Vec<Provider>,
+    pub shared_user_ids: bool,
+    pub token_from: TokenFrom,
+    pub identity: Identity,
+    pub routes: Vec<Route>,
+    pub paths: Paths,
+    pub websocket: WebSocket,
+    pub limits: Limits,
+    pub errors: Errors,
+    pub insecure_verbose_errors: bool,
+    pub log: Log,
+    pub drain: Drain,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![Listen { address: "127.0.0.1:8080".to_owned() }],
+            public_url: None,
+            hosts: None,
+            trusted_proxies: Vec::new(),
+            origins: Vec::new(),
+            upstream: None,
+            providers: Vec::new(),
+            shared_user_ids: false,
+            token_from: TokenFrom::default(),
+            identity: Identity::default(),
+            routes: Vec::new(),
+            paths: Paths::Strict,
+            websocket: WebSocket::default(),
+            limits: Limits::default(),
+            errors: Errors::Generic,
+            insecure_verbose_errors: false,
+            log: Log::default(),
+            drain: Drain::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Listen {
+    pub address: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Upstream {
+    pub url: Option<String>,
+    pub host: Option<HostHeader>,
+    pub connect_timeout: Option<Time>,
+    pub handshake_timeout: Option<Time>,
+    pub response_timeout: Option<Time>,
+    pub pool_idle_timeout: Option<Time>,
+    pub reuse: Toggle<true>,
+    pub token_to: TokenTo,
+    pub credential: Option<Credential>,
+}
+
+/// A boolean with its default in the type, so that a partly written struct keeps it.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct Toggle<const DEFAULT: bool>(pub bool);
+
+impl<const DEFAULT: bool> Default for Toggle<DEFAULT> {
+    fn default() -> Self {
+        Self(DEFAULT)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum HostHeader {
+    Client,
+    Upstream,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TokenTo {
+    pub http: TokenToHttp,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenToHttp {
+    #[default]
+    None,
+    Header,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Credential {
+    pub header: Option<String>,
+    pub value: Option<String>,
+    pub value_file: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Provider {
+    pub name: Option<String>,
+    pub preset: Option<String>,
+    pub issuer: Option<String>,
+    pub jwks: Jwks,
+    pub secret: Option<String>,
+    pub secret_file: Option<String>,
+    pub algorithms: Option<Vec<String>>,
+    pub audience: Option<OneOrMany>,
+    pub authorized_parties: Option<Vec<String>>,
+    pub clock_skew: Option<Time>,
+    pub user_id: Option<String>,
+    pub user_prefix: Option<String>,
+    pub require: BTreeMap<String, Json>,
+    pub allow: Allow,
+    pub trust_unverified_email: bool,
+    pub accept: Option<Vec<Accept>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Allow {
+    pub users: Vec<String>,
+    pub emails: Vec<String>,
+    pub email_domains: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    AccessToken,
+    IdToken,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Jwks {
+    pub url: Option<String>,
+    pub file: Option<String>,
+    pub pem_file: Option<String>,
+    pub refresh: Option<Time>,
+    pub max_stale: Option<Time>,
+    pub ca_file: Option<String>,
+    pub allow_http: bool,
+}
+
+/// One string, or a list of them; one string is split at commas.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct OneOrMany(pub Vec<String>);
+
+impl OneOrMany {
+    /// Whether it is just this one word (`any`).
+    #[must_use]
+    pub fn is(&self, word: &str) -> bool {
+        matches!(self.0.as_slice(), [only] if only == word)
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct TokenFrom {
+    pub header: Option<OneOrMany>,
+    pub message: bool,
+    pub query: Option<QuerySource>,
+}
+
+impl Default for TokenFrom {
+    fn default() -> Self {
+        Self {
+            header: Some(OneOrMany(vec!["Authorization".to_owned()])),
+            message: true,
+            query: Some(QuerySource::default()),
+        }
+    }
+}
+
+/// `token_from` of a route: what is not written stays as it is above.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RouteTokenFrom {
+    #[serde(deserialize_with = "written")]
+    pub header: Option<Option<OneOrMany>>,
+    pub message: Option<bool>,
+    #[serde(deserialize_with = "written")]
+    pub query: Option<Option<QuerySource>>,
+}
+
+/// Tells a key that is written as `null` from one that is not written.
+fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct QuerySource {
+    pub name: String,
+    pub mode: QueryMode,
+    #[serde(rename = "for")]
+    pub uses: Vec<QueryUse>,
+}
+
+impl Default for QuerySource {
+    fn default() -> Self {
+        Self { name: "token".to_owned(), mode: QueryMode::Move, uses: vec![QueryUse::Websocket] }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum QueryMode {
+    Move,
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum QueryUse {
+    Websocket,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Identity {
+    pub headers: BTreeMap<String, HeaderClaim>,
+    pub strip: Vec<String>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        let claim = HeaderClaim { claim: "sub".to_owned(), encode: None };
+        Self { headers: BTreeMap::from([("X-User-Id".to_owned(), claim)]), strip: Vec::new() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct HeaderClaim {
+    pub claim: String,
+    #[serde(default)]
+    pub encode: Option<Encode>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Encode {
+    Percent,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Route {
+    pub path: Option<String>,
+    pub methods: Option<Vec<String>>,
+    pub auth: AuthMode,
+    pub require: BTreeMap<String, Json>,
+    pub token_from: RouteTokenFrom,
+    pub websocket: RouteWebSocket,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthMode {
+    #[default]
+    Required,
+    Optional,
+    None,
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Paths {
+    Strict,
+    Lenient,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExpiry {
+    Close,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct WebSocket {
+    pub dialect: String,
+    pub auth_timeout: Time,
+    pub on_expiry: Option<OnExpiry>,
+    pub grace: Time,
+    pub ping_interval: Time,
+    pub ping_timeout: Time,
+    pub subprotocols: Vec<String>,
+    pub allowed_origins: Option<Vec<String>>,
+    pub drain_code: u16,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self {
+            dialect: "vestibule".to_owned(),
+            auth_timeout: Time::seconds(10),
+            on_expiry: None,
+            grace: Time::seconds(30),
+            ping_interval: Time::seconds(30),
+            ping_timeout: Time::seconds(10),
+            subprotocols: Vec::new(),
+            allowed_origins: None,
+            drain_code: 1012,
+        }
+    }
+}
+
+/// `websocket` of a route: what is not written stays as it is above.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RouteWebSocket {
+    pub dialect: Option<String>,
+    pub auth_timeout: Option<Time>,
+    pub on_expiry: Option<OnExpiry>,
+    pub grace: Option<Time>,
+    pub ping_interval: Option<Time>,
+    pub ping_timeout: Option<Time>,
+    pub subprotocols: Option<Vec<String>>,
+    pub allowed_origins: Option<Vec<String>>,
+    pub drain_code: Option<u16>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    pub connections: u32,
+    pub waiting_websockets: u32,
+    pub waiting_websockets_per_address: u32,
+    pub token_bytes: Size,
+    pub header_bytes: Size,
+    pub header_timeout: Time,
+    pub keep_alive_timeout: Time,
+    pub body_bytes: Option<Size>,
+    pub body_idle_timeout: Time,
+    pub send_timeout: Time,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            waiting_websockets: 1_000,
+            waiting_websockets_per_address: 50,
+            token_bytes: Size(16 << 10),
+            header_bytes: Size(32 << 10),
+            header_timeout: Time::seconds(10),
+            keep_alive_timeout: Time::seconds(75),
+            body_bytes: None,
+            body_idle_timeout: Time::seconds(60),
+            send_timeout: Time::seconds(60),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Errors {
+    Generic,
+    Verbose,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: LogLevel,
+    pub access: bool,
+    pub query: bool,
+    pub quiet: Vec<String>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Auto,
+            level: LogLevel::Info,
+            access: true,
+            query: false,
+            quiet: vec!["/health".to_owned()],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Auto,
+    Json,
+    Pretty,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Drain {
+    pub delay: Time,
+    pub timeout: Time,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { delay: Time::seconds(0), timeout: Time::seconds(25) }
+    }
+}

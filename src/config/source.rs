@@ -1,0 +1,323 @@
+//! Where the configuration comes from, and in which order: flag, then environment, then file.
+
+use std::path::{Path, PathBuf};
+
+use super::diagnostic::{Finding, Report};
+use super::read;
+use super::shape::Config;
+use super::tree::{self, Node, Place};
+
+/// What the command line says (CONFIGURATION.md section 1); everything else is in the file.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each is the flag of its name")]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    pub listen: Option<String>,
+    pub upstream: Option<String>,
+    pub preset: Option<String>,
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+    pub origin: Vec<String>,
+    pub trusted_proxy: Vec<String>,
+    pub log_level: Option<String>,
+    pub log_format: Option<String>,
+}
+
+/// The process environment, or a table in a test.
+pub struct Environment<'a>(pub &'a dyn Fn(&str) -> Option<String>);
+
+impl Environment<'_> {
+    /// Reads the environment of this process.
+    #[must_use]
+    pub fn process() -> Environment<'static> {
+        Environment(&|name| std::env::var(name).ok())
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+}
+
+/// A configuration that has the right shape, with what is needed to say where something stands.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The keys and values.
+    pub config: Config,
+    /// The file's name, or the variable's; `flags` when there is neither.
+    pub source: String,
+    /// Hex of the first bytes of a digest of the text and the flags, to tell versions apart.
+    pub digest: String,
+    text: String,
+    tree: Node,
+    unknown: Vec<Finding>,
+}
+
+impl Loaded {
+    /// Everything wrong at once: unknown keys and what validation found, with their places.
+    ///
+    /// # Errors
+    /// When there is anything.
+    pub fn conclude(self, findings: Vec<Finding>) -> Result<(), Report> {
+        let mut all = self.unknown;
+        all.extend(findings);
+        if all.is_empty() { Ok(()) } else { Err(Report::new(&self.source, &self.text, &self.tree, all)) }
+    }
+
+    /// Whether a key was not known; nothing starts then.
+    #[must_use]
+    pub fn has_unknown_keys(&self) -> bool {
+        !self.unknown.is_empty()
+    }
+}
+
+const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";
+
+/// Loads the configuration from its sources in their order.
+///
+/// # Errors
+/// A [`Report`] when the file cannot be read, is not YAML, has a value of the wrong type, or names
+/// an unset variable. Unknown keys wait for [`Loaded::conclude`], so that they come with the rest.
+pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Report> {
+    let (source, text) = text(flags, environment)?;
+    let mut tree = tree::parse(&text).map_err(|finding| Report::single(&source, &text, finding))?;
+    let mut findings = Vec::new();
+    tree.substitute(environment.0, "", &mut findings);
+    if !findings.is_empty() {
+        return Err(Report::new(&source, &text, &tree, findings));
+    }
+    overlay(&mut tree, flags, environment).map_err(|finding| Report::single(&source, &text, finding))?;
+    match read::read::<Config>(&tree) {
+        Ok((config, unknown)) => {
+            let digest = digest(&text, flags);
+            Ok(Loaded { config, source, digest, text, tree, unknown })
+        }
+        Err(finding) => Err(Report::single(&source, &text, finding)),
+    }
+}
+
+fn text(flags: &Flags, environment: &Environment<'_>) -> Result<(String, String), Report> {
+    let file = flags.config.clone().or_else(|| environment.get("VESTIBULE_CONFIG").map(PathBuf::from));
+    if let Some(path) = file {
+        return read_file(&path);
+    }
+    if let Some(yaml) = environment.get("VESTIBULE_CONFIG_YAML") {
+        return Ok(("VESTIBULE_CONFIG_YAML".to_owned(), yaml));
+    }
+    let default = Path::new(DEFAULT_FILE);
+    if default.exists() {
+        return read_file(default);
+    }
+    Ok(("flags".to_owned(), String::new()))
+}
+
+fn read_file(path: &Path) -> Result<(String, String), Report> {
+    let source = path.display().to_string();
+    let failed = |message: String| Report::single(&source, "", Finding::new("", message));
+    // The size first: a configuration is read whole, and must not be /dev/zero.
+    let size = std::fs::metadata(path).map_err(|error| failed(format!("cannot be read: {error}")))?.len();
+    if size > tree::BYTES as u64 {
+        return Err(failed("larger than 1 MiB; is this the right file?".to_owned()));
+    }
+    match std::fs::read(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok((source, text)),
+            Err(_) => Err(failed("is not UTF-8 text; save it as UTF-8".to_owned())),
+        },
+        Err(error) => Err(failed(format!("cannot be read: {error}"))),
+    }
+}
+
+/// A flag, its variable, and the key it stands for.
+struct Setting {
+    flag: &'static str,
+    variable: &'static str,
+    path: &'static [&'static str],
+}
+
+const SETTINGS: [Setting; 7] = [
+    Setting { flag: "--listen", variable: "VESTIBULE_LISTEN", path: &["listen"] },
+    Setting { flag: "--upstream", variable: "VESTIBULE_UPSTREAM", path: &["upstream", "url"] },
+    Setting { flag: "--preset", variable: "VESTIBULE_PRESET", path: &["preset"] },
+    Setting { flag: "--issuer", variable: "VESTIBULE_ISSUER", path: &["issuer"] },
+    Setting { flag: "--audience", variable: "VESTIBULE_AUDIENCE", path: &["audience"] },
+    Setting { flag: "--log-level", variable: "VESTIBULE_LOG_LEVEL", path: &["log", "level"] },
+    Setting { flag: "--log-format", variable: "VESTIBULE_LOG_FORMAT", path: &["log", "format"] },
+];
+
+fn overlay(tree: &mut Node, flags: &Flags, environment: &Environment<'_>) -> Result<(), Finding> {
+    if let Some(listen) = environment.get("VESTIBULE_DEFAULT_LISTEN")
+        && tree.get("listen").is_none()
+    {
+        tree.set(&["listen"], Node::scalar(Place::Variable("VESTIBULE_DEFAULT_LISTEN"), listen));
+    }
+    let given = |name: &str| match name {
+        "--listen" => flags.listen.clone(),
+        "--upstream" => flags.upstream.clone(),
+        "--preset" => flags.preset.clone(),
+        "--issuer" => flags.issuer.clone(),
+        "--audience" => flags.audience.clone(),
+        "--log-level" => flags.log_level.clone(),
+        "--log-format" => flags.log_format.clone(),
+        _ => None,
+    };
+    let mut provider = Node::empty();
+    let mut provider_place = None;
+    for setting in &SETTINGS {
+        let node = match (given(setting.flag), environment.get(setting.variable)) {
+            (Some(value), _) => Node::scalar(Place::Flag(setting.flag), value),
+            (None, Some(value)) => Node::scalar(Place::Variable(setting.variable), value),
+            (None, None) => continue,
+        };
+        if matches!(setting.path, ["preset" | "issuer" | "audience"]) {
+            provider_place.get_or_insert(node.place);
+            provider.set(setting.path, node);
+        } else {
+            tree.set(setting.path, node);
+        }
+    }
+    if let Some(place) = provider_place {
+        if tree.get("providers").is_some() {
+            return Err(Finding::at(
+                place,
+                "",
+                "describes a provider, and the file has `providers`; write it there, or leave `providers` out",
+            ));
+        }
+        tree.set(&["providers"], Node::sequence(place, vec![provider]));
+    }
+    for (flag, variable, key, values) in [
+        ("--origin", "VESTIBULE_ORIGIN", "origins", &flags.origin),
+        ("--trusted-proxy", "VESTIBULE_TRUSTED_PROXY", "trusted_proxies", &flags.trusted_proxy),
+    ] {
+        if !values.is_empty() {
+            let place = Place::Flag(flag);
+            let items = values.iter().map(|value| Node::scalar(place, value.clone())).collect();
+            tree.set(&[key], Node::sequence(place, items));
+        } else if let Some(value) = environment.get(variable) {
+            tree.set(&[key], Node::scalar(Place::Variable(variable), value));
+        }
+    }
+    Ok(())
+}
+
+fn digest(text: &str, flags: &Flags) -> String {
+    let everything = format!("{text}\0{flags:?}");
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, everything.as_bytes());
+    digest.as_ref().iter().take(3).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(yaml: &str) -> Result<Loaded, Report> {
+        load_with(yaml, &Flags::default(), &[])
+    }
+
+    fn load_with(yaml: &str, flags: &Flags, variables: &[(&str, &str)]) -> Result<Loaded, Report> {
+        let environment = |name: &str| {
+            if name == "VESTIBULE_CONFIG_YAML" {
+                return Some(yaml.to_owned());
+            }
+            variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
+        };
+        load(flags, &Environment(&environment))
+    }
+
+    #[test]
+    fn flag_beats_environment_beats_file() {
+        let flags = Flags { listen: Some("127.0.0.1:1".into()), ..Flags::default() };
+        let variables = [("VESTIBULE_LISTEN", "127.0.0.1:2"), ("VESTIBULE_UPSTREAM", "http://e:1")];
+        let loaded = load_with("listen: 127.0.0.1:3\nupstream: http://f:1\n", &flags, &variables).expect("loads");
+        assert_eq!(loaded.config.listen[0].address, "127.0.0.1:1");
+        assert_eq!(loaded.config.upstream.and_then(|u| u.url).as_deref(), Some("http://e:1"));
+    }
+
+    #[test]
+    fn the_images_default_listen_stands_below_the_file() {
+        let variables = [("VESTIBULE_DEFAULT_LISTEN", ":8080")];
+        let loaded = load_with("listen: 127.0.0.1:3\n", &Flags::default(), &variables).expect("loads");
+        assert_eq!(loaded.config.listen[0].address, "127.0.0.1:3");
+        let loaded = load_with("{}", &Flags::default(), &variables).expect("loads");
+        assert_eq!(loaded.config.listen[0].address, ":8080");
+    }
+
+    #[test]
+    fn provider_flags_beside_providers_are_an_error() {
+        let flags = Flags { issuer: Some("https://i.example".into()), ..Flags::default() };
+        let report = load_with("providers: []\n", &flags, &[]).expect_err("both");
+        assert!(report.to_string().starts_with("--issuer "), "{report}");
+    }
+
+    #[test]
+    fn variables_may_stand_for_numbers_durations_and_lists() {
+        let yaml = "limits: { connections: \"${N}\", header_timeout: \"${T}\" }\norigins: ${O}\n";
+        let variables = [("N", "7"), ("T", "3s"), ("O", "https://a.example, https://b.example")];
+        let config = load_with(yaml, &Flags::default(), &variables).expect("loads").config;
+        assert_eq!(config.limits.connections, 7);
+        assert_eq!(config.limits.header_timeout, crate::config::Time::seconds(3));
+        assert_eq!(config.origins, ["https://a.example", "https://b.example"]);
+    }
+
+    #[test]
+    fn unknown_keys_come_all_at_once_with_their_places() {
+        let yaml =
+            "listn: x\nproviders:\n  - issuer: https://i.example\n    audiences: [api]\nlimits:\n  conections: 3\n";
+        let report = load_text(yaml).expect("shape is right").conclude(Vec::new()).expect_err("unknown");
+        let places: Vec<usize> = report.findings().iter().map(|f| f.place.map_or(0, Place::line)).collect();
+        assert_eq!(places, [1, 4, 6]);
+        let shown = report.to_string();
+        assert!(shown.contains("providers[0].audiences: unknown key; here it is `audience`"), "{shown}");
+        assert!(shown.contains("  4 |     audiences: [api]\n    |     ^^^^^^^^^\n"), "{shown}");
+        assert!(shown.contains("did you mean `connections`?"), "{shown}");
+        assert!(shown.ends_with("3 errors. Nothing was started."), "{shown}");
+    }
+
+    #[test]
+    fn a_wrong_type_stands_alone_and_says_what_was_expected() {
+        for (yaml, expected) in [
+            ("limits: { connections: many }\n", "limits.connections: \"many\" is not a whole number"),
+            ("drain: { timeout: 30 }\n", "drain.timeout: \"30\" is not a duration such as 30s, 5m or 12h"),
+            ("routes: { path: /x }\n", "routes: expected a list, found a mapping"),
+            (
+                "routes: [{ path: /x, auth: nobody }]\n",
+                "routes[0].auth: \"nobody\" is not one of required, optional, none, deny",
+            ),
+            ("log: loud\n", "log: expected a mapping with format, level, access, query, quiet"),
+        ] {
+            let report = load_text(yaml).expect_err(yaml).to_string();
+            assert!(report.contains(expected), "{yaml}: {report}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_quoted() {
+        let yaml = "providers: [{ preset: shared-secret, secrte: hunter2hunter2 }]\n";
+        let report = load_text(yaml).expect("shape").conclude(Vec::new()).expect_err("unknown").to_string();
+        assert!(!report.contains("hunter2"), "{report}");
+        assert!(report.contains("did you mean `secret`?"), "{report}");
+    }
+
+    #[test]
+    fn short_forms_read_like_long_ones() {
+        for yaml in ["upstream: http://a:1\n", "upstream: { url: http://a:1 }\n"] {
+            let config = load_text(yaml).expect("loads").config;
+            assert_eq!(config.upstream.and_then(|u| u.url).as_deref(), Some("http://a:1"));
+        }
+        let config = load_text("listen: [\":1\", { address: \":2\" }]\n").expect("loads").config;
+        assert_eq!(config.listen.iter().map(|l| l.address.as_str()).collect::<Vec<_>>(), [":1", ":2"]);
+    }
+
+    #[test]
+    fn null_switches_a_source_off_and_absence_leaves_it() {
+        let config = load_text("token_from: { query: null }\n").expect("loads").config;
+        assert!(config.token_from.query.is_none());
+        assert!(config.token_from.header.is_some());
+        let config = load_text("token_from: { query: off }\nroutes: [{ path: /x, token_from: { header: null } }]\n")
+            .expect("loads")
+            .config;
+        assert!(config.token_from.query.is_none());
+        assert_eq!(config.routes[0].token_from.header, Some(None));
+        assert!(config.routes[0].token_from.query.is_none());
+    }
+}

@@ -1,0 +1,436 @@
+//! YAML as a tree that knows the place of every key and value, and variables replaced in it.
+//!
+//! Scalars stay text, with a note whether they were plain: what a value means is decided by the key
+//! that reads it. Aliases are expanded under a bound on nodes, doubled keys refused with their
+//! place, depth bounded by the parser.
+
+use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
+
+use super::diagnostic::Finding;
+
+/// Where a value came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Line and column of the YAML, both from 1.
+    At {
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+    },
+    /// A command-line flag.
+    Flag(&'static str),
+    /// An environment variable.
+    Variable(&'static str),
+    /// A default.
+    Nowhere,
+}
+
+impl Place {
+    pub(super) fn order(self) -> (usize, usize) {
+        match self {
+            Self::At { line, column } => (line, column),
+            Self::Flag(_) | Self::Variable(_) => (0, 0),
+            Self::Nowhere => (usize::MAX, 0),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(super) place: Place,
+    pub(super) value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Scalar { text: String, plain: bool },
+    Sequence(Vec<Node>),
+    Mapping(Vec<(Key, Node)>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    pub(super) name: String,
+    pub(super) place: Place,
+}
+
+/// A file with more values than this is no configuration: an alias bomb.
+const NODES: usize = 50_000;
+const DEPTH: usize = 32;
+/// What every document together may hold; read before parsing, so bounded here.
+pub(super) const BYTES: usize = 1 << 20;
+
+impl Node {
+    pub(super) fn scalar(place: Place, text: impl Into<String>) -> Self {
+        Self { place, value: Value::Scalar { text: text.into(), plain: false } }
+    }
+
+    pub(super) fn empty() -> Self {
+        Self { place: Place::Nowhere, value: Value::Mapping(Vec::new()) }
+    }
+
+    pub(super) fn sequence(place: Place, items: Vec<Self>) -> Self {
+        Self { place, value: Value::Sequence(items) }
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|(k, _)| k.name == key).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    /// Sets the value at a path of keys, making the mappings on the way; a flag wins over the file.
+    pub(super) fn set(&mut self, path: &[&str], node: Self) {
+        let Some((first, rest)) = path.split_first() else {
+            *self = node;
+            return;
+        };
+        if !matches!(self.value, Value::Mapping(_)) {
+            // `upstream: URL` beside `--upstream-preset`: the short form becomes the long one.
+            let short = std::mem::replace(self, Self::empty());
+            if matches!(short.value, Value::Scalar { .. }) && !short.is_null() {
+                let key = Key { name: "url".to_owned(), place: short.place };
+                self.value = Value::Mapping(vec![(key, short)]);
+            }
+        }
+        let Value::Mapping(entries) = &mut self.value else { return };
+        if let Some((_, child)) = entries.iter_mut().find(|(k, _)| k.name == *first) {
+            child.set(rest, node);
+        } else {
+            let place = node.place;
+            let mut child = Self::empty();
+            child.place = place;
+            child.set(rest, node);
+            entries.push((Key { name: (*first).to_owned(), place }, child));
+        }
+    }
+
+    /// The place of the value at `path` (`providers[0].audience`), or of its nearest ancestor.
+    pub(super) fn place_of(&self, path: &str) -> Place {
+        let mut node = self;
+        let mut place = Place::Nowhere;
+        for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
+            let next = match &node.value {
+                Value::Mapping(_) => node.get(step),
+                Value::Sequence(items) => {
+                    step.trim_end_matches(']').parse::<usize>().ok().and_then(|index| items.get(index))
+                }
+                Value::Scalar { .. } => None,
+            };
+            let Some(next) = next else { break };
+            node = next;
+            place = next.place;
+        }
+        place
+    }
+
+    /// Replaces `${NAME}`, `${NAME:-default}` and `$$` in every value, keys never.
+    pub(super) fn substitute(
+        &mut self,
+        variable: &dyn Fn(&str) -> Option<String>,
+        path: &str,
+        findings: &mut Vec<Finding>,
+    ) {
+        match &mut self.value {
+            Value::Scalar { text, plain } => {
+                if !text.contains('$') {
+                    return;
+                }
+                match expand(text, variable) {
+                    Ok(expanded) => {
+                        if expanded.trim().is_empty() && must_not_be_empty(path) {
+                            findings.push(Finding::at(
+                                self.place,
+                                path,
+                                format!("{} is empty; give the variable a value", shown_variable(text)),
+                            ));
+                        }
+                        // What a variable says is never `null` by accident.
+                        *plain = *plain && !expanded.is_empty();
+                        *text = expanded;
+                    }
+                    Err(message) => findings.push(Finding::at(self.place, path, message)),
+                }
+            }
+            Value::Sequence(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    item.substitute(variable, &format!("{path}[{index}]"), findings);
+                }
+            }
+            Value::Mapping(entries) => {
+                for (key, item) in entries {
+                    item.substitute(variable, &join(path, &key.name), findings);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// Where emptiness would open something, or make a secret that anyone can guess.
+fn must_not_be_empty(path: &str) -> bool {
+    let path = path.trim_end_matches(|c: char| c == ']' || c == '[' || c.is_ascii_digit());
+    let key = path.rsplit('.').next().unwrap_or(path);
+    key.contains("secret")
+        || key.contains("file")
+        || ["issuer", "audience", "origins", "url", "upstream", "value"].contains(&key)
+}
+
+fn shown_variable(text: &str) -> String {
+    text.find("${")
+        .and_then(|start| text[start..].find('}').map(|end| text[start..=start + end].to_owned()))
+        .unwrap_or_default()
+}
+
+fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        let Some(after) = rest.strip_prefix('{') else {
+            return Err("a lone `$` means nothing here; write `$$` for a dollar, ${NAME} for a variable".to_owned());
+        };
+        let Some(end) = after.find('}') else {
+            return Err("`${` without `}`; write ${NAME}, or `$$` for a dollar".to_owned());
+        };
+        let (name, default) = match after[..end].split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (&after[..end], None),
+        };
+        let named = !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+            && !name.as_bytes()[0].is_ascii_digit();
+        if !named {
+            return Err(format!("${{{name}}} is not a variable name: capitals, digits and _"));
+        }
+        match (variable(name).filter(|value| !value.is_empty() || default.is_none()), default) {
+            (Some(value), _) => out.push_str(&value),
+            (None, Some(default)) => out.push_str(default),
+            (None, None) => {
+                return Err(format!("${{{name}}} is not set; set it, or write ${{{name}:-default}}"));
+            }
+        }
+        rest = &after[end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// Parses one YAML document.
+///
+/// # Errors
+/// The first thing that is not YAML, a doubled key, a second document, or more than the bounds.
+pub(super) fn parse(text: &str) -> Result<Node, Finding> {
+    if text.len() > BYTES {
+        return Err(Finding::new("", "larger than 1 MiB; is this the right file?"));
+    }
+    let mut options = Options::default();
+    options.set_emit_comments(false);
+    let mut builder = Builder {
+        parser: Parser::new_from_str_with_options(text, options),
+        anchors: std::collections::HashMap::new(),
+        nodes: 0,
+    };
+    builder.document()
+}
+
+struct Builder<'input> {
+    parser: Parser<'input, granit_parser::StrInput<'input>>,
+    anchors: std::collections::HashMap<usize, Node>,
+    nodes: usize,
+}
+
+fn place(span: Span) -> Place {
+    Place::At { line: span.start.line(), column: span.start.col() + 1 }
+}
+
+impl<'input> Builder<'input> {
+    fn next(&mut self) -> Result<(Event<'input>, Span), Finding> {
+        match self.parser.next_event() {
+            Some(Ok(event)) => Ok(event),
+            Some(Err(error)) => {
+                let marker = error.marker();
+                let place = Place::At { line: marker.line(), column: marker.col() + 1 };
+                Err(Finding::at(place, "", format!("not valid YAML: {}", error.info())))
+            }
+            None => Err(Finding::new("", "not valid YAML: it ends early")),
+        }
+    }
+
+    fn document(&mut self) -> Result<Node, Finding> {
+        let mut root = None;
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd => {}
+                Event::StreamEnd => return Ok(root.unwrap_or_else(Node::empty)),
+                event => {
+                    if root.is_some() {
+                        return Err(Finding::at(
+                            place(span),
+                            "",
+                            "a second document; one file holds one configuration",
+                        ));
+                    }
+                    let node = self.node(event, span, 0)?;
+                    root = Some(if node.is_null() { Node::empty() } else { node });
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, span: Span, more: usize) -> Result<(), Finding> {
+        self.nodes += more;
+        if self.nodes > NODES {
+            return Err(Finding::at(place(span), "", format!("more than {NODES} values, aliases counted in full")));
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, event: Event<'input>, span: Span, depth: usize) -> Result<Node, Finding> {
+        self.count(span, 1)?;
+        if depth > DEPTH {
+            return Err(Finding::at(place(span), "", format!("nested deeper than {DEPTH}")));
+        }
+        let (anchor, node) = match event {
+            Event::Scalar(text, style, anchor, _) => {
+                let value = Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };
+                (anchor, Node { place: place(span), value })
+            }
+            Event::SequenceStart(_, anchor, _) => {
+                let mut items = Vec::new();
+                loop {
+                    match self.next()? {
+                        (Event::SequenceEnd, _) => break,
+                        (event, span) => items.push(self.node(event, span, depth + 1)?),
+                    }
+                }
+                (anchor, Node { place: place(span), value: Value::Sequence(items) })
+            }
+            Event::MappingStart(_, anchor, _) => {
+                (anchor, Node { place: place(span), value: Value::Mapping(self.entries(depth)?) })
+            }
+            Event::Alias(id) => {
+                let Some(node) = self.anchors.get(&id).cloned() else {
+                    return Err(Finding::at(place(span), "", "an alias inside its own anchor"));
+                };
+                self.count(span, size(&node))?;
+                return Ok(node);
+            }
+            _ => return Err(Finding::at(place(span), "", "not valid YAML here")),
+        };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn entries(&mut self, depth: usize) -> Result<Vec<(Key, Node)>, Finding> {
+        let mut entries: Vec<(Key, Node)> = Vec::new();
+        loop {
+            let (event, span) = self.next()?;
+            let name = match event {
+                Event::MappingEnd => return Ok(entries),
+                Event::Scalar(name, ..) => name.into_owned(),
+                _ => {
+                    return Err(Finding::at(
+                        place(span),
+                        "",
+                        "a key must be a word; quote \"{name}\" and \"${NAME}\" inside { } and [ ]",
+                    ));
+                }
+            };
+            if entries.iter().any(|(key, _)| key.name == name) {
+                return Err(Finding::at(place(span), name, "stands here twice; keep one"));
+            }
+            let key = Key { name, place: place(span) };
+            let (event, span) = self.next()?;
+            let node = self.node(event, span, depth + 1)?;
+            entries.push((key, node));
+        }
+    }
+}
+
+fn size(node: &Node) -> usize {
+    1 + match &node.value {
+        Value::Scalar { .. } => 0,
+        Value::Sequence(items) => items.iter().map(size).sum(),
+        Value::Mapping(entries) => entries.iter().map(|(_, item)| size(item)).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(text: &str) -> Result<String, String> {
+        expand(text, &|name| match name {
+            "HOST" => Some("example.com".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn variables_are_replaced_inside_values() {
+        assert_eq!(expanded("https://${HOST}/x").as_deref(), Ok("https://example.com/x"));
+        assert_eq!(expanded("${PORT:-8080}").as_deref(), Ok("8080"));
+        assert_eq!(expanded("${EMPTY:-x}").as_deref(), Ok("x"));
+        assert_eq!(expanded("a$$b").as_deref(), Ok("a$b"));
+        assert_eq!(expanded("$${HOST}").as_deref(), Ok("${HOST}"));
+        for broken in ["${MISSING}", "$HOST", "${host}", "${HOST", "${}"] {
+            assert!(expanded(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_secret_cannot_add_keys() {
+        let mut tree = parse("a: ${INJECT}\n").expect("yaml");
+        let mut findings = Vec::new();
+        tree.substitute(&|_| Some("x\nb: y".to_owned()), "", &mut findings);
+        assert!(findings.is_empty());
+        assert!(tree.get("b").is_none());
+    }
+
+    #[test]
+    fn doubled_keys_are_refused_with_their_place() {
+        let error = parse("a: 1\nb: 2\na: 3\n").expect_err("twice");
+        assert_eq!(error.place, Some(Place::At { line: 3, column: 1 }));
+    }
+
+    #[test]
+    fn alias_bombs_and_deep_nesting_end_in_an_error() {
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..8 {
+            let previous = level - 1;
+            let items = vec![format!("*a{previous}"); 10].join(", ");
+            bomb.push_str(&format!("a{level}: &a{level} [{items}]\n"));
+        }
+        assert!(parse(&bomb).expect_err("bomb").message.contains("values"));
+        let deep = "[".repeat(5_000) + &"]".repeat(5_000);
+        assert!(parse(&deep).is_err());
+    }
+
+    #[test]
+    fn places_are_found_by_path_or_nearest_ancestor() {
+        let tree = parse("providers:\n  - issuer: x\n    jwks: { url: y }\n").expect("yaml");
+        assert_eq!(tree.place_of("providers[0].jwks.url"), Place::At { line: 3, column: 18 });
+        assert_eq!(tree.place_of("providers[0].audience"), Place::At { line: 2, column: 5 });
+        assert_eq!(tree.place_of("nothing"), Place::Nowhere);
+    }
+}

@@ -1,0 +1,232 @@
+//! The rules, valid by construction: what [`validate`] makes of a [`Config`](crate::config::Config).
+//!
+//! Owns the vocabulary (routes and patterns, requirements, providers, dialects, origins, hosts,
+//! reserved header names) and matching on plain strings. Evaluates nothing that needs a token, a
+//! request or a socket: `auth::allow`, `http::rule` and `websocket::dialect` do.
+
+mod dialect;
+mod names;
+mod origin;
+mod preset;
+mod provider;
+mod requirement;
+mod route;
+mod summary;
+mod validate;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+pub use dialect::{Close, DialectSpec, Expectation, MessageSpec};
+pub use names::{Reserved, ReservedNames, fold};
+pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
+pub use provider::{AllowSpec, Audience, KeySource, Kinds, ProviderSpec, Secret};
+pub use requirement::{Claim, Expected, Requirement};
+pub use route::{PathVariables, Pattern, Route, RouteMatch};
+pub use summary::{carriers, summary};
+pub use validate::validate;
+
+pub use crate::config::{AuthMode, Encode, HostHeader, LogFormat, LogLevel, QueryMode, TokenToHttp};
+
+/// Where a listener binds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// As written, for messages.
+    pub written: String,
+    /// The addresses to bind; more than one where `:8080` means every address.
+    pub addresses: Vec<std::net::SocketAddr>,
+}
+
+/// The backend and how to speak to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamSpec {
+    /// Host and port as written in the URL.
+    pub authority: String,
+    /// Host to resolve, without brackets.
+    pub host: String,
+    /// Port to connect to.
+    pub port: u16,
+    /// Whose `Host` the upstream sees.
+    pub host_header: HostHeader,
+    /// Until a connection stands.
+    pub connect_timeout: Duration,
+    /// Until a WebSocket upgrade is answered.
+    pub handshake_timeout: Duration,
+    /// Until a response head has come.
+    pub response_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub pool_idle_timeout: Duration,
+    /// Whether connections are used again at all.
+    pub reuse: bool,
+    /// Whether the verified token goes up on HTTP requests.
+    pub token_to_http: TokenToHttp,
+    /// The backend's own secret, sent for verified callers only.
+    pub credential: Option<CredentialSpec>,
+}
+
+/// A header the backend demands; its value is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CredentialSpec {
+    /// Header name.
+    pub header: HeaderName,
+    /// Header value, marked sensitive.
+    pub value: HeaderValue,
+}
+
+impl std::fmt::Debug for CredentialSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CredentialSpec").field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+/// Which carriers of a token are read, for one route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSources {
+    /// Headers; in `Authorization` a Bearer token, in others the bare token.
+    pub headers: Vec<HeaderName>,
+    /// Whether a WebSocket may say its token in its first message.
+    pub message: bool,
+    /// A query parameter on WebSocket upgrades.
+    pub query: Option<QueryParameter>,
+}
+
+/// The query parameter that may carry a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryParameter {
+    /// Its name after percent-decoding.
+    pub name: String,
+    /// Whether it is moved or refused.
+    pub mode: QueryMode,
+}
+
+/// One trusted header: which claim it carries, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedHeader {
+    /// The header's name.
+    pub name: HeaderName,
+    /// The claim it carries.
+    pub claim: Claim,
+    /// Whether its text is percent-encoded.
+    pub encode: Option<Encode>,
+}
+
+/// How WebSockets of a route live.
+#[derive(Clone, Debug)]
+pub struct WebSocketSpec {
+    /// The shape of the handshake; `None` for `dialect: none`.
+    pub dialect: Option<Arc<DialectSpec>>,
+    /// From the 101 to the complete first message.
+    pub auth_timeout: Duration,
+    /// Beyond `exp`, at least the clock skew.
+    pub grace: Duration,
+    /// Silence after which a ping is sent.
+    pub ping_interval: Duration,
+    /// Silence after a ping that means dead.
+    pub ping_timeout: Duration,
+    /// Subprotocols we may accept before the upstream was asked.
+    pub subprotocols: Vec<String>,
+    /// When set, every upgrade that sends an `Origin` is checked.
+    pub allowed_origins: Option<Vec<OriginPattern>>,
+    /// Close code on shutdown.
+    pub drain_code: u16,
+}
+
+/// Limits of CONFIGURATION.md section 2.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each is the key of its name under `limits`")]
+pub struct LimitSpec {
+    pub connections: u32,
+    pub waiting_websockets: u32,
+    pub waiting_websockets_per_address: u32,
+    pub token_bytes: usize,
+    pub header_bytes: usize,
+    pub header_timeout: Duration,
+    pub keep_alive_timeout: Duration,
+    pub body_bytes: Option<usize>,
+    pub body_idle_timeout: Duration,
+    pub send_timeout: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each is the key of its name under `log`")]
+pub struct LogSpec {
+    pub format: LogFormat,
+    pub level: LogLevel,
+    pub access: bool,
+    pub query: bool,
+    pub quiet: Vec<String>,
+}
+
+/// Everything that was decided before the first request.
+#[derive(Debug)]
+pub struct Policy {
+    /// Where to listen.
+    pub listen: Vec<ListenAddress>,
+    /// Which Host values are answered.
+    pub hosts: Hosts,
+    /// Our own origin as browsers see it, when it is fixed.
+    pub public_url: Option<Origin>,
+    /// Whose forwarding fields are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The front ends.
+    pub origins: Vec<OriginPattern>,
+    /// The backend.
+    pub upstream: UpstreamSpec,
+    /// Who issues tokens.
+    pub providers: Vec<Arc<ProviderSpec>>,
+    /// Which identity headers go up.
+    pub trusted_headers: Vec<TrustedHeader>,
+    /// Which names a client can never set.
+    pub reserved: ReservedNames,
+    /// Rules in order; the last one is the default and matches everything.
+    pub routes: Vec<Arc<Route>>,
+    /// Whether ambiguous paths are refused (and any rule looks at paths).
+    pub refuses_ambiguous_paths: bool,
+    /// Whether any rule names methods, so that method overrides must not pass.
+    pub rules_by_method: bool,
+    /// Limits.
+    pub limits: LimitSpec,
+    /// Whether a client hears why its token was refused.
+    pub verbose_errors: bool,
+    /// Logging.
+    pub log: LogSpec,
+    /// Still accepting after SIGTERM.
+    pub drain_delay: Duration,
+    /// From the end of the delay to exit.
+    pub drain_timeout: Duration,
+    /// Said at every start.
+    pub warnings: Vec<String>,
+}
+
+impl Policy {
+    /// The first rule that matches; the default rule matches everything.
+    ///
+    /// `path` is the path as the client sent it, without query.
+    #[must_use]
+    pub fn route(&self, method: &str, path: &str) -> RouteMatch {
+        for route in &self.routes {
+            if let Some(variables) = route.matches(method, path) {
+                return RouteMatch { route: Arc::clone(route), variables };
+            }
+        }
+        unreachable!("validate ends every policy with a rule that matches everything")
+    }
+
+    /// Whether forwarding fields of this peer are believed.
+    #[must_use]
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Whether an origin is one of the front ends.
+    #[must_use]
+    pub fn lists_origin(&self, origin: &str) -> bool {
+        self.origins.iter().any(|pattern| pattern.matches(origin))
+    }
+}

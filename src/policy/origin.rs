@@ -1,0 +1,194 @@
+//! Origins (RFC 6454) of front ends, and the Host values we answer.
+
+use std::fmt;
+
+use url::Url;
+
+/// Scheme, host and port, as a browser writes them in `Origin`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    text: String,
+    host: String,
+}
+
+impl Origin {
+    /// Parses `https://app.example.com`, without path.
+    ///
+    /// # Errors
+    /// A sentence that says what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text)
+            .map_err(|_| format!("\"{text}\" is not an origin; write it as https://app.example.com"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(format!("\"{text}\" is not an http or https origin"));
+        }
+        let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+        if !bare || !url.username().is_empty() || url.password().is_some() {
+            return Err(format!(
+                "\"{text}\" has more than scheme, host and port; write {}",
+                url.origin().ascii_serialization()
+            ));
+        }
+        Ok(Self { text: url.origin().ascii_serialization(), host: url.host_str().unwrap_or_default().to_owned() })
+    }
+
+    /// The origin as a browser sends it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Its host, without port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// An entry of `origins`: exact, or `https://*.example.com`, which is one label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginPattern {
+    /// This origin only.
+    Exact(Origin),
+    /// One label before the suffix, under this scheme.
+    OneLabel {
+        /// `https://`
+        scheme: String,
+        /// `.example.com`, with the port when there is one.
+        suffix: String,
+    },
+}
+
+impl OriginPattern {
+    /// Parses an entry of `origins`.
+    ///
+    /// # Errors
+    /// A sentence that says what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if !text.contains('*') {
+            return Origin::parse(text).map(Self::Exact);
+        }
+        let Some((scheme, suffix)) = text.split_once("*") else { return Err(String::new()) };
+        let wrong = || format!("\"{text}\": a star stands for one whole first label: https://*.example.com");
+        if !matches!(scheme, "https://" | "http://") || !suffix.starts_with('.') || suffix.contains('*') {
+            return Err(wrong());
+        }
+        let checked = Origin::parse(&format!("{scheme}x{suffix}")).map_err(|_| wrong())?;
+        let suffix = checked.as_str().strip_prefix(scheme).and_then(|rest| rest.strip_prefix('x')).ok_or_else(wrong)?;
+        if suffix.matches('.').count() < 2 {
+            return Err(format!("\"{text}\" would allow a whole top-level domain"));
+        }
+        Ok(Self::OneLabel { scheme: scheme.to_owned(), suffix: suffix.to_owned() })
+    }
+
+    /// Whether the value of an `Origin` header is meant.
+    #[must_use]
+    pub fn matches(&self, origin: &str) -> bool {
+        match self {
+            Self::Exact(exact) => exact.as_str() == origin,
+            Self::OneLabel { scheme, suffix } => origin
+                .strip_prefix(scheme.as_str())
+                .and_then(|rest| rest.strip_suffix(suffix.as_str()))
+                .is_some_and(|label| {
+                    !label.is_empty()
+                        && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                }),
+        }
+    }
+}
+
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(origin) => origin.fmt(f),
+            Self::OneLabel { scheme, suffix } => write!(f, "{scheme}*{suffix}"),
+        }
+    }
+}
+
+/// Which Host values are answered (DESIGN.md section 9): a website that rebinds its name to
+/// 127.0.0.1 must not reach a listener that only this machine was meant to reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hosts {
+    /// Any.
+    Any,
+    /// These names, and, for a loopback listener, `localhost`, `*.localhost` and loopback addresses.
+    Listed {
+        /// Names without port, in lower case.
+        names: Vec<String>,
+        /// Whether the names of this machine's loopback count too.
+        loopback: bool,
+    },
+}
+
+impl Hosts {
+    /// Whether a Host value (host, without port) is answered.
+    #[must_use]
+    pub fn answers(&self, host: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Listed { names, loopback } => {
+                let host = host.trim_end_matches('.').to_ascii_lowercase();
+                names.contains(&host) || (*loopback && is_loopback_name(&host))
+            }
+        }
+    }
+}
+
+/// `localhost`, a name under it, or a loopback address.
+#[must_use]
+pub fn is_loopback_name(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_one_label() {
+        let pattern = OriginPattern::parse("https://*.example.com").expect("pattern");
+        for (origin, expected) in [
+            ("https://a.example.com", true),
+            ("https://a.b.example.com", false),
+            ("https://example.com", false),
+            ("https://evilexample.com", false),
+            ("http://a.example.com", false),
+            ("https://a.example.com:444", false),
+            ("https://.example.com", false),
+            ("https://a/.example.com", false),
+        ] {
+            assert_eq!(pattern.matches(origin), expected, "{origin}");
+        }
+        for wrong in ["*", "https://*", "https://*.com", "https://a.*.com", "*.example.com", "https://x*.example.com"] {
+            assert!(OriginPattern::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_rebound_name_is_not_loopback() {
+        let hosts = Hosts::Listed { names: vec!["app.example.com".into()], loopback: true };
+        for (host, expected) in [
+            ("localhost", true),
+            ("x.localhost", true),
+            ("127.0.0.1", true),
+            ("127.8.8.8", true),
+            ("[::1]", true),
+            ("APP.example.com", true),
+            ("evil.example", false),
+            ("localhost.evil.example", false),
+            ("127.0.0.1.evil.example", false),
+        ] {
+            assert_eq!(hosts.answers(host), expected, "{host}");
+        }
+    }
+}

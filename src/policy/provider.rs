@@ -1,0 +1,426 @@
+//! What is known of an issuer before its first token.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jsonwebtoken::Algorithm;
+use url::Url;
+
+use super::preset::{ASYMMETRIC, DefaultKeys, PRESETS, PUBLISHED_SECRETS, Preset};
+use super::validate::{Check, is_loopback};
+use super::{Claim, Requirement};
+use crate::config::{self, Accept, Config, Time};
+
+/// One identity provider, complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProviderSpec {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// The preset it was made from.
+    pub preset: &'static str,
+    /// The `iss` its tokens must carry, exactly; `None` only for the single provider without one.
+    pub issuer: Option<String>,
+    /// Where its keys come from.
+    pub keys: KeySource,
+    /// The algorithms it may sign with.
+    pub algorithms: Vec<Algorithm>,
+    /// Whom its tokens must be for.
+    pub audience: Audience,
+    /// The `azp` values accepted; `None`: not looked at.
+    pub authorized_parties: Option<Vec<String>>,
+    /// Tolerance for `exp`, `nbf` and `iat`.
+    pub clock_skew: Duration,
+    /// The claim that names the user.
+    pub user_id: Claim,
+    /// Whether user ids go up percent-encoded, so that any text may be one.
+    pub encoded_user_ids: bool,
+    /// Put in front of every user id.
+    pub user_prefix: Option<String>,
+    /// What every token must show.
+    pub require: Requirement,
+    /// Who may enter.
+    pub allow: AllowSpec,
+    /// Whether `email` counts without `email_verified: true`.
+    pub trust_unverified_email: bool,
+    /// Which kinds of token count.
+    pub accept: Kinds,
+}
+
+/// Where keys come from. Never from a token's own header.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KeySource {
+    /// A shared secret for HMAC.
+    Secret(Secret),
+    /// PEM public keys or certificates, read at start.
+    Pem(Vec<u8>),
+    /// A JWKS read at start.
+    Jwks(Vec<u8>),
+    /// A JWKS fetched from a URL.
+    Fetched {
+        /// The JWKS itself, or the OIDC discovery document that names it.
+        url: Url,
+        /// Whether `url` is a discovery document.
+        discovery: bool,
+        /// How long a set is fresh.
+        refresh: Duration,
+        /// How long the last good set serves while the provider is down.
+        max_stale: Duration,
+        /// A further certificate authority, PEM.
+        ca_file: Option<PathBuf>,
+        /// Whether plain http to another machine was allowed.
+        allow_http: bool,
+    },
+}
+
+/// A shared secret. Cannot be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for the one place that computes an HMAC.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({} bytes)", self.0.len())
+    }
+}
+
+/// Whom a token must be for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// `audience: any`, or fixed otherwise (`azp`): `aud` is not looked at.
+    Any,
+    /// One of these must be in `aud`.
+    OneOf(Vec<String>),
+}
+
+/// Kinds of token that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kinds {
+    /// Access tokens, and tokens that do not say.
+    pub access_token: bool,
+    /// ID tokens.
+    pub id_token: bool,
+}
+
+/// Who may enter; all empty: everyone this issuer signs in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowSpec {
+    /// User ids, with prefix.
+    pub users: Vec<String>,
+    /// E-mail addresses.
+    pub emails: Vec<String>,
+    /// Domains of e-mail addresses, in lower case.
+    pub email_domains: Vec<String>,
+}
+
+impl AllowSpec {
+    /// Whether everyone may enter.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.emails.is_empty() && self.email_domains.is_empty()
+    }
+}
+
+/// HMAC keys shorter than the digest are guessable (RFC 7518 section 3.2).
+const SHORTEST_SECRET: usize = 32;
+
+impl Check {
+    pub(super) fn providers(&mut self, config: &Config) -> Vec<Arc<ProviderSpec>> {
+        let mut out: Vec<Arc<ProviderSpec>> = Vec::new();
+        for (index, provider) in config.providers.iter().enumerate() {
+            let at = format!("providers[{index}]");
+            let Some(spec) = self.provider(&at, config, provider) else { continue };
+            if out.iter().any(|other| other.name == spec.name) {
+                self.wrong(
+                    format!("{at}.name"),
+                    format!("\"{}\" is taken by another provider; give each its own name", spec.name),
+                );
+            }
+            if spec.issuer.is_some() && out.iter().any(|other| other.issuer == spec.issuer) {
+                self.wrong(
+                    format!("{at}.issuer"),
+                    "another provider has the same issuer; a token could not tell which is meant",
+                );
+            }
+            if spec.issuer.is_none() && config.providers.len() > 1 {
+                self.wrong(&at, "has no issuer, and there are several providers; only `iss` tells their tokens apart");
+            }
+            out.push(Arc::new(spec));
+        }
+        if out.len() > 1 && !config.shared_user_ids {
+            self.user_prefixes(&out);
+        }
+        out
+    }
+
+    /// The second issuer must not be able to name a user of the first.
+    fn user_prefixes(&mut self, providers: &[Arc<ProviderSpec>]) {
+        for (index, provider) in providers.iter().enumerate() {
+            let at = format!("providers[{index}]");
+            let Some(prefix) = provider.user_prefix.as_deref().filter(|prefix| !prefix.is_empty()) else {
+                self.wrong(at, "has no user_prefix: whoever runs one issuer could be any user of the other. Give each a user_prefix,\nor write `shared_user_ids: true` if they share one set of users");
+                continue;
+            };
+            let clash = providers[..index]
+                .iter()
+                .filter_map(|other| other.user_prefix.as_deref())
+                .find(|other| other.starts_with(prefix) || prefix.starts_with(other));
+            if let Some(other) = clash {
+                self.wrong(format!("{at}.user_prefix"), format!("\"{prefix}\" and \"{other}\" overlap, so one user id could belong to either; end both with a separator such as `:`"));
+            }
+        }
+    }
+
+    fn provider(&mut self, at: &str, config: &Config, provider: &config::Provider) -> Option<ProviderSpec> {
+        let preset = self.preset(at, provider)?;
+        let name = provider.name.clone().unwrap_or_else(|| preset.name.to_owned());
+        let issuer = provider.issuer.clone().filter(|issuer| !issuer.is_empty());
+        if preset.keys == DefaultKeys::Discovery && issuer.is_none() {
+            self.wrong(at, "has no issuer; write the `iss` of its tokens, exactly: issuer: https://issuer.example.com");
+        }
+        let keys = self.keys(at, provider, preset, issuer.as_deref());
+        let algorithms = self.algorithms(at, provider, preset);
+        let authorized_parties = provider.authorized_parties.clone();
+        if authorized_parties.as_ref().is_some_and(Vec::is_empty) {
+            self.wrong(
+                format!("{at}.authorized_parties"),
+                "is empty: no token could be accepted; leave it out, or name the parties",
+            );
+        }
+        let audience = self.audience(at, provider, &name, keys.as_ref());
+        let user_id = match provider.user_id.as_deref() {
+            // Here `sub` is the raw claim: this key is what defines the user id.
+            None | Some("sub") => Some(Claim::Name("sub".to_owned())),
+            Some(text) => self.take(&format!("{at}.user_id"), Claim::parse(text)),
+        };
+        if let Some(prefix) = &provider.user_prefix
+            && !prefix.bytes().all(|b| (0x21..=0x7e).contains(&b))
+        {
+            self.wrong(format!("{at}.user_prefix"), "must be visible ASCII, since it stands in a header");
+        }
+        let require = self.requirement(&format!("{at}.require"), &provider.require, None);
+        for (index, domain) in provider.allow.email_domains.iter().enumerate() {
+            if domain.contains('@') || domain.is_empty() {
+                self.wrong(
+                    format!("{at}.allow.email_domains[{index}]"),
+                    format!("\"{domain}\" is not a domain; write example.com"),
+                );
+            }
+        }
+        let accept = provider.accept.as_deref().unwrap_or(&[Accept::AccessToken]);
+        if accept.is_empty() {
+            self.wrong(format!("{at}.accept"), "is empty: no token could be accepted");
+        }
+        Some(ProviderSpec {
+            name,
+            preset: preset.name,
+            issuer,
+            keys: keys?,
+            algorithms,
+            audience: audience?,
+            authorized_parties,
+            clock_skew: provider.clock_skew.map_or(Duration::from_secs(5), |time| time.0),
+            user_id: user_id?,
+            encoded_user_ids: config.identity.headers.values().any(|header| header.claim == "sub")
+                && config.identity.headers.values().all(|header| header.claim != "sub" || header.encode.is_some()),
+            user_prefix: provider.user_prefix.clone().filter(|prefix| !prefix.is_empty()),
+            require,
+            allow: AllowSpec {
+                users: provider.allow.users.clone(),
+                emails: provider.allow.emails.clone(),
+                email_domains: provider.allow.email_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
+            },
+            trust_unverified_email: provider.trust_unverified_email,
+            accept: Kinds {
+                access_token: accept.contains(&Accept::AccessToken),
+                id_token: accept.contains(&Accept::IdToken),
+            },
+        })
+    }
+
+    fn preset(&mut self, at: &str, provider: &config::Provider) -> Option<&'static Preset> {
+        let name = provider.preset.as_deref().unwrap_or("oidc");
+        let found = PRESETS.iter().find(|preset| preset.name == name);
+        if found.is_none() {
+            let known: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
+            let hint = config::nearest(name, known.iter().copied())
+                .map_or(String::new(), |near| format!(". Did you mean {near}?"));
+            self.wrong(format!("{at}.preset"), format!("\"{name}\" is not one of {}{hint}", known.join(", ")));
+        }
+        found
+    }
+
+    fn keys(
+        &mut self,
+        at: &str,
+        provider: &config::Provider,
+        preset: &Preset,
+        issuer: Option<&str>,
+    ) -> Option<KeySource> {
+        let jwks = &provider.jwks;
+        let named =
+            [jwks.url.is_some(), jwks.file.is_some(), jwks.pem_file.is_some()].iter().filter(|named| **named).count();
+        let secret_written = provider.secret.is_some() || provider.secret_file.is_some();
+        if named > 1 {
+            self.wrong(format!("{at}.jwks"), "names more than one of url, file and pem_file; keep one");
+            return None;
+        }
+        if preset.keys == DefaultKeys::Secret {
+            if named > 0 {
+                self.wrong(
+                    format!("{at}.jwks"),
+                    "a shared secret and public keys in one provider invite algorithm confusion; make two providers",
+                );
+            }
+            return self.shared_secret(at, provider);
+        }
+        if secret_written {
+            let key = if provider.secret.is_some() { "secret" } else { "secret_file" };
+            self.wrong(
+                format!("{at}.{key}"),
+                format!("preset {} verifies with public keys; use preset: shared-secret", preset.name),
+            );
+        }
+        if let Some(file) = &jwks.pem_file {
+            return self.file(&format!("{at}.jwks.pem_file"), file).map(KeySource::Pem);
+        }
+        if let Some(file) = &jwks.file {
+            return self.file(&format!("{at}.jwks.file"), file).map(KeySource::Jwks);
+        }
+        let (path, text, discovery) = match (&jwks.url, issuer) {
+            (Some(url), _) => (format!("{at}.jwks.url"), url.clone(), false),
+            (None, Some(issuer)) if preset.keys == DefaultKeys::Discovery => {
+                // OpenID Connect Discovery section 4.1: a trailing slash of the issuer is removed first.
+                let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+                (format!("{at}.issuer"), url, true)
+            }
+            (None, _) if preset.keys == DefaultKeys::Discovery => return None,
+            (None, _) => {
+                self.wrong(at, "has no keys; write jwks: { url: … }, { file: … } or { pem_file: … }");
+                return None;
+            }
+        };
+        let url = match Url::parse(&text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => url,
+            _ => {
+                self.wrong(path, format!("\"{text}\" is not an http or https URL"));
+                return None;
+            }
+        };
+        if url.scheme() == "http" && !is_loopback(&url) && !jwks.allow_http {
+            self.wrong(&path, "would fetch keys over plain http, where anyone on the way can replace them; use https,\nor set jwks.allow_http: true");
+        }
+        if jwks.refresh.is_some_and(|time| time.0 < Duration::from_secs(30)) {
+            self.wrong(format!("{at}.jwks.refresh"), "must be at least 30s");
+        }
+        if let Some(file) = &jwks.ca_file {
+            self.file(&format!("{at}.jwks.ca_file"), file);
+        }
+        Some(KeySource::Fetched {
+            url,
+            discovery,
+            refresh: jwks.refresh.unwrap_or(Time::seconds(600)).0,
+            max_stale: jwks.max_stale.unwrap_or(Time::seconds(86_400)).0,
+            ca_file: jwks.ca_file.as_ref().map(PathBuf::from),
+            allow_http: jwks.allow_http,
+        })
+    }
+
+    fn shared_secret(&mut self, at: &str, provider: &config::Provider) -> Option<KeySource> {
+        let (path, file_path) = (format!("{at}.secret"), format!("{at}.secret_file"));
+        let Some(bytes) = self.secret(&path, provider.secret.as_ref(), &file_path, provider.secret_file.as_ref())
+        else {
+            if provider.secret.is_none() && provider.secret_file.is_none() {
+                self.wrong(at, "has no secret; write secret_file: … or secret: ${SESSION_SECRET}");
+            }
+            return None;
+        };
+        let path = if provider.secret.is_some() { path } else { file_path };
+        if bytes.len() < SHORTEST_SECRET {
+            self.wrong(
+                path,
+                format!(
+                    "has {} bytes; an HMAC secret needs at least {SHORTEST_SECRET}. Make one: openssl rand -base64 48",
+                    bytes.len()
+                ),
+            );
+        } else if bytes.iter().all(|byte| *byte == bytes[0] || byte.is_ascii_whitespace()) {
+            self.wrong(path, "is blank or one repeated character; make one: openssl rand -base64 48");
+        } else if PUBLISHED_SECRETS.iter().any(|known| known.as_bytes() == bytes) {
+            self.wrong(path, "is a default that is published in documentation; anyone can sign with it. Make one: openssl rand -base64 48");
+        }
+        Some(KeySource::Secret(Secret::new(bytes)))
+    }
+
+    fn algorithms(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Vec<Algorithm> {
+        let Some(written) = &provider.algorithms else { return preset.algorithms.to_vec() };
+        let allowed: &[Algorithm] = if preset.keys == DefaultKeys::Secret {
+            &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]
+        } else {
+            &ASYMMETRIC
+        };
+        let mut out = Vec::new();
+        for (index, name) in written.iter().enumerate() {
+            match name.parse::<Algorithm>().ok().filter(|algorithm| allowed.contains(algorithm)) {
+                Some(algorithm) => out.push(algorithm),
+                None => {
+                    let known: Vec<String> = allowed.iter().map(|a| format!("{a:?}")).collect();
+                    self.wrong(
+                        format!("{at}.algorithms[{index}]"),
+                        format!("\"{name}\" is not one of {}", known.join(", ")),
+                    );
+                }
+            }
+        }
+        if written.is_empty() {
+            self.wrong(format!("{at}.algorithms"), "is empty: no token could be accepted");
+        }
+        out
+    }
+
+    /// Whom a token is for must be said (DESIGN.md section 5).
+    fn audience(
+        &mut self,
+        at: &str,
+        provider: &config::Provider,
+        name: &str,
+        keys: Option<&KeySource>,
+    ) -> Option<Audience> {
+        match &provider.audience {
+            Some(audience) if audience.is("any") => {
+                self.warn(format!(
+                    "provider {name}: audience: any accepts tokens made for every application of this issuer"
+                ));
+                Some(Audience::Any)
+            }
+            Some(audience) if audience.0.is_empty() || audience.0.iter().any(String::is_empty) => {
+                self.wrong(
+                    format!("{at}.audience"),
+                    "is empty; name whom the tokens are for, or write `audience: any`",
+                );
+                None
+            }
+            Some(audience) => Some(Audience::OneOf(audience.0.clone())),
+            None if provider.authorized_parties.is_some() => Some(Audience::Any),
+            None if matches!(keys, Some(KeySource::Secret(_) | KeySource::Pem(_))) => {
+                self.warn(format!("provider {name}: no audience; every token signed with this key is accepted"));
+                Some(Audience::Any)
+            }
+            None => {
+                self.wrong(at, format!("any token of this issuer would be accepted, also one made for another application;\nset {at}.audience, or write `audience: any`"));
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What an identity must show: claims by name or pointer, and the values that satisfy.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// Which claim is meant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// `sub` in our files: the user id of the provider, with its prefix.
+    UserId,
+    /// One literal top-level member.
+    Name(String),
+    /// An RFC 6901 pointer into the claims.
+    Pointer(String),
+}
+
+impl Claim {
+    /// Reads a claim as the file writes it.
+    ///
+    /// # Errors
+    /// When it is empty, or a pointer with a broken escape.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty claim name".to_owned());
+        }
+        if text == "sub" {
+            return Ok(Self::UserId);
+        }
+        if !text.starts_with('/') {
+            return Ok(Self::Name(text.to_owned()));
+        }
+        let mut rest = text;
+        while let Some(at) = rest.find('~') {
+            if !matches!(rest.as_bytes().get(at + 1), Some(b'0' | b'1')) {
+                return Err(format!("\"{text}\" is not an RFC 6901 pointer: `~` is written `~0`"));
+            }
+            rest = &rest[at + 2..];
+        }
+        Ok(Self::Pointer(text.to_owned()))
+    }
+
+    /// Whether users of common providers can write this claim themselves.
+    #[must_use]
+    pub fn is_written_by_users(&self) -> bool {
+        let text = match self {
+            Self::UserId => return false,
+            Self::Name(name) => name.as_str(),
+            Self::Pointer(pointer) => pointer.trim_start_matches('/'),
+        };
+        text.starts_with("user_metadata") || text.starts_with("unsafe_metadata") || text.starts_with("custom:")
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UserId => f.write_str("sub"),
+            Self::Name(text) | Self::Pointer(text) => f.write_str(text),
+        }
+    }
+}
+
+/// One of the values a claim may have.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expected {
+    /// Exactly this JSON value, or an array that contains it.
+    Value(Value),
+    /// What a path variable stands for.
+    Variable(String),
+}
+
+/// Every claim must have one of its values. Empty: nothing is required.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Requirement {
+    /// The claims and what satisfies each.
+    pub claims: Vec<(Claim, Vec<Expected>)>,
+}
+
+impl Requirement {
+    /// Whether it asks for nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+}

@@ -1,0 +1,106 @@
+//! What `check` prints and the start says: the policy in sentences a reviewer can read it off.
+
+use std::fmt::Write as _;
+
+use super::{Audience, AuthMode, Hosts, KeySource, Policy, QueryMode, Route, TokenToHttp};
+
+/// One paragraph a topic, two columns.
+#[must_use]
+pub fn summary(policy: &Policy) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "  {name:<11} {text}");
+    };
+    for listen in &policy.listen {
+        line("listen", listen.written.clone());
+    }
+    match &policy.hosts {
+        Hosts::Any => line("hosts", "any".to_owned()),
+        Hosts::Listed { names, loopback } => {
+            let mut shown = names.clone();
+            if *loopback {
+                shown.push("localhost and loopback addresses".to_owned());
+            }
+            line("hosts", shown.join(", "));
+        }
+    }
+    line("upstream", format!("http://{}", policy.upstream.authority));
+    if let Some(credential) = &policy.upstream.credential {
+        line("", format!("sees our credential in {}, for verified callers only", credential.header));
+    }
+    for provider in &policy.providers {
+        let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
+        let keys = match &provider.keys {
+            KeySource::Secret(_) => "shared secret".to_owned(),
+            KeySource::Pem(_) => "PEM file".to_owned(),
+            KeySource::Jwks(_) => "JWKS file".to_owned(),
+            KeySource::Fetched { url, discovery: true, .. } => format!("discovery at {url}"),
+            KeySource::Fetched { url, .. } => format!("keys at {url}"),
+        };
+        let audience = match &provider.audience {
+            Audience::Any => "any audience".to_owned(),
+            Audience::OneOf(names) => format!("audience {}", names.join(" or ")),
+        };
+        line("provider", format!("{} {issuer}  {keys}, {audience}", provider.name));
+    }
+    for header in &policy.trusted_headers {
+        line("identity", format!("{} = {}", header.name, header.claim));
+    }
+    let passed = match policy.upstream.token_to_http {
+        TokenToHttp::None => "the caller's token is not passed on",
+        TokenToHttp::Header => "the caller's token goes up in Authorization",
+    };
+    line("", passed.to_owned());
+    if let Some(default) = policy.routes.last() {
+        line("tokens", format!("from {}", carriers(default)));
+    }
+    for (index, route) in policy.routes.iter().enumerate() {
+        line(if index == 0 { "routes" } else { "" }, described(route));
+    }
+    if let Some(default) = policy.routes.last() {
+        let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
+        line("sockets", format!("dialect {dialect}; closed with 4401 {} after exp unless refreshed", grace(default)));
+    }
+    out
+}
+
+fn grace(route: &Route) -> String {
+    format!("{} s", route.websocket.grace.as_secs())
+}
+
+/// Where a token may stand, in one clause.
+#[must_use]
+pub fn carriers(route: &Route) -> String {
+    let mut carriers: Vec<String> = route
+        .token_from
+        .headers
+        .iter()
+        .map(|name| if name == hyper::header::AUTHORIZATION { "Authorization".to_owned() } else { name.to_string() })
+        .collect();
+    if route.token_from.message {
+        carriers.push("first message".to_owned());
+    }
+    if let Some(query) = &route.token_from.query {
+        carriers.push(match query.mode {
+            QueryMode::Move => format!("?{}= (deprecated, moved)", query.name),
+            QueryMode::Deny => format!("?{}= refused", query.name),
+        });
+    }
+    carriers.join(", ")
+}
+
+fn described(route: &Route) -> String {
+    let auth = match route.auth {
+        AuthMode::Required => "a valid token",
+        AuthMode::Optional => "anyone; a token is verified when sent",
+        AuthMode::None => "anyone",
+        AuthMode::Deny => "nobody",
+    };
+    let path = if route.pattern.is_none() && route.label == "default" { "everything else" } else { &route.label };
+    let methods = if route.methods.is_empty() { String::new() } else { format!(" {}", route.methods.join(",")) };
+    let mut text = format!("{path}{methods}: {auth}");
+    for (claim, _) in &route.require.claims {
+        let _ = write!(text, ", {claim} must match");
+    }
+    text
+}

@@ -1,0 +1,645 @@
+//! `Config` → `Policy`: every rule that needs more than one key, every parsed value, all errors at once.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{HeaderName, HeaderValue};
+use ipnet::IpNet;
+use url::Url;
+
+use super::names::{LONGEST, PROTECTED, Reserved};
+use super::origin::is_loopback_name;
+use super::{
+    Claim, CredentialSpec, DialectSpec, Expected, Hosts, LimitSpec, ListenAddress, LogSpec, Origin, OriginPattern,
+    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TrustedHeader, UpstreamSpec,
+    WebSocketSpec, fold,
+};
+use crate::config::{self, AuthMode, Config, Errors, Finding, HostHeader, OneOrMany, Paths, Time};
+
+/// Makes a policy, or says everything that is wrong.
+///
+/// # Errors
+/// Every finding, each with the path of its key.
+pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
+    let mut check = Check::default();
+    let policy = check.policy(config);
+    match policy {
+        Some(policy) if check.findings.is_empty() => Ok(policy),
+        _ => Err(check.findings),
+    }
+}
+
+/// Findings and warnings on the way; every step goes on after an error to find the next.
+#[derive(Default)]
+pub(super) struct Check {
+    findings: Vec<Finding>,
+    warnings: Vec<String>,
+}
+
+impl Check {
+    pub(super) fn wrong(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.findings.push(Finding::new(path, message));
+    }
+
+    pub(super) fn warn(&mut self, warning: impl Into<String>) {
+        self.warnings.push(warning.into());
+    }
+
+    /// The value, or a finding at `path`.
+    pub(super) fn take<T>(&mut self, path: &str, result: Result<T, String>) -> Option<T> {
+        result.map_err(|message| self.wrong(path, message)).ok()
+    }
+
+    /// Reads a file that a key names; one trailing newline is removed.
+    pub(super) fn file(&mut self, path: &str, file: &str) -> Option<Vec<u8>> {
+        match std::fs::metadata(file).map(|meta| meta.len()) {
+            Ok(size) if size > 1 << 20 => {
+                self.wrong(path, format!("{file} is larger than 1 MiB"));
+                return None;
+            }
+            _ => {}
+        }
+        match std::fs::read(Path::new(file)) {
+            Ok(mut bytes) => {
+                if bytes.last() == Some(&b'\n') {
+                    bytes.pop();
+                    if bytes.last() == Some(&b'\r') {
+                        bytes.pop();
+                    }
+                }
+                Some(bytes)
+            }
+            Err(error) => {
+                self.wrong(path, format!("{file}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A secret given as itself or as a file; `what` names the key without `_file`.
+    pub(super) fn secret(
+        &mut self,
+        path: &str,
+        value: Option<&String>,
+        file_path: &str,
+        file: Option<&String>,
+    ) -> Option<Vec<u8>> {
+        match (value, file) {
+            (Some(_), Some(_)) => {
+                self.wrong(file_path, format!("stands beside {}; keep one", path.rsplit('.').next().unwrap_or(path)));
+                None
+            }
+            (Some(value), None) => Some(value.clone().into_bytes()),
+            (None, Some(file)) => self.file(file_path, file),
+            (None, None) => None,
+        }
+    }
+
+    fn policy(&mut self, config: &Config) -> Option<Policy> {
+        let listen = self.listen(config);
+        let loopback = listen.iter().all(|l| l.addresses.iter().all(|a| a.ip().is_loopback()));
+        let public_url = config.public_url.as_ref().and_then(|text| self.take("public_url", Origin::parse(text)));
+        let hosts = self.hosts(config, loopback, public_url.as_ref());
+        let trusted_proxies = self.trusted_proxies(config);
+        let origins = self.origins("origins", &config.origins);
+        let upstream = self.upstream(config);
+        let trusted_headers = self.trusted_headers(config);
+        let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
+        let reserved = ReservedNames::new(
+            config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str),
+            rules_by_method,
+        );
+        for (index, name) in config.identity.strip.iter().enumerate() {
+            self.header_name(&format!("identity.strip[{index}]"), name);
+        }
+        let providers = self.providers(config);
+        let routes = self.routes(config);
+        if config.errors == Errors::Verbose && !loopback && !config.insecure_verbose_errors {
+            self.wrong(
+                "errors",
+                "verbose tells strangers why a token was refused; listen on loopback only, or set insecure_verbose_errors: true",
+            );
+        }
+        let log = self.log(config);
+        let limits = self.limits(config);
+        let everything_decided =
+            config.routes.iter().any(|route| route.path.as_deref() == Some("/**") && route.methods.is_none())
+                && config.routes.iter().all(|route| matches!(route.auth, AuthMode::None | AuthMode::Deny));
+        if config.providers.is_empty() && !everything_decided {
+            self.wrong("providers", "no provider: nobody could sign in. Add one, for example\nproviders: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]");
+        }
+        let by_path = config.routes.iter().any(|route| route.path.as_deref().is_some_and(|path| path != "/**"));
+        if config.paths == Paths::Lenient {
+            for (index, route) in config.routes.iter().enumerate() {
+                let rules = !route.require.is_empty() || route.auth != AuthMode::Required;
+                if rules && route.path.as_deref() != Some("/**") {
+                    self.wrong(
+                        format!("routes[{index}]"),
+                        "opens or requires by path, and `paths: lenient` lets through paths that the backend may read otherwise; use `paths: strict`",
+                    );
+                }
+            }
+        }
+        Some(Policy {
+            listen,
+            hosts,
+            public_url,
+            trusted_proxies,
+            origins,
+            upstream: upstream?,
+            providers,
+            trusted_headers,
+            reserved,
+            routes,
+            refuses_ambiguous_paths: config.paths == Paths::Strict && by_path,
+            rules_by_method,
+            limits,
+            verbose_errors: config.errors == Errors::Verbose,
+            log,
+            drain_delay: config.drain.delay.0,
+            drain_timeout: config.drain.timeout.0,
+            warnings: std::mem::take(&mut self.warnings),
+        })
+    }
+
+    fn listen(&mut self, config: &Config) -> Vec<ListenAddress> {
+        if config.listen.is_empty() {
+            self.wrong("listen", "is empty; write an address such as 127.0.0.1:8080");
+        }
+        let mut out = Vec::new();
+        for (index, listen) in config.listen.iter().enumerate() {
+            let path = if config.listen.len() == 1 { "listen".to_owned() } else { format!("listen[{index}]") };
+            if let Some(addresses) = self.take(&path, listen_addresses(&listen.address)) {
+                out.push(ListenAddress { written: listen.address.clone(), addresses });
+            }
+        }
+        out
+    }
+
+    fn hosts(&mut self, config: &Config, loopback: bool, public_url: Option<&Origin>) -> Hosts {
+        let Some(OneOrMany(written)) = &config.hosts else {
+            if !loopback {
+                return Hosts::Any;
+            }
+            return Hosts::Listed {
+                names: public_url.map(|origin| origin.host().to_owned()).into_iter().collect(),
+                loopback: true,
+            };
+        };
+        if written.iter().any(|host| host == "any") {
+            return Hosts::Any;
+        }
+        let mut names = Vec::new();
+        for (index, host) in written.iter().enumerate() {
+            if host.contains(['/', '*', ' ']) || (host.contains(':') && !host.starts_with('[')) {
+                self.wrong(
+                    format!("hosts[{index}]"),
+                    format!("\"{host}\" is not a host name without port; write app.example.com, or `any`"),
+                );
+            }
+            names.push(host.trim_end_matches('.').to_ascii_lowercase());
+        }
+        names.extend(public_url.map(|origin| origin.host().to_owned()));
+        Hosts::Listed { names, loopback: false }
+    }
+
+    fn trusted_proxies(&mut self, config: &Config) -> Vec<IpNet> {
+        const PRIVATE: [&str; 9] = [
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "100.64.0.0/10",
+            "169.254.0.0/16",
+            "127.0.0.0/8",
+            "::1/128",
+            "fc00::/7",
+            "fe80::/10",
+        ];
+        let mut networks = Vec::new();
+        for (index, text) in config.trusted_proxies.iter().enumerate() {
+            if text == "private_ranges" {
+                networks.extend(PRIVATE.iter().filter_map(|range| range.parse::<IpNet>().ok()));
+            } else if let Ok(network) = text.parse::<IpNet>() {
+                networks.push(network);
+            } else if let Ok(address) = text.parse::<IpAddr>() {
+                networks.push(IpNet::from(address));
+            } else {
+                self.wrong(
+                    format!("trusted_proxies[{index}]"),
+                    format!("\"{text}\" is no address, CIDR or `private_ranges`; names are not resolved"),
+                );
+            }
+        }
+        networks
+    }
+
+    pub(super) fn origins(&mut self, path: &str, written: &[String]) -> Vec<OriginPattern> {
+        written
+            .iter()
+            .enumerate()
+            .filter_map(|(index, text)| self.take(&format!("{path}[{index}]"), OriginPattern::parse(text)))
+            .collect()
+    }
+
+    fn upstream(&mut self, config: &Config) -> Option<UpstreamSpec> {
+        let Some(upstream) = &config.upstream else {
+            self.wrong("upstream", "missing: where is the backend? upstream: http://127.0.0.1:8000");
+            return None;
+        };
+        let Some(text) = &upstream.url else {
+            self.wrong("upstream", "has no url; write upstream: { url: http://127.0.0.1:8000 }");
+            return None;
+        };
+        let path = "upstream.url";
+        let (host, port, authority) = self.take(path, upstream_address(text))?;
+        let credential = upstream.credential.as_ref().and_then(|credential| self.credential(credential));
+        let time = |value: Option<Time>, default: u64| value.map_or(Duration::from_secs(default), |time| time.0);
+        for (key, value) in [
+            ("connect_timeout", upstream.connect_timeout),
+            ("handshake_timeout", upstream.handshake_timeout),
+            ("response_timeout", upstream.response_timeout),
+        ] {
+            self.not_zero(&format!("upstream.{key}"), value);
+        }
+        Some(UpstreamSpec {
+            authority,
+            host,
+            port,
+            host_header: upstream.host.unwrap_or(HostHeader::Client),
+            connect_timeout: time(upstream.connect_timeout, 5),
+            handshake_timeout: time(upstream.handshake_timeout, 30),
+            response_timeout: time(upstream.response_timeout, 300),
+            pool_idle_timeout: time(upstream.pool_idle_timeout, 4),
+            reuse: upstream.reuse.0,
+            token_to_http: upstream.token_to.http,
+            credential,
+        })
+    }
+
+    fn not_zero(&mut self, path: &str, value: Option<Time>) {
+        if value.is_some_and(|time| time.0.is_zero()) {
+            self.wrong(path, "is zero: nothing could ever be in time");
+        }
+    }
+
+    fn credential(&mut self, credential: &config::Credential) -> Option<CredentialSpec> {
+        let Some(name) = &credential.header else {
+            self.wrong("upstream.credential", "has no header; write { header: Authorization, value_file: … }");
+            return None;
+        };
+        let header = self.header_name("upstream.credential.header", name)?;
+        if let b"host" | b"contentlength" | b"transferencoding" | b"connection" =
+            fold(name).as_ref().map_or(&b""[..], |f| f.as_bytes())
+        {
+            self.wrong(
+                "upstream.credential.header",
+                format!("{name} cannot carry a secret; write Authorization or a header of the backend's own"),
+            );
+        }
+        let (at, at_file) = ("upstream.credential.value", "upstream.credential.value_file");
+        let Some(bytes) = self.secret(at, credential.value.as_ref(), at_file, credential.value_file.as_ref()) else {
+            if credential.value.is_none() && credential.value_file.is_none() {
+                self.wrong("upstream.credential", "has no value; write value_file: … or value: ${BACKEND_SECRET}");
+            }
+            return None;
+        };
+        let place = if credential.value.is_some() { at } else { at_file };
+        match HeaderValue::from_bytes(&bytes) {
+            Ok(mut value) if !bytes.is_empty() => {
+                value.set_sensitive(true);
+                Some(CredentialSpec { header, value })
+            }
+            _ => {
+                self.wrong(place, "is empty, or holds what cannot stand in a header (a line break?)");
+                None
+            }
+        }
+    }
+
+    fn header_name(&mut self, path: &str, name: &str) -> Option<HeaderName> {
+        if name.len() > LONGEST {
+            self.wrong(path, format!("a header name longer than {LONGEST} bytes"));
+            return None;
+        }
+        let parsed = HeaderName::try_from(name).map_err(|_| format!("\"{name}\" is not a header name"));
+        self.take(path, parsed)
+    }
+
+    fn trusted_headers(&mut self, config: &Config) -> Vec<TrustedHeader> {
+        let mut out: Vec<TrustedHeader> = Vec::new();
+        let no_names = ReservedNames::default();
+        for (name, claim) in &config.identity.headers {
+            let path = format!("identity.headers.{name}");
+            let Some(header) = self.header_name(&path, name) else { continue };
+            let folded = fold(name);
+            let letters = folded.as_ref().map_or(&b""[..], |f| f.as_bytes());
+            let protected = PROTECTED.iter().filter_map(|p| fold(p)).any(|p| p.as_bytes() == letters)
+                || matches!(
+                    letters,
+                    b"connection" | b"upgrade" | b"te" | b"trailer" | b"keepalive" | b"expect" | b"via" | b"xrequestid"
+                )
+                || (letters.starts_with(b"secwebsocket"))
+                || (no_names.classify(name) == Some(Reserved::Forwarding))
+                || matches!(letters, b"xforwardedfor" | b"xforwardedproto" | b"xforwardedhost");
+            let well_known = super::names::WELL_KNOWN.iter().filter_map(|n| fold(n)).any(|n| n.as_bytes() == letters);
+            if protected && !well_known {
+                self.wrong(&path, format!("{name} has a meaning of its own; use another name, such as X-User-Id"));
+            }
+            if letters.is_empty() {
+                self.wrong(&path, "has no letter or digit");
+            }
+            if let Some(twin) = out.iter().find(|o| fold(o.name.as_str()).is_some_and(|f| f.as_bytes() == letters)) {
+                let twin = twin.name.clone();
+                self.wrong(&path, format!("is the same name as {twin} to many backends; keep one"));
+            }
+            if let Some(parsed) = self.take(&path, Claim::parse(&claim.claim)) {
+                if parsed.is_written_by_users() {
+                    self.warn(format!("identity.headers.{name}: users can write the claim {parsed} themselves"));
+                }
+                out.push(TrustedHeader { name: header, claim: parsed, encode: claim.encode });
+            }
+        }
+        out
+    }
+
+    fn token_from(
+        &mut self,
+        path: &str,
+        header: Option<&OneOrMany>,
+        message: bool,
+        query: Option<&config::QuerySource>,
+    ) -> TokenSources {
+        let mut headers = Vec::new();
+        for name in header.map_or(&[][..], |names| &names.0) {
+            if let Some(name) = self.header_name(&format!("{path}.header"), name) {
+                headers.push(name);
+            }
+        }
+        if query.is_some_and(|query| query.name.is_empty()) {
+            self.wrong(format!("{path}.query.name"), "is empty; write the parameter's name, such as token");
+        }
+        let query = query
+            .filter(|query| !query.uses.is_empty())
+            .map(|query| QueryParameter { name: query.name.clone(), mode: query.mode });
+        TokenSources { headers, message, query }
+    }
+
+    fn websocket(&mut self, config: &Config, route: &config::RouteWebSocket, path: &str) -> WebSocketSpec {
+        let base = &config.websocket;
+        let path_of =
+            |written: bool, key: &str| if written { format!("{path}.{key}") } else { format!("websocket.{key}") };
+        let name = route.dialect.as_ref().unwrap_or(&base.dialect);
+        let dialect = match name.as_str() {
+            "vestibule" => Some(Arc::new(DialectSpec::vestibule())),
+            "none" => None,
+            other => {
+                self.wrong(
+                    path_of(route.dialect.is_some(), "dialect"),
+                    format!("\"{other}\" is not one of vestibule, none"),
+                );
+                None
+            }
+        };
+        let drain_code = route.drain_code.unwrap_or(base.drain_code);
+        if !matches!(drain_code, 1000 | 1001 | 1008 | 1011..=1014 | 3000..=4999) {
+            self.wrong(
+                path_of(route.drain_code.is_some(), "drain_code"),
+                format!("{drain_code} cannot be sent in a Close; write 1012, 1001, or 3000 to 4999"),
+            );
+        }
+        let auth_timeout = route.auth_timeout.unwrap_or(base.auth_timeout);
+        self.not_zero(&path_of(route.auth_timeout.is_some(), "auth_timeout"), Some(auth_timeout));
+        let ping_interval = route.ping_interval.unwrap_or(base.ping_interval);
+        self.not_zero(&path_of(route.ping_interval.is_some(), "ping_interval"), Some(ping_interval));
+        let ping_timeout = route.ping_timeout.unwrap_or(base.ping_timeout);
+        self.not_zero(&path_of(route.ping_timeout.is_some(), "ping_timeout"), Some(ping_timeout));
+        let subprotocols = route.subprotocols.clone().unwrap_or_else(|| base.subprotocols.clone());
+        for protocol in &subprotocols {
+            if HeaderName::try_from(protocol.as_str()).is_err() {
+                self.wrong(
+                    path_of(route.subprotocols.is_some(), "subprotocols"),
+                    format!("\"{protocol}\" is not a subprotocol name"),
+                );
+            }
+        }
+        let allowed = route.allowed_origins.as_ref().or(base.allowed_origins.as_ref());
+        let at = path_of(route.allowed_origins.is_some(), "allowed_origins");
+        WebSocketSpec {
+            dialect,
+            auth_timeout: auth_timeout.0,
+            grace: route.grace.unwrap_or(base.grace).0,
+            ping_interval: ping_interval.0,
+            ping_timeout: ping_timeout.0,
+            subprotocols,
+            allowed_origins: allowed.map(|origins| self.origins(&at, origins)),
+            drain_code,
+        }
+    }
+
+    fn routes(&mut self, config: &Config) -> Vec<Arc<Route>> {
+        let mut out = Vec::new();
+        for (index, route) in config.routes.iter().enumerate() {
+            let at = format!("routes[{index}]");
+            let Some(path) = &route.path else {
+                self.wrong(&at, "has no path; write path: /api/**");
+                continue;
+            };
+            let Some(pattern) = self.take(&format!("{at}.path"), Pattern::parse(path)) else { continue };
+            if matches!(route.auth, AuthMode::None | AuthMode::Deny) && !route.require.is_empty() {
+                self.wrong(
+                    format!("{at}.require"),
+                    "needs a verified user, and this rule asks for none; remove one of the two",
+                );
+            }
+            let mut methods = Vec::new();
+            for method in route.methods.iter().flatten() {
+                if hyper::Method::from_bytes(method.as_bytes()).is_err() || method.to_ascii_uppercase() != *method {
+                    self.wrong(
+                        format!("{at}.methods"),
+                        format!("\"{method}\" is not a method; write it in capitals, as in GET"),
+                    );
+                }
+                methods.push(method.clone());
+            }
+            if route.methods.as_ref().is_some_and(Vec::is_empty) {
+                self.wrong(
+                    format!("{at}.methods"),
+                    "is empty: the rule would never match; leave it out for every method",
+                );
+            }
+            let require = self.requirement(&format!("{at}.require"), &route.require, Some(&pattern));
+            let base = &config.token_from;
+            let header = route.token_from.header.as_ref().map_or(base.header.as_ref(), Option::as_ref);
+            let query = route.token_from.query.as_ref().map_or(base.query.as_ref(), Option::as_ref);
+            let message = route.token_from.message.unwrap_or(base.message);
+            let token_from = self.token_from(&format!("{at}.token_from"), header, message, query);
+            let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"));
+            let pattern = (path != "/**").then_some(pattern);
+            out.push(Arc::new(Route {
+                label: path.clone(),
+                pattern,
+                methods,
+                auth: route.auth,
+                require,
+                token_from,
+                websocket,
+            }));
+        }
+        let base = &config.token_from;
+        let token_from = self.token_from("token_from", base.header.as_ref(), base.message, base.query.as_ref());
+        let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket");
+        out.push(Arc::new(Route {
+            label: "default".to_owned(),
+            pattern: None,
+            methods: Vec::new(),
+            auth: AuthMode::Required,
+            require: Requirement::default(),
+            token_from,
+            websocket,
+        }));
+        out
+    }
+
+    pub(super) fn requirement(
+        &mut self,
+        path: &str,
+        written: &std::collections::BTreeMap<String, serde_json::Value>,
+        pattern: Option<&Pattern>,
+    ) -> Requirement {
+        let mut claims = Vec::new();
+        for (name, value) in written {
+            let at = format!("{path}.{name}");
+            let Some(claim) = self.take(&at, Claim::parse(name)) else { continue };
+            if claim.is_written_by_users() {
+                self.warn(format!("{at}: users can write the claim {claim} themselves"));
+            }
+            let values = match value {
+                serde_json::Value::Array(values) if values.is_empty() => {
+                    self.wrong(&at, "an empty list: nothing could satisfy it");
+                    continue;
+                }
+                serde_json::Value::Array(values) => values.clone(),
+                value => vec![value.clone()],
+            };
+            let mut expected = Vec::new();
+            for value in values {
+                match value {
+                    serde_json::Value::String(text) if text.starts_with('{') && text.ends_with('}') => {
+                        let variable = &text[1..text.len() - 1];
+                        if !pattern.is_some_and(|pattern| pattern.variables().any(|name| name == variable)) {
+                            self.wrong(&at, format!("{text} is not a variable of the path"));
+                        }
+                        expected.push(Expected::Variable(variable.to_owned()));
+                    }
+                    serde_json::Value::Object(_) | serde_json::Value::Null => {
+                        self.wrong(&at, "must be text, a number, true or false, or a list of these");
+                    }
+                    value => expected.push(Expected::Value(value)),
+                }
+            }
+            claims.push((claim, expected));
+        }
+        Requirement { claims }
+    }
+
+    fn log(&mut self, config: &Config) -> LogSpec {
+        for (index, path) in config.log.quiet.iter().enumerate() {
+            if !path.starts_with('/') {
+                self.wrong(format!("log.quiet[{index}]"), format!("\"{path}\" must start with a slash"));
+            }
+        }
+        LogSpec {
+            format: config.log.format,
+            level: config.log.level,
+            access: config.log.access,
+            query: config.log.query,
+            quiet: config.log.quiet.clone(),
+        }
+    }
+
+    fn limits(&mut self, config: &Config) -> LimitSpec {
+        let limits = &config.limits;
+        if limits.connections == 0 {
+            self.wrong("limits.connections", "is zero: nobody could connect");
+        }
+        if !(256..=1 << 20).contains(&limits.token_bytes.0) {
+            self.wrong("limits.token_bytes", "must be between 256 and 1MiB");
+        }
+        if !(1024..=1 << 20).contains(&limits.header_bytes.0) {
+            self.wrong("limits.header_bytes", "must be between 1KiB and 1MiB");
+        }
+        if limits.token_bytes.0 > limits.header_bytes.0 {
+            self.wrong("limits.token_bytes", "is more than limits.header_bytes, so no header could carry such a token");
+        }
+        for (key, value) in [
+            ("header_timeout", limits.header_timeout),
+            ("keep_alive_timeout", limits.keep_alive_timeout),
+            ("body_idle_timeout", limits.body_idle_timeout),
+            ("send_timeout", limits.send_timeout),
+        ] {
+            self.not_zero(&format!("limits.{key}"), Some(value));
+        }
+        LimitSpec {
+            connections: limits.connections,
+            waiting_websockets: limits.waiting_websockets,
+            waiting_websockets_per_address: limits.waiting_websockets_per_address,
+            token_bytes: limits.token_bytes.0,
+            header_bytes: limits.header_bytes.0,
+            header_timeout: limits.header_timeout.0,
+            keep_alive_timeout: limits.keep_alive_timeout.0,
+            body_bytes: limits.body_bytes.map(|size| size.0),
+            body_idle_timeout: limits.body_idle_timeout.0,
+            send_timeout: limits.send_timeout.0,
+        }
+    }
+}
+
+fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    if let Some(port) = text.strip_prefix(':') {
+        let port: u16 = port.parse().map_err(|_| format!("\"{text}\": a port is a number up to 65535"))?;
+        // One dual-stack socket where there is IPv6; `listen` falls back where there is none.
+        return Ok(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(vec![address]);
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
+        return Ok(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]);
+    }
+    if text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() {
+        return Err(format!(
+            "\"{text}\" has no address. This machine only: 127.0.0.1:{text}. Every address: \":{text}\""
+        ));
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(format!("\"{text}\" has no port; write it as 127.0.0.1:8080"));
+    }
+    Err(format!("\"{text}\" is not an address and port; write 127.0.0.1:8080, \":8080\" or localhost:8080"))
+}
+
+fn upstream_address(text: &str) -> Result<(String, u16, String), String> {
+    let Some((scheme, _)) = text.split_once("://") else {
+        return Err(format!("\"{text}\" has no scheme. Did you mean http://{text} ?"));
+    };
+    if scheme != "http" {
+        return Err(format!("\"{scheme}://\" is not supported; write http://host:port"));
+    }
+    let url = Url::parse(text).map_err(|error| format!("\"{text}\" is not a URL: {error}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("has a user or password in it; the backend's own secret goes into upstream.credential".to_owned());
+    }
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err("has a path; paths go up as the client sent them, so write scheme, host and port only".to_owned());
+    }
+    let Some(host) = url.host_str() else { return Err(format!("\"{text}\" has no host")) };
+    let port = url.port_or_known_default().unwrap_or(80);
+    let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port, authority))
+}
+
+/// Whether a URL's host is this machine's loopback.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(is_loopback_name)
+}
