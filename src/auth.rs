@@ -18,8 +18,8 @@ mod rejection;
 pub mod token;
 mod verifier;
 
-pub use identity::Identity;
+pub use identity::{Identity, User};
 pub use keys::{Health, ProviderKeys};
 pub use rejection::Rejection;
 pub use token::{Carrier, NoCredential, Token};
-pub use verifier::{Explanation, Step, Verified, Verifier};
+pub use verifier::{Explanation, Step, Verified, Verifier, now};

@@ -45,12 +45,11 @@ impl Identity {
         self.expires_at
     }
 
-    /// Whether two identities are one user: the pair of issuer and user id.
+    /// The user: the pair of issuer and user id.
     #[must_use]
-    pub fn is_same_user(&self, other: &Self) -> bool {
-        self.claims.get("iss") == other.claims.get("iss")
-            && self.provider.name == other.provider.name
-            && self.user_id == other.user_id
+    pub fn user(&self) -> User {
+        let issuer = self.claims.get("iss").and_then(Value::as_str).map(Box::from);
+        User { provider: Arc::clone(&self.provider), issuer, id: self.user_id.as_str().into() }
     }
 
     /// A claim; an unverified e-mail address is none (DESIGN.md section 5).
@@ -70,6 +69,28 @@ impl Identity {
             return None;
         }
         (!value.is_null()).then_some(Cow::Borrowed(value))
+    }
+}
+
+/// A user without the claims that proved it: what a socket keeps for its whole life.
+#[derive(Clone, Debug)]
+pub struct User {
+    provider: Arc<ProviderSpec>,
+    issuer: Option<Box<str>>,
+    id: Box<str>,
+}
+
+impl User {
+    /// The user id with the provider's prefix.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl PartialEq for User {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.issuer == other.issuer && self.provider.name == other.provider.name
     }
 }
 

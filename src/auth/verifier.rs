@@ -155,7 +155,7 @@ impl Verifier {
 
 /// Seconds since the epoch by this machine's clock.
 #[must_use]
-pub(super) fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 

@@ -1,0 +1,48 @@
+//! A request's way from the listener to the upstream, as types: each step takes what the step
+//! before made, so a skipped check does not compile.
+//!
+//! ```text
+//! Request ─admit─► Admitted ─rule─► Protected ─extract─► Token ─(auth)─► Verified
+//!                                 │                                        │ allow
+//!                                 └► Public ─seal_public─┐             Allowed ─seal─► Sealed ─► Upstream
+//! ```
+//!
+//! Owns admission, rules applied to requests, refusals as values, header rules, bodies and the
+//! upstream client. How a refusal looks is `proxy`'s; what a token means is `auth`'s.
+//!
+//! A request that was not allowed cannot be sealed:
+//!
+//! ```compile_fail
+//! fn forget_to_verify(request: vestibule::http::ProtectedRequest, policy: &vestibule::policy::Policy) {
+//!     let sealed = vestibule::http::seal(request, policy);
+//! }
+//! ```
+//!
+//! and what is not sealed cannot be sent:
+//!
+//! ```compile_fail
+//! async fn forget_to_seal(upstream: &vestibule::http::Upstream, request: hyper::Request<hyper::body::Incoming>) {
+//!     upstream.send(request).await.ok();
+//! }
+//! ```
+
+mod admit;
+mod body;
+mod forwarding;
+mod headers;
+mod path;
+mod refusal;
+mod request;
+mod rule;
+mod stream;
+mod upstream;
+
+pub use admit::admit;
+pub use body::{BodyEnd, ClientBody, ResponseBody};
+pub use forwarding::{ClientAddress, Connection};
+pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_public};
+pub use refusal::{Challenge, Refusal, problem};
+pub use request::{Admitted, Allowed, OwnRequest, ProtectedRequest, PublicRequest};
+pub use rule::{Ruled, rule};
+pub use stream::{ClientStream, Phase, UpstreamStream};
+pub use upstream::{Answer, Upgraded, Upstream, UpstreamError};

@@ -1,0 +1,156 @@
+//! Admission: what hyper lets through and we do not (ANCHORS.md section 3.2).
+
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Method, Request, Version};
+
+use super::path::{has_broken_escape, is_ambiguous, is_own};
+use super::{Admitted, ClientAddress, Connection, Refusal};
+use crate::policy::Policy;
+
+/// Admits a request, or says why not.
+///
+/// # Errors
+/// A refusal of section 3: malformed, wrong method, Host not served, something over its limit.
+pub fn admit(mut request: Request<Incoming>, connection: &Connection, policy: &Policy) -> Result<Admitted, (Refusal, ClientAddress)> {
+    let client = ClientAddress::of(connection, request.headers(), policy);
+    let websocket = match check(&mut request, policy) {
+        Ok(websocket) => websocket,
+        Err(refusal) => return Err((refusal, client)),
+    };
+    let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    Ok(Admitted { parts, body, client, upgrade })
+}
+
+fn check(request: &mut Request<Incoming>, policy: &Policy) -> Result<bool, Refusal> {
+    let method = request.method();
+    if *method == Method::CONNECT || *method == Method::TRACE {
+        return Err(Refusal::method_not_allowed(None));
+    }
+    if is_misspelt(method) {
+        return Err(Refusal::bad_request("a known method in other letters"));
+    }
+    check_size(request, policy.limits.header_bytes)?;
+    check_host(request, policy)?;
+    check_framing(request)?;
+    let path = request.uri().path();
+    if has_broken_escape(path) {
+        return Err(Refusal::bad_request("an escape that is not two hex digits"));
+    }
+    if !path.starts_with('/') {
+        return Err(Refusal::bad_request("the target is not a path"));
+    }
+    if policy.refuses_ambiguous_paths && is_ambiguous(path) && !is_own(path) {
+        return Err(Refusal::bad_request("an ambiguous path"));
+    }
+    if policy.limits.body_bytes.is_some_and(|limit| request.body().size_hint().lower() > limit as u64) {
+        return Err(Refusal::body_too_large());
+    }
+    is_websocket(request)
+}
+
+/// `get` is not `GET`, and a backend that thinks so would skip a rule by method.
+fn is_misspelt(method: &Method) -> bool {
+    let name = method.as_str();
+    let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
+    known.iter().any(|known| known.eq_ignore_ascii_case(name) && *known != name)
+}
+
+/// The head's size as it was on the wire, give or take optional white space.
+fn check_size(request: &Request<Incoming>, limit: usize) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(1, |target| target.as_str().len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len() + "http://".len());
+    if target > limit {
+        return Err(Refusal::target_too_long());
+    }
+    let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n".len();
+    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
+    if line + fields + "\r\n".len() > limit { Err(Refusal::head_too_large()) } else { Ok(()) }
+}
+
+fn check_host(request: &mut Request<Incoming>, policy: &Policy) -> Result<(), Refusal> {
+    let mut values = request.headers().get_all(HOST).iter();
+    let (Some(host), None) = (values.next(), values.next()) else {
+        return Err(Refusal::bad_request("not exactly one Host"));
+    };
+    let text = host.to_str().map_err(|_| Refusal::bad_request("Host is not ASCII"))?;
+    let host: Authority = text.parse().map_err(|_| Refusal::bad_request("Host is not host and port"))?;
+    if text.contains('@') || host.host().is_empty() || text.ends_with(':') {
+        return Err(Refusal::bad_request("Host is not host and port"));
+    }
+    if let Some(authority) = request.uri().authority() {
+        // RFC 9112 section 3.2.2 lets the target win; two names for one request are a trap instead.
+        if !authority.as_str().eq_ignore_ascii_case(text) {
+            return Err(Refusal::bad_request("an absolute target whose authority is not the Host"));
+        }
+        let target = request.uri().path_and_query().cloned();
+        let target = target.ok_or_else(|| Refusal::bad_request("the target has no path"))?;
+        *request.uri_mut() = target.as_str().parse().map_err(|_| Refusal::bad_request("the target is not a path"))?;
+    }
+    let probe = matches!(request.uri().path(), "/.vestibule/healthz" | "/.vestibule/readyz");
+    if probe || policy.hosts.answers(host.host()) { Ok(()) } else { Err(Refusal::host_not_served()) }
+}
+
+/// hyper has read the framing; what a backend might read differently is refused or replaced here.
+fn check_framing(request: &mut Request<Incoming>) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let only_chunked = codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none();
+        if !only_chunked || request.version() != Version::HTTP_11 {
+            return Err(Refusal::bad_request("a transfer coding other than chunked"));
+        }
+        // hyper's client encodes anew; nothing of the client's framing goes up.
+        request.headers_mut().remove(TRANSFER_ENCODING);
+        request.headers_mut().remove(CONTENT_LENGTH);
+    } else if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+        return Err(Refusal::bad_request("more than one Content-Length"));
+    }
+    Ok(())
+}
+
+fn is_websocket(request: &Request<Incoming>) -> Result<bool, Refusal> {
+    let headers = request.headers();
+    if !lists(headers, &UPGRADE, "websocket") {
+        return Ok(false);
+    }
+    let upgrade = lists(headers, &CONNECTION, "upgrade") && *request.method() == Method::GET;
+    if !upgrade || request.version() != Version::HTTP_11 || !request.body().is_end_stream() {
+        return Err(Refusal::bad_request("an incomplete WebSocket upgrade"));
+    }
+    let one = |name: &HeaderName| {
+        let mut values = headers.get_all(name).iter();
+        values.next().filter(|_| values.next().is_none())
+    };
+    if one(&SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(Refusal::websocket_version());
+    }
+    if !one(&SEC_WEBSOCKET_KEY).is_some_and(|key| is_websocket_key(key.as_bytes())) {
+        return Err(Refusal::bad_request("Sec-WebSocket-Key is not 16 bytes in base64"));
+    }
+    Ok(true)
+}
+
+fn is_websocket_key(key: &[u8]) -> bool {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)
+}
+
+/// Whether a list-valued field has this member, without case.
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|value| value.trim().eq_ignore_ascii_case(member))
+}
+
+/// Whether a path is under our prefix in any reading; for `rule`.
+pub(super) fn is_ours(parts: &Parts) -> bool {
+    is_own(parts.uri.path())
+}

@@ -1,0 +1,261 @@
+//! Bodies on their way through, never collected: the client's with a size, an idle limit and a note
+//! of how it ended; the answer's with a lease on its upstream connection.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::upstream::Lease;
+
+const GOING: u8 = 0;
+const ENDED: u8 = 1;
+const STALLED: u8 = 2;
+const TOO_LARGE: u8 = 3;
+const BROKEN: u8 = 4;
+
+/// How a request body ended; shared with whoever sends it up.
+#[derive(Clone, Debug)]
+pub struct BodyEnd(Arc<AtomicU8>);
+
+impl BodyEnd {
+    /// It was passed on completely.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.0.load(Ordering::Acquire) == ENDED
+    }
+
+    /// The client sent nothing for `limits.body_idle_timeout`.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        self.0.load(Ordering::Acquire) == STALLED
+    }
+
+    /// It grew over `limits.body_bytes`.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.0.load(Ordering::Acquire) == TOO_LARGE
+    }
+
+    /// The client broke it off or its framing was wrong.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Acquire) == BROKEN
+    }
+}
+
+/// Why a request body cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client sent nothing for too long.
+    #[error("the request body stalled")]
+    Stalled,
+    /// Over `limits.body_bytes`.
+    #[error("the request body is too large")]
+    TooLarge,
+    /// The connection or its framing broke.
+    #[error("the request body broke off")]
+    Broken(#[source] hyper::Error),
+}
+
+/// A request body on its way up. Trailers are dropped: they could hold any name.
+#[derive(Debug)]
+pub struct ClientBody {
+    incoming: Option<Incoming>,
+    left: Option<usize>,
+    idle: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    end: BodyEnd,
+}
+
+impl ClientBody {
+    pub(super) fn new(incoming: Incoming, limit: Option<usize>, idle: Duration) -> Self {
+        let empty = incoming.is_end_stream();
+        let state = if empty { ENDED } else { GOING };
+        Self {
+            incoming: (!empty).then_some(incoming),
+            left: limit,
+            idle,
+            timer: None,
+            end: BodyEnd(Arc::new(AtomicU8::new(state))),
+        }
+    }
+
+    /// An empty body, for a request sent again.
+    pub(super) fn empty() -> Self {
+        Self { incoming: None, left: None, idle: Duration::ZERO, timer: None, end: BodyEnd(Arc::new(AtomicU8::new(ENDED))) }
+    }
+
+    /// How it ends.
+    #[must_use]
+    pub fn end(&self) -> BodyEnd {
+        self.end.clone()
+    }
+
+    fn finish(&mut self, state: u8) {
+        self.timer = None;
+        self.end.0.store(state, Ordering::Release);
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
+        loop {
+            match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    this.timer = None;
+                    let Ok(data) = frame.into_data() else { continue };
+                    if let Some(left) = &mut this.left {
+                        match left.checked_sub(data.len()) {
+                            Some(rest) => *left = rest,
+                            None => {
+                                this.finish(TOO_LARGE);
+                                return Poll::Ready(Some(Err(BodyError::TooLarge)));
+                            }
+                        }
+                    }
+                    if incoming.is_end_stream() {
+                        this.finish(ENDED);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    this.finish(BROKEN);
+                    return Poll::Ready(Some(Err(BodyError::Broken(error))));
+                }
+                Poll::Ready(None) => {
+                    this.finish(ENDED);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    let idle = this.idle;
+                    let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + idle)));
+                    ready!(timer.as_mut().poll(cx));
+                    this.finish(STALLED);
+                    return Poll::Ready(Some(Err(BodyError::Stalled)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// Called once when an answer has been given or given up: with its bytes, and whether it was whole.
+pub type OnEnd = Box<dyn FnOnce(u64, bool) + Send + Sync>;
+
+/// An answer's body on its way to the client.
+pub struct ResponseBody {
+    kind: Kind,
+    sent: u64,
+    whole: bool,
+    on_end: Option<OnEnd>,
+}
+
+enum Kind {
+    Ours(Option<Bytes>),
+    Upstream { incoming: Incoming, lease: Option<Lease> },
+}
+
+impl std::fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResponseBody").field("sent", &self.sent).finish_non_exhaustive()
+    }
+}
+
+impl ResponseBody {
+    /// Text of our own.
+    #[must_use]
+    pub fn ours(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self { kind: Kind::Ours((!bytes.is_empty()).then_some(bytes)), sent: 0, whole: false, on_end: None }
+    }
+
+    /// The upstream's body; the connection goes back to its pool when it has ended cleanly.
+    #[must_use]
+    pub(super) fn upstream(incoming: Incoming, lease: Option<Lease>) -> Self {
+        let mut body = Self { kind: Kind::Upstream { incoming, lease }, sent: 0, whole: false, on_end: None };
+        if body.is_end_stream() {
+            body.ended();
+        }
+        body
+    }
+
+    /// Sets what happens at the end, whatever the end is.
+    pub fn on_end(&mut self, on_end: OnEnd) {
+        self.on_end = Some(on_end);
+    }
+
+    fn ended(&mut self) {
+        self.whole = true;
+        if let Kind::Upstream { lease, .. } = &mut self.kind
+            && let Some(lease) = lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        let whole = self.whole || self.is_end_stream();
+        if let Some(on_end) = self.on_end.take() {
+            on_end(self.sent, whole);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.kind {
+            Kind::Ours(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Upstream { incoming, .. } => Pin::new(incoming).poll_frame(cx),
+        };
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if this.is_end_stream() {
+                    this.ended();
+                }
+            }
+            Poll::Ready(None) => this.ended(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Ours(bytes) => bytes.is_none(),
+            Kind::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Ours(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Upstream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Who the client is, and the forwarding fields that say so (DESIGN.md section 3): believed from
+//! trusted proxies only, and made anew for the upstream in every case.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue};
+
+use crate::policy::Policy;
+
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// More hops than this in `X-Forwarded-For` are cut off on the left, the far end.
+const HOPS: usize = 32;
+const REQUEST_ID_BYTES: usize = 128;
+
+/// One accepted connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// The other end of the TCP connection.
+    pub peer: SocketAddr,
+}
+
+/// Who asks, as far as it is known.
+#[derive(Clone, Debug)]
+pub struct ClientAddress {
+    /// The client: the peer, or what a trusted proxy names.
+    pub address: IpAddr,
+    /// `http` or `https`, as the client sees it.
+    pub scheme: &'static str,
+    /// The chain for the upstream: the client, the trusted hops that followed it, the peer.
+    pub chain: String,
+    /// `X-Request-Id`.
+    pub request_id: String,
+}
+
+impl ClientAddress {
+    pub(super) fn of(connection: &Connection, headers: &HeaderMap, policy: &Policy) -> Self {
+        let peer = connection.peer.ip().to_canonical();
+        if !policy.trusts(peer) {
+            return Self { address: peer, scheme: "http", chain: peer.to_string(), request_id: new_request_id() };
+        }
+        let hops = forwarded_for(headers);
+        // From the right, to the first address that is not one of our proxies.
+        let client = hops.iter().rposition(|hop| !policy.trusts(*hop)).unwrap_or(0);
+        let mut chain: Vec<String> = hops.get(client..).unwrap_or_default().iter().map(IpAddr::to_string).collect();
+        chain.push(peer.to_string());
+        let proto = headers.get_all(X_FORWARDED_PROTO).iter().next_back().and_then(|value| value.to_str().ok());
+        let proto = proto.and_then(|list| list.rsplit(',').next()).map(|scheme| scheme.trim().to_ascii_lowercase());
+        Self {
+            address: hops.get(client).copied().unwrap_or(peer),
+            scheme: if matches!(proto.as_deref(), Some("https" | "wss")) { "https" } else { "http" },
+            chain: chain.join(", "),
+            request_id: kept_request_id(headers).unwrap_or_else(new_request_id),
+        }
+    }
+}
+
+/// The addresses of `X-Forwarded-For`, left to right; what is no address ends the list there.
+fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
+    let mut hops = Vec::new();
+    let lines: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or("")).collect();
+    for entry in lines.iter().flat_map(|line| line.split(',')).rev().take(HOPS) {
+        let entry = entry.trim();
+        let bare = entry.trim_start_matches('[').split(']').next().unwrap_or(entry);
+        let address = bare.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()));
+        match address {
+            Some(address) => hops.push(IpAddr::to_canonical(&address)),
+            None => break,
+        }
+    }
+    hops.reverse();
+    hops
+}
+
+fn kept_request_id(headers: &HeaderMap) -> Option<String> {
+    let mut values = headers.get_all(X_REQUEST_ID).iter();
+    let id = values.next()?.to_str().ok()?;
+    let well_formed = !id.is_empty()
+        && id.len() <= REQUEST_ID_BYTES
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'=' | b':' | b'/' | b'+'));
+    (well_formed && values.next().is_none()).then(|| id.to_owned())
+}
+
+/// Unique in this process and very likely beyond it; not a secret.
+fn new_request_id() -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    let seed = *SEED.get_or_init(|| {
+        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos());
+        // The low bits are the ones that differ between two processes.
+        u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or(0) ^ (u64::from(std::process::id()) << 32)
+    });
+    // SplitMix64: a bijection, so two ids of one process never collide.
+    let mut id = seed.wrapping_add(COUNTER.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    format!("{:016x}", id ^ (id >> 31))
+}
+
+/// Puts our fields in; whatever the client sent of the family is gone already.
+pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, host: Option<&HeaderValue>) {
+    if let Ok(chain) = HeaderValue::try_from(client.chain.as_str()) {
+        headers.insert(X_FORWARDED_FOR, chain);
+    }
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
+    if let Some(host) = host {
+        headers.insert(X_FORWARDED_HOST, host.clone());
+    }
+    if let Ok(id) = HeaderValue::try_from(client.request_id.as_str()) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_is_read_from_the_right_and_stops_at_what_is_no_address() {
+        for (value, expected) in [
+            ("1.2.3.4, 10.0.0.1", vec!["1.2.3.4", "10.0.0.1"]),
+            ("unknown, 1.2.3.4", vec!["1.2.3.4"]),
+            ("1.2.3.4:5678, [2001:db8::1]:99, ::ffff:10.0.0.9", vec!["1.2.3.4", "2001:db8::1", "10.0.0.9"]),
+            ("", vec![]),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_FORWARDED_FOR, HeaderValue::from_static(value));
+            let found: Vec<String> = forwarded_for(&headers).iter().map(IpAddr::to_string).collect();
+            assert_eq!(found, expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn request_ids_differ() {
+        let ids: std::collections::HashSet<String> = (0..1_000).map(|_| new_request_id()).collect();
+        assert_eq!(ids.len(), 1_000);
+    }
+}

@@ -1,0 +1,280 @@
+//! The seal: everything a client must not say is stripped, then what we vouch for is inserted. In
+//! that order, so that nothing a client sends (`Connection: X-User-Id`, a look-alike, a second copy)
+//! can remove or double ours (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
+
+use std::sync::Arc;
+
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use hyper::{HeaderMap, Request, Version};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+use super::admit::lists;
+use super::forwarding;
+use super::request::{Admitted, Allowed, PublicRequest};
+use super::ClientBody;
+use crate::auth::{Identity, Token};
+use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TrustedHeader};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// RFC 3986 unreserved characters stay.
+const PERCENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A request that may go to the upstream: nothing in it is the client's word for who it is.
+#[derive(Debug)]
+pub struct Sealed {
+    request: Request<ClientBody>,
+    verified: bool,
+}
+
+impl Sealed {
+    /// Whether a verified user stands behind it; connections are not shared between the two.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.verified
+    }
+
+    /// The request, for the upstream client alone.
+    pub(super) fn into_request(self) -> Request<ClientBody> {
+        self.request
+    }
+
+    /// The method, for what may be sent twice.
+    #[must_use]
+    pub fn method(&self) -> &hyper::Method {
+        self.request.method()
+    }
+
+    /// `Sec-WebSocket-Key` of an upgrade, as the client sent it.
+    #[must_use]
+    pub fn websocket_key(&self) -> Option<&HeaderValue> {
+        self.request.headers().get(hyper::header::SEC_WEBSOCKET_KEY)
+    }
+
+    /// How its body ended, once it has.
+    #[must_use]
+    pub fn body_end(&self) -> super::BodyEnd {
+        self.request.body().end()
+    }
+}
+
+/// The trusted headers of one identity. Comparable: a refreshed token must not change them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedHeaders(Vec<(HeaderName, HeaderValue)>);
+
+/// A claim that cannot stand in a header; for the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("claim {claim} {problem}, so header {header} cannot be made")]
+pub struct Unsendable {
+    header: String,
+    claim: String,
+    problem: &'static str,
+}
+
+impl TrustedHeaders {
+    /// Makes the headers for an identity. An absent claim means no header.
+    ///
+    /// # Errors
+    /// When a claim cannot stand in a header; nothing is truncated or guessed.
+    pub fn of(headers: &[TrustedHeader], identity: &Identity) -> Result<Self, Unsendable> {
+        let mut out = Vec::with_capacity(headers.len());
+        for header in headers {
+            let Some(value) = identity.claim(&header.claim) else { continue };
+            let unsendable = |problem| Unsendable { header: header.name.to_string(), claim: header.claim.to_string(), problem };
+            let text = text(&value, header.encode).map_err(unsendable)?;
+            let visible = text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text;
+            let value = HeaderValue::from_str(&text).ok().filter(|_| visible);
+            out.push((header.name.clone(), value.ok_or_else(|| unsendable("holds other than visible ASCII (encode: percent allows any text)"))?));
+        }
+        Ok(Self(out))
+    }
+}
+
+fn text(value: &Value, encode: Option<Encode>) -> Result<String, &'static str> {
+    let encoded = |text: &str| match encode {
+        Some(Encode::Percent) => utf8_percent_encode(text, PERCENT).to_string(),
+        None => text.to_owned(),
+    };
+    match value {
+        Value::String(text) => Ok(encoded(text)),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(value) => Ok(value.to_string()),
+        Value::Array(members) => {
+            let texts: Vec<String> = members
+                .iter()
+                .map(|member| match member {
+                    Value::String(text) if text.contains(',') && encode.is_none() => Err("has a member with a comma in it"),
+                    Value::Array(_) | Value::Object(_) | Value::Null => Err("is an array of other than text, numbers and booleans"),
+                    member => text_of_member(member, encode),
+                })
+                .collect::<Result<_, _>>()?;
+            Ok(texts.join(","))
+        }
+        Value::Object(_) | Value::Null => Err("is an object"),
+    }
+}
+
+fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'static str> {
+    match member {
+        Value::Array(_) => Err("is an array of arrays"),
+        member => text(member, encode),
+    }
+}
+
+/// Seals an allowed request: the verified user's headers in, everything that could contradict them
+/// out.
+///
+/// # Errors
+/// When a claim cannot stand in its header.
+pub fn seal(allowed: Allowed, policy: &Policy) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
+    let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
+    let Allowed { mut admitted, identity, token, matched } = allowed;
+    let inband = matched.route.websocket.dialect.is_some();
+    strip(&mut admitted, policy, inband);
+    let headers = &mut admitted.parts.headers;
+    for (name, value) in &trusted.0 {
+        headers.insert(name.clone(), value.clone());
+    }
+    let websocket = headers.contains_key(UPGRADE);
+    if policy.upstream.token_to_http == TokenToHttp::Header
+        && !websocket
+        && let Some(bearer) = token.as_ref().and_then(Token::bearer)
+    {
+        headers.insert(AUTHORIZATION, bearer);
+    }
+    if let Some(credential) = &policy.upstream.credential {
+        headers.insert(credential.header.clone(), credential.value.clone());
+    }
+    let sealed = Sealed { request: rebuilt(admitted, policy), verified: true };
+    Ok((sealed, identity, token, trusted))
+}
+
+/// Seals a public request: every identity header out, none in.
+#[must_use]
+pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
+    let mut admitted = public.admitted;
+    strip(&mut admitted, policy, false);
+    Sealed { request: rebuilt(admitted, policy), verified: false }
+}
+
+fn rebuilt(admitted: Admitted, policy: &Policy) -> Request<ClientBody> {
+    let Admitted { mut parts, body, client, .. } = admitted;
+    let host = parts.headers.get(HOST).cloned();
+    forwarding::insert(&mut parts.headers, &client, host.as_ref());
+    if policy.upstream.host_header == HostHeader::Upstream
+        && let Ok(host) = HeaderValue::try_from(policy.upstream.authority.as_str())
+    {
+        parts.headers.insert(HOST, host);
+    }
+    let via = match parts.version {
+        Version::HTTP_10 => "1.0 vestibule",
+        _ => "1.1 vestibule",
+    };
+    parts.headers.append(VIA, HeaderValue::from_static(via));
+    parts.version = Version::HTTP_11;
+    // Extensions hold the connection's own state, which ends here.
+    parts.extensions.clear();
+    let body = ClientBody::new(body, policy.limits.body_bytes, policy.limits.body_idle_timeout);
+    Request::from_parts(parts, body)
+}
+
+fn strip(admitted: &mut Admitted, policy: &Policy, inband_websocket: bool) {
+    let websocket = lists(&admitted.parts.headers, &UPGRADE, "websocket");
+    let headers = &mut admitted.parts.headers;
+    strip_reserved(headers, policy);
+    strip_hop_by_hop(headers);
+    headers.remove(EXPECT);
+    if websocket {
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        if inband_websocket {
+            // Compressed messages cannot be read, and swallowing one breaks the rest.
+            headers.remove(SEC_WEBSOCKET_EXTENSIONS);
+        }
+    }
+}
+
+fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) {
+    let reserved: Vec<(HeaderName, Reserved)> =
+        headers.keys().filter_map(|name| policy.reserved.classify(name.as_str()).map(|kind| (name.clone(), kind))).collect();
+    for (name, kind) in reserved {
+        if kind == Reserved::Identity {
+            tracing::debug!(header = %name, "an identity header sent by a client was removed");
+        }
+        headers.remove(name);
+    }
+}
+
+/// RFC 9110 section 7.6.1: what `Connection` names (all its lines, any case), then the fixed ones.
+/// Fields that decide about the message itself stay, whoever names them.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| ![HOST, CONTENT_LENGTH, COOKIE].contains(name) && !name.as_str().starts_with("sec-websocket-"))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    headers.remove(hyper::header::PROXY_AUTHENTICATE);
+    headers.remove(hyper::header::PROXY_AUTHORIZATION);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_become_text_or_a_refusal() {
+        for (value, encode, expected) in [
+            (json!("a"), None, Ok("a")),
+            (json!(7), None, Ok("7")),
+            (json!(true), None, Ok("true")),
+            (json!(["a", 1, false]), None, Ok("a,1,false")),
+            (json!([]), None, Ok("")),
+            (json!(["a,b"]), None, Err(())),
+            (json!(["a,b"]), Some(Encode::Percent), Ok("a%2Cb")),
+            (json!("José"), Some(Encode::Percent), Ok("Jos%C3%A9")),
+            (json!({"a": 1}), None, Err(())),
+            (json!([["a"]]), None, Err(())),
+            (json!([null]), None, Err(())),
+        ] {
+            let found = text(&value, encode);
+            assert_eq!(found.as_deref().map_err(|_| ()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn connection_takes_what_it_names_but_not_the_message_itself() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Custom"),
+            ("connection", " HOST ,content-length"),
+            ("x-custom", "1"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("accept", "*/*"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-length", "host"]);
+    }
+}

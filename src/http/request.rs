@@ -1,0 +1,186 @@
+//! The types a request goes through. Each is made in one place and consumed by the next.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
+
+use super::{ClientAddress, Refusal};
+use crate::auth::token::{self, BadCredential, Extracted};
+use crate::auth::{Identity, NoCredential, Token, Verified, allow};
+use crate::policy::{Policy, Route, RouteMatch};
+
+/// A request with one valid Host, sane framing, and a path with one reading wherever a rule looks
+/// at paths. Made by [`admit`](super::admit()) only.
+#[derive(Debug)]
+pub struct Admitted {
+    pub(super) parts: Parts,
+    pub(super) body: Incoming,
+    pub(super) client: ClientAddress,
+    /// The client's side of a WebSocket upgrade that RFC 6455 section 4.2.1 accepts; it resolves
+    /// once the 101 has been written.
+    pub(super) upgrade: Option<OnUpgrade>,
+}
+
+/// A request to one of our own endpoints.
+#[derive(Debug)]
+pub struct OwnRequest {
+    pub(super) admitted: Admitted,
+}
+
+impl OwnRequest {
+    /// Its head.
+    #[must_use]
+    pub fn head(&self) -> &Parts {
+        &self.admitted.parts
+    }
+}
+
+/// A request whose rule needs no credential, or that came without one where that is optional.
+#[derive(Debug)]
+pub struct PublicRequest {
+    pub(super) admitted: Admitted,
+    pub(super) route: Arc<Route>,
+}
+
+impl PublicRequest {
+    /// Its rule.
+    #[must_use]
+    pub fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// Its head.
+    #[must_use]
+    pub fn head(&self) -> &Parts {
+        &self.admitted.parts
+    }
+
+    /// The client's side of the upgrade, when it is one.
+    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
+        self.admitted.upgrade.take()
+    }
+}
+
+/// A request whose rule needs a verified token, or verifies one that is sent.
+#[derive(Debug)]
+pub struct ProtectedRequest {
+    pub(super) admitted: Admitted,
+    pub(super) matched: RouteMatch,
+}
+
+impl ProtectedRequest {
+    /// Its rule and what its path variables stand for.
+    #[must_use]
+    pub fn matched(&self) -> &RouteMatch {
+        &self.matched
+    }
+
+    /// Its rule.
+    #[must_use]
+    pub fn route(&self) -> &Arc<Route> {
+        &self.matched.route
+    }
+
+    /// Its head.
+    #[must_use]
+    pub fn head(&self) -> &Parts {
+        &self.admitted.parts
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn client(&self) -> &ClientAddress {
+        &self.admitted.client
+    }
+
+    /// Whether it is a WebSocket upgrade.
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        self.admitted.upgrade.is_some()
+    }
+
+    /// The client's side of the upgrade, when it is one.
+    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
+        self.admitted.upgrade.take()
+    }
+
+    /// Takes the token out of the request, by the rule's carriers and their precedence.
+    ///
+    /// # Errors
+    /// When what was found is not one token.
+    pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
+        let websocket = self.is_websocket();
+        let Parts { headers, uri, .. } = &mut self.admitted.parts;
+        token::extract(headers, uri, &self.matched.route.token_from, websocket, policy.limits.token_bytes)
+    }
+
+    /// Becomes public: only with the proof that nothing was presented, and only where the rule says
+    /// `auth: optional`.
+    ///
+    /// # Errors
+    /// Itself and the proof, where the rule demands a credential.
+    pub fn without_credential(self, proof: NoCredential) -> Result<PublicRequest, (Self, NoCredential)> {
+        if self.matched.route.auth != crate::policy::AuthMode::Optional {
+            return Err((self, proof));
+        }
+        Ok(PublicRequest { admitted: self.admitted, route: self.matched.route })
+    }
+
+    /// Asks whether this identity may do this here.
+    ///
+    /// # Errors
+    /// The refusal, and the request back: a WebSocket may still have to answer in its own way.
+    pub fn allow(self, verified: Verified) -> Result<Allowed, (Refusal, allow::Denied)> {
+        match allow::permits(&self.matched.route.require, &self.matched.variables, verified.identity()) {
+            Ok(()) => {
+                let (identity, token) = verified.into_parts();
+                Ok(Allowed { admitted: self.admitted, matched: self.matched, identity, token })
+            }
+            Err(denied) => Err((Refusal::denied(&denied), denied)),
+        }
+    }
+}
+
+/// A request whose user was verified and may do this here.
+#[derive(Debug)]
+pub struct Allowed {
+    pub(super) admitted: Admitted,
+    pub(super) matched: RouteMatch,
+    pub(super) identity: Arc<Identity>,
+    pub(super) token: Option<Token>,
+}
+
+impl Allowed {
+    /// Its rule.
+    #[must_use]
+    pub fn route(&self) -> &Arc<Route> {
+        &self.matched.route
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// The client's side of the upgrade, when it is one.
+    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
+        self.admitted.upgrade.take()
+    }
+
+    /// Keeps an in-band WebSocket from offering what we cannot read through (RFC 7692), and offers
+    /// the upstream exactly one subprotocol, or none.
+    pub fn offer(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
+        use hyper::header::SEC_WEBSOCKET_PROTOCOL;
+        match subprotocol {
+            Some(chosen) => {
+                self.admitted.parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, chosen.clone());
+            }
+            None => {
+                self.admitted.parts.headers.remove(SEC_WEBSOCKET_PROTOCOL);
+            }
+        }
+    }
+}

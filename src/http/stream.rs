@@ -1,0 +1,212 @@
+//! The two ends of a proxied connection, with the patience each deserves.
+//!
+//! hyper's header-read timer is also its keep-alive timer, and it has none for writing. A
+//! [`ClientStream`] knows when a request's first byte came, so a head may take `header_timeout` while
+//! an idle connection may stay `keep_alive_timeout`; and neither side may take no byte for
+//! `send_timeout`.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+const FIRST: u32 = 0;
+const BUSY: u32 = 1;
+const IDLE: u32 = 2;
+
+/// Where a client connection stands between two requests; shared with whoever answers.
+#[derive(Debug, Default)]
+pub struct Phase(AtomicU32);
+
+impl Phase {
+    /// A request's head is complete.
+    pub fn busy(&self) {
+        self.0.store(BUSY, Ordering::Relaxed);
+    }
+
+    /// Its answer has been given.
+    pub fn idle(&self) {
+        self.0.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+/// How long a client may take for what.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    header: Duration,
+    keep_alive: Duration,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    /// Nothing to wait for: a request is being answered.
+    No,
+    /// For a request's first byte.
+    Idle,
+    /// For the rest of a head.
+    Head,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct ClientStream {
+    tcp: TcpStream,
+    phase: Arc<Phase>,
+    patience: Patience,
+    waiting: Waiting,
+    timer: Pin<Box<Sleep>>,
+    writing: Unhurried,
+}
+
+impl ClientStream {
+    /// Takes an accepted socket; the clock of the first head starts now.
+    #[must_use]
+    pub fn new(tcp: TcpStream, phase: Arc<Phase>, header: Duration, keep_alive: Duration, send: Duration) -> Self {
+        let timer = Box::pin(sleep_until(Instant::now() + header));
+        let patience = Patience { header, keep_alive };
+        Self { tcp, phase, patience, waiting: Waiting::Head, timer, writing: Unhurried::new(send) }
+    }
+
+    /// The bare socket, once HTTP is over.
+    #[must_use]
+    pub fn into_tcp(self) -> TcpStream {
+        self.tcp
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.tcp).poll_read(cx, buf)?;
+        let arrived = buf.filled().len() > before;
+        match (this.phase.0.load(Ordering::Relaxed), &this.waiting) {
+            (BUSY, _) => this.waiting = Waiting::No,
+            (IDLE, Waiting::No) => {
+                this.waiting = Waiting::Idle;
+                this.timer.as_mut().reset(Instant::now() + this.patience.keep_alive);
+            }
+            (FIRST | IDLE, _) => {}
+            (_, _) => this.waiting = Waiting::No,
+        }
+        if arrived && matches!(this.waiting, Waiting::Idle) {
+            this.waiting = Waiting::Head;
+            this.timer.as_mut().reset(Instant::now() + this.patience.header);
+        }
+        if read.is_ready() || matches!(this.waiting, Waiting::No) {
+            return read.map(Ok);
+        }
+        ready!(this.timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no complete request head in time")))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.tcp).poll_write(cx, buf);
+        this.writing.judge(cx, written)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
+        this.writing.judge(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+/// A connection to the upstream.
+#[derive(Debug)]
+pub struct UpstreamStream {
+    tcp: TcpStream,
+    writing: Unhurried,
+}
+
+impl UpstreamStream {
+    /// Takes a connected socket.
+    #[must_use]
+    pub fn new(tcp: TcpStream, send: Duration) -> Self {
+        Self { tcp, writing: Unhurried::new(send) }
+    }
+
+    /// The bare socket, once HTTP is over.
+    #[must_use]
+    pub fn into_tcp(self) -> TcpStream {
+        self.tcp
+    }
+}
+
+impl AsyncRead for UpstreamStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for UpstreamStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.tcp).poll_write(cx, buf);
+        this.writing.judge(cx, written)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
+        this.writing.judge(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+/// Ends a write that has taken no byte for a while. The timer exists only while a write waits.
+#[derive(Debug)]
+struct Unhurried {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Unhurried {
+    fn new(limit: Duration) -> Self {
+        Self { limit, timer: None }
+    }
+
+    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.timer = None;
+            return written;
+        }
+        let limit = self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no byte taken within send_timeout")))
+    }
+}

@@ -1,0 +1,99 @@
+//! What a request runs with: the policy in force with its verifier and upstream client, and what
+//! outlives a change of policy (the waiting room, the drain, counts).
+
+mod room;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::auth::{ProviderKeys, Verifier};
+use crate::drain::Drain;
+use crate::http::Upstream;
+use crate::policy::Policy;
+
+pub use room::{Room, Seat};
+
+/// One policy and everything made from it. A request ends with the runtime it began with.
+pub struct Runtime {
+    /// The rules.
+    pub policy: Policy,
+    /// Verifies tokens by the policy's providers.
+    pub verifier: Verifier,
+    /// Speaks to the policy's upstream.
+    pub upstream: Upstream,
+}
+
+impl Runtime {
+    /// Makes a runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn start(policy: Policy) -> Self {
+        let providers = policy
+            .providers
+            .iter()
+            .map(|spec| (Arc::clone(spec), Arc::new(ProviderKeys::start(Arc::clone(spec)))));
+        let verifier = Verifier::new(providers);
+        let upstream = Upstream::new(policy.upstream.clone(), policy.limits.send_timeout);
+        Self { policy, verifier, upstream }
+    }
+}
+
+/// The runtime in force, behind one atomic pointer, and what outlives it.
+pub struct Shared {
+    current: ArcSwap<Runtime>,
+    /// Sockets that wait for their first message.
+    pub room: Room,
+    /// Stopping.
+    pub drain: Drain,
+    connections: AtomicU32,
+}
+
+impl Shared {
+    /// Puts a first runtime in force.
+    #[must_use]
+    pub fn new(runtime: Runtime) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(runtime),
+            room: Room::default(),
+            drain: Drain::default(),
+            connections: AtomicU32::new(0),
+        }
+    }
+
+    /// The runtime in force now.
+    #[must_use]
+    pub fn current(&self) -> Arc<Runtime> {
+        self.current.load_full()
+    }
+
+    /// Counts a connection, unless `limit` of them are open.
+    #[must_use]
+    pub fn connect(self: &Arc<Self>, limit: u32) -> Option<ConnectionCount> {
+        let counted = self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1));
+        counted.ok().map(|_| ConnectionCount(Arc::clone(self)))
+    }
+
+    /// Whether one attempt on every provider has ended and at least one has keys, and nothing drains.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let runtime = self.current();
+        let mut providers = runtime.verifier.providers().map(|(_, keys)| keys.health()).peekable();
+        let none = providers.peek().is_none();
+        let (mut attempted, mut usable) = (true, none);
+        for health in providers {
+            attempted &= health.attempted;
+            usable |= health.keys > 0;
+        }
+        !self.drain.is_leaving() && attempted && usable
+    }
+}
+
+/// One open connection; counted until dropped.
+pub struct ConnectionCount(Arc<Shared>);
+
+impl Drop for ConnectionCount {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}

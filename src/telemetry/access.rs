@@ -1,0 +1,157 @@
+//! One line a request and one a socket life, encoded by hand: through `tracing` each would cost ten
+//! times as much.
+
+use std::fmt::Write as _;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::format::{escape, quote, time};
+use super::output::{self, Format};
+
+/// What an access line says (CONFIGURATION.md section 5). The path is without its query, `user` comes
+/// from an identity only.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each is the field of its name in CONFIGURATION.md section 5")]
+pub struct AccessLine {
+    pub request_id: String,
+    pub client: String,
+    pub method: String,
+    pub path: String,
+    pub route: String,
+    pub status: u16,
+    pub answered_by: &'static str,
+    pub user: Option<String>,
+    pub carrier: Option<&'static str>,
+    pub outcome: &'static str,
+    /// Why it was refused; for the log alone.
+    pub reason: String,
+    pub duration: Duration,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub socket: Option<SocketLife>,
+    /// Written at `debug` only: a probe, or a path in `log.quiet`.
+    pub quiet: bool,
+}
+
+/// What a socket's line says beside.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each is the field of its name in CONFIGURATION.md section 5")]
+pub struct SocketLife {
+    pub close_code: Option<u16>,
+    pub closed_by: &'static str,
+    pub refreshes: u32,
+}
+
+/// Hears of every access line in this process; the demo's page shows them.
+pub type Observer = Box<dyn Fn(&AccessLine) + Send + Sync>;
+
+static OBSERVER: OnceLock<Observer> = OnceLock::new();
+
+/// Sets the one observer of this process; a second is ignored.
+pub fn observe(observer: Observer) {
+    let _ = OBSERVER.set(observer);
+}
+
+/// Writes an access line.
+pub fn access(line: &AccessLine, enabled: bool) {
+    if let Some(observer) = OBSERVER.get() {
+        observer(line);
+    }
+    if !enabled || (line.quiet && !tracing::enabled!(tracing::Level::DEBUG)) {
+        return;
+    }
+    output::line(&match output::format() {
+        Format::Json => json(line),
+        Format::Pretty => pretty(line),
+    });
+}
+
+const CUT: usize = 256;
+
+fn json(line: &AccessLine) -> String {
+    let mut out = String::with_capacity(384);
+    out.push_str("{\"time\":\"");
+    time(&mut out);
+    out.push_str("\",\"level\":\"info\",\"msg\":\"");
+    out.push_str(if line.socket.is_some() { "socket" } else { "request" });
+    out.push('"');
+    let mut text = |name: &str, value: &str| {
+        let _ = write!(out, ",\"{name}\":");
+        quote(&mut out, value, CUT);
+    };
+    text("request_id", &line.request_id);
+    text("client", &line.client);
+    text("method", &line.method);
+    text("path", &line.path);
+    text("route", &line.route);
+    if let Some(user) = &line.user {
+        text("user", user);
+    }
+    if let Some(carrier) = line.carrier {
+        text("carrier", carrier);
+    }
+    text("answered_by", line.answered_by);
+    text("outcome", line.outcome);
+    if !line.reason.is_empty() {
+        text("reason", &line.reason);
+    }
+    let _ = write!(
+        out,
+        ",\"status\":{},\"duration_ms\":{},\"bytes_in\":{},\"bytes_out\":{}",
+        line.status,
+        line.duration.as_millis(),
+        line.bytes_in,
+        line.bytes_out
+    );
+    if let Some(socket) = &line.socket {
+        if let Some(code) = socket.close_code {
+            let _ = write!(out, ",\"close_code\":{code}");
+        }
+        let _ = write!(out, ",\"closed_by\":\"{}\",\"refreshes\":{}", socket.closed_by, socket.refreshes);
+    }
+    out.push('}');
+    out
+}
+
+fn pretty(line: &AccessLine) -> String {
+    let mut out = String::with_capacity(192);
+    time(&mut out);
+    out.push(' ');
+    let _ = write!(out, "{} ", line.status);
+    escape(&mut out, &line.method, 16);
+    out.push(' ');
+    escape(&mut out, &line.path, CUT);
+    if let Some(user) = &line.user {
+        out.push_str("  user=");
+        escape(&mut out, user, CUT);
+    }
+    let _ = write!(out, "  by={} outcome={} {} ms", line.answered_by, line.outcome, line.duration.as_millis());
+    if !line.reason.is_empty() {
+        out.push_str("  reason=");
+        escape(&mut out, &line.reason, CUT);
+    }
+    if let Some(socket) = &line.socket {
+        let _ = write!(out, "  closed_by={} code={} refreshes={}", socket.closed_by, socket.close_code.unwrap_or(0), socket.refreshes);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_valid_json_whatever_came_from_outside() {
+        let line = AccessLine {
+            path: "/\"\n\u{1b}".into(),
+            user: Some("a\u{202e}b".into()),
+            answered_by: "vestibule",
+            outcome: "missing_token",
+            socket: Some(SocketLife { close_code: Some(1008), closed_by: "client", refreshes: 2 }),
+            ..AccessLine::default()
+        };
+        let parsed: serde_json::Value = serde_json::from_str(&json(&line)).expect("JSON");
+        assert_eq!(parsed["path"], "/\"\n\u{1b}");
+        assert_eq!(parsed["close_code"], 1008);
+    }
+}

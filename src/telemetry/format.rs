@@ -1,0 +1,187 @@
+//! `tracing` events as our lines.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::time::SystemTime;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+
+use super::output::{self, Format};
+
+/// A string from outside is cut here.
+const CUT: usize = 256;
+
+/// Starts logging for this process; a second call changes nothing.
+///
+/// `format`: `None` is pretty on a terminal, JSON elsewhere. `level`: `error` to `trace`, for our own
+/// events; libraries stay at `warn`, since theirs may print what we must not.
+pub fn start(format: Option<Format>, level: &str) {
+    let format = format.unwrap_or_else(|| if std::io::stdout().is_terminal() { Format::Pretty } else { Format::Json });
+    output::start(format);
+    let filter = EnvFilter::new(format!("warn,vestibule={level}"));
+    let subscriber = tracing_subscriber::registry().with(filter).with(Lines);
+    // A second start, in a test, keeps the first.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+struct Lines;
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let level = event.metadata().level();
+        output::line(&match output::format() {
+            Format::Json => json(level, &fields),
+            Format::Pretty => pretty(level, &fields),
+        });
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    fn take(&mut self, field: &Field, value: String) {
+        if field.name() == "message" {
+            self.message = value;
+        } else {
+            self.others.push((field.name(), value));
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.take(field, value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.take(field, format!("{value:?}"));
+    }
+}
+
+fn json(level: &Level, fields: &Fields) -> String {
+    let mut out = String::with_capacity(160);
+    out.push_str("{\"time\":\"");
+    time(&mut out);
+    let _ = write!(out, "\",\"level\":\"{}\",\"msg\":", level.as_str().to_ascii_lowercase());
+    // A message of ours may quote what came from outside, at length a start-up text has no bound.
+    quote(&mut out, &fields.message, 4 * CUT);
+    for (name, value) in &fields.others {
+        let _ = write!(out, ",\"{name}\":");
+        quote(&mut out, value, CUT);
+    }
+    out.push('}');
+    out
+}
+
+fn pretty(level: &Level, fields: &Fields) -> String {
+    let mut out = String::with_capacity(160);
+    time(&mut out);
+    let _ = write!(out, " {:<5} ", level.as_str().to_ascii_lowercase());
+    escape(&mut out, &fields.message, 4 * CUT);
+    for (name, value) in &fields.others {
+        let _ = write!(out, "  {name}=");
+        escape(&mut out, value, CUT);
+    }
+    out
+}
+
+/// RFC 3339 in UTC, to the millisecond.
+pub(super) fn time(out: &mut String) {
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (year, month, day) = civil(elapsed.as_secs() / 86_400);
+    let second = elapsed.as_secs() % 86_400;
+    let _ = write!(
+        out,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        second / 3_600,
+        second / 60 % 60,
+        second % 60,
+        elapsed.subsec_millis()
+    );
+}
+
+/// Days since 1970 as year, month, day: years are counted from March, so that the leap day is last.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let of_era = days % 146_097;
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+fn cut(text: &str, at: usize) -> &str {
+    let mut end = text.len().min(at);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// A JSON string.
+pub(super) fn quote(out: &mut String, text: &str, at: usize) {
+    out.push('"');
+    for character in cut(text, at).chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// For a terminal: no control character and no direction override gets through.
+pub(super) fn escape(out: &mut String, text: &str, at: usize) {
+    for character in cut(text, at).chars() {
+        match character {
+            c if c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_civil() {
+        for (days, expected) in [(0, (1970, 1, 1)), (19_782, (2024, 2, 29)), (19_783, (2024, 3, 1)), (20_454, (2026, 1, 1))] {
+            assert_eq!(civil(days), expected);
+        }
+    }
+
+    #[test]
+    fn hostile_text_stays_one_valid_line() {
+        let hostile = "a\r\n{\"level\":\"error\"}\u{1b}[31m\u{7f}\u{2028}\"\\";
+        let mut out = String::new();
+        quote(&mut out, hostile, CUT);
+        assert_eq!(serde_json::from_str::<String>(&out).expect("JSON"), hostile);
+        assert!(!out.contains(['\n', '\r', '\u{1b}']));
+        let mut out = String::new();
+        escape(&mut out, hostile, CUT);
+        assert!(out.chars().all(|c| !c.is_control()));
+        let mut out = String::new();
+        quote(&mut out, &"é".repeat(1_000), CUT);
+        assert!(out.len() <= CUT + 2);
+    }
+}

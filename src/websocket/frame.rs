@@ -1,0 +1,439 @@
+//! Frames (RFC 6455 section 5), without I/O: a header parser that checks what the section says, a
+//! walker that follows a byte stream frame by frame, and the few frames we write ourselves.
+//!
+//! The walker never keeps payload: it says where each piece of the input belongs, and the bytes go on
+//! as they came.
+
+use std::ops::Range;
+
+/// Who sent a stream; clients mask, servers do not (section 5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// A client's frames.
+    Client,
+    /// A server's frames.
+    Server,
+}
+
+/// The opcodes of section 5.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named in RFC 6455 section 11.8")]
+pub enum Opcode {
+    Continuation,
+    Text,
+    Binary,
+    Close,
+    Ping,
+    Pong,
+}
+
+impl Opcode {
+    fn parse(bits: u8) -> Option<Self> {
+        Some(match bits {
+            0 => Self::Continuation,
+            1 => Self::Text,
+            2 => Self::Binary,
+            8 => Self::Close,
+            9 => Self::Ping,
+            10 => Self::Pong,
+            _ => return None,
+        })
+    }
+
+    const fn bits(self) -> u8 {
+        match self {
+            Self::Continuation => 0,
+            Self::Text => 1,
+            Self::Binary => 2,
+            Self::Close => 8,
+            Self::Ping => 9,
+            Self::Pong => 10,
+        }
+    }
+
+    /// Control frames may stand between the fragments of a message (section 5.4).
+    #[must_use]
+    pub const fn is_control(self) -> bool {
+        matches!(self, Self::Close | Self::Ping | Self::Pong)
+    }
+}
+
+/// A stream that breaks RFC 6455; the answer to a client is 1002.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A reserved bit without an extension that gives it a meaning.
+    #[error("a reserved bit is set")]
+    ReservedBits,
+    /// An opcode the RFC does not define.
+    #[error("an unknown opcode")]
+    Opcode,
+    /// A control frame in pieces.
+    #[error("a fragmented control frame")]
+    FragmentedControl,
+    /// A control frame longer than 125 bytes.
+    #[error("a control frame longer than 125 bytes")]
+    LongControl,
+    /// A length that fits a shorter form, or with its top bit set.
+    #[error("a length that is not minimal")]
+    Length,
+    /// A client that does not mask, or a server that does.
+    #[error("masking is wrong for this side")]
+    Mask,
+    /// A continuation of nothing.
+    #[error("a continuation without a message")]
+    Continuation,
+    /// A new message inside another.
+    #[error("a message inside another message")]
+    Interleaved,
+}
+
+/// The longest header: two bytes, eight of length, four of mask.
+const HEADER: usize = 14;
+
+/// One frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Whether this is the message's last frame.
+    pub fin: bool,
+    /// RSV1, RSV2, RSV3 as they stand in the first byte.
+    pub reserved: u8,
+    /// What it is.
+    pub opcode: Opcode,
+    /// The masking key.
+    pub mask: Option<[u8; 4]>,
+    /// Payload bytes.
+    pub length: u64,
+    raw: [u8; HEADER],
+    raw_length: u8,
+}
+
+impl Header {
+    /// Parses a header at the start of `bytes`; `None` when it is not complete yet.
+    ///
+    /// # Errors
+    /// The first thing that breaks the RFC.
+    pub fn parse(bytes: &[u8], sender: Sender, extensions: bool) -> Result<Option<Self>, Violation> {
+        let [first, second, ..] = *bytes else { return Ok(None) };
+        let reserved = first & 0x70;
+        if reserved != 0 && !extensions {
+            return Err(Violation::ReservedBits);
+        }
+        let opcode = Opcode::parse(first & 0x0f).ok_or(Violation::Opcode)?;
+        let fin = first & 0x80 != 0;
+        let masked = second & 0x80 != 0;
+        if masked != (sender == Sender::Client) {
+            return Err(Violation::Mask);
+        }
+        let short = second & 0x7f;
+        if opcode.is_control() {
+            if !fin {
+                return Err(Violation::FragmentedControl);
+            }
+            if short > 125 {
+                return Err(Violation::LongControl);
+            }
+        }
+        let extended = match short {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let raw_length = 2 + extended + if masked { 4 } else { 0 };
+        let Some(raw_bytes) = bytes.get(..raw_length) else { return Ok(None) };
+        let length = raw_bytes[2..2 + extended].iter().fold(0, |length: u64, byte| length << 8 | u64::from(*byte));
+        let length = match short {
+            126 if length < 126 => return Err(Violation::Length),
+            127 if length < 1 << 16 || length >> 63 != 0 => return Err(Violation::Length),
+            126 | 127 => length,
+            short => u64::from(short),
+        };
+        let mask = masked.then(|| [raw_bytes[raw_length - 4], raw_bytes[raw_length - 3], raw_bytes[raw_length - 2], raw_bytes[raw_length - 1]]);
+        let mut raw = [0; HEADER];
+        raw[..raw_length].copy_from_slice(raw_bytes);
+        // At most 14.
+        Ok(Some(Self { fin, reserved, opcode, mask, length, raw, raw_length: raw_length as u8 }))
+    }
+
+    /// The header as it came.
+    #[must_use]
+    pub fn raw(&self) -> &[u8] {
+        &self.raw[..usize::from(self.raw_length)]
+    }
+}
+
+/// What [`Walker::advance`] found next in its input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// A frame begins. When its header stood whole in this input, `range` says where.
+    Header(Header, Option<Range<usize>>),
+    /// Payload bytes of the frame that began last.
+    Payload {
+        /// Where in the input.
+        range: Range<usize>,
+        /// Where in the frame's payload the range begins.
+        offset: u64,
+        /// Whether the frame ends with it.
+        last: bool,
+    },
+}
+
+/// Follows one direction of a WebSocket.
+#[derive(Clone, Debug)]
+pub struct Walker {
+    sender: Sender,
+    extensions: bool,
+    partial: [u8; HEADER],
+    partial_length: u8,
+    /// Payload bytes of the current frame still to come, and how many there are in all.
+    left: u64,
+    length: u64,
+    /// A fragmented message is open.
+    open: bool,
+}
+
+impl Walker {
+    /// At the beginning of a stream. `extensions`: reserved bits have a meaning both ends agreed on.
+    #[must_use]
+    pub fn new(sender: Sender, extensions: bool) -> Self {
+        Self { sender, extensions, partial: [0; HEADER], partial_length: 0, left: 0, length: 0, open: false }
+    }
+
+    /// Whether it stands between two messages: here alone may a message of ours go out.
+    #[must_use]
+    pub fn between_messages(&self) -> bool {
+        self.between_frames() && !self.open
+    }
+
+    /// Whether it stands between two frames: here a control frame may go out.
+    #[must_use]
+    pub fn between_frames(&self) -> bool {
+        self.left == 0 && self.partial_length == 0
+    }
+
+    /// Forgets the bytes of a header that will not be finished; none of them was passed on.
+    pub fn abandon_header(&mut self) {
+        self.partial_length = 0;
+    }
+
+    /// The next piece of `input` from `at` on, and where to go on; `None` when the input is used up.
+    ///
+    /// # Errors
+    /// When the stream breaks the RFC; it cannot be followed further.
+    pub fn advance(&mut self, input: &[u8], at: usize) -> Result<Option<(Piece, usize)>, Violation> {
+        let rest = &input[at..];
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        if self.left > 0 {
+            let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
+            let offset = self.length - self.left;
+            self.left -= taken as u64;
+            let piece = Piece::Payload { range: at..at + taken, offset, last: self.left == 0 };
+            return Ok(Some((piece, at + taken)));
+        }
+        let (header, range, next) = if self.partial_length == 0
+            && let Some(header) = Header::parse(rest, self.sender, self.extensions)?
+        {
+            let end = at + header.raw().len();
+            (header, Some(at..end), end)
+        } else {
+            // Split over two reads: collected byte by byte, at most fourteen.
+            let mut next = at;
+            loop {
+                let Some(byte) = input.get(next) else { return Ok(None) };
+                self.partial[usize::from(self.partial_length)] = *byte;
+                self.partial_length += 1;
+                next += 1;
+                let collected = &self.partial[..usize::from(self.partial_length)];
+                if let Some(header) = Header::parse(collected, self.sender, self.extensions)? {
+                    self.partial_length = 0;
+                    break (header, None, next);
+                }
+            }
+        };
+        match header.opcode {
+            Opcode::Continuation if !self.open => return Err(Violation::Continuation),
+            Opcode::Text | Opcode::Binary if self.open => return Err(Violation::Interleaved),
+            Opcode::Continuation | Opcode::Text | Opcode::Binary => self.open = !header.fin,
+            Opcode::Close | Opcode::Ping | Opcode::Pong => {}
+        }
+        self.left = header.length;
+        self.length = header.length;
+        Ok(Some((Piece::Header(header, range), next)))
+    }
+}
+
+/// Masks or unmasks payload that begins `offset` bytes into its frame (section 5.3).
+pub fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
+    // The low two bits alone matter.
+    let start = (offset & 3) as usize;
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte ^= mask[(start + index) & 3];
+    }
+}
+
+/// Writes one whole frame; `mask` when it goes to a server.
+pub fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
+    out.push(0x80 | opcode.bits());
+    let masked = if mask.is_some() { 0x80 } else { 0 };
+    match payload.len() {
+        // Both casts are of values the arm has just bounded.
+        length @ 0..=125 => out.push(masked | length as u8),
+        length @ 126..=0xffff => {
+            out.push(masked | 126);
+            out.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        length => {
+            out.push(masked | 127);
+            out.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    let start = out.len() + mask.map_or(0, |_| 4);
+    if let Some(mask) = mask {
+        out.extend_from_slice(&mask);
+    }
+    out.extend_from_slice(payload);
+    if let Some(mask) = mask {
+        apply_mask(&mut out[start..], mask, 0);
+    }
+}
+
+/// The payload of a Close: code and reason, within 125 bytes (section 5.5.1).
+#[must_use]
+pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
+    let mut payload = code.to_be_bytes().to_vec();
+    let mut end = reason.len().min(123);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    payload.extend_from_slice(&reason.as_bytes()[..end]);
+    payload
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
+
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<Option<Header>, Violation> {
+        Header::parse(bytes, Sender::Client, false)
+    }
+
+    #[test]
+    fn rfc_6455_section_5_2_and_5_5_are_held() {
+        let mask = [1, 2, 3, 4];
+        let frame = |first: u8, lengths: &[u8]| [&[first][..], lengths, &mask].concat();
+        for (bytes, expected) in [
+            (frame(0x81, &[0x80]), Ok(())),
+            (frame(0x81, &[0x80 | 126, 0, 126]), Ok(())),
+            (frame(0x81, &[0x80 | 126, 0, 125]), Err(Violation::Length)),
+            (frame(0x81, &[0x80 | 127, 0, 0, 0, 0, 0, 1, 0, 0]), Ok(())),
+            (frame(0x81, &[0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff]), Err(Violation::Length)),
+            (frame(0x81, &[0x80 | 127, 0x80, 0, 0, 0, 0, 1, 0, 0]), Err(Violation::Length)),
+            (frame(0xc1, &[0x80]), Err(Violation::ReservedBits)),
+            (frame(0x83, &[0x80]), Err(Violation::Opcode)),
+            (frame(0x8b, &[0x80]), Err(Violation::Opcode)),
+            (frame(0x09, &[0x80]), Err(Violation::FragmentedControl)),
+            (frame(0x89, &[0x80 | 125]), Ok(())),
+            (frame(0x89, &[0x80 | 126, 0, 126]), Err(Violation::LongControl)),
+            (vec![0x81, 0x00], Err(Violation::Mask)),
+        ] {
+            assert_eq!(parse(&bytes).map(|_| ()), expected, "{bytes:?}");
+        }
+        assert_eq!(Header::parse(&[0x81, 0x80, 1, 2, 3, 4], Sender::Server, false), Err(Violation::Mask));
+        assert!(Header::parse(&[0xc1, 0x80, 1, 2, 3, 4], Sender::Client, true).is_ok());
+    }
+
+    #[test]
+    fn fragments_follow_section_5_4() {
+        let frame = |first: u8| vec![first, 0x80, 0, 0, 0, 0];
+        let walk = |frames: &[u8]| {
+            let mut walker = Walker::new(Sender::Client, false);
+            let bytes: Vec<u8> = frames.iter().flat_map(|first| frame(*first)).collect();
+            let mut at = 0;
+            while let Some((_, next)) = walker.advance(&bytes, at)? {
+                at = next;
+            }
+            Ok(walker.between_messages())
+        };
+        assert_eq!(walk(&[0x01, 0x89, 0x00, 0x8a, 0x80]), Ok(true));
+        assert_eq!(walk(&[0x01, 0x89]), Ok(false));
+        assert_eq!(walk(&[0x80]), Err(Violation::Continuation));
+        assert_eq!(walk(&[0x01, 0x81]), Err(Violation::Interleaved));
+        assert_eq!(walk(&[0x01, 0x80, 0x80]), Err(Violation::Continuation));
+    }
+
+    #[test]
+    fn a_close_reason_stays_within_a_control_frame() {
+        let payload = close_payload(1008, &"é".repeat(100));
+        assert!(payload.len() <= 125);
+        assert!(std::str::from_utf8(&payload[2..]).is_ok());
+    }
+
+    fn frames() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+        prop::collection::vec((prop::sample::select(vec![1u8, 2, 8, 9, 10]), 0usize..300), 1..12).prop_map(|frames| {
+            frames
+                .into_iter()
+                .map(|(opcode, length)| (opcode, vec![b'x'; if opcode >= 8 { length.min(125) } else { length }]))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn headers_agree_with_tungstenite_where_it_checks(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
+            let ours = Header::parse(&bytes, Sender::Client, true);
+            let mut cursor = std::io::Cursor::new(&bytes[..]);
+            let theirs = FrameHeader::parse(&mut cursor);
+            if let Ok(Some(header)) = ours {
+                let (found, length) = theirs.expect("valid").expect("complete");
+                prop_assert_eq!(found.is_final, header.fin);
+                prop_assert_eq!(found.mask, header.mask);
+                prop_assert_eq!(length, header.length);
+                prop_assert_eq!(u8::from(found.opcode), header.opcode.bits());
+                prop_assert_eq!(cursor.position(), header.raw().len() as u64);
+            } else if let Ok(None) = ours {
+                prop_assert!(matches!(theirs, Ok(None)));
+            }
+        }
+
+        #[test]
+        fn any_split_of_a_stream_is_walked_alike(frames in frames(), cuts in prop::collection::vec(0usize..2000, 0..10)) {
+            let mut bytes = Vec::new();
+            for (opcode, payload) in &frames {
+                encode(&mut bytes, Opcode::parse(*opcode).expect("known"), payload, Some([9, 8, 7, 6]));
+            }
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % (bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut walker = Walker::new(Sender::Client, false);
+            let mut seen: Vec<(u8, Vec<u8>)> = Vec::new();
+            let mut mask = [0; 4];
+            for pair in cuts.windows(2) {
+                let input = &bytes[pair[0]..pair[1]];
+                let mut at = 0;
+                while let Some((piece, next)) = walker.advance(input, at).expect("valid") {
+                    at = next;
+                    match piece {
+                        Piece::Header(header, range) => {
+                            if let Some(range) = range {
+                                prop_assert_eq!(&input[range], header.raw());
+                            }
+                            mask = header.mask.expect("masked");
+                            seen.push((header.opcode.bits(), Vec::new()));
+                        }
+                        Piece::Payload { range, offset, .. } => {
+                            let mut data = input[range].to_vec();
+                            apply_mask(&mut data, mask, offset);
+                            seen.last_mut().expect("a frame").1.extend_from_slice(&data);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(seen, frames);
+            prop_assert!(walker.between_messages());
+        }
+    }
+}

@@ -1,0 +1,693 @@
+//! One authenticated WebSocket's life as a state machine, without I/O and without a clock: events in,
+//! actions out (DESIGN.md sections 4.2 and 4.5). Time comes with each event, in milliseconds since the
+//! epoch; [`Session::deadline`] says when to come back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dialect::{First, Later, Presented, Values, render};
+use crate::auth::{Rejection, Token};
+use crate::policy::{Close, DialectSpec};
+
+/// Refreshes: at most one a second, this many at once.
+const BURST: u64 = 5;
+const REFRESH_MILLIS: u64 = 1_000;
+/// This many refused refreshes in a row end the session.
+const REFUSALS: u8 = 5;
+
+/// A row of the table in section 4.2: why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is a row of the table in DESIGN.md section 4.2")]
+pub enum Ending {
+    Timeout,
+    InvalidMessage,
+    TooLarge,
+    NotUtf8,
+    Protocol,
+    ControlFrames,
+    Unexpected,
+    MissingToken,
+    ExpiredOnArrival,
+    InvalidToken,
+    TokenInUrl,
+    Denied,
+    TooManyRefreshes,
+    IdentityChanged,
+    Expired,
+    AuthUnavailable,
+    TooManyConnections,
+    UpstreamRefused,
+    UpstreamNotFound,
+    UpstreamFailed,
+    UpstreamBusy,
+    UpstreamLost,
+    Drain(u16),
+}
+
+impl Ending {
+    /// What is said before the Close.
+    #[must_use]
+    pub const fn message(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Timeout => "Authentication timeout",
+            Self::InvalidMessage => "Invalid message format",
+            Self::Unexpected => "Expected authentication message",
+            Self::MissingToken => "Missing authentication token",
+            Self::ExpiredOnArrival => "Token has expired",
+            Self::InvalidToken => "Invalid authentication token",
+            Self::TokenInUrl => {
+                r#"Tokens in the URL are no longer accepted. Send {"type":"authenticate","token":"…"} as the first message."#
+            }
+            Self::Denied | Self::UpstreamRefused => "Access denied",
+            Self::TooManyRefreshes => "Too many refreshes",
+            Self::Expired => "Token expired",
+            Self::AuthUnavailable => "Authentication service unavailable",
+            Self::TooManyConnections => "Too many connections",
+            Self::UpstreamNotFound => "Not found",
+            Self::UpstreamFailed | Self::UpstreamBusy => "Upstream unavailable",
+            Self::TooLarge
+            | Self::NotUtf8
+            | Self::Protocol
+            | Self::ControlFrames
+            | Self::IdentityChanged
+            | Self::UpstreamLost
+            | Self::Drain(_) => return None,
+        })
+    }
+
+    /// The reason in the Close frame.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Timeout => "Authentication timeout",
+            Self::InvalidMessage => "Invalid message format",
+            Self::TooLarge => "Message too large",
+            Self::NotUtf8 => "Invalid UTF-8",
+            Self::Protocol => "Protocol error",
+            Self::ControlFrames => "Too many control frames",
+            Self::Unexpected => "Expected authentication message",
+            Self::MissingToken => "Missing token",
+            Self::ExpiredOnArrival | Self::Expired => "Token expired",
+            Self::InvalidToken => "Invalid token",
+            Self::TokenInUrl => "Token in URL",
+            Self::Denied | Self::UpstreamRefused => "Access denied",
+            Self::TooManyRefreshes => "Too many refreshes",
+            Self::IdentityChanged => "Identity changed",
+            Self::AuthUnavailable | Self::TooManyConnections | Self::UpstreamBusy => "Try again later",
+            Self::UpstreamNotFound => "Not found",
+            Self::UpstreamFailed => "Upstream unavailable",
+            Self::UpstreamLost => "Upstream connection lost",
+            Self::Drain(_) => "Service restart",
+        }
+    }
+
+    /// The close code, in a dialect or without one.
+    #[must_use]
+    pub fn code(self, dialect: Option<&DialectSpec>) -> u16 {
+        let key = match self {
+            Self::Timeout => Close::Timeout,
+            Self::InvalidMessage => Close::InvalidMessage,
+            Self::TooLarge => return 1009,
+            Self::NotUtf8 => return 1007,
+            Self::Protocol => return 1002,
+            Self::ControlFrames => return 1008,
+            Self::Unexpected => Close::UnexpectedMessage,
+            Self::MissingToken => Close::MissingToken,
+            Self::ExpiredOnArrival | Self::Expired => Close::Expired,
+            Self::InvalidToken => Close::InvalidToken,
+            Self::TokenInUrl => Close::TokenInUrl,
+            Self::Denied => Close::Forbidden,
+            Self::TooManyRefreshes => Close::TooMany,
+            Self::IdentityChanged => Close::IdentityChanged,
+            Self::AuthUnavailable | Self::TooManyConnections | Self::UpstreamBusy => Close::Unavailable,
+            Self::UpstreamRefused => Close::UpstreamRefused,
+            Self::UpstreamNotFound => Close::UpstreamNotFound,
+            Self::UpstreamFailed => Close::UpstreamFailed,
+            Self::UpstreamLost => Close::UpstreamLost,
+            Self::Drain(code) => return code,
+        };
+        dialect.map_or(key.default_code(), |dialect| dialect.code(key))
+    }
+
+    /// What ends a session whose token was refused at the door.
+    #[must_use]
+    pub const fn of(rejection: &Rejection) -> Self {
+        match rejection {
+            Rejection::Expired { .. } => Self::ExpiredOnArrival,
+            Rejection::KeysUnavailable { .. } => Self::AuthUnavailable,
+            _ => Self::InvalidToken,
+        }
+    }
+
+    /// The error message in a dialect's own shape; `None` where nothing is said.
+    #[must_use]
+    pub fn said(self, dialect: Option<&DialectSpec>) -> Option<String> {
+        let dialect = dialect?;
+        let template = dialect.error.as_ref()?;
+        let values = Values { message: self.message()?, code: self.code(Some(dialect)), ..Values::default() };
+        Some(render(template, &values))
+    }
+}
+
+/// What became of a token.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Verified and allowed.
+    Accepted {
+        /// With the provider's prefix.
+        user_id: String,
+        /// Unix seconds.
+        expires_at: u64,
+        /// How long beyond its end a socket of this provider may live, at least.
+        clock_skew: Duration,
+    },
+    /// Not verified, and the row that says why.
+    Refused(Ending),
+    /// Verified, and not allowed on this route.
+    Denied,
+    /// A refresh with another user's token.
+    AnotherUser,
+    /// A refresh that would change a trusted header.
+    IdentityChanged,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The client's first message.
+    First(First),
+    /// A later message that is for us.
+    Later(Later),
+    /// The verdict on the token under verification.
+    Verdict(Verdict),
+    /// The upstream's 101 has come.
+    UpstreamOpen,
+    /// Something that ends it: a bound, a violation, the upstream, the drain.
+    End(Ending),
+    /// [`Session::deadline`] has passed.
+    Deadline,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Verify this token; come back with the verdict.
+    Verify(Token),
+    /// Dial the upstream.
+    Connect,
+    /// Say this to the client, between two of the upstream's messages.
+    Say(String),
+    /// Let messages flow.
+    Relay,
+    /// Say the ending and close.
+    End(Ending),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    /// For the first message.
+    Waiting,
+    /// For the verdict on it.
+    Verifying,
+    /// For the upstream.
+    Dialling,
+    /// Messages flow.
+    Open,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Authenticated,
+    Refreshed,
+}
+
+/// The state of one socket.
+#[derive(Debug)]
+pub struct Session {
+    dialect: Option<Arc<DialectSpec>>,
+    phase: Phase,
+    /// When waiting ends, milliseconds.
+    waiting_until: u64,
+    grace: Duration,
+    /// The user id, until `authenticated` has been said.
+    user_id: String,
+    /// Unix seconds.
+    expires_at: u64,
+    /// Milliseconds: `exp + max(clock_skew, grace)`.
+    end: u64,
+    verifying: Option<Answer>,
+    queued: Option<(Token, Answer)>,
+    /// The token bucket of refreshes: when it would be full again.
+    full_at: u64,
+    refusals: u8,
+    refreshes: u32,
+}
+
+impl Session {
+    /// A socket that waits in the vestibule for its first message.
+    #[must_use]
+    pub fn waiting(dialect: Arc<DialectSpec>, auth_timeout: Duration, grace: Duration, now: u64) -> Self {
+        let mut session = Self::new(Some(dialect), grace);
+        session.waiting_until = now.saturating_add(millis(auth_timeout));
+        session
+    }
+
+    /// A socket whose credential came on the upgrade, with the upstream's 101 in hand.
+    #[must_use]
+    pub fn open(dialect: Option<Arc<DialectSpec>>, grace: Duration, expires_at: u64, clock_skew: Duration) -> Self {
+        let mut session = Self::new(dialect, grace);
+        session.phase = Phase::Open;
+        session.extend(expires_at, clock_skew);
+        session
+    }
+
+    fn new(dialect: Option<Arc<DialectSpec>>, grace: Duration) -> Self {
+        Self {
+            dialect,
+            phase: Phase::Waiting,
+            waiting_until: u64::MAX,
+            grace,
+            user_id: String::new(),
+            expires_at: 0,
+            end: u64::MAX,
+            verifying: None,
+            queued: None,
+            full_at: 0,
+            refusals: 0,
+            refreshes: 0,
+        }
+    }
+
+    fn extend(&mut self, expires_at: u64, clock_skew: Duration) {
+        self.expires_at = expires_at;
+        self.end = expires_at.saturating_mul(1_000).saturating_add(millis(self.grace.max(clock_skew)));
+    }
+
+    /// Its dialect; `None` for `none`.
+    #[must_use]
+    pub fn dialect(&self) -> Option<&Arc<DialectSpec>> {
+        self.dialect.as_ref()
+    }
+
+    /// Whether a verdict is awaited.
+    #[must_use]
+    pub fn is_verifying(&self) -> bool {
+        self.phase == Phase::Verifying || self.verifying.is_some()
+    }
+
+    /// How many refreshes were accepted.
+    #[must_use]
+    pub fn refreshes(&self) -> u32 {
+        self.refreshes
+    }
+
+    /// When [`Event::Deadline`] is due, milliseconds since the epoch.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Waiting => Some(self.waiting_until),
+            // The verdict and the dial have bounds of their own.
+            Phase::Verifying | Phase::Dialling | Phase::Ended => None,
+            // A refresh under verification at the end is awaited.
+            Phase::Open if self.verifying.is_some() => None,
+            Phase::Open => match &self.queued {
+                Some(_) => Some(self.end.min(self.next_refresh())),
+                None => Some(self.end),
+            },
+        }
+    }
+
+    /// When the bucket has room for one more.
+    fn next_refresh(&self) -> u64 {
+        self.full_at.saturating_sub((BURST - 1) * REFRESH_MILLIS)
+    }
+
+    /// Takes an event; `now` in milliseconds since the epoch.
+    pub fn on(&mut self, event: Event, now: u64) -> Vec<Action> {
+        match (&self.phase, event) {
+            (Phase::Ended, _) => Vec::new(),
+            (_, Event::End(ending)) => self.finish(ending),
+            (Phase::Waiting, Event::First(first)) => self.first(first),
+            (Phase::Waiting, Event::Deadline) if now >= self.waiting_until => self.finish(Ending::Timeout),
+            (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict),
+            (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
+            (Phase::Open, Event::Later(later)) => self.later(later, now),
+            (Phase::Open, Event::Verdict(verdict)) => self.refreshed(verdict, now),
+            (Phase::Open, Event::Deadline) => self.due(now),
+            // An event that came too late for its phase changes nothing.
+            (_, _) => Vec::new(),
+        }
+    }
+
+    fn finish(&mut self, ending: Ending) -> Vec<Action> {
+        self.phase = Phase::Ended;
+        self.queued = None;
+        vec![Action::End(ending)]
+    }
+
+    fn first(&mut self, first: First) -> Vec<Action> {
+        match first {
+            First::Authenticate(token) => {
+                self.phase = Phase::Verifying;
+                vec![Action::Verify(token)]
+            }
+            First::InvalidMessage => self.finish(Ending::InvalidMessage),
+            First::Unexpected => self.finish(Ending::Unexpected),
+            First::MissingToken => self.finish(Ending::MissingToken),
+            First::NotAToken => self.finish(Ending::InvalidToken),
+        }
+    }
+
+    fn admitted(&mut self, verdict: Verdict) -> Vec<Action> {
+        match verdict {
+            Verdict::Accepted { user_id, expires_at, clock_skew } => {
+                self.phase = Phase::Dialling;
+                self.user_id = user_id;
+                self.extend(expires_at, clock_skew);
+                vec![Action::Connect]
+            }
+            Verdict::Refused(ending) => self.finish(ending),
+            Verdict::Denied => self.finish(Ending::Denied),
+            // Neither can be said of a first token.
+            Verdict::AnotherUser | Verdict::IdentityChanged => self.finish(Ending::InvalidToken),
+        }
+    }
+
+    fn opened(&mut self, now: u64) -> Vec<Action> {
+        self.phase = Phase::Open;
+        let user_id = std::mem::take(&mut self.user_id);
+        let mut actions: Vec<Action> = self.acknowledgement(Answer::Authenticated, &user_id, now).into_iter().collect();
+        actions.push(Action::Relay);
+        actions
+    }
+
+    fn acknowledgement(&self, answer: Answer, user_id: &str, now: u64) -> Option<Action> {
+        let dialect = self.dialect.as_ref()?;
+        let template = match answer {
+            Answer::Authenticated => dialect.authenticate.acknowledge.as_ref()?,
+            Answer::Refreshed => dialect.refresh.acknowledge.as_ref()?,
+        };
+        let expires_in = self.expires_at.saturating_sub(now / 1_000);
+        let values = Values { user_id, exp: self.expires_at, expires_in, ..Values::default() };
+        Some(Action::Say(render(template, &values)))
+    }
+
+    fn error(&self, message: &str) -> Vec<Action> {
+        let template = self.dialect.as_ref().and_then(|dialect| dialect.error.as_ref());
+        template.map(|template| Action::Say(render(template, &Values { message, ..Values::default() }))).into_iter().collect()
+    }
+
+    fn later(&mut self, later: Later, now: u64) -> Vec<Action> {
+        let (presented, answer) = match later {
+            Later::Authenticate(presented) => (presented, Answer::Authenticated),
+            Later::Refresh(presented) => (presented, Answer::Refreshed),
+        };
+        match presented {
+            Presented::Token(token) => {
+                self.queued = Some((token, answer));
+                self.next(now)
+            }
+            Presented::Missing => self.refusal("Missing token in refresh request"),
+            Presented::NotAToken => {
+                self.refusal(&format!("Token refresh failed: {}", Ending::InvalidToken.message().unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Starts the queued refresh when none is under way and the rate allows it.
+    fn next(&mut self, now: u64) -> Vec<Action> {
+        if self.verifying.is_some() || now < self.next_refresh() {
+            return Vec::new();
+        }
+        let Some((token, answer)) = self.queued.take() else { return Vec::new() };
+        self.full_at = self.full_at.max(now).saturating_add(REFRESH_MILLIS);
+        self.verifying = Some(answer);
+        vec![Action::Verify(token)]
+    }
+
+    fn refusal(&mut self, message: &str) -> Vec<Action> {
+        self.refusals += 1;
+        if self.refusals >= REFUSALS {
+            return self.finish(Ending::TooManyRefreshes);
+        }
+        self.error(message)
+    }
+
+    fn refreshed(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
+        let answer = self.verifying.take().unwrap_or(Answer::Refreshed);
+        let mut actions = match verdict {
+            Verdict::Accepted { user_id, expires_at, clock_skew } => {
+                self.refusals = 0;
+                self.refreshes += 1;
+                self.extend(expires_at, clock_skew);
+                self.acknowledgement(answer, &user_id, now).into_iter().collect()
+            }
+            Verdict::Refused(ending) => {
+                self.refusal(&format!("Token refresh failed: {}", ending.message().unwrap_or_default()))
+            }
+            Verdict::AnotherUser => self.refusal("Token refresh failed: another user"),
+            Verdict::Denied => self.finish(Ending::Denied),
+            Verdict::IdentityChanged => self.finish(Ending::IdentityChanged),
+        };
+        if self.phase == Phase::Open {
+            actions.extend(self.due(now));
+        }
+        actions
+    }
+
+    fn due(&mut self, now: u64) -> Vec<Action> {
+        if self.verifying.is_some() {
+            return Vec::new();
+        }
+        if now >= self.end && self.queued.is_none() {
+            return self.finish(Ending::Expired);
+        }
+        let actions = self.next(now);
+        if actions.is_empty() && now >= self.end {
+            return self.finish(Ending::Expired);
+        }
+        actions
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000_000;
+
+    fn token() -> Token {
+        Token::presented("t", 16).expect("token")
+    }
+
+    fn accepted(expires_at: u64) -> Event {
+        Event::Verdict(Verdict::Accepted { user_id: "alice".into(), expires_at, clock_skew: Duration::from_secs(5) })
+    }
+
+    fn waiting() -> Session {
+        Session::waiting(Arc::new(DialectSpec::vestibule()), Duration::from_secs(10), Duration::from_secs(30), NOW)
+    }
+
+    fn opened() -> Session {
+        let mut session = waiting();
+        session.on(Event::First(First::Authenticate(token())), NOW);
+        session.on(accepted(NOW / 1_000 + 60), NOW);
+        session.on(Event::UpstreamOpen, NOW);
+        session
+    }
+
+    fn shown(actions: &[Action]) -> Vec<String> {
+        actions
+            .iter()
+            .map(|action| match action {
+                Action::Verify(_) => "verify".to_owned(),
+                Action::Connect => "connect".to_owned(),
+                Action::Say(text) => text.clone(),
+                Action::Relay => "relay".to_owned(),
+                Action::End(ending) => {
+                    let dialect = DialectSpec::vestibule();
+                    format!("{} {} {}", ending.message().unwrap_or("-"), ending.code(Some(&dialect)), ending.reason())
+                }
+            })
+            .collect()
+    }
+
+    fn refresh(session: &mut Session, now: u64) -> Vec<String> {
+        shown(&session.on(Event::Later(Later::Refresh(Presented::Token(token()))), now))
+    }
+
+    #[test]
+    fn a_good_first_message_dials_and_is_answered_when_the_upstream_stands() {
+        let mut session = waiting();
+        assert_eq!(shown(&session.on(Event::First(First::Authenticate(token())), NOW)), ["verify"]);
+        assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)), ["connect"]);
+        assert_eq!(
+            shown(&session.on(Event::UpstreamOpen, NOW + 2_000)),
+            [r#"{"type":"authenticated","user_id":"alice","expires_at":1000060,"expires_in":58}"#, "relay"]
+        );
+    }
+
+    #[test]
+    fn every_bad_first_message_ends_with_its_row() {
+        for (first, expected) in [
+            (First::InvalidMessage, "Invalid message format 1008 Invalid message format"),
+            (First::Unexpected, "Expected authentication message 1008 Expected authentication message"),
+            (First::MissingToken, "Missing authentication token 1008 Missing token"),
+            (First::NotAToken, "Invalid authentication token 1008 Invalid token"),
+        ] {
+            assert_eq!(shown(&waiting().on(Event::First(first), NOW)), [expected]);
+        }
+    }
+
+    #[test]
+    fn every_refused_first_token_ends_with_its_row() {
+        for (verdict, expected) in [
+            (Verdict::Refused(Ending::ExpiredOnArrival), "Token has expired 4401 Token expired"),
+            (Verdict::Refused(Ending::InvalidToken), "Invalid authentication token 1008 Invalid token"),
+            (Verdict::Refused(Ending::AuthUnavailable), "Authentication service unavailable 1013 Try again later"),
+            (Verdict::Denied, "Access denied 1008 Access denied"),
+        ] {
+            let mut session = waiting();
+            session.on(Event::First(First::Authenticate(token())), NOW);
+            assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
+        }
+    }
+
+    #[test]
+    fn waiting_ends_in_time_and_only_then() {
+        let mut session = waiting();
+        assert_eq!(session.deadline(), Some(NOW + 10_000));
+        assert!(session.on(Event::Deadline, NOW + 9_999).is_empty());
+        assert_eq!(shown(&session.on(Event::Deadline, NOW + 10_000)), ["Authentication timeout 1008 Authentication timeout"]);
+        assert!(session.on(Event::First(First::Authenticate(token())), NOW + 10_001).is_empty());
+    }
+
+    #[test]
+    fn a_refresh_moves_the_end() {
+        let mut session = opened();
+        assert_eq!(session.deadline(), Some(NOW + 90_000));
+        assert_eq!(refresh(&mut session, NOW + 50_000), ["verify"]);
+        assert_eq!(
+            shown(&session.on(accepted(NOW / 1_000 + 110), NOW + 50_000)),
+            [r#"{"type":"auth_refreshed","expires_at":1000110,"expires_in":60}"#]
+        );
+        assert_eq!(session.deadline(), Some(NOW + 140_000));
+        assert_eq!(session.refreshes(), 1);
+    }
+
+    #[test]
+    fn authenticate_again_is_a_refresh_answered_as_authenticated() {
+        let mut session = opened();
+        session.on(Event::Later(Later::Authenticate(Presented::Token(token()))), NOW);
+        assert_eq!(
+            shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
+            [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
+        );
+    }
+
+    #[test]
+    fn the_end_comes_with_4401() {
+        let mut session = opened();
+        assert!(session.on(Event::Deadline, NOW + 89_999).is_empty());
+        assert_eq!(shown(&session.on(Event::Deadline, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+    }
+
+    #[test]
+    fn a_refresh_under_verification_at_the_end_is_awaited() {
+        let mut session = opened();
+        refresh(&mut session, NOW + 89_000);
+        assert_eq!(session.deadline(), None);
+        assert!(session.on(Event::Deadline, NOW + 95_000).is_empty());
+        let refused = Event::Verdict(Verdict::Refused(Ending::InvalidToken));
+        assert_eq!(
+            shown(&session.on(refused, NOW + 96_000)),
+            [
+                r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#,
+                "Token expired 4401 Token expired"
+            ]
+        );
+    }
+
+    #[test]
+    fn refused_refreshes_keep_the_old_identity_and_five_in_a_row_end_it() {
+        let mut session = opened();
+        for attempt in 1..=5 {
+            let now = NOW + attempt * 2_000;
+            refresh(&mut session, now);
+            let said = shown(&session.on(Event::Verdict(Verdict::AnotherUser), now));
+            if attempt < 5 {
+                assert_eq!(said, [r#"{"type":"error","message":"Token refresh failed: another user"}"#]);
+                assert_eq!(session.deadline(), Some(NOW + 90_000));
+            } else {
+                assert_eq!(said, ["Too many refreshes 1008 Too many refreshes"]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_accepted_refresh_forgets_the_refusals() {
+        let mut session = opened();
+        for attempt in 0..4 {
+            session.on(Event::Later(Later::Refresh(Presented::Missing)), NOW + attempt);
+        }
+        refresh(&mut session, NOW + 10);
+        session.on(accepted(NOW / 1_000 + 60), NOW + 10);
+        let said = shown(&session.on(Event::Later(Later::Refresh(Presented::Missing)), NOW + 20));
+        assert_eq!(said, [r#"{"type":"error","message":"Missing token in refresh request"}"#]);
+    }
+
+    #[test]
+    fn a_refresh_that_loses_its_right_or_changes_a_header_ends_it() {
+        for (verdict, expected) in [
+            (Verdict::Denied, "Access denied 1008 Access denied"),
+            (Verdict::IdentityChanged, "- 1012 Identity changed"),
+        ] {
+            let mut session = opened();
+            refresh(&mut session, NOW);
+            assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
+        }
+    }
+
+    #[test]
+    fn refreshes_are_verified_one_at_a_time_and_the_newest_waits() {
+        let mut session = opened();
+        assert_eq!(refresh(&mut session, NOW), ["verify"]);
+        assert!(refresh(&mut session, NOW).is_empty());
+        assert!(refresh(&mut session, NOW).is_empty());
+        let after = shown(&session.on(accepted(NOW / 1_000 + 60), NOW));
+        assert_eq!(after.last().map(String::as_str), Some("verify"));
+        assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)).len(), 1);
+    }
+
+    #[test]
+    fn refreshes_beyond_the_burst_wait_for_their_second() {
+        let mut session = opened();
+        for _ in 0..BURST {
+            assert_eq!(refresh(&mut session, NOW), ["verify"]);
+            session.on(accepted(NOW / 1_000 + 60), NOW);
+        }
+        assert!(refresh(&mut session, NOW).is_empty());
+        assert_eq!(session.deadline(), Some(NOW + 1_000));
+        assert!(session.on(Event::Deadline, NOW + 999).is_empty());
+        assert_eq!(shown(&session.on(Event::Deadline, NOW + 1_000)), ["verify"]);
+    }
+
+    #[test]
+    fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
+        let mut session = Session::open(None, Duration::from_secs(30), NOW / 1_000 + 60, Duration::from_secs(5));
+        assert_eq!(session.deadline(), Some(NOW + 90_000));
+        assert_eq!(shown(&session.on(Event::Deadline, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+        assert_eq!(Ending::Expired.said(None), None);
+    }
+
+    #[test]
+    fn grace_is_at_least_the_clock_skew() {
+        let session = Session::open(None, Duration::ZERO, 100, Duration::from_secs(5));
+        assert_eq!(session.deadline(), Some(105_000));
+    }
+}
