@@ -40,6 +40,7 @@ mod upstream;
 pub use admit::admit;
 pub use body::{BodyEnd, ClientBody, ResponseBody};
 pub use forwarding::{ClientAddress, Connection};
+pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_public};
 pub use refusal::{Challenge, Refusal, problem};
 pub use request::{Admitted, Allowed, OwnRequest, ProtectedRequest, PublicRequest};

@@ -106,6 +106,8 @@ pub struct QueryParameter {
 /// One trusted header: which claim it carries, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustedHeader {
+    /// The header's name as it was written, for people.
+    pub written: String,
     /// The header's name.
     pub name: HeaderName,
     /// The claim it carries.

@@ -29,10 +29,8 @@ impl Runtime {
     /// Makes a runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
     #[must_use]
     pub fn start(policy: Policy) -> Self {
-        let providers = policy
-            .providers
-            .iter()
-            .map(|spec| (Arc::clone(spec), Arc::new(ProviderKeys::start(Arc::clone(spec)))));
+        let providers =
+            policy.providers.iter().map(|spec| (Arc::clone(spec), Arc::new(ProviderKeys::start(Arc::clone(spec)))));
         let verifier = Verifier::new(providers);
         let upstream = Upstream::new(policy.upstream.clone(), policy.limits.send_timeout);
         Self { policy, verifier, upstream }
@@ -70,7 +68,9 @@ impl Shared {
     /// Counts a connection, unless `limit` of them are open.
     #[must_use]
     pub fn connect(self: &Arc<Self>, limit: u32) -> Option<ConnectionCount> {
-        let counted = self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1));
+        let counted = self
+            .connections
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1));
         counted.ok().map(|_| ConnectionCount(Arc::clone(self)))
     }
 

@@ -53,6 +53,7 @@ impl Report {
         for finding in &mut findings {
             if finding.place.is_none() {
                 finding.place = Some(tree.place_of(&finding.path));
+                finding.path = tree.written_path(&finding.path).to_owned();
             }
         }
         findings.sort_by_key(|finding| finding.place.unwrap_or(Place::Nowhere).order());

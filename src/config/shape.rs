@@ -206,9 +206,15 @@ impl Default for TokenFrom {
 pub struct RouteTokenFrom {
     #[serde(deserialize_with = "written")]
     pub header: Option<Option<OneOrMany>>,
+    #[serde(deserialize_with = "flag")]
     pub message: Option<bool>,
     #[serde(deserialize_with = "written")]
     pub query: Option<Option<QuerySource>>,
+}
+
+/// `false` is a value here, not a feature switched off.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    bool::deserialize(deserializer).map(Some)
 }
 
 /// Tells a key that is written as `null` from one that is not written.

@@ -53,20 +53,18 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Everything wrong at once: unknown keys and what validation found, with their places.
+    /// What validation made, or everything wrong at once: unknown keys and what it found, with their
+    /// places.
     ///
     /// # Errors
-    /// When there is anything.
-    pub fn conclude(self, findings: Vec<Finding>) -> Result<(), Report> {
+    /// When there is anything wrong.
+    pub fn conclude<T>(self, validated: Result<T, ()>, findings: Vec<Finding>) -> Result<T, Report> {
         let mut all = self.unknown;
         all.extend(findings);
-        if all.is_empty() { Ok(()) } else { Err(Report::new(&self.source, &self.text, &self.tree, all)) }
-    }
-
-    /// Whether a key was not known; nothing starts then.
-    #[must_use]
-    pub fn has_unknown_keys(&self) -> bool {
-        !self.unknown.is_empty()
+        match validated {
+            Ok(value) if all.is_empty() => Ok(value),
+            _ => Err(Report::new(&self.source, &self.text, &self.tree, all)),
+        }
     }
 }
 
@@ -263,7 +261,7 @@ mod tests {
     fn unknown_keys_come_all_at_once_with_their_places() {
         let yaml =
             "listn: x\nproviders:\n  - issuer: https://i.example\n    audiences: [api]\nlimits:\n  conections: 3\n";
-        let report = load_text(yaml).expect("shape is right").conclude(Vec::new()).expect_err("unknown");
+        let report = load_text(yaml).expect("shape is right").conclude(Ok(()), Vec::new()).expect_err("unknown");
         let places: Vec<usize> = report.findings().iter().map(|f| f.place.map_or(0, Place::line)).collect();
         assert_eq!(places, [1, 4, 6]);
         let shown = report.to_string();
@@ -293,7 +291,7 @@ mod tests {
     #[test]
     fn a_secret_is_never_quoted() {
         let yaml = "providers: [{ preset: shared-secret, secrte: hunter2hunter2 }]\n";
-        let report = load_text(yaml).expect("shape").conclude(Vec::new()).expect_err("unknown").to_string();
+        let report = load_text(yaml).expect("shape").conclude(Ok(()), Vec::new()).expect_err("unknown").to_string();
         assert!(!report.contains("hunter2"), "{report}");
         assert!(report.contains("did you mean `secret`?"), "{report}");
     }

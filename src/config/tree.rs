@@ -130,6 +130,25 @@ impl Node {
         place
     }
 
+    /// The path as its writer knows it: `upstream.url` is `upstream` where that was written short.
+    pub(super) fn written_path<'p>(&self, path: &'p str) -> &'p str {
+        let mut node = self;
+        for (at, step) in path.split('.').scan(0, |at, step| {
+            let here = *at;
+            *at += step.len() + 1;
+            Some((here, step))
+        }) {
+            if matches!(node.value, Value::Scalar { .. }) && !node.is_null() && at > 0 {
+                return &path[..at - 1];
+            }
+            match node.get(step) {
+                Some(next) => node = next,
+                None => return path,
+            }
+        }
+        path
+    }
+
     /// Replaces `${NAME}`, `${NAME:-default}` and `$$` in every value, keys never.
     pub(super) fn substitute(
         &mut self,

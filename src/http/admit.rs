@@ -1,7 +1,9 @@
 //! Admission: what hyper lets through and we do not (ANCHORS.md section 3.2).
 
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
+};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Request, Version};
@@ -14,7 +16,11 @@ use crate::policy::Policy;
 ///
 /// # Errors
 /// A refusal of section 3: malformed, wrong method, Host not served, something over its limit.
-pub fn admit(mut request: Request<Incoming>, connection: &Connection, policy: &Policy) -> Result<Admitted, (Refusal, ClientAddress)> {
+pub fn admit(
+    mut request: Request<Incoming>,
+    connection: &Connection,
+    policy: &Policy,
+) -> Result<Admitted, (Refusal, ClientAddress)> {
     let client = ClientAddress::of(connection, request.headers(), policy);
     let websocket = match check(&mut request, policy) {
         Ok(websocket) => websocket,
@@ -68,7 +74,8 @@ fn check_size(request: &Request<Incoming>, limit: usize) -> Result<(), Refusal> 
         return Err(Refusal::target_too_long());
     }
     let line = request.method().as_str().len() + target + "  HTTP/1.1\r\n".len();
-    let fields: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
+    let fields: usize =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
     if line + fields + "\r\n".len() > limit { Err(Refusal::head_too_large()) } else { Ok(()) }
 }
 
@@ -100,7 +107,8 @@ fn check_framing(request: &mut Request<Incoming>) -> Result<(), Refusal> {
     let headers = request.headers();
     if headers.contains_key(TRANSFER_ENCODING) {
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-        let only_chunked = codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none();
+        let only_chunked = codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            && codings.next().is_none();
         if !only_chunked || request.version() != Version::HTTP_11 {
             return Err(Refusal::bad_request("a transfer coding other than chunked"));
         }

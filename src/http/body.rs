@@ -89,7 +89,13 @@ impl ClientBody {
 
     /// An empty body, for a request sent again.
     pub(super) fn empty() -> Self {
-        Self { incoming: None, left: None, idle: Duration::ZERO, timer: None, end: BodyEnd(Arc::new(AtomicU8::new(ENDED))) }
+        Self {
+            incoming: None,
+            left: None,
+            idle: Duration::ZERO,
+            timer: None,
+            end: BodyEnd(Arc::new(AtomicU8::new(ENDED))),
+        }
     }
 
     /// How it ends.

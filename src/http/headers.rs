@@ -5,17 +5,17 @@
 use std::sync::Arc;
 
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Request, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
+use super::ClientBody;
 use super::admit::lists;
 use super::forwarding;
 use super::request::{Admitted, Allowed, PublicRequest};
-use super::ClientBody;
 use crate::auth::{Identity, Token};
 use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TrustedHeader};
 
@@ -85,11 +85,15 @@ impl TrustedHeaders {
         let mut out = Vec::with_capacity(headers.len());
         for header in headers {
             let Some(value) = identity.claim(&header.claim) else { continue };
-            let unsendable = |problem| Unsendable { header: header.name.to_string(), claim: header.claim.to_string(), problem };
+            let unsendable =
+                |problem| Unsendable { header: header.name.to_string(), claim: header.claim.to_string(), problem };
             let text = text(&value, header.encode).map_err(unsendable)?;
             let visible = text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text;
             let value = HeaderValue::from_str(&text).ok().filter(|_| visible);
-            out.push((header.name.clone(), value.ok_or_else(|| unsendable("holds other than visible ASCII (encode: percent allows any text)"))?));
+            out.push((
+                header.name.clone(),
+                value.ok_or_else(|| unsendable("holds other than visible ASCII (encode: percent allows any text)"))?,
+            ));
         }
         Ok(Self(out))
     }
@@ -108,8 +112,12 @@ fn text(value: &Value, encode: Option<Encode>) -> Result<String, &'static str> {
             let texts: Vec<String> = members
                 .iter()
                 .map(|member| match member {
-                    Value::String(text) if text.contains(',') && encode.is_none() => Err("has a member with a comma in it"),
-                    Value::Array(_) | Value::Object(_) | Value::Null => Err("is an array of other than text, numbers and booleans"),
+                    Value::String(text) if text.contains(',') && encode.is_none() => {
+                        Err("has a member with a comma in it")
+                    }
+                    Value::Array(_) | Value::Object(_) | Value::Null => {
+                        Err("is an array of other than text, numbers and booleans")
+                    }
                     member => text_of_member(member, encode),
                 })
                 .collect::<Result<_, _>>()?;
@@ -131,7 +139,10 @@ fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'st
 ///
 /// # Errors
 /// When a claim cannot stand in its header.
-pub fn seal(allowed: Allowed, policy: &Policy) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
+pub fn seal(
+    allowed: Allowed,
+    policy: &Policy,
+) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, matched } = allowed;
     let inband = matched.route.websocket.dialect.is_some();
@@ -200,8 +211,10 @@ fn strip(admitted: &mut Admitted, policy: &Policy, inband_websocket: bool) {
 }
 
 fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) {
-    let reserved: Vec<(HeaderName, Reserved)> =
-        headers.keys().filter_map(|name| policy.reserved.classify(name.as_str()).map(|kind| (name.clone(), kind))).collect();
+    let reserved: Vec<(HeaderName, Reserved)> = headers
+        .keys()
+        .filter_map(|name| policy.reserved.classify(name.as_str()).map(|kind| (name.clone(), kind)))
+        .collect();
     for (name, kind) in reserved {
         if kind == Reserved::Identity {
             tracing::debug!(header = %name, "an identity header sent by a client was removed");
@@ -212,7 +225,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) {
 
 /// RFC 9110 section 7.6.1: what `Connection` names (all its lines, any case), then the fixed ones.
 /// Fields that decide about the message itself stay, whoever names them.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

@@ -10,7 +10,8 @@ pub(super) fn has_broken_escape(path: &str) -> bool {
     let bytes = path.as_bytes();
     (0..bytes.len()).any(|at| {
         bytes[at] == b'%'
-            && !(bytes.get(at + 1).is_some_and(u8::is_ascii_hexdigit) && bytes.get(at + 2).is_some_and(u8::is_ascii_hexdigit))
+            && !(bytes.get(at + 1).is_some_and(u8::is_ascii_hexdigit)
+                && bytes.get(at + 2).is_some_and(u8::is_ascii_hexdigit))
     })
 }
 

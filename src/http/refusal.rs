@@ -89,9 +89,17 @@ impl Refusal {
                 "Invalid authorization header format. Expected 'Bearer <token>'.",
             )
             .challenging(Challenge::InvalidRequest)
-            .because(if bad.problem == Problem::Twice { "one kind of credential twice" } else { "not Bearer <token>" }),
-            Problem::NotAToken => Self::invalid_token(&Rejection::Malformed("too long, or not a token's characters"), false),
-            Problem::InUrl => Self::invalid_token(&Rejection::Malformed("a token in the URL, which this route refuses"), false),
+            .because(if bad.problem == Problem::Twice {
+                "one kind of credential twice"
+            } else {
+                "not Bearer <token>"
+            }),
+            Problem::NotAToken => {
+                Self::invalid_token(&Rejection::Malformed("too long, or not a token's characters"), false)
+            }
+            Problem::InUrl => {
+                Self::invalid_token(&Rejection::Malformed("a token in the URL, which this route refuses"), false)
+            }
         }
     }
 
@@ -127,7 +135,11 @@ impl Refusal {
     }
 
     fn invalid_token(rejection: &Rejection, verbose: bool) -> Self {
-        let detail = if verbose { format!("Invalid token: {rejection}") } else { "Invalid token. Please sign in again.".to_owned() };
+        let detail = if verbose {
+            format!("Invalid token: {rejection}")
+        } else {
+            "Invalid token. Please sign in again.".to_owned()
+        };
         Self::new(StatusCode::UNAUTHORIZED, "invalid_token", &detail)
             .challenging(Challenge::InvalidToken)
             .because(rejection.to_string())

@@ -45,6 +45,12 @@ pub struct PublicRequest {
 }
 
 impl PublicRequest {
+    /// Whether it is a WebSocket upgrade.
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        self.admitted.upgrade.is_some()
+    }
+
     /// Its rule.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
@@ -104,6 +110,20 @@ impl ProtectedRequest {
     /// The client's side of the upgrade, when it is one.
     pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
         self.admitted.upgrade.take()
+    }
+
+    /// Offers the upstream exactly one subprotocol, or none: the client was given its choice before
+    /// the upstream was asked.
+    pub fn offer(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
+        use hyper::header::SEC_WEBSOCKET_PROTOCOL;
+        match subprotocol {
+            Some(chosen) => {
+                self.admitted.parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, chosen.clone());
+            }
+            None => {
+                self.admitted.parts.headers.remove(SEC_WEBSOCKET_PROTOCOL);
+            }
+        }
     }
 
     /// Takes the token out of the request, by the rule's carriers and their precedence.
@@ -168,19 +188,5 @@ impl Allowed {
     /// The client's side of the upgrade, when it is one.
     pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
         self.admitted.upgrade.take()
-    }
-
-    /// Keeps an in-band WebSocket from offering what we cannot read through (RFC 7692), and offers
-    /// the upstream exactly one subprotocol, or none.
-    pub fn offer(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
-        use hyper::header::SEC_WEBSOCKET_PROTOCOL;
-        match subprotocol {
-            Some(chosen) => {
-                self.admitted.parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, chosen.clone());
-            }
-            None => {
-                self.admitted.parts.headers.remove(SEC_WEBSOCKET_PROTOCOL);
-            }
-        }
     }
 }

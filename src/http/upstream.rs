@@ -188,7 +188,8 @@ impl Upstream {
             return Err(UpstreamError::Failed("101 to a request that asked for no upgrade".to_owned()));
         }
         let keep = self.spec.reuse && !lists(response.headers(), &CONNECTION, "close");
-        let lease = keep.then(|| Lease { sender, pool: Arc::downgrade(pool), body: end, keep: self.spec.pool_idle_timeout });
+        let lease =
+            keep.then(|| Lease { sender, pool: Arc::downgrade(pool), body: end, keep: self.spec.pool_idle_timeout });
         let (mut parts, incoming) = response.into_parts();
         strip_hop_by_hop(&mut parts.headers);
         Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease)))
@@ -200,7 +201,9 @@ impl Upstream {
     /// When there is no usable answer.
     pub async fn upgrade(&self, sealed: Sealed) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
         let limit = self.spec.handshake_timeout;
-        let expected = sealed.websocket_key().map(|key| tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()));
+        let expected = sealed
+            .websocket_key()
+            .map(|key| tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()));
         let exchange = async {
             let io = self.connect().await?;
             let (mut sender, connection) = builder().handshake(io).await.map_err(failed)?;
@@ -271,7 +274,12 @@ impl Upstream {
         Ok((self.fresh().await?, false))
     }
 
-    async fn exchange(&self, sender: &mut SendRequest<ClientBody>, request: Request<ClientBody>, end: &BodyEnd) -> Result<Response<Incoming>, Failure> {
+    async fn exchange(
+        &self,
+        sender: &mut SendRequest<ClientBody>,
+        request: Request<ClientBody>,
+        end: &BodyEnd,
+    ) -> Result<Response<Incoming>, Failure> {
         let limit = self.spec.response_timeout;
         let mut sending = std::pin::pin!(sender.try_send_request(request));
         let answered = loop {
@@ -317,7 +325,8 @@ impl Failure {
 /// A copy of what may be sent a second time although the first may have arrived (RFC 9110 section
 /// 9.2.2): idempotent and without a body.
 fn sendable_again(request: &Request<ClientBody>, end: &BodyEnd) -> Option<Request<ClientBody>> {
-    let idempotent = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
+    let idempotent =
+        matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
     if !idempotent || !end.is_complete() {
         return None;
     }
@@ -338,7 +347,10 @@ fn is_reset(error: &hyper::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         if let Some(io) = source.downcast_ref::<io::Error>() {
-            return matches!(io.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted);
+            return matches!(
+                io.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
+            );
         }
         cause = source.source();
     }

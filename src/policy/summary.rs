@@ -44,7 +44,7 @@ pub fn summary(policy: &Policy) -> String {
         line("provider", format!("{} {issuer}  {keys}, {audience}", provider.name));
     }
     for header in &policy.trusted_headers {
-        line("identity", format!("{} = {}", header.name, header.claim));
+        line("identity", format!("{} = {}", header.written, header.claim));
     }
     let passed = match policy.upstream.token_to_http {
         TokenToHttp::None => "the caller's token is not passed on",

@@ -351,14 +351,14 @@ impl Check {
                 self.wrong(&path, "has no letter or digit");
             }
             if let Some(twin) = out.iter().find(|o| fold(o.name.as_str()).is_some_and(|f| f.as_bytes() == letters)) {
-                let twin = twin.name.clone();
+                let twin = twin.written.clone();
                 self.wrong(&path, format!("is the same name as {twin} to many backends; keep one"));
             }
             if let Some(parsed) = self.take(&path, Claim::parse(&claim.claim)) {
                 if parsed.is_written_by_users() {
                     self.warn(format!("identity.headers.{name}: users can write the claim {parsed} themselves"));
                 }
-                out.push(TrustedHeader { name: header, claim: parsed, encode: claim.encode });
+                out.push(TrustedHeader { written: name.clone(), name: header, claim: parsed, encode: claim.encode });
             }
         }
         out

@@ -131,7 +131,13 @@ fn pretty(line: &AccessLine) -> String {
         escape(&mut out, &line.reason, CUT);
     }
     if let Some(socket) = &line.socket {
-        let _ = write!(out, "  closed_by={} code={} refreshes={}", socket.closed_by, socket.close_code.unwrap_or(0), socket.refreshes);
+        let _ = write!(
+            out,
+            "  closed_by={} code={} refreshes={}",
+            socket.closed_by,
+            socket.close_code.unwrap_or(0),
+            socket.refreshes
+        );
     }
     out
 }

@@ -151,7 +151,9 @@ pub(super) fn quote(out: &mut String, text: &str, at: usize) {
 pub(super) fn escape(out: &mut String, text: &str, at: usize) {
     for character in cut(text, at).chars() {
         match character {
-            c if c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+            c if c.is_control()
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
+            {
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
             c => out.push(c),
@@ -165,7 +167,9 @@ mod tests {
 
     #[test]
     fn dates_are_civil() {
-        for (days, expected) in [(0, (1970, 1, 1)), (19_782, (2024, 2, 29)), (19_783, (2024, 3, 1)), (20_454, (2026, 1, 1))] {
+        for (days, expected) in
+            [(0, (1970, 1, 1)), (19_782, (2024, 2, 29)), (19_783, (2024, 3, 1)), (20_454, (2026, 1, 1))]
+        {
             assert_eq!(civil(days), expected);
         }
     }

@@ -82,7 +82,11 @@ pub fn flush() {
     // A log that cannot be written must not stop a proxy.
     let _ = out.write_all(&taken.bytes);
     if taken.dropped > 0 {
-        let _ = writeln!(out, "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped: nobody reads them fast enough\"}}", taken.dropped);
+        let _ = writeln!(
+            out,
+            "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped: nobody reads them fast enough\"}}",
+            taken.dropped
+        );
     }
     let _ = out.flush();
 }

@@ -147,7 +147,9 @@ impl Header {
             126 | 127 => length,
             short => u64::from(short),
         };
-        let mask = masked.then(|| [raw_bytes[raw_length - 4], raw_bytes[raw_length - 3], raw_bytes[raw_length - 2], raw_bytes[raw_length - 1]]);
+        let mask = masked.then(|| {
+            [raw_bytes[raw_length - 4], raw_bytes[raw_length - 3], raw_bytes[raw_length - 2], raw_bytes[raw_length - 1]]
+        });
         let mut raw = [0; HEADER];
         raw[..raw_length].copy_from_slice(raw_bytes);
         // At most 14.

@@ -2,7 +2,7 @@
 //! ours from the first byte to the last. Nothing behind the first message may be lost, so nothing
 //! else ever reads this socket.
 
-use super::frame::{Opcode, Piece, Walker, Sender, apply_mask};
+use super::frame::{Opcode, Piece, Sender, Walker, apply_mask};
 use super::session::Ending;
 
 /// The first message: one text of at most this many bytes…
@@ -123,9 +123,7 @@ impl Intake {
                         target.extend_from_slice(&self.bytes[range]);
                         apply_mask(&mut target[start..], self.mask, offset);
                     }
-                    if last
-                        && let Some(arrived) = self.frame_ended()?
-                    {
+                    if last && let Some(arrived) = self.frame_ended()? {
                         return Ok(Some(arrived));
                     }
                 }

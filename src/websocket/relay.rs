@@ -64,10 +64,12 @@ pub struct Times {
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named for themselves")]
 pub enum ClosedBy {
+    /// The client, by a Close or by leaving.
     Client,
+    /// The upstream.
     Upstream,
+    /// We.
     Vestibule,
 }
 
@@ -84,6 +86,20 @@ pub struct Outcome {
     pub bytes_out: u64,
     /// Accepted refreshes.
     pub refreshes: u32,
+}
+
+impl Outcome {
+    /// A socket that never came to anything: closed by us with this code.
+    #[must_use]
+    pub const fn refused(code: u16) -> Self {
+        Self { code: Some(code), closed_by: ClosedBy::Vestibule, bytes_in: 0, bytes_out: 0, refreshes: 0 }
+    }
+
+    /// A client that left before it was anyone.
+    #[must_use]
+    pub const fn left(code: Option<u16>) -> Self {
+        Self { code, closed_by: ClosedBy::Client, bytes_in: 0, bytes_out: 0, refreshes: 0 }
+    }
 }
 
 /// One of the two sockets.
@@ -277,7 +293,12 @@ pub struct Beginning {
 impl Relay {
     /// Sets a relay up; it runs when awaited.
     #[must_use]
-    pub fn new(beginning: Beginning, judge: Box<dyn Judge>, drain: Pin<Box<dyn Future<Output = ()> + Send>>, times: Times) -> Self {
+    pub fn new(
+        beginning: Beginning,
+        judge: Box<dyn Judge>,
+        drain: Pin<Box<dyn Future<Output = ()> + Send>>,
+        times: Times,
+    ) -> Self {
         let Beginning { client, upstream, from_client, from_upstream, say, extensions, session } = beginning;
         let mut relay = Self {
             client: Side::new(client),
@@ -452,7 +473,14 @@ impl Relay {
         }
     }
 
-    fn client_data_begins(&mut self, header: Header, range: Option<Range<usize>>, input: &[u8], next: usize, out: &mut Outgoing) {
+    fn client_data_begins(
+        &mut self,
+        header: Header,
+        range: Option<Range<usize>>,
+        input: &[u8],
+        next: usize,
+        out: &mut Outgoing,
+    ) {
         if header.opcode == Opcode::Text && self.session.dialect().is_some() && header.length <= LOOKED_INTO as u64 {
             // Most texts show with their first byte that they are not for us, and are not copied.
             let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
@@ -489,10 +517,8 @@ impl Relay {
             return;
         }
         let Some(held) = self.held.take() else { return };
-        let ours = self
-            .session
-            .dialect()
-            .and_then(|dialect| dialect::later(dialect, &held.text, self.times.token_bytes));
+        let ours =
+            self.session.dialect().and_then(|dialect| dialect::later(dialect, &held.text, self.times.token_bytes));
         match ours {
             Some(later) => self.act_on(Event::Later(later)),
             None => out.add(input, &held.raw),
@@ -814,7 +840,11 @@ impl Relay {
             !side.eof && !side.told_close && side.pinged.is_none() && side.next_ping(times) <= now_instant
         };
         let dead = |side: &Side, times: &Times| {
-            !side.eof && !side.told_close && side.pinged.is_some_and(|pinged| side.last_heard < pinged && pinged + times.ping_timeout <= now_instant)
+            !side.eof
+                && !side.told_close
+                && side
+                    .pinged
+                    .is_some_and(|pinged| side.last_heard < pinged && pinged + times.ping_timeout <= now_instant)
         };
         if dead(&self.client, &self.times) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
@@ -841,7 +871,8 @@ impl Relay {
             }
         }
         if due(&self.upstream, &self.times) {
-            let between = self.from_client.between_messages() && self.held.is_none() && self.client_control.raw.is_empty();
+            let between =
+                self.from_client.between_messages() && self.held.is_none() && self.client_control.raw.is_empty();
             if between && !self.upstream.pending() {
                 self.upstream.pinged = Some(now_instant);
                 encode(&mut self.upstream.out, Opcode::Ping, PING, Some(mask()));
@@ -869,7 +900,13 @@ impl Relay {
 
     fn outcome(&self) -> Outcome {
         let (code, closed_by) = self.first_close.unwrap_or((None, ClosedBy::Upstream));
-        Outcome { code, closed_by, bytes_in: self.bytes_in, bytes_out: self.bytes_out, refreshes: self.session.refreshes() }
+        Outcome {
+            code,
+            closed_by,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            refreshes: self.session.refreshes(),
+        }
     }
 }
 
@@ -907,14 +944,19 @@ impl Future for Relay {
                 continue;
             }
             let next = this.next_moment();
-            if next != this.timer.deadline() {
+            let now_instant = Instant::now();
+            if next <= now_instant {
+                if this.on_time() {
+                    return Poll::Ready(this.outcome());
+                }
+                continue;
+            }
+            // Most wakes only move what is due further away; the timer is left to fire early then.
+            if next < this.timer.deadline() || this.timer.is_elapsed() {
                 this.timer.as_mut().reset(next);
             }
             if this.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
-            }
-            if this.on_time() {
-                return Poll::Ready(this.outcome());
             }
         }
     }

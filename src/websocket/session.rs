@@ -262,6 +262,14 @@ impl Session {
         session
     }
 
+    /// A socket of a public route: nobody's token ends it.
+    #[must_use]
+    pub fn unending() -> Self {
+        let mut session = Self::new(None, Duration::ZERO);
+        session.phase = Phase::Open;
+        session
+    }
+
     fn new(dialect: Option<Arc<DialectSpec>>, grace: Duration) -> Self {
         Self {
             dialect,
@@ -395,7 +403,10 @@ impl Session {
 
     fn error(&self, message: &str) -> Vec<Action> {
         let template = self.dialect.as_ref().and_then(|dialect| dialect.error.as_ref());
-        template.map(|template| Action::Say(render(template, &Values { message, ..Values::default() }))).into_iter().collect()
+        template
+            .map(|template| Action::Say(render(template, &Values { message, ..Values::default() })))
+            .into_iter()
+            .collect()
     }
 
     fn later(&mut self, later: Later, now: u64) -> Vec<Action> {
@@ -563,7 +574,10 @@ mod tests {
         let mut session = waiting();
         assert_eq!(session.deadline(), Some(NOW + 10_000));
         assert!(session.on(Event::Deadline, NOW + 9_999).is_empty());
-        assert_eq!(shown(&session.on(Event::Deadline, NOW + 10_000)), ["Authentication timeout 1008 Authentication timeout"]);
+        assert_eq!(
+            shown(&session.on(Event::Deadline, NOW + 10_000)),
+            ["Authentication timeout 1008 Authentication timeout"]
+        );
         assert!(session.on(Event::First(First::Authenticate(token())), NOW + 10_001).is_empty());
     }
 

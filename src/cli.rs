@@ -1,0 +1,157 @@
+//! The command line: what each command does with the library, and what it prints.
+
+mod check;
+mod run;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
+use crate::demo;
+use crate::policy::{self, Policy};
+
+/// A failure of usage or configuration.
+const USAGE: u8 = 2;
+
+/// Authenticating reverse proxy for live web apps.
+#[derive(Debug, Parser)]
+#[command(name = "vestibule", version, about, long_about = None, after_help = EXAMPLES, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+const EXAMPLES: &str = "Examples:
+  vestibule demo                                      everything in one process, to try
+  vestibule --config vestibule.yaml                   run with a file
+  vestibule check --config vestibule.yaml             what it understood; starts nothing
+  vestibule --upstream http://127.0.0.1:8000 --issuer https://issuer.example.com --audience my-api";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy (also without a command)
+    Run(RunArguments),
+    /// Try everything: an issuer, a live notebook and the proxy in one process
+    Demo(DemoArguments),
+    /// Say what the configuration means; starts nothing
+    Check(ConfigArguments),
+    /// Make or look into tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Args, Clone, Debug, Default)]
+struct ConfigArguments {
+    /// The configuration file [env: VESTIBULE_CONFIG]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to listen on, such as 127.0.0.1:8080 or :8080 [env: VESTIBULE_LISTEN]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// The backend, such as http://127.0.0.1:8000 [env: VESTIBULE_UPSTREAM]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Identity provider preset: oidc, jwt, shared-secret [env: VESTIBULE_PRESET]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// The `iss` of its tokens, exactly [env: VESTIBULE_ISSUER]
+    #[arg(long, value_name = "URL")]
+    issuer: Option<String>,
+    /// Whom its tokens are for [env: VESTIBULE_AUDIENCE]
+    #[arg(long, value_name = "NAME")]
+    audience: Option<String>,
+    /// A front end's origin; repeat for more [env: VESTIBULE_ORIGIN]
+    #[arg(long, value_name = "ORIGIN")]
+    origin: Vec<String>,
+    /// An address, CIDR or private_ranges whose forwarding fields are believed; repeat for more [env: VESTIBULE_TRUSTED_PROXY]
+    #[arg(long, value_name = "CIDR")]
+    trusted_proxy: Vec<String>,
+    /// error, warn, info, debug or trace [env: VESTIBULE_LOG_LEVEL]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// auto, json or pretty [env: VESTIBULE_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+struct RunArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Accept tokens of `vestibule token mint` too; on a loopback listener only
+    #[arg(long)]
+    insecure_dev: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+struct DemoArguments {
+    /// Address to listen on; a taken port moves to the next free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a development token, accepted by `vestibule run --insecure-dev`
+    Mint(token::MintArguments),
+    /// Say step by step what the verifier thinks of a token, read from a file or standard input
+    Inspect(token::InspectArguments),
+}
+
+impl ConfigArguments {
+    fn flags(&self) -> Flags {
+        let all = self.clone();
+        Flags {
+            config: all.config,
+            listen: all.listen,
+            upstream: all.upstream,
+            preset: all.preset,
+            issuer: all.issuer,
+            audience: all.audience,
+            origin: all.origin,
+            trusted_proxy: all.trusted_proxy,
+            log_level: all.log_level,
+            log_format: all.log_format,
+        }
+    }
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Two dependencies could each bring a provider; the first token must not be the one to find out.
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+    let cli = Cli::parse();
+    match cli.command {
+        None => run::run(&cli.run),
+        Some(Command::Run(arguments)) => run::run(&arguments),
+        Some(Command::Demo(arguments)) => demo::main(&arguments.listen),
+        Some(Command::Check(arguments)) => check::check(&arguments),
+        Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
+        Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),
+    }
+}
+
+/// Loads and validates; everything wrong comes at once.
+fn policy(
+    arguments: &ConfigArguments,
+    adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
+) -> Result<(Policy, String), Report> {
+    let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
+    let mut findings = adjust(&mut loaded);
+    let name = format!("{} ({})", loaded.source, loaded.digest);
+    let validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
+    let policy = loaded.conclude(validated, findings)?;
+    Ok((policy, name))
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own words")]
+fn fail(message: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("{message}");
+    ExitCode::from(code)
+}

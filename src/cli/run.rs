@@ -1,0 +1,195 @@
+//! `vestibule run`: start, say what holds, serve, drain.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{RunArguments, USAGE, fail, policy, token};
+use crate::listen::Listeners;
+use crate::policy::{AuthMode, LogFormat, LogLevel, Policy, TokenToHttp, carriers};
+use crate::runtime::{Runtime, Shared};
+use crate::telemetry::{self, Format};
+
+pub(super) fn run(arguments: &RunArguments) -> ExitCode {
+    let started = Instant::now();
+    let loaded =
+        policy(
+            &arguments.config,
+            |loaded| {
+                if arguments.insecure_dev { token::add_dev_provider(loaded) } else { Vec::new() }
+            },
+        );
+    let (policy, name) = match loaded {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(&report, USAGE),
+    };
+    start_log(&policy);
+    match executor() {
+        Ok(executor) => {
+            let code = executor.block_on(serve(policy, &name, started));
+            telemetry::flush();
+            code
+        }
+        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
+    }
+}
+
+/// One thread where there is one core: the scheduler of many would only cost.
+pub(crate) fn executor() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if cores == 1 {
+        return tokio::runtime::Builder::new_current_thread().enable_all().build();
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()
+}
+
+fn start_log(policy: &Policy) {
+    let format = match policy.log.format {
+        LogFormat::Auto => None,
+        LogFormat::Json => Some(Format::Json),
+        LogFormat::Pretty => Some(Format::Pretty),
+    };
+    let level = match policy.log.level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    telemetry::start(format, level);
+}
+
+async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
+    let listeners = match Listeners::bind(&policy) {
+        Ok(listeners) => listeners,
+        Err(error) => return fail(&error, 1),
+    };
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("signals cannot be received: {error}"), 1),
+    };
+    let addresses: Vec<String> = listeners.addresses().iter().map(|address| format!("http://{address}")).collect();
+    let shared = Arc::new(Shared::new(Runtime::start(policy)));
+    listeners.serve(&shared);
+    say_start(&shared, name, &addresses, started).await;
+    let (delay, timeout) = signals.first(&shared).await;
+    let held = shared.drain.held();
+    tracing::info!(
+        "draining: {held} connections and sockets, done within {} s; the platform must wait longer (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)",
+        timeout.as_secs()
+    );
+    telemetry::flush();
+    tokio::select! {
+        done = shared.drain.run(delay, timeout) => {
+            if done {
+                tracing::info!("drained");
+            } else {
+                tracing::warn!("the drain's time is over; what is left is dropped");
+            }
+            ExitCode::SUCCESS
+        }
+        () = signals.another() => ExitCode::from(130),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// SIGTERM waits as configured; SIGINT is a person at the keyboard.
+    async fn first(&mut self, shared: &Shared) -> (Duration, Duration) {
+        tokio::select! {
+            _ = self.terminate.recv() => {
+                let runtime = shared.current();
+                (runtime.policy.drain_delay, runtime.policy.drain_timeout)
+            }
+            _ = self.interrupt.recv() => (Duration::ZERO, shared.current().policy.drain_timeout),
+        }
+    }
+
+    async fn another(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Says what holds: on a terminal in two columns, elsewhere as one line.
+async fn say_start(shared: &Shared, name: &str, addresses: &[String], started: Instant) {
+    let runtime = shared.current();
+    // The start does not wait for anyone; keys that come at once are worth a word, though.
+    let first_keys = async {
+        for (_, keys) in runtime.verifier.providers() {
+            keys.first_attempt().await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_millis(300), first_keys).await;
+    let ready = started.elapsed().as_millis();
+    for warning in &runtime.policy.warnings {
+        tracing::warn!("{warning}");
+    }
+    if !std::io::stdout().is_terminal() && runtime.policy.log.format != LogFormat::Pretty {
+        tracing::info!(listen = %addresses.join(" "), config = name, "ready in {ready} ms");
+        telemetry::flush();
+        return;
+    }
+    telemetry::flush();
+    // For a person at a terminal a look at the upstream is worth a connection.
+    let reachable = runtime.upstream.is_reachable().await;
+    print_start(&runtime, name, addresses, reachable, ready);
+}
+
+#[expect(clippy::print_stdout, reason = "the start says what holds")]
+fn print_start(runtime: &Runtime, name: &str, addresses: &[String], reachable: bool, ready: u128) {
+    let policy = &runtime.policy;
+    let mut out = String::new();
+    let mut line = |name: &str, text: &str| {
+        let _ = writeln!(out, "  {name:<11} {text}");
+    };
+    line("listening", &addresses.join("  "));
+    let upstream = format!("http://{}", policy.upstream.authority);
+    line("upstream", &if reachable { upstream } else { format!("{upstream}     not reachable yet: 502 until it is") });
+    for (spec, keys) in runtime.verifier.providers() {
+        let health = keys.health();
+        let keys = match (&health.failure, health.keys) {
+            (Some(failure), _) => format!("no keys yet: {failure}"),
+            (None, 0) => "keys are being fetched".to_owned(),
+            (None, count) => format!("{count} keys, {}", health.algorithms.join(" ")),
+        };
+        line("provider", &format!("{} {}   {keys}", spec.name, spec.issuer.as_deref().unwrap_or("")));
+    }
+    let headers: Vec<String> = policy.trusted_headers.iter().map(|h| format!("{} = {}", h.written, h.claim)).collect();
+    let passed = if policy.upstream.token_to_http == TokenToHttp::None {
+        "the caller's token is not passed on"
+    } else {
+        "the caller's token goes up too"
+    };
+    line("identity", &format!("{}   {passed}", headers.join(", ")));
+    if let Some(default) = policy.routes.last() {
+        line("tokens from", &carriers(default));
+        line(
+            "sockets",
+            &format!(
+                "closed with 4401 {} s after their token's end, unless refreshed",
+                default.websocket.grace.as_secs()
+            ),
+        );
+    }
+    let public: Vec<&str> =
+        policy.routes.iter().filter(|route| route.auth == AuthMode::None).map(|route| route.label.as_str()).collect();
+    if !public.is_empty() {
+        line("public", &public.join(" "));
+    }
+    println!("vestibule {} · {name}\n{out}ready in {ready} ms", env!("CARGO_PKG_VERSION"));
+}

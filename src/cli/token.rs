@@ -1,0 +1,274 @@
+//! `vestibule token`: development tokens, and what the verifier thinks of one.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use clap::Args;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Map, Value, json};
+
+use super::run::executor;
+use super::{ConfigArguments, USAGE, fail, policy};
+use crate::auth::{Explanation, Token, now};
+use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
+use crate::runtime::Runtime;
+
+/// The issuer of development tokens; the domain can never be registered (RFC 6761).
+const ISSUER: &str = "https://dev.vestibule.invalid";
+const AUDIENCE: &str = "dev";
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct MintArguments {
+    /// The user the token is for
+    #[arg(long)]
+    user: String,
+    /// How long it is good, such as 10m or 1h
+    #[arg(long, default_value = "1h")]
+    ttl: String,
+    /// A further claim; the value is JSON, or else text. Repeat for more
+    #[arg(long, value_name = "NAME=VALUE")]
+    claim: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct InspectArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// A file that holds the token; standard input without it. Never the token itself: arguments are
+    /// visible to every user of the machine
+    file: Option<PathBuf>,
+    /// Look at it with the provider of `run --insecure-dev` too
+    #[arg(long)]
+    insecure_dev: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DevKeyError {
+    #[error("no place for the development key: set XDG_STATE_HOME or HOME")]
+    NoPlace,
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a development key; remove it and mint again", path = path.display())]
+    NotAKey { path: PathBuf },
+    #[error("no key could be made")]
+    Unmade,
+}
+
+/// The development key: made at first use, readable by its owner alone.
+struct DevKey {
+    pkcs8: Vec<u8>,
+    public_pem: PathBuf,
+}
+
+impl DevKey {
+    fn path() -> Result<PathBuf, DevKeyError> {
+        let state = std::env::var_os("XDG_STATE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let home = || {
+            std::env::var_os("HOME")
+                .filter(|value| !value.is_empty())
+                .map(|home| PathBuf::from(home).join(".local/state"))
+        };
+        Ok(state.or_else(home).ok_or(DevKeyError::NoPlace)?.join("vestibule").join("dev-key"))
+    }
+
+    fn load_or_make() -> Result<Self, DevKeyError> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = Self::path()?;
+        let io = |source| DevKeyError::Io { path: path.clone(), source };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(io)?;
+        }
+        let fresh = aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(
+            &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+            &aws_lc_rs::rand::SystemRandom::new(),
+        )
+        .map_err(|_| DevKeyError::Unmade)?;
+        // Exclusive creation: of two first uses at once one makes the key and the other reads it.
+        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(mut file) => file.write_all(STANDARD.encode(fresh.as_ref()).as_bytes()).map_err(io)?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(io(error)),
+        }
+        let text = std::fs::read_to_string(&path).map_err(io)?;
+        let pkcs8 = STANDARD.decode(text.trim()).map_err(|_| DevKeyError::NotAKey { path: path.clone() })?;
+        let public_pem = path.with_extension("pub.pem");
+        let pem = public_pem_of(&pkcs8).ok_or_else(|| DevKeyError::NotAKey { path: path.clone() })?;
+        std::fs::write(&public_pem, pem).map_err(|source| DevKeyError::Io { path: public_pem.clone(), source })?;
+        Ok(Self { pkcs8, public_pem })
+    }
+}
+
+fn public_pem_of(pkcs8: &[u8]) -> Option<String> {
+    use aws_lc_rs::encoding::AsDer as _;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok()?;
+    let der: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().ok()?;
+    Some(format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der.as_ref())))
+}
+
+/// Adds the provider of `run --insecure-dev`.
+pub(super) fn add_dev_provider(loaded: &mut Loaded) -> Vec<Finding> {
+    let everyone = |listen: &crate::config::Listen| {
+        let host = listen.address.rsplit_once(':').map_or("", |(host, _)| host);
+        !crate::policy::is_loopback_name(host)
+    };
+    if loaded.config.listen.iter().any(everyone) {
+        return vec![Finding::new(
+            "listen",
+            "--insecure-dev accepts tokens anyone on this machine can mint; listen on 127.0.0.1 only",
+        )];
+    }
+    match DevKey::load_or_make() {
+        Ok(key) => {
+            loaded.config.providers.push(Provider {
+                name: Some("dev".to_owned()),
+                preset: Some("jwt".to_owned()),
+                issuer: Some(ISSUER.to_owned()),
+                jwks: Jwks { pem_file: Some(key.public_pem.display().to_string()), ..Jwks::default() },
+                algorithms: Some(vec!["ES256".to_owned()]),
+                audience: Some(OneOrMany(vec![AUDIENCE.to_owned()])),
+                ..Provider::default()
+            });
+            // A development token names any user; that is what it is for.
+            loaded.config.shared_user_ids = true;
+            Vec::new()
+        }
+        Err(error) => vec![Finding::new("", error.to_string())],
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
+    let key = match DevKey::load_or_make() {
+        Ok(key) => key,
+        Err(error) => return fail(&error, 1),
+    };
+    let Some(ttl) = seconds(&arguments.ttl) else {
+        return fail(&format!("--ttl \"{}\" is not a duration such as 10m or 1h", arguments.ttl), USAGE);
+    };
+    let now = now();
+    let mut claims: Map<String, Value> = Map::new();
+    for (name, value) in [
+        ("iss", json!(ISSUER)),
+        ("aud", json!(AUDIENCE)),
+        ("sub", json!(arguments.user)),
+        ("iat", json!(now)),
+        ("exp", json!(now + ttl)),
+    ] {
+        claims.insert(name.to_owned(), value);
+    }
+    for claim in &arguments.claim {
+        let Some((name, value)) = claim.split_once('=') else {
+            return fail(&format!("--claim \"{claim}\" is not NAME=VALUE"), USAGE);
+        };
+        let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+        claims.insert(name.to_owned(), value);
+    }
+    let signed = jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &EncodingKey::from_ec_der(&key.pkcs8));
+    match signed {
+        Ok(token) => {
+            println!("{token}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&format!("the token could not be signed: {error}"), 1),
+    }
+}
+
+fn seconds(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let scale = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(scale).filter(|seconds| *seconds > 0 && *seconds <= 315_360_000)
+}
+
+pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
+    let text = match read_token(arguments.file.as_ref()) {
+        Ok(text) => text,
+        Err(error) => return fail(&error, USAGE),
+    };
+    let loaded =
+        policy(&arguments.config, |loaded| if arguments.insecure_dev { add_dev_provider(loaded) } else { Vec::new() });
+    let (policy, name) = match loaded {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(&report, USAGE),
+    };
+    let text = text.trim();
+    let text = text.strip_prefix("Bearer ").unwrap_or(text);
+    let token = match Token::presented(text, policy.limits.token_bytes) {
+        Ok(token) => token,
+        Err(problem) => return fail(&format!("refused: this cannot be a token: {}", said(problem)), 1),
+    };
+    let executor = match executor() {
+        Ok(executor) => executor,
+        Err(error) => return fail(&format!("the runtime could not be started: {error}"), 1),
+    };
+    let explanation = executor.block_on(async {
+        let runtime = Arc::new(Runtime::start(policy));
+        runtime.verifier.explain(&token).await
+    });
+    print_explanation(&name, text, &explanation)
+}
+
+fn said(problem: crate::auth::token::Unusable) -> &'static str {
+    use crate::auth::token::Unusable;
+    match problem {
+        Unusable::Empty => "nothing was read",
+        Unusable::TooLong => "it is longer than limits.token_bytes",
+        Unusable::Characters => "it has characters that no token has (a line break in the middle, quotes, spaces?)",
+    }
+}
+
+fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
+    const MOST: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = match file {
+        Some(path) => std::fs::File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text)),
+        None => std::io::stdin().lock().take(MOST).read_to_string(&mut text),
+    };
+    match read {
+        Ok(_) => Ok(text),
+        Err(error) => Err(match file {
+            Some(path) => format!("{}: {error}", path.display()),
+            None => format!("standard input: {error}"),
+        }),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn print_explanation(name: &str, token: &str, explanation: &Explanation) -> ExitCode {
+    println!("{name}");
+    for (title, part) in [("header", token.split('.').next()), ("claims", token.split('.').nth(1))] {
+        // Shown whether good or not: to see what is in it is half of why one inspects.
+        let shown = part
+            .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok())
+            .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        if let Some(shown) = shown {
+            let pretty = serde_json::to_string_pretty(&shown).unwrap_or_default();
+            println!("  {title:<10} (unverified) {}", pretty.replace('\n', "\n             "));
+        }
+    }
+    for step in &explanation.steps {
+        println!("  ok  {:<10} {}", step.name, step.finding.replace(char::is_control, "?"));
+    }
+    match &explanation.verdict {
+        Ok(identity) => {
+            println!("accepted: user {} of provider {}", identity.user_id(), identity.provider().name);
+            ExitCode::SUCCESS
+        }
+        Err(rejection) => {
+            println!("  --  {}", rejection.outcome());
+            println!("refused: {}", rejection.to_string().replace(char::is_control, "?"));
+            ExitCode::from(1)
+        }
+    }
+}

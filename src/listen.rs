@@ -1,0 +1,174 @@
+//! Listeners: binding, accepting, and serving HTTP/1.1 on each connection until it ends or the
+//! process drains.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::http::{ClientStream, Connection, Phase};
+use crate::policy::Policy;
+use crate::proxy;
+use crate::runtime::{ConnectionCount, Shared};
+
+/// How long accepting rests when the system has no file descriptor left.
+const REST: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 1024;
+
+/// Why a listener could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is taken, not ours, or not allowed.
+    #[error("listen: {address}: {source}{}", hint(.source))]
+    Bind {
+        /// Which one.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; another program listens there: end it, or write another port",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need a privilege: write 8080, or grant CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
+}
+
+/// Bound listeners, not accepting yet.
+#[derive(Debug)]
+pub struct Listeners(Vec<TcpListener>);
+
+impl Listeners {
+    /// Binds every address of the policy.
+    ///
+    /// # Errors
+    /// The first address that cannot be had.
+    pub fn bind(policy: &Policy) -> Result<Self, ListenError> {
+        let mut listeners = Vec::new();
+        for listen in &policy.listen {
+            for address in &listen.addresses {
+                listeners.push(bind(*address).map_err(|source| ListenError::Bind { address: *address, source })?);
+            }
+        }
+        Ok(Self(listeners))
+    }
+
+    /// The addresses bound, with the ports the system chose.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Accepts until the drain closes.
+    pub fn serve(self, shared: &Arc<Shared>) {
+        for listener in self.0 {
+            tokio::spawn(accept(listener, Arc::clone(shared)));
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bound(address) {
+        // `:8080` means every address; a machine without IPv6 has the IPv4 ones.
+        Err(_) if address == SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port())) => {
+            bound(SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        result => result,
+    }
+}
+
+fn bound(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let closing = shared.drain.closing();
+    loop {
+        let accepted = tokio::select! {
+            () = closing.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let limit = shared.current().policy.limits.connections;
+                match shared.connect(limit) {
+                    Some(count) => {
+                        tokio::spawn(serve(Arc::clone(&shared), stream, peer, count));
+                    }
+                    None => refuse(stream).await,
+                }
+            }
+            // One connection that is gone again is no reason to stop; a full table needs a moment.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!("accepting failed, resting a moment: {error}");
+                tokio::time::sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// At the connection limit: a short answer, without waiting for the request.
+async fn refuse(mut stream: TcpStream) {
+    const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 114\r\n\r\n{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"code\":\"busy\",\"detail\":\"Too many connections.\"}\r\n";
+    // A socket that cannot take this at once is dropped without it.
+    let _ = stream.try_write(BUSY);
+    let _ = stream.shutdown().await;
+}
+
+async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: ConnectionCount) {
+    let held = shared.drain.hold();
+    // Small answers and frames must not wait for an acknowledgement, and a client that vanished
+    // without a word must be noticed; a socket that refuses either is served all the same.
+    let _ = stream.set_nodelay(true);
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+    let limits = shared.current().policy.limits.clone();
+    let phase = Arc::new(Phase::default());
+    let stream = ClientStream::new(
+        stream,
+        Arc::clone(&phase),
+        limits.header_timeout,
+        limits.keep_alive_timeout,
+        limits.send_timeout,
+    );
+    let connection = Connection { peer };
+    let closing = shared.drain.closing();
+    let service =
+        service_fn(move |request| proxy::handle(Arc::clone(&shared), connection, Arc::clone(&phase), request));
+    let mut builder = http1::Builder::new();
+    // hyper's own bound is soft; `admit` counts exactly.
+    builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Time-outs of idle connections and clients that leave are everyday.
+        tracing::debug!(%peer, "connection ended: {error}");
+    }
+    drop((held, count));
+}

@@ -1,0 +1,331 @@
+//! The path of every request, on one screen: admit, rule, extract, verify, allow, seal, send.
+//!
+//! Owns the order of the steps and how a refusal is rendered. What each step decides is its own
+//! module's.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    USER_AGENT, WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode};
+
+use crate::auth::token::Extracted;
+use crate::http::{
+    Admitted, Answer, Challenge, ClientAddress, Connection, OwnRequest, Phase, ProtectedRequest, Refusal, ResponseBody,
+    Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
+};
+use crate::policy::Policy;
+use crate::runtime::{Runtime, Shared};
+use crate::telemetry::{AccessLine, access};
+use crate::websocket::{self, Served};
+
+/// Answers one request.
+///
+/// # Errors
+/// Never: whatever goes wrong is an answer.
+pub async fn handle(
+    shared: Arc<Shared>,
+    connection: Connection,
+    phase: Arc<Phase>,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    phase.busy();
+    let runtime = shared.current();
+    let head = Head::of(&request);
+    let mut line = AccessLine { outcome: "", ..head.line(&runtime.policy) };
+    let served = match admit(request, &connection, &runtime.policy) {
+        Ok(admitted) => {
+            named(&mut line, admitted.client());
+            answer(&shared, &runtime, admitted, &mut line).await
+        }
+        Err((refusal, client)) => {
+            named(&mut line, &client);
+            Served::Refused(refusal)
+        }
+    };
+    let mut response = match served {
+        Served::Upgraded(response) => return Ok(response),
+        Served::Answered(answer) => {
+            line.answered_by = "upstream";
+            answer
+        }
+        Served::Refused(refusal) => {
+            line.answered_by = "vestibule";
+            line.outcome = refusal.outcome;
+            line.reason.clone_from(&refusal.reason);
+            warn_of_refusal(&refusal, &head);
+            rendered(&refusal, &line.request_id, head.wants_problem_json)
+        }
+    };
+    if shared.drain.is_closing() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    line.status = response.status().as_u16();
+    response.body_mut().on_end(Box::new(move |bytes, whole| {
+        phase.idle();
+        line.duration = head.started.elapsed();
+        line.bytes_out = bytes;
+        if !whole && line.outcome == "accepted" {
+            line.outcome = "broken_off";
+        }
+        access(&line, runtime.policy.log.access);
+    }));
+    Ok(response)
+}
+
+async fn answer(shared: &Arc<Shared>, runtime: &Arc<Runtime>, admitted: Admitted, line: &mut AccessLine) -> Served {
+    let policy = &runtime.policy;
+    let ruled = match rule(policy, admitted) {
+        Ok(ruled) => ruled,
+        Err((refusal, _)) => return Served::Refused(refusal),
+    };
+    match ruled {
+        Ruled::Own(own) => serve_own(shared, &own, line),
+        Ruled::Public(public) if public.is_websocket() => {
+            line.route.clone_from(&public.route().label);
+            websocket::tunnel(shared, runtime, public, line).await
+        }
+        Ruled::Public(public) => {
+            line.route.clone_from(&public.route().label);
+            line.outcome = "public";
+            forward(runtime, seal_public(public, policy), false).await
+        }
+        Ruled::Protected(request) if request.is_websocket() => {
+            line.route.clone_from(&request.route().label);
+            websocket::serve(shared, runtime, request, line).await
+        }
+        Ruled::Protected(request) => {
+            line.route.clone_from(&request.route().label);
+            protected(runtime, request, line).await
+        }
+    }
+}
+
+async fn protected(runtime: &Arc<Runtime>, mut request: ProtectedRequest, line: &mut AccessLine) -> Served {
+    let policy = &runtime.policy;
+    let token = match request.extract(policy) {
+        Ok(Extracted::Token(token, carrier)) => {
+            line.carrier = Some(carrier.name());
+            token
+        }
+        Ok(Extracted::Nothing(proof)) => {
+            return match request.without_credential(proof) {
+                Ok(public) => {
+                    line.outcome = "public";
+                    forward(runtime, seal_public(public, policy), false).await
+                }
+                Err(_) => Served::Refused(Refusal::missing_token()),
+            };
+        }
+        Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
+    };
+    let verified = match runtime.verifier.verify(token).await {
+        Ok(verified) => verified,
+        Err(rejection) => return Served::Refused(Refusal::rejected(&rejection, policy.verbose_errors)),
+    };
+    line.user = Some(verified.identity().user_id().to_owned());
+    let allowed = match request.allow(verified) {
+        Ok(allowed) => allowed,
+        Err((refusal, _)) => return Served::Refused(refusal),
+    };
+    match seal(allowed, policy) {
+        Ok((sealed, ..)) => {
+            line.outcome = "accepted";
+            forward(runtime, sealed, true).await
+        }
+        Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
+    }
+}
+
+async fn forward(runtime: &Runtime, sealed: Sealed, verified: bool) -> Served {
+    match runtime.upstream.send(sealed).await {
+        Ok(answer) => {
+            if verified && answer.status() == StatusCode::UNAUTHORIZED {
+                once_a_minute(&UPSTREAM_401, || {
+                    tracing::warn!(
+                        "upstream answered 401 to a request whose token was verified; if it checks tokens itself, set upstream.token_to.http: header"
+                    );
+                });
+            }
+            Served::Answered(answer)
+        }
+        Err(error) => Served::Refused(match error {
+            UpstreamError::BodyStalled => Refusal::body_stalled(),
+            UpstreamError::BodyTooLarge => Refusal::body_too_large(),
+            UpstreamError::BodyBroken => Refusal::bad_request("the request body broke off"),
+            UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
+                Refusal::upstream_timeout(error.to_string())
+            }
+            UpstreamError::Connect { .. } | UpstreamError::Failed(_) => Refusal::upstream_failed(error.to_string()),
+        }),
+    }
+}
+
+/// Our own endpoints (CONFIGURATION.md section 4). Anything else under the prefix is 404.
+fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
+    "/.vestibule".clone_into(&mut line.route);
+    line.answered_by = "vestibule";
+    let (status, word) = match own.head().uri.path() {
+        "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
+        "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),
+        "/.vestibule/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        _ => return Served::Refused(Refusal::not_found()),
+    };
+    if !matches!(own.head().method, Method::GET | Method::HEAD) {
+        return Served::Refused(Refusal::method_not_allowed(Some("GET, HEAD")));
+    }
+    line.quiet = true;
+    line.outcome = "own";
+    let mut response = Response::new(ResponseBody::ours(word));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Served::Answered(response)
+}
+
+/// What of a request's head is needed after the request has gone on.
+struct Head {
+    started: Instant,
+    method: String,
+    path: String,
+    query: Option<String>,
+    user_agent: Option<String>,
+    wants_problem_json: bool,
+}
+
+impl Head {
+    fn of(request: &Request<Incoming>) -> Self {
+        let headers = request.headers();
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        Self {
+            started: Instant::now(),
+            method: request.method().as_str().to_owned(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().map(str::to_owned),
+            user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
+            wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
+        }
+    }
+
+    fn line(&self, policy: &Policy) -> AccessLine {
+        let path = match &self.query {
+            Some(query) if policy.log.query => format!("{}?{}", self.path, masked(query)),
+            _ => self.path.clone(),
+        };
+        AccessLine {
+            method: self.method.clone(),
+            path,
+            route: "none".to_owned(),
+            quiet: policy.log.quiet.contains(&self.path),
+            ..AccessLine::default()
+        }
+    }
+}
+
+fn named(line: &mut AccessLine, client: &ClientAddress) {
+    line.client = client.address.to_string();
+    line.request_id.clone_from(&client.request_id);
+}
+
+/// Values whose parameter's name sounds like a secret are not logged.
+fn masked(query: &str) -> String {
+    const SECRET: [&str; 6] = ["token", "auth", "key", "code", "state", "secret"];
+    let pairs = query.split('&').map(|pair| {
+        let Some((name, _)) = pair.split_once('=') else { return pair.to_owned() };
+        let decoded = percent_encoding::percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
+        let secret = decoded.contains("_xsrf") || SECRET.iter().any(|word| decoded.contains(word));
+        if secret { format!("{name}=[masked]") } else { pair.to_owned() }
+    });
+    pairs.collect::<Vec<_>>().join("&")
+}
+
+fn is_health_checker(agent: &str) -> bool {
+    ["ELB-HealthChecker", "kube-probe", "GoogleHC", "Consul Health Check"].iter().any(|known| agent.contains(known))
+}
+
+static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
+static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
+
+/// Says a thing that would otherwise fill the log, once a minute.
+fn once_a_minute(last: &AtomicU64, say: impl FnOnce()) {
+    let now = crate::auth::now();
+    let before = last.load(Ordering::Relaxed);
+    if now >= before + 60 && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        say();
+    }
+}
+
+fn warn_of_refusal(refusal: &Refusal, head: &Head) {
+    // It only speaks; a user agent never grants.
+    if let Some(agent) = &head.user_agent {
+        once_a_minute(&HEALTH_CHECKER, || {
+            let (method, path, status) = (&head.method, &head.path, refusal.status.as_u16());
+            tracing::warn!(
+                "health checker refused: {method} {path} from {agent} got {status}; add routes: [{{ path: {path}, auth: none }}] or ask /.vestibule/readyz"
+            );
+        });
+    }
+}
+
+/// A refusal as JSON (RFC 9457), with the headers of its row.
+fn rendered(refusal: &Refusal, request_id: &str, wants_problem_json: bool) -> Answer {
+    let mut response = Response::new(ResponseBody::ours(problem(refusal, request_id)));
+    *response.status_mut() = refusal.status;
+    let content_type = if wants_problem_json { "application/problem+json" } else { "application/json" };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let challenge = match refusal.challenge {
+        Challenge::Absent => None,
+        Challenge::Realm => Some("Bearer realm=\"vestibule\"".to_owned()),
+        Challenge::InvalidRequest => Some("Bearer error=\"invalid_request\"".to_owned()),
+        Challenge::InvalidToken => {
+            Some(format!("Bearer error=\"invalid_token\", error_description=\"{}\"", quotable(&refusal.detail)))
+        }
+        Challenge::InsufficientScope => Some("Bearer error=\"insufficient_scope\"".to_owned()),
+    };
+    if let Some(challenge) = challenge.and_then(|challenge| HeaderValue::try_from(challenge).ok()) {
+        headers.insert(WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(seconds) = refusal.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Some(allow) = refusal.allow {
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    if refusal.status == StatusCode::UPGRADE_REQUIRED {
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    }
+    if refusal.close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Ok(id) = HeaderValue::try_from(request_id) {
+        headers.insert("x-request-id", id);
+    }
+    response
+}
+
+/// RFC 6750 section 3 allows `error_description` neither quotes nor backslashes nor non-ASCII.
+fn quotable(text: &str) -> String {
+    text.chars().map(|c| if (' '..='~').contains(&c) && c != '"' && c != '\\' { c } else { '\'' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_a_query_are_masked() {
+        assert_eq!(
+            masked("a=1&token=x&api%5Fkey=y&State=z&b"),
+            "a=1&token=[masked]&api%5Fkey=[masked]&State=[masked]&b"
+        );
+    }
+}

@@ -1,0 +1,338 @@
+//! The vestibule: a socket waits here until its first message proves who it is, and is led to the
+//! upstream. Three clocks run in turn: the message, the verdict, the upstream's 101.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::HeaderMap;
+use hyper::header::HeaderValue;
+use hyper::upgrade::OnUpgrade;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::dialect;
+use super::frame::{Opcode, close_payload, encode};
+use super::intake::{Arrived, Intake};
+use super::relay::{Beginning, Outcome, now};
+use super::session::{Action, Ending, Event, Session, Verdict};
+use super::{Context, RefreshJudge, client_socket, relay_to_the_end, took, upstream_ending};
+use crate::auth::{Carrier, Rejection, Token, Verified};
+use crate::http::{ProtectedRequest, Sealed, Upgraded, UpstreamError, seal};
+use crate::policy::DialectSpec;
+use crate::runtime::{Runtime, Seat};
+
+/// A client has this long to take our Close and answer it.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes read at a time; a token is seldom longer.
+const READ: usize = 4 << 10;
+
+/// A socket that was given its 101 and has said nothing yet.
+pub(super) struct Waiting {
+    pub(super) request: ProtectedRequest,
+    pub(super) seat: Seat,
+    pub(super) dialect: Arc<DialectSpec>,
+    pub(super) subprotocol: Option<HeaderValue>,
+}
+
+type Verdicts = Pin<Box<dyn Future<Output = Result<Verified, Rejection>> + Send>>;
+type Dial = Pin<Box<dyn Future<Output = Result<Result<(HeaderMap, Upgraded), Ending>, UpstreamError>> + Send>>;
+
+/// What is under way beside reading.
+enum Step {
+    Nothing,
+    Verifying(Verdicts),
+    Dialling(Dial),
+}
+
+enum Happened {
+    Read(std::io::Result<usize>),
+    Deadline,
+    Evicted,
+    Draining,
+    Verdict(Result<Verified, Rejection>),
+    Dialled(Result<Result<(HeaderMap, Upgraded), Ending>, UpstreamError>),
+}
+
+/// How waiting ended.
+enum End {
+    /// The upstream stands; these are said first.
+    Open(Upgraded, Vec<String>),
+    Refused(Ending),
+    /// The client closed, with its Close's payload, or left.
+    Left(Option<Vec<u8>>),
+}
+
+struct Vestibule {
+    session: Session,
+    intake: Intake,
+    request: Option<ProtectedRequest>,
+    sealed: Option<Sealed>,
+    judge: Option<RefreshJudge>,
+    subprotocol: Option<HeaderValue>,
+    say: Vec<String>,
+}
+
+impl Waiting {
+    pub(super) async fn run(self, mut context: Context, upgrade: OnUpgrade) {
+        let Waiting { mut request, seat, dialect, subprotocol } = self;
+        let spec = request.route().websocket.clone();
+        let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, spec.grace, now());
+        let Some((mut client, early)) = client_socket(upgrade).await else { return };
+        let mut intake = Intake::default();
+        intake.push(&early);
+        request.offer(subprotocol.as_ref());
+        context.line.carrier = Some(Carrier::Message.name());
+        let mut room = Vestibule {
+            session,
+            intake,
+            request: Some(request),
+            sealed: None,
+            judge: None,
+            subprotocol,
+            say: Vec::new(),
+        };
+        let end = room.wait(&mut context, &mut client, &seat).await;
+        drop(seat);
+        match end {
+            End::Open(upstream, say) => {
+                let Vestibule { session, intake, judge, .. } = room;
+                let Some(judge) = judge else { return };
+                context.line.answered_by = "upstream";
+                context.line.outcome = "accepted";
+                let beginning = Beginning {
+                    client,
+                    upstream: upstream.tcp,
+                    from_client: intake.into_rest(),
+                    from_upstream: upstream.early,
+                    say,
+                    extensions: false,
+                    session,
+                };
+                relay_to_the_end(context, beginning, Box::new(judge), &spec);
+            }
+            End::Refused(ending) => {
+                if context.line.outcome.is_empty() {
+                    context.line.outcome = "refused";
+                }
+                say_goodbye(client, Some(&dialect), ending).await;
+                context.ended(&Outcome::refused(ending.code(Some(&dialect))));
+            }
+            End::Left(close) => {
+                let code =
+                    close.as_deref().and_then(|payload| payload.first_chunk()).map(|code| u16::from_be_bytes(*code));
+                if let Some(payload) = close {
+                    // RFC 6455 section 5.5.1: a Close is answered with its own code.
+                    goodbye(client, Vec::new(), &payload).await;
+                }
+                context.line.outcome = "left";
+                context.ended(&Outcome::left(code));
+            }
+        }
+    }
+}
+
+impl Vestibule {
+    async fn wait(&mut self, context: &mut Context, client: &mut TcpStream, seat: &Seat) -> End {
+        let draining = context.shared.drain.closing();
+        let drain_code = self.request.as_ref().map_or(1012, |request| request.route().websocket.drain_code);
+        let mut step = Step::Nothing;
+        let mut scratch = vec![0; READ];
+        loop {
+            match self.look(client) {
+                Ok(None) => {}
+                Ok(Some(First::Message(text))) => {
+                    let limit = context.policy().limits.token_bytes;
+                    let dialect = self.session.dialect().cloned();
+                    let Some(dialect) = dialect else { return End::Refused(Ending::InvalidMessage) };
+                    let first = dialect::first(&dialect, &text, limit);
+                    if let Some(end) = self.act(Event::First(first), context, &mut step) {
+                        return end;
+                    }
+                    continue;
+                }
+                Ok(Some(First::Closed(payload))) => return End::Left(Some(payload)),
+                Err(ending) => {
+                    context.line.outcome = "malformed";
+                    return End::Refused(ending);
+                }
+            }
+            if self.intake.has_spoken() {
+                seat.has_spoken();
+            }
+            let deadline =
+                self.session.deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now())));
+            let has_room = self.intake.has_room();
+            let happened = tokio::select! {
+                biased;
+                () = draining.cancelled() => Happened::Draining,
+                () = seat.evicted(), if matches!(step, Step::Nothing) => Happened::Evicted,
+                happened = step.next() => happened,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Happened::Deadline,
+                read = client.read(&mut scratch), if has_room => Happened::Read(read),
+            };
+            let event = match happened {
+                Happened::Read(Ok(0) | Err(_)) => return End::Left(None),
+                Happened::Read(Ok(length)) => {
+                    self.intake.push(&scratch[..length]);
+                    continue;
+                }
+                Happened::Deadline => Event::Deadline,
+                Happened::Evicted => Event::End(Ending::TooManyConnections),
+                Happened::Draining => Event::End(Ending::Drain(drain_code)),
+                Happened::Verdict(verdict) => {
+                    step = Step::Nothing;
+                    self.verdict(verdict, context)
+                }
+                Happened::Dialled(Ok(Ok((head, upgraded)))) => {
+                    if !took(&head, self.subprotocol.as_ref()) {
+                        context.line.reason =
+                            "the upstream did not take the subprotocol the client was given".to_owned();
+                        return End::Refused(Ending::UpstreamFailed);
+                    }
+                    for action in self.session.on(Event::UpstreamOpen, now()) {
+                        if let Action::Say(text) = action {
+                            self.say.push(text);
+                        }
+                    }
+                    return End::Open(upgraded, std::mem::take(&mut self.say));
+                }
+                Happened::Dialled(Ok(Err(ending))) => {
+                    context.line.outcome = "upstream_refused";
+                    Event::End(ending)
+                }
+                Happened::Dialled(Err(error)) => {
+                    context.line.outcome = "upstream_failed";
+                    context.line.reason = error.to_string();
+                    Event::End(Ending::UpstreamFailed)
+                }
+            };
+            if let Some(end) = self.act(event, context, &mut step) {
+                return end;
+            }
+        }
+    }
+
+    /// Looks through what has come: answers pings, finds the first message and a Close.
+    fn look(&mut self, client: &TcpStream) -> Result<Option<First>, Ending> {
+        while let Some(arrived) = self.intake.next()? {
+            match arrived {
+                Arrived::Message(text) => return Ok(Some(First::Message(text))),
+                Arrived::Close(payload) => return Ok(Some(First::Closed(payload))),
+                Arrived::Ping(payload) => {
+                    let mut pong = Vec::new();
+                    encode(&mut pong, Opcode::Pong, &payload, None);
+                    // A client that does not read its pongs does not get them; a torn one would
+                    // break its stream.
+                    if client.try_write(&pong).is_ok_and(|written| written < pong.len()) {
+                        return Err(Ending::Protocol);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn act(&mut self, event: Event, context: &Context, step: &mut Step) -> Option<End> {
+        for action in self.session.on(event, now()) {
+            match action {
+                Action::Verify(token) => *step = Step::Verifying(verify(Arc::clone(&context.runtime), token)),
+                Action::Connect => {
+                    let sealed = self.sealed.take()?;
+                    *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed));
+                }
+                Action::Say(text) => self.say.push(text),
+                Action::End(ending) => return Some(End::Refused(ending)),
+                Action::Relay => {}
+            }
+        }
+        None
+    }
+
+    /// From the verifier's word to the session's: allowed here, and sealed for the upstream.
+    fn verdict(&mut self, verdict: Result<Verified, Rejection>, context: &mut Context) -> Event {
+        let verified = match verdict {
+            Ok(verified) => verified,
+            Err(rejection) => {
+                context.line.outcome = rejection.outcome();
+                context.line.reason = rejection.to_string();
+                return Event::Verdict(Verdict::Refused(Ending::of(&rejection)));
+            }
+        };
+        let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
+        context.line.user = Some(verified.identity().user_id().to_owned());
+        let path: Box<str> = request.head().uri.path().into();
+        let denied = |context: &mut Context, reason: String| {
+            context.line.outcome = "forbidden";
+            context.line.reason = reason;
+            Event::Verdict(Verdict::Denied)
+        };
+        let allowed = match request.allow(verified) {
+            Ok(allowed) => allowed,
+            Err((_, why)) => return denied(context, why.to_string()),
+        };
+        let (sealed, identity, _token, trusted) = match seal(allowed, context.policy()) {
+            Ok(sealed) => sealed,
+            Err(unsendable) => return denied(context, unsendable.to_string()),
+        };
+        self.sealed = Some(sealed);
+        self.judge = Some(RefreshJudge { shared: Arc::clone(&context.shared), path, user: identity.user(), trusted });
+        Event::Verdict(Verdict::Accepted {
+            user_id: identity.user_id().to_owned(),
+            expires_at: identity.expires_at(),
+            clock_skew: identity.provider().clock_skew,
+        })
+    }
+}
+
+enum First {
+    Message(Vec<u8>),
+    Closed(Vec<u8>),
+}
+
+impl Step {
+    async fn next(&mut self) -> Happened {
+        match self {
+            Self::Nothing => std::future::pending().await,
+            Self::Verifying(verdict) => Happened::Verdict(verdict.await),
+            Self::Dialling(dial) => Happened::Dialled(dial.await),
+        }
+    }
+}
+
+fn verify(runtime: Arc<Runtime>, token: Token) -> Verdicts {
+    Box::pin(async move { runtime.verifier.verify(token).await })
+}
+
+fn dial(runtime: Arc<Runtime>, sealed: Sealed) -> Dial {
+    Box::pin(async move {
+        let asked = runtime.upstream.upgrade(sealed).await?;
+        Ok(asked.map_err(|answer| upstream_ending(answer.status())))
+    })
+}
+
+/// Says the ending in the dialect's words and closes.
+pub(super) async fn say_goodbye(client: TcpStream, dialect: Option<&DialectSpec>, ending: Ending) {
+    let mut said = Vec::new();
+    if let Some(text) = ending.said(dialect) {
+        encode(&mut said, Opcode::Text, text.as_bytes(), None);
+    }
+    goodbye(client, said, &close_payload(ending.code(dialect), ending.reason())).await;
+}
+
+/// Writes, closes our half, and gives the client a moment to take it: closing with bytes unread would
+/// reset the connection and could take our last words with it.
+async fn goodbye(mut client: TcpStream, mut bytes: Vec<u8>, close: &[u8]) {
+    encode(&mut bytes, Opcode::Close, close, None);
+    // Whether it was in time or not, the socket is dropped.
+    let _ = timeout(LINGER, async {
+        client.write_all(&bytes).await?;
+        client.shutdown().await?;
+        let mut discarded = [0; 512];
+        while client.read(&mut discarded).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    })
+    .await;
+}

@@ -1,0 +1,130 @@
+//! `vestibule token`, and what the program says when it is called wrongly.
+
+use std::io::Write as _;
+use std::process::{Output, Stdio};
+
+use crate::support::backend::Backend;
+use crate::support::issuer::Issuer;
+use crate::support::proxy::{TempFile, command};
+
+struct State(std::path::PathBuf);
+
+impl State {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("vestibule-state-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("folder");
+        Self(path)
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(state: &State, arguments: &[&str], input: &str) -> Output {
+    let mut child = command()
+        .args(arguments)
+        .env("XDG_STATE_HOME", &state.0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
+    child.wait_with_output().expect("ends")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn minted_tokens_are_accepted_by_insecure_dev_and_by_nothing_else() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let state = State::new("mint");
+    let minted = run(&state, &["token", "mint", "--user", "alice", "--claim", "role=admin", "--claim", "level=3"], "");
+    assert!(minted.status.success(), "{minted:?}");
+    let token = stdout(&minted).trim().to_owned();
+    let key = state.0.join("vestibule/dev-key");
+    assert_eq!(std::fs::metadata(&key).expect("key").permissions().mode() & 0o777, 0o600);
+    let file = TempFile::new(
+        "upstream: http://127.0.0.1:1\nproviders: [{ issuer: https://i.example.invalid, audience: api }]\n",
+    );
+    let accepted = run(&state, &["token", "inspect", "--insecure-dev", "--config", file.path()], &token);
+    let text = stdout(&accepted);
+    assert!(accepted.status.success(), "{text}");
+    assert!(text.contains("accepted: user alice of provider dev") && text.contains("\"level\": 3"), "{text}");
+    let refused = run(&state, &["token", "inspect", "--config", file.path()], &token);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stdout(&refused).contains("is not a configured provider"), "{}", stdout(&refused));
+    // A second mint uses the same key.
+    assert_eq!(std::fs::read(&key).expect("key").len(), {
+        run(&state, &["token", "mint", "--user", "bob"], "");
+        std::fs::read(&key).expect("key").len()
+    });
+    let everyone = run(&state, &["run", "--insecure-dev", "--listen", ":8080", "--config", file.path()], "");
+    assert_eq!(everyone.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&everyone.stderr).contains("listen on 127.0.0.1 only"));
+}
+
+#[tokio::test]
+async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature() {
+    let state = State::new("inspect");
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let file = TempFile::new(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider()));
+    let good = issuer.token("alice");
+    let mut forged = good.clone();
+    forged.replace_range(good.len() - 8..good.len() - 4, "AAAA");
+    for (token, code, last) in [
+        (good.clone(), 0, "accepted: user alice of provider oidc"),
+        (format!("Bearer {good}\n"), 0, "accepted: user alice"),
+        (issuer.expired("alice"), 1, "refused: expired at"),
+        (forged, 1, "refused: the signature does not verify"),
+        ("opaque".to_owned(), 1, "refused: malformed: not three parts separated by dots; an opaque token?"),
+        (String::new(), 1, "refused: this cannot be a token: nothing was read"),
+    ] {
+        let path = file.path().to_owned();
+        let (state, input) = (State(state.0.clone()), token.clone());
+        let output = tokio::task::spawn_blocking(move || {
+            let output = run(&state, &["token", "inspect", "--config", &path], &input);
+            std::mem::forget(state);
+            output
+        })
+        .await
+        .expect("ran");
+        let text = format!("{}{}", stdout(&output), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(last), "{last}: {text}");
+        for part in token.trim().split('.').filter(|part| part.len() > 20) {
+            assert!(!text.contains(part), "{text}");
+        }
+    }
+}
+
+#[test]
+fn usage_errors_exit_2_and_help_has_examples() {
+    let state = State::new("usage");
+    assert_eq!(run(&state, &["--nonsense"], "").status.code(), Some(2));
+    let missing = run(&state, &["run", "--config", "/nowhere/vestibule.yaml"], "");
+    assert_eq!(missing.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(text.contains("/nowhere/vestibule.yaml") && text.contains("cannot be read"), "{text}");
+    let help = stdout(&run(&state, &["--help"], ""));
+    assert!(help.contains("Examples:") && help.contains("vestibule demo"), "{help}");
+}
+
+#[tokio::test]
+async fn a_taken_port_says_so_and_exits_1() {
+    let state = State::new("port");
+    let taken = Backend::start().await;
+    let file = TempFile::new(&format!(
+        "listen: {}\nupstream: http://127.0.0.1:1\nproviders: [{{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdeX }}]\n",
+        taken.address()
+    ));
+    let output = run(&state, &["run", "--config", file.path()], "");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("another program listens there"), "{text}");
+}

@@ -1,0 +1,175 @@
+//! What a wrong configuration says, and that the example file is the code's.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::proxy::command;
+
+fn check(yaml: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("vestibule-check-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&folder).expect("folder");
+    std::fs::write(folder.join("vestibule.yaml"), yaml).expect("written");
+    let mut command: Command = command();
+    command.args(["check", "--config", "vestibule.yaml"]).current_dir(&folder);
+    for (name, value) in variables {
+        command.env(name, value);
+    }
+    let output = command.output().expect("runs");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), text)
+}
+
+const GOOD_PROVIDER: &str = "providers: [{ issuer: https://i.example.com, audience: api }]\n";
+
+#[test]
+fn the_documented_errors_look_as_documented() {
+    let yaml = "listen: \"8080\"\nupstream: \"app:8000\"\nproviders:\n  - preset: oidc\n    issuer: https://i.example.com\n    audiences: [api]\n";
+    let (code, text) = check(yaml, &[]);
+    assert_eq!(code, Some(2));
+    let expected = "vestibule.yaml:1:9  listen: \"8080\" has no address. This machine only: 127.0.0.1:8080. Every address: \":8080\"
+vestibule.yaml:2:11 upstream: \"app:8000\" has no scheme. Did you mean http://app:8000 ?
+vestibule.yaml:4:5  providers[0]: any token of this issuer would be accepted, also one made for another application;
+                    set providers[0].audience, or write `audience: any`
+vestibule.yaml:6:5  providers[0].audiences: unknown key; here it is `audience`
+  6 |     audiences: [api]
+    |     ^^^^^^^^^
+4 errors. Nothing was started.
+";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn every_mistake_says_where_and_what_to_do() {
+    for (yaml, expected) in [
+        ("upstream: http://a\n".to_owned(), "providers: no provider: nobody could sign in"),
+        (GOOD_PROVIDER.to_owned(), "upstream: missing: where is the backend?"),
+        (format!("{GOOD_PROVIDER}upstream: http://a/api\n"), "upstream: has a path; paths go up as the client sent them"),
+        (format!("{GOOD_PROVIDER}upstream: http://u:p@a\n"), "the backend's own secret goes into upstream.credential"),
+        (format!("{GOOD_PROVIDER}upstream: ${{BACKEND}}\n"), "upstream: ${BACKEND} is not set; set it, or write ${BACKEND:-default}"),
+        (format!("{GOOD_PROVIDER}upstream: ${{EMPTY}}\n"), "upstream: ${EMPTY} is empty; give the variable a value"),
+        ("upstream: http://a\nproviders: [{ preset: shared-secret, secret: short }]\n".to_owned(), "providers[0].secret: has 5 bytes; an HMAC secret needs at least 32"),
+        (
+            "upstream: http://a\nproviders: [{ preset: shared-secret, secret: a-string-secret-at-least-256-bits-long }]\n".to_owned(),
+            "is a default that is published in documentation; anyone can sign with it",
+        ),
+        ("upstream: http://a\nproviders: [{ preset: jwt, issuer: x, secret_file: /nowhere }]\n".to_owned(), "providers[0].secret_file: preset jwt verifies with public keys; use preset: shared-secret"),
+        ("upstream: http://a\nproviders: [{ preset: shared-secret, secret_file: /nowhere/at/all }]\n".to_owned(), "providers[0].secret_file: /nowhere/at/all: No such file or directory"),
+        ("upstream: http://a\nproviders: [{ preset: odic, issuer: x, audience: a }]\n".to_owned(), "providers[0].preset: \"odic\" is not one of oidc, jwt, shared-secret. Did you mean oidc?"),
+        ("upstream: http://a\nproviders: [{ issuer: \"http://i.example.com\", audience: a }]\n".to_owned(), "would fetch keys over plain http"),
+        ("upstream: http://a\nproviders: [{ issuer: https://i, audience: a, algorithms: [HS256] }]\n".to_owned(), "providers[0].algorithms[0]: \"HS256\" is not one of RS256"),
+        (
+            "upstream: http://a\nproviders: [{ name: a, issuer: https://i, audience: a }, { name: b, issuer: https://j, audience: a }]\n".to_owned(),
+            "providers[1]: has no user_prefix: whoever runs one issuer could be any user of the other",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ name: a, issuer: https://i, audience: a, user_prefix: a }, { name: b, issuer: https://j, audience: a, user_prefix: ab }]\n".to_owned(),
+            "\"ab\" and \"a\" overlap",
+        ),
+        ("upstream: http://a\nproviders: [{ name: a, issuer: https://i, audience: a }, { name: b, issuer: https://i, audience: a }]\nshared_user_ids: true\n".to_owned(), "providers[1].issuer: another provider has the same issuer"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: health, auth: none }}]\n"), "routes[0].path: \"health\" must start with a slash: \"/health\""),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none, require: {{ a: b }} }}]\n"), "routes[0].require: needs a verified user, and this rule asks for none"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, require: {{ sub: \"{{user}}\" }} }}]\n"), "{user} is not a variable of the path"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none }}]\npaths: lenient\n"), "`paths: lenient` lets through paths that the backend may read otherwise"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ Host: sub }} }}\n"), "identity.headers.Host: Host has a meaning of its own"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ X-User-Id: sub, x_user_id: name }} }}\n"), "is the same name as"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells strangers why a token was refused"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" is not an origin; write it as https://app.example.com"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR or `private_ranges`"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, none"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ drain_code: 1005 }}\n"), "websocket.drain_code: 1005 cannot be sent in a Close"),
+        (format!("{GOOD_PROVIDER}upstream: {{ url: http://a, credential: {{ header: Authorization }} }}\n"), "upstream.credential: has no value"),
+        ("a: [1\n".to_owned(), "not valid YAML"),
+        ("a: 1\na: 2\n".to_owned(), "a: stands here twice; keep one"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\njwks_uri: x\n"), "jwks_uri: unknown key; here it is `jwks: { url: … }`"),
+    ] {
+        let (code, text) = check(&yaml, &[("EMPTY", "")]);
+        assert_eq!(code, Some(2), "{yaml}: {text}");
+        assert!(text.contains(expected), "{yaml}\nsaid: {text}\nexpected: {expected}");
+        assert!(text.trim_end().ends_with("Nothing was started."), "{text}");
+    }
+}
+
+#[test]
+fn check_prints_the_policy_as_it_will_be() {
+    let yaml = format!(
+        "{GOOD_PROVIDER}upstream: http://127.0.0.1:8000\nroutes: [{{ path: /health, auth: none }}, {{ path: /api/admin/**, require: {{ role: admin }} }}]\n"
+    );
+    let (code, text) = check(&yaml, &[]);
+    assert_eq!(code, Some(0), "{text}");
+    for line in [
+        "/health: anyone",
+        "/api/admin/**: a valid token, role must match",
+        "everything else: a valid token",
+        "X-User-Id = sub",
+        "discovery at https://i.example.com/.well-known/openid-configuration",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+/// Every key path of the example, commented ones included.
+fn example() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml")).expect("the example")
+}
+
+#[test]
+fn the_example_is_valid_as_it_stands() {
+    let (code, text) =
+        check(&example(), &[("BACKEND_SECRET", "x"), ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ")]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn the_example_shows_every_key_of_the_code() {
+    let shape = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/shape.rs")).expect("shape");
+    let example = example();
+    let mut keys = 0;
+    let mut lines = shape.lines().peekable();
+    let mut renamed = None;
+    while let Some(line) = lines.next() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix("#[serde(rename = \"") {
+            renamed = name.split('"').next();
+        }
+        let Some(field) = line.strip_prefix("pub ").and_then(|line| line.split_once(": ")).map(|(name, _)| name) else {
+            continue;
+        };
+        if !field.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+            continue;
+        }
+        let key = renamed.take().unwrap_or(field);
+        keys += 1;
+        assert!(example.contains(&format!("{key}:")), "config.example.yaml does not show `{key}`");
+    }
+    assert!(keys > 70, "the keys are read from the source: {keys}");
+}
+
+#[test]
+fn the_example_shows_the_defaults_that_are_in_force() {
+    // What the example writes for a key with a default must change nothing.
+    let (_, with) = check(
+        &format!("{}\n", example()),
+        &[("BACKEND_SECRET", "x"), ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ")],
+    );
+    let kept: String = example()
+        .lines()
+        .scan(false, |inside, line| {
+            // The sections that are pure defaults are left out; the rest needs values of its own.
+            if !line.starts_with([' ', '#']) && !line.is_empty() {
+                *inside = ["websocket:", "limits:", "drain:", "log:", "token_from:", "paths:", "errors:", "identity:"]
+                    .iter()
+                    .any(|key| line.starts_with(key));
+            }
+            Some(if *inside { "" } else { line })
+        })
+        .collect::<Vec<_>>()
+        .join("\n");
+    let (code, without) =
+        check(&kept, &[("BACKEND_SECRET", "x"), ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ")]);
+    assert_eq!(code, Some(0), "{without}");
+    let body = |text: &str| text.lines().skip(1).collect::<Vec<_>>().join("\n");
+    assert_eq!(body(&with), body(&without));
+}

@@ -1,0 +1,591 @@
+//! DESIGN.md section 3 and 6 over sockets: refusals, trusted headers, streaming, the upstream's moods.
+
+use serde_json::{Value, json};
+
+use crate::support::backend::Backend;
+use crate::support::client::{Client, bearer, get, request};
+use crate::support::issuer::{Issuer, Mood};
+use crate::support::proxy::Proxy;
+
+struct House {
+    backend: Backend,
+    issuer: Issuer,
+    proxy: Proxy,
+}
+
+async fn house(more: &str) -> House {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider())).await;
+    House { backend, issuer, proxy }
+}
+
+#[tokio::test]
+async fn every_refusal_of_a_credential_is_its_row_of_the_table() {
+    let mut house = house("").await;
+    let good = house.issuer.token("alice");
+    let expired = house.issuer.expired("alice");
+    let nobody = house.issuer.token_with("x", json!({"sub": null}));
+    let empty = house.issuer.token_with("x", json!({"sub": ""}));
+    let foreign = house.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
+    let other_audience = house.issuer.token_with("alice", json!({"aud": "other"}));
+    let mut flipped = good.clone().into_bytes();
+    let last = flipped.len() - 10;
+    flipped[last] = if flipped[last] == b'A' { b'B' } else { b'A' };
+    let flipped = String::from_utf8(flipped).expect("ascii");
+    let invalid = (
+        "invalid_token",
+        "Invalid token. Please sign in again.",
+        "Bearer error=\"invalid_token\", error_description=\"Invalid token. Please sign in again.\"",
+    );
+    let format = (
+        "invalid_request",
+        "Invalid authorization header format. Expected 'Bearer <token>'.",
+        "Bearer error=\"invalid_request\"",
+    );
+    let missing = ("missing_token", "Missing authorization header. Please sign in.", "Bearer realm=\"vestibule\"");
+    let no_user = (
+        "missing_user",
+        "Invalid token: missing user ID",
+        "Bearer error=\"invalid_token\", error_description=\"Invalid token: missing user ID\"",
+    );
+    for (name, fields, (code, detail, challenge)) in [
+        ("none", vec![], missing),
+        ("empty", vec!["Authorization: ".to_owned()], missing),
+        ("basic", vec!["Authorization: Basic YTpi".to_owned()], format),
+        ("no scheme", vec![format!("Authorization: {good}")], format),
+        ("two", vec![bearer(&good), bearer(&good)], format),
+        (
+            "expired",
+            vec![bearer(&expired)],
+            (
+                "token_expired",
+                "Token has expired. Please sign in again.",
+                "Bearer error=\"invalid_token\", error_description=\"Token has expired. Please sign in again.\"",
+            ),
+        ),
+        ("garbage", vec![bearer("garbage")], invalid),
+        ("flipped", vec![bearer(&flipped)], invalid),
+        ("foreign issuer", vec![bearer(&foreign)], invalid),
+        ("other audience", vec![bearer(&other_audience)], invalid),
+        ("no user", vec![bearer(&nobody)], no_user),
+        ("empty user", vec![bearer(&empty)], no_user),
+    ] {
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let answer = get(house.proxy.address, "/x", &fields).await;
+        assert_eq!(answer.status, 401, "{name}");
+        let body = answer.json();
+        let members: Vec<&str> = body.as_object().expect("object").keys().map(String::as_str).collect();
+        assert_eq!(members, ["type", "title", "status", "code", "detail", "request_id"], "{name}");
+        assert_eq!((body["code"].as_str(), body["detail"].as_str()), (Some(code), Some(detail)), "{name}");
+        assert_eq!(answer.field("www-authenticate"), Some(challenge), "{name}");
+        assert_eq!(answer.field("cache-control"), Some("no-store"), "{name}");
+        assert_eq!(answer.field("content-type"), Some("application/json"), "{name}");
+        assert_eq!(answer.field("x-request-id"), body["request_id"].as_str(), "{name}");
+    }
+    assert!(house.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn a_good_token_reaches_the_upstream_as_a_user_and_not_as_a_token() {
+    let house = house("").await;
+    let token = house.issuer.token("alice");
+    let credential = bearer(&token);
+    let fields = [credential.as_str(), "Cookie: theirs=1", "Accept-Encoding: br"];
+    let (answer, heard) =
+        tokio::join!(get(house.proxy.address, "/api/x?a=%7e&b", &fields), house.backend.answer("hello"));
+    assert_eq!((answer.status, answer.body.as_str()), (200, "hello"));
+    assert_eq!(heard.target(), "/api/x?a=%7e&b");
+    assert_eq!(heard.all("x-user-id"), ["alice"]);
+    assert_eq!(heard.all("cookie"), ["theirs=1"]);
+    assert_eq!(heard.all("accept-encoding"), ["br"]);
+    assert_eq!(heard.all("host"), ["localhost"]);
+    assert_eq!(heard.all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(heard.all("x-forwarded-proto"), ["http"]);
+    assert_eq!(heard.all("x-forwarded-host"), ["localhost"]);
+    assert_eq!(heard.all("via"), ["1.1 vestibule"]);
+    assert!(!heard.has("authorization") && !heard.head.contains(&token));
+}
+
+#[tokio::test]
+async fn no_spelling_of_the_identity_header_gets_through() {
+    let house = house("identity: { headers: { X-User-Id: sub, X-Team: team }, strip: [X-Internal-Role] }\n").await;
+    let with_team = house.issuer.token_with("alice", json!({"team": "red"}));
+    let without = house.issuer.token("alice");
+    for field in [
+        "X-User-Id: bob",
+        "x-user-id: bob",
+        "x_user_id: bob",
+        "X.USER.ID: bob",
+        "XUSERID: bob",
+        "X-User-Id: bob\r\nX-User-Id: carol",
+        "X-User-Id: bob\r\nConnection: x-user-id",
+        "Connection: close, X-User-Id, x-team",
+        "connection: keep-alive\r\nCONNECTION:X-USER-ID ,x-foo",
+        "X-Team: blue",
+        "x_team: blue",
+        "X-Internal-Role: admin",
+        "X_Internal.Role: admin",
+        "Remote-User: bob",
+        "X-Forwarded-User: bob",
+        "X-Auth-Request-Email: bob@example.com",
+        "X-Pomerium-Claim-Email: bob",
+        "X-Amzn-Oidc-Identity: bob",
+        "Tailscale-User-Login: bob",
+        "Content_Length: 5",
+        "Transfer.Encoding: chunked",
+    ] {
+        for (token, team) in [(&with_team, vec!["red"]), (&without, vec![])] {
+            let credential = bearer(token);
+            let fields = [field, credential.as_str()];
+            let (answer, heard) = tokio::join!(get(house.proxy.address, "/", &fields), house.backend.answer("ok"));
+            assert_eq!(answer.status, 200, "{field}");
+            assert_eq!(heard.all("x-user-id"), ["alice"], "{field}");
+            assert_eq!(heard.all("x-team"), team, "{field}");
+            let folded = heard.head.to_ascii_lowercase();
+            for word in ["bob", "carol", "blue", "admin", "content_length", "transfer.encoding"] {
+                assert!(!folded.contains(word), "{field}: {folded}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn public_routes_carry_no_identity_at_all() {
+    let house = house("routes: [{ path: /public, auth: none }]\n").await;
+    let token = house.issuer.token("alice");
+    for field in ["X-User-Id: bob", "x_user_id: bob", "Connection: x-user-id"] {
+        let credential = bearer(&token);
+        let fields = [field, &credential];
+        let (answer, heard) = tokio::join!(get(house.proxy.address, "/public", &fields), house.backend.answer("ok"));
+        assert_eq!(answer.status, 200);
+        assert!(!heard.head.to_ascii_lowercase().contains("user"), "{}", heard.head);
+        // Webhooks bring an Authorization of their own.
+        assert_eq!(heard.all("authorization"), [format!("Bearer {token}")]);
+    }
+}
+
+#[tokio::test]
+async fn two_users_on_one_connection_never_mix() {
+    let house = house("").await;
+    let tokens = [house.issuer.token("alice"), house.issuer.token("bob")];
+    let names = ["alice", "bob"];
+    let upstream = async {
+        let mut conn = house.backend.accept().await;
+        for turn in 0..20 {
+            let heard = conn.request().await;
+            assert_eq!(heard.all("x-user-id"), [names[turn % 2]]);
+            let name = heard.all("x-user-id")[0].to_owned();
+            conn.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())).await;
+        }
+    };
+    let client = async {
+        let mut client = Client::connect(house.proxy.address).await;
+        for turn in 0..20 {
+            client
+                .send(format!("GET /{turn} HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&tokens[turn % 2])))
+                .await;
+            assert_eq!(client.answer().await.body, names[turn % 2]);
+        }
+    };
+    tokio::join!(upstream, client);
+}
+
+#[tokio::test]
+async fn anonymous_and_verified_callers_never_share_an_upstream_connection() {
+    let house = house("routes: [{ path: /public, auth: none }]\n").await;
+    let token = house.issuer.token("alice");
+    let client = async {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(format!("GET /private HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&token))).await;
+        assert_eq!(client.answer().await.status, 200);
+        client.send("GET /public HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        assert_eq!(client.answer().await.status, 200);
+    };
+    let upstream = async {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let mut verified = house.backend.accept().await;
+        assert_eq!(verified.request().await.target(), "/private");
+        verified.write(answer).await;
+        // A new connection although the first one is idle.
+        let mut anonymous = house.backend.accept().await;
+        assert_eq!(anonymous.request().await.target(), "/public");
+        anonymous.write(answer).await;
+    };
+    tokio::join!(client, upstream);
+}
+
+#[tokio::test]
+async fn routes_open_and_close_as_written() {
+    let rules = "routes:
+  - { path: /health, auth: none }
+  - { path: /maybe, auth: optional }
+  - { path: /never/**, auth: deny }
+  - { path: /api/admin/**, require: { role: admin } }
+  - path: /files/{user}/**
+    require: { sub: \"{user}\" }
+";
+    let house = house(rules).await;
+    let user = bearer(&house.issuer.token("alice"));
+    let admin = bearer(&house.issuer.token_with("root", json!({"role": "admin"})));
+    for (target, field, status, code) in [
+        ("/Health", "X: 1", 401, "missing_token"),
+        ("/health/", "X: 1", 401, "missing_token"),
+        ("/private?x=/health", "X: 1", 401, "missing_token"),
+        ("/maybe", "Authorization: Bearer garbage", 401, "invalid_token"),
+        ("/never", &admin, 403, "forbidden"),
+        ("/NEVER/x", &admin, 403, "forbidden"),
+        ("/never/", "X: 1", 403, "forbidden"),
+        ("/api/admin", &user, 403, "forbidden"),
+        ("/API/Admin/x", &user, 403, "forbidden"),
+        ("/files/bob/x", &user, 403, "forbidden"),
+        ("/files/alice/../bob/x", &user, 400, "bad_request"),
+        ("/files/%61lice", &user, 400, "bad_request"),
+        ("//health", "X: 1", 400, "bad_request"),
+        ("/health%2f", "X: 1", 400, "bad_request"),
+        ("/health;x", "X: 1", 400, "bad_request"),
+        ("/.vestibule/nothing", &user, 404, "not_found"),
+        ("/.VESTIBULE/healthz", &user, 404, "not_found"),
+        ("/a/../.vestibule/healthz", &user, 404, "not_found"),
+    ] {
+        let answer = get(house.proxy.address, target, &[field]).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{target}");
+    }
+    for (target, field, user) in [
+        ("/health", "X: 1", vec![]),
+        ("/maybe", "X: 1", vec![]),
+        ("/maybe", user.as_str(), vec!["alice"]),
+        ("/api/admin/x", admin.as_str(), vec!["root"]),
+        ("/files/alice/x", user.as_str(), vec!["alice"]),
+        ("/private%23/health", user.as_str(), vec!["alice"]),
+    ] {
+        let fields = [field];
+        let (answer, heard) = tokio::join!(get(house.proxy.address, target, &fields), house.backend.answer("ok"));
+        assert_eq!(answer.status, 200, "{target}");
+        assert_eq!(heard.all("x-user-id"), user, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn malformed_requests_end_at_the_door() {
+    let mut house = house("limits: { header_bytes: 4KiB, token_bytes: 1KiB }\n").await;
+    let long = "x".repeat(5_000);
+    let many = format!("X-Long: {}\r\nX-Longer: {}", "y".repeat(2_500), "z".repeat(2_500));
+    for (bytes, status, code) in [
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET http://other/ HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("get / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET /a%zz HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(), 405, "method_not_allowed"),
+        ("CONNECT localhost:1 HTTP/1.1\r\nHost: localhost:1\r\n\r\n".to_owned(), 405, "method_not_allowed"),
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".to_owned(), 421, "host_not_served"),
+        (format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"), 414, "target_too_long"),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}\r\n\r\n"), 431, "head_too_large"),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n\r\n".to_owned(), 426, "websocket_version"),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".to_owned(), 400, "bad_request"),
+    ] {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(&bytes).await;
+        let answer = client.answer().await;
+        let shown: String = bytes.chars().take(80).collect();
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{shown}");
+    }
+    assert!(house.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn probes_are_answered_to_any_host_and_never_authenticated() {
+    let house = house("").await;
+    for (path, method, status) in
+        [("/.vestibule/healthz", "GET", 200), ("/.vestibule/readyz", "GET", 200), ("/.vestibule/healthz", "POST", 405)]
+    {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: 10.1.2.3\r\n\r\n")).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        if status == 405 {
+            assert_eq!(answer.field("allow"), Some("GET, HEAD"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_had_are_503_and_never_401() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    issuer.set_mood(Mood::Status(500));
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let answer = get(proxy.address, "/", &[&bearer(&issuer.token("alice"))]).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "auth_unavailable"));
+    assert!(
+        answer.field("retry-after").is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|s| (1..=30).contains(&s)))
+    );
+    assert_eq!(get(proxy.address, "/.vestibule/readyz", &[]).await.status, 503);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_gone_or_broken_is_502_and_a_slow_one_504() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {{ url: \"{}\", response_timeout: 1s }}\nproviders: [{}]\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let credential = bearer(&issuer.token("alice"));
+    let fields = [credential.as_str()];
+    for (name, bytes) in [
+        ("closes", ""),
+        ("garbage", "SSH-2.0-OpenSSH\r\n\r\n"),
+        ("broken head", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+        ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+        ("101 unasked", "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+    ] {
+        let upstream = async {
+            let mut conn = backend.accept().await;
+            conn.request().await;
+            if !bytes.is_empty() {
+                conn.write(bytes).await;
+            }
+        };
+        let (answer, ()) = tokio::join!(get(proxy.address, "/", &fields), upstream);
+        assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_failed"), "{name}");
+    }
+    let silent = async {
+        let mut conn = backend.accept().await;
+        conn.request().await;
+        assert!(conn.is_closed().await);
+    };
+    let (answer, ()) = tokio::join!(get(proxy.address, "/", &fields), silent);
+    assert_eq!((answer.status, answer.code().as_str()), (504, "upstream_timeout"));
+    drop(backend);
+    let answer = get(proxy.address, "/", &fields).await;
+    assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_failed"));
+}
+
+#[tokio::test]
+async fn the_upstreams_own_refusals_pass_unchanged() {
+    let mut house = house("").await;
+    let token = house.issuer.token("alice");
+    let upstream = async {
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Custom\r\nContent-Length: 4\r\n\r\nmine").await;
+    };
+    let credential = bearer(&token);
+    let fields = [credential.as_str()];
+    let (answer, ()) = tokio::join!(get(house.proxy.address, "/", &fields), upstream);
+    assert_eq!((answer.status, answer.body.as_str(), answer.field("www-authenticate")), (401, "mine", Some("Custom")));
+    house.proxy.logged("the warning about token_to", |line| line.contains("set upstream.token_to.http: header")).await;
+    house.proxy.logged("who answered", |line| line.contains("\"answered_by\":\"upstream\"")).await;
+}
+
+#[tokio::test]
+async fn the_token_goes_up_only_where_the_file_says_so_and_the_backends_secret_only_for_the_verified() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream:\n  url: {}\n  token_to: {{ http: header }}\n  credential: {{ header: X-Backend-Secret, value: \"s3cret-of-the-backend\" }}\nproviders: [{}]\nroutes: [{{ path: /public, auth: none }}]\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let token = issuer.token("alice");
+    let credential = bearer(&token);
+    let fields = [credential.as_str(), "X-Backend-Secret: guessed"];
+    let (_, heard) = tokio::join!(get(proxy.address, "/", &fields), backend.answer(""));
+    assert_eq!(heard.all("authorization"), [format!("Bearer {token}")]);
+    assert_eq!(heard.all("x-backend-secret"), ["s3cret-of-the-backend"]);
+    let (_, heard) = tokio::join!(get(proxy.address, "/public", &[]), backend.answer(""));
+    assert!(!heard.has("authorization") && !heard.has("x-backend-secret"));
+    proxy.logged("the request", |line| line.contains("\"outcome\":\"public\"")).await;
+    assert!(!proxy.log().iter().any(|line| line.contains("s3cret")));
+}
+
+#[tokio::test]
+async fn server_sent_events_reach_the_client_one_by_one() {
+    let house = house("").await;
+    let token = house.issuer.token("alice");
+    let mut client = Client::connect(house.proxy.address).await;
+    client
+        .send(format!(
+            "GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{}\r\n\r\n",
+            bearer(&token)
+        ))
+        .await;
+    let mut conn = house.backend.accept().await;
+    conn.request().await;
+    conn.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    client.until("\r\n\r\n").await;
+    for number in 0..5 {
+        let event = format!("data: {number}\n\n");
+        conn.write(format!("{:x}\r\n{event}\r\n", event.len())).await;
+        // Nothing more is sent until this one has arrived.
+        client.until(&event).await;
+    }
+    drop(client);
+    assert!(conn.is_closed().await, "a client that leaves cancels its request");
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_and_early_answers_do_not_poison_a_connection() {
+    let house = house("").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let body = "x".repeat(300_000);
+    let fields = [credential.as_str()];
+    let upstream = async {
+        let mut conn = house.backend.accept().await;
+        let heard = conn.request().await;
+        assert_eq!(heard.body.len(), 300_000);
+        conn.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", heard.body.len())).await;
+        conn.write(&heard.body).await;
+    };
+    let (answer, ()) = tokio::join!(request(house.proxy.address, "POST", "/echo", &fields, &body), upstream);
+    assert_eq!(answer.body.len(), 300_000);
+    // Chunked from the client is encoded anew; trailers could hold any name and are dropped.
+    let mut client = Client::connect(house.proxy.address).await;
+    client.send(format!("POST /chunked HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTrailer: X-User-Id\r\n{credential}\r\n\r\n5\r\nhello\r\n0\r\nX-User-Id: bob\r\n\r\n")).await;
+    let mut conn = house.backend.accept().await;
+    let heard = conn.request().await;
+    assert_eq!(heard.body, b"hello");
+    assert!(!heard.has("trailer") && !heard.has("content-length"));
+    conn.write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 200);
+    // An answer before the body has ended: its connection is not used again.
+    let mut client = Client::connect(house.proxy.address).await;
+    client
+        .send(format!("POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n{credential}\r\n\r\nhalf"))
+        .await;
+    // The former connection was given back, so this request comes on it.
+    let head = within_head(&mut conn).await;
+    assert!(head.contains("/early"));
+    conn.write("HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 413);
+    let (answer, heard) = tokio::join!(get(house.proxy.address, "/next", &fields), house.backend.answer("fresh"));
+    assert_eq!((answer.body.as_str(), heard.target()), ("fresh", "/next"));
+}
+
+async fn within_head(conn: &mut crate::support::backend::Conn) -> String {
+    use tokio::io::AsyncReadExt as _;
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    while !bytes.windows(4).any(|window| window == b"\r\n\r\n") {
+        let length = crate::support::within("a head", conn.stream.read(&mut chunk)).await.expect("read");
+        assert!(length > 0, "closed before a head");
+        bytes.extend_from_slice(&chunk[..length]);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_lost_pooled_connection_is_replaced_for_what_may_be_sent_twice_and_only_for_that() {
+    let house = house("").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let fields = [credential.as_str()];
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let upstream = async {
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write(answer).await;
+        // The second request arrives and the connection ends: the keep-alive race.
+        assert_eq!(conn.request().await.target(), "/again");
+        drop(conn);
+        let mut conn = house.backend.accept().await;
+        assert_eq!(conn.request().await.target(), "/again");
+        conn.write(answer).await;
+        assert!(conn.request().await.head.starts_with("POST /once"));
+        drop(conn);
+    };
+    let client = async {
+        assert_eq!(get(house.proxy.address, "/first", &fields).await.status, 200);
+        assert_eq!(get(house.proxy.address, "/again", &fields).await.status, 200);
+        assert_eq!(request(house.proxy.address, "POST", "/once", &fields, "body").await.status, 502);
+    };
+    tokio::join!(upstream, client);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_never_completed() {
+    let house = house("").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let upstream = async {
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    };
+    let client = async {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
+        client.until("hello\r\n").await;
+        assert!(client.is_closed().await, "no last chunk, only the end of the connection");
+    };
+    tokio::join!(upstream, client);
+}
+
+#[tokio::test]
+async fn limits_of_time_and_size_give_the_answers_they_promise() {
+    let yaml = "limits: { header_timeout: 1s, keep_alive_timeout: 2s, body_idle_timeout: 1s, body_bytes: 10, connections: 2 }\n";
+    let house = house(yaml).await;
+    let credential = bearer(&house.issuer.token("alice"));
+    // A head that never ends, and an idle connection: closed without a word.
+    let mut slow = Client::connect(house.proxy.address).await;
+    slow.send("GET / HTTP/1.1\r\nHo").await;
+    assert!(slow.is_closed().await);
+    // A body too large by its length, and one that grows too large.
+    let answer = request(house.proxy.address, "POST", "/", &[&credential], "12345678901").await;
+    assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
+    let mut client = Client::connect(house.proxy.address).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n{credential}\r\n\r\nb\r\n12345678901\r\n0\r\n\r\n")).await;
+    let conn = house.backend.accept().await;
+    assert_eq!(client.answer().await.code(), "body_too_large");
+    drop((client, conn));
+    // A body that stalls.
+    let mut client = Client::connect(house.proxy.address).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n{credential}\r\n\r\nhalf")).await;
+    let conn = house.backend.accept().await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (408, "request_timeout"));
+    drop((client, conn));
+    // The connection limit.
+    let first = Client::connect(house.proxy.address).await;
+    let mut second = Client::connect(house.proxy.address).await;
+    second.send("GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(second.answer().await.status, 200);
+    let mut third = Client::connect(house.proxy.address).await;
+    let answer = third.answer().await;
+    assert_eq!((answer.status, answer.code().as_str(), answer.field("retry-after")), (503, "busy", Some("5")));
+    drop(first);
+}
+
+#[tokio::test]
+async fn verbose_errors_say_why_and_generic_ones_do_not() {
+    let house = house("errors: verbose\n").await;
+    let token = house.issuer.token_with("alice", json!({"aud": "other"}));
+    let answer = get(house.proxy.address, "/", &[&bearer(&token)]).await;
+    assert_eq!(answer.json()["detail"], Value::from("Invalid token: made for audience \"other\""));
+}
+
+#[tokio::test]
+async fn forwarding_fields_are_believed_from_trusted_proxies_only() {
+    for (trusted, expected_for, expected_proto) in
+        [("[]", "127.0.0.1", "http"), ("[private_ranges]", "203.0.113.7, 10.0.0.1, 127.0.0.1", "https")]
+    {
+        let house = house(&format!("trusted_proxies: {trusted}\n")).await;
+        let credential = bearer(&house.issuer.token("alice"));
+        let fields = [
+            credential.as_str(),
+            "X-Forwarded-For: 6.6.6.6, 203.0.113.7, 10.0.0.1",
+            "X-Forwarded-Proto: wss",
+            "X_Forwarded_Proto: spoof",
+            "X-Forwarded-Prefix: /spoof",
+            "X-Real-IP: 6.6.6.6",
+            "Forwarded: for=6.6.6.6",
+            "X-Original-URL: /spoof",
+            "Proxy: spoof",
+        ];
+        let (_, heard) = tokio::join!(get(house.proxy.address, "/", &fields), house.backend.answer(""));
+        assert_eq!(heard.all("x-forwarded-for"), [expected_for]);
+        assert_eq!(heard.all("x-forwarded-proto"), [expected_proto]);
+        assert!(!heard.head.contains("spoof") && !heard.head.contains("6.6.6.6"), "{}", heard.head);
+    }
+}

@@ -1,0 +1,284 @@
+//! DESIGN.md section 5 over sockets: every algorithm, every source of keys, every mood of an issuer.
+
+use jsonwebtoken::Algorithm;
+use serde_json::json;
+
+use crate::support::backend::Backend;
+use crate::support::client::{bearer, get};
+use crate::support::issuer::{AUDIENCE, Issuer, Key, Mood, RSA};
+use crate::support::now;
+use crate::support::proxy::{Proxy, TempFile};
+
+async fn status(proxy: &Proxy, backend: &Backend, token: &str) -> (u16, String) {
+    let credential = bearer(token);
+    let fields = [credential.as_str()];
+    let asked = get(proxy.address, "/", &fields);
+    tokio::pin!(asked);
+    tokio::select! {
+        biased;
+        answer = &mut asked => (answer.status, answer.code()),
+        heard = backend.answer("ok") => {
+            let answer = asked.await;
+            (answer.status, heard.all("x-user-id").join(","))
+        }
+    }
+}
+
+fn claims(issuer: &str, user: &str) -> serde_json::Value {
+    json!({"iss": issuer, "aud": AUDIENCE, "sub": user, "exp": now() + 3600})
+}
+
+#[tokio::test]
+async fn every_algorithm_verifies_with_its_own_key_and_no_other() {
+    let backend = Backend::start().await;
+    let keys = [RSA.clone(), Key::ec("p256", Algorithm::ES256), Key::ec("p384", Algorithm::ES384), Key::ed("ed")];
+    let issuer = Issuer::start().await;
+    issuer.set_keys(keys.iter().map(|key| key.jwk.clone()).collect());
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let claims = claims(&issuer.url, "alice");
+    for key in &keys {
+        assert_eq!(status(&proxy, &backend, &key.sign(&claims)).await, (200, "alice".into()), "{:?}", key.algorithm);
+    }
+    for algorithm in [Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512] {
+        let token = RSA.sign_as(algorithm, Some("rsa-1"), &claims);
+        assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()), "{algorithm:?}");
+    }
+    // Another key's signature under a known kid, and the public key as an HMAC secret.
+    let stranger = Key::ec("p256", Algorithm::ES256);
+    assert_eq!(status(&proxy, &backend, &stranger.sign(&claims)).await, (401, "invalid_token".into()));
+    for secret in [RSA.pem.as_bytes(), RSA.jwk.to_string().as_bytes()] {
+        let mut header = jsonwebtoken::Header::new(Algorithm::HS256);
+        header.kid = Some("rsa-1".into());
+        let token =
+            jsonwebtoken::encode(&header, &claims, &jsonwebtoken::EncodingKey::from_secret(secret)).expect("signs");
+        assert_eq!(status(&proxy, &backend, &token).await, (401, "invalid_token".into()));
+    }
+    // Several keys fit and the token names none.
+    issuer.set_keys(vec![RSA.jwk.clone(), Key::rsa("rsa-2").jwk]);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let token = RSA.sign_as(Algorithm::RS256, None, &claims);
+    assert_eq!(status(&proxy, &backend, &token).await, (401, "invalid_token".into()));
+}
+
+#[tokio::test]
+async fn keys_come_from_a_url_a_file_a_pem_or_a_secret() {
+    let backend = Backend::start().await;
+    let issuer = Issuer::start().await;
+    let jwks = TempFile::new(&json!({"keys": [RSA.jwk]}).to_string());
+    let rsa_pem = TempFile::new(&RSA.pem);
+    let ec = Key::ec("ec", Algorithm::ES256);
+    let ec_pem = TempFile::new(&ec.pem);
+    let ed = Key::ed("ed");
+    let ed_pem = TempFile::new(&ed.pem);
+    let secret = TempFile::new("0123456789abcdef0123456789abcdef-and-more\n");
+    let url = &issuer.url;
+    for (provider, token) in [
+        (
+            format!("{{ preset: jwt, issuer: \"{url}\", jwks: {{ url: \"{url}/jwks\" }}, audience: {AUDIENCE} }}"),
+            issuer.token("alice"),
+        ),
+        (
+            format!(
+                "{{ preset: jwt, issuer: \"{url}\", jwks: {{ file: \"{}\" }}, audience: {AUDIENCE} }}",
+                jwks.path()
+            ),
+            issuer.token("alice"),
+        ),
+        (
+            format!("{{ preset: jwt, issuer: \"{url}\", jwks: {{ pem_file: \"{}\" }} }}", rsa_pem.path()),
+            issuer.token("alice"),
+        ),
+        (
+            format!("{{ preset: jwt, jwks: {{ pem_file: \"{}\" }} }}", ec_pem.path()),
+            ec.sign(&claims("anyone", "alice")),
+        ),
+        (
+            format!("{{ preset: jwt, jwks: {{ pem_file: \"{}\" }} }}", ed_pem.path()),
+            ed.sign(&claims("anyone", "alice")),
+        ),
+        (format!("{{ preset: shared-secret, secret_file: \"{}\" }}", secret.path()), {
+            let key = jsonwebtoken::EncodingKey::from_secret(b"0123456789abcdef0123456789abcdef-and-more");
+            jsonwebtoken::encode(&jsonwebtoken::Header::new(Algorithm::HS256), &claims("x", "alice"), &key)
+                .expect("signs")
+        }),
+    ] {
+        let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{provider}]\n", backend.url())).await;
+        assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()), "{provider}");
+        assert_eq!(status(&proxy, &backend, &issuer.expired("alice")).await.0, 401, "{provider}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_verified_with_the_keys_of_its_own_issuer() {
+    let backend = Backend::start().await;
+    let (first, second) = (Issuer::start().await, Issuer::with(Key::ec("ec", Algorithm::ES256)).await);
+    let yaml = format!(
+        "upstream: {}\nproviders:\n  - {{ name: one, issuer: \"{}\", audience: {AUDIENCE}, user_prefix: \"one:\" }}\n  - {{ name: two, issuer: \"{}\", audience: {AUDIENCE}, user_prefix: \"two:\" }}\n",
+        backend.url(),
+        first.url,
+        second.url
+    );
+    let proxy = Proxy::start(&yaml).await;
+    assert_eq!(status(&proxy, &backend, &first.token("alice")).await, (200, "one:alice".into()));
+    assert_eq!(status(&proxy, &backend, &second.token("alice")).await, (200, "two:alice".into()));
+    // The second issuer signs for the first.
+    assert_eq!(status(&proxy, &backend, &second.key.sign(&first.claims("alice"))).await, (401, "invalid_token".into()));
+    assert_eq!(
+        status(&proxy, &backend, &second.key.sign_as(Algorithm::ES256, Some("rsa-1"), &first.claims("alice"))).await.0,
+        401
+    );
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_found_at_once_also_in_the_first_half_minute() {
+    let backend = Backend::start().await;
+    let issuer = Issuer::start().await;
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200);
+    assert_eq!(issuer.fetches(), 1);
+    let rotated = Key::ec("rotated", Algorithm::ES256);
+    issuer.set_keys(vec![RSA.jwk.clone(), rotated.jwk.clone()]);
+    let token = rotated.sign(&issuer.claims("alice"));
+    assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));
+    assert_eq!(issuer.fetches(), 2);
+    // The cool-down: unknown keys cause no further fetch, and known ones still verify.
+    for _ in 0..20 {
+        let stranger = Key::ec("stranger", Algorithm::ES256).sign(&issuer.claims("mallory"));
+        assert_eq!(status(&proxy, &backend, &stranger).await, (401, "invalid_token".into()));
+    }
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200);
+    assert_eq!(issuer.fetches(), 2);
+}
+
+#[tokio::test]
+async fn one_fetch_serves_everyone_who_waits_for_an_unknown_key() {
+    let backend = Backend::start().await;
+    let issuer = Issuer::start().await;
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200);
+    let rotated = Key::ec("rotated", Algorithm::ES256);
+    issuer.set_keys(vec![rotated.jwk.clone()]);
+    let credential = bearer(&rotated.sign(&issuer.claims("alice")));
+    let fields = [credential.as_str()];
+    let upstream = async {
+        for _ in 0..30 {
+            backend.answer("ok").await;
+        }
+    };
+    let asking = futures_util::future::join_all((0..30).map(|_| get(proxy.address, "/", &fields)));
+    let (answers, ()) = tokio::join!(asking, upstream);
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(issuer.fetches(), 2);
+}
+
+#[tokio::test]
+async fn unusable_key_sets_are_503_and_recover_by_themselves() {
+    for mood in [
+        Mood::Garbage,
+        Mood::Html,
+        Mood::Rude,
+        Mood::Endless,
+        Mood::Redirect("http://127.0.0.1:1/jwks".into()),
+        Mood::Status(404),
+    ] {
+        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+        issuer.set_mood(mood.clone());
+        let yaml = format!(
+            "upstream: {}\nproviders: [{{ preset: jwt, issuer: \"{url}\", jwks: {{ url: \"{url}/jwks\" }}, audience: {AUDIENCE} }}]\n",
+            backend.url(),
+            url = issuer.url
+        );
+        let mut proxy = Proxy::start(&yaml).await;
+        assert_eq!(
+            status(&proxy, &backend, &issuer.token("alice")).await,
+            (503, "auth_unavailable".into()),
+            "{mood:?}"
+        );
+        proxy.logged("the reason", |line| line.contains("keys could not be fetched")).await;
+        issuer.set_mood(Mood::Well);
+        proxy.logged("keys", |line| line.contains("keys fetched")).await;
+        assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200, "{mood:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_good_keys_serve_while_the_provider_is_down_and_unknown_ones_are_503() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200);
+    issuer.set_mood(Mood::Rude);
+    let unknown = Key::ec("new", Algorithm::ES256).sign(&issuer.claims("alice"));
+    // It cannot be said that the key is unknown: it may be new.
+    assert_eq!(status(&proxy, &backend, &unknown).await, (503, "auth_unavailable".into()));
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200);
+}
+
+#[tokio::test]
+async fn discovery_must_name_the_issuer_exactly() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    issuer.calls_itself(&format!("{}/", issuer.url));
+    let mut proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let line = proxy.logged("the name", |line| line.contains("write exactly that")).await;
+    let told = format!("the provider calls itself \\\"{}/\\\"; write exactly that", issuer.url);
+    assert!(line.contains(&told), "{line}");
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 503);
+}
+
+#[tokio::test]
+async fn who_may_enter_is_asked_after_verification() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{{ issuer: \"{}\", audience: {AUDIENCE}, require: {{ tenant: t1 }}, allow: {{ users: [root], email_domains: [example.com] }} }}]\n",
+        backend.url(),
+        issuer.url
+    );
+    let proxy = Proxy::start(&yaml).await;
+    for (user, overrides, expected) in [
+        ("root", json!({"tenant": "t1"}), (200, "root")),
+        ("root", json!({"tenant": "t2"}), (401, "invalid_token")),
+        ("root", json!({}), (401, "invalid_token")),
+        ("alice", json!({"tenant": "t1"}), (403, "forbidden")),
+        ("alice", json!({"tenant": "t1", "email": "alice@example.com", "email_verified": true}), (200, "alice")),
+        ("alice", json!({"tenant": "t1", "email": "alice@EXAMPLE.com", "email_verified": true}), (200, "alice")),
+        ("alice", json!({"tenant": "t1", "email": "alice@example.com", "email_verified": "true"}), (403, "forbidden")),
+        ("alice", json!({"tenant": "t1", "email": "alice@example.com"}), (403, "forbidden")),
+        ("alice", json!({"tenant": "t1", "email": "a@evil@example.com", "email_verified": true}), (403, "forbidden")),
+        ("alice", json!({"tenant": "t1", "email": "@example.com", "email_verified": true}), (403, "forbidden")),
+        (
+            "alice",
+            json!({"tenant": "t1", "email": "alice@sub.example.com", "email_verified": true}),
+            (403, "forbidden"),
+        ),
+    ] {
+        let token = issuer.token_with(user, overrides.clone());
+        assert_eq!(status(&proxy, &backend, &token).await, (expected.0, expected.1.to_owned()), "{overrides}");
+    }
+}
+
+#[tokio::test]
+async fn claims_that_cannot_stand_in_a_header_refuse_the_request() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\nidentity:\n  headers:\n    X-User-Id: sub\n    X-Name: {{ claim: name, encode: percent }}\n    X-Groups: groups\n    X-Plan: /meta/plan\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let token =
+        issuer.token_with("alice", json!({"name": "José\r\nX-Admin: 1", "groups": ["a", "b"], "meta": {"plan": 3}}));
+    let credential = bearer(&token);
+    let fields = [credential.as_str()];
+    let (answer, heard) = tokio::join!(get(proxy.address, "/", &fields), backend.answer(""));
+    assert_eq!(answer.status, 200);
+    assert_eq!(heard.all("x-name"), ["Jos%C3%A9%0D%0AX-Admin%3A%201"]);
+    assert_eq!((heard.all("x-groups"), heard.all("x-plan")), (vec!["a,b"], vec!["3"]));
+    for overrides in
+        [json!({"groups": ["a,b"]}), json!({"groups": {"a": 1}}), json!({"groups": "a\nb"}), json!({"groups": [["a"]]})]
+    {
+        let token = issuer.token_with("alice", overrides.clone());
+        assert_eq!(status(&proxy, &backend, &token).await, (403, "forbidden".into()), "{overrides}");
+    }
+    for sub in ["a b", "a\nb", "é"] {
+        assert_eq!(status(&proxy, &backend, &issuer.token(sub)).await, (401, "invalid_token".into()), "{sub}");
+    }
+}

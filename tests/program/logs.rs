@@ -1,0 +1,87 @@
+//! No token in any log, at any level, whatever happens to it (CVE-2022-23469, CVE-2022-24757).
+
+use serde_json::json;
+
+use crate::support::backend::Backend;
+use crate::support::client::{bearer, get};
+use crate::support::issuer::Issuer;
+use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
+
+#[tokio::test]
+async fn no_token_reaches_the_log_at_trace_level() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\nroutes: [{{ path: /deny, token_from: {{ query: {{ mode: deny }} }} }}]\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let mut proxy = Proxy::with_level(&yaml, "trace").await;
+    let good = issuer.token("alice");
+    let refused = [
+        issuer.expired("alice"),
+        issuer.token_with("alice", json!({"aud": "other"})),
+        format!("{}AAAA", &good[..good.len() - 4]),
+        "opaque-token-of-someone".to_owned(),
+    ];
+    let credential = bearer(&good);
+    let fields = [credential.as_str()];
+    // Accepted, with the upstream failing; refused; twice; on upgrades, in messages, in the URL.
+    let failing = async {
+        let mut conn = backend.accept().await;
+        conn.request().await;
+        conn.write("HTTP/1.1 500 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    };
+    tokio::join!(get(proxy.address, "/a", &fields), failing);
+    let broken = async {
+        let mut conn = backend.accept().await;
+        conn.request().await;
+    };
+    tokio::join!(get(proxy.address, "/b", &fields), broken);
+    get(proxy.address, "/c", &[&credential, &credential]).await;
+    for token in refused.iter().chain([&good]) {
+        if token != &good {
+            get(proxy.address, "/d", &[&bearer(token)]).await;
+            Socket::try_open(proxy.address, "/ws", &[&bearer(token)]).await;
+            Socket::open(proxy.address, &format!("/ws?token={token}"), &[]).await.next_text().await;
+        }
+        Socket::open(proxy.address, &format!("/deny?token={token}"), &[]).await.next_text().await;
+        let mut socket = Socket::open(proxy.address, "/ws", &[]).await;
+        if token == &good {
+            let (_, (_, _upstream)) = tokio::join!(socket.authenticate(token), backend.websocket());
+            for token in &refused {
+                socket.say(&json!({"type": "refresh_auth", "token": token}).to_string()).await;
+                socket.next_text().await;
+            }
+        } else {
+            socket.authenticate(token).await;
+        }
+    }
+    proxy.signal("TERM");
+    proxy.logged("the end", |line| line.contains("drained")).await;
+    let log = proxy.log().join("\n");
+    for token in refused.iter().chain([&good]) {
+        assert!(!log.contains(token.as_str()), "a token is in the log");
+        for part in token.split('.').filter(|part| part.len() > 20) {
+            assert!(!log.contains(part), "a part of a token is in the log");
+        }
+    }
+    assert!(
+        log.contains("\"outcome\":\"wrong_audience\"") && log.contains("\"outcome\":\"bad_signature\""),
+        "the log says why"
+    );
+}
+
+#[tokio::test]
+async fn hostile_strings_make_one_valid_line_each() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let mut proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    get(proxy.address, "/%0d%0a%22}{\"level\":\"error\"", &["User-Agent: \"}\u{7f}"]).await;
+    let token = issuer.token_with("alice", json!({"iss": "x\r\n{\"msg\":\"forged\"}\u{1b}[2J"}));
+    get(proxy.address, "/", &[&bearer(&token)]).await;
+    proxy.logged("the refusal", |line| line.contains("unknown_issuer")).await;
+    for line in proxy.log() {
+        let parsed: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_ne!(parsed["msg"], "forged");
+    }
+}

@@ -1,0 +1,74 @@
+//! Stopping without losing anything.
+
+use crate::support::backend::Backend;
+use crate::support::client::{Client, bearer, get};
+use crate::support::issuer::Issuer;
+use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
+
+async fn house(more: &str) -> (Backend, Issuer, Proxy) {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider())).await;
+    (backend, issuer, proxy)
+}
+
+#[tokio::test]
+async fn sigterm_finishes_requests_tells_sockets_1012_and_exits_0() {
+    let (backend, issuer, mut proxy) = house("").await;
+    let token = issuer.token("alice");
+    let mut open = Socket::open(proxy.address, "/ws", &[]).await;
+    let (_, (_, mut upstream)) = tokio::join!(open.authenticate(&token), backend.websocket());
+    let mut waiting = Socket::open(proxy.address, "/ws", &[]).await;
+    let mut slow = Client::connect(proxy.address).await;
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&token))).await;
+    let mut conn = backend.accept().await;
+    conn.request().await;
+    proxy.signal("TERM");
+    assert_eq!(open.next_close().await, (1012, "Service restart".into()));
+    assert_eq!(upstream.next_close().await.0, 1001);
+    assert_eq!(waiting.next_close().await, (1012, "Service restart".into()));
+    drop((open, waiting, upstream));
+    conn.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await;
+    let answer = slow.answer().await;
+    assert_eq!((answer.status, answer.body.as_str(), answer.field("connection")), (200, "done", Some("close")));
+    assert_eq!(proxy.ended().await, Some(0));
+    let log = proxy.log();
+    assert!(
+        log.iter().any(|line| line.contains("draining:")) && log.iter().any(|line| line.contains("drained")),
+        "{log:#?}"
+    );
+}
+
+#[tokio::test]
+async fn during_the_delay_it_is_not_ready_but_serves() {
+    let (backend, issuer, mut proxy) = house("drain: { delay: 2s, timeout: 5s }\n").await;
+    proxy.signal("TERM");
+    proxy.logged("the drain", |line| line.contains("draining:")).await;
+    assert_eq!(get(proxy.address, "/.vestibule/readyz", &[]).await.status, 503);
+    let credential = bearer(&issuer.token("alice"));
+    let fields = [credential.as_str()];
+    let (answer, _) = tokio::join!(get(proxy.address, "/", &fields), backend.answer("ok"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_dropped_and_a_second_signal_ends_at_once() {
+    let (backend, issuer, mut proxy) = house("drain: { timeout: 1s }\n").await;
+    let token = issuer.token("alice");
+    let mut slow = Client::connect(proxy.address).await;
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&token))).await;
+    let mut conn = backend.accept().await;
+    conn.request().await;
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await, Some(0));
+    let (backend, issuer, mut proxy) = house("").await;
+    let mut slow = Client::connect(proxy.address).await;
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&issuer.token("alice")))).await;
+    let mut conn = backend.accept().await;
+    conn.request().await;
+    proxy.signal("INT");
+    proxy.logged("the drain", |line| line.contains("draining:")).await;
+    proxy.signal("INT");
+    assert_eq!(proxy.ended().await, Some(130));
+}

@@ -1,0 +1,277 @@
+//! A real issuer: RSA, P-256, P-384 and Ed25519 keys, discovery and a JWKS over HTTP, and every mood an
+//! issuer can be in.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::encoding::AsDer as _;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::now;
+
+pub const AUDIENCE: &str = "test-api";
+
+/// A key pair, as JWK and as something that signs.
+#[derive(Clone)]
+pub struct Key {
+    pub id: String,
+    pub algorithm: Algorithm,
+    pub jwk: Value,
+    pub pem: String,
+    signing: EncodingKey,
+}
+
+fn b64(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn pem(der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ascii")).collect();
+    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
+}
+
+impl Key {
+    pub fn rsa(id: &str) -> Self {
+        let pair = RsaKeyPair::generate(KeySize::Rsa2048).expect("key");
+        let pkcs8: aws_lc_rs::encoding::Pkcs8V1Der<'_> = pair.as_der().expect("pkcs8");
+        let public = pair.public_key();
+        let components: aws_lc_rs::rsa::PublicKeyComponents<Vec<u8>> = public.into();
+        let spki: aws_lc_rs::encoding::PublicKeyX509Der<'_> = public.as_der().expect("spki");
+        Self {
+            id: id.to_owned(),
+            algorithm: Algorithm::RS256,
+            jwk: json!({"kty":"RSA","use":"sig","kid":id,"n":b64(&components.n),"e":b64(&components.e)}),
+            pem: pem(spki.as_ref()),
+            // PKCS#8 holds the PKCS#1 key behind a fixed prefix; jsonwebtoken wants the PEM of the whole.
+            signing: EncodingKey::from_rsa_pem(private_pem(pkcs8.as_ref()).as_bytes()).expect("rsa"),
+        }
+    }
+
+    pub fn ec(id: &str, algorithm: Algorithm) -> Self {
+        let (signing, curve, length) = if algorithm == Algorithm::ES256 {
+            (&ECDSA_P256_SHA256_FIXED_SIGNING, "P-256", 32)
+        } else {
+            (&ECDSA_P384_SHA384_FIXED_SIGNING, "P-384", 48)
+        };
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(signing, &SystemRandom::new()).expect("key");
+        let pair = EcdsaKeyPair::from_pkcs8(signing, pkcs8.as_ref()).expect("pair");
+        let point = pair.public_key().as_ref();
+        let spki: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().expect("spki");
+        Self {
+            id: id.to_owned(),
+            algorithm,
+            jwk: json!({"kty":"EC","crv":curve,"kid":id,"x":b64(&point[1..=length]),"y":b64(&point[1 + length..])}),
+            pem: pem(spki.as_ref()),
+            signing: EncodingKey::from_ec_der(pkcs8.as_ref()),
+        }
+    }
+
+    pub fn ed(id: &str) -> Self {
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("key");
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("pair");
+        let spki: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().expect("spki");
+        Self {
+            id: id.to_owned(),
+            algorithm: Algorithm::EdDSA,
+            jwk: json!({"kty":"OKP","crv":"Ed25519","kid":id,"x":b64(pair.public_key().as_ref())}),
+            pem: pem(spki.as_ref()),
+            signing: EncodingKey::from_ed_der(pkcs8.as_ref()),
+        }
+    }
+
+    /// Signs claims with this key.
+    pub fn sign(&self, claims: &Value) -> String {
+        self.sign_as(self.algorithm, Some(&self.id), claims)
+    }
+
+    /// Signs claims under another algorithm of the key's family or another `kid`.
+    pub fn sign_as(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
+        let mut header = Header::new(algorithm);
+        header.kid = kid.map(str::to_owned);
+        jsonwebtoken::encode(&header, claims, &self.signing).expect("signs")
+    }
+}
+
+fn private_pem(pkcs8: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(pkcs8);
+    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+}
+
+/// RSA keys take a moment; one is made for all tests of this process.
+pub static RSA: LazyLock<Key> = LazyLock::new(|| Key::rsa("rsa-1"));
+
+/// How the issuer answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mood {
+    Well,
+    Status(u16),
+    /// Accepts and never answers.
+    Silent,
+    Garbage,
+    Html,
+    /// More than anyone should read.
+    Endless,
+    Redirect(String),
+    /// Closes at once.
+    Rude,
+}
+
+struct Inner {
+    mood: Mood,
+    keys: Vec<Value>,
+    calls_itself: Option<String>,
+}
+
+/// An issuer on loopback.
+pub struct Issuer {
+    pub url: String,
+    pub key: Key,
+    inner: Arc<Mutex<Inner>>,
+    fetches: Arc<AtomicUsize>,
+    arrived: Arc<tokio::sync::Notify>,
+}
+
+impl Issuer {
+    /// With one RSA key.
+    pub async fn start() -> Self {
+        Self::with(RSA.clone()).await
+    }
+
+    pub async fn with(key: Key) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let inner = Arc::new(Mutex::new(Inner { mood: Mood::Well, keys: vec![key.jwk.clone()], calls_itself: None }));
+        let (fetches, arrived) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+        tokio::spawn(serve(listener, url.clone(), Arc::clone(&inner), Arc::clone(&fetches), Arc::clone(&arrived)));
+        Self { url, key, inner, fetches, arrived }
+    }
+
+    pub fn set_mood(&self, mood: Mood) {
+        self.inner.lock().expect("lock").mood = mood;
+    }
+
+    pub fn set_keys(&self, keys: Vec<Value>) {
+        self.inner.lock().expect("lock").keys = keys;
+    }
+
+    pub fn calls_itself(&self, name: &str) {
+        self.inner.lock().expect("lock").calls_itself = Some(name.to_owned());
+    }
+
+    /// Fetches of the JWKS that arrived.
+    pub fn fetches(&self) -> usize {
+        self.fetches.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the next request for the JWKS has arrived.
+    pub async fn next_fetch(&self) {
+        super::within("a fetch of the keys", self.arrived.notified()).await;
+    }
+
+    /// The claims of a good token.
+    pub fn claims(&self, user: &str) -> Value {
+        let now = now();
+        json!({"iss": self.url, "aud": AUDIENCE, "sub": user, "iat": now, "nbf": now, "exp": now + 3600})
+    }
+
+    /// A good token.
+    pub fn token(&self, user: &str) -> String {
+        self.key.sign(&self.claims(user))
+    }
+
+    /// A good token with some claims replaced; `null` removes one.
+    pub fn token_with(&self, user: &str, overrides: Value) -> String {
+        let mut claims = self.claims(user);
+        for (name, value) in overrides.as_object().expect("object") {
+            if value.is_null() {
+                claims.as_object_mut().expect("object").remove(name);
+            } else {
+                claims[name] = value.clone();
+            }
+        }
+        self.key.sign(&claims)
+    }
+
+    pub fn expired(&self, user: &str) -> String {
+        self.token_with(user, json!({"exp": now() - 600}))
+    }
+
+    /// A provider for the configuration, by discovery.
+    pub fn provider(&self) -> String {
+        format!("{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE} }}", self.url)
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    url: String,
+    inner: Arc<Mutex<Inner>>,
+    fetches: Arc<AtomicUsize>,
+    arrived: Arc<tokio::sync::Notify>,
+) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else { return };
+        let (inner, url, fetches, arrived) =
+            (Arc::clone(&inner), url.clone(), Arc::clone(&fetches), Arc::clone(&arrived));
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            let mut chunk = [0; 1024];
+            while !head.windows(4).any(|window| window == b"\r\n\r\n") {
+                match stream.read(&mut chunk).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(length) => head.extend_from_slice(&chunk[..length]),
+                }
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            let (mood, keys, name) = {
+                let inner = inner.lock().expect("lock");
+                (inner.mood.clone(), inner.keys.clone(), inner.calls_itself.clone())
+            };
+            let body = if head.starts_with("GET /.well-known/openid-configuration ") {
+                json!({"issuer": name.unwrap_or_else(|| url.clone()), "jwks_uri": format!("{url}/jwks")}).to_string()
+            } else {
+                fetches.fetch_add(1, Ordering::SeqCst);
+                arrived.notify_one();
+                json!({ "keys": keys }).to_string()
+            };
+            let answer = |status: &str, body: &str| {
+                format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+            };
+            let bytes = match mood {
+                Mood::Well => answer("200 OK", &body),
+                Mood::Status(code) => answer(&format!("{code} Mood"), "{}"),
+                Mood::Silent => {
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    return;
+                }
+                Mood::Garbage => answer("200 OK", "\u{1}\u{2} not json"),
+                Mood::Html => answer("200 OK", "<html><body>maintenance</body></html>"),
+                Mood::Endless => {
+                    let head = "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n{\"keys\":[";
+                    let _ = stream.write_all(head.as_bytes()).await;
+                    let block = vec![b' '; 64 << 10];
+                    while stream.write_all(&block).await.is_ok() {}
+                    return;
+                }
+                Mood::Redirect(to) => {
+                    format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                }
+                Mood::Rude => return,
+            };
+            let _ = stream.write_all(bytes.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        });
+    }
+}

@@ -1,0 +1,151 @@
+//! The built program in a process of its own, with its log at hand.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use super::within;
+
+pub struct Proxy {
+    pub address: SocketAddr,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    lines: watch::Receiver<usize>,
+    _file: TempFile,
+}
+
+/// A file that goes when the test does.
+pub struct TempFile(pub std::path::PathBuf);
+
+impl TempFile {
+    pub fn new(text: &str) -> Self {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("vestibule-test-{}-{}.yaml", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).expect("temporary file");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().expect("utf-8")
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
+    // Nothing of the machine's own configuration reaches a test.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VESTIBULE_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+impl Proxy {
+    /// Starts it on a free port; `yaml` is everything but `listen` and the log.
+    pub async fn start(yaml: &str) -> Self {
+        Self::with_level(yaml, "debug").await
+    }
+
+    pub async fn with_level(yaml: &str, level: &str) -> Self {
+        let listen = if yaml.contains("listen:") { "" } else { "listen: 127.0.0.1:0\n" };
+        let file = TempFile::new(&format!("{listen}{yaml}\nlog: {{ format: json, level: {level} }}\n"));
+        let mut child = command()
+            .args(["run", "--config", file.path()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (count, mut lines) = watch::channel(0);
+        let count = Arc::new(count);
+        let outputs: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
+        for output in outputs {
+            let (log, count) = (Arc::clone(&log), Arc::clone(&count));
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    log.lock().expect("lock").push(line);
+                    count.send_modify(|count| *count += 1);
+                }
+            });
+        }
+        let address = within("the program to be ready", async {
+            loop {
+                if let Some(address) = ready(&log.lock().expect("lock")) {
+                    return address;
+                }
+                assert!(lines.changed().await.is_ok(), "it ended: {:?}", log.lock().expect("lock"));
+            }
+        })
+        .await;
+        Self { address, child, log, lines, _file: file }
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("lock").clone()
+    }
+
+    /// Waits for a line that satisfies; what it is by itself is in the log.
+    pub async fn logged(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        within(what, async {
+            loop {
+                let found = self.log().into_iter().find(|line| wanted(line));
+                if let Some(line) = found {
+                    return line;
+                }
+                assert!(self.lines.changed().await.is_ok(), "it ended without: {what}: {:#?}", self.log());
+            }
+        })
+        .await
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.expect("kill").success());
+    }
+
+    /// Waits for its end and returns the exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        within("the program to end", async {
+            loop {
+                if let Some(status) = self.child.try_wait().expect("its status") {
+                    return status.code();
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+
+    /// Memory it holds, in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ready(log: &[String]) -> Option<SocketAddr> {
+    log.iter().find_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        line["msg"].as_str().filter(|msg| msg.starts_with("ready in"))?;
+        line["listen"].as_str()?.split(' ').next()?.strip_prefix("http://")?.parse().ok()
+    })
+}
