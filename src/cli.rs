@@ -130,7 +130,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         None => run::run(&cli.run),
         Some(Command::Run(arguments)) => run::run(&arguments),
-        Some(Command::Demo(arguments)) => demo::main(&arguments.listen),
+        Some(Command::Demo(arguments)) => demo::main(&arguments.listen, run::executor()),
         Some(Command::Check(arguments)) => check::check(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),

@@ -7,6 +7,6 @@ mod access;
 mod format;
 mod output;
 
-pub use access::{AccessLine, Observer, SocketLife, access, observe};
+pub use access::{AccessLine, Observed, Observer, SocketLife, access, observe};
 pub use format::start;
 pub use output::{Format, flush};

@@ -118,7 +118,7 @@ pub async fn serve(
         Ok(Extracted::Token(token, carrier)) => {
             line.carrier = Some(carrier.name());
             if carrier == Carrier::Query {
-                tracing::debug!(route = %route.label, "a query token was moved out of the URL");
+                tracing::debug!("the token was moved out of the URL of {}", request.head().uri.path());
             }
             with_credential(context(line), request, upgrade, token, carrier, line).await
         }
@@ -431,11 +431,14 @@ impl Judge for RefreshJudge {
                 return Verdict::Denied;
             }
             match TrustedHeaders::of(&runtime.policy.trusted_headers, identity) {
-                Ok(headers) if headers == trusted => Verdict::Accepted {
-                    user_id: identity.user_id().to_owned(),
-                    expires_at: identity.expires_at(),
-                    clock_skew: identity.provider().clock_skew,
-                },
+                Ok(headers) if headers == trusted => {
+                    tracing::debug!("refresh verified: still user {}", identity.user_id());
+                    Verdict::Accepted {
+                        user_id: identity.user_id().to_owned(),
+                        expires_at: identity.expires_at(),
+                        clock_skew: identity.provider().clock_skew,
+                    }
+                }
                 _ => Verdict::IdentityChanged,
             }
         })

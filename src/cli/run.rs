@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
 }
 
 /// One thread where there is one core: the scheduler of many would only cost.
-pub(crate) fn executor() -> std::io::Result<tokio::runtime::Runtime> {
+pub(super) fn executor() -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if cores == 1 {
         return tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -217,7 +217,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) {
         .collect();
     for (name, kind) in reserved {
         if kind == Reserved::Identity {
-            tracing::debug!(header = %name, "an identity header sent by a client was removed");
+            tracing::debug!("identity header {name} sent by a client was removed");
         }
         headers.remove(name);
     }

@@ -42,8 +42,17 @@ pub struct SocketLife {
     pub refreshes: u32,
 }
 
-/// Hears of every access line in this process; the demo's page shows them.
-pub type Observer = Box<dyn Fn(&AccessLine) + Send + Sync>;
+/// What an observer hears.
+#[derive(Clone, Copy, Debug)]
+pub enum Observed<'a> {
+    /// A request or a socket's life, as it ends.
+    Access(&'a AccessLine),
+    /// The message of a log line.
+    Message(&'a str),
+}
+
+/// Hears of every line in this process; the demo's page shows them.
+pub type Observer = Box<dyn Fn(Observed<'_>) + Send + Sync>;
 
 static OBSERVER: OnceLock<Observer> = OnceLock::new();
 
@@ -52,18 +61,23 @@ pub fn observe(observer: Observer) {
     let _ = OBSERVER.set(observer);
 }
 
+pub(super) fn observed(observed: Observed<'_>) {
+    if let Some(observer) = OBSERVER.get() {
+        observer(observed);
+    }
+}
+
 /// Writes an access line.
 pub fn access(line: &AccessLine, enabled: bool) {
-    if let Some(observer) = OBSERVER.get() {
-        observer(line);
-    }
+    observed(Observed::Access(line));
     if !enabled || (line.quiet && !tracing::enabled!(tracing::Level::DEBUG)) {
         return;
     }
-    output::line(&match output::format() {
-        Format::Json => json(line),
-        Format::Pretty => pretty(line),
-    });
+    match output::format() {
+        Format::Json => output::line(&json(line)),
+        Format::Pretty => output::line(&pretty(line)),
+        Format::Silent => {}
+    }
 }
 
 const CUT: usize = 256;

@@ -9,6 +9,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
+use super::access::{Observed, observed};
 use super::output::{self, Format};
 
 /// A string from outside is cut here.
@@ -34,10 +35,12 @@ impl<S: Subscriber> Layer<S> for Lines {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = event.metadata().level();
-        output::line(&match output::format() {
-            Format::Json => json(level, &fields),
-            Format::Pretty => pretty(level, &fields),
-        });
+        observed(Observed::Message(&fields.message));
+        match output::format() {
+            Format::Json => output::line(&json(level, &fields)),
+            Format::Pretty => output::line(&pretty(level, &fields)),
+            Format::Silent => {}
+        }
     }
 }
 

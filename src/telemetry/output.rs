@@ -17,6 +17,8 @@ pub enum Format {
     Json,
     /// For a person.
     Pretty,
+    /// Nothing is written; an observer hears everything all the same.
+    Silent,
 }
 
 struct Output {

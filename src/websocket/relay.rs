@@ -381,6 +381,7 @@ impl Relay {
         });
         let mut close = Vec::new();
         encode(&mut close, Opcode::Close, &close_payload(code, ending.reason()), None);
+        tracing::debug!("closing the socket: {code} {}", ending.reason());
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
         self.farewell = Some(Farewell { since: Instant::now(), text, close });

@@ -117,6 +117,7 @@ impl Waiting {
                 if context.line.outcome.is_empty() {
                     context.line.outcome = "refused";
                 }
+                tracing::debug!("socket refused: {}", ending.reason());
                 say_goodbye(client, Some(&dialect), ending).await;
                 context.ended(&Outcome::refused(ending.code(Some(&dialect))));
             }
@@ -262,6 +263,7 @@ impl Vestibule {
             }
         };
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
+        tracing::debug!("first message verified: user {}", verified.identity().user_id());
         context.line.user = Some(verified.identity().user_id().to_owned());
         let path: Box<str> = request.head().uri.path().into();
         let denied = |context: &mut Context, reason: String| {

@@ -1,0 +1,139 @@
+//! The notebook's language: numbers, `+ - * /`, brackets, names and `name = …`. Its own, never Python
+//! or a shell.
+
+use std::collections::BTreeMap;
+
+/// A cell longer than this is no sum.
+const LENGTH: usize = 200;
+const DEPTH: usize = 32;
+const NAMES: usize = 50;
+
+/// Evaluates a cell over the names of its user.
+///
+/// # Errors
+/// A sentence for the person who wrote it.
+pub(super) fn evaluate(cell: &str, names: &mut BTreeMap<String, f64>) -> Result<String, String> {
+    if cell.len() > LENGTH {
+        return Err(format!("a cell has at most {LENGTH} characters"));
+    }
+    let (name, text) = match cell.split_once('=') {
+        Some((name, text)) => (Some(name.trim()), text),
+        None => (None, cell),
+    };
+    let mut parser = Parser { rest: text.trim_start(), names, depth: 0 };
+    let value = parser.sum()?;
+    if !parser.rest.is_empty() {
+        return Err(format!("what is `{}`?", parser.rest.chars().take(20).collect::<String>()));
+    }
+    if let Some(name) = name {
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphabetic());
+        if !is_name || name.len() > 20 {
+            return Err("a name is made of letters".to_owned());
+        }
+        if names.len() >= NAMES && !names.contains_key(name) {
+            return Err(format!("at most {NAMES} names"));
+        }
+        names.insert(name.to_owned(), value);
+    }
+    Ok(format!("{value}"))
+}
+
+struct Parser<'a> {
+    rest: &'a str,
+    names: &'a BTreeMap<String, f64>,
+    depth: usize,
+}
+
+impl Parser<'_> {
+    fn take(&mut self, character: char) -> bool {
+        let Some(rest) = self.rest.strip_prefix(character) else { return false };
+        self.rest = rest.trim_start();
+        true
+    }
+
+    fn sum(&mut self) -> Result<f64, String> {
+        let mut value = self.product()?;
+        loop {
+            if self.take('+') {
+                value += self.product()?;
+            } else if self.take('-') {
+                value -= self.product()?;
+            } else {
+                return Ok(value);
+            }
+        }
+    }
+
+    fn product(&mut self) -> Result<f64, String> {
+        let mut value = self.factor()?;
+        loop {
+            if self.take('*') {
+                value *= self.factor()?;
+            } else if self.take('/') {
+                value /= self.factor()?;
+            } else {
+                return Ok(value);
+            }
+        }
+    }
+
+    fn factor(&mut self) -> Result<f64, String> {
+        self.depth += 1;
+        if self.depth > DEPTH {
+            return Err("too many brackets".to_owned());
+        }
+        let value = if self.take('(') {
+            let value = self.sum()?;
+            if !self.take(')') {
+                return Err("a bracket is open".to_owned());
+            }
+            value
+        } else if self.take('-') {
+            -self.factor()?
+        } else {
+            self.atom()?
+        };
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn atom(&mut self) -> Result<f64, String> {
+        let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(end);
+        self.rest = rest.trim_start();
+        if let Ok(number) = word.parse::<f64>()
+            && word.starts_with(|c: char| c.is_ascii_digit())
+        {
+            return Ok(number);
+        }
+        match self.names.get(word) {
+            Some(value) => Ok(*value),
+            None if word.is_empty() => Err("a number or a name is missing".to_owned()),
+            None => Err(format!("`{word}` has no value yet")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_sums_over_names() {
+        let mut names = BTreeMap::new();
+        for (cell, expected) in [
+            ("21*2", Ok("42")),
+            ("a = 2 + 3 * (4 - 1)", Ok("11")),
+            ("a / 2", Ok("5.5")),
+            ("-a", Ok("-11")),
+            ("b", Err("`b` has no value yet")),
+            ("1 +", Err("a number or a name is missing")),
+            ("(1", Err("a bracket is open")),
+            ("import os", Err("`import` has no value yet")),
+            ("__x", Err("a number or a name is missing")),
+        ] {
+            assert_eq!(evaluate(cell, &mut names).as_deref().map_err(String::as_str), expected, "{cell}");
+        }
+        assert!(evaluate(&"(".repeat(150), &mut names).is_err());
+    }
+}
