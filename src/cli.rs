@@ -47,34 +47,34 @@ enum Command {
 
 #[derive(Args, Clone, Debug, Default)]
 struct ConfigArguments {
-    /// The configuration file [env: VESTIBULE_CONFIG]
+    /// The configuration file [env: `VESTIBULE_CONFIG`]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address to listen on, such as 127.0.0.1:8080 or :8080 [env: VESTIBULE_LISTEN]
+    /// Address to listen on, such as 127.0.0.1:8080 or :8080 [env: `VESTIBULE_LISTEN`]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// The backend, such as http://127.0.0.1:8000 [env: VESTIBULE_UPSTREAM]
+    /// The backend, such as <http://127.0.0.1:8000> [env: `VESTIBULE_UPSTREAM`]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// Identity provider preset: oidc, jwt, shared-secret [env: VESTIBULE_PRESET]
+    /// Identity provider preset: oidc, jwt, shared-secret [env: `VESTIBULE_PRESET`]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// The `iss` of its tokens, exactly [env: VESTIBULE_ISSUER]
+    /// The `iss` of its tokens, exactly [env: `VESTIBULE_ISSUER`]
     #[arg(long, value_name = "URL")]
     issuer: Option<String>,
-    /// Whom its tokens are for [env: VESTIBULE_AUDIENCE]
+    /// Whom its tokens are for [env: `VESTIBULE_AUDIENCE`]
     #[arg(long, value_name = "NAME")]
     audience: Option<String>,
-    /// A front end's origin; repeat for more [env: VESTIBULE_ORIGIN]
+    /// A front end's origin; repeat for more [env: `VESTIBULE_ORIGIN`]
     #[arg(long, value_name = "ORIGIN")]
     origin: Vec<String>,
-    /// An address, CIDR or private_ranges whose forwarding fields are believed; repeat for more [env: VESTIBULE_TRUSTED_PROXY]
+    /// An address, CIDR or `private_ranges` whose forwarding fields are believed; repeat for more [env: `VESTIBULE_TRUSTED_PROXY`]
     #[arg(long, value_name = "CIDR")]
     trusted_proxy: Vec<String>,
-    /// error, warn, info, debug or trace [env: VESTIBULE_LOG_LEVEL]
+    /// error, warn, info, debug or trace [env: `VESTIBULE_LOG_LEVEL`]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// auto, json or pretty [env: VESTIBULE_LOG_FORMAT]
+    /// auto, json or pretty [env: `VESTIBULE_LOG_FORMAT`]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
 }

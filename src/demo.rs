@@ -29,7 +29,9 @@ const GRACE: &str = "2s";
 
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
-    #[error("--listen {0} is not an address and port on this machine, such as 127.0.0.1:8080; the demo signs in anyone who asks")]
+    #[error(
+        "--listen {0} is not an address and port on this machine, such as 127.0.0.1:8080; the demo signs in anyone who asks"
+    )]
     Listen(String),
     #[error(transparent)]
     Bind(#[from] ListenError),

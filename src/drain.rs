@@ -44,7 +44,6 @@ impl Drain {
     }
 
     /// Counts something that must end before the process does.
-    #[must_use]
     pub fn hold(&self) -> TaskTrackerToken {
         self.inner.tasks.token()
     }

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// No token and no handshake message nests deeper; serde_json's own bound is 128.
+/// No token and no handshake message nests deeper; `serde_json`'s own bound is 128.
 const DEPTH: usize = 32;
 
 /// Why a text is not the JSON we read.

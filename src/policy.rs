@@ -116,7 +116,7 @@ pub struct TrustedHeader {
     pub encode: Option<Encode>,
 }
 
-/// How WebSockets of a route live.
+/// How `WebSockets` of a route live.
 #[derive(Clone, Debug)]
 pub struct WebSocketSpec {
     /// The shape of the handshake; `None` for `dialect: none`.

@@ -257,6 +257,7 @@ async fn with_credential(
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "a refused request ends here")]
 fn refuse_credential(
     context: Context,
     request: ProtectedRequest,

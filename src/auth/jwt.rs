@@ -116,8 +116,8 @@ mod tests {
             (r#"{"alg":"RS256","kid":"a\nb"}"#, Err("malformed")),
             (r#"{"alg":"RS256","typ":"dpop+jwt"}"#, Err("wrong_kind")),
             (r#"{"alg":"RS256","typ":7}"#, Err("wrong_kind")),
-            (r#"{}"#, Err("malformed")),
-            (r#"[]"#, Err("malformed")),
+            (r"{}", Err("malformed")),
+            (r"[]", Err("malformed")),
         ] {
             assert_eq!(outcome(header, "{}"), expected, "{header}");
         }

@@ -209,16 +209,13 @@ async fn keep_fetching(provider: Arc<ProviderSpec>, state: watch::Sender<State>,
             Ok(client) => fetch::keys(client, &provider).await,
             Err(error) => Err(error.clone()),
         };
-        let wait = match &fetched {
-            Ok(_) => {
-                retry = FIRST_RETRY;
-                *refresh
-            }
-            Err(_) => {
-                let wait = retry;
-                retry = (retry * 2).min(LONGEST_RETRY);
-                wait
-            }
+        let wait = if fetched.is_ok() {
+            retry = FIRST_RETRY;
+            *refresh
+        } else {
+            let wait = retry;
+            retry = (retry * 2).min(LONGEST_RETRY);
+            wait
         };
         let now = Instant::now();
         state.send_modify(|state| {

@@ -10,12 +10,11 @@ use serde::{Deserialize, Deserializer};
 use super::value::{Size, Time};
 
 /// A JSON value of the file: what a claim must equal.
-pub type Json = serde_json::Value;
+pub(super) type Json = serde_json::Value;
 
 /// The whole file. Plain data: may be wrong, `policy::validate` says where.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[expect(missing_docs, reason = "config.example.yaml documents every key, and a test holds it to these")]
 pub struct Config {
     pub listen: Vec<Listen>,
     pub public_url: Option<String>,
@@ -218,6 +217,7 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::E
 }
 
 /// Tells a key that is written as `null` from one that is not written.
+#[expect(clippy::option_option, reason = "three states: not written, switched off, written")]
 fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }

@@ -10,7 +10,7 @@ use super::diagnostic::Finding;
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Line and column of the YAML, both from 1.
     At {
         /// Line, from 1.
@@ -395,6 +395,8 @@ fn size(node: &Node) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     fn expanded(text: &str) -> Result<String, String> {
@@ -438,7 +440,7 @@ mod tests {
         for level in 1..8 {
             let previous = level - 1;
             let items = vec![format!("*a{previous}"); 10].join(", ");
-            bomb.push_str(&format!("a{level}: &a{level} [{items}]\n"));
+            let _ = writeln!(bomb, "a{level}: &a{level} [{items}]");
         }
         assert!(parse(&bomb).expect_err("bomb").message.contains("values"));
         let deep = "[".repeat(5_000) + &"]".repeat(5_000);

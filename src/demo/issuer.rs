@@ -35,7 +35,8 @@ impl Issuer {
         let url = format!("http://{}", listener.local_addr()?);
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
             .map_err(|_| DemoError::Key)?;
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref()).map_err(|_| DemoError::Key)?;
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref()).map_err(|_| DemoError::Key)?;
         // An uncompressed point: 4, then x and y of 32 bytes each.
         let [_, point @ ..] = pair.public_key().as_ref() else { return Err(DemoError::Key) };
         let (x, y) = point.split_at(32);

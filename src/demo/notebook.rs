@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -91,7 +92,8 @@ impl Notebook {
                     let notebook = Arc::clone(&notebook);
                     async move { Ok::<_, Infallible>(notebook.answer(request).await) }
                 });
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 tokio::select! {
                     () = running.cancelled() => {}
                     _ = connection.with_upgrades() => {}
@@ -124,7 +126,9 @@ impl Notebook {
             (&Method::POST, "/api/run") => {
                 let user = self.note(&request);
                 match body(request).await {
-                    Some(cell) => text("application/json", &self.run(&user, cell["cell"].as_str().unwrap_or("")).to_string()),
+                    Some(cell) => {
+                        text("application/json", &self.run(&user, cell["cell"].as_str().unwrap_or("")).to_string())
+                    }
                     None => status(StatusCode::BAD_REQUEST),
                 }
             }
@@ -135,7 +139,8 @@ impl Notebook {
 
     /// Says what it sees of a request, and whose it is.
     fn note(&self, request: &Request<Incoming>) -> String {
-        let users: Vec<&str> = request.headers().get_all("x-user-id").iter().filter_map(|value| value.to_str().ok()).collect();
+        let users: Vec<&str> =
+            request.headers().get_all("x-user-id").iter().filter_map(|value| value.to_str().ok()).collect();
         let user = users.join(" and ");
         let token = if request.headers().contains_key("authorization") { ", a token" } else { ", no token" };
         let target = request.uri().path_and_query().map_or("", |target| target.as_str());
@@ -166,7 +171,8 @@ impl Notebook {
 
     /// The story as server-sent events; a page that reconnects says where it was.
     fn events(&self, request: &Request<Incoming>) -> Answer {
-        let seen = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
+        let seen =
+            request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
         let seen: u64 = seen.unwrap_or_else(|| *self.story.news().borrow());
         let (story, news) = (Arc::clone(&self.story), self.story.news());
         let frames = stream::unfold((seen, story, news, true), |(mut seen, story, mut news, first)| async move {
@@ -174,7 +180,7 @@ impl Notebook {
             let mut out = if first { "retry: 500\n\n".to_owned() } else { String::new() };
             while out.is_empty() {
                 for (number, line) in story.since(seen) {
-                    out.push_str(&format!("id: {number}\ndata: {line}\n\n"));
+                    let _ = write!(out, "id: {number}\ndata: {line}\n\n");
                     seen = number;
                 }
                 if out.is_empty() && news.changed().await.is_err() {

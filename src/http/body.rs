@@ -123,12 +123,11 @@ impl Body for ClientBody {
                     this.timer = None;
                     let Ok(data) = frame.into_data() else { continue };
                     if let Some(left) = &mut this.left {
-                        match left.checked_sub(data.len()) {
-                            Some(rest) => *left = rest,
-                            None => {
-                                this.finish(TOO_LARGE);
-                                return Poll::Ready(Some(Err(BodyError::TooLarge)));
-                            }
+                        if let Some(rest) = left.checked_sub(data.len()) {
+                            *left = rest;
+                        } else {
+                            this.finish(TOO_LARGE);
+                            return Poll::Ready(Some(Err(BodyError::TooLarge)));
                         }
                     }
                     if incoming.is_end_stream() {
@@ -165,7 +164,7 @@ impl Body for ClientBody {
 }
 
 /// Called once when an answer has been given or given up: with its bytes, and whether it was whole.
-pub type OnEnd = Box<dyn FnOnce(u64, bool) + Send + Sync>;
+pub(super) type OnEnd = Box<dyn FnOnce(u64, bool) + Send + Sync>;
 
 /// An answer's body on its way to the client.
 pub struct ResponseBody {

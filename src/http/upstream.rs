@@ -357,6 +357,7 @@ fn is_reset(error: &hyper::Error) -> bool {
     false
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
 fn failed(error: hyper::Error) -> UpstreamError {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);

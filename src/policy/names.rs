@@ -47,7 +47,7 @@ pub(super) const PROTECTED: [&str; 6] =
     ["Host", "Content-Length", "Transfer-Encoding", "Authorization", "Cookie", "Forwarded"];
 
 /// Longer names cannot be any of ours: `validate` refuses to configure them.
-pub const LONGEST: usize = 64;
+pub(super) const LONGEST: usize = 64;
 
 /// Letters and digits of a header name, in lower case; `None` when longer than any reserved name.
 #[must_use]

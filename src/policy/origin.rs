@@ -74,7 +74,7 @@ impl OriginPattern {
         if !text.contains('*') {
             return Origin::parse(text).map(Self::Exact);
         }
-        let Some((scheme, suffix)) = text.split_once("*") else { return Err(String::new()) };
+        let Some((scheme, suffix)) = text.split_once('*') else { return Err(String::new()) };
         let wrong = || format!("\"{text}\": a star stands for one whole first label: https://*.example.com");
         if !matches!(scheme, "https://" | "http://") || !suffix.starts_with('.') || suffix.contains('*') {
             return Err(wrong());

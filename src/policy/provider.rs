@@ -372,15 +372,14 @@ impl Check {
         };
         let mut out = Vec::new();
         for (index, name) in written.iter().enumerate() {
-            match name.parse::<Algorithm>().ok().filter(|algorithm| allowed.contains(algorithm)) {
-                Some(algorithm) => out.push(algorithm),
-                None => {
-                    let known: Vec<String> = allowed.iter().map(|a| format!("{a:?}")).collect();
-                    self.wrong(
-                        format!("{at}.algorithms[{index}]"),
-                        format!("\"{name}\" is not one of {}", known.join(", ")),
-                    );
-                }
+            if let Some(algorithm) = name.parse::<Algorithm>().ok().filter(|algorithm| allowed.contains(algorithm)) {
+                out.push(algorithm);
+            } else {
+                let known: Vec<String> = allowed.iter().map(|a| format!("{a:?}")).collect();
+                self.wrong(
+                    format!("{at}.algorithms[{index}]"),
+                    format!("\"{name}\" is not one of {}", known.join(", ")),
+                );
             }
         }
         if written.is_empty() {

@@ -26,7 +26,7 @@ pub struct Route {
     pub require: Requirement,
     /// Which carriers of a token are read.
     pub token_from: TokenSources,
-    /// How its WebSockets live.
+    /// How its `WebSockets` live.
     pub websocket: WebSocketSpec,
 }
 

@@ -34,7 +34,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let level = event.metadata().level();
+        let level = *event.metadata().level();
         observed(Observed::Message(&fields.message));
         match output::format() {
             Format::Json => output::line(&json(level, &fields)),
@@ -70,7 +70,7 @@ impl Visit for Fields {
     }
 }
 
-fn json(level: &Level, fields: &Fields) -> String {
+fn json(level: Level, fields: &Fields) -> String {
     let mut out = String::with_capacity(160);
     out.push_str("{\"time\":\"");
     time(&mut out);
@@ -85,7 +85,7 @@ fn json(level: &Level, fields: &Fields) -> String {
     out
 }
 
-fn pretty(level: &Level, fields: &Fields) -> String {
+fn pretty(level: Level, fields: &Fields) -> String {
     let mut out = String::with_capacity(160);
     time(&mut out);
     let _ = write!(out, " {:<5} ", level.as_str().to_ascii_lowercase());

@@ -44,7 +44,7 @@ pub enum Presented {
 
 /// Reads the first message.
 #[must_use]
-pub fn first(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> First {
+pub(super) fn first(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> First {
     let Ok(message) = json::object(text) else { return First::InvalidMessage };
     if !matches(&dialect.authenticate, &message) {
         return First::Unexpected;
@@ -58,7 +58,7 @@ pub fn first(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> First {
 
 /// Whether a later text message is for us; `None` passes on as it came, also when it is malformed.
 #[must_use]
-pub fn later(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> Option<Later> {
+pub(super) fn later(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> Option<Later> {
     if !could_match(&dialect.refresh, text) && !could_match(&dialect.authenticate, text) {
         return None;
     }
@@ -113,7 +113,7 @@ fn token(spec: &MessageSpec, message: &Map<String, Value>, limit: usize) -> Pres
 
 /// What a template may speak of.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Values<'a> {
+pub(super) struct Values<'a> {
     /// `{user_id}`
     pub user_id: &'a str,
     /// `{exp}`, Unix seconds.
@@ -129,7 +129,7 @@ pub struct Values<'a> {
 /// Writes a message from a template. A string that is exactly one placeholder becomes the value with
 /// its JSON type.
 #[must_use]
-pub fn render(template: &Value, values: &Values<'_>) -> String {
+pub(super) fn render(template: &Value, values: &Values<'_>) -> String {
     filled(template, values).to_string()
 }
 

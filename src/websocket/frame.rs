@@ -152,8 +152,7 @@ impl Header {
         });
         let mut raw = [0; HEADER];
         raw[..raw_length].copy_from_slice(raw_bytes);
-        // At most 14.
-        Ok(Some(Self { fin, reserved, opcode, mask, length, raw, raw_length: raw_length as u8 }))
+        Ok(Some(Self { fin, reserved, opcode, mask, length, raw, raw_length: u8::try_from(raw_length).unwrap_or(0) }))
     }
 
     /// The header as it came.
@@ -279,14 +278,13 @@ pub fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u
     out.push(0x80 | opcode.bits());
     let masked = if mask.is_some() { 0x80 } else { 0 };
     match payload.len() {
-        // Both casts are of values the arm has just bounded.
-        length @ 0..=125 => out.push(masked | length as u8),
+        length @ 0..=125 => out.push(masked | u8::try_from(length).unwrap_or(125)),
         length @ 126..=0xffff => {
-            out.push(masked | 126);
-            out.extend_from_slice(&(length as u16).to_be_bytes());
+            out.push(masked | 0x7e);
+            out.extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes());
         }
         length => {
-            out.push(masked | 127);
+            out.push(masked | 0x7f);
             out.extend_from_slice(&(length as u64).to_be_bytes());
         }
     }
@@ -329,17 +327,17 @@ mod tests {
         let frame = |first: u8, lengths: &[u8]| [&[first][..], lengths, &mask].concat();
         for (bytes, expected) in [
             (frame(0x81, &[0x80]), Ok(())),
-            (frame(0x81, &[0x80 | 126, 0, 126]), Ok(())),
-            (frame(0x81, &[0x80 | 126, 0, 125]), Err(Violation::Length)),
-            (frame(0x81, &[0x80 | 127, 0, 0, 0, 0, 0, 1, 0, 0]), Ok(())),
-            (frame(0x81, &[0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff]), Err(Violation::Length)),
-            (frame(0x81, &[0x80 | 127, 0x80, 0, 0, 0, 0, 1, 0, 0]), Err(Violation::Length)),
+            (frame(0x81, &[0xfe, 0, 126]), Ok(())),
+            (frame(0x81, &[0xfe, 0, 125]), Err(Violation::Length)),
+            (frame(0x81, &[0xff, 0, 0, 0, 0, 0, 1, 0, 0]), Ok(())),
+            (frame(0x81, &[0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]), Err(Violation::Length)),
+            (frame(0x81, &[0xff, 0x80, 0, 0, 0, 0, 1, 0, 0]), Err(Violation::Length)),
             (frame(0xc1, &[0x80]), Err(Violation::ReservedBits)),
             (frame(0x83, &[0x80]), Err(Violation::Opcode)),
             (frame(0x8b, &[0x80]), Err(Violation::Opcode)),
             (frame(0x09, &[0x80]), Err(Violation::FragmentedControl)),
-            (frame(0x89, &[0x80 | 125]), Ok(())),
-            (frame(0x89, &[0x80 | 126, 0, 126]), Err(Violation::LongControl)),
+            (frame(0x89, &[0xfd]), Ok(())),
+            (frame(0x89, &[0xfe, 0, 126]), Err(Violation::LongControl)),
             (vec![0x81, 0x00], Err(Violation::Mask)),
         ] {
             assert_eq!(parse(&bytes).map(|_| ()), expected, "{bytes:?}");

@@ -11,7 +11,7 @@ use crate::policy::WebSocketSpec;
 
 /// A 101 of our own (RFC 6455 section 4.2.2), without extensions.
 #[must_use]
-pub fn switching(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
+pub(super) fn switching(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::ours(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -40,20 +40,20 @@ fn offers(request: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// The first offer that the route names, for a 101 that is given before the upstream was asked.
 #[must_use]
-pub fn chosen(request: &HeaderMap, route: &WebSocketSpec) -> Option<HeaderValue> {
+pub(super) fn chosen(request: &HeaderMap, route: &WebSocketSpec) -> Option<HeaderValue> {
     let offer = offers(request).find(|offer| route.subprotocols.iter().any(|name| name == offer))?;
     HeaderValue::try_from(offer).ok()
 }
 
 /// The first offer, for a 101 that only refuses: without it Chromium shows the page 1006.
 #[must_use]
-pub fn first_offer(request: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn first_offer(request: &HeaderMap) -> Option<HeaderValue> {
     offers(request).next().and_then(|offer| HeaderValue::try_from(offer).ok())
 }
 
 /// Whether any subprotocol was offered.
 #[must_use]
-pub fn offers_any(request: &HeaderMap) -> bool {
+pub(super) fn offers_any(request: &HeaderMap) -> bool {
     offers(request).next().is_some()
 }
 
@@ -61,7 +61,7 @@ pub fn offers_any(request: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// The refusal, before anything else is decided.
-pub fn check_origin(request: &HeaderMap, route: &WebSocketSpec) -> Result<(), Refusal> {
+pub(super) fn check_origin(request: &HeaderMap, route: &WebSocketSpec) -> Result<(), Refusal> {
     let Some(allowed) = &route.allowed_origins else { return Ok(()) };
     for origin in request.get_all(ORIGIN) {
         let origin = origin.to_str().unwrap_or("not ASCII");

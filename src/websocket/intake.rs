@@ -12,11 +12,11 @@ const FRAGMENTS: usize = 64;
 /// …beside at most this many control frames.
 const CONTROL_FRAMES: usize = 16;
 /// What is kept of what comes behind it until the upstream stands.
-pub const BEHIND_BYTES: usize = 64 << 10;
+pub(super) const BEHIND_BYTES: usize = 64 << 10;
 
 /// What the buffer holds next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Arrived {
+pub(super) enum Arrived {
     /// The whole first message.
     Message(Vec<u8>),
     /// A ping to answer.
@@ -27,7 +27,7 @@ pub enum Arrived {
 
 /// The buffer and how far it has been looked through.
 #[derive(Debug)]
-pub struct Intake {
+pub(super) struct Intake {
     bytes: Vec<u8>,
     /// Everything before this has been looked at.
     at: usize,
@@ -65,25 +65,25 @@ impl Default for Intake {
 
 impl Intake {
     /// Appends what was read.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Whether there is room to read more.
     #[must_use]
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.bytes.len() < BEHIND_BYTES
     }
 
     /// Whether a fragment of the first message has come; a ping is no word.
     #[must_use]
-    pub fn has_spoken(&self) -> bool {
+    pub(super) fn has_spoken(&self) -> bool {
         self.spoken
     }
 
     /// What is left behind the first message, as it came, for the relay.
     #[must_use]
-    pub fn into_rest(self) -> Vec<u8> {
+    pub(super) fn into_rest(self) -> Vec<u8> {
         self.bytes
     }
 
@@ -91,7 +91,7 @@ impl Intake {
     ///
     /// # Errors
     /// The row of section 4.2 that ends it.
-    pub fn next(&mut self) -> Result<Option<Arrived>, Ending> {
+    pub(super) fn next(&mut self) -> Result<Option<Arrived>, Ending> {
         while let Some((piece, next)) = self.walker.advance(&self.bytes, self.at).map_err(|_| Ending::Protocol)? {
             self.at = next;
             match piece {
@@ -247,7 +247,7 @@ mod tests {
         fn nothing_behind_the_first_message_is_lost(cuts in prop::collection::vec(0usize..600, 0..8), pings in 0usize..4, fragments in 1usize..4) {
             let mut bytes = Vec::new();
             for index in 0..fragments {
-                let first = if index == 0 { 0x01 } else { 0x00 } | if index + 1 == fragments { 0x80 } else { 0 };
+                let first = u8::from(index == 0) | if index + 1 == fragments { 0x80 } else { 0 };
                 bytes.extend(fragment(first, b"abc"));
                 bytes.extend(frame(Opcode::Ping, b"early").repeat(usize::from(index == 0 && pings > 0)));
             }

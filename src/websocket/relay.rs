@@ -42,14 +42,14 @@ thread_local! {
 }
 
 /// Judges a refresh under the policy now in force.
-pub trait Judge: Send + Sync {
+pub(super) trait Judge: Send + Sync {
     /// The verdict on a token presented later.
     fn judge(&self, token: Token) -> Pin<Box<dyn Future<Output = Verdict> + Send>>;
 }
 
 /// What a relay runs by.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub(super) struct Times {
     /// Silence after which a ping is sent.
     pub ping_interval: Duration,
     /// Silence after a ping that means dead.
@@ -64,7 +64,7 @@ pub struct Times {
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClosedBy {
+pub(super) enum ClosedBy {
     /// The client, by a Close or by leaving.
     Client,
     /// The upstream.
@@ -75,7 +75,7 @@ pub enum ClosedBy {
 
 /// What became of a session; for the access line.
 #[derive(Clone, Copy, Debug)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Code of the first Close, when there was one.
     pub code: Option<u16>,
     /// Who was first.
@@ -91,13 +91,13 @@ pub struct Outcome {
 impl Outcome {
     /// A socket that never came to anything: closed by us with this code.
     #[must_use]
-    pub const fn refused(code: u16) -> Self {
+    pub(super) const fn refused(code: u16) -> Self {
         Self { code: Some(code), closed_by: ClosedBy::Vestibule, bytes_in: 0, bytes_out: 0, refreshes: 0 }
     }
 
     /// A client that left before it was anyone.
     #[must_use]
-    pub const fn left(code: Option<u16>) -> Self {
+    pub(super) const fn left(code: Option<u16>) -> Self {
         Self { code, closed_by: ClosedBy::Client, bytes_in: 0, bytes_out: 0, refreshes: 0 }
     }
 }
@@ -246,7 +246,7 @@ struct Farewell {
 }
 
 /// Both directions of one session.
-pub struct Relay {
+pub(super) struct Relay {
     client: Side,
     upstream: Side,
     from_client: Walker,
@@ -273,7 +273,7 @@ pub struct Relay {
 }
 
 /// What a relay begins with.
-pub struct Beginning {
+pub(super) struct Beginning {
     /// The client's socket.
     pub client: TcpStream,
     /// The upstream's.
@@ -293,7 +293,7 @@ pub struct Beginning {
 impl Relay {
     /// Sets a relay up; it runs when awaited.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         beginning: Beginning,
         judge: Box<dyn Judge>,
         drain: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -990,7 +990,7 @@ fn mask() -> [u8; 4] {
 }
 
 /// Milliseconds since the epoch.
-pub fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

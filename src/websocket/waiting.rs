@@ -189,8 +189,8 @@ impl Vestibule {
                 }
                 Happened::Dialled(Ok(Ok((head, upgraded)))) => {
                     if !took(&head, self.subprotocol.as_ref()) {
-                        context.line.reason =
-                            "the upstream did not take the subprotocol the client was given".to_owned();
+                        "the upstream did not take the subprotocol the client was given"
+                            .clone_into(&mut context.line.reason);
                         return End::Refused(Ending::UpstreamFailed);
                     }
                     for action in self.session.on(Event::UpstreamOpen, now()) {

@@ -1,8 +1,14 @@
 //! Real backends behind the built program: Jupyter Server and marimo as they come from their packages,
-//! each with its own token or password kept, and a FastAPI notebook of the kind the product is made for.
+//! each with its own token or password kept, and a `FastAPI` notebook of the kind the product is made for.
 //!
 //! The Python packages are installed once into `target/backends`. On a machine without `python3` these
 //! tests say so and pass, except where `CI` is set.
+
+#![allow(unreachable_pub, reason = "modules of one test program")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failed expectation is the answer")]
+#![allow(clippy::print_stderr, clippy::too_many_lines, clippy::cast_possible_truncation)]
+#![allow(clippy::needless_pass_by_value, clippy::items_after_statements, clippy::unused_self)]
+#![allow(clippy::missing_panics_doc, clippy::large_futures, clippy::large_stack_arrays, clippy::format_push_string)]
 
 #[path = "../program/support/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests of the program, which use all of it")]
@@ -98,7 +104,10 @@ impl Backend {
         within(name, async {
             while tokio::net::TcpStream::connect(backend.address).await.is_err() {
                 if let Some(status) = backend.child.try_wait().expect("status") {
-                    panic!("{name} ended with {status}: {}", std::fs::read_to_string(backend.folder.join("backend.log")).unwrap_or_default());
+                    panic!(
+                        "{name} ended with {status}: {}",
+                        std::fs::read_to_string(backend.folder.join("backend.log")).unwrap_or_default()
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -127,9 +136,18 @@ async fn jupyter_server_runs_a_cell_for_a_bearer_token() {
         "jupyter",
         python,
         |port| {
-            ["-m", "jupyter_server", "--ServerApp.ip=127.0.0.1", &format!("--ServerApp.port={port}"), "--ServerApp.open_browser=False", &format!("--IdentityProvider.token={TOKEN}"), "--ServerApp.allow_root=True", "--ServerApp.port_retries=0"]
-                .map(str::to_owned)
-                .to_vec()
+            [
+                "-m",
+                "jupyter_server",
+                "--ServerApp.ip=127.0.0.1",
+                &format!("--ServerApp.port={port}"),
+                "--ServerApp.open_browser=False",
+                &format!("--IdentityProvider.token={TOKEN}"),
+                "--ServerApp.allow_root=True",
+                "--ServerApp.port_retries=0",
+            ]
+            .map(str::to_owned)
+            .to_vec()
         },
         |_| {},
     )
@@ -162,10 +180,14 @@ async fn jupyter_server_runs_a_cell_for_a_bearer_token() {
     // The backend is not open: around the proxy, and with the client's own token, it refuses.
     assert_eq!(get(backend.address, "/api/contents", &[]).await.status, 403);
     assert_eq!(get(backend.address, "/api/contents", &fields).await.status, 403);
-    let notebook = json!({"type": "notebook", "content": {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}});
+    let notebook =
+        json!({"type": "notebook", "content": {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}});
     assert_eq!(call(&proxy, "PUT", "/api/contents/made.ipynb", &fields, &notebook).await.status, 201);
     let listed = get(proxy.address, "/api/contents", &fields).await;
-    assert!(listed.json()["content"].as_array().expect("a list").iter().any(|entry| entry["name"] == "made.ipynb"), "{listed:?}");
+    assert!(
+        listed.json()["content"].as_array().expect("a list").iter().any(|entry| entry["name"] == "made.ipynb"),
+        "{listed:?}"
+    );
     let kernel = call(&proxy, "POST", "/api/kernels", &fields, &json!({})).await;
     assert_eq!(kernel.status, 201, "{kernel:?}");
     let id = kernel.json()["id"].as_str().expect("an id").to_owned();
@@ -287,14 +309,23 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
     let backend = Backend::start(
         "fastapi",
         python,
-        |port| ["-m", "uvicorn", "notebook_app:app", "--host", "127.0.0.1", "--port", &port.to_string()].map(str::to_owned).to_vec(),
+        |port| {
+            ["-m", "uvicorn", "notebook_app:app", "--host", "127.0.0.1", "--port", &port.to_string()]
+                .map(str::to_owned)
+                .to_vec()
+        },
         |folder| {
             std::fs::copy(&source, folder.join("notebook_app.py")).expect("copied");
         },
     )
     .await;
     let issuer = Issuer::start().await;
-    let proxy = Proxy::start(&format!("upstream: http://{}\n{}routes: [{{ path: /health, auth: none }}]\n", backend.address, provider(&issuer))).await;
+    let proxy = Proxy::start(&format!(
+        "upstream: http://{}\n{}routes: [{{ path: /health, auth: none }}]\n",
+        backend.address,
+        provider(&issuer)
+    ))
+    .await;
     let (alice, bob) = (issuer.token("alice"), issuer.token("bob"));
     let (as_alice, as_bob) = (bearer(&alice), bearer(&bob));
     assert_eq!(get(proxy.address, "/health", &[]).await.status, 200);

@@ -127,9 +127,9 @@ fn the_example_shows_every_key_of_the_code() {
     let shape = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/shape.rs")).expect("shape");
     let example = example();
     let mut keys = 0;
-    let mut lines = shape.lines().peekable();
+    let lines = shape.lines();
     let mut renamed = None;
-    while let Some(line) = lines.next() {
+    for line in lines {
         let line = line.trim();
         if let Some(name) = line.strip_prefix("#[serde(rename = \"") {
             renamed = name.split('"').next();

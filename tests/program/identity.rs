@@ -177,6 +177,7 @@ async fn unusable_key_sets_are_503_and_recover_by_themselves() {
         Mood::Garbage,
         Mood::Html,
         Mood::Rude,
+        Mood::Silent,
         Mood::Endless,
         Mood::Redirect("http://127.0.0.1:1/jwks".into()),
         Mood::Status(404),

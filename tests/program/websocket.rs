@@ -66,8 +66,7 @@ async fn every_bad_first_message_is_its_row_and_never_reaches_the_upstream() {
     let text = |payload: String| frame(Side::Client, 0x81, payload.as_bytes());
     let authenticate = |token: &str| text(json!({"type": "authenticate", "token": token}).to_string());
     let expired = house.issuer.expired("alice");
-    let fragments: Vec<u8> =
-        (0..70).flat_map(|n| frame(Side::Client, if n == 0 { 0x01 } else { 0x00 }, b" ")).collect();
+    let fragments: Vec<u8> = (0..70).flat_map(|n| frame(Side::Client, u8::from(n == 0), b" ")).collect();
     for (name, bytes, said, close) in [
         ("no JSON", text("hello".into()), Some("Invalid message format"), (1008, "Invalid message format")),
         ("an array", text("[]".into()), Some("Invalid message format"), (1008, "Invalid message format")),

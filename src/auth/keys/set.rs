@@ -180,18 +180,15 @@ impl KeySet {
                 .take(SAME_KID)
                 .collect::<Vec<_>>()
         };
-        let found = match id {
-            Some(_) => {
-                let named = fitting(id);
-                if named.is_empty() { fitting(None) } else { named }
+        let found = if id.is_some() {
+            let named = fitting(id);
+            if named.is_empty() { fitting(None) } else { named }
+        } else {
+            let any: Vec<_> = self.keys.iter().filter(|key| key.fits(algorithm)).map(|key| &key.decoding).collect();
+            if any.len() > 1 {
+                return Candidates::Ambiguous;
             }
-            None => {
-                let any: Vec<_> = self.keys.iter().filter(|key| key.fits(algorithm)).map(|key| &key.decoding).collect();
-                if any.len() > 1 {
-                    return Candidates::Ambiguous;
-                }
-                any
-            }
+            any
         };
         if found.is_empty() { Candidates::Unknown } else { Candidates::Keys(found) }
     }

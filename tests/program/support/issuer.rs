@@ -140,7 +140,6 @@ pub struct Issuer {
     pub key: Key,
     inner: Arc<Mutex<Inner>>,
     fetches: Arc<AtomicUsize>,
-    arrived: Arc<tokio::sync::Notify>,
 }
 
 impl Issuer {
@@ -153,9 +152,9 @@ impl Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let inner = Arc::new(Mutex::new(Inner { mood: Mood::Well, keys: vec![key.jwk.clone()], calls_itself: None }));
-        let (fetches, arrived) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
-        tokio::spawn(serve(listener, url.clone(), Arc::clone(&inner), Arc::clone(&fetches), Arc::clone(&arrived)));
-        Self { url, key, inner, fetches, arrived }
+        let fetches = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(serve(listener, url.clone(), Arc::clone(&inner), Arc::clone(&fetches)));
+        Self { url, key, inner, fetches }
     }
 
     pub fn set_mood(&self, mood: Mood) {
@@ -173,11 +172,6 @@ impl Issuer {
     /// Fetches of the JWKS that arrived.
     pub fn fetches(&self) -> usize {
         self.fetches.load(Ordering::SeqCst)
-    }
-
-    /// Waits until the next request for the JWKS has arrived.
-    pub async fn next_fetch(&self) {
-        super::within("a fetch of the keys", self.arrived.notified()).await;
     }
 
     /// The claims of a good token.
@@ -214,17 +208,10 @@ impl Issuer {
     }
 }
 
-async fn serve(
-    listener: TcpListener,
-    url: String,
-    inner: Arc<Mutex<Inner>>,
-    fetches: Arc<AtomicUsize>,
-    arrived: Arc<tokio::sync::Notify>,
-) {
+async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fetches: Arc<AtomicUsize>) {
     loop {
         let Ok((mut stream, _)) = listener.accept().await else { return };
-        let (inner, url, fetches, arrived) =
-            (Arc::clone(&inner), url.clone(), Arc::clone(&fetches), Arc::clone(&arrived));
+        let (inner, url, fetches) = (Arc::clone(&inner), url.clone(), Arc::clone(&fetches));
         tokio::spawn(async move {
             let mut head = Vec::new();
             let mut chunk = [0; 1024];
@@ -243,7 +230,6 @@ async fn serve(
                 json!({"issuer": name.unwrap_or_else(|| url.clone()), "jwks_uri": format!("{url}/jwks")}).to_string()
             } else {
                 fetches.fetch_add(1, Ordering::SeqCst);
-                arrived.notify_one();
                 json!({ "keys": keys }).to_string()
             };
             let answer = |status: &str, body: &str| {

@@ -14,10 +14,8 @@ pub const SAFETY: Duration = Duration::from_secs(30);
 
 /// Awaits under the safety net.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(SAFETY, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("nothing within {SAFETY:?}: {what}"),
-    }
+    let Ok(value) = tokio::time::timeout(SAFETY, future).await else { panic!("nothing within {SAFETY:?}: {what}") };
+    value
 }
 
 /// Seconds since the epoch.

@@ -47,11 +47,11 @@ pub fn frame(side: Side, first: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ 0..=125 => bytes.push(masked | length as u8),
         length @ 126..=0xffff => {
-            bytes.push(masked | 126);
+            bytes.push(masked | 0x7e);
             bytes.extend((length as u16).to_be_bytes());
         }
         length => {
-            bytes.push(masked | 127);
+            bytes.push(masked | 0x7f);
             bytes.extend((length as u64).to_be_bytes());
         }
     }
