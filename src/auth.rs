@@ -9,6 +9,14 @@
 //! ```compile_fail
 //! let forged = vestibule::auth::Identity { user_id: "admin".into() };
 //! ```
+//! (it can only be looked at:
+//!
+//! ```
+//! fn looks(identity: &vestibule::auth::Identity) -> &str {
+//!     identity.user_id()
+//! }
+//! ```
+//! )
 
 pub mod allow;
 mod identity;

@@ -1,6 +1,7 @@
 //! The command line: what each command does with the library, and what it prints.
 
 mod check;
+mod demo;
 mod run;
 mod token;
 
@@ -10,7 +11,6 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
-use crate::demo;
 use crate::policy::{self, Policy};
 
 /// A failure of usage or configuration.
@@ -130,7 +130,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         None => run::run(&cli.run),
         Some(Command::Run(arguments)) => run::run(&arguments),
-        Some(Command::Demo(arguments)) => demo::main(&arguments.listen, run::executor()),
+        Some(Command::Demo(arguments)) => demo::demo(&arguments),
         Some(Command::Check(arguments)) => check::check(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),

@@ -18,6 +18,15 @@
 //! }
 //! ```
 //!
+//! (what was allowed can:
+//!
+//! ```
+//! fn seals(allowed: vestibule::http::Allowed, policy: &vestibule::policy::Policy) {
+//!     let sealed = vestibule::http::seal(allowed, policy);
+//! }
+//! ```
+//! )
+//!
 //! and what is not sealed cannot be sent:
 //!
 //! ```compile_fail
@@ -25,6 +34,14 @@
 //!     upstream.send(request).await.ok();
 //! }
 //! ```
+//! (what is sealed can:
+//!
+//! ```
+//! async fn sends(upstream: &vestibule::http::Upstream, sealed: vestibule::http::Sealed) {
+//!     upstream.send(sealed).await.ok();
+//! }
+//! ```
+//! )
 
 mod admit;
 mod body;
@@ -39,6 +56,7 @@ mod upstream;
 
 pub use admit::admit;
 pub use body::{BodyEnd, ClientBody, ResponseBody};
+pub(crate) use forwarding::new_request_id;
 pub use forwarding::{ClientAddress, Connection};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_public};

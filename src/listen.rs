@@ -10,10 +10,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
-use crate::http::{ClientStream, Connection, Phase};
+use crate::http::{ClientStream, Connection, Phase, Refusal, new_request_id, problem};
 use crate::policy::Policy;
 use crate::proxy;
 use crate::runtime::{ConnectionCount, Shared};
@@ -21,6 +22,9 @@ use crate::runtime::{ConnectionCount, Shared};
 /// How long accepting rests when the system has no file descriptor left.
 const REST: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
+/// A refused client has this long to take its answer, and so many do at once.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGERING: usize = 64;
 
 /// Why a listener could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +105,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let lingering = Arc::new(Semaphore::new(LINGERING));
     let closing = shared.drain.closing();
     loop {
         let accepted = tokio::select! {
@@ -114,7 +119,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     Some(count) => {
                         tokio::spawn(serve(Arc::clone(&shared), stream, peer, count));
                     }
-                    None => refuse(stream).await,
+                    None => refuse(stream, &lingering),
                 }
             }
             // One connection that is gone again is no reason to stop; a full table needs a moment.
@@ -127,12 +132,32 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// At the connection limit: a short answer, without waiting for the request.
-async fn refuse(mut stream: TcpStream) {
-    const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 114\r\n\r\n{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"code\":\"busy\",\"detail\":\"Too many connections.\"}\r\n";
+/// At the connection limit: a short answer, without waiting for the request. A moment's linger, since
+/// closing with the request unread would reset the connection and take the answer with it; no more than
+/// a few linger at once.
+fn refuse(mut stream: TcpStream, lingering: &Arc<Semaphore>) {
+    let refusal = Refusal::busy("limits.connections");
+    let body = problem(&refusal, &new_request_id());
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\nretry-after: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        refusal.retry_after.unwrap_or(5),
+        body.len()
+    );
     // A socket that cannot take this at once is dropped without it.
-    let _ = stream.try_write(BUSY);
-    let _ = stream.shutdown().await;
+    if stream.try_write(answer.as_bytes()).is_err() {
+        return;
+    }
+    let Ok(permit) = Arc::clone(lingering).try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(LINGER, async {
+            stream.shutdown().await?;
+            let mut discarded = [0; 1024];
+            while stream.read(&mut discarded).await? > 0 {}
+            Ok::<_, io::Error>(())
+        })
+        .await;
+        drop(permit);
+    });
 }
 
 async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: ConnectionCount) {
@@ -153,8 +178,10 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: 
     );
     let connection = Connection { peer };
     let closing = shared.drain.closing();
-    let service =
-        service_fn(move |request| proxy::handle(Arc::clone(&shared), connection, Arc::clone(&phase), request));
+    let count = Arc::new(count);
+    let service = service_fn(move |request| {
+        proxy::handle(Arc::clone(&shared), connection, Arc::clone(&phase), Arc::clone(&count), request)
+    });
     let mut builder = http1::Builder::new();
     // hyper's own bound is soft; `admit` counts exactly.
     builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);
@@ -170,5 +197,5 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: 
         // Time-outs of idle connections and clients that leave are everyday.
         tracing::debug!(%peer, "connection ended: {error}");
     }
-    drop((held, count));
+    drop(held);
 }

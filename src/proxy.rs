@@ -17,15 +17,16 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
 use crate::http::{
-    Admitted, Answer, Challenge, ClientAddress, Connection, OwnRequest, Phase, ProtectedRequest, Refusal, ResponseBody,
-    Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
+    Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, OwnRequest, Phase, ProtectedRequest, Refusal,
+    ResponseBody, Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
 };
 use crate::policy::Policy;
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ConnectionCount, Runtime, Shared};
 use crate::telemetry::{AccessLine, access};
 use crate::websocket::{self, Served};
 
-/// Answers one request.
+/// Answers one request. `count` holds the place of its connection among `limits.connections`; a socket
+/// takes a share in it along.
 ///
 /// # Errors
 /// Never: whatever goes wrong is an answer.
@@ -33,137 +34,194 @@ pub async fn handle(
     shared: Arc<Shared>,
     connection: Connection,
     phase: Arc<Phase>,
+    count: Arc<ConnectionCount>,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     phase.busy();
     let runtime = shared.current();
     let head = Head::of(&request);
-    let mut line = AccessLine { outcome: "", ..head.line(&runtime.policy) };
+    let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&runtime));
     let served = match admit(request, &connection, &runtime.policy) {
         Ok(admitted) => {
-            named(&mut line, admitted.client());
-            answer(&shared, &runtime, admitted, &mut line).await
+            named(&mut entry.line, admitted.client());
+            let desk = Desk { shared: &shared, runtime: &runtime, count };
+            desk.answer(admitted, &mut entry).await
         }
         Err((refusal, client)) => {
-            named(&mut line, &client);
+            named(&mut entry.line, &client);
             Served::Refused(refusal)
         }
     };
     let mut response = match served {
-        Served::Upgraded(response) => return Ok(response),
+        Served::Upgraded(response) => {
+            entry.given_away();
+            return Ok(response);
+        }
         Served::Answered(answer) => {
-            line.answered_by = "upstream";
+            entry.line.answered_by = "upstream";
             answer
         }
         Served::Refused(refusal) => {
-            line.answered_by = "vestibule";
-            line.outcome = refusal.outcome;
-            line.reason.clone_from(&refusal.reason);
+            entry.line.answered_by = "vestibule";
+            entry.line.outcome = refusal.outcome;
+            entry.line.reason.clone_from(&refusal.reason);
             warn_of_refusal(&refusal, &head);
-            rendered(&refusal, &line.request_id, head.wants_problem_json)
+            rendered(&refusal, &entry.line.request_id, head.wants_problem_json)
         }
     };
     if shared.drain.is_closing() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    line.status = response.status().as_u16();
+    entry.line.status = response.status().as_u16();
     response.body_mut().on_end(Box::new(move |bytes, whole| {
+        // The whole entry moves in here and is written when this is done.
+        let mut entry = entry;
         phase.idle();
-        line.duration = head.started.elapsed();
-        line.bytes_out = bytes;
-        if !whole && line.outcome == "accepted" {
-            line.outcome = "broken_off";
+        entry.line.bytes_out = bytes;
+        if !whole && entry.line.outcome == "accepted" {
+            entry.line.outcome = "broken_off";
         }
-        access(&line, runtime.policy.log.access);
     }));
     Ok(response)
 }
 
-async fn answer(shared: &Arc<Shared>, runtime: &Arc<Runtime>, admitted: Admitted, line: &mut AccessLine) -> Served {
-    let policy = &runtime.policy;
-    let ruled = match rule(policy, admitted) {
-        Ok(ruled) => ruled,
-        Err((refusal, _)) => return Served::Refused(refusal),
-    };
-    match ruled {
-        Ruled::Own(own) => serve_own(shared, &own, line),
-        Ruled::Public(public) if public.is_websocket() => {
-            line.route.clone_from(&public.route().label);
-            websocket::tunnel(shared, runtime, public, line).await
-        }
-        Ruled::Public(public) => {
-            line.route.clone_from(&public.route().label);
-            line.outcome = "public";
-            forward(runtime, seal_public(public, policy), false).await
-        }
-        Ruled::Protected(request) if request.is_websocket() => {
-            line.route.clone_from(&request.route().label);
-            websocket::serve(shared, runtime, request, line).await
-        }
-        Ruled::Protected(request) => {
-            line.route.clone_from(&request.route().label);
-            protected(runtime, request, line).await
-        }
+/// An access line on its way: written when it is dropped, so that a request whose client left before
+/// it was answered has one too.
+struct Entry {
+    line: AccessLine,
+    started: Instant,
+    runtime: Arc<Runtime>,
+    received: Option<BodyEnd>,
+    written: bool,
+}
+
+impl Entry {
+    fn new(line: AccessLine, started: Instant, runtime: Arc<Runtime>) -> Self {
+        Self { line, started, runtime, received: None, written: true }
+    }
+
+    /// A socket writes its own line when it ends.
+    fn given_away(&mut self) {
+        self.written = false;
     }
 }
 
-async fn protected(runtime: &Arc<Runtime>, mut request: ProtectedRequest, line: &mut AccessLine) -> Served {
-    let policy = &runtime.policy;
-    let token = match request.extract(policy) {
-        Ok(Extracted::Token(token, carrier)) => {
-            line.carrier = Some(carrier.name());
-            token
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.written {
+            return;
         }
-        Ok(Extracted::Nothing(proof)) => {
-            return match request.without_credential(proof) {
-                Ok(public) => {
-                    line.outcome = "public";
-                    forward(runtime, seal_public(public, policy), false).await
+        if self.line.status == 0 {
+            // Nobody got an answer; the status is the one that operators know for this.
+            self.line.status = CLIENT_LEFT;
+            self.line.outcome = "client_left";
+            self.line.answered_by = "vestibule";
+        }
+        self.line.duration = self.started.elapsed();
+        self.line.bytes_in = self.received.as_ref().map_or(0, BodyEnd::bytes);
+        access(&self.line, self.runtime.policy.log.access);
+    }
+}
+
+/// What nginx taught everyone to read as "the client closed the request".
+const CLIENT_LEFT: u16 = 499;
+
+/// What one request is answered with.
+struct Desk<'a> {
+    shared: &'a Arc<Shared>,
+    runtime: &'a Arc<Runtime>,
+    count: Arc<ConnectionCount>,
+}
+
+impl Desk<'_> {
+    async fn answer(&self, admitted: Admitted, entry: &mut Entry) -> Served {
+        let policy = &self.runtime.policy;
+        let ruled = match rule(policy, admitted) {
+            Ok(ruled) => ruled,
+            Err((refusal, _)) => return Served::Refused(refusal),
+        };
+        match ruled {
+            Ruled::Own(own) => serve_own(self.shared, &own, &mut entry.line),
+            Ruled::Public(public) if public.is_websocket() => {
+                entry.line.route.clone_from(&public.route().label);
+                websocket::tunnel(self.shared, self.runtime, &self.count, public, &mut entry.line).await
+            }
+            Ruled::Public(public) => {
+                entry.line.route.clone_from(&public.route().label);
+                entry.line.outcome = "public";
+                self.forward(seal_public(public, policy), entry).await
+            }
+            Ruled::Protected(request) if request.is_websocket() => {
+                entry.line.route.clone_from(&request.route().label);
+                websocket::serve(self.shared, self.runtime, &self.count, request, &mut entry.line).await
+            }
+            Ruled::Protected(request) => {
+                entry.line.route.clone_from(&request.route().label);
+                self.protected(request, entry).await
+            }
+        }
+    }
+
+    async fn protected(&self, mut request: ProtectedRequest, entry: &mut Entry) -> Served {
+        let policy = &self.runtime.policy;
+        let token = match request.extract(policy) {
+            Ok(Extracted::Token(token, carrier)) => {
+                entry.line.carrier = Some(carrier.name());
+                token
+            }
+            Ok(Extracted::Nothing(proof)) => {
+                return match request.without_credential(proof) {
+                    Ok(public) => {
+                        entry.line.outcome = "public";
+                        self.forward(seal_public(public, policy), entry).await
+                    }
+                    Err(_) => Served::Refused(Refusal::missing_token()),
+                };
+            }
+            Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
+        };
+        let verified = match self.runtime.verifier.verify(token).await {
+            Ok(verified) => verified,
+            Err(rejection) => return Served::Refused(Refusal::rejected(&rejection, policy.verbose_errors)),
+        };
+        entry.line.user = Some(verified.identity().user_id().to_owned());
+        let allowed = match request.allow(verified) {
+            Ok(allowed) => allowed,
+            Err((refusal, _)) => return Served::Refused(refusal),
+        };
+        match seal(allowed, policy) {
+            Ok((sealed, ..)) => {
+                entry.line.outcome = "accepted";
+                self.forward(sealed, entry).await
+            }
+            Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
+        }
+    }
+
+    async fn forward(&self, sealed: Sealed, entry: &mut Entry) -> Served {
+        let verified = sealed.is_verified();
+        entry.received = Some(sealed.body_end());
+        match self.runtime.upstream.send(sealed).await {
+            Ok(answer) => {
+                if verified && answer.status() == StatusCode::UNAUTHORIZED {
+                    once_a_minute(&UPSTREAM_401, || {
+                        tracing::warn!(
+                            "upstream answered 401 to a request whose token was verified; if it checks tokens itself, set upstream.token_to.http: header"
+                        );
+                    });
                 }
-                Err(_) => Served::Refused(Refusal::missing_token()),
-            };
-        }
-        Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
-    };
-    let verified = match runtime.verifier.verify(token).await {
-        Ok(verified) => verified,
-        Err(rejection) => return Served::Refused(Refusal::rejected(&rejection, policy.verbose_errors)),
-    };
-    line.user = Some(verified.identity().user_id().to_owned());
-    let allowed = match request.allow(verified) {
-        Ok(allowed) => allowed,
-        Err((refusal, _)) => return Served::Refused(refusal),
-    };
-    match seal(allowed, policy) {
-        Ok((sealed, ..)) => {
-            line.outcome = "accepted";
-            forward(runtime, sealed, true).await
-        }
-        Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
-    }
-}
-
-async fn forward(runtime: &Runtime, sealed: Sealed, verified: bool) -> Served {
-    match runtime.upstream.send(sealed).await {
-        Ok(answer) => {
-            if verified && answer.status() == StatusCode::UNAUTHORIZED {
-                once_a_minute(&UPSTREAM_401, || {
-                    tracing::warn!(
-                        "upstream answered 401 to a request whose token was verified; if it checks tokens itself, set upstream.token_to.http: header"
-                    );
-                });
+                Served::Answered(answer)
             }
-            Served::Answered(answer)
+            Err(error) => Served::Refused(match error {
+                UpstreamError::BodyStalled => Refusal::body_stalled(),
+                UpstreamError::BodyTooLarge => Refusal::body_too_large(),
+                UpstreamError::BodyBroken => Refusal::bad_request("the request body broke off"),
+                UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
+                    Refusal::upstream_timeout(error.to_string())
+                }
+                UpstreamError::Connect { .. } | UpstreamError::Failed(_) => Refusal::upstream_failed(error.to_string()),
+            }),
         }
-        Err(error) => Served::Refused(match error {
-            UpstreamError::BodyStalled => Refusal::body_stalled(),
-            UpstreamError::BodyTooLarge => Refusal::body_too_large(),
-            UpstreamError::BodyBroken => Refusal::bad_request("the request body broke off"),
-            UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
-                Refusal::upstream_timeout(error.to_string())
-            }
-            UpstreamError::Connect { .. } | UpstreamError::Failed(_) => Refusal::upstream_failed(error.to_string()),
-        }),
     }
 }
 
@@ -216,7 +274,7 @@ impl Head {
 
     fn line(&self, policy: &Policy) -> AccessLine {
         let path = match &self.query {
-            Some(query) if policy.log.query => format!("{}?{}", self.path, masked(query)),
+            Some(query) if policy.log.query => format!("{}?{}", self.path, masked(query, policy)),
             _ => self.path.clone(),
         };
         AccessLine {
@@ -235,12 +293,21 @@ fn named(line: &mut AccessLine, client: &ClientAddress) {
 }
 
 /// Values whose parameter's name sounds like a secret are not logged.
-fn masked(query: &str) -> String {
+fn masked(query: &str, policy: &Policy) -> String {
+    let carries_tokens = |name: &str| {
+        policy.routes.iter().filter_map(|route| route.token_from.query.as_ref()).any(|query| query.name == name)
+    };
+    masked_where(query, carries_tokens)
+}
+
+fn masked_where(query: &str, carries_tokens: impl Fn(&str) -> bool) -> String {
     const SECRET: [&str; 6] = ["token", "auth", "key", "code", "state", "secret"];
     let pairs = query.split('&').map(|pair| {
         let Some((name, _)) = pair.split_once('=') else { return pair.to_owned() };
-        let decoded = percent_encoding::percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
-        let secret = decoded.contains("_xsrf") || SECRET.iter().any(|word| decoded.contains(word));
+        let decoded = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+        let configured = carries_tokens(&decoded);
+        let decoded = decoded.to_ascii_lowercase();
+        let secret = configured || decoded.contains("_xsrf") || SECRET.iter().any(|word| decoded.contains(word));
         if secret { format!("{name}=[masked]") } else { pair.to_owned() }
     });
     pairs.collect::<Vec<_>>().join("&")
@@ -324,8 +391,8 @@ mod tests {
     #[test]
     fn secrets_in_a_query_are_masked() {
         assert_eq!(
-            masked("a=1&token=x&api%5Fkey=y&State=z&b"),
-            "a=1&token=[masked]&api%5Fkey=[masked]&State=[masked]&b"
+            masked_where("a=1&token=x&api%5Fkey=y&State=z&b&jwt=w", |name| name == "jwt"),
+            "a=1&token=[masked]&api%5Fkey=[masked]&State=[masked]&b&jwt=[masked]"
         );
     }
 }

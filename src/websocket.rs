@@ -31,7 +31,7 @@ use crate::http::{
     UpstreamError, seal, seal_public,
 };
 use crate::policy::{AuthMode, Policy, WebSocketSpec};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ConnectionCount, Runtime, Shared};
 use crate::telemetry::{AccessLine, SocketLife, access};
 
 use relay::{Beginning, ClosedBy, Judge, Outcome, Relay, Times};
@@ -51,6 +51,8 @@ pub enum Served {
 struct Context {
     shared: Arc<Shared>,
     runtime: Arc<Runtime>,
+    /// The place of its connection among `limits.connections`, until the socket has gone.
+    count: Arc<ConnectionCount>,
     line: AccessLine,
     started: Instant,
 }
@@ -87,6 +89,7 @@ impl Context {
             refreshes: outcome.refreshes,
         });
         access(&self.line, self.policy().log.access);
+        drop(self.count);
     }
 }
 
@@ -94,6 +97,7 @@ impl Context {
 pub async fn serve(
     shared: &Arc<Shared>,
     runtime: &Arc<Runtime>,
+    count: &Arc<ConnectionCount>,
     mut request: ProtectedRequest,
     line: &mut AccessLine,
 ) -> Served {
@@ -111,6 +115,7 @@ pub async fn serve(
     let context = |line: &mut AccessLine| Context {
         shared: Arc::clone(shared),
         runtime: Arc::clone(runtime),
+        count: Arc::clone(count),
         line: std::mem::take(line),
         started: Instant::now(),
     };
@@ -158,6 +163,7 @@ pub async fn serve(
 pub async fn tunnel(
     shared: &Arc<Shared>,
     runtime: &Arc<Runtime>,
+    count: &Arc<ConnectionCount>,
     mut public: PublicRequest,
     line: &mut AccessLine,
 ) -> Served {
@@ -170,6 +176,7 @@ pub async fn tunnel(
     let context = Context {
         shared: Arc::clone(shared),
         runtime: Arc::clone(runtime),
+        count: Arc::clone(count),
         line: std::mem::take(line),
         started: Instant::now(),
     };

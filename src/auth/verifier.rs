@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value};
 
+use super::allow::unmet;
 use super::identity::pointed;
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, ProviderKeys};
@@ -128,10 +129,17 @@ impl Verifier {
         }
         verify_signature(provider, &parsed, trace).await?;
         check_claims(spec, &parsed.claims, now, trace)?;
-        let user_id = user_id(spec, &parsed.claims)?;
-        trace.step("user", format_args!("{user_id}"));
         let expires_at = required_time(&parsed.claims, "exp")?;
-        Ok(Identity::new(Arc::clone(spec), user_id, parsed.claims, expires_at))
+        // Required claims come before the user id, and are read as every rule reads claims.
+        let user_id = user_id(spec, &parsed.claims);
+        let shown = user_id.clone().unwrap_or_default();
+        let identity = Identity::new(Arc::clone(spec), shown, parsed.claims, expires_at);
+        // No route is known here, so a requirement of a provider has no path variables.
+        if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
+            return Err(Rejection::Required(claim.to_string()));
+        }
+        trace.step("user", format_args!("{}", user_id?));
+        Ok(identity)
     }
 
     fn provider_of(&self, claims: &Map<String, Value>) -> Result<&Provider, Rejection> {
@@ -216,19 +224,7 @@ fn check_claims(
     check_party(spec.authorized_parties.as_deref(), claims)?;
     trace.step("audience", format_args!("{}", shown_audience(claims)));
     trace.step("kind", format_args!("{}", check_kind(spec.accept, claims)?));
-    // No route is known here, so a requirement of a provider has no path variables.
-    let raw = |claim: &Claim| {
-        let value = match claim {
-            Claim::UserId => return user_id(spec, claims).ok().map(|id| std::borrow::Cow::Owned(Value::String(id))),
-            Claim::Name(name) => claims.get(name),
-            Claim::Pointer(pointer) => pointed(claims, pointer),
-        };
-        value.map(std::borrow::Cow::Borrowed)
-    };
-    match super::allow::unmet(&spec.require, &PathVariables::default(), raw) {
-        Some(claim) => Err(Rejection::Required(claim.to_string())),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn required_time(claims: &Map<String, Value>, name: &'static str) -> Result<u64, Rejection> {

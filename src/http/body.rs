@@ -4,7 +4,7 @@
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,31 +22,47 @@ const BROKEN: u8 = 4;
 
 /// How a request body ended; shared with whoever sends it up.
 #[derive(Clone, Debug)]
-pub struct BodyEnd(Arc<AtomicU8>);
+pub struct BodyEnd(Arc<BodyState>);
+
+#[derive(Debug)]
+struct BodyState {
+    state: AtomicU8,
+    bytes: AtomicU64,
+}
 
 impl BodyEnd {
+    fn new(state: u8) -> Self {
+        Self(Arc::new(BodyState { state: AtomicU8::new(state), bytes: AtomicU64::new(0) }))
+    }
+
+    /// How many bytes have gone up.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
     /// It was passed on completely.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.0.load(Ordering::Acquire) == ENDED
+        self.0.state.load(Ordering::Acquire) == ENDED
     }
 
     /// The client sent nothing for `limits.body_idle_timeout`.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
-        self.0.load(Ordering::Acquire) == STALLED
+        self.0.state.load(Ordering::Acquire) == STALLED
     }
 
     /// It grew over `limits.body_bytes`.
     #[must_use]
     pub fn is_too_large(&self) -> bool {
-        self.0.load(Ordering::Acquire) == TOO_LARGE
+        self.0.state.load(Ordering::Acquire) == TOO_LARGE
     }
 
     /// The client broke it off or its framing was wrong.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.0.load(Ordering::Acquire) == BROKEN
+        self.0.state.load(Ordering::Acquire) == BROKEN
     }
 }
 
@@ -78,24 +94,12 @@ impl ClientBody {
     pub(super) fn new(incoming: Incoming, limit: Option<usize>, idle: Duration) -> Self {
         let empty = incoming.is_end_stream();
         let state = if empty { ENDED } else { GOING };
-        Self {
-            incoming: (!empty).then_some(incoming),
-            left: limit,
-            idle,
-            timer: None,
-            end: BodyEnd(Arc::new(AtomicU8::new(state))),
-        }
+        Self { incoming: (!empty).then_some(incoming), left: limit, idle, timer: None, end: BodyEnd::new(state) }
     }
 
     /// An empty body, for a request sent again.
     pub(super) fn empty() -> Self {
-        Self {
-            incoming: None,
-            left: None,
-            idle: Duration::ZERO,
-            timer: None,
-            end: BodyEnd(Arc::new(AtomicU8::new(ENDED))),
-        }
+        Self { incoming: None, left: None, idle: Duration::ZERO, timer: None, end: BodyEnd::new(ENDED) }
     }
 
     /// How it ends.
@@ -106,7 +110,7 @@ impl ClientBody {
 
     fn finish(&mut self, state: u8) {
         self.timer = None;
-        self.end.0.store(state, Ordering::Release);
+        self.end.0.state.store(state, Ordering::Release);
     }
 }
 
@@ -122,6 +126,7 @@ impl Body for ClientBody {
                 Poll::Ready(Some(Ok(frame))) => {
                     this.timer = None;
                     let Ok(data) = frame.into_data() else { continue };
+                    this.end.0.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
                     if let Some(left) = &mut this.left {
                         if let Some(rest) = left.checked_sub(data.len()) {
                             *left = rest;

@@ -88,7 +88,7 @@ fn kept_request_id(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Unique in this process and very likely beyond it; not a secret.
-fn new_request_id() -> String {
+pub(crate) fn new_request_id() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     let seed = *SEED.get_or_init(|| {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::CONNECTION;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -192,6 +192,8 @@ impl Upstream {
             keep.then(|| Lease { sender, pool: Arc::downgrade(pool), body: end, keep: self.spec.pool_idle_timeout });
         let (mut parts, incoming) = response.into_parts();
         strip_hop_by_hop(&mut parts.headers);
+        // Framing is ours to choose, also for an upstream that speaks 1.0.
+        parts.version = Version::HTTP_11;
         Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease)))
     }
 

@@ -80,7 +80,10 @@ impl Waiting {
         let Waiting { mut request, seat, dialect, subprotocol } = self;
         let spec = request.route().websocket.clone();
         let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, spec.grace, now());
-        let Some((mut client, early)) = client_socket(upgrade).await else { return };
+        let Some((mut client, early)) = client_socket(upgrade).await else {
+            context.line.outcome = "left";
+            return context.ended(&Outcome::left(None));
+        };
         let mut intake = Intake::default();
         intake.push(&early);
         request.offer(subprotocol.as_ref());

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::{Output, Stdio};
 
 use crate::support::backend::Backend;
+use crate::support::client::{bearer, get};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{TempFile, command};
 
@@ -127,4 +128,37 @@ async fn a_taken_port_says_so_and_exits_1() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("another program listens there"), "{text}");
+}
+
+#[tokio::test]
+async fn the_demo_answers_as_its_welcome_says_and_moves_off_a_taken_port() {
+    use std::io::{BufRead as _, BufReader};
+    let taken = Backend::start().await;
+    let mut child = command()
+        .args(["demo", "--listen", &taken.address().to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let mut next = |wanted: &str| {
+        let line = lines.by_ref().find(|line| line.contains(wanted)).expect("a line");
+        line.split_once(wanted).expect("found").1.trim().to_owned()
+    };
+    let url = next("Open");
+    let token = next("TOKEN=");
+    let address: std::net::SocketAddr = url.strip_prefix("http://").expect("a URL").parse().expect("an address");
+    assert_ne!(address, taken.address());
+    let credential = bearer(&token);
+    assert_eq!(get(address, "/api/whoami", &[]).await.status, 401);
+    assert_eq!(get(address, "/api/whoami", &[&credential]).await.body, "alice\n");
+    assert_eq!(get(address, "/api/whoami", &[&credential, "X-User-Id: bob"]).await.body, "alice\n");
+    let page = get(address, "/", &[]).await;
+    assert!(page.body.contains("Vestibule") && page.field("content-security-policy").is_some());
+    assert_eq!(get(address, "/api/other", &[]).await.status, 401);
+    let status = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(status.expect("kill").success());
+    let ended = tokio::task::spawn_blocking(move || child.wait().expect("ends"));
+    assert_eq!(crate::support::within("the demo to end", ended).await.expect("joined").code(), Some(0));
+    let everyone = command().args(["demo", "--listen", "0.0.0.0:0"]).output().expect("runs");
+    assert_eq!(everyone.status.code(), Some(1));
 }

@@ -589,3 +589,48 @@ async fn forwarding_fields_are_believed_from_trusted_proxies_only() {
         assert!(!heard.head.contains("spoof") && !heard.head.contains("6.6.6.6"), "{}", heard.head);
     }
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_answer_has_an_access_line_too() {
+    let mut house = house("").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let mut client = Client::connect(house.proxy.address).await;
+    client
+        .send(format!("POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n{credential}\r\n\r\nhello"))
+        .await;
+    let mut conn = house.backend.accept().await;
+    conn.request().await;
+    drop(client);
+    assert!(conn.is_closed().await, "its request is cancelled");
+    let line = house.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
+    let line: Value = serde_json::from_str(&line).expect("json");
+    assert_eq!(
+        (line["user"].as_str(), line["status"].as_u64(), line["bytes_in"].as_u64()),
+        (Some("alice"), Some(499), Some(5))
+    );
+}
+
+#[tokio::test]
+async fn head_and_empty_answers_keep_their_heads() {
+    let house = house("").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    for (method, head, status) in [
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n", 200),
+        ("GET", "HTTP/1.1 204 No Content\r\nX-Custom: 1\r\n\r\n", 204),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n", 304),
+    ] {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(format!("{method} / HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write(head).await;
+        let answer = client.until("\r\n\r\n").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        if method == "HEAD" {
+            assert!(answer.to_ascii_lowercase().contains("content-length: 1234"), "{answer}");
+        }
+        // The connection is good for another request.
+        client.send(format!("GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
+        assert_eq!(client.answer().await.body, "ok\n");
+    }
+}

@@ -591,3 +591,24 @@ async fn written_origins_are_checked_on_every_upgrade_that_sends_one() {
     Socket::open(house.proxy.address, "/ws", &["Origin: https://app.example.com"]).await;
     Socket::open(house.proxy.address, "/ws", &[]).await;
 }
+
+#[tokio::test]
+async fn open_sockets_count_among_the_connections() {
+    let house = house("limits: { connections: 1 }\n").await;
+    let (client, _upstream) = house.session(&house.issuer.token("alice")).await;
+    let mut second = crate::support::client::Client::connect(house.proxy.address).await;
+    let answer = second.answer().await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
+    drop(client);
+    // The place is free once the socket has gone.
+    within("a free place", async {
+        loop {
+            let (answer, socket) = Socket::try_open(house.proxy.address, "/ws", &[]).await;
+            if socket.is_some() {
+                return;
+            }
+            assert_eq!(answer.status, 503);
+        }
+    })
+    .await;
+}

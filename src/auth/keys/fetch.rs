@@ -80,7 +80,8 @@ async fn discover(
         return Err(FetchError::OtherIssuer { found: issuer.chars().take(256).collect() });
     }
     let jwks = text("jwks_uri").and_then(|uri| Url::parse(uri).ok()).ok_or_else(not_discovery)?;
-    let local = jwks.host_str().is_some_and(is_loopback_name);
+    // A provider elsewhere has no business pointing at this machine.
+    let local = [url, &jwks].iter().all(|url| url.host_str().is_some_and(is_loopback_name));
     match jwks.scheme() {
         "https" => Ok(jwks),
         "http" if local || allow_http => Ok(jwks),
