@@ -18,7 +18,8 @@ pub use diagnostic::{Finding, Report};
 pub use shape::{
     Accept, Allow, AuthMode, Config, Credential, Drain, Encode, Errors, HeaderClaim, HostHeader, Identity, Jwks,
     Limits, Listen, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths, Provider, QueryMode, QuerySource, QueryUse,
-    Route, RouteTokenFrom, RouteWebSocket, Toggle, TokenFrom, TokenTo, TokenToHttp, Upstream, WebSocket,
+    Route, RouteTokenFrom, RouteWebSocket, SubprotocolSource, Toggle, TokenEncoding, TokenFrom, TokenTo, TokenToHttp,
+    TokenToWebSocket, Upstream, WebSocket,
 };
 pub use source::{Environment, Flags, Loaded, load};
 pub use value::{Size, Time};

@@ -27,10 +27,10 @@ pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use provider::{AllowSpec, Audience, KeySource, Kinds, ProviderSpec, Secret};
 pub use requirement::{Claim, Expected, Requirement};
 pub use route::{PathVariables, Pattern, Route, RouteMatch};
-pub use summary::{carriers, summary};
+pub use summary::{carriers, sockets, summary};
 pub use validate::validate;
 
-pub use crate::config::{AuthMode, Encode, HostHeader, LogFormat, LogLevel, QueryMode, TokenToHttp};
+pub use crate::config::{AuthMode, Encode, HostHeader, LogFormat, LogLevel, QueryMode, TokenEncoding, TokenToHttp};
 
 /// Where a listener binds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +64,21 @@ pub struct UpstreamSpec {
     pub reuse: bool,
     /// Whether the verified token goes up on HTTP requests.
     pub token_to_http: TokenToHttp,
+    /// Whether, and where, it goes up on WebSocket upgrades.
+    pub token_to_websocket: TokenToUpgrade,
     /// The backend's own secret, sent for verified callers only.
     pub credential: Option<CredentialSpec>,
+}
+
+/// Where the verified token stands on an upgrade that goes up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenToUpgrade {
+    /// Nowhere.
+    None,
+    /// `Authorization: Bearer`.
+    Header,
+    /// This query parameter.
+    Query(String),
 }
 
 /// A header the backend demands; its value is never shown.
@@ -92,6 +105,17 @@ pub struct TokenSources {
     pub message: bool,
     /// A query parameter on WebSocket upgrades.
     pub query: Option<QueryParameter>,
+    /// Subprotocol entries of WebSocket upgrades that begin like this.
+    pub subprotocols: Vec<TokenSubprotocol>,
+}
+
+/// A subprotocol entry that carries a token behind its prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSubprotocol {
+    /// What the entry begins with.
+    pub prefix: String,
+    /// How the token is written behind it.
+    pub encoding: TokenEncoding,
 }
 
 /// The query parameter that may carry a token.
@@ -125,10 +149,16 @@ pub struct WebSocketSpec {
     pub auth_timeout: Duration,
     /// Beyond `exp`, at least the clock skew.
     pub grace: Duration,
+    /// Whether a socket lives on after its token's end; then `max_lifetime` is set.
+    pub keep: bool,
+    /// How long a socket may live, whatever its tokens say.
+    pub max_lifetime: Option<Duration>,
     /// Silence after which a ping is sent.
     pub ping_interval: Duration,
     /// Silence after a ping that means dead.
     pub ping_timeout: Duration,
+    /// Without a data frame for this long it is closed.
+    pub idle_timeout: Option<Duration>,
     /// Subprotocols we may accept before the upstream was asked.
     pub subprotocols: Vec<String>,
     /// When set, every upgrade that sends an `Origin` is checked.

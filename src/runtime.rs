@@ -1,6 +1,7 @@
 //! What a request runs with: the policy in force with its verifier and upstream client, and what
 //! outlives a change of policy (the waiting room, the drain, counts).
 
+mod query_tokens;
 mod room;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::drain::Drain;
 use crate::http::Upstream;
 use crate::policy::Policy;
 
+pub use query_tokens::QueryTokens;
 pub use room::{Room, Seat};
 
 /// One policy and everything made from it. A request ends with the runtime it began with.
@@ -42,6 +44,8 @@ pub struct Shared {
     current: ArcSwap<Runtime>,
     /// Sockets that wait for their first message.
     pub room: Room,
+    /// Who still puts tokens into URLs.
+    pub query_tokens: QueryTokens,
     /// Stopping.
     pub drain: Drain,
     connections: AtomicU32,
@@ -54,6 +58,7 @@ impl Shared {
         Self {
             current: ArcSwap::from_pointee(runtime),
             room: Room::default(),
+            query_tokens: QueryTokens::default(),
             drain: Drain::default(),
             connections: AtomicU32::new(0),
         }

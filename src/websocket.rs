@@ -18,14 +18,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use hyper::header::{CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::auth::token::{BadCredential, Extracted, Problem};
-use crate::auth::{Carrier, Token, User, allow};
+use crate::auth::{Carrier, Token, User, allow, now};
 use crate::http::{
     Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, TrustedHeaders, Upgraded,
     UpstreamError, seal, seal_public,
@@ -35,7 +35,7 @@ use crate::runtime::{ConnectionCount, Runtime, Shared};
 use crate::telemetry::{AccessLine, SocketLife, access};
 
 use relay::{Beginning, ClosedBy, Judge, Outcome, Relay, Times};
-use session::{Ending, Session, Verdict};
+use session::{Ending, Life, Session, Verdict};
 
 /// What became of an upgrade.
 pub enum Served {
@@ -66,6 +66,7 @@ impl Context {
         Times {
             ping_interval: spec.ping_interval,
             ping_timeout: spec.ping_timeout,
+            idle_timeout: spec.idle_timeout,
             send_timeout: self.policy().limits.send_timeout,
             token_bytes: self.policy().limits.token_bytes,
             drain_code: spec.drain_code,
@@ -109,6 +110,7 @@ pub async fn serve(
         return Served::Refused(refusal);
     }
     let found = request.extract(&runtime.policy);
+    count_query_token(shared, &request, &found);
     let Some(upgrade) = request.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
@@ -156,6 +158,25 @@ pub async fn serve(
             }
         },
         Err(bad) => refuse_credential(context(line), request, upgrade, bad, line),
+    }
+}
+
+/// Tells who still puts tokens into URLs, once a day for each route and origin.
+fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result<Extracted, BadCredential>) {
+    let in_query = match found {
+        Ok(Extracted::Token(_, carrier)) => *carrier == Carrier::Query,
+        Ok(Extracted::Nothing(_)) => false,
+        Err(bad) => bad.carrier == Carrier::Query,
+    };
+    if !in_query {
+        return;
+    }
+    let origin = request.head().headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
+    let origin =
+        origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
+    let route = &request.route().label;
+    if shared.query_tokens.count(route, &origin, now()) {
+        tracing::warn!("deprecated ?token= from {origin} on {route}; send it as the first message");
     }
 }
 
@@ -238,9 +259,10 @@ async fn with_credential(
     };
     let session = Session::open(
         route.websocket.dialect.clone(),
-        route.websocket.grace,
+        life(&route.websocket),
         identity.expires_at(),
         identity.provider().clock_skew,
+        relay::now(),
     );
     let judge = RefreshJudge { shared: Arc::clone(&context.shared), path, user: identity.user(), trusted };
     drop(identity);
@@ -311,6 +333,10 @@ impl Door {
         });
         Served::Upgraded(self.accepted)
     }
+}
+
+fn life(spec: &WebSocketSpec) -> Life {
+    Life { grace: spec.grace, keep: spec.keep, max_lifetime: spec.max_lifetime }
 }
 
 /// What the upstream made of an upgrade.

@@ -6,12 +6,14 @@
 
 use std::fmt;
 
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER, SEC_WEBSOCKET_PROTOCOL};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
-use crate::policy::{QueryMode, QueryParameter, TokenSources};
+use crate::policy::{QueryMode, QueryParameter, TokenEncoding, TokenSources, TokenSubprotocol};
 
 /// A credential as it was presented. It has no `Display` and no `Serialize`; `Debug` shows its
 /// length only.
@@ -74,6 +76,8 @@ impl fmt::Debug for Token {
 pub enum Carrier {
     /// A request header.
     Header,
+    /// A subprotocol entry of a WebSocket upgrade.
+    Subprotocol,
     /// A query parameter of a WebSocket upgrade.
     Query,
     /// The first message of a WebSocket, or a refresh.
@@ -86,6 +90,7 @@ impl Carrier {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Header => "header",
+            Self::Subprotocol => "subprotocol",
             Self::Query => "query",
             Self::Message => "message",
         }
@@ -145,6 +150,10 @@ pub fn extract(
         let from_header = take_header(headers, name, limit);
         found = found.or(from_header);
     }
+    if websocket && !sources.subprotocols.is_empty() {
+        let from_subprotocol = take_subprotocol(headers, &sources.subprotocols, limit);
+        found = found.or(from_subprotocol);
+    }
     if websocket && let Some(parameter) = &sources.query {
         let from_query = take_query(headers, uri, parameter, limit);
         found = found.or(from_query);
@@ -185,6 +194,46 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, limit: usize) -> Foun
         Ok(token) => Some(Ok((token, Carrier::Header))),
         Err(Unusable::TooLong) => bad(Problem::NotAToken),
         Err(Unusable::Empty | Unusable::Characters) => bad(Problem::Format),
+    }
+}
+
+/// Takes the entry that carries a token; its siblings stay ordinary offers.
+fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubprotocol], limit: usize) -> Found {
+    let mut siblings: Vec<String> = Vec::new();
+    let mut tokens: Vec<Option<String>> = Vec::new();
+    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().map(|value| value.to_str().unwrap_or_default());
+    for entry in lines.flat_map(|line| line.split(',')).map(str::trim).filter(|entry| !entry.is_empty()) {
+        let carried = sources.iter().find_map(|source| entry.strip_prefix(&source.prefix).map(|rest| (source, rest)));
+        match carried {
+            Some((source, rest)) => tokens.push(decoded(source.encoding, rest)),
+            None => siblings.push(entry.to_owned()),
+        }
+    }
+    if tokens.is_empty() {
+        return None;
+    }
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    if let Ok(left) = HeaderValue::try_from(siblings.join(", "))
+        && !siblings.is_empty()
+    {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, left);
+    }
+    let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Subprotocol, problem }));
+    match tokens.as_slice() {
+        [Some(token)] => match Token::presented(token, limit) {
+            Ok(token) => Some(Ok((token, Carrier::Subprotocol))),
+            Err(_) => bad(Problem::NotAToken),
+        },
+        [_] => bad(Problem::NotAToken),
+        _ => bad(Problem::Twice),
+    }
+}
+
+fn decoded(encoding: TokenEncoding, text: &str) -> Option<String> {
+    match encoding {
+        TokenEncoding::Plain => Some(text.to_owned()),
+        TokenEncoding::Base64url => String::from_utf8(URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).ok()?).ok(),
+        TokenEncoding::Url => percent_decode_str(text).decode_utf8().ok().map(std::borrow::Cow::into_owned),
     }
 }
 
@@ -247,6 +296,18 @@ fn without_parameter(query: &str, name: &str) -> (String, Vec<String>) {
     (kept.join("&"), values)
 }
 
+/// Puts a token into a target's query, in place of any parameter of that name.
+pub(crate) fn into_query(uri: &Uri, name: &str, token: &Token) -> Option<PathAndQuery> {
+    let (rest, _) = without_parameter(uri.query().unwrap_or_default(), name);
+    let separator = if rest.is_empty() { "" } else { "&" };
+    let encode = |text: &str| percent_encoding::utf8_percent_encode(text, UNRESERVED).to_string();
+    PathAndQuery::try_from(format!("{}?{rest}{separator}{}={}", uri.path(), encode(name), encode(token.expose()))).ok()
+}
+
+/// RFC 3986 unreserved characters stay.
+const UNRESERVED: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,6 +317,44 @@ mod tests {
             headers: vec![AUTHORIZATION],
             message: true,
             query: Some(QueryParameter { name: "token".into(), mode: QueryMode::Move }),
+            subprotocols: [
+                ("plain.", TokenEncoding::Plain),
+                ("k8s.", TokenEncoding::Base64url),
+                ("url.", TokenEncoding::Url),
+            ]
+            .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
+            .to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_subprotocol_token_leaves_its_siblings_as_offers() {
+        for (offers, expected, left) in [
+            (vec!["plain.abc"], Ok("abc"), None),
+            (vec!["v1, plain.abc, v2"], Ok("abc"), Some("v1, v2")),
+            (vec!["v1", "k8s.YS5iLmM"], Ok("a.b.c"), Some("v1")),
+            (vec!["k8s.YS5iLmM=, v1"], Ok("a.b.c"), Some("v1")),
+            (vec!["url.a%2Eb"], Ok("a.b"), None),
+            (vec!["plain.a, plain.b"], Err(Some(Problem::Twice)), None),
+            (vec!["plain.a, k8s.YQ"], Err(Some(Problem::Twice)), None),
+            (vec!["k8s.!!"], Err(Some(Problem::NotAToken)), None),
+            (vec!["plain., v1"], Err(Some(Problem::NotAToken)), Some("v1")),
+            (vec!["v1"], Err(None), Some("v1")),
+        ] {
+            let mut headers = HeaderMap::new();
+            for offer in &offers {
+                headers.append(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(offer).expect("value"));
+            }
+            let mut uri: Uri = "/ws?token=other".parse().expect("target");
+            let mut sources = sources();
+            sources.query = None;
+            let found = match extract(&mut headers, &mut uri, &sources, true, 64) {
+                Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
+                Ok(Extracted::Nothing(_)) => Err(None),
+                Err(bad) => Err(Some(bad.problem)),
+            };
+            assert_eq!(found.as_deref().map_err(|e| *e), expected, "{offers:?}");
+            assert_eq!(headers.get(SEC_WEBSOCKET_PROTOCOL).map(|v| v.to_str().expect("ascii")), left, "{offers:?}");
         }
     }
 

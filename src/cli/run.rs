@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{RunArguments, USAGE, fail, policy, token};
 use crate::listen::Listeners;
-use crate::policy::{AuthMode, LogFormat, LogLevel, Policy, TokenToHttp, carriers};
+use crate::policy::{AuthMode, LogFormat, LogLevel, Policy, TokenToHttp, carriers, sockets};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::{self, Format};
 
@@ -178,13 +178,7 @@ fn print_start(runtime: &Runtime, name: &str, addresses: &[String], reachable: b
     line("identity", &format!("{}   {passed}", headers.join(", ")));
     if let Some(default) = policy.routes.last() {
         line("tokens from", &carriers(default));
-        line(
-            "sockets",
-            &format!(
-                "closed with 4401 {} s after their token's end, unless refreshed",
-                default.websocket.grace.as_secs()
-            ),
-        );
+        line("sockets", &sockets(default));
     }
     let public: Vec<&str> =
         policy.routes.iter().filter(|route| route.auth == AuthMode::None).map(|route| route.label.as_str()).collect();

@@ -102,6 +102,15 @@ pub enum HostHeader {
 #[serde(default)]
 pub struct TokenTo {
     pub http: TokenToHttp,
+    pub websocket: TokenToWebSocket,
+}
+
+/// `none`, `header`, or `{ query: token }`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TokenToWebSocket {
+    pub form: Option<String>,
+    pub query: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -187,6 +196,7 @@ pub struct TokenFrom {
     pub header: Option<OneOrMany>,
     pub message: bool,
     pub query: Option<QuerySource>,
+    pub subprotocol: Vec<SubprotocolSource>,
 }
 
 impl Default for TokenFrom {
@@ -195,6 +205,7 @@ impl Default for TokenFrom {
             header: Some(OneOrMany(vec!["Authorization".to_owned()])),
             message: true,
             query: Some(QuerySource::default()),
+            subprotocol: Vec::new(),
         }
     }
 }
@@ -209,6 +220,7 @@ pub struct RouteTokenFrom {
     pub message: Option<bool>,
     #[serde(deserialize_with = "written")]
     pub query: Option<Option<QuerySource>>,
+    pub subprotocol: Option<Vec<SubprotocolSource>>,
 }
 
 /// `false` is a value here, not a feature switched off.
@@ -235,6 +247,22 @@ impl Default for QuerySource {
     fn default() -> Self {
         Self { name: "token".to_owned(), mode: QueryMode::Move, uses: vec![QueryUse::Websocket] }
     }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SubprotocolSource {
+    pub prefix: String,
+    pub encoding: TokenEncoding,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenEncoding {
+    #[default]
+    Plain,
+    Base64url,
+    Url,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -309,6 +337,7 @@ pub enum Paths {
 #[serde(rename_all = "lowercase")]
 pub enum OnExpiry {
     Close,
+    Keep,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -318,8 +347,10 @@ pub struct WebSocket {
     pub auth_timeout: Time,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Time,
+    pub max_lifetime: Option<Time>,
     pub ping_interval: Time,
     pub ping_timeout: Time,
+    pub idle_timeout: Option<Time>,
     pub subprotocols: Vec<String>,
     pub allowed_origins: Option<Vec<String>>,
     pub drain_code: u16,
@@ -332,8 +363,10 @@ impl Default for WebSocket {
             auth_timeout: Time::seconds(10),
             on_expiry: None,
             grace: Time::seconds(30),
+            max_lifetime: None,
             ping_interval: Time::seconds(30),
             ping_timeout: Time::seconds(10),
+            idle_timeout: None,
             subprotocols: Vec::new(),
             allowed_origins: None,
             drain_code: 1012,
@@ -349,8 +382,12 @@ pub struct RouteWebSocket {
     pub auth_timeout: Option<Time>,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Option<Time>,
+    #[serde(deserialize_with = "written")]
+    pub max_lifetime: Option<Option<Time>>,
     pub ping_interval: Option<Time>,
     pub ping_timeout: Option<Time>,
+    #[serde(deserialize_with = "written")]
+    pub idle_timeout: Option<Option<Time>>,
     pub subprotocols: Option<Vec<String>>,
     pub allowed_origins: Option<Vec<String>>,
     pub drain_code: Option<u16>,

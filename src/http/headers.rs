@@ -8,7 +8,7 @@ use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
     TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use hyper::{HeaderMap, Request, Version};
+use hyper::{HeaderMap, Request, Uri, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
@@ -16,8 +16,8 @@ use super::ClientBody;
 use super::admit::lists;
 use super::forwarding;
 use super::request::{Admitted, Allowed, PublicRequest};
-use crate::auth::{Identity, Token};
-use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TrustedHeader};
+use crate::auth::{Identity, Token, token};
+use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -151,18 +151,38 @@ pub fn seal(
     for (name, value) in &trusted.0 {
         headers.insert(name.clone(), value.clone());
     }
-    let websocket = headers.contains_key(UPGRADE);
-    if policy.upstream.token_to_http == TokenToHttp::Header
-        && !websocket
-        && let Some(bearer) = token.as_ref().and_then(Token::bearer)
-    {
-        headers.insert(AUTHORIZATION, bearer);
+    if let Some(token) = &token {
+        pass_on(&mut admitted, token, policy);
     }
+    let headers = &mut admitted.parts.headers;
     if let Some(credential) = &policy.upstream.credential {
         headers.insert(credential.header.clone(), credential.value.clone());
     }
     let sealed = Sealed { request: rebuilt(admitted, policy), verified: true };
     Ok((sealed, identity, token, trusted))
+}
+
+/// Hands the token on where the configuration says that the backend checks it again.
+fn pass_on(admitted: &mut Admitted, token: &Token, policy: &Policy) {
+    let parts = &mut admitted.parts;
+    let to = &policy.upstream;
+    let in_header = if parts.headers.contains_key(UPGRADE) {
+        match &to.token_to_websocket {
+            TokenToUpgrade::None => false,
+            TokenToUpgrade::Header => true,
+            TokenToUpgrade::Query(name) => {
+                if let Some(target) = token::into_query(&parts.uri, name, token) {
+                    parts.uri = Uri::from(target);
+                }
+                false
+            }
+        }
+    } else {
+        to.token_to_http == TokenToHttp::Header
+    };
+    if in_header && let Some(bearer) = token.bearer() {
+        parts.headers.insert(AUTHORIZATION, bearer);
+    }
 }
 
 /// Seals a public request: every identity header out, none in.

@@ -47,6 +47,8 @@ pub enum Close {
     MissingToken,
     InvalidToken,
     Expired,
+    Lifetime,
+    Idle,
     TokenInUrl,
     Forbidden,
     TooMany,
@@ -73,7 +75,8 @@ impl Close {
             | Self::TooMany
             | Self::UpstreamRefused
             | Self::UpstreamNotFound => 1008,
-            Self::Expired => 4401,
+            Self::Expired | Self::Lifetime => 4401,
+            Self::Idle => 1001,
             Self::IdentityChanged => 1012,
             Self::Unavailable => 1013,
             Self::UpstreamFailed | Self::UpstreamLost => 1011,

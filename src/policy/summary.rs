@@ -59,13 +59,27 @@ pub fn summary(policy: &Policy) -> String {
     }
     if let Some(default) = policy.routes.last() {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
-        line("sockets", format!("dialect {dialect}; closed with 4401 {} after exp unless refreshed", grace(default)));
+        line("sockets", format!("dialect {dialect}; {}", sockets(default)));
     }
     out
 }
 
-fn grace(route: &Route) -> String {
-    format!("{} s", route.websocket.grace.as_secs())
+/// When the sockets of a route end, in one clause.
+#[must_use]
+pub fn sockets(route: &Route) -> String {
+    let spec = &route.websocket;
+    let mut text = if spec.keep {
+        "live on after their token's end".to_owned()
+    } else {
+        format!("closed with 4401 {} s after their token's end, unless refreshed", spec.grace.as_secs())
+    };
+    if let Some(lifetime) = spec.max_lifetime {
+        let _ = write!(text, ", at most {} s", lifetime.as_secs());
+    }
+    if let Some(idle) = spec.idle_timeout {
+        let _ = write!(text, ", closed after {} s without a message", idle.as_secs());
+    }
+    text
 }
 
 /// Where a token may stand, in one clause.
@@ -80,6 +94,7 @@ pub fn carriers(route: &Route) -> String {
     if route.token_from.message {
         carriers.push("first message".to_owned());
     }
+    carriers.extend(route.token_from.subprotocols.iter().map(|source| format!("subprotocol {}…", source.prefix)));
     if let Some(query) = &route.token_from.query {
         carriers.push(match query.mode {
             QueryMode::Move => format!("?{}= (deprecated, moved)", query.name),

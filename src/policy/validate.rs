@@ -13,10 +13,10 @@ use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::{
     Claim, CredentialSpec, DialectSpec, Expected, Hosts, LimitSpec, ListenAddress, LogSpec, Origin, OriginPattern,
-    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TrustedHeader, UpstreamSpec,
-    WebSocketSpec, fold,
+    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TokenToUpgrade,
+    TrustedHeader, UpstreamSpec, WebSocketSpec, fold,
 };
-use crate::config::{self, AuthMode, Config, Errors, Finding, HostHeader, OneOrMany, Paths, Time};
+use crate::config::{self, AuthMode, Config, Errors, Finding, HostHeader, OnExpiry, OneOrMany, Paths, Time};
 
 /// Makes a policy, or says everything that is wrong.
 ///
@@ -274,8 +274,26 @@ impl Check {
             pool_idle_timeout: time(upstream.pool_idle_timeout, 4),
             reuse: upstream.reuse.0,
             token_to_http: upstream.token_to.http,
+            token_to_websocket: self.token_to_upgrade(&upstream.token_to.websocket),
             credential,
         })
+    }
+
+    fn token_to_upgrade(&mut self, written: &config::TokenToWebSocket) -> TokenToUpgrade {
+        let path = "upstream.token_to.websocket";
+        match (written.form.as_deref(), written.query.as_deref()) {
+            (None | Some("none"), None) => TokenToUpgrade::None,
+            (Some("header"), None) => TokenToUpgrade::Header,
+            (None, Some("")) => {
+                self.wrong(format!("{path}.query"), "is empty; write the parameter's name, such as token");
+                TokenToUpgrade::None
+            }
+            (None, Some(name)) => TokenToUpgrade::Query(name.to_owned()),
+            (Some(other), _) => {
+                self.wrong(path, format!("\"{other}\" is not one of none, header, {{ query: token }}"));
+                TokenToUpgrade::None
+            }
+        }
     }
 
     fn not_zero(&mut self, path: &str, value: Option<Time>) {
@@ -370,6 +388,7 @@ impl Check {
         header: Option<&OneOrMany>,
         message: bool,
         query: Option<&config::QuerySource>,
+        subprotocols: &[config::SubprotocolSource],
     ) -> TokenSources {
         let mut headers = Vec::new();
         for name in header.map_or(&[][..], |names| &names.0) {
@@ -383,7 +402,20 @@ impl Check {
         let query = query
             .filter(|query| !query.uses.is_empty())
             .map(|query| QueryParameter { name: query.name.clone(), mode: query.mode });
-        TokenSources { headers, message, query }
+        let subprotocols = subprotocols
+            .iter()
+            .enumerate()
+            .map(|(index, source)| {
+                let at = format!("{path}.subprotocol[{index}].prefix");
+                if source.prefix.is_empty() {
+                    self.wrong(&at, "is empty: every offer would be taken for a token; write it as base64url.bearer.authorization.k8s.io.");
+                } else if HeaderName::try_from(source.prefix.as_str()).is_err() {
+                    self.wrong(&at, format!("\"{}\" cannot begin a subprotocol", source.prefix));
+                }
+                TokenSubprotocol { prefix: source.prefix.clone(), encoding: source.encoding }
+            })
+            .collect();
+        TokenSources { headers, message, query, subprotocols }
     }
 
     fn websocket(&mut self, config: &Config, route: &config::RouteWebSocket, path: &str) -> WebSocketSpec {
@@ -424,12 +456,24 @@ impl Check {
                 );
             }
         }
+        let keep = route.on_expiry.or(base.on_expiry) == Some(OnExpiry::Keep);
+        let max_lifetime = route.max_lifetime.unwrap_or(base.max_lifetime);
+        self.not_zero(&path_of(route.max_lifetime.is_some(), "max_lifetime"), max_lifetime);
+        if keep && max_lifetime.is_none() {
+            let at = path_of(route.on_expiry.is_some(), "on_expiry");
+            self.wrong(at, "keep lets sockets outlive their tokens, so max_lifetime must be set beside it, as in max_lifetime: 12h");
+        }
+        let idle_timeout = route.idle_timeout.unwrap_or(base.idle_timeout);
+        self.not_zero(&path_of(route.idle_timeout.is_some(), "idle_timeout"), idle_timeout);
         let allowed = route.allowed_origins.as_ref().or(base.allowed_origins.as_ref());
         let at = path_of(route.allowed_origins.is_some(), "allowed_origins");
         WebSocketSpec {
             dialect,
             auth_timeout: auth_timeout.0,
             grace: route.grace.unwrap_or(base.grace).0,
+            keep,
+            max_lifetime: max_lifetime.map(|time| time.0),
+            idle_timeout: idle_timeout.map(|time| time.0),
             ping_interval: ping_interval.0,
             ping_timeout: ping_timeout.0,
             subprotocols,
@@ -474,7 +518,8 @@ impl Check {
             let header = route.token_from.header.as_ref().map_or(base.header.as_ref(), Option::as_ref);
             let query = route.token_from.query.as_ref().map_or(base.query.as_ref(), Option::as_ref);
             let message = route.token_from.message.unwrap_or(base.message);
-            let token_from = self.token_from(&format!("{at}.token_from"), header, message, query);
+            let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
+            let token_from = self.token_from(&format!("{at}.token_from"), header, message, query, subprotocols);
             let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"));
             let pattern = (path != "/**").then_some(pattern);
             out.push(Arc::new(Route {
@@ -488,7 +533,8 @@ impl Check {
             }));
         }
         let base = &config.token_from;
-        let token_from = self.token_from("token_from", base.header.as_ref(), base.message, base.query.as_ref());
+        let token_from =
+            self.token_from("token_from", base.header.as_ref(), base.message, base.query.as_ref(), &base.subprotocol);
         let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket");
         out.push(Arc::new(Route {
             label: "default".to_owned(),

@@ -54,6 +54,8 @@ pub(super) struct Times {
     pub ping_interval: Duration,
     /// Silence after a ping that means dead.
     pub ping_timeout: Duration,
+    /// Without a data frame, either way, for this long it is closed.
+    pub idle_timeout: Option<Duration>,
     /// No byte taken for this long means dead.
     pub send_timeout: Duration,
     /// The largest token read from a message.
@@ -264,6 +266,8 @@ pub(super) struct Relay {
     drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     timer: Pin<Box<Sleep>>,
     times: Times,
+    /// When the last data frame began.
+    last_data: Instant,
     farewell: Option<Farewell>,
     /// Both sides have been told to go; what is left has until then.
     over: Option<Instant>,
@@ -317,6 +321,7 @@ impl Relay {
             drain: Some(drain),
             timer: Box::pin(sleep_until(Instant::now() + times.ping_interval)),
             times,
+            last_data: Instant::now(),
             farewell: None,
             over: None,
             first_close: None,
@@ -443,6 +448,7 @@ impl Relay {
                     if header.opcode.is_control() {
                         self.client_control.raw.extend_from_slice(header.raw());
                     } else {
+                        self.last_data = Instant::now();
                         self.client_data_begins(header, range, input, next, &mut out);
                     }
                     if header.length == 0 {
@@ -551,6 +557,9 @@ impl Relay {
             let header = match piece {
                 Piece::Header(header, range) => {
                     self.upstream_frame = Some(header);
+                    if !header.opcode.is_control() {
+                        self.last_data = Instant::now();
+                    }
                     match range {
                         _ if header.opcode.is_control() => self.upstream_control.raw.extend_from_slice(header.raw()),
                         Some(range) => out.keep(input, range),
@@ -784,6 +793,9 @@ impl Relay {
         if let Some(deadline) = self.session.deadline() {
             consider(now_instant + Duration::from_millis(deadline.saturating_sub(now())));
         }
+        if let Some(idle) = self.times.idle_timeout {
+            consider(self.last_data + idle);
+        }
         for side in [&self.client, &self.upstream] {
             if side.eof || side.told_close {
                 continue;
@@ -822,6 +834,9 @@ impl Relay {
         }
         if self.session.deadline().is_some_and(|deadline| now() >= deadline) {
             self.act_on(Event::Deadline);
+        }
+        if self.times.idle_timeout.is_some_and(|idle| self.last_data + idle <= now_instant) {
+            self.act_on(Event::End(Ending::Idle));
         }
         self.ping(now_instant)
     }

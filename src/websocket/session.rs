@@ -34,6 +34,8 @@ pub enum Ending {
     TooManyRefreshes,
     IdentityChanged,
     Expired,
+    Lifetime,
+    Idle,
     AuthUnavailable,
     TooManyConnections,
     UpstreamRefused,
@@ -61,6 +63,7 @@ impl Ending {
             Self::Denied | Self::UpstreamRefused => "Access denied",
             Self::TooManyRefreshes => "Too many refreshes",
             Self::Expired => "Token expired",
+            Self::Lifetime => "Session expired",
             Self::AuthUnavailable => "Authentication service unavailable",
             Self::TooManyConnections => "Too many connections",
             Self::UpstreamNotFound => "Not found",
@@ -69,6 +72,7 @@ impl Ending {
             | Self::NotUtf8
             | Self::Protocol
             | Self::ControlFrames
+            | Self::Idle
             | Self::IdentityChanged
             | Self::UpstreamLost
             | Self::Drain(_) => return None,
@@ -88,6 +92,8 @@ impl Ending {
             Self::Unexpected => "Expected authentication message",
             Self::MissingToken => "Missing token",
             Self::ExpiredOnArrival | Self::Expired => "Token expired",
+            Self::Lifetime => "Session expired",
+            Self::Idle => "Idle timeout",
             Self::InvalidToken => "Invalid token",
             Self::TokenInUrl => "Token in URL",
             Self::Denied | Self::UpstreamRefused => "Access denied",
@@ -114,6 +120,8 @@ impl Ending {
             Self::Unexpected => Close::UnexpectedMessage,
             Self::MissingToken => Close::MissingToken,
             Self::ExpiredOnArrival | Self::Expired => Close::Expired,
+            Self::Lifetime => Close::Lifetime,
+            Self::Idle => Close::Idle,
             Self::InvalidToken => Close::InvalidToken,
             Self::TokenInUrl => Close::TokenInUrl,
             Self::Denied => Close::Forbidden,
@@ -222,6 +230,17 @@ enum Answer {
     Refreshed,
 }
 
+/// How a session's life is bounded, as its route says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Life {
+    /// Beyond its token's end, at least the clock skew.
+    pub grace: Duration,
+    /// Whether it lives on after its token's end.
+    pub keep: bool,
+    /// From its beginning, whatever its tokens say.
+    pub max_lifetime: Option<Duration>,
+}
+
 /// The state of one socket.
 #[derive(Debug)]
 pub struct Session {
@@ -229,7 +248,9 @@ pub struct Session {
     phase: Phase,
     /// When waiting ends, milliseconds.
     waiting_until: u64,
-    grace: Duration,
+    life: Life,
+    /// Milliseconds: the end of `max_lifetime`.
+    last_moment: u64,
     /// The user id, until `authenticated` has been said.
     user_id: String,
     /// Unix seconds.
@@ -247,16 +268,22 @@ pub struct Session {
 impl Session {
     /// A socket that waits in the vestibule for its first message.
     #[must_use]
-    pub fn waiting(dialect: Arc<DialectSpec>, auth_timeout: Duration, grace: Duration, now: u64) -> Self {
-        let mut session = Self::new(Some(dialect), grace);
+    pub fn waiting(dialect: Arc<DialectSpec>, auth_timeout: Duration, life: Life, now: u64) -> Self {
+        let mut session = Self::new(Some(dialect), life, now);
         session.waiting_until = now.saturating_add(millis(auth_timeout));
         session
     }
 
     /// A socket whose credential came on the upgrade, with the upstream's 101 in hand.
     #[must_use]
-    pub fn open(dialect: Option<Arc<DialectSpec>>, grace: Duration, expires_at: u64, clock_skew: Duration) -> Self {
-        let mut session = Self::new(dialect, grace);
+    pub fn open(
+        dialect: Option<Arc<DialectSpec>>,
+        life: Life,
+        expires_at: u64,
+        clock_skew: Duration,
+        now: u64,
+    ) -> Self {
+        let mut session = Self::new(dialect, life, now);
         session.phase = Phase::Open;
         session.extend(expires_at, clock_skew);
         session
@@ -265,17 +292,18 @@ impl Session {
     /// A socket of a public route: nobody's token ends it.
     #[must_use]
     pub fn unending() -> Self {
-        let mut session = Self::new(None, Duration::ZERO);
+        let mut session = Self::new(None, Life::default(), 0);
         session.phase = Phase::Open;
         session
     }
 
-    fn new(dialect: Option<Arc<DialectSpec>>, grace: Duration) -> Self {
+    fn new(dialect: Option<Arc<DialectSpec>>, life: Life, now: u64) -> Self {
         Self {
             dialect,
             phase: Phase::Waiting,
             waiting_until: u64::MAX,
-            grace,
+            life,
+            last_moment: life.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
             user_id: String::new(),
             expires_at: 0,
             end: u64::MAX,
@@ -289,7 +317,9 @@ impl Session {
 
     fn extend(&mut self, expires_at: u64, clock_skew: Duration) {
         self.expires_at = expires_at;
-        self.end = expires_at.saturating_mul(1_000).saturating_add(millis(self.grace.max(clock_skew)));
+        if !self.life.keep {
+            self.end = expires_at.saturating_mul(1_000).saturating_add(millis(self.life.grace.max(clock_skew)));
+        }
     }
 
     /// Its dialect; `None` for `none`.
@@ -317,13 +347,17 @@ impl Session {
             Phase::Waiting => Some(self.waiting_until),
             // The verdict and the dial have bounds of their own.
             Phase::Verifying | Phase::Dialling | Phase::Ended => None,
-            // A refresh under verification at the end is awaited.
-            Phase::Open if self.verifying.is_some() => None,
+            // A refresh under verification at the token's end is awaited.
+            Phase::Open if self.verifying.is_some() => Self::known(self.last_moment),
             Phase::Open => match &self.queued {
-                Some(_) => Some(self.end.min(self.next_refresh())),
-                None => Some(self.end),
+                Some(_) => Self::known(self.end.min(self.last_moment).min(self.next_refresh())),
+                None => Self::known(self.end.min(self.last_moment)),
             },
         }
+    }
+
+    fn known(moment: u64) -> Option<u64> {
+        (moment != u64::MAX).then_some(moment)
     }
 
     /// When the bucket has room for one more.
@@ -468,6 +502,9 @@ impl Session {
     }
 
     fn due(&mut self, now: u64) -> Vec<Action> {
+        if now >= self.last_moment {
+            return self.finish(Ending::Lifetime);
+        }
         if self.verifying.is_some() {
             return Vec::new();
         }
@@ -492,6 +529,29 @@ mod tests {
 
     const NOW: u64 = 1_000_000_000;
 
+    fn life(grace: u64) -> Life {
+        Life { grace: Duration::from_secs(grace), ..Life::default() }
+    }
+
+    #[test]
+    fn max_lifetime_holds_whatever_the_tokens_say() {
+        let life = Life { max_lifetime: Some(Duration::from_secs(40)), ..life(30) };
+        let mut session = Session::open(None, life, NOW / 1_000 + 600, Duration::from_secs(5), NOW);
+        assert_eq!(session.deadline(), Some(NOW + 40_000));
+        assert_eq!(shown(&session.on(Event::Deadline, NOW + 40_000)), ["Session expired 4401 Session expired"]);
+        let mut session = Session::open(None, life, NOW / 1_000 + 600, Duration::from_secs(5), NOW);
+        refresh(&mut session, NOW + 39_000);
+        assert_eq!(session.deadline(), Some(NOW + 40_000), "a refresh under verification does not hold it up");
+    }
+
+    #[test]
+    fn keep_outlives_the_token_until_max_lifetime() {
+        let life = Life { keep: true, max_lifetime: Some(Duration::from_secs(900)), ..life(30) };
+        let mut session = Session::open(None, life, NOW / 1_000 + 60, Duration::from_secs(5), NOW);
+        assert_eq!(session.deadline(), Some(NOW + 900_000));
+        assert!(session.on(Event::Deadline, NOW + 500_000).is_empty());
+    }
+
     fn token() -> Token {
         Token::presented("t", 16).expect("token")
     }
@@ -501,7 +561,7 @@ mod tests {
     }
 
     fn waiting() -> Session {
-        Session::waiting(Arc::new(DialectSpec::vestibule()), Duration::from_secs(10), Duration::from_secs(30), NOW)
+        Session::waiting(Arc::new(DialectSpec::vestibule()), Duration::from_secs(10), life(30), NOW)
     }
 
     fn opened() -> Session {
@@ -693,7 +753,7 @@ mod tests {
 
     #[test]
     fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
-        let mut session = Session::open(None, Duration::from_secs(30), NOW / 1_000 + 60, Duration::from_secs(5));
+        let mut session = Session::open(None, life(30), NOW / 1_000 + 60, Duration::from_secs(5), NOW);
         assert_eq!(session.deadline(), Some(NOW + 90_000));
         assert_eq!(shown(&session.on(Event::Deadline, NOW + 90_000)), ["Token expired 4401 Token expired"]);
         assert_eq!(Ending::Expired.said(None), None);
@@ -701,7 +761,7 @@ mod tests {
 
     #[test]
     fn grace_is_at_least_the_clock_skew() {
-        let session = Session::open(None, Duration::ZERO, 100, Duration::from_secs(5));
+        let session = Session::open(None, Life::default(), 100, Duration::from_secs(5), 0);
         assert_eq!(session.deadline(), Some(105_000));
     }
 }

@@ -18,7 +18,7 @@ use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake};
 use super::relay::{Beginning, Outcome, now};
 use super::session::{Action, Ending, Event, Session, Verdict};
-use super::{Context, RefreshJudge, client_socket, relay_to_the_end, took, upstream_ending};
+use super::{Context, RefreshJudge, client_socket, life, relay_to_the_end, took, upstream_ending};
 use crate::auth::{Carrier, Rejection, Token, Verified};
 use crate::http::{ProtectedRequest, Sealed, Upgraded, UpstreamError, seal};
 use crate::policy::DialectSpec;
@@ -79,7 +79,7 @@ impl Waiting {
     pub(super) async fn run(self, mut context: Context, upgrade: OnUpgrade) {
         let Waiting { mut request, seat, dialect, subprotocol } = self;
         let spec = request.route().websocket.clone();
-        let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, spec.grace, now());
+        let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, life(&spec), now());
         let Some((mut client, early)) = client_socket(upgrade).await else {
             context.line.outcome = "left";
             return context.ended(&Outcome::left(None));

@@ -1,5 +1,7 @@
 //! DESIGN.md section 4.1, 4.2 and 4.5 over sockets, for the default dialect.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::support::backend::Backend;
@@ -237,6 +239,8 @@ async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
     assert_eq!(client.next_text().await, "first");
     drop(client);
     house.proxy.logged("the socket's line", |line| line.contains("\"carrier\":\"query\"")).await;
+    let said = "deprecated ?token= from a client without Origin on default; send it as the first message";
+    house.proxy.logged("the warning", |line| line.contains(said)).await;
     assert!(!house.proxy.log().iter().any(|line| line.contains(&token)));
 }
 
@@ -611,4 +615,141 @@ async fn open_sockets_count_among_the_connections() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_subprotocol_token_is_taken_out_and_its_siblings_stay_offers() {
+    let sources = "token_from:
+  subprotocol:
+    - { prefix: base64url.bearer.authorization.k8s.io., encoding: base64url }
+    - { prefix: v1.token.websocket.jupyter.org., encoding: url }
+";
+    let house = house(sources).await;
+    let token = house.issuer.token("alice");
+    let k8s = format!("base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(&token));
+    let jupyter = format!("v1.token.websocket.jupyter.org.{token}");
+    for entry in [&k8s, &jupyter] {
+        let offer = format!("Sec-WebSocket-Protocol: v2.app, {entry}, v1.app");
+        let fields = [offer.as_str()];
+        let upstream = async { house.backend.accept().await.switch("Sec-WebSocket-Protocol: v1.app\r\n").await };
+        let ((answer, client), (heard, mut upstream)) =
+            tokio::join!(Socket::try_open(house.proxy.address, "/ws", &fields), upstream);
+        assert_eq!((answer.status, answer.field("sec-websocket-protocol")), (101, Some("v1.app")));
+        assert_eq!(
+            (heard.all("sec-websocket-protocol"), heard.all("x-user-id")),
+            (vec!["v2.app, v1.app"], vec!["alice"])
+        );
+        assert!(!heard.head.contains("bearer.") && !heard.head.contains(&token));
+        client.expect("open").say("hi").await;
+        assert_eq!(upstream.next_text().await, "hi");
+    }
+    // Refused as a Close; the 101 names the first offer that is no token, or none.
+    for (offer, named) in [
+        (format!("v1.token.websocket.jupyter.org.garbage, v1.app, {k8s}"), Some("v1.app")),
+        ("v1.token.websocket.jupyter.org.garbage".to_owned(), None),
+    ] {
+        let offer = format!("Sec-WebSocket-Protocol: {offer}");
+        let (answer, client) = Socket::try_open(house.proxy.address, "/ws", &[&offer]).await;
+        assert_eq!((answer.status, answer.field("sec-websocket-protocol")), (101, named));
+        let mut client = client.expect("open");
+        assert_eq!(client.next_text().await, error("Invalid authentication token"));
+        assert_eq!(client.next_close().await, (1008, "Invalid token".into()));
+    }
+}
+
+#[tokio::test]
+async fn the_first_kind_of_credential_decides_alone() {
+    let sources = "token_from: { subprotocol: [{ prefix: token. }] }\n";
+    let mut house = house(sources).await;
+    let (alice, bob) = (house.issuer.token("alice"), house.issuer.token("bob"));
+    let header = |token: &str| bearer(token);
+    let subprotocol = |token: &str| format!("Sec-WebSocket-Protocol: token.{token}");
+    // Good before good: the first is the user, the others are gone.
+    let fields = [header(&alice), subprotocol(&bob)];
+    let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+    let target = format!("/ws?token={bob}&x=1");
+    let (_client, (heard, _)) =
+        tokio::join!(Socket::open(house.proxy.address, &target, &fields), house.backend.websocket());
+    assert_eq!(
+        (heard.all("x-user-id"), heard.target(), heard.has("sec-websocket-protocol")),
+        (vec!["alice"], "/ws?x=1", false)
+    );
+    let offer = subprotocol(&bob);
+    let fields = [offer.as_str()];
+    let target = format!("/ws?token={alice}");
+    let (_client, (heard, _)) =
+        tokio::join!(Socket::open(house.proxy.address, &target, &fields), house.backend.websocket());
+    assert_eq!(heard.all("x-user-id"), ["bob"]);
+    // Bad before good: its refusal is final.
+    let (answer, _) = Socket::try_open(house.proxy.address, &target, &[&header("garbage"), &offer]).await;
+    assert_eq!((answer.status, answer.code().as_str()), (401, "invalid_token"));
+    let bad = subprotocol("garbage");
+    let mut client = Socket::open(house.proxy.address, &target, &[&bad]).await;
+    assert_eq!(client.next_text().await, error("Invalid authentication token"));
+    assert!(house.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn the_upstream_that_checks_for_itself_gets_the_token_as_it_wants_it() {
+    for (form, field) in [("header", "authorization"), ("{ query: access_token }", "")] {
+        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+        let yaml = format!(
+            "upstream: {{ url: \"{}\", token_to: {{ websocket: {form} }} }}\nproviders: [{}]\ntoken_from: {{ subprotocol: [{{ prefix: token. }}] }}\n",
+            backend.url(),
+            issuer.provider()
+        );
+        let proxy = Proxy::start(&yaml).await;
+        let token = issuer.token("alice");
+        // Whatever carried it: header, subprotocol, query, first message.
+        for carrier in 0..4 {
+            let (target, fields) = match carrier {
+                0 => ("/ws?x=1&access_token=forged".to_owned(), vec![bearer(&token)]),
+                1 => ("/ws?x=1".to_owned(), vec![format!("Sec-WebSocket-Protocol: token.{token}")]),
+                2 => (format!("/ws?x=1&token={token}"), vec![]),
+                _ => ("/ws?x=1".to_owned(), vec![]),
+            };
+            let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+            let client = async {
+                let mut client = Socket::open(proxy.address, &target, &fields).await;
+                if carrier == 3 {
+                    assert_eq!(client.authenticate(&token).await["type"], "authenticated");
+                }
+                client
+            };
+            let (_client, (heard, _upstream)) = tokio::join!(client, backend.websocket());
+            if field.is_empty() {
+                assert_eq!(heard.target(), format!("/ws?x=1&access_token={token}"), "carrier {carrier}");
+                assert!(!heard.has("authorization"));
+            } else {
+                assert_eq!(heard.all(field), [format!("Bearer {token}")], "carrier {carrier}");
+                assert!(!heard.target().contains(&token));
+            }
+            assert_eq!(heard.all("x-user-id"), ["alice"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn sockets_end_by_max_lifetime_and_by_idleness() {
+    let house = house("websocket: { max_lifetime: 2s }\nroutes: [{ path: /idle, websocket: { max_lifetime: null, idle_timeout: 1s } }]\n").await;
+    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    assert_eq!(client.next_text().await, error("Session expired"));
+    assert_eq!(client.next_close().await, (4401, "Session expired".into()));
+    assert_eq!(upstream.next_close().await.0, 1001);
+    let credential = bearer(&house.issuer.token("alice"));
+    let fields = [credential.as_str()];
+    let (mut client, (_, mut upstream)) =
+        tokio::join!(Socket::open(house.proxy.address, "/idle", &fields), house.backend.websocket());
+    client.send(0x89, "a ping is no message").await;
+    assert_eq!(upstream.next().await.opcode, 9);
+    assert_eq!(client.next_close().await, (1001, "Idle timeout".into()));
+}
+
+#[tokio::test]
+async fn keep_outlives_the_token() {
+    let house = house("websocket: { on_expiry: keep, max_lifetime: 6s, grace: 0s }\n").await;
+    let token = house.issuer.token_with("alice", json!({"exp": now() - 3}));
+    let (mut client, _upstream) = house.session(&token).await;
+    // Without `keep` it would end in two seconds, with another reason.
+    assert_eq!(client.next_text().await, error("Session expired"));
 }
