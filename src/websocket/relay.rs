@@ -30,6 +30,8 @@ const LOOKED_INTO: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(5);
 /// How long a Close of ours waits for the end of a message.
 const BOUNDARY: Duration = Duration::from_secs(2);
+/// Answers of ours that may wait for the end of the upstream's message.
+const SAYINGS: usize = 16;
 /// A ping that could not be sent is tried again after this.
 const PING_RETRY: Duration = Duration::from_secs(1);
 /// Our pings, to know our pongs.
@@ -349,6 +351,8 @@ impl Relay {
         for action in self.session.on(event, now()) {
             match action {
                 Action::Verify(token) => self.verdict = Some(self.judge.judge(token)),
+                // Only an upstream that never ends its message lets this many wait.
+                Action::Say(_) if self.say.len() >= SAYINGS => self.begin_end(Ending::TooManyRefreshes),
                 Action::Say(text) => {
                     let mut frame = Vec::new();
                     encode(&mut frame, Opcode::Text, text.as_bytes(), None);
@@ -495,6 +499,10 @@ impl Relay {
                 self.held = Some(Held { raw: header.raw().to_vec(), text: Vec::new() });
                 return;
             }
+        }
+        if self.held.as_ref().is_some_and(|held| held.raw.len() > 2 * LOOKED_INTO) {
+            // Fragments without end and without content are no refresh.
+            self.release(input, out);
         }
         match (&mut self.held, range) {
             (Some(held), _) => held.raw.extend_from_slice(header.raw()),

@@ -753,3 +753,19 @@ async fn keep_outlives_the_token() {
     // Without `keep` it would end in two seconds, with another reason.
     assert_eq!(client.next_text().await, error("Session expired"));
 }
+
+#[tokio::test]
+async fn endless_empty_fragments_are_passed_on_and_not_collected() {
+    let house = house("").await;
+    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    client.send(0x01, "  ").await;
+    let empty = frame(Side::Client, 0x00, b"");
+    client.write(empty.repeat(8_000)).await;
+    // They could still become a refresh until too many have come; then all of them go on.
+    assert_eq!(upstream.next().await.text(), "  ");
+    for _ in 0..5_000 {
+        assert_eq!(upstream.next().await.payload.len(), 0);
+    }
+    client.send(0x80, "end").await;
+    within("the end of the message", async { while !upstream.next().await.fin {} }).await;
+}
