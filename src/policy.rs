@@ -21,7 +21,7 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
-pub use dialect::{Close, DialectSpec, Expectation, MessageSpec};
+pub use dialect::{Close, DialectSpec, Expectation, MessageSpec, PingSpec};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use provider::{AllowSpec, Audience, KeySource, Kinds, ProviderSpec, Secret};

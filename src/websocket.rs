@@ -326,7 +326,7 @@ impl Door {
         let held = context.shared.drain.hold();
         tokio::spawn(async move {
             if let Some((tcp, _)) = client_socket(upgrade).await {
-                waiting::say_goodbye(tcp, dialect.as_deref(), ending).await;
+                waiting::say_goodbye(tcp, dialect.as_deref(), ending, &Vec::new()).await;
                 context.ended(&Outcome::refused(ending.code(dialect.as_deref())));
             }
             drop(held);

@@ -29,6 +29,7 @@ pub struct Config {
     pub routes: Vec<Route>,
     pub paths: Paths,
     pub websocket: WebSocket,
+    pub dialects: BTreeMap<String, Dialect>,
     pub limits: Limits,
     pub errors: Errors,
     pub insecure_verbose_errors: bool,
@@ -52,6 +53,7 @@ impl Default for Config {
             routes: Vec::new(),
             paths: Paths::Strict,
             websocket: WebSocket::default(),
+            dialects: BTreeMap::new(),
             limits: Limits::default(),
             errors: Errors::Generic,
             insecure_verbose_errors: false,
@@ -372,6 +374,44 @@ impl Default for WebSocket {
             drain_code: 1012,
         }
     }
+}
+
+/// The messages of a handshake that a user writes: matchers and templates.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Dialect {
+    pub greeting: Option<Json>,
+    pub authenticate: DialectMessage,
+    pub acknowledge: Option<Json>,
+    pub refresh: Option<DialectRefresh>,
+    pub error: Option<Json>,
+    pub ping: Option<DialectPing>,
+    pub close: BTreeMap<String, u16>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DialectMessage {
+    #[serde(rename = "match")]
+    pub matches: BTreeMap<String, Json>,
+    pub token: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DialectRefresh {
+    #[serde(rename = "match")]
+    pub matches: BTreeMap<String, Json>,
+    pub token: Vec<String>,
+    pub acknowledge: Option<Json>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DialectPing {
+    #[serde(rename = "match")]
+    pub matches: BTreeMap<String, Json>,
+    pub reply: Option<Json>,
 }
 
 /// `websocket` of a route: what is not written stays as it is above.

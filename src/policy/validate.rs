@@ -1,5 +1,6 @@
 //! `Config` → `Policy`: every rule that needs more than one key, every parsed value, all errors at once.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use url::Url;
 
+use super::dialect::is_sendable;
 use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::{
@@ -36,6 +38,7 @@ pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
 pub(super) struct Check {
     findings: Vec<Finding>,
     warnings: Vec<String>,
+    dialects: BTreeMap<String, Arc<DialectSpec>>,
 }
 
 impl Check {
@@ -115,6 +118,7 @@ impl Check {
             self.header_name(&format!("identity.strip[{index}]"), name);
         }
         let providers = self.providers(config);
+        self.dialects = self.dialects(&config.dialects);
         let routes = self.routes(config);
         if config.errors == Errors::Verbose && !loopback && !config.insecure_verbose_errors {
             self.wrong(
@@ -423,19 +427,15 @@ impl Check {
         let path_of =
             |written: bool, key: &str| if written { format!("{path}.{key}") } else { format!("websocket.{key}") };
         let name = route.dialect.as_ref().unwrap_or(&base.dialect);
-        let dialect = match name.as_str() {
-            "vestibule" => Some(Arc::new(DialectSpec::vestibule())),
-            "none" => None,
-            other => {
-                self.wrong(
-                    path_of(route.dialect.is_some(), "dialect"),
-                    format!("\"{other}\" is not one of vestibule, none"),
-                );
-                None
-            }
-        };
+        let dialect = self.dialects.get(name).cloned();
+        if dialect.is_none() && name != "none" {
+            let known: Vec<&str> = self.dialects.keys().map(String::as_str).chain(["none"]).collect();
+            let message =
+                format!("\"{name}\" is not one of {}; further ones are written under `dialects`", known.join(", "));
+            self.wrong(path_of(route.dialect.is_some(), "dialect"), message);
+        }
         let drain_code = route.drain_code.unwrap_or(base.drain_code);
-        if !matches!(drain_code, 1000 | 1001 | 1008 | 1011..=1014 | 3000..=4999) {
+        if !is_sendable(drain_code) {
             self.wrong(
                 path_of(route.drain_code.is_some(), "drain_code"),
                 format!("{drain_code} cannot be sent in a Close; write 1012, 1001, or 3000 to 4999"),

@@ -7,11 +7,24 @@ use crate::auth::Token;
 use crate::json;
 use crate::policy::{DialectSpec, Expectation, MessageSpec};
 
+/// What templates copy from the message being answered: pointer and value.
+pub(super) type Copies = Vec<(String, Value)>;
+
+fn copies(dialect: &DialectSpec, message: &Map<String, Value>) -> Copies {
+    dialect
+        .copied
+        .iter()
+        .map(|pointer| (pointer.clone(), member(message, pointer).cloned().unwrap_or(Value::Null)))
+        .collect()
+}
+
 /// What a client's first message was.
 #[derive(Debug)]
 pub enum First {
     /// It carries a token.
     Authenticate(Token),
+    /// A ping of the application's, and its answer; what follows is the first message.
+    Ping(String),
     /// Not one JSON object, or with a member twice.
     InvalidMessage,
     /// Another message.
@@ -29,6 +42,8 @@ pub enum Later {
     Authenticate(Presented),
     /// A refresh.
     Refresh(Presented),
+    /// A ping of the application's, and its answer.
+    Ping(String),
 }
 
 /// The token of a later message.
@@ -42,43 +57,61 @@ pub enum Presented {
     NotAToken,
 }
 
-/// Reads the first message.
+/// Reads the first message, and what its answer copies from it.
 #[must_use]
-pub(super) fn first(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> First {
-    let Ok(message) = json::object(text) else { return First::InvalidMessage };
-    if !matches(&dialect.authenticate, &message) {
-        return First::Unexpected;
+pub(super) fn first(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> (First, Copies) {
+    let Ok(message) = json::object(text) else { return (First::InvalidMessage, Vec::new()) };
+    let copies = copies(dialect, &message);
+    if let Some(reply) = pong(dialect, &message, &copies) {
+        return (First::Ping(reply), copies);
     }
-    match token(&dialect.authenticate, &message, token_bytes) {
+    if !matches(&dialect.authenticate.matches, &message) {
+        return (First::Unexpected, copies);
+    }
+    let first = match token(&dialect.authenticate, &message, token_bytes) {
         Presented::Token(token) => First::Authenticate(token),
         Presented::Missing => First::MissingToken,
         Presented::NotAToken => First::NotAToken,
-    }
+    };
+    (first, copies)
 }
 
 /// Whether a later text message is for us; `None` passes on as it came, also when it is malformed.
 #[must_use]
-pub(super) fn later(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> Option<Later> {
-    if !could_match(&dialect.refresh, text) && !could_match(&dialect.authenticate, text) {
+pub(super) fn later(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> Option<(Later, Copies)> {
+    let rules = [Some(&dialect.authenticate.matches), dialect.refresh.as_ref().map(|refresh| &refresh.matches)];
+    let rules = rules.into_iter().chain([dialect.ping.as_ref().map(|ping| &ping.matches)]);
+    if !rules.flatten().any(|matches| could_match(matches, text)) {
         return None;
     }
     let message = json::object(text).ok()?;
-    if matches(&dialect.refresh, &message) {
-        return Some(Later::Refresh(token(&dialect.refresh, &message, token_bytes)));
+    let copies = copies(dialect, &message);
+    if let Some(reply) = pong(dialect, &message, &copies) {
+        return Some((Later::Ping(reply), copies));
     }
-    if matches(&dialect.authenticate, &message) {
-        return Some(Later::Authenticate(token(&dialect.authenticate, &message, token_bytes)));
+    if let Some(refresh) = &dialect.refresh
+        && matches(&refresh.matches, &message)
+    {
+        return Some((Later::Refresh(token(refresh, &message, token_bytes)), copies));
+    }
+    if matches(&dialect.authenticate.matches, &message) {
+        return Some((Later::Authenticate(token(&dialect.authenticate, &message, token_bytes)), copies));
     }
     None
 }
 
+fn pong(dialect: &DialectSpec, message: &Map<String, Value>, copies: &Copies) -> Option<String> {
+    let ping = dialect.ping.as_ref()?;
+    matches(&ping.matches, message).then(|| render(&ping.reply, &Values { copies, ..Values::default() }))
+}
+
 /// Spares the parser the messages that cannot match: a literal of the rule is not in the text, and
 /// no escape could spell it otherwise.
-fn could_match(spec: &MessageSpec, text: &[u8]) -> bool {
+fn could_match(matches: &[(String, Expectation)], text: &[u8]) -> bool {
     if text.contains(&b'\\') {
         return true;
     }
-    spec.matches.iter().all(|(_, expectation)| match expectation {
+    matches.iter().all(|(_, expectation)| match expectation {
         Expectation::Equals(Value::String(literal)) if !literal.is_empty() => {
             text.windows(literal.len()).any(|window| window == literal.as_bytes())
         }
@@ -93,8 +126,8 @@ fn member<'a>(message: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     value.pointer(&rest[first.len()..])
 }
 
-fn matches(spec: &MessageSpec, message: &Map<String, Value>) -> bool {
-    spec.matches.iter().all(|(key, expectation)| match (member(message, key), expectation) {
+fn matches(rule: &[(String, Expectation)], message: &Map<String, Value>) -> bool {
+    rule.iter().all(|(key, expectation)| match (member(message, key), expectation) {
         (Some(found), Expectation::Equals(value)) => found == value,
         (Some(_), Expectation::Present) => true,
         (None, _) => false,
@@ -124,6 +157,8 @@ pub(super) struct Values<'a> {
     pub message: &'a str,
     /// `{code}`
     pub code: u16,
+    /// `{/pointer}`
+    pub copies: &'a [(String, Value)],
 }
 
 /// Writes a message from a template. A string that is exactly one placeholder becomes the value with
@@ -141,6 +176,9 @@ fn filled(template: &Value, values: &Values<'_>) -> Value {
             "{expires_in}" => values.expires_in.into(),
             "{message}" => values.message.into(),
             "{code}" => values.code.into(),
+            text if text.starts_with("{/") && text.find('}') == Some(text.len() - 1) => {
+                copied(values, &text[1..text.len() - 1]).cloned().unwrap_or(Value::Null)
+            }
             _ => Value::String(replaced(text, values)),
         },
         Value::Array(items) => items.iter().map(|item| filled(item, values)).collect(),
@@ -149,6 +187,10 @@ fn filled(template: &Value, values: &Values<'_>) -> Value {
         }
         other => other.clone(),
     }
+}
+
+fn copied<'a>(values: &Values<'a>, pointer: &str) -> Option<&'a Value> {
+    values.copies.iter().find(|(name, _)| name == pointer).map(|(_, value)| value)
 }
 
 /// One pass over the text, so that a value is never looked at for placeholders itself.
@@ -168,6 +210,13 @@ fn replaced(text: &str, values: &Values<'_>) -> String {
         if let Some((name, value)) = known.iter().find(|(name, _)| rest.starts_with(name)) {
             out.push_str(value);
             rest = &rest[name.len()..];
+        } else if let Some(end) = rest.find('}').filter(|_| rest.starts_with("{/")) {
+            match copied(values, &rest[1..end]) {
+                Some(Value::String(text)) => out.push_str(text),
+                Some(value) => out.push_str(&value.to_string()),
+                None => {}
+            }
+            rest = &rest[end + 1..];
         } else {
             out.push('{');
             rest = &rest[1..];
@@ -184,12 +233,13 @@ mod tests {
     use super::*;
 
     fn first_of(text: &str) -> &'static str {
-        match first(&DialectSpec::vestibule(), text.as_bytes(), 64) {
+        match first(&DialectSpec::vestibule(), text.as_bytes(), 64).0 {
             First::Authenticate(_) => "token",
             First::InvalidMessage => "invalid",
             First::Unexpected => "unexpected",
             First::MissingToken => "missing",
             First::NotAToken => "not a token",
+            First::Ping(_) => "ping",
         }
     }
 
@@ -236,12 +286,33 @@ mod tests {
     }
 
     #[test]
+    fn pings_of_an_application_are_answered_with_what_they_asked() {
+        let mut dialect = DialectSpec::vestibule();
+        let matches =
+            vec![("/m/type".to_owned(), Expectation::Equals(json!("ping"))), ("n".to_owned(), Expectation::Present)];
+        dialect.ping = Some(crate::policy::PingSpec { matches, reply: json!({"pong": "{/n}"}) });
+        dialect.copied = vec!["/n".to_owned()];
+        for (text, expected) in [
+            (r#"{"m":{"type":"ping"},"n":[1]}"#, Some(r#"{"pong":[1]}"#)),
+            (r#"{"m":{"type":"ping"}}"#, None),
+            (r#"{"m":{"type":"pong"},"n":1}"#, None),
+        ] {
+            let found = match later(&dialect, text.as_bytes(), 64) {
+                Some((Later::Ping(reply), _)) => Some(reply),
+                _ => None,
+            };
+            assert_eq!(found.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn templates_keep_json_types_and_never_expand_a_value() {
-        let values = Values { user_id: "{exp}\"x", exp: 7, expires_in: 3, message: "m", code: 1008 };
-        let template = json!({"u": "{user_id}", "e": "{exp}", "t": "in {expires_in} s for {user_id}", "n": null, "l": ["{code}", "{other}"]});
+        let copies = [("/ref".to_owned(), json!(7)), ("/topic".to_owned(), json!("a{exp}"))];
+        let values = Values { user_id: "{exp}\"x", exp: 7, expires_in: 3, message: "m", code: 1008, copies: &copies };
+        let template = json!({"u": "{user_id}", "e": "{exp}", "t": "in {expires_in} s for {user_id}", "n": null, "l": ["{code}", "{other}"], "r": "{/ref}", "s": "{/topic}:{/ref}", "a": "{/absent}"});
         assert_eq!(
             render(&template, &values),
-            r#"{"u":"{exp}\"x","e":7,"t":"in 3 s for {exp}\"x","n":null,"l":[1008,"{other}"]}"#
+            r#"{"u":"{exp}\"x","e":7,"t":"in 3 s for {exp}\"x","n":null,"l":[1008,"{other}"],"r":7,"s":"a{exp}:7","a":null}"#
         );
     }
 }

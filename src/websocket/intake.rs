@@ -87,6 +87,21 @@ impl Intake {
         self.bytes
     }
 
+    /// The message was an application's ping: the next one is the first message. Pings count among the
+    /// control frames, since a socket may not be kept waiting by them.
+    ///
+    /// # Errors
+    /// When there were too many.
+    pub(super) fn another(&mut self) -> Result<(), Ending> {
+        self.controls += 1;
+        if self.controls > CONTROL_FRAMES {
+            return Err(Ending::ControlFrames);
+        }
+        self.message = Some(Vec::new());
+        self.fragments = 0;
+        Ok(())
+    }
+
     /// Looks on; `None` when more bytes are needed.
     ///
     /// # Errors

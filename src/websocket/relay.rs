@@ -383,7 +383,7 @@ impl Relay {
         }
         let dialect = self.session.dialect().map(|dialect| &**dialect);
         let code = ending.code(dialect);
-        let text = ending.said(dialect).map(|text| {
+        let text = ending.said(dialect, self.session.answering()).map(|text| {
             let mut frame = Vec::new();
             encode(&mut frame, Opcode::Text, text.as_bytes(), None);
             frame
@@ -535,7 +535,7 @@ impl Relay {
         let ours =
             self.session.dialect().and_then(|dialect| dialect::later(dialect, &held.text, self.times.token_bytes));
         match ours {
-            Some(later) => self.act_on(Event::Later(later)),
+            Some((later, copies)) => self.act_on(Event::Later(later, copies)),
             None => out.add(input, &held.raw),
         }
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::dialect::{First, Later, Presented, Values, render};
+use super::dialect::{Copies, First, Later, Presented, Values, render};
 use crate::auth::{Rejection, Token};
 use crate::policy::{Close, DialectSpec};
 
@@ -147,12 +147,13 @@ impl Ending {
         }
     }
 
-    /// The error message in a dialect's own shape; `None` where nothing is said.
+    /// The error message in a dialect's own shape; `None` where nothing is said. `copies` come from
+    /// the message it answers, when there is one.
     #[must_use]
-    pub fn said(self, dialect: Option<&DialectSpec>) -> Option<String> {
+    pub fn said(self, dialect: Option<&DialectSpec>, copies: &Copies) -> Option<String> {
         let dialect = dialect?;
         let template = dialect.error.as_ref()?;
-        let values = Values { message: self.message()?, code: self.code(Some(dialect)), ..Values::default() };
+        let values = Values { message: self.message()?, code: self.code(Some(dialect)), copies, ..Values::default() };
         Some(render(template, &values))
     }
 }
@@ -183,9 +184,9 @@ pub enum Verdict {
 #[derive(Debug)]
 pub enum Event {
     /// The client's first message.
-    First(First),
+    First(First, Copies),
     /// A later message that is for us.
-    Later(Later),
+    Later(Later, Copies),
     /// The verdict on the token under verification.
     Verdict(Verdict),
     /// The upstream's 101 has come.
@@ -258,7 +259,9 @@ pub struct Session {
     /// Milliseconds: `exp + max(clock_skew, grace)`.
     end: u64,
     verifying: Option<Answer>,
-    queued: Option<(Token, Answer)>,
+    queued: Option<(Token, Answer, Copies)>,
+    /// What the answer to the message in hand copies from it.
+    answering: Copies,
     /// The token bucket of refreshes: when it would be full again.
     full_at: u64,
     refusals: u8,
@@ -309,6 +312,7 @@ impl Session {
             end: u64::MAX,
             verifying: None,
             queued: None,
+            answering: Vec::new(),
             full_at: 0,
             refusals: 0,
             refreshes: 0,
@@ -332,6 +336,12 @@ impl Session {
     #[must_use]
     pub fn is_verifying(&self) -> bool {
         self.phase == Phase::Verifying || self.verifying.is_some()
+    }
+
+    /// What an answer to the message in hand copies from it.
+    #[must_use]
+    pub fn answering(&self) -> &Copies {
+        &self.answering
     }
 
     /// How many refreshes were accepted.
@@ -370,11 +380,14 @@ impl Session {
         match (&self.phase, event) {
             (Phase::Ended, _) => Vec::new(),
             (_, Event::End(ending)) => self.finish(ending),
-            (Phase::Waiting, Event::First(first)) => self.first(first),
+            (Phase::Waiting, Event::First(first, copies)) => {
+                self.answering = copies;
+                self.first(first)
+            }
             (Phase::Waiting, Event::Deadline) if now >= self.waiting_until => self.finish(Ending::Timeout),
             (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict),
             (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
-            (Phase::Open, Event::Later(later)) => self.later(later, now),
+            (Phase::Open, Event::Later(later, copies)) => self.later(later, copies, now),
             (Phase::Open, Event::Verdict(verdict)) => self.refreshed(verdict, now),
             (Phase::Open, Event::Deadline) => self.due(now),
             // An event that came too late for its phase changes nothing.
@@ -394,6 +407,7 @@ impl Session {
                 self.phase = Phase::Verifying;
                 vec![Action::Verify(token)]
             }
+            First::Ping(reply) => vec![Action::Say(reply)],
             First::InvalidMessage => self.finish(Ending::InvalidMessage),
             First::Unexpected => self.finish(Ending::Unexpected),
             First::MissingToken => self.finish(Ending::MissingToken),
@@ -420,6 +434,7 @@ impl Session {
         self.phase = Phase::Open;
         let user_id = std::mem::take(&mut self.user_id);
         let mut actions: Vec<Action> = self.acknowledgement(Answer::Authenticated, &user_id, now).into_iter().collect();
+        self.answering = Vec::new();
         actions.push(Action::Relay);
         actions
     }
@@ -428,32 +443,36 @@ impl Session {
         let dialect = self.dialect.as_ref()?;
         let template = match answer {
             Answer::Authenticated => dialect.authenticate.acknowledge.as_ref()?,
-            Answer::Refreshed => dialect.refresh.acknowledge.as_ref()?,
+            Answer::Refreshed => dialect.refresh.as_ref()?.acknowledge.as_ref()?,
         };
         let expires_in = self.expires_at.saturating_sub(now / 1_000);
-        let values = Values { user_id, exp: self.expires_at, expires_in, ..Values::default() };
+        let values = Values { user_id, exp: self.expires_at, expires_in, copies: &self.answering, ..Values::default() };
         Some(Action::Say(render(template, &values)))
     }
 
     fn error(&self, message: &str) -> Vec<Action> {
         let template = self.dialect.as_ref().and_then(|dialect| dialect.error.as_ref());
-        template
-            .map(|template| Action::Say(render(template, &Values { message, ..Values::default() })))
-            .into_iter()
-            .collect()
+        let values = Values { message, copies: &self.answering, ..Values::default() };
+        template.map(|template| Action::Say(render(template, &values))).into_iter().collect()
     }
 
-    fn later(&mut self, later: Later, now: u64) -> Vec<Action> {
+    fn later(&mut self, later: Later, copies: Copies, now: u64) -> Vec<Action> {
         let (presented, answer) = match later {
+            Later::Ping(reply) => return vec![Action::Say(reply)],
             Later::Authenticate(presented) => (presented, Answer::Authenticated),
             Later::Refresh(presented) => (presented, Answer::Refreshed),
         };
         match presented {
             Presented::Token(token) => {
-                self.queued = Some((token, answer));
+                self.queued = Some((token, answer, copies));
                 self.next(now)
             }
-            Presented::Missing => self.refusal("Missing token in refresh request"),
+            Presented::Missing => {
+                let before = std::mem::replace(&mut self.answering, copies);
+                let said = self.refusal("Missing token in refresh request");
+                self.answering = before;
+                said
+            }
             Presented::NotAToken => {
                 self.refusal(&format!("Token refresh failed: {}", Ending::InvalidToken.message().unwrap_or_default()))
             }
@@ -465,7 +484,8 @@ impl Session {
         if self.verifying.is_some() || now < self.next_refresh() {
             return Vec::new();
         }
-        let Some((token, answer)) = self.queued.take() else { return Vec::new() };
+        let Some((token, answer, copies)) = self.queued.take() else { return Vec::new() };
+        self.answering = copies;
         self.full_at = self.full_at.max(now).saturating_add(REFRESH_MILLIS);
         self.verifying = Some(answer);
         vec![Action::Verify(token)]
@@ -496,6 +516,7 @@ impl Session {
             Verdict::IdentityChanged => self.finish(Ending::IdentityChanged),
         };
         if self.phase == Phase::Open {
+            self.answering = Vec::new();
             actions.extend(self.due(now));
         }
         actions
@@ -566,7 +587,7 @@ mod tests {
 
     fn opened() -> Session {
         let mut session = waiting();
-        session.on(Event::First(First::Authenticate(token())), NOW);
+        session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW);
         session.on(accepted(NOW / 1_000 + 60), NOW);
         session.on(Event::UpstreamOpen, NOW);
         session
@@ -589,13 +610,13 @@ mod tests {
     }
 
     fn refresh(session: &mut Session, now: u64) -> Vec<String> {
-        shown(&session.on(Event::Later(Later::Refresh(Presented::Token(token()))), now))
+        shown(&session.on(Event::Later(Later::Refresh(Presented::Token(token())), Vec::new()), now))
     }
 
     #[test]
     fn a_good_first_message_dials_and_is_answered_when_the_upstream_stands() {
         let mut session = waiting();
-        assert_eq!(shown(&session.on(Event::First(First::Authenticate(token())), NOW)), ["verify"]);
+        assert_eq!(shown(&session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW)), ["verify"]);
         assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)), ["connect"]);
         assert_eq!(
             shown(&session.on(Event::UpstreamOpen, NOW + 2_000)),
@@ -611,7 +632,7 @@ mod tests {
             (First::MissingToken, "Missing authentication token 1008 Missing token"),
             (First::NotAToken, "Invalid authentication token 1008 Invalid token"),
         ] {
-            assert_eq!(shown(&waiting().on(Event::First(first), NOW)), [expected]);
+            assert_eq!(shown(&waiting().on(Event::First(first, Vec::new()), NOW)), [expected]);
         }
     }
 
@@ -624,7 +645,7 @@ mod tests {
             (Verdict::Denied, "Access denied 1008 Access denied"),
         ] {
             let mut session = waiting();
-            session.on(Event::First(First::Authenticate(token())), NOW);
+            session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW);
             assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
         }
     }
@@ -638,7 +659,7 @@ mod tests {
             shown(&session.on(Event::Deadline, NOW + 10_000)),
             ["Authentication timeout 1008 Authentication timeout"]
         );
-        assert!(session.on(Event::First(First::Authenticate(token())), NOW + 10_001).is_empty());
+        assert!(session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW + 10_001).is_empty());
     }
 
     #[test]
@@ -657,7 +678,7 @@ mod tests {
     #[test]
     fn authenticate_again_is_a_refresh_answered_as_authenticated() {
         let mut session = opened();
-        session.on(Event::Later(Later::Authenticate(Presented::Token(token()))), NOW);
+        session.on(Event::Later(Later::Authenticate(Presented::Token(token())), Vec::new()), NOW);
         assert_eq!(
             shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
             [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
@@ -707,11 +728,11 @@ mod tests {
     fn an_accepted_refresh_forgets_the_refusals() {
         let mut session = opened();
         for attempt in 0..4 {
-            session.on(Event::Later(Later::Refresh(Presented::Missing)), NOW + attempt);
+            session.on(Event::Later(Later::Refresh(Presented::Missing), Vec::new()), NOW + attempt);
         }
         refresh(&mut session, NOW + 10);
         session.on(accepted(NOW / 1_000 + 60), NOW + 10);
-        let said = shown(&session.on(Event::Later(Later::Refresh(Presented::Missing)), NOW + 20));
+        let said = shown(&session.on(Event::Later(Later::Refresh(Presented::Missing), Vec::new()), NOW + 20));
         assert_eq!(said, [r#"{"type":"error","message":"Missing token in refresh request"}"#]);
     }
 
@@ -756,7 +777,7 @@ mod tests {
         let mut session = Session::open(None, life(30), NOW / 1_000 + 60, Duration::from_secs(5), NOW);
         assert_eq!(session.deadline(), Some(NOW + 90_000));
         assert_eq!(shown(&session.on(Event::Deadline, NOW + 90_000)), ["Token expired 4401 Token expired"]);
-        assert_eq!(Ending::Expired.said(None), None);
+        assert_eq!(Ending::Expired.said(None, &Vec::new()), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::dialect;
+use super::dialect::{self, Copies, Values};
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake};
 use super::relay::{Beginning, Outcome, now};
@@ -86,6 +86,10 @@ impl Waiting {
         };
         let mut intake = Intake::default();
         intake.push(&early);
+        if let Some(greeting) = &dialect.greeting {
+            // The first bytes on a new socket always find room; one that is torn finds out below.
+            let _ = at_once(&client, Opcode::Text, dialect::render(greeting, &Values::default()).as_bytes());
+        }
         request.offer(subprotocol.as_ref());
         context.line.carrier = Some(Carrier::Message.name());
         let mut room = Vestibule {
@@ -121,7 +125,7 @@ impl Waiting {
                     context.line.outcome = "refused";
                 }
                 tracing::debug!("socket refused: {}", ending.reason());
-                say_goodbye(client, Some(&dialect), ending).await;
+                say_goodbye(client, Some(&dialect), ending, room.session.answering()).await;
                 context.ended(&Outcome::refused(ending.code(Some(&dialect))));
             }
             End::Left(close) => {
@@ -151,8 +155,17 @@ impl Vestibule {
                     let limit = context.policy().limits.token_bytes;
                     let dialect = self.session.dialect().cloned();
                     let Some(dialect) = dialect else { return End::Refused(Ending::InvalidMessage) };
-                    let first = dialect::first(&dialect, &text, limit);
-                    if let Some(end) = self.act(Event::First(first), context, &mut step) {
+                    let (first, copies) = dialect::first(&dialect, &text, limit);
+                    if let dialect::First::Ping(reply) = first {
+                        // The application asks whether someone is there; what follows is the first message.
+                        let answered =
+                            at_once(client, Opcode::Text, reply.as_bytes()).and_then(|()| self.intake.another());
+                        match answered {
+                            Ok(()) => continue,
+                            Err(ending) => return End::Refused(ending),
+                        }
+                    }
+                    if let Some(end) = self.act(Event::First(first, copies), context, &mut step) {
                         return end;
                     }
                     continue;
@@ -226,13 +239,7 @@ impl Vestibule {
                 Arrived::Message(text) => return Ok(Some(First::Message(text))),
                 Arrived::Close(payload) => return Ok(Some(First::Closed(payload))),
                 Arrived::Ping(payload) => {
-                    let mut pong = Vec::new();
-                    encode(&mut pong, Opcode::Pong, &payload, None);
-                    // A client that does not read its pongs does not get them; a torn one would
-                    // break its stream.
-                    if client.try_write(&pong).is_ok_and(|written| written < pong.len()) {
-                        return Err(Ending::Protocol);
-                    }
+                    at_once(client, Opcode::Pong, &payload)?;
                 }
             }
         }
@@ -318,10 +325,21 @@ fn dial(runtime: Arc<Runtime>, sealed: Sealed) -> Dial {
     })
 }
 
+/// Writes a small frame without waiting. A client that does not read gets none; a torn one would break
+/// its stream.
+fn at_once(client: &TcpStream, opcode: Opcode, payload: &[u8]) -> Result<(), Ending> {
+    let mut frame = Vec::new();
+    encode(&mut frame, opcode, payload, None);
+    if client.try_write(&frame).is_ok_and(|written| written < frame.len()) {
+        return Err(Ending::Protocol);
+    }
+    Ok(())
+}
+
 /// Says the ending in the dialect's words and closes.
-pub(super) async fn say_goodbye(client: TcpStream, dialect: Option<&DialectSpec>, ending: Ending) {
+pub(super) async fn say_goodbye(client: TcpStream, dialect: Option<&DialectSpec>, ending: Ending, copies: &Copies) {
     let mut said = Vec::new();
-    if let Some(text) = ending.said(dialect) {
+    if let Some(text) = ending.said(dialect, copies) {
         encode(&mut said, Opcode::Text, text.as_bytes(), None);
     }
     goodbye(client, said, &close_payload(ending.code(dialect), ending.reason())).await;

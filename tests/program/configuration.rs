@@ -78,7 +78,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells strangers why a token was refused"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" is not an origin; write it as https://app.example.com"),
         (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR or `private_ranges`"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, none"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, none; further ones are written under `dialects`"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ drain_code: 1005 }}\n"), "websocket.drain_code: 1005 cannot be sent in a Close"),
         (format!("{GOOD_PROVIDER}upstream: {{ url: http://a, credential: {{ header: Authorization }} }}\n"), "upstream.credential: has no value"),
         (
@@ -92,6 +92,22 @@ fn every_mistake_says_where_and_what_to_do() {
         (
             format!("{GOOD_PROVIDER}upstream: http://a\ntoken_from: {{ subprotocol: [{{ encoding: url }}] }}\n"),
             "token_from.subprotocol[0].prefix: is empty: every offer would be taken for a token",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\ndialects: {{ mine: {{ authenticate: {{ token: [token] }} }} }}\n"),
+            "dialects.mine.authenticate: has no match: every message would be taken for it",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\ndialects: {{ mine: {{ authenticate: {{ match: {{ a: b }}, token: [token] }} }} }}\n"),
+            "dialects.mine.authenticate.token[0]: \"token\" is not an RFC 6901 pointer; write /token",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\ndialects: {{ mine: {{ authenticate: {{ match: {{ a: b }}, token: [/t] }}, close: {{ expird: 4401 }} }} }}\n"),
+            "dialects.mine.close.expird: unknown key",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\ndialects: {{ none: {{ authenticate: {{ match: {{ a: b }}, token: [/t] }} }} }}\n"),
+            "dialects.none: is the name of a built-in dialect; choose another",
         ),
         ("a: [1\n".to_owned(), "not valid YAML"),
         ("a: 1\na: 2\n".to_owned(), "a: stands here twice; keep one"),
