@@ -63,5 +63,5 @@ pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_public};
 pub use refusal::{Challenge, Refusal, problem};
 pub use request::{Admitted, Allowed, OwnRequest, ProtectedRequest, PublicRequest};
 pub use rule::{Ruled, rule};
-pub use stream::{ClientStream, Phase, UpstreamStream};
+pub use stream::{ClientStream, PacedStream, Phase};
 pub use upstream::{Answer, Upgraded, Upstream, UpstreamError};

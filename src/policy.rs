@@ -5,6 +5,7 @@
 //! request or a socket: `auth::allow`, `http::rule` and `websocket::dialect` do.
 
 mod dialect;
+mod exposure;
 mod names;
 mod origin;
 mod preset;
@@ -12,6 +13,7 @@ mod provider;
 mod requirement;
 mod route;
 mod summary;
+mod upstream;
 mod validate;
 
 use std::net::IpAddr;
@@ -167,7 +169,7 @@ pub struct WebSocketSpec {
     pub drain_code: u16,
 }
 
-/// Limits of CONFIGURATION.md section 2.
+/// Limits of config.example.yaml.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each is the key of its name under `limits`")]
 pub struct LimitSpec {

@@ -225,7 +225,7 @@ impl Desk<'_> {
     }
 }
 
-/// Our own endpoints (CONFIGURATION.md section 4). Anything else under the prefix is 404.
+/// Our own endpoints. Anything else under the prefix is 404.
 fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     "/.vestibule".clone_into(&mut line.route);
     line.answered_by = "vestibule";

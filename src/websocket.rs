@@ -6,6 +6,7 @@
 //! good is `auth`'s, what goes up on the upgrade `http`'s.
 
 mod dialect;
+mod ending;
 pub mod frame;
 mod handshake;
 mod intake;
@@ -34,8 +35,9 @@ use crate::policy::{AuthMode, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, Runtime, Shared};
 use crate::telemetry::{AccessLine, SocketLife, access};
 
+use ending::Ending;
 use relay::{Beginning, ClosedBy, Judge, Outcome, Relay, Times};
-use session::{Ending, Life, Session, Verdict};
+use session::{Life, Session, Verdict};
 
 /// What became of an upgrade.
 pub enum Served {
@@ -313,7 +315,7 @@ struct Door {
 }
 
 impl Door {
-    /// HTTP where the client can read a status, a Close where it can read only that (DESIGN.md
+    /// HTTP where the client can read a status, a Close where it can read only that (docs/contract.md
     /// section 4.1).
     fn refuse(self, mut context: Context, refusal: Refusal, ending: Ending, line: &mut AccessLine) -> Served {
         if self.carrier == Carrier::Header {

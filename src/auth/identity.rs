@@ -52,7 +52,7 @@ impl Identity {
         User { provider: Arc::clone(&self.provider), issuer, id: self.user_id.as_str().into() }
     }
 
-    /// A claim; an unverified e-mail address is none (DESIGN.md section 5).
+    /// A claim; an unverified e-mail address is none (docs/contract.md section 5).
     #[must_use]
     pub fn claim(&self, claim: &Claim) -> Option<Cow<'_, Value>> {
         let value = match claim {

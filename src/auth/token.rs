@@ -1,7 +1,7 @@
 //! Tokens, and taking them out of a request head.
 //!
 //! [`extract`] takes every configured carrier out, so that whatever goes on no longer holds one;
-//! the first kind present decides alone (DESIGN.md section 4.1). [`NoCredential`] is the proof that
+//! the first kind present decides alone (docs/contract.md section 4.1). [`NoCredential`] is the proof that
 //! nothing was there.
 
 use std::fmt;

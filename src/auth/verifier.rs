@@ -1,6 +1,6 @@
 //! A token becomes an identity here, or it does not.
 //!
-//! The order is that of DESIGN.md section 5: everything cheap and structural first, then the
+//! The order is that of docs/contract.md section 5: everything cheap and structural first, then the
 //! signature, then what the claims say. One function does it, and what it did it can say step by
 //! step (`vestibule token inspect`).
 

@@ -1,4 +1,4 @@
-//! The keys of the file and their defaults (CONFIGURATION.md section 2), as far as they exist.
+//! The keys of the file and their defaults (config.example.yaml), as far as they exist.
 //!
 //! A key stands here from the moment it does something; `config.example.yaml` shows each with its
 //! default, and a test holds the two together.

@@ -1,4 +1,4 @@
-//! Admission: what hyper lets through and we do not (ANCHORS.md section 3.2).
+//! Admission: what hyper lets through and we do not.
 
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{

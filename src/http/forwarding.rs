@@ -1,4 +1,4 @@
-//! Who the client is, and the forwarding fields that say so (DESIGN.md section 3): believed from
+//! Who the client is, and the forwarding fields that say so (docs/contract.md section 3): believed from
 //! trusted proxies only, and made anew for the upstream in every case.
 
 use std::net::{IpAddr, SocketAddr};

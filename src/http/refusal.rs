@@ -1,4 +1,4 @@
-//! What we refuse, and with which words (DESIGN.md section 3): one constructor a row of the table.
+//! What we refuse, and with which words (docs/contract.md section 3): one constructor a row of the table.
 
 use std::time::Duration;
 

@@ -57,12 +57,11 @@ enum Waiting {
 /// An accepted connection.
 #[derive(Debug)]
 pub struct ClientStream {
-    tcp: TcpStream,
+    socket: PacedStream,
     phase: Arc<Phase>,
     patience: Patience,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
-    writing: Unhurried,
 }
 
 impl ClientStream {
@@ -71,13 +70,13 @@ impl ClientStream {
     pub fn new(tcp: TcpStream, phase: Arc<Phase>, header: Duration, keep_alive: Duration, send: Duration) -> Self {
         let timer = Box::pin(sleep_until(Instant::now() + header));
         let patience = Patience { header, keep_alive };
-        Self { tcp, phase, patience, waiting: Waiting::Head, timer, writing: Unhurried::new(send) }
+        Self { socket: PacedStream::new(tcp, send), phase, patience, waiting: Waiting::Head, timer }
     }
 
     /// The bare socket, once HTTP is over.
     #[must_use]
     pub fn into_tcp(self) -> TcpStream {
-        self.tcp
+        self.socket.into_tcp()
     }
 }
 
@@ -85,7 +84,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let read = Pin::new(&mut this.tcp).poll_read(cx, buf)?;
+        let read = Pin::new(&mut this.socket).poll_read(cx, buf)?;
         let arrived = buf.filled().len() > before;
         match (this.phase.0.load(Ordering::Relaxed), &this.waiting) {
             (BUSY, _) => this.waiting = Waiting::No,
@@ -110,9 +109,7 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.tcp).poll_write(cx, buf);
-        this.writing.judge(cx, written)
+        Pin::new(&mut self.get_mut().socket).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -120,32 +117,30 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
-        this.writing.judge(cx, written)
+        Pin::new(&mut self.get_mut().socket).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.socket.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
 }
 
-/// A connection to the upstream.
+/// A socket that must take bytes in time: the connection to the upstream, and the inside of a client's.
 #[derive(Debug)]
-pub struct UpstreamStream {
+pub struct PacedStream {
     tcp: TcpStream,
     writing: Unhurried,
 }
 
-impl UpstreamStream {
+impl PacedStream {
     /// Takes a connected socket.
     #[must_use]
     pub fn new(tcp: TcpStream, send: Duration) -> Self {
@@ -159,13 +154,13 @@ impl UpstreamStream {
     }
 }
 
-impl AsyncRead for UpstreamStream {
+impl AsyncRead for PacedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().tcp).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for UpstreamStream {
+impl AsyncWrite for PacedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.tcp).poll_write(cx, buf);

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 
 use super::admit::lists;
 use super::headers::strip_hop_by_hop;
-use super::{BodyEnd, ClientBody, ResponseBody, Sealed, UpstreamStream};
+use super::{BodyEnd, ClientBody, PacedStream, ResponseBody, Sealed};
 use crate::policy::UpstreamSpec;
 
 /// Idle connections kept per lane; each open one belongs to a client connection, and those are
@@ -229,7 +229,7 @@ impl Upstream {
         }
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(failed)?;
         let parts = upgraded
-            .downcast::<TokioIo<UpstreamStream>>()
+            .downcast::<TokioIo<PacedStream>>()
             .map_err(|_| UpstreamError::Failed("an upgraded stream of another type".to_owned()))?;
         // Copied out: even an empty slice of hyper's read buffer keeps the whole of it alive.
         let early = parts.read_buf.to_vec();
@@ -237,7 +237,7 @@ impl Upstream {
         Ok(Ok((head.headers, Upgraded { tcp: parts.io.into_inner().into_tcp(), early })))
     }
 
-    async fn connect(&self) -> Result<TokioIo<UpstreamStream>, UpstreamError> {
+    async fn connect(&self) -> Result<TokioIo<PacedStream>, UpstreamError> {
         let authority = || self.spec.authority.clone();
         let connecting = TcpStream::connect((self.spec.host.as_str(), self.spec.port));
         let tcp = timeout(self.spec.connect_timeout, connecting)
@@ -246,7 +246,7 @@ impl Upstream {
             .map_err(|source| UpstreamError::Connect { authority: authority(), source })?;
         // Small frames must not wait for an acknowledgement; a socket that refuses is served all the same.
         let _ = tcp.set_nodelay(true);
-        Ok(TokioIo::new(UpstreamStream::new(tcp, self.send_timeout)))
+        Ok(TokioIo::new(PacedStream::new(tcp, self.send_timeout)))
     }
 
     async fn fresh(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {

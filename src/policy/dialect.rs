@@ -1,4 +1,4 @@
-//! Dialects as data (DESIGN.md section 4.3): what each message of an in-band handshake looks like.
+//! Dialects as data (docs/contract.md section 4.3): what each message of an in-band handshake looks like.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

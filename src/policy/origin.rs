@@ -112,7 +112,7 @@ impl fmt::Display for OriginPattern {
     }
 }
 
-/// Which Host values are answered (DESIGN.md section 9): a website that rebinds its name to
+/// Which Host values are answered (docs/contract.md section 7): a website that rebinds its name to
 /// 127.0.0.1 must not reach a listener that only this machine was meant to reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosts {

@@ -388,7 +388,7 @@ impl Check {
         out
     }
 
-    /// Whom a token is for must be said (DESIGN.md section 5).
+    /// Whom a token is for must be said (docs/contract.md section 5).
     fn audience(
         &mut self,
         at: &str,

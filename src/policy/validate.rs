@@ -1,24 +1,21 @@
 //! `Config` → `Policy`: every rule that needs more than one key, every parsed value, all errors at once.
+//! What belongs to one topic stands with it: `exposure`, `upstream`, `provider`, `dialect`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::header::{HeaderName, HeaderValue};
-use ipnet::IpNet;
+use hyper::header::HeaderName;
 use url::Url;
 
 use super::dialect::is_sendable;
 use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::{
-    Claim, CredentialSpec, DialectSpec, Expected, Hosts, LimitSpec, ListenAddress, LogSpec, Origin, OriginPattern,
-    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TokenToUpgrade,
-    TrustedHeader, UpstreamSpec, WebSocketSpec, fold,
+    Claim, DialectSpec, Expected, LimitSpec, LogSpec, Origin, OriginPattern, Pattern, Policy, QueryParameter,
+    Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader, WebSocketSpec, fold,
 };
-use crate::config::{self, AuthMode, Config, Errors, Finding, HostHeader, OnExpiry, OneOrMany, Paths, Time};
+use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
 
 /// Makes a policy, or says everything that is wrong.
 ///
@@ -168,77 +165,6 @@ impl Check {
         })
     }
 
-    fn listen(&mut self, config: &Config) -> Vec<ListenAddress> {
-        if config.listen.is_empty() {
-            self.wrong("listen", "is empty; write an address such as 127.0.0.1:8080");
-        }
-        let mut out = Vec::new();
-        for (index, listen) in config.listen.iter().enumerate() {
-            let path = if config.listen.len() == 1 { "listen".to_owned() } else { format!("listen[{index}]") };
-            if let Some(addresses) = self.take(&path, listen_addresses(&listen.address)) {
-                out.push(ListenAddress { written: listen.address.clone(), addresses });
-            }
-        }
-        out
-    }
-
-    fn hosts(&mut self, config: &Config, loopback: bool, public_url: Option<&Origin>) -> Hosts {
-        let Some(OneOrMany(written)) = &config.hosts else {
-            if !loopback {
-                return Hosts::Any;
-            }
-            return Hosts::Listed {
-                names: public_url.map(|origin| origin.host().to_owned()).into_iter().collect(),
-                loopback: true,
-            };
-        };
-        if written.iter().any(|host| host == "any") {
-            return Hosts::Any;
-        }
-        let mut names = Vec::new();
-        for (index, host) in written.iter().enumerate() {
-            if host.contains(['/', '*', ' ']) || (host.contains(':') && !host.starts_with('[')) {
-                self.wrong(
-                    format!("hosts[{index}]"),
-                    format!("\"{host}\" is not a host name without port; write app.example.com, or `any`"),
-                );
-            }
-            names.push(host.trim_end_matches('.').to_ascii_lowercase());
-        }
-        names.extend(public_url.map(|origin| origin.host().to_owned()));
-        Hosts::Listed { names, loopback: false }
-    }
-
-    fn trusted_proxies(&mut self, config: &Config) -> Vec<IpNet> {
-        const PRIVATE: [&str; 9] = [
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "100.64.0.0/10",
-            "169.254.0.0/16",
-            "127.0.0.0/8",
-            "::1/128",
-            "fc00::/7",
-            "fe80::/10",
-        ];
-        let mut networks = Vec::new();
-        for (index, text) in config.trusted_proxies.iter().enumerate() {
-            if text == "private_ranges" {
-                networks.extend(PRIVATE.iter().filter_map(|range| range.parse::<IpNet>().ok()));
-            } else if let Ok(network) = text.parse::<IpNet>() {
-                networks.push(network);
-            } else if let Ok(address) = text.parse::<IpAddr>() {
-                networks.push(IpNet::from(address));
-            } else {
-                self.wrong(
-                    format!("trusted_proxies[{index}]"),
-                    format!("\"{text}\" is no address, CIDR or `private_ranges`; names are not resolved"),
-                );
-            }
-        }
-        networks
-    }
-
     pub(super) fn origins(&mut self, path: &str, written: &[String]) -> Vec<OriginPattern> {
         written
             .iter()
@@ -247,100 +173,13 @@ impl Check {
             .collect()
     }
 
-    fn upstream(&mut self, config: &Config) -> Option<UpstreamSpec> {
-        let Some(upstream) = &config.upstream else {
-            self.wrong("upstream", "missing: where is the backend? upstream: http://127.0.0.1:8000");
-            return None;
-        };
-        let Some(text) = &upstream.url else {
-            self.wrong("upstream", "has no url; write upstream: { url: http://127.0.0.1:8000 }");
-            return None;
-        };
-        let path = "upstream.url";
-        let (host, port, authority) = self.take(path, upstream_address(text))?;
-        let credential = upstream.credential.as_ref().and_then(|credential| self.credential(credential));
-        let time = |value: Option<Time>, default: u64| value.map_or(Duration::from_secs(default), |time| time.0);
-        for (key, value) in [
-            ("connect_timeout", upstream.connect_timeout),
-            ("handshake_timeout", upstream.handshake_timeout),
-            ("response_timeout", upstream.response_timeout),
-        ] {
-            self.not_zero(&format!("upstream.{key}"), value);
-        }
-        Some(UpstreamSpec {
-            authority,
-            host,
-            port,
-            host_header: upstream.host.unwrap_or(HostHeader::Client),
-            connect_timeout: time(upstream.connect_timeout, 5),
-            handshake_timeout: time(upstream.handshake_timeout, 30),
-            response_timeout: time(upstream.response_timeout, 300),
-            pool_idle_timeout: time(upstream.pool_idle_timeout, 4),
-            reuse: upstream.reuse.0,
-            token_to_http: upstream.token_to.http,
-            token_to_websocket: self.token_to_upgrade(&upstream.token_to.websocket),
-            credential,
-        })
-    }
-
-    fn token_to_upgrade(&mut self, written: &config::TokenToWebSocket) -> TokenToUpgrade {
-        let path = "upstream.token_to.websocket";
-        match (written.form.as_deref(), written.query.as_deref()) {
-            (None | Some("none"), None) => TokenToUpgrade::None,
-            (Some("header"), None) => TokenToUpgrade::Header,
-            (None, Some("")) => {
-                self.wrong(format!("{path}.query"), "is empty; write the parameter's name, such as token");
-                TokenToUpgrade::None
-            }
-            (None, Some(name)) => TokenToUpgrade::Query(name.to_owned()),
-            (Some(other), _) => {
-                self.wrong(path, format!("\"{other}\" is not one of none, header, {{ query: token }}"));
-                TokenToUpgrade::None
-            }
-        }
-    }
-
-    fn not_zero(&mut self, path: &str, value: Option<Time>) {
+    pub(super) fn not_zero(&mut self, path: &str, value: Option<Time>) {
         if value.is_some_and(|time| time.0.is_zero()) {
             self.wrong(path, "is zero: nothing could ever be in time");
         }
     }
 
-    fn credential(&mut self, credential: &config::Credential) -> Option<CredentialSpec> {
-        let Some(name) = &credential.header else {
-            self.wrong("upstream.credential", "has no header; write { header: Authorization, value_file: … }");
-            return None;
-        };
-        let header = self.header_name("upstream.credential.header", name)?;
-        if let b"host" | b"contentlength" | b"transferencoding" | b"connection" =
-            fold(name).as_ref().map_or(&b""[..], |f| f.as_bytes())
-        {
-            self.wrong(
-                "upstream.credential.header",
-                format!("{name} cannot carry a secret; write Authorization or a header of the backend's own"),
-            );
-        }
-        let (at, at_file) = ("upstream.credential.value", "upstream.credential.value_file");
-        let Some(bytes) = self.secret(at, credential.value.as_ref(), at_file, credential.value_file.as_ref()) else {
-            if credential.value.is_none() && credential.value_file.is_none() {
-                self.wrong("upstream.credential", "has no value; write value_file: … or value: ${BACKEND_SECRET}");
-            }
-            return None;
-        };
-        let place = if credential.value.is_some() { at } else { at_file };
-        match HeaderValue::from_bytes(&bytes) {
-            Ok(mut value) if !bytes.is_empty() => {
-                value.set_sensitive(true);
-                Some(CredentialSpec { header, value })
-            }
-            _ => {
-                self.wrong(place, "is empty, or holds what cannot stand in a header (a line break?)");
-                None
-            }
-        }
-    }
-
-    fn header_name(&mut self, path: &str, name: &str) -> Option<HeaderName> {
+    pub(super) fn header_name(&mut self, path: &str, name: &str) -> Option<HeaderName> {
         if name.len() > LONGEST {
             self.wrong(path, format!("a header name longer than {LONGEST} bytes"));
             return None;
@@ -640,49 +479,6 @@ impl Check {
             send_timeout: limits.send_timeout.0,
         }
     }
-}
-
-fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
-    if let Some(port) = text.strip_prefix(':') {
-        let port: u16 = port.parse().map_err(|_| format!("\"{text}\": a port is a number up to 65535"))?;
-        // One dual-stack socket where there is IPv6; `listen` falls back where there is none.
-        return Ok(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]);
-    }
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(vec![address]);
-    }
-    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
-        return Ok(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]);
-    }
-    if text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() {
-        return Err(format!(
-            "\"{text}\" has no address. This machine only: 127.0.0.1:{text}. Every address: \":{text}\""
-        ));
-    }
-    if text.parse::<IpAddr>().is_ok() {
-        return Err(format!("\"{text}\" has no port; write it as 127.0.0.1:8080"));
-    }
-    Err(format!("\"{text}\" is not an address and port; write 127.0.0.1:8080, \":8080\" or localhost:8080"))
-}
-
-fn upstream_address(text: &str) -> Result<(String, u16, String), String> {
-    let Some((scheme, _)) = text.split_once("://") else {
-        return Err(format!("\"{text}\" has no scheme. Did you mean http://{text} ?"));
-    };
-    if scheme != "http" {
-        return Err(format!("\"{scheme}://\" is not supported; write http://host:port"));
-    }
-    let url = Url::parse(text).map_err(|error| format!("\"{text}\" is not a URL: {error}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("has a user or password in it; the backend's own secret goes into upstream.credential".to_owned());
-    }
-    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-        return Err("has a path; paths go up as the client sent them, so write scheme, host and port only".to_owned());
-    }
-    let Some(host) = url.host_str() else { return Err(format!("\"{text}\" has no host")) };
-    let port = url.port_or_known_default().unwrap_or(80);
-    let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port, authority))
 }
 
 /// Whether a URL's host is this machine's loopback.

@@ -1,5 +1,5 @@
 //! The waiting room: sockets that have not said who they are, bounded in all and per address. When it
-//! is full the one that has waited longest without a word gives way (DESIGN.md section 4.2).
+//! is full the one that has waited longest without a word gives way (docs/contract.md section 4.2).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

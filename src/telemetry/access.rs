@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::format::{escape, quote, time};
 use super::output::{self, Format};
 
-/// What an access line says (CONFIGURATION.md section 5). The path is without its query, `user` comes
+/// What an access line says (docs/contract.md section 7). The path is without its query, `user` comes
 /// from an identity only.
 #[derive(Clone, Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of its name in CONFIGURATION.md section 5")]
+#[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct AccessLine {
     pub request_id: String,
     pub client: String,
@@ -35,7 +35,7 @@ pub struct AccessLine {
 
 /// What a socket's line says beside.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "each is the field of its name in CONFIGURATION.md section 5")]
+#[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct SocketLife {
     pub close_code: Option<u16>,
     pub closed_by: &'static str,

@@ -1,4 +1,4 @@
-//! Reads and writes the messages of a dialect (DESIGN.md section 4.3): matching is on parsed JSON,
+//! Reads and writes the messages of a dialect (docs/contract.md section 4.3): matching is on parsed JSON,
 //! templates are written by a JSON serializer.
 
 use serde_json::{Map, Value};

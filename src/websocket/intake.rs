@@ -2,8 +2,8 @@
 //! ours from the first byte to the last. Nothing behind the first message may be lost, so nothing
 //! else ever reads this socket.
 
+use super::ending::Ending;
 use super::frame::{Opcode, Piece, Sender, Walker, apply_mask};
-use super::session::Ending;
 
 /// The first message: one text of at most this many bytes…
 const MESSAGE_BYTES: usize = 16 << 10;

@@ -1,162 +1,20 @@
 //! One authenticated WebSocket's life as a state machine, without I/O and without a clock: events in,
-//! actions out (DESIGN.md sections 4.2 and 4.5). Time comes with each event, in milliseconds since the
+//! actions out (docs/contract.md sections 4.2 and 4.5). Time comes with each event, in milliseconds since the
 //! epoch; [`Session::deadline`] says when to come back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::dialect::{Copies, First, Later, Presented, Values, render};
-use crate::auth::{Rejection, Token};
-use crate::policy::{Close, DialectSpec};
+use super::ending::Ending;
+use crate::auth::Token;
+use crate::policy::DialectSpec;
 
 /// Refreshes: at most one a second, this many at once.
 const BURST: u64 = 5;
 const REFRESH_MILLIS: u64 = 1_000;
 /// This many refused refreshes in a row end the session.
 const REFUSALS: u8 = 5;
-
-/// A row of the table in section 4.2: why a session ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is a row of the table in DESIGN.md section 4.2")]
-pub enum Ending {
-    Timeout,
-    InvalidMessage,
-    TooLarge,
-    NotUtf8,
-    Protocol,
-    ControlFrames,
-    Unexpected,
-    MissingToken,
-    ExpiredOnArrival,
-    InvalidToken,
-    TokenInUrl,
-    Denied,
-    TooManyRefreshes,
-    IdentityChanged,
-    Expired,
-    Lifetime,
-    Idle,
-    AuthUnavailable,
-    TooManyConnections,
-    UpstreamRefused,
-    UpstreamNotFound,
-    UpstreamFailed,
-    UpstreamBusy,
-    UpstreamLost,
-    Drain(u16),
-}
-
-impl Ending {
-    /// What is said before the Close.
-    #[must_use]
-    pub const fn message(self) -> Option<&'static str> {
-        Some(match self {
-            Self::Timeout => "Authentication timeout",
-            Self::InvalidMessage => "Invalid message format",
-            Self::Unexpected => "Expected authentication message",
-            Self::MissingToken => "Missing authentication token",
-            Self::ExpiredOnArrival => "Token has expired",
-            Self::InvalidToken => "Invalid authentication token",
-            Self::TokenInUrl => {
-                r#"Tokens in the URL are no longer accepted. Send {"type":"authenticate","token":"…"} as the first message."#
-            }
-            Self::Denied | Self::UpstreamRefused => "Access denied",
-            Self::TooManyRefreshes => "Too many refreshes",
-            Self::Expired => "Token expired",
-            Self::Lifetime => "Session expired",
-            Self::AuthUnavailable => "Authentication service unavailable",
-            Self::TooManyConnections => "Too many connections",
-            Self::UpstreamNotFound => "Not found",
-            Self::UpstreamFailed | Self::UpstreamBusy => "Upstream unavailable",
-            Self::TooLarge
-            | Self::NotUtf8
-            | Self::Protocol
-            | Self::ControlFrames
-            | Self::Idle
-            | Self::IdentityChanged
-            | Self::UpstreamLost
-            | Self::Drain(_) => return None,
-        })
-    }
-
-    /// The reason in the Close frame.
-    #[must_use]
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::Timeout => "Authentication timeout",
-            Self::InvalidMessage => "Invalid message format",
-            Self::TooLarge => "Message too large",
-            Self::NotUtf8 => "Invalid UTF-8",
-            Self::Protocol => "Protocol error",
-            Self::ControlFrames => "Too many control frames",
-            Self::Unexpected => "Expected authentication message",
-            Self::MissingToken => "Missing token",
-            Self::ExpiredOnArrival | Self::Expired => "Token expired",
-            Self::Lifetime => "Session expired",
-            Self::Idle => "Idle timeout",
-            Self::InvalidToken => "Invalid token",
-            Self::TokenInUrl => "Token in URL",
-            Self::Denied | Self::UpstreamRefused => "Access denied",
-            Self::TooManyRefreshes => "Too many refreshes",
-            Self::IdentityChanged => "Identity changed",
-            Self::AuthUnavailable | Self::TooManyConnections | Self::UpstreamBusy => "Try again later",
-            Self::UpstreamNotFound => "Not found",
-            Self::UpstreamFailed => "Upstream unavailable",
-            Self::UpstreamLost => "Upstream connection lost",
-            Self::Drain(_) => "Service restart",
-        }
-    }
-
-    /// The close code, in a dialect or without one.
-    #[must_use]
-    pub fn code(self, dialect: Option<&DialectSpec>) -> u16 {
-        let key = match self {
-            Self::Timeout => Close::Timeout,
-            Self::InvalidMessage => Close::InvalidMessage,
-            Self::TooLarge => return 1009,
-            Self::NotUtf8 => return 1007,
-            Self::Protocol => return 1002,
-            Self::ControlFrames => return 1008,
-            Self::Unexpected => Close::UnexpectedMessage,
-            Self::MissingToken => Close::MissingToken,
-            Self::ExpiredOnArrival | Self::Expired => Close::Expired,
-            Self::Lifetime => Close::Lifetime,
-            Self::Idle => Close::Idle,
-            Self::InvalidToken => Close::InvalidToken,
-            Self::TokenInUrl => Close::TokenInUrl,
-            Self::Denied => Close::Forbidden,
-            Self::TooManyRefreshes => Close::TooMany,
-            Self::IdentityChanged => Close::IdentityChanged,
-            Self::AuthUnavailable | Self::TooManyConnections | Self::UpstreamBusy => Close::Unavailable,
-            Self::UpstreamRefused => Close::UpstreamRefused,
-            Self::UpstreamNotFound => Close::UpstreamNotFound,
-            Self::UpstreamFailed => Close::UpstreamFailed,
-            Self::UpstreamLost => Close::UpstreamLost,
-            Self::Drain(code) => return code,
-        };
-        dialect.map_or(key.default_code(), |dialect| dialect.code(key))
-    }
-
-    /// What ends a session whose token was refused at the door.
-    #[must_use]
-    pub const fn of(rejection: &Rejection) -> Self {
-        match rejection {
-            Rejection::Expired { .. } => Self::ExpiredOnArrival,
-            Rejection::KeysUnavailable { .. } => Self::AuthUnavailable,
-            _ => Self::InvalidToken,
-        }
-    }
-
-    /// The error message in a dialect's own shape; `None` where nothing is said. `copies` come from
-    /// the message it answers, when there is one.
-    #[must_use]
-    pub fn said(self, dialect: Option<&DialectSpec>, copies: &Copies) -> Option<String> {
-        let dialect = dialect?;
-        let template = dialect.error.as_ref()?;
-        let values = Values { message: self.message()?, code: self.code(Some(dialect)), copies, ..Values::default() };
-        Some(render(template, &values))
-    }
-}
 
 /// What became of a token.
 #[derive(Debug)]

@@ -14,10 +14,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dialect::{self, Copies, Values};
+use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake};
 use super::relay::{Beginning, Outcome, now};
-use super::session::{Action, Ending, Event, Session, Verdict};
+use super::session::{Action, Event, Session, Verdict};
 use super::{Context, RefreshJudge, client_socket, life, relay_to_the_end, took, upstream_ending};
 use crate::auth::{Carrier, Rejection, Token, Verified};
 use crate::http::{ProtectedRequest, Sealed, Upgraded, UpstreamError, seal};

@@ -1,4 +1,4 @@
-//! DESIGN.md section 3 and 6 over sockets: refusals, trusted headers, streaming, the upstream's moods.
+//! docs/contract.md section 3 and 6 over sockets: refusals, trusted headers, streaming, the upstream's moods.
 
 use serde_json::{Value, json};
 

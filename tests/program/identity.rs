@@ -1,4 +1,4 @@
-//! DESIGN.md section 5 over sockets: every algorithm, every source of keys, every mood of an issuer.
+//! docs/contract.md section 5 over sockets: every algorithm, every source of keys, every mood of an issuer.
 
 use jsonwebtoken::Algorithm;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! DESIGN.md section 4.1, 4.2 and 4.5 over sockets, for the default dialect.
+//! docs/contract.md section 4.1, 4.2 and 4.5 over sockets, for the default dialect.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -1,0 +1,105 @@
+//! Who can reach us and whom we believe: listeners, Host values, trusted proxies.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+
+use super::validate::Check;
+use super::{Hosts, ListenAddress, Origin};
+use crate::config::{Config, OneOrMany};
+
+impl Check {
+    pub(super) fn listen(&mut self, config: &Config) -> Vec<ListenAddress> {
+        if config.listen.is_empty() {
+            self.wrong("listen", "is empty; write an address such as 127.0.0.1:8080");
+        }
+        let mut out = Vec::new();
+        for (index, listen) in config.listen.iter().enumerate() {
+            let path = if config.listen.len() == 1 { "listen".to_owned() } else { format!("listen[{index}]") };
+            if let Some(addresses) = self.take(&path, listen_addresses(&listen.address)) {
+                out.push(ListenAddress { written: listen.address.clone(), addresses });
+            }
+        }
+        out
+    }
+
+    pub(super) fn hosts(&mut self, config: &Config, loopback: bool, public_url: Option<&Origin>) -> Hosts {
+        let Some(OneOrMany(written)) = &config.hosts else {
+            if !loopback {
+                return Hosts::Any;
+            }
+            return Hosts::Listed {
+                names: public_url.map(|origin| origin.host().to_owned()).into_iter().collect(),
+                loopback: true,
+            };
+        };
+        if written.iter().any(|host| host == "any") {
+            return Hosts::Any;
+        }
+        let mut names = Vec::new();
+        for (index, host) in written.iter().enumerate() {
+            if host.contains(['/', '*', ' ']) || (host.contains(':') && !host.starts_with('[')) {
+                self.wrong(
+                    format!("hosts[{index}]"),
+                    format!("\"{host}\" is not a host name without port; write app.example.com, or `any`"),
+                );
+            }
+            names.push(host.trim_end_matches('.').to_ascii_lowercase());
+        }
+        names.extend(public_url.map(|origin| origin.host().to_owned()));
+        Hosts::Listed { names, loopback: false }
+    }
+
+    pub(super) fn trusted_proxies(&mut self, config: &Config) -> Vec<IpNet> {
+        const PRIVATE: [&str; 9] = [
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "100.64.0.0/10",
+            "169.254.0.0/16",
+            "127.0.0.0/8",
+            "::1/128",
+            "fc00::/7",
+            "fe80::/10",
+        ];
+        let mut networks = Vec::new();
+        for (index, text) in config.trusted_proxies.iter().enumerate() {
+            if text == "private_ranges" {
+                networks.extend(PRIVATE.iter().filter_map(|range| range.parse::<IpNet>().ok()));
+            } else if let Ok(network) = text.parse::<IpNet>() {
+                networks.push(network);
+            } else if let Ok(address) = text.parse::<IpAddr>() {
+                networks.push(IpNet::from(address));
+            } else {
+                self.wrong(
+                    format!("trusted_proxies[{index}]"),
+                    format!("\"{text}\" is no address, CIDR or `private_ranges`; names are not resolved"),
+                );
+            }
+        }
+        networks
+    }
+}
+
+fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    if let Some(port) = text.strip_prefix(':') {
+        let port: u16 = port.parse().map_err(|_| format!("\"{text}\": a port is a number up to 65535"))?;
+        // One dual-stack socket where there is IPv6; `listen` falls back where there is none.
+        return Ok(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(vec![address]);
+    }
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
+        return Ok(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]);
+    }
+    if text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() {
+        return Err(format!(
+            "\"{text}\" has no address. This machine only: 127.0.0.1:{text}. Every address: \":{text}\""
+        ));
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(format!("\"{text}\" has no port; write it as 127.0.0.1:8080"));
+    }
+    Err(format!("\"{text}\" is not an address and port; write 127.0.0.1:8080, \":8080\" or localhost:8080"))
+}

@@ -1,0 +1,228 @@
+//! What of each direction goes on: payload as it came, control frames whole, texts of the client that
+//! could be for us looked into first, messages of ours between two of the upstream's.
+
+use std::ops::Range;
+
+use tokio::time::Instant;
+
+use super::side::{Held, Outgoing};
+use super::{ClosedBy, PING, Relay};
+use crate::websocket::dialect;
+use crate::websocket::frame::{Header, Opcode, Piece, Violation, apply_mask};
+use crate::websocket::session::Event;
+
+/// Client texts longer than this are never looked into.
+const LOOKED_INTO: usize = 16 << 10;
+
+impl Relay {
+    /// Looks at what the client sent; what is returned goes up.
+    pub(super) fn take_from_client(&mut self, input: &[u8]) -> (Outgoing, Option<Violation>) {
+        let mut out = Outgoing::default();
+        let mut at = 0;
+        loop {
+            let (piece, next) = match self.from_client.advance(input, at) {
+                Ok(Some(found)) => found,
+                Ok(None) => return (out, None),
+                Err(violation) => return (out, Some(violation)),
+            };
+            at = next;
+            match piece {
+                Piece::Header(header, range) => {
+                    self.client_frame = Some(header);
+                    if header.opcode.is_control() {
+                        self.client_control.raw.extend_from_slice(header.raw());
+                    } else {
+                        self.last_data = Instant::now();
+                        self.client_data_begins(header, range, input, next, &mut out);
+                    }
+                    if header.length == 0 {
+                        self.client_frame_ends(header, input, &mut out);
+                    }
+                }
+                Piece::Payload { range, offset, last } => {
+                    let Some(header) = self.client_frame else { continue };
+                    if header.opcode.is_control() {
+                        self.client_control.raw.extend_from_slice(&input[range.clone()]);
+                        unmask_onto(&mut self.client_control.payload, &input[range], header.mask, offset);
+                    } else if let Some(held) = &mut self.held {
+                        held.raw.extend_from_slice(&input[range.clone()]);
+                        unmask_onto(&mut held.text, &input[range], header.mask, offset);
+                        if !could_be_ours(&held.text) || held.text.len() > LOOKED_INTO {
+                            self.release(input, &mut out);
+                        }
+                    } else {
+                        out.keep(input, range);
+                    }
+                    if last {
+                        self.client_frame_ends(header, input, &mut out);
+                    }
+                }
+            }
+            if self.upstream.told_close || self.farewell.is_some() {
+                return (out, None);
+            }
+        }
+    }
+
+    fn client_data_begins(
+        &mut self,
+        header: Header,
+        range: Option<Range<usize>>,
+        input: &[u8],
+        next: usize,
+        out: &mut Outgoing,
+    ) {
+        if header.opcode == Opcode::Text && self.session.dialect().is_some() && header.length <= LOOKED_INTO as u64 {
+            // Most texts show with their first byte that they are not for us, and are not copied.
+            let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
+            if header.length == 0 || first.is_none_or(|first| could_be_ours(&[first])) {
+                self.held = Some(Held { raw: header.raw().to_vec(), text: Vec::new() });
+                return;
+            }
+        }
+        if self.held.as_ref().is_some_and(|held| held.raw.len() > 2 * LOOKED_INTO) {
+            // Fragments without end and without content are no refresh.
+            self.release(input, out);
+        }
+        match (&mut self.held, range) {
+            (Some(held), _) => held.raw.extend_from_slice(header.raw()),
+            (None, Some(range)) => out.keep(input, range),
+            (None, None) => out.add(input, header.raw()),
+        }
+    }
+
+    fn client_frame_ends(&mut self, header: Header, input: &[u8], out: &mut Outgoing) {
+        if header.opcode.is_control() {
+            let control = std::mem::take(&mut self.client_control);
+            match header.opcode {
+                Opcode::Pong if control.payload == PING => self.client.pinged = None,
+                Opcode::Close => {
+                    // What it held back of a message that never ends would reach nobody.
+                    self.held = None;
+                    self.client.said_close = true;
+                    self.first_close.get_or_insert((code_of(&control.payload), ClosedBy::Client));
+                    self.upstream.told_close = true;
+                    out.add(input, &control.raw);
+                }
+                _ => out.add(input, &control.raw),
+            }
+            return;
+        }
+        if !header.fin {
+            return;
+        }
+        let Some(held) = self.held.take() else { return };
+        let ours =
+            self.session.dialect().and_then(|dialect| dialect::later(dialect, &held.text, self.times.token_bytes));
+        match ours {
+            Some((later, copies)) => self.act_on(Event::Later(later, copies)),
+            None => out.add(input, &held.raw),
+        }
+    }
+
+    fn release(&mut self, input: &[u8], out: &mut Outgoing) {
+        if let Some(held) = self.held.take() {
+            out.add(input, &held.raw);
+        }
+    }
+
+    /// Looks at what the upstream sent; what is returned goes to the client.
+    pub(super) fn take_from_upstream(&mut self, input: &[u8]) -> (Outgoing, Option<Violation>) {
+        let mut out = Outgoing::default();
+        let mut at = 0;
+        loop {
+            self.say_between(input, &mut out);
+            // Once it is being ended, only what belongs to the open message still goes on.
+            if self.farewell.is_some() && self.from_upstream.between_messages() {
+                return (out, None);
+            }
+            let (piece, next) = match self.from_upstream.advance(input, at) {
+                Ok(Some(found)) => found,
+                Ok(None) => return (out, None),
+                Err(violation) => return (out, Some(violation)),
+            };
+            at = next;
+            let header = match piece {
+                Piece::Header(header, range) => {
+                    self.upstream_frame = Some(header);
+                    if !header.opcode.is_control() {
+                        self.last_data = Instant::now();
+                    }
+                    match range {
+                        _ if header.opcode.is_control() => self.upstream_control.raw.extend_from_slice(header.raw()),
+                        Some(range) => out.keep(input, range),
+                        None => out.add(input, header.raw()),
+                    }
+                    if header.length > 0 {
+                        continue;
+                    }
+                    header
+                }
+                Piece::Payload { range, last, .. } => {
+                    let Some(header) = self.upstream_frame else { continue };
+                    if header.opcode.is_control() {
+                        self.upstream_control.raw.extend_from_slice(&input[range.clone()]);
+                        self.upstream_control.payload.extend_from_slice(&input[range]);
+                    } else {
+                        out.keep(input, range);
+                    }
+                    if !last {
+                        continue;
+                    }
+                    header
+                }
+            };
+            if header.opcode.is_control() {
+                self.upstream_control_ends(header.opcode, input, &mut out);
+            }
+            if self.client.told_close {
+                return (out, None);
+            }
+        }
+    }
+
+    fn upstream_control_ends(&mut self, opcode: Opcode, input: &[u8], out: &mut Outgoing) {
+        let control = std::mem::take(&mut self.upstream_control);
+        match opcode {
+            Opcode::Pong if control.payload == PING => self.upstream.pinged = None,
+            Opcode::Close if self.farewell.is_none() => {
+                self.upstream.said_close = true;
+                self.client.told_close = true;
+                self.first_close.get_or_insert((code_of(&control.payload), ClosedBy::Upstream));
+                out.add(input, &control.raw);
+            }
+            // Two Closes would be one too many; ours is on its way.
+            Opcode::Close => self.upstream.said_close = true,
+            _ => out.add(input, &control.raw),
+        }
+    }
+
+    /// Our messages go out between two of the upstream's.
+    pub(super) fn say_between(&mut self, input: &[u8], out: &mut Outgoing) {
+        if !self.say.is_empty() && self.from_upstream.between_messages() && self.upstream_control.raw.is_empty() {
+            for frame in self.say.drain(..) {
+                out.add(input, &frame);
+            }
+        }
+    }
+}
+
+/// White space, then `{`: anything else is no JSON object and goes on at once.
+fn could_be_ours(text: &[u8]) -> bool {
+    match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
+        Some(first) => *first == b'{',
+        None => true,
+    }
+}
+
+fn unmask_onto(target: &mut Vec<u8>, bytes: &[u8], mask: Option<[u8; 4]>, offset: u64) {
+    let start = target.len();
+    target.extend_from_slice(bytes);
+    if let Some(mask) = mask {
+        apply_mask(&mut target[start..], mask, offset);
+    }
+}
+
+fn code_of(payload: &[u8]) -> Option<u16> {
+    payload.first_chunk().map(|code| u16::from_be_bytes(*code))
+}
