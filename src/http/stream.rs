@@ -17,23 +17,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-const FIRST: u32 = 0;
-const BUSY: u32 = 1;
-const IDLE: u32 = 2;
-
 /// Where a client connection stands between two requests; shared with whoever answers.
+///
+/// Counts up: even before a request, odd while one is answered. A count, because a quick answer may
+/// begin and end between two reads.
 #[derive(Debug, Default)]
 pub struct Phase(AtomicU32);
 
 impl Phase {
     /// A request's head is complete.
     pub fn busy(&self) {
-        self.0.store(BUSY, Ordering::Relaxed);
+        self.0.fetch_or(1, Ordering::Relaxed);
     }
 
     /// Its answer has been given.
     pub fn idle(&self) {
-        self.0.store(IDLE, Ordering::Relaxed);
+        let busy = self.0.load(Ordering::Relaxed) | 1;
+        self.0.store(busy.wrapping_add(1), Ordering::Relaxed);
     }
 }
 
@@ -59,6 +59,8 @@ enum Waiting {
 pub struct ClientStream {
     socket: PacedStream,
     phase: Arc<Phase>,
+    /// The phase that was idle last.
+    seen: u32,
     patience: Patience,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
@@ -70,7 +72,7 @@ impl ClientStream {
     pub fn new(tcp: TcpStream, phase: Arc<Phase>, header: Duration, keep_alive: Duration, send: Duration) -> Self {
         let timer = Box::pin(sleep_until(Instant::now() + header));
         let patience = Patience { header, keep_alive };
-        Self { socket: PacedStream::new(tcp, send), phase, patience, waiting: Waiting::Head, timer }
+        Self { socket: PacedStream::new(tcp, send), phase, seen: 0, patience, waiting: Waiting::Head, timer }
     }
 
     /// The bare socket, once HTTP is over.
@@ -86,14 +88,13 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         let read = Pin::new(&mut this.socket).poll_read(cx, buf)?;
         let arrived = buf.filled().len() > before;
-        match (this.phase.0.load(Ordering::Relaxed), &this.waiting) {
-            (BUSY, _) => this.waiting = Waiting::No,
-            (IDLE, Waiting::No) => {
-                this.waiting = Waiting::Idle;
-                this.timer.as_mut().reset(Instant::now() + this.patience.keep_alive);
-            }
-            (FIRST | IDLE, _) => {}
-            (_, _) => this.waiting = Waiting::No,
+        let phase = this.phase.0.load(Ordering::Relaxed);
+        if phase & 1 == 1 {
+            this.waiting = Waiting::No;
+        } else if phase != this.seen {
+            this.seen = phase;
+            this.waiting = Waiting::Idle;
+            this.timer.as_mut().reset(Instant::now() + this.patience.keep_alive);
         }
         if arrived && matches!(this.waiting, Waiting::Idle) {
             this.waiting = Waiting::Head;

@@ -634,3 +634,25 @@ async fn head_and_empty_answers_keep_their_heads() {
         assert_eq!(client.answer().await.body, "ok\n");
     }
 }
+
+#[tokio::test]
+async fn an_idle_connection_may_wait_longer_than_a_head_that_has_begun() {
+    let probe = "GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    // Each limit that must not be the one at work is longer than the safety net.
+    let patient = house("limits: { header_timeout: 1s, keep_alive_timeout: 10m }\n").await;
+    let mut client = Client::connect(patient.proxy.address).await;
+    client.send(probe).await;
+    assert_eq!(client.answer().await.status, 200);
+    // Idle for longer than `header_timeout`, which another connection waits out, and still served.
+    let mut silent = Client::connect(patient.proxy.address).await;
+    assert!(silent.is_closed().await, "a head is awaited from accept on");
+    client.send(probe).await;
+    assert_eq!(client.answer().await.status, 200);
+    client.send("GET / HTTP/1.1\r\nHo").await;
+    assert!(client.is_closed().await, "a head that has begun must end");
+    let hasty = house("limits: { header_timeout: 10m, keep_alive_timeout: 1s }\n").await;
+    let mut client = Client::connect(hasty.proxy.address).await;
+    client.send(probe).await;
+    assert_eq!(client.answer().await.status, 200);
+    assert!(client.is_closed().await);
+}
