@@ -80,6 +80,17 @@ impl ClientStream {
     pub fn into_tcp(self) -> TcpStream {
         self.socket.into_tcp()
     }
+
+    fn look_at_phase(&mut self) {
+        let phase = self.phase.0.load(Ordering::Relaxed);
+        if phase & 1 == 1 {
+            self.waiting = Waiting::No;
+        } else if phase != self.seen {
+            self.seen = phase;
+            self.waiting = Waiting::Idle;
+            self.timer.as_mut().reset(Instant::now() + self.patience.keep_alive);
+        }
+    }
 }
 
 impl AsyncRead for ClientStream {
@@ -88,14 +99,7 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         let read = Pin::new(&mut this.socket).poll_read(cx, buf)?;
         let arrived = buf.filled().len() > before;
-        let phase = this.phase.0.load(Ordering::Relaxed);
-        if phase & 1 == 1 {
-            this.waiting = Waiting::No;
-        } else if phase != this.seen {
-            this.seen = phase;
-            this.waiting = Waiting::Idle;
-            this.timer.as_mut().reset(Instant::now() + this.patience.keep_alive);
-        }
+        this.look_at_phase();
         if arrived && matches!(this.waiting, Waiting::Idle) {
             this.waiting = Waiting::Head;
             this.timer.as_mut().reset(Instant::now() + this.patience.header);
@@ -104,6 +108,11 @@ impl AsyncRead for ClientStream {
             return read.map(Ok);
         }
         ready!(this.timer.as_mut().poll(cx));
+        if this.socket.is_waiting() {
+            // The end of an answer is still on its way to a slow reader, and has a limit of its own.
+            this.timer.as_mut().reset(Instant::now() + this.patience.keep_alive);
+            ready!(this.timer.as_mut().poll(cx));
+        }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no complete request head in time")))
     }
 }
@@ -126,7 +135,14 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+        let this = self.get_mut();
+        // hyper may have asked for the next head before the answer ended and not ask again, but it
+        // flushes after the end: there the idle clock starts, and wakes the connection when it is due.
+        this.look_at_phase();
+        if !matches!(this.waiting, Waiting::No) {
+            let _ = this.timer.as_mut().poll(cx);
+        }
+        Pin::new(&mut this.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -152,6 +168,13 @@ impl PacedStream {
     #[must_use]
     pub fn into_tcp(self) -> TcpStream {
         self.tcp
+    }
+}
+
+impl PacedStream {
+    /// Whether a write waits for the other end to take it.
+    fn is_waiting(&self) -> bool {
+        self.writing.timer.is_some()
     }
 }
 
