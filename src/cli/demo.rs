@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::run::executor;
 use super::{DemoArguments, fail};
 use crate::config::{self, Environment, Flags};
@@ -56,8 +58,14 @@ async fn run(listen: &str) -> Result<(), Failure> {
     for (_, keys) in shared.current().verifier.providers() {
         keys.first_attempt().await;
     }
+    // Before the welcome: whoever has read it may already stop the demo.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     print_welcome(&format!("http://{local}"), &demo.token("alice")?);
-    tokio::signal::ctrl_c().await?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
     shared.drain.run(Duration::ZERO, Duration::from_secs(2)).await;
     Ok(())
 }
