@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
-    USER_AGENT, WWW_AUTHENTICATE,
+    ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ALLOW,
+    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_VERSION, USER_AGENT, VARY,
+    WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -61,12 +62,19 @@ pub async fn handle(
             entry.line.answered_by = "upstream";
             answer
         }
+        Served::Ours(mut answer) => {
+            entry.line.answered_by = "vestibule";
+            head.let_read(&mut answer, &runtime.policy);
+            answer
+        }
         Served::Refused(refusal) => {
             entry.line.answered_by = "vestibule";
             entry.line.outcome = refusal.outcome;
             entry.line.reason.clone_from(&refusal.reason);
             warn_of_refusal(&refusal, &head);
-            rendered(&refusal, &entry.line.request_id, head.wants_problem_json)
+            let mut answer = rendered(&refusal, &entry.line.request_id, head.wants_problem_json);
+            head.let_read(&mut answer, &runtime.policy);
+            answer
         }
     };
     if shared.drain.is_closing() {
@@ -228,7 +236,6 @@ impl Desk<'_> {
 /// Our own endpoints. Anything else under the prefix is 404.
 fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     "/.vestibule".clone_into(&mut line.route);
-    line.answered_by = "vestibule";
     let (status, word) = match own.head().uri.path() {
         "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
         "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),
@@ -245,7 +252,7 @@ fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> S
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Served::Answered(response)
+    Served::Ours(response)
 }
 
 /// What of a request's head is needed after the request has gone on.
@@ -256,6 +263,7 @@ struct Head {
     query: Option<String>,
     user_agent: Option<String>,
     wants_problem_json: bool,
+    origin: Option<HeaderValue>,
 }
 
 impl Head {
@@ -269,7 +277,22 @@ impl Head {
             query: request.uri().query().map(str::to_owned),
             user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
             wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
+            origin: headers.get(ORIGIN).cloned(),
         }
+    }
+
+    /// Lets the pages of our front ends read what we author: else a browser shows them nothing, and
+    /// their retry never runs.
+    fn let_read(&self, answer: &mut Answer, policy: &Policy) {
+        let listed =
+            self.origin.as_ref().filter(|origin| origin.to_str().is_ok_and(|origin| policy.lists_origin(origin)));
+        let Some(origin) = listed else { return };
+        let headers = answer.headers_mut();
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+        let exposed = HeaderValue::from_static("WWW-Authenticate, Retry-After, X-Request-Id");
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
     }
 
     fn line(&self, policy: &Policy) -> AccessLine {

@@ -45,7 +45,9 @@ pub enum Served {
     Upgraded(Answer),
     /// The upstream's own answer.
     Answered(Answer),
-    /// Ours.
+    /// An answer of one of our own endpoints.
+    Ours(Answer),
+    /// Ours, in the words of a refusal.
     Refused(Refusal),
 }
 
@@ -60,6 +62,18 @@ struct Context {
 }
 
 impl Context {
+    /// Takes a copy of the request's line: until the socket stands the request may still need its own,
+    /// also when its client leaves meanwhile.
+    fn new(shared: &Arc<Shared>, runtime: &Arc<Runtime>, count: &Arc<ConnectionCount>, line: &AccessLine) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            runtime: Arc::clone(runtime),
+            count: Arc::clone(count),
+            line: line.clone(),
+            started: Instant::now(),
+        }
+    }
+
     fn policy(&self) -> &Policy {
         &self.runtime.policy
     }
@@ -116,13 +130,7 @@ pub async fn serve(
     let Some(upgrade) = request.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    let context = |line: &mut AccessLine| Context {
-        shared: Arc::clone(shared),
-        runtime: Arc::clone(runtime),
-        count: Arc::clone(count),
-        line: std::mem::take(line),
-        started: Instant::now(),
-    };
+    let context = |line: &AccessLine| Context::new(shared, runtime, count, line);
     match found {
         Ok(Extracted::Token(token, carrier)) => {
             line.carrier = Some(carrier.name());
@@ -196,14 +204,7 @@ pub async fn tunnel(
     let Some(upgrade) = public.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    let context = Context {
-        shared: Arc::clone(shared),
-        runtime: Arc::clone(runtime),
-        count: Arc::clone(count),
-        line: std::mem::take(line),
-        started: Instant::now(),
-    };
-    tunnel_upgrade(context, public, upgrade, line).await
+    tunnel_upgrade(Context::new(shared, runtime, count, line), public, upgrade, line).await
 }
 
 async fn tunnel_upgrade(context: Context, public: PublicRequest, upgrade: OnUpgrade, line: &mut AccessLine) -> Served {

@@ -656,3 +656,43 @@ async fn an_idle_connection_may_wait_longer_than_a_head_that_has_begun() {
     assert_eq!(client.answer().await.status, 200);
     assert!(client.is_closed().await);
 }
+
+#[tokio::test]
+async fn refusals_can_be_read_by_the_pages_of_our_front_ends_and_by_no_other() {
+    let house = house("origins: [\"https://app.example.com\", \"https://*.preview.example.com\"]\n").await;
+    for (origin, listed) in [
+        ("https://app.example.com", true),
+        ("https://x.preview.example.com", true),
+        ("https://evil.example", false),
+        ("null", false),
+    ] {
+        let field = format!("Origin: {origin}");
+        for target in ["/private", "/.vestibule/healthz"] {
+            let answer = get(house.proxy.address, target, &[&field]).await;
+            assert_eq!(answer.field("access-control-allow-origin"), listed.then_some(origin), "{origin} {target}");
+            assert_eq!(answer.field("access-control-allow-credentials"), listed.then_some("true"));
+            assert_eq!(answer.field("vary"), listed.then_some("Origin"));
+            let exposed = "WWW-Authenticate, Retry-After, X-Request-Id";
+            assert_eq!(answer.field("access-control-expose-headers"), listed.then_some(exposed));
+        }
+    }
+    // The upstream's own answer stays its own.
+    let credential = bearer(&house.issuer.token("alice"));
+    let fields = [credential.as_str(), "Origin: https://app.example.com"];
+    let (answer, _) = tokio::join!(get(house.proxy.address, "/", &fields), house.backend.answer("ok"));
+    assert_eq!(answer.field("access-control-allow-origin"), None);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_during_its_upgrade_has_a_whole_access_line() {
+    let mut house = house("").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let mut client = Client::connect(house.proxy.address).await;
+    client.send(crate::support::socket::upgrade("/ws/left", &[&credential])).await;
+    let mut conn = house.backend.accept().await;
+    conn.request().await;
+    drop(client);
+    assert!(conn.is_closed().await, "the dial is cancelled");
+    let line = house.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
+    assert!(line.contains("\"path\":\"/ws/left\"") && line.contains("\"carrier\":\"header\""), "{line}");
+}
