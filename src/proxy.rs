@@ -146,7 +146,7 @@ impl Desk<'_> {
         let policy = &self.runtime.policy;
         let ruled = match rule(policy, admitted) {
             Ok(ruled) => ruled,
-            Err((refusal, _)) => return Served::Refused(refusal),
+            Err(refusal) => return Served::Refused(refusal),
         };
         match ruled {
             Ruled::Own(own) => serve_own(self.shared, &own, &mut entry.line),
@@ -195,7 +195,7 @@ impl Desk<'_> {
         entry.line.user = Some(verified.identity().user_id().to_owned());
         let allowed = match request.allow(verified) {
             Ok(allowed) => allowed,
-            Err((refusal, _)) => return Served::Refused(refusal),
+            Err(refusal) => return Served::Refused(refusal),
         };
         match seal(allowed, policy) {
             Ok((sealed, ..)) => {

@@ -252,7 +252,7 @@ async fn with_credential(
     context.line.user = Some(verified.identity().user_id().to_owned());
     let allowed = match request.allow(verified) {
         Ok(allowed) => allowed,
-        Err((refusal, _)) => return door.refuse(context, refusal, Ending::Denied, line),
+        Err(refusal) => return door.refuse(context, refusal, Ending::Denied, line),
     };
     let (sealed, identity, _token, trusted) = match seal(allowed, context.policy()) {
         Ok(sealed) => sealed,

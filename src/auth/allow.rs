@@ -19,17 +19,6 @@ pub enum Denied {
     Claim(String),
 }
 
-impl Denied {
-    /// The `rule` label of the metric.
-    #[must_use]
-    pub const fn rule(&self) -> &'static str {
-        match self {
-            Self::NotAllowed(_) => "allow",
-            Self::Claim(_) => "require",
-        }
-    }
-}
-
 /// Asks both.
 ///
 /// # Errors

@@ -151,14 +151,14 @@ impl ProtectedRequest {
     /// Asks whether this identity may do this here.
     ///
     /// # Errors
-    /// The refusal, and the request back: a WebSocket may still have to answer in its own way.
-    pub fn allow(self, verified: Verified) -> Result<Allowed, (Refusal, allow::Denied)> {
+    /// The refusal, with its reason for the log.
+    pub fn allow(self, verified: Verified) -> Result<Allowed, Refusal> {
         match allow::permits(&self.matched.route.require, &self.matched.variables, verified.identity()) {
             Ok(()) => {
                 let (identity, token) = verified.into_parts();
                 Ok(Allowed { admitted: self.admitted, matched: self.matched, identity, token })
             }
-            Err(denied) => Err((Refusal::denied(&denied), denied)),
+            Err(denied) => Err(Refusal::denied(&denied)),
         }
     }
 }

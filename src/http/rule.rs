@@ -19,13 +19,13 @@ pub enum Ruled {
 ///
 /// # Errors
 /// `auth: deny` is a refusal, before any credential is read.
-pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, (Refusal, Admitted)> {
+pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, Refusal> {
     if is_ours(&admitted.parts) {
         return Ok(Ruled::Own(OwnRequest { admitted }));
     }
     let matched = policy.route(admitted.parts.method.as_str(), admitted.parts.uri.path());
     match matched.route.auth {
-        AuthMode::Deny => Err((Refusal::closed_route(), admitted)),
+        AuthMode::Deny => Err(Refusal::closed_route()),
         AuthMode::None => Ok(Ruled::Public(PublicRequest { admitted, route: matched.route })),
         AuthMode::Required | AuthMode::Optional => Ok(Ruled::Protected(ProtectedRequest { admitted, matched })),
     }

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -304,9 +304,7 @@ impl Relay {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
                     // It may still have something to say; its EOF follows.
-                    self.upstream.shut = true;
-                    self.upstream.out = Vec::new();
-                    self.upstream.sent = 0;
+                    self.upstream.give_up();
                     return true;
                 }
                 // While the client is being sent away its own Close is still awaited.
@@ -324,27 +322,21 @@ impl Relay {
             return false;
         }
         let read = SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            match Pin::new(&mut self.client.tcp).poll_read(cx, &mut buffer) {
-                Poll::Pending => None,
-                Poll::Ready(Err(_)) => Some(Ok(0)),
-                Poll::Ready(Ok(())) => {
-                    let input = buffer.filled();
-                    if input.is_empty() {
-                        return Some(Ok(0));
-                    }
-                    self.bytes_in += input.len() as u64;
-                    // After a Close nothing of this direction counts any more.
-                    if self.upstream.told_close || self.upstream.shut || self.farewell.is_some() {
-                        return Some(Ok(input.len()));
-                    }
-                    let (outgoing, violation) = self.take_from_client(input);
-                    if self.upstream.write_now(cx, outgoing.bytes(input)).is_err() {
-                        self.upstream.shut = true;
-                    }
-                    Some(violation.map_or(Ok(input.len()), Err))
-                }
+            let length = self.client.read(cx, scratch)?;
+            if length == 0 {
+                return Some(Ok(0));
             }
+            let input = &scratch[..length];
+            self.bytes_in += input.len() as u64;
+            // After a Close nothing of this direction counts any more.
+            if self.upstream.told_close || self.upstream.shut || self.farewell.is_some() {
+                return Some(Ok(input.len()));
+            }
+            let (outgoing, violation) = self.take_from_client(input);
+            if self.upstream.write_now(cx, outgoing.bytes(input)).is_err() {
+                self.upstream.shut = true;
+            }
+            Some(violation.map_or(Ok(input.len()), Err))
         });
         match read {
             None => false,
@@ -369,10 +361,8 @@ impl Relay {
             match self.client.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
-                    self.client.shut = true;
+                    self.client.give_up();
                     self.client.eof = true;
-                    self.client.out = Vec::new();
-                    self.client.sent = 0;
                     self.first_close.get_or_insert((None, ClosedBy::Client));
                     return true;
                 }
@@ -406,28 +396,22 @@ impl Relay {
             return false;
         }
         let read = SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            match Pin::new(&mut self.upstream.tcp).poll_read(cx, &mut buffer) {
-                Poll::Pending => None,
-                Poll::Ready(Err(_)) => Some(Ok(0)),
-                Poll::Ready(Ok(())) => {
-                    let input = buffer.filled();
-                    if input.is_empty() {
-                        return Some(Ok(0));
-                    }
-                    if self.client.told_close || self.client.shut {
-                        return Some(Ok(input.len()));
-                    }
-                    let (outgoing, violation) = self.take_from_upstream(input);
-                    let bytes = outgoing.bytes(input);
-                    self.bytes_out += bytes.len() as u64;
-                    if self.client.write_now(cx, bytes).is_err() {
-                        self.client.shut = true;
-                        self.client.eof = true;
-                    }
-                    Some(violation.map_or(Ok(input.len()), Err))
-                }
+            let length = self.upstream.read(cx, scratch)?;
+            if length == 0 {
+                return Some(Ok(0));
             }
+            let input = &scratch[..length];
+            if self.client.told_close || self.client.shut {
+                return Some(Ok(input.len()));
+            }
+            let (outgoing, violation) = self.take_from_upstream(input);
+            let bytes = outgoing.bytes(input);
+            self.bytes_out += bytes.len() as u64;
+            if self.client.write_now(cx, bytes).is_err() {
+                self.client.shut = true;
+                self.client.eof = true;
+            }
+            Some(violation.map_or(Ok(input.len()), Err))
         });
         match read {
             None => false,

@@ -190,12 +190,6 @@ impl Session {
         self.dialect.as_ref()
     }
 
-    /// Whether a verdict is awaited.
-    #[must_use]
-    pub fn is_verifying(&self) -> bool {
-        self.phase == Phase::Verifying || self.verifying.is_some()
-    }
-
     /// What an answer to the message in hand copies from it.
     #[must_use]
     pub fn answering(&self) -> &Copies {

@@ -284,7 +284,7 @@ impl Vestibule {
         };
         let allowed = match request.allow(verified) {
             Ok(allowed) => allowed,
-            Err((_, why)) => return denied(context, why.to_string()),
+            Err(refusal) => return denied(context, refusal.reason),
         };
         let (sealed, identity, _token, trusted) = match seal(allowed, context.policy()) {
             Ok(sealed) => sealed,

@@ -89,10 +89,7 @@ impl Relay {
 
     fn upstream_is_dead(&mut self) {
         self.upstream.eof = true;
-        self.upstream.shut = true;
-        self.upstream.out = Vec::new();
-        self.upstream.sent = 0;
-        self.upstream.stalled = None;
+        self.upstream.give_up();
         self.act_on(Event::End(Ending::UpstreamLost));
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -51,6 +51,26 @@ impl Side {
 
     pub(super) fn next_ping(&self, times: &Times) -> Instant {
         (self.last_heard + times.ping_interval).max(self.ping_not_before)
+    }
+
+    /// Reads what has come into `scratch`: its length, 0 at the end of the stream; `None` while there is
+    /// nothing.
+    pub(super) fn read(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<usize> {
+        let mut buffer = ReadBuf::new(scratch);
+        match Pin::new(&mut self.tcp).poll_read(cx, &mut buffer) {
+            Poll::Pending => None,
+            // A reset is an end like any other.
+            Poll::Ready(Err(_)) => Some(0),
+            Poll::Ready(Ok(())) => Some(buffer.filled().len()),
+        }
+    }
+
+    /// It takes nothing any more; what waited for it is lost.
+    pub(super) fn give_up(&mut self) {
+        self.shut = true;
+        self.out = Vec::new();
+        self.sent = 0;
+        self.stalled = None;
     }
 
     pub(super) fn pending(&self) -> bool {
