@@ -27,7 +27,7 @@ pub mod token;
 mod verifier;
 
 pub use identity::{Identity, User};
-pub use keys::{Health, ProviderKeys};
+pub use keys::{Health, KeyPrint, ProviderKeys};
 pub use rejection::Rejection;
 pub use token::{Carrier, NoCredential, Token};
 pub use verifier::{Explanation, Step, Verified, Verifier, now};

@@ -48,6 +48,7 @@ mod body;
 mod forwarding;
 mod headers;
 mod path;
+mod provenance;
 mod refusal;
 mod request;
 mod rule;

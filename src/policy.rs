@@ -23,7 +23,7 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
-pub use dialect::{Close, DialectSpec, Expectation, MessageSpec, PingSpec};
+pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use provider::{AllowSpec, Audience, KeySource, Kinds, ProviderSpec, Secret};
@@ -32,7 +32,9 @@ pub use route::{PathVariables, Pattern, Route, RouteMatch};
 pub use summary::{carriers, sockets, summary};
 pub use validate::validate;
 
-pub use crate::config::{AuthMode, Encode, HostHeader, LogFormat, LogLevel, QueryMode, TokenEncoding, TokenToHttp};
+pub use crate::config::{
+    AuthMode, Encode, HostHeader, LogFormat, LogLevel, OnExpiry, QueryMode, TokenEncoding, TokenToHttp,
+};
 
 /// Where a listener binds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub struct ListenAddress {
 }
 
 /// The backend and how to speak to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamSpec {
     /// Host and port as written in the URL.
     pub authority: String,
@@ -73,7 +75,7 @@ pub struct UpstreamSpec {
 }
 
 /// Where the verified token stands on an upgrade that goes up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TokenToUpgrade {
     /// Nowhere.
     None,
@@ -81,6 +83,8 @@ pub enum TokenToUpgrade {
     Header,
     /// This query parameter.
     Query(String),
+    /// A first message in this dialect, said by us when the upstream's 101 has come.
+    FirstMessage(Arc<DialectSpec>),
 }
 
 /// A header the backend demands; its value is never shown.
@@ -109,6 +113,8 @@ pub struct TokenSources {
     pub query: Option<QueryParameter>,
     /// Subprotocol entries of WebSocket upgrades that begin like this.
     pub subprotocols: Vec<TokenSubprotocol>,
+    /// A cookie of the provider's, under the `Origin` rule.
+    pub cookie: Option<String>,
 }
 
 /// A subprotocol entry that carries a token behind its prefix.
@@ -127,6 +133,10 @@ pub struct QueryParameter {
     pub name: String,
     /// Whether it is moved or refused.
     pub mode: QueryMode,
+    /// Whether it is read on `WebSocket` upgrades.
+    pub websocket: bool,
+    /// Whether it is read on requests for event streams.
+    pub events: bool,
 }
 
 /// One trusted header: which claim it carries, and how.
@@ -151,8 +161,10 @@ pub struct WebSocketSpec {
     pub auth_timeout: Duration,
     /// Beyond `exp`, at least the clock skew.
     pub grace: Duration,
-    /// Whether a socket lives on after its token's end; then `max_lifetime` is set.
-    pub keep: bool,
+    /// Whether a socket ends with its token; under `keep` and `auto` `max_lifetime` is set.
+    pub on_expiry: OnExpiry,
+    /// Under `auto`: how long after its user was seen last.
+    pub presence: Duration,
     /// How long a socket may live, whatever its tokens say.
     pub max_lifetime: Option<Duration>,
     /// Silence after which a ping is sent.
@@ -161,6 +173,8 @@ pub struct WebSocketSpec {
     pub ping_timeout: Duration,
     /// Without a data frame for this long it is closed.
     pub idle_timeout: Option<Duration>,
+    /// The longest message of a client in a dialect that reads them whole.
+    pub message_bytes: usize,
     /// Subprotocols we may accept before the upstream was asked.
     pub subprotocols: Vec<String>,
     /// When set, every upgrade that sends an `Origin` is checked.
@@ -176,6 +190,8 @@ pub struct LimitSpec {
     pub connections: u32,
     pub waiting_websockets: u32,
     pub waiting_websockets_per_address: u32,
+    pub websockets_per_user: u32,
+    pub presence: usize,
     pub token_bytes: usize,
     pub header_bytes: usize,
     pub header_timeout: Duration,
@@ -221,6 +237,8 @@ pub struct Policy {
     pub routes: Vec<Arc<Route>>,
     /// Whether ambiguous paths are refused (and any rule looks at paths).
     pub refuses_ambiguous_paths: bool,
+    /// The longest `presence` of routes under `on_expiry: auto`.
+    pub longest_presence: Option<Duration>,
     /// Whether any rule names methods, so that method overrides must not pass.
     pub rules_by_method: bool,
     /// Limits.

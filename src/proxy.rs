@@ -17,6 +17,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
+use crate::auth::{Carrier, NoCredential};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, OwnRequest, Phase, ProtectedRequest, Refusal,
     ResponseBody, Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
@@ -58,8 +59,12 @@ pub async fn handle(
             entry.given_away();
             return Ok(response);
         }
-        Served::Answered(answer) => {
+        Served::Answered(mut answer) => {
             entry.line.answered_by = "upstream";
+            if entry.line.carrier == Some(Carrier::Cookie.name()) {
+                // A cache between us and the client would not see that this was one user's answer.
+                answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
+            }
             answer
         }
         Served::Ours(mut answer) => {
@@ -172,26 +177,27 @@ impl Desk<'_> {
 
     async fn protected(&self, mut request: ProtectedRequest, entry: &mut Entry) -> Served {
         let policy = &self.runtime.policy;
-        let token = match request.extract(policy) {
-            Ok(Extracted::Token(token, carrier)) => {
-                entry.line.carrier = Some(carrier.name());
-                token
-            }
-            Ok(Extracted::Nothing(proof)) => {
-                return match request.without_credential(proof) {
-                    Ok(public) => {
-                        entry.line.outcome = "public";
-                        self.forward(seal_public(public, policy), entry).await
-                    }
-                    Err(_) => Served::Refused(Refusal::missing_token()),
-                };
-            }
+        let (token, carrier, otherwise) = match request.extract(policy) {
+            Ok(Extracted::Token(token, carrier)) => (token, carrier, None),
+            Ok(Extracted::Cookie(token, proof)) => (token, Carrier::Cookie, Some(proof)),
+            Ok(Extracted::Nothing(proof)) => return self.without_credential(request, proof, entry).await,
             Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
         };
-        let verified = match self.runtime.verifier.verify(token).await {
-            Ok(verified) => verified,
-            Err(rejection) => return Served::Refused(Refusal::rejected(&rejection, policy.verbose_errors)),
+        entry.line.carrier = Some(carrier.name());
+        let verified = match (self.runtime.verifier.verify(token).await, otherwise) {
+            (Ok(verified), _) => verified,
+            (Err(rejection), Some(proof)) if !rejection.is_unavailable() => {
+                tracing::debug!("the provider's cookie is refused ({rejection}) and counts as absent");
+                entry.line.carrier = None;
+                return self.without_credential(request, proof, entry).await;
+            }
+            (Err(rejection), _) => return Served::Refused(Refusal::rejected(&rejection, policy.verbose_errors)),
         };
+        if carrier == Carrier::Cookie
+            && let Err(refusal) = request.comes_from_our_pages(policy)
+        {
+            return Served::Refused(refusal);
+        }
         entry.line.user = Some(verified.identity().user_id().to_owned());
         let allowed = match request.allow(verified) {
             Ok(allowed) => allowed,
@@ -203,6 +209,16 @@ impl Desk<'_> {
                 self.forward(sealed, entry).await
             }
             Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
+        }
+    }
+
+    async fn without_credential(&self, request: ProtectedRequest, proof: NoCredential, entry: &mut Entry) -> Served {
+        match request.without_credential(proof) {
+            Ok(public) => {
+                entry.line.outcome = "public";
+                self.forward(seal_public(public, &self.runtime.policy), entry).await
+            }
+            Err(_) => Served::Refused(Refusal::missing_token()),
         }
     }
 

@@ -3,19 +3,21 @@
 
 mod query_tokens;
 mod room;
+mod users;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 
-use crate::auth::{ProviderKeys, Verifier};
+use crate::auth::{Identity, ProviderKeys, Verifier, now};
 use crate::drain::Drain;
 use crate::http::Upstream;
 use crate::policy::Policy;
 
 pub use query_tokens::QueryTokens;
 pub use room::{Room, Seat};
+pub use users::{OpenSocket, Presence, Users};
 
 /// One policy and everything made from it. A request ends with the runtime it began with.
 pub struct Runtime {
@@ -46,6 +48,8 @@ pub struct Shared {
     pub room: Room,
     /// Who still puts tokens into URLs.
     pub query_tokens: QueryTokens,
+    /// Who has sockets open, and who was seen when.
+    pub users: Users,
     /// Stopping.
     pub drain: Drain,
     connections: AtomicU32,
@@ -59,6 +63,7 @@ impl Shared {
             current: ArcSwap::from_pointee(runtime),
             room: Room::default(),
             query_tokens: QueryTokens::default(),
+            users: Users::default(),
             drain: Drain::default(),
             connections: AtomicU32::new(0),
         }
@@ -68,6 +73,13 @@ impl Shared {
     #[must_use]
     pub fn current(&self) -> Arc<Runtime> {
         self.current.load_full()
+    }
+
+    /// Notes that a valid token of this identity was presented, where any socket's life hangs on that.
+    pub fn see(&self, policy: &Policy, identity: &Identity) {
+        if let Some(presence) = policy.longest_presence {
+            self.users.see(identity, now(), policy.limits.presence, presence.as_secs());
+        }
     }
 
     /// Counts a connection, unless `limit` of them are open.

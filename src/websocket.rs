@@ -6,38 +6,39 @@
 //! good is `auth`'s, what goes up on the upgrade `http`'s.
 
 mod dialect;
+mod door;
 mod ending;
+mod field;
 pub mod frame;
 mod handshake;
 mod intake;
+mod introduction;
+mod judge;
 mod relay;
 pub mod session;
+mod template;
 mod waiting;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hyper::header::{CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+use hyper::header::{HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use hyper::upgrade::OnUpgrade;
-use hyper::{HeaderMap, Response, StatusCode};
+use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::auth::token::{BadCredential, Extracted, Problem};
-use crate::auth::{Carrier, Token, User, allow, now};
-use crate::http::{
-    Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, TrustedHeaders, Upgraded,
-    UpstreamError, seal, seal_public,
-};
-use crate::policy::{AuthMode, Policy, WebSocketSpec};
-use crate::runtime::{ConnectionCount, Runtime, Shared};
+use crate::auth::token::{BadCredential, Extracted};
+use crate::auth::{Carrier, Identity, NoCredential, now};
+use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal};
+use crate::policy::{OnExpiry, Policy, WebSocketSpec};
+use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
 use crate::telemetry::{AccessLine, SocketLife, access};
 
-use ending::Ending;
-use relay::{Beginning, ClosedBy, Judge, Outcome, Relay, Times};
-use session::{Life, Session, Verdict};
+use door::Door;
+use judge::Judge;
+use relay::{Beginning, ClosedBy, Outcome, Relay, Times};
+use session::Life;
 
 /// What became of an upgrade.
 pub enum Served {
@@ -57,6 +58,8 @@ struct Context {
     runtime: Arc<Runtime>,
     /// The place of its connection among `limits.connections`, until the socket has gone.
     count: Arc<ConnectionCount>,
+    /// Its place among its user's sockets, once there is a user.
+    open: Option<OpenSocket>,
     line: AccessLine,
     started: Instant,
 }
@@ -69,13 +72,24 @@ impl Context {
             shared: Arc::clone(shared),
             runtime: Arc::clone(runtime),
             count: Arc::clone(count),
+            open: None,
             line: line.clone(),
             started: Instant::now(),
         }
     }
 
+    fn carried_by(mut self, carrier: Carrier) -> Self {
+        self.line.carrier = Some(carrier.name());
+        self
+    }
+
     fn policy(&self) -> &Policy {
         &self.runtime.policy
+    }
+
+    /// What its user's presence is kept by, where the socket may outlive its token by it.
+    fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<Presence> {
+        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence(identity))
     }
 
     fn times(&self, spec: &WebSocketSpec) -> Times {
@@ -85,6 +99,7 @@ impl Context {
             idle_timeout: spec.idle_timeout,
             send_timeout: self.policy().limits.send_timeout,
             token_bytes: self.policy().limits.token_bytes,
+            message_bytes: spec.message_bytes,
             drain_code: spec.drain_code,
         }
     }
@@ -130,52 +145,80 @@ pub async fn serve(
     let Some(upgrade) = request.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    let context = |line: &AccessLine| Context::new(shared, runtime, count, line);
+    let context = Context::new(shared, runtime, count, line);
     match found {
         Ok(Extracted::Token(token, carrier)) => {
-            line.carrier = Some(carrier.name());
+            let context = context.carried_by(carrier);
+            line.carrier = context.line.carrier;
             if carrier == Carrier::Query {
                 tracing::debug!("the token was moved out of the URL of {}", request.head().uri.path());
             }
-            with_credential(context(line), request, upgrade, token, carrier, line).await
+            door::with_token(context, request, upgrade, (token, carrier), line).await
         }
-        Ok(Extracted::Nothing(proof)) => match request.without_credential(proof) {
-            Ok(public) => tunnel_upgrade(context(line), public, upgrade, line).await,
-            Err((request, _proof)) => {
-                let (Some(dialect), true) = (&route.websocket.dialect, route.token_from.message) else {
-                    return Served::Refused(Refusal::missing_token());
-                };
-                let limits = &runtime.policy.limits;
-                let address = request.client().address;
-                let Some(seat) =
-                    shared.room.enter(address, limits.waiting_websockets, limits.waiting_websockets_per_address)
-                else {
-                    return Served::Refused(Refusal::busy("the waiting room is full"));
-                };
-                let subprotocol = handshake::chosen(&request.head().headers, &route.websocket);
-                if subprotocol.is_none() && handshake::offers_any(&request.head().headers) {
-                    tracing::warn!(route = %route.label, "no offered subprotocol is in websocket.subprotocols of this route; the socket has none");
+        Ok(Extracted::Cookie(token, proof)) => match runtime.verifier.verify(token).await {
+            Ok(verified) => {
+                if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
+                    line.carrier = Some(Carrier::Cookie.name());
+                    return Served::Refused(refusal);
                 }
-                let response = handshake::switching(&request.head().headers, subprotocol.as_ref());
-                let context = context(line);
-                let held = shared.drain.hold();
-                let waiting = waiting::Waiting { request, seat, dialect: Arc::clone(dialect), subprotocol };
-                tokio::spawn(async move {
-                    waiting.run(context, upgrade).await;
-                    drop(held);
-                });
-                Served::Upgraded(response)
+                let door = Door::new(&request, upgrade, Carrier::Cookie);
+                door::with_identity(context.carried_by(Carrier::Cookie), request, door, verified, line).await
+            }
+            Err(rejection) if rejection.is_unavailable() => {
+                Served::Refused(Refusal::rejected(&rejection, runtime.policy.verbose_errors))
+            }
+            Err(rejection) => {
+                tracing::debug!("the provider's cookie is refused ({rejection}) and counts as absent");
+                without_credential(context, request, upgrade, proof, line).await
             }
         },
-        Err(bad) => refuse_credential(context(line), request, upgrade, bad, line),
+        Ok(Extracted::Nothing(proof)) => without_credential(context, request, upgrade, proof, line).await,
+        Err(bad) => door::refuse_credential(context, request, upgrade, bad, line),
     }
+}
+
+/// Nobody yet: public where the rule says so, else it may wait in the vestibule.
+async fn without_credential(
+    context: Context,
+    request: ProtectedRequest,
+    upgrade: OnUpgrade,
+    proof: NoCredential,
+    line: &mut AccessLine,
+) -> Served {
+    let request = match request.without_credential(proof) {
+        Ok(public) => return door::tunnel(context, public, upgrade, line).await,
+        Err((request, _proof)) => request,
+    };
+    let route = Arc::clone(request.route());
+    let (Some(dialect), true) = (&route.websocket.dialect, route.token_from.message) else {
+        return Served::Refused(Refusal::missing_token());
+    };
+    let limits = &context.policy().limits;
+    let address = request.client().address;
+    let Some(seat) =
+        context.shared.room.enter(address, limits.waiting_websockets, limits.waiting_websockets_per_address)
+    else {
+        return Served::Refused(Refusal::busy("the waiting room is full"));
+    };
+    let subprotocol = handshake::chosen(&request.head().headers, &route.websocket);
+    if subprotocol.is_none() && handshake::offers_any(&request.head().headers) {
+        tracing::warn!(route = %route.label, "no offered subprotocol is in websocket.subprotocols of this route; the socket has none");
+    }
+    let response = handshake::switching(&request.head().headers, subprotocol.as_ref());
+    let held = context.shared.drain.hold();
+    let waiting = waiting::Waiting { request, seat, dialect: Arc::clone(dialect), subprotocol };
+    tokio::spawn(async move {
+        waiting.run(context, upgrade).await;
+        drop(held);
+    });
+    Served::Upgraded(response)
 }
 
 /// Tells who still puts tokens into URLs, once a day for each route and origin.
 fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result<Extracted, BadCredential>) {
     let in_query = match found {
         Ok(Extracted::Token(_, carrier)) => *carrier == Carrier::Query,
-        Ok(Extracted::Nothing(_)) => false,
+        Ok(Extracted::Nothing(_) | Extracted::Cookie(..)) => false,
         Err(bad) => bad.carrier == Carrier::Query,
     };
     if !in_query {
@@ -204,210 +247,11 @@ pub async fn tunnel(
     let Some(upgrade) = public.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    tunnel_upgrade(Context::new(shared, runtime, count, line), public, upgrade, line).await
-}
-
-async fn tunnel_upgrade(context: Context, public: PublicRequest, upgrade: OnUpgrade, line: &mut AccessLine) -> Served {
-    let route = Arc::clone(public.route());
-    let sealed = seal_public(public, context.policy());
-    let session = Session::unending();
-    match ask(&context, sealed).await {
-        Asked::Open(head, upgraded) => {
-            let relaying = Relaying { session, judge: Box::new(NoRefresh), spec: route.websocket.clone() };
-            Served::Upgraded(open(context, upgrade, head, upgraded, relaying))
-        }
-        Asked::Answered(answer) => {
-            *line = context.line;
-            Served::Answered(answer)
-        }
-        Asked::Failed(refusal, _) => {
-            *line = context.line;
-            Served::Refused(refusal)
-        }
-    }
-}
-
-/// A credential on the upgrade: verified before anything is answered, then the upstream is asked
-/// first.
-async fn with_credential(
-    mut context: Context,
-    request: ProtectedRequest,
-    upgrade: OnUpgrade,
-    token: Token,
-    carrier: Carrier,
-    line: &mut AccessLine,
-) -> Served {
-    let route = Arc::clone(request.route());
-    let offer = handshake::first_offer(&request.head().headers);
-    let accepted = handshake::switching(&request.head().headers, offer.as_ref());
-    let path: Box<str> = request.head().uri.path().into();
-    let door = Door { upgrade, accepted, carrier, spec: route.websocket.clone() };
-    let verified = match context.runtime.verifier.verify(token).await {
-        Ok(verified) => verified,
-        Err(rejection) => {
-            let refusal = Refusal::rejected(&rejection, context.policy().verbose_errors);
-            return door.refuse(context, refusal, Ending::of(&rejection), line);
-        }
-    };
-    context.line.user = Some(verified.identity().user_id().to_owned());
-    let allowed = match request.allow(verified) {
-        Ok(allowed) => allowed,
-        Err(refusal) => return door.refuse(context, refusal, Ending::Denied, line),
-    };
-    let (sealed, identity, _token, trusted) = match seal(allowed, context.policy()) {
-        Ok(sealed) => sealed,
-        Err(unsendable) => {
-            return door.refuse(context, Refusal::unsendable(&unsendable.to_string()), Ending::Denied, line);
-        }
-    };
-    let session = Session::open(
-        route.websocket.dialect.clone(),
-        life(&route.websocket),
-        identity.expires_at(),
-        identity.provider().clock_skew,
-        relay::now(),
-    );
-    let judge = RefreshJudge { shared: Arc::clone(&context.shared), path, user: identity.user(), trusted };
-    drop(identity);
-    match ask(&context, sealed).await {
-        Asked::Open(head, upgraded) => {
-            context.line.outcome = "accepted";
-            let Door { upgrade, spec, .. } = door;
-            let relaying = Relaying { session, judge: Box::new(judge), spec };
-            Served::Upgraded(open(context, upgrade, head, upgraded, relaying))
-        }
-        Asked::Answered(answer) if carrier == Carrier::Header => {
-            *line = context.line;
-            Served::Answered(answer)
-        }
-        Asked::Answered(answer) => {
-            let ending = upstream_ending(answer.status());
-            let refusal = Refusal::upstream_failed(format!("answered {} to the upgrade", answer.status().as_u16()));
-            door.refuse(context, refusal, ending, line)
-        }
-        Asked::Failed(refusal, ending) => door.refuse(context, refusal, ending, line),
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "a refused request ends here")]
-fn refuse_credential(
-    context: Context,
-    request: ProtectedRequest,
-    upgrade: OnUpgrade,
-    bad: BadCredential,
-    line: &mut AccessLine,
-) -> Served {
-    let route = Arc::clone(request.route());
-    let offer = handshake::first_offer(&request.head().headers);
-    let accepted = handshake::switching(&request.head().headers, offer.as_ref());
-    let ending = if bad.problem == Problem::InUrl { Ending::TokenInUrl } else { Ending::InvalidToken };
-    let refusal = Refusal::bad_credential(bad);
-    Door { upgrade, accepted, carrier: bad.carrier, spec: route.websocket.clone() }
-        .refuse(context, refusal, ending, line)
-}
-
-/// A client at the door: what is needed to refuse it in its own terms.
-struct Door {
-    upgrade: OnUpgrade,
-    /// The 101 that a refusal in band needs.
-    accepted: Answer,
-    carrier: Carrier,
-    spec: WebSocketSpec,
-}
-
-impl Door {
-    /// HTTP where the client can read a status, a Close where it can read only that (docs/contract.md
-    /// section 4.1).
-    fn refuse(self, mut context: Context, refusal: Refusal, ending: Ending, line: &mut AccessLine) -> Served {
-        if self.carrier == Carrier::Header {
-            *line = context.line;
-            return Served::Refused(refusal);
-        }
-        context.line.outcome = refusal.outcome;
-        context.line.reason = refusal.reason;
-        let (upgrade, dialect) = (self.upgrade, self.spec.dialect);
-        let held = context.shared.drain.hold();
-        tokio::spawn(async move {
-            if let Some((tcp, _)) = client_socket(upgrade).await {
-                waiting::say_goodbye(tcp, dialect.as_deref(), ending, &Vec::new()).await;
-                context.ended(&Outcome::refused(ending.code(dialect.as_deref())));
-            }
-            drop(held);
-        });
-        Served::Upgraded(self.accepted)
-    }
+    door::tunnel(Context::new(shared, runtime, count, line), public, upgrade, line).await
 }
 
 fn life(spec: &WebSocketSpec) -> Life {
-    Life { grace: spec.grace, keep: spec.keep, max_lifetime: spec.max_lifetime }
-}
-
-/// What the upstream made of an upgrade.
-enum Asked {
-    Open(HeaderMap, Upgraded),
-    Answered(Answer),
-    Failed(Refusal, Ending),
-}
-
-async fn ask(context: &Context, sealed: Sealed) -> Asked {
-    match context.runtime.upstream.upgrade(sealed).await {
-        Ok(Ok((head, upgraded))) => Asked::Open(head, upgraded),
-        Ok(Err(answer)) => Asked::Answered(answer),
-        Err(error @ (UpstreamError::ResponseTimeout { .. } | UpstreamError::ConnectTimeout { .. })) => {
-            Asked::Failed(Refusal::upstream_timeout(error.to_string()), Ending::UpstreamFailed)
-        }
-        Err(error) => Asked::Failed(Refusal::upstream_failed(error.to_string()), Ending::UpstreamFailed),
-    }
-}
-
-/// The row of section 4.2 for an upstream that answered an upgrade with a status.
-fn upstream_ending(status: StatusCode) -> Ending {
-    match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ending::UpstreamRefused,
-        StatusCode::NOT_FOUND => Ending::UpstreamNotFound,
-        StatusCode::SERVICE_UNAVAILABLE => Ending::UpstreamBusy,
-        _ => Ending::UpstreamFailed,
-    }
-}
-
-struct Relaying {
-    session: Session,
-    judge: Box<dyn Judge>,
-    spec: WebSocketSpec,
-}
-
-/// The upstream's 101 is the client's: its accept key, subprotocol and extensions.
-fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upgraded, relaying: Relaying) -> Answer {
-    let extensions = relaying.spec.dialect.is_none() && head.contains_key(SEC_WEBSOCKET_EXTENSIONS);
-    let mut response = Response::new(ResponseBody::ours(""));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = head;
-    let headers = response.headers_mut();
-    crate::http::strip_hop_by_hop(headers);
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    if relaying.spec.dialect.is_some() {
-        headers.remove(SEC_WEBSOCKET_EXTENSIONS);
-    }
-    context.line.answered_by = "upstream";
-    let held = context.shared.drain.hold();
-    tokio::spawn(async move {
-        if let Some((client, from_client)) = client_socket(upgrade).await {
-            let Relaying { session, judge, spec } = relaying;
-            let beginning = Beginning {
-                client,
-                upstream: upstream.tcp,
-                from_client,
-                from_upstream: upstream.early,
-                say: Vec::new(),
-                extensions,
-                session,
-            };
-            relay_to_the_end(context, beginning, judge, &spec);
-        }
-        drop(held);
-    });
-    response
+    Life { grace: spec.grace, on_expiry: spec.on_expiry, presence: spec.presence, max_lifetime: spec.max_lifetime }
 }
 
 /// The relay is a task of its own: it lives for hours, and should not carry the room that the
@@ -437,56 +281,4 @@ async fn client_socket(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
 /// Whether the upstream took the one subprotocol it was offered.
 fn took(head: &HeaderMap, offered: Option<&HeaderValue>) -> bool {
     head.get(SEC_WEBSOCKET_PROTOCOL) == offered
-}
-
-/// Judges refreshes: the three functions that admitted the first token, under the policy now in
-/// force.
-struct RefreshJudge {
-    shared: Arc<Shared>,
-    path: Box<str>,
-    user: User,
-    trusted: TrustedHeaders,
-}
-
-impl Judge for RefreshJudge {
-    fn judge(&self, token: Token) -> Pin<Box<dyn Future<Output = Verdict> + Send>> {
-        let runtime = self.shared.current();
-        let (path, user, trusted) = (self.path.clone(), self.user.clone(), self.trusted.clone());
-        Box::pin(async move {
-            let verified = match runtime.verifier.verify(token).await {
-                Ok(verified) => verified,
-                Err(rejection) => return Verdict::Refused(Ending::of(&rejection)),
-            };
-            let identity = verified.identity();
-            if identity.user() != user {
-                return Verdict::AnotherUser;
-            }
-            let matched = runtime.policy.route("GET", &path);
-            let denied = matched.route.auth == AuthMode::Deny
-                || allow::permits(&matched.route.require, &matched.variables, identity).is_err();
-            if denied {
-                return Verdict::Denied;
-            }
-            match TrustedHeaders::of(&runtime.policy.trusted_headers, identity) {
-                Ok(headers) if headers == trusted => {
-                    tracing::debug!("refresh verified: still user {}", identity.user_id());
-                    Verdict::Accepted {
-                        user_id: identity.user_id().to_owned(),
-                        expires_at: identity.expires_at(),
-                        clock_skew: identity.provider().clock_skew,
-                    }
-                }
-                _ => Verdict::IdentityChanged,
-            }
-        })
-    }
-}
-
-/// Nothing on a public route is a refresh.
-struct NoRefresh;
-
-impl Judge for NoRefresh {
-    fn judge(&self, _token: Token) -> Pin<Box<dyn Future<Output = Verdict> + Send>> {
-        Box::pin(std::future::ready(Verdict::Refused(Ending::InvalidToken)))
-    }
 }

@@ -1,10 +1,12 @@
 //! What a verified token says. Only the verifier makes one.
 
 use std::borrow::Cow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::keys::KeyPrint;
 use crate::policy::{Claim, ProviderSpec};
 
 /// A verified user and the claims of the token that proved it.
@@ -14,6 +16,7 @@ pub struct Identity {
     user_id: String,
     claims: Map<String, Value>,
     expires_at: u64,
+    key: KeyPrint,
 }
 
 impl Identity {
@@ -23,8 +26,21 @@ impl Identity {
         user_id: String,
         claims: Map<String, Value>,
         expires_at: u64,
+        key: KeyPrint,
     ) -> Self {
-        Self { provider, user_id, claims, expires_at }
+        Self { provider, user_id, claims, expires_at, key }
+    }
+
+    /// The key that verified it.
+    #[must_use]
+    pub fn key(&self) -> KeyPrint {
+        self.key
+    }
+
+    /// The provider's own session (`sid`), where its tokens name one.
+    #[must_use]
+    pub fn session_id(&self) -> Option<&str> {
+        self.claims.get("sid").and_then(Value::as_str)
     }
 
     /// The user id with the provider's prefix: what `sub` means in our configuration.
@@ -85,6 +101,22 @@ impl User {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The provider that vouches for it.
+    #[must_use]
+    pub fn provider(&self) -> &ProviderSpec {
+        &self.provider
+    }
+}
+
+impl Eq for User {}
+
+impl Hash for User {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.id.hash(state);
+        self.issuer.hash(state);
+        self.provider.name.hash(state);
     }
 }
 

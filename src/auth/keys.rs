@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::Rejection;
 use crate::policy::{KeySource, ProviderSpec};
 
+pub use set::KeyPrint;
 pub(super) use set::{Candidates, KeySet};
 
 /// Unknown `kid`s cause at most one fetch per provider in this time; the start-up fetch and
@@ -118,6 +119,13 @@ impl ProviderKeys {
             algorithms: state.keys.as_ref().map_or_else(Vec::new, |keys| keys.algorithms()),
             failure: state.failure.clone(),
         }
+    }
+
+    /// Whether a key that once verified a token still stands for this provider. While no set is at hand
+    /// nobody has withdrawn anything.
+    #[must_use]
+    pub fn vouches(&self, print: KeyPrint) -> bool {
+        self.state.borrow().keys.as_ref().is_none_or(|keys| keys.holds(print))
     }
 
     /// Waits until the first attempt has ended.

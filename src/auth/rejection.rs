@@ -86,6 +86,12 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// Whether nobody could say yet what the token is worth.
+    #[must_use]
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self, Self::KeysUnavailable { .. })
+    }
+
     /// The `outcome` label of metrics and access lines.
     #[must_use]
     pub const fn outcome(&self) -> &'static str {

@@ -4,16 +4,21 @@
 //! the first kind present decides alone (docs/contract.md section 4.1). [`NoCredential`] is the proof that
 //! nothing was there.
 
+mod cookie;
+mod query;
+
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER, SEC_WEBSOCKET_PROTOCOL};
-use hyper::http::uri::PathAndQuery;
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
-use crate::policy::{QueryMode, QueryParameter, TokenEncoding, TokenSources, TokenSubprotocol};
+use crate::policy::{TokenEncoding, TokenSources, TokenSubprotocol};
+use cookie::take_cookie;
+pub(crate) use query::into_query;
+use query::take_query;
 
 /// A credential as it was presented. It has no `Display` and no `Serialize`; `Debug` shows its
 /// length only.
@@ -82,6 +87,8 @@ pub enum Carrier {
     Query,
     /// The first message of a WebSocket, or a refresh.
     Message,
+    /// A cookie of the provider's.
+    Cookie,
 }
 
 impl Carrier {
@@ -93,6 +100,7 @@ impl Carrier {
             Self::Subprotocol => "subprotocol",
             Self::Query => "query",
             Self::Message => "message",
+            Self::Cookie => "cookie",
         }
     }
 }
@@ -106,8 +114,22 @@ pub struct NoCredential(());
 pub enum Extracted {
     /// A token, to be verified.
     Token(Token, Carrier),
+    /// A token in a cookie and nothing else. Browsers send cookies unasked, so one that is refused counts
+    /// as absent: the proof of that goes along.
+    Cookie(Token, NoCredential),
     /// Nothing of any configured kind.
     Nothing(NoCredential),
+}
+
+/// What a request is, as far as it decides where a token may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// An ordinary request.
+    Plain,
+    /// A GET for an event stream: a page cannot give it a header either.
+    Events,
+    /// A WebSocket upgrade.
+    WebSocket,
 }
 
 /// Why what was found cannot be a token.
@@ -134,7 +156,7 @@ pub enum Problem {
 
 /// Takes the credential out of a request head.
 ///
-/// `websocket` says whether this is a WebSocket upgrade: only there is a query parameter read.
+/// A query parameter is read only where the sources say so for the `purpose`.
 ///
 /// # Errors
 /// When the first kind present is not one token.
@@ -142,7 +164,7 @@ pub fn extract(
     headers: &mut HeaderMap,
     uri: &mut Uri,
     sources: &TokenSources,
-    websocket: bool,
+    purpose: Purpose,
     limit: usize,
 ) -> Result<Extracted, BadCredential> {
     let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
@@ -150,18 +172,26 @@ pub fn extract(
         let from_header = take_header(headers, name, limit);
         found = found.or(from_header);
     }
-    if websocket && !sources.subprotocols.is_empty() {
+    if purpose == Purpose::WebSocket && !sources.subprotocols.is_empty() {
         let from_subprotocol = take_subprotocol(headers, &sources.subprotocols, limit);
         found = found.or(from_subprotocol);
     }
-    if websocket && let Some(parameter) = &sources.query {
+    if let Some(parameter) = &sources.query
+        && match purpose {
+            Purpose::Plain => false,
+            Purpose::Events => parameter.events,
+            Purpose::WebSocket => parameter.websocket,
+        }
+    {
         let from_query = take_query(headers, uri, parameter, limit);
         found = found.or(from_query);
     }
-    match found {
-        Some(Ok((token, carrier))) => Ok(Extracted::Token(token, carrier)),
-        Some(Err(problem)) => Err(problem),
-        None => Ok(Extracted::Nothing(NoCredential(()))),
+    let from_cookie = sources.cookie.as_deref().and_then(|name| take_cookie(headers, name, limit));
+    match (found, from_cookie) {
+        (Some(Ok((token, carrier))), _) => Ok(Extracted::Token(token, carrier)),
+        (Some(Err(problem)), _) => Err(problem),
+        (None, Some(token)) => Ok(Extracted::Cookie(token, NoCredential(()))),
+        (None, None) => Ok(Extracted::Nothing(NoCredential(()))),
     }
 }
 
@@ -237,86 +267,18 @@ fn decoded(encoding: TokenEncoding, text: &str) -> Option<String> {
     }
 }
 
-fn take_query(headers: &mut HeaderMap, uri: &mut Uri, parameter: &QueryParameter, limit: usize) -> Found {
-    let query = uri.query()?;
-    let (rest, values) = without_parameter(query, &parameter.name);
-    if values.is_empty() {
-        return None;
-    }
-    let token = match values.as_slice() {
-        [_] if parameter.mode == QueryMode::Deny => Err(Problem::InUrl),
-        [value] => Token::presented(value, limit).map_err(|_| Problem::NotAToken),
-        _ => Err(Problem::Twice),
-    };
-    let path = uri.path();
-    let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") };
-    // Removing bytes from a valid target leaves a valid target; a bare path is the safe fallback.
-    let target = PathAndQuery::try_from(target).unwrap_or_else(|_| PathAndQuery::from_static("/"));
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(target);
-    *uri = Uri::from_parts(parts).unwrap_or_default();
-    clean_referer(headers, &parameter.name);
-    Some(match token {
-        Ok(token) => Ok((token, Carrier::Query)),
-        Err(problem) => Err(BadCredential { carrier: Carrier::Query, problem }),
-    })
-}
-
-/// A page that was loaded with `?token=` repeats it in `Referer`.
-fn clean_referer(headers: &mut HeaderMap, name: &str) {
-    let Some(referer) = headers.get(REFERER).and_then(|value| value.to_str().ok()) else { return };
-    let Some((page, query)) = referer.split_once('?') else { return };
-    let (rest, values) = without_parameter(query, name);
-    if values.is_empty() {
-        return;
-    }
-    let cleaned = if rest.is_empty() { page.to_owned() } else { format!("{page}?{rest}") };
-    match HeaderValue::try_from(cleaned) {
-        Ok(value) => headers.insert(REFERER, value),
-        Err(_) => headers.remove(REFERER),
-    };
-}
-
-/// The query without a parameter, the others byte for byte, and the parameter's decoded values.
-fn without_parameter(query: &str, name: &str) -> (String, Vec<String>) {
-    let mut values = Vec::new();
-    let kept: Vec<&str> = query
-        .split('&')
-        .filter(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            // Form decoding reads `+` as a space; names are compared either way.
-            let decoded = percent_decode_str(key).decode_utf8_lossy();
-            if decoded != name {
-                return true;
-            }
-            values.push(percent_decode_str(value).decode_utf8_lossy().into_owned());
-            false
-        })
-        .collect();
-    (kept.join("&"), values)
-}
-
-/// Puts a token into a target's query, in place of any parameter of that name.
-pub(crate) fn into_query(uri: &Uri, name: &str, token: &Token) -> Option<PathAndQuery> {
-    let (rest, _) = without_parameter(uri.query().unwrap_or_default(), name);
-    let separator = if rest.is_empty() { "" } else { "&" };
-    let encode = |text: &str| percent_encoding::utf8_percent_encode(text, UNRESERVED).to_string();
-    PathAndQuery::try_from(format!("{}?{rest}{separator}{}={}", uri.path(), encode(name), encode(token.expose()))).ok()
-}
-
-/// RFC 3986 unreserved characters stay.
-const UNRESERVED: &percent_encoding::AsciiSet =
-    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
 #[cfg(test)]
 mod tests {
+    use hyper::header::REFERER;
+
     use super::*;
+    use crate::policy::{QueryMode, QueryParameter};
 
     fn sources() -> TokenSources {
         TokenSources {
             headers: vec![AUTHORIZATION],
             message: true,
-            query: Some(QueryParameter { name: "token".into(), mode: QueryMode::Move }),
+            query: Some(QueryParameter { name: "token".into(), mode: QueryMode::Move, websocket: true, events: false }),
             subprotocols: [
                 ("plain.", TokenEncoding::Plain),
                 ("k8s.", TokenEncoding::Base64url),
@@ -324,6 +286,7 @@ mod tests {
             ]
             .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
             .to_vec(),
+            cookie: Some("__session".into()),
         }
     }
 
@@ -348,9 +311,9 @@ mod tests {
             let mut uri: Uri = "/ws?token=other".parse().expect("target");
             let mut sources = sources();
             sources.query = None;
-            let found = match extract(&mut headers, &mut uri, &sources, true, 64) {
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, 64) {
                 Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
-                Ok(Extracted::Nothing(_)) => Err(None),
+                Ok(Extracted::Nothing(_) | Extracted::Cookie(..)) => Err(None),
                 Err(bad) => Err(Some(bad.problem)),
             };
             assert_eq!(found.as_deref().map_err(|e| *e), expected, "{offers:?}");
@@ -358,15 +321,15 @@ mod tests {
         }
     }
 
-    fn run(authorization: &[&str], target: &str, websocket: bool) -> (Result<String, Option<Problem>>, String, bool) {
+    fn run(authorization: &[&str], target: &str, purpose: Purpose) -> (Result<String, Option<Problem>>, String, bool) {
         let mut headers = HeaderMap::new();
         for value in authorization {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).expect("value"));
         }
         let mut uri: Uri = target.parse().expect("target");
-        let found = match extract(&mut headers, &mut uri, &sources(), websocket, 64) {
+        let found = match extract(&mut headers, &mut uri, &sources(), purpose, 64) {
             Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
-            Ok(Extracted::Nothing(_)) => Err(None),
+            Ok(Extracted::Nothing(_) | Extracted::Cookie(..)) => Err(None),
             Err(bad) => Err(Some(bad.problem)),
         };
         (found, uri.to_string(), headers.contains_key(AUTHORIZATION))
@@ -393,7 +356,7 @@ mod tests {
             (vec!["Bearer abc", ""], Err(Some(Problem::Twice))),
             (vec![long.as_str()], Err(Some(Problem::NotAToken))),
         ] {
-            let (found, _, left) = run(&values, "/x", false);
+            let (found, _, left) = run(&values, "/x", Purpose::Plain);
             assert_eq!(found.as_deref().map_err(|e| *e), expected, "{values:?}");
             assert!(!left, "{values:?} stays in the head");
         }
@@ -410,7 +373,7 @@ mod tests {
             ("/ws?token=", Err(Some(Problem::NotAToken)), "/ws"),
             ("/ws?tokens=a", Err(None), "/ws?tokens=a"),
         ] {
-            let (found, uri, _) = run(&[], target, true);
+            let (found, uri, _) = run(&[], target, Purpose::WebSocket);
             assert_eq!(found.as_deref().map_err(|e| *e), expected, "{target}");
             assert_eq!(uri, left, "{target}");
         }
@@ -418,15 +381,15 @@ mod tests {
 
     #[test]
     fn plain_requests_keep_their_query() {
-        let (found, uri, _) = run(&[], "/page?token=abc", false);
+        let (found, uri, _) = run(&[], "/page?token=abc", Purpose::Plain);
         assert_eq!((found, uri.as_str()), (Err(None), "/page?token=abc"));
     }
 
     #[test]
     fn the_first_kind_decides_and_the_others_are_taken_out_unread() {
-        let (found, uri, _) = run(&["Bearer good"], "/ws?token=other&x=1", true);
+        let (found, uri, _) = run(&["Bearer good"], "/ws?token=other&x=1", Purpose::WebSocket);
         assert_eq!((found.as_deref(), uri.as_str()), (Ok("good"), "/ws?x=1"));
-        let (found, uri, _) = run(&["Basic good"], "/ws?token=other", true);
+        let (found, uri, _) = run(&["Basic good"], "/ws?token=other", Purpose::WebSocket);
         assert_eq!((found, uri.as_str()), (Err(Some(Problem::Format)), "/ws"));
     }
 
@@ -441,7 +404,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(REFERER, HeaderValue::from_static("https://a.example/p?x=1&token=abc"));
         let mut uri: Uri = "/ws?token=abc".parse().expect("target");
-        extract(&mut headers, &mut uri, &sources(), true, 64).expect("token");
+        extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, 64).expect("token");
         assert_eq!(headers[REFERER], "https://a.example/p?x=1");
     }
 }

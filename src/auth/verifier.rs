@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::allow::unmet;
 use super::identity::pointed;
 use super::jwt::{self, Parsed};
-use super::keys::{Candidates, ProviderKeys};
+use super::keys::{Candidates, KeyPrint, ProviderKeys};
 use super::{Identity, NoCredential, Rejection, Token};
 use crate::policy::{Audience, Claim, Kinds, PathVariables, ProviderSpec};
 
@@ -97,6 +97,12 @@ impl Verifier {
         self.providers.iter().map(|provider| (&*provider.spec, &*provider.keys))
     }
 
+    /// Whether the key that verified a token is still its provider's.
+    #[must_use]
+    pub fn vouches(&self, provider: &str, key: KeyPrint) -> bool {
+        self.providers.iter().find(|known| known.spec.name == provider).is_some_and(|known| known.keys.vouches(key))
+    }
+
     /// Verifies a token. Waits for a key fetch at most, which is bounded.
     ///
     /// # Errors
@@ -127,13 +133,13 @@ impl Verifier {
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
-        verify_signature(provider, &parsed, trace).await?;
+        let key = verify_signature(provider, &parsed, trace).await?;
         check_claims(spec, &parsed.claims, now, trace)?;
         let expires_at = required_time(&parsed.claims, "exp")?;
         // Required claims come before the user id, and are read as every rule reads claims.
         let user_id = user_id(spec, &parsed.claims);
         let shown = user_id.clone().unwrap_or_default();
-        let identity = Identity::new(Arc::clone(spec), shown, parsed.claims, expires_at);
+        let identity = Identity::new(Arc::clone(spec), shown, parsed.claims, expires_at, key);
         // No route is known here, so a requirement of a provider has no path variables.
         if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
             return Err(Rejection::Required(claim.to_string()));
@@ -171,7 +177,7 @@ async fn verify_signature(
     provider: &Provider,
     parsed: &Parsed<'_>,
     trace: &mut (impl Trace + Send),
-) -> Result<(), Rejection> {
+) -> Result<KeyPrint, Rejection> {
     let id = parsed.key_id.as_deref();
     let mut set = provider.keys.current().await?;
     if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) {
@@ -187,15 +193,13 @@ async fn verify_signature(
         Candidates::Unknown => return Err(Rejection::UnknownKey(parsed.key_id.clone())),
     };
     trace.step("key", format_args!("{} of the provider's fit", keys.len()));
-    let verifies = |key: &&DecodingKey| {
+    let verifies = |key: &DecodingKey| {
         // An error here is a key or signature that cannot be right for the algorithm: not verified.
         jsonwebtoken::crypto::verify(parsed.signature, parsed.signed.as_bytes(), key, parsed.algorithm).unwrap_or(false)
     };
-    if !keys.iter().any(verifies) {
-        return Err(Rejection::BadSignature);
-    }
+    let Some((_, print)) = keys.iter().find(|(key, _)| verifies(key)) else { return Err(Rejection::BadSignature) };
     trace.step("signature", format_args!("verifies"));
-    Ok(())
+    Ok(*print)
 }
 
 fn check_claims(

@@ -18,8 +18,13 @@ use super::diagnostic::{Finding, nearest};
 use super::tree::{Key, Node, Place, Value, join};
 
 /// Structs that may be written as a single value, and the key that value stands for.
-const SHORT_FORMS: [(&str, &str); 4] =
-    [("TokenToWebSocket", "form"), ("Upstream", "url"), ("Listen", "address"), ("HeaderClaim", "claim")];
+const SHORT_FORMS: [(&str, &str); 5] = [
+    ("TokenToWebSocket", "form"),
+    ("Upstream", "url"),
+    ("Listen", "address"),
+    ("HeaderClaim", "claim"),
+    ("DialectChoice", "name"),
+];
 
 /// What other proxies call a thing, and what it is called here.
 const ELSEWHERE: [(&str, &str); 13] = [

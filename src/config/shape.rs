@@ -107,12 +107,13 @@ pub struct TokenTo {
     pub websocket: TokenToWebSocket,
 }
 
-/// `none`, `header`, or `{ query: token }`.
+/// `none`, `header`, `{ query: token }` or `{ first_message: vestibule }`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TokenToWebSocket {
     pub form: Option<String>,
     pub query: Option<String>,
+    pub first_message: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -199,6 +200,7 @@ pub struct TokenFrom {
     pub message: bool,
     pub query: Option<QuerySource>,
     pub subprotocol: Vec<SubprotocolSource>,
+    pub cookie: Option<String>,
 }
 
 impl Default for TokenFrom {
@@ -208,6 +210,7 @@ impl Default for TokenFrom {
             message: true,
             query: Some(QuerySource::default()),
             subprotocol: Vec::new(),
+            cookie: None,
         }
     }
 }
@@ -223,6 +226,8 @@ pub struct RouteTokenFrom {
     #[serde(deserialize_with = "written")]
     pub query: Option<Option<QuerySource>>,
     pub subprotocol: Option<Vec<SubprotocolSource>>,
+    #[serde(deserialize_with = "written")]
+    pub cookie: Option<Option<String>>,
 }
 
 /// `false` is a value here, not a feature switched off.
@@ -278,6 +283,7 @@ pub enum QueryMode {
 #[serde(rename_all = "lowercase")]
 pub enum QueryUse {
     Websocket,
+    Events,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -339,20 +345,42 @@ pub enum Paths {
 #[serde(rename_all = "lowercase")]
 pub enum OnExpiry {
     Close,
+    Auto,
     Keep,
+}
+
+/// A dialect's name, or `{ name: token-field, field: /auth_token, upstream: keep }`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct DialectChoice {
+    pub name: String,
+    pub field: Option<String>,
+    pub upstream: Option<FieldMode>,
+}
+
+/// What the upstream sees of the field that carried a token.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum FieldMode {
+    #[default]
+    Keep,
+    Remove,
+    Replace,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct WebSocket {
-    pub dialect: String,
+    pub dialect: DialectChoice,
     pub auth_timeout: Time,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Time,
+    pub presence: Time,
     pub max_lifetime: Option<Time>,
     pub ping_interval: Time,
     pub ping_timeout: Time,
     pub idle_timeout: Option<Time>,
+    pub message_bytes: Size,
     pub subprotocols: Vec<String>,
     pub allowed_origins: Option<Vec<String>>,
     pub drain_code: u16,
@@ -361,14 +389,16 @@ pub struct WebSocket {
 impl Default for WebSocket {
     fn default() -> Self {
         Self {
-            dialect: "vestibule".to_owned(),
+            dialect: DialectChoice { name: "vestibule".to_owned(), ..DialectChoice::default() },
             auth_timeout: Time::seconds(10),
             on_expiry: None,
             grace: Time::seconds(30),
+            presence: Time::seconds(30 * 60),
             max_lifetime: None,
             ping_interval: Time::seconds(30),
             ping_timeout: Time::seconds(10),
             idle_timeout: None,
+            message_bytes: Size(1 << 20),
             subprotocols: Vec::new(),
             allowed_origins: None,
             drain_code: 1012,
@@ -382,10 +412,13 @@ impl Default for WebSocket {
 pub struct Dialect {
     pub greeting: Option<Json>,
     pub authenticate: DialectMessage,
+    pub forward: bool,
     pub acknowledge: Option<Json>,
     pub refresh: Option<DialectRefresh>,
     pub error: Option<Json>,
     pub ping: Option<DialectPing>,
+    pub header_maps: Vec<String>,
+    pub lines: bool,
     pub close: BTreeMap<String, u16>,
 }
 
@@ -403,6 +436,7 @@ pub struct DialectRefresh {
     #[serde(rename = "match")]
     pub matches: BTreeMap<String, Json>,
     pub token: Vec<String>,
+    pub forward: bool,
     pub acknowledge: Option<Json>,
 }
 
@@ -418,16 +452,18 @@ pub struct DialectPing {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct RouteWebSocket {
-    pub dialect: Option<String>,
+    pub dialect: Option<DialectChoice>,
     pub auth_timeout: Option<Time>,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Option<Time>,
+    pub presence: Option<Time>,
     #[serde(deserialize_with = "written")]
     pub max_lifetime: Option<Option<Time>>,
     pub ping_interval: Option<Time>,
     pub ping_timeout: Option<Time>,
     #[serde(deserialize_with = "written")]
     pub idle_timeout: Option<Option<Time>>,
+    pub message_bytes: Option<Size>,
     pub subprotocols: Option<Vec<String>>,
     pub allowed_origins: Option<Vec<String>>,
     pub drain_code: Option<u16>,
@@ -439,6 +475,8 @@ pub struct Limits {
     pub connections: u32,
     pub waiting_websockets: u32,
     pub waiting_websockets_per_address: u32,
+    pub websockets_per_user: u32,
+    pub presence: usize,
     pub token_bytes: Size,
     pub header_bytes: Size,
     pub header_timeout: Time,
@@ -454,6 +492,8 @@ impl Default for Limits {
             connections: 10_000,
             waiting_websockets: 1_000,
             waiting_websockets_per_address: 50,
+            websockets_per_user: 100,
+            presence: 100_000,
             token_bytes: Size(16 << 10),
             header_bytes: Size(32 << 10),
             header_timeout: Time::seconds(10),

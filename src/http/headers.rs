@@ -145,8 +145,9 @@ pub fn seal(
 ) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, matched } = allowed;
-    let inband = matched.route.websocket.dialect.is_some();
-    strip(&mut admitted, policy, inband);
+    let read_by_us = matched.route.websocket.dialect.is_some()
+        || matches!(policy.upstream.token_to_websocket, TokenToUpgrade::FirstMessage(_));
+    strip(&mut admitted, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
     for (name, value) in &trusted.0 {
         headers.insert(name.clone(), value.clone());
@@ -168,7 +169,8 @@ fn pass_on(admitted: &mut Admitted, token: &Token, policy: &Policy) {
     let to = &policy.upstream;
     let in_header = if parts.headers.contains_key(UPGRADE) {
         match &to.token_to_websocket {
-            TokenToUpgrade::None => false,
+            // What we say first once the upstream's 101 has come.
+            TokenToUpgrade::None | TokenToUpgrade::FirstMessage(_) => false,
             TokenToUpgrade::Header => true,
             TokenToUpgrade::Query(name) => {
                 if let Some(target) = token::into_query(&parts.uri, name, token) {
@@ -214,7 +216,7 @@ fn rebuilt(admitted: Admitted, policy: &Policy) -> Request<ClientBody> {
     Request::from_parts(parts, body)
 }
 
-fn strip(admitted: &mut Admitted, policy: &Policy, inband_websocket: bool) {
+fn strip(admitted: &mut Admitted, policy: &Policy, websocket_is_read: bool) {
     let websocket = lists(&admitted.parts.headers, &UPGRADE, "websocket");
     let headers = &mut admitted.parts.headers;
     strip_reserved(headers, policy);
@@ -223,7 +225,7 @@ fn strip(admitted: &mut Admitted, policy: &Policy, inband_websocket: bool) {
     if websocket {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        if inband_websocket {
+        if websocket_is_read {
             // Compressed messages cannot be read, and swallowing one breaks the rest.
             headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         }

@@ -177,7 +177,7 @@ impl Refusal {
     #[must_use]
     pub fn foreign_origin(origin: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "foreign_origin", "Origin not allowed.")
-            .because(format!("origin refused: {} is not allowed here", origin.chars().take(256).collect::<String>()))
+            .because(format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>()))
     }
 
     /// Upstream refused, reset, or answered unusably.

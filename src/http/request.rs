@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use hyper::Method;
 use hyper::body::Incoming;
+use hyper::header::ACCEPT;
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
-use super::{ClientAddress, Refusal};
-use crate::auth::token::{self, BadCredential, Extracted};
+use super::{ClientAddress, Refusal, provenance};
+use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Identity, NoCredential, Token, Verified, allow};
 use crate::policy::{Policy, Route, RouteMatch};
 
@@ -126,14 +128,35 @@ impl ProtectedRequest {
         }
     }
 
+    /// Whether it asks for server-sent events.
+    fn wants_events(&self) -> bool {
+        let Parts { method, headers, .. } = &self.admitted.parts;
+        let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        method == Method::GET && accepts.flat_map(|value| value.split(',')).any(is_event_stream)
+    }
+
     /// Takes the token out of the request, by the rule's carriers and their precedence.
     ///
     /// # Errors
     /// When what was found is not one token.
     pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
-        let websocket = self.is_websocket();
+        let purpose = if self.is_websocket() {
+            Purpose::WebSocket
+        } else if self.wants_events() {
+            Purpose::Events
+        } else {
+            Purpose::Plain
+        };
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
-        token::extract(headers, uri, &self.matched.route.token_from, websocket, policy.limits.token_bytes)
+        token::extract(headers, uri, &self.matched.route.token_from, purpose, policy.limits.token_bytes)
+    }
+
+    /// Whether the page that made it is ours, so that a cookie may be its credential.
+    ///
+    /// # Errors
+    /// 403 `foreign_origin`.
+    pub fn comes_from_our_pages(&self, policy: &Policy) -> Result<(), Refusal> {
+        provenance::check(&self.admitted.parts, self.is_websocket(), &self.admitted.client, policy)
     }
 
     /// Becomes public: only with the proof that nothing was presented, and only where the rule says
@@ -161,6 +184,10 @@ impl ProtectedRequest {
             Err(denied) => Err(Refusal::denied(&denied)),
         }
     }
+}
+
+fn is_event_stream(range: &str) -> bool {
+    range.split(';').next().unwrap_or(range).trim().eq_ignore_ascii_case("text/event-stream")
 }
 
 /// A request whose user was verified and may do this here.

@@ -1,12 +1,14 @@
 //! Dialects as data (docs/contract.md section 4.3): what each message of an in-band handshake looks like.
+//!
+//! Owns the vocabulary and the built-in dialects; those that a file writes are read in `written`.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod written;
 
 use serde_json::{Value, json};
 
-use super::validate::Check;
-use crate::config;
+use super::ReservedNames;
+pub use crate::config::FieldMode;
+pub(super) use written::is_sendable;
 
 /// The message shapes of an in-band WebSocket handshake, and its close codes.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,25 @@ pub struct DialectSpec {
     pub copied: Vec<String>,
     /// Codes that differ from the table of section 4.2.
     pub close: Vec<(Close, u16)>,
+    /// Whether one message may hold several JSON values, separated by newlines.
+    pub lines: bool,
+    /// Pointers to members of a forwarded message that backends read as request headers.
+    pub header_maps: Vec<String>,
+    /// What never goes on in such a member.
+    pub reserved: ReservedNames,
+    /// The subprotocol that this dialect is.
+    pub subprotocol: Option<&'static str>,
+    /// Every client message may carry the token, in this member.
+    pub field: Option<FieldSpec>,
+}
+
+/// Where each message of a client may carry a token (`token-field`), and what the upstream sees there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldSpec {
+    /// The member names that lead to it, unescaped.
+    pub pointer: Vec<String>,
+    /// Whether the token goes on.
+    pub upstream: FieldMode,
 }
 
 /// How to recognise a message and where it keeps its token.
@@ -36,6 +57,8 @@ pub struct MessageSpec {
     pub matches: Vec<(String, Expectation)>,
     /// RFC 6901 pointers; the first one present is the token.
     pub token: Vec<String>,
+    /// Whether the message goes on to the upstream, without its token.
+    pub forward: bool,
     /// The answer; `None`: none of ours.
     pub acknowledge: Option<Value>,
 }
@@ -132,11 +155,10 @@ impl DialectSpec {
     pub fn vestibule() -> Self {
         let typed = |name: &str| vec![("type".to_owned(), Expectation::Equals(json!(name)))];
         Self {
-            name: "vestibule".to_owned(),
-            greeting: None,
             authenticate: MessageSpec {
                 matches: typed("authenticate"),
                 token: vec!["/token".to_owned()],
+                forward: false,
                 acknowledge: Some(json!({
                     "type": "authenticated",
                     "user_id": "{user_id}",
@@ -147,6 +169,7 @@ impl DialectSpec {
             refresh: Some(MessageSpec {
                 matches: typed("refresh_auth"),
                 token: vec!["/token".to_owned()],
+                forward: false,
                 acknowledge: Some(json!({
                     "type": "auth_refreshed",
                     "expires_at": "{exp}",
@@ -154,10 +177,94 @@ impl DialectSpec {
                 })),
             }),
             error: Some(json!({ "type": "error", "message": "{message}" })),
+            ..Self::empty("vestibule")
+        }
+    }
+
+    /// GraphQL over WebSocket, `graphql-transport-ws`: the client's `connection_init` carries the token
+    /// and goes on without it; the upstream's own `connection_ack` is the acknowledgement. Its client
+    /// library comes back on 4403 and never on 4401, 1008 or 1011.
+    #[must_use]
+    pub fn graphql_transport_ws(reserved: ReservedNames) -> Self {
+        let pointers = ["/payload/Authorization", "/payload/headers/Authorization", "/payload/authToken"];
+        Self {
+            authenticate: MessageSpec {
+                matches: vec![("type".to_owned(), Expectation::Equals(json!("connection_init")))],
+                token: pointers.map(str::to_owned).to_vec(),
+                forward: true,
+                acknowledge: None,
+            },
+            close: vec![
+                (Close::Timeout, 4408),
+                (Close::InvalidMessage, 4400),
+                (Close::MissingToken, 4401),
+                (Close::InvalidToken, 4401),
+                (Close::UnexpectedMessage, 4401),
+                (Close::Expired, 4403),
+                (Close::Forbidden, 4403),
+                (Close::TooMany, 4429),
+                (Close::UpstreamFailed, 1013),
+                (Close::UpstreamLost, 1013),
+            ],
+            header_maps: ["/payload", "/payload/headers"].map(str::to_owned).to_vec(),
+            reserved,
+            subprotocol: Some("graphql-transport-ws"),
+            ..Self::empty("graphql-transport-ws")
+        }
+    }
+
+    /// Each message is the application's own and may carry the token in one member.
+    #[must_use]
+    pub fn token_field(field: FieldSpec) -> Self {
+        Self {
+            error: Some(json!({ "type": "error", "error": "{message}", "message": "{message}" })),
+            close: vec![(Close::MissingToken, 4001), (Close::InvalidToken, 4001), (Close::Forbidden, 4001)],
+            field: Some(field),
+            ..Self::empty("token-field")
+        }
+    }
+
+    fn empty(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            greeting: None,
+            authenticate: MessageSpec { matches: Vec::new(), token: Vec::new(), forward: false, acknowledge: None },
+            refresh: None,
+            error: None,
             ping: None,
             copied: Vec::new(),
             close: Vec::new(),
+            lines: false,
+            header_maps: Vec::new(),
+            reserved: ReservedNames::default(),
+            subprotocol: None,
+            field: None,
         }
+    }
+
+    /// Whether any message of a handshake goes on to the upstream; then what a client says is cleaned of
+    /// names and tokens, so it has to be read whole.
+    #[must_use]
+    pub fn forwards(&self) -> bool {
+        self.authenticate.forward || self.refresh.as_ref().is_some_and(|refresh| refresh.forward)
+    }
+
+    /// Whether a message may be an array: every key that recognises it is a pointer.
+    #[must_use]
+    pub fn takes_arrays(&self) -> bool {
+        self.authenticate.matches.iter().all(|(key, _)| key.starts_with('/'))
+    }
+
+    /// How many fixed members the acknowledgement has to be recognised by.
+    #[must_use]
+    pub fn acknowledge_literals(&self) -> usize {
+        self.authenticate.acknowledge.as_ref().map_or(0, literals)
+    }
+
+    /// Every place a token may stand in.
+    pub fn token_places(&self) -> impl Iterator<Item = &str> {
+        let later = self.refresh.iter().flat_map(|refresh| &refresh.token);
+        self.authenticate.token.iter().chain(later).map(String::as_str)
     }
 
     /// The code a session of this dialect ends with.
@@ -167,134 +274,12 @@ impl DialectSpec {
     }
 }
 
-/// Whether a code may stand in a Close that is sent (RFC 6455 section 7.4).
-pub(super) fn is_sendable(code: u16) -> bool {
-    matches!(code, 1000 | 1001 | 1008 | 1011..=1014 | 3000..=4999)
-}
-
-impl Check {
-    /// The built-in dialects and those the file writes.
-    pub(super) fn dialects(
-        &mut self,
-        written: &BTreeMap<String, config::Dialect>,
-    ) -> BTreeMap<String, Arc<DialectSpec>> {
-        let mut out = BTreeMap::from([("vestibule".to_owned(), Arc::new(DialectSpec::vestibule()))]);
-        for (name, dialect) in written {
-            let at = format!("dialects.{name}");
-            if out.contains_key(name) || name == "none" {
-                self.wrong(&at, "is the name of a built-in dialect; choose another");
-            }
-            let spec = self.dialect(&at, name, dialect);
-            out.insert(name.clone(), Arc::new(spec));
-        }
-        out
-    }
-
-    fn dialect(&mut self, at: &str, name: &str, dialect: &config::Dialect) -> DialectSpec {
-        let path = format!("{at}.authenticate");
-        let authenticate = MessageSpec {
-            matches: self.matches(&path, &dialect.authenticate.matches),
-            token: self.pointers(&path, &dialect.authenticate.token),
-            acknowledge: dialect.acknowledge.clone(),
-        };
-        let refresh = dialect.refresh.as_ref().map(|refresh| {
-            let path = format!("{at}.refresh");
-            MessageSpec {
-                matches: self.matches(&path, &refresh.matches),
-                token: self.pointers(&path, &refresh.token),
-                acknowledge: refresh.acknowledge.clone(),
-            }
-        });
-        let ping = dialect.ping.as_ref().and_then(|ping| {
-            let path = format!("{at}.ping");
-            let matches = self.matches(&path, &ping.matches);
-            if ping.reply.is_none() {
-                self.wrong(&path, "has no reply; write reply: { type: pong }");
-            }
-            ping.reply.clone().map(|reply| PingSpec { matches, reply })
-        });
-        let mut close = Vec::new();
-        for (key, code) in &dialect.close {
-            let path = format!("{at}.close.{key}");
-            match CLOSE_KEYS.iter().find(|(name, _)| name == key) {
-                None => {
-                    let known: Vec<&str> = CLOSE_KEYS.iter().map(|(name, _)| *name).collect();
-                    self.wrong(path, format!("unknown key; known here: {}", known.join(", ")));
-                }
-                Some(_) if !is_sendable(*code) => {
-                    self.wrong(path, format!("{code} cannot be sent in a Close; write 1008, 1011, or 3000 to 4999"));
-                }
-                Some((_, close_key)) => close.push((*close_key, *code)),
-            }
-        }
-        let mut copied = Vec::new();
-        let templates = [
-            authenticate.acknowledge.as_ref(),
-            refresh.as_ref().and_then(|refresh| refresh.acknowledge.as_ref()),
-            dialect.error.as_ref(),
-            ping.as_ref().map(|ping| &ping.reply),
-        ];
-        for template in templates.into_iter().flatten() {
-            collect_pointers(template, &mut copied);
-        }
-        DialectSpec {
-            name: name.to_owned(),
-            greeting: dialect.greeting.clone(),
-            authenticate,
-            refresh,
-            error: dialect.error.clone(),
-            ping,
-            copied,
-            close,
-        }
-    }
-
-    fn matches(&mut self, at: &str, written: &BTreeMap<String, Value>) -> Vec<(String, Expectation)> {
-        if written.is_empty() {
-            self.wrong(at, "has no match: every message would be taken for it; write match: { type: authenticate }");
-        }
-        let present = json!({"present": true});
-        written
-            .iter()
-            .map(|(key, value)| {
-                let expectation =
-                    if *value == present { Expectation::Present } else { Expectation::Equals(value.clone()) };
-                (key.clone(), expectation)
-            })
-            .collect()
-    }
-
-    fn pointers(&mut self, at: &str, written: &[String]) -> Vec<String> {
-        if written.is_empty() {
-            self.wrong(at, "has no token; write where it stands, as in token: [/token]");
-        }
-        for (index, pointer) in written.iter().enumerate() {
-            if !pointer.starts_with('/') {
-                self.wrong(
-                    format!("{at}.token[{index}]"),
-                    format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"),
-                );
-            }
-        }
-        written.to_vec()
-    }
-}
-
-/// Every `{/pointer}` of a template.
-fn collect_pointers(template: &Value, out: &mut Vec<String>) {
+/// The fixed values in a template: neither placeholders nor what only holds others.
+fn literals(template: &Value) -> usize {
     match template {
-        Value::String(text) => {
-            for part in text.split("{/").skip(1) {
-                if let Some((pointer, _)) = part.split_once('}') {
-                    let pointer = format!("/{pointer}");
-                    if !out.contains(&pointer) {
-                        out.push(pointer);
-                    }
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| collect_pointers(item, out)),
-        Value::Object(members) => members.values().for_each(|item| collect_pointers(item, out)),
-        _ => {}
+        Value::String(text) => usize::from(!text.contains('{')),
+        Value::Array(items) => items.iter().map(literals).sum(),
+        Value::Object(members) => members.values().map(literals).sum(),
+        _ => 1,
     }
 }

@@ -89,14 +89,14 @@ pub enum Reserved {
 }
 
 /// The set of reserved names of one policy.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReservedNames {
     identity: HashSet<Box<[u8]>>,
     method_override: bool,
 }
 
 impl ReservedNames {
-    pub(super) fn new<'a>(configured: impl IntoIterator<Item = &'a str>, method_override: bool) -> Self {
+    pub(crate) fn new<'a>(configured: impl IntoIterator<Item = &'a str>, method_override: bool) -> Self {
         let identity =
             WELL_KNOWN.into_iter().chain(configured).filter_map(fold).map(|folded| folded.as_bytes().into()).collect();
         Self { identity, method_override }

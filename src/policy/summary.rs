@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Audience, AuthMode, Hosts, KeySource, Policy, QueryMode, Route, TokenToHttp};
+use super::{Audience, AuthMode, Hosts, KeySource, OnExpiry, Policy, QueryMode, Route, TokenToHttp, TokenToUpgrade};
 
 /// One paragraph a topic, two columns.
 #[must_use]
@@ -51,6 +51,14 @@ pub fn summary(policy: &Policy) -> String {
         TokenToHttp::Header => "the caller's token goes up in Authorization",
     };
     line("", passed.to_owned());
+    match &policy.upstream.token_to_websocket {
+        TokenToUpgrade::None => {}
+        TokenToUpgrade::Header => line("", "on WebSocket upgrades it goes up in Authorization".to_owned()),
+        TokenToUpgrade::Query(name) => line("", format!("on WebSocket upgrades it goes up as ?{name}=")),
+        TokenToUpgrade::FirstMessage(dialect) => {
+            line("", format!("on WebSockets it goes up in a first message ({})", dialect.name));
+        }
+    }
     if let Some(default) = policy.routes.last() {
         line("tokens", format!("from {}", carriers(default)));
     }
@@ -68,10 +76,14 @@ pub fn summary(policy: &Policy) -> String {
 #[must_use]
 pub fn sockets(route: &Route) -> String {
     let spec = &route.websocket;
-    let mut text = if spec.keep {
-        "live on after their token's end".to_owned()
-    } else {
-        format!("closed with 4401 {} s after their token's end, unless refreshed", spec.grace.as_secs())
+    let grace = spec.grace.as_secs();
+    let mut text = match spec.on_expiry {
+        OnExpiry::Keep => "live on after their token's end".to_owned(),
+        OnExpiry::Close => format!("closed with 4401 {grace} s after their token's end, unless refreshed"),
+        OnExpiry::Auto => format!(
+            "auto: closed with 4401 {grace} s after their token's end if the client renews, else while the user is seen within {} s",
+            spec.presence.as_secs()
+        ),
     };
     if let Some(lifetime) = spec.max_lifetime {
         let _ = write!(text, ", at most {} s", lifetime.as_secs());
@@ -100,6 +112,9 @@ pub fn carriers(route: &Route) -> String {
             QueryMode::Move => format!("?{}= (deprecated, moved)", query.name),
             QueryMode::Deny => format!("?{}= refused", query.name),
         });
+    }
+    if let Some(cookie) = &route.token_from.cookie {
+        carriers.push(format!("cookie {cookie}, from our own pages and origins"));
     }
     carriers.join(", ")
 }

@@ -1,12 +1,13 @@
 //! The backend as the file describes it: its address, its time limits, what it is given.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
 use url::Url;
 
 use super::validate::Check;
-use super::{CredentialSpec, TokenToUpgrade, UpstreamSpec, fold};
+use super::{AuthMode, CredentialSpec, Route, TokenToUpgrade, UpstreamSpec, fold};
 use crate::config::{self, Config, HostHeader, Time};
 
 impl Check {
@@ -48,6 +49,16 @@ impl Check {
 
     fn token_to_upgrade(&mut self, written: &config::TokenToWebSocket) -> TokenToUpgrade {
         let path = "upstream.token_to.websocket";
+        if written.first_message.is_some() {
+            if written.form.is_some() || written.query.is_some() {
+                self.wrong(
+                    path,
+                    "says two things; write one of none, header, { query: token }, { first_message: vestibule }",
+                );
+            }
+            // Its dialect is looked up once dialects are known.
+            return TokenToUpgrade::None;
+        }
         match (written.form.as_deref(), written.query.as_deref()) {
             (None | Some("none"), None) => TokenToUpgrade::None,
             (Some("header"), None) => TokenToUpgrade::Header,
@@ -57,10 +68,52 @@ impl Check {
             }
             (None, Some(name)) => TokenToUpgrade::Query(name.to_owned()),
             (Some(other), _) => {
-                self.wrong(path, format!("\"{other}\" is not one of none, header, {{ query: token }}"));
+                self.wrong(
+                    path,
+                    format!(
+                        "\"{other}\" is not one of none, header, {{ query: token }}, {{ first_message: vestibule }}"
+                    ),
+                );
                 TokenToUpgrade::None
             }
         }
+    }
+
+    /// The dialect in which we introduce a user to the upstream ourselves.
+    pub(super) fn first_message(
+        &mut self,
+        config: &Config,
+        mut upstream: UpstreamSpec,
+        routes: &[Arc<Route>],
+    ) -> UpstreamSpec {
+        let path = "upstream.token_to.websocket.first_message";
+        let written =
+            config.upstream.as_ref().and_then(|upstream| upstream.token_to.websocket.first_message.as_deref());
+        let Some(name) = written else { return upstream };
+        let Some(dialect) = self.dialects.get(name).cloned() else {
+            let known: Vec<&str> = self.dialects.keys().map(String::as_str).collect();
+            self.wrong(path, format!("\"{name}\" is not a dialect with a first message; known: {}", known.join(", ")));
+            return upstream;
+        };
+        let protected = routes.iter().filter(|route| matches!(route.auth, AuthMode::Required | AuthMode::Optional));
+        for spoken in protected.filter_map(|route| route.websocket.dialect.as_ref().map(|spoken| (route, spoken))) {
+            let (route, spoken) = spoken;
+            if spoken.forwards() && spoken.name != dialect.name {
+                let message = format!(
+                    "clients of {} speak {}, whose messages go on; the upstream cannot be spoken to in another dialect there",
+                    route.label, spoken.name
+                );
+                self.wrong(path, message);
+            } else if !spoken.forwards() && dialect.acknowledge_literals() == 0 {
+                let message = format!(
+                    "{name} has no acknowledge with a fixed member, so nobody could tell when the upstream accepted the user of {}",
+                    route.label
+                );
+                self.wrong(path, message);
+            }
+        }
+        upstream.token_to_websocket = TokenToUpgrade::FirstMessage(dialect);
+        upstream
     }
 
     fn credential(&mut self, credential: &config::Credential) -> Option<CredentialSpec> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::header::HeaderName;
 use url::Url;
@@ -16,6 +17,12 @@ use super::{
     Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader, WebSocketSpec, fold,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
+
+/// Under `auto` a socket ends at the latest after this, unless `max_lifetime` says otherwise.
+const AUTO_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
+/// `message_bytes` is at least what is read before authentication.
+const LEAST_MESSAGE: usize = 64 << 10;
+const MOST_MESSAGE: usize = 64 << 20;
 
 /// Makes a policy, or says everything that is wrong.
 ///
@@ -35,7 +42,7 @@ pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
 pub(super) struct Check {
     findings: Vec<Finding>,
     warnings: Vec<String>,
-    dialects: BTreeMap<String, Arc<DialectSpec>>,
+    pub(super) dialects: BTreeMap<String, Arc<DialectSpec>>,
 }
 
 impl Check {
@@ -115,8 +122,9 @@ impl Check {
             self.header_name(&format!("identity.strip[{index}]"), name);
         }
         let providers = self.providers(config);
-        self.dialects = self.dialects(&config.dialects);
+        self.dialects = self.dialects(&config.dialects, &reserved);
         let routes = self.routes(config);
+        let upstream = upstream.map(|upstream| self.first_message(config, upstream, &routes));
         if config.errors == Errors::Verbose && !loopback && !config.insecure_verbose_errors {
             self.wrong(
                 "errors",
@@ -143,6 +151,8 @@ impl Check {
                 }
             }
         }
+        let under_auto = routes.iter().filter(|route| route.websocket.on_expiry == OnExpiry::Auto);
+        let longest_presence = under_auto.map(|route| route.websocket.presence).max();
         Some(Policy {
             listen,
             hosts,
@@ -155,6 +165,7 @@ impl Check {
             reserved,
             routes,
             refuses_ambiguous_paths: config.paths == Paths::Strict && by_path,
+            longest_presence,
             rules_by_method,
             limits,
             verbose_errors: config.errors == Errors::Verbose,
@@ -232,6 +243,7 @@ impl Check {
         message: bool,
         query: Option<&config::QuerySource>,
         subprotocols: &[config::SubprotocolSource],
+        cookie: Option<&str>,
     ) -> TokenSources {
         let mut headers = Vec::new();
         for name in header.map_or(&[][..], |names| &names.0) {
@@ -242,9 +254,16 @@ impl Check {
         if query.is_some_and(|query| query.name.is_empty()) {
             self.wrong(format!("{path}.query.name"), "is empty; write the parameter's name, such as token");
         }
-        let query = query
-            .filter(|query| !query.uses.is_empty())
-            .map(|query| QueryParameter { name: query.name.clone(), mode: query.mode });
+        let query = query.filter(|query| !query.uses.is_empty()).map(|query| QueryParameter {
+            name: query.name.clone(),
+            mode: query.mode,
+            websocket: query.uses.contains(&config::QueryUse::Websocket),
+            events: query.uses.contains(&config::QueryUse::Events),
+        });
+        // RFC 6265 section 4.1.1: a cookie's name is a token, as a header's is.
+        if let Some(name) = cookie.filter(|name| HeaderName::try_from(*name).is_err()) {
+            self.wrong(format!("{path}.cookie"), format!("\"{name}\" is not a cookie's name; write it as __session"));
+        }
         let subprotocols = subprotocols
             .iter()
             .enumerate()
@@ -258,21 +277,15 @@ impl Check {
                 TokenSubprotocol { prefix: source.prefix.clone(), encoding: source.encoding }
             })
             .collect();
-        TokenSources { headers, message, query, subprotocols }
+        TokenSources { headers, message, query, subprotocols, cookie: cookie.map(str::to_owned) }
     }
 
     fn websocket(&mut self, config: &Config, route: &config::RouteWebSocket, path: &str) -> WebSocketSpec {
         let base = &config.websocket;
         let path_of =
             |written: bool, key: &str| if written { format!("{path}.{key}") } else { format!("websocket.{key}") };
-        let name = route.dialect.as_ref().unwrap_or(&base.dialect);
-        let dialect = self.dialects.get(name).cloned();
-        if dialect.is_none() && name != "none" {
-            let known: Vec<&str> = self.dialects.keys().map(String::as_str).chain(["none"]).collect();
-            let message =
-                format!("\"{name}\" is not one of {}; further ones are written under `dialects`", known.join(", "));
-            self.wrong(path_of(route.dialect.is_some(), "dialect"), message);
-        }
+        let choice = route.dialect.as_ref().unwrap_or(&base.dialect);
+        let dialect = self.chosen_dialect(&path_of(route.dialect.is_some(), "dialect"), choice);
         let drain_code = route.drain_code.unwrap_or(base.drain_code);
         if !is_sendable(drain_code) {
             self.wrong(
@@ -286,7 +299,7 @@ impl Check {
         self.not_zero(&path_of(route.ping_interval.is_some(), "ping_interval"), Some(ping_interval));
         let ping_timeout = route.ping_timeout.unwrap_or(base.ping_timeout);
         self.not_zero(&path_of(route.ping_timeout.is_some(), "ping_timeout"), Some(ping_timeout));
-        let subprotocols = route.subprotocols.clone().unwrap_or_else(|| base.subprotocols.clone());
+        let mut subprotocols = route.subprotocols.clone().unwrap_or_else(|| base.subprotocols.clone());
         for protocol in &subprotocols {
             if HeaderName::try_from(protocol.as_str()).is_err() {
                 self.wrong(
@@ -295,10 +308,26 @@ impl Check {
                 );
             }
         }
-        let keep = route.on_expiry.or(base.on_expiry) == Some(OnExpiry::Keep);
-        let max_lifetime = route.max_lifetime.unwrap_or(base.max_lifetime);
+        // Naming the dialect names its subprotocol.
+        if let Some(own) = dialect.as_ref().and_then(|dialect| dialect.subprotocol)
+            && !subprotocols.iter().any(|name| name == own)
+        {
+            subprotocols.push(own.to_owned());
+        }
+        let on_expiry = route.on_expiry.or(base.on_expiry).unwrap_or(OnExpiry::Close);
+        let mut max_lifetime = route.max_lifetime.unwrap_or(base.max_lifetime);
+        if on_expiry == OnExpiry::Auto {
+            max_lifetime.get_or_insert(Time(AUTO_LIFETIME));
+        }
+        let presence = route.presence.unwrap_or(base.presence);
+        self.not_zero(&path_of(route.presence.is_some(), "presence"), Some(presence));
+        let message_bytes = route.message_bytes.unwrap_or(base.message_bytes).0;
+        if !(LEAST_MESSAGE..=MOST_MESSAGE).contains(&message_bytes) {
+            let at = path_of(route.message_bytes.is_some(), "message_bytes");
+            self.wrong(at, "must be between 64KiB and 64MiB");
+        }
         self.not_zero(&path_of(route.max_lifetime.is_some(), "max_lifetime"), max_lifetime);
-        if keep && max_lifetime.is_none() {
+        if on_expiry == OnExpiry::Keep && max_lifetime.is_none() {
             let at = path_of(route.on_expiry.is_some(), "on_expiry");
             self.wrong(at, "keep lets sockets outlive their tokens, so max_lifetime must be set beside it, as in max_lifetime: 12h");
         }
@@ -310,7 +339,9 @@ impl Check {
             dialect,
             auth_timeout: auth_timeout.0,
             grace: route.grace.unwrap_or(base.grace).0,
-            keep,
+            on_expiry,
+            presence: presence.0,
+            message_bytes,
             max_lifetime: max_lifetime.map(|time| time.0),
             idle_timeout: idle_timeout.map(|time| time.0),
             ping_interval: ping_interval.0,
@@ -358,7 +389,8 @@ impl Check {
             let query = route.token_from.query.as_ref().map_or(base.query.as_ref(), Option::as_ref);
             let message = route.token_from.message.unwrap_or(base.message);
             let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
-            let token_from = self.token_from(&format!("{at}.token_from"), header, message, query, subprotocols);
+            let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_deref();
+            let token_from = self.token_from(&format!("{at}.token_from"), header, message, query, subprotocols, cookie);
             let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"));
             let pattern = (path != "/**").then_some(pattern);
             out.push(Arc::new(Route {
@@ -372,8 +404,8 @@ impl Check {
             }));
         }
         let base = &config.token_from;
-        let token_from =
-            self.token_from("token_from", base.header.as_ref(), base.message, base.query.as_ref(), &base.subprotocol);
+        let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_deref());
+        let token_from = self.token_from("token_from", header, base.message, query, &base.subprotocol, cookie);
         let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket");
         out.push(Arc::new(Route {
             label: "default".to_owned(),
@@ -470,6 +502,8 @@ impl Check {
             connections: limits.connections,
             waiting_websockets: limits.waiting_websockets,
             waiting_websockets_per_address: limits.waiting_websockets_per_address,
+            websockets_per_user: limits.websockets_per_user,
+            presence: limits.presence,
             token_bytes: limits.token_bytes.0,
             header_bytes: limits.header_bytes.0,
             header_timeout: limits.header_timeout.0,

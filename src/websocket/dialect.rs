@@ -1,22 +1,14 @@
-//! Reads and writes the messages of a dialect (docs/contract.md section 4.3): matching is on parsed JSON,
-//! templates are written by a JSON serializer.
+//! Reads the messages of a dialect (docs/contract.md section 4.3): which of a client's messages are for us,
+//! where they keep their token, and what of one that goes on the upstream may see.
 
 use serde_json::{Map, Value};
 
+use super::ending::Ending;
+use super::field;
+use super::template::{Copies, Values, render};
 use crate::auth::Token;
 use crate::json;
-use crate::policy::{DialectSpec, Expectation, MessageSpec};
-
-/// What templates copy from the message being answered: pointer and value.
-pub(super) type Copies = Vec<(String, Value)>;
-
-fn copies(dialect: &DialectSpec, message: &Map<String, Value>) -> Copies {
-    dialect
-        .copied
-        .iter()
-        .map(|pointer| (pointer.clone(), member(message, pointer).cloned().unwrap_or(Value::Null)))
-        .collect()
-}
+use crate::policy::{DialectSpec, Expectation, MessageSpec, fold};
 
 /// What a client's first message was.
 #[derive(Debug)]
@@ -33,6 +25,18 @@ pub enum First {
     MissingToken,
     /// What it carries cannot be a token.
     NotAToken,
+}
+
+/// A first message, read.
+#[derive(Debug)]
+pub(super) struct FirstRead {
+    pub(super) first: First,
+    /// What its answer copies from it.
+    pub(super) copies: Copies,
+    /// What of it goes on once the upstream stands.
+    pub(super) forward: Option<String>,
+    /// Further messages in the same text, each on a line of its own.
+    pub(super) behind: String,
 }
 
 /// What a later message of a client is to us.
@@ -57,76 +61,242 @@ pub enum Presented {
     NotAToken,
 }
 
-/// Reads the first message, and what its answer copies from it.
-#[must_use]
-pub(super) fn first(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> (First, Copies) {
-    let Ok(message) = json::object(text) else { return (First::InvalidMessage, Vec::new()) };
-    let copies = copies(dialect, &message);
-    if let Some(reply) = pong(dialect, &message, &copies) {
-        return (First::Ping(reply), copies);
-    }
-    if !matches(&dialect.authenticate.matches, &message) {
-        return (First::Unexpected, copies);
-    }
-    let first = match token(&dialect.authenticate, &message, token_bytes) {
-        Presented::Token(token) => First::Authenticate(token),
-        Presented::Missing => First::MissingToken,
-        Presented::NotAToken => First::NotAToken,
-    };
-    (first, copies)
+/// What becomes of a later text.
+#[derive(Debug)]
+pub(super) enum GoesOn {
+    /// Byte for byte.
+    AsItCame,
+    /// This in its place.
+    Instead(String),
+    /// Nothing until the verdict on its token: then this, or what of it needs no token.
+    Waits { accepted: String, refused: Option<String> },
+    /// It was for us alone.
+    Nothing,
 }
 
-/// Whether a later text message is for us; `None` passes on as it came, also when it is malformed.
+/// A later text, read.
+#[derive(Debug)]
+pub(super) struct LaterRead {
+    pub(super) said: Vec<(Later, Copies)>,
+    pub(super) goes_on: GoesOn,
+}
+
+/// Reads the first message. `with_token`: the upstream is spoken to in this very dialect, so what goes on
+/// keeps its token.
 #[must_use]
-pub(super) fn later(dialect: &DialectSpec, text: &[u8], token_bytes: usize) -> Option<(Later, Copies)> {
+pub(super) fn first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_token: bool) -> FirstRead {
+    let of = |first| FirstRead { first, copies: Vec::new(), forward: None, behind: String::new() };
+    if let Some(spec) = &dialect.field {
+        return match field::read(spec, text) {
+            Err(_) => of(First::InvalidMessage),
+            Ok(read) => FirstRead {
+                forward: Some(read.edited.unwrap_or_else(|| text.to_owned())),
+                ..of(match read.token.as_deref().map(|token| Token::presented(token, token_bytes)) {
+                    Some(Ok(token)) => First::Authenticate(token),
+                    Some(Err(_)) => First::NotAToken,
+                    None if read.is_no_text => First::NotAToken,
+                    None => First::MissingToken,
+                })
+            },
+        };
+    }
+    let (text, behind) = if dialect.lines { first_line(text) } else { (text, "") };
+    let behind = behind.to_owned();
+    let Some(message) = parsed(dialect, text) else { return FirstRead { behind, ..of(First::InvalidMessage) } };
+    let copies = copies(dialect, &message);
+    if let Some(reply) = pong(dialect, &message, &copies) {
+        return FirstRead { copies, behind, ..of(First::Ping(reply)) };
+    }
+    let spec = &dialect.authenticate;
+    if !matches(&spec.matches, &message) {
+        return FirstRead { copies, behind, ..of(First::Unexpected) };
+    }
+    match presented(spec, &message, token_bytes) {
+        Presented::Token(token) => {
+            let forward = spec.forward.then(|| cleaned(dialect, spec, message, with_token.then_some(&token)));
+            FirstRead { first: First::Authenticate(token), copies, forward, behind }
+        }
+        Presented::Missing => FirstRead { copies, behind, ..of(First::MissingToken) },
+        Presented::NotAToken => FirstRead { copies, behind, ..of(First::NotAToken) },
+    }
+}
+
+/// Whether a later text is for us, and what of it goes on. `in_force`: the verified token, where the
+/// upstream hears it in messages of this very dialect.
+///
+/// # Errors
+/// In a dialect whose messages go on, a text with more than one reading: what we would clean need not be
+/// what the upstream reads.
+pub(super) fn later(
+    dialect: &DialectSpec,
+    text: &[u8],
+    token_bytes: usize,
+    in_force: Option<&Token>,
+) -> Result<LaterRead, Ending> {
+    let untouched = LaterRead { said: Vec::new(), goes_on: GoesOn::AsItCame };
+    // Raw zeros and a byte order mark are no JSON to us, and are to some backends.
+    if dialect.forwards() && (text.contains(&0) || text.first().is_some_and(|byte| !byte.is_ascii())) {
+        return Err(Ending::InvalidMessage);
+    }
     let rules = [Some(&dialect.authenticate.matches), dialect.refresh.as_ref().map(|refresh| &refresh.matches)];
     let rules = rules.into_iter().chain([dialect.ping.as_ref().map(|ping| &ping.matches)]);
     if !rules.flatten().any(|matches| could_match(matches, text)) {
-        return None;
+        return Ok(untouched);
     }
-    let message = json::object(text).ok()?;
-    let copies = copies(dialect, &message);
-    if let Some(reply) = pong(dialect, &message, &copies) {
-        return Some((Later::Ping(reply), copies));
+    let Ok(text) = std::str::from_utf8(text) else {
+        return if dialect.forwards() { Err(Ending::InvalidMessage) } else { Ok(untouched) };
+    };
+    let mut said = Vec::new();
+    let mut kept: Vec<std::borrow::Cow<'_, str>> = Vec::new();
+    // With the token it carries, where that one goes on: only once it is verified.
+    let mut accepted: Vec<String> = Vec::new();
+    let (mut changed, mut waits) = (false, false);
+    let lines = text.split(|c| dialect.lines && c == '\n').filter(|line| !dialect.lines || !line.trim().is_empty());
+    for line in lines {
+        let Some(message) = parsed(dialect, line) else {
+            if dialect.forwards() {
+                return Err(Ending::InvalidMessage);
+            }
+            kept.push(line.into());
+            accepted.push(line.to_owned());
+            continue;
+        };
+        let copies = copies(dialect, &message);
+        if let Some(reply) = pong(dialect, &message, &copies) {
+            changed = true;
+            said.push((Later::Ping(reply), copies));
+            continue;
+        }
+        let refresh = dialect.refresh.as_ref().filter(|refresh| matches(&refresh.matches, &message));
+        let authenticate = Some(&dialect.authenticate).filter(|spec| matches(&spec.matches, &message));
+        let Some(spec) = refresh.or(authenticate) else {
+            kept.push(line.into());
+            accepted.push(line.to_owned());
+            continue;
+        };
+        changed = true;
+        let found = presented(spec, &message, token_bytes);
+        // One that goes on and carries no token is the upstream's affair alone.
+        let carried = match &found {
+            Presented::Token(token) if in_force.is_some() => Some(token),
+            _ => None,
+        };
+        match carried.filter(|_| spec.forward) {
+            Some(token) => {
+                waits = true;
+                accepted.push(cleaned(dialect, spec, message, Some(token)));
+            }
+            None if spec.forward => {
+                let cleaned = cleaned(dialect, spec, message, in_force);
+                accepted.push(cleaned.clone());
+                kept.push(cleaned.into());
+            }
+            None => {}
+        }
+        if !(spec.forward && matches!(found, Presented::Missing)) {
+            let later = if refresh.is_some() { Later::Refresh(found) } else { Later::Authenticate(found) };
+            said.push((later, copies));
+        }
     }
-    if let Some(refresh) = &dialect.refresh
-        && matches(&refresh.matches, &message)
-    {
-        return Some((Later::Refresh(token(refresh, &message, token_bytes)), copies));
-    }
-    if matches(&dialect.authenticate.matches, &message) {
-        return Some((Later::Authenticate(token(&dialect.authenticate, &message, token_bytes)), copies));
-    }
-    None
+    let joined = kept.join("\n");
+    let goes_on = match (changed, kept.is_empty()) {
+        _ if waits => GoesOn::Waits { accepted: accepted.join("\n"), refused: (!joined.is_empty()).then_some(joined) },
+        (false, _) => GoesOn::AsItCame,
+        (true, true) => GoesOn::Nothing,
+        (true, false) => GoesOn::Instead(joined),
+    };
+    Ok(LaterRead { said, goes_on })
 }
 
-fn pong(dialect: &DialectSpec, message: &Map<String, Value>, copies: &Copies) -> Option<String> {
+/// Whether a text could be for us by its first byte that is no white space.
+#[must_use]
+pub(super) fn could_be_ours(dialect: &DialectSpec, text: &[u8]) -> bool {
+    // A byte order mark and the zeros of UTF-16 are no JSON to us, and are to some backends: where
+    // messages go on they must not hide one.
+    let hides = |byte: &u8| dialect.forwards() && matches!(byte, 0xef | 0xbb | 0xbf | 0xfe | 0xff | 0);
+    match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n') && !hides(byte)) {
+        Some(first) => *first == b'{' || (*first == b'[' && dialect.takes_arrays()),
+        None => true,
+    }
+}
+
+/// The message with which we introduce a user to the upstream ourselves, or renew its token there.
+#[must_use]
+pub(super) fn said_upstream(spec: &MessageSpec, token: &Token) -> String {
+    let arrays = spec.matches.iter().all(|(key, _)| key.starts_with('/'))
+        && spec.matches.iter().any(|(key, _)| key[1..].split('/').next().is_some_and(is_index));
+    let mut message = if arrays { Value::Array(Vec::new()) } else { Value::Object(Map::new()) };
+    for (key, expectation) in &spec.matches {
+        let pointer = if key.starts_with('/') { key.clone() } else { format!("/{}", escaped(key)) };
+        if let Expectation::Equals(value) = expectation {
+            put(&mut message, &pointer, value.clone());
+        }
+    }
+    if let Some(pointer) = spec.token.first() {
+        put(&mut message, pointer, Value::String(token.expose().to_owned()));
+    }
+    message.to_string()
+}
+
+fn parsed(dialect: &DialectSpec, text: &str) -> Option<Value> {
+    let value = json::value(text.as_bytes()).ok()?;
+    (value.is_object() || (value.is_array() && dialect.takes_arrays())).then_some(value)
+}
+
+/// The first line that is not empty, and what stands behind it.
+fn first_line(text: &str) -> (&str, &str) {
+    let text = text.trim_start_matches(['\n', '\r', ' ', '\t']);
+    text.split_once('\n').unwrap_or((text, ""))
+}
+
+fn copies(dialect: &DialectSpec, message: &Value) -> Copies {
+    dialect
+        .copied
+        .iter()
+        .map(|pointer| (pointer.clone(), member(message, pointer).cloned().unwrap_or(Value::Null)))
+        .collect()
+}
+
+fn pong(dialect: &DialectSpec, message: &Value, copies: &Copies) -> Option<String> {
     let ping = dialect.ping.as_ref()?;
     matches(&ping.matches, message).then(|| render(&ping.reply, &Values { copies, ..Values::default() }))
 }
 
-/// Spares the parser the messages that cannot match: a literal of the rule is not in the text, and
-/// no escape could spell it otherwise.
+/// Spares the parser the messages that cannot match: a literal or a member of the rule is not in the
+/// text, and no escape could spell it otherwise.
 fn could_match(matches: &[(String, Expectation)], text: &[u8]) -> bool {
     if text.contains(&b'\\') {
         return true;
     }
-    matches.iter().all(|(_, expectation)| match expectation {
-        Expectation::Equals(Value::String(literal)) if !literal.is_empty() => {
-            text.windows(literal.len()).any(|window| window == literal.as_bytes())
-        }
-        _ => true,
+    let holds = |literal: &str| text.windows(literal.len()).any(|window| window == literal.as_bytes());
+    matches.iter().all(|(key, expectation)| {
+        let last = key.rsplit('/').next().unwrap_or(key);
+        let named = last.is_empty() || is_index(last) || last.contains('~') || holds(last);
+        named
+            && match expectation {
+                Expectation::Equals(Value::String(literal)) if !literal.is_empty() => holds(literal),
+                _ => true,
+            }
     })
 }
 
-fn member<'a>(message: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    let Some(rest) = key.strip_prefix('/') else { return message.get(key) };
-    let first = rest.split('/').next().unwrap_or(rest);
-    let value = message.get(&first.replace("~1", "/").replace("~0", "~"))?;
-    value.pointer(&rest[first.len()..])
+fn is_index(segment: &str) -> bool {
+    !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-fn matches(rule: &[(String, Expectation)], message: &Map<String, Value>) -> bool {
+fn escaped(segment: &str) -> String {
+    segment.replace('~', "~0").replace('/', "~1")
+}
+
+fn unescaped(segment: &str) -> String {
+    segment.replace("~1", "/").replace("~0", "~")
+}
+
+fn member<'a>(message: &'a Value, key: &str) -> Option<&'a Value> {
+    if key.starts_with('/') { message.pointer(key) } else { message.get(key) }
+}
+
+fn matches(rule: &[(String, Expectation)], message: &Value) -> bool {
     rule.iter().all(|(key, expectation)| match (member(message, key), expectation) {
         (Some(found), Expectation::Equals(value)) => found == value,
         (Some(_), Expectation::Present) => true,
@@ -134,96 +304,109 @@ fn matches(rule: &[(String, Expectation)], message: &Map<String, Value>) -> bool
     })
 }
 
-fn token(spec: &MessageSpec, message: &Map<String, Value>, limit: usize) -> Presented {
-    match spec.token.iter().find_map(|pointer| member(message, pointer)) {
-        Some(Value::String(text)) if !text.is_empty() => match Token::presented(text, limit) {
-            Ok(token) => Presented::Token(token),
-            Err(_) => Presented::NotAToken,
-        },
-        Some(_) | None => Presented::Missing,
-    }
-}
-
-/// What a template may speak of.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Values<'a> {
-    /// `{user_id}`
-    pub user_id: &'a str,
-    /// `{exp}`, Unix seconds.
-    pub exp: u64,
-    /// `{expires_in}`, seconds.
-    pub expires_in: u64,
-    /// `{message}`
-    pub message: &'a str,
-    /// `{code}`
-    pub code: u16,
-    /// `{/pointer}`
-    pub copies: &'a [(String, Value)],
-}
-
-/// Writes a message from a template. A string that is exactly one placeholder becomes the value with
-/// its JSON type.
-#[must_use]
-pub(super) fn render(template: &Value, values: &Values<'_>) -> String {
-    filled(template, values).to_string()
-}
-
-fn filled(template: &Value, values: &Values<'_>) -> Value {
-    match template {
-        Value::String(text) => match text.as_str() {
-            "{user_id}" => values.user_id.into(),
-            "{exp}" => values.exp.into(),
-            "{expires_in}" => values.expires_in.into(),
-            "{message}" => values.message.into(),
-            "{code}" => values.code.into(),
-            text if text.starts_with("{/") && text.find('}') == Some(text.len() - 1) => {
-                copied(values, &text[1..text.len() - 1]).cloned().unwrap_or(Value::Null)
-            }
-            _ => Value::String(replaced(text, values)),
-        },
-        Value::Array(items) => items.iter().map(|item| filled(item, values)).collect(),
-        Value::Object(members) => {
-            Value::Object(members.iter().map(|(key, item)| (key.clone(), filled(item, values))).collect())
+fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> Presented {
+    let Some((pointer, Value::String(text))) =
+        spec.token.iter().find_map(|pointer| member(message, pointer).map(|found| (pointer, found)))
+    else {
+        return Presented::Missing;
+    };
+    // A member called Authorization is read as the header of that name is.
+    let text = if is_authorization(pointer.rsplit('/').next().unwrap_or(pointer)) {
+        match text.split_at_checked(7) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer ") => rest.trim_start_matches(' '),
+            _ => text.as_str(),
         }
-        other => other.clone(),
+    } else {
+        text.as_str()
+    };
+    if text.is_empty() {
+        return Presented::Missing;
     }
+    Token::presented(text, limit).map_or(Presented::NotAToken, Presented::Token)
 }
 
-fn copied<'a>(values: &Values<'a>, pointer: &str) -> Option<&'a Value> {
-    values.copies.iter().find(|(name, _)| name == pointer).map(|(_, value)| value)
+fn is_authorization(name: &str) -> bool {
+    fold(name).is_some_and(|folded| folded.as_bytes() == b"authorization")
 }
 
-/// One pass over the text, so that a value is never looked at for placeholders itself.
-fn replaced(text: &str, values: &Values<'_>) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('{') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let known = [
-            ("{user_id}", values.user_id.to_owned()),
-            ("{exp}", values.exp.to_string()),
-            ("{expires_in}", values.expires_in.to_string()),
-            ("{message}", values.message.to_owned()),
-            ("{code}", values.code.to_string()),
-        ];
-        if let Some((name, value)) = known.iter().find(|(name, _)| rest.starts_with(name)) {
-            out.push_str(value);
-            rest = &rest[name.len()..];
-        } else if let Some(end) = rest.find('}').filter(|_| rest.starts_with("{/")) {
-            match copied(values, &rest[1..end]) {
-                Some(Value::String(text)) => out.push_str(text),
-                Some(value) => out.push_str(&value.to_string()),
-                None => {}
-            }
-            rest = &rest[end + 1..];
-        } else {
-            out.push('{');
-            rest = &rest[1..];
+/// A message that goes on, written anew: no token in any place that could carry one, and in the members
+/// that backends read as request headers no name that says who someone is (CVE-2026-71485).
+fn cleaned(dialect: &DialectSpec, spec: &MessageSpec, mut message: Value, with: Option<&Token>) -> String {
+    for pointer in dialect.token_places() {
+        take(&mut message, pointer);
+    }
+    for map in &dialect.header_maps {
+        let Some(Value::Object(members)) = message.pointer_mut(map) else { continue };
+        let names_of_tokens: Vec<String> = dialect
+            .token_places()
+            .filter_map(|place| place.strip_prefix(map.as_str())?.strip_prefix('/'))
+            .filter(|name| !name.contains('/'))
+            .map(unescaped)
+            .collect();
+        let same = |a: &str, b: &str| match (fold(a), fold(b)) {
+            (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),
+            _ => false,
+        };
+        members.retain(|name, _| {
+            let carries_token = is_authorization(name) || names_of_tokens.iter().any(|known| same(known, name));
+            !carries_token && dialect.reserved.classify(name).is_none()
+        });
+    }
+    if let (Some(token), Some(pointer)) = (with, spec.token.first()) {
+        put(&mut message, pointer, Value::String(token.expose().to_owned()));
+    }
+    message.to_string()
+}
+
+/// Takes a member out; in an array, where the others must keep their places, null stands in for it.
+fn take(message: &mut Value, pointer: &str) {
+    let Some((parent, last)) = pointer.rsplit_once('/') else { return };
+    match message.pointer_mut(parent) {
+        Some(Value::Object(members)) => {
+            members.shift_remove(&unescaped(last));
         }
+        Some(Value::Array(items)) => {
+            if let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
+                *item = Value::Null;
+            }
+        }
+        _ => {}
     }
-    out.push_str(rest);
-    out
+}
+
+/// Puts a value where a pointer says, making what is missing on the way.
+fn put(message: &mut Value, pointer: &str, value: Value) {
+    let mut at = message;
+    let segments: Vec<String> = pointer.split('/').skip(1).map(unescaped).collect();
+    for (position, segment) in segments.iter().enumerate() {
+        let empty = match segments.get(position + 1) {
+            Some(next) if is_index(next) => Value::Array(Vec::new()),
+            _ => Value::Object(Map::new()),
+        };
+        at = match at {
+            Value::Array(items) => {
+                // Written in the configuration, so no client chooses how long this gets.
+                let Some(index) = segment.parse::<usize>().ok().filter(|index| *index < 64) else { return };
+                while items.len() <= index {
+                    items.push(Value::Null);
+                }
+                let item = &mut items[index];
+                if item.is_null() {
+                    *item = empty;
+                }
+                item
+            }
+            Value::Object(members) => {
+                let item = members.entry(segment.clone()).or_insert(Value::Null);
+                if !item.is_object() && !item.is_array() {
+                    *item = empty;
+                }
+                item
+            }
+            _ => return,
+        };
+    }
+    *at = value;
 }
 
 #[cfg(test)]
@@ -233,7 +416,7 @@ mod tests {
     use super::*;
 
     fn first_of(text: &str) -> &'static str {
-        match first(&DialectSpec::vestibule(), text.as_bytes(), 64).0 {
+        match first(&DialectSpec::vestibule(), text, 64, false).first {
             First::Authenticate(_) => "token",
             First::InvalidMessage => "invalid",
             First::Unexpected => "unexpected",
@@ -269,7 +452,10 @@ mod tests {
     #[test]
     fn later_messages_pass_unless_they_are_ours() {
         let dialect = DialectSpec::vestibule();
-        let is_ours = |text: &str| later(&dialect, text.as_bytes(), 64).is_some();
+        let is_ours = |text: &str| {
+            let read = later(&dialect, text.as_bytes(), 64, None).expect("passes or is ours");
+            matches!(read.goes_on, GoesOn::Nothing) && read.said.len() == 1
+        };
         for (text, ours) in [
             (r#"{"type":"refresh_auth","token":"abc"}"#, true),
             (r#"{"token":"abc","type":"refresh_auth"}"#, true),
@@ -297,7 +483,8 @@ mod tests {
             (r#"{"m":{"type":"ping"}}"#, None),
             (r#"{"m":{"type":"pong"},"n":1}"#, None),
         ] {
-            let found = match later(&dialect, text.as_bytes(), 64) {
+            let mut read = later(&dialect, text.as_bytes(), 64, None).expect("read");
+            let found = match read.said.pop() {
                 Some((Later::Ping(reply), _)) => Some(reply),
                 _ => None,
             };
@@ -305,14 +492,86 @@ mod tests {
         }
     }
 
+    fn graphql() -> DialectSpec {
+        DialectSpec::graphql_transport_ws(crate::policy::ReservedNames::new(["X-User-Id"], false))
+    }
+
     #[test]
-    fn templates_keep_json_types_and_never_expand_a_value() {
-        let copies = [("/ref".to_owned(), json!(7)), ("/topic".to_owned(), json!("a{exp}"))];
-        let values = Values { user_id: "{exp}\"x", exp: 7, expires_in: 3, message: "m", code: 1008, copies: &copies };
-        let template = json!({"u": "{user_id}", "e": "{exp}", "t": "in {expires_in} s for {user_id}", "n": null, "l": ["{code}", "{other}"], "r": "{/ref}", "s": "{/topic}:{/ref}", "a": "{/absent}"});
+    fn a_message_that_goes_on_has_no_token_and_no_name_of_ours() {
+        let init = json!({"type": "connection_init", "payload": {
+            "Authorization": "Bearer abc", "authorization": "Bearer x", "AUTH_TOKEN": "x", "X-User-Id": "bob",
+            "x_user.id": "bob", "X-Forwarded-For": "1.2.3.4", "Remote-User": "bob", "lang": "de",
+            "headers": {"Authorization": "x", "X-USER-ID": "bob", "accept": "x"}, "authToken": "y"
+        }});
+        let read = first(&graphql(), &init.to_string(), 64, false);
+        assert!(matches!(&read.first, First::Authenticate(token) if token.expose() == "abc"));
+        let expected = r#"{"type":"connection_init","payload":{"lang":"de","headers":{"accept":"x"}}}"#;
+        assert_eq!(read.forward.as_deref(), Some(expected));
+        let read = first(&graphql(), &init.to_string(), 64, true);
+        let forward = read.forward.expect("goes on");
+        assert!(
+            forward.contains(r#""Authorization":"abc""#) && forward.matches("Authorization").count() == 1,
+            "{forward}"
+        );
+    }
+
+    #[test]
+    fn where_messages_go_on_a_later_one_is_cleaned_and_one_with_two_readings_refused() {
+        let read = |text: &[u8]| later(&graphql(), text, 64, None);
+        for (text, expected) in [
+            (
+                r#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}"#,
+                Some(r#"{"type":"connection_init","payload":{}}"#),
+            ),
+            (
+                r#"{"type":"connection\u005finit","payload":{"X-User-Id":"bob"}}"#,
+                Some(r#"{"type":"connection_init","payload":{}}"#),
+            ),
+            (r#"{"type":"subscribe","payload":{"query":"{\n a }"}}"#, None),
+        ] {
+            let read = read(text.as_bytes()).expect("one reading");
+            assert!(read.said.is_empty(), "{text}");
+            let found = match &read.goes_on {
+                GoesOn::Instead(text) => Some(text.as_str()),
+                GoesOn::AsItCame => None,
+                GoesOn::Nothing | GoesOn::Waits { .. } => Some(""),
+            };
+            assert_eq!(found, expected, "{text}");
+        }
+        for text in [
+            &br#"{"type":"x","type":"connection_init","payload":{"X-User-Id":"bob"}}"#[..],
+            br#"{"type":"connection_init"}{}"#,
+            b"\xef\xbb\xbf{\"type\":\"connection_init\"}",
+            b"{\0\"\0t\0",
+        ] {
+            assert_eq!(read(text).err(), Some(Ending::InvalidMessage), "{}", String::from_utf8_lossy(text));
+        }
+        let read = read(br#"{"type":"connection_init","payload":{"authToken":"abc"}}"#).expect("read");
+        assert!(matches!(read.said.as_slice(), [(Later::Authenticate(Presented::Token(_)), _)]));
+    }
+
+    #[test]
+    fn lines_are_looked_at_one_by_one_and_arrays_by_pointers() {
+        let mut dialect = DialectSpec::vestibule();
+        dialect.lines = true;
+        let text = "\n{\"type\":\"authenticate\",\"token\":\"abc\"}\n{\"a\":1}\n";
+        let read = first(&dialect, text, 64, false);
+        assert!(matches!(read.first, First::Authenticate(_)));
+        assert_eq!(read.behind, "{\"a\":1}\n");
+        let read = later(&dialect, b"{\"a\":1}\n{\"type\":\"refresh_auth\",\"token\":\"abc\"}\n{\"b\":2}", 64, None)
+            .expect("read");
+        assert!(matches!(read.goes_on, GoesOn::Instead(text) if text == "{\"a\":1}\n{\"b\":2}"));
+        assert_eq!(read.said.len(), 1);
+        let mut dialect = DialectSpec::vestibule();
+        dialect.authenticate.matches = vec![("/3".to_owned(), Expectation::Equals(json!("phx_join")))];
+        dialect.authenticate.token = vec!["/4/token".to_owned()];
+        assert!(matches!(
+            first(&dialect, r#"["1","1","t","phx_join",{"token":"abc"}]"#, 64, false).first,
+            First::Authenticate(_)
+        ));
         assert_eq!(
-            render(&template, &values),
-            r#"{"u":"{exp}\"x","e":7,"t":"in 3 s for {exp}\"x","n":null,"l":[1008,"{other}"],"r":7,"s":"a{exp}:7","a":null}"#
+            said_upstream(&dialect.authenticate, &Token::presented("abc", 9).expect("token")),
+            r#"[null,null,null,"phx_join",{"token":"abc"}]"#
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Why a session ends: the rows of the table in docs/contract.md section 4.2, with message, code and reason.
 
-use super::dialect::{Copies, Values, render};
+use super::template::{Copies, Values, render};
 use crate::auth::Rejection;
 use crate::policy::{Close, DialectSpec};
 

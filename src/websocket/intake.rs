@@ -5,8 +5,8 @@
 use super::ending::Ending;
 use super::frame::{Opcode, Piece, Sender, Walker, apply_mask};
 
-/// The first message: one text of at most this many bytes…
-const MESSAGE_BYTES: usize = 16 << 10;
+/// The first message: one text of at most this many bytes, unless the dialect says otherwise…
+pub(super) const MESSAGE_BYTES: usize = 16 << 10;
 /// …in at most this many frames…
 const FRAGMENTS: usize = 64;
 /// …beside at most this many control frames.
@@ -32,6 +32,7 @@ pub(super) struct Intake {
     /// Everything before this has been looked at.
     at: usize,
     walker: Walker,
+    message_bytes: usize,
     message: Option<Vec<u8>>,
     opcode: Opcode,
     mask: [u8; 4],
@@ -44,9 +45,12 @@ pub(super) struct Intake {
     spoken: bool,
 }
 
-impl Default for Intake {
-    fn default() -> Self {
+impl Intake {
+    /// An empty one, whose first message may be this long.
+    #[must_use]
+    pub(super) fn new(message_bytes: usize) -> Self {
         Self {
+            message_bytes,
             bytes: Vec::new(),
             at: 0,
             walker: Walker::new(Sender::Client, false),
@@ -61,9 +65,7 @@ impl Default for Intake {
             spoken: false,
         }
     }
-}
 
-impl Intake {
     /// Appends what was read.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
@@ -161,7 +163,7 @@ impl Intake {
         self.spoken = true;
         self.fragments += 1;
         let so_far = self.message.as_ref().map_or(0, Vec::len) as u64;
-        if so_far.saturating_add(length) > MESSAGE_BYTES as u64 || self.fragments > FRAGMENTS {
+        if so_far.saturating_add(length) > self.message_bytes as u64 || self.fragments > FRAGMENTS {
             return Err(Ending::TooLarge);
         }
         Ok(())
@@ -216,7 +218,7 @@ mod tests {
     }
 
     fn all(bytes: &[u8]) -> (Vec<Arrived>, Option<Ending>, Vec<u8>) {
-        let mut intake = Intake::default();
+        let mut intake = Intake::new(MESSAGE_BYTES);
         intake.push(bytes);
         let mut arrived = Vec::new();
         loop {
@@ -246,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_ping_is_no_word_and_a_fragment_is_one() {
-        let mut intake = Intake::default();
+        let mut intake = Intake::new(MESSAGE_BYTES);
         intake.push(&frame(Opcode::Ping, b"p"));
         assert_eq!(intake.next(), Ok(Some(Arrived::Ping(b"p".to_vec()))));
         assert!(!intake.has_spoken());
@@ -274,7 +276,7 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % (bytes.len() + 1)).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let mut intake = Intake::default();
+            let mut intake = Intake::new(MESSAGE_BYTES);
             let mut messages = Vec::new();
             let mut answered = 0;
             for pair in cuts.windows(2) {

@@ -9,11 +9,13 @@
 mod clocks;
 mod directions;
 mod side;
+mod texts;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,10 +24,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::ending::Ending;
-use super::frame::{Header, Opcode, Sender, Walker, close_payload, encode};
-use super::session::{Action, Event, Session, Verdict};
+use super::frame::{Header, Opcode, Sender, Violation, Walker, close_payload, encode};
+use super::judge::{Judge, Judging};
+use super::session::{Action, Event, Session};
 use crate::auth::Token;
+use crate::policy::DialectSpec;
 use side::{Control, Held, Outgoing, Side};
+use texts::Extra;
 
 /// After a Close, or half of one, the other side has this long.
 const LINGER: Duration = Duration::from_secs(5);
@@ -33,6 +38,8 @@ const LINGER: Duration = Duration::from_secs(5);
 const BOUNDARY: Duration = Duration::from_secs(2);
 /// Answers of ours that may wait for the end of the upstream's message.
 const SAYINGS: usize = 16;
+/// Whether the key of its token still stands is asked this often.
+const JUDGED_AGAIN: Duration = Duration::from_secs(30);
 /// Our pings, to know our pongs.
 const PING: &[u8] = b"vestibule";
 /// A thread reads through this much at a time.
@@ -40,12 +47,6 @@ const SCRATCH: usize = 64 << 10;
 
 thread_local! {
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
-}
-
-/// Judges a refresh under the policy now in force.
-pub(super) trait Judge: Send + Sync {
-    /// The verdict on a token presented later.
-    fn judge(&self, token: Token) -> Pin<Box<dyn Future<Output = Verdict> + Send>>;
 }
 
 /// What a relay runs by.
@@ -61,6 +62,8 @@ pub(super) struct Times {
     pub send_timeout: Duration,
     /// The largest token read from a message.
     pub token_bytes: usize,
+    /// The largest message of a dialect that reads them whole.
+    pub message_bytes: usize,
     /// Close code when the process stops.
     pub drain_code: u16,
 }
@@ -123,16 +126,19 @@ pub(super) struct Relay {
     client_control: Control,
     upstream_control: Control,
     held: Option<Held>,
+    extra: Option<Box<Extra>>,
     /// Our messages to the client, each a whole frame.
     say: VecDeque<Vec<u8>>,
     session: Session,
     judge: Box<dyn Judge>,
-    verdict: Option<Pin<Box<dyn Future<Output = Verdict> + Send>>>,
+    verdict: Option<Judging>,
     drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     timer: Pin<Box<Sleep>>,
     times: Times,
     /// When the last data frame began.
     last_data: Instant,
+    /// When its token's key is looked at again.
+    judged_again: Instant,
     farewell: Option<Farewell>,
     /// Both sides have been told to go; what is left has until then.
     over: Option<Instant>,
@@ -153,10 +159,16 @@ pub(super) struct Beginning {
     pub from_upstream: Vec<u8>,
     /// What is said to the client before anything of the upstream's, each a text.
     pub say: Vec<String>,
+    /// What goes up before anything else of the client's, a text.
+    pub first: Option<String>,
     /// Whether both ends agreed on an extension.
     pub extensions: bool,
     /// The session.
     pub session: Session,
+    /// The dialect in which the upstream hears of refreshes.
+    pub introduced: Option<Arc<DialectSpec>>,
+    /// The token in force, where it is needed further on.
+    pub token: Option<Token>,
 }
 
 impl Relay {
@@ -168,7 +180,8 @@ impl Relay {
         drain: Pin<Box<dyn Future<Output = ()> + Send>>,
         times: Times,
     ) -> Self {
-        let Beginning { client, upstream, from_client, from_upstream, say, extensions, session } = beginning;
+        let Beginning { client, upstream, from_client, from_upstream, say, first, extensions, session, .. } = beginning;
+        let extra = Extra::new(session.dialect().map(|dialect| &**dialect), beginning.introduced, beginning.token);
         let mut relay = Self {
             client: Side::new(client),
             upstream: Side::new(upstream),
@@ -179,6 +192,7 @@ impl Relay {
             client_control: Control::default(),
             upstream_control: Control::default(),
             held: None,
+            extra,
             say: VecDeque::new(),
             session,
             judge,
@@ -187,6 +201,7 @@ impl Relay {
             timer: Box::pin(sleep_until(Instant::now() + times.ping_interval)),
             times,
             last_data: Instant::now(),
+            judged_again: Instant::now() + JUDGED_AGAIN,
             farewell: None,
             over: None,
             first_close: None,
@@ -195,6 +210,9 @@ impl Relay {
         };
         for text in say {
             encode(&mut relay.client.out, Opcode::Text, text.as_bytes(), None);
+        }
+        if let Some(first) = first {
+            encode(&mut relay.upstream.out, Opcode::Text, first.as_bytes(), Some(mask()));
         }
         relay.bytes_in += from_client.len() as u64;
         let (outgoing, violation) = relay.take_from_upstream(&from_upstream);
@@ -211,6 +229,7 @@ impl Relay {
     }
 
     fn act_on(&mut self, event: Event) {
+        let is_verdict = matches!(event, Event::Verdict(_));
         for action in self.session.on(event, now()) {
             match action {
                 Action::Verify(token) => self.verdict = Some(self.judge.judge(token)),
@@ -222,9 +241,13 @@ impl Relay {
                     self.say.push_back(frame);
                 }
                 Action::End(ending) => self.begin_end(ending),
+                Action::HandOn(token) => self.hand_on(token),
                 // Long done when a relay runs.
                 Action::Connect | Action::Relay => {}
             }
+        }
+        if is_verdict {
+            self.settle_waiting();
         }
     }
 
@@ -256,6 +279,7 @@ impl Relay {
         tracing::debug!("closing the socket: {code} {}", ending.reason());
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
+        self.forget_waiting();
         self.farewell = Some(Farewell { since: Instant::now(), text, close });
     }
 
@@ -290,7 +314,8 @@ impl Relay {
 
     /// Toward the upstream a session that we end is a masked Close 1001.
     fn leave_upstream(&mut self) {
-        let between = self.from_client.between_frames() && self.client_control.raw.is_empty();
+        // Of a message that is being held nothing has gone up.
+        let between = (self.from_client.between_frames() && self.client_control.raw.is_empty()) || self.held.is_some();
         if !self.upstream.told_close && between && !self.upstream.shut {
             encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(mask()));
         }
@@ -318,26 +343,32 @@ impl Relay {
                 return true;
             }
         }
-        if self.client.eof {
+        if self.has_sayings_up() && !self.upstream.shut && self.farewell.is_none() {
+            let mut out = Outgoing::default();
+            self.say_up_between(&[], &mut out);
+            if !out.spill.is_empty() {
+                if self.upstream.write_now(cx, &out.spill).is_err() {
+                    self.upstream.shut = true;
+                }
+                return true;
+            }
+        }
+        if self.client.eof || self.is_holding() {
             return false;
         }
-        let read = SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let length = self.client.read(cx, scratch)?;
-            if length == 0 {
-                return Some(Ok(0));
-            }
-            let input = &scratch[..length];
-            self.bytes_in += input.len() as u64;
-            // After a Close nothing of this direction counts any more.
-            if self.upstream.told_close || self.upstream.shut || self.farewell.is_some() {
-                return Some(Ok(input.len()));
-            }
-            let (outgoing, violation) = self.take_from_client(input);
-            if self.upstream.write_now(cx, outgoing.bytes(input)).is_err() {
-                self.upstream.shut = true;
-            }
-            Some(violation.map_or(Ok(input.len()), Err))
-        });
+        let behind = self.take_behind();
+        let read = if behind.is_empty() {
+            SCRATCH_BUFFER.with_borrow_mut(|scratch| {
+                let length = self.client.read(cx, scratch)?;
+                if length == 0 {
+                    return Some(Ok(0));
+                }
+                self.bytes_in += length as u64;
+                Some(self.pass_up(cx, &scratch[..length]))
+            })
+        } else {
+            Some(self.pass_up(cx, &behind))
+        };
         match read {
             None => false,
             Some(Ok(0)) => {
@@ -354,6 +385,19 @@ impl Relay {
                 true
             }
         }
+    }
+
+    /// Passes on what the client sent, as far as it goes on.
+    fn pass_up(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, Violation> {
+        // After a Close nothing of this direction counts any more.
+        if self.upstream.told_close || self.upstream.shut || self.farewell.is_some() {
+            return Ok(input.len());
+        }
+        let (outgoing, violation) = self.take_from_client(input);
+        if self.upstream.write_now(cx, outgoing.bytes(input)).is_err() {
+            self.upstream.shut = true;
+        }
+        violation.map_or(Ok(input.len()), Err)
     }
 
     fn pump_from_upstream(&mut self, cx: &mut Context<'_>) -> bool {
@@ -514,7 +558,7 @@ impl Future for Relay {
 
 /// A masking key need only be unpredictable to the client (RFC 6455 section 10.3), and it does not
 /// choose what these frames hold.
-fn mask() -> [u8; 4] {
+pub(super) fn mask() -> [u8; 4] {
     now().to_le_bytes().first_chunk().copied().unwrap_or([0x37, 0xfa, 0x21, 0x3d])
 }
 

@@ -5,16 +5,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::dialect::{Copies, First, Later, Presented, Values, render};
+use super::dialect::{First, Later, Presented};
 use super::ending::Ending;
-use crate::auth::Token;
-use crate::policy::DialectSpec;
+use super::template::{Copies, Values, render};
+use crate::auth::{KeyPrint, Token};
+use crate::policy::{DialectSpec, OnExpiry};
 
 /// Refreshes: at most one a second, this many at once.
 const BURST: u64 = 5;
 const REFRESH_MILLIS: u64 = 1_000;
 /// This many refused refreshes in a row end the session.
 const REFUSALS: u8 = 5;
+
+/// What a session lives by: the end of its token, and the key that vouched for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// How long beyond its end a socket of this provider may live, at least.
+    pub clock_skew: Duration,
+    /// The key that verified it.
+    pub key: KeyPrint,
+}
 
 /// What became of a token.
 #[derive(Debug)]
@@ -23,10 +35,10 @@ pub enum Verdict {
     Accepted {
         /// With the provider's prefix.
         user_id: String,
-        /// Unix seconds.
-        expires_at: u64,
-        /// How long beyond its end a socket of this provider may live, at least.
-        clock_skew: Duration,
+        /// What it lives by from now on.
+        standing: Standing,
+        /// The token, where it is still needed.
+        token: Option<Token>,
     },
     /// Not verified, and the row that says why.
     Refused(Ending),
@@ -45,6 +57,8 @@ pub enum Event {
     First(First, Copies),
     /// A later message that is for us.
     Later(Later, Copies),
+    /// A message of the application's that waits until the token it carries is verified.
+    Field(Token),
     /// The verdict on the token under verification.
     Verdict(Verdict),
     /// The upstream's 101 has come.
@@ -52,7 +66,10 @@ pub enum Event {
     /// Something that ends it: a bound, a violation, the upstream, the drain.
     End(Ending),
     /// [`Session::deadline`] has passed.
-    Deadline,
+    Deadline {
+        /// When its user was seen last, milliseconds; what `auto` asks.
+        seen: Option<u64>,
+    },
 }
 
 /// What is to be done.
@@ -66,6 +83,8 @@ pub enum Action {
     Say(String),
     /// Let messages flow.
     Relay,
+    /// A later token was accepted: the upstream may have it, and the message that waited for it.
+    HandOn(Token),
     /// Say the ending and close.
     End(Ending),
 }
@@ -87,17 +106,27 @@ enum Phase {
 enum Answer {
     Authenticated,
     Refreshed,
+    /// The message goes on.
+    Field,
 }
 
 /// How a session's life is bounded, as its route says.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Life {
     /// Beyond its token's end, at least the clock skew.
     pub grace: Duration,
-    /// Whether it lives on after its token's end.
-    pub keep: bool,
+    /// Whether it ends with its token.
+    pub on_expiry: OnExpiry,
+    /// Under `auto`: how long it lives after its user was seen last.
+    pub presence: Duration,
     /// From its beginning, whatever its tokens say.
     pub max_lifetime: Option<Duration>,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self { grace: Duration::ZERO, on_expiry: OnExpiry::Close, presence: Duration::ZERO, max_lifetime: None }
+    }
 }
 
 /// The state of one socket.
@@ -112,8 +141,8 @@ pub struct Session {
     last_moment: u64,
     /// The user id, until `authenticated` has been said.
     user_id: String,
-    /// Unix seconds.
-    expires_at: u64,
+    /// `None` until someone was verified, and on public routes.
+    standing: Option<Standing>,
     /// Milliseconds: `exp + max(clock_skew, grace)`.
     end: u64,
     verifying: Option<Answer>,
@@ -124,6 +153,8 @@ pub struct Session {
     full_at: u64,
     refusals: u8,
     refreshes: u32,
+    /// The client has shown that it can renew its token.
+    renews: bool,
 }
 
 impl Session {
@@ -137,16 +168,10 @@ impl Session {
 
     /// A socket whose credential came on the upgrade, with the upstream's 101 in hand.
     #[must_use]
-    pub fn open(
-        dialect: Option<Arc<DialectSpec>>,
-        life: Life,
-        expires_at: u64,
-        clock_skew: Duration,
-        now: u64,
-    ) -> Self {
+    pub fn open(dialect: Option<Arc<DialectSpec>>, life: Life, standing: Standing, now: u64) -> Self {
         let mut session = Self::new(dialect, life, now);
         session.phase = Phase::Open;
-        session.extend(expires_at, clock_skew);
+        session.stands_by(standing);
         session
     }
 
@@ -166,7 +191,7 @@ impl Session {
             life,
             last_moment: life.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
             user_id: String::new(),
-            expires_at: 0,
+            standing: None,
             end: u64::MAX,
             verifying: None,
             queued: None,
@@ -174,14 +199,24 @@ impl Session {
             full_at: 0,
             refusals: 0,
             refreshes: 0,
+            renews: false,
         }
     }
 
-    fn extend(&mut self, expires_at: u64, clock_skew: Duration) {
-        self.expires_at = expires_at;
-        if !self.life.keep {
-            self.end = expires_at.saturating_mul(1_000).saturating_add(millis(self.life.grace.max(clock_skew)));
+    fn stands_by(&mut self, standing: Standing) {
+        self.standing = Some(standing);
+        if self.life.on_expiry != OnExpiry::Keep {
+            let beyond = millis(self.life.grace.max(standing.clock_skew));
+            self.end = standing.expires_at.saturating_mul(1_000).saturating_add(beyond);
         }
+    }
+
+    /// The key that vouches for it, while its token has not expired: an expired one is not judged by its
+    /// key, or every rotation would end the sockets that outlive their tokens.
+    #[must_use]
+    pub fn key(&self, now: u64) -> Option<KeyPrint> {
+        let standing = self.standing.filter(|standing| now < standing.expires_at.saturating_mul(1_000));
+        standing.filter(|_| self.phase == Phase::Open).map(|standing| standing.key)
     }
 
     /// Its dialect; `None` for `none`.
@@ -194,6 +229,12 @@ impl Session {
     #[must_use]
     pub fn answering(&self) -> &Copies {
         &self.answering
+    }
+
+    /// Whether a verdict is awaited, or a token waits for its turn.
+    #[must_use]
+    pub fn is_judging(&self) -> bool {
+        self.verifying.is_some() || self.queued.is_some()
     }
 
     /// How many refreshes were accepted.
@@ -236,12 +277,16 @@ impl Session {
                 self.answering = copies;
                 self.first(first)
             }
-            (Phase::Waiting, Event::Deadline) if now >= self.waiting_until => self.finish(Ending::Timeout),
+            (Phase::Waiting, Event::Deadline { .. }) if now >= self.waiting_until => self.finish(Ending::Timeout),
             (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict),
             (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
             (Phase::Open, Event::Later(later, copies)) => self.later(later, copies, now),
+            (Phase::Open, Event::Field(token)) => {
+                self.queued = Some((token, Answer::Field, Vec::new()));
+                self.next(now)
+            }
             (Phase::Open, Event::Verdict(verdict)) => self.refreshed(verdict, now),
-            (Phase::Open, Event::Deadline) => self.due(now),
+            (Phase::Open, Event::Deadline { seen }) => self.due(now, seen),
             // An event that came too late for its phase changes nothing.
             (_, _) => Vec::new(),
         }
@@ -269,10 +314,10 @@ impl Session {
 
     fn admitted(&mut self, verdict: Verdict) -> Vec<Action> {
         match verdict {
-            Verdict::Accepted { user_id, expires_at, clock_skew } => {
+            Verdict::Accepted { user_id, standing, .. } => {
                 self.phase = Phase::Dialling;
                 self.user_id = user_id;
-                self.extend(expires_at, clock_skew);
+                self.stands_by(standing);
                 vec![Action::Connect]
             }
             Verdict::Refused(ending) => self.finish(ending),
@@ -296,9 +341,11 @@ impl Session {
         let template = match answer {
             Answer::Authenticated => dialect.authenticate.acknowledge.as_ref()?,
             Answer::Refreshed => dialect.refresh.as_ref()?.acknowledge.as_ref()?,
+            Answer::Field => return None,
         };
-        let expires_in = self.expires_at.saturating_sub(now / 1_000);
-        let values = Values { user_id, exp: self.expires_at, expires_in, copies: &self.answering, ..Values::default() };
+        let exp = self.standing.map_or(0, |standing| standing.expires_at);
+        let expires_in = exp.saturating_sub(now / 1_000);
+        let values = Values { user_id, exp, expires_in, copies: &self.answering, ..Values::default() };
         Some(Action::Say(render(template, &values)))
     }
 
@@ -354,12 +401,17 @@ impl Session {
     fn refreshed(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         let answer = self.verifying.take().unwrap_or(Answer::Refreshed);
         let mut actions = match verdict {
-            Verdict::Accepted { user_id, expires_at, clock_skew } => {
+            Verdict::Accepted { user_id, standing, token } => {
                 self.refusals = 0;
                 self.refreshes += 1;
-                self.extend(expires_at, clock_skew);
-                self.acknowledgement(answer, &user_id, now).into_iter().collect()
+                self.renews = true;
+                self.stands_by(standing);
+                let acknowledgement = self.acknowledgement(answer, &user_id, now);
+                token.map(Action::HandOn).into_iter().chain(acknowledgement).collect()
             }
+            // The message that carried it is dropped, and with it the order of those behind it.
+            Verdict::Refused(ending) if answer == Answer::Field => self.finish(ending),
+            Verdict::AnotherUser if answer == Answer::Field => self.finish(Ending::InvalidToken),
             Verdict::Refused(ending) => {
                 self.refusal(&format!("Token refresh failed: {}", ending.message().unwrap_or_default()))
             }
@@ -369,17 +421,23 @@ impl Session {
         };
         if self.phase == Phase::Open {
             self.answering = Vec::new();
-            actions.extend(self.due(now));
+            actions.extend(self.due(now, None));
         }
         actions
     }
 
-    fn due(&mut self, now: u64) -> Vec<Action> {
+    fn due(&mut self, now: u64, seen: Option<u64>) -> Vec<Action> {
         if now >= self.last_moment {
             return self.finish(Ending::Lifetime);
         }
         if self.verifying.is_some() {
             return Vec::new();
+        }
+        if now >= self.end && self.life.on_expiry == OnExpiry::Auto && !self.renews {
+            let until = seen.map_or(0, |seen| seen.saturating_add(millis(self.life.presence)));
+            if until > now {
+                self.end = until;
+            }
         }
         if now >= self.end && self.queued.is_none() {
             return self.finish(Ending::Expired);
@@ -399,6 +457,7 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{FieldMode, FieldSpec};
 
     const NOW: u64 = 1_000_000_000;
 
@@ -409,20 +468,27 @@ mod tests {
     #[test]
     fn max_lifetime_holds_whatever_the_tokens_say() {
         let life = Life { max_lifetime: Some(Duration::from_secs(40)), ..life(30) };
-        let mut session = Session::open(None, life, NOW / 1_000 + 600, Duration::from_secs(5), NOW);
+        let mut session = Session::open(None, life, standing(NOW / 1_000 + 600), NOW);
         assert_eq!(session.deadline(), Some(NOW + 40_000));
-        assert_eq!(shown(&session.on(Event::Deadline, NOW + 40_000)), ["Session expired 4401 Session expired"]);
-        let mut session = Session::open(None, life, NOW / 1_000 + 600, Duration::from_secs(5), NOW);
+        assert_eq!(
+            shown(&session.on(Event::Deadline { seen: None }, NOW + 40_000)),
+            ["Session expired 4401 Session expired"]
+        );
+        let mut session = Session::open(None, life, standing(NOW / 1_000 + 600), NOW);
         refresh(&mut session, NOW + 39_000);
         assert_eq!(session.deadline(), Some(NOW + 40_000), "a refresh under verification does not hold it up");
     }
 
     #[test]
     fn keep_outlives_the_token_until_max_lifetime() {
-        let life = Life { keep: true, max_lifetime: Some(Duration::from_secs(900)), ..life(30) };
-        let mut session = Session::open(None, life, NOW / 1_000 + 60, Duration::from_secs(5), NOW);
+        let life = Life { on_expiry: OnExpiry::Keep, max_lifetime: Some(Duration::from_secs(900)), ..life(30) };
+        let mut session = Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
         assert_eq!(session.deadline(), Some(NOW + 900_000));
-        assert!(session.on(Event::Deadline, NOW + 500_000).is_empty());
+        assert!(session.on(Event::Deadline { seen: None }, NOW + 500_000).is_empty());
+    }
+
+    fn standing(expires_at: u64) -> Standing {
+        Standing { expires_at, clock_skew: Duration::from_secs(5), key: KeyPrint::default() }
     }
 
     fn token() -> Token {
@@ -430,7 +496,7 @@ mod tests {
     }
 
     fn accepted(expires_at: u64) -> Event {
-        Event::Verdict(Verdict::Accepted { user_id: "alice".into(), expires_at, clock_skew: Duration::from_secs(5) })
+        Event::Verdict(Verdict::Accepted { user_id: "alice".into(), standing: standing(expires_at), token: None })
     }
 
     fn waiting() -> Session {
@@ -453,6 +519,7 @@ mod tests {
                 Action::Connect => "connect".to_owned(),
                 Action::Say(text) => text.clone(),
                 Action::Relay => "relay".to_owned(),
+                Action::HandOn(_) => "hand on".to_owned(),
                 Action::End(ending) => {
                     let dialect = DialectSpec::vestibule();
                     format!("{} {} {}", ending.message().unwrap_or("-"), ending.code(Some(&dialect)), ending.reason())
@@ -506,9 +573,9 @@ mod tests {
     fn waiting_ends_in_time_and_only_then() {
         let mut session = waiting();
         assert_eq!(session.deadline(), Some(NOW + 10_000));
-        assert!(session.on(Event::Deadline, NOW + 9_999).is_empty());
+        assert!(session.on(Event::Deadline { seen: None }, NOW + 9_999).is_empty());
         assert_eq!(
-            shown(&session.on(Event::Deadline, NOW + 10_000)),
+            shown(&session.on(Event::Deadline { seen: None }, NOW + 10_000)),
             ["Authentication timeout 1008 Authentication timeout"]
         );
         assert!(session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW + 10_001).is_empty());
@@ -540,8 +607,11 @@ mod tests {
     #[test]
     fn the_end_comes_with_4401() {
         let mut session = opened();
-        assert!(session.on(Event::Deadline, NOW + 89_999).is_empty());
-        assert_eq!(shown(&session.on(Event::Deadline, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+        assert!(session.on(Event::Deadline { seen: None }, NOW + 89_999).is_empty());
+        assert_eq!(
+            shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)),
+            ["Token expired 4401 Token expired"]
+        );
     }
 
     #[test]
@@ -549,7 +619,7 @@ mod tests {
         let mut session = opened();
         refresh(&mut session, NOW + 89_000);
         assert_eq!(session.deadline(), None);
-        assert!(session.on(Event::Deadline, NOW + 95_000).is_empty());
+        assert!(session.on(Event::Deadline { seen: None }, NOW + 95_000).is_empty());
         let refused = Event::Verdict(Verdict::Refused(Ending::InvalidToken));
         assert_eq!(
             shown(&session.on(refused, NOW + 96_000)),
@@ -620,21 +690,73 @@ mod tests {
         }
         assert!(refresh(&mut session, NOW).is_empty());
         assert_eq!(session.deadline(), Some(NOW + 1_000));
-        assert!(session.on(Event::Deadline, NOW + 999).is_empty());
-        assert_eq!(shown(&session.on(Event::Deadline, NOW + 1_000)), ["verify"]);
+        assert!(session.on(Event::Deadline { seen: None }, NOW + 999).is_empty());
+        assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 1_000)), ["verify"]);
     }
 
     #[test]
     fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
-        let mut session = Session::open(None, life(30), NOW / 1_000 + 60, Duration::from_secs(5), NOW);
+        let mut session = Session::open(None, life(30), standing(NOW / 1_000 + 60), NOW);
         assert_eq!(session.deadline(), Some(NOW + 90_000));
-        assert_eq!(shown(&session.on(Event::Deadline, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+        assert_eq!(
+            shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)),
+            ["Token expired 4401 Token expired"]
+        );
         assert_eq!(Ending::Expired.said(None, &Vec::new()), None);
     }
 
     #[test]
     fn grace_is_at_least_the_clock_skew() {
-        let session = Session::open(None, Life::default(), 100, Duration::from_secs(5), 0);
+        let session = Session::open(None, Life::default(), standing(100), 0);
         assert_eq!(session.deadline(), Some(105_000));
+    }
+
+    #[test]
+    fn auto_lives_on_while_its_user_is_seen_and_closes_once_the_client_renews() {
+        let life = Life {
+            on_expiry: OnExpiry::Auto,
+            presence: Duration::from_secs(1_800),
+            max_lifetime: Some(Duration::from_secs(43_200)),
+            ..life(30)
+        };
+        let open = || Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
+        let mut session = open();
+        assert_eq!(session.deadline(), Some(NOW + 90_000));
+        assert!(session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 90_000).is_empty());
+        assert_eq!(session.deadline(), Some(NOW + 1_880_000), "presence after it was seen");
+        let gone = session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 1_880_000);
+        assert_eq!(shown(&gone), ["Token expired 4401 Token expired"]);
+        let mut session = open();
+        assert_eq!(
+            shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)),
+            ["Token expired 4401 Token expired"]
+        );
+        let mut session = open();
+        refresh(&mut session, NOW + 50_000);
+        session.on(accepted(NOW / 1_000 + 110), NOW + 50_000);
+        let seen = Event::Deadline { seen: Some(NOW + 139_000) };
+        assert_eq!(shown(&session.on(seen, NOW + 140_000)), ["Token expired 4401 Token expired"], "it can renew");
+        let mut session = open();
+        let seen = Event::Deadline { seen: Some(NOW + 43_199_000) };
+        assert_eq!(shown(&session.on(seen, NOW + 43_200_000)), ["Session expired 4401 Session expired"]);
+    }
+
+    #[test]
+    fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
+        let dialect =
+            || Arc::new(DialectSpec::token_field(FieldSpec { pointer: vec!["t".into()], upstream: FieldMode::Keep }));
+        for (verdict, expected) in [
+            (Verdict::Refused(Ending::InvalidToken), (4001, "Invalid token")),
+            (Verdict::Refused(Ending::ExpiredOnArrival), (4401, "Token expired")),
+            (Verdict::AnotherUser, (4001, "Invalid token")),
+            (Verdict::Denied, (4001, "Access denied")),
+            (Verdict::IdentityChanged, (1012, "Identity changed")),
+        ] {
+            let mut session = Session::open(Some(dialect()), life(30), standing(NOW / 1_000 + 60), NOW);
+            assert_eq!(shown(&session.on(Event::Field(token()), NOW)), ["verify"]);
+            let ended = session.on(Event::Verdict(verdict), NOW);
+            let [Action::End(ending)] = ended.as_slice() else { panic!("{ended:?}") };
+            assert_eq!((ending.code(Some(&dialect())), ending.reason()), expected);
+        }
     }
 }

@@ -6,27 +6,31 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::dialect::{self, Copies, Values};
+use super::dialect;
+use super::door::{Asked, Needs, ask, upstream_ending};
 use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
-use super::intake::{Arrived, Intake};
-use super::relay::{Beginning, Outcome, now};
-use super::session::{Action, Event, Session, Verdict};
-use super::{Context, RefreshJudge, client_socket, life, relay_to_the_end, took, upstream_ending};
+use super::intake::{Arrived, Intake, MESSAGE_BYTES};
+use super::judge::RefreshJudge;
+use super::relay::{Beginning, Outcome, mask, now};
+use super::session::{Action, Event, Session, Standing, Verdict};
+use super::template::{Copies, Values, render};
+use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Rejection, Token, Verified};
-use crate::http::{ProtectedRequest, Sealed, Upgraded, UpstreamError, seal};
-use crate::policy::DialectSpec;
+use crate::http::{ProtectedRequest, Sealed, Upgraded, seal};
+use crate::policy::{DialectSpec, TokenToUpgrade};
 use crate::runtime::{Runtime, Seat};
 
 /// A client has this long to take our Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
+/// In `token-field` the first message is the application's own, so it may fill the whole buffer.
+const FIELD_MESSAGE_BYTES: usize = 64 << 10;
 /// Bytes read at a time; a token is seldom longer.
 const READ: usize = 4 << 10;
 
@@ -39,7 +43,7 @@ pub(super) struct Waiting {
 }
 
 type Verdicts = Pin<Box<dyn Future<Output = Result<Verified, Rejection>> + Send>>;
-type Dial = Pin<Box<dyn Future<Output = Result<Result<(HeaderMap, Upgraded), Ending>, UpstreamError>> + Send>>;
+type Dial = Pin<Box<dyn Future<Output = (Asked, Option<Token>)> + Send>>;
 
 /// What is under way beside reading.
 enum Step {
@@ -54,13 +58,13 @@ enum Happened {
     Evicted,
     Draining,
     Verdict(Result<Verified, Rejection>),
-    Dialled(Result<Result<(HeaderMap, Upgraded), Ending>, UpstreamError>),
+    Dialled(Asked, Option<Token>),
 }
 
 /// How waiting ended.
 enum End {
     /// The upstream stands; these are said first.
-    Open(Upgraded, Vec<String>),
+    Open(Upgraded, Vec<String>, Option<Token>),
     Refused(Ending),
     /// The client closed, with its Close's payload, or left.
     Left(Option<Vec<u8>>),
@@ -70,10 +74,15 @@ struct Vestibule {
     session: Session,
     intake: Intake,
     request: Option<ProtectedRequest>,
-    sealed: Option<Sealed>,
+    sealed: Option<(Sealed, Option<Token>)>,
     judge: Option<RefreshJudge>,
     subprotocol: Option<HeaderValue>,
+    needs: Needs,
     say: Vec<String>,
+    /// What of the first message goes on before everything else.
+    forward: Option<String>,
+    /// Further lines of the first message.
+    behind: String,
 }
 
 impl Waiting {
@@ -85,11 +94,11 @@ impl Waiting {
             context.line.outcome = "left";
             return context.ended(&Outcome::left(None));
         };
-        let mut intake = Intake::default();
+        let mut intake = Intake::new(if dialect.field.is_some() { FIELD_MESSAGE_BYTES } else { MESSAGE_BYTES });
         intake.push(&early);
         if let Some(greeting) = &dialect.greeting {
             // The first bytes on a new socket always find room; one that is torn finds out below.
-            let _ = at_once(&client, Opcode::Text, dialect::render(greeting, &Values::default()).as_bytes());
+            let _ = at_once(&client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
         }
         request.offer(subprotocol.as_ref());
         context.line.carrier = Some(Carrier::Message.name());
@@ -100,24 +109,36 @@ impl Waiting {
             sealed: None,
             judge: None,
             subprotocol,
+            needs: Needs::of(&spec, context.policy()),
             say: Vec::new(),
+            forward: None,
+            behind: String::new(),
         };
         let end = room.wait(&mut context, &mut client, &seat).await;
         drop(seat);
         match end {
-            End::Open(upstream, say) => {
-                let Vestibule { session, intake, judge, .. } = room;
+            End::Open(upstream, say, token) => {
+                let Vestibule { session, intake, judge, needs, forward, behind, .. } = room;
                 let Some(judge) = judge else { return };
+                let mut from_client = Vec::new();
+                if !behind.trim().is_empty() {
+                    // Lines behind the first are a message like any other, and looked at as one.
+                    encode(&mut from_client, Opcode::Text, behind.as_bytes(), Some(mask()));
+                }
+                from_client.extend_from_slice(&intake.into_rest());
                 context.line.answered_by = "upstream";
                 context.line.outcome = "accepted";
                 let beginning = Beginning {
                     client,
                     upstream: upstream.tcp,
-                    from_client: intake.into_rest(),
+                    from_client,
                     from_upstream: upstream.early,
                     say,
+                    first: forward,
                     extensions: false,
                     session,
+                    introduced: needs.introduced,
+                    token,
                 };
                 relay_to_the_end(context, beginning, Box::new(judge), &spec);
             }
@@ -153,20 +174,12 @@ impl Vestibule {
             match self.look(client) {
                 Ok(None) => {}
                 Ok(Some(First::Message(text))) => {
-                    let limit = context.policy().limits.token_bytes;
-                    let dialect = self.session.dialect().cloned();
-                    let Some(dialect) = dialect else { return End::Refused(Ending::InvalidMessage) };
-                    let (first, copies) = dialect::first(&dialect, &text, limit);
-                    if let dialect::First::Ping(reply) = first {
-                        // The application asks whether someone is there; what follows is the first message.
-                        let answered =
-                            at_once(client, Opcode::Text, reply.as_bytes()).and_then(|()| self.intake.another());
-                        match answered {
-                            Ok(()) => continue,
-                            Err(ending) => return End::Refused(ending),
-                        }
-                    }
-                    if let Some(end) = self.act(Event::First(first, copies), context, &mut step) {
+                    let event = match self.read_first(text, context, client) {
+                        Ok(Some(event)) => event,
+                        Ok(None) => continue,
+                        Err(ending) => return End::Refused(ending),
+                    };
+                    if let Some(end) = self.act(event, context, &mut step) {
                         return end;
                     }
                     continue;
@@ -197,14 +210,14 @@ impl Vestibule {
                     self.intake.push(&scratch[..length]);
                     continue;
                 }
-                Happened::Deadline => Event::Deadline,
+                Happened::Deadline => Event::Deadline { seen: None },
                 Happened::Evicted => Event::End(Ending::TooManyConnections),
                 Happened::Draining => Event::End(Ending::Drain(drain_code)),
                 Happened::Verdict(verdict) => {
                     step = Step::Nothing;
                     self.verdict(verdict, context)
                 }
-                Happened::Dialled(Ok(Ok((head, upgraded)))) => {
+                Happened::Dialled(Asked::Open(head, upgraded), token) => {
                     if !took(&head, self.subprotocol.as_ref()) {
                         "the upstream did not take the subprotocol the client was given"
                             .clone_into(&mut context.line.reason);
@@ -215,21 +228,45 @@ impl Vestibule {
                             self.say.push(text);
                         }
                     }
-                    return End::Open(upgraded, std::mem::take(&mut self.say));
+                    let token = token.filter(|_| self.needs.token);
+                    return End::Open(upgraded, std::mem::take(&mut self.say), token);
                 }
-                Happened::Dialled(Ok(Err(ending))) => {
+                Happened::Dialled(Asked::Answered(answer), _) => {
                     context.line.outcome = "upstream_refused";
-                    Event::End(ending)
+                    Event::End(upstream_ending(answer.status()))
                 }
-                Happened::Dialled(Err(error)) => {
-                    context.line.outcome = "upstream_failed";
-                    context.line.reason = error.to_string();
-                    Event::End(Ending::UpstreamFailed)
+                Happened::Dialled(Asked::Failed(refusal, ending), _) => {
+                    context.line.outcome = refusal.outcome;
+                    context.line.reason = refusal.reason;
+                    Event::End(ending)
                 }
             };
             if let Some(end) = self.act(event, context, &mut step) {
                 return end;
             }
+        }
+    }
+
+    /// Reads the first message. `None`: it was an application's ping, which has been answered, and what
+    /// follows is the first message.
+    fn read_first(&mut self, text: Vec<u8>, context: &Context, client: &TcpStream) -> Result<Option<Event>, Ending> {
+        let limit = context.policy().limits.token_bytes;
+        // The intake has seen that it is UTF-8.
+        let mut text = String::from_utf8(text).map_err(|_| Ending::NotUtf8)?;
+        let dialect = self.session.dialect().cloned().ok_or(Ending::InvalidMessage)?;
+        let with_token = matches!(context.policy().upstream.token_to_websocket, TokenToUpgrade::FirstMessage(_));
+        loop {
+            let read = dialect::first(&dialect, &text, limit, with_token);
+            let dialect::First::Ping(reply) = read.first else {
+                (self.forward, self.behind) = (read.forward, read.behind);
+                return Ok(Some(Event::First(read.first, read.copies)));
+            };
+            at_once(client, Opcode::Text, reply.as_bytes())?;
+            self.intake.another()?;
+            if read.behind.trim().is_empty() {
+                return Ok(None);
+            }
+            text = read.behind;
         }
     }
 
@@ -252,12 +289,14 @@ impl Vestibule {
             match action {
                 Action::Verify(token) => *step = Step::Verifying(verify(Arc::clone(&context.runtime), token)),
                 Action::Connect => {
-                    let sealed = self.sealed.take()?;
-                    *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed));
+                    let (sealed, token) = self.sealed.take()?;
+                    let introduced = self.needs.introduced.clone();
+                    *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed, introduced, token));
                 }
                 Action::Say(text) => self.say.push(text),
                 Action::End(ending) => return Some(End::Refused(ending)),
-                Action::Relay => {}
+                // Neither comes before messages flow.
+                Action::Relay | Action::HandOn(_) => {}
             }
         }
         None
@@ -276,7 +315,10 @@ impl Vestibule {
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
         tracing::debug!("first message verified: user {}", verified.identity().user_id());
         context.line.user = Some(verified.identity().user_id().to_owned());
+        context.shared.see(context.policy(), verified.identity());
         let path: Box<str> = request.head().uri.path().into();
+        let user = verified.identity().user();
+        let spec = request.route().websocket.clone();
         let denied = |context: &mut Context, reason: String| {
             context.line.outcome = "forbidden";
             context.line.reason = reason;
@@ -286,16 +328,29 @@ impl Vestibule {
             Ok(allowed) => allowed,
             Err(refusal) => return denied(context, refusal.reason),
         };
-        let (sealed, identity, _token, trusted) = match seal(allowed, context.policy()) {
+        context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
+        if context.open.is_none() {
+            context.line.outcome = "busy";
+            "this user has limits.websockets_per_user sockets open".clone_into(&mut context.line.reason);
+            return Event::End(Ending::TooManyConnections);
+        }
+        let (sealed, identity, token, trusted) = match seal(allowed, context.policy()) {
             Ok(sealed) => sealed,
             Err(unsendable) => return denied(context, unsendable.to_string()),
         };
-        self.sealed = Some(sealed);
-        self.judge = Some(RefreshJudge { shared: Arc::clone(&context.shared), path, user: identity.user(), trusted });
+        self.sealed = Some((sealed, token.filter(|_| self.needs.hands_on())));
+        self.judge = Some(RefreshJudge {
+            shared: Arc::clone(&context.shared),
+            path,
+            user,
+            trusted,
+            presence: context.presence(&spec, &identity),
+            keeps_token: self.needs.hands_on(),
+        });
         Event::Verdict(Verdict::Accepted {
             user_id: identity.user_id().to_owned(),
-            expires_at: identity.expires_at(),
-            clock_skew: identity.provider().clock_skew,
+            standing: Standing::of(&identity),
+            token: None,
         })
     }
 }
@@ -310,7 +365,10 @@ impl Step {
         match self {
             Self::Nothing => std::future::pending().await,
             Self::Verifying(verdict) => Happened::Verdict(verdict.await),
-            Self::Dialling(dial) => Happened::Dialled(dial.await),
+            Self::Dialling(dial) => {
+                let (asked, token) = dial.await;
+                Happened::Dialled(asked, token)
+            }
         }
     }
 }
@@ -319,10 +377,10 @@ fn verify(runtime: Arc<Runtime>, token: Token) -> Verdicts {
     Box::pin(async move { runtime.verifier.verify(token).await })
 }
 
-fn dial(runtime: Arc<Runtime>, sealed: Sealed) -> Dial {
+fn dial(runtime: Arc<Runtime>, sealed: Sealed, introduced: Option<Arc<DialectSpec>>, token: Option<Token>) -> Dial {
     Box::pin(async move {
-        let asked = runtime.upstream.upgrade(sealed).await?;
-        Ok(asked.map_err(|answer| upstream_ending(answer.status())))
+        let asked = ask(&runtime, sealed, introduced.as_deref(), token.as_ref()).await;
+        (asked, token)
     })
 }
 

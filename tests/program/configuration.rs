@@ -78,7 +78,35 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells strangers why a token was refused"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" is not an origin; write it as https://app.example.com"),
         (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR or `private_ranges`"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, none; further ones are written under `dialects`"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, graphql-transport-ws, token-field, none; further ones are written under `dialects`"),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: {{ name: vestibule, field: /t }} }}\n"),
+            "websocket.dialect: field and upstream belong to the dialect token-field; write { name: token-field, field: /auth_token }",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: {{ name: token-field, field: token }} }}\n"),
+            "websocket.dialect.field: \"token\" is not an RFC 6901 pointer; write /token",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ message_bytes: 1KiB }}\n"),
+            "websocket.message_bytes: must be between 64KiB and 64MiB",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: http://a\ntoken_from: {{ cookie: \"a b\" }}\n"),
+            "token_from.cookie: \"a b\" is not a cookie's name; write it as __session",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: {{ url: http://a, token_to: {{ websocket: {{ first_message: token-field }} }} }}\n"),
+            "upstream.token_to.websocket.first_message: \"token-field\" is not a dialect with a first message",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: {{ url: http://a, token_to: {{ websocket: {{ first_message: graphql-transport-ws }} }} }}\n"),
+            "graphql-transport-ws has no acknowledge with a fixed member, so nobody could tell when the upstream accepted the user of default",
+        ),
+        (
+            format!("{GOOD_PROVIDER}upstream: {{ url: http://a, token_to: {{ websocket: {{ first_message: vestibule }} }} }}\nwebsocket: {{ dialect: graphql-transport-ws }}\n"),
+            "clients of default speak graphql-transport-ws, whose messages go on",
+        ),
         (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ drain_code: 1005 }}\n"), "websocket.drain_code: 1005 cannot be sent in a Close"),
         (format!("{GOOD_PROVIDER}upstream: {{ url: http://a, credential: {{ header: Authorization }} }}\n"), "upstream.credential: has no value"),
         (
@@ -87,7 +115,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ),
         (
             format!("{GOOD_PROVIDER}upstream: {{ url: http://a, token_to: {{ websocket: cookie }} }}\n"),
-            "upstream.token_to.websocket: \"cookie\" is not one of none, header, { query: token }",
+            "upstream.token_to.websocket: \"cookie\" is not one of none, header, { query: token }, { first_message: vestibule }",
         ),
         (
             format!("{GOOD_PROVIDER}upstream: http://a\ntoken_from: {{ subprotocol: [{{ encoding: url }}] }}\n"),

@@ -3,6 +3,7 @@
 //! A key counts only when type, curve, size, `use`, `key_ops` and `alg` say that it verifies
 //! signatures of an algorithm we know. Symmetric keys in a JWKS never count.
 
+use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -31,8 +32,26 @@ pub(super) enum BadKeys {
     PrivateKey,
 }
 
+/// What a key is known by after its set has gone: a digest of its material, so that a set fetched anew with
+/// the same key in it is the same key, whatever else its provider wrote beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyPrint([u8; 16]);
+
+impl KeyPrint {
+    fn of(parts: &[&[u8]]) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let digest = context.finish();
+        Self(digest.as_ref().first_chunk().copied().unwrap_or_default())
+    }
+}
+
 /// One key, fit to verify.
 struct Key {
+    print: KeyPrint,
     id: Option<String>,
     kind: Kind,
     /// When the JWK names its algorithm, it is for that one only.
@@ -88,7 +107,7 @@ impl std::fmt::Debug for KeySet {
 /// The keys that may have signed a token.
 pub(in crate::auth) enum Candidates<'a> {
     /// These, to be tried in turn.
-    Keys(Vec<&'a DecodingKey>),
+    Keys(Vec<(&'a DecodingKey, KeyPrint)>),
     /// The token names no key and several fit.
     Ambiguous,
     /// None.
@@ -97,8 +116,13 @@ pub(in crate::auth) enum Candidates<'a> {
 
 impl KeySet {
     pub(super) fn secret(secret: &Secret) -> Self {
-        let key =
-            Key { id: None, kind: Kind::Hmac, algorithm: None, decoding: DecodingKey::from_secret(secret.expose()) };
+        let key = Key {
+            print: KeyPrint::of(&[b"oct", secret.expose()]),
+            id: None,
+            kind: Kind::Hmac,
+            algorithm: None,
+            decoding: DecodingKey::from_secret(secret.expose()),
+        };
         Self { keys: vec![key], skipped: Vec::new() }
     }
 
@@ -137,10 +161,16 @@ impl KeySet {
             let label = block[start + 11..].split("-----").next().unwrap_or_default();
             let whole = format!("{}{label}-----\n", &block[start..]);
             if let Some((kind, decoding)) = pem_key(whole.as_bytes()) {
-                keys.push(Key { id: None, kind, algorithm: None, decoding });
+                let print = KeyPrint::of(&[b"pem", whole.as_bytes()]);
+                keys.push(Key { print, id: None, kind, algorithm: None, decoding });
             }
         }
         if keys.is_empty() { Err(BadKeys::NoPem) } else { Ok(Self { keys, skipped: Vec::new() }) }
+    }
+
+    /// Whether a key that once verified is still one of the set.
+    pub(super) fn holds(&self, print: KeyPrint) -> bool {
+        self.keys.iter().any(|key| key.print == print)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -176,7 +206,7 @@ impl KeySet {
             self.keys
                 .iter()
                 .filter(|key| key.fits(algorithm) && key.id.as_deref() == wanted)
-                .map(|key| &key.decoding)
+                .map(|key| (&key.decoding, key.print))
                 .take(SAME_KID)
                 .collect::<Vec<_>>()
         };
@@ -184,7 +214,8 @@ impl KeySet {
             let named = fitting(id);
             if named.is_empty() { fitting(None) } else { named }
         } else {
-            let any: Vec<_> = self.keys.iter().filter(|key| key.fits(algorithm)).map(|key| &key.decoding).collect();
+            let fitting = self.keys.iter().filter(|key| key.fits(algorithm));
+            let any: Vec<_> = fitting.map(|key| (&key.decoding, key.print)).collect();
             if any.len() > 1 {
                 return Candidates::Ambiguous;
             }
@@ -231,11 +262,12 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
         URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "a member is not base64url")
     };
     let curve = text("crv")?;
-    let (kind, decoding) = match (text("kty")?.ok_or("no kty")?, curve) {
+    let (kind, decoding, print) = match (text("kty")?.ok_or("no kty")?, curve) {
         ("RSA", _) => {
             let (modulus, exponent) = (bytes("n")?, bytes("e")?);
             check_rsa(&modulus, &exponent)?;
-            (Kind::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent))
+            let print = KeyPrint::of(&[b"RSA", &modulus, &exponent]);
+            (Kind::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent), print)
         }
         ("EC", Some(curve @ ("P-256" | "P-384"))) => {
             let (kind, length) = if curve == "P-256" { (Kind::P256, 32) } else { (Kind::P384, 48) };
@@ -244,7 +276,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
                 return Err("a coordinate has the wrong length");
             }
             let point: Vec<u8> = std::iter::once(4).chain(x).chain(y).collect();
-            (kind, DecodingKey::from_ec_der(&point))
+            (kind, DecodingKey::from_ec_der(&point), KeyPrint::of(&[b"EC", &point]))
         }
         ("OKP", Some("Ed25519")) => {
             let point = bytes("x")?;
@@ -254,7 +286,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
             if is_small_order(&point) {
                 return Err("a point of small order: anyone could sign for it");
             }
-            (Kind::Ed25519, DecodingKey::from_ed_der(&point))
+            (Kind::Ed25519, DecodingKey::from_ed_der(&point), KeyPrint::of(&[b"OKP", &point]))
         }
         ("oct", _) => return Err("a symmetric key has no place in a key set"),
         _ => return Err("key type or curve is not known"),
@@ -268,7 +300,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
         return Err("its algorithm does not fit its type");
     }
     let id = text("kid")?.map(str::to_owned);
-    Ok(Key { id, kind, algorithm, decoding })
+    Ok(Key { print, id, kind, algorithm, decoding })
 }
 
 fn check_rsa(modulus: &[u8], exponent: &[u8]) -> Result<(), &'static str> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::side::Side;
-use super::{BOUNDARY, ClosedBy, LINGER, PING, Relay, Times, mask, now};
+use super::{BOUNDARY, ClosedBy, JUDGED_AGAIN, LINGER, PING, Relay, Times, mask, now};
 use crate::websocket::ending::Ending;
 use crate::websocket::frame::{Opcode, encode};
 use crate::websocket::session::Event;
@@ -38,6 +38,9 @@ impl Relay {
         }
         if let Some(deadline) = self.session.deadline() {
             consider(now_instant + Duration::from_millis(deadline.saturating_sub(now())));
+        }
+        if self.session.key(now()).is_some() {
+            consider(self.judged_again);
         }
         if let Some(idle) = self.times.idle_timeout {
             consider(self.last_data + idle);
@@ -79,7 +82,14 @@ impl Relay {
             return false;
         }
         if self.session.deadline().is_some_and(|deadline| now() >= deadline) {
-            self.act_on(Event::Deadline);
+            self.act_on(Event::Deadline { seen: self.judge.last_seen() });
+        }
+        if self.judged_again <= now_instant {
+            self.judged_again = now_instant + JUDGED_AGAIN;
+            if self.session.key(now()).is_some_and(|key| !self.judge.vouches(key)) {
+                tracing::info!("the key of an open socket's token was withdrawn");
+                self.act_on(Event::End(Ending::Expired));
+            }
         }
         if self.times.idle_timeout.is_some_and(|idle| self.last_data + idle <= now_instant) {
             self.act_on(Event::End(Ending::Idle));

@@ -6,13 +6,12 @@ use std::ops::Range;
 use tokio::time::Instant;
 
 use super::side::{Held, Outgoing};
+use super::texts::LOOKED_INTO;
 use super::{ClosedBy, PING, Relay};
-use crate::websocket::dialect;
+use crate::websocket::dialect::could_be_ours;
+use crate::websocket::ending::Ending;
 use crate::websocket::frame::{Header, Opcode, Piece, Violation, apply_mask};
 use crate::websocket::session::Event;
-
-/// Client texts longer than this are never looked into.
-const LOOKED_INTO: usize = 16 << 10;
 
 impl Relay {
     /// Looks at what the client sent; what is returned goes up.
@@ -20,6 +19,7 @@ impl Relay {
         let mut out = Outgoing::default();
         let mut at = 0;
         loop {
+            self.say_up_between(input, &mut out);
             let (piece, next) = match self.from_client.advance(input, at) {
                 Ok(Some(found)) => found,
                 Ok(None) => return (out, None),
@@ -45,11 +45,9 @@ impl Relay {
                         self.client_control.raw.extend_from_slice(&input[range.clone()]);
                         unmask_onto(&mut self.client_control.payload, &input[range], header.mask, offset);
                     } else if let Some(held) = &mut self.held {
-                        held.raw.extend_from_slice(&input[range.clone()]);
+                        held.keep_raw(&input[range.clone()]);
                         unmask_onto(&mut held.text, &input[range], header.mask, offset);
-                        if !could_be_ours(&held.text) || held.text.len() > LOOKED_INTO {
-                            self.release(input, &mut out);
-                        }
+                        self.decide_held(input, &mut out);
                     } else {
                         out.keep(input, range);
                     }
@@ -59,6 +57,10 @@ impl Relay {
                 }
             }
             if self.upstream.told_close || self.farewell.is_some() {
+                return (out, None);
+            }
+            if self.is_holding() {
+                self.keep_behind(&input[at..]);
                 return (out, None);
             }
         }
@@ -72,22 +74,58 @@ impl Relay {
         next: usize,
         out: &mut Outgoing,
     ) {
-        if header.opcode == Opcode::Text && self.session.dialect().is_some() && header.length <= LOOKED_INTO as u64 {
-            // Most texts show with their first byte that they are not for us, and are not copied.
-            let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
-            if header.length == 0 || first.is_none_or(|first| could_be_ours(&[first])) {
-                self.held = Some(Held { raw: header.raw().to_vec(), text: Vec::new() });
-                return;
+        let whole = self.reads_whole();
+        let begins = header.opcode != Opcode::Continuation;
+        if begins && let Some(dialect) = self.session.dialect() {
+            if dialect.field.is_some() {
+                if header.opcode == Opcode::Binary {
+                    return self.act_on(Event::End(Ending::InvalidMessage));
+                }
+                let mut held = Held::new(header.opcode);
+                held.stay_to_the_end();
+                self.held = Some(held);
+            } else if whole || (header.opcode == Opcode::Text && header.length <= LOOKED_INTO as u64) {
+                // Most texts show with their first byte that they are not for us, and are not copied.
+                let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
+                if header.length == 0 || first.is_none_or(|first| could_be_ours(dialect, &[first])) {
+                    self.held = Some(Held::new(header.opcode));
+                }
             }
         }
-        if self.held.as_ref().is_some_and(|held| held.raw.len() > 2 * LOOKED_INTO) {
+        if whole
+            && let Some(held) = &self.held
+            && (held.text.len() as u64).saturating_add(header.length) > self.times.message_bytes as u64
+        {
+            return self.act_on(Event::End(Ending::TooLarge));
+        }
+        if !whole && self.held.as_ref().is_some_and(|held| held.raw.len() > 2 * LOOKED_INTO) {
             // Fragments without end and without content are no refresh.
             self.release(input, out);
         }
         match (&mut self.held, range) {
-            (Some(held), _) => held.raw.extend_from_slice(header.raw()),
+            (Some(held), _) => {
+                held.keep_raw(header.raw());
+                if whole && held.raw.len() > 2 * LOOKED_INTO {
+                    held.stay_to_the_end();
+                }
+            }
             (None, Some(range)) => out.keep(input, range),
             (None, None) => out.add(input, header.raw()),
+        }
+    }
+
+    /// Goes on at once as soon as it shows that it is not for us; in dialects that read messages whole it
+    /// stays once it could be.
+    fn decide_held(&mut self, input: &[u8], out: &mut Outgoing) {
+        let (Some(held), Some(dialect)) = (&mut self.held, self.session.dialect()) else { return };
+        if held.to_the_end {
+            return;
+        }
+        let whole = dialect.forwards();
+        if !could_be_ours(dialect, &held.text) || (!whole && held.text.len() > LOOKED_INTO) {
+            self.release(input, out);
+        } else if whole && held.text.iter().any(|byte| matches!(byte, b'{' | b'[')) {
+            held.stay_to_the_end();
         }
     }
 
@@ -111,12 +149,8 @@ impl Relay {
         if !header.fin {
             return;
         }
-        let Some(held) = self.held.take() else { return };
-        let ours =
-            self.session.dialect().and_then(|dialect| dialect::later(dialect, &held.text, self.times.token_bytes));
-        match ours {
-            Some((later, copies)) => self.act_on(Event::Later(later, copies)),
-            None => out.add(input, &held.raw),
+        if let Some(held) = self.held.take() {
+            self.client_message_ends(&held, input, out);
         }
     }
 
@@ -145,13 +179,11 @@ impl Relay {
             let header = match piece {
                 Piece::Header(header, range) => {
                     self.upstream_frame = Some(header);
-                    if !header.opcode.is_control() {
+                    if header.opcode.is_control() {
+                        self.upstream_control.raw.extend_from_slice(header.raw());
+                    } else {
                         self.last_data = Instant::now();
-                    }
-                    match range {
-                        _ if header.opcode.is_control() => self.upstream_control.raw.extend_from_slice(header.raw()),
-                        Some(range) => out.keep(input, range),
-                        None => out.add(input, header.raw()),
+                        self.upstream_data_begins(header, range, input, &mut out);
                     }
                     if header.length > 0 {
                         continue;
@@ -163,6 +195,9 @@ impl Relay {
                     if header.opcode.is_control() {
                         self.upstream_control.raw.extend_from_slice(&input[range.clone()]);
                         self.upstream_control.payload.extend_from_slice(&input[range]);
+                    } else if let Some(held) = self.upstream_text() {
+                        held.keep_raw(&input[range.clone()]);
+                        held.text.extend_from_slice(&input[range]);
                     } else {
                         out.keep(input, range);
                     }
@@ -174,10 +209,27 @@ impl Relay {
             };
             if header.opcode.is_control() {
                 self.upstream_control_ends(header.opcode, input, &mut out);
+            } else if header.fin {
+                self.upstream_text_ends(input, &mut out);
             }
             if self.client.told_close {
                 return (out, None);
             }
+        }
+    }
+
+    fn upstream_data_begins(&mut self, header: Header, range: Option<Range<usize>>, input: &[u8], out: &mut Outgoing) {
+        if header.opcode == Opcode::Text && self.awaits_answer() {
+            self.hold_upstream_text();
+        }
+        let held = self.upstream_text();
+        if held.is_some_and(|held| held.raw.len() as u64 + header.length > LOOKED_INTO as u64) {
+            self.release_upstream_text(input, out);
+        }
+        match (self.upstream_text(), range) {
+            (Some(held), _) => held.keep_raw(header.raw()),
+            (None, Some(range)) => out.keep(input, range),
+            (None, None) => out.add(input, header.raw()),
         }
     }
 
@@ -204,14 +256,6 @@ impl Relay {
                 out.add(input, &frame);
             }
         }
-    }
-}
-
-/// White space, then `{`: anything else is no JSON object and goes on at once.
-fn could_be_ours(text: &[u8]) -> bool {
-    match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
-        Some(first) => *first == b'{',
-        None => true,
     }
 }
 

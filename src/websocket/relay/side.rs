@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Times;
+use crate::websocket::frame::Opcode;
 
 /// One of the two sockets.
 pub(super) struct Side {
@@ -161,8 +162,29 @@ pub(super) struct Control {
     pub(super) payload: Vec<u8>,
 }
 
-/// A client text being looked into.
+/// A message being looked into.
 pub(super) struct Held {
+    pub(super) opcode: Opcode,
+    /// As it came, as long as it may still have to go on before it is whole.
     pub(super) raw: Vec<u8>,
     pub(super) text: Vec<u8>,
+    /// It stays until it is whole; `raw` is not kept any more.
+    pub(super) to_the_end: bool,
+}
+
+impl Held {
+    pub(super) const fn new(opcode: Opcode) -> Self {
+        Self { opcode, raw: Vec::new(), text: Vec::new(), to_the_end: false }
+    }
+
+    pub(super) fn keep_raw(&mut self, bytes: &[u8]) {
+        if !self.to_the_end {
+            self.raw.extend_from_slice(bytes);
+        }
+    }
+
+    pub(super) fn stay_to_the_end(&mut self) {
+        self.to_the_end = true;
+        self.raw = Vec::new();
+    }
 }

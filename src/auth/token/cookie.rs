@@ -1,0 +1,89 @@
+//! A token in a cookie of the provider's: which of its forms counts, and taking it out.
+
+use hyper::HeaderMap;
+use hyper::header::{COOKIE, HeaderValue};
+
+use super::Token;
+
+/// Takes the provider's cookie out, in each of its forms; the others stay byte for byte.
+///
+/// Clerk writes `__session` and `__session_<suffix>` beside it: the suffixed one belongs to one
+/// application, so it counts. Two of a name, or two suffixes, leave it open whose they are: none counts.
+pub(super) fn take_cookie(headers: &mut HeaderMap, name: &str, limit: usize) -> Option<Token> {
+    let (mut plain, mut suffixed) = (Vec::new(), Vec::new());
+    let mut left: Vec<HeaderValue> = Vec::new();
+    let mut removed = false;
+    for line in headers.get_all(COOKIE) {
+        let is_ours = |pair: &[u8]| {
+            let pair = pair.trim_ascii_start();
+            let rest = pair.strip_prefix(name.as_bytes())?;
+            let at = rest.iter().position(|byte| *byte == b'=')?;
+            let (suffix, value) = (rest[..at].trim_ascii_end(), rest[at + 1..].trim_ascii());
+            let form = suffix.is_empty() || (suffix.starts_with(b"_") && name == "__session");
+            form.then(|| (!suffix.is_empty(), value.to_vec()))
+        };
+        let kept: Vec<&[u8]> = line
+            .as_bytes()
+            .split(|byte| *byte == b';')
+            .filter(|pair| match is_ours(pair) {
+                None => true,
+                Some((has_suffix, value)) => {
+                    removed = true;
+                    if has_suffix {
+                        suffixed.push(value);
+                    } else {
+                        plain.push(value);
+                    }
+                    false
+                }
+            })
+            .collect();
+        let kept = kept.join(&b';');
+        if let Ok(value) = HeaderValue::from_bytes(kept.trim_ascii())
+            && !value.is_empty()
+        {
+            left.push(value);
+        }
+    }
+    if removed {
+        headers.remove(COOKIE);
+        for line in left {
+            headers.append(COOKIE, line);
+        }
+    }
+    let values = if suffixed.is_empty() { plain } else { suffixed };
+    let [value] = values.as_slice() else { return None };
+    Token::presented(std::str::from_utf8(value).ok()?, limit).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_providers_cookie_is_taken_out_and_the_others_stay() {
+        for (lines, name, expected, left) in [
+            (&["__session=abc"][..], "__session", Some("abc"), ""),
+            (&["a=1; __session=abc; b=2"], "__session", Some("abc"), "a=1; b=2"),
+            (&["a=1;__session=abc"], "__session", Some("abc"), "a=1"),
+            (&["__session=abc; __session_x1=def"], "__session", Some("def"), ""),
+            (&["__session_x1=def; __session_y2=ghi; __session=abc"], "__session", None, ""),
+            (&["__session=abc; a=1", "__session=abd"], "__session", None, "a=1"),
+            (&["__sessions=abc; a__session=1"], "__session", None, "__sessions=abc; a__session=1"),
+            (&["app=abc; app_x=def"], "app", Some("abc"), "app_x=def"),
+            (&["__session="], "__session", None, ""),
+            (&["__session=a b"], "__session", None, ""),
+            (&["__session=\"abc\""], "__session", None, ""),
+            (&["a=1"], "__session", None, "a=1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(COOKIE, HeaderValue::from_static(line));
+            }
+            let found = take_cookie(&mut headers, name, 64);
+            assert_eq!(found.as_ref().map(Token::expose), expected, "{lines:?}");
+            let kept: Vec<&str> = headers.get_all(COOKIE).iter().map(|v| v.to_str().expect("ascii")).collect();
+            assert_eq!(kept.join("|"), left, "{lines:?}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Which page a request comes from. Browsers send cookies unasked, so a credential in one counts only
+//! on a request that our own pages, or those of `origins`, have made (docs/contract.md section 7).
+
+use hyper::header::{HOST, HeaderName, ORIGIN};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method};
+use url::Url;
+
+use super::{ClientAddress, Refusal};
+use crate::policy::{OriginPattern, Policy};
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+
+/// Whether a cookie may be the credential of this request.
+///
+/// # Errors
+/// 403 `foreign_origin`.
+pub(super) fn check(head: &Parts, upgrade: bool, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
+    let headers = &head.headers;
+    let mut origins = headers.get_all(ORIGIN).iter();
+    let Some(origin) = origins.next() else {
+        let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && !upgrade;
+        let fits = safe && (is_our_site(headers) || is_navigation(&head.method, headers));
+        return if fits { Ok(()) } else { Err(Refusal::foreign_origin("a request without Origin")) };
+    };
+    let text = origin.to_str().unwrap_or("not ASCII");
+    // A wildcard does not count here: whoever holds one name under it is not all of them.
+    let listed = |pattern: &OriginPattern| matches!(pattern, OriginPattern::Exact(exact) if exact.as_str() == text);
+    if origins.next().is_none() && (is_ours(text, headers, client, policy) || policy.origins.iter().any(listed)) {
+        return Ok(());
+    }
+    Err(Refusal::foreign_origin(text))
+}
+
+fn is(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
+    headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes())
+}
+
+/// No browser, or a browser that says the page is ours or no page at all asked.
+fn is_our_site(headers: &HeaderMap) -> bool {
+    !headers.contains_key(SEC_FETCH_SITE)
+        || is(headers, &SEC_FETCH_SITE, "same-origin")
+        || is(headers, &SEC_FETCH_SITE, "none")
+}
+
+fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::GET && is(headers, &SEC_FETCH_MODE, "navigate") && is(headers, &SEC_FETCH_DEST, "document")
+}
+
+/// Host and port as the client sees them. Where we know that it came by https, an http page is
+/// another site; where a balancer that is not trusted may stand before us, the page's own scheme says
+/// which port a Host without one means.
+fn is_ours(origin: &str, headers: &HeaderMap, client: &ClientAddress, policy: &Policy) -> bool {
+    if let Some(public) = &policy.public_url {
+        return public.as_str() == origin;
+    }
+    let Ok(page) = Url::parse(origin) else { return false };
+    if page.origin().ascii_serialization() != origin || (client.scheme == "https" && page.scheme() != "https") {
+        return false;
+    }
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let Some(ours) = host.and_then(|host| Url::parse(&format!("{}://{host}", page.scheme())).ok()) else {
+        return false;
+    };
+    ours.origin() == page.origin()
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::Request;
+
+    use super::*;
+    use crate::policy::Origin;
+
+    #[test]
+    fn ours_is_host_and_port_as_the_client_sees_them() {
+        let policy = |public: Option<&str>| {
+            let mut config = crate::config::Config::default();
+            config.public_url = public.map(str::to_owned);
+            config.upstream =
+                Some(crate::config::Upstream { url: Some("http://127.0.0.1:1".into()), ..Default::default() });
+            config.routes = vec![crate::config::Route {
+                path: Some("/**".into()),
+                auth: crate::policy::AuthMode::None,
+                ..Default::default()
+            }];
+            config.origins = vec!["https://*.example.org".into(), "https://front.example.com".into()];
+            crate::policy::validate(&config).expect("valid")
+        };
+        assert!(Origin::parse("https://a").is_ok());
+        for (public, scheme, host, origin, expected) in [
+            (None, "http", "a.example", "http://a.example", true),
+            (None, "http", "a.example:80", "http://a.example", true),
+            (None, "http", "a.example", "https://a.example", true),
+            (None, "https", "a.example", "http://a.example", false),
+            (None, "http", "a.example:8080", "http://a.example:8080", true),
+            (None, "http", "a.example:8080", "http://a.example:8081", false),
+            (None, "http", "a.example", "http://b.a.example", false),
+            (None, "http", "a.example", "null", false),
+            (None, "http", "a.example", "https://front.example.com", true),
+            (None, "http", "a.example", "https://x.example.org", false),
+            (Some("https://app.example"), "http", "10.0.0.1", "https://app.example", true),
+            (Some("https://app.example"), "http", "10.0.0.1", "http://10.0.0.1", false),
+        ] {
+            let head = Request::get("/").header("host", host).header("origin", origin).body(()).expect("request");
+            let client = ClientAddress {
+                address: [127, 0, 0, 1].into(),
+                scheme,
+                chain: String::new(),
+                request_id: String::new(),
+            };
+            let found = check(&head.into_parts().0, true, &client, &policy(public)).is_ok();
+            assert_eq!(found, expected, "{public:?} {scheme} {host} {origin}");
+        }
+    }
+}

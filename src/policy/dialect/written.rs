@@ -1,0 +1,202 @@
+//! Dialects that a file writes: read, and what is wrong with them said.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{CLOSE_KEYS, DialectSpec, Expectation, FieldSpec, MessageSpec, PingSpec};
+use crate::config;
+use crate::policy::ReservedNames;
+use crate::policy::validate::Check;
+
+/// Names a file cannot give to a dialect of its own.
+const BUILT_IN: [&str; 4] = ["vestibule", "graphql-transport-ws", "token-field", "none"];
+
+/// Whether a code may stand in a Close that is sent (RFC 6455 section 7.4).
+pub(in crate::policy) fn is_sendable(code: u16) -> bool {
+    matches!(code, 1000 | 1001 | 1008 | 1011..=1014 | 3000..=4999)
+}
+
+impl Check {
+    /// The built-in dialects and those the file writes.
+    pub(in crate::policy) fn dialects(
+        &mut self,
+        written: &BTreeMap<String, config::Dialect>,
+        reserved: &ReservedNames,
+    ) -> BTreeMap<String, Arc<DialectSpec>> {
+        let built_in = [DialectSpec::vestibule(), DialectSpec::graphql_transport_ws(reserved.clone())];
+        let mut out: BTreeMap<_, _> = built_in.map(|spec| (spec.name.clone(), Arc::new(spec))).into();
+        for (name, dialect) in written {
+            let at = format!("dialects.{name}");
+            if BUILT_IN.contains(&name.as_str()) {
+                self.wrong(&at, "is the name of a built-in dialect; choose another");
+            }
+            let spec = self.dialect(&at, name, dialect, reserved);
+            out.insert(name.clone(), Arc::new(spec));
+        }
+        out
+    }
+
+    /// The dialect a route names.
+    pub(in crate::policy) fn chosen_dialect(
+        &mut self,
+        at: &str,
+        choice: &config::DialectChoice,
+    ) -> Option<Arc<DialectSpec>> {
+        if choice.name == "token-field" {
+            let pointer = choice.field.as_deref().unwrap_or("/auth_token");
+            let Some(rest) = pointer.strip_prefix('/') else {
+                self.wrong(
+                    format!("{at}.field"),
+                    format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"),
+                );
+                return None;
+            };
+            let pointer = rest.split('/').map(|part| part.replace("~1", "/").replace("~0", "~")).collect();
+            let field = FieldSpec { pointer, upstream: choice.upstream.unwrap_or_default() };
+            return Some(Arc::new(DialectSpec::token_field(field)));
+        }
+        if choice.field.is_some() || choice.upstream.is_some() {
+            self.wrong(
+                at,
+                "field and upstream belong to the dialect token-field; write { name: token-field, field: /auth_token }",
+            );
+        }
+        let dialect = self.dialects.get(&choice.name).cloned();
+        if dialect.is_none() && choice.name != "none" {
+            let known: Vec<&str> = BUILT_IN
+                .into_iter()
+                .chain(self.dialects.keys().map(String::as_str).filter(|name| !BUILT_IN.contains(name)))
+                .collect();
+            let message = format!(
+                "\"{}\" is not one of {}; further ones are written under `dialects`",
+                choice.name,
+                known.join(", ")
+            );
+            self.wrong(at, message);
+        }
+        dialect
+    }
+
+    fn dialect(&mut self, at: &str, name: &str, dialect: &config::Dialect, reserved: &ReservedNames) -> DialectSpec {
+        let path = format!("{at}.authenticate");
+        let authenticate = MessageSpec {
+            matches: self.matches(&path, &dialect.authenticate.matches),
+            token: self.pointers(&path, &dialect.authenticate.token),
+            forward: dialect.forward,
+            acknowledge: dialect.acknowledge.clone(),
+        };
+        let refresh = dialect.refresh.as_ref().map(|refresh| {
+            let path = format!("{at}.refresh");
+            MessageSpec {
+                matches: self.matches(&path, &refresh.matches),
+                token: self.pointers(&path, &refresh.token),
+                forward: refresh.forward,
+                acknowledge: refresh.acknowledge.clone(),
+            }
+        });
+        let ping = dialect.ping.as_ref().and_then(|ping| {
+            let path = format!("{at}.ping");
+            let matches = self.matches(&path, &ping.matches);
+            if ping.reply.is_none() {
+                self.wrong(&path, "has no reply; write reply: { type: pong }");
+            }
+            ping.reply.clone().map(|reply| PingSpec { matches, reply })
+        });
+        let mut close = Vec::new();
+        for (key, code) in &dialect.close {
+            let path = format!("{at}.close.{key}");
+            match CLOSE_KEYS.iter().find(|(name, _)| name == key) {
+                None => {
+                    let known: Vec<&str> = CLOSE_KEYS.iter().map(|(name, _)| *name).collect();
+                    self.wrong(path, format!("unknown key; known here: {}", known.join(", ")));
+                }
+                Some(_) if !is_sendable(*code) => {
+                    self.wrong(path, format!("{code} cannot be sent in a Close; write 1008, 1011, or 3000 to 4999"));
+                }
+                Some((_, close_key)) => close.push((*close_key, *code)),
+            }
+        }
+        for (index, pointer) in dialect.header_maps.iter().enumerate() {
+            if !pointer.starts_with('/') {
+                let at = format!("{at}.header_maps[{index}]");
+                self.wrong(at, format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"));
+            }
+        }
+        let mut copied = Vec::new();
+        let templates = [
+            authenticate.acknowledge.as_ref(),
+            refresh.as_ref().and_then(|refresh| refresh.acknowledge.as_ref()),
+            dialect.error.as_ref(),
+            ping.as_ref().map(|ping| &ping.reply),
+        ];
+        for template in templates.into_iter().flatten() {
+            collect_pointers(template, &mut copied);
+        }
+        DialectSpec {
+            name: name.to_owned(),
+            greeting: dialect.greeting.clone(),
+            authenticate,
+            refresh,
+            error: dialect.error.clone(),
+            ping,
+            copied,
+            close,
+            lines: dialect.lines,
+            header_maps: dialect.header_maps.clone(),
+            reserved: reserved.clone(),
+            subprotocol: None,
+            field: None,
+        }
+    }
+
+    fn matches(&mut self, at: &str, written: &BTreeMap<String, Value>) -> Vec<(String, Expectation)> {
+        if written.is_empty() {
+            self.wrong(at, "has no match: every message would be taken for it; write match: { type: authenticate }");
+        }
+        let present = json!({"present": true});
+        written
+            .iter()
+            .map(|(key, value)| {
+                let expectation =
+                    if *value == present { Expectation::Present } else { Expectation::Equals(value.clone()) };
+                (key.clone(), expectation)
+            })
+            .collect()
+    }
+
+    fn pointers(&mut self, at: &str, written: &[String]) -> Vec<String> {
+        if written.is_empty() {
+            self.wrong(at, "has no token; write where it stands, as in token: [/token]");
+        }
+        for (index, pointer) in written.iter().enumerate() {
+            if !pointer.starts_with('/') {
+                self.wrong(
+                    format!("{at}.token[{index}]"),
+                    format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"),
+                );
+            }
+        }
+        written.to_vec()
+    }
+}
+
+/// Every `{/pointer}` of a template.
+fn collect_pointers(template: &Value, out: &mut Vec<String>) {
+    match template {
+        Value::String(text) => {
+            for part in text.split("{/").skip(1) {
+                if let Some((pointer, _)) = part.split_once('}') {
+                    let pointer = format!("/{pointer}");
+                    if !out.contains(&pointer) {
+                        out.push(pointer);
+                    }
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect_pointers(item, out)),
+        Value::Object(members) => members.values().for_each(|item| collect_pointers(item, out)),
+        _ => {}
+    }
+}

@@ -1,0 +1,317 @@
+//! A credential on the upgrade: verified before anything is answered, then the upstream is asked first,
+//! and its answer is the client's. Who is refused hears it in the terms it can read.
+
+use std::sync::Arc;
+
+use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper::{HeaderMap, Response, StatusCode};
+use tokio::time::timeout;
+
+use super::ending::Ending;
+use super::introduction::introduce;
+use super::judge::{Judge, NoRefresh, RefreshJudge};
+use super::relay::{Beginning, Outcome, now};
+use super::session::{Session, Standing};
+use super::{Context, Served, client_socket, handshake, life, relay_to_the_end, waiting};
+use crate::auth::token::{BadCredential, Problem};
+use crate::auth::{Carrier, Token, Verified};
+use crate::http::{
+    Answer, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, UpstreamError, seal, seal_public,
+};
+use crate::policy::{DialectSpec, Policy, TokenToUpgrade, WebSocketSpec};
+use crate::runtime::Runtime;
+use crate::telemetry::AccessLine;
+
+/// Serves an upgrade whose token stood in its head.
+pub(super) async fn with_token(
+    context: Context,
+    request: ProtectedRequest,
+    upgrade: OnUpgrade,
+    (token, carrier): (Token, Carrier),
+    line: &mut AccessLine,
+) -> Served {
+    let door = Door::new(&request, upgrade, carrier);
+    match context.runtime.verifier.verify(token).await {
+        Ok(verified) => with_identity(context, request, door, verified, line).await,
+        Err(rejection) => {
+            let refusal = Refusal::rejected(&rejection, context.policy().verbose_errors);
+            door.refuse(context, refusal, Ending::of(&rejection), line)
+        }
+    }
+}
+
+/// Serves an upgrade whose user is known.
+pub(super) async fn with_identity(
+    mut context: Context,
+    request: ProtectedRequest,
+    door: Door,
+    verified: Verified,
+    line: &mut AccessLine,
+) -> Served {
+    let spec = &request.route().websocket.clone();
+    let path: Box<str> = request.head().uri.path().into();
+    context.line.user = Some(verified.identity().user_id().to_owned());
+    context.shared.see(context.policy(), verified.identity());
+    let user = verified.identity().user();
+    let allowed = match request.allow(verified) {
+        Ok(allowed) => allowed,
+        Err(refusal) => return door.refuse(context, refusal, Ending::Denied, line),
+    };
+    context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
+    if context.open.is_none() {
+        let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
+        return door.refuse(context, refusal, Ending::TooManyConnections, line);
+    }
+    let (sealed, identity, token, trusted) = match seal(allowed, context.policy()) {
+        Ok(sealed) => sealed,
+        Err(unsendable) => {
+            return door.refuse(context, Refusal::unsendable(&unsendable.to_string()), Ending::Denied, line);
+        }
+    };
+    let needs = Needs::of(spec, context.policy());
+    let session = Session::open(spec.dialect.clone(), life(spec), Standing::of(&identity), now());
+    let presence = context.presence(spec, &identity);
+    let judge = RefreshJudge {
+        shared: Arc::clone(&context.shared),
+        path,
+        user,
+        trusted,
+        presence,
+        keeps_token: needs.hands_on(),
+    };
+    drop(identity);
+    let asked = ask(&context.runtime, sealed, needs.introduced.as_deref(), token.as_ref()).await;
+    match asked {
+        Asked::Open(head, upgraded) => {
+            context.line.outcome = "accepted";
+            let token = token.filter(|_| needs.token);
+            let relaying = Relaying { session, judge: Box::new(judge), spec: spec.clone(), needs, token };
+            Served::Upgraded(open(context, door.upgrade, head, upgraded, relaying))
+        }
+        Asked::Answered(answer) if door.answers_over_http() => {
+            *line = context.line;
+            Served::Answered(answer)
+        }
+        Asked::Answered(answer) => {
+            let ending = upstream_ending(answer.status());
+            let refusal = Refusal::upstream_failed(format!("answered {} to the upgrade", answer.status().as_u16()));
+            door.refuse(context, refusal, ending, line)
+        }
+        Asked::Failed(refusal, ending) => door.refuse(context, refusal, ending, line),
+    }
+}
+
+/// A public route is a plain tunnel.
+pub(super) async fn tunnel(
+    context: Context,
+    public: PublicRequest,
+    upgrade: OnUpgrade,
+    line: &mut AccessLine,
+) -> Served {
+    let spec = WebSocketSpec { dialect: None, ..public.route().websocket.clone() };
+    let sealed = seal_public(public, context.policy());
+    match ask(&context.runtime, sealed, None, None).await {
+        Asked::Open(head, upgraded) => {
+            let relaying = Relaying {
+                session: Session::unending(),
+                judge: Box::new(NoRefresh),
+                spec,
+                needs: Needs::default(),
+                token: None,
+            };
+            Served::Upgraded(open(context, upgrade, head, upgraded, relaying))
+        }
+        Asked::Answered(answer) => {
+            *line = context.line;
+            Served::Answered(answer)
+        }
+        Asked::Failed(refusal, _) => {
+            *line = context.line;
+            Served::Refused(refusal)
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a refused request ends here")]
+pub(super) fn refuse_credential(
+    context: Context,
+    request: ProtectedRequest,
+    upgrade: OnUpgrade,
+    bad: BadCredential,
+    line: &mut AccessLine,
+) -> Served {
+    let door = Door::new(&request, upgrade, bad.carrier);
+    let ending = if bad.problem == Problem::InUrl { Ending::TokenInUrl } else { Ending::InvalidToken };
+    door.refuse(context, Refusal::bad_credential(bad), ending, line)
+}
+
+/// What a session needs of its tokens once it is open.
+#[derive(Clone, Default)]
+pub(super) struct Needs {
+    /// The upstream was introduced to the user in this dialect, and hears of refreshes in it.
+    pub(super) introduced: Option<Arc<DialectSpec>>,
+    /// The relay keeps the token: messages are compared with it, or carry it to the upstream.
+    pub(super) token: bool,
+}
+
+impl Needs {
+    pub(super) fn of(spec: &WebSocketSpec, policy: &Policy) -> Self {
+        let TokenToUpgrade::FirstMessage(dialect) = &policy.upstream.token_to_websocket else {
+            let compares = spec.dialect.as_ref().is_some_and(|dialect| dialect.field.is_some());
+            return Self { introduced: None, token: compares };
+        };
+        match &spec.dialect {
+            // The client's own message goes on with its token; we say none of ours.
+            Some(spoken) if spoken.forwards() => Self { introduced: None, token: true },
+            spoken => {
+                let compares = spoken.as_ref().is_some_and(|dialect| dialect.field.is_some());
+                Self { introduced: Some(Arc::clone(dialect)), token: compares }
+            }
+        }
+    }
+
+    /// Whether a token that is accepted later is needed.
+    pub(super) fn hands_on(&self) -> bool {
+        self.token || self.introduced.is_some()
+    }
+}
+
+/// A client at the door: what is needed to refuse it in its own terms.
+pub(super) struct Door {
+    upgrade: OnUpgrade,
+    /// The 101 that a refusal in band needs.
+    accepted: Answer,
+    carrier: Carrier,
+    dialect: Option<Arc<DialectSpec>>,
+}
+
+impl Door {
+    pub(super) fn new(request: &ProtectedRequest, upgrade: OnUpgrade, carrier: Carrier) -> Self {
+        let offer = handshake::first_offer(&request.head().headers);
+        let accepted = handshake::switching(&request.head().headers, offer.as_ref());
+        Self { upgrade, accepted, carrier, dialect: request.route().websocket.dialect.clone() }
+    }
+
+    /// Whoever sent a header, or a cookie, hears the answer as HTTP.
+    fn answers_over_http(&self) -> bool {
+        matches!(self.carrier, Carrier::Header | Carrier::Cookie)
+    }
+
+    /// HTTP where the client can read a status, a Close where it can read only that (docs/contract.md
+    /// section 4.1).
+    fn refuse(self, mut context: Context, refusal: Refusal, ending: Ending, line: &mut AccessLine) -> Served {
+        if self.answers_over_http() {
+            *line = context.line;
+            return Served::Refused(refusal);
+        }
+        context.line.outcome = refusal.outcome;
+        context.line.reason = refusal.reason;
+        let (upgrade, dialect) = (self.upgrade, self.dialect);
+        let held = context.shared.drain.hold();
+        tokio::spawn(async move {
+            if let Some((tcp, _)) = client_socket(upgrade).await {
+                waiting::say_goodbye(tcp, dialect.as_deref(), ending, &Vec::new()).await;
+                context.ended(&Outcome::refused(ending.code(dialect.as_deref())));
+            }
+            drop(held);
+        });
+        Served::Upgraded(self.accepted)
+    }
+}
+
+/// What the upstream made of an upgrade.
+pub(super) enum Asked {
+    Open(HeaderMap, Upgraded),
+    Answered(Answer),
+    Failed(Refusal, Ending),
+}
+
+/// Asks the upstream, and introduces the user where it wants that.
+pub(super) async fn ask(
+    runtime: &Runtime,
+    sealed: Sealed,
+    introduced: Option<&DialectSpec>,
+    token: Option<&Token>,
+) -> Asked {
+    let (head, upgraded) = match runtime.upstream.upgrade(sealed).await {
+        Ok(Ok(open)) => open,
+        Ok(Err(answer)) => return Asked::Answered(answer),
+        Err(error @ (UpstreamError::ResponseTimeout { .. } | UpstreamError::ConnectTimeout { .. })) => {
+            return Asked::Failed(Refusal::upstream_timeout(error.to_string()), Ending::UpstreamFailed);
+        }
+        Err(error) => return Asked::Failed(Refusal::upstream_failed(error.to_string()), Ending::UpstreamFailed),
+    };
+    let Some((dialect, token)) = introduced.zip(token) else { return Asked::Open(head, upgraded) };
+    match timeout(runtime.policy.upstream.handshake_timeout, introduce(upgraded, dialect, token)).await {
+        Ok(Ok(upgraded)) => Asked::Open(head, upgraded),
+        Ok(Err(Ending::UpstreamRefused)) => {
+            Asked::Failed(Refusal::upstream_failed("the upstream refused the first message"), Ending::UpstreamRefused)
+        }
+        Ok(Err(ending)) => {
+            Asked::Failed(Refusal::upstream_failed("the upstream did not acknowledge the first message"), ending)
+        }
+        Err(_) => Asked::Failed(
+            Refusal::upstream_timeout(
+                "the upstream did not acknowledge the first message within upstream.handshake_timeout",
+            ),
+            Ending::UpstreamFailed,
+        ),
+    }
+}
+
+/// The row of section 4.2 for an upstream that answered an upgrade with a status.
+pub(super) fn upstream_ending(status: StatusCode) -> Ending {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ending::UpstreamRefused,
+        StatusCode::NOT_FOUND => Ending::UpstreamNotFound,
+        StatusCode::SERVICE_UNAVAILABLE => Ending::UpstreamBusy,
+        _ => Ending::UpstreamFailed,
+    }
+}
+
+struct Relaying {
+    session: Session,
+    judge: Box<dyn Judge>,
+    spec: WebSocketSpec,
+    needs: Needs,
+    token: Option<Token>,
+}
+
+/// The upstream's 101 is the client's: its accept key, subprotocol and extensions.
+fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upgraded, relaying: Relaying) -> Answer {
+    let is_read = relaying.spec.dialect.is_some() || relaying.needs.introduced.is_some();
+    let extensions = !is_read && head.contains_key(SEC_WEBSOCKET_EXTENSIONS);
+    let mut response = Response::new(ResponseBody::ours(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = head;
+    let headers = response.headers_mut();
+    crate::http::strip_hop_by_hop(headers);
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    if is_read {
+        headers.remove(SEC_WEBSOCKET_EXTENSIONS);
+    }
+    context.line.answered_by = "upstream";
+    let held = context.shared.drain.hold();
+    tokio::spawn(async move {
+        if let Some((client, from_client)) = client_socket(upgrade).await {
+            let Relaying { session, judge, spec, needs, token } = relaying;
+            let beginning = Beginning {
+                client,
+                upstream: upstream.tcp,
+                from_client,
+                from_upstream: upstream.early,
+                say: Vec::new(),
+                first: None,
+                extensions,
+                session,
+                introduced: needs.introduced,
+                token,
+            };
+            relay_to_the_end(context, beginning, judge, &spec);
+        }
+        drop(held);
+    });
+    response
+}

@@ -1,0 +1,244 @@
+//! Texts that are more than bytes to us: a client's that may be a refresh or carry a token, the few that we
+//! say to the upstream ourselves, and the answers to those.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::side::{Held, Outgoing};
+use super::{Relay, SAYINGS, mask};
+use crate::auth::Token;
+use crate::json;
+use crate::policy::{DialectSpec, FieldSpec};
+use crate::websocket::dialect::{self, GoesOn, said_upstream};
+use crate::websocket::ending::Ending;
+use crate::websocket::field;
+use crate::websocket::frame::{Opcode, encode};
+use crate::websocket::session::Event;
+use crate::websocket::template::resembles;
+
+/// Client texts longer than this are never looked into, unless the dialect reads them whole.
+pub(super) const LOOKED_INTO: usize = 16 << 10;
+
+/// What only some sockets keep, so that the others do not pay for it.
+#[derive(Default)]
+pub(super) struct Extra {
+    /// The token in force: messages are compared with it, or carry it to the upstream.
+    token: Option<Token>,
+    /// The upstream was introduced to the user in this dialect, and hears of refreshes in it.
+    introduced: Option<Arc<DialectSpec>>,
+    /// Answers of the upstream's to what we said, still to be swallowed.
+    awaited: u32,
+    /// An upstream text that may be such an answer.
+    upstream_text: Option<Held>,
+    /// Messages to the upstream that the client did not write as they are, each a whole frame.
+    say: VecDeque<Vec<u8>>,
+    /// A message that waits for the verdict on its token.
+    waiting: Option<Pending>,
+    /// What the client sent behind it.
+    behind: Vec<u8>,
+}
+
+struct Pending {
+    accepted: Vec<u8>,
+    /// What of it goes on without its token.
+    refused: Option<Vec<u8>>,
+}
+
+impl Extra {
+    /// What these sockets need; `None` for most.
+    pub(super) fn new(
+        dialect: Option<&DialectSpec>,
+        introduced: Option<Arc<DialectSpec>>,
+        token: Option<Token>,
+    ) -> Option<Box<Self>> {
+        let wanted = introduced.is_some() || token.is_some() || dialect.is_some_and(reads_whole);
+        wanted.then(|| Box::new(Self { token, introduced, ..Self::default() }))
+    }
+}
+
+/// Whether every message of a client is read whole before it goes on.
+fn reads_whole(dialect: &DialectSpec) -> bool {
+    dialect.field.is_some() || dialect.forwards()
+}
+
+fn to_upstream(opcode: Opcode, text: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode(&mut frame, opcode, text, Some(mask()));
+    frame
+}
+
+impl Relay {
+    /// Whether messages of this kind are read whole, and how.
+    pub(super) fn reads_whole(&self) -> bool {
+        self.session.dialect().is_some_and(|dialect| reads_whole(dialect))
+    }
+
+    /// Whether the client is not read until a verdict has come.
+    pub(super) fn is_holding(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.waiting.is_some())
+    }
+
+    /// Keeps what stands behind a message that waits; it is in memory already, and nothing more is read.
+    pub(super) fn keep_behind(&mut self, bytes: &[u8]) {
+        if let Some(extra) = &mut self.extra {
+            extra.behind.extend_from_slice(bytes);
+        }
+    }
+
+    /// What stood behind a message that waited.
+    pub(super) fn take_behind(&mut self) -> Vec<u8> {
+        self.extra.as_mut().map(|extra| std::mem::take(&mut extra.behind)).unwrap_or_default()
+    }
+
+    /// Nothing that waits will go on any more.
+    pub(super) fn forget_waiting(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.waiting = None;
+            extra.behind = Vec::new();
+            extra.say.clear();
+        }
+    }
+
+    /// A verdict has come: without an accepted token only what needs none goes on.
+    pub(super) fn settle_waiting(&mut self) {
+        let judging = self.session.is_judging();
+        let Some(extra) = &mut self.extra else { return };
+        if !judging && let Some(Pending { refused: Some(frame), .. }) = extra.waiting.take() {
+            extra.say.push_back(frame);
+        }
+    }
+
+    /// An accepted token goes where it is needed: to the upstream, and with the message that carried it.
+    pub(super) fn hand_on(&mut self, token: Token) {
+        let Some(extra) = &mut self.extra else { return };
+        if let Some(dialect) = &extra.introduced
+            && let Some(refresh) = &dialect.refresh
+        {
+            extra.say.push_back(to_upstream(Opcode::Text, said_upstream(refresh, &token).as_bytes()));
+            extra.awaited += u32::from(refresh.acknowledge.is_some());
+        }
+        if let Some(waiting) = extra.waiting.take() {
+            extra.say.push_back(waiting.accepted);
+        }
+        if extra.token.is_some() {
+            extra.token = Some(token);
+        }
+        if extra.say.len() > SAYINGS {
+            // Only a client that never ends its message lets this many wait.
+            self.act_on(Event::End(Ending::TooManyRefreshes));
+        }
+    }
+
+    /// Our messages to the upstream go out between two of the client's.
+    pub(super) fn say_up_between(&mut self, input: &[u8], out: &mut Outgoing) {
+        let between = self.from_client.between_messages() && self.held.is_none() && self.client_control.raw.is_empty();
+        if let Some(extra) = &mut self.extra
+            && between
+        {
+            for frame in extra.say.drain(..) {
+                out.add(input, &frame);
+            }
+        }
+    }
+
+    pub(super) fn has_sayings_up(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| !extra.say.is_empty())
+    }
+
+    /// A whole text, or in some dialects a whole binary message, of the client's.
+    pub(super) fn client_message_ends(&mut self, held: &Held, input: &[u8], out: &mut Outgoing) {
+        let Some(dialect) = self.session.dialect().cloned() else { return };
+        if let Some(field) = &dialect.field {
+            return self.field_message(field, held, input, out);
+        }
+        let in_force = self.extra.as_ref().and_then(|extra| extra.token.as_ref());
+        let read = match dialect::later(&dialect, &held.text, self.times.token_bytes, in_force) {
+            Ok(read) => read,
+            Err(ending) => return self.act_on(Event::End(ending)),
+        };
+        match read.goes_on {
+            GoesOn::AsItCame if held.raw.is_empty() => out.add(input, &to_upstream(held.opcode, &held.text)),
+            GoesOn::AsItCame => out.add(input, &held.raw),
+            GoesOn::Instead(text) => out.add(input, &to_upstream(held.opcode, text.as_bytes())),
+            GoesOn::Waits { accepted, refused } => {
+                if let Some(extra) = &mut self.extra {
+                    let refused = refused.map(|text| to_upstream(held.opcode, text.as_bytes()));
+                    extra.waiting = Some(Pending { accepted: to_upstream(held.opcode, accepted.as_bytes()), refused });
+                }
+            }
+            GoesOn::Nothing => {}
+        }
+        for (later, copies) in read.said {
+            self.act_on(Event::Later(later, copies));
+        }
+    }
+
+    /// A message that may carry the token in a field.
+    fn field_message(&mut self, spec: &FieldSpec, held: &Held, input: &[u8], out: &mut Outgoing) {
+        let Ok(text) = std::str::from_utf8(&held.text) else {
+            return self.act_on(Event::End(Ending::NotUtf8));
+        };
+        let Ok(read) = field::read(spec, text) else {
+            return self.act_on(Event::End(Ending::InvalidMessage));
+        };
+        let frame = to_upstream(Opcode::Text, read.edited.as_deref().unwrap_or(text).as_bytes());
+        let in_force = self.extra.as_ref().and_then(|extra| extra.token.as_ref());
+        let token = match read.token.as_deref() {
+            None if read.is_no_text => return self.act_on(Event::End(Ending::InvalidToken)),
+            None => return out.add(input, &frame),
+            // Compared whole: it is the one that was verified.
+            Some(token) if in_force.is_some_and(|known| known.expose() == token) => return out.add(input, &frame),
+            Some(token) => token,
+        };
+        match Token::presented(token, self.times.token_bytes) {
+            Ok(token) => {
+                if let Some(extra) = &mut self.extra {
+                    extra.waiting = Some(Pending { accepted: frame, refused: None });
+                }
+                self.act_on(Event::Field(token));
+            }
+            Err(_) => self.act_on(Event::End(Ending::InvalidToken)),
+        }
+    }
+
+    /// Whether an upstream text may be an answer to what we said.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.awaited > 0)
+    }
+
+    pub(super) fn upstream_text(&mut self) -> Option<&mut Held> {
+        self.extra.as_mut()?.upstream_text.as_mut()
+    }
+
+    pub(super) fn hold_upstream_text(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.upstream_text = Some(Held::new(Opcode::Text));
+        }
+    }
+
+    /// It is too long to be an answer.
+    pub(super) fn release_upstream_text(&mut self, input: &[u8], out: &mut Outgoing) {
+        if let Some(held) = self.extra.as_mut().and_then(|extra| extra.upstream_text.take()) {
+            out.add(input, &held.raw);
+        }
+    }
+
+    /// An upstream text is whole: an answer to us is swallowed, anything else goes on.
+    pub(super) fn upstream_text_ends(&mut self, input: &[u8], out: &mut Outgoing) {
+        let Some(extra) = &mut self.extra else { return };
+        let Some(held) = extra.upstream_text.take() else { return };
+        let Some(dialect) = &extra.introduced else { return out.add(input, &held.raw) };
+        let answer = json::value(&held.text).ok();
+        let says = |template: Option<&serde_json::Value>| {
+            template.zip(answer.as_ref()).is_some_and(|(template, answer)| resembles(template, answer))
+        };
+        if says(dialect.refresh.as_ref().and_then(|refresh| refresh.acknowledge.as_ref())) {
+            extra.awaited -= 1;
+        } else if says(dialect.error.as_ref()) {
+            extra.awaited -= 1;
+            tracing::warn!("the upstream refused a refreshed token that was verified here");
+        } else {
+            out.add(input, &held.raw);
+        }
+    }
+}

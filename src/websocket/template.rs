@@ -1,0 +1,148 @@
+//! Templates of a dialect's messages (docs/contract.md section 4.3): written by a JSON serializer, so that
+//! no value can break out of its place, and recognised by their fixed members.
+
+use serde_json::Value;
+
+/// What templates copy from the message being answered: pointer and value.
+pub(super) type Copies = Vec<(String, Value)>;
+
+/// What a template may speak of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Values<'a> {
+    /// `{user_id}`
+    pub user_id: &'a str,
+    /// `{exp}`, Unix seconds.
+    pub exp: u64,
+    /// `{expires_in}`, seconds.
+    pub expires_in: u64,
+    /// `{message}`
+    pub message: &'a str,
+    /// `{code}`
+    pub code: u16,
+    /// `{/pointer}`
+    pub copies: &'a [(String, Value)],
+}
+
+/// Writes a message from a template. A string that is exactly one placeholder becomes the value with
+/// its JSON type.
+#[must_use]
+pub(super) fn render(template: &Value, values: &Values<'_>) -> String {
+    filled(template, values).to_string()
+}
+
+fn filled(template: &Value, values: &Values<'_>) -> Value {
+    match template {
+        Value::String(text) => match text.as_str() {
+            "{user_id}" => values.user_id.into(),
+            "{exp}" => values.exp.into(),
+            "{expires_in}" => values.expires_in.into(),
+            "{message}" => values.message.into(),
+            "{code}" => values.code.into(),
+            text if text.starts_with("{/") && text.find('}') == Some(text.len() - 1) => {
+                copied(values, &text[1..text.len() - 1]).cloned().unwrap_or(Value::Null)
+            }
+            _ => Value::String(replaced(text, values)),
+        },
+        Value::Array(items) => items.iter().map(|item| filled(item, values)).collect(),
+        Value::Object(members) => {
+            Value::Object(members.iter().map(|(key, item)| (key.clone(), filled(item, values))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn copied<'a>(values: &Values<'a>, pointer: &str) -> Option<&'a Value> {
+    values.copies.iter().find(|(name, _)| name == pointer).map(|(_, value)| value)
+}
+
+/// One pass over the text, so that a value is never looked at for placeholders itself.
+fn replaced(text: &str, values: &Values<'_>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('{') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let known = [
+            ("{user_id}", values.user_id.to_owned()),
+            ("{exp}", values.exp.to_string()),
+            ("{expires_in}", values.expires_in.to_string()),
+            ("{message}", values.message.to_owned()),
+            ("{code}", values.code.to_string()),
+        ];
+        if let Some((name, value)) = known.iter().find(|(name, _)| rest.starts_with(name)) {
+            out.push_str(value);
+            rest = &rest[name.len()..];
+        } else if let Some(end) = rest.find('}').filter(|_| rest.starts_with("{/")) {
+            match copied(values, &rest[1..end]) {
+                Some(Value::String(text)) => out.push_str(text),
+                Some(value) => out.push_str(&value.to_string()),
+                None => {}
+            }
+            rest = &rest[end + 1..];
+        } else {
+            out.push('{');
+            rest = &rest[1..];
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Whether a message is one that this template makes: its fixed values stand where they should.
+#[must_use]
+pub(super) fn resembles(template: &Value, message: &Value) -> bool {
+    match (template, message) {
+        (Value::String(text), _) if text.contains('{') => true,
+        (Value::Object(members), Value::Object(found)) => {
+            members.iter().all(|(key, item)| found.get(key).map_or(is_free(item), |found| resembles(item, found)))
+        }
+        (Value::Array(items), Value::Array(found)) => {
+            items.len() == found.len() && items.iter().zip(found).all(|(item, found)| resembles(item, found))
+        }
+        (template, message) => template == message,
+    }
+}
+
+/// Whether nothing in it is fixed, so that it may be left out.
+fn is_free(template: &Value) -> bool {
+    match template {
+        Value::String(text) => text.contains('{'),
+        Value::Array(items) => items.iter().all(is_free),
+        Value::Object(members) => members.values().all(is_free),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn templates_keep_json_types_and_never_expand_a_value() {
+        let copies = [("/ref".to_owned(), json!(7)), ("/topic".to_owned(), json!("a{exp}"))];
+        let values = Values { user_id: "{exp}\"x", exp: 7, expires_in: 3, message: "m", code: 1008, copies: &copies };
+        let template = json!({"u": "{user_id}", "e": "{exp}", "t": "in {expires_in} s for {user_id}", "n": null, "l": ["{code}", "{other}"], "r": "{/ref}", "s": "{/topic}:{/ref}", "a": "{/absent}"});
+        assert_eq!(
+            render(&template, &values),
+            r#"{"u":"{exp}\"x","e":7,"t":"in 3 s for {exp}\"x","n":null,"l":[1008,"{other}"],"r":7,"s":"a{exp}:7","a":null}"#
+        );
+    }
+
+    #[test]
+    fn a_message_is_recognised_by_the_fixed_members_of_its_template() {
+        let template = json!({"type": "ok", "user": "{user_id}", "data": {"v": 1, "exp": "{exp}"}});
+        for (message, expected) in [
+            (json!({"type": "ok", "user": 7, "data": {"v": 1}, "more": []}), true),
+            (json!({"type": "ok", "data": {"v": 1, "exp": 3}}), true),
+            (json!({"type": "ok", "user": "x"}), false),
+            (json!({"type": "no", "user": "x", "data": {"v": 1}}), false),
+            (json!(["ok"]), false),
+        ] {
+            assert_eq!(resembles(&template, &message), expected, "{message}");
+        }
+        assert!(resembles(&json!(["{/0}", null, "phx_reply"]), &json!(["1", null, "phx_reply"])));
+        assert!(!resembles(&json!(["{/0}", null, "phx_reply"]), &json!(["1", null, "phx_close"])));
+    }
+}
