@@ -198,6 +198,7 @@ impl Desk<'_> {
         {
             return Served::Refused(refusal);
         }
+        self.shared.see(policy, verified.identity());
         entry.line.user = Some(verified.identity().user_id().to_owned());
         let allowed = match request.allow(verified) {
             Ok(allowed) => allowed,

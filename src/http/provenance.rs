@@ -1,7 +1,7 @@
 //! Which page a request comes from. Browsers send cookies unasked, so a credential in one counts only
 //! on a request that our own pages, or those of `origins`, have made (docs/contract.md section 7).
 
-use hyper::header::{HOST, HeaderName, ORIGIN};
+use hyper::header::{HOST, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method};
 use url::Url;
@@ -17,10 +17,11 @@ const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 ///
 /// # Errors
 /// 403 `foreign_origin`.
-pub(super) fn check(head: &Parts, upgrade: bool, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
+pub(super) fn check(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
     let headers = &head.headers;
     let mut origins = headers.get_all(ORIGIN).iter();
     let Some(origin) = origins.next() else {
+        let upgrade = headers.contains_key(UPGRADE);
         let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && !upgrade;
         let fits = safe && (is_our_site(headers) || is_navigation(&head.method, headers));
         return if fits { Ok(()) } else { Err(Refusal::foreign_origin("a request without Origin")) };
@@ -111,7 +112,7 @@ mod tests {
                 chain: String::new(),
                 request_id: String::new(),
             };
-            let found = check(&head.into_parts().0, true, &client, &policy(public)).is_ok();
+            let found = check(&head.into_parts().0, &client, &policy(public)).is_ok();
             assert_eq!(found, expected, "{public:?} {scheme} {host} {origin}");
         }
     }

@@ -156,7 +156,7 @@ impl ProtectedRequest {
     /// # Errors
     /// 403 `foreign_origin`.
     pub fn comes_from_our_pages(&self, policy: &Policy) -> Result<(), Refusal> {
-        provenance::check(&self.admitted.parts, self.is_websocket(), &self.admitted.client, policy)
+        provenance::check(&self.admitted.parts, &self.admitted.client, policy)
     }
 
     /// Becomes public: only with the proof that nothing was presented, and only where the rule says

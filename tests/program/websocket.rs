@@ -1,5 +1,11 @@
 //! docs/contract.md section 4.1, 4.2 and 4.5 over sockets, for the default dialect.
 
+mod cookies;
+mod dialects;
+mod life;
+mod matrix;
+mod token_field;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
@@ -768,83 +774,4 @@ async fn endless_empty_fragments_are_passed_on_and_not_collected() {
     }
     client.send(0x80, "end").await;
     within("the end of the message", async { while !upstream.next().await.fin {} }).await;
-}
-
-const CHANNELS: &str = r#"
-websocket: { dialect: channels, grace: 0s }
-dialects:
-  channels:
-    greeting: { event: hello }
-    authenticate: { match: { event: join, /payload/token: { present: true } }, token: [/payload/token] }
-    acknowledge: { event: reply, ref: "{/ref}", topic: "topic {/topic}", payload: { user: "{user_id}", left: "{expires_in}" } }
-    refresh: { match: { event: access_token }, token: [/payload/token], acknowledge: { event: renewed, ref: "{/ref}" } }
-    error: { event: error, ref: "{/ref}", code: "{code}", reason: "{message}" }
-    ping: { match: { event: heartbeat }, reply: { event: pong, ref: "{/ref}" } }
-    close: { invalid_token: 4403, unexpected_message: 4400 }
-"#;
-
-#[tokio::test]
-async fn a_dialect_that_a_user_wrote_needs_no_rust() {
-    let house = house(CHANNELS).await;
-    let token = house.issuer.token("alice");
-    let read = |text: String| -> Value { serde_json::from_str(&text).expect("json") };
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-    assert_eq!(client.next_text().await, r#"{"event":"hello"}"#);
-    // A heartbeat before it is anyone, and again behind it.
-    client.say(r#"{"event":"heartbeat","ref":1}"#).await;
-    assert_eq!(client.next_text().await, r#"{"event":"pong","ref":1}"#);
-    client.say(&json!({"event": "join", "topic": "room", "ref": [7], "payload": {"token": token}}).to_string()).await;
-    let (_, mut upstream) = house.backend.websocket().await;
-    let said = read(client.next_text().await);
-    assert_eq!(
-        (&said["ref"], &said["topic"], &said["payload"]["user"]),
-        (&json!([7]), &json!("topic room"), &json!("alice"))
-    );
-    assert!(said["payload"]["left"].is_u64());
-    client
-        .say(
-            &json!({"event": "access_token", "ref": "r", "payload": {"token": house.issuer.token("alice")}})
-                .to_string(),
-        )
-        .await;
-    assert_eq!(client.next_text().await, r#"{"event":"renewed","ref":"r"}"#);
-    client
-        .say(&json!({"event": "access_token", "ref": "s", "payload": {"token": house.issuer.token("bob")}}).to_string())
-        .await;
-    let said = read(client.next_text().await);
-    assert_eq!((&said["ref"], &said["reason"]), (&json!("s"), &json!("Token refresh failed: another user")));
-    client.say(r#"{"event":"heartbeat","ref":2}"#).await;
-    assert_eq!(client.next_text().await, r#"{"event":"pong","ref":2}"#);
-    client.say(r#"{"event":"shout","ref":3}"#).await;
-    assert_eq!(
-        upstream.next_text().await,
-        r#"{"event":"shout","ref":3}"#,
-        "nothing of ours reached the upstream before it"
-    );
-    for (message, reason, code) in [
-        (json!({"event": "join", "ref": 1, "payload": {"token": "garbage"}}), "Invalid authentication token", 4403),
-        (json!({"event": "join", "ref": 1, "payload": {}}), "Expected authentication message", 4400),
-        (
-            json!({"event": "join", "ref": 1, "payload": {"token": house.issuer.expired("alice")}}),
-            "Token has expired",
-            4401,
-        ),
-    ] {
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-        client.next_text().await;
-        client.say(&message.to_string()).await;
-        assert_eq!(read(client.next_text().await), json!({"event": "error", "ref": 1, "code": code, "reason": reason}));
-        assert_eq!(client.next_close().await.0, code);
-    }
-    // Heartbeats alone keep no place.
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-    client.next_text().await;
-    client.write(frame(Side::Client, 0x81, br#"{"event":"heartbeat"}"#).repeat(17)).await;
-    loop {
-        let next = client.next().await;
-        if next.opcode == 8 {
-            assert_eq!(next.close(), (1008, "Too many control frames".into()));
-            break;
-        }
-    }
 }

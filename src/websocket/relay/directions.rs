@@ -78,12 +78,12 @@ impl Relay {
         let begins = header.opcode != Opcode::Continuation;
         if begins && let Some(dialect) = self.session.dialect() {
             if dialect.field.is_some() {
-                if header.opcode == Opcode::Binary {
-                    return self.act_on(Event::End(Ending::InvalidMessage));
-                }
                 let mut held = Held::new(header.opcode);
                 held.stay_to_the_end();
                 self.held = Some(held);
+                if header.opcode == Opcode::Binary {
+                    return self.act_on(Event::End(Ending::InvalidMessage));
+                }
             } else if whole || (header.opcode == Opcode::Text && header.length <= LOOKED_INTO as u64) {
                 // Most texts show with their first byte that they are not for us, and are not copied.
                 let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);

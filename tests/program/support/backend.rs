@@ -160,9 +160,19 @@ impl Conn {
     /// Reads an upgrade request and answers 101; `extra` are further fields.
     pub async fn switch(mut self, extra: &str) -> (Heard, Socket) {
         let heard = self.request().await;
+        let socket = self.accepts_with(&heard, extra).await;
+        (heard, socket)
+    }
+
+    /// Answers an upgrade request that was read with 101.
+    pub async fn accepts(self, heard: &Heard) -> Socket {
+        self.accepts_with(heard, "").await
+    }
+
+    async fn accepts_with(mut self, heard: &Heard, extra: &str) -> Socket {
         let key = heard.all("sec-websocket-key").first().copied().expect("a key").to_owned();
         let accept = derive_accept_key(key.as_bytes());
         self.write(format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n{extra}\r\n")).await;
-        (heard, Socket::new(self.stream, Side::Server, self.buffer))
+        Socket::new(self.stream, Side::Server, self.buffer)
     }
 }

@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::now;
 
@@ -113,7 +114,7 @@ fn private_pem(pkcs8: &[u8]) -> String {
 pub static RSA: LazyLock<Key> = LazyLock::new(|| Key::rsa("rsa-1"));
 
 /// How the issuer answers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Mood {
     Well,
     Status(u16),
@@ -126,6 +127,8 @@ pub enum Mood {
     Redirect(String),
     /// Closes at once.
     Rude,
+    /// Answers once the gate is opened.
+    Held(Arc<Semaphore>),
 }
 
 struct Inner {
@@ -169,6 +172,16 @@ impl Issuer {
         self.inner.lock().expect("lock").calls_itself = Some(name.to_owned());
     }
 
+    /// A key of this issuer's that no one has fetched yet: what verifies a token of it waits until the gate
+    /// is opened.
+    pub fn rotates(&self) -> (Key, Gate) {
+        let key = Key::ec("rotated", Algorithm::ES256);
+        self.set_keys(vec![self.key.jwk.clone(), key.jwk.clone()]);
+        let gate = Arc::new(Semaphore::new(0));
+        self.set_mood(Mood::Held(Arc::clone(&gate)));
+        (key, Gate(gate))
+    }
+
     /// Fetches of the JWKS that arrived.
     pub fn fetches(&self) -> usize {
         self.fetches.load(Ordering::SeqCst)
@@ -205,6 +218,15 @@ impl Issuer {
     /// A provider for the configuration, by discovery.
     pub fn provider(&self) -> String {
         format!("{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE} }}", self.url)
+    }
+}
+
+/// Holds back every answer of an issuer until it is opened.
+pub struct Gate(Arc<Semaphore>);
+
+impl Gate {
+    pub fn open(&self) {
+        self.0.add_permits(1_000);
     }
 }
 
@@ -253,6 +275,11 @@ async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fet
                 }
                 Mood::Redirect(to) => {
                     format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                }
+                Mood::Held(gate) => {
+                    // Passes once the test has opened it, and for everyone after.
+                    let _open = gate.acquire().await;
+                    answer("200 OK", &body)
                 }
                 Mood::Rude => return,
             };

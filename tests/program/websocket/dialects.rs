@@ -1,0 +1,295 @@
+//! Dialects as data (docs/contract.md section 4.3) over sockets: those a user writes, and the built-in one whose
+//! first message goes on to the upstream.
+
+use serde_json::{Value, json};
+
+use super::{House, house};
+use crate::support::client::bearer;
+use crate::support::socket::{Side, Socket, frame};
+
+const CHANNELS: &str = r#"
+websocket: { dialect: channels, grace: 0s }
+dialects:
+  channels:
+    greeting: { event: hello }
+    authenticate: { match: { event: join, /payload/token: { present: true } }, token: [/payload/token] }
+    acknowledge: { event: reply, ref: "{/ref}", topic: "topic {/topic}", payload: { user: "{user_id}", left: "{expires_in}" } }
+    refresh: { match: { event: access_token }, token: [/payload/token], acknowledge: { event: renewed, ref: "{/ref}" } }
+    error: { event: error, ref: "{/ref}", code: "{code}", reason: "{message}" }
+    ping: { match: { event: heartbeat }, reply: { event: pong, ref: "{/ref}" } }
+    close: { invalid_token: 4403, unexpected_message: 4400 }
+"#;
+
+#[tokio::test]
+async fn a_dialect_that_a_user_wrote_needs_no_rust() {
+    let house = house(CHANNELS).await;
+    let token = house.issuer.token("alice");
+    let read = |text: String| -> Value { serde_json::from_str(&text).expect("json") };
+    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    assert_eq!(client.next_text().await, r#"{"event":"hello"}"#);
+    // A heartbeat before it is anyone, and again behind it.
+    client.say(r#"{"event":"heartbeat","ref":1}"#).await;
+    assert_eq!(client.next_text().await, r#"{"event":"pong","ref":1}"#);
+    client.say(&json!({"event": "join", "topic": "room", "ref": [7], "payload": {"token": token}}).to_string()).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    let said = read(client.next_text().await);
+    assert_eq!(
+        (&said["ref"], &said["topic"], &said["payload"]["user"]),
+        (&json!([7]), &json!("topic room"), &json!("alice"))
+    );
+    assert!(said["payload"]["left"].is_u64());
+    client
+        .say(
+            &json!({"event": "access_token", "ref": "r", "payload": {"token": house.issuer.token("alice")}})
+                .to_string(),
+        )
+        .await;
+    assert_eq!(client.next_text().await, r#"{"event":"renewed","ref":"r"}"#);
+    client
+        .say(&json!({"event": "access_token", "ref": "s", "payload": {"token": house.issuer.token("bob")}}).to_string())
+        .await;
+    let said = read(client.next_text().await);
+    assert_eq!((&said["ref"], &said["reason"]), (&json!("s"), &json!("Token refresh failed: another user")));
+    client.say(r#"{"event":"heartbeat","ref":2}"#).await;
+    assert_eq!(client.next_text().await, r#"{"event":"pong","ref":2}"#);
+    client.say(r#"{"event":"shout","ref":3}"#).await;
+    assert_eq!(
+        upstream.next_text().await,
+        r#"{"event":"shout","ref":3}"#,
+        "nothing of ours reached the upstream before it"
+    );
+    for (message, reason, code) in [
+        (json!({"event": "join", "ref": 1, "payload": {"token": "garbage"}}), "Invalid authentication token", 4403),
+        (json!({"event": "join", "ref": 1, "payload": {}}), "Expected authentication message", 4400),
+        (
+            json!({"event": "join", "ref": 1, "payload": {"token": house.issuer.expired("alice")}}),
+            "Token has expired",
+            4401,
+        ),
+    ] {
+        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        client.next_text().await;
+        client.say(&message.to_string()).await;
+        assert_eq!(read(client.next_text().await), json!({"event": "error", "ref": 1, "code": code, "reason": reason}));
+        assert_eq!(client.next_close().await.0, code);
+    }
+    // Heartbeats alone keep no place.
+    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    client.next_text().await;
+    client.write(frame(Side::Client, 0x81, br#"{"event":"heartbeat"}"#).repeat(17)).await;
+    loop {
+        let next = client.next().await;
+        if next.opcode == 8 {
+            assert_eq!(next.close(), (1008, "Too many control frames".into()));
+            break;
+        }
+    }
+}
+
+fn read(text: &str) -> Value {
+    serde_json::from_str(text).expect("json")
+}
+
+const GRAPHQL: &str = "websocket: { dialect: graphql-transport-ws }\n";
+const OFFER: &str = "Sec-WebSocket-Protocol: graphql-transport-ws";
+
+async fn graphql_upstream(house: &House) -> Socket {
+    house.backend.accept().await.switch("Sec-WebSocket-Protocol: graphql-transport-ws\r\n").await.1
+}
+
+fn init(payload: Value) -> String {
+    json!({"type": "connection_init", "payload": payload}).to_string()
+}
+
+#[tokio::test]
+async fn graphql_s_first_message_goes_on_without_its_token_and_the_upstream_acknowledges() {
+    let house = house(GRAPHQL).await;
+    let token = house.issuer.token("alice");
+    for payload in [
+        json!({"Authorization": format!("Bearer {token}"), "lang": "de", "X-User-Id": "bob"}),
+        json!({"Authorization": token, "lang": "de", "x_user_id": "bob", "Remote-User": "bob"}),
+        json!({"headers": {"Authorization": format!("bearer {token}"), "X-User-Id": "bob"}, "lang": "de"}),
+        json!({"authToken": token, "lang": "de", "authorization": "Bearer other", "X-Forwarded-For": "1.2.3.4"}),
+    ] {
+        let (answer, client) = Socket::try_open(house.proxy.address, "/graphql", &[OFFER]).await;
+        assert_eq!(answer.field("sec-websocket-protocol"), Some("graphql-transport-ws"));
+        let mut client = client.expect("open");
+        client.say(&init(payload.clone())).await;
+        client.say(r#"{"id":"1","type":"subscribe","payload":{"query":"{ a }"}}"#).await;
+        let mut upstream = graphql_upstream(&house).await;
+        let heard = read(&upstream.next_text().await);
+        assert_eq!((&heard["type"], &heard["payload"]["lang"]), (&json!("connection_init"), &json!("de")));
+        let text = heard.to_string().to_lowercase();
+        assert!(!["authorization", "authtoken", "bob", "1.2.3.4"].iter().any(|word| text.contains(word)), "{text}");
+        assert_eq!(upstream.next_text().await, r#"{"id":"1","type":"subscribe","payload":{"query":"{ a }"}}"#);
+        upstream.say(r#"{"type":"connection_ack"}"#).await;
+        assert_eq!(client.next_text().await, r#"{"type":"connection_ack"}"#, "nothing of ours before it");
+    }
+}
+
+#[tokio::test]
+async fn graphql_s_refusals_have_the_codes_its_library_understands() {
+    let mut house = house(&format!("{GRAPHQL}routes: [{{ path: /admin, require: {{ role: admin }} }}]\n")).await;
+    let (good, expired) = (house.issuer.token("alice"), house.issuer.expired("alice"));
+    for (target, message, code, reason) in [
+        ("/graphql", init(json!({})), 4401, "Missing token"),
+        ("/graphql", r#"{"type":"connection_init"}"#.to_owned(), 4401, "Missing token"),
+        ("/graphql", init(json!({"Authorization": "Bearer x"})), 4401, "Invalid token"),
+        ("/graphql", init(json!({ "authToken": expired })), 4403, "Token expired"),
+        ("/admin", init(json!({ "authToken": good })), 4403, "Access denied"),
+        ("/graphql", r#"{"type":"subscribe"}"#.to_owned(), 4401, "Expected authentication message"),
+        ("/graphql", "hello".to_owned(), 4400, "Invalid message format"),
+    ] {
+        let mut client = Socket::open(house.proxy.address, target, &[OFFER]).await;
+        client.say(&message).await;
+        assert_eq!(client.next_close().await, (code, reason.to_owned()), "{message}");
+    }
+    assert!(house.backend.is_untouched());
+}
+
+/// Whoever is somebody already may not become another by what the upstream reads as headers.
+#[tokio::test]
+async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours() {
+    let house = house(GRAPHQL).await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let fields = [credential.as_str(), OFFER];
+    let open = async || tokio::join!(Socket::open(house.proxy.address, "/graphql", &fields), graphql_upstream(&house));
+    let (mut client, mut upstream) = open().await;
+    let long = "x".repeat(40_000);
+    let plain = r#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}"#;
+    for (first, bytes) in [
+        (0x81, plain.as_bytes().to_vec()),
+        (0x82, plain.as_bytes().to_vec()),
+        (0x81, format!(" \n\t{plain}").into_bytes()),
+        (0x81, br#"{"type":"connection\u005finit","payload":{"X\u002dUser-Id":"bob"}}"#.to_vec()),
+        (0x81, json!({"type": "connection_init", "payload": {"x": long, "x.user.id": "bob"}}).to_string().into_bytes()),
+    ] {
+        client.send(first, &bytes).await;
+        let heard = upstream.next().await;
+        assert_eq!(heard.opcode, first & 0x0f);
+        assert!(heard.text().contains("connection_init") && !heard.text().contains("bob"), "{}", heard.text());
+    }
+    // In pieces of a few bytes, with a ping between them.
+    for (index, piece) in plain.as_bytes().chunks(7).enumerate() {
+        let last = (index + 1) * 7 >= plain.len();
+        client.send(u8::from(index == 0) | if last { 0x80 } else { 0 }, piece).await;
+        client.send(0x89, "").await;
+    }
+    let mut heard = upstream.next().await;
+    while heard.opcode == 9 {
+        heard = upstream.next().await;
+    }
+    assert!(heard.text().contains("connection_init") && !heard.text().contains("bob"), "{}", heard.text());
+    // What is none of this passes as it came, whatever its kind and length.
+    for (first, bytes) in [
+        (0x81, format!(r#"{{"type":"subscribe","n":1.50,"q":"{long}"}}"#).into_bytes()),
+        (0x82, vec![7; 70_000]),
+        (0x81, b"ping".to_vec()),
+    ] {
+        client.send(first, &bytes).await;
+        let mut heard = upstream.next().await;
+        while heard.opcode == 9 {
+            heard = upstream.next().await;
+        }
+        assert_eq!((heard.opcode, &heard.payload), (first & 0x0f, &bytes));
+    }
+    // With two readings it goes nowhere.
+    for bytes in [
+        &br#"{"type":"x","type":"connection_init","payload":{"X-User-Id":"bob"}}"#[..],
+        br#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}{}"#,
+        b"\xef\xbb\xbf{\"type\":\"connection_init\",\"payload\":{\"X-User-Id\":\"bob\"}}",
+        b"{\0\"\0t\0y\0p\0e\0",
+    ] {
+        for first in [0x81, 0x82] {
+            let (mut client, mut upstream) = open().await;
+            client.send(first, bytes).await;
+            assert_eq!(client.next_close().await, (4400, "Invalid message format".into()));
+            assert_eq!(upstream.next_close().await.0, 1001, "nothing of it reached the upstream");
+        }
+    }
+    let (mut client, _upstream) = open().await;
+    client.send(0x01, format!(r#"{{"q":"{}"#, "x".repeat(900_000))).await;
+    client.send(0x00, "x".repeat(200_000)).await;
+    assert_eq!(client.next_close().await.0, 1009, "websocket.message_bytes");
+}
+
+#[tokio::test]
+async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
+    let house = house(&format!("{GRAPHQL}")).await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let fields = [credential.as_str(), OFFER];
+    let (mut client, mut upstream) =
+        tokio::join!(Socket::open(house.proxy.address, "/graphql", &fields), graphql_upstream(&house));
+    for token in [house.issuer.token("alice"), house.issuer.token("bob")] {
+        client.say(&init(json!({"authToken": token, "n": 1}))).await;
+        assert_eq!(upstream.next_text().await, init(json!({"n": 1})));
+    }
+    // Refused refreshes are counted though nothing is said in this dialect.
+    // One waits while another is judged, and a newer one takes its place, so it takes a second or two.
+    let tries = async {
+        loop {
+            client.say(&init(json!({"authToken": "garbage"}))).await;
+            if upstream.next().await.opcode == 8 {
+                return client.next_close().await;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(crate::support::within("the end of it", tries).await, (4429, "Too many refreshes".into()));
+}
+
+#[tokio::test]
+async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verified_token_only() {
+    let house = house("").await;
+    let proxy = crate::support::proxy::Proxy::start(&format!(
+        "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: graphql-transport-ws }} }} }}\nproviders: [{}]\n{GRAPHQL}",
+        house.backend.url(),
+        house.issuer.provider()
+    ))
+    .await;
+    let token = house.issuer.token("alice");
+    let mut client = Socket::open(proxy.address, "/graphql", &[OFFER]).await;
+    client.say(&init(json!({"authToken": token, "n": 1}))).await;
+    let mut upstream = graphql_upstream(&house).await;
+    assert_eq!(upstream.next_text().await, init(json!({"n": 1, "Authorization": token})));
+    let newer = house.issuer.token_with("alice", json!({"jti": "newer"}));
+    client.say(&init(json!({"authToken": newer, "n": 2}))).await;
+    client.say("behind").await;
+    assert_eq!(upstream.next_text().await, init(json!({"n": 2, "Authorization": newer})));
+    assert_eq!(upstream.next_text().await, "behind");
+    // Refused: it does not go on, and what stands behind it does.
+    client.say(&init(json!({"authToken": house.issuer.token("bob"), "n": 3}))).await;
+    client.say("still").await;
+    assert_eq!(upstream.next_text().await, "still");
+    // Without a token it goes on with the one in force.
+    client.say(&init(json!({"n": 4}))).await;
+    assert_eq!(upstream.next_text().await, init(json!({"n": 4, "Authorization": newer})));
+    // Who came with a header is introduced by the client's own message.
+    let credential = bearer(&token);
+    let fields = [credential.as_str(), OFFER];
+    let (mut client, mut upstream) =
+        tokio::join!(Socket::open(proxy.address, "/graphql", &fields), graphql_upstream(&house));
+    client.say(&init(json!({"n": 5}))).await;
+    assert_eq!(upstream.next_text().await, init(json!({"n": 5, "Authorization": token})));
+}
+
+#[tokio::test]
+async fn lines_of_one_message_are_looked_at_by_themselves() {
+    let house = house(
+        "websocket: { dialect: lines }\ndialects:\n  lines:\n    lines: true\n    authenticate: { match: { connect: { present: true } }, token: [/connect/token] }\n    forward: true\n    refresh: { match: { refresh: { present: true } }, token: [/refresh/token], acknowledge: { id: \"{/id}\", refresh: {} } }\n",
+    )
+    .await;
+    let token = house.issuer.token("alice");
+    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    client
+        .say(&format!(
+            "{{\"id\":1,\"connect\":{{\"token\":\"{token}\",\"name\":\"js\"}}}}\n{{\"id\":2,\"subscribe\":{{}}}}\n"
+        ))
+        .await;
+    client.say(&format!("{{\"id\":3}}\n{{\"id\":4,\"refresh\":{{\"token\":\"{token}\"}}}}\n{{\"id\":5}}")).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    assert_eq!(upstream.next_text().await, r#"{"id":1,"connect":{"name":"js"}}"#);
+    assert_eq!(upstream.next_text().await, "{\"id\":2,\"subscribe\":{}}\n");
+    assert_eq!(upstream.next_text().await, "{\"id\":3}\n{\"id\":5}");
+    assert_eq!(client.next_text().await, r#"{"id":4,"refresh":{}}"#);
+}

@@ -1,0 +1,271 @@
+//! The product as a table (docs/contract.md section 4.4): whatever carried the token, and however the upstream
+//! wants it. The stand-in for the upstream checks for itself, so each row is also run against one that
+//! gets no token, and one that expects another.
+
+use serde_json::json;
+
+use crate::support::backend::Backend;
+use crate::support::client::bearer;
+use crate::support::issuer::Issuer;
+use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
+
+const CARRIERS: [&str; 5] = ["header", "cookie", "subprotocol", "query", "message"];
+const FORMS: [&str; 4] = ["none", "header", "{ query: access_token }", "{ first_message: vestibule }"];
+
+async fn proxy(backend: &Backend, issuer: &Issuer, form: &str, more: &str) -> Proxy {
+    Proxy::start(&format!(
+        "upstream: {{ url: \"{}\", token_to: {{ websocket: {form} }} }}\nproviders: [{}]\norigins: [\"https://app.example.com\"]\ntoken_from: {{ cookie: __session, subprotocol: [{{ prefix: token. }}] }}\n{more}",
+        backend.url(),
+        issuer.provider()
+    ))
+    .await
+}
+
+/// Opens a socket as this kind of client does.
+async fn open(proxy: &Proxy, carrier: &str, token: &str) -> Result<Socket, String> {
+    let (target, fields) = match carrier {
+        "header" => ("/ws?x=1".to_owned(), vec![bearer(token)]),
+        "cookie" => (
+            "/ws?x=1".to_owned(),
+            vec![format!("Cookie: theirs=1; __session={token}"), "Origin: https://app.example.com".to_owned()],
+        ),
+        "subprotocol" => ("/ws?x=1".to_owned(), vec![format!("Sec-WebSocket-Protocol: token.{token}")]),
+        "query" => (format!("/ws?x=1&token={token}"), vec![]),
+        _ => ("/ws?x=1".to_owned(), vec![]),
+    };
+    let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+    let (answer, socket) = Socket::try_open(proxy.address, &target, &fields).await;
+    let mut socket = socket.ok_or_else(|| answer.status.to_string())?;
+    if carrier == "message" {
+        socket.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
+    }
+    Ok(socket)
+}
+
+/// Opens a socket and waits for the upstream's welcome. `Err` is what it was told instead.
+async fn client(proxy: &Proxy, carrier: &str, token: &str) -> Result<Socket, String> {
+    let mut socket = open(proxy, carrier, token).await?;
+    // Whoever is authenticated in band is told so; the others hear the upstream.
+    let first = socket.next_text().await;
+    match first.as_str() {
+        "welcome" if carrier != "message" => Ok(socket),
+        said if carrier == "message" && said.contains("\"authenticated\"") => {
+            assert_eq!(socket.next_text().await, "welcome");
+            Ok(socket)
+        }
+        _ => Err(socket.next_close().await.0.to_string()),
+    }
+}
+
+/// An upstream that wants this token in this form, and welcomes whoever brings it.
+async fn stand_in(backend: &Backend, form: &str, token: &str) -> Result<Socket, String> {
+    let mut conn = backend.accept().await;
+    let (heard, conn) = if form.contains("first_message") {
+        let (heard, socket) = conn.switch("").await;
+        (heard, Ok(socket))
+    } else {
+        (conn.request().await, Err(conn))
+    };
+    assert!(heard.target().starts_with("/ws?x=1"), "{}", heard.head);
+    assert_eq!(heard.all("x-user-id"), ["alice"]);
+    assert!(heard.all("cookie").iter().all(|cookie| *cookie == "theirs=1"), "{}", heard.head);
+    let fits = match form {
+        "none" => !heard.head.contains(token),
+        "header" => heard.all("authorization") == [format!("Bearer {token}")] && !heard.target().contains(token),
+        form if form.contains("query") => {
+            heard.target() == format!("/ws?x=1&access_token={token}") && !heard.has("authorization")
+        }
+        _ => true,
+    };
+    let mut socket = match conn {
+        Ok(socket) => socket,
+        Err(mut conn) if !fits => {
+            conn.write("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
+            return Err(heard.head);
+        }
+        Err(conn) => conn.accepts(&heard).await,
+    };
+    if form.contains("first_message") {
+        assert!(!heard.head.contains(token), "it goes up in the message alone");
+        let said = socket.try_next().await.map(|frame| frame.text().to_owned()).unwrap_or_default();
+        if said != format!(r#"{{"type":"authenticate","token":"{token}"}}"#) {
+            socket.say(r#"{"type":"error","message":"no"}"#).await;
+            socket.send(0x88, [0x03, 0xf0]).await;
+            return Err(said);
+        }
+        // What it says before it acknowledges follows, and a ping in between is answered by us.
+        socket.say("welcome").await;
+        socket.send(0x89, "p").await;
+        assert_eq!(socket.next().await.opcode, 10);
+        socket.say(r#"{"type":"authenticated","user_id":"theirs","extra":1}"#).await;
+    } else {
+        socket.say("welcome").await;
+    }
+    Ok(socket)
+}
+
+#[tokio::test]
+async fn every_carrier_reaches_every_form_of_upstream() {
+    for form in FORMS {
+        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+        let proxy = proxy(&backend, &issuer, form, "").await;
+        for carrier in CARRIERS {
+            let row = format!("{carrier} × {form}");
+            let token = issuer.token("alice");
+            let (opened, upstream) = tokio::join!(client(&proxy, carrier, &token), stand_in(&backend, form, &token));
+            let (mut socket, mut upstream) = (opened.expect(&row), upstream.expect(&row));
+            socket.say("up").await;
+            assert_eq!(upstream.next_text().await, "up", "{row}");
+            // A refresh travels the same way, after our own verdict; its acknowledgement is swallowed.
+            let newer = issuer.token_with("alice", json!({"jti": "newer"}));
+            socket.say(&json!({"type": "refresh_auth", "token": newer}).to_string()).await;
+            if form.contains("first_message") {
+                assert_eq!(
+                    upstream.next_text().await,
+                    json!({"type": "refresh_auth", "token": newer}).to_string(),
+                    "{row}"
+                );
+                upstream.say(r#"{"n":1}"#).await;
+                upstream.say(r#"{"type":"auth_refreshed","expires_at":1}"#).await;
+                upstream.say(r#"{"type":"auth_refreshed","n":2}"#).await;
+            } else {
+                upstream.say(r#"{"n":1}"#).await;
+                upstream.say(r#"{"type":"auth_refreshed","n":2}"#).await;
+            }
+            let mut heard = Vec::new();
+            while heard.len() < 3 {
+                heard.push(socket.next_text().await);
+            }
+            heard.sort_unstable();
+            assert!(heard[1].contains(r#""type":"auth_refreshed","expires_at""#), "{row}: {heard:?}");
+            assert_eq!((heard[0].as_str(), heard[2].as_str()), (r#"{"n":1}"#, r#"{"type":"auth_refreshed","n":2}"#));
+            // A refused one never goes up.
+            socket.say(&json!({"type": "refresh_auth", "token": issuer.token("bob")}).to_string()).await;
+            assert!(socket.next_text().await.contains("another user"), "{row}");
+            socket.say("last").await;
+            assert_eq!(upstream.next_text().await, "last", "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_fails_when_the_upstream_gets_no_token_or_another() {
+    for form in &FORMS[1..] {
+        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+        let right = proxy(&backend, &issuer, form, "").await;
+        let silent = proxy(&backend, &issuer, "none", "").await;
+        for carrier in CARRIERS {
+            let row = format!("{carrier} × {form}");
+            let refused = if matches!(carrier, "header" | "cookie") { ["401", "502"] } else { ["1008", "1008"] };
+            let token = issuer.token("alice");
+            let altered = issuer.token_with("alice", json!({"jti": "another"}));
+            let (opened, upstream) = tokio::join!(client(&right, carrier, &token), stand_in(&backend, form, &altered));
+            assert!(upstream.is_err(), "{row}");
+            assert!(refused.contains(&opened.err().expect(&row).as_str()), "{row}");
+            if form.contains("first_message") {
+                // Never told, it hears the client's own first message, and that is no introduction.
+                let says = async {
+                    let mut socket = open(&silent, carrier, &token).await.expect(&row);
+                    socket.say("up").await;
+                    socket
+                };
+                let (_socket, upstream) = tokio::join!(says, stand_in(&backend, form, &token));
+                assert_eq!(upstream.err().as_deref(), Some("up"), "{row}");
+                continue;
+            }
+            let (opened, upstream) = tokio::join!(client(&silent, carrier, &token), stand_in(&backend, form, &token));
+            assert!(upstream.is_err(), "{row}");
+            assert!(refused.contains(&opened.err().expect(&row).as_str()), "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn token_field_reaches_the_upstream_as_the_mode_says() {
+    for (mode, seen) in [
+        ("keep", r#"{"prompt":"a", "auth_token":"TOKEN","n":1.50}"#),
+        ("remove", r#"{"prompt":"a","n":1.50}"#),
+        ("replace", r#"{"prompt":"a", "auth_token":"","n":1.50}"#),
+    ] {
+        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+        let more = format!("websocket: {{ dialect: {{ name: token-field, upstream: {mode} }} }}\n");
+        let proxy = proxy(&backend, &issuer, "none", &more).await;
+        let token = issuer.token("alice");
+        let mut socket = Socket::open(proxy.address, "/ws?x=1", &[]).await;
+        let message = format!(r#"{{"prompt":"a", "auth_token":"{token}","n":1.50}}"#);
+        socket.say(&message).await;
+        let (_, mut upstream) = backend.websocket().await;
+        for _ in 0..2 {
+            let heard = upstream.next_text().await;
+            assert_eq!(heard, seen.replace("TOKEN", &token), "{mode}");
+            // A stand-in that wants the token in the field has it under `keep` alone.
+            assert_eq!(heard.contains(&token), mode == "keep");
+            socket.say(&message).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_take_the_introduction_is_its_row() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let more = "routes: [{ path: /slow, websocket: { auth_timeout: 10s } }]\n";
+    let proxy = Proxy::start(&format!(
+        "upstream: {{ url: \"{}\", handshake_timeout: 1s, token_to: {{ websocket: {{ first_message: vestibule }} }} }}\nproviders: [{}]\n{more}",
+        backend.url(),
+        issuer.provider()
+    ))
+    .await;
+    let close = |code: u16| code.to_be_bytes().to_vec();
+    for (name, answer, said, code) in [
+        ("error", vec![(0x81, br#"{"type":"error","message":"no"}"#.to_vec())], "Access denied", 1008),
+        ("1008", vec![(0x88, close(1008))], "Access denied", 1008),
+        ("4001", vec![(0x88, close(4001))], "Access denied", 1008),
+        ("4401", vec![(0x88, close(4401))], "Access denied", 1008),
+        ("1000", vec![(0x88, close(1000))], "Upstream unavailable", 1011),
+        ("too much", vec![(0x82, vec![0; 40_000]), (0x82, vec![0; 40_000])], "Upstream unavailable", 1011),
+        ("bad framing", vec![(0x83, vec![])], "Upstream unavailable", 1011),
+        ("silence", vec![], "Upstream unavailable", 1011),
+    ] {
+        let mut socket = Socket::open(proxy.address, "/ws", &[]).await;
+        socket.say(&json!({"type": "authenticate", "token": issuer.token("alice")}).to_string()).await;
+        let (_, mut upstream) = backend.websocket().await;
+        upstream.next_text().await;
+        for (first, payload) in answer {
+            upstream.send(first, payload).await;
+        }
+        assert_eq!(socket.next_text().await, json!({"type": "error", "message": said}).to_string(), "{name}");
+        assert_eq!(socket.next_close().await.0, code, "{name}");
+    }
+}
+
+const HOME: &str = r"
+dialects:
+  home:
+    greeting: { type: auth_required }
+    authenticate: { match: { type: auth }, token: [/access_token] }
+    acknowledge: { type: auth_ok }
+    error: { type: auth_invalid }
+";
+
+#[tokio::test]
+async fn an_upstream_that_speaks_first_is_answered_and_its_greeting_swallowed() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = proxy(&backend, &issuer, "{ first_message: home }", HOME).await;
+    let token = issuer.token("alice");
+    let mut socket = Socket::open(proxy.address, "/ws?x=1", &[]).await;
+    socket.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
+    let (_, mut upstream) = backend.websocket().await;
+    upstream.say(r#"{"type":"auth_required","ha_version":"2026.11"}"#).await;
+    assert_eq!(upstream.next_text().await, json!({"type": "auth", "access_token": token}).to_string());
+    // The acknowledgement and what follows it in one segment.
+    let server = crate::support::socket::Side::Server;
+    let both = [
+        crate::support::socket::frame(server, 0x81, br#"{"type":"auth_ok"}"#),
+        crate::support::socket::frame(server, 0x81, b"first"),
+    ]
+    .concat();
+    upstream.write(both).await;
+    assert!(socket.next_text().await.contains("authenticated"));
+    assert_eq!(socket.next_text().await, "first");
+}

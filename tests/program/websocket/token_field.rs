@@ -1,0 +1,194 @@
+//! The dialect `token-field` (docs/contract.md section 4.3): every message may carry the token.
+
+use serde_json::{Value, json};
+
+use super::{House, house};
+use crate::support::client::bearer;
+use crate::support::socket::{Side, Socket, frame};
+
+const CHAT: &str = "websocket: { dialect: token-field }\n";
+
+fn message(prompt: &str, token: impl Into<Value>) -> String {
+    json!({"prompt": prompt, "auth_token": token.into()}).to_string()
+}
+
+fn error(message: &str) -> String {
+    json!({"type": "error", "error": message, "message": message}).to_string()
+}
+
+async fn chat(house: &House, token: &str) -> (Socket, Socket) {
+    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    client.say(&message("first", token)).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    assert_eq!(upstream.next_text().await, message("first", token));
+    (client, upstream)
+}
+
+#[tokio::test]
+async fn absent_null_and_empty_tokens_leave_the_identity_in_force() {
+    let house = house(CHAT).await;
+    let token = house.issuer.token("alice");
+    let (mut client, mut upstream) = chat(&house, &token).await;
+    for text in [
+        r#"{"prompt":"absent"}"#.to_owned(),
+        message("null", Value::Null),
+        message("empty", ""),
+        message("the same", token.as_str()),
+        format!(" {{ \"auth_token\" : \"{token}\" , \"n\" : 1.50 }} "),
+    ] {
+        client.say(&text).await;
+        assert_eq!(upstream.next_text().await, text, "byte for byte");
+    }
+}
+
+#[tokio::test]
+async fn the_first_message_must_verify_unless_the_upgrade_did() {
+    let mut house = house(&format!("{CHAT}routes: [{{ path: /admin, require: {{ role: admin }} }}]\n")).await;
+    let (good, expired) = (house.issuer.token("alice"), house.issuer.expired("alice"));
+    for (target, text, said, close) in [
+        ("/chat", r#"{"prompt":"x"}"#.to_owned(), Some("Missing authentication token"), (4001, "Missing token")),
+        ("/chat", message("x", Value::Null), Some("Missing authentication token"), (4001, "Missing token")),
+        ("/chat", message("x", ""), Some("Missing authentication token"), (4001, "Missing token")),
+        ("/chat", message("x", 7), Some("Invalid authentication token"), (4001, "Invalid token")),
+        ("/chat", message("x", "garbage"), Some("Invalid authentication token"), (4001, "Invalid token")),
+        ("/chat", message("x", expired.as_str()), Some("Token has expired"), (4401, "Token expired")),
+        ("/admin", message("x", good.as_str()), Some("Access denied"), (4001, "Access denied")),
+        (
+            "/chat",
+            format!(r#"{{"auth_token":"{good}","auth_token":"{good}"}}"#),
+            Some("Invalid message format"),
+            (1008, "Invalid message format"),
+        ),
+        ("/chat", "hello".to_owned(), Some("Invalid message format"), (1008, "Invalid message format")),
+        ("/chat", message(&"x".repeat(66_000), good.as_str()), None, (1009, "Message too large")),
+    ] {
+        let mut client = Socket::open(house.proxy.address, target, &[]).await;
+        client.say(&text).await;
+        if let Some(said) = said {
+            assert_eq!(client.next_text().await, error(said), "{text}");
+        }
+        assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{text}");
+    }
+    assert!(house.backend.is_untouched());
+    // 60 KiB fit before anyone is known.
+    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    let text = message(&"x".repeat(60_000), good.as_str());
+    client.say(&text).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    assert_eq!(upstream.next_text().await, text);
+    // Whoever came with a header need not say its token again.
+    let credential = bearer(&good);
+    let fields = [credential.as_str()];
+    let (mut client, (_, mut upstream)) =
+        tokio::join!(Socket::open(house.proxy.address, "/chat", &fields), house.backend.websocket());
+    for text in [r#"{"prompt":"x"}"#.to_owned(), message("y", good.as_str())] {
+        client.say(&text).await;
+        assert_eq!(upstream.next_text().await, text);
+    }
+}
+
+#[tokio::test]
+async fn a_changed_token_holds_its_message_and_those_behind_it_until_verified() {
+    let house = house(CHAT).await;
+    let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
+    // A key that must be fetched first: the verdict waits for the provider.
+    let (key, gate) = house.issuer.rotates();
+    let newer = key.sign(&house.issuer.claims("alice"));
+    client.say(&message("held", newer.as_str())).await;
+    let behind: Vec<u8> =
+        (0..50).flat_map(|n| frame(Side::Client, 0x81, format!(r#"{{"n":{n}}}"#).as_bytes())).collect();
+    client.write(behind).await;
+    upstream.say("the other direction flows on").await;
+    assert_eq!(client.next_text().await, "the other direction flows on");
+    gate.open();
+    assert_eq!(upstream.next_text().await, message("held", newer.as_str()));
+    for n in 0..50 {
+        assert_eq!(upstream.next_text().await, format!(r#"{{"n":{n}}}"#));
+    }
+}
+
+#[tokio::test]
+async fn a_changed_token_that_is_refused_drops_its_message_and_closes() {
+    let house = house(CHAT).await;
+    let (expired, bob) = (house.issuer.expired("alice"), house.issuer.token("bob"));
+    for (token, said, close) in [
+        (bob.as_str().into(), "Invalid authentication token", (4001, "Invalid token")),
+        ("garbage".into(), "Invalid authentication token", (4001, "Invalid token")),
+        ("a b".into(), "Invalid authentication token", (4001, "Invalid token")),
+        (Value::from(7), "Invalid authentication token", (4001, "Invalid token")),
+        (expired.as_str().into(), "Token has expired", (4401, "Token expired")),
+    ] {
+        let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
+        client.say(&message("dropped", token)).await;
+        client.say(r#"{"prompt":"behind"}"#).await;
+        assert_eq!(client.next_text().await, error(said));
+        assert_eq!(client.next_close().await, (close.0, close.1.to_owned()));
+        assert_eq!(upstream.next_close().await.0, 1001, "neither of the two reached the upstream");
+    }
+}
+
+#[tokio::test]
+async fn messages_are_read_whole_up_to_message_bytes() {
+    let house =
+        house("websocket: { dialect: token-field }\nroutes: [{ path: /big, websocket: { message_bytes: 4MiB } }]\n")
+            .await;
+    let token = house.issuer.token("alice");
+    let (mut client, mut upstream) = chat(&house, &token).await;
+    let text = message(&"x".repeat(20 << 10), token.as_str());
+    client.say(&text).await;
+    assert_eq!(upstream.next_text().await, text);
+    // In fragments, with a ping between them.
+    let text = message(&"y".repeat(300_000), "");
+    let pieces: Vec<&[u8]> = text.as_bytes().chunks(100_000).collect();
+    for (index, piece) in pieces.iter().enumerate() {
+        let last = index + 1 == pieces.len();
+        client.send(u8::from(index == 0) | if last { 0x80 } else { 0 }, piece).await;
+        client.send(0x89, "").await;
+    }
+    let mut heard = upstream.next().await;
+    while heard.opcode == 9 {
+        heard = upstream.next().await;
+    }
+    assert_eq!(heard.text(), text);
+    // The upstream's own messages have no limit.
+    upstream.send(0x81, "z".repeat(3 << 20)).await;
+    loop {
+        let heard = client.next().await;
+        if heard.opcode == 1 {
+            assert_eq!(heard.payload.len(), 3 << 20);
+            break;
+        }
+    }
+    client.say(&message(&"x".repeat(2 << 20), token.as_str())).await;
+    assert_eq!(client.next_close().await, (1009, "Message too large".into()));
+    let mut client = Socket::open(house.proxy.address, "/big", &[]).await;
+    client.say(&message("first", token.as_str())).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    upstream.next_text().await;
+    let text = message(&"x".repeat(2 << 20), token.as_str());
+    client.say(&text).await;
+    assert_eq!(upstream.next_text().await, text);
+}
+
+#[tokio::test]
+async fn what_is_not_one_text_with_one_object_is_refused() {
+    let house = house(CHAT).await;
+    let token = house.issuer.token("alice");
+    for (first, bytes, close) in [
+        (0x82, b"{}".to_vec(), (1008, "Invalid message format")),
+        (0x81, b"[]".to_vec(), (1008, "Invalid message format")),
+        (0x81, b"hello".to_vec(), (1008, "Invalid message format")),
+        (0x81, format!(r#"{{"auth_token":"{token}","auth_token":""}}"#).into_bytes(), (1008, "Invalid message format")),
+        (0x81, b"{\"a\":\"\xff\"}".to_vec(), (1007, "Invalid UTF-8")),
+    ] {
+        let (mut client, mut upstream) = chat(&house, &token).await;
+        client.send(first, &bytes).await;
+        let mut heard = client.next().await;
+        if heard.opcode == 1 {
+            assert_eq!(heard.text(), error("Invalid message format"));
+            heard = client.next().await;
+        }
+        assert_eq!(heard.close(), (close.0, close.1.to_owned()));
+        assert_eq!(upstream.next_close().await.0, 1001);
+    }
+}
