@@ -5,6 +5,7 @@ mod dialects;
 mod life;
 mod matrix;
 mod token_field;
+mod twice;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

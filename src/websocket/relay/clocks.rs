@@ -132,7 +132,9 @@ impl Relay {
         // A ping that does not fit now (a message is under way, a write waits) is tried again.
         let retry = now_instant + PING_RETRY;
         if due(&self.client, &self.times) {
-            if self.from_upstream.between_messages() && self.upstream_control.raw.is_empty() && !self.client.pending() {
+            // A control frame may stand between two fragments, and an upstream that never ends its message
+            // must not keep a dead client.
+            if self.from_upstream.between_frames() && self.upstream_control.raw.is_empty() && !self.client.pending() {
                 self.client.pinged = Some(now_instant);
                 encode(&mut self.client.out, Opcode::Ping, PING, None);
             } else {
@@ -141,7 +143,7 @@ impl Relay {
         }
         if due(&self.upstream, &self.times) {
             let between =
-                self.from_client.between_messages() && self.held.is_none() && self.client_control.raw.is_empty();
+                self.held.is_some() || (self.from_client.between_frames() && self.client_control.raw.is_empty());
             if between && !self.upstream.pending() {
                 self.upstream.pinged = Some(now_instant);
                 encode(&mut self.upstream.out, Opcode::Ping, PING, Some(mask()));

@@ -228,6 +228,11 @@ impl Gate {
     pub fn open(&self) {
         self.0.add_permits(1_000);
     }
+
+    /// Whoever waits gets no answer.
+    pub fn slam(&self) {
+        self.0.close();
+    }
 }
 
 async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fetches: Arc<AtomicUsize>) {
@@ -278,7 +283,7 @@ async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fet
                 }
                 Mood::Held(gate) => {
                     // Passes once the test has opened it, and for everyone after.
-                    let _open = gate.acquire().await;
+                    let Ok(_open) = gate.acquire().await else { return };
                     answer("200 OK", &body)
                 }
                 Mood::Rude => return,

@@ -103,7 +103,7 @@ async fn http_with_the_cookie_is_served_to_our_pages_and_to_what_is_no_browser()
     ] {
         let request = async {
             let mut client = Client::connect(house.proxy.address).await;
-            let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+            let fields = fields.iter().fold(String::new(), |all, field| all + field + "\r\n");
             client
                 .send(format!(
                     "{method} /x HTTP/1.1\r\nHost: localhost\r\n{cookie}\r\n{fields}Content-Length: 0\r\n\r\n"

@@ -215,7 +215,7 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
 
 #[tokio::test]
 async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
-    let house = house(&format!("{GRAPHQL}")).await;
+    let house = house(GRAPHQL).await;
     let credential = bearer(&house.issuer.token("alice"));
     let fields = [credential.as_str(), OFFER];
     let (mut client, mut upstream) =
