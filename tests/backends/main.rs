@@ -321,7 +321,7 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
     .await;
     let issuer = Issuer::start().await;
     let proxy = Proxy::start(&format!(
-        "upstream: http://{}\n{}routes: [{{ path: /health, auth: none }}]\n",
+        "upstream: http://{}\n{}routes: [{{ path: /health, auth: none }}]\nwebsocket: {{ grace: 0s }}\n",
         backend.address,
         provider(&issuer)
     ))
@@ -356,6 +356,15 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
         let pushed: Value = serde_json::from_str(&pushed).expect("json");
         assert_eq!((pushed["type"].as_str(), pushed["cell"].as_u64()), (Some("cell_updated"), Some(cell)));
     }
+    // A client that people really use, with its defaults and its own reconnect.
+    let dying = issuer.token_with("alice", json!({"exp": support::now() - 3}));
+    let client = Command::new(python)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/backends/websockets_client.py"))
+        .env("SOCKET_URL", format!("ws://{}/ws/notebooks/n1", proxy.address))
+        .env("TOKENS", format!("{dying},{alice}"))
+        .output();
+    let output = client.expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // A chat as a streamed POST: each word arrives by itself.
     let mut client = Client::connect(proxy.address).await;
     client.send(format!("POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{as_alice}\r\n\r\n")).await;

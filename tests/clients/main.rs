@@ -1,0 +1,87 @@
+//! Real WebSocket clients, each the published package with its default options and its own reconnect,
+//! talking to an upstream that knows nothing of tokens through the built program. The tests themselves are
+//! the `.mjs` files beside this one.
+//!
+//! The packages are installed once into `target/clients`. On a machine without `npm` these tests say so
+//! and pass, except where `CI` is set.
+
+#![allow(clippy::expect_used, reason = "in a test a failed expectation is the answer")]
+#![allow(clippy::print_stderr)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Where the packages and the tests stand; `None` on a machine without Node.js.
+fn folder() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let there = Command::new("npm").arg("--version").output().is_ok_and(|output| output.status.success());
+            if !there {
+                assert!(std::env::var_os("CI").is_none(), "npm is needed for the tests with real clients");
+                eprintln!("skipped: these tests need npm");
+                return None;
+            }
+            Some(installed())
+        })
+        .as_deref()
+}
+
+fn installed() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (source, folder) = (root.join("tests/clients"), root.join("target/clients"));
+    std::fs::create_dir_all(&folder).expect("folder");
+    for entry in std::fs::read_dir(&source).expect("tests") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_some_and(|extension| extension == "mjs") {
+            std::fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied");
+        }
+    }
+    let wanted = std::fs::read_to_string(source.join("package.json")).expect("package.json");
+    let marker = folder.join("installed.txt");
+    if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == wanted) {
+        return folder;
+    }
+    std::fs::write(folder.join("package.json"), &wanted).expect("written");
+    let output = Command::new("npm")
+        .args(["install", "--no-audit", "--no-fund", "--ignore-scripts"])
+        .current_dir(&folder)
+        .output()
+        .expect("npm runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::write(&marker, wanted).expect("written");
+    folder
+}
+
+fn passes(file: &str) {
+    let Some(folder) = folder() else { return };
+    let output = Command::new("node")
+        .args(["--test", file])
+        .current_dir(folder)
+        .env("VESTIBULE", env!("CARGO_BIN_EXE_vestibule"))
+        .env("EXAMPLES", concat!(env!("CARGO_MANIFEST_DIR"), "/docs/dialects"))
+        .output()
+        .expect("node runs");
+    assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn graphql_ws() {
+    passes("graphql_ws.test.mjs");
+}
+
+#[test]
+fn centrifuge() {
+    passes("centrifuge.test.mjs");
+}
+
+#[test]
+fn phoenix_and_supabase_realtime() {
+    passes("phoenix.test.mjs");
+}
+
+#[test]
+fn home_assistant() {
+    passes("home_assistant.test.mjs");
+}
