@@ -111,6 +111,8 @@ impl Outcome {
 /// How a session of ours is being ended.
 struct Farewell {
     since: Instant,
+    /// What the upstream still answers to what stood before the end goes on, until it has closed too.
+    hears_upstream: bool,
     text: Option<Vec<u8>>,
     close: Vec<u8>,
 }
@@ -251,10 +253,23 @@ impl Relay {
         }
     }
 
-    /// The client's stream cannot be followed any further; what stood before it has gone on.
+    /// The client's stream cannot be followed any further; what stood before it has gone on, and is answered
+    /// as it would be without us.
     fn client_breaks_off(&mut self) {
         self.from_client.abandon_header();
         self.act_on(Event::End(Ending::Protocol));
+        if let Some(farewell) = &mut self.farewell {
+            farewell.hears_upstream = true;
+            self.leave_upstream();
+        }
+    }
+
+    /// Whether a farewell still waits for what the upstream has to say.
+    fn still_hears_upstream(&self) -> bool {
+        self.farewell.as_ref().is_some_and(|farewell| farewell.hears_upstream && farewell.since.elapsed() < BOUNDARY)
+            && !self.client.told_close
+            && !self.upstream.said_close
+            && !self.upstream.eof
     }
 
     fn upstream_breaks_off(&mut self) {
@@ -280,15 +295,15 @@ impl Relay {
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
         self.forget_waiting();
-        self.farewell = Some(Farewell { since: Instant::now(), text, close });
+        self.farewell = Some(Farewell { since: Instant::now(), hears_upstream: false, text, close });
     }
 
     /// Says goodbye to the client when the stream to it allows it.
     fn say_farewell(&mut self) {
-        let Some(farewell) = &mut self.farewell else { return };
-        if self.client.told_close {
+        if self.client.told_close || self.still_hears_upstream() {
             return;
         }
+        let Some(farewell) = &mut self.farewell else { return };
         // A message that nobody will finish is not waited for.
         let late = farewell.since.elapsed() >= BOUNDARY || self.upstream.eof;
         let between_frames = self.from_upstream.between_frames() && self.upstream_control.raw.is_empty();
@@ -336,7 +351,8 @@ impl Relay {
                 Poll::Pending if self.farewell.is_none() => return false,
                 Poll::Pending => {}
             }
-            let done = self.client.eof || (self.farewell.is_some() && self.upstream.told_close);
+            let left = self.farewell.is_some() && self.upstream.told_close && !self.still_hears_upstream();
+            let done = self.client.eof || left;
             if done && !self.upstream.pending() {
                 self.upstream.shut = true;
                 let _ = Pin::new(&mut self.upstream.tcp).poll_shutdown(cx);

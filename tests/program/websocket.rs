@@ -5,6 +5,7 @@ mod dialects;
 mod life;
 mod matrix;
 mod token_field;
+mod transcripts;
 mod twice;
 
 use base64::Engine as _;
@@ -25,12 +26,19 @@ struct House {
 }
 
 async fn house(more: &str) -> House {
-    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider())).await;
-    House { backend, issuer, proxy }
+    House::started(more, |_| ()).await
 }
 
 impl House {
+    /// With an issuer in some mood from the start.
+    async fn started(more: &str, prepare: impl Fn(&Issuer)) -> Self {
+        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+        prepare(&issuer);
+        let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
+        let proxy = Proxy::start(&yaml).await;
+        Self { backend, issuer, proxy }
+    }
+
     /// A socket that is authenticated in band, with the upstream's end of it.
     async fn session(&self, token: &str) -> (Socket, Socket) {
         let mut client = Socket::open(self.proxy.address, "/ws", &[]).await;

@@ -167,7 +167,7 @@ impl Relay {
         loop {
             self.say_between(input, &mut out);
             // Once it is being ended, only what belongs to the open message still goes on.
-            if self.farewell.is_some() && self.from_upstream.between_messages() {
+            if self.farewell.is_some() && self.from_upstream.between_messages() && !self.still_hears_upstream() {
                 return (out, None);
             }
             let (piece, next) = match self.from_upstream.advance(input, at) {
