@@ -19,7 +19,9 @@ pub mod session;
 mod template;
 mod waiting;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll, ready};
 use std::time::Instant;
 
 use hyper::header::{HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
@@ -27,6 +29,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::token::{BadCredential, Extracted};
 use crate::auth::{Carrier, Identity, NoCredential, now};
@@ -261,11 +264,28 @@ fn relay_to_the_end(context: Context, beginning: Beginning, judge: Box<dyn Judge
     let drain = Box::pin(async move { closing.cancelled().await });
     let relay = Relay::new(beginning, judge, drain, context.times(spec));
     let held = context.shared.drain.hold();
-    tokio::spawn(async move {
-        let outcome = relay.await;
-        context.ended(&outcome);
-        drop(held);
-    });
+    tokio::spawn(OpenSession { relay, context: Some(context), _held: held });
+}
+
+/// An open socket until its line is written. By hand: an `async` block that awaits the relay keeps room
+/// for it twice (measured: 2,664 bytes instead of 1,520), and there are thousands of these.
+struct OpenSession {
+    relay: Relay,
+    context: Option<Context>,
+    _held: TaskTrackerToken,
+}
+
+impl Future for OpenSession {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
+        if let Some(context) = this.context.take() {
+            context.ended(&outcome);
+        }
+        Poll::Ready(())
+    }
 }
 
 /// The client's bare socket and what it had sent behind its upgrade.

@@ -141,7 +141,7 @@ pub(super) struct Relay {
     last_data: Instant,
     /// When its token's key is looked at again.
     judged_again: Instant,
-    farewell: Option<Farewell>,
+    farewell: Option<Box<Farewell>>,
     /// Both sides have been told to go; what is left has until then.
     over: Option<Instant>,
     first_close: Option<(Option<u16>, ClosedBy)>,
@@ -295,7 +295,7 @@ impl Relay {
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
         self.forget_waiting();
-        self.farewell = Some(Farewell { since: Instant::now(), hears_upstream: false, text, close });
+        self.farewell = Some(Box::new(Farewell { since: Instant::now(), hears_upstream: false, text, close }));
     }
 
     /// Says goodbye to the client when the stream to it allows it.

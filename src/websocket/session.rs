@@ -110,6 +110,14 @@ enum Answer {
     Field,
 }
 
+/// A token that waits for its turn.
+#[derive(Debug)]
+struct Queued {
+    token: Token,
+    answer: Answer,
+    copies: Copies,
+}
+
 /// How a session's life is bounded, as its route says.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
@@ -140,13 +148,13 @@ pub struct Session {
     /// Milliseconds: the end of `max_lifetime`.
     last_moment: u64,
     /// The user id, until `authenticated` has been said.
-    user_id: String,
+    user_id: Box<str>,
     /// `None` until someone was verified, and on public routes.
     standing: Option<Standing>,
     /// Milliseconds: `exp + max(clock_skew, grace)`.
     end: u64,
     verifying: Option<Answer>,
-    queued: Option<(Token, Answer, Copies)>,
+    queued: Option<Box<Queued>>,
     /// What the answer to the message in hand copies from it.
     answering: Copies,
     /// The token bucket of refreshes: when it would be full again.
@@ -190,7 +198,7 @@ impl Session {
             waiting_until: u64::MAX,
             life,
             last_moment: life.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
-            user_id: String::new(),
+            user_id: Box::default(),
             standing: None,
             end: u64::MAX,
             verifying: None,
@@ -282,7 +290,7 @@ impl Session {
             (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
             (Phase::Open, Event::Later(later, copies)) => self.later(later, copies, now),
             (Phase::Open, Event::Field(token)) => {
-                self.queued = Some((token, Answer::Field, Vec::new()));
+                self.queued = Some(Box::new(Queued { token, answer: Answer::Field, copies: Vec::new() }));
                 self.next(now)
             }
             (Phase::Open, Event::Verdict(verdict)) => self.refreshed(verdict, now),
@@ -316,7 +324,7 @@ impl Session {
         match verdict {
             Verdict::Accepted { user_id, standing, .. } => {
                 self.phase = Phase::Dialling;
-                self.user_id = user_id;
+                self.user_id = user_id.into();
                 self.stands_by(standing);
                 vec![Action::Connect]
             }
@@ -363,7 +371,7 @@ impl Session {
         };
         match presented {
             Presented::Token(token) => {
-                self.queued = Some((token, answer, copies));
+                self.queued = Some(Box::new(Queued { token, answer, copies }));
                 self.next(now)
             }
             Presented::Missing => {
@@ -383,7 +391,8 @@ impl Session {
         if self.verifying.is_some() || now < self.next_refresh() {
             return Vec::new();
         }
-        let Some((token, answer, copies)) = self.queued.take() else { return Vec::new() };
+        let Some(queued) = self.queued.take() else { return Vec::new() };
+        let Queued { token, answer, copies } = *queued;
         self.answering = copies;
         self.full_at = self.full_at.max(now).saturating_add(REFRESH_MILLIS);
         self.verifying = Some(answer);

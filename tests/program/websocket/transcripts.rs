@@ -277,6 +277,9 @@ async fn transcripts_on_the_page_are_what_the_program_says() {
     if std::env::var_os("WRITE_TRANSCRIPTS").is_some() {
         std::fs::write(PAGE, &page).expect("written");
     } else {
-        assert!(page == original, "docs/websocket-protocol.md shows another transcript; WRITE_TRANSCRIPTS=1 writes it anew:\n{page}");
+        assert!(
+            page == original,
+            "docs/websocket-protocol.md shows another transcript; WRITE_TRANSCRIPTS=1 writes it anew:\n{page}"
+        );
     }
 }
