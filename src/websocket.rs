@@ -302,3 +302,15 @@ async fn client_socket(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
 fn took(head: &HeaderMap, offered: Option<&HeaderValue>) -> bool {
     head.get(SEC_WEBSOCKET_PROTOCOL) == offered
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There are thousands of these, each in one allocation with the executor's own bytes.
+    #[test]
+    fn an_open_session_stays_small() {
+        let size = std::mem::size_of::<OpenSession>();
+        assert!(size <= 1_408, "{size} bytes do not fit the allocator's class of 1,536 with the executor's own");
+    }
+}

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::{error, house};
-use crate::support::client::{bearer, get};
+use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Key;
 use crate::support::now;
-use crate::support::socket::Socket;
+use crate::support::socket::{Side, Socket, frame, upgrade};
 
 #[tokio::test]
 async fn auto_lives_on_while_its_user_is_seen() {
@@ -104,4 +104,73 @@ async fn an_open_socket_whose_token_s_key_is_withdrawn_ends_within_half_a_minute
     assert_eq!(upstream.next_close().await.0, 1001);
     kept.say("its new key stands").await;
     assert_eq!(kept_upstream.next_text().await, "its new key stands");
+}
+
+/// React's Strict Mode: every effect runs, is undone, and runs again.
+#[tokio::test]
+async fn connect_close_connect_leaves_exactly_one_upstream_socket() {
+    let mut house = house("").await;
+    let token = house.issuer.token("alice");
+    let authenticate = json!({"type": "authenticate", "token": token}).to_string();
+    let mut first = Socket::open(house.proxy.address, "/ws", &[]).await;
+    first.say(&authenticate).await;
+    first.send(0x88, 1000u16.to_be_bytes()).await;
+    let mut second = Socket::open(house.proxy.address, "/ws", &[]).await;
+    second.say(&authenticate).await;
+    assert_eq!(first.next_close().await.0, 1000);
+    // The first may have been dialled for already.
+    let mut dialled = Vec::new();
+    loop {
+        let accepts = async {
+            loop {
+                let mut conn = house.backend.accept().await;
+                if let Some(heard) = conn.try_request().await {
+                    return conn.accepts(&heard).await;
+                }
+            }
+        };
+        tokio::select! {
+            said = second.next_text() => {
+                assert!(said.contains("authenticated"), "{said}");
+                break;
+            }
+            socket = accepts => dialled.push(socket),
+        }
+    }
+    second.say("here").await;
+    let mut open = 0;
+    for mut upstream in dialled {
+        if let Some(heard) = crate::support::within("a word or the end", upstream.try_next()).await {
+            assert_eq!(heard.text(), "here");
+            open += 1;
+        }
+    }
+    assert_eq!(open, 1);
+    assert!(house.backend.is_untouched());
+}
+
+/// No answer but a right 101 makes a tunnel, and what a client sent behind its upgrade reaches nobody.
+#[tokio::test]
+async fn an_upgrade_that_is_refused_is_never_a_tunnel() {
+    let house = house("").await;
+    let token = house.issuer.token("alice");
+    for (answer, status) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200),
+        ("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n", 426),
+        ("HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n", 302),
+        ("HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: wrong\r\n\r\n", 502),
+        ("HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 502),
+        ("HTTP/1.1 101 X\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n", 502),
+        ("garbage\r\n\r\n", 502),
+    ] {
+        let mut client = Client::connect(house.proxy.address).await;
+        let mut bytes = upgrade("/ws", &[&bearer(&token)]).into_bytes();
+        bytes.extend(frame(Side::Client, 0x81, b"pipelined"));
+        client.send(bytes).await;
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write(answer).await;
+        assert_eq!(client.answer().await.status, status, "{answer}");
+        assert!(conn.try_request().await.is_none(), "nothing more arrives there, and the connection ends: {answer}");
+    }
 }

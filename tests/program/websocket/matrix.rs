@@ -269,3 +269,99 @@ async fn an_upstream_that_speaks_first_is_answered_and_its_greeting_swallowed() 
     assert!(socket.next_text().await.contains("authenticated"));
     assert_eq!(socket.next_text().await, "first");
 }
+
+/// What a socket came to: whose it is, or how it was refused.
+async fn outcome(backend: &Backend, proxy: &Proxy, target: &str, fields: &[String], first: Option<&str>) -> String {
+    let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+    let client = async {
+        let (answer, socket) = Socket::try_open(proxy.address, target, &fields).await;
+        let Some(mut socket) = socket else { return format!("{} {}", answer.status, answer.code()) };
+        if let Some(first) = first {
+            socket.say(first).await;
+        }
+        let said = socket.next_text().await;
+        if said == "welcome" || said.contains("\"authenticated\"") {
+            return "open".to_owned();
+        }
+        let (code, reason) = socket.next_close().await;
+        format!("{code} {reason}")
+    };
+    let upstream = async {
+        let (heard, mut socket) = backend.websocket().await;
+        assert!(!heard.head.contains("eyJ"), "{}", heard.head);
+        let user = heard.all("x-user-id").join(",");
+        socket.say("welcome").await;
+        let _ = socket.try_next().await;
+        user
+    };
+    tokio::pin!(client, upstream);
+    tokio::select! {
+        refused = &mut client => match refused.as_str() {
+            "open" => upstream.await,
+            _ => refused,
+        },
+        user = &mut upstream => user,
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_credential_good_bad_twice_and_beside_another() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = proxy(&backend, &issuer, "none", "").await;
+    let (alice, bob) = (issuer.token("alice"), issuer.token("bob"));
+    let header = |token: &str| vec![bearer(token)];
+    let subprotocol = |tokens: &[&str]| {
+        let entries: Vec<String> = tokens.iter().map(|token| format!("token.{token}")).collect();
+        vec![format!("Sec-WebSocket-Protocol: {}", entries.join(", "))]
+    };
+    let cookie = |tokens: &[&str]| {
+        let pairs: Vec<String> = tokens.iter().map(|token| format!("__session={token}")).collect();
+        vec![format!("Cookie: {}", pairs.join("; ")), "Origin: https://app.example.com".to_owned()]
+    };
+    let query = |tokens: &[&str]| {
+        let pairs: Vec<String> = tokens.iter().map(|token| format!("token={token}")).collect();
+        format!("/ws?{}", pairs.join("&"))
+    };
+    let message = |token: &str| json!({"type": "authenticate", "token": token}).to_string();
+    let twice = format!(r#"{{"type":"authenticate","token":"{alice}","token":"{alice}"}}"#);
+    let (in_band, bare) = (message(&alice), "/ws".to_owned());
+    let invalid = "1008 Invalid token";
+    for (row, target, fields, first, expected) in [
+        ("header good", bare.clone(), header(&alice), None, "alice"),
+        ("header bad", bare.clone(), header("garbage"), None, "401 invalid_token"),
+        ("header twice", bare.clone(), [header(&alice), header(&alice)].concat(), None, "401 invalid_request"),
+        (
+            "header beside all",
+            query(&[&bob]),
+            [header(&alice), subprotocol(&[&bob]), cookie(&[&bob])].concat(),
+            None,
+            "alice",
+        ),
+        (
+            "header bad beside good",
+            query(&[&bob]),
+            [header("garbage"), subprotocol(&[&bob])].concat(),
+            None,
+            "401 invalid_token",
+        ),
+        ("subprotocol good", bare.clone(), subprotocol(&[&alice]), None, "alice"),
+        ("subprotocol bad", bare.clone(), subprotocol(&["garbage"]), None, invalid),
+        ("subprotocol twice", bare.clone(), subprotocol(&[&alice, &alice]), None, invalid),
+        ("subprotocol beside", query(&[&bob]), [subprotocol(&[&alice]), cookie(&[&bob])].concat(), None, "alice"),
+        ("subprotocol bad beside good", query(&[&bob]), subprotocol(&["garbage"]), None, invalid),
+        ("query good", query(&[&alice]), vec![], None, "alice"),
+        ("query bad", query(&["garbage"]), vec![], None, invalid),
+        ("query twice", query(&[&alice, &alice]), vec![], None, invalid),
+        ("query beside", query(&[&alice]), cookie(&[&bob]), None, "alice"),
+        ("query bad beside good", query(&["garbage"]), cookie(&[&bob]), None, invalid),
+        ("message good", bare.clone(), vec![], Some(in_band.as_str()), "alice"),
+        ("message bad", bare.clone(), vec![], Some(r#"{"type":"authenticate","token":"garbage"}"#), invalid),
+        ("message twice", bare.clone(), vec![], Some(twice.as_str()), "1008 Invalid message format"),
+        ("cookie good", bare.clone(), cookie(&[&alice]), None, "alice"),
+        ("cookie bad, then the message", bare.clone(), cookie(&["garbage"]), Some(in_band.as_str()), "alice"),
+        ("cookie twice, then the message", bare.clone(), cookie(&[&bob, &bob]), Some(in_band.as_str()), "alice"),
+        ("nothing but another message", bare.clone(), vec![], Some("{}"), "1008 Expected authentication message"),
+    ] {
+        assert_eq!(outcome(&backend, &proxy, &target, &fields, first).await, expected, "{row}");
+    }
+}
