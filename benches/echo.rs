@@ -1,8 +1,8 @@
 //! What a WebSocket message costs: 64 bytes back and forth on 50 sockets, in CPU time of the process in the
 //! middle. Vestibule (authenticated by header, dialect `vestibule`) beside a bare relay of a few lines and, where it
-//! is installed, HAProxy. `cargo bench --bench echo`; loopback only, about a minute.
+//! is installed, `HAProxy`. `cargo bench --bench echo`; loopback only, about a minute.
 
-#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark")]
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

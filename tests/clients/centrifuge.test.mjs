@@ -34,6 +34,7 @@ test('connect, subscribe and call as the verified user', async (t) => {
   const client = new Centrifuge(`${here.url}/connection/websocket`, {
     websocket: WebSocket,
     getToken: async () => here.token('alice'),
+    headers: { 'X-User-Id': 'bob', 'X-Lang': 'de' },
   });
   const published = awaited();
   const subscription = client.newSubscription('news');
@@ -45,6 +46,7 @@ test('connect, subscribe and call as the verified user', async (t) => {
   assert.deepEqual(data, { user: 'alice', echo: { n: 1 } });
   client.disconnect();
   assert.equal(here.commands[0].connect.token, undefined);
+  assert.deepEqual(here.commands[0].connect.headers, { 'X-Lang': 'de' });
   assert(!JSON.stringify(here.commands).includes('eyJ'));
   here.nothingLeaked();
 });

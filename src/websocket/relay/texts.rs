@@ -3,6 +3,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::side::{Held, Outgoing};
 use super::{Relay, SAYINGS, mask};
@@ -19,6 +22,9 @@ use crate::websocket::template::resembles;
 /// Client texts longer than this are never looked into, unless the dialect reads them whole.
 pub(super) const LOOKED_INTO: usize = 16 << 10;
 
+/// An upstream has this long to answer a refresh; later it is a message like any other.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// What only some sockets keep, so that the others do not pay for it.
 #[derive(Default)]
 pub(super) struct Extra {
@@ -26,8 +32,9 @@ pub(super) struct Extra {
     token: Option<Token>,
     /// The upstream was introduced to the user in this dialect, and hears of refreshes in it.
     introduced: Option<Arc<DialectSpec>>,
-    /// Answers of the upstream's to what we said, still to be swallowed.
+    /// Answers of the upstream's to what we said, still to be swallowed, and until when.
     awaited: u32,
+    awaited_until: Option<Instant>,
     /// An upstream text that may be such an answer.
     upstream_text: Option<Held>,
     /// Messages to the upstream that the client did not write as they are, each a whole frame.
@@ -116,6 +123,7 @@ impl Relay {
         {
             extra.say.push_back(to_upstream(Opcode::Text, said_upstream(refresh, &token).as_bytes()));
             extra.awaited += u32::from(refresh.acknowledge.is_some());
+            extra.awaited_until = Some(Instant::now() + ANSWER);
         }
         if let Some(waiting) = extra.waiting.take() {
             extra.say.push_back(waiting.accepted);
@@ -203,7 +211,9 @@ impl Relay {
 
     /// Whether an upstream text may be an answer to what we said.
     pub(super) fn awaits_answer(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.awaited > 0)
+        self.extra
+            .as_ref()
+            .is_some_and(|extra| extra.awaited > 0 && extra.awaited_until.is_some_and(|until| Instant::now() < until))
     }
 
     pub(super) fn upstream_text(&mut self) -> Option<&mut Held> {
