@@ -185,7 +185,7 @@ async fn compare() {
             let (before, began) = (cpu(&middle.child), Instant::now());
             all(&middle.address, &token, ROUNDS).await;
             let trips = (SOCKETS * ROUNDS) as f64;
-            let micros = (cpu(&middle.child) - before).as_secs_f64() * 1e6 / trips;
+            let micros = cpu(&middle.child).saturating_sub(before).as_secs_f64() * 1e6 / trips;
             let rate = trips / began.elapsed().as_secs_f64();
             println!(
                 "run {run}  {:<11} {micros:6.2} µs of CPU a round trip, {rate:7.0} round trips a second",
