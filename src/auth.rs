@@ -22,6 +22,7 @@ pub mod allow;
 mod identity;
 mod jwt;
 mod keys;
+mod kind;
 mod rejection;
 pub mod token;
 mod verifier;

@@ -16,11 +16,31 @@ const KID_BYTES: usize = 256;
 pub(super) struct Parsed<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
+    /// `typ` says that it is an access token of OAuth (RFC 9068).
+    pub(super) is_access_token_by_header: bool,
+    /// Clerk's `cat`.
+    pub(super) category: Option<String>,
     pub(super) claims: Map<String, Value>,
     /// `header.payload`, what the signature is over.
     pub(super) signed: &'a str,
     /// The signature, still base64url.
     pub(super) signature: &'a str,
+}
+
+#[cfg(test)]
+impl Parsed<'_> {
+    /// Claims as if they had come in a token, for tests of what is asked of them.
+    pub(super) fn unsigned(claims: Map<String, Value>) -> Self {
+        Self {
+            algorithm: Algorithm::HS256,
+            key_id: None,
+            is_access_token_by_header: false,
+            category: None,
+            claims,
+            signed: "",
+            signature: "",
+        }
+    }
 }
 
 /// Splits and reads a token.
@@ -46,6 +66,13 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
     let header =
         json::object(&header).map_err(|_| malformed("the header is not a JSON object with each member once"))?;
     let algorithm = algorithm(&header)?;
+    let text = |name: &str| header.get(name).and_then(Value::as_str);
+    let is_access_token_by_header = text("typ").is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"));
+    let category = match header.get("cat") {
+        None => None,
+        Some(Value::String(category)) => Some(category.clone()),
+        Some(_) => return Err(malformed("cat is not a string")),
+    };
     let key_id = match header.get("kid") {
         None => None,
         Some(Value::String(kid)) if !kid.is_empty() && kid.len() <= KID_BYTES && !kid.chars().any(char::is_control) => {
@@ -58,7 +85,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
         json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
     // Checked here so that a signature in padded or non-canonical base64 never reaches a key.
     decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
-    Ok(Parsed { algorithm, key_id, claims, signed, signature })
+    Ok(Parsed { algorithm, key_id, is_access_token_by_header, category, claims, signed, signature })
 }
 
 fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, Rejection> {

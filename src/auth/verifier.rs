@@ -15,8 +15,9 @@ use super::allow::unmet;
 use super::identity::pointed;
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyPrint, ProviderKeys};
+use super::kind::{check_audience, check_kind, flattened, shown_audience};
 use super::{Identity, NoCredential, Rejection, Token};
-use crate::policy::{Audience, Claim, Kinds, PathVariables, ProviderSpec};
+use crate::policy::{Claim, Parties, PathVariables, ProviderSpec};
 
 /// A user id longer than this is no one's, and would not fit some backends' headers.
 const USER_ID_BYTES: usize = 256;
@@ -134,12 +135,13 @@ impl Verifier {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
         let key = verify_signature(provider, &parsed, trace).await?;
-        check_claims(spec, &parsed.claims, now, trace)?;
+        check_claims(spec, &parsed, now, trace)?;
         let expires_at = required_time(&parsed.claims, "exp")?;
         // Required claims come before the user id, and are read as every rule reads claims.
         let user_id = user_id(spec, &parsed.claims);
         let shown = user_id.clone().unwrap_or_default();
-        let identity = Identity::new(Arc::clone(spec), shown, parsed.claims, expires_at, key);
+        let claims = flattened(spec, parsed.claims);
+        let identity = Identity::new(Arc::clone(spec), shown, claims, expires_at, key);
         // No route is known here, so a requirement of a provider has no path variables.
         if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
             return Err(Rejection::Required(claim.to_string()));
@@ -202,12 +204,8 @@ async fn verify_signature(
     Ok(*print)
 }
 
-fn check_claims(
-    spec: &ProviderSpec,
-    claims: &Map<String, Value>,
-    now: u64,
-    trace: &mut impl Trace,
-) -> Result<(), Rejection> {
+fn check_claims(spec: &ProviderSpec, parsed: &Parsed<'_>, now: u64, trace: &mut impl Trace) -> Result<(), Rejection> {
+    let claims = &parsed.claims;
     let skew = spec.clock_skew.as_secs();
     let exp = required_time(claims, "exp")?;
     if now >= exp.saturating_add(skew) {
@@ -224,10 +222,10 @@ fn check_claims(
     {
         return Err(Rejection::IssuedInTheFuture { iat, now });
     }
-    check_audience(&spec.audience, claims)?;
-    check_party(spec.authorized_parties.as_deref(), claims)?;
+    check_audience(spec, claims)?;
+    check_party(&spec.authorized_parties, claims)?;
     trace.step("audience", format_args!("{}", shown_audience(claims)));
-    trace.step("kind", format_args!("{}", check_kind(spec.accept, claims)?));
+    trace.step("kind", format_args!("{}", check_kind(spec, parsed)?));
     Ok(())
 }
 
@@ -246,53 +244,17 @@ fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, 
     }
 }
 
-fn check_audience(audience: &Audience, claims: &Map<String, Value>) -> Result<(), Rejection> {
-    let Audience::OneOf(accepted) = audience else { return Ok(()) };
-    let is_accepted = |value: &str| accepted.iter().any(|name| name == value);
-    let fits = match claims.get("aud") {
-        Some(Value::String(one)) => is_accepted(one),
-        // RFC 7519 section 4.1.3: an array of strings; anything else in it is not one.
-        Some(Value::Array(many)) => {
-            many.iter().all(Value::is_string) && many.iter().filter_map(Value::as_str).any(is_accepted)
-        }
-        None => return Err(Rejection::Claim { claim: "aud".to_owned(), problem: "is missing" }),
-        Some(_) => false,
+fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
+    let fits = |party: &str| match parties {
+        Parties::Any => true,
+        Parties::OneOf(names) => names.iter().any(|name| name == party),
+        Parties::Origins(patterns) => patterns.iter().any(|pattern| pattern.matches(party)),
     };
-    if fits { Ok(()) } else { Err(Rejection::WrongAudience(shown_audience(claims))) }
-}
-
-fn shown_audience(claims: &Map<String, Value>) -> String {
-    claims.get("aud").map_or_else(|| "none".to_owned(), |aud| aud.to_string().chars().take(256).collect())
-}
-
-fn check_party(parties: Option<&[String]>, claims: &Map<String, Value>) -> Result<(), Rejection> {
-    let Some(parties) = parties else { return Ok(()) };
-    match claims.get("azp") {
-        Some(Value::String(party)) if parties.contains(party) => Ok(()),
-        Some(Value::String(party)) => Err(Rejection::WrongParty(Some(party.chars().take(256).collect()))),
-        Some(_) | None => Err(Rejection::WrongParty(None)),
-    }
-}
-
-/// Tells the kinds of token apart by what they say of themselves.
-fn check_kind(accept: Kinds, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
-    let says = |name: &str, value: &str| {
-        claims.get(name).and_then(Value::as_str).is_some_and(|found| found.eq_ignore_ascii_case(value))
-    };
-    if claims.contains_key("events") {
-        return Err(Rejection::WrongKind("a logout token"));
-    }
-    if says("typ", "Refresh") || says("typ", "Offline") || says("token_type", "refresh") || says("token_use", "refresh")
-    {
-        return Err(Rejection::WrongKind("a refresh token"));
-    }
-    let is_id_token =
-        says("token_use", "id") || says("typ", "ID") || claims.contains_key("at_hash") || claims.contains_key("c_hash");
-    match (is_id_token, accept.id_token, accept.access_token) {
-        (true, true, _) => Ok("ID token"),
-        (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it")),
-        (false, _, true) => Ok("access token"),
-        (false, _, false) => Err(Rejection::WrongKind("not an ID token")),
+    match (parties, claims.get("azp")) {
+        (Parties::Any, _) | (Parties::Origins(_), None) => Ok(()),
+        (_, Some(Value::String(party))) if fits(party) => Ok(()),
+        (_, Some(Value::String(party))) => Err(Rejection::WrongParty(Some(party.chars().take(256).collect()))),
+        (_, Some(_) | None) => Err(Rejection::WrongParty(None)),
     }
 }
 
@@ -358,7 +320,10 @@ mod tests {
             };
         }
         let spec = spec();
-        check_claims(&spec, &all, now, &mut ()).and_then(|()| user_id(&spec, &all).map(|_| ())).map_err(|r| r.outcome())
+        let parsed = Parsed::unsigned(all.clone());
+        check_claims(&spec, &parsed, now, &mut ())
+            .and_then(|()| user_id(&spec, &all).map(|_| ()))
+            .map_err(|r| r.outcome())
     }
 
     #[test]

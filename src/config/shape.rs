@@ -138,6 +138,13 @@ pub struct Provider {
     pub name: Option<String>,
     pub preset: Option<String>,
     pub issuer: Option<String>,
+    pub publishable_key: Option<String>,
+    pub project: Option<String>,
+    pub domain: Option<String>,
+    pub region: Option<String>,
+    pub user_pool_id: Option<String>,
+    pub url: Option<String>,
+    pub realm: Option<String>,
     pub jwks: Jwks,
     pub secret: Option<String>,
     pub secret_file: Option<String>,
@@ -166,6 +173,7 @@ pub struct Allow {
 pub enum Accept {
     AccessToken,
     IdToken,
+    Template,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

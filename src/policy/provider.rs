@@ -7,9 +7,9 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use url::Url;
 
-use super::preset::{ASYMMETRIC, DefaultKeys, PRESETS, PUBLISHED_SECRETS, Preset};
+use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, PUBLISHED_SECRETS, Preset, derived_issuer};
 use super::validate::{Check, is_loopback};
-use super::{Claim, Requirement};
+use super::{Claim, Expected, OriginPattern, Requirement};
 use crate::config::{self, Accept, Config, Time};
 
 /// One identity provider, complete.
@@ -27,8 +27,10 @@ pub struct ProviderSpec {
     pub algorithms: Vec<Algorithm>,
     /// Whom its tokens must be for.
     pub audience: Audience,
-    /// The `azp` values accepted; `None`: not looked at.
-    pub authorized_parties: Option<Vec<String>>,
+    /// The `azp` values accepted.
+    pub authorized_parties: Parties,
+    /// Whose own claims decide beside the standard ones.
+    pub family: Family,
     /// Tolerance for `exp`, `nbf` and `iat`.
     pub clock_skew: Duration,
     /// The claim that names the user.
@@ -104,6 +106,17 @@ pub enum Audience {
     OneOf(Vec<String>),
 }
 
+/// Which `azp` counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parties {
+    /// It is not looked at.
+    Any,
+    /// It must be there and one of these.
+    OneOf(Vec<String>),
+    /// Where it is there, it is one of the front ends; a native app's token has none.
+    Origins(Vec<OriginPattern>),
+}
+
 /// Kinds of token that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {
@@ -111,6 +124,8 @@ pub struct Kinds {
     pub access_token: bool,
     /// ID tokens.
     pub id_token: bool,
+    /// Clerk's tokens from a template: they have no session, and outlive its end.
+    pub template: bool,
 }
 
 /// Who may enter; all empty: everyone this issuer signs in.
@@ -185,20 +200,23 @@ impl Check {
     fn provider(&mut self, at: &str, config: &Config, provider: &config::Provider) -> Option<ProviderSpec> {
         let preset = self.preset(at, provider)?;
         let name = provider.name.clone().unwrap_or_else(|| preset.name.to_owned());
-        let issuer = provider.issuer.clone().filter(|issuer| !issuer.is_empty());
-        if preset.keys == DefaultKeys::Discovery && issuer.is_none() {
-            self.wrong(at, "has no issuer; write the `iss` of its tokens, exactly: issuer: https://issuer.example.com");
+        let issuer = self.issuer(at, provider, preset);
+        if preset.keys.need_issuer() && issuer.is_none() {
+            let instead = match preset.derived_from {
+                [] => String::new(),
+                keys => format!(",\nor {}", keys.join(" and ")),
+            };
+            self.wrong(
+                at,
+                format!(
+                    "has no issuer; write the `iss` of its tokens, exactly: issuer: https://issuer.example.com{instead}"
+                ),
+            );
         }
         let keys = self.keys(at, provider, preset, issuer.as_deref());
         let algorithms = self.algorithms(at, provider, preset);
-        let authorized_parties = provider.authorized_parties.clone();
-        if authorized_parties.as_ref().is_some_and(Vec::is_empty) {
-            self.wrong(
-                format!("{at}.authorized_parties"),
-                "is empty: no token could be accepted; leave it out, or name the parties",
-            );
-        }
-        let audience = self.audience(at, provider, &name, keys.as_ref());
+        let authorized_parties = self.parties(at, config, provider, preset, &name);
+        let audience = self.audience(at, provider, preset, &name, keys.as_ref());
         let user_id = match provider.user_id.as_deref() {
             // Here `sub` is the raw claim: this key is what defines the user id.
             None | Some("sub") => Some(Claim::Name("sub".to_owned())),
@@ -209,7 +227,12 @@ impl Check {
         {
             self.wrong(format!("{at}.user_prefix"), "must be visible ASCII, since it stands in a header");
         }
-        let require = self.requirement(&format!("{at}.require"), &provider.require, None);
+        let mut require = self.requirement(&format!("{at}.require"), &provider.require, None);
+        if preset.family == Family::Supabase && !provider.require.contains_key("role") {
+            // The keys of anonymous and service access are tokens of this issuer too.
+            let role = Expected::Value("authenticated".into());
+            require.claims.push((Claim::Name("role".to_owned()), vec![role]));
+        }
         for (index, domain) in provider.allow.email_domains.iter().enumerate() {
             if domain.contains('@') || domain.is_empty() {
                 self.wrong(
@@ -218,13 +241,18 @@ impl Check {
                 );
             }
         }
-        let accept = provider.accept.as_deref().unwrap_or(&[Accept::AccessToken]);
+        let usual = [preset.accept];
+        let accept = provider.accept.as_deref().unwrap_or(&usual);
+        if accept.contains(&Accept::Template) && preset.family != Family::Clerk {
+            self.wrong(format!("{at}.accept"), "template is a kind of Clerk's tokens");
+        }
         if accept.is_empty() {
             self.wrong(format!("{at}.accept"), "is empty: no token could be accepted");
         }
         Some(ProviderSpec {
             name,
             preset: preset.name,
+            family: preset.family,
             issuer,
             keys: keys?,
             algorithms,
@@ -245,8 +273,59 @@ impl Check {
             accept: Kinds {
                 access_token: accept.contains(&Accept::AccessToken),
                 id_token: accept.contains(&Accept::IdToken),
+                template: accept.contains(&Accept::Template),
             },
         })
+    }
+
+    /// As written, or derived from what people hold of the provider.
+    fn issuer(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Option<String> {
+        let written = provider.issuer.clone().filter(|issuer| !issuer.is_empty());
+        let derived = match derived_issuer(preset, provider) {
+            Ok(derived) => derived,
+            Err((key, message)) => {
+                self.wrong(format!("{at}.{key}"), message);
+                return written;
+            }
+        };
+        if let (Some(written), Some(derived)) = (&written, &derived)
+            && written != derived
+        {
+            let key = preset.derived_from[0];
+            self.wrong(format!("{at}.issuer"), format!("{key} says the issuer is {derived}; keep one of the two"));
+        }
+        written.or(derived).or_else(|| preset.issuer.map(str::to_owned))
+    }
+
+    fn parties(
+        &mut self,
+        at: &str,
+        config: &Config,
+        provider: &config::Provider,
+        preset: &Preset,
+        name: &str,
+    ) -> Parties {
+        match &provider.authorized_parties {
+            Some(parties) if parties.is_empty() => {
+                self.wrong(
+                    format!("{at}.authorized_parties"),
+                    "is empty: no token could be accepted; leave it out, or name the parties",
+                );
+                Parties::Any
+            }
+            Some(parties) => Parties::OneOf(parties.clone()),
+            None if preset.family == Family::Clerk && config.origins.is_empty() => {
+                self.warn(format!(
+                    "provider {name}: no origins, so tokens made for any page of this Clerk application are accepted"
+                ));
+                Parties::Any
+            }
+            None if preset.family == Family::Clerk => {
+                // What is wrong with an origin is said where it stands.
+                Parties::Origins(config.origins.iter().filter_map(|text| OriginPattern::parse(text).ok()).collect())
+            }
+            None => Parties::Any,
+        }
     }
 
     fn preset(&mut self, at: &str, provider: &config::Provider) -> Option<&'static Preset> {
@@ -276,7 +355,9 @@ impl Check {
             self.wrong(format!("{at}.jwks"), "names more than one of url, file and pem_file; keep one");
             return None;
         }
-        if preset.keys == DefaultKeys::Secret {
+        // Supabase's projects of old sign with a secret.
+        let legacy = preset.family == Family::Supabase && secret_written;
+        if preset.keys == DefaultKeys::Secret || legacy {
             if named > 0 {
                 self.wrong(
                     format!("{at}.jwks"),
@@ -298,14 +379,19 @@ impl Check {
         if let Some(file) = &jwks.file {
             return self.file(&format!("{at}.jwks.file"), file).map(KeySource::Jwks);
         }
+        let below = match preset.keys {
+            DefaultKeys::Below(path) => issuer.map(|issuer| format!("{issuer}{path}")),
+            _ => None,
+        };
         let (path, text, discovery) = match (&jwks.url, issuer) {
+            (None, Some(_)) if below.is_some() => (format!("{at}.issuer"), below.unwrap_or_default(), false),
             (Some(url), _) => (format!("{at}.jwks.url"), url.clone(), false),
             (None, Some(issuer)) if preset.keys == DefaultKeys::Discovery => {
                 // OpenID Connect Discovery section 4.1: a trailing slash of the issuer is removed first.
                 let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
                 (format!("{at}.issuer"), url, true)
             }
-            (None, _) if preset.keys == DefaultKeys::Discovery => return None,
+            (None, _) if preset.keys.need_issuer() => return None,
             (None, _) => {
                 self.wrong(at, "has no keys; write jwks: { url: … }, { file: … } or { pem_file: … }");
                 return None;
@@ -364,8 +450,11 @@ impl Check {
     }
 
     fn algorithms(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Vec<Algorithm> {
-        let Some(written) = &provider.algorithms else { return preset.algorithms.to_vec() };
-        let allowed: &[Algorithm] = if preset.keys == DefaultKeys::Secret {
+        let legacy = preset.family == Family::Supabase && (provider.secret.is_some() || provider.secret_file.is_some());
+        let Some(written) = &provider.algorithms else {
+            return if legacy { vec![Algorithm::HS256] } else { preset.algorithms.to_vec() };
+        };
+        let allowed: &[Algorithm] = if preset.keys == DefaultKeys::Secret || legacy {
             &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]
         } else {
             &ASYMMETRIC
@@ -393,6 +482,7 @@ impl Check {
         &mut self,
         at: &str,
         provider: &config::Provider,
+        preset: &Preset,
         name: &str,
         keys: Option<&KeySource>,
     ) -> Option<Audience> {
@@ -412,6 +502,11 @@ impl Check {
             }
             Some(audience) => Some(Audience::OneOf(audience.0.clone())),
             None if provider.authorized_parties.is_some() => Some(Audience::Any),
+            None if preset.audience.is_some() => {
+                Some(Audience::OneOf(preset.audience.into_iter().map(str::to_owned).collect()))
+            }
+            // Its issuer is one application's, and `azp` says which page asked.
+            None if preset.family == Family::Clerk => Some(Audience::Any),
             None if matches!(keys, Some(KeySource::Secret(_) | KeySource::Pem(_))) => {
                 self.warn(format!("provider {name}: no audience; every token signed with this key is accepted"));
                 Some(Audience::Any)

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Audience, AuthMode, Hosts, KeySource, OnExpiry, Policy, QueryMode, Route, TokenToHttp, TokenToUpgrade};
+use super::{
+    Audience, AuthMode, Hosts, KeySource, OnExpiry, Parties, Policy, QueryMode, Route, TokenToHttp, TokenToUpgrade,
+};
 
 /// One paragraph a topic, two columns.
 #[must_use]
@@ -41,7 +43,12 @@ pub fn summary(policy: &Policy) -> String {
             Audience::Any => "any audience".to_owned(),
             Audience::OneOf(names) => format!("audience {}", names.join(" or ")),
         };
-        line("provider", format!("{} {issuer}  {keys}, {audience}", provider.name));
+        let parties = match &provider.authorized_parties {
+            Parties::Any => String::new(),
+            Parties::OneOf(parties) => format!(", azp {}", parties.join(" or ")),
+            Parties::Origins(_) => ", azp from origins".to_owned(),
+        };
+        line("provider", format!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
     }
     for header in &policy.trusted_headers {
         line("identity", format!("{} = {}", header.written, header.claim));

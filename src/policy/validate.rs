@@ -314,7 +314,11 @@ impl Check {
         {
             subprotocols.push(own.to_owned());
         }
-        let on_expiry = route.on_expiry.or(base.on_expiry).unwrap_or(OnExpiry::Close);
+        let all_clerk = !config.providers.is_empty()
+            && config.providers.iter().all(|provider| provider.preset.as_deref() == Some("clerk"));
+        // Clerk's tokens live a minute, and a page that cannot renew in band would lose its socket with them.
+        let usual = if all_clerk { OnExpiry::Auto } else { OnExpiry::Close };
+        let on_expiry = route.on_expiry.or(base.on_expiry).unwrap_or(usual);
         let mut max_lifetime = route.max_lifetime.unwrap_or(base.max_lifetime);
         if on_expiry == OnExpiry::Auto {
             max_lifetime.get_or_insert(Time(AUTO_LIFETIME));

@@ -16,5 +16,6 @@ mod house;
 mod http;
 mod identity;
 mod logs;
+mod providers;
 mod shutdown;
 mod websocket;

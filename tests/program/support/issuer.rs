@@ -97,6 +97,17 @@ impl Key {
         self.sign_as(self.algorithm, Some(&self.id), claims)
     }
 
+    /// Signs claims under a header with further members.
+    pub fn sign_with(&self, more: &Value, claims: &Value) -> String {
+        let mut header = json!({"alg": format!("{:?}", self.algorithm), "kid": self.id, "typ": "JWT"});
+        for (name, value) in more.as_object().expect("object") {
+            header[name] = value.clone();
+        }
+        let signed = format!("{}.{}", b64(header.to_string().as_bytes()), b64(claims.to_string().as_bytes()));
+        let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &self.signing, self.algorithm).expect("signs");
+        format!("{signed}.{signature}")
+    }
+
     /// Signs claims under another algorithm of the key's family or another `kid`.
     pub fn sign_as(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
         let mut header = Header::new(algorithm);

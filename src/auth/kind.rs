@@ -1,0 +1,153 @@
+//! What kind of token this is, by what it says of itself, and the claims that decide only with one provider
+//! (docs/contract.md section 5). Times, audience and signature are the verifier's.
+
+use serde_json::{Map, Value};
+
+use super::Rejection;
+use super::jwt::Parsed;
+use crate::policy::{Audience, Family, Kinds, ProviderSpec};
+
+/// Clerk's token categories (`cat` in the header).
+const CLERK_SESSION: &str = "cl_B7d4PD111AAA";
+const CLERK_TEMPLATE: &str = "cl_B7d4PD222AAA";
+/// Stamped on tokens of every kind by some instances, so it says nothing.
+const CLERK_IGNORE: &str = "cl_I7d4PD111III";
+
+/// Sees that it is a kind that counts; says which.
+pub(super) fn check_kind(spec: &ProviderSpec, parsed: &Parsed<'_>) -> Result<&'static str, Rejection> {
+    let claims = &parsed.claims;
+    let says = |name: &str, value: &str| {
+        claims.get(name).and_then(Value::as_str).is_some_and(|found| found.eq_ignore_ascii_case(value))
+    };
+    if claims.contains_key("events") {
+        return Err(Rejection::WrongKind("a logout token"));
+    }
+    if says("typ", "Refresh") || says("typ", "Offline") || says("token_type", "refresh") || says("token_use", "refresh")
+    {
+        return Err(Rejection::WrongKind("a refresh token"));
+    }
+    match spec.family {
+        Family::Clerk => return clerk_kind(spec.accept, parsed),
+        Family::Cognito if !says("token_use", "access") && !says("token_use", "id") => {
+            return Err(Rejection::WrongKind("token_use is neither access nor id"));
+        }
+        Family::Generic | Family::Supabase | Family::Cognito => {}
+    }
+    let is_id_token =
+        says("token_use", "id") || says("typ", "ID") || claims.contains_key("at_hash") || claims.contains_key("c_hash");
+    // Google's ID tokens need not have a hash; its access tokens are opaque.
+    let only_id_tokens = spec.accept.id_token && spec.preset == "google";
+    match (is_id_token || only_id_tokens, spec.accept.id_token, spec.accept.access_token) {
+        (true, true, _) => Ok("ID token"),
+        (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it")),
+        (false, _, true) => Ok("access token"),
+        (false, _, false) => Err(Rejection::WrongKind("not an ID token")),
+    }
+}
+
+fn clerk_kind(accept: Kinds, parsed: &Parsed<'_>) -> Result<&'static str, Rejection> {
+    let text = |name: &str| parsed.claims.get(name).and_then(Value::as_str);
+    if parsed.is_access_token_by_header || text("sub").is_some_and(|sub| sub.starts_with("mch_")) {
+        return Err(Rejection::WrongKind("a machine's token"));
+    }
+    let has_session = text("sid").is_some_and(|sid| !sid.is_empty());
+    let is_template = match parsed.category.as_deref() {
+        Some(CLERK_TEMPLATE) => true,
+        Some(CLERK_SESSION | CLERK_IGNORE) | None => !has_session,
+        Some(_) => return Err(Rejection::WrongKind("a category (cat) that is no session's")),
+    };
+    match parsed.claims.get("sts") {
+        None => {}
+        Some(Value::String(status)) if status == "active" => {}
+        Some(_) => return Err(Rejection::WrongKind("a session that is not active (sts)")),
+    }
+    match (is_template, accept.template, accept.access_token) {
+        (true, true, _) => Ok("template token"),
+        (true, false, _) => Err(Rejection::WrongKind(
+            "a template token, which outlives its session; accept: [access_token, template] would take it",
+        )),
+        (false, _, true) => Ok("session token"),
+        (false, _, false) => Err(Rejection::WrongKind("not a template token")),
+    }
+}
+
+/// Sees that it is for us. Cognito's access tokens say so in `client_id`; one bound to a resource has `aud` too.
+pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<(), Rejection> {
+    let Audience::OneOf(accepted) = &spec.audience else { return Ok(()) };
+    let is_accepted = |value: &str| accepted.iter().any(|name| name == value);
+    let is_access = claims.get("token_use").and_then(Value::as_str) == Some("access");
+    if spec.family == Family::Cognito && is_access {
+        match claims.get("client_id") {
+            Some(Value::String(client)) if is_accepted(client) => return Ok(()),
+            Some(Value::String(client)) if !claims.contains_key("aud") => {
+                return Err(Rejection::WrongAudience(client.chars().take(256).collect()));
+            }
+            Some(Value::String(_)) => {}
+            Some(_) | None => {
+                return Err(Rejection::Claim { claim: "client_id".to_owned(), problem: "is missing or no string" });
+            }
+        }
+    }
+    let fits = match claims.get("aud") {
+        Some(Value::String(one)) => is_accepted(one),
+        // RFC 7519 section 4.1.3: an array of strings; anything else in it is not one.
+        Some(Value::Array(many)) => {
+            many.iter().all(Value::is_string) && many.iter().filter_map(Value::as_str).any(is_accepted)
+        }
+        None => return Err(Rejection::Claim { claim: "aud".to_owned(), problem: "is missing" }),
+        Some(_) => false,
+    };
+    if fits { Ok(()) } else { Err(Rejection::WrongAudience(shown_audience(claims))) }
+}
+
+/// `aud` as it stands, for the log.
+pub(super) fn shown_audience(claims: &Map<String, Value>) -> String {
+    claims.get("aud").map_or_else(|| "none".to_owned(), |aud| aud.to_string().chars().take(256).collect())
+}
+
+/// Gives the claims of the second version of Clerk's session tokens, which nest the organisation in `o`, the
+/// names of the first, so that a rule or a header means the same with both.
+pub(super) fn flattened(spec: &ProviderSpec, mut claims: Map<String, Value>) -> Map<String, Value> {
+    if spec.family != Family::Clerk {
+        return claims;
+    }
+    let Some(Value::Object(organisation)) = claims.get("o") else { return claims };
+    let text = |name: &str| organisation.get(name).and_then(Value::as_str).map(str::to_owned);
+    let permissions = permissions(claims.get("fea").and_then(Value::as_str), text("per"), text("fpm"));
+    let flat = [
+        ("org_id", text("id").map(Value::String)),
+        ("org_slug", text("slg").map(Value::String)),
+        // The first version writes the role with its namespace.
+        ("org_role", text("rol").map(|role| Value::String(format!("org:{role}")))),
+        ("org_permissions", permissions.map(Value::from)),
+    ];
+    for (name, value) in flat {
+        match value {
+            Some(value) => claims.insert(name.to_owned(), value),
+            // What the organisation does not say, a claim of that name from elsewhere must not.
+            None => claims.shift_remove(name),
+        };
+    }
+    claims
+}
+
+/// `fea` lists features with their scopes, `per` the permissions, `fpm` one bit mask a feature of the
+/// organisation: bit n is the n-th permission.
+fn permissions(features: Option<&str>, permissions: Option<String>, masks: Option<String>) -> Option<Vec<String>> {
+    let (features, permissions, masks) = (features?, permissions?, masks?);
+    let of_organisation = features
+        .split(',')
+        .filter_map(|feature| feature.trim().split_once(':'))
+        .filter(|(scope, _)| scope.contains('o'))
+        .map(|(_, feature)| feature);
+    let mut out = Vec::new();
+    for (feature, mask) in of_organisation.zip(masks.split(',')) {
+        let mask: u64 = mask.trim().parse().ok()?;
+        for (bit, permission) in permissions.split(',').take(64).enumerate() {
+            if mask >> bit & 1 == 1 {
+                out.push(format!("org:{feature}:{}", permission.trim()));
+            }
+        }
+    }
+    Some(out)
+}

@@ -1,0 +1,289 @@
+//! What each provider really issues, behind its preset (docs/contract.md section 5): tokens made here with a key of
+//! the test, claims as the provider's documentation and its own libraries say.
+
+use serde_json::{Value, json};
+
+use crate::support::backend::Backend;
+use crate::support::client::{bearer, get};
+use crate::support::issuer::{Issuer, RSA};
+use crate::support::now;
+use crate::support::proxy::Proxy;
+
+struct Provider {
+    backend: Backend,
+    proxy: Proxy,
+    claims: Value,
+}
+
+impl Provider {
+    /// `provider` is the rest of its line; `claims` those of a good token beside `iss` and `exp`.
+    async fn start(issuer: &str, provider: &str, more: &str, claims: Value) -> Self {
+        let backend = Backend::start().await;
+        let yaml = format!("upstream: {}\nproviders: [{{ issuer: \"{issuer}\", {provider} }}]\n{more}", backend.url());
+        let proxy = Proxy::start(&yaml).await;
+        let mut all = json!({"iss": issuer, "iat": now(), "exp": now() + 60});
+        for (name, value) in claims.as_object().expect("object") {
+            all[name] = value.clone();
+        }
+        Self { backend, proxy, claims: all }
+    }
+
+    /// Asks with a token whose claims differ like this; `null` removes one.
+    async fn asks(&self, header: &Value, differ: &Value, target: &str) -> String {
+        let mut claims = self.claims.clone();
+        for (name, value) in differ.as_object().expect("object") {
+            if value.is_null() {
+                claims.as_object_mut().expect("object").remove(name);
+            } else {
+                claims[name] = value.clone();
+            }
+        }
+        self.outcome(&RSA.sign_with(header, &claims), target).await
+    }
+
+    async fn outcome(&self, token: &str, target: &str) -> String {
+        let credential = bearer(token);
+        let fields = [credential.as_str()];
+        let asked = get(self.proxy.address, target, &fields);
+        tokio::pin!(asked);
+        tokio::select! {
+            biased;
+            answer = &mut asked => answer.code(),
+            heard = self.backend.answer("ok") => {
+                asked.await;
+                [heard.all("x-user-id"), heard.all("x-org")].concat().join(" ")
+            }
+        }
+    }
+
+    async fn table(&self, rows: &[(&str, Value, Value, &str)]) {
+        for (row, header, differ, expected) in rows {
+            assert_eq!(self.asks(header, differ, "/x").await, *expected, "{row}");
+        }
+    }
+}
+
+async fn issuer() -> Issuer {
+    Issuer::with(RSA.clone()).await
+}
+
+#[tokio::test]
+async fn clerk() {
+    const SESSION: &str = "cl_B7d4PD111AAA";
+    let issuer = issuer().await;
+    let more = "origins: [https://app.example.com, \"https://*.preview.example.com\"]\nidentity: { headers: { X-User-Id: sub, X-Org: org_id } }\nroutes: [{ path: /admin, require: { org_role: \"org:admin\" } }, { path: /billing, require: { org_permissions: \"org:billing:manage\" } }]\n";
+    let good = json!({"sub": "user_2abc", "sid": "sess_2abc", "azp": "https://app.example.com", "sts": "active", "nbf": now() - 10, "fva": [1, -1]});
+    let clerk = Provider::start(&issuer.url, "preset: clerk", more, good).await;
+    let session = json!({ "cat": SESSION });
+    let slash = format!("{}/", issuer.url);
+    clerk
+        .table(&[
+            ("session token", session.clone(), json!({}), "user_2abc"),
+            ("from before cat", json!({}), json!({"sts": null}), "user_2abc"),
+            ("cat that says nothing", json!({"cat": "cl_I7d4PD111III"}), json!({}), "user_2abc"),
+            ("a native app has no azp", session.clone(), json!({"azp": null}), "user_2abc"),
+            ("a preview page", session.clone(), json!({"azp": "https://a.preview.example.com"}), "user_2abc"),
+            ("another page", session.clone(), json!({"azp": "https://evil.example"}), "invalid_token"),
+            ("azp of another type", session.clone(), json!({"azp": ["https://app.example.com"]}), "invalid_token"),
+            ("pending session", session.clone(), json!({"sts": "pending"}), "invalid_token"),
+            ("sts of another type", session.clone(), json!({"sts": true}), "invalid_token"),
+            ("template token", json!({"cat": "cl_B7d4PD222AAA"}), json!({}), "invalid_token"),
+            ("without a session", session.clone(), json!({"sid": null}), "invalid_token"),
+            ("machine token by cat", json!({"cat": "cl_B7d4PD333AAA"}), json!({}), "invalid_token"),
+            ("cat of another type", json!({"cat": 7}), json!({}), "invalid_token"),
+            ("machine token by sub", session.clone(), json!({"sub": "mch_2abc"}), "invalid_token"),
+            ("OAuth token", json!({"typ": "at+jwt"}), json!({}), "invalid_token"),
+            ("expired", session.clone(), json!({"exp": now() - 6}), "token_expired"),
+            ("empty sub", session.clone(), json!({"sub": ""}), "missing_user"),
+            ("an issuer that differs by a slash", session.clone(), json!({"iss": slash}), "invalid_token"),
+            (
+                "organisation, first version",
+                session.clone(),
+                json!({"org_id": "org_1", "org_role": "org:admin"}),
+                "user_2abc org_1",
+            ),
+            (
+                "organisation, second version",
+                session.clone(),
+                json!({"v": 2, "o": {"id": "org_2", "rol": "admin", "slg": "x"}}),
+                "user_2abc org_2",
+            ),
+        ])
+        .await;
+    for (row, differ, target, expected) in [
+        ("admin, first version", json!({"org_role": "org:admin"}), "/admin", "user_2abc"),
+        ("admin, second version", json!({"v": 2, "o": {"rol": "admin"}}), "/admin", "user_2abc"),
+        ("member, second version", json!({"v": 2, "o": {"rol": "member"}}), "/admin", "forbidden"),
+        ("no organisation", json!({}), "/admin", "forbidden"),
+        ("`o` alone decides", json!({"v": 2, "o": {}, "org_role": "org:admin"}), "/admin", "forbidden"),
+        (
+            "permission by its bit",
+            json!({"v": 2, "fea": "o:dashboard,u:profile,o:billing", "o": {"per": "read,manage", "fpm": "1,3"}}),
+            "/billing",
+            "user_2abc",
+        ),
+        (
+            "permission without its bit",
+            json!({"v": 2, "fea": "o:billing,o:dashboard", "o": {"per": "read,manage", "fpm": "1,3"}}),
+            "/billing",
+            "forbidden",
+        ),
+    ] {
+        assert_eq!(clerk.asks(&session, &differ, target).await, expected, "{row}");
+    }
+    let provider = "preset: clerk, accept: [access_token, template]";
+    let lenient = Provider::start(&issuer.url, provider, "", json!({"sub": "user_2abc"})).await;
+    assert_eq!(lenient.asks(&json!({"cat": "cl_B7d4PD222AAA"}), &json!({}), "/x").await, "user_2abc");
+    assert!(lenient.proxy.log().iter().any(|line| line.contains("no origins, so tokens made for any page")));
+}
+
+#[tokio::test]
+async fn supabase() {
+    let issuer = issuer().await;
+    let url = format!("{}/auth/v1", issuer.url);
+    let good = json!({"sub": "d0f1-uuid", "aud": "authenticated", "role": "authenticated", "session_id": "s", "is_anonymous": false});
+    let supabase = Provider::start(&url, "preset: supabase", "", good).await;
+    supabase
+        .table(&[
+            ("access token", json!({}), json!({}), "d0f1-uuid"),
+            ("the anon key", json!({}), json!({"role": "anon"}), "invalid_token"),
+            ("the service key", json!({}), json!({"role": "service_role"}), "invalid_token"),
+            ("no role", json!({}), json!({"role": null}), "invalid_token"),
+            ("role in a list", json!({}), json!({"role": ["service_role", "authenticated"]}), "d0f1-uuid"),
+            ("another audience", json!({}), json!({"aud": "other"}), "invalid_token"),
+            ("no audience", json!({}), json!({"aud": null}), "invalid_token"),
+        ])
+        .await;
+    // A project of old signs with its secret.
+    let secret = "the-legacy-secret-of-a-project-0123456789";
+    let provider = format!("preset: supabase, secret: {secret}");
+    let legacy = Provider::start(&url, &provider, "", supabase.claims.clone()).await;
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    let signed = |claims: &Value| jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).expect("signs");
+    assert_eq!(legacy.outcome(&signed(&legacy.claims), "/x").await, "d0f1-uuid");
+    let mut anon = legacy.claims.clone();
+    anon["role"] = json!("anon");
+    assert_eq!(legacy.outcome(&signed(&anon), "/x").await, "invalid_token");
+    assert_eq!(legacy.outcome(&RSA.sign(&legacy.claims), "/x").await, "invalid_token");
+}
+
+#[tokio::test]
+async fn auth0() {
+    let issuer = issuer().await;
+    let url = format!("{}/", issuer.url);
+    let both = json!(["https://api.example.com", format!("{url}userinfo")]);
+    let good = json!({"sub": "auth0|5f7c", "aud": both, "azp": "spa", "scope": "openid read:all"});
+    let provider = "preset: auth0, audience: \"https://api.example.com\"";
+    let more =
+        "routes: [{ path: /all, require: { scope: \"read:all\" } }, { path: /some, require: { scope: read } }]\n";
+    let auth0 = Provider::start(&url, provider, more, good).await;
+    auth0
+        .table(&[
+            ("access token", json!({}), json!({}), "auth0|5f7c"),
+            ("for userinfo alone", json!({}), json!({"aud": [format!("{url}userinfo")]}), "invalid_token"),
+            ("an ID token", json!({}), json!({"aud": "https://api.example.com", "at_hash": "x"}), "invalid_token"),
+            ("an issuer without its slash", json!({}), json!({"iss": issuer.url}), "invalid_token"),
+        ])
+        .await;
+    assert_eq!(auth0.asks(&json!({}), &json!({}), "/all").await, "auth0|5f7c", "scope matches by word");
+    assert_eq!(auth0.asks(&json!({}), &json!({}), "/some").await, "forbidden", "and never by a part of one");
+    // What Auth0 gives out when no audience was asked for.
+    assert_eq!(auth0.outcome("eyJhbGciOiJkaXIi.x.iv.text.tag", "/x").await, "invalid_token");
+    assert_eq!(auth0.outcome("opaque-token-of-32-characters-or-so", "/x").await, "invalid_token");
+}
+
+#[tokio::test]
+async fn cognito() {
+    let issuer = issuer().await;
+    let good =
+        json!({"sub": "uuid-1", "token_use": "access", "client_id": "app-1", "username": "alice", "scope": "a b"});
+    let cognito = Provider::start(&issuer.url, "preset: cognito, audience: app-1", "", good).await;
+    cognito
+        .table(&[
+            ("access token", json!({}), json!({}), "uuid-1"),
+            ("of another application", json!({}), json!({"client_id": "app-2"}), "invalid_token"),
+            ("without client_id", json!({}), json!({"client_id": null}), "invalid_token"),
+            ("client_id of another type", json!({}), json!({"client_id": ["app-1"]}), "invalid_token"),
+            ("bound to a resource of ours", json!({}), json!({"client_id": "app-2", "aud": "app-1"}), "uuid-1"),
+            ("bound to another", json!({}), json!({"client_id": "app-2", "aud": "api-2"}), "invalid_token"),
+            ("an ID token", json!({}), json!({"token_use": "id", "aud": "app-1"}), "invalid_token"),
+            ("without token_use", json!({}), json!({"token_use": null, "aud": "app-1"}), "invalid_token"),
+        ])
+        .await;
+    let claims = json!({"sub": "uuid-1", "token_use": "id", "aud": "app-1", "cognito:username": "alice"});
+    let ids = Provider::start(&issuer.url, "preset: cognito, audience: app-1, accept: [id_token]", "", claims).await;
+    ids.table(&[
+        ("ID token", json!({}), json!({}), "uuid-1"),
+        ("of another application", json!({}), json!({"aud": "app-2"}), "invalid_token"),
+        ("an access token", json!({}), json!({"token_use": "access", "client_id": "app-1"}), "invalid_token"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn keycloak() {
+    let issuer = issuer().await;
+    let good = json!({"sub": "uuid-1", "typ": "Bearer", "azp": "spa", "aud": "account", "realm_access": {"roles": ["user", "admin"]}, "resource_access": {"spa": {"roles": ["editor"]}}});
+    let more = "routes: [{ path: /realm, require: { /realm_access/roles: admin } }, { path: /client, require: { /resource_access/spa/roles: [owner, editor] } }, { path: /none, require: { /realm_access/roles: root } }]\n";
+    let keycloak = Provider::start(&issuer.url, "preset: keycloak, authorized_parties: [spa]", more, good).await;
+    keycloak
+        .table(&[
+            ("access token", json!({}), json!({}), "uuid-1"),
+            ("without aud, as light-weight tokens are", json!({}), json!({"aud": null}), "uuid-1"),
+            ("of another client", json!({}), json!({"azp": "other"}), "invalid_token"),
+            ("without azp", json!({}), json!({"azp": null}), "invalid_token"),
+            ("an ID token", json!({}), json!({"typ": "ID"}), "invalid_token"),
+            ("a refresh token", json!({}), json!({"typ": "Refresh"}), "invalid_token"),
+            ("an offline token", json!({}), json!({"typ": "Offline"}), "invalid_token"),
+            ("a logout token", json!({}), json!({"events": {}}), "invalid_token"),
+        ])
+        .await;
+    for (target, expected) in [("/realm", "uuid-1"), ("/client", "uuid-1"), ("/none", "forbidden")] {
+        assert_eq!(keycloak.asks(&json!({}), &json!({}), target).await, expected, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn google() {
+    let issuer = issuer().await;
+    let good = json!({"sub": "1098", "aud": "client.apps.googleusercontent.com", "azp": "client.apps.googleusercontent.com", "email": "a@example.com", "email_verified": true, "hd": "example.com"});
+    let provider =
+        "preset: google, audience: client.apps.googleusercontent.com, allow: { email_domains: [example.com] }";
+    let google = Provider::start(&issuer.url, provider, "", good).await;
+    google
+        .table(&[
+            ("ID token", json!({}), json!({}), "1098"),
+            ("with a hash", json!({}), json!({"at_hash": "x"}), "1098"),
+            ("of another client", json!({}), json!({"aud": "other.apps.googleusercontent.com"}), "invalid_token"),
+            ("unverified address", json!({}), json!({"email_verified": false}), "forbidden"),
+            ("verified in another type", json!({}), json!({"email_verified": "true"}), "forbidden"),
+            ("another domain", json!({}), json!({"email": "a@example.com.evil.example"}), "forbidden"),
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn a_session_service_with_a_secret_of_its_own() {
+    let backend = Backend::start().await;
+    let secret = "a-session-secret-of-enough-length-0123456789";
+    let yaml = format!(
+        "upstream: {}\nproviders: [{{ preset: shared-secret, secret: {secret}, issuer: sessions, user_id: user_id, require: {{ token_type: session }} }}]\n",
+        backend.url()
+    );
+    let service = Provider { proxy: Proxy::start(&yaml).await, backend, claims: json!({}) };
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    for (row, differ, expected) in [
+        ("session token", json!({}), "u1"),
+        ("refresh token", json!({"token_type": "refresh"}), "invalid_token"),
+        ("without a kind", json!({"token_type": null}), "invalid_token"),
+        ("sub does not stand in", json!({"user_id": null}), "missing_user"),
+    ] {
+        let mut claims =
+            json!({"iss": "sessions", "sub": "u2", "user_id": "u1", "token_type": "session", "exp": now() + 60});
+        for (name, value) in differ.as_object().expect("object") {
+            claims[name] = value.clone();
+        }
+        let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("signs");
+        assert_eq!(service.outcome(&token, "/x").await, expected, "{row}");
+    }
+}
