@@ -19,6 +19,7 @@
 //! )
 
 pub mod allow;
+mod cache;
 mod identity;
 mod jwt;
 mod keys;

@@ -193,6 +193,7 @@ pub struct LimitSpec {
     pub waiting_websockets_per_address: u32,
     pub websockets_per_user: u32,
     pub presence: usize,
+    pub token_cache: usize,
     pub token_bytes: usize,
     pub header_bytes: usize,
     pub header_timeout: Duration,

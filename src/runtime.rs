@@ -35,7 +35,7 @@ impl Runtime {
     pub fn start(policy: Policy) -> Self {
         let providers =
             policy.providers.iter().map(|spec| (Arc::clone(spec), Arc::new(ProviderKeys::start(Arc::clone(spec)))));
-        let verifier = Verifier::new(providers);
+        let verifier = Verifier::new(providers, policy.limits.token_cache);
         let upstream = Upstream::new(policy.upstream.clone(), policy.limits.send_timeout);
         Self { policy, verifier, upstream }
     }

@@ -128,6 +128,13 @@ impl ProviderKeys {
         self.state.borrow().keys.as_ref().is_none_or(|keys| keys.holds(print))
     }
 
+    /// Whether this key would verify a token now: it is in the set in force, and that is not too old.
+    pub(super) fn verifies_with(&self, print: KeyPrint) -> bool {
+        let state = self.state.borrow();
+        let fresh = |good: Instant| self.max_stale.is_none_or(|limit| good.elapsed() <= limit);
+        state.last_good.is_some_and(fresh) && state.keys.as_ref().is_some_and(|keys| keys.holds(print))
+    }
+
     /// Waits until the first attempt has ended.
     pub async fn first_attempt(&self) {
         let mut state = self.state.clone();

@@ -12,6 +12,7 @@ use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
+use super::cache::TokenCache;
 use super::identity::pointed;
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyPrint, ProviderKeys};
@@ -51,6 +52,7 @@ struct Provider {
 /// Every provider and its keys.
 pub struct Verifier {
     providers: Vec<Provider>,
+    cache: Option<TokenCache>,
 }
 
 /// One step of an explanation: what was looked at and what was found.
@@ -87,10 +89,11 @@ impl Trace for Vec<Step> {
 }
 
 impl Verifier {
-    /// A verifier over these providers and their keys.
+    /// A verifier over these providers and their keys, which remembers at most `remembered` tokens.
     #[must_use]
-    pub fn new(providers: impl IntoIterator<Item = (Arc<ProviderSpec>, Arc<ProviderKeys>)>) -> Self {
-        Self { providers: providers.into_iter().map(|(spec, keys)| Provider { spec, keys }).collect() }
+    pub fn new(providers: impl IntoIterator<Item = (Arc<ProviderSpec>, Arc<ProviderKeys>)>, remembered: usize) -> Self {
+        let providers = providers.into_iter().map(|(spec, keys)| Provider { spec, keys }).collect();
+        Self { providers, cache: TokenCache::new(remembered) }
     }
 
     /// Each provider with its keys.
@@ -109,8 +112,30 @@ impl Verifier {
     /// # Errors
     /// Why it was refused.
     pub async fn verify(&self, token: Token) -> Result<Verified, Rejection> {
-        let identity = self.examine(token.expose(), now(), &mut ()).await?;
-        Ok(Verified { identity: Arc::new(identity), token: Some(token) })
+        let Some(cache) = &self.cache else {
+            let identity = Arc::new(self.examine(token.expose(), now(), &mut ()).await?);
+            return Ok(Verified { identity, token: Some(token) });
+        };
+        let digest = TokenCache::digest(&token);
+        if let Some(identity) = cache.get(&digest) {
+            if self.still_stands(&identity) {
+                tracing::debug!("token seen before: user {}", identity.user_id());
+                return Ok(Verified { identity, token: Some(token) });
+            }
+            cache.remove(&digest);
+        }
+        let identity = Arc::new(self.examine(token.expose(), now(), &mut ()).await?);
+        cache.insert(digest, &identity, identity.provider().cache_ttl);
+        Ok(Verified { identity, token: Some(token) })
+    }
+
+    /// Whether what was found once still holds: the token has not ended, and its key is one of those that
+    /// would verify it now. What else was asked of it cannot change.
+    fn still_stands(&self, identity: &Identity) -> bool {
+        let spec = identity.provider();
+        let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
+        now() < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
+            && provider.is_some_and(|provider| provider.keys.verifies_with(identity.key()))
     }
 
     /// Verifies a token and says every step.

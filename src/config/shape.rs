@@ -158,6 +158,7 @@ pub struct Provider {
     pub allow: Allow,
     pub trust_unverified_email: bool,
     pub accept: Option<Vec<Accept>>,
+    pub cache_ttl: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -485,6 +486,7 @@ pub struct Limits {
     pub waiting_websockets_per_address: u32,
     pub websockets_per_user: u32,
     pub presence: usize,
+    pub token_cache: usize,
     pub token_bytes: Size,
     pub header_bytes: Size,
     pub header_timeout: Time,
@@ -502,6 +504,7 @@ impl Default for Limits {
             waiting_websockets_per_address: 50,
             websockets_per_user: 100,
             presence: 100_000,
+            token_cache: 10_000,
             token_bytes: Size(16 << 10),
             header_bytes: Size(32 << 10),
             header_timeout: Time::seconds(10),

@@ -47,6 +47,8 @@ pub struct ProviderSpec {
     pub trust_unverified_email: bool,
     /// Which kinds of token count.
     pub accept: Kinds,
+    /// How long a verified token is remembered, at most until its end.
+    pub cache_ttl: Duration,
 }
 
 /// Where keys come from. Never from a token's own header.
@@ -258,6 +260,7 @@ impl Check {
             algorithms,
             audience: audience?,
             authorized_parties,
+            cache_ttl: provider.cache_ttl.map_or(Duration::from_secs(300), |time| time.0),
             clock_skew: provider.clock_skew.map_or(Duration::from_secs(5), |time| time.0),
             user_id: user_id?,
             encoded_user_ids: config.identity.headers.values().any(|header| header.claim == "sub")

@@ -508,6 +508,7 @@ impl Check {
             waiting_websockets_per_address: limits.waiting_websockets_per_address,
             websockets_per_user: limits.websockets_per_user,
             presence: limits.presence,
+            token_cache: limits.token_cache,
             token_bytes: limits.token_bytes.0,
             header_bytes: limits.header_bytes.0,
             header_timeout: limits.header_timeout.0,

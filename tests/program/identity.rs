@@ -283,3 +283,57 @@ async fn claims_that_cannot_stand_in_a_header_refuse_the_request() {
         assert_eq!(status(&proxy, &backend, &issuer.token(sub)).await, (401, "invalid_token".into()), "{sub}");
     }
 }
+
+#[tokio::test]
+async fn a_token_seen_before_is_not_verified_again() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    for (yaml, remembered) in [
+        (format!("providers: [{}]\n", issuer.provider()), true),
+        (format!("providers: [{}]\nlimits: {{ token_cache: 0 }}\n", issuer.provider()), false),
+        (format!("providers: [{}]\n", issuer.provider().replace(" }", ", cache_ttl: 0s }")), false),
+    ] {
+        let mut proxy = Proxy::start(&format!("upstream: {}\n{yaml}", backend.url())).await;
+        let token = issuer.token("alice");
+        for _ in 0..3 {
+            assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));
+        }
+        // Another token of the same user is another token.
+        let other = issuer.token_with("alice", json!({"jti": "other"}));
+        assert_eq!(status(&proxy, &backend, &other).await, (200, "alice".into()));
+        // A request that is refused has the last line.
+        assert_eq!(status(&proxy, &backend, "garbage").await.0, 401);
+        proxy.logged("the last line", |line| line.contains("\"status\":401")).await;
+        let seen = proxy.log().iter().filter(|line| line.contains("token seen before")).count();
+        assert_eq!(seen, if remembered { 2 } else { 0 }, "{yaml}");
+    }
+}
+
+#[tokio::test]
+async fn a_remembered_token_is_worth_nothing_beyond_its_end_its_key_and_the_rules() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let more = "routes: [{ path: /admin, require: { role: admin } }]\n";
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider())).await;
+    // The clock skew of five seconds lets it live for two more.
+    let dying = issuer.token_with("alice", json!({"exp": now() - 3}));
+    let token = issuer.token("alice");
+    for token in [&dying, &token] {
+        for _ in 0..2 {
+            assert_eq!(status(&proxy, &backend, token).await, (200, "alice".into()));
+        }
+    }
+    // What a route asks is asked every time.
+    let credential = bearer(&token);
+    assert_eq!(get(proxy.address, "/admin", &[&credential]).await.code(), "forbidden");
+    // Changed by one character it is no token seen before.
+    let changed = format!("{}{}", &token[..token.len() - 2], if token.ends_with("AA") { "BB" } else { "AA" });
+    assert_eq!(status(&proxy, &backend, &changed).await.0, 401);
+    crate::support::within("its end", async {
+        while status(&proxy, &backend, &dying).await != (401, "token_expired".into()) {}
+    })
+    .await;
+    // A key that is not known yet makes the set be fetched anew, and the old key is not in it any more.
+    let key = Key::ec("new", Algorithm::ES256);
+    issuer.set_keys(vec![key.jwk.clone()]);
+    assert_eq!(status(&proxy, &backend, &key.sign(&issuer.claims("bob"))).await, (200, "bob".into()));
+    assert_eq!(status(&proxy, &backend, &token).await, (401, "invalid_token".into()));
+}
