@@ -29,7 +29,7 @@ pub mod token;
 mod verifier;
 
 pub use identity::{Identity, User};
-pub use keys::{Health, KeyPrint, ProviderKeys};
+pub use keys::{Health, Inspection, KeyPrint, ProviderKeys, inspect};
 pub use rejection::Rejection;
 pub use token::{Carrier, NoCredential, Token};
 pub use verifier::{Explanation, Step, Verified, Verifier, now};

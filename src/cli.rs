@@ -30,6 +30,7 @@ const EXAMPLES: &str = "Examples:
   vestibule demo                                      everything in one process, to try
   vestibule --config vestibule.yaml                   run with a file
   vestibule check --config vestibule.yaml             what it understood; starts nothing
+  vestibule check --config vestibule.yaml --online    and what each identity provider answers
   vestibule --upstream http://127.0.0.1:8000 --issuer https://issuer.example.com --audience my-api";
 
 #[derive(Debug, Subcommand)]
@@ -39,7 +40,7 @@ enum Command {
     /// Try everything: an issuer, a live notebook and the proxy in one process
     Demo(DemoArguments),
     /// Say what the configuration means; starts nothing
-    Check(ConfigArguments),
+    Check(CheckArguments),
     /// Make or look into tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -56,7 +57,7 @@ struct ConfigArguments {
     /// The backend, such as <http://127.0.0.1:8000> [env: `VESTIBULE_UPSTREAM`]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// Identity provider preset: oidc, jwt, shared-secret [env: `VESTIBULE_PRESET`]
+    /// Identity provider preset: oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret [env: `VESTIBULE_PRESET`]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// The `iss` of its tokens, exactly [env: `VESTIBULE_ISSUER`]
@@ -86,6 +87,15 @@ struct RunArguments {
     /// Accept tokens of `vestibule token mint` too; on a loopback listener only
     #[arg(long)]
     insecure_dev: bool,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+struct CheckArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Ask each provider for its keys, its name and its clock; exit code 1 when one is not as it should be
+    #[arg(long)]
+    online: bool,
 }
 
 #[derive(Args, Clone, Debug)]

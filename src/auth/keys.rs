@@ -213,6 +213,65 @@ impl ProviderKeys {
     }
 }
 
+/// What one look at a provider found; for `vestibule check --online`.
+#[derive(Debug)]
+pub struct Inspection {
+    /// A sentence for each thing that is as it should be.
+    pub found: Vec<String>,
+    /// A sentence for each thing that would refuse good tokens.
+    pub problems: Vec<String>,
+}
+
+/// A clock further off than this has tokens refused that were just issued, or accepted that have ended.
+const CLOCK: i64 = 5;
+
+/// Asks a provider once for what it would be asked at start, and looks at its clock and its name.
+pub async fn inspect(provider: &ProviderSpec) -> Inspection {
+    let mut inspection = Inspection { found: Vec::new(), problems: Vec::new() };
+    let client = match fetch::client(&provider.keys) {
+        Ok(client) => client,
+        Err(error) => {
+            inspection.problems.push(error.to_string());
+            return inspection;
+        }
+    };
+    let keys = match &provider.keys {
+        KeySource::Secret(secret) => Ok(KeySet::secret(secret)),
+        KeySource::Pem(pem) => KeySet::from_pem(pem).map_err(|error| error.to_string()),
+        KeySource::Jwks(jwks) => KeySet::from_jwks(jwks).map_err(|error| error.to_string()),
+        KeySource::Fetched { .. } => fetch::keys(&client, provider).await.map_err(|error| error.to_string()),
+    };
+    match keys {
+        Ok(keys) => {
+            inspection.found.push(format!("{} usable keys, {}", keys.len(), keys.algorithms().join(", ")));
+            inspection.found.extend(keys.skipped().iter().map(|skipped| format!("skipped {skipped}")));
+        }
+        Err(reason) => inspection.problems.push(reason),
+    }
+    let (KeySource::Fetched { .. }, Some(issuer)) = (&provider.keys, &provider.issuer) else { return inspection };
+    // Without a discovery document there is nothing more to learn.
+    let Ok(look) = fetch::look(&client, issuer).await else { return inspection };
+    match look.calls_itself {
+        Some(name) if name != *issuer => {
+            let sentence = format!("the provider calls itself {name:?}; write exactly that");
+            if !inspection.problems.contains(&sentence) {
+                inspection.problems.push(sentence);
+            }
+        }
+        Some(_) => inspection.found.push("calls itself by the configured issuer".to_owned()),
+        None => {}
+    }
+    match look.clock {
+        Some(lead) if lead.abs() > CLOCK => {
+            let side = if lead > 0 { "ahead of" } else { "behind" };
+            inspection.problems.push(format!("its clock is {} s {side} ours", lead.abs()));
+        }
+        Some(_) => inspection.found.push("its clock agrees with ours".to_owned()),
+        None => {}
+    }
+    inspection
+}
+
 async fn keep_fetching(provider: Arc<ProviderSpec>, state: watch::Sender<State>, demand: Arc<Notify>) {
     let KeySource::Fetched { refresh, .. } = &provider.keys else { return };
     let client = fetch::client(&provider.keys);

@@ -1,21 +1,45 @@
-//! `vestibule check`: what it understood, so that a reviewer can read the policy off it.
+//! `vestibule check`: what it understood, so that a reviewer can read the policy off it, and with `--online` what
+//! each identity provider answers.
 
 use std::process::ExitCode;
 
-use super::{ConfigArguments, USAGE, fail, policy};
-use crate::policy::summary;
+use super::{CheckArguments, USAGE, fail, policy, run::executor};
+use crate::auth;
+use crate::policy::{Policy, summary};
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
-pub(super) fn check(arguments: &ConfigArguments) -> ExitCode {
-    match policy(arguments, |_| Vec::new()) {
-        Ok((policy, name)) => {
-            println!("{name}");
-            print!("{}", summary(&policy));
-            for warning in &policy.warnings {
-                println!("  warning     {warning}");
-            }
-            ExitCode::SUCCESS
-        }
-        Err(report) => fail(&report, USAGE),
+pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
+    let (policy, name) = match policy(&arguments.config, |_| Vec::new()) {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(&report, USAGE),
+    };
+    println!("{name}");
+    print!("{}", summary(&policy));
+    for warning in &policy.warnings {
+        println!("  warning     {warning}");
     }
+    if !arguments.online {
+        return ExitCode::SUCCESS;
+    }
+    match executor() {
+        Ok(executor) => executor.block_on(online(&policy)),
+        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
+    }
+}
+
+/// Each provider in turn: a look at one may take as long as its time limit.
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+async fn online(policy: &Policy) -> ExitCode {
+    let mut failed = false;
+    for provider in &policy.providers {
+        let inspection = auth::inspect(provider).await;
+        for found in inspection.found {
+            println!("  online      {}: {found}", provider.name);
+        }
+        for problem in inspection.problems {
+            failed = true;
+            println!("  PROBLEM     {}: {problem}", provider.name);
+        }
+    }
+    if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }
 }

@@ -101,7 +101,7 @@ pub(super) const PRESETS: [Preset; 9] = [
     },
     Preset {
         name: "auth0",
-        keys: DefaultKeys::Below(".well-known/jwks.json"),
+        keys: DefaultKeys::Below("/.well-known/jwks.json"),
         algorithms: &[Algorithm::RS256, Algorithm::PS256],
         derived_from: &["domain"],
         ..OIDC

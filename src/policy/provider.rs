@@ -297,6 +297,9 @@ impl Check {
             let key = preset.derived_from[0];
             self.wrong(format!("{at}.issuer"), format!("{key} says the issuer is {derived}; keep one of the two"));
         }
+        if preset.name == "auth0" && written.as_ref().is_some_and(|issuer| !issuer.ends_with('/')) {
+            self.warn(format!("{at}.issuer has no trailing slash; the tokens of Auth0 say their issuer with one"));
+        }
         written.or(derived).or_else(|| preset.issuer.map(str::to_owned))
     }
 
@@ -383,7 +386,7 @@ impl Check {
             return self.file(&format!("{at}.jwks.file"), file).map(KeySource::Jwks);
         }
         let below = match preset.keys {
-            DefaultKeys::Below(path) => issuer.map(|issuer| format!("{issuer}{path}")),
+            DefaultKeys::Below(path) => issuer.map(|issuer| format!("{}{path}", issuer.trim_end_matches('/'))),
             _ => None,
         };
         let (path, text, discovery) = match (&jwks.url, issuer) {

@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use crate::support::backend::Backend;
 use crate::support::client::{bearer, get};
-use crate::support::issuer::Issuer;
+use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::{TempFile, command};
 
 struct State(std::path::PathBuf);
@@ -161,4 +161,44 @@ async fn the_demo_answers_as_its_welcome_says_and_moves_off_a_taken_port() {
     assert_eq!(crate::support::within("the demo to end", ended).await.expect("joined").code(), Some(0));
     let everyone = command().args(["demo", "--listen", "0.0.0.0:0"]).output().expect("runs");
     assert_eq!(everyone.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_online_says_what_each_provider_answers() {
+    let issuer = Issuer::start().await;
+    let check = |yaml: String| async move {
+        let file = TempFile::new(&format!("upstream: http://127.0.0.1:1\n{yaml}"));
+        let output = tokio::task::spawn_blocking(move || {
+            command().args(["check", "--online", "--config", file.path()]).output().expect("runs")
+        });
+        let output = output.await.expect("ends");
+        (output.status.code(), stdout(&output))
+    };
+    let (code, said) = check(format!("providers: [{}]\n", issuer.provider())).await;
+    assert_eq!(code, Some(0), "{said}");
+    for line in
+        ["oidc: 1 usable keys, RSA", "oidc: calls itself by the configured issuer", "oidc: its clock agrees with ours"]
+    {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    // Presets whose keys are not found by discovery are looked at all the same.
+    issuer.calls_itself(&format!("{}/", issuer.url));
+    for provider in [issuer.provider(), issuer.provider().replace("oidc", "auth0")] {
+        let (code, said) = check(format!("providers: [{provider}]\n")).await;
+        assert_eq!(code, Some(1), "{said}");
+        let expected = format!("the provider calls itself \"{}/\"; write exactly that", issuer.url);
+        assert_eq!(said.matches(&expected).count(), 1, "{said}");
+    }
+    issuer.clock_is_ahead(120);
+    let (code, said) = check(format!("providers: [{}]\n", issuer.provider())).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("its clock is 1") && said.contains(" s ahead of ours"), "{said}");
+    issuer.set_mood(Mood::Html);
+    let (code, said) = check(format!("providers: [{}]\n", issuer.provider())).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("PROBLEM     oidc: ") && said.contains("is not an OIDC discovery document"), "{said}");
+    let gone = "providers: [{ issuer: \"http://127.0.0.1:1\", audience: a }]\n".to_owned();
+    let (code, said) = check(gone).await;
+    assert_eq!(code, Some(1));
+    assert!(said.to_lowercase().contains("connection refused"), "{said}");
 }

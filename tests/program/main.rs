@@ -3,12 +3,13 @@
 
 #![allow(unreachable_pub, reason = "modules of one test program")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failed expectation is the answer")]
-#![allow(clippy::print_stderr, clippy::too_many_lines, clippy::cast_possible_truncation)]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::too_many_lines, clippy::cast_possible_truncation)]
 #![allow(clippy::needless_pass_by_value, clippy::items_after_statements, clippy::unused_self)]
 #![allow(clippy::missing_panics_doc, clippy::large_futures, clippy::large_stack_arrays, clippy::format_push_string)]
 
 mod support;
 
+mod attacks;
 mod command_line;
 mod configuration;
 mod handover;

@@ -2,7 +2,7 @@
 //! proxies from the environment, no client header, five seconds, half a megabyte.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use url::Url;
 
@@ -60,8 +60,27 @@ pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> R
         return Err(FetchError::Client("keys are given, not fetched".to_owned()));
     };
     let jwks = if *discovery { discover(client, url, provider, *allow_http).await? } else { url.clone() };
-    let body = get(client, &jwks).await?;
+    let body = get(client, &jwks).await?.body;
     KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })
+}
+
+/// What a look at the provider itself says beyond its keys.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// What its discovery document calls it; `None` when it has none.
+    pub(super) calls_itself: Option<String>,
+    /// Its clock's lead over ours in seconds, by the `Date` of its answer.
+    pub(super) clock: Option<i64>,
+}
+
+/// Looks at the discovery document below the issuer, also where keys come from elsewhere.
+pub(super) async fn look(client: &reqwest::Client, issuer: &str) -> Result<Look, FetchError> {
+    let text = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+    let Ok(url) = Url::parse(&text) else { return Ok(Look::default()) };
+    let answer = get(client, &url).await?;
+    let document = json::object(&answer.body).ok();
+    let name = document.as_ref().and_then(|document| document.get("issuer")).and_then(serde_json::Value::as_str);
+    Ok(Look { calls_itself: name.map(|name| name.chars().take(256).collect()), clock: answer.clock })
 }
 
 async fn discover(
@@ -70,7 +89,7 @@ async fn discover(
     provider: &ProviderSpec,
     allow_http: bool,
 ) -> Result<Url, FetchError> {
-    let body = get(client, url).await?;
+    let body = get(client, url).await?.body;
     let not_discovery = || FetchError::NotDiscovery { url: url.clone() };
     let document = json::object(&body).map_err(|_| not_discovery())?;
     let text = |name: &str| document.get(name).and_then(serde_json::Value::as_str);
@@ -89,7 +108,12 @@ async fn discover(
     }
 }
 
-async fn get(client: &reqwest::Client, url: &Url) -> Result<Vec<u8>, FetchError> {
+struct Answer {
+    body: Vec<u8>,
+    clock: Option<i64>,
+}
+
+async fn get(client: &reqwest::Client, url: &Url) -> Result<Answer, FetchError> {
     let failed = |error: reqwest::Error| FetchError::Request { url: url.clone(), reason: reason(&error) };
     let mut response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
     let status = response.status();
@@ -99,6 +123,8 @@ async fn get(client: &reqwest::Client, url: &Url) -> Result<Vec<u8>, FetchError>
     if status != reqwest::StatusCode::OK {
         return Err(FetchError::Status { url: url.clone(), status: status.as_u16() });
     }
+    let date = response.headers().get("date").and_then(|date| date.to_str().ok());
+    let clock = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(lead);
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         if body.len() + chunk.len() > BYTES {
@@ -106,7 +132,17 @@ async fn get(client: &reqwest::Client, url: &Url) -> Result<Vec<u8>, FetchError>
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body)
+    Ok(Answer { body, clock })
+}
+
+/// Seconds by which a clock is ahead of ours.
+fn lead(theirs: SystemTime) -> i64 {
+    let ours = SystemTime::now();
+    let seconds = |lead: Duration| i64::try_from(lead.as_secs()).unwrap_or(i64::MAX);
+    match theirs.duration_since(ours) {
+        Ok(ahead) => seconds(ahead),
+        Err(behind) => -seconds(behind.duration()),
+    }
 }
 
 /// The innermost cause says what an operator needs: `connection refused`, `certificate expired`.

@@ -103,7 +103,12 @@ impl Key {
         for (name, value) in more.as_object().expect("object") {
             header[name] = value.clone();
         }
-        let signed = format!("{}.{}", b64(header.to_string().as_bytes()), b64(claims.to_string().as_bytes()));
+        self.sign_raw(&header.to_string(), claims.to_string().as_bytes())
+    }
+
+    /// Signs a header and a payload as they stand.
+    pub fn sign_raw(&self, header: &str, payload: &[u8]) -> String {
+        let signed = format!("{}.{}", b64(header.as_bytes()), b64(payload));
         let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &self.signing, self.algorithm).expect("signs");
         format!("{signed}.{signature}")
     }
@@ -146,6 +151,7 @@ struct Inner {
     mood: Mood,
     keys: Vec<Value>,
     calls_itself: Option<String>,
+    ahead: u64,
 }
 
 /// An issuer on loopback.
@@ -165,7 +171,8 @@ impl Issuer {
     pub async fn with(key: Key) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let inner = Arc::new(Mutex::new(Inner { mood: Mood::Well, keys: vec![key.jwk.clone()], calls_itself: None }));
+        let inner =
+            Arc::new(Mutex::new(Inner { mood: Mood::Well, keys: vec![key.jwk.clone()], calls_itself: None, ahead: 0 }));
         let fetches = Arc::new(AtomicUsize::new(0));
         tokio::spawn(serve(listener, url.clone(), Arc::clone(&inner), Arc::clone(&fetches)));
         Self { url, key, inner, fetches }
@@ -177,6 +184,11 @@ impl Issuer {
 
     pub fn set_keys(&self, keys: Vec<Value>) {
         self.inner.lock().expect("lock").keys = keys;
+    }
+
+    /// By so many seconds, in the `Date` of its answers.
+    pub fn clock_is_ahead(&self, seconds: u64) {
+        self.inner.lock().expect("lock").ahead = seconds;
     }
 
     pub fn calls_itself(&self, name: &str) {
@@ -260,10 +272,11 @@ async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fet
                 }
             }
             let head = String::from_utf8_lossy(&head).into_owned();
-            let (mood, keys, name) = {
+            let (mood, keys, name, ahead) = {
                 let inner = inner.lock().expect("lock");
-                (inner.mood.clone(), inner.keys.clone(), inner.calls_itself.clone())
+                (inner.mood.clone(), inner.keys.clone(), inner.calls_itself.clone(), inner.ahead)
             };
+            let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(ahead));
             let body = if head.starts_with("GET /.well-known/openid-configuration ") {
                 json!({"issuer": name.unwrap_or_else(|| url.clone()), "jwks_uri": format!("{url}/jwks")}).to_string()
             } else {
@@ -271,7 +284,10 @@ async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fet
                 json!({ "keys": keys }).to_string()
             };
             let answer = |status: &str, body: &str| {
-                format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+                let length = body.len();
+                format!(
+                    "HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                )
             };
             let bytes = match mood {
                 Mood::Well => answer("200 OK", &body),
