@@ -334,7 +334,7 @@ fn shapes(attacks: &mut Attacks, good: &str) {
         attacks.add(name, token, "invalid_token");
     }
     for (name, token) in [
-        ("padded header", format!("{}=.{payload}.{signature}", header)),
+        ("padded header", format!("{header}=.{payload}.{signature}")),
         ("a space in it", good.replacen('.', ". ", 1)),
         ("Bearer twice", format!("Bearer {good}")),
         ("two tokens", format!("{good}, {good}")),
