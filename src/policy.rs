@@ -115,7 +115,17 @@ pub struct TokenSources {
     /// Subprotocol entries of WebSocket upgrades that begin like this.
     pub subprotocols: Vec<TokenSubprotocol>,
     /// A cookie of the provider's, under the `Origin` rule.
-    pub cookie: Option<String>,
+    pub cookie: Option<CookieSource>,
+}
+
+/// A provider's cookie that carries its token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieSource {
+    /// Its name.
+    pub name: String,
+    /// What Clerk writes behind the name of the same cookie of one application, where its publishable keys
+    /// are known; empty: any.
+    pub suffixes: Vec<String>,
 }
 
 /// A subprotocol entry that carries a token behind its prefix.

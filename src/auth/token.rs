@@ -186,7 +186,7 @@ pub fn extract(
         let from_query = take_query(headers, uri, parameter, limit);
         found = found.or(from_query);
     }
-    let from_cookie = sources.cookie.as_deref().and_then(|name| take_cookie(headers, name, limit));
+    let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
     match (found, from_cookie) {
         (Some(Ok((token, carrier))), _) => Ok(Extracted::Token(token, carrier)),
         (Some(Err(problem)), _) => Err(problem),
@@ -272,7 +272,7 @@ mod tests {
     use hyper::header::REFERER;
 
     use super::*;
-    use crate::policy::{QueryMode, QueryParameter};
+    use crate::policy::{CookieSource, QueryMode, QueryParameter};
 
     fn sources() -> TokenSources {
         TokenSources {
@@ -286,7 +286,7 @@ mod tests {
             ]
             .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
             .to_vec(),
-            cookie: Some("__session".into()),
+            cookie: Some(CookieSource { name: "__session".into(), suffixes: Vec::new() }),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Presets: one row an identity provider, and what people hold of one turned into its issuer. What a row says,
 //! each key of the file can still set.
 
+use aws_lc_rs::digest;
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use jsonwebtoken::Algorithm;
 
 use crate::config;
@@ -193,6 +194,13 @@ fn frontend_api(key: &str) -> Result<String, (&'static str, String)> {
     })
 }
 
+/// What stands behind `__session_` in the cookie of one Clerk application: the first eight characters of the
+/// base64url of its publishable key's SHA-1.
+pub(super) fn cookie_suffix(publishable_key: &str) -> String {
+    let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, publishable_key.as_bytes());
+    URL_SAFE_NO_PAD.encode(digest.as_ref()).chars().take(8).collect()
+}
+
 /// Secrets that anyone can read in documentation; long enough to pass a length check.
 pub(super) const PUBLISHED_SECRETS: [&str; 4] = [
     "a-string-secret-at-least-256-bits-long",
@@ -212,6 +220,12 @@ mod tests {
                 preset.algorithms.iter().any(|a| matches!(a, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512));
             assert_eq!(hmac, preset.keys == DefaultKeys::Secret, "{}", preset.name);
         }
+    }
+
+    #[test]
+    fn a_cookie_s_suffix_is_known_from_the_publishable_key() {
+        // printf %s pk_test_abc | openssl sha1 -binary | basenc --base64url | cut -c1-8
+        assert_eq!(cookie_suffix("pk_test_abc"), "xAsktmsC");
     }
 
     fn derived(preset: &str, set: impl Fn(&mut config::Provider)) -> Result<Option<String>, &'static str> {

@@ -121,7 +121,7 @@ pub fn carriers(route: &Route) -> String {
         });
     }
     if let Some(cookie) = &route.token_from.cookie {
-        carriers.push(format!("cookie {cookie}, from our own pages and origins"));
+        carriers.push(format!("cookie {}, from our own pages and origins", cookie.name));
     }
     carriers.join(", ")
 }

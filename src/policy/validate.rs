@@ -12,9 +12,11 @@ use url::Url;
 use super::dialect::is_sendable;
 use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
+use super::preset::cookie_suffix;
 use super::{
-    Claim, DialectSpec, Expected, LimitSpec, LogSpec, Origin, OriginPattern, Pattern, Policy, QueryParameter,
-    Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader, WebSocketSpec, fold,
+    Claim, CookieSource, DialectSpec, Expected, LimitSpec, LogSpec, Origin, OriginPattern, Pattern, Policy,
+    QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader, WebSocketSpec,
+    fold,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
 
@@ -42,6 +44,8 @@ pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
 pub(super) struct Check {
     findings: Vec<Finding>,
     warnings: Vec<String>,
+    /// Of the Clerk applications whose publishable keys are written.
+    cookie_suffixes: Vec<String>,
     pub(super) dialects: BTreeMap<String, Arc<DialectSpec>>,
 }
 
@@ -122,6 +126,8 @@ impl Check {
             self.header_name(&format!("identity.strip[{index}]"), name);
         }
         let providers = self.providers(config);
+        let keys = config.providers.iter().filter_map(|provider| provider.publishable_key.as_deref());
+        self.cookie_suffixes = keys.map(cookie_suffix).collect();
         self.dialects = self.dialects(&config.dialects, &reserved);
         let routes = self.routes(config);
         let upstream = upstream.map(|upstream| self.first_message(config, upstream, &routes));
@@ -277,7 +283,8 @@ impl Check {
                 TokenSubprotocol { prefix: source.prefix.clone(), encoding: source.encoding }
             })
             .collect();
-        TokenSources { headers, message, query, subprotocols, cookie: cookie.map(str::to_owned) }
+        let cookie = cookie.map(|name| CookieSource { name: name.to_owned(), suffixes: self.cookie_suffixes.clone() });
+        TokenSources { headers, message, query, subprotocols, cookie }
     }
 
     fn websocket(&mut self, config: &Config, route: &config::RouteWebSocket, path: &str) -> WebSocketSpec {

@@ -4,12 +4,15 @@ use hyper::HeaderMap;
 use hyper::header::{COOKIE, HeaderValue};
 
 use super::Token;
+use crate::policy::CookieSource;
 
 /// Takes the provider's cookie out, in each of its forms; the others stay byte for byte.
 ///
 /// Clerk writes `__session` and `__session_<suffix>` beside it: the suffixed one belongs to one
-/// application, so it counts. Two of a name, or two suffixes, leave it open whose they are: none counts.
-pub(super) fn take_cookie(headers: &mut HeaderMap, name: &str, limit: usize) -> Option<Token> {
+/// application, so it counts. Where the suffix is known, those of other applications on the same domain are not
+/// ours and stay. Two of a name, or two suffixes, leave it open whose they are: none counts.
+pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit: usize) -> Option<Token> {
+    let name = source.name.as_str();
     let (mut plain, mut suffixed) = (Vec::new(), Vec::new());
     let mut left: Vec<HeaderValue> = Vec::new();
     let mut removed = false;
@@ -19,7 +22,11 @@ pub(super) fn take_cookie(headers: &mut HeaderMap, name: &str, limit: usize) -> 
             let rest = pair.strip_prefix(name.as_bytes())?;
             let at = rest.iter().position(|byte| *byte == b'=')?;
             let (suffix, value) = (rest[..at].trim_ascii_end(), rest[at + 1..].trim_ascii());
-            let form = suffix.is_empty() || (suffix.starts_with(b"_") && name == "__session");
+            let known = |suffix: &[u8]| {
+                source.suffixes.is_empty() || source.suffixes.iter().any(|known| known.as_bytes() == suffix)
+            };
+            let suffixed = name == "__session" && suffix.strip_prefix(b"_").is_some_and(known);
+            let form = suffix.is_empty() || suffixed;
             form.then(|| (!suffix.is_empty(), value.to_vec()))
         };
         let kept: Vec<&[u8]> = line
@@ -80,10 +87,27 @@ mod tests {
             for line in lines {
                 headers.append(COOKIE, HeaderValue::from_static(line));
             }
-            let found = take_cookie(&mut headers, name, 64);
+            let source = CookieSource { name: name.to_owned(), suffixes: Vec::new() };
+            let found = take_cookie(&mut headers, &source, 64);
             assert_eq!(found.as_ref().map(Token::expose), expected, "{lines:?}");
             let kept: Vec<&str> = headers.get_all(COOKIE).iter().map(|v| v.to_str().expect("ascii")).collect();
             assert_eq!(kept.join("|"), left, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn another_applications_cookie_is_not_ours() {
+        for (line, expected, left) in [
+            ("__session_mine=abc; __session_other=def", Some("abc"), "__session_other=def"),
+            ("__session=plain; __session_other=def", Some("plain"), "__session_other=def"),
+            ("__session_other=def", None, "__session_other=def"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(COOKIE, HeaderValue::from_static(line));
+            let source = CookieSource { name: "__session".to_owned(), suffixes: vec!["mine".to_owned()] };
+            let found = take_cookie(&mut headers, &source, 64);
+            assert_eq!(found.as_ref().map(Token::expose), expected, "{line}");
+            assert_eq!(headers[COOKIE], left, "{line}");
         }
     }
 }

@@ -1,0 +1,295 @@
+//! Each line of docs/contract.md sections 4.2 and 4.5 that a session decides, without a socket.
+
+use super::*;
+use crate::policy::{FieldMode, FieldSpec};
+
+const NOW: u64 = 1_000_000_000;
+
+fn life(grace: u64) -> Life {
+    Life { grace: Duration::from_secs(grace), ..Life::default() }
+}
+
+#[test]
+fn max_lifetime_holds_whatever_the_tokens_say() {
+    let life = Life { max_lifetime: Some(Duration::from_secs(40)), ..life(30) };
+    let mut session = Session::open(None, life, standing(NOW / 1_000 + 600), NOW);
+    assert_eq!(session.deadline(), Some(NOW + 40_000));
+    assert_eq!(
+        shown(&session.on(Event::Deadline { seen: None }, NOW + 40_000)),
+        ["Session expired 4401 Session expired"]
+    );
+    let mut session = Session::open(None, life, standing(NOW / 1_000 + 600), NOW);
+    refresh(&mut session, NOW + 39_000);
+    assert_eq!(session.deadline(), Some(NOW + 40_000), "a refresh under verification does not hold it up");
+}
+
+#[test]
+fn keep_outlives_the_token_until_max_lifetime() {
+    let life = Life { on_expiry: OnExpiry::Keep, max_lifetime: Some(Duration::from_secs(900)), ..life(30) };
+    let mut session = Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
+    assert_eq!(session.deadline(), Some(NOW + 900_000));
+    assert!(session.on(Event::Deadline { seen: None }, NOW + 500_000).is_empty());
+}
+
+fn standing(expires_at: u64) -> Standing {
+    Standing { expires_at, clock_skew: Duration::from_secs(5), key: KeyPrint::default() }
+}
+
+fn token() -> Token {
+    Token::presented("t", 16).expect("token")
+}
+
+fn accepted(expires_at: u64) -> Event {
+    Event::Verdict(Verdict::Accepted { user_id: "alice".into(), standing: standing(expires_at), token: None })
+}
+
+fn waiting() -> Session {
+    Session::waiting(Arc::new(DialectSpec::vestibule()), Duration::from_secs(10), life(30), NOW)
+}
+
+fn opened() -> Session {
+    let mut session = waiting();
+    session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW);
+    session.on(accepted(NOW / 1_000 + 60), NOW);
+    session.on(Event::UpstreamOpen, NOW);
+    session
+}
+
+fn shown(actions: &[Action]) -> Vec<String> {
+    actions
+        .iter()
+        .map(|action| match action {
+            Action::Verify(_) => "verify".to_owned(),
+            Action::Connect => "connect".to_owned(),
+            Action::Say(text) => text.clone(),
+            Action::Relay => "relay".to_owned(),
+            Action::HandOn(_) => "hand on".to_owned(),
+            Action::End(ending) => {
+                let dialect = DialectSpec::vestibule();
+                format!("{} {} {}", ending.message().unwrap_or("-"), ending.code(Some(&dialect)), ending.reason())
+            }
+        })
+        .collect()
+}
+
+fn refresh(session: &mut Session, now: u64) -> Vec<String> {
+    shown(&session.on(Event::Later(Later::Refresh(Presented::Token(token())), Vec::new()), now))
+}
+
+#[test]
+fn a_good_first_message_dials_and_is_answered_when_the_upstream_stands() {
+    let mut session = waiting();
+    assert_eq!(shown(&session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW)), ["verify"]);
+    assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)), ["connect"]);
+    assert_eq!(
+        shown(&session.on(Event::UpstreamOpen, NOW + 2_000)),
+        [r#"{"type":"authenticated","user_id":"alice","expires_at":1000060,"expires_in":58}"#, "relay"]
+    );
+}
+
+#[test]
+fn every_bad_first_message_ends_with_its_row() {
+    for (first, expected) in [
+        (First::InvalidMessage, "Invalid message format 1008 Invalid message format"),
+        (First::Unexpected, "Expected authentication message 1008 Expected authentication message"),
+        (First::MissingToken, "Missing authentication token 1008 Missing token"),
+        (First::NotAToken, "Invalid authentication token 1008 Invalid token"),
+    ] {
+        assert_eq!(shown(&waiting().on(Event::First(first, Vec::new()), NOW)), [expected]);
+    }
+}
+
+#[test]
+fn every_refused_first_token_ends_with_its_row() {
+    for (verdict, expected) in [
+        (Verdict::Refused(Ending::ExpiredOnArrival), "Token has expired 4401 Token expired"),
+        (Verdict::Refused(Ending::InvalidToken), "Invalid authentication token 1008 Invalid token"),
+        (Verdict::Refused(Ending::AuthUnavailable), "Authentication service unavailable 1013 Try again later"),
+        (Verdict::Denied, "Access denied 1008 Access denied"),
+    ] {
+        let mut session = waiting();
+        session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW);
+        assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
+    }
+}
+
+#[test]
+fn waiting_ends_in_time_and_only_then() {
+    let mut session = waiting();
+    assert_eq!(session.deadline(), Some(NOW + 10_000));
+    assert!(session.on(Event::Deadline { seen: None }, NOW + 9_999).is_empty());
+    assert_eq!(
+        shown(&session.on(Event::Deadline { seen: None }, NOW + 10_000)),
+        ["Authentication timeout 1008 Authentication timeout"]
+    );
+    assert!(session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW + 10_001).is_empty());
+}
+
+#[test]
+fn a_refresh_moves_the_end() {
+    let mut session = opened();
+    assert_eq!(session.deadline(), Some(NOW + 90_000));
+    assert_eq!(refresh(&mut session, NOW + 50_000), ["verify"]);
+    assert_eq!(
+        shown(&session.on(accepted(NOW / 1_000 + 110), NOW + 50_000)),
+        [r#"{"type":"auth_refreshed","expires_at":1000110,"expires_in":60}"#]
+    );
+    assert_eq!(session.deadline(), Some(NOW + 140_000));
+    assert_eq!(session.refreshes(), 1);
+}
+
+#[test]
+fn authenticate_again_is_a_refresh_answered_as_authenticated() {
+    let mut session = opened();
+    session.on(Event::Later(Later::Authenticate(Presented::Token(token())), Vec::new()), NOW);
+    assert_eq!(
+        shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
+        [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
+    );
+}
+
+#[test]
+fn the_end_comes_with_4401() {
+    let mut session = opened();
+    assert!(session.on(Event::Deadline { seen: None }, NOW + 89_999).is_empty());
+    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+}
+
+#[test]
+fn a_refresh_under_verification_at_the_end_is_awaited() {
+    let mut session = opened();
+    refresh(&mut session, NOW + 89_000);
+    assert_eq!(session.deadline(), None);
+    assert!(session.on(Event::Deadline { seen: None }, NOW + 95_000).is_empty());
+    let refused = Event::Verdict(Verdict::Refused(Ending::InvalidToken));
+    assert_eq!(
+        shown(&session.on(refused, NOW + 96_000)),
+        [
+            r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#,
+            "Token expired 4401 Token expired"
+        ]
+    );
+}
+
+#[test]
+fn refused_refreshes_keep_the_old_identity_and_five_in_a_row_end_it() {
+    let mut session = opened();
+    for attempt in 1..=5 {
+        let now = NOW + attempt * 2_000;
+        refresh(&mut session, now);
+        let said = shown(&session.on(Event::Verdict(Verdict::AnotherUser), now));
+        if attempt < 5 {
+            assert_eq!(said, [r#"{"type":"error","message":"Token refresh failed: another user"}"#]);
+            assert_eq!(session.deadline(), Some(NOW + 90_000));
+        } else {
+            assert_eq!(said, ["Too many refreshes 1008 Too many refreshes"]);
+        }
+    }
+}
+
+#[test]
+fn an_accepted_refresh_forgets_the_refusals() {
+    let mut session = opened();
+    for attempt in 0..4 {
+        session.on(Event::Later(Later::Refresh(Presented::Missing), Vec::new()), NOW + attempt);
+    }
+    refresh(&mut session, NOW + 10);
+    session.on(accepted(NOW / 1_000 + 60), NOW + 10);
+    let said = shown(&session.on(Event::Later(Later::Refresh(Presented::Missing), Vec::new()), NOW + 20));
+    assert_eq!(said, [r#"{"type":"error","message":"Missing token in refresh request"}"#]);
+}
+
+#[test]
+fn a_refresh_that_loses_its_right_or_changes_a_header_ends_it() {
+    for (verdict, expected) in
+        [(Verdict::Denied, "Access denied 1008 Access denied"), (Verdict::IdentityChanged, "- 1012 Identity changed")]
+    {
+        let mut session = opened();
+        refresh(&mut session, NOW);
+        assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
+    }
+}
+
+#[test]
+fn refreshes_are_verified_one_at_a_time_and_the_newest_waits() {
+    let mut session = opened();
+    assert_eq!(refresh(&mut session, NOW), ["verify"]);
+    assert!(refresh(&mut session, NOW).is_empty());
+    assert!(refresh(&mut session, NOW).is_empty());
+    let after = shown(&session.on(accepted(NOW / 1_000 + 60), NOW));
+    assert_eq!(after.last().map(String::as_str), Some("verify"));
+    assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)).len(), 1);
+}
+
+#[test]
+fn refreshes_beyond_the_burst_wait_for_their_second() {
+    let mut session = opened();
+    for _ in 0..BURST {
+        assert_eq!(refresh(&mut session, NOW), ["verify"]);
+        session.on(accepted(NOW / 1_000 + 60), NOW);
+    }
+    assert!(refresh(&mut session, NOW).is_empty());
+    assert_eq!(session.deadline(), Some(NOW + 1_000));
+    assert!(session.on(Event::Deadline { seen: None }, NOW + 999).is_empty());
+    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 1_000)), ["verify"]);
+}
+
+#[test]
+fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
+    let mut session = Session::open(None, life(30), standing(NOW / 1_000 + 60), NOW);
+    assert_eq!(session.deadline(), Some(NOW + 90_000));
+    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+    assert_eq!(Ending::Expired.said(None, &Vec::new()), None);
+}
+
+#[test]
+fn grace_is_at_least_the_clock_skew() {
+    let session = Session::open(None, Life::default(), standing(100), 0);
+    assert_eq!(session.deadline(), Some(105_000));
+}
+
+#[test]
+fn auto_lives_on_while_its_user_is_seen_and_closes_once_the_client_renews() {
+    let life = Life {
+        on_expiry: OnExpiry::Auto,
+        presence: Duration::from_secs(1_800),
+        max_lifetime: Some(Duration::from_secs(43_200)),
+        ..life(30)
+    };
+    let open = || Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
+    let mut session = open();
+    assert_eq!(session.deadline(), Some(NOW + 90_000));
+    assert!(session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 90_000).is_empty());
+    assert_eq!(session.deadline(), Some(NOW + 1_880_000), "presence after it was seen");
+    let gone = session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 1_880_000);
+    assert_eq!(shown(&gone), ["Token expired 4401 Token expired"]);
+    let mut session = open();
+    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+    let mut session = open();
+    refresh(&mut session, NOW + 50_000);
+    session.on(accepted(NOW / 1_000 + 110), NOW + 50_000);
+    let seen = Event::Deadline { seen: Some(NOW + 139_000) };
+    assert_eq!(shown(&session.on(seen, NOW + 140_000)), ["Token expired 4401 Token expired"], "it can renew");
+    let mut session = open();
+    let seen = Event::Deadline { seen: Some(NOW + 43_199_000) };
+    assert_eq!(shown(&session.on(seen, NOW + 43_200_000)), ["Session expired 4401 Session expired"]);
+}
+
+#[test]
+fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
+    let dialect =
+        || Arc::new(DialectSpec::token_field(FieldSpec { pointer: vec!["t".into()], upstream: FieldMode::Keep }));
+    for (verdict, expected) in [
+        (Verdict::Refused(Ending::InvalidToken), (4001, "Invalid token")),
+        (Verdict::Refused(Ending::ExpiredOnArrival), (4401, "Token expired")),
+        (Verdict::AnotherUser, (4001, "Invalid token")),
+        (Verdict::Denied, (4001, "Access denied")),
+        (Verdict::IdentityChanged, (1012, "Identity changed")),
+    ] {
+        let mut session = Session::open(Some(dialect()), life(30), standing(NOW / 1_000 + 60), NOW);
+        assert_eq!(shown(&session.on(Event::Field(token()), NOW)), ["verify"]);
+        let ended = session.on(Event::Verdict(verdict), NOW);
+        let [Action::End(ending)] = ended.as_slice() else { panic!("{ended:?}") };
+        assert_eq!((ending.code(Some(&dialect())), ending.reason()), expected);
+    }
+}
