@@ -36,7 +36,7 @@ pub(super) fn check_kind(spec: &ProviderSpec, parsed: &Parsed<'_>) -> Result<&'s
     let is_id_token =
         says("token_use", "id") || says("typ", "ID") || claims.contains_key("at_hash") || claims.contains_key("c_hash");
     // Google's ID tokens need not have a hash; its access tokens are opaque.
-    let only_id_tokens = spec.accept.id_token && spec.preset == "google";
+    let only_id_tokens = spec.preset == "google";
     match (is_id_token || only_id_tokens, spec.accept.id_token, spec.accept.access_token) {
         (true, true, _) => Ok("ID token"),
         (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it")),

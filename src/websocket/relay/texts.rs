@@ -233,7 +233,7 @@ impl Relay {
         }
     }
 
-    /// An upstream text is whole: an answer to us is swallowed, anything else goes on.
+    /// An upstream text is whole: an acknowledgement of ours is swallowed, anything else goes on.
     pub(super) fn upstream_text_ends(&mut self, input: &[u8], out: &mut Outgoing) {
         let Some(extra) = &mut self.extra else { return };
         let Some(held) = extra.upstream_text.take() else { return };
@@ -244,11 +244,13 @@ impl Relay {
         };
         if says(dialect.refresh.as_ref().and_then(|refresh| refresh.acknowledge.as_ref())) {
             extra.awaited -= 1;
-        } else if says(dialect.error.as_ref()) {
-            extra.awaited -= 1;
-            tracing::warn!("the upstream refused a refreshed token that was verified here");
-        } else {
-            out.add(input, &held.raw);
+            return;
         }
+        if says(dialect.error.as_ref()) {
+            extra.awaited -= 1;
+            // It may as well be an error of the application's own, and a message must not be lost.
+            tracing::warn!("the upstream says an error after a refresh whose token was verified here");
+        }
+        out.add(input, &held.raw);
     }
 }

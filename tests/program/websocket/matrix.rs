@@ -270,6 +270,32 @@ async fn an_upstream_that_speaks_first_is_answered_and_its_greeting_swallowed() 
     assert_eq!(socket.next_text().await, "first");
 }
 
+#[tokio::test]
+async fn what_the_upstream_says_to_a_refresh_is_swallowed_once_and_nothing_else_is_lost() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let mut proxy = proxy(&backend, &issuer, FORMS[3], "").await;
+    let token = issuer.token("alice");
+    let (socket, upstream) = tokio::join!(client(&proxy, "header", &token), stand_in(&backend, FORMS[3], &token));
+    let (mut socket, mut upstream) = (socket.expect("open"), upstream.expect("open"));
+    socket.say(&json!({"type": "refresh_auth", "token": token}).to_string()).await;
+    assert!(socket.next_text().await.contains("auth_refreshed"));
+    assert!(upstream.next_text().await.contains("refresh_auth"));
+    let error = r#"{"type":"error","message":"a cell failed"}"#;
+    // In two fragments, with a longer text that cannot be an answer behind it.
+    upstream.send(0x01, &error[..10]).await;
+    upstream.send(0x80, &error[10..]).await;
+    let long = format!(r#"{{"type":"auth_refreshed","x":"{}"}}"#, "x".repeat(20_000));
+    for text in [long.as_str(), r#"{"type":"auth_refreshed"}"#, "last"] {
+        upstream.say(text).await;
+    }
+    let (first, second) = (socket.next().await, socket.next().await);
+    assert_eq!(format!("{}{}", first.text(), second.text()), error);
+    assert_eq!(socket.next_text().await, long);
+    assert_eq!(socket.next_text().await, r#"{"type":"auth_refreshed"}"#, "the one that was awaited has been answered");
+    assert_eq!(socket.next_text().await, "last");
+    proxy.logged("the refusal", |line| line.contains("the upstream says an error after a refresh")).await;
+}
+
 /// What a socket came to: whose it is, or how it was refused.
 async fn outcome(backend: &Backend, proxy: &Proxy, target: &str, fields: &[String], first: Option<&str>) -> String {
     let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
