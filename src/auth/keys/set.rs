@@ -351,6 +351,9 @@ fn is_small_order(point: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+mod vectors;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
