@@ -174,3 +174,24 @@ async fn an_upgrade_that_is_refused_is_never_a_tunnel() {
         assert!(conn.try_request().await.is_none(), "nothing more arrives there, and the connection ends: {answer}");
     }
 }
+
+/// On a public route the tunnel is the two ends' own, compression too.
+#[tokio::test]
+async fn a_public_socket_negotiates_compression_end_to_end() {
+    let house = house("routes: [{ path: /open, auth: none }, { path: /maybe, auth: optional }]\n").await;
+    let fields = ["Sec-WebSocket-Extensions: permessage-deflate"];
+    for target in ["/open", "/maybe"] {
+        let upstream =
+            async { house.backend.accept().await.switch("Sec-WebSocket-Extensions: permessage-deflate\r\n").await };
+        let ((answer, client), (heard, mut upstream)) =
+            tokio::join!(Socket::try_open(house.proxy.address, target, &fields), upstream);
+        assert_eq!(answer.field("sec-websocket-extensions"), Some("permessage-deflate"), "{target}");
+        assert_eq!(heard.all("sec-websocket-extensions"), ["permessage-deflate"], "{target}");
+        // A compressed message, whose bit only they understand.
+        let mut client = client.expect("open");
+        client.send(0xc1, "squeezed").await;
+        assert_eq!(upstream.next_text().await, "squeezed");
+        upstream.send(0xc1, "squeezed").await;
+        assert_eq!(client.next_text().await, "squeezed");
+    }
+}
