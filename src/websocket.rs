@@ -5,6 +5,7 @@
 //! vestibule where a socket waits, the dialect, the session's state and the relay. Whether a token is
 //! good is `auth`'s, what goes up on the upgrade `http`'s.
 
+mod admission;
 mod dialect;
 mod door;
 mod ending;

@@ -88,24 +88,22 @@ impl ProviderKeys {
         let (send, state) = watch::channel(State::default());
         let mut task = None;
         let mut max_stale = None;
-        let given = match &provider.keys {
-            KeySource::Secret(secret) => Ok(KeySet::secret(secret)),
-            KeySource::Pem(pem) => KeySet::from_pem(pem),
-            KeySource::Jwks(jwks) => KeySet::from_jwks(jwks),
-            KeySource::Fetched { max_stale: stale, .. } => {
-                max_stale = Some(*stale);
+        match KeySet::given(&provider.keys) {
+            Some(Ok(keys)) => {
+                let (keys, last_good) = (Some(Arc::new(keys)), Some(Instant::now()));
+                send.send_replace(State { keys, last_good, finished: 1, ..State::default() });
+            }
+            Some(Err(reason)) => {
+                send.send_replace(State { failure: Some(reason.to_string()), finished: 1, ..State::default() });
+            }
+            None => {
+                if let KeySource::Fetched { max_stale: stale, .. } = &provider.keys {
+                    max_stale = Some(*stale);
+                }
                 let fetching = keep_fetching(Arc::clone(&provider), send, Arc::clone(&demand));
                 task = Some(tokio::spawn(fetching).abort_handle());
-                return Self { provider, state, claim: Mutex::new(None), demand, max_stale, task };
             }
-        };
-        let state_now = match given {
-            Ok(keys) => {
-                State { keys: Some(Arc::new(keys)), last_good: Some(Instant::now()), finished: 1, ..State::default() }
-            }
-            Err(reason) => State { failure: Some(reason.to_string()), finished: 1, ..State::default() },
-        };
-        send.send_replace(state_now);
+        }
         Self { provider, state, claim: Mutex::new(None), demand, max_stale, task }
     }
 
@@ -130,9 +128,13 @@ impl ProviderKeys {
 
     /// Whether this key would verify a token now: it is in the set in force, and that is not too old.
     pub(super) fn verifies_with(&self, print: KeyPrint) -> bool {
-        let state = self.state.borrow();
-        let fresh = |good: Instant| self.max_stale.is_none_or(|limit| good.elapsed() <= limit);
-        state.last_good.is_some_and(fresh) && state.keys.as_ref().is_some_and(|keys| keys.holds(print))
+        self.in_force(&self.state.borrow()).is_some_and(|keys| keys.holds(print))
+    }
+
+    /// The set in force: the last good one, unless it is older than `max_stale`.
+    fn in_force<'a>(&self, state: &'a State) -> Option<&'a Arc<KeySet>> {
+        let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
+        state.keys.as_ref().filter(|_| state.last_good.is_some_and(|good| !stale(good)))
     }
 
     /// Waits until the first attempt has ended.
@@ -153,11 +155,7 @@ impl ProviderKeys {
             self.first_attempt().await;
         }
         let state = self.state.borrow();
-        let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
-        match (&state.keys, state.last_good) {
-            (Some(keys), Some(good)) if !stale(good) => Ok(Arc::clone(keys)),
-            _ => Err(self.unavailable(&state)),
-        }
+        self.in_force(&state).cloned().ok_or_else(|| self.unavailable(&state))
     }
 
     /// Called when no key of the current set has the token's `kid`: fetches once if the cool-down
@@ -235,11 +233,9 @@ pub async fn inspect(provider: &ProviderSpec) -> Inspection {
             return inspection;
         }
     };
-    let keys = match &provider.keys {
-        KeySource::Secret(secret) => Ok(KeySet::secret(secret)),
-        KeySource::Pem(pem) => KeySet::from_pem(pem).map_err(|error| error.to_string()),
-        KeySource::Jwks(jwks) => KeySet::from_jwks(jwks).map_err(|error| error.to_string()),
-        KeySource::Fetched { .. } => fetch::keys(&client, provider).await.map_err(|error| error.to_string()),
+    let keys = match KeySet::given(&provider.keys) {
+        Some(given) => given.map_err(|error| error.to_string()),
+        None => fetch::keys(&client, provider).await.map_err(|error| error.to_string()),
     };
     match keys {
         Ok(keys) => {
@@ -253,7 +249,7 @@ pub async fn inspect(provider: &ProviderSpec) -> Inspection {
     let Ok(look) = fetch::look(&client, issuer).await else { return inspection };
     match look.calls_itself {
         Some(name) if name != *issuer => {
-            let sentence = format!("the provider calls itself {name:?}; write exactly that");
+            let sentence = fetch::FetchError::OtherIssuer { found: name }.to_string();
             if !inspection.problems.contains(&sentence) {
                 inspection.problems.push(sentence);
             }

@@ -1,6 +1,8 @@
 //! Reads the messages of a dialect (docs/contract.md section 4.3): which of a client's messages are for us,
 //! where they keep their token, and what of one that goes on the upstream may see.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::ending::Ending;
@@ -147,18 +149,16 @@ pub(super) fn later(
         return if dialect.forwards() { Err(Ending::InvalidMessage) } else { Ok(untouched) };
     };
     let mut said = Vec::new();
-    let mut kept: Vec<std::borrow::Cow<'_, str>> = Vec::new();
-    // With the token it carries, where that one goes on: only once it is verified.
-    let mut accepted: Vec<String> = Vec::new();
-    let (mut changed, mut waits) = (false, false);
+    // What goes on of each line, and whether only once the token it carries is verified.
+    let mut kept: Vec<(Cow<'_, str>, bool)> = Vec::new();
+    let mut changed = false;
     let lines = text.split(|c| dialect.lines && c == '\n').filter(|line| !dialect.lines || !line.trim().is_empty());
     for line in lines {
         let Some(message) = parsed(dialect, line) else {
             if dialect.forwards() {
                 return Err(Ending::InvalidMessage);
             }
-            kept.push(line.into());
-            accepted.push(line.to_owned());
+            kept.push((line.into(), false));
             continue;
         };
         let copies = copies(dialect, &message);
@@ -170,40 +170,35 @@ pub(super) fn later(
         let refresh = dialect.refresh.as_ref().filter(|refresh| matches(&refresh.matches, &message));
         let authenticate = Some(&dialect.authenticate).filter(|spec| matches(&spec.matches, &message));
         let Some(spec) = refresh.or(authenticate) else {
-            kept.push(line.into());
-            accepted.push(line.to_owned());
+            kept.push((line.into(), false));
             continue;
         };
         changed = true;
         let found = presented(spec, &message, token_bytes);
-        // One that goes on and carries no token is the upstream's affair alone.
-        let carried = match &found {
-            Presented::Token(token) if in_force.is_some() => Some(token),
-            _ => None,
-        };
-        match carried.filter(|_| spec.forward) {
-            Some(token) => {
-                waits = true;
-                accepted.push(cleaned(dialect, spec, message, Some(token)));
-            }
-            None if spec.forward => {
-                let cleaned = cleaned(dialect, spec, message, in_force);
-                accepted.push(cleaned.clone());
-                kept.push(cleaned.into());
-            }
-            None => {}
+        if spec.forward {
+            let (with, waits) = match &found {
+                Presented::Token(token) if in_force.is_some() => (Some(token), true),
+                _ => (in_force, false),
+            };
+            kept.push((cleaned(dialect, spec, message, with).into(), waits));
         }
+        // One that goes on and carries no token is the upstream's affair alone.
         if !(spec.forward && matches!(found, Presented::Missing)) {
             let later = if refresh.is_some() { Later::Refresh(found) } else { Later::Authenticate(found) };
             said.push((later, copies));
         }
     }
-    let joined = kept.join("\n");
-    let goes_on = match (changed, kept.is_empty()) {
-        _ if waits => GoesOn::Waits { accepted: accepted.join("\n"), refused: (!joined.is_empty()).then_some(joined) },
-        (false, _) => GoesOn::AsItCame,
-        (true, true) => GoesOn::Nothing,
-        (true, false) => GoesOn::Instead(joined),
+    let joined = |also_waiting: bool| {
+        let lines: Vec<&str> =
+            kept.iter().filter(|(_, waits)| also_waiting || !waits).map(|(line, _)| line.as_ref()).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    };
+    let waits = kept.iter().any(|(_, waits)| *waits);
+    let goes_on = match joined(true) {
+        _ if !changed => GoesOn::AsItCame,
+        None => GoesOn::Nothing,
+        Some(accepted) if waits => GoesOn::Waits { accepted, refused: joined(false) },
+        Some(text) => GoesOn::Instead(text),
     };
     Ok(LaterRead { said, goes_on })
 }

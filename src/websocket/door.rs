@@ -8,18 +8,19 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 use tokio::time::timeout;
 
+use super::admission::{Admission, Needs, admit};
 use super::ending::Ending;
 use super::introduction::introduce;
-use super::judge::{Judge, NoRefresh, RefreshJudge};
+use super::judge::{Judge, NoRefresh};
 use super::relay::{Beginning, Outcome, now};
-use super::session::{Session, Standing};
+use super::session::Session;
 use super::{Context, Served, client_socket, handshake, life, relay_to_the_end, waiting};
 use crate::auth::token::{BadCredential, Problem};
 use crate::auth::{Carrier, Token, Verified};
 use crate::http::{
-    Answer, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, UpstreamError, seal, seal_public,
+    Answer, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, UpstreamError, seal_public,
 };
-use crate::policy::{DialectSpec, Policy, TokenToUpgrade, WebSocketSpec};
+use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::runtime::Runtime;
 use crate::telemetry::AccessLine;
 
@@ -49,44 +50,20 @@ pub(super) async fn with_identity(
     verified: Verified,
     line: &mut AccessLine,
 ) -> Served {
-    let spec = &request.route().websocket.clone();
-    let path: Box<str> = request.head().uri.path().into();
-    context.line.user = Some(verified.identity().user_id().to_owned());
-    context.shared.see(context.policy(), verified.identity());
-    let user = verified.identity().user();
-    let allowed = match request.allow(verified) {
-        Ok(allowed) => allowed,
-        Err(refusal) => return door.refuse(context, refusal, Ending::Denied, line),
+    let spec = request.route().websocket.clone();
+    let needs = Needs::of(&spec, context.policy());
+    let admission = match admit(&mut context, request, verified, &needs) {
+        Ok(admission) => admission,
+        Err((refusal, ending)) => return door.refuse(context, refusal, ending, line),
     };
-    context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
-    if context.open.is_none() {
-        let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
-        return door.refuse(context, refusal, Ending::TooManyConnections, line);
-    }
-    let (sealed, identity, token, trusted) = match seal(allowed, context.policy()) {
-        Ok(sealed) => sealed,
-        Err(unsendable) => {
-            return door.refuse(context, Refusal::unsendable(&unsendable.to_string()), Ending::Denied, line);
-        }
-    };
-    let needs = Needs::of(spec, context.policy());
-    let session = Session::open(spec.dialect.clone(), life(spec), Standing::of(&identity), now());
-    let presence = context.presence(spec, &identity);
-    let judge = RefreshJudge {
-        shared: Arc::clone(&context.shared),
-        path,
-        user,
-        trusted,
-        presence,
-        keeps_token: needs.hands_on(),
-    };
-    drop(identity);
+    let Admission { sealed, token, judge, standing, .. } = admission;
+    let session = Session::open(spec.dialect.clone(), life(&spec), standing, now());
     let asked = ask(&context.runtime, sealed, needs.introduced.as_deref(), token.as_ref()).await;
     match asked {
         Asked::Open(head, upgraded) => {
             context.line.outcome = "accepted";
             let token = token.filter(|_| needs.token);
-            let relaying = Relaying { session, judge: Box::new(judge), spec: spec.clone(), needs, token };
+            let relaying = Relaying { session, judge: Box::new(judge), spec, needs, token };
             Served::Upgraded(open(context, door.upgrade, head, upgraded, relaying))
         }
         Asked::Answered(answer) if door.answers_over_http() => {
@@ -144,37 +121,6 @@ pub(super) fn refuse_credential(
     let door = Door::new(&request, upgrade, bad.carrier);
     let ending = if bad.problem == Problem::InUrl { Ending::TokenInUrl } else { Ending::InvalidToken };
     door.refuse(context, Refusal::bad_credential(bad), ending, line)
-}
-
-/// What a session needs of its tokens once it is open.
-#[derive(Clone, Default)]
-pub(super) struct Needs {
-    /// The upstream was introduced to the user in this dialect, and hears of refreshes in it.
-    pub(super) introduced: Option<Arc<DialectSpec>>,
-    /// The relay keeps the token: messages are compared with it, or carry it to the upstream.
-    pub(super) token: bool,
-}
-
-impl Needs {
-    pub(super) fn of(spec: &WebSocketSpec, policy: &Policy) -> Self {
-        let TokenToUpgrade::FirstMessage(dialect) = &policy.upstream.token_to_websocket else {
-            let compares = spec.dialect.as_ref().is_some_and(|dialect| dialect.field.is_some());
-            return Self { introduced: None, token: compares };
-        };
-        match &spec.dialect {
-            // The client's own message goes on with its token; we say none of ours.
-            Some(spoken) if spoken.forwards() => Self { introduced: None, token: true },
-            spoken => {
-                let compares = spoken.as_ref().is_some_and(|dialect| dialect.field.is_some());
-                Self { introduced: Some(Arc::clone(dialect)), token: compares }
-            }
-        }
-    }
-
-    /// Whether a token that is accepted later is needed.
-    pub(super) fn hands_on(&self) -> bool {
-        self.token || self.introduced.is_some()
-    }
 }
 
 /// A client at the door: what is needed to refuse it in its own terms.

@@ -12,18 +12,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::admission::{Admission, Needs, admit};
 use super::dialect;
-use super::door::{Asked, Needs, ask, upstream_ending};
+use super::door::{Asked, ask, upstream_ending};
 use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake, MESSAGE_BYTES};
 use super::judge::RefreshJudge;
 use super::relay::{Beginning, Outcome, mask, now};
-use super::session::{Action, Event, Session, Standing, Verdict};
+use super::session::{Action, Event, Session, Verdict};
 use super::template::{Copies, Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Rejection, Token, Verified};
-use crate::http::{ProtectedRequest, Sealed, Upgraded, seal};
+use crate::http::{ProtectedRequest, Sealed, Upgraded};
 use crate::policy::{DialectSpec, TokenToUpgrade};
 use crate::runtime::{Runtime, Seat};
 
@@ -314,44 +315,18 @@ impl Vestibule {
         };
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
         tracing::debug!("first message verified: user {}", verified.identity().user_id());
-        context.line.user = Some(verified.identity().user_id().to_owned());
-        context.shared.see(context.policy(), verified.identity());
-        let path: Box<str> = request.head().uri.path().into();
-        let user = verified.identity().user();
-        let spec = request.route().websocket.clone();
-        let denied = |context: &mut Context, reason: String| {
-            context.line.outcome = "forbidden";
-            context.line.reason = reason;
-            Event::Verdict(Verdict::Denied)
-        };
-        let allowed = match request.allow(verified) {
-            Ok(allowed) => allowed,
-            Err(refusal) => return denied(context, refusal.reason),
-        };
-        context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
-        if context.open.is_none() {
-            context.line.outcome = "busy";
-            "this user has limits.websockets_per_user sockets open".clone_into(&mut context.line.reason);
-            return Event::End(Ending::TooManyConnections);
+        match admit(context, request, verified, &self.needs) {
+            Ok(Admission { sealed, token, judge, standing, user_id }) => {
+                self.sealed = Some((sealed, token));
+                self.judge = Some(judge);
+                Event::Verdict(Verdict::Accepted { user_id, standing, token: None })
+            }
+            Err((refusal, ending)) => {
+                context.line.outcome = refusal.outcome;
+                context.line.reason = refusal.reason;
+                Event::End(ending)
+            }
         }
-        let (sealed, identity, token, trusted) = match seal(allowed, context.policy()) {
-            Ok(sealed) => sealed,
-            Err(unsendable) => return denied(context, unsendable.to_string()),
-        };
-        self.sealed = Some((sealed, token.filter(|_| self.needs.hands_on())));
-        self.judge = Some(RefreshJudge {
-            shared: Arc::clone(&context.shared),
-            path,
-            user,
-            trusted,
-            presence: context.presence(&spec, &identity),
-            keeps_token: self.needs.hands_on(),
-        });
-        Event::Verdict(Verdict::Accepted {
-            user_id: identity.user_id().to_owned(),
-            standing: Standing::of(&identity),
-            token: None,
-        })
     }
 }
 

@@ -10,7 +10,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
 use crate::json;
-use crate::policy::Secret;
+use crate::policy::{KeySource, Secret};
 
 /// A provider with more keys than this is not one.
 const KEYS: usize = 100;
@@ -115,7 +115,17 @@ pub(in crate::auth) enum Candidates<'a> {
 }
 
 impl KeySet {
-    pub(super) fn secret(secret: &Secret) -> Self {
+    /// The keys that the policy holds; `None` where they have to be fetched.
+    pub(super) fn given(source: &KeySource) -> Option<Result<Self, BadKeys>> {
+        Some(match source {
+            KeySource::Secret(secret) => Ok(Self::secret(secret)),
+            KeySource::Pem(pem) => Self::from_pem(pem),
+            KeySource::Jwks(jwks) => Self::from_jwks(jwks),
+            KeySource::Fetched { .. } => return None,
+        })
+    }
+
+    fn secret(secret: &Secret) -> Self {
         let key = Key {
             print: KeyPrint::of(&[b"oct", secret.expose()]),
             id: None,

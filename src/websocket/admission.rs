@@ -1,0 +1,87 @@
+//! From a verified token to a session that may begin: allowed on this route, counted among its user's
+//! sockets, sealed for the upstream. The same steps whether the token came on the upgrade or in a message.
+
+use std::sync::Arc;
+
+use super::Context;
+use super::ending::Ending;
+use super::judge::RefreshJudge;
+use super::session::Standing;
+use crate::auth::{Token, Verified};
+use crate::http::{ProtectedRequest, Refusal, Sealed, seal};
+use crate::policy::{DialectSpec, Policy, TokenToUpgrade, WebSocketSpec};
+
+/// What a session needs of its tokens once it is open.
+#[derive(Clone, Default)]
+pub(super) struct Needs {
+    /// The upstream was introduced to the user in this dialect, and hears of refreshes in it.
+    pub(super) introduced: Option<Arc<DialectSpec>>,
+    /// The relay keeps the token: messages are compared with it, or carry it to the upstream.
+    pub(super) token: bool,
+}
+
+impl Needs {
+    pub(super) fn of(spec: &WebSocketSpec, policy: &Policy) -> Self {
+        let spoken = spec.dialect.as_ref();
+        let compares = spoken.is_some_and(|dialect| dialect.field.is_some());
+        match &policy.upstream.token_to_websocket {
+            // The client's own message goes on with its token; we say none of ours.
+            TokenToUpgrade::FirstMessage(_) if spoken.is_some_and(|dialect| dialect.forwards()) => {
+                Self { introduced: None, token: true }
+            }
+            TokenToUpgrade::FirstMessage(dialect) => Self { introduced: Some(Arc::clone(dialect)), token: compares },
+            _ => Self { introduced: None, token: compares },
+        }
+    }
+
+    /// Whether a token that is accepted later is needed.
+    pub(super) fn hands_on(&self) -> bool {
+        self.token || self.introduced.is_some()
+    }
+}
+
+/// A user who may have a session here.
+pub(super) struct Admission {
+    /// The upgrade for the upstream.
+    pub(super) sealed: Sealed,
+    /// The token, where it is still needed.
+    pub(super) token: Option<Token>,
+    pub(super) judge: RefreshJudge,
+    pub(super) standing: Standing,
+    pub(super) user_id: String,
+}
+
+/// Takes the steps from a verified token to a sealed upgrade, and notes the user in the access line.
+///
+/// # Errors
+/// The refusal over HTTP, and the row of section 4.2.
+pub(super) fn admit(
+    context: &mut Context,
+    request: ProtectedRequest,
+    verified: Verified,
+    needs: &Needs,
+) -> Result<Admission, (Refusal, Ending)> {
+    let spec = &request.route().websocket;
+    let presence = context.presence(spec, verified.identity());
+    let path: Box<str> = request.head().uri.path().into();
+    let user = verified.identity().user();
+    context.line.user = Some(verified.identity().user_id().to_owned());
+    context.shared.see(context.policy(), verified.identity());
+    let allowed = request.allow(verified).map_err(|refusal| (refusal, Ending::Denied))?;
+    context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
+    if context.open.is_none() {
+        let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
+        return Err((refusal, Ending::TooManyConnections));
+    }
+    let (sealed, identity, token, trusted) = seal(allowed, context.policy())
+        .map_err(|unsendable| (Refusal::unsendable(&unsendable.to_string()), Ending::Denied))?;
+    let keeps_token = needs.hands_on();
+    let judge = RefreshJudge { shared: Arc::clone(&context.shared), path, user, trusted, presence, keeps_token };
+    Ok(Admission {
+        sealed,
+        token: token.filter(|_| keeps_token),
+        judge,
+        standing: Standing::of(&identity),
+        user_id: identity.user_id().to_owned(),
+    })
+}
