@@ -132,6 +132,7 @@ fn start(name: &'static str, make: impl Fn(&str) -> Command) -> Option<Middle> {
     let until = Instant::now() + Duration::from_secs(10);
     while std::net::TcpStream::connect(&middle.address).is_err() {
         assert!(Instant::now() < until, "{name} does not listen");
+        // Another program's listener: nothing to await but a connection that succeeds.
         std::thread::sleep(Duration::from_millis(20));
     }
     Some(middle)

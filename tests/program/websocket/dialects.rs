@@ -232,6 +232,7 @@ async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
             if upstream.next().await.opcode == 8 {
                 return client.next_close().await;
             }
+            // Paces the tries, whose rate is what is limited; the end is awaited above.
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };

@@ -22,6 +22,7 @@ async fn auto_lives_on_while_its_user_is_seen() {
         loop {
             let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("hi"));
             assert_eq!(answer.status, 200);
+            // Paces the requests; which socket ends is awaited beside them.
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
     };

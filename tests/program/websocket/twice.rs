@@ -233,6 +233,7 @@ async fn a_refresh_in_time_keeps_it_open_beyond_its_first_token() {
         scene.refresh(json!({})).await;
         scene.message_ends().await;
         assert!(scene.client.next_text().await.contains("auth_refreshed"));
+        // The first token's end passes, and nothing is to happen at it.
         tokio::time::sleep(Duration::from_secs(3)).await;
         scene.goes_on().await;
     }
@@ -258,6 +259,7 @@ async fn keep_outlives_its_token() {
     for busy in [false, true] {
         let yaml = "websocket: { on_expiry: keep, max_lifetime: 1h, grace: 0s }\n";
         let mut scene = Scene::with(yaml, busy, json!({"exp": now() - 3}), json!({})).await;
+        // Its token's end passes, and nothing is to happen at it.
         tokio::time::sleep(Duration::from_secs(3)).await;
         scene.message_ends().await;
         scene.goes_on().await;
