@@ -20,16 +20,26 @@
 
 pub mod allow;
 mod cache;
+mod claims;
 mod identity;
+mod inspection;
 mod jwt;
 mod keys;
 mod kind;
+mod outbound;
 mod rejection;
+mod remote;
+mod revocation;
 pub mod token;
+mod trace;
 mod verifier;
 
-pub use identity::{Identity, User};
-pub use keys::{Health, Inspection, KeyPrint, ProviderKeys, inspect};
+pub use identity::{End, Identity, User, Voucher};
+pub use inspection::Inspection;
+pub use keys::{Health, KeyPrint, ProviderKeys, inspect as inspect_keys};
 pub use rejection::Rejection;
+pub use remote::{Question, inspect as inspect_remote};
+pub use revocation::{FileError, Full, Kept, Mark, Marks, Revocations, Target, named};
 pub use token::{Carrier, NoCredential, Token};
-pub use verifier::{Explanation, Step, Verified, Verifier, now};
+pub use trace::Step;
+pub use verifier::{AskedAgain, Explanation, Verified, Verifier, now};

@@ -16,11 +16,11 @@ mod value;
 pub(crate) use diagnostic::nearest;
 pub use diagnostic::{Finding, Report};
 pub use shape::{
-    Accept, Allow, AuthMode, Config, Credential, Dialect, DialectChoice, DialectMessage, DialectPing, DialectRefresh,
-    Drain, Encode, Errors, FieldMode, HeaderClaim, HostHeader, Identity, Jwks, Limits, Listen, Log, LogFormat,
-    LogLevel, OnExpiry, OneOrMany, Paths, Provider, QueryMode, QuerySource, QueryUse, Route, RouteTokenFrom,
-    RouteWebSocket, SubprotocolSource, Toggle, TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket,
-    Upstream, WebSocket,
+    Accept, Allow, AuthMode, Config, Control, Credential, Dialect, DialectChoice, DialectMessage, DialectPing,
+    DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry, FieldMode, HeaderClaim, HostHeader, Identity, Jwks,
+    Limits, Listen, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths, Provider, QueryMode, QuerySource, QueryUse,
+    Remote, RemoteMode, Route, RouteTokenFrom, RouteWebSocket, SubprotocolSource, Toggle, TokenEncoding, TokenFrom,
+    TokenTo, TokenToHttp, TokenToWebSocket, Upstream, WebSocket,
 };
 pub use source::{Environment, Flags, Loaded, load};
 pub use value::{Size, Time};

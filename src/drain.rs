@@ -17,6 +17,8 @@ pub struct Drain {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Someone asked for it.
+    asked: CancellationToken,
     /// Not ready any more; still accepting.
     leaving: CancellationToken,
     /// No new connections, no upgrades; answers close their connection; sockets are told.
@@ -25,6 +27,17 @@ struct Inner {
 }
 
 impl Drain {
+    /// Asks for a drain, as SIGTERM does.
+    pub fn ask(&self) {
+        self.inner.asked.cancel();
+    }
+
+    /// Resolves when someone has asked.
+    #[must_use]
+    pub fn asked(&self) -> CancellationToken {
+        self.inner.asked.clone()
+    }
+
     /// Whether `/readyz` says no.
     #[must_use]
     pub fn is_leaving(&self) -> bool {

@@ -56,7 +56,7 @@ mod stream;
 mod upstream;
 
 pub use admit::admit;
-pub use body::{BodyEnd, ClientBody, ResponseBody};
+pub use body::{AnswerError, BodyEnd, ClientBody, CutWhen, Fate, ResponseBody};
 pub(crate) use forwarding::new_request_id;
 pub use forwarding::{ClientAddress, Connection};
 pub(crate) use headers::strip_hop_by_hop;

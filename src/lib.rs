@@ -19,7 +19,7 @@
 //! Imports point one way, from left to right, and a test holds them to it:
 //!
 //! ```text
-//! main → cli → {listen, demo} → proxy → websocket → runtime → http → auth → policy → config
+//! main → cli → {listen, control, demo} → proxy → websocket → runtime → http → auth → policy → config
 //! leaves that take plain values: telemetry, drain, json
 //! ```
 //!
@@ -35,6 +35,7 @@
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod demo;
 pub mod drain;
 pub mod http;

@@ -4,12 +4,14 @@
 //! reserved header names) and matching on plain strings. Evaluates nothing that needs a token, a
 //! request or a socket: `auth::allow`, `http::rule` and `websocket::dialect` do.
 
+mod control;
 mod dialect;
 mod exposure;
 mod names;
 mod origin;
 mod preset;
 mod provider;
+mod remote;
 mod requirement;
 mod route;
 mod summary;
@@ -23,11 +25,13 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+pub use control::{ControlAddress, ControlSpec};
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use preset::Family;
 pub use provider::{AllowSpec, Audience, KeySource, Kinds, Parties, ProviderSpec, Secret};
+pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};
 pub use route::{PathVariables, Pattern, Route, RouteMatch};
 pub use summary::{carriers, sockets, summary};
@@ -178,6 +182,10 @@ pub struct WebSocketSpec {
     pub presence: Duration,
     /// How long a socket may live, whatever its tokens say.
     pub max_lifetime: Option<Duration>,
+    /// How often the provider is asked about an open socket's session.
+    pub revalidate_every: Option<Duration>,
+    /// How long it may leave that unanswered.
+    pub revalidate_grace: Duration,
     /// Silence after which a ping is sent.
     pub ping_interval: Duration,
     /// Silence after a ping that means dead.
@@ -204,6 +212,7 @@ pub struct LimitSpec {
     pub websockets_per_user: u32,
     pub presence: usize,
     pub token_cache: usize,
+    pub revocations: usize,
     pub token_bytes: usize,
     pub header_bytes: usize,
     pub header_timeout: Duration,
@@ -237,6 +246,8 @@ pub struct Policy {
     pub trusted_proxies: Vec<IpNet>,
     /// The front ends.
     pub origins: Vec<OriginPattern>,
+    /// Where revocations and drains are asked for.
+    pub control: Option<ControlSpec>,
     /// The backend.
     pub upstream: UpstreamSpec,
     /// Who issues tokens.
@@ -253,6 +264,8 @@ pub struct Policy {
     pub longest_presence: Option<Duration>,
     /// Whether any rule names methods, so that method overrides must not pass.
     pub rules_by_method: bool,
+    /// Whether a stream of events ends with its token.
+    pub events_end_with_token: bool,
     /// Limits.
     pub limits: LimitSpec,
     /// Whether a client hears why its token was refused.

@@ -3,6 +3,8 @@
 //! Owns the order of the steps and how a refusal is rendered. What each step decides is its own
 //! module's.
 
+mod events;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,8 +21,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, NoCredential};
 use crate::http::{
-    Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, OwnRequest, Phase, ProtectedRequest, Refusal,
-    ResponseBody, Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
+    Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
+    Refusal, ResponseBody, Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Runtime, Shared};
@@ -86,13 +88,15 @@ pub async fn handle(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     entry.line.status = response.status().as_u16();
-    response.body_mut().on_end(Box::new(move |bytes, whole| {
+    response.body_mut().on_end(Box::new(move |bytes, fate| {
         // The whole entry moves in here and is written when this is done.
         let mut entry = entry;
         phase.idle();
         entry.line.bytes_out = bytes;
-        if !whole && entry.line.outcome == "accepted" {
-            entry.line.outcome = "broken_off";
+        match fate {
+            Fate::Cut(reason) => entry.line.outcome = reason,
+            Fate::BrokenOff if entry.line.outcome == "accepted" => entry.line.outcome = "broken_off",
+            Fate::BrokenOff | Fate::Whole => {}
         }
     }));
     Ok(response)
@@ -200,14 +204,22 @@ impl Desk<'_> {
         }
         self.shared.see(policy, verified.identity());
         entry.line.user = Some(verified.identity().user_id().to_owned());
+        let events_grace = request.wants_events().then_some(request.route().websocket.grace);
         let allowed = match request.allow(verified) {
             Ok(allowed) => allowed,
             Err(refusal) => return Served::Refused(refusal),
         };
         match seal(allowed, policy) {
-            Ok((sealed, ..)) => {
+            Ok((sealed, identity, ..)) => {
                 entry.line.outcome = "accepted";
-                self.forward(sealed, entry).await
+                let mut served = self.forward(sealed, entry).await;
+                if let Served::Answered(answer) = &mut served
+                    && let Some(grace) = events_grace
+                    && let Some(end) = events::end(self.shared, policy, &identity, grace)
+                {
+                    answer.body_mut().cut_when(end);
+                }
+                served
             }
             Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
         }

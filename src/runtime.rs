@@ -1,6 +1,7 @@
 //! What a request runs with: the policy in force with its verifier and upstream client, and what
 //! outlives a change of policy (the waiting room, the drain, counts).
 
+mod bell;
 mod query_tokens;
 mod room;
 mod users;
@@ -10,11 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 
-use crate::auth::{Identity, ProviderKeys, Verifier, now};
+use crate::auth::{Identity, ProviderKeys, Revocations, Verifier, now};
 use crate::drain::Drain;
 use crate::http::Upstream;
 use crate::policy::Policy;
 
+pub use bell::{Bell, Ear, Listening};
 pub use query_tokens::QueryTokens;
 pub use room::{Room, Seat};
 pub use users::{OpenSocket, Presence, Users};
@@ -32,10 +34,10 @@ pub struct Runtime {
 impl Runtime {
     /// Makes a runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
     #[must_use]
-    pub fn start(policy: Policy) -> Self {
+    pub fn start(policy: Policy, revocations: Arc<Revocations>) -> Self {
         let providers =
             policy.providers.iter().map(|spec| (Arc::clone(spec), Arc::new(ProviderKeys::start(Arc::clone(spec)))));
-        let verifier = Verifier::new(providers, policy.limits.token_cache);
+        let verifier = Verifier::new(providers, policy.limits.token_cache, revocations);
         let upstream = Upstream::new(policy.upstream.clone(), policy.limits.send_timeout);
         Self { policy, verifier, upstream }
     }
@@ -50,21 +52,35 @@ pub struct Shared {
     pub query_tokens: QueryTokens,
     /// Who has sockets open, and who was seen when.
     pub users: Users,
+    /// Who is refused although its token is good.
+    pub revocations: Arc<Revocations>,
+    /// Rings when something may end what is open.
+    pub bell: Bell,
     /// Stopping.
     pub drain: Drain,
     connections: AtomicU32,
 }
 
 impl Shared {
-    /// Puts a first runtime in force.
+    /// Puts a first policy in force. Must be called inside a tokio runtime.
     #[must_use]
-    pub fn new(runtime: Runtime) -> Self {
+    pub fn start(policy: Policy, revocations: Revocations) -> Self {
+        let revocations = Arc::new(revocations);
+        let runtime = Runtime::start(policy, Arc::clone(&revocations));
+        let (bell, drain) = (Bell::default(), Drain::default());
+        let (rung, closing) = (bell.clone(), drain.closing());
+        tokio::spawn(async move {
+            closing.cancelled().await;
+            rung.ring_closing();
+        });
         Self {
             current: ArcSwap::from_pointee(runtime),
             room: Room::default(),
             query_tokens: QueryTokens::default(),
             users: Users::default(),
-            drain: Drain::default(),
+            revocations,
+            bell,
+            drain,
             connections: AtomicU32::new(0),
         }
     }

@@ -261,9 +261,8 @@ fn life(spec: &WebSocketSpec) -> Life {
 /// The relay is a task of its own: it lives for hours, and should not carry the room that the
 /// handshake needed.
 fn relay_to_the_end(context: Context, beginning: Beginning, judge: Box<dyn Judge>, spec: &WebSocketSpec) {
-    let closing = context.shared.drain.closing();
-    let drain = Box::pin(async move { closing.cancelled().await });
-    let relay = Relay::new(beginning, judge, drain, context.times(spec));
+    let bell = context.shared.bell.listen();
+    let relay = Relay::new(beginning, judge, bell, context.times(spec));
     let held = context.shared.drain.hold();
     tokio::spawn(OpenSession { relay, context: Some(context), _held: held });
 }

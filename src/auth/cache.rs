@@ -70,7 +70,7 @@ impl TokenCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::KeyPrint;
+    use crate::auth::{End, Voucher};
 
     fn identity() -> Arc<Identity> {
         let config = crate::config::Config {
@@ -84,7 +84,7 @@ mod tests {
         };
         let policy = crate::policy::validate(&config).expect("valid");
         let provider = Arc::clone(&policy.providers[0]);
-        Arc::new(Identity::new(provider, "alice".into(), serde_json::Map::new(), 0, KeyPrint::default()))
+        Arc::new(Identity::new(provider, "alice".into(), serde_json::Map::new(), End::At(0), Voucher::Provider))
     }
 
     fn digest(number: u32) -> Digest {

@@ -15,8 +15,26 @@ pub struct Identity {
     provider: Arc<ProviderSpec>,
     user_id: String,
     claims: Map<String, Value>,
-    expires_at: u64,
-    key: KeyPrint,
+    end: End,
+    voucher: Voucher,
+}
+
+/// Until when a token is good, Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It says so itself.
+    At(u64),
+    /// It does not say; its provider is asked again by then.
+    AskedAgainAt(u64),
+}
+
+/// Who said that a token is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voucher {
+    /// One of its provider's keys.
+    Key(KeyPrint),
+    /// The provider itself, when it was asked.
+    Provider,
 }
 
 impl Identity {
@@ -25,16 +43,21 @@ impl Identity {
         provider: Arc<ProviderSpec>,
         user_id: String,
         claims: Map<String, Value>,
-        expires_at: u64,
-        key: KeyPrint,
+        end: End,
+        voucher: Voucher,
     ) -> Self {
-        Self { provider, user_id, claims, expires_at, key }
+        Self { provider, user_id, claims, end, voucher }
     }
 
-    /// The key that verified it.
+    /// Who vouched for it.
     #[must_use]
-    pub fn key(&self) -> KeyPrint {
-        self.key
+    pub fn voucher(&self) -> Voucher {
+        self.voucher
+    }
+
+    /// The claims as they came.
+    pub(super) fn claims(&self) -> &Map<String, Value> {
+        &self.claims
     }
 
     /// The provider's own session (`sid`), where its tokens name one.
@@ -55,10 +78,18 @@ impl Identity {
         &self.provider
     }
 
-    /// The token's end, Unix seconds.
+    /// Until when it is good.
+    #[must_use]
+    pub fn end(&self) -> End {
+        self.end
+    }
+
+    /// The token's end, or when its provider is asked again, Unix seconds.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
-        self.expires_at
+        match self.end {
+            End::At(at) | End::AskedAgainAt(at) => at,
+        }
     }
 
     /// The user: the pair of issuer and user id.

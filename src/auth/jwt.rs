@@ -7,6 +7,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::Rejection;
+use super::kind::KindHeader;
 use crate::json;
 
 /// A key id longer than this is no provider's.
@@ -16,10 +17,7 @@ const KID_BYTES: usize = 256;
 pub(super) struct Parsed<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
-    /// `typ` says that it is an access token of OAuth (RFC 9068).
-    pub(super) is_access_token_by_header: bool,
-    /// Clerk's `cat`.
-    pub(super) category: Option<String>,
+    pub(super) kind: KindHeader,
     pub(super) claims: Map<String, Value>,
     /// `header.payload`, what the signature is over.
     pub(super) signed: &'a str,
@@ -27,20 +25,14 @@ pub(super) struct Parsed<'a> {
     pub(super) signature: &'a str,
 }
 
-#[cfg(test)]
-impl Parsed<'_> {
-    /// Claims as if they had come in a token, for tests of what is asked of them.
-    pub(super) fn unsigned(claims: Map<String, Value>) -> Self {
-        Self {
-            algorithm: Algorithm::HS256,
-            key_id: None,
-            is_access_token_by_header: false,
-            category: None,
-            claims,
-            signed: "",
-            signature: "",
-        }
-    }
+/// Whether a token does not even look like a JWT: it is opaque, and only its provider can say what it is.
+pub(super) fn is_opaque(token: &str) -> bool {
+    let mut parts = token.split('.');
+    let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return true;
+    };
+    // Every JWT begins with a JSON object in base64url.
+    !URL_SAFE_NO_PAD.decode(header).is_ok_and(|header| header.trim_ascii_start().starts_with(b"{"))
 }
 
 /// Splits and reads a token.
@@ -67,7 +59,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
         json::object(&header).map_err(|_| malformed("the header is not a JSON object with each member once"))?;
     let algorithm = algorithm(&header)?;
     let text = |name: &str| header.get(name).and_then(Value::as_str);
-    let is_access_token_by_header = text("typ").is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"));
+    let is_access_token = text("typ").is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"));
     let category = match header.get("cat") {
         None => None,
         Some(Value::String(category)) => Some(category.clone()),
@@ -85,7 +77,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
         json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
     // Checked here so that a signature in padded or non-canonical base64 never reaches a key.
     decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
-    Ok(Parsed { algorithm, key_id, is_access_token_by_header, category, claims, signed, signature })
+    Ok(Parsed { algorithm, key_id, kind: KindHeader { is_access_token, category }, claims, signed, signature })
 }
 
 fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, Rejection> {
@@ -147,6 +139,22 @@ mod tests {
             (r"[]", Err("malformed")),
         ] {
             assert_eq!(outcome(header, "{}"), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_look_like_a_jwt_is_opaque() {
+        let jwt = format!("{}.e30.c2ln", encode(r#"{"alg":"RS256"}"#));
+        for (token, opaque) in [
+            (jwt.as_str(), false),
+            ("eyJ9.x.y", false),
+            ("opaque", true),
+            ("a.b", true),
+            ("a.b.c", true),
+            ("..", true),
+            ("eyJ9.a.b.c.d", true),
+        ] {
+            assert_eq!(is_opaque(token), opaque, "{token}");
         }
     }
 

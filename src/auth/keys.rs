@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Rejection;
+use super::{Inspection, Rejection};
 use crate::policy::{KeySource, ProviderSpec};
 
 pub use set::KeyPrint;
@@ -211,26 +211,17 @@ impl ProviderKeys {
     }
 }
 
-/// What one look at a provider found; for `vestibule check --online`.
-#[derive(Debug)]
-pub struct Inspection {
-    /// A sentence for each thing that is as it should be.
-    pub found: Vec<String>,
-    /// A sentence for each thing that would refuse good tokens.
-    pub problems: Vec<String>,
-}
-
 /// A clock further off than this has tokens refused that were just issued, or accepted that have ended.
 const CLOCK: i64 = 5;
 
-/// Asks a provider once for what it would be asked at start, and looks at its clock and its name.
-pub async fn inspect(provider: &ProviderSpec) -> Inspection {
-    let mut inspection = Inspection { found: Vec::new(), problems: Vec::new() };
+/// Asks a provider once for what it would be asked at start, and looks at its clock and its name; for
+/// `vestibule check --online`.
+pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
     let client = match fetch::client(&provider.keys) {
         Ok(client) => client,
         Err(error) => {
             inspection.problems.push(error.to_string());
-            return inspection;
+            return;
         }
     };
     let keys = match KeySet::given(&provider.keys) {
@@ -244,9 +235,9 @@ pub async fn inspect(provider: &ProviderSpec) -> Inspection {
         }
         Err(reason) => inspection.problems.push(reason),
     }
-    let (KeySource::Fetched { .. }, Some(issuer)) = (&provider.keys, &provider.issuer) else { return inspection };
+    let (KeySource::Fetched { .. }, Some(issuer)) = (&provider.keys, &provider.issuer) else { return };
     // Without a discovery document there is nothing more to learn.
-    let Ok(look) = fetch::look(&client, issuer).await else { return inspection };
+    let Ok(look) = fetch::look(&client, issuer).await else { return };
     match look.calls_itself {
         Some(name) if name != *issuer => {
             let sentence = fetch::FetchError::OtherIssuer { found: name }.to_string();
@@ -265,7 +256,6 @@ pub async fn inspect(provider: &ProviderSpec) -> Inspection {
         Some(_) => inspection.found.push("its clock agrees with ours".to_owned()),
         None => {}
     }
-    inspection
 }
 
 async fn keep_fetching(provider: Arc<ProviderSpec>, state: watch::Sender<State>, demand: Arc<Notify>) {

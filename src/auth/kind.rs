@@ -4,7 +4,6 @@
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use super::jwt::Parsed;
 use crate::policy::{Audience, Family, Kinds, ProviderSpec};
 
 /// Clerk's token categories (`cat` in the header).
@@ -13,9 +12,21 @@ const CLERK_TEMPLATE: &str = "cl_B7d4PD222AAA";
 /// Stamped on tokens of every kind by some instances, so it says nothing.
 const CLERK_IGNORE: &str = "cl_I7d4PD111III";
 
+/// What the header says of the kind; empty where there is none.
+#[derive(Debug, Default)]
+pub(super) struct KindHeader {
+    /// `typ` says that it is an access token of OAuth (RFC 9068).
+    pub(super) is_access_token: bool,
+    /// Clerk's `cat`.
+    pub(super) category: Option<String>,
+}
+
 /// Sees that it is a kind that counts; says which.
-pub(super) fn check_kind(spec: &ProviderSpec, parsed: &Parsed<'_>) -> Result<&'static str, Rejection> {
-    let claims = &parsed.claims;
+pub(super) fn check_kind(
+    spec: &ProviderSpec,
+    header: &KindHeader,
+    claims: &Map<String, Value>,
+) -> Result<&'static str, Rejection> {
     let says = |name: &str, value: &str| {
         claims.get(name).and_then(Value::as_str).is_some_and(|found| found.eq_ignore_ascii_case(value))
     };
@@ -27,7 +38,7 @@ pub(super) fn check_kind(spec: &ProviderSpec, parsed: &Parsed<'_>) -> Result<&'s
         return Err(Rejection::WrongKind("a refresh token"));
     }
     match spec.family {
-        Family::Clerk => return clerk_kind(spec.accept, parsed),
+        Family::Clerk => return clerk_kind(spec.accept, header, claims),
         Family::Cognito if !says("token_use", "access") && !says("token_use", "id") => {
             return Err(Rejection::WrongKind("token_use is neither access nor id"));
         }
@@ -45,18 +56,18 @@ pub(super) fn check_kind(spec: &ProviderSpec, parsed: &Parsed<'_>) -> Result<&'s
     }
 }
 
-fn clerk_kind(accept: Kinds, parsed: &Parsed<'_>) -> Result<&'static str, Rejection> {
-    let text = |name: &str| parsed.claims.get(name).and_then(Value::as_str);
-    if parsed.is_access_token_by_header || text("sub").is_some_and(|sub| sub.starts_with("mch_")) {
+fn clerk_kind(accept: Kinds, header: &KindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
+    let text = |name: &str| claims.get(name).and_then(Value::as_str);
+    if header.is_access_token || text("sub").is_some_and(|sub| sub.starts_with("mch_")) {
         return Err(Rejection::WrongKind("a machine's token"));
     }
     let has_session = text("sid").is_some_and(|sid| !sid.is_empty());
-    let is_template = match parsed.category.as_deref() {
+    let is_template = match header.category.as_deref() {
         Some(CLERK_TEMPLATE) => true,
         Some(CLERK_SESSION | CLERK_IGNORE) | None => !has_session,
         Some(_) => return Err(Rejection::WrongKind("a category (cat) that is no session's")),
     };
-    match parsed.claims.get("sts") {
+    match claims.get("sts") {
         None => {}
         Some(Value::String(status)) if status == "active" => {}
         Some(_) => return Err(Rejection::WrongKind("a session that is not active (sts)")),

@@ -73,6 +73,27 @@ pub enum Rejection {
     /// The user id cannot be used.
     #[error("the user id {0}")]
     UnusableUser(&'static str),
+    /// The provider, asked, finds no active session or token.
+    #[error("remote check of provider {provider}: {reason}")]
+    NoSession {
+        /// The provider's name.
+        provider: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The user, the session or the token was revoked here.
+    #[error("revoked by {0}")]
+    Revoked(&'static str),
+    /// The provider could not be asked.
+    #[error("provider {provider} could not be asked: {reason}")]
+    RemoteUnavailable {
+        /// The provider's name.
+        provider: String,
+        /// What came instead of an answer.
+        reason: String,
+        /// When it makes sense to ask again.
+        retry_after: Duration,
+    },
     /// No keys could be had.
     #[error("no usable keys of provider {provider}: {reason}")]
     KeysUnavailable {
@@ -89,7 +110,18 @@ impl Rejection {
     /// Whether nobody could say yet what the token is worth.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
-        matches!(self, Self::KeysUnavailable { .. })
+        self.retry_after().is_some()
+    }
+
+    /// When it makes sense to ask again, where nobody could say yet.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::KeysUnavailable { retry_after, .. } | Self::RemoteUnavailable { retry_after, .. } => {
+                Some(*retry_after)
+            }
+            _ => None,
+        }
     }
 
     /// The `outcome` label of metrics and access lines.
@@ -111,6 +143,9 @@ impl Rejection {
             Self::Required(_) => "required_claim",
             Self::MissingUser => "missing_user",
             Self::UnusableUser(_) => "unusable_user",
+            Self::NoSession { .. } => "no_session",
+            Self::Revoked(_) => "revoked",
+            Self::RemoteUnavailable { .. } => "remote_unavailable",
             Self::KeysUnavailable { .. } => "keys_unavailable",
         }
     }

@@ -56,6 +56,11 @@ impl Token {
         Ok(Self(text.into()))
     }
 
+    /// The same token once more, for a question about it that outlives its request.
+    pub(super) fn again(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// The text, for verification and for handing on where the configuration says so.
     #[must_use]
     pub(crate) fn expose(&self) -> &str {

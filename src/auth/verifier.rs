@@ -1,27 +1,26 @@
 //! A token becomes an identity here, or it does not.
 //!
 //! The order is that of docs/contract.md section 5: everything cheap and structural first, then the
-//! signature, then what the claims say. One function does it, and what it did it can say step by
-//! step (`vestibule token inspect`).
+//! signature, then what the claims say, then what the provider says where it is asked, and revocations last.
+//! One function does it, and what it did it can say step by step (`vestibule token inspect`).
 
-use std::fmt::Arguments;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use jsonwebtoken::DecodingKey;
+use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
-use super::cache::TokenCache;
-use super::identity::pointed;
+use super::cache::{Digest, TokenCache};
+use super::claims;
+use super::identity::{End, Voucher};
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyPrint, ProviderKeys};
-use super::kind::{check_audience, check_kind, flattened, shown_audience};
-use super::{Identity, NoCredential, Rejection, Token};
-use crate::policy::{Claim, Parties, PathVariables, ProviderSpec};
-
-/// A user id longer than this is no one's, and would not fit some backends' headers.
-const USER_ID_BYTES: usize = 256;
+use super::kind::{KindHeader, flattened};
+use super::remote::{Answer, Occasion, Question, Remote};
+use super::trace::{Step, Trace};
+use super::{Identity, NoCredential, Rejection, Revocations, Token};
+use crate::policy::{Family, KeySource, PathVariables, ProviderSpec};
 
 /// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
 #[derive(Debug)]
@@ -42,26 +41,44 @@ impl Verified {
     pub fn into_parts(self) -> (Arc<Identity>, Option<Token>) {
         (self.identity, self.token)
     }
+
+    /// What its provider can be asked about it while a socket is open; `None` where it cannot be asked.
+    #[must_use]
+    pub fn question(&self) -> Option<Question> {
+        let remote = self.identity.provider().remote.as_ref()?;
+        let session = self.identity.session_id();
+        if let Some(session) = session.filter(|_| !remote.question.carries_token()) {
+            return Some(Question::session(session));
+        }
+        // A signed token of Clerk's without a session stands for itself.
+        let is_asked = remote.question.carries_token() || self.identity.voucher() == Voucher::Provider;
+        let token = self.token.as_ref().filter(|_| is_asked)?;
+        Some(Question::token(token, TokenCache::digest(token), session))
+    }
+}
+
+/// What a provider says of a session that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AskedAgain {
+    /// It goes on.
+    Stands,
+    /// Its user signed out, was banned, or the session has ended.
+    Ended,
+    /// Nobody can say now.
+    Unanswered,
 }
 
 struct Provider {
     spec: Arc<ProviderSpec>,
     keys: Arc<ProviderKeys>,
+    remote: Option<Remote>,
 }
 
 /// Every provider and its keys.
 pub struct Verifier {
     providers: Vec<Provider>,
     cache: Option<TokenCache>,
-}
-
-/// One step of an explanation: what was looked at and what was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// `header`, `key`, `signature`, `exp` …
-    pub name: &'static str,
-    /// What was found; never the token.
-    pub finding: String,
+    revocations: Arc<Revocations>,
 }
 
 /// What the verifier thinks of a token, and why.
@@ -73,27 +90,25 @@ pub struct Explanation {
     pub verdict: Result<Arc<Identity>, Rejection>,
 }
 
-/// Hears what verification finds on its way; the unit type hears nothing and costs nothing.
-trait Trace {
-    fn step(&mut self, name: &'static str, finding: Arguments<'_>);
-}
-
-impl Trace for () {
-    fn step(&mut self, _name: &'static str, _finding: Arguments<'_>) {}
-}
-
-impl Trace for Vec<Step> {
-    fn step(&mut self, name: &'static str, finding: Arguments<'_>) {
-        self.push(Step { name, finding: finding.to_string() });
-    }
+/// A token under examination.
+struct Presented<'a> {
+    token: &'a Token,
+    digest: Digest,
+    now: u64,
 }
 
 impl Verifier {
-    /// A verifier over these providers and their keys, which remembers at most `remembered` tokens.
+    /// A verifier over these providers and their keys, which remembers at most `remembered` tokens. Must be
+    /// made inside a runtime.
     #[must_use]
-    pub fn new(providers: impl IntoIterator<Item = (Arc<ProviderSpec>, Arc<ProviderKeys>)>, remembered: usize) -> Self {
-        let providers = providers.into_iter().map(|(spec, keys)| Provider { spec, keys }).collect();
-        Self { providers, cache: TokenCache::new(remembered) }
+    pub fn new(
+        providers: impl IntoIterator<Item = (Arc<ProviderSpec>, Arc<ProviderKeys>)>,
+        remembered: usize,
+        revocations: Arc<Revocations>,
+    ) -> Self {
+        let provider = |(spec, keys)| Provider { remote: Remote::new(&spec, remembered), spec, keys };
+        let providers = providers.into_iter().map(provider).collect();
+        Self { providers, cache: TokenCache::new(remembered), revocations }
     }
 
     /// Each provider with its keys.
@@ -101,51 +116,117 @@ impl Verifier {
         self.providers.iter().map(|provider| (&*provider.spec, &*provider.keys))
     }
 
-    /// Whether the key that verified a token is still its provider's.
+    /// Whether what vouched for a token still does: the key is its provider's, or there is no key.
     #[must_use]
-    pub fn vouches(&self, provider: &str, key: KeyPrint) -> bool {
-        self.providers.iter().find(|known| known.spec.name == provider).is_some_and(|known| known.keys.vouches(key))
+    pub fn vouches(&self, provider: &str, voucher: Voucher) -> bool {
+        let known = self.providers.iter().find(|known| known.spec.name == provider);
+        known.is_some_and(|known| match voucher {
+            Voucher::Key(key) => known.keys.vouches(key),
+            Voucher::Provider => true,
+        })
     }
 
-    /// Verifies a token. Waits for a key fetch at most, which is bounded.
+    /// Verifies a token. Waits for a key fetch and a remote check at most, which are bounded.
     ///
     /// # Errors
     /// Why it was refused.
     pub async fn verify(&self, token: Token) -> Result<Verified, Rejection> {
-        let Some(cache) = &self.cache else {
-            let identity = Arc::new(self.examine(token.expose(), now(), &mut ()).await?);
-            return Ok(Verified { identity, token: Some(token) });
-        };
-        let digest = TokenCache::digest(&token);
-        if let Some(identity) = cache.get(&digest) {
-            if self.still_stands(&identity) {
-                tracing::debug!("token seen before: user {}", identity.user_id());
-                return Ok(Verified { identity, token: Some(token) });
+        let presented = Presented { token: &token, digest: TokenCache::digest(&token), now: now() };
+        let identity = if let Some(identity) = self.remembered(&presented) {
+            identity
+        } else {
+            let identity = Arc::new(self.examine(&presented, &mut ()).await?);
+            if let Some(cache) = &self.cache {
+                cache.insert(presented.digest, &identity, remembered_for(&identity));
             }
-            cache.remove(&digest);
-        }
-        let identity = Arc::new(self.examine(token.expose(), now(), &mut ()).await?);
-        cache.insert(digest, &identity, identity.provider().cache_ttl);
+            identity
+        };
+        self.beside(&presented, &identity, &mut ()).await?;
         Ok(Verified { identity, token: Some(token) })
+    }
+
+    fn remembered(&self, presented: &Presented<'_>) -> Option<Arc<Identity>> {
+        let cache = self.cache.as_ref()?;
+        let identity = cache.get(&presented.digest)?;
+        if self.still_stands(&identity, presented.now) {
+            tracing::debug!("token seen before: user {}", identity.user_id());
+            return Some(identity);
+        }
+        cache.remove(&presented.digest);
+        None
     }
 
     /// Whether what was found once still holds: the token has not ended, and its key is one of those that
     /// would verify it now. What else was asked of it cannot change.
-    fn still_stands(&self, identity: &Identity) -> bool {
+    fn still_stands(&self, identity: &Identity, now: u64) -> bool {
         let spec = identity.provider();
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
-        now() < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
-            && provider.is_some_and(|provider| provider.keys.verifies_with(identity.key()))
+        now < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
+            && provider.is_some_and(|provider| match identity.voucher() {
+                Voucher::Key(key) => provider.keys.verifies_with(key),
+                // Remembered no longer than its provider's answer.
+                Voucher::Provider => true,
+            })
+    }
+
+    /// What may change from one moment to the next, and so is asked every time: the provider's own word where
+    /// it stands beside the signature, and revocations.
+    async fn beside(
+        &self,
+        presented: &Presented<'_>,
+        identity: &Identity,
+        trace: &mut (impl Trace + Send),
+    ) -> Result<(), Rejection> {
+        let spec = identity.provider();
+        let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
+        if let Some(remote) = provider.and_then(|provider| provider.remote.as_ref())
+            && !remote.spec().instead
+        {
+            let said = asked(spec, remote, presented, identity.session_id()).await?;
+            agrees(spec, identity.claims(), &said)?;
+            trace.step("remote", format_args!("the provider says yes"));
+        }
+        // Last: whoever is revoked while we asked is refused.
+        self.revocations.check(identity, presented.now)
+    }
+
+    /// Asks a provider again about a session that is open.
+    pub async fn ask_again(&self, provider: &str, question: &Question) -> AskedAgain {
+        let provider = self.providers.iter().find(|known| known.spec.name == provider);
+        let Some(remote) = provider.and_then(|provider| provider.remote.as_ref()) else {
+            return AskedAgain::Unanswered;
+        };
+        match remote.ask(question, Occasion::Revalidation).await {
+            Ok(Answer::Yes(_)) => AskedAgain::Stands,
+            Ok(Answer::No(reason)) => {
+                tracing::debug!("a session has ended: {reason}");
+                AskedAgain::Ended
+            }
+            Err(_) => AskedAgain::Unanswered,
+        }
     }
 
     /// Verifies a token and says every step.
     pub async fn explain(&self, token: &Token) -> Explanation {
         let mut steps = Vec::new();
-        let verdict = self.examine(token.expose(), now(), &mut steps).await.map(Arc::new);
+        let presented = Presented { token, digest: TokenCache::digest(token), now: now() };
+        let verdict = match self.examine(&presented, &mut steps).await {
+            Ok(identity) => self.beside(&presented, &identity, &mut steps).await.map(|()| Arc::new(identity)),
+            Err(rejection) => Err(rejection),
+        };
         Explanation { steps, verdict }
     }
 
-    async fn examine(&self, token: &str, now: u64, trace: &mut (impl Trace + Send)) -> Result<Identity, Rejection> {
+    async fn examine(&self, presented: &Presented<'_>, trace: &mut (impl Trace + Send)) -> Result<Identity, Rejection> {
+        let token = presented.token.expose();
+        // `validate` lets a provider without keys stand alone, or be the one for opaque tokens.
+        let only_asked = matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Asked);
+        if (only_asked || jwt::is_opaque(token))
+            && let Some((provider, remote)) = self.asked_instead()
+        {
+            trace.step("shape", format_args!("{} bytes, for provider {} to say", token.len(), provider.spec.name));
+            return from_answer(&provider.spec, remote, presented, trace).await;
+        }
         let parsed = jwt::parse(token)?;
         trace.step("shape", format_args!("{} bytes, three parts", token.len()));
         let kid = parsed.key_id.as_deref().unwrap_or("none");
@@ -156,27 +237,27 @@ impl Verifier {
             "issuer",
             format_args!("{} (provider {})", spec.issuer.as_deref().unwrap_or("not checked"), spec.name),
         );
+        if let Some(remote) = answers_for_signature(provider, parsed.algorithm) {
+            return from_own_claims(spec, remote, presented, parsed, trace).await;
+        }
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
         let key = verify_signature(provider, &parsed, trace).await?;
-        check_claims(spec, &parsed, now, trace)?;
-        let expires_at = required_time(&parsed.claims, "exp")?;
-        // Required claims come before the user id, and are read as every rule reads claims.
-        let user_id = user_id(spec, &parsed.claims);
-        let shown = user_id.clone().unwrap_or_default();
-        let claims = flattened(spec, parsed.claims);
-        let identity = Identity::new(Arc::clone(spec), shown, claims, expires_at, key);
-        // No route is known here, so a requirement of a provider has no path variables.
-        if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
-            return Err(Rejection::Required(claim.to_string()));
-        }
-        trace.step("user", format_args!("{}", user_id?));
-        Ok(identity)
+        claims::has_end(&parsed.claims)?;
+        identified(spec, &parsed.kind, parsed.claims, Voucher::Key(key), presented.now, trace)
+    }
+
+    /// The one provider that is asked about opaque tokens.
+    fn asked_instead(&self) -> Option<(&Provider, &Remote)> {
+        self.providers.iter().find_map(|provider| {
+            let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
+            Some((provider, remote))
+        })
     }
 
     fn provider_of(&self, claims: &Map<String, Value>) -> Result<&Provider, Rejection> {
-        // `validate` lets a provider without issuer stand alone only.
+        // `validate` lets a provider without issuer verify signatures only when it stands alone.
         if let [only] = self.providers.as_slice()
             && only.spec.issuer.is_none()
         {
@@ -192,6 +273,133 @@ impl Verifier {
             .find(|provider| provider.spec.issuer.as_deref() == Some(issuer))
             .ok_or_else(|| Rejection::UnknownIssuer(issuer.chars().take(256).collect()))
     }
+}
+
+/// How long what was found may be remembered: an answer of the provider's as long as answers are kept.
+fn remembered_for(identity: &Identity) -> Duration {
+    let spec = identity.provider();
+    match (identity.voucher(), &spec.remote) {
+        (Voucher::Provider, Some(remote)) => spec.cache_ttl.min(remote.cache),
+        _ => spec.cache_ttl,
+    }
+}
+
+/// A token whose signature only its provider can verify: it has no keys for us, or it is one that a project of
+/// Supabase signed with the secret it had before it had keys.
+fn answers_for_signature(provider: &Provider, algorithm: Algorithm) -> Option<&Remote> {
+    let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
+    let spec = &provider.spec;
+    let by_old_secret =
+        spec.family == Family::Supabase && algorithm == Algorithm::HS256 && !spec.algorithms.contains(&algorithm);
+    (spec.keys == KeySource::Asked || by_old_secret).then_some(remote)
+}
+
+/// An identity from what the provider answers.
+async fn from_answer(
+    spec: &Arc<ProviderSpec>,
+    remote: &Remote,
+    presented: &Presented<'_>,
+    trace: &mut (impl Trace + Send),
+) -> Result<Identity, Rejection> {
+    let said = asked(spec, remote, presented, None).await?;
+    trace.step("remote", format_args!("the provider says yes"));
+    let mut claims = Map::clone(&said);
+    claims.shift_remove("active");
+    match (&spec.issuer, claims.get("iss")) {
+        // The answer comes from where the issuer's answers come from.
+        (Some(issuer), None) => {
+            claims.insert("iss".to_owned(), issuer.as_str().into());
+        }
+        (Some(issuer), Some(Value::String(found))) if found == issuer => {}
+        (Some(_), Some(found)) => {
+            return Err(Rejection::UnknownIssuer(found.as_str().unwrap_or_default().chars().take(256).collect()));
+        }
+        (None, _) => {}
+    }
+    identified(spec, &KindHeader::default(), claims, Voucher::Provider, presented.now, trace)
+}
+
+/// An identity from a token's own claims, which the provider has verified for us.
+async fn from_own_claims(
+    spec: &Arc<ProviderSpec>,
+    remote: &Remote,
+    presented: &Presented<'_>,
+    parsed: Parsed<'_>,
+    trace: &mut (impl Trace + Send),
+) -> Result<Identity, Rejection> {
+    if spec.keys == KeySource::Asked {
+        return from_answer(spec, remote, presented, trace).await;
+    }
+    // Judged first: what would be refused anyway need not be asked about.
+    claims::has_end(&parsed.claims)?;
+    let identity = identified(spec, &parsed.kind, parsed.claims, Voucher::Provider, presented.now, trace)?;
+    let said = asked(spec, remote, presented, identity.session_id()).await?;
+    agrees(spec, identity.claims(), &said)?;
+    trace.step("remote", format_args!("the provider says yes, and vouches for the signature"));
+    Ok(identity)
+}
+
+/// The provider's yes, or why not.
+async fn asked(
+    spec: &ProviderSpec,
+    remote: &Remote,
+    presented: &Presented<'_>,
+    session: Option<&str>,
+) -> Result<Arc<Map<String, Value>>, Rejection> {
+    let provider = || spec.name.clone();
+    // The token is copied for a question only when one is asked.
+    let outcome = if let Some(answer) = remote.at_hand(&presented.digest) {
+        Ok(answer)
+    } else {
+        let question = Question::token(presented.token, presented.digest, session);
+        remote.ask(&question, Occasion::Admission).await
+    };
+    match outcome {
+        Ok(Answer::Yes(claims)) => Ok(claims),
+        Ok(Answer::No(reason)) => Err(Rejection::NoSession { provider: provider(), reason: reason.to_string() }),
+        Err(unanswered) => Err(Rejection::RemoteUnavailable {
+            provider: provider(),
+            reason: unanswered.reason,
+            retry_after: unanswered.retry_after,
+        }),
+    }
+}
+
+/// Whether the provider speaks of whom the token speaks of.
+fn agrees(spec: &ProviderSpec, claims: &Map<String, Value>, said: &Map<String, Value>) -> Result<(), Rejection> {
+    let differs = |name: &&str| said.get(*name).is_some_and(|said| claims.get(*name) != Some(said));
+    match ["sub", "iss"].into_iter().find(differs) {
+        None => Ok(()),
+        Some(name) => Err(Rejection::NoSession {
+            provider: spec.name.clone(),
+            reason: format!("the provider's answer is about another {name} than the token"),
+        }),
+    }
+}
+
+/// What every token is judged by, once someone has vouched for it.
+fn identified(
+    spec: &Arc<ProviderSpec>,
+    kind: &KindHeader,
+    claims: Map<String, Value>,
+    voucher: Voucher,
+    now: u64,
+    trace: &mut impl Trace,
+) -> Result<Identity, Rejection> {
+    let exp = claims::check(spec, kind, &claims, now, trace)?;
+    let answer_kept = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
+    let end = exp.map_or(End::AskedAgainAt(now.saturating_add(answer_kept)), End::At);
+    // Required claims come before the user id, and are read as every rule reads claims.
+    let user_id = claims::user_id(spec, &claims);
+    let shown = user_id.clone().unwrap_or_default();
+    let claims = flattened(spec, claims);
+    let identity = Identity::new(Arc::clone(spec), shown, claims, end, voucher);
+    // No route is known here, so a requirement of a provider has no path variables.
+    if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
+        return Err(Rejection::Required(claim.to_string()));
+    }
+    trace.step("user", format_args!("{}", user_id?));
+    Ok(identity)
 }
 
 /// Seconds since the epoch by this machine's clock.
@@ -229,202 +437,9 @@ async fn verify_signature(
     Ok(*print)
 }
 
-fn check_claims(spec: &ProviderSpec, parsed: &Parsed<'_>, now: u64, trace: &mut impl Trace) -> Result<(), Rejection> {
-    let claims = &parsed.claims;
-    let skew = spec.clock_skew.as_secs();
-    let exp = required_time(claims, "exp")?;
-    if now >= exp.saturating_add(skew) {
-        return Err(Rejection::Expired { exp, now });
-    }
-    trace.step("exp", format_args!("{exp}, {} s from now", i128::from(exp) - i128::from(now)));
-    if let Some(nbf) = time(claims, "nbf")?
-        && nbf > now.saturating_add(skew)
-    {
-        return Err(Rejection::NotYetValid { nbf, now });
-    }
-    if let Some(iat) = time(claims, "iat")?
-        && iat > now.saturating_add(skew)
-    {
-        return Err(Rejection::IssuedInTheFuture { iat, now });
-    }
-    check_audience(spec, claims)?;
-    check_party(&spec.authorized_parties, claims)?;
-    trace.step("audience", format_args!("{}", shown_audience(claims)));
-    trace.step("kind", format_args!("{}", check_kind(spec, parsed)?));
-    Ok(())
-}
-
-fn required_time(claims: &Map<String, Value>, name: &'static str) -> Result<u64, Rejection> {
-    time(claims, name)?.ok_or(Rejection::Claim { claim: name.to_owned(), problem: "is missing" })
-}
-
-/// A `NumericDate`. A wrong JSON type is not an absent claim (CVE-2026-25537).
-fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, Rejection> {
-    match claims.get(name) {
-        None => Ok(None),
-        Some(value) => value
-            .as_u64()
-            .map(Some)
-            .ok_or(Rejection::Claim { claim: name.to_owned(), problem: "is not a whole number of seconds" }),
-    }
-}
-
-fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
-    let fits = |party: &str| match parties {
-        Parties::Any => true,
-        Parties::OneOf(names) => names.iter().any(|name| name == party),
-        Parties::Origins(patterns) => patterns.iter().any(|pattern| pattern.matches(party)),
-    };
-    match (parties, claims.get("azp")) {
-        (Parties::Any, _) | (Parties::Origins(_), None) => Ok(()),
-        (_, Some(Value::String(party))) if fits(party) => Ok(()),
-        (_, Some(Value::String(party))) => Err(Rejection::WrongParty(Some(party.chars().take(256).collect()))),
-        (_, Some(_) | None) => Err(Rejection::WrongParty(None)),
-    }
-}
-
-fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<String, Rejection> {
-    let value = match &spec.user_id {
-        Claim::UserId => claims.get("sub"),
-        Claim::Name(name) => claims.get(name),
-        Claim::Pointer(pointer) => pointed(claims, pointer),
-    };
-    let id = match value {
-        None | Some(Value::Null) => return Err(Rejection::MissingUser),
-        Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
-        Some(Value::String(id)) => id,
-        Some(_) => return Err(Rejection::UnusableUser("is not a string")),
-    };
-    if id.len() > USER_ID_BYTES {
-        return Err(Rejection::UnusableUser("is longer than 256 bytes"));
-    }
-    // With `encode: percent` the header is safe whatever stands here; the log escapes.
-    if !spec.encoded_user_ids && !id.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
-        return Err(Rejection::UnusableUser("holds other than visible ASCII; see identity.headers encode: percent"));
-    }
-    Ok(format!("{}{id}", spec.user_prefix.as_deref().unwrap_or_default()))
-}
-
 /// A request that carried no credential may still be served where the route says so; this is where
 /// that proof is used up.
 impl NoCredential {
     /// Consumes the proof.
     pub fn accept(self) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn claims(value: Value) -> Map<String, Value> {
-        match value {
-            Value::Object(map) => map,
-            _ => Map::new(),
-        }
-    }
-
-    fn spec() -> ProviderSpec {
-        use crate::config;
-        let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: api }]\n";
-        let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
-        let loaded = config::load(&config::Flags::default(), &config::Environment(&environment)).expect("loads");
-        let policy = crate::policy::validate(&loaded.config).expect("valid");
-        (*policy.providers[0]).clone()
-    }
-
-    fn outcome(overrides: Value) -> Result<(), &'static str> {
-        let now = 1_000_000;
-        let mut all = claims(json!({"iss":"i","sub":"u","aud":"api","exp":now + 60,"nbf":now,"iat":now}));
-        for (key, value) in claims(overrides) {
-            if value == json!("ABSENT") {
-                all.remove(&key)
-            } else {
-                all.insert(key, value)
-            };
-        }
-        let spec = spec();
-        let parsed = Parsed::unsigned(all.clone());
-        check_claims(&spec, &parsed, now, &mut ())
-            .and_then(|()| user_id(&spec, &all).map(|_| ()))
-            .map_err(|r| r.outcome())
-    }
-
-    #[test]
-    fn times_are_judged_at_their_edges_and_by_their_type() {
-        let now = 1_000_000;
-        for (overrides, expected) in [
-            (json!({}), Ok(())),
-            (json!({"exp": now - 4}), Ok(())),
-            (json!({"exp": now - 5}), Err("expired")),
-            (json!({"exp": "ABSENT"}), Err("claim")),
-            (json!({"exp": "9999999999"}), Err("claim")),
-            (json!({"exp": null}), Err("claim")),
-            (json!({"exp": 1e12}), Err("claim")),
-            (json!({"exp": -1}), Err("claim")),
-            (json!({"exp": u64::MAX}), Ok(())),
-            (json!({"nbf": now + 5}), Ok(())),
-            (json!({"nbf": now + 6}), Err("not_yet_valid")),
-            (json!({"nbf": "x"}), Err("claim")),
-            (json!({"nbf": "ABSENT", "iat": "ABSENT"}), Ok(())),
-            (json!({"iat": now + 6}), Err("issued_in_the_future")),
-            (json!({"iat": [now]}), Err("claim")),
-        ] {
-            assert_eq!(outcome(overrides.clone()), expected, "{overrides}");
-        }
-    }
-
-    #[test]
-    fn audience_is_a_string_or_an_array_of_strings() {
-        for (aud, expected) in [
-            (json!("api"), Ok(())),
-            (json!(["x", "api"]), Ok(())),
-            (json!("API"), Err("wrong_audience")),
-            (json!([]), Err("wrong_audience")),
-            (json!([""]), Err("wrong_audience")),
-            (json!(["api", 7]), Err("wrong_audience")),
-            (json!([["api"]]), Err("wrong_audience")),
-            (json!({"api": 1}), Err("wrong_audience")),
-            (json!(null), Err("wrong_audience")),
-            (json!("ABSENT"), Err("claim")),
-        ] {
-            assert_eq!(outcome(json!({ "aud": aud })), expected, "{aud}");
-        }
-    }
-
-    #[test]
-    fn other_kinds_of_token_are_told_apart() {
-        for (overrides, expected) in [
-            (json!({"token_use": "access"}), Ok(())),
-            (json!({"token_use": "id"}), Err("wrong_kind")),
-            (json!({"typ": "ID"}), Err("wrong_kind")),
-            (json!({"typ": "Refresh"}), Err("wrong_kind")),
-            (json!({"typ": "Bearer"}), Ok(())),
-            (json!({"at_hash": "x"}), Err("wrong_kind")),
-            (json!({"events": {}}), Err("wrong_kind")),
-            (json!({"token_type": "refresh"}), Err("wrong_kind")),
-        ] {
-            assert_eq!(outcome(overrides.clone()), expected, "{overrides}");
-        }
-    }
-
-    #[test]
-    fn user_ids_are_non_empty_bounded_strings() {
-        for (sub, expected) in [
-            (json!("u"), Ok(())),
-            (json!(""), Err("missing_user")),
-            (json!(null), Err("missing_user")),
-            (json!("ABSENT"), Err("missing_user")),
-            (json!(7), Err("unusable_user")),
-            (json!(["u"]), Err("unusable_user")),
-            (json!("a\r\nX-Admin: 1"), Err("unusable_user")),
-            (json!("a b"), Err("unusable_user")),
-            (json!("Jos\u{e9}"), Err("unusable_user")),
-            (json!("x".repeat(256)), Ok(())),
-            (json!("x".repeat(257)), Err("unusable_user")),
-        ] {
-            assert_eq!(outcome(json!({ "sub": sub })), expected, "{sub}");
-        }
-    }
 }

@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 
 use super::{CheckArguments, USAGE, fail, policy, run::executor};
-use crate::auth;
-use crate::policy::{Policy, summary};
+use crate::auth::{self, Inspection};
+use crate::policy::{KeySource, Policy, summary};
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
@@ -32,7 +32,11 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
 async fn online(policy: &Policy) -> ExitCode {
     let mut failed = false;
     for provider in &policy.providers {
-        let inspection = auth::inspect(provider).await;
+        let mut inspection = Inspection::default();
+        if provider.keys != KeySource::Asked {
+            auth::inspect_keys(provider, &mut inspection).await;
+        }
+        auth::inspect_remote(provider, &mut inspection).await;
         for found in inspection.found {
             println!("  online      {}: {found}", provider.name);
         }

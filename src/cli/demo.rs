@@ -9,11 +9,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::run::executor;
 use super::{DemoArguments, fail};
+use crate::auth::Revocations;
 use crate::config::{self, Environment, Flags};
 use crate::demo::{Demo, DemoError};
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::Shared;
 use crate::telemetry::{self, Format};
 
 /// A taken port moves on at most this far.
@@ -53,7 +54,7 @@ async fn run(listen: &str) -> Result<(), Failure> {
     telemetry::observe(demo.observer());
     let (policy, listeners) = bind(address, &demo)?;
     let local = listeners.addresses().first().copied().unwrap_or(address);
-    let shared = Arc::new(Shared::new(Runtime::start(policy)));
+    let shared = Arc::new(Shared::start(policy, Revocations::default()));
     listeners.serve(&shared);
     for (_, keys) in shared.current().verifier.providers() {
         keys.first_attempt().await;

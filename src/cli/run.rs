@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{RunArguments, USAGE, fail, policy, token};
+use crate::auth::{FileError, Revocations, now};
+use crate::control::Control;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, LogLevel, Policy, TokenToHttp, carriers, sockets};
 use crate::runtime::{Runtime, Shared};
@@ -72,9 +74,19 @@ async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("signals cannot be received: {error}"), 1),
     };
+    let revocations = match revocations(&policy) {
+        Ok(revocations) => revocations,
+        Err(error) => return fail(&format!("control.revocation_file: {error}"), 1),
+    };
+    let control = match policy.control.as_ref().map(Control::bind).transpose() {
+        Ok(control) => control,
+        Err(error) => return fail(&error, 1),
+    };
     let addresses: Vec<String> = listeners.addresses().iter().map(|address| format!("http://{address}")).collect();
-    let shared = Arc::new(Shared::new(Runtime::start(policy)));
+    let shared = Arc::new(Shared::start(policy, revocations));
     listeners.serve(&shared);
+    // Held until the end: with it goes its socket file.
+    let _control = control.map(|control| control.serve(&shared));
     say_start(&shared, name, &addresses, started).await;
     let (delay, timeout) = signals.first(&shared).await;
     let held = shared.drain.held();
@@ -96,6 +108,16 @@ async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
     }
 }
 
+/// Takes up the revocations of earlier runs.
+fn revocations(policy: &Policy) -> Result<Revocations, FileError> {
+    let revocations = Revocations::default();
+    if let Some(path) = policy.control.as_ref().and_then(|control| control.revocation_file.as_ref()) {
+        let count = revocations.keep_in(path, policy.limits.revocations, now())?;
+        tracing::info!(count, "revocations taken up");
+    }
+    Ok(revocations)
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -106,13 +128,16 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// SIGTERM waits as configured; SIGINT is a person at the keyboard.
+    /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.
     async fn first(&mut self, shared: &Shared) -> (Duration, Duration) {
+        let asked = shared.drain.asked();
+        let as_configured = || {
+            let runtime = shared.current();
+            (runtime.policy.drain_delay, runtime.policy.drain_timeout)
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {
-                let runtime = shared.current();
-                (runtime.policy.drain_delay, runtime.policy.drain_timeout)
-            }
+            _ = self.terminate.recv() => as_configured(),
+            () = asked.cancelled() => as_configured(),
             _ = self.interrupt.recv() => (Duration::ZERO, shared.current().policy.drain_timeout),
         }
     }

@@ -21,6 +21,7 @@ pub struct Config {
     pub hosts: Option<OneOrMany>,
     pub trusted_proxies: Vec<String>,
     pub origins: Vec<String>,
+    pub control: Option<Control>,
     pub upstream: Option<Upstream>,
     pub providers: Vec<Provider>,
     pub shared_user_ids: bool,
@@ -30,6 +31,7 @@ pub struct Config {
     pub paths: Paths,
     pub websocket: WebSocket,
     pub dialects: BTreeMap<String, Dialect>,
+    pub events: Events,
     pub limits: Limits,
     pub errors: Errors,
     pub insecure_verbose_errors: bool,
@@ -45,6 +47,7 @@ impl Default for Config {
             hosts: None,
             trusted_proxies: Vec::new(),
             origins: Vec::new(),
+            control: None,
             upstream: None,
             providers: Vec::new(),
             shared_user_ids: false,
@@ -54,6 +57,7 @@ impl Default for Config {
             paths: Paths::Strict,
             websocket: WebSocket::default(),
             dialects: BTreeMap::new(),
+            events: Events::default(),
             limits: Limits::default(),
             errors: Errors::Generic,
             insecure_verbose_errors: false,
@@ -66,6 +70,17 @@ impl Default for Config {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Listen {
     pub address: String,
+}
+
+/// What changes state from outside, on a listener of its own.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Control {
+    pub listen: Option<String>,
+    pub token: Option<String>,
+    pub token_file: Option<String>,
+    pub revocation_file: Option<String>,
+    pub revocation_keep: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -159,6 +174,7 @@ pub struct Provider {
     pub trust_unverified_email: bool,
     pub accept: Option<Vec<Accept>>,
     pub cache_ttl: Option<Time>,
+    pub remote: Option<Remote>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -187,6 +203,31 @@ pub struct Jwks {
     pub max_stale: Option<Time>,
     pub ca_file: Option<String>,
     pub allow_http: bool,
+}
+
+/// How a provider is asked about a token or a session.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Remote {
+    pub mode: Option<RemoteMode>,
+    pub url: Option<String>,
+    pub secret_key: Option<String>,
+    pub secret_key_file: Option<String>,
+    pub client_id: Option<String>,
+    pub client_secret: Option<String>,
+    pub client_secret_file: Option<String>,
+    pub cache: Option<Time>,
+    pub timeout: Option<Time>,
+    pub concurrency: Option<u32>,
+    pub ca_file: Option<String>,
+    pub allow_http: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RemoteMode {
+    Instead,
+    Also,
 }
 
 /// One string, or a list of them; one string is split at commas.
@@ -386,6 +427,8 @@ pub struct WebSocket {
     pub grace: Time,
     pub presence: Time,
     pub max_lifetime: Option<Time>,
+    pub revalidate_every: Option<Time>,
+    pub revalidate_grace: Time,
     pub ping_interval: Time,
     pub ping_timeout: Time,
     pub idle_timeout: Option<Time>,
@@ -404,6 +447,8 @@ impl Default for WebSocket {
             grace: Time::seconds(30),
             presence: Time::seconds(30 * 60),
             max_lifetime: None,
+            revalidate_every: None,
+            revalidate_grace: Time::seconds(5 * 60),
             ping_interval: Time::seconds(30),
             ping_timeout: Time::seconds(10),
             idle_timeout: None,
@@ -413,6 +458,26 @@ impl Default for WebSocket {
             drain_code: 1012,
         }
     }
+}
+
+/// `text/event-stream`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Events {
+    pub on_expiry: EventsOnExpiry,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { on_expiry: EventsOnExpiry::Keep }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum EventsOnExpiry {
+    Keep,
+    Close,
 }
 
 /// The messages of a handshake that a user writes: matchers and templates.
@@ -468,6 +533,9 @@ pub struct RouteWebSocket {
     pub presence: Option<Time>,
     #[serde(deserialize_with = "written")]
     pub max_lifetime: Option<Option<Time>>,
+    #[serde(deserialize_with = "written")]
+    pub revalidate_every: Option<Option<Time>>,
+    pub revalidate_grace: Option<Time>,
     pub ping_interval: Option<Time>,
     pub ping_timeout: Option<Time>,
     #[serde(deserialize_with = "written")]
@@ -487,6 +555,7 @@ pub struct Limits {
     pub websockets_per_user: u32,
     pub presence: usize,
     pub token_cache: usize,
+    pub revocations: usize,
     pub token_bytes: Size,
     pub header_bytes: Size,
     pub header_timeout: Time,
@@ -505,6 +574,7 @@ impl Default for Limits {
             websockets_per_user: 100,
             presence: 100_000,
             token_cache: 10_000,
+            revocations: 100_000,
             token_bytes: Size(16 << 10),
             header_bytes: Size(32 << 10),
             header_timeout: Time::seconds(10),

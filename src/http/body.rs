@@ -1,7 +1,7 @@
 //! Bodies on their way through, never collected: the client's with a size, an idle limit and a note
 //! of how it ended; the answer's with a lease on its upstream connection.
 
-use std::future::Future as _;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -168,14 +168,40 @@ impl Body for ClientBody {
     }
 }
 
-/// Called once when an answer has been given or given up: with its bytes, and whether it was whole.
-pub(super) type OnEnd = Box<dyn FnOnce(u64, bool) + Send + Sync>;
+/// How an answer's body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// All of it was given.
+    Whole,
+    /// The client left, or the upstream broke off.
+    BrokenOff,
+    /// We cut it, for this reason.
+    Cut(&'static str),
+}
+
+/// Called once when an answer has been given or given up: with its bytes, and how it ended.
+pub(super) type OnEnd = Box<dyn FnOnce(u64, Fate) + Send + Sync>;
+
+/// Resolves, with the reason, when an answer must not go on.
+pub type CutWhen = Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>;
+
+/// Why an answer's body does not go on; the connection breaks, so that nobody takes it for whole.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// The upstream broke off.
+    #[error("the upstream broke off")]
+    Upstream(#[source] hyper::Error),
+    /// We cut it.
+    #[error("cut: {0}")]
+    Cut(&'static str),
+}
 
 /// An answer's body on its way to the client.
 pub struct ResponseBody {
     kind: Kind,
     sent: u64,
-    whole: bool,
+    fate: Fate,
+    cut_when: Option<CutWhen>,
     on_end: Option<OnEnd>,
 }
 
@@ -191,21 +217,30 @@ impl std::fmt::Debug for ResponseBody {
 }
 
 impl ResponseBody {
+    fn new(kind: Kind) -> Self {
+        Self { kind, sent: 0, fate: Fate::BrokenOff, cut_when: None, on_end: None }
+    }
+
     /// Text of our own.
     #[must_use]
     pub fn ours(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self { kind: Kind::Ours((!bytes.is_empty()).then_some(bytes)), sent: 0, whole: false, on_end: None }
+        Self::new(Kind::Ours((!bytes.is_empty()).then_some(bytes)))
     }
 
     /// The upstream's body; the connection goes back to its pool when it has ended cleanly.
     #[must_use]
     pub(super) fn upstream(incoming: Incoming, lease: Option<Lease>) -> Self {
-        let mut body = Self { kind: Kind::Upstream { incoming, lease }, sent: 0, whole: false, on_end: None };
+        let mut body = Self::new(Kind::Upstream { incoming, lease });
         if body.is_end_stream() {
             body.ended();
         }
         body
+    }
+
+    /// Cuts it off when this resolves.
+    pub fn cut_when(&mut self, cut_when: CutWhen) {
+        self.cut_when = Some(cut_when);
     }
 
     /// Sets what happens at the end, whatever the end is.
@@ -214,7 +249,8 @@ impl ResponseBody {
     }
 
     fn ended(&mut self) {
-        self.whole = true;
+        self.fate = Fate::Whole;
+        self.cut_when = None;
         if let Kind::Upstream { lease, .. } = &mut self.kind
             && let Some(lease) = lease.take()
         {
@@ -225,22 +261,35 @@ impl ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        let whole = self.whole || self.is_end_stream();
+        if self.fate == Fate::BrokenOff && self.is_end_stream() {
+            self.fate = Fate::Whole;
+        }
         if let Some(on_end) = self.on_end.take() {
-            on_end(self.sent, whole);
+            on_end(self.sent, self.fate);
         }
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = self.get_mut();
+        if let Fate::Cut(_) = this.fate {
+            return Poll::Ready(None);
+        }
+        if let Some(cut_when) = &mut this.cut_when
+            && let Poll::Ready(reason) = cut_when.as_mut().poll(cx)
+        {
+            this.fate = Fate::Cut(reason);
+            return Poll::Ready(Some(Err(AnswerError::Cut(reason))));
+        }
         let frame = match &mut this.kind {
             Kind::Ours(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Upstream { incoming, .. } => Pin::new(incoming).poll_frame(cx),
+            Kind::Upstream { incoming, .. } => {
+                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(AnswerError::Upstream)))
+            }
         };
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {

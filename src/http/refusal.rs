@@ -119,7 +119,13 @@ impl Refusal {
                     .because(rejection.to_string())
                     .with_outcome(rejection.outcome())
             }
-            Rejection::KeysUnavailable { retry_after, .. } => {
+            Rejection::NoSession { .. } => {
+                Self::new(StatusCode::UNAUTHORIZED, "no_session", "No active sessions found for token")
+                    .challenging(Challenge::InvalidToken)
+                    .because(rejection.to_string())
+                    .with_outcome(rejection.outcome())
+            }
+            Rejection::KeysUnavailable { retry_after, .. } | Rejection::RemoteUnavailable { retry_after, .. } => {
                 let mut refusal = Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "auth_unavailable",

@@ -129,7 +129,8 @@ impl ProtectedRequest {
     }
 
     /// Whether it asks for server-sent events.
-    fn wants_events(&self) -> bool {
+    #[must_use]
+    pub fn wants_events(&self) -> bool {
         let Parts { method, headers, .. } = &self.admitted.parts;
         let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         method == Method::GET && accepts.flat_map(|value| value.split(',')).any(is_event_stream)

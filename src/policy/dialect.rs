@@ -97,6 +97,7 @@ pub enum Close {
     Forbidden,
     TooMany,
     IdentityChanged,
+    Revoked,
     Unavailable,
     UpstreamRefused,
     UpstreamNotFound,
@@ -105,7 +106,7 @@ pub enum Close {
 }
 
 /// The keys of `close:`.
-const CLOSE_KEYS: [(&str, Close); 17] = [
+const CLOSE_KEYS: [(&str, Close); 18] = [
     ("timeout", Close::Timeout),
     ("invalid_message", Close::InvalidMessage),
     ("unexpected_message", Close::UnexpectedMessage),
@@ -118,6 +119,7 @@ const CLOSE_KEYS: [(&str, Close); 17] = [
     ("forbidden", Close::Forbidden),
     ("too_many", Close::TooMany),
     ("identity_changed", Close::IdentityChanged),
+    ("revoked", Close::Revoked),
     ("unavailable", Close::Unavailable),
     ("upstream_refused", Close::UpstreamRefused),
     ("upstream_not_found", Close::UpstreamNotFound),
@@ -138,6 +140,7 @@ impl Close {
             | Self::TokenInUrl
             | Self::Forbidden
             | Self::TooMany
+            | Self::Revoked
             | Self::UpstreamRefused
             | Self::UpstreamNotFound => 1008,
             Self::Expired | Self::Lifetime => 4401,

@@ -19,6 +19,8 @@ pub(super) enum DefaultKeys {
     Named,
     /// A shared secret.
     Secret,
+    /// None: the provider is asked about every token.
+    Asked,
 }
 
 impl DefaultKeys {
@@ -81,7 +83,7 @@ const OIDC: Preset = Preset {
     derived_from: &[],
 };
 
-pub(super) const PRESETS: [Preset; 9] = [
+pub(super) const PRESETS: [Preset; 10] = [
     OIDC,
     Preset {
         name: "clerk",
@@ -125,6 +127,7 @@ pub(super) const PRESETS: [Preset; 9] = [
     },
     Preset { name: "jwt", keys: DefaultKeys::Named, ..OIDC },
     Preset { name: "shared-secret", keys: DefaultKeys::Secret, algorithms: &[Algorithm::HS256], ..OIDC },
+    Preset { name: "introspection", keys: DefaultKeys::Asked, algorithms: &[], ..OIDC },
 ];
 
 /// The keys an issuer can be derived from.

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, PUBLISHED_SECRETS, Preset, derived_issuer};
 use super::validate::{Check, is_loopback};
-use super::{Claim, Expected, OriginPattern, Requirement};
+use super::{Claim, Expected, OriginPattern, RemoteSpec, Requirement};
 use crate::config::{self, Accept, Config, Time};
 
 /// One identity provider, complete.
@@ -49,11 +49,15 @@ pub struct ProviderSpec {
     pub accept: Kinds,
     /// How long a verified token is remembered, at most until its end.
     pub cache_ttl: Duration,
+    /// How the provider is asked about a token or a session.
+    pub remote: Option<Arc<RemoteSpec>>,
 }
 
 /// Where keys come from. Never from a token's own header.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KeySource {
+    /// From nowhere: the provider is asked about every token.
+    Asked,
     /// A shared secret for HMAC.
     Secret(Secret),
     /// PEM public keys or certificates, read at start.
@@ -170,7 +174,17 @@ impl Check {
                     "another provider has the same issuer; a token could not tell which is meant",
                 );
             }
-            if spec.issuer.is_none() && config.providers.len() > 1 {
+            let asked = |spec: &ProviderSpec| spec.remote.as_ref().is_some_and(|remote| remote.instead);
+            if asked(&spec)
+                && let Some(other) = out.iter().find(|other| asked(other))
+            {
+                self.wrong(
+                    format!("{at}.remote.mode"),
+                    format!("an opaque token goes to one provider, and \"{}\" has mode: instead already", other.name),
+                );
+            }
+            // An opaque token says no issuer, and goes to the one provider that is asked.
+            if spec.issuer.is_none() && config.providers.len() > 1 && spec.keys != KeySource::Asked {
                 self.wrong(&at, "has no issuer, and there are several providers; only `iss` tells their tokens apart");
             }
             out.push(Arc::new(spec));
@@ -217,6 +231,7 @@ impl Check {
         }
         let keys = self.keys(at, provider, preset, issuer.as_deref());
         let algorithms = self.algorithms(at, provider, preset);
+        let remote = self.remote(at, provider, preset, issuer.as_deref());
         let authorized_parties = self.parties(at, config, provider, preset, &name);
         let audience = self.audience(at, provider, preset, &name, keys.as_ref());
         let user_id = match provider.user_id.as_deref() {
@@ -260,6 +275,7 @@ impl Check {
             algorithms,
             audience: audience?,
             authorized_parties,
+            remote: remote.map(Arc::new),
             cache_ttl: provider.cache_ttl.map_or(Duration::from_secs(300), |time| time.0),
             clock_skew: provider.clock_skew.map_or(Duration::from_secs(5), |time| time.0),
             user_id: user_id?,
@@ -360,6 +376,16 @@ impl Check {
         if named > 1 {
             self.wrong(format!("{at}.jwks"), "names more than one of url, file and pem_file; keep one");
             return None;
+        }
+        if preset.keys == DefaultKeys::Asked {
+            if named > 0 || secret_written {
+                let key = if named > 0 { "jwks" } else { "secret" };
+                self.wrong(
+                    format!("{at}.{key}"),
+                    format!("preset {} asks the provider about every token, and verifies no signature", preset.name),
+                );
+            }
+            return Some(KeySource::Asked);
         }
         // Supabase's projects of old sign with a secret.
         let legacy = preset.family == Family::Supabase && secret_written;

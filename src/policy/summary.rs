@@ -33,6 +33,7 @@ pub fn summary(policy: &Policy) -> String {
     for provider in &policy.providers {
         let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
         let keys = match &provider.keys {
+            KeySource::Asked => "no keys".to_owned(),
             KeySource::Secret(_) => "shared secret".to_owned(),
             KeySource::Pem(_) => "PEM file".to_owned(),
             KeySource::Jwks(_) => "JWKS file".to_owned(),
@@ -49,6 +50,9 @@ pub fn summary(policy: &Policy) -> String {
             Parties::Origins(_) => ", azp from origins".to_owned(),
         };
         line("provider", format!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
+        if let Some(remote) = &provider.remote {
+            line("", remote.to_string());
+        }
     }
     for header in &policy.trusted_headers {
         line("identity", format!("{} = {}", header.written, header.claim));

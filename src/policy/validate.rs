@@ -115,6 +115,7 @@ impl Check {
         let hosts = self.hosts(config, loopback, public_url.as_ref());
         let trusted_proxies = self.trusted_proxies(config);
         let origins = self.origins("origins", &config.origins);
+        let control = config.control.as_ref().and_then(|control| self.control(control));
         let upstream = self.upstream(config);
         let trusted_headers = self.trusted_headers(config);
         let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
@@ -165,6 +166,7 @@ impl Check {
             public_url,
             trusted_proxies,
             origins,
+            control,
             upstream: upstream?,
             providers,
             trusted_headers,
@@ -173,6 +175,7 @@ impl Check {
             refuses_ambiguous_paths: config.paths == Paths::Strict && by_path,
             longest_presence,
             rules_by_method,
+            events_end_with_token: config.events.on_expiry == config::EventsOnExpiry::Close,
             limits,
             verbose_errors: config.errors == Errors::Verbose,
             log,
@@ -342,6 +345,12 @@ impl Check {
             let at = path_of(route.on_expiry.is_some(), "on_expiry");
             self.wrong(at, "keep lets sockets outlive their tokens, so max_lifetime must be set beside it, as in max_lifetime: 12h");
         }
+        let revalidate_every = route.revalidate_every.unwrap_or(base.revalidate_every);
+        let at = path_of(route.revalidate_every.is_some(), "revalidate_every");
+        self.not_zero(&at, revalidate_every);
+        if revalidate_every.is_some() {
+            self.can_be_asked(config, &at, on_expiry);
+        }
         let idle_timeout = route.idle_timeout.unwrap_or(base.idle_timeout);
         self.not_zero(&path_of(route.idle_timeout.is_some(), "idle_timeout"), idle_timeout);
         let allowed = route.allowed_origins.as_ref().or(base.allowed_origins.as_ref());
@@ -354,12 +363,33 @@ impl Check {
             presence: presence.0,
             message_bytes,
             max_lifetime: max_lifetime.map(|time| time.0),
+            revalidate_every: revalidate_every.map(|time| time.0),
+            revalidate_grace: route.revalidate_grace.unwrap_or(base.revalidate_grace).0,
             idle_timeout: idle_timeout.map(|time| time.0),
             ping_interval: ping_interval.0,
             ping_timeout: ping_timeout.0,
             subprotocols,
             allowed_origins: allowed.map(|origins| self.origins(&at, origins)),
             drain_code,
+        }
+    }
+
+    /// Asking about an open socket needs someone to ask, for as long as the socket lives.
+    fn can_be_asked(&mut self, config: &Config, at: &str, on_expiry: OnExpiry) {
+        let mut asked = config.providers.iter().filter(|provider| provider.remote.is_some()).peekable();
+        if asked.peek().is_none() && !config.providers.is_empty() {
+            self.wrong(at, "asks the provider about open sockets, and no provider has `remote`");
+        }
+        let by_token = asked.find(|provider| provider.preset.as_deref() != Some("clerk"));
+        if let (Some(provider), true) = (by_token, on_expiry != OnExpiry::Close) {
+            let name = provider.name.as_deref().or(provider.preset.as_deref()).unwrap_or("oidc");
+            self.wrong(
+                at,
+                format!(
+                    "provider {name} can be asked only about a token that has not ended, so sockets cannot outlive it;
+use on_expiry: close"
+                ),
+            );
         }
     }
 
@@ -516,6 +546,7 @@ impl Check {
             websockets_per_user: limits.websockets_per_user,
             presence: limits.presence,
             token_cache: limits.token_cache,
+            revocations: limits.revocations,
             token_bytes: limits.token_bytes.0,
             header_bytes: limits.header_bytes.0,
             header_timeout: limits.header_timeout.0,

@@ -65,6 +65,7 @@ pub(super) fn admit(
     let presence = context.presence(spec, verified.identity());
     let path: Box<str> = request.head().uri.path().into();
     let user = verified.identity().user();
+    let standing = Standing::of(&verified, &context.shared, spec);
     context.line.user = Some(verified.identity().user_id().to_owned());
     context.shared.see(context.policy(), verified.identity());
     let allowed = request.allow(verified).map_err(|refusal| (refusal, Ending::Denied))?;
@@ -81,7 +82,7 @@ pub(super) fn admit(
         sealed,
         token: token.filter(|_| keeps_token),
         judge,
-        standing: Standing::of(&identity),
+        standing,
         user_id: identity.user_id().to_owned(),
     })
 }

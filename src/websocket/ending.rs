@@ -21,6 +21,7 @@ pub enum Ending {
     Denied,
     TooManyRefreshes,
     IdentityChanged,
+    Revoked,
     Expired,
     Lifetime,
     Idle,
@@ -50,6 +51,7 @@ impl Ending {
             }
             Self::Denied | Self::UpstreamRefused => "Access denied",
             Self::TooManyRefreshes => "Too many refreshes",
+            Self::Revoked => "Session ended",
             Self::Expired => "Token expired",
             Self::Lifetime => "Session expired",
             Self::AuthUnavailable => "Authentication service unavailable",
@@ -87,6 +89,7 @@ impl Ending {
             Self::Denied | Self::UpstreamRefused => "Access denied",
             Self::TooManyRefreshes => "Too many refreshes",
             Self::IdentityChanged => "Identity changed",
+            Self::Revoked => "Session ended",
             Self::AuthUnavailable | Self::TooManyConnections | Self::UpstreamBusy => "Try again later",
             Self::UpstreamNotFound => "Not found",
             Self::UpstreamFailed => "Upstream unavailable",
@@ -115,6 +118,7 @@ impl Ending {
             Self::Denied => Close::Forbidden,
             Self::TooManyRefreshes => Close::TooMany,
             Self::IdentityChanged => Close::IdentityChanged,
+            Self::Revoked => Close::Revoked,
             Self::AuthUnavailable | Self::TooManyConnections | Self::UpstreamBusy => Close::Unavailable,
             Self::UpstreamRefused => Close::UpstreamRefused,
             Self::UpstreamNotFound => Close::UpstreamNotFound,
@@ -130,7 +134,7 @@ impl Ending {
     pub const fn of(rejection: &Rejection) -> Self {
         match rejection {
             Rejection::Expired { .. } => Self::ExpiredOnArrival,
-            Rejection::KeysUnavailable { .. } => Self::AuthUnavailable,
+            Rejection::KeysUnavailable { .. } | Rejection::RemoteUnavailable { .. } => Self::AuthUnavailable,
             _ => Self::InvalidToken,
         }
     }

@@ -6,11 +6,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::ending::Ending;
-use super::session::{Standing, Verdict};
-use crate::auth::{Identity, KeyPrint, Token, User, allow};
+use super::session::{Again, Standing, Verdict};
+use crate::auth::{AskedAgain, End, Marks, Question, Token, User, Verified, Voucher, allow, now};
 use crate::http::TrustedHeaders;
-use crate::policy::AuthMode;
+use crate::policy::{AuthMode, WebSocketSpec};
 use crate::runtime::{Presence, Shared};
+
+/// A provider's answer on its way.
+pub(super) type Asking = Pin<Box<dyn Future<Output = AskedAgain> + Send>>;
 
 /// A verdict on its way.
 pub(super) type Judging = Pin<Box<dyn Future<Output = Verdict> + Send>>;
@@ -20,8 +23,14 @@ pub(super) trait Judge: Send + Sync {
     /// The verdict on a token presented later.
     fn judge(&self, token: Token) -> Judging;
 
-    /// Whether the key that verified its token is still its provider's.
-    fn vouches(&self, key: KeyPrint) -> bool;
+    /// Asks the provider about the session.
+    fn ask(&self, question: &Question) -> Asking;
+
+    /// Whether it was revoked.
+    fn is_revoked(&self, marks: &Marks) -> bool;
+
+    /// Whether what vouched for its token still does.
+    fn vouches(&self, voucher: Voucher) -> bool;
 
     /// When its user was seen last, milliseconds since the epoch; only where presence counts.
     fn last_seen(&self) -> Option<u64>;
@@ -40,8 +49,25 @@ pub(super) struct RefreshJudge {
 }
 
 impl Standing {
-    pub(super) fn of(identity: &Identity) -> Self {
-        Self { expires_at: identity.expires_at(), clock_skew: identity.provider().clock_skew, key: identity.key() }
+    /// What a session of this identity lives by, on a route like this.
+    pub(super) fn of(verified: &Verified, shared: &Shared, spec: &WebSocketSpec) -> Self {
+        let identity = verified.identity();
+        let provider = identity.provider();
+        let is_open_ended = matches!(identity.end(), End::AskedAgainAt(_));
+        // Where the token has no end, nothing but an answer is good for longer than answers are kept.
+        let kept = provider.remote.as_ref().filter(|_| is_open_ended).map(|remote| remote.cache);
+        let every = spec.revalidate_every.into_iter().chain(kept).min();
+        let grace = spec.revalidate_grace;
+        let again = every.and_then(|every| Some(Box::new(Again { question: verified.question()?, every, grace })));
+        let can_revoke = shared.current().policy.control.is_some();
+        Self {
+            expires_at: identity.expires_at(),
+            is_open_ended,
+            clock_skew: provider.clock_skew,
+            voucher: identity.voucher(),
+            marks: can_revoke.then(|| Box::new(shared.revocations.marks(identity))),
+            again,
+        }
     }
 }
 
@@ -58,11 +84,12 @@ impl Judge for RefreshJudge {
                     return Verdict::Refused(Ending::of(&rejection));
                 }
             };
+            let matched = runtime.policy.route("GET", &path);
+            let standing = Standing::of(&verified, &shared, &matched.route.websocket);
             let (identity, token) = verified.into_parts();
             if identity.user() != user {
                 return Verdict::AnotherUser;
             }
-            let matched = runtime.policy.route("GET", &path);
             let denied = matched.route.auth == AuthMode::Deny
                 || allow::permits(&matched.route.require, &matched.variables, &identity).is_err();
             if denied {
@@ -74,7 +101,7 @@ impl Judge for RefreshJudge {
                     shared.see(&runtime.policy, &identity);
                     Verdict::Accepted {
                         user_id: identity.user_id().to_owned(),
-                        standing: Standing::of(&identity),
+                        standing,
                         token: token.filter(|_| keeps_token),
                     }
                 }
@@ -83,8 +110,18 @@ impl Judge for RefreshJudge {
         })
     }
 
-    fn vouches(&self, key: KeyPrint) -> bool {
-        self.shared.current().verifier.vouches(&self.user.provider().name, key)
+    fn ask(&self, question: &Question) -> Asking {
+        let (runtime, provider) = (self.shared.current(), self.user.provider().name.clone());
+        let question = question.clone();
+        Box::pin(async move { runtime.verifier.ask_again(&provider, &question).await })
+    }
+
+    fn is_revoked(&self, marks: &Marks) -> bool {
+        self.shared.revocations.revoked(marks, now()).is_some()
+    }
+
+    fn vouches(&self, voucher: Voucher) -> bool {
+        self.shared.current().verifier.vouches(&self.user.provider().name, voucher)
     }
 
     fn last_seen(&self) -> Option<u64> {
@@ -101,7 +138,15 @@ impl Judge for NoRefresh {
         Box::pin(std::future::ready(Verdict::Refused(Ending::InvalidToken)))
     }
 
-    fn vouches(&self, _key: KeyPrint) -> bool {
+    fn ask(&self, _question: &Question) -> Asking {
+        Box::pin(std::future::ready(AskedAgain::Stands))
+    }
+
+    fn is_revoked(&self, _marks: &Marks) -> bool {
+        false
+    }
+
+    fn vouches(&self, _voucher: Voucher) -> bool {
         true
     }
 

@@ -25,10 +25,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::ending::Ending;
 use super::frame::{Header, Opcode, Sender, Violation, Walker, close_payload, encode};
-use super::judge::{Judge, Judging};
+use super::judge::{Asking, Judge, Judging};
 use super::session::{Action, Event, Session};
 use crate::auth::Token;
 use crate::policy::DialectSpec;
+use crate::runtime::{Ear, Listening};
 use side::{Control, Held, Outgoing, Side};
 use texts::Extra;
 
@@ -134,7 +135,8 @@ pub(super) struct Relay {
     session: Session,
     judge: Box<dyn Judge>,
     verdict: Option<Judging>,
-    drain: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    asking: Option<Asking>,
+    bell: Listening,
     timer: Pin<Box<Sleep>>,
     times: Times,
     /// When the last data frame began.
@@ -176,12 +178,7 @@ pub(super) struct Beginning {
 impl Relay {
     /// Sets a relay up; it runs when awaited.
     #[must_use]
-    pub(super) fn new(
-        beginning: Beginning,
-        judge: Box<dyn Judge>,
-        drain: Pin<Box<dyn Future<Output = ()> + Send>>,
-        times: Times,
-    ) -> Self {
+    pub(super) fn new(beginning: Beginning, judge: Box<dyn Judge>, bell: Listening, times: Times) -> Self {
         let Beginning { client, upstream, from_client, from_upstream, say, first, extensions, session, .. } = beginning;
         let extra = Extra::new(session.dialect().map(|dialect| &**dialect), beginning.introduced, beginning.token);
         let mut relay = Self {
@@ -199,7 +196,8 @@ impl Relay {
             session,
             judge,
             verdict: None,
-            drain: Some(drain),
+            asking: None,
+            bell,
             timer: Box::pin(sleep_until(Instant::now() + times.ping_interval)),
             times,
             last_data: Instant::now(),
@@ -235,6 +233,7 @@ impl Relay {
         for action in self.session.on(event, now()) {
             match action {
                 Action::Verify(token) => self.verdict = Some(self.judge.judge(token)),
+                Action::AskAgain => self.asking = self.session.question().map(|question| self.judge.ask(question)),
                 // Only an upstream that never ends its message lets this many wait.
                 Action::Say(_) if self.say.len() >= SAYINGS => self.begin_end(Ending::TooManyRefreshes),
                 Action::Say(text) => {
@@ -250,6 +249,21 @@ impl Relay {
         }
         if is_verdict {
             self.settle_waiting();
+        }
+    }
+
+    /// Something has changed that may end it.
+    fn hear(&mut self, ear: &Ear) {
+        if self.client.told_close || self.client.eof {
+            return;
+        }
+        if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
+            tracing::info!("an open socket was revoked");
+            self.act_on(Event::End(Ending::Revoked));
+        }
+        if ear.hears_closing() {
+            let code = self.times.drain_code;
+            self.act_on(Event::End(Ending::Drain(code)));
         }
     }
 
@@ -294,6 +308,7 @@ impl Relay {
         tracing::debug!("closing the socket: {code} {}", ending.reason());
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
+        self.asking = None;
         self.forget_waiting();
         self.farewell = Some(Box::new(Farewell { since: Instant::now(), hears_upstream: false, text, close }));
     }
@@ -534,14 +549,16 @@ impl Future for Relay {
                 this.act_on(Event::Verdict(verdict));
                 progress = true;
             }
-            if let Some(drain) = &mut this.drain
-                && drain.as_mut().poll(cx).is_ready()
+            if let Some(asking) = &mut this.asking
+                && let Poll::Ready(answer) = asking.as_mut().poll(cx)
             {
-                this.drain = None;
-                let code = this.times.drain_code;
-                if !this.client.told_close && !this.client.eof {
-                    this.act_on(Event::End(Ending::Drain(code)));
-                }
+                this.asking = None;
+                this.act_on(Event::AskedAgain(answer));
+                progress = true;
+            }
+            if let Poll::Ready(ear) = this.bell.as_mut().poll(cx) {
+                this.hear(&ear);
+                this.bell = ear.listen();
                 progress = true;
             }
             progress |= this.pump_from_client(cx);

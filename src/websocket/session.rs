@@ -2,14 +2,19 @@
 //! actions out (docs/contract.md sections 4.2 and 4.5). Time comes with each event, in milliseconds since the
 //! epoch; [`Session::deadline`] says when to come back.
 
+mod asking;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::dialect::{First, Later, Presented};
 use super::ending::Ending;
 use super::template::{Copies, Values, render};
-use crate::auth::{KeyPrint, Token};
+use crate::auth::{AskedAgain, Marks, Question, Token, Voucher};
 use crate::policy::{DialectSpec, OnExpiry};
+use asking::{Asking, Consequence};
+
+pub use asking::Again;
 
 /// Refreshes: at most one a second, this many at once.
 const BURST: u64 = 5;
@@ -17,15 +22,29 @@ const REFRESH_MILLIS: u64 = 1_000;
 /// This many refused refreshes in a row end the session.
 const REFUSALS: u8 = 5;
 
-/// What a session lives by: the end of its token, and the key that vouched for it.
-#[derive(Clone, Copy, Debug)]
+/// What a session lives by: the end of its token, and who vouched for it.
+#[derive(Clone, Debug)]
 pub struct Standing {
-    /// Unix seconds.
+    /// Unix seconds; of a token without an end, when its provider is asked again.
     pub expires_at: u64,
+    /// The token says no end: asking again is what ends it.
+    pub is_open_ended: bool,
     /// How long beyond its end a socket of this provider may live, at least.
     pub clock_skew: Duration,
-    /// The key that verified it.
-    pub key: KeyPrint,
+    /// Who vouched for it.
+    pub voucher: Voucher,
+    /// What it can be revoked by, where anyone can revoke.
+    pub marks: Option<Box<Marks>>,
+    /// How its provider is asked again.
+    pub again: Option<Box<Again>>,
+}
+
+/// What is kept of it for as long as the session lives.
+#[derive(Debug)]
+struct Kept {
+    expires_at: u64,
+    voucher: Voucher,
+    marks: Option<Box<Marks>>,
 }
 
 /// What became of a token.
@@ -61,6 +80,8 @@ pub enum Event {
     Field(Token),
     /// The verdict on the token under verification.
     Verdict(Verdict),
+    /// The provider's answer to a question about the session.
+    AskedAgain(AskedAgain),
     /// The upstream's 101 has come.
     UpstreamOpen,
     /// Something that ends it: a bound, a violation, the upstream, the drain.
@@ -77,6 +98,8 @@ pub enum Event {
 pub enum Action {
     /// Verify this token; come back with the verdict.
     Verify(Token),
+    /// Ask the provider [`Session::question`]; come back with the answer.
+    AskAgain,
     /// Dial the upstream.
     Connect,
     /// Say this to the client, between two of the upstream's messages.
@@ -144,15 +167,19 @@ pub struct Session {
     phase: Phase,
     /// When waiting ends, milliseconds.
     waiting_until: u64,
-    life: Life,
+    /// As [`Life`], in milliseconds; there are thousands of these.
+    grace: u64,
+    presence: u64,
+    on_expiry: OnExpiry,
     /// Milliseconds: the end of `max_lifetime`.
     last_moment: u64,
     /// The user id, until `authenticated` has been said.
     user_id: Box<str>,
     /// `None` until someone was verified, and on public routes.
-    standing: Option<Standing>,
+    standing: Option<Kept>,
     /// Milliseconds: `exp + max(clock_skew, grace)`.
     end: u64,
+    asking: Option<Box<Asking>>,
     verifying: Option<Answer>,
     queued: Option<Box<Queued>>,
     /// What the answer to the message in hand copies from it.
@@ -179,7 +206,7 @@ impl Session {
     pub fn open(dialect: Option<Arc<DialectSpec>>, life: Life, standing: Standing, now: u64) -> Self {
         let mut session = Self::new(dialect, life, now);
         session.phase = Phase::Open;
-        session.stands_by(standing);
+        session.stands_by(standing, now);
         session
     }
 
@@ -196,11 +223,14 @@ impl Session {
             dialect,
             phase: Phase::Waiting,
             waiting_until: u64::MAX,
-            life,
+            grace: millis(life.grace),
+            presence: millis(life.presence),
+            on_expiry: life.on_expiry,
             last_moment: life.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
             user_id: Box::default(),
             standing: None,
             end: u64::MAX,
+            asking: None,
             verifying: None,
             queued: None,
             answering: Vec::new(),
@@ -211,20 +241,41 @@ impl Session {
         }
     }
 
-    fn stands_by(&mut self, standing: Standing) {
-        self.standing = Some(standing);
-        if self.life.on_expiry != OnExpiry::Keep {
-            let beyond = millis(self.life.grace.max(standing.clock_skew));
-            self.end = standing.expires_at.saturating_mul(1_000).saturating_add(beyond);
-        }
+    fn stands_by(&mut self, standing: Standing, now: u64) {
+        let beyond = self.grace.max(millis(standing.clock_skew));
+        self.end = match self.on_expiry {
+            OnExpiry::Keep => u64::MAX,
+            _ if standing.is_open_ended => u64::MAX,
+            _ => standing.expires_at.saturating_mul(1_000).saturating_add(beyond),
+        };
+        self.asking = standing.again.map(|again| {
+            Box::new(match self.asking.take() {
+                Some(asking) => asking.renewed(*again, now),
+                None => Asking::new(*again, now),
+            })
+        });
+        let Standing { expires_at, voucher, marks, .. } = standing;
+        self.standing = Some(Kept { expires_at, voucher, marks });
     }
 
-    /// The key that vouches for it, while its token has not expired: an expired one is not judged by its
-    /// key, or every rotation would end the sockets that outlive their tokens.
+    /// What the provider is asked about it.
     #[must_use]
-    pub fn key(&self, now: u64) -> Option<KeyPrint> {
-        let standing = self.standing.filter(|standing| now < standing.expires_at.saturating_mul(1_000));
-        standing.filter(|_| self.phase == Phase::Open).map(|standing| standing.key)
+    pub fn question(&self) -> Option<&Question> {
+        self.asking.as_ref().map(|asking| asking.question())
+    }
+
+    /// What it can be revoked by.
+    #[must_use]
+    pub fn marks(&self) -> Option<&Marks> {
+        self.standing.as_ref()?.marks.as_deref()
+    }
+
+    /// Who vouches for it, while its token has not expired: an expired one is not judged by its key, or every
+    /// rotation would end the sockets that outlive their tokens.
+    #[must_use]
+    pub fn voucher(&self, now: u64) -> Option<Voucher> {
+        let standing = self.standing.as_ref().filter(|standing| now < standing.expires_at.saturating_mul(1_000));
+        standing.filter(|_| self.phase == Phase::Open).map(|standing| standing.voucher)
     }
 
     /// Its dialect; `None` for `none`.
@@ -258,12 +309,16 @@ impl Session {
             Phase::Waiting => Some(self.waiting_until),
             // The verdict and the dial have bounds of their own.
             Phase::Verifying | Phase::Dialling | Phase::Ended => None,
-            // A refresh under verification at the token's end is awaited.
-            Phase::Open if self.verifying.is_some() => Self::known(self.last_moment),
-            Phase::Open => match &self.queued {
-                Some(_) => Self::known(self.end.min(self.last_moment).min(self.next_refresh())),
-                None => Self::known(self.end.min(self.last_moment)),
-            },
+            Phase::Open => {
+                let asked = self.asking.as_ref().map_or(u64::MAX, |asking| asking.deadline());
+                let ends = match &self.queued {
+                    // A refresh under verification at the token's end is awaited.
+                    _ if self.verifying.is_some() => u64::MAX,
+                    Some(_) => self.end.min(self.next_refresh()),
+                    None => self.end,
+                };
+                Self::known(ends.min(self.last_moment).min(asked))
+            }
         }
     }
 
@@ -286,7 +341,8 @@ impl Session {
                 self.first(first)
             }
             (Phase::Waiting, Event::Deadline { .. }) if now >= self.waiting_until => self.finish(Ending::Timeout),
-            (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict),
+            (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict, now),
+            (Phase::Open, Event::AskedAgain(answer)) => self.asked_again(&answer, now),
             (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
             (Phase::Open, Event::Later(later, copies)) => self.later(later, copies, now),
             (Phase::Open, Event::Field(token)) => {
@@ -320,12 +376,12 @@ impl Session {
         }
     }
 
-    fn admitted(&mut self, verdict: Verdict) -> Vec<Action> {
+    fn admitted(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         match verdict {
             Verdict::Accepted { user_id, standing, .. } => {
                 self.phase = Phase::Dialling;
                 self.user_id = user_id.into();
-                self.stands_by(standing);
+                self.stands_by(standing, now);
                 vec![Action::Connect]
             }
             Verdict::Refused(ending) => self.finish(ending),
@@ -351,7 +407,7 @@ impl Session {
             Answer::Refreshed => dialect.refresh.as_ref()?.acknowledge.as_ref()?,
             Answer::Field => return None,
         };
-        let exp = self.standing.map_or(0, |standing| standing.expires_at);
+        let exp = self.standing.as_ref().map_or(0, |standing| standing.expires_at);
         let expires_in = exp.saturating_sub(now / 1_000);
         let values = Values { user_id, exp, expires_in, copies: &self.answering, ..Values::default() };
         Some(Action::Say(render(template, &values)))
@@ -414,7 +470,7 @@ impl Session {
                 self.refusals = 0;
                 self.refreshes += 1;
                 self.renews = true;
-                self.stands_by(standing);
+                self.stands_by(standing, now);
                 let acknowledgement = self.acknowledgement(answer, &user_id, now);
                 token.map(Action::HandOn).into_iter().chain(acknowledgement).collect()
             }
@@ -439,11 +495,13 @@ impl Session {
         if now >= self.last_moment {
             return self.finish(Ending::Lifetime);
         }
+        let asks = self.asking.as_mut().is_some_and(|asking| asking.begins(now));
+        let mut actions: Vec<Action> = asks.then_some(Action::AskAgain).into_iter().collect();
         if self.verifying.is_some() {
-            return Vec::new();
+            return actions;
         }
-        if now >= self.end && self.life.on_expiry == OnExpiry::Auto && !self.renews {
-            let until = seen.map_or(0, |seen| seen.saturating_add(millis(self.life.presence)));
+        if now >= self.end && self.on_expiry == OnExpiry::Auto && !self.renews {
+            let until = seen.map_or(0, |seen| seen.saturating_add(self.presence));
             if until > now {
                 self.end = until;
             }
@@ -451,11 +509,20 @@ impl Session {
         if now >= self.end && self.queued.is_none() {
             return self.finish(Ending::Expired);
         }
-        let actions = self.next(now);
-        if actions.is_empty() && now >= self.end {
+        let verifies = self.next(now);
+        if verifies.is_empty() && now >= self.end {
             return self.finish(Ending::Expired);
         }
+        actions.extend(verifies);
         actions
+    }
+
+    fn asked_again(&mut self, answer: &AskedAgain, now: u64) -> Vec<Action> {
+        match self.asking.as_mut().map(|asking| asking.answered(answer, now)) {
+            Some(Consequence::Ended) => self.finish(Ending::Revoked),
+            Some(Consequence::Unanswered) => self.finish(Ending::AuthUnavailable),
+            Some(Consequence::GoesOn) | None => Vec::new(),
+        }
     }
 }
 

@@ -296,8 +296,8 @@ impl Vestibule {
                 }
                 Action::Say(text) => self.say.push(text),
                 Action::End(ending) => return Some(End::Refused(ending)),
-                // Neither comes before messages flow.
-                Action::Relay | Action::HandOn(_) => {}
+                // None of them comes before messages flow.
+                Action::Relay | Action::HandOn(_) | Action::AskAgain => {}
             }
         }
         None

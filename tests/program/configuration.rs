@@ -57,7 +57,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ),
         ("upstream: http://a\nproviders: [{ preset: jwt, issuer: x, secret_file: /nowhere }]\n".to_owned(), "providers[0].secret_file: preset jwt verifies with public keys; use preset: shared-secret"),
         ("upstream: http://a\nproviders: [{ preset: shared-secret, secret_file: /nowhere/at/all }]\n".to_owned(), "providers[0].secret_file: /nowhere/at/all: No such file or directory"),
-        ("upstream: http://a\nproviders: [{ preset: odic, issuer: x, audience: a }]\n".to_owned(), "providers[0].preset: \"odic\" is not one of oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret. Did you mean oidc?"),
+        ("upstream: http://a\nproviders: [{ preset: odic, issuer: x, audience: a }]\n".to_owned(), "providers[0].preset: \"odic\" is not one of oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret, introspection. Did you mean oidc?"),
         ("upstream: http://a\nproviders: [{ preset: clerk }]\n".to_owned(), "providers[0]: has no issuer; write the `iss` of its tokens, exactly: issuer: https://issuer.example.com,"),
         ("upstream: http://a\nproviders: [{ preset: clerk, publishable_key: sk_live_x }]\n".to_owned(), "providers[0].publishable_key: is not one of Clerk's: pk_live_… or pk_test_…, as the dashboard shows it"),
         ("upstream: http://a\nproviders: [{ preset: cognito, region: eu-central-1, audience: a }]\n".to_owned(), "providers[0].region: needs user_pool_id beside it, or write issuer instead of both"),
@@ -76,6 +76,48 @@ fn every_mistake_says_where_and_what_to_do() {
             "\"ab\" and \"a\" overlap",
         ),
         ("upstream: http://a\nproviders: [{ name: a, issuer: https://i, audience: a }, { name: b, issuer: https://i, audience: a }]\nshared_user_ids: true\n".to_owned(), "providers[1].issuer: another provider has the same issuer"),
+        ("upstream: http://a\nproviders: [{ preset: introspection, audience: a }]\n".to_owned(), "providers[0].remote: is missing: preset introspection asks the provider about every token"),
+        (
+            "upstream: http://a\nproviders: [{ preset: introspection, audience: a, remote: { url: \"http://i.example.com/x\", client_id: c, client_secret: s } }]\n".to_owned(),
+            "providers[0].remote.url: would send tokens and our secret over plain http",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: introspection, audience: a, remote: { mode: also, url: https://i/x, client_id: c, client_secret: s } }]\n".to_owned(),
+            "providers[0].remote.mode: preset introspection verifies no signature for `also` to stand beside",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: introspection, audience: a, jwks: { url: https://i/k }, remote: { url: https://i/x, client_id: c, client_secret: s } }]\n".to_owned(),
+            "providers[0].jwks: preset introspection asks the provider about every token, and verifies no signature",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: introspection, audience: a, remote: { url: https://i/x, client_secret: s } }]\n".to_owned(),
+            "providers[0].remote.client_id: is missing",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: clerk, issuer: https://i, remote: { secret_key: sk } }]\n".to_owned(),
+            "providers[0].remote: has no mode; also: every token is asked about beside its signature; instead: only opaque tokens are",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: clerk, issuer: https://i, remote: { mode: also } }]\n".to_owned(),
+            "providers[0].remote.secret_key_file: is missing: the provider answers only to a caller it knows",
+        ),
+        (
+            "upstream: http://a\nproviders: [{ preset: clerk, issuer: https://i, remote: { mode: also, secret_key: sk, client_id: c } }]\n".to_owned(),
+            "providers[0].remote.client_id: means nothing to preset clerk; it takes secret_key_file",
+        ),
+        (
+            "upstream: http://a\nshared_user_ids: true\nproviders: [{ preset: clerk, issuer: https://i, remote: { mode: instead, secret_key: sk } }, { preset: introspection, audience: a, remote: { url: https://i/x, client_id: c, client_secret: s } }]\n".to_owned(),
+            "providers[1].remote.mode: an opaque token goes to one provider, and \"clerk\" has mode: instead already",
+        ),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ revalidate_every: 60s }}\n"), "websocket.revalidate_every: asks the provider about open sockets, and no provider has `remote`"),
+        (
+            "upstream: http://a\nproviders: [{ preset: introspection, audience: a, remote: { url: https://i/x, client_id: c, client_secret: s } }]\nwebsocket: { revalidate_every: 60s, on_expiry: auto }\n".to_owned(),
+            "provider introspection can be asked only about a token that has not ended, so sockets cannot outlive it",
+        ),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ncontrol: {{ listen: \"0.0.0.0:9181\", token: x }}\n"), "control.listen: \"0.0.0.0:9181\" is neither unix:/path nor a loopback address with a port"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ncontrol: {{ listen: \"127.0.0.1:9181\" }}\n"), "control: listens on loopback, which every program on this machine reaches; write token_file beside it"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ncontrol: {{ listen: \"127.0.0.1:9181\", token: short }}\n"), "control.token: has 5 bytes, and needs at least 32"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ncontrol: {{ listen: \"unix:/x\", revocation_keep: 1s }}\n"), "control.revocation_keep: must be longer than the longest life of a token"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: health, auth: none }}]\n"), "routes[0].path: \"health\" must start with a slash: \"/health\""),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none, require: {{ a: b }} }}]\n"), "routes[0].require: needs a verified user, and this rule asks for none"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, require: {{ sub: \"{{user}}\" }} }}]\n"), "{user} is not a variable of the path"),
@@ -180,10 +222,16 @@ fn example() -> String {
 
 #[test]
 fn the_example_is_valid_as_it_stands() {
-    let (code, text) =
-        check(&example(), &[("BACKEND_SECRET", "x"), ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ")]);
+    let (code, text) = check(&example(), SECRETS);
     assert_eq!(code, Some(0), "{text}");
 }
+
+/// What the example wants of its environment.
+const SECRETS: &[(&str, &str)] = &[
+    ("BACKEND_SECRET", "x"),
+    ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ"),
+    ("INTROSPECTION_SECRET", "x"),
+];
 
 #[test]
 fn the_example_shows_every_key_of_the_code() {
@@ -217,25 +265,32 @@ fn the_example_shows_every_key_of_the_code() {
 #[test]
 fn the_example_shows_the_defaults_that_are_in_force() {
     // What the example writes for a key with a default must change nothing.
-    let (_, with) = check(
-        &format!("{}\n", example()),
-        &[("BACKEND_SECRET", "x"), ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ")],
-    );
+    let (_, with) = check(&format!("{}\n", example()), SECRETS);
     let kept: String = example()
         .lines()
         .scan(false, |inside, line| {
             // The sections that are pure defaults are left out; the rest needs values of its own.
             if !line.starts_with([' ', '#']) && !line.is_empty() {
-                *inside = ["websocket:", "limits:", "drain:", "log:", "token_from:", "paths:", "errors:", "identity:"]
-                    .iter()
-                    .any(|key| line.starts_with(key));
+                *inside = [
+                    "websocket:",
+                    "limits:",
+                    "events:",
+                    "control:",
+                    "drain:",
+                    "log:",
+                    "token_from:",
+                    "paths:",
+                    "errors:",
+                    "identity:",
+                ]
+                .iter()
+                .any(|key| line.starts_with(key));
             }
             Some(if *inside { "" } else { line })
         })
         .collect::<Vec<_>>()
         .join("\n");
-    let (code, without) =
-        check(&kept, &[("BACKEND_SECRET", "x"), ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ")]);
+    let (code, without) = check(&kept, SECRETS);
     assert_eq!(code, Some(0), "{without}");
     let body = |text: &str| text.lines().skip(1).collect::<Vec<_>>().join("\n");
     assert_eq!(body(&with), body(&without));

@@ -7,7 +7,7 @@ use std::path::Path;
 const ROOMS: [&[&str]; 10] = [
     &["main"],
     &["cli"],
-    &["listen", "demo"],
+    &["listen", "control", "demo"],
     &["proxy"],
     &["websocket"],
     &["runtime"],

@@ -1,5 +1,5 @@
-//! The bounded GET of a JWKS or a discovery document: https unless told otherwise, no redirects, no
-//! proxies from the environment, no client header, five seconds, half a megabyte.
+//! The bounded GET of a JWKS or a discovery document: https unless told otherwise, five seconds, half a
+//! megabyte.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use url::Url;
 
 use super::set::{BadKeys, KeySet};
+use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
 const TIME: Duration = Duration::from_secs(5);
-const CONNECT: Duration = Duration::from_secs(3);
 const BYTES: usize = 512 << 10;
 
 /// Why keys could not be had.
@@ -38,21 +38,12 @@ pub(super) enum FetchError {
 }
 
 pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> {
-    let failed = |error: &dyn std::fmt::Display| FetchError::Client(error.to_string());
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .timeout(TIME)
-        .connect_timeout(CONNECT)
-        .pool_max_idle_per_host(0)
-        .user_agent(concat!("vestibule/", env!("CARGO_PKG_VERSION")));
-    if let KeySource::Fetched { ca_file: Some(file), .. } = source {
-        let pem = std::fs::read(file).map_err(|error| failed(&error))?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| failed(&error))? {
-            builder = builder.add_root_certificate(certificate);
-        }
-    }
-    builder.build().map_err(|error| failed(&error))
+    let ca_file = match source {
+        KeySource::Fetched { ca_file, .. } => ca_file.as_deref(),
+        _ => None,
+    };
+    // A key set is fetched every ten minutes: no connection is worth keeping for the next.
+    outbound::client(ca_file, TIME, 0).map_err(FetchError::Client)
 }
 
 pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> Result<KeySet, FetchError> {
@@ -114,8 +105,9 @@ struct Answer {
 }
 
 async fn get(client: &reqwest::Client, url: &Url) -> Result<Answer, FetchError> {
-    let failed = |error: reqwest::Error| FetchError::Request { url: url.clone(), reason: reason(&error) };
-    let mut response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
+    let failed =
+        |error: reqwest::Error| FetchError::Request { url: url.clone(), reason: outbound::reason(&error, TIME) };
+    let response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
     let status = response.status();
     if status.is_redirection() {
         return Err(FetchError::Redirect { url: url.clone() });
@@ -125,13 +117,9 @@ async fn get(client: &reqwest::Client, url: &Url) -> Result<Answer, FetchError> 
     }
     let date = response.headers().get("date").and_then(|date| date.to_str().ok());
     let clock = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(lead);
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(failed)? {
-        if body.len() + chunk.len() > BYTES {
-            return Err(FetchError::TooLarge { url: url.clone() });
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let Some(body) = outbound::body(response, BYTES).await.map_err(failed)? else {
+        return Err(FetchError::TooLarge { url: url.clone() });
+    };
     Ok(Answer { body, clock })
 }
 
@@ -143,16 +131,4 @@ fn lead(theirs: SystemTime) -> i64 {
         Ok(ahead) => seconds(ahead),
         Err(behind) => -seconds(behind.duration()),
     }
-}
-
-/// The innermost cause says what an operator needs: `connection refused`, `certificate expired`.
-fn reason(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        return format!("no answer within {} s", TIME.as_secs());
-    }
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -32,7 +32,14 @@ fn keep_outlives_the_token_until_max_lifetime() {
 }
 
 fn standing(expires_at: u64) -> Standing {
-    Standing { expires_at, clock_skew: Duration::from_secs(5), key: KeyPrint::default() }
+    Standing {
+        expires_at,
+        is_open_ended: false,
+        clock_skew: Duration::from_secs(5),
+        voucher: Voucher::Provider,
+        marks: None,
+        again: None,
+    }
 }
 
 fn token() -> Token {
@@ -64,6 +71,7 @@ fn shown(actions: &[Action]) -> Vec<String> {
             Action::Say(text) => text.clone(),
             Action::Relay => "relay".to_owned(),
             Action::HandOn(_) => "hand on".to_owned(),
+            Action::AskAgain => "ask again".to_owned(),
             Action::End(ending) => {
                 let dialect = DialectSpec::vestibule();
                 format!("{} {} {}", ending.message().unwrap_or("-"), ending.code(Some(&dialect)), ending.reason())
@@ -292,4 +300,93 @@ fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
         let [Action::End(ending)] = ended.as_slice() else { panic!("{ended:?}") };
         assert_eq!((ending.code(Some(&dialect())), ending.reason()), expected);
     }
+}
+
+fn asked_about(expires_at: u64) -> Standing {
+    let again = Again { question: Question::example(), every: Duration::from_secs(60), grace: Duration::from_secs(25) };
+    Standing { again: Some(Box::new(again)), ..standing(expires_at) }
+}
+
+fn asked_session() -> Session {
+    Session::open(Some(Arc::new(DialectSpec::vestibule())), life(30), asked_about(NOW / 1_000 + 600), NOW)
+}
+
+/// Comes back at the deadline, which must be to ask.
+fn asks(session: &mut Session) -> u64 {
+    let at = session.deadline().expect("a deadline");
+    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, at)), ["ask again"]);
+    at
+}
+
+#[test]
+fn the_provider_is_asked_again_within_every_interval_and_its_yes_keeps_the_session() {
+    let mut session = asked_session();
+    let mut last = NOW;
+    for _ in 0..5 {
+        let at = asks(&mut session);
+        assert!(at > last && at <= last + 60_000, "{at} after {last}");
+        assert!(session.on(Event::AskedAgain(AskedAgain::Stands), at + 300).is_empty());
+        last = at + 300;
+    }
+}
+
+#[test]
+fn its_no_ends_the_session_at_once() {
+    let mut session = asked_session();
+    let at = asks(&mut session);
+    assert_eq!(
+        shown(&session.on(Event::AskedAgain(AskedAgain::Ended), at + 300)),
+        ["Session ended 1008 Session ended"]
+    );
+}
+
+#[test]
+fn its_silence_is_borne_for_revalidate_grace() {
+    let mut session = asked_session();
+    let first = asks(&mut session);
+    assert!(session.on(Event::AskedAgain(AskedAgain::Unanswered), first).is_empty());
+    let mut at = first;
+    for wait in [10_000, 10_000, 5_000] {
+        assert_eq!(session.deadline(), Some(at + wait));
+        at = asks(&mut session);
+        if at < first + 25_000 {
+            assert!(session.on(Event::AskedAgain(AskedAgain::Unanswered), at).is_empty());
+        }
+    }
+    assert_eq!(
+        shown(&session.on(Event::AskedAgain(AskedAgain::Unanswered), at)),
+        ["Authentication service unavailable 1013 Try again later"]
+    );
+    // An answer in between forgives what was.
+    let mut session = asked_session();
+    let first = asks(&mut session);
+    session.on(Event::AskedAgain(AskedAgain::Unanswered), first);
+    let second = asks(&mut session);
+    assert!(session.on(Event::AskedAgain(AskedAgain::Stands), second).is_empty());
+    let third = asks(&mut session);
+    assert!(session.on(Event::AskedAgain(AskedAgain::Unanswered), third + 30_000).is_empty());
+}
+
+#[test]
+fn a_no_about_a_token_that_was_renewed_meanwhile_ends_nothing() {
+    let mut session = asked_session();
+    let at = asks(&mut session);
+    refresh(&mut session, at);
+    let renewed = Verdict::Accepted { user_id: "alice".into(), standing: asked_about(NOW / 1_000 + 900), token: None };
+    session.on(Event::Verdict(renewed), at);
+    assert!(session.on(Event::AskedAgain(AskedAgain::Ended), at + 1).is_empty());
+    let again = asks(&mut session);
+    assert_eq!(shown(&session.on(Event::AskedAgain(AskedAgain::Ended), again)).len(), 1);
+}
+
+#[test]
+fn a_token_without_an_end_lives_by_its_provider_s_word_alone() {
+    let standing = Standing { is_open_ended: true, ..asked_about(NOW / 1_000 + 30) };
+    let mut session = Session::open(None, life(30), standing, NOW);
+    for _ in 0..5 {
+        let at = asks(&mut session);
+        session.on(Event::AskedAgain(AskedAgain::Stands), at);
+    }
+    let at = asks(&mut session);
+    assert_eq!(shown(&session.on(Event::AskedAgain(AskedAgain::Ended), at)).len(), 1);
 }

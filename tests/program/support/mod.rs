@@ -1,5 +1,6 @@
 //! What every test stands on. Time limits here are safety nets, never what is measured.
 
+pub mod answerer;
 pub mod backend;
 pub mod client;
 pub mod issuer;

@@ -57,7 +57,7 @@ impl Proxy {
     }
 
     pub async fn with_level(yaml: &str, level: &str) -> Self {
-        let listen = if yaml.contains("listen:") { "" } else { "listen: 127.0.0.1:0\n" };
+        let listen = if yaml.lines().any(|line| line.starts_with("listen:")) { "" } else { "listen: 127.0.0.1:0\n" };
         let file = TempFile::new(&format!("{listen}{yaml}\nlog: {{ format: json, level: {level} }}\n"));
         let mut child = command()
             .args(["run", "--config", file.path()])

@@ -1,0 +1,218 @@
+//! What the claims say, once the token is known to be its issuer's: times, whom it is for, which kind it is,
+//! and whose it is (docs/contract.md section 5).
+
+use serde_json::{Map, Value};
+
+use super::Rejection;
+use super::identity::pointed;
+use super::kind::{KindHeader, check_audience, check_kind, shown_audience};
+use super::trace::Trace;
+use crate::policy::{Claim, Parties, ProviderSpec};
+
+/// A user id longer than this is no one's, and would not fit some backends' headers.
+const USER_ID_BYTES: usize = 256;
+
+/// Judges everything but the user id and the required claims. Returns `exp`, which a token must have; what a
+/// provider answers about one may leave it out.
+pub(super) fn check(
+    spec: &ProviderSpec,
+    header: &KindHeader,
+    claims: &Map<String, Value>,
+    now: u64,
+    trace: &mut impl Trace,
+) -> Result<Option<u64>, Rejection> {
+    let skew = spec.clock_skew.as_secs();
+    let exp = time(claims, "exp")?;
+    if let Some(exp) = exp {
+        if now >= exp.saturating_add(skew) {
+            return Err(Rejection::Expired { exp, now });
+        }
+        trace.step("exp", format_args!("{exp}, {} s from now", i128::from(exp) - i128::from(now)));
+    }
+    if let Some(nbf) = time(claims, "nbf")?
+        && nbf > now.saturating_add(skew)
+    {
+        return Err(Rejection::NotYetValid { nbf, now });
+    }
+    if let Some(iat) = time(claims, "iat")?
+        && iat > now.saturating_add(skew)
+    {
+        return Err(Rejection::IssuedInTheFuture { iat, now });
+    }
+    check_audience(spec, claims)?;
+    check_party(&spec.authorized_parties, claims)?;
+    trace.step("audience", format_args!("{}", shown_audience(claims)));
+    trace.step("kind", format_args!("{}", check_kind(spec, header, claims)?));
+    Ok(exp)
+}
+
+/// `exp` is required of a token.
+pub(super) fn has_end(claims: &Map<String, Value>) -> Result<(), Rejection> {
+    let missing = Rejection::Claim { claim: "exp".to_owned(), problem: "is missing" };
+    time(claims, "exp")?.map(|_| ()).ok_or(missing)
+}
+
+/// A `NumericDate`. A wrong JSON type is not an absent claim (CVE-2026-25537).
+pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, Rejection> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(value) => value
+            .as_u64()
+            .map(Some)
+            .ok_or(Rejection::Claim { claim: name.to_owned(), problem: "is not a whole number of seconds" }),
+    }
+}
+
+fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
+    let fits = |party: &str| match parties {
+        Parties::Any => true,
+        Parties::OneOf(names) => names.iter().any(|name| name == party),
+        Parties::Origins(patterns) => patterns.iter().any(|pattern| pattern.matches(party)),
+    };
+    match (parties, claims.get("azp")) {
+        (Parties::Any, _) | (Parties::Origins(_), None) => Ok(()),
+        (_, Some(Value::String(party))) if fits(party) => Ok(()),
+        (_, Some(Value::String(party))) => Err(Rejection::WrongParty(Some(party.chars().take(256).collect()))),
+        (_, Some(_) | None) => Err(Rejection::WrongParty(None)),
+    }
+}
+
+/// The user id, with the provider's prefix.
+pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<String, Rejection> {
+    let value = match &spec.user_id {
+        Claim::UserId => claims.get("sub"),
+        Claim::Name(name) => claims.get(name),
+        Claim::Pointer(pointer) => pointed(claims, pointer),
+    };
+    let id = match value {
+        None | Some(Value::Null) => return Err(Rejection::MissingUser),
+        Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
+        Some(Value::String(id)) => id,
+        Some(_) => return Err(Rejection::UnusableUser("is not a string")),
+    };
+    if id.len() > USER_ID_BYTES {
+        return Err(Rejection::UnusableUser("is longer than 256 bytes"));
+    }
+    // With `encode: percent` the header is safe whatever stands here; the log escapes.
+    if !spec.encoded_user_ids && !id.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
+        return Err(Rejection::UnusableUser("holds other than visible ASCII; see identity.headers encode: percent"));
+    }
+    Ok(format!("{}{id}", spec.user_prefix.as_deref().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn claims(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    fn spec() -> ProviderSpec {
+        use crate::config;
+        let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: api }]\n";
+        let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
+        let loaded = config::load(&config::Flags::default(), &config::Environment(&environment)).expect("loads");
+        let policy = crate::policy::validate(&loaded.config).expect("valid");
+        (*policy.providers[0]).clone()
+    }
+
+    fn outcome(overrides: Value) -> Result<(), &'static str> {
+        let now = 1_000_000;
+        let mut all = claims(json!({"iss":"i","sub":"u","aud":"api","exp":now + 60,"nbf":now,"iat":now}));
+        for (key, value) in claims(overrides) {
+            if value == json!("ABSENT") {
+                all.remove(&key)
+            } else {
+                all.insert(key, value)
+            };
+        }
+        let spec = spec();
+        has_end(&all)
+            .and_then(|()| check(&spec, &KindHeader::default(), &all, now, &mut ()))
+            .and_then(|_| user_id(&spec, &all).map(|_| ()))
+            .map_err(|r| r.outcome())
+    }
+
+    #[test]
+    fn times_are_judged_at_their_edges_and_by_their_type() {
+        let now = 1_000_000;
+        for (overrides, expected) in [
+            (json!({}), Ok(())),
+            (json!({"exp": now - 4}), Ok(())),
+            (json!({"exp": now - 5}), Err("expired")),
+            (json!({"exp": "ABSENT"}), Err("claim")),
+            (json!({"exp": "9999999999"}), Err("claim")),
+            (json!({"exp": null}), Err("claim")),
+            (json!({"exp": 1e12}), Err("claim")),
+            (json!({"exp": -1}), Err("claim")),
+            (json!({"exp": u64::MAX}), Ok(())),
+            (json!({"nbf": now + 5}), Ok(())),
+            (json!({"nbf": now + 6}), Err("not_yet_valid")),
+            (json!({"nbf": "x"}), Err("claim")),
+            (json!({"nbf": "ABSENT", "iat": "ABSENT"}), Ok(())),
+            (json!({"iat": now + 6}), Err("issued_in_the_future")),
+            (json!({"iat": [now]}), Err("claim")),
+        ] {
+            assert_eq!(outcome(overrides.clone()), expected, "{overrides}");
+        }
+    }
+
+    #[test]
+    fn audience_is_a_string_or_an_array_of_strings() {
+        for (aud, expected) in [
+            (json!("api"), Ok(())),
+            (json!(["x", "api"]), Ok(())),
+            (json!("API"), Err("wrong_audience")),
+            (json!([]), Err("wrong_audience")),
+            (json!([""]), Err("wrong_audience")),
+            (json!(["api", 7]), Err("wrong_audience")),
+            (json!([["api"]]), Err("wrong_audience")),
+            (json!({"api": 1}), Err("wrong_audience")),
+            (json!(null), Err("wrong_audience")),
+            (json!("ABSENT"), Err("claim")),
+        ] {
+            assert_eq!(outcome(json!({ "aud": aud })), expected, "{aud}");
+        }
+    }
+
+    #[test]
+    fn other_kinds_of_token_are_told_apart() {
+        for (overrides, expected) in [
+            (json!({"token_use": "access"}), Ok(())),
+            (json!({"token_use": "id"}), Err("wrong_kind")),
+            (json!({"typ": "ID"}), Err("wrong_kind")),
+            (json!({"typ": "Refresh"}), Err("wrong_kind")),
+            (json!({"typ": "Bearer"}), Ok(())),
+            (json!({"at_hash": "x"}), Err("wrong_kind")),
+            (json!({"events": {}}), Err("wrong_kind")),
+            (json!({"token_type": "refresh"}), Err("wrong_kind")),
+        ] {
+            assert_eq!(outcome(overrides.clone()), expected, "{overrides}");
+        }
+    }
+
+    #[test]
+    fn user_ids_are_non_empty_bounded_strings() {
+        for (sub, expected) in [
+            (json!("u"), Ok(())),
+            (json!(""), Err("missing_user")),
+            (json!(null), Err("missing_user")),
+            (json!("ABSENT"), Err("missing_user")),
+            (json!(7), Err("unusable_user")),
+            (json!(["u"]), Err("unusable_user")),
+            (json!("a\r\nX-Admin: 1"), Err("unusable_user")),
+            (json!("a b"), Err("unusable_user")),
+            (json!("Jos\u{e9}"), Err("unusable_user")),
+            (json!("x".repeat(256)), Ok(())),
+            (json!("x".repeat(257)), Err("unusable_user")),
+        ] {
+            assert_eq!(outcome(json!({ "sub": sub })), expected, "{sub}");
+        }
+    }
+}

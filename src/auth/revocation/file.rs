@@ -1,0 +1,212 @@
+//! The file of revocations: one JSON object a line, appended and synced before anyone is told, written anew
+//! without what is over when it is opened and when it has grown to twice what can be in force.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::Target;
+use crate::json;
+
+/// Why the file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line is no revocation.
+    #[error("{path}:{line}: not a revocation; mend or remove the line, since whoever it revokes would be let in again")]
+    Line {
+        /// Which file.
+        path: String,
+        /// Which line, from 1.
+        line: usize,
+    },
+}
+
+/// One line.
+pub(super) struct Record {
+    pub(super) issuer: String,
+    pub(super) target: Target,
+    pub(super) at: u64,
+    pub(super) until: u64,
+}
+
+impl Record {
+    fn read(line: &str) -> Option<Self> {
+        let object = json::object(line.as_bytes()).ok()?;
+        let text = |name: &str| object.get(name).and_then(Value::as_str).map(str::to_owned);
+        let number = |name: &str| object.get(name).and_then(Value::as_u64);
+        let mut targets =
+            [text("sub").map(Target::User), text("sid").map(Target::Session), text("jti").map(Target::Token)]
+                .into_iter()
+                .flatten();
+        let target = targets.next().filter(|_| targets.next().is_none())?;
+        Some(Self { issuer: text("issuer")?, target, at: number("at")?, until: number("until")? })
+    }
+
+    fn line(issuer: &str, target: &Target, at: u64, until: u64) -> String {
+        let (kind, id) = match target {
+            Target::User(id) => ("sub", id),
+            Target::Session(id) => ("sid", id),
+            Target::Token(id) => ("jti", id),
+        };
+        format!("{}\n", json!({"issuer": issuer, kind: id, "at": at, "until": until}))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RevocationFile {
+    path: PathBuf,
+    limit: usize,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    lines: usize,
+}
+
+impl RevocationFile {
+    /// Reads what is in force and leaves only that in the file, which is made if there is none.
+    pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), FileError> {
+        let records = read(path, now)?;
+        let file = write_anew(path, &records)?;
+        let open = Mutex::new(Open { file, lines: records.len() });
+        Ok((Self { path: path.to_owned(), limit, open }, records))
+    }
+
+    /// Returns when it is on the disk.
+    pub(super) fn append(&self, issuer: &str, target: &Target, at: u64, until: u64, now: u64) -> Result<(), FileError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.lines >= self.limit.saturating_mul(2).max(16) {
+            let records = read(&self.path, now)?;
+            open.file = write_anew(&self.path, &records)?;
+            open.lines = records.len();
+        }
+        let line = Record::line(issuer, target, at, until);
+        let written = open.file.write_all(line.as_bytes()).and_then(|()| open.file.sync_data());
+        written.map_err(|source| FileError::Io { path: self.path.display().to_string(), source })?;
+        open.lines += 1;
+        Ok(())
+    }
+}
+
+fn read(path: &Path, now: u64) -> Result<Vec<Record>, FileError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(FileError::Io { path: path.display().to_string(), source }),
+    };
+    // A last line without its end was being written when the process died, and nobody was told that it is kept.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let mut records: Vec<Record> = Vec::new();
+    for (index, line) in whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let record =
+            Record::read(line).ok_or_else(|| FileError::Line { path: path.display().to_string(), line: index + 1 })?;
+        if record.until > now {
+            records.push(record);
+        }
+    }
+    // Revoked again: the later moment holds.
+    let mut seen = std::collections::HashSet::new();
+    records.reverse();
+    records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone())));
+    records.reverse();
+    Ok(records)
+}
+
+/// Into a file beside it that takes its place, so that a crash leaves one or the other.
+fn write_anew(path: &Path, records: &[Record]) -> Result<File, FileError> {
+    let failed = |source| FileError::Io { path: path.display().to_string(), source };
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let mut file =
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
+    for record in records {
+        let line = Record::line(&record.issuer, &record.target, record.at, record.until);
+        file.write_all(line.as_bytes()).map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)?;
+    std::fs::rename(&beside, path).map_err(failed)?;
+    OpenOptions::new().append(true).open(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("vestibule-revocations-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn ids(records: &[Record]) -> Vec<(Target, u64)> {
+        records.iter().map(|record| (record.target.clone(), record.at)).collect()
+    }
+
+    #[test]
+    fn what_is_in_force_is_there_again_and_the_rest_is_not() {
+        let path = Scratch::new("again");
+        let (file, records) = RevocationFile::open(&path.0, 10, 100).expect("opens");
+        assert!(records.is_empty());
+        let user = |id: &str| Target::User(id.to_owned());
+        file.append("i", &user("over"), 100, 110, 100).expect("kept");
+        file.append("i", &user("a\"\nb"), 100, 200, 100).expect("kept");
+        file.append("i", &user("a\"\nb"), 105, 205, 105).expect("kept");
+        file.append("i", &Target::Session("s".into()), 106, 206, 106).expect("kept");
+        let (_file, records) = RevocationFile::open(&path.0, 10, 150).expect("opens");
+        assert_eq!(ids(&records), [(user("a\"\nb"), 105), (Target::Session("s".into()), 106)]);
+        assert_eq!(std::fs::read_to_string(&path.0).expect("text").lines().count(), 2);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path.0).expect("there").permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn it_does_not_grow_without_end() {
+        let path = Scratch::new("grow");
+        let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        for at in 0..1_000 {
+            file.append("i", &Target::User("alice".into()), at, at + 1_000, at).expect("kept");
+        }
+        assert!(std::fs::read_to_string(&path.0).expect("text").lines().count() <= 20);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_nothing_and_any_other_is_an_error() {
+        let path = Scratch::new("torn");
+        let good = Record::line("i", &Target::Token("t".into()), 1, 100);
+        std::fs::write(&path.0, format!("{good}{{\"issuer\":\"i\",\"su")).expect("written");
+        assert_eq!(RevocationFile::open(&path.0, 10, 50).expect("opens").1.len(), 1);
+        for wrong in [
+            "{}",
+            "garbage",
+            r#"{"issuer":"i","sub":"a","sid":"b","at":1,"until":9}"#,
+            r#"{"issuer":"i","at":1,"until":9}"#,
+        ] {
+            std::fs::write(&path.0, format!("{good}{wrong}\n")).expect("written");
+            let error = RevocationFile::open(&path.0, 10, 50).err().expect("an error").to_string();
+            assert!(error.contains(":2: not a revocation"), "{error}");
+        }
+    }
+}

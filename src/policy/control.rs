@@ -1,0 +1,83 @@
+//! Where what changes state is asked for: a Unix socket that only its owner opens, or loopback with a token.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Secret;
+use super::validate::Check;
+use crate::config;
+
+/// The control listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ControlSpec {
+    /// Where it listens.
+    pub address: ControlAddress,
+    /// What a caller over TCP presents.
+    pub token: Option<Secret>,
+    /// Where revocations outlive the process.
+    pub revocation_file: Option<PathBuf>,
+    /// How long a revocation is in force.
+    pub revocation_keep: Duration,
+}
+
+/// Where the control listener is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlAddress {
+    /// A Unix socket, mode 0600.
+    Unix(PathBuf),
+    /// A loopback address.
+    Tcp(SocketAddr),
+}
+
+const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Anyone on this machine can try.
+const SHORTEST_TOKEN: usize = 32;
+
+impl Check {
+    pub(super) fn control(&mut self, control: &config::Control) -> Option<ControlSpec> {
+        let keep = control.revocation_keep.map_or(KEEP, |time| time.0);
+        if keep < Duration::from_secs(60) {
+            self.wrong("control.revocation_keep", "must be longer than the longest life of a token, and at least 1m");
+        }
+        let (value, file) = (control.token.as_ref(), control.token_file.as_ref());
+        let token = self.secret("control.token", value, "control.token_file", file);
+        let Some(listen) = control.listen.as_deref() else {
+            self.wrong("control", "has no listen; write listen: \"unix:/run/vestibule.sock\", or listen: \"127.0.0.1:9181\" with a token_file");
+            return None;
+        };
+        let address = match (listen.strip_prefix("unix:"), listen.parse::<SocketAddr>()) {
+            (Some(path), _) if path.starts_with('/') => ControlAddress::Unix(PathBuf::from(path)),
+            (None, Ok(address)) if address.ip().is_loopback() => ControlAddress::Tcp(address),
+            _ => {
+                self.wrong("control.listen", format!("\"{listen}\" is neither unix:/path nor a loopback address with a port: whoever reaches it\nends sessions. Write unix:/run/vestibule.sock or 127.0.0.1:9181"));
+                return None;
+            }
+        };
+        match (&address, &token) {
+            (ControlAddress::Tcp(_), None) if value.is_none() && file.is_none() => {
+                self.wrong("control", "listens on loopback, which every program on this machine reaches; write token_file beside it, or listen on a Unix socket");
+            }
+            (ControlAddress::Tcp(_), Some(token)) if token.len() < SHORTEST_TOKEN => {
+                let key = if value.is_some() { "control.token" } else { "control.token_file" };
+                self.wrong(
+                    key,
+                    format!(
+                        "has {} bytes, and needs at least {SHORTEST_TOKEN}. Make one: openssl rand -base64 48",
+                        token.len()
+                    ),
+                );
+            }
+            (ControlAddress::Unix(_), Some(_)) => {
+                self.wrong("control", "has a token, and a Unix socket is guarded by its mode, 0600; leave one out");
+            }
+            _ => {}
+        }
+        Some(ControlSpec {
+            address,
+            token: token.map(Secret::new),
+            revocation_file: control.revocation_file.as_ref().map(PathBuf::from),
+            revocation_keep: keep,
+        })
+    }
+}

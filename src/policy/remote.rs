@@ -1,0 +1,238 @@
+//! How a provider is asked about a token or a session: where, with which credential of ours, how often and
+//! how many at once (docs/contract.md section 5).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::Secret;
+use super::preset::{DefaultKeys, Family, Preset};
+use super::validate::{Check, is_loopback};
+use crate::config::{self, RemoteMode, Time};
+
+/// What a provider is asked, complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RemoteSpec {
+    /// Whether opaque tokens are sent there; else it is asked beside every signature.
+    pub instead: bool,
+    /// The question.
+    pub question: RemoteQuestion,
+    /// How long an answer is kept, at most as long as the token lives.
+    pub cache: Duration,
+    /// For one answer.
+    pub timeout: Duration,
+    /// Questions under way at once; half of them are kept for open sockets.
+    pub concurrency: usize,
+    /// A further certificate authority, PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The question, with the credential that goes along.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RemoteQuestion {
+    /// RFC 7662.
+    Introspection {
+        /// The endpoint.
+        url: Url,
+        /// Our name there.
+        client_id: String,
+        /// Our secret there.
+        client_secret: Secret,
+    },
+    /// Clerk's Backend API.
+    Clerk {
+        /// Its base, `https://api.clerk.com`.
+        base: Url,
+        /// `sk_…`
+        secret_key: Secret,
+    },
+    /// The user endpoint of Supabase.
+    Supabase {
+        /// The project's base.
+        base: Url,
+        /// The project's API key.
+        apikey: Secret,
+    },
+}
+
+impl RemoteQuestion {
+    /// Whether an open session can be asked about only by its token, and so only until that ends.
+    #[must_use]
+    pub fn carries_token(&self) -> bool {
+        !matches!(self, Self::Clerk { .. })
+    }
+}
+
+impl fmt::Display for RemoteSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, url) = match &self.question {
+            RemoteQuestion::Introspection { url, .. } => ("introspection", url),
+            RemoteQuestion::Clerk { base, .. } => ("Clerk's Backend API", base),
+            RemoteQuestion::Supabase { base, .. } => ("Supabase's user endpoint", base),
+        };
+        let tokens = if self.instead { "opaque tokens are asked about" } else { "every token is asked about too" };
+        write!(f, "{tokens} at {url} ({what}), an answer kept {} s", self.cache.as_secs())
+    }
+}
+
+const CACHE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(2);
+const CONCURRENCY: u32 = 32;
+
+impl Check {
+    pub(super) fn remote(
+        &mut self,
+        at: &str,
+        provider: &config::Provider,
+        preset: &Preset,
+        issuer: Option<&str>,
+    ) -> Option<RemoteSpec> {
+        let at = format!("{at}.remote");
+        let only_asked = preset.keys == DefaultKeys::Asked;
+        let Some(remote) = &provider.remote else {
+            if only_asked {
+                self.wrong(at, "is missing: preset introspection asks the provider about every token; write\nremote: { url: https://…/introspect, client_id: …, client_secret_file: … }");
+            }
+            return None;
+        };
+        let instead = match remote.mode {
+            Some(RemoteMode::Also) if only_asked => {
+                self.wrong(
+                    format!("{at}.mode"),
+                    "preset introspection verifies no signature for `also` to stand beside; leave it out",
+                );
+                true
+            }
+            Some(mode) => mode == RemoteMode::Instead,
+            None if only_asked => true,
+            None => {
+                self.wrong(&at, "has no mode; also: every token is asked about beside its signature; instead: only opaque tokens are");
+                return None;
+            }
+        };
+        for (key, value) in [("cache", remote.cache), ("timeout", remote.timeout)] {
+            self.not_zero(&format!("{at}.{key}"), value);
+        }
+        let concurrency = remote.concurrency.unwrap_or(CONCURRENCY);
+        if !(2..=1_000).contains(&concurrency) {
+            self.wrong(format!("{at}.concurrency"), "must be between 2 and 1000; half of it is kept for open sockets");
+        }
+        if let Some(file) = &remote.ca_file {
+            self.file(&format!("{at}.ca_file"), file);
+        }
+        let question = self.question(&at, remote, preset, issuer)?;
+        Some(RemoteSpec {
+            instead,
+            question,
+            cache: remote.cache.map_or(CACHE, |time: Time| time.0),
+            timeout: remote.timeout.map_or(TIMEOUT, |time: Time| time.0),
+            concurrency: concurrency as usize,
+            ca_file: remote.ca_file.as_ref().map(PathBuf::from),
+        })
+    }
+
+    fn question(
+        &mut self,
+        at: &str,
+        remote: &config::Remote,
+        preset: &Preset,
+        issuer: Option<&str>,
+    ) -> Option<RemoteQuestion> {
+        let by_client = !matches!(preset.family, Family::Clerk | Family::Supabase);
+        let foreign: &[(&str, bool)] = if by_client {
+            &[("secret_key", remote.secret_key.is_some()), ("secret_key_file", remote.secret_key_file.is_some())]
+        } else {
+            &[
+                ("client_id", remote.client_id.is_some()),
+                ("client_secret", remote.client_secret.is_some()),
+                ("client_secret_file", remote.client_secret_file.is_some()),
+            ]
+        };
+        for (key, _) in foreign.iter().filter(|(_, written)| *written) {
+            let instead = if by_client { "client_id and client_secret_file" } else { "secret_key_file" };
+            self.wrong(format!("{at}.{key}"), format!("means nothing to preset {}; it takes {instead}", preset.name));
+        }
+        let base = match preset.family {
+            Family::Clerk => Some("https://api.clerk.com".to_owned()),
+            // The issuer is <base>/auth/v1.
+            Family::Supabase => issuer.map(|issuer| issuer.trim_end_matches("/auth/v1").to_owned()),
+            Family::Generic | Family::Cognito => None,
+        };
+        let url = self.remote_url(at, remote, base)?;
+        let url_path = format!("{at}.secret_key");
+        let key = (remote.secret_key.as_ref(), remote.secret_key_file.as_ref());
+        match preset.family {
+            Family::Clerk => {
+                let secret_key = self.remote_secret(&url_path, key)?;
+                Some(RemoteQuestion::Clerk { base: url, secret_key })
+            }
+            Family::Supabase => {
+                let apikey = self.remote_secret(&url_path, key)?;
+                Some(RemoteQuestion::Supabase { base: url, apikey })
+            }
+            Family::Generic | Family::Cognito => {
+                let secret = (remote.client_secret.as_ref(), remote.client_secret_file.as_ref());
+                let client_secret = self.remote_secret(&format!("{at}.client_secret"), secret);
+                let Some(client_id) = remote.client_id.clone().filter(|id| !id.is_empty()) else {
+                    self.wrong(
+                        format!("{at}.client_id"),
+                        "is missing: the endpoint answers only to a client it knows (RFC 7662 section 2.1)",
+                    );
+                    return None;
+                };
+                Some(RemoteQuestion::Introspection { url, client_id, client_secret: client_secret? })
+            }
+        }
+    }
+
+    /// The URL written, or the one that follows from the preset. The token and our secret go there.
+    fn remote_url(&mut self, at: &str, remote: &config::Remote, base: Option<String>) -> Option<Url> {
+        let path = format!("{at}.url");
+        let Some(text) = remote.url.clone().or(base) else {
+            self.wrong(
+                path,
+                "is missing; write the introspection endpoint (RFC 7662), as its discovery document names it",
+            );
+            return None;
+        };
+        let url = match Url::parse(&text) {
+            Ok(url)
+                if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() && url.query().is_none() =>
+            {
+                url
+            }
+            _ => {
+                self.wrong(path, format!("\"{text}\" is not an http or https URL without a query"));
+                return None;
+            }
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            self.wrong(&path, "holds a user or a password; write them as client_id and client_secret_file");
+        }
+        if url.scheme() == "http" && !is_loopback(&url) && !remote.allow_http {
+            self.wrong(
+                &path,
+                "would send tokens and our secret over plain http; use https, or set remote.allow_http: true",
+            );
+        }
+        Some(url)
+    }
+
+    fn remote_secret(&mut self, path: &str, (value, file): (Option<&String>, Option<&String>)) -> Option<Secret> {
+        let file_path = format!("{path}_file");
+        let Some(bytes) = self.secret(path, value, &file_path, file) else {
+            if value.is_none() && file.is_none() {
+                self.wrong(file_path, "is missing: the provider answers only to a caller it knows");
+            }
+            return None;
+        };
+        let fits = |b: &u8| b.is_ascii_graphic();
+        if bytes.is_empty() || !bytes.iter().all(fits) {
+            self.wrong(if value.is_some() { path } else { &file_path }, "is empty or holds other than visible ASCII");
+            return None;
+        }
+        Some(Secret::new(bytes))
+    }
+}

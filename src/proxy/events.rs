@@ -1,0 +1,51 @@
+//! When a stream of events must not go on (docs/contract.md section 4.5): its user was revoked, or its token has
+//! ended and `events.on_expiry` says that it counts. Any other answer, once begun, is never cut.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::auth::{End, Identity, Marks, now};
+use crate::http::CutWhen;
+use crate::policy::Policy;
+use crate::runtime::Shared;
+
+/// A token that ends later than this ends no stream.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// What ends the stream of this identity, if anything can.
+pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, grace: Duration) -> Option<CutWhen> {
+    let marks = policy.control.is_some().then(|| shared.revocations.marks(identity));
+    let expires = match identity.end() {
+        End::At(at) if policy.events_end_with_token => Some(at),
+        End::At(_) | End::AskedAgainAt(_) => None,
+    };
+    let left = expires.map(|at| {
+        let left = Duration::from_secs(at.saturating_sub(now())).min(LONGEST);
+        left + grace.max(identity.provider().clock_skew)
+    });
+    if marks.is_none() && left.is_none() {
+        return None;
+    }
+    let shared = Arc::clone(shared);
+    Some(Box::pin(async move {
+        tokio::select! {
+            () = revoked(&shared, marks) => "revoked",
+            () = over(left) => "expired",
+        }
+    }))
+}
+
+async fn revoked(shared: &Shared, marks: Option<Marks>) {
+    let Some(marks) = marks else { return std::future::pending().await };
+    let mut bell = shared.bell.listen();
+    while shared.revocations.revoked(&marks, now()).is_none() {
+        bell = bell.await.listen();
+    }
+}
+
+async fn over(left: Option<Duration>) {
+    match left {
+        Some(left) => tokio::time::sleep(left).await,
+        None => std::future::pending().await,
+    }
+}

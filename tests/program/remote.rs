@@ -1,0 +1,493 @@
+//! Remote checks (docs/contract.md section 5): what is asked, of whom, how often, and what each answer means at
+//! the door and on open sockets.
+
+use jsonwebtoken::{EncodingKey, Header};
+use serde_json::{Value, json};
+
+use crate::support::answerer::{Answerer, Asked, Reply, ok};
+use crate::support::backend::Backend;
+use crate::support::client::{Answer, bearer, get};
+use crate::support::issuer::{AUDIENCE, Issuer};
+use crate::support::now;
+use crate::support::proxy::{Proxy, TempFile, command};
+use crate::support::socket::Socket;
+
+/// An upstream that says who was let in, a provider that is asked, and the program between them.
+struct House {
+    backend: Backend,
+    proxy: Proxy,
+    provider: Answerer,
+}
+
+impl House {
+    async fn start(provider: Answerer, providers: &str, more: &str) -> Self {
+        let backend = Backend::start().await;
+        let yaml = format!("upstream: {}\nproviders: [{providers}]\n{more}", backend.url());
+        Self { proxy: Proxy::start(&yaml).await, backend, provider }
+    }
+
+    /// 200 with the user the upstream heard of, or the refusal.
+    async fn asks(&self, token: &str) -> Answer {
+        let credential = bearer(token);
+        // What the client sends beside its token is nobody's business there.
+        let fields = [credential.as_str(), "Cookie: secret=1", "X-Own: 1", "User-Agent: client"];
+        let asked = get(self.proxy.address, "/x", &fields);
+        tokio::pin!(asked);
+        tokio::select! {
+            biased;
+            answer = &mut asked => answer,
+            heard = self.backend.answer("ok") => {
+                let mut answer = asked.await;
+                answer.body = heard.all("x-user-id").join(",");
+                answer
+            }
+        }
+    }
+
+    async fn outcome(&self, token: &str) -> String {
+        let answer = self.asks(token).await;
+        if answer.status == 200 { answer.body } else { answer.code() }
+    }
+
+    /// The first outcome that is another than this.
+    async fn outcome_after(&self, before: &str, token: &str) -> String {
+        loop {
+            let outcome = self.outcome(token).await;
+            if outcome != before {
+                return outcome;
+            }
+        }
+    }
+
+    /// A socket whose token came on its upgrade.
+    async fn socket(&self, token: &str) -> (Socket, Socket) {
+        let credential = bearer(token);
+        let fields = [credential.as_str()];
+        let (client, (_, upstream)) =
+            tokio::join!(Socket::open(self.proxy.address, "/ws", &fields), self.backend.websocket());
+        (client, upstream)
+    }
+}
+
+fn introspection(provider: &Answerer, more: &str) -> String {
+    format!(
+        "{{ preset: introspection, audience: {AUDIENCE}, remote: {{ url: \"{}/introspect\", client_id: \"vesti bule\", client_secret: \"s:ecret\"{more} }} }}",
+        provider.url
+    )
+}
+
+/// Active for the user the token names, as in `alice.1`.
+fn active(asked: &Asked) -> Reply {
+    let user = asked.body.trim_start_matches("token=").split(['%', '&', '.']).next().unwrap_or_default();
+    ok(json!({"active": true, "sub": user, "aud": AUDIENCE, "exp": now() + 60}))
+}
+
+#[tokio::test]
+async fn introspection_is_asked_as_rfc_7662_says_and_nothing_of_the_client_goes_along() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, "");
+    let house = House::start(provider, &rows, "").await;
+    assert_eq!(house.outcome("alice/+1==").await, "alice%2F".trim_end_matches("%2F"));
+    let asked = &house.provider.asked()[0];
+    assert_eq!(asked.line(), "POST /introspect");
+    assert_eq!(asked.body, "token=alice%2F%2B1%3D%3D&token_type_hint=access_token");
+    // RFC 6749 section 2.3.1: `vesti%20bule:s%3Aecret`
+    assert_eq!(asked.field("authorization"), Some("Basic dmVzdGklMjBidWxlOnMlM0FlY3JldA=="));
+    for absent in ["cookie", "x-own", "x-request-id", "x-forwarded-for"] {
+        assert_eq!(asked.field(absent), None, "{absent}");
+    }
+    assert!(asked.field("user-agent").is_some_and(|agent| agent.starts_with("vestibule/")));
+}
+
+#[tokio::test]
+async fn what_introspection_answers_decides() {
+    let provider = Answerer::start(active).await;
+    let issuer = "https://as.example.com";
+    let rows =
+        format!("{{ issuer: \"{issuer}\", clock_skew: 0s, {}", introspection(&provider, "").trim_start_matches('{'));
+    let house = House::start(provider, &rows, "").await;
+    let good = json!({"active": true, "sub": "alice", "aud": [AUDIENCE], "iss": issuer, "exp": now() + 60, "token_type": "Bearer"});
+    for (index, (differ, expected)) in [
+        (json!({}), "alice"),
+        (json!({"iss": null}), "alice"),
+        (json!({"exp": null}), "alice"),
+        (json!({"active": false}), "no_session"),
+        (json!({"iss": "https://other.example.com"}), "invalid_token"),
+        (json!({"iss": 7}), "invalid_token"),
+        (json!({"aud": "other"}), "invalid_token"),
+        (json!({"aud": null}), "invalid_token"),
+        (json!({"exp": now() - 1}), "token_expired"),
+        (json!({"exp": "soon"}), "invalid_token"),
+        (json!({"nbf": now() + 60}), "invalid_token"),
+        (json!({"sub": null}), "missing_user"),
+        (json!({"sub": "a b"}), "invalid_token"),
+        (json!({"token_type": "refresh"}), "invalid_token"),
+        (json!({"typ": "Refresh"}), "invalid_token"),
+        (json!({"active": "true"}), "auth_unavailable"),
+        (json!({"active": null}), "auth_unavailable"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut answer = good.clone();
+        for (name, value) in differ.as_object().expect("object") {
+            if value.is_null() {
+                answer.as_object_mut().expect("object").remove(name);
+            } else {
+                answer[name] = value.clone();
+            }
+        }
+        house.provider.answers(move |_| ok(answer.clone()));
+        assert_eq!(house.outcome(&format!("token-{index}")).await, expected, "{differ}");
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_cannot_answer_is_503_and_never_401() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, ", timeout: 300ms");
+    let house = House::start(provider, &rows, "").await;
+    let status = |code: u16| (code, String::new(), "{}".to_owned());
+    let elsewhere = format!("Location: {}/elsewhere\r\n", house.provider.url);
+    let endless = format!("{{\"active\":true,\"sub\":\"x\",\"pad\":\"{}\"}}", "x".repeat(100 << 10));
+    let twice = r#"{"active":false,"active":true,"sub":"alice"}"#.to_owned();
+    for (index, reply) in [
+        status(500),
+        status(503),
+        // About us: our secret is refused.
+        status(401),
+        status(403),
+        status(400),
+        (302, elsewhere, String::new()),
+        (200, String::new(), "<html>maintenance</html>".to_owned()),
+        (200, String::new(), "[]".to_owned()),
+        (200, String::new(), endless),
+        (200, String::new(), twice),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let shown = format!("{} {}", reply.0, &reply.2[..reply.2.len().min(40)]);
+        house.provider.answers(move |_| reply.clone());
+        let answer = house.asks(&format!("token-{index}")).await;
+        assert_eq!((answer.status, answer.code()), (503, "auth_unavailable".into()), "{shown}");
+        assert!(answer.field("retry-after").is_some(), "{shown}");
+    }
+    assert!(house.provider.asked().iter().all(|asked| asked.line() == "POST /introspect"), "a redirect was followed");
+    // Silence, and nobody at all.
+    house.provider.answers(active);
+    house.provider.hold();
+    assert_eq!(house.outcome("alice.silent").await, "auth_unavailable");
+    house.provider.open();
+    // An outage is not remembered.
+    assert_eq!(house.outcome("alice.silent").await, "alice");
+}
+
+#[tokio::test]
+async fn a_provider_that_has_had_enough_is_left_alone_for_as_long_as_it_says() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, "");
+    let house = House::start(provider, &rows, "").await;
+    assert_eq!(house.outcome("alice.known").await, "alice");
+    house.provider.answers(|_| (429, "Retry-After: 100\r\n".to_owned(), "{}".to_owned()));
+    for token in ["bob.1", "bob.2", "bob.3"] {
+        let answer = house.asks(token).await;
+        assert_eq!((answer.status, answer.code()), (503, "auth_unavailable".into()));
+        let seconds: u64 = answer.field("retry-after").and_then(|text| text.parse().ok()).expect("seconds");
+        assert!((90..=100).contains(&seconds), "{seconds}");
+    }
+    assert_eq!(house.provider.count(), 2, "the first and the one that got 429");
+    assert_eq!(house.outcome("alice.known").await, "alice", "what is known is served meanwhile");
+}
+
+#[tokio::test]
+async fn one_question_for_one_token_however_many_wait_and_its_answer_is_kept() {
+    let provider =
+        Answerer::start(|asked| if asked.body.contains("gone") { ok(json!({"active": false})) } else { active(asked) })
+            .await;
+    let rows = introspection(&provider, "");
+    let house = House::start(provider, &rows, "").await;
+    house.provider.hold();
+    let token = bearer("gone.1");
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let (address, token) = (house.proxy.address, token.clone());
+            tokio::spawn(async move { get(address, "/x", &[&token]).await.code() })
+        })
+        .collect();
+    house.provider.asked_times(1).await;
+    house.provider.open();
+    for answer in waiting {
+        assert_eq!(answer.await.expect("answered"), "no_session");
+    }
+    assert_eq!(house.outcome("gone.1").await, "no_session");
+    assert_eq!(house.provider.count(), 1);
+    // The same for a good one.
+    assert_eq!(house.outcome("alice.1").await, "alice");
+    assert_eq!(house.outcome("alice.1").await, "alice");
+    assert_eq!(house.provider.count(), 2);
+}
+
+#[tokio::test]
+async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() {
+    let provider = Answerer::start(|_| ok(json!({"active": false}))).await;
+    let rows = introspection(&provider, ", concurrency: 8, timeout: 20s");
+    let house = House::start(provider, &rows, "").await;
+    house.provider.hold();
+    let waiting: Vec<_> = (0..100)
+        .map(|index| {
+            let (address, token) = (house.proxy.address, bearer(&format!("token-{index}")));
+            tokio::spawn(async move { get(address, "/x", &[&token]).await.code() })
+        })
+        .collect();
+    house.provider.asked_times(4).await;
+    house.provider.open();
+    for answer in waiting {
+        assert_eq!(answer.await.expect("answered"), "no_session");
+    }
+    assert_eq!((house.provider.count(), house.provider.most()), (100, 4));
+}
+
+#[tokio::test]
+async fn an_opaque_token_goes_to_the_one_provider_that_is_asked_and_a_jwt_never() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(active).await;
+    let opaque = introspection(&provider, "").replacen('{', "{ user_prefix: \"o:\",", 1);
+    let signed = issuer.provider().replacen('{', "{ user_prefix: \"s:\",", 1);
+    let house = House::start(provider, &format!("{signed}, {opaque}"), "").await;
+    assert_eq!(house.outcome(&issuer.token("alice")).await, "s:alice");
+    assert_eq!(house.outcome(&issuer.token_with("alice", json!({"iss": "https://unknown"}))).await, "invalid_token");
+    assert_eq!(house.outcome(&issuer.expired("alice")).await, "token_expired");
+    assert_eq!(house.provider.count(), 0);
+    assert_eq!(house.outcome("alice.1").await, "o:alice");
+    assert_eq!(house.provider.count(), 1);
+}
+
+fn clerk(issuer: &Issuer, provider: &Answerer, mode: &str) -> String {
+    format!(
+        "{{ preset: clerk, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: {mode}, url: \"{}\", secret_key: sk_test_x }} }}",
+        issuer.url, issuer.url, provider.url
+    )
+}
+
+/// Clerk's documented client object with sessions of two users.
+fn two_users(alice: &'static str) -> impl Fn(&Asked) -> Reply {
+    move |asked| match asked.line() {
+        "POST /v1/clients/verify" => ok(json!({
+            "object": "client", "id": "client_1", "session_ids": ["sess_bob", "sess_alice"],
+            "sessions": [
+                {"object": "session", "id": "sess_bob", "user_id": "bob", "status": "active"},
+                {"object": "session", "id": "sess_alice", "user_id": "alice", "status": alice},
+            ],
+            "last_active_session_id": "sess_bob",
+        })),
+        "GET /v1/sessions/sess_alice" => ok(json!({"id": "sess_alice", "user_id": "alice", "status": alice})),
+        _ => (404, String::new(), json!({"errors": [{"code": "resource_not_found"}]}).to_string()),
+    }
+}
+
+fn session(issuer: &Issuer, user: &str, sid: &str) -> String {
+    issuer.token_with(user, json!({"sid": sid, "aud": null}))
+}
+
+#[tokio::test]
+async fn of_two_users_in_one_clerk_client_each_is_who_the_token_says() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "also");
+    let house = House::start(provider, &rows, "").await;
+    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_alice")).await, "alice");
+    assert_eq!(house.outcome(&session(&issuer, "bob", "sess_bob")).await, "bob");
+    // A session of the other user, and one that is not the client's.
+    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_bob")).await, "no_session");
+    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_x")).await, "no_session");
+    let asked = house.provider.asked();
+    assert_eq!(asked[0].field("authorization"), Some("Bearer sk_test_x"));
+    let body: Value = serde_json::from_str(&asked[0].body).expect("json");
+    assert_eq!(body, json!({"token": session(&issuer, "alice", "sess_alice")}));
+    // What is no good here is not asked about.
+    let before = house.provider.count();
+    assert_eq!(
+        house.outcome(&issuer.token_with("alice", json!({"sid": "s", "exp": now() - 60}))).await,
+        "token_expired"
+    );
+    assert_eq!(house.provider.count(), before);
+}
+
+#[tokio::test]
+async fn also_never_falls_back_to_the_signature_alone() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "also").replace("secret_key:", "cache: 1ms, secret_key:");
+    let house = House::start(provider, &rows, "").await;
+    let token = session(&issuer, "alice", "sess_alice");
+    assert_eq!(house.outcome(&token).await, "alice");
+    house.provider.answers(|_| (500, String::new(), String::new()));
+    // The answers that are kept are over after a millisecond.
+    assert_eq!(house.outcome_after("alice", &token).await, "auth_unavailable");
+    house.provider.answers(two_users("ended"));
+    assert_eq!(house.outcome(&token).await, "no_session");
+    house.provider.answers(two_users("active"));
+    assert_eq!(house.outcome_after("no_session", &token).await, "alice");
+}
+
+#[tokio::test]
+async fn clerk_instead_verifies_what_is_signed_here_and_asks_about_the_rest() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "instead");
+    let house = House::start(provider, &rows, "").await;
+    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_gone")).await, "alice");
+    assert_eq!(house.provider.count(), 0);
+    // One without a session of its own: the one that was active last.
+    assert_eq!(house.outcome("opaque").await, "bob");
+    assert_eq!(house.provider.count(), 1);
+}
+
+#[tokio::test]
+async fn supabase_s_user_endpoint_and_projects_of_old() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(|asked| match asked.line() {
+        "GET /auth/v1/user" if asked.field("apikey") != Some("anon") => {
+            (401, String::new(), json!({"message": "Invalid API key"}).to_string())
+        }
+        "GET /auth/v1/user" => match asked.field("authorization").and_then(|value| value.strip_prefix("Bearer ")) {
+            Some(token) if token.contains('.') => ok(json!({"id": "alice", "role": "authenticated"})),
+            _ => (403, String::new(), json!({"code": 403, "error_code": "bad_jwt", "msg": "x"}).to_string()),
+        },
+        _ => (404, String::new(), String::new()),
+    })
+    .await;
+    let supabase = |mode: &str, key: &str| {
+        format!(
+            "{{ preset: supabase, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: {mode}, url: \"{}\", secret_key: {key} }} }}",
+            issuer.url, issuer.url, provider.url
+        )
+    };
+    let claims = |user: &str| json!({"aud": "authenticated", "role": "authenticated", "sub": user});
+    let also = House::start(provider.clone(), &supabase("also", "anon"), "").await;
+    assert_eq!(also.outcome(&issuer.token_with("alice", claims("alice"))).await, "alice");
+    assert_eq!(also.outcome(&issuer.token_with("bob", claims("bob"))).await, "no_session");
+    // Signed with a secret that only the provider has.
+    let mut old = issuer.claims("alice");
+    old["aud"] = json!("authenticated");
+    old["role"] = json!("authenticated");
+    let by_secret = |claims: &Value| {
+        jsonwebtoken::encode(&Header::default(), claims, &EncodingKey::from_secret(b"secret")).expect("signs")
+    };
+    assert_eq!(also.outcome(&by_secret(&old)).await, "invalid_token", "beside a signature there must be one");
+    let instead = House::start(provider.clone(), &supabase("instead", "anon"), "").await;
+    let before = provider.count();
+    assert_eq!(instead.outcome(&issuer.token_with("bob", claims("bob"))).await, "bob", "by its key, unasked");
+    assert_eq!(provider.count(), before);
+    assert_eq!(instead.outcome(&by_secret(&old)).await, "alice");
+    for (name, value) in [("aud", "anon"), ("role", "anon"), ("sub", "bob")] {
+        let mut other = old.clone();
+        other[name] = json!(value);
+        let expected = if name == "sub" { "no_session" } else { "invalid_token" };
+        assert_eq!(instead.outcome(&by_secret(&other)).await, expected, "{name}");
+    }
+    let wrong_key = House::start(provider.clone(), &supabase("also", "wrong"), "").await;
+    assert_eq!(wrong_key.outcome(&issuer.token_with("alice", claims("alice"))).await, "auth_unavailable");
+}
+
+#[tokio::test]
+async fn an_open_socket_ends_when_its_user_signed_out() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "instead");
+    let house = House::start(provider, &rows, "websocket: { revalidate_every: 1s }\n").await;
+    let (mut client, mut upstream) = house.socket(&session(&issuer, "alice", "sess_alice")).await;
+    house.provider.asked_times(2).await;
+    assert_eq!(house.provider.asked()[0].line(), "GET /v1/sessions/sess_alice");
+    client.say("still here").await;
+    assert_eq!(upstream.next_text().await, "still here");
+    house.provider.answers(two_users("ended"));
+    assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
+    assert_eq!(client.next_close().await, (1008, "Session ended".into()));
+}
+
+#[tokio::test]
+async fn a_silent_provider_is_borne_for_revalidate_grace() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "instead").replace("secret_key:", "timeout: 200ms, secret_key:");
+    let more = "websocket: { revalidate_every: 500ms, revalidate_grace: 2s }\n";
+    let house = House::start(provider, &rows, more).await;
+    let (mut client, mut upstream) = house.socket(&session(&issuer, "alice", "sess_alice")).await;
+    house.provider.answers(|_| (500, String::new(), String::new()));
+    house.provider.asked_times(2).await;
+    client.say("still here").await;
+    assert_eq!(upstream.next_text().await, "still here");
+    assert_eq!(client.next_text().await, r#"{"type":"error","message":"Authentication service unavailable"}"#);
+    assert_eq!(client.next_close().await, (1013, "Try again later".into()));
+}
+
+#[tokio::test]
+async fn a_token_without_an_end_is_asked_about_again_on_its_socket() {
+    let provider = Answerer::start(|_| ok(json!({"active": true, "sub": "alice", "aud": AUDIENCE}))).await;
+    let rows = introspection(&provider, ", cache: 1s");
+    let house = House::start(provider, &rows, "websocket: { grace: 0s }\n").await;
+    let (mut client, mut upstream) = house.socket("opaque").await;
+    house.provider.asked_times(3).await;
+    client.say("still here").await;
+    assert_eq!(upstream.next_text().await, "still here");
+    house.provider.answers(|_| ok(json!({"active": false})));
+    assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
+    assert_eq!(client.next_close().await, (1008, "Session ended".into()));
+}
+
+#[tokio::test]
+async fn a_first_message_and_a_refresh_are_asked_about_too() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "also");
+    let house = House::start(provider, &rows, "").await;
+    let good = session(&issuer, "alice", "sess_alice");
+    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let (said, (_, _upstream)) = tokio::join!(client.authenticate(&good), house.backend.websocket());
+    assert_eq!(said["user_id"], "alice");
+    client.say(&format!(r#"{{"type":"refresh_auth","token":"{}"}}"#, session(&issuer, "alice", "sess_x"))).await;
+    let refused = r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#;
+    assert_eq!(client.next_text().await, refused);
+    house.provider.answers(|_| (500, String::new(), String::new()));
+    client.say(&format!(r#"{{"type":"refresh_auth","token":"{}"}}"#, session(&issuer, "alice", "sess_y"))).await;
+    let refused = r#"{"type":"error","message":"Token refresh failed: Authentication service unavailable"}"#;
+    assert_eq!(client.next_text().await, refused);
+    let mut stranger = Socket::open(house.proxy.address, "/ws", &[]).await;
+    assert_eq!(
+        stranger.authenticate(&session(&issuer, "bob", "sess_z")).await["message"],
+        "Authentication service unavailable"
+    );
+    assert_eq!(stranger.next_close().await, (1013, "Try again later".into()));
+}
+
+#[tokio::test]
+async fn check_online_and_token_inspect_speak_of_it() {
+    let provider = Answerer::start(|asked| {
+        if asked.body.contains("vestibule%2Dcheck") { ok(json!({"active": false})) } else { active(asked) }
+    })
+    .await;
+    let yaml = format!("upstream: http://127.0.0.1:1\nproviders: [{}]\n", introspection(&provider, ""));
+    let file = TempFile::new(&yaml);
+    let run = |arguments: Vec<String>| {
+        tokio::task::spawn_blocking(move || {
+            let output = command().args(arguments).output().expect("runs");
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    };
+    let arguments = |rest: &[&str]| rest.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let check = arguments(&["check", "--online", "--config", file.path()]);
+    let (code, said) = run(check.clone()).await.expect("runs");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("opaque tokens are asked about at") && said.contains("answers remote checks"), "{said}");
+    let token = TempFile::new("alice.1\n");
+    let (code, said) =
+        run(arguments(&["token", "inspect", "--config", file.path(), token.path()])).await.expect("runs");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("remote") && said.contains("the provider says yes") && said.contains("alice"), "{said}");
+    provider.answers(|_| (401, String::new(), "{}".to_owned()));
+    let (code, said) = run(check).await.expect("runs");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("it does not accept our credential"), "{said}");
+}

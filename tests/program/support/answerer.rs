@@ -1,0 +1,139 @@
+//! A provider that is asked about tokens and sessions: it remembers every question, counts how many are under
+//! way, and answers as the test says.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::within;
+
+/// One question as it came.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub head: String,
+    pub body: String,
+}
+
+impl Asked {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        fields.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+
+    /// Method and target.
+    pub fn line(&self) -> &str {
+        self.head.split(" HTTP/").next().unwrap_or_default()
+    }
+}
+
+/// Status, further fields as whole lines, body.
+pub type Reply = (u16, String, String);
+
+type Answers = Arc<Mutex<Box<dyn Fn(&Asked) -> Reply + Send>>>;
+
+#[derive(Clone)]
+pub struct Answerer {
+    pub url: String,
+    answers: Answers,
+    asked: watch::Sender<Vec<Asked>>,
+    gate: Arc<Semaphore>,
+    under_way: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+/// 200 and this.
+pub fn ok(body: Value) -> Reply {
+    (200, String::new(), body.to_string())
+}
+
+impl Answerer {
+    pub async fn start(answers: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let answerer = Self {
+            url: format!("http://{}", listener.local_addr().expect("address")),
+            answers: Arc::new(Mutex::new(Box::new(answers))),
+            asked: watch::Sender::new(Vec::new()),
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            under_way: Arc::default(),
+            most: Arc::default(),
+        };
+        let this = answerer.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let this = this.clone();
+                tokio::spawn(async move { this.answer(stream).await });
+            }
+        });
+        answerer
+    }
+
+    /// From now on.
+    pub fn answers(&self, answers: impl Fn(&Asked) -> Reply + Send + 'static) {
+        *self.answers.lock().expect("lock") = Box::new(answers);
+    }
+
+    /// Nobody is answered until [`Self::open`].
+    pub fn hold(&self) {
+        self.gate.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub fn open(&self) {
+        self.gate.add_permits(10_000);
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.borrow().clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.asked.borrow().len()
+    }
+
+    /// The most questions that were under way at once.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many questions have come.
+    pub async fn asked_times(&self, count: usize) {
+        let mut asked = self.asked.subscribe();
+        let _ = within("so many questions", asked.wait_for(|asked| asked.len() >= count)).await.expect("alive");
+    }
+
+    async fn answer(&self, mut stream: TcpStream) {
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 4096];
+        let asked = loop {
+            if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+                let head = String::from_utf8_lossy(&bytes[..end + 2]).into_owned();
+                let asked = Asked { head, body: String::from_utf8_lossy(&bytes[end + 4..]).into_owned() };
+                let length = asked.field("content-length").map_or(0, |length| length.parse().expect("a length"));
+                if asked.body.len() >= length {
+                    break asked;
+                }
+            }
+            match stream.read(&mut chunk).await {
+                Ok(0) | Err(_) => return,
+                Ok(length) => bytes.extend_from_slice(&chunk[..length]),
+            }
+        };
+        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        let (status, fields, body) = (self.answers.lock().expect("lock"))(&asked);
+        self.asked.send_modify(|all| all.push(asked));
+        let permit = self.gate.acquire().await.expect("open");
+        drop(permit);
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        let answer = format!(
+            "HTTP/1.1 {status} Answer\r\nContent-Type: application/json\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        // Whoever asked may have left.
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    }
+}
