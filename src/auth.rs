@@ -34,6 +34,7 @@ pub mod token;
 mod trace;
 mod verifier;
 
+pub use cache::LastToken;
 pub use identity::{End, Identity, User, Voucher};
 pub use inspection::Inspection;
 pub use keys::{Health, KeyPrint, ProviderKeys, inspect as inspect_keys};

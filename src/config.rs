@@ -16,7 +16,7 @@ mod value;
 pub(crate) use diagnostic::nearest;
 pub use diagnostic::{Finding, Report};
 pub use shape::{
-    Accept, Allow, AuthMode, Config, Control, Credential, Dialect, DialectChoice, DialectMessage, DialectPing,
+    Accept, Admin, Allow, AuthMode, Config, Control, Credential, Dialect, DialectChoice, DialectMessage, DialectPing,
     DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry, FieldMode, HeaderClaim, HostHeader, Identity, Jwks,
     Limits, Listen, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths, Provider, QueryMode, QuerySource, QueryUse,
     Remote, RemoteMode, Route, RouteTokenFrom, RouteWebSocket, SubprotocolSource, Toggle, TokenEncoding, TokenFrom,

@@ -56,6 +56,7 @@ impl Demo {
     pub fn configuration(&self, listen: SocketAddr) -> String {
         format!(
             "listen: \"{listen}\"
+admin: null
 upstream: {{ url: \"http://{}\", pool_idle_timeout: 1s }}
 providers: [{{ name: demo, preset: oidc, issuer: \"{}\", audience: {} }}]
 websocket: {{ grace: {GRACE} }}

@@ -19,8 +19,8 @@
 //! Imports point one way, from left to right, and a test holds them to it:
 //!
 //! ```text
-//! main → cli → {listen, control, demo} → proxy → websocket → runtime → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, json
+//! main → cli → {listen, admin, control, demo} → proxy → websocket → runtime → http → auth → policy → config
+//! leaves that take plain values: telemetry, drain, json, small_server
 //! ```
 //!
 //! # Words
@@ -32,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod auth;
 pub mod cli;
 pub mod config;
@@ -44,5 +45,6 @@ pub mod listen;
 pub mod policy;
 pub mod proxy;
 pub mod runtime;
+pub mod small_server;
 pub mod telemetry;
 pub mod websocket;

@@ -14,9 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::auth::LastToken;
 use crate::http::{ClientStream, Connection, Phase, Refusal, new_request_id, problem};
 use crate::policy::Policy;
-use crate::proxy;
+use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Shared};
 
 /// How long accepting rests when the system has no file descriptor left.
@@ -178,10 +179,8 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: 
     );
     let connection = Connection { peer };
     let closing = shared.drain.closing();
-    let count = Arc::new(count);
-    let service = service_fn(move |request| {
-        proxy::handle(Arc::clone(&shared), connection, Arc::clone(&phase), Arc::clone(&count), request)
-    });
+    let caller = Arc::new(Caller { connection, phase, count: Arc::new(count), last_token: LastToken::default() });
+    let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper's own bound is soft; `admit` counts exactly.
     builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);

@@ -4,6 +4,7 @@
 //! reserved header names) and matching on plain strings. Evaluates nothing that needs a token, a
 //! request or a socket: `auth::allow`, `http::rule` and `websocket::dialect` do.
 
+mod admin;
 mod control;
 mod dialect;
 mod exposure;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+pub use admin::AdminSpec;
 pub use control::{ControlAddress, ControlSpec};
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
 pub use names::{Reserved, ReservedNames, fold};
@@ -246,6 +248,8 @@ pub struct Policy {
     pub trusted_proxies: Vec<IpNet>,
     /// The front ends.
     pub origins: Vec<OriginPattern>,
+    /// Where operators look.
+    pub admin: Option<AdminSpec>,
     /// Where revocations and drains are asked for.
     pub control: Option<ControlSpec>,
     /// The backend.

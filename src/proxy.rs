@@ -19,7 +19,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
-use crate::auth::{Carrier, NoCredential};
+use crate::auth::{Carrier, LastToken, NoCredential};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
     Refusal, ResponseBody, Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
@@ -29,26 +29,35 @@ use crate::runtime::{ConnectionCount, Runtime, Shared};
 use crate::telemetry::{AccessLine, access};
 use crate::websocket::{self, Served};
 
-/// Answers one request. `count` holds the place of its connection among `limits.connections`; a socket
-/// takes a share in it along.
+/// One connection of a client's.
+pub struct Caller {
+    /// Whose it is.
+    pub connection: Connection,
+    /// Whether a request is under way on it.
+    pub phase: Arc<Phase>,
+    /// Its place among `limits.connections`; a socket takes a share in it along.
+    pub count: Arc<ConnectionCount>,
+    /// The token it presented last.
+    pub last_token: LastToken,
+}
+
+/// Answers one request.
 ///
 /// # Errors
 /// Never: whatever goes wrong is an answer.
 pub async fn handle(
     shared: Arc<Shared>,
-    connection: Connection,
-    phase: Arc<Phase>,
-    count: Arc<ConnectionCount>,
+    caller: Arc<Caller>,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
-    phase.busy();
+    caller.phase.busy();
     let runtime = shared.current();
     let head = Head::of(&request);
     let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&runtime));
-    let served = match admit(request, &connection, &runtime.policy) {
+    let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) => {
             named(&mut entry.line, admitted.client());
-            let desk = Desk { shared: &shared, runtime: &runtime, count };
+            let desk = Desk { shared: &shared, runtime: &runtime, caller: &caller };
             desk.answer(admitted, &mut entry).await
         }
         Err((refusal, client)) => {
@@ -91,7 +100,7 @@ pub async fn handle(
     response.body_mut().on_end(Box::new(move |bytes, fate| {
         // The whole entry moves in here and is written when this is done.
         let mut entry = entry;
-        phase.idle();
+        caller.phase.idle();
         entry.line.bytes_out = bytes;
         match fate {
             Fate::Cut(reason) => entry.line.outcome = reason,
@@ -147,7 +156,7 @@ const CLIENT_LEFT: u16 = 499;
 struct Desk<'a> {
     shared: &'a Arc<Shared>,
     runtime: &'a Arc<Runtime>,
-    count: Arc<ConnectionCount>,
+    caller: &'a Caller,
 }
 
 impl Desk<'_> {
@@ -161,7 +170,7 @@ impl Desk<'_> {
             Ruled::Own(own) => serve_own(self.shared, &own, &mut entry.line),
             Ruled::Public(public) if public.is_websocket() => {
                 entry.line.route.clone_from(&public.route().label);
-                websocket::tunnel(self.shared, self.runtime, &self.count, public, &mut entry.line).await
+                websocket::tunnel(self.shared, self.runtime, &self.caller.count, public, &mut entry.line).await
             }
             Ruled::Public(public) => {
                 entry.line.route.clone_from(&public.route().label);
@@ -170,7 +179,7 @@ impl Desk<'_> {
             }
             Ruled::Protected(request) if request.is_websocket() => {
                 entry.line.route.clone_from(&request.route().label);
-                websocket::serve(self.shared, self.runtime, &self.count, request, &mut entry.line).await
+                websocket::serve(self.shared, self.runtime, &self.caller.count, request, &mut entry.line).await
             }
             Ruled::Protected(request) => {
                 entry.line.route.clone_from(&request.route().label);
@@ -188,7 +197,8 @@ impl Desk<'_> {
             Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
         };
         entry.line.carrier = Some(carrier.name());
-        let verified = match (self.runtime.verifier.verify(token).await, otherwise) {
+        let judged = self.runtime.verifier.verify(token, carrier, Some(&self.caller.last_token)).await;
+        let verified = match (judged, otherwise) {
             (Ok(verified), _) => verified,
             (Err(rejection), Some(proof)) if !rejection.is_unavailable() => {
                 tracing::debug!("the provider's cookie is refused ({rejection}) and counts as absent");

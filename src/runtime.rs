@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 
-use crate::auth::{Identity, ProviderKeys, Revocations, Verifier, now};
+use crate::auth::{Identity, Revocations, Verifier, now};
 use crate::drain::Drain;
 use crate::http::Upstream;
 use crate::policy::Policy;
+use crate::telemetry::Metrics;
 
 pub use bell::{Bell, Ear, Listening};
 pub use query_tokens::QueryTokens;
@@ -34,10 +35,8 @@ pub struct Runtime {
 impl Runtime {
     /// Makes a runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
     #[must_use]
-    pub fn start(policy: Policy, revocations: Arc<Revocations>) -> Self {
-        let providers =
-            policy.providers.iter().map(|spec| (Arc::clone(spec), Arc::new(ProviderKeys::start(Arc::clone(spec)))));
-        let verifier = Verifier::new(providers, policy.limits.token_cache, revocations);
+    pub fn start(policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
+        let verifier = Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics);
         let upstream = Upstream::new(policy.upstream.clone(), policy.limits.send_timeout);
         Self { policy, verifier, upstream }
     }
@@ -54,6 +53,8 @@ pub struct Shared {
     pub users: Users,
     /// Who is refused although its token is good.
     pub revocations: Arc<Revocations>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Rings when something may end what is open.
     pub bell: Bell,
     /// Stopping.
@@ -66,7 +67,8 @@ impl Shared {
     #[must_use]
     pub fn start(policy: Policy, revocations: Revocations) -> Self {
         let revocations = Arc::new(revocations);
-        let runtime = Runtime::start(policy, Arc::clone(&revocations));
+        let metrics = Arc::new(Metrics::default());
+        let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
         let (bell, drain) = (Bell::default(), Drain::default());
         let (rung, closing) = (bell.clone(), drain.closing());
         tokio::spawn(async move {
@@ -79,6 +81,7 @@ impl Shared {
             query_tokens: QueryTokens::default(),
             users: Users::default(),
             revocations,
+            metrics,
             bell,
             drain,
             connections: AtomicU32::new(0),

@@ -1,12 +1,14 @@
-//! Log lines and access lines: JSON, or pretty on a terminal, through one bounded writer.
+//! Log lines and access lines: JSON, or pretty on a terminal, through one bounded writer; and what is counted.
 //!
 //! A leaf: it takes plain values and knows nothing of requests. Every string from outside is cut at
 //! 256 bytes and escaped, in both formats (CVE-2026-54338, CVE-2025-25294).
 
 mod access;
 mod format;
+mod metrics;
 mod output;
 
 pub use access::{AccessLine, Observed, Observer, SocketLife, access, observe};
 pub use format::start;
+pub use metrics::{Label, Metrics};
 pub use output::{Format, flush};

@@ -159,7 +159,7 @@ pub async fn serve(
             }
             door::with_token(context, request, upgrade, (token, carrier), line).await
         }
-        Ok(Extracted::Cookie(token, proof)) => match runtime.verifier.verify(token).await {
+        Ok(Extracted::Cookie(token, proof)) => match runtime.verifier.verify(token, Carrier::Cookie, None).await {
             Ok(verified) => {
                 if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
                     line.carrier = Some(Carrier::Cookie.name());

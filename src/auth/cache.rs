@@ -3,8 +3,11 @@
 //!
 //! Only accepted tokens are kept, so a stranger cannot fill it. It belongs to one verifier, so a change of
 //! configuration begins with an empty one.
+//!
+//! The token last seen on a connection is kept beside it as it came: a client mostly repeats its own, and comparing
+//! two texts costs a tenth of a digest.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
@@ -67,6 +70,50 @@ impl TokenCache {
     }
 }
 
+/// The token last verified on one connection.
+#[derive(Default)]
+pub struct LastToken(Mutex<Option<Last>>);
+
+struct Last {
+    token: Token,
+    digest: Digest,
+    entry: Entry,
+    /// Whose verdict it was: another configuration's does not count.
+    verifier: Arc<()>,
+}
+
+impl LastToken {
+    /// The identity, when this verifier verified this very token here and may still remember it.
+    pub(super) fn get(&self, token: &Token, verifier: &Arc<()>) -> Option<(Digest, Arc<Identity>)> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.as_ref()?;
+        // Whoever could tell how far two texts agree would learn only about a token of the same connection's.
+        let is_it = last.token.expose() == token.expose()
+            && Arc::ptr_eq(&last.verifier, verifier)
+            && last.entry.until > Instant::now();
+        is_it.then(|| (last.digest, Arc::clone(&last.entry.identity)))
+    }
+
+    pub(super) fn set(
+        &self,
+        token: &Token,
+        digest: Digest,
+        identity: &Arc<Identity>,
+        ttl: Duration,
+        verifier: &Arc<()>,
+    ) {
+        let entry = Entry { identity: Arc::clone(identity), until: Instant::now() + ttl };
+        let last = Last { token: token.again(), digest, entry, verifier: Arc::clone(verifier) };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+    }
+}
+
+impl std::fmt::Debug for LastToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LastToken")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +147,22 @@ mod tests {
             cache.insert(digest(number), &identity, Duration::from_secs(60));
         }
         assert!(cache.len() <= 100, "{}", cache.len());
+    }
+
+    #[test]
+    fn the_last_token_is_that_token_alone_of_that_verifier_and_for_its_time() {
+        let token = |text: &str| Token::presented(text, 16).expect("token");
+        let (ours, other) = (Arc::new(()), Arc::new(()));
+        let last = LastToken::default();
+        let set = |ttl| last.set(&token("abc"), digest(1), &identity(), ttl, &ours);
+        assert!(last.get(&token("abc"), &ours).is_none());
+        set(Duration::from_secs(60));
+        assert!(last.get(&token("abc"), &ours).is_some());
+        for (text, verifier) in [("abd", &ours), ("ab", &ours), ("abcd", &ours), ("abc", &other)] {
+            assert!(last.get(&token(text), verifier).is_none(), "{text}");
+        }
+        set(Duration::ZERO);
+        assert!(last.get(&token("abc"), &ours).is_none());
     }
 
     #[test]

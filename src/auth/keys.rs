@@ -14,8 +14,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::now as unix_now;
 use super::{Inspection, Rejection};
 use crate::policy::{KeySource, ProviderSpec};
+use crate::telemetry::{Label, Metrics};
 
 pub use set::KeyPrint;
 pub(super) use set::{Candidates, KeySet};
@@ -83,13 +85,15 @@ impl Drop for ProviderKeys {
 impl ProviderKeys {
     /// Reads the keys the policy holds, or starts fetching them. Must be called inside a runtime.
     #[must_use]
-    pub fn start(provider: Arc<ProviderSpec>) -> Self {
+    pub fn start(provider: Arc<ProviderSpec>, metrics: Arc<Metrics>) -> Self {
+        let label: Label = provider.name.as_str().into();
         let demand = Arc::new(Notify::new());
         let (send, state) = watch::channel(State::default());
         let mut task = None;
         let mut max_stale = None;
         match KeySet::given(&provider.keys) {
             Some(Ok(keys)) => {
+                metrics.keys_at_hand(&label, keys.len());
                 let (keys, last_good) = (Some(Arc::new(keys)), Some(Instant::now()));
                 send.send_replace(State { keys, last_good, finished: 1, ..State::default() });
             }
@@ -100,7 +104,7 @@ impl ProviderKeys {
                 if let KeySource::Fetched { max_stale: stale, .. } = &provider.keys {
                     max_stale = Some(*stale);
                 }
-                let fetching = keep_fetching(Arc::clone(&provider), send, Arc::clone(&demand));
+                let fetching = keep_fetching(Arc::clone(&provider), send, Arc::clone(&demand), (label, metrics));
                 task = Some(tokio::spawn(fetching).abort_handle());
             }
         }
@@ -258,7 +262,12 @@ pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
     }
 }
 
-async fn keep_fetching(provider: Arc<ProviderSpec>, state: watch::Sender<State>, demand: Arc<Notify>) {
+async fn keep_fetching(
+    provider: Arc<ProviderSpec>,
+    state: watch::Sender<State>,
+    demand: Arc<Notify>,
+    (label, metrics): (Label, Arc<Metrics>),
+) {
     let KeySource::Fetched { refresh, .. } = &provider.keys else { return };
     let client = fetch::client(&provider.keys);
     let mut retry = FIRST_RETRY;
@@ -269,6 +278,7 @@ async fn keep_fetching(provider: Arc<ProviderSpec>, state: watch::Sender<State>,
             Ok(client) => fetch::keys(client, &provider).await,
             Err(error) => Err(error.clone()),
         };
+        metrics.keys_fetched(&label, fetched.as_ref().ok().map(KeySet::len), unix_now());
         let wait = if fetched.is_ok() {
             retry = FIRST_RETRY;
             *refresh

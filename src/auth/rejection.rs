@@ -124,6 +124,30 @@ impl Rejection {
         }
     }
 
+    /// Every value of [`Self::outcome`], and `accepted`.
+    pub const OUTCOMES: [&str; 20] = [
+        "accepted",
+        "malformed",
+        "algorithm",
+        "unknown_issuer",
+        "unknown_key",
+        "bad_signature",
+        "expired",
+        "not_yet_valid",
+        "issued_in_the_future",
+        "claim",
+        "wrong_audience",
+        "wrong_party",
+        "wrong_kind",
+        "required_claim",
+        "missing_user",
+        "unusable_user",
+        "no_session",
+        "revoked",
+        "remote_unavailable",
+        "keys_unavailable",
+    ];
+
     /// The `outcome` label of metrics and access lines.
     #[must_use]
     pub const fn outcome(&self) -> &'static str {

@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 use super::cache::Digest;
 use super::{Inspection, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteSpec};
+use crate::telemetry::{Label, Metrics};
 
 /// Open sockets wait this long for their turn: a slow answer is better than none.
 const REVALIDATION_WAIT: Duration = Duration::from_secs(30);
@@ -104,7 +105,8 @@ pub(super) struct Remote {
 }
 
 struct Inner {
-    provider: Arc<ProviderSpec>,
+    label: Label,
+    metrics: Arc<Metrics>,
     spec: Arc<RemoteSpec>,
     client: Result<reqwest::Client, String>,
     yes: Cache<Digest, Kept>,
@@ -123,13 +125,14 @@ struct Kept {
 
 impl Remote {
     /// For a provider that can be asked; keeps at most `remembered` answers of either kind.
-    pub(super) fn new(provider: &Arc<ProviderSpec>, remembered: usize) -> Option<Self> {
+    pub(super) fn new(provider: &Arc<ProviderSpec>, remembered: usize, metrics: &Arc<Metrics>) -> Option<Self> {
         let spec = Arc::clone(provider.remote.as_ref()?);
         // A cache of nothing is one entry, which the next answer replaces.
         let remembered = remembered.max(1);
         let half = spec.concurrency / 2;
         let inner = Inner {
-            provider: Arc::clone(provider),
+            label: provider.name.as_str().into(),
+            metrics: Arc::clone(metrics),
             client: outbound::client(spec.ca_file.as_deref(), spec.timeout, IDLE_CONNECTIONS),
             yes: Cache::new(remembered),
             no: Cache::new(remembered),
@@ -169,7 +172,14 @@ impl Remote {
         under_way.insert(question.digest, outcome.clone());
         let (inner, question) = (Arc::clone(&self.inner), question.clone());
         tokio::spawn(async move {
+            let began = Instant::now();
             let answered = inner.answered(&question, occasion).await;
+            let outcome = match &answered {
+                Ok(Answer::Yes(_)) => "yes",
+                Ok(Answer::No(_)) => "no",
+                Err(_) => "unanswered",
+            };
+            inner.metrics.asked(&inner.label, outcome, began.elapsed());
             inner.keep(question.digest, &answered);
             // Kept first, so that nobody asks anew in between.
             inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&question.digest);
@@ -246,7 +256,7 @@ impl Inner {
     }
 
     fn unanswered(&self, reason: &str, retry_after: Duration) -> Unanswered {
-        tracing::debug!(provider = %self.provider.name, "a remote check was not answered: {reason}");
+        tracing::debug!(provider = %self.label, "a remote check was not answered: {reason}");
         Unanswered { reason: reason.to_owned(), retry_after }
     }
 }
@@ -259,7 +269,7 @@ async fn bounded<T>(limit: Duration, future: impl Future<Output = T>) -> Option<
 /// Asks about something that does not exist, which tells whether our credential is accepted; for
 /// `vestibule check --online`.
 pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) {
-    let Some(remote) = Remote::new(provider, 1) else { return };
+    let Some(remote) = Remote::new(provider, 1, &Arc::default()) else { return };
     let nobody = Token::presented("vestibule-check", 64).map(Arc::new);
     let session = Question::session("sess_vestibule_check");
     let question = match nobody {

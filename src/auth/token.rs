@@ -97,6 +97,9 @@ pub enum Carrier {
 }
 
 impl Carrier {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Header, Self::Subprotocol, Self::Query, Self::Message, Self::Cookie];
+
     /// The `carrier` label of metrics and access lines.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -15,6 +15,21 @@ pub struct Step {
 /// Hears what verification finds on its way.
 pub(super) trait Trace {
     fn step(&mut self, name: &'static str, finding: Arguments<'_>);
+
+    /// Whose token it claims to be: the number of a provider.
+    fn provider(&mut self, _index: usize) {}
+}
+
+/// Hears only whose token it claims to be, for the count of verdicts.
+#[derive(Default)]
+pub(super) struct Claimed(pub(super) Option<usize>);
+
+impl Trace for Claimed {
+    fn step(&mut self, _name: &'static str, _finding: Arguments<'_>) {}
+
+    fn provider(&mut self, index: usize) {
+        self.0 = Some(index);
+    }
 }
 
 impl Trace for () {

@@ -11,16 +11,17 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
-use super::cache::{Digest, TokenCache};
+use super::cache::{Digest, LastToken, TokenCache};
 use super::claims;
 use super::identity::{End, Voucher};
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyPrint, ProviderKeys};
 use super::kind::{KindHeader, flattened};
 use super::remote::{Answer, Occasion, Question, Remote};
-use super::trace::{Step, Trace};
-use super::{Identity, NoCredential, Rejection, Revocations, Token};
+use super::trace::{Claimed, Step, Trace};
+use super::{Carrier, Identity, NoCredential, Rejection, Revocations, Token};
 use crate::policy::{Family, KeySource, PathVariables, ProviderSpec};
+use crate::telemetry::{Label, Metrics};
 
 /// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
 #[derive(Debug)]
@@ -70,6 +71,8 @@ pub enum AskedAgain {
 
 struct Provider {
     spec: Arc<ProviderSpec>,
+    /// Its name, for the count.
+    label: Label,
     keys: Arc<ProviderKeys>,
     remote: Option<Remote>,
 }
@@ -79,6 +82,11 @@ pub struct Verifier {
     providers: Vec<Provider>,
     cache: Option<TokenCache>,
     revocations: Arc<Revocations>,
+    /// Which verifier this is.
+    mark: Arc<()>,
+    metrics: Arc<Metrics>,
+    /// Of a token that claims to be no provider's.
+    nobody: Label,
 }
 
 /// What the verifier thinks of a token, and why.
@@ -98,17 +106,31 @@ struct Presented<'a> {
 }
 
 impl Verifier {
-    /// A verifier over these providers and their keys, which remembers at most `remembered` tokens. Must be
-    /// made inside a runtime.
+    /// A verifier over these providers, which remembers at most `remembered` tokens. Starts fetching keys, so it
+    /// must be called inside a runtime.
     #[must_use]
-    pub fn new(
-        providers: impl IntoIterator<Item = (Arc<ProviderSpec>, Arc<ProviderKeys>)>,
+    pub fn start(
+        providers: &[Arc<ProviderSpec>],
         remembered: usize,
         revocations: Arc<Revocations>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        let provider = |(spec, keys)| Provider { remote: Remote::new(&spec, remembered), spec, keys };
-        let providers = providers.into_iter().map(provider).collect();
-        Self { providers, cache: TokenCache::new(remembered), revocations }
+        let nobody: Label = "none".into();
+        let carriers = Carrier::ALL.map(Carrier::name);
+        metrics.introduce(&nobody, &carriers, &["malformed", "unknown_issuer", "claim"], false);
+        let providers = providers.iter().map(|spec| {
+            let label: Label = spec.name.as_str().into();
+            metrics.introduce(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
+            Provider {
+                keys: Arc::new(ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics))),
+                remote: Remote::new(spec, remembered, &metrics),
+                label,
+                spec: Arc::clone(spec),
+            }
+        });
+        let providers = providers.collect();
+        let cache = TokenCache::new(remembered);
+        Self { providers, cache, revocations, mark: Arc::default(), metrics, nobody }
     }
 
     /// Each provider with its keys.
@@ -126,23 +148,61 @@ impl Verifier {
         })
     }
 
-    /// Verifies a token. Waits for a key fetch and a remote check at most, which are bounded.
+    /// Verifies a token. Waits for a key fetch and a remote check at most, which are bounded. On a connection that
+    /// may have presented it before, `last` is what it presented.
     ///
     /// # Errors
     /// Why it was refused.
-    pub async fn verify(&self, token: Token) -> Result<Verified, Rejection> {
-        let presented = Presented { token: &token, digest: TokenCache::digest(&token), now: now() };
-        let identity = if let Some(identity) = self.remembered(&presented) {
-            identity
-        } else {
-            let identity = Arc::new(self.examine(&presented, &mut ()).await?);
-            if let Some(cache) = &self.cache {
-                cache.insert(presented.digest, &identity, remembered_for(&identity));
-            }
-            identity
-        };
-        self.beside(&presented, &identity, &mut ()).await?;
-        Ok(Verified { identity, token: Some(token) })
+    pub async fn verify(
+        &self,
+        token: Token,
+        carrier: Carrier,
+        last: Option<&LastToken>,
+    ) -> Result<Verified, Rejection> {
+        let mut claimed = Claimed::default();
+        let judged = self.judged(&token, last, &mut claimed).await;
+        let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
+        let provider = claimed.0.and_then(|index| self.providers.get(index));
+        let label = provider.map_or(&self.nobody, |provider| &provider.label);
+        self.metrics.verified(label, carrier.name(), outcome);
+        judged.map(|identity| Verified { identity, token: Some(token) })
+    }
+
+    async fn judged(
+        &self,
+        token: &Token,
+        last: Option<&LastToken>,
+        claimed: &mut Claimed,
+    ) -> Result<Arc<Identity>, Rejection> {
+        let now = now();
+        let known = last.and_then(|last| last.get(token, &self.mark));
+        if let Some((digest, identity)) = known.filter(|(_, identity)| self.still_stands(identity, now)) {
+            self.metrics.looked_up("connection");
+            let presented = Presented { token, digest, now };
+            self.beside(&presented, &identity, claimed).await?;
+            return Ok(identity);
+        }
+        let presented = Presented { token, digest: TokenCache::digest(token), now };
+        let identity = self.looked_up(&presented, claimed).await?;
+        self.beside(&presented, &identity, claimed).await?;
+        if let Some(last) = last.filter(|_| self.cache.is_some()) {
+            last.set(token, presented.digest, &identity, remembered_for(&identity), &self.mark);
+        }
+        Ok(identity)
+    }
+
+    /// Remembered, or examined and remembered.
+    async fn looked_up(&self, presented: &Presented<'_>, claimed: &mut Claimed) -> Result<Arc<Identity>, Rejection> {
+        if let Some(identity) = self.remembered(presented) {
+            self.metrics.looked_up("hit");
+            return Ok(identity);
+        }
+        self.metrics.looked_up("miss");
+        let identity = Arc::new(self.examine(presented, claimed).await?);
+        if let Some(cache) = &self.cache {
+            cache.insert(presented.digest, &identity, remembered_for(&identity));
+        }
+        Ok(identity)
     }
 
     fn remembered(&self, presented: &Presented<'_>) -> Option<Arc<Identity>> {
@@ -178,8 +238,11 @@ impl Verifier {
         trace: &mut (impl Trace + Send),
     ) -> Result<(), Rejection> {
         let spec = identity.provider();
-        let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
-        if let Some(remote) = provider.and_then(|provider| provider.remote.as_ref())
+        let Some(index) = self.providers.iter().position(|provider| provider.spec.name == spec.name) else {
+            return Err(Rejection::UnknownIssuer(spec.name.clone()));
+        };
+        trace.provider(index);
+        if let Some(remote) = &self.providers[index].remote
             && !remote.spec().instead
         {
             let said = asked(spec, remote, presented, identity.session_id()).await?;
@@ -222,8 +285,9 @@ impl Verifier {
         // `validate` lets a provider without keys stand alone, or be the one for opaque tokens.
         let only_asked = matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Asked);
         if (only_asked || jwt::is_opaque(token))
-            && let Some((provider, remote)) = self.asked_instead()
+            && let Some((index, provider, remote)) = self.asked_instead()
         {
+            trace.provider(index);
             trace.step("shape", format_args!("{} bytes, for provider {} to say", token.len(), provider.spec.name));
             return from_answer(&provider.spec, remote, presented, trace).await;
         }
@@ -231,7 +295,9 @@ impl Verifier {
         trace.step("shape", format_args!("{} bytes, three parts", token.len()));
         let kid = parsed.key_id.as_deref().unwrap_or("none");
         trace.step("header", format_args!("alg {:?}, kid {kid}", parsed.algorithm));
-        let provider = self.provider_of(&parsed.claims)?;
+        let index = self.provider_of(&parsed.claims)?;
+        trace.provider(index);
+        let provider = &self.providers[index];
         let spec = &provider.spec;
         trace.step(
             "issuer",
@@ -249,19 +315,20 @@ impl Verifier {
     }
 
     /// The one provider that is asked about opaque tokens.
-    fn asked_instead(&self) -> Option<(&Provider, &Remote)> {
-        self.providers.iter().find_map(|provider| {
+    fn asked_instead(&self) -> Option<(usize, &Provider, &Remote)> {
+        self.providers.iter().enumerate().find_map(|(index, provider)| {
             let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
-            Some((provider, remote))
+            Some((index, provider, remote))
         })
     }
 
-    fn provider_of(&self, claims: &Map<String, Value>) -> Result<&Provider, Rejection> {
+    /// The number of the provider whose token it claims to be.
+    fn provider_of(&self, claims: &Map<String, Value>) -> Result<usize, Rejection> {
         // `validate` lets a provider without issuer verify signatures only when it stands alone.
         if let [only] = self.providers.as_slice()
             && only.spec.issuer.is_none()
         {
-            return Ok(only);
+            return Ok(0);
         }
         let issuer = match claims.get("iss") {
             Some(Value::String(issuer)) => issuer.as_str(),
@@ -270,7 +337,7 @@ impl Verifier {
         };
         self.providers
             .iter()
-            .find(|provider| provider.spec.issuer.as_deref() == Some(issuer))
+            .position(|provider| provider.spec.issuer.as_deref() == Some(issuer))
             .ok_or_else(|| Rejection::UnknownIssuer(issuer.chars().take(256).collect()))
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{RunArguments, USAGE, fail, policy, token};
+use crate::admin::Admin;
 use crate::auth::{FileError, Revocations, now};
 use crate::control::Control;
 use crate::listen::Listeners;
@@ -82,12 +83,18 @@ async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
         Ok(control) => control,
         Err(error) => return fail(&error, 1),
     };
+    let admin = match policy.admin.as_ref().map(Admin::bind).transpose() {
+        Ok(admin) => admin.flatten(),
+        Err(error) => return fail(&error, 1),
+    };
     let addresses: Vec<String> = listeners.addresses().iter().map(|address| format!("http://{address}")).collect();
     let shared = Arc::new(Shared::start(policy, revocations));
     listeners.serve(&shared);
+    let admin_address = admin.as_ref().and_then(Admin::address).map(|address| format!("http://{address}"));
+    let _admin = admin.map(|admin| admin.serve(&shared));
     // Held until the end: with it goes its socket file.
     let _control = control.map(|control| control.serve(&shared));
-    say_start(&shared, name, &addresses, started).await;
+    say_start(&shared, name, &addresses, admin_address.as_deref(), started).await;
     let (delay, timeout) = signals.first(&shared).await;
     let held = shared.drain.held();
     tracing::info!(
@@ -151,7 +158,7 @@ impl Signals {
 }
 
 /// Says what holds: on a terminal in two columns, elsewhere as one line.
-async fn say_start(shared: &Shared, name: &str, addresses: &[String], started: Instant) {
+async fn say_start(shared: &Shared, name: &str, addresses: &[String], admin: Option<&str>, started: Instant) {
     let runtime = shared.current();
     // The start does not wait for anyone; keys that come at once are worth a word, though.
     let first_keys = async {
@@ -165,24 +172,31 @@ async fn say_start(shared: &Shared, name: &str, addresses: &[String], started: I
         tracing::warn!("{warning}");
     }
     if !std::io::stdout().is_terminal() && runtime.policy.log.format != LogFormat::Pretty {
-        tracing::info!(listen = %addresses.join(" "), config = name, "ready in {ready} ms");
+        tracing::info!(listen = %addresses.join(" "), admin = admin.unwrap_or("none"), config = name, "ready in {ready} ms");
         telemetry::flush();
         return;
     }
     telemetry::flush();
     // For a person at a terminal a look at the upstream is worth a connection.
     let reachable = runtime.upstream.is_reachable().await;
-    print_start(&runtime, name, addresses, reachable, ready);
+    print_start(&runtime, name, (addresses, admin), reachable, ready);
 }
 
 #[expect(clippy::print_stdout, reason = "the start says what holds")]
-fn print_start(runtime: &Runtime, name: &str, addresses: &[String], reachable: bool, ready: u128) {
+fn print_start(
+    runtime: &Runtime,
+    name: &str,
+    (addresses, admin): (&[String], Option<&str>),
+    reachable: bool,
+    ready: u128,
+) {
     let policy = &runtime.policy;
     let mut out = String::new();
     let mut line = |name: &str, text: &str| {
         let _ = writeln!(out, "  {name:<11} {text}");
     };
-    line("listening", &addresses.join("  "));
+    let admin = admin.map_or_else(String::new, |admin| format!("       admin {admin}/metrics"));
+    line("listening", &format!("{}{admin}", addresses.join("  ")));
     let upstream = format!("http://{}", policy.upstream.authority);
     line("upstream", &if reachable { upstream } else { format!("{upstream}     not reachable yet: 502 until it is") });
     for (spec, keys) in runtime.verifier.providers() {

@@ -213,7 +213,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
         Err(error) => return fail(&format!("the runtime could not be started: {error}"), 1),
     };
     let explanation = executor.block_on(async {
-        let runtime = Arc::new(Runtime::start(policy, Arc::default()));
+        let runtime = Arc::new(Runtime::start(policy, Arc::default(), Arc::default()));
         runtime.verifier.explain(&token).await
     });
     print_explanation(&name, text, &explanation)

@@ -21,6 +21,7 @@ pub struct Config {
     pub hosts: Option<OneOrMany>,
     pub trusted_proxies: Vec<String>,
     pub origins: Vec<String>,
+    pub admin: Option<Admin>,
     pub control: Option<Control>,
     pub upstream: Option<Upstream>,
     pub providers: Vec<Provider>,
@@ -47,6 +48,7 @@ impl Default for Config {
             hosts: None,
             trusted_proxies: Vec::new(),
             origins: Vec::new(),
+            admin: Some(Admin::default()),
             control: None,
             upstream: None,
             providers: Vec::new(),
@@ -70,6 +72,14 @@ impl Default for Config {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Listen {
     pub address: String,
+}
+
+/// What operators look at, on a listener of its own; without `listen` at its usual place, if that is free.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Admin {
+    pub listen: Option<String>,
+    pub hosts: Vec<String>,
 }
 
 /// What changes state from outside, on a listener of its own.

@@ -115,6 +115,7 @@ impl Check {
         let hosts = self.hosts(config, loopback, public_url.as_ref());
         let trusted_proxies = self.trusted_proxies(config);
         let origins = self.origins("origins", &config.origins);
+        let admin = config.admin.as_ref().and_then(|admin| self.admin(admin));
         let control = config.control.as_ref().and_then(|control| self.control(control));
         let upstream = self.upstream(config);
         let trusted_headers = self.trusted_headers(config);
@@ -166,6 +167,7 @@ impl Check {
             public_url,
             trusted_proxies,
             origins,
+            admin,
             control,
             upstream: upstream?,
             providers,

@@ -33,7 +33,7 @@ pub(super) async fn with_token(
     line: &mut AccessLine,
 ) -> Served {
     let door = Door::new(&request, upgrade, carrier);
-    match context.runtime.verifier.verify(token).await {
+    match context.runtime.verifier.verify(token, carrier, None).await {
         Ok(verified) => with_identity(context, request, door, verified, line).await,
         Err(rejection) => {
             let refusal = Refusal::rejected(&rejection, context.policy().verbose_errors);

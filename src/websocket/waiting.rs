@@ -349,7 +349,7 @@ impl Step {
 }
 
 fn verify(runtime: Arc<Runtime>, token: Token) -> Verdicts {
-    Box::pin(async move { runtime.verifier.verify(token).await })
+    Box::pin(async move { runtime.verifier.verify(token, Carrier::Message, None).await })
 }
 
 fn dial(runtime: Arc<Runtime>, sealed: Sealed, introduced: Option<Arc<DialectSpec>>, token: Option<Token>) -> Dial {

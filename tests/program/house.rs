@@ -7,7 +7,7 @@ use std::path::Path;
 const ROOMS: [&[&str]; 10] = [
     &["main"],
     &["cli"],
-    &["listen", "control", "demo"],
+    &["listen", "admin", "control", "demo"],
     &["proxy"],
     &["websocket"],
     &["runtime"],
@@ -17,7 +17,7 @@ const ROOMS: [&[&str]; 10] = [
     &["config"],
 ];
 /// Leaves take plain values; anyone may use them, they use nobody.
-const LEAVES: [&str; 3] = ["telemetry", "drain", "json"];
+const LEAVES: [&str; 4] = ["telemetry", "drain", "json", "small_server"];
 
 fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
     for entry in std::fs::read_dir(folder).expect("src") {

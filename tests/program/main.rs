@@ -18,6 +18,7 @@ mod house;
 mod http;
 mod identity;
 mod logs;
+mod metrics;
 mod providers;
 mod remote;
 mod shutdown;

@@ -58,7 +58,9 @@ impl Proxy {
 
     pub async fn with_level(yaml: &str, level: &str) -> Self {
         let listen = if yaml.lines().any(|line| line.starts_with("listen:")) { "" } else { "listen: 127.0.0.1:0\n" };
-        let file = TempFile::new(&format!("{listen}{yaml}\nlog: {{ format: json, level: {level} }}\n"));
+        // Tests run beside each other, and its usual port is one.
+        let admin = if yaml.lines().any(|line| line.starts_with("admin:")) { "" } else { "admin: null\n" };
+        let file = TempFile::new(&format!("{listen}{admin}{yaml}\nlog: {{ format: json, level: {level} }}\n"));
         let mut child = command()
             .args(["run", "--config", file.path()])
             .stdout(Stdio::piped())

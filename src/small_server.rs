@@ -1,0 +1,173 @@
+//! A small HTTP server for listeners of our own: a few callers at once, one request each, a few seconds for it.
+//!
+//! A leaf: it knows sockets and bounds; what is answered is its caller's.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Callers at once.
+const CONNECTIONS: usize = 16;
+/// For a whole request.
+const TIME: Duration = Duration::from_secs(10);
+/// A request's head.
+const HEAD_BYTES: usize = 16 << 10;
+/// How long accepting rests when the system has no file descriptor left.
+const REST: Duration = Duration::from_millis(100);
+
+/// An answer, whole.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Bound, not answering yet.
+#[derive(Debug)]
+pub enum Listener {
+    /// A Unix socket and its file.
+    Unix(UnixListener, SocketFile),
+    /// A TCP port.
+    Tcp(TcpListener),
+}
+
+/// A socket's file, which goes with it.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Listener {
+    /// Binds a TCP address. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener).map(Self::Tcp)
+    }
+
+    /// Binds a Unix socket of this mode; a file left over from a process that was killed is taken over. Must be
+    /// called inside a runtime.
+    ///
+    /// # Errors
+    /// When it cannot be had, or another process answers there.
+    pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
+        if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+            }
+            std::fs::remove_file(path)?;
+        }
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        let file = SocketFile(path.to_owned());
+        // Nobody connects before it listens, and it listens only once its mode is set.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        socket.listen(i32::try_from(CONNECTIONS).unwrap_or(i32::MAX))?;
+        socket.set_nonblocking(true)?;
+        let listener = std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket));
+        Ok(Self::Unix(UnixListener::from_std(listener)?, file))
+    }
+
+    /// The address bound, of a TCP listener.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// Answers until the handle is dropped.
+    pub fn serve<H, F>(self, handler: H) -> AbortOnDropHandle<()>
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        AbortOnDropHandle::new(tokio::spawn(self.accept(handler)))
+    }
+
+    async fn accept<H, F>(self, handler: H)
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            // Never closed, so there is always a permit to come.
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            let accepted = match &self {
+                Self::Unix(listener, _file) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+                Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            };
+            let handler = handler.clone();
+            match accepted {
+                Ok(stream) => {
+                    tokio::spawn(async move {
+                        match stream {
+                            Stream::Unix(stream) => one_request(stream, handler).await,
+                            Stream::Tcp(stream) => one_request(stream, handler).await,
+                        }
+                        drop(permit);
+                    });
+                }
+                // A full table of file descriptors needs a moment.
+                Err(error) => {
+                    tracing::warn!("accepting failed, resting a moment: {error}");
+                    tokio::time::sleep(REST).await;
+                }
+            }
+        }
+    }
+}
+
+async fn one_request<H, F>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Answer>,
+{
+    let service = service_fn(move |request| {
+        let answer = handler(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(TIME).keep_alive(false).max_buf_size(HEAD_BYTES);
+    // A caller that is too slow or breaks off hears nothing.
+    let _ = tokio::time::timeout(TIME, server.serve_connection(TokioIo::new(stream), service)).await;
+}
+
+/// A text, not to be kept.
+#[must_use]
+pub fn said(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(text.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
