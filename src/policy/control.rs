@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Secret;
 use super::validate::Check;
-use crate::config;
+use crate::config::{self, Time};
 
 /// The control listener.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +28,20 @@ pub enum ControlAddress {
     Unix(PathBuf),
     /// A loopback address.
     Tcp(SocketAddr),
+}
+
+impl std::fmt::Display for ControlSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.address {
+            ControlAddress::Unix(path) => write!(f, "unix:{} (for its owner only)", path.display())?,
+            ControlAddress::Tcp(address) => write!(f, "{address} (with its token)")?,
+        }
+        write!(f, "; a revocation holds for {}", Time(self.revocation_keep))?;
+        match &self.revocation_file {
+            Some(path) => write!(f, ", kept in {}", path.display()),
+            None => f.write_str(", and is lost at the next start"),
+        }
+    }
 }
 
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);

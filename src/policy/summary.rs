@@ -16,6 +16,12 @@ pub fn summary(policy: &Policy) -> String {
     for listen in &policy.listen {
         line("listen", listen.written.clone());
     }
+    if let Some(admin) = &policy.admin {
+        line("admin", format!("{} (metrics; GET only)", admin.address));
+    }
+    if let Some(control) = &policy.control {
+        line("control", control.to_string());
+    }
     match &policy.hosts {
         Hosts::Any => line("hosts", "any".to_owned()),
         Hosts::Listed { names, loopback } => {
@@ -98,6 +104,9 @@ pub fn sockets(route: &Route) -> String {
     };
     if let Some(lifetime) = spec.max_lifetime {
         let _ = write!(text, ", at most {} s", lifetime.as_secs());
+    }
+    if let Some(every) = spec.revalidate_every {
+        let _ = write!(text, ", its provider asked every {} s where it can be", every.as_secs());
     }
     if let Some(idle) = spec.idle_timeout {
         let _ = write!(text, ", closed after {} s without a message", idle.as_secs());
