@@ -40,7 +40,7 @@ pub use inspection::Inspection;
 pub use keys::{Health, KeyPrint, ProviderKeys, inspect as inspect_keys};
 pub use rejection::Rejection;
 pub use remote::{Question, inspect as inspect_remote};
-pub use revocation::{FileError, Full, Kept, Mark, Marks, Revocations, Target, named};
+pub use revocation::{FileError, Full, Mark, Marks, Revocation, Revocations, Target, named};
 pub use token::{Carrier, NoCredential, Token};
 pub use trace::Step;
 pub use verifier::{AskedAgain, Explanation, Verified, Verifier, now};

@@ -14,7 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::auth::{self, Kept, Target, now};
+use crate::auth::{self, Target, now};
 use crate::json;
 use crate::policy::{ControlAddress, ControlSpec, Policy, Secret};
 use crate::runtime::Shared;
@@ -115,34 +115,34 @@ impl Desk {
             return said(StatusCode::NOT_FOUND, "control is switched off\n");
         };
         let limit = policy.limits.revocations;
-        let (shared, shown) = (Arc::clone(&self.shared), target.clone());
-        let said_issuer = issuer.clone();
-        // It may write and sync a file.
-        let revoked =
-            tokio::task::spawn_blocking(move || shared.revocations.revoke(&issuer, &target, now(), keep, limit)).await;
-        match revoked {
-            Ok(Ok(kept)) => {
-                self.shared.bell.ring();
-                tracing::info!(issuer = %said_issuer, "revoked: {shown:?}");
-                match kept {
-                    Kept::AsConfigured => {
-                        let mut answer = Response::new(Full::default());
-                        *answer.status_mut() = StatusCode::NO_CONTENT;
-                        answer
-                    }
-                    Kept::NotInFile(error) => {
-                        tracing::error!("control.revocation_file: {error}");
-                        let text = "in force until this process ends; control.revocation_file could not be written\n";
-                        said(StatusCode::INTERNAL_SERVER_ERROR, text)
-                    }
-                }
-            }
-            Ok(Err(full)) => {
+        let revocation = match self.shared.revocations.revoke(&issuer, &target, now(), keep, limit) {
+            Ok(revocation) => revocation,
+            Err(full) => {
                 tracing::error!("a revocation was refused: {full}");
-                said(StatusCode::INSUFFICIENT_STORAGE, "limits.revocations are in force; nothing was revoked\n")
+                return said(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "limits.revocations are in force; nothing was revoked\n",
+                );
             }
-            Err(_) => said(StatusCode::INTERNAL_SERVER_ERROR, "it could not be tried; nothing was revoked\n"),
-        }
+        };
+        // What is open ends before the disk is waited for.
+        self.shared.bell.ring();
+        tracing::info!(issuer = %issuer, "revoked: {target:?}");
+        let written = tokio::task::spawn_blocking(|| revocation.write_down()).await;
+        let problem = match written {
+            Ok(Ok(())) => {
+                let mut answer = Response::new(Full::default());
+                *answer.status_mut() = StatusCode::NO_CONTENT;
+                return answer;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(broken_off) => broken_off.to_string(),
+        };
+        tracing::error!("control.revocation_file: {problem}");
+        said(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "in force until this process ends; control.revocation_file could not be written\n",
+        )
     }
 }
 

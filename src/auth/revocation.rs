@@ -37,13 +37,25 @@ pub enum Target {
 #[error("limits.revocations are in force")]
 pub struct Full;
 
-/// Whether a revocation outlives this process.
+/// A revocation that is in force.
 #[derive(Debug)]
-pub enum Kept {
-    /// As long as it is in force.
-    AsConfigured,
-    /// It is in force, and could not be written.
-    NotInFile(FileError),
+#[must_use = "it does not outlive the process before it is written down"]
+pub struct Revocation {
+    issuer: String,
+    target: Target,
+    entry: Entry,
+    file: Option<Arc<RevocationFile>>,
+}
+
+impl Revocation {
+    /// Writes it into the file, where there is one, and waits until it is on the disk: blocks.
+    ///
+    /// # Errors
+    /// When it could not be written; it is in force until the process ends all the same.
+    pub fn write_down(self) -> Result<(), FileError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        file.append(&self.issuer, &self.target, self.entry.at, self.entry.until, self.entry.at)
+    }
 }
 
 /// Two independent hashes under keys of this process: nobody chooses names whose marks meet.
@@ -95,30 +107,32 @@ impl Revocations {
         Ok(count)
     }
 
-    /// Revokes from now on, for `keep`; `limit` are kept. Writes a file where there is one, so it may block.
+    /// Revokes from now on, for `keep`; `limit` are kept. In force when this returns; [`Revocation::write_down`] makes
+    /// it last.
     ///
     /// # Errors
     /// When `limit` are in force already.
-    pub fn revoke(&self, issuer: &str, target: &Target, now: u64, keep: Duration, limit: usize) -> Result<Kept, Full> {
+    pub fn revoke(
+        &self,
+        issuer: &str,
+        target: &Target,
+        now: u64,
+        keep: Duration,
+        limit: usize,
+    ) -> Result<Revocation, Full> {
         let mark = self.mark(issuer, target);
         let entry = Entry { at: now, until: now.saturating_add(keep.as_secs()) };
-        {
-            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-            if !entries.contains_key(&mark) && entries.len() >= limit {
-                entries.retain(|_, entry| entry.until > now);
-                if entries.len() >= limit {
-                    return Err(Full);
-                }
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if !entries.contains_key(&mark) && entries.len() >= limit {
+            entries.retain(|_, entry| entry.until > now);
+            if entries.len() >= limit {
+                return Err(Full);
             }
-            entries.insert(mark, entry);
-            self.count.store(entries.len(), Ordering::Release);
         }
+        entries.insert(mark, entry);
+        self.count.store(entries.len(), Ordering::Release);
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(file) = file else { return Ok(Kept::AsConfigured) };
-        Ok(match file.append(issuer, target, entry.at, entry.until, now) {
-            Ok(()) => Kept::AsConfigured,
-            Err(error) => Kept::NotInFile(error),
-        })
+        Ok(Revocation { issuer: issuer.to_owned(), target: target.clone(), entry, file })
     }
 
     /// What an identity can be revoked by.
@@ -195,11 +209,16 @@ mod tests {
         }
     }
 
+    fn revoke(revocations: &Revocations, issuer: &str, target: &Target) {
+        let revoked = revocations.revoke(issuer, target, 100, KEEP, 10).expect("room");
+        revoked.write_down().expect("no file to fail");
+    }
+
     #[test]
     fn a_user_s_tokens_until_now_and_none_issued_later() {
         let revocations = Revocations::default();
         assert_eq!(revocations.revoked(&marks(&revocations, Some(100)), 100), None);
-        revocations.revoke("https://i", &Target::User("alice".into()), 100, KEEP, 10).expect("room");
+        revoke(&revocations, "https://i", &Target::User("alice".into()));
         for (issued_at, expected) in [
             (Some(90), Some("sub")),
             (Some(100), Some("sub")),
@@ -215,12 +234,12 @@ mod tests {
     #[test]
     fn a_session_and_a_token_whenever_they_were_issued_and_of_their_issuer_only() {
         let revocations = Revocations::default();
-        revocations.revoke("https://other", &Target::Session("s".into()), 100, KEEP, 10).expect("room");
-        revocations.revoke("https://i", &Target::User("s".into()), 100, KEEP, 10).expect("room");
+        revoke(&revocations, "https://other", &Target::Session("s".into()));
+        revoke(&revocations, "https://i", &Target::User("s".into()));
         assert_eq!(revocations.revoked(&marks(&revocations, Some(90)), 101), None);
-        revocations.revoke("https://i", &Target::Token("t".into()), 100, KEEP, 10).expect("room");
+        revoke(&revocations, "https://i", &Target::Token("t".into()));
         assert_eq!(revocations.revoked(&marks(&revocations, Some(900)), 101), Some("jti"));
-        revocations.revoke("https://i", &Target::Session("s".into()), 100, KEEP, 10).expect("room");
+        revoke(&revocations, "https://i", &Target::Session("s".into()));
         assert_eq!(revocations.revoked(&marks(&revocations, Some(900)), 101), Some("sid"));
     }
 

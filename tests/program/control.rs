@@ -278,6 +278,22 @@ async fn revocations_outlive_the_process_where_a_file_is_named() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_written_down_is_in_force_and_says_so() {
+    let folder = name("folder");
+    std::fs::create_dir(&folder.0).expect("made");
+    let file = format!(", revocation_file: \"{}/revocations\"", folder.path());
+    let (mut house, _file) = house("limits: { revocations: 2 }\n", &file).await;
+    for _ in 0..16 {
+        assert_eq!(house.revoke(json!({"sub": "bob"})).await, 204);
+    }
+    // The file is written anew after so many, and there is no place left for it.
+    std::fs::remove_dir_all(&folder.0).expect("removed");
+    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 500);
+    assert_eq!(house.outcome(&house.issuer.token("alice")).await, "invalid_token");
+    house.proxy.logged("the reason", |line| line.contains("control.revocation_file: ")).await;
+}
+
+#[tokio::test]
 async fn a_drain_can_be_asked_for() {
     let (mut house, _file) = house("", "").await;
     let (mut client, _upstream) = house.socket(&house.issuer.token("alice")).await;
