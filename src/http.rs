@@ -30,14 +30,14 @@
 //! and what is not sealed cannot be sent:
 //!
 //! ```compile_fail
-//! async fn forget_to_seal(upstream: &vestibule::http::Upstream, request: hyper::Request<hyper::body::Incoming>) {
+//! async fn forget_to_seal(upstream: &vestibule::http::Upstreams, request: hyper::Request<hyper::body::Incoming>) {
 //!     upstream.send(request).await.ok();
 //! }
 //! ```
 //! (what is sealed can:
 //!
 //! ```
-//! async fn sends(upstream: &vestibule::http::Upstream, sealed: vestibule::http::Sealed) {
+//! async fn sends(upstream: &vestibule::http::Upstreams, sealed: vestibule::http::Sealed) {
 //!     upstream.send(sealed).await.ok();
 //! }
 //! ```
@@ -45,6 +45,7 @@
 
 mod admit;
 mod body;
+mod dial;
 mod forwarding;
 mod headers;
 mod path;
@@ -52,6 +53,7 @@ mod provenance;
 mod refusal;
 mod request;
 mod rule;
+mod socket;
 mod stream;
 mod upstream;
 
@@ -64,5 +66,6 @@ pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_public};
 pub use refusal::{Challenge, Refusal, problem};
 pub use request::{Admitted, Allowed, OwnRequest, ProtectedRequest, PublicRequest};
 pub use rule::{Ruled, rule};
+pub use socket::Socket;
 pub use stream::{ClientStream, PacedStream, Phase};
-pub use upstream::{Answer, Upgraded, Upstream, UpstreamError};
+pub use upstream::{Answer, Upgraded, UpstreamError, Upstreams};

@@ -1,6 +1,8 @@
 //! Listeners: binding, accepting, and serving HTTP/1.1 on each connection until it ends or the
 //! process drains.
 
+mod tls;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,20 +11,26 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use crate::auth::LastToken;
-use crate::http::{ClientStream, Connection, Phase, Refusal, new_request_id, problem};
-use crate::policy::Policy;
+use crate::http::{ClientStream, Connection, Phase, Refusal, Socket, new_request_id, problem};
+use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Shared};
+use crate::small_server::{SocketFile, unix_listener};
+
+pub use tls::CertificateError;
 
 /// How long accepting rests when the system has no file descriptor left.
 const REST: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
+/// A socket's group may come in: the proxy before us runs as another user.
+const UNIX_MODE: u32 = 0o660;
 /// A refused client has this long to take its answer, and so many do at once.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGERING: usize = 64;
@@ -34,15 +42,18 @@ pub enum ListenError {
     #[error("listen: {address}: {source}{}", hint(.source))]
     Bind {
         /// Which one.
-        address: SocketAddr,
+        address: String,
         /// What the system said.
         source: io::Error,
     },
+    /// Its certificate is of no use.
+    #[error("listen.tls: {0}")]
+    Certificate(#[from] CertificateError),
 }
 
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::AddrInUse => "; another program listens there: end it, or write another port",
+        io::ErrorKind::AddrInUse => "; another program listens there: end it, or write another place",
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 need a privilege: write 8080, or grant CAP_NET_BIND_SERVICE"
         }
@@ -52,7 +63,19 @@ fn hint(source: &io::Error) -> &'static str {
 
 /// Bound listeners, not accepting yet.
 #[derive(Debug)]
-pub struct Listeners(Vec<TcpListener>);
+pub struct Listeners(Vec<Bound>);
+
+#[derive(Debug)]
+struct Bound {
+    socket: BoundSocket,
+    tls: Option<CertificateFiles>,
+}
+
+#[derive(Debug)]
+enum BoundSocket {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
 
 impl Listeners {
     /// Binds every address of the policy.
@@ -62,24 +85,47 @@ impl Listeners {
     pub fn bind(policy: &Policy) -> Result<Self, ListenError> {
         let mut listeners = Vec::new();
         for listen in &policy.listen {
-            for address in &listen.addresses {
-                listeners.push(bind(*address).map_err(|source| ListenError::Bind { address: *address, source })?);
+            match &listen.place {
+                ListenPlace::Tcp(addresses) => {
+                    for address in addresses {
+                        let socket = bind(*address)
+                            .map_err(|source| ListenError::Bind { address: address.to_string(), source })?;
+                        listeners.push(Bound { socket: BoundSocket::Tcp(socket), tls: listen.tls.clone() });
+                    }
+                }
+                ListenPlace::Unix(path) => {
+                    let (socket, file) = unix_listener(path, UNIX_MODE, BACKLOG)
+                        .map_err(|source| ListenError::Bind { address: listen.written.clone(), source })?;
+                    listeners.push(Bound { socket: BoundSocket::Unix(socket, file), tls: listen.tls.clone() });
+                }
             }
         }
         Ok(Self(listeners))
     }
 
-    /// The addresses bound, with the ports the system chose.
+    /// Where they listen, with the ports the system chose.
     #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    pub fn addresses(&self) -> Vec<String> {
+        let shown = |bound: &Bound| match &bound.socket {
+            BoundSocket::Tcp(listener) => {
+                let scheme = if bound.tls.is_some() { "https" } else { "http" };
+                listener.local_addr().map_or_else(|_| String::new(), |address| format!("{scheme}://{address}"))
+            }
+            BoundSocket::Unix(_, file) => format!("unix:{}", file.path().display()),
+        };
+        self.0.iter().map(shown).collect()
     }
 
     /// Accepts until the drain closes.
-    pub fn serve(self, shared: &Arc<Shared>) {
-        for listener in self.0 {
-            tokio::spawn(accept(listener, Arc::clone(shared)));
+    ///
+    /// # Errors
+    /// When a certificate is of no use.
+    pub fn serve(self, shared: &Arc<Shared>) -> Result<(), ListenError> {
+        for Bound { socket, tls } in self.0 {
+            let tls = tls.map(|files| tls::acceptor(&files, shared.drain.closing())).transpose()?;
+            tokio::spawn(accept(socket, tls, Arc::clone(shared)));
         }
+        Ok(())
     }
 }
 
@@ -94,7 +140,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bound(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
@@ -105,22 +151,22 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let lingering = Arc::new(Semaphore::new(LINGERING));
     let closing = shared.drain.closing();
     loop {
         let accepted = tokio::select! {
             () = closing.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = next(&listener) => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok((socket, peer)) => {
                 let limit = shared.current().policy.limits.connections;
                 match shared.connect(limit) {
                     Some(count) => {
-                        tokio::spawn(serve(Arc::clone(&shared), stream, peer, count));
+                        tokio::spawn(serve(Arc::clone(&shared), socket, tls.clone(), peer, count));
                     }
-                    None => refuse(stream, &lingering),
+                    None => refuse(socket, tls.is_some(), &lingering),
                 }
             }
             // One connection that is gone again is no reason to stop; a full table needs a moment.
@@ -133,10 +179,21 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+async fn next(listener: &BoundSocket) -> io::Result<(Socket, Option<SocketAddr>)> {
+    match listener {
+        BoundSocket::Tcp(listener) => listener.accept().await.map(|(tcp, peer)| (Socket::Tcp(tcp), Some(peer))),
+        BoundSocket::Unix(listener, _file) => listener.accept().await.map(|(unix, _)| (Socket::Unix(unix), None)),
+    }
+}
+
 /// At the connection limit: a short answer, without waiting for the request. A moment's linger, since
 /// closing with the request unread would reset the connection and take the answer with it; no more than
 /// a few linger at once.
-fn refuse(mut stream: TcpStream, lingering: &Arc<Semaphore>) {
+fn refuse(mut stream: Socket, speaks_tls: bool, lingering: &Arc<Semaphore>) {
+    if speaks_tls {
+        // Nothing can be said before a handshake, and there is no room for one.
+        return;
+    }
     let refusal = Refusal::busy("limits.connections");
     let body = problem(&refusal, &new_request_id());
     let answer = format!(
@@ -145,7 +202,7 @@ fn refuse(mut stream: TcpStream, lingering: &Arc<Semaphore>) {
         body.len()
     );
     // A socket that cannot take this at once is dropped without it.
-    if stream.try_write(answer.as_bytes()).is_err() {
+    if stream.write_now(answer.as_bytes()).is_err() {
         return;
     }
     let Ok(permit) = Arc::clone(lingering).try_acquire_owned() else { return };
@@ -161,23 +218,32 @@ fn refuse(mut stream: TcpStream, lingering: &Arc<Semaphore>) {
     });
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: ConnectionCount) {
+async fn serve(
+    shared: Arc<Shared>,
+    socket: Socket,
+    tls: Option<TlsAcceptor>,
+    peer: Option<SocketAddr>,
+    count: ConnectionCount,
+) {
     let held = shared.drain.hold();
-    // Small answers and frames must not wait for an acknowledgement, and a client that vanished
-    // without a word must be noticed; a socket that refuses either is served all the same.
-    let _ = stream.set_nodelay(true);
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
-    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let limits = shared.current().policy.limits.clone();
+    let speaks_tls = tls.is_some();
+    let socket = match prepared(socket, tls, limits.header_timeout).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::debug!(peer = ?peer, "no TLS connection: {error}");
+            return;
+        }
+    };
     let phase = Arc::new(Phase::default());
     let stream = ClientStream::new(
-        stream,
+        socket,
         Arc::clone(&phase),
         limits.header_timeout,
         limits.keep_alive_timeout,
         limits.send_timeout,
     );
-    let connection = Connection { peer };
+    let connection = Connection { peer, tls: speaks_tls };
     let closing = shared.drain.closing();
     let caller = Arc::new(Caller { connection, phase, count: Arc::new(count), last_token: LastToken::default() });
     let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
@@ -194,7 +260,26 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: SocketAddr, count: 
     };
     if let Err(error) = ended {
         // Time-outs of idle connections and clients that leave are everyday.
-        tracing::debug!(%peer, "connection ended: {error}");
+        tracing::debug!(peer = ?peer, "connection ended: {error}");
     }
     drop(held);
+}
+
+/// Sets what a socket of its kind wants, and shakes hands where TLS is spoken, within `limit`.
+async fn prepared(socket: Socket, tls: Option<TlsAcceptor>, limit: Duration) -> io::Result<Socket> {
+    if let Socket::Tcp(tcp) = &socket {
+        // Small answers and frames must not wait for an acknowledgement, and a client that vanished
+        // without a word must be noticed; a socket that refuses either is served all the same.
+        let _ = tcp.set_nodelay(true);
+        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+        let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+    }
+    match (socket, tls) {
+        (Socket::Tcp(tcp), Some(tls)) => {
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake within header_timeout");
+            let shaken = tokio::time::timeout(limit, tls.accept(tcp)).await.map_err(late)??;
+            Ok(Socket::Tls(Box::new(shaken.into())))
+        }
+        (socket, _) => Ok(socket),
+    }
 }

@@ -19,7 +19,8 @@ mod summary;
 mod upstream;
 mod validate;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,24 +44,44 @@ pub use crate::config::{
     AuthMode, Encode, HostHeader, LogFormat, LogLevel, OnExpiry, QueryMode, TokenEncoding, TokenToHttp,
 };
 
-/// Where a listener binds.
+/// A listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenAddress {
+pub struct ListenSpec {
     /// As written, for messages.
     pub written: String,
-    /// The addresses to bind; more than one where `:8080` means every address.
-    pub addresses: Vec<std::net::SocketAddr>,
+    /// Where it binds.
+    pub place: ListenPlace,
+    /// Its certificate, where it speaks TLS.
+    pub tls: Option<CertificateFiles>,
 }
 
-/// The backend and how to speak to it.
+/// Where a listener binds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenPlace {
+    /// More than one address where `localhost` has two.
+    Tcp(Vec<SocketAddr>),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// A certificate chain and its key, both PEM; read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// A backend and how to speak to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamSpec {
-    /// Host and port as written in the URL.
+    /// As written, for people.
+    pub url: String,
+    /// Where to connect.
+    pub address: UpstreamAddress,
+    /// What it is called in `Host`, where it sees its own.
     pub authority: String,
-    /// Host to resolve, without brackets.
-    pub host: String,
-    /// Port to connect to.
-    pub port: u16,
     /// Whose `Host` the upstream sees.
     pub host_header: HostHeader,
     /// Until a connection stands.
@@ -79,6 +100,31 @@ pub struct UpstreamSpec {
     pub token_to_websocket: TokenToUpgrade,
     /// The backend's own secret, sent for verified callers only.
     pub credential: Option<CredentialSpec>,
+}
+
+/// Where an upstream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamAddress {
+    /// A name or an address, and a port.
+    Tcp {
+        /// To resolve, without brackets.
+        host: String,
+        /// To connect to.
+        port: u16,
+        /// What its certificate must be for, where it speaks TLS.
+        tls: Option<UpstreamTls>,
+    },
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// How the certificate of an upstream is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name it must be for.
+    pub server_name: String,
+    /// A further certificate authority, PEM.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Where the verified token stands on an upgrade that goes up.
@@ -239,21 +285,23 @@ pub struct LogSpec {
 #[derive(Debug)]
 pub struct Policy {
     /// Where to listen.
-    pub listen: Vec<ListenAddress>,
+    pub listen: Vec<ListenSpec>,
     /// Which Host values are answered.
     pub hosts: Hosts,
     /// Our own origin as browsers see it, when it is fixed.
     pub public_url: Option<Origin>,
     /// Whose forwarding fields are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether those of callers over a Unix socket are.
+    pub trusts_unix: bool,
     /// The front ends.
     pub origins: Vec<OriginPattern>,
     /// Where operators look.
     pub admin: Option<AdminSpec>,
     /// Where revocations and drains are asked for.
     pub control: Option<ControlSpec>,
-    /// The backend.
-    pub upstream: UpstreamSpec,
+    /// The backends: that of every route which names none comes first.
+    pub upstreams: Vec<UpstreamSpec>,
     /// Who issues tokens.
     pub providers: Vec<Arc<ProviderSpec>>,
     /// Which identity headers go up.
@@ -303,6 +351,13 @@ impl Policy {
     pub fn trusts(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// The backend of a route.
+    #[must_use]
+    pub fn upstream(&self, route: &Route) -> &UpstreamSpec {
+        // `validate` numbers only what is there.
+        &self.upstreams[route.upstream]
     }
 
     /// Whether an origin is one of the front ends.

@@ -248,7 +248,7 @@ impl Desk<'_> {
     async fn forward(&self, sealed: Sealed, entry: &mut Entry) -> Served {
         let verified = sealed.is_verified();
         entry.received = Some(sealed.body_end());
-        match self.runtime.upstream.send(sealed).await {
+        match self.runtime.upstreams.send(sealed).await {
             Ok(answer) => {
                 if verified && answer.status() == StatusCode::UNAUTHORIZED {
                     once_a_minute(&UPSTREAM_401, || {

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 
 use crate::auth::{Identity, Revocations, Verifier, now};
 use crate::drain::Drain;
-use crate::http::Upstream;
+use crate::http::Upstreams;
 use crate::policy::Policy;
 use crate::telemetry::Metrics;
 
@@ -28,8 +28,8 @@ pub struct Runtime {
     pub policy: Policy,
     /// Verifies tokens by the policy's providers.
     pub verifier: Verifier,
-    /// Speaks to the policy's upstream.
-    pub upstream: Upstream,
+    /// Speak to the policy's upstreams.
+    pub upstreams: Upstreams,
 }
 
 impl Runtime {
@@ -37,8 +37,8 @@ impl Runtime {
     #[must_use]
     pub fn start(policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
         let verifier = Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics);
-        let upstream = Upstream::new(policy.upstream.clone(), policy.limits.send_timeout);
-        Self { policy, verifier, upstream }
+        let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
+        Self { policy, verifier, upstreams }
     }
 }
 

@@ -49,6 +49,14 @@ pub enum Listener {
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
+impl SocketFile {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Gone already is as good.
@@ -72,27 +80,13 @@ impl Listener {
         TcpListener::from_std(listener).map(Self::Tcp)
     }
 
-    /// Binds a Unix socket of this mode; a file left over from a process that was killed is taken over. Must be
-    /// called inside a runtime.
+    /// Binds a Unix socket of this mode. Must be called inside a runtime.
     ///
     /// # Errors
     /// When it cannot be had, or another process answers there.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
-        if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
-            }
-            std::fs::remove_file(path)?;
-        }
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(path)?)?;
-        let file = SocketFile(path.to_owned());
-        // Nobody connects before it listens, and it listens only once its mode is set.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        socket.listen(i32::try_from(CONNECTIONS).unwrap_or(i32::MAX))?;
-        socket.set_nonblocking(true)?;
-        let listener = std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket));
-        Ok(Self::Unix(UnixListener::from_std(listener)?, file))
+        let backlog = i32::try_from(CONNECTIONS).unwrap_or(i32::MAX);
+        unix_listener(path, mode, backlog).map(|(listener, file)| Self::Unix(listener, file))
     }
 
     /// The address bound, of a TCP listener.
@@ -160,6 +154,29 @@ where
     server.timer(TokioTimer::new()).header_read_timeout(TIME).keep_alive(false).max_buf_size(HEAD_BYTES);
     // A caller that is too slow or breaks off hears nothing.
     let _ = tokio::time::timeout(TIME, server.serve_connection(TokioIo::new(stream), service)).await;
+}
+
+/// Binds a Unix socket of this mode; a file left over from a process that was killed is taken over. Must be called
+/// inside a runtime.
+///
+/// # Errors
+/// When it cannot be had, or another process answers there.
+pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let file = SocketFile(path.to_owned());
+    // Nobody connects before it listens, and it listens only once its mode is set.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    socket.listen(backlog)?;
+    socket.set_nonblocking(true)?;
+    let listener = std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket));
+    Ok((UnixListener::from_std(listener)?, file))
 }
 
 /// A text, not to be kept.

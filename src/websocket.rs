@@ -29,12 +29,11 @@ use hyper::header::{HeaderValue, ORIGIN, SEC_WEBSOCKET_PROTOCOL};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::token::{BadCredential, Extracted};
 use crate::auth::{Carrier, Identity, NoCredential, now};
-use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal};
+use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
 use crate::telemetry::{AccessLine, SocketLife, access};
@@ -289,13 +288,13 @@ impl Future for OpenSession {
 }
 
 /// The client's bare socket and what it had sent behind its upgrade.
-async fn client_socket(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
+async fn client_socket(upgrade: OnUpgrade) -> Option<(Socket, Vec<u8>)> {
     // An error is a client that left before its 101 was written.
     let upgraded = upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<ClientStream>>().ok()?;
     // Copied out: even an empty slice of hyper's read buffer keeps the whole of it alive.
     let early = parts.read_buf.to_vec();
-    Some((parts.io.into_inner().into_tcp(), early))
+    Some((parts.io.into_inner().into_socket(), early))
 }
 
 /// Whether the upstream took the one subprotocol it was offered.

@@ -53,16 +53,16 @@ async fn run(listen: &str) -> Result<(), Failure> {
     let demo = Demo::start().await?;
     telemetry::observe(demo.observer());
     let (policy, listeners) = bind(address, &demo)?;
-    let local = listeners.addresses().first().copied().unwrap_or(address);
+    let url = listeners.addresses().first().cloned().unwrap_or_default();
     let shared = Arc::new(Shared::start(policy, Revocations::default()));
-    listeners.serve(&shared);
+    listeners.serve(&shared)?;
     for (_, keys) in shared.current().verifier.providers() {
         keys.first_attempt().await;
     }
     // Before the welcome: whoever has read it may already stop the demo.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    print_welcome(&format!("http://{local}"), &demo.token("alice")?);
+    print_welcome(&url, &demo.token("alice")?);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

@@ -87,9 +87,11 @@ async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
         Ok(admin) => admin.flatten(),
         Err(error) => return fail(&error, 1),
     };
-    let addresses: Vec<String> = listeners.addresses().iter().map(|address| format!("http://{address}")).collect();
+    let addresses = listeners.addresses();
     let shared = Arc::new(Shared::start(policy, revocations));
-    listeners.serve(&shared);
+    if let Err(error) = listeners.serve(&shared) {
+        return fail(&error, 1);
+    }
     let admin_address = admin.as_ref().and_then(Admin::address).map(|address| format!("http://{address}"));
     let _admin = admin.map(|admin| admin.serve(&shared));
     // Held until the end: with it goes its socket file.
@@ -178,7 +180,7 @@ async fn say_start(shared: &Shared, name: &str, addresses: &[String], admin: Opt
     }
     telemetry::flush();
     // For a person at a terminal a look at the upstream is worth a connection.
-    let reachable = runtime.upstream.is_reachable().await;
+    let reachable = runtime.upstreams.is_reachable().await;
     print_start(&runtime, name, (addresses, admin), reachable, ready);
 }
 
@@ -197,8 +199,10 @@ fn print_start(
     };
     let admin = admin.map_or_else(String::new, |admin| format!("       admin {admin}/metrics"));
     line("listening", &format!("{}{admin}", addresses.join("  ")));
-    let upstream = format!("http://{}", policy.upstream.authority);
-    line("upstream", &if reachable { upstream } else { format!("{upstream}     not reachable yet: 502 until it is") });
+    for (index, upstream) in policy.upstreams.iter().enumerate() {
+        let missing = if index == 0 && !reachable { "     not reachable yet: 502 until it is" } else { "" };
+        line("upstream", &format!("{}{missing}", upstream.url));
+    }
     for (spec, keys) in runtime.verifier.providers() {
         let health = keys.health();
         let keys = match (&health.failure, health.keys) {
@@ -209,7 +213,7 @@ fn print_start(
         line("provider", &format!("{} {}   {keys}", spec.name, spec.issuer.as_deref().unwrap_or("")));
     }
     let headers: Vec<String> = policy.trusted_headers.iter().map(|h| format!("{} = {}", h.written, h.claim)).collect();
-    let passed = if policy.upstream.token_to_http == TokenToHttp::None {
+    let passed = if policy.upstreams.iter().all(|upstream| upstream.token_to_http == TokenToHttp::None) {
         "the caller's token is not passed on"
     } else {
         "the caller's token goes up too"

@@ -43,7 +43,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec![Listen { address: "127.0.0.1:8080".to_owned() }],
+            listen: vec![Listen { address: "127.0.0.1:8080".to_owned(), tls: None }],
             public_url: None,
             hosts: None,
             trusted_proxies: Vec::new(),
@@ -72,6 +72,15 @@ impl Default for Config {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Listen {
     pub address: String,
+    #[serde(default)]
+    pub tls: Option<ListenTls>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ListenTls {
+    pub certificate_file: Option<String>,
+    pub key_file: Option<String>,
 }
 
 /// What operators look at, on a listener of its own; without `listen` at its usual place, if that is free.
@@ -103,8 +112,17 @@ pub struct Upstream {
     pub response_timeout: Option<Time>,
     pub pool_idle_timeout: Option<Time>,
     pub reuse: Toggle<true>,
+    pub tls: UpstreamTls,
     pub token_to: TokenTo,
     pub credential: Option<Credential>,
+}
+
+/// How an `https` upstream is known.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct UpstreamTls {
+    pub ca_file: Option<String>,
+    pub server_name: Option<String>,
 }
 
 /// A boolean with its default in the type, so that a partly written struct keeps it.
@@ -380,6 +398,7 @@ pub struct Route {
     pub methods: Option<Vec<String>>,
     pub auth: AuthMode,
     pub require: BTreeMap<String, Json>,
+    pub upstream: Option<Upstream>,
     pub token_from: RouteTokenFrom,
     pub websocket: RouteWebSocket,
 }

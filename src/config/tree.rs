@@ -111,19 +111,21 @@ impl Node {
         }
     }
 
+    /// One step of a path: a key, or the number of an entry, with or without its closing bracket.
+    fn step(&self, step: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Mapping(_) => self.get(step),
+            Value::Sequence(items) => items.get(step.trim_end_matches(']').parse::<usize>().ok()?),
+            Value::Scalar { .. } => None,
+        }
+    }
+
     /// The place of the value at `path` (`providers[0].audience`), or of its nearest ancestor.
     pub(super) fn place_of(&self, path: &str) -> Place {
         let mut node = self;
         let mut place = Place::Nowhere;
         for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
-            let next = match &node.value {
-                Value::Mapping(_) => node.get(step),
-                Value::Sequence(items) => {
-                    step.trim_end_matches(']').parse::<usize>().ok().and_then(|index| items.get(index))
-                }
-                Value::Scalar { .. } => None,
-            };
-            let Some(next) = next else { break };
+            let Some(next) = node.step(step) else { break };
             node = next;
             place = next.place;
         }
@@ -141,9 +143,11 @@ impl Node {
             if matches!(node.value, Value::Scalar { .. }) && !node.is_null() && at > 0 {
                 return &path[..at - 1];
             }
-            match node.get(step) {
-                Some(next) => node = next,
-                None => return path,
+            for part in step.split('[').filter(|part| !part.is_empty()) {
+                match node.step(part) {
+                    Some(next) => node = next,
+                    None => return path,
+                }
             }
         }
         path

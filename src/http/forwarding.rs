@@ -1,7 +1,7 @@
 //! Who the client is, and the forwarding fields that say so (docs/contract.md section 3): believed from
 //! trusted proxies only, and made anew for the upstream in every case.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,8 +22,10 @@ const REQUEST_ID_BYTES: usize = 128;
 /// One accepted connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
-    /// The other end of the TCP connection.
-    pub peer: SocketAddr,
+    /// The other end of a TCP connection; `None`: a caller over a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Whether it came over TLS to us.
+    pub tls: bool,
 }
 
 /// Who asks, as far as it is known.
@@ -41,20 +43,32 @@ pub struct ClientAddress {
 
 impl ClientAddress {
     pub(super) fn of(connection: &Connection, headers: &HeaderMap, policy: &Policy) -> Self {
-        let peer = connection.peer.ip().to_canonical();
-        if !policy.trusts(peer) {
-            return Self { address: peer, scheme: "http", chain: peer.to_string(), request_id: new_request_id() };
+        let peer = connection.peer.map(|peer| peer.ip().to_canonical());
+        let scheme = if connection.tls { "https" } else { "http" };
+        let trusted = peer.map_or(policy.trusts_unix, |peer| policy.trusts(peer));
+        // Whoever comes over a Unix socket is on this machine.
+        let peer_or_here = peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        if !trusted {
+            let chain = peer_or_here.to_string();
+            return Self { address: peer_or_here, scheme, chain, request_id: new_request_id() };
         }
         let hops = forwarded_for(headers);
         // From the right, to the first address that is not one of our proxies.
         let client = hops.iter().rposition(|hop| !policy.trusts(*hop)).unwrap_or(0);
         let mut chain: Vec<String> = hops.get(client..).unwrap_or_default().iter().map(IpAddr::to_string).collect();
-        chain.push(peer.to_string());
+        chain.extend(peer.map(|peer| peer.to_string()));
+        if chain.is_empty() {
+            chain.push(peer_or_here.to_string());
+        }
         let proto = headers.get_all(X_FORWARDED_PROTO).iter().next_back().and_then(|value| value.to_str().ok());
         let proto = proto.and_then(|list| list.rsplit(',').next()).map(|scheme| scheme.trim().to_ascii_lowercase());
         Self {
-            address: hops.get(client).copied().unwrap_or(peer),
-            scheme: if matches!(proto.as_deref(), Some("https" | "wss")) { "https" } else { "http" },
+            address: hops.get(client).copied().unwrap_or(peer_or_here),
+            scheme: match proto.as_deref() {
+                Some("https" | "wss") => "https",
+                Some(_) => "http",
+                None => scheme,
+            },
             chain: chain.join(", "),
             request_id: kept_request_id(headers).unwrap_or_else(new_request_id),
         }

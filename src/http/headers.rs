@@ -17,7 +17,7 @@ use super::admit::lists;
 use super::forwarding;
 use super::request::{Admitted, Allowed, PublicRequest};
 use crate::auth::{Identity, Token, token};
-use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader};
+use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader, UpstreamSpec};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -30,6 +30,8 @@ const PERCENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 pub struct Sealed {
     request: Request<ClientBody>,
     verified: bool,
+    /// Which of the policy's upstreams it is for.
+    upstream: usize,
 }
 
 impl Sealed {
@@ -37,6 +39,11 @@ impl Sealed {
     #[must_use]
     pub fn is_verified(&self) -> bool {
         self.verified
+    }
+
+    /// Which upstream it is for: it holds that one's secret, and no other may see it.
+    pub(super) fn upstream(&self) -> usize {
+        self.upstream
     }
 
     /// The request, for the upstream client alone.
@@ -145,28 +152,29 @@ pub fn seal(
 ) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, matched } = allowed;
-    let read_by_us = matched.route.websocket.dialect.is_some()
-        || matches!(policy.upstream.token_to_websocket, TokenToUpgrade::FirstMessage(_));
+    let to = policy.upstream(&matched.route);
+    let read_by_us =
+        matched.route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
     strip(&mut admitted, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
     for (name, value) in &trusted.0 {
         headers.insert(name.clone(), value.clone());
     }
     if let Some(token) = &token {
-        pass_on(&mut admitted, token, policy);
+        pass_on(&mut admitted, token, to);
     }
     let headers = &mut admitted.parts.headers;
-    if let Some(credential) = &policy.upstream.credential {
+    if let Some(credential) = &to.credential {
         headers.insert(credential.header.clone(), credential.value.clone());
     }
-    let sealed = Sealed { request: rebuilt(admitted, policy), verified: true };
+    let upstream = matched.route.upstream;
+    let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream };
     Ok((sealed, identity, token, trusted))
 }
 
 /// Hands the token on where the configuration says that the backend checks it again.
-fn pass_on(admitted: &mut Admitted, token: &Token, policy: &Policy) {
+fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
     let parts = &mut admitted.parts;
-    let to = &policy.upstream;
     let in_header = if parts.headers.contains_key(UPGRADE) {
         match &to.token_to_websocket {
             // What we say first once the upstream's 101 has come.
@@ -190,17 +198,18 @@ fn pass_on(admitted: &mut Admitted, token: &Token, policy: &Policy) {
 /// Seals a public request: every identity header out, none in.
 #[must_use]
 pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
-    let mut admitted = public.admitted;
+    let PublicRequest { mut admitted, route } = public;
     strip(&mut admitted, policy, false);
-    Sealed { request: rebuilt(admitted, policy), verified: false }
+    let to = policy.upstream(&route);
+    Sealed { request: rebuilt(admitted, policy, to), verified: false, upstream: route.upstream }
 }
 
-fn rebuilt(admitted: Admitted, policy: &Policy) -> Request<ClientBody> {
+fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<ClientBody> {
     let Admitted { mut parts, body, client, .. } = admitted;
     let host = parts.headers.get(HOST).cloned();
     forwarding::insert(&mut parts.headers, &client, host.as_ref());
-    if policy.upstream.host_header == HostHeader::Upstream
-        && let Ok(host) = HeaderValue::try_from(policy.upstream.authority.as_str())
+    if to.host_header == HostHeader::Upstream
+        && let Ok(host) = HeaderValue::try_from(to.authority.as_str())
     {
         parts.headers.insert(HOST, host);
     }

@@ -14,8 +14,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Socket;
 
 /// Where a client connection stands between two requests; shared with whoever answers.
 ///
@@ -69,16 +70,16 @@ pub struct ClientStream {
 impl ClientStream {
     /// Takes an accepted socket; the clock of the first head starts now.
     #[must_use]
-    pub fn new(tcp: TcpStream, phase: Arc<Phase>, header: Duration, keep_alive: Duration, send: Duration) -> Self {
+    pub fn new(socket: Socket, phase: Arc<Phase>, header: Duration, keep_alive: Duration, send: Duration) -> Self {
         let timer = Box::pin(sleep_until(Instant::now() + header));
         let patience = Patience { header, keep_alive };
-        Self { socket: PacedStream::new(tcp, send), phase, seen: 0, patience, waiting: Waiting::Head, timer }
+        Self { socket: PacedStream::new(socket, send), phase, seen: 0, patience, waiting: Waiting::Head, timer }
     }
 
     /// The bare socket, once HTTP is over.
     #[must_use]
-    pub fn into_tcp(self) -> TcpStream {
-        self.socket.into_tcp()
+    pub fn into_socket(self) -> Socket {
+        self.socket.into_socket()
     }
 
     fn look_at_phase(&mut self) {
@@ -153,21 +154,21 @@ impl AsyncWrite for ClientStream {
 /// A socket that must take bytes in time: the connection to the upstream, and the inside of a client's.
 #[derive(Debug)]
 pub struct PacedStream {
-    tcp: TcpStream,
+    socket: Socket,
     writing: Unhurried,
 }
 
 impl PacedStream {
     /// Takes a connected socket.
     #[must_use]
-    pub fn new(tcp: TcpStream, send: Duration) -> Self {
-        Self { tcp, writing: Unhurried::new(send) }
+    pub fn new(socket: Socket, send: Duration) -> Self {
+        Self { socket, writing: Unhurried::new(send) }
     }
 
     /// The bare socket, once HTTP is over.
     #[must_use]
-    pub fn into_tcp(self) -> TcpStream {
-        self.tcp
+    pub fn into_socket(self) -> Socket {
+        self.socket
     }
 }
 
@@ -180,14 +181,14 @@ impl PacedStream {
 
 impl AsyncRead for PacedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_read(cx, buf)
+        Pin::new(&mut self.get_mut().socket).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for PacedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.tcp).poll_write(cx, buf);
+        let written = Pin::new(&mut this.socket).poll_write(cx, buf);
         this.writing.judge(cx, written)
     }
 
@@ -197,7 +198,7 @@ impl AsyncWrite for PacedStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
+        let written = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         this.writing.judge(cx, written)
     }
 
@@ -206,11 +207,11 @@ impl AsyncWrite for PacedStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
 }
 

@@ -14,12 +14,12 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::CONNECTION;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::admit::lists;
+use super::dial::Dialler;
 use super::headers::strip_hop_by_hop;
-use super::{BodyEnd, ClientBody, PacedStream, ResponseBody, Sealed};
+use super::{BodyEnd, ClientBody, PacedStream, ResponseBody, Sealed, Socket};
 use crate::policy::UpstreamSpec;
 
 /// Idle connections kept per lane; each open one belongs to a client connection, and those are
@@ -32,18 +32,18 @@ const HEAD_BYTES: usize = 256 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection.
-    #[error("connecting to {authority}: {source}")]
+    #[error("connecting to {upstream}: {source}")]
     Connect {
         /// Where to.
-        authority: String,
+        upstream: String,
         /// What the system said.
         source: io::Error,
     },
     /// No connection in time.
-    #[error("connecting to {authority}: no answer within connect_timeout")]
+    #[error("connecting to {upstream}: no answer within connect_timeout")]
     ConnectTimeout {
         /// Where to.
-        authority: String,
+        upstream: String,
     },
     /// No response head in time.
     #[error("no response head within {limit:?}")]
@@ -72,15 +72,53 @@ pub type Answer = Response<ResponseBody>;
 #[derive(Debug)]
 pub struct Upgraded {
     /// The bare socket.
-    pub tcp: TcpStream,
+    pub socket: Socket,
     /// Bytes the upstream sent right behind its 101.
     pub early: Vec<u8>,
 }
 
+/// Every upstream of a policy. What is sealed for one is sent to no other.
+#[derive(Debug)]
+pub struct Upstreams(Vec<Upstream>);
+
+impl Upstreams {
+    /// Clients for these, in the policy's order; they connect when asked to.
+    #[must_use]
+    pub fn new(specs: &[UpstreamSpec], send_timeout: Duration) -> Self {
+        Self(specs.iter().map(|spec| Upstream::new(spec.clone(), send_timeout)).collect())
+    }
+
+    /// Whether anyone listens now at the first; for the start's sentence.
+    pub async fn is_reachable(&self) -> bool {
+        match self.0.first() {
+            Some(upstream) => upstream.is_reachable().await,
+            None => false,
+        }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// When there is no usable answer; see [`UpstreamError`].
+    pub async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
+        // `seal` takes the number from the policy these were made from.
+        self.0[sealed.upstream()].send(sealed).await
+    }
+
+    /// Sends an upgrade on a connection of its own. `Ok(Err(answer))` is an answer that is no 101.
+    ///
+    /// # Errors
+    /// When there is no usable answer.
+    pub async fn upgrade(&self, sealed: Sealed) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
+        self.0[sealed.upstream()].upgrade(sealed).await
+    }
+}
+
 /// One upstream and its idle connections.
 #[derive(Debug)]
-pub struct Upstream {
+struct Upstream {
     spec: UpstreamSpec,
+    dialler: Dialler,
     send_timeout: Duration,
     pools: [Arc<Pool>; 2],
 }
@@ -143,28 +181,15 @@ async fn reap(pool: Weak<Pool>, keep: Duration) {
 }
 
 impl Upstream {
-    /// A client for this upstream; connects when asked to.
-    #[must_use]
-    pub fn new(spec: UpstreamSpec, send_timeout: Duration) -> Self {
-        Self { spec, send_timeout, pools: [Arc::default(), Arc::default()] }
+    fn new(spec: UpstreamSpec, send_timeout: Duration) -> Self {
+        Self { dialler: Dialler::new(&spec), spec, send_timeout, pools: [Arc::default(), Arc::default()] }
     }
 
-    /// Where it is, for messages.
-    #[must_use]
-    pub fn authority(&self) -> &str {
-        &self.spec.authority
-    }
-
-    /// Whether anyone listens there now; for the start's sentence.
-    pub async fn is_reachable(&self) -> bool {
+    async fn is_reachable(&self) -> bool {
         matches!(timeout(Duration::from_millis(300), self.connect()).await, Ok(Ok(_)))
     }
 
-    /// Sends a request and waits for the head of its answer.
-    ///
-    /// # Errors
-    /// When there is no usable answer; see [`UpstreamError`].
-    pub async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
+    async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
         let pool = &self.pools[usize::from(sealed.is_verified())];
         let end = sealed.body_end();
         let request = sealed.into_request();
@@ -197,11 +222,7 @@ impl Upstream {
         Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease)))
     }
 
-    /// Sends an upgrade on a connection of its own. `Ok(Err(answer))` is an answer that is no 101.
-    ///
-    /// # Errors
-    /// When there is no usable answer.
-    pub async fn upgrade(&self, sealed: Sealed) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
+    async fn upgrade(&self, sealed: Sealed) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
         let limit = self.spec.handshake_timeout;
         let expected = sealed
             .websocket_key()
@@ -234,19 +255,11 @@ impl Upstream {
         // Copied out: even an empty slice of hyper's read buffer keeps the whole of it alive.
         let early = parts.read_buf.to_vec();
         let (head, _) = response.into_parts();
-        Ok(Ok((head.headers, Upgraded { tcp: parts.io.into_inner().into_tcp(), early })))
+        Ok(Ok((head.headers, Upgraded { socket: parts.io.into_inner().into_socket(), early })))
     }
 
     async fn connect(&self) -> Result<TokioIo<PacedStream>, UpstreamError> {
-        let authority = || self.spec.authority.clone();
-        let connecting = TcpStream::connect((self.spec.host.as_str(), self.spec.port));
-        let tcp = timeout(self.spec.connect_timeout, connecting)
-            .await
-            .map_err(|_| UpstreamError::ConnectTimeout { authority: authority() })?
-            .map_err(|source| UpstreamError::Connect { authority: authority(), source })?;
-        // Small frames must not wait for an acknowledgement; a socket that refuses is served all the same.
-        let _ = tcp.set_nodelay(true);
-        Ok(TokioIo::new(PacedStream::new(tcp, self.send_timeout)))
+        Ok(TokioIo::new(PacedStream::new(self.dialler.connect().await?, self.send_timeout)))
     }
 
     async fn fresh(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {

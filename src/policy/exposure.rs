@@ -1,26 +1,38 @@
 //! Who can reach us and whom we believe: listeners, Host values, trusted proxies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
 use super::validate::Check;
-use super::{Hosts, ListenAddress, Origin};
-use crate::config::{Config, OneOrMany};
+use super::{CertificateFiles, Hosts, ListenPlace, ListenSpec, Origin};
+use crate::config::{self, Config, OneOrMany};
 
 impl Check {
-    pub(super) fn listen(&mut self, config: &Config) -> Vec<ListenAddress> {
+    pub(super) fn listen(&mut self, config: &Config) -> Vec<ListenSpec> {
         if config.listen.is_empty() {
             self.wrong("listen", "is empty; write an address such as 127.0.0.1:8080");
         }
         let mut out = Vec::new();
         for (index, listen) in config.listen.iter().enumerate() {
             let path = if config.listen.len() == 1 { "listen".to_owned() } else { format!("listen[{index}]") };
-            if let Some(addresses) = self.take(&path, listen_addresses(&listen.address)) {
-                out.push(ListenAddress { written: listen.address.clone(), addresses });
+            let tls = listen.tls.as_ref().and_then(|tls| self.certificate(&path, tls));
+            if let Some(place) = self.take(&path, listen_place(&listen.address)) {
+                out.push(ListenSpec { written: listen.address.clone(), place, tls });
             }
         }
         out
+    }
+
+    fn certificate(&mut self, path: &str, tls: &config::ListenTls) -> Option<CertificateFiles> {
+        let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file) else {
+            self.wrong(format!("{path}.tls"), "needs certificate_file and key_file, both PEM");
+            return None;
+        };
+        self.file(&format!("{path}.tls.certificate_file"), certificate);
+        self.file(&format!("{path}.tls.key_file"), key);
+        Some(CertificateFiles { certificate: PathBuf::from(certificate), key: PathBuf::from(key) })
     }
 
     pub(super) fn hosts(&mut self, config: &Config, loopback: bool, public_url: Option<&Origin>) -> Hosts {
@@ -64,7 +76,9 @@ impl Check {
         ];
         let mut networks = Vec::new();
         for (index, text) in config.trusted_proxies.iter().enumerate() {
-            if text == "private_ranges" {
+            if text == "unix" {
+                // Asked for by its own name in the policy.
+            } else if text == "private_ranges" {
                 networks.extend(PRIVATE.iter().filter_map(|range| range.parse::<IpNet>().ok()));
             } else if let Ok(network) = text.parse::<IpNet>() {
                 networks.push(network);
@@ -73,11 +87,19 @@ impl Check {
             } else {
                 self.wrong(
                     format!("trusted_proxies[{index}]"),
-                    format!("\"{text}\" is no address, CIDR or `private_ranges`; names are not resolved"),
+                    format!("\"{text}\" is no address, CIDR, `private_ranges` or `unix`; names are not resolved"),
                 );
             }
         }
         networks
+    }
+}
+
+fn listen_place(text: &str) -> Result<ListenPlace, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if path.starts_with('/') => Ok(ListenPlace::Unix(PathBuf::from(path))),
+        Some(path) => Err(format!("\"{path}\" is not a whole path; write unix:/run/vestibule/http.sock")),
+        None => listen_addresses(text).map(ListenPlace::Tcp),
     }
 }
 

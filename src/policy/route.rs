@@ -24,6 +24,8 @@ pub struct Route {
     pub auth: AuthMode,
     /// What the identity must show beyond being verified.
     pub require: Requirement,
+    /// Which of the policy's upstreams it goes to.
+    pub upstream: usize,
     /// Which carriers of a token are read.
     pub token_from: TokenSources,
     /// How its `WebSockets` live.

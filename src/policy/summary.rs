@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Audience, AuthMode, Hosts, KeySource, OnExpiry, Parties, Policy, QueryMode, Route, TokenToHttp, TokenToUpgrade,
+    UpstreamSpec,
 };
 
 /// One paragraph a topic, two columns.
@@ -32,9 +33,21 @@ pub fn summary(policy: &Policy) -> String {
             line("hosts", shown.join(", "));
         }
     }
-    line("upstream", format!("http://{}", policy.upstream.authority));
-    if let Some(credential) = &policy.upstream.credential {
-        line("", format!("sees our credential in {}, for verified callers only", credential.header));
+    for (index, upstream) in policy.upstreams.iter().enumerate() {
+        let paths: Vec<&str> = policy
+            .routes
+            .iter()
+            .filter(|route| index > 0 && route.upstream == index)
+            .map(|route| route.label.as_str())
+            .collect();
+        let of = if index == 0 { String::new() } else { format!(" for {}", paths.join(" ")) };
+        line("upstream", format!("{}{of}", upstream.url));
+        if let Some(credential) = &upstream.credential {
+            line("", format!("sees our credential in {}, for verified callers only", credential.header));
+        }
+        for sentence in handed_on(upstream) {
+            line("", sentence);
+        }
     }
     for provider in &policy.providers {
         let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
@@ -63,19 +76,6 @@ pub fn summary(policy: &Policy) -> String {
     for header in &policy.trusted_headers {
         line("identity", format!("{} = {}", header.written, header.claim));
     }
-    let passed = match policy.upstream.token_to_http {
-        TokenToHttp::None => "the caller's token is not passed on",
-        TokenToHttp::Header => "the caller's token goes up in Authorization",
-    };
-    line("", passed.to_owned());
-    match &policy.upstream.token_to_websocket {
-        TokenToUpgrade::None => {}
-        TokenToUpgrade::Header => line("", "on WebSocket upgrades it goes up in Authorization".to_owned()),
-        TokenToUpgrade::Query(name) => line("", format!("on WebSocket upgrades it goes up as ?{name}=")),
-        TokenToUpgrade::FirstMessage(dialect) => {
-            line("", format!("on WebSockets it goes up in a first message ({})", dialect.name));
-        }
-    }
     if let Some(default) = policy.routes.last() {
         line("tokens", format!("from {}", carriers(default)));
     }
@@ -85,6 +85,23 @@ pub fn summary(policy: &Policy) -> String {
     if let Some(default) = policy.routes.last() {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
         line("sockets", format!("dialect {dialect}; {}", sockets(default)));
+    }
+    out
+}
+
+/// What an upstream gets of the caller's token.
+fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
+    let mut out = vec![match upstream.token_to_http {
+        TokenToHttp::None => "the caller's token is not passed on".to_owned(),
+        TokenToHttp::Header => "the caller's token goes up in Authorization".to_owned(),
+    }];
+    match &upstream.token_to_websocket {
+        TokenToUpgrade::None => {}
+        TokenToUpgrade::Header => out.push("on WebSocket upgrades it goes up in Authorization".to_owned()),
+        TokenToUpgrade::Query(name) => out.push(format!("on WebSocket upgrades it goes up as ?{name}=")),
+        TokenToUpgrade::FirstMessage(dialect) => {
+            out.push(format!("on WebSockets it goes up in a first message ({})", dialect.name));
+        }
     }
     out
 }

@@ -1,54 +1,124 @@
 //! The backend as the file describes it: its address, its time limits, what it is given.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use url::Url;
 
 use super::validate::Check;
-use super::{AuthMode, CredentialSpec, Route, TokenToUpgrade, UpstreamSpec, fold};
+use super::{
+    AuthMode, CredentialSpec, DialectSpec, Route, TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls, fold,
+};
 use crate::config::{self, Config, HostHeader, Time};
 
+/// A backend, and the dialect of its first message with the place where that is written.
+type Written = (UpstreamSpec, Option<(String, String)>);
+
+/// Every backend, and which one each route of the file goes to.
+pub(super) struct Upstreams {
+    pub(super) specs: Vec<UpstreamSpec>,
+    /// The dialect in which each is introduced to a user, as written, and where that stands.
+    first_messages: Vec<Option<(String, String)>>,
+    pub(super) of_route: Vec<usize>,
+}
+
 impl Check {
-    pub(super) fn upstream(&mut self, config: &Config) -> Option<UpstreamSpec> {
+    pub(super) fn upstreams(&mut self, config: &Config) -> Option<Upstreams> {
         let Some(upstream) = &config.upstream else {
             self.wrong("upstream", "missing: where is the backend? upstream: http://127.0.0.1:8000");
             return None;
         };
+        let first = self.upstream("upstream", upstream);
+        let mut further: Vec<Written> = Vec::new();
+        let mut of_route = Vec::new();
+        for (index, route) in config.routes.iter().enumerate() {
+            let Some(upstream) = &route.upstream else {
+                of_route.push(0);
+                continue;
+            };
+            let at = format!("routes[{index}].upstream");
+            if route.auth == AuthMode::Deny {
+                self.wrong(&at, "is never reached: the rule says auth: deny");
+            }
+            let found = self.upstream(&at, upstream)?;
+            // Routes that say the same share their connections.
+            let known = further.iter().position(|(spec, ..)| *spec == found.0).unwrap_or_else(|| {
+                further.push(found);
+                further.len() - 1
+            });
+            of_route.push(known + 1);
+        }
+        let all = std::iter::once(first?).chain(further);
+        let (specs, first_messages) = all.unzip();
+        Some(Upstreams { specs, first_messages, of_route })
+    }
+
+    fn upstream(&mut self, at: &str, upstream: &config::Upstream) -> Option<Written> {
         let Some(text) = &upstream.url else {
-            self.wrong("upstream", "has no url; write upstream: { url: http://127.0.0.1:8000 }");
+            self.wrong(at, "has no url; write upstream: { url: http://127.0.0.1:8000 }");
             return None;
         };
-        let path = "upstream.url";
-        let (host, port, authority) = self.take(path, upstream_address(text))?;
-        let credential = upstream.credential.as_ref().and_then(|credential| self.credential(credential));
+        let path = format!("{at}.url");
+        let (mut address, authority) = self.take(&path, upstream_address(text))?;
+        self.upstream_tls(at, upstream, &mut address);
+        let credential = upstream.credential.as_ref().and_then(|credential| self.credential(at, credential));
         let time = |value: Option<Time>, default: u64| value.map_or(Duration::from_secs(default), |time| time.0);
         for (key, value) in [
             ("connect_timeout", upstream.connect_timeout),
             ("handshake_timeout", upstream.handshake_timeout),
             ("response_timeout", upstream.response_timeout),
         ] {
-            self.not_zero(&format!("upstream.{key}"), value);
+            self.not_zero(&format!("{at}.{key}"), value);
         }
-        Some(UpstreamSpec {
+        let speaks_tls = matches!(address, UpstreamAddress::Tcp { tls: Some(_), .. });
+        let usual = if speaks_tls { HostHeader::Upstream } else { HostHeader::Client };
+        let spec = UpstreamSpec {
+            url: text.clone(),
             authority,
-            host,
-            port,
-            host_header: upstream.host.unwrap_or(HostHeader::Client),
+            host_header: upstream.host.unwrap_or(usual),
             connect_timeout: time(upstream.connect_timeout, 5),
             handshake_timeout: time(upstream.handshake_timeout, 30),
             response_timeout: time(upstream.response_timeout, 300),
             pool_idle_timeout: time(upstream.pool_idle_timeout, 4),
             reuse: upstream.reuse.0,
             token_to_http: upstream.token_to.http,
-            token_to_websocket: self.token_to_upgrade(&upstream.token_to.websocket),
+            token_to_websocket: self.token_to_upgrade(at, &upstream.token_to.websocket),
             credential,
-        })
+            address,
+        };
+        let path = format!("{at}.token_to.websocket.first_message");
+        Some((spec, upstream.token_to.websocket.first_message.clone().map(|dialect| (dialect, path))))
     }
 
-    fn token_to_upgrade(&mut self, written: &config::TokenToWebSocket) -> TokenToUpgrade {
-        let path = "upstream.token_to.websocket";
+    fn upstream_tls(&mut self, at: &str, upstream: &config::Upstream, address: &mut UpstreamAddress) {
+        if let Some(file) = &upstream.tls.ca_file {
+            let path = format!("{at}.tls.ca_file");
+            if self.file(&path, file).is_some_and(|pem| !holds_certificates(&pem)) {
+                self.wrong(path, format!("{file} holds no certificate in PEM"));
+            }
+        }
+        let written = upstream.tls.ca_file.is_some() || upstream.tls.server_name.is_some();
+        match address {
+            UpstreamAddress::Tcp { tls: Some(tls), .. } => {
+                tls.ca_file = upstream.tls.ca_file.as_ref().map(PathBuf::from);
+                if let Some(name) = &upstream.tls.server_name {
+                    tls.server_name.clone_from(name);
+                }
+                if ServerName::try_from(tls.server_name.as_str()).is_err() {
+                    self.wrong(format!("{at}.tls.server_name"), format!("\"{}\" is not a host name", tls.server_name));
+                }
+            }
+            _ if written => self.wrong(format!("{at}.tls"), "means nothing to an upstream without TLS; write https://"),
+            _ => {}
+        }
+    }
+
+    fn token_to_upgrade(&mut self, at: &str, written: &config::TokenToWebSocket) -> TokenToUpgrade {
+        let path = &format!("{at}.token_to.websocket");
         if written.first_message.is_some() {
             if written.form.is_some() || written.query.is_some() {
                 self.wrong(
@@ -79,21 +149,24 @@ impl Check {
         }
     }
 
-    /// The dialect in which we introduce a user to the upstream ourselves.
-    pub(super) fn first_message(
-        &mut self,
-        config: &Config,
-        mut upstream: UpstreamSpec,
-        routes: &[Arc<Route>],
-    ) -> UpstreamSpec {
-        let path = "upstream.token_to.websocket.first_message";
-        let written =
-            config.upstream.as_ref().and_then(|upstream| upstream.token_to.websocket.first_message.as_deref());
-        let Some(name) = written else { return upstream };
+    /// The dialects in which we introduce users to upstreams ourselves.
+    pub(super) fn first_messages(&mut self, upstreams: Upstreams, routes: &[Arc<Route>]) -> Vec<UpstreamSpec> {
+        let Upstreams { mut specs, first_messages, .. } = upstreams;
+        for (index, (spec, written)) in specs.iter_mut().zip(first_messages).enumerate() {
+            let Some((name, path)) = written else { continue };
+            let of_it: Vec<&Arc<Route>> = routes.iter().filter(|route| route.upstream == index).collect();
+            if let Some(dialect) = self.first_message(&name, &path, &of_it) {
+                spec.token_to_websocket = TokenToUpgrade::FirstMessage(dialect);
+            }
+        }
+        specs
+    }
+
+    fn first_message(&mut self, name: &str, path: &str, routes: &[&Arc<Route>]) -> Option<Arc<DialectSpec>> {
         let Some(dialect) = self.dialects.get(name).cloned() else {
             let known: Vec<&str> = self.dialects.keys().map(String::as_str).collect();
             self.wrong(path, format!("\"{name}\" is not a dialect with a first message; known: {}", known.join(", ")));
-            return upstream;
+            return None;
         };
         let protected = routes.iter().filter(|route| matches!(route.auth, AuthMode::Required | AuthMode::Optional));
         for spoken in protected.filter_map(|route| route.websocket.dialect.as_ref().map(|spoken| (route, spoken))) {
@@ -112,32 +185,31 @@ impl Check {
                 self.wrong(path, message);
             }
         }
-        upstream.token_to_websocket = TokenToUpgrade::FirstMessage(dialect);
-        upstream
+        Some(dialect)
     }
 
-    fn credential(&mut self, credential: &config::Credential) -> Option<CredentialSpec> {
+    fn credential(&mut self, at: &str, credential: &config::Credential) -> Option<CredentialSpec> {
         let Some(name) = &credential.header else {
-            self.wrong("upstream.credential", "has no header; write { header: Authorization, value_file: … }");
+            self.wrong(format!("{at}.credential"), "has no header; write { header: Authorization, value_file: … }");
             return None;
         };
-        let header = self.header_name("upstream.credential.header", name)?;
+        let header = self.header_name(&format!("{at}.credential.header"), name)?;
         if let b"host" | b"contentlength" | b"transferencoding" | b"connection" =
             fold(name).as_ref().map_or(&b""[..], |f| f.as_bytes())
         {
             self.wrong(
-                "upstream.credential.header",
+                format!("{at}.credential.header"),
                 format!("{name} cannot carry a secret; write Authorization or a header of the backend's own"),
             );
         }
-        let (at, at_file) = ("upstream.credential.value", "upstream.credential.value_file");
-        let Some(bytes) = self.secret(at, credential.value.as_ref(), at_file, credential.value_file.as_ref()) else {
+        let (value, file) = (format!("{at}.credential.value"), format!("{at}.credential.value_file"));
+        let Some(bytes) = self.secret(&value, credential.value.as_ref(), &file, credential.value_file.as_ref()) else {
             if credential.value.is_none() && credential.value_file.is_none() {
-                self.wrong("upstream.credential", "has no value; write value_file: … or value: ${BACKEND_SECRET}");
+                self.wrong(format!("{at}.credential"), "has no value; write value_file: … or value: ${BACKEND_SECRET}");
             }
             return None;
         };
-        let place = if credential.value.is_some() { at } else { at_file };
+        let place = if credential.value.is_some() { value } else { file };
         match HeaderValue::from_bytes(&bytes) {
             Ok(mut value) if !bytes.is_empty() => {
                 value.set_sensitive(true);
@@ -151,12 +223,25 @@ impl Check {
     }
 }
 
-fn upstream_address(text: &str) -> Result<(String, u16, String), String> {
+fn holds_certificates(pem: &[u8]) -> bool {
+    let mut certificates = CertificateDer::pem_slice_iter(pem).peekable();
+    certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
+}
+
+fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            return Err(format!("\"{path}\" is not a whole path; write unix:/run/app.sock"));
+        }
+        return Ok((UpstreamAddress::Unix(PathBuf::from(path)), "localhost".to_owned()));
+    }
     let Some((scheme, _)) = text.split_once("://") else {
         return Err(format!("\"{text}\" has no scheme. Did you mean http://{text} ?"));
     };
-    if scheme != "http" {
-        return Err(format!("\"{scheme}://\" is not supported; write http://host:port"));
+    if !matches!(scheme, "http" | "https") {
+        return Err(format!(
+            "\"{scheme}://\" is not supported; write http://host:port, https://host:port or unix:/path"
+        ));
     }
     let url = Url::parse(text).map_err(|error| format!("\"{text}\" is not a URL: {error}"))?;
     if !url.username().is_empty() || url.password().is_some() {
@@ -168,5 +253,7 @@ fn upstream_address(text: &str) -> Result<(String, u16, String), String> {
     let Some(host) = url.host_str() else { return Err(format!("\"{text}\" has no host")) };
     let port = url.port_or_known_default().unwrap_or(80);
     let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port, authority))
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let tls = (scheme == "https").then(|| UpstreamTls { server_name: host.clone(), ca_file: None });
+    Ok((UpstreamAddress::Tcp { host, port, tls }, authority))
 }

@@ -13,10 +13,11 @@ use super::dialect::is_sendable;
 use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::preset::cookie_suffix;
+use super::upstream::Upstreams;
 use super::{
-    Claim, CookieSource, DialectSpec, Expected, LimitSpec, LogSpec, Origin, OriginPattern, Pattern, Policy,
-    QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader, WebSocketSpec,
-    fold,
+    Claim, CookieSource, DialectSpec, Expected, LimitSpec, ListenPlace, ListenSpec, LogSpec, Origin, OriginPattern,
+    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader,
+    WebSocketSpec, fold,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
 
@@ -110,14 +111,20 @@ impl Check {
 
     fn policy(&mut self, config: &Config) -> Option<Policy> {
         let listen = self.listen(config);
-        let loopback = listen.iter().all(|l| l.addresses.iter().all(|a| a.ip().is_loopback()));
+        let local = |spec: &ListenSpec, unix: bool| match &spec.place {
+            ListenPlace::Tcp(addresses) => addresses.iter().all(|address| address.ip().is_loopback()),
+            ListenPlace::Unix(_) => unix,
+        };
+        // No page reaches a Unix socket, whatever its name points at; no other machine either.
+        let loopback = listen.iter().all(|spec| local(spec, false));
+        let this_machine_only = listen.iter().all(|spec| local(spec, true));
         let public_url = config.public_url.as_ref().and_then(|text| self.take("public_url", Origin::parse(text)));
         let hosts = self.hosts(config, loopback, public_url.as_ref());
         let trusted_proxies = self.trusted_proxies(config);
         let origins = self.origins("origins", &config.origins);
         let admin = config.admin.as_ref().and_then(|admin| self.admin(admin));
         let control = config.control.as_ref().and_then(|control| self.control(control));
-        let upstream = self.upstream(config);
+        let upstreams = self.upstreams(config);
         let trusted_headers = self.trusted_headers(config);
         let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
         let reserved = ReservedNames::new(
@@ -131,9 +138,9 @@ impl Check {
         let keys = config.providers.iter().filter_map(|provider| provider.publishable_key.as_deref());
         self.cookie_suffixes = keys.map(cookie_suffix).collect();
         self.dialects = self.dialects(&config.dialects, &reserved);
-        let routes = self.routes(config);
-        let upstream = upstream.map(|upstream| self.first_message(config, upstream, &routes));
-        if config.errors == Errors::Verbose && !loopback && !config.insecure_verbose_errors {
+        let routes = self.routes(config, upstreams.as_ref());
+        let upstreams = upstreams.map(|upstreams| self.first_messages(upstreams, &routes));
+        if config.errors == Errors::Verbose && !this_machine_only && !config.insecure_verbose_errors {
             self.wrong(
                 "errors",
                 "verbose tells strangers why a token was refused; listen on loopback only, or set insecure_verbose_errors: true",
@@ -166,10 +173,11 @@ impl Check {
             hosts,
             public_url,
             trusted_proxies,
+            trusts_unix: config.trusted_proxies.iter().any(|proxy| proxy == "unix"),
             origins,
             admin,
             control,
-            upstream: upstream?,
+            upstreams: upstreams?,
             providers,
             trusted_headers,
             reserved,
@@ -395,7 +403,7 @@ use on_expiry: close"
         }
     }
 
-    fn routes(&mut self, config: &Config) -> Vec<Arc<Route>> {
+    fn routes(&mut self, config: &Config, upstreams: Option<&Upstreams>) -> Vec<Arc<Route>> {
         let mut out = Vec::new();
         for (index, route) in config.routes.iter().enumerate() {
             let at = format!("routes[{index}]");
@@ -442,6 +450,7 @@ use on_expiry: close"
                 methods,
                 auth: route.auth,
                 require,
+                upstream: upstreams.map_or(0, |upstreams| upstreams.of_route[index]),
                 token_from,
                 websocket,
             }));
@@ -456,6 +465,7 @@ use on_expiry: close"
             methods: Vec::new(),
             auth: AuthMode::Required,
             require: Requirement::default(),
+            upstream: 0,
             token_from,
             websocket,
         }));

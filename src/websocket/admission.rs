@@ -2,6 +2,7 @@
 //! sockets, sealed for the upstream. The same steps whether the token came on the upgrade or in a message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Context;
 use super::ending::Ending;
@@ -9,7 +10,7 @@ use super::judge::RefreshJudge;
 use super::session::Standing;
 use crate::auth::{Token, Verified};
 use crate::http::{ProtectedRequest, Refusal, Sealed, seal};
-use crate::policy::{DialectSpec, Policy, TokenToUpgrade, WebSocketSpec};
+use crate::policy::{DialectSpec, Policy, Route, TokenToUpgrade};
 
 /// What a session needs of its tokens once it is open.
 #[derive(Clone, Default)]
@@ -18,19 +19,27 @@ pub(super) struct Needs {
     pub(super) introduced: Option<Arc<DialectSpec>>,
     /// The relay keeps the token: messages are compared with it, or carry it to the upstream.
     pub(super) token: bool,
+    /// The upstream wants the token in a first message, ours or the client's own.
+    pub(super) first_message: bool,
+    /// How long the introduction may take.
+    pub(super) within: Duration,
 }
 
 impl Needs {
-    pub(super) fn of(spec: &WebSocketSpec, policy: &Policy) -> Self {
-        let spoken = spec.dialect.as_ref();
+    pub(super) fn of(route: &Route, policy: &Policy) -> Self {
+        let spoken = route.websocket.dialect.as_ref();
         let compares = spoken.is_some_and(|dialect| dialect.field.is_some());
-        match &policy.upstream.token_to_websocket {
+        let upstream = policy.upstream(route);
+        let needs = Self { token: compares, within: upstream.handshake_timeout, ..Self::default() };
+        match &upstream.token_to_websocket {
             // The client's own message goes on with its token; we say none of ours.
             TokenToUpgrade::FirstMessage(_) if spoken.is_some_and(|dialect| dialect.forwards()) => {
-                Self { introduced: None, token: true }
+                Self { token: true, first_message: true, ..needs }
             }
-            TokenToUpgrade::FirstMessage(dialect) => Self { introduced: Some(Arc::clone(dialect)), token: compares },
-            _ => Self { introduced: None, token: compares },
+            TokenToUpgrade::FirstMessage(dialect) => {
+                Self { introduced: Some(Arc::clone(dialect)), first_message: true, ..needs }
+            }
+            _ => needs,
         }
     }
 

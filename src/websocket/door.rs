@@ -51,14 +51,14 @@ pub(super) async fn with_identity(
     line: &mut AccessLine,
 ) -> Served {
     let spec = request.route().websocket.clone();
-    let needs = Needs::of(&spec, context.policy());
+    let needs = Needs::of(request.route(), context.policy());
     let admission = match admit(&mut context, request, verified, &needs) {
         Ok(admission) => admission,
         Err((refusal, ending)) => return door.refuse(context, refusal, ending, line),
     };
     let Admission { sealed, token, judge, standing, .. } = admission;
     let session = Session::open(spec.dialect.clone(), life(&spec), standing, now());
-    let asked = ask(&context.runtime, sealed, needs.introduced.as_deref(), token.as_ref()).await;
+    let asked = ask(&context.runtime, sealed, &needs, token.as_ref()).await;
     match asked {
         Asked::Open(head, upgraded) => {
             context.line.outcome = "accepted";
@@ -88,7 +88,7 @@ pub(super) async fn tunnel(
 ) -> Served {
     let spec = WebSocketSpec { dialect: None, ..public.route().websocket.clone() };
     let sealed = seal_public(public, context.policy());
-    match ask(&context.runtime, sealed, None, None).await {
+    match ask(&context.runtime, sealed, &Needs::default(), None).await {
         Asked::Open(head, upgraded) => {
             let relaying = Relaying {
                 session: Session::unending(),
@@ -174,13 +174,8 @@ pub(super) enum Asked {
 }
 
 /// Asks the upstream, and introduces the user where it wants that.
-pub(super) async fn ask(
-    runtime: &Runtime,
-    sealed: Sealed,
-    introduced: Option<&DialectSpec>,
-    token: Option<&Token>,
-) -> Asked {
-    let (head, upgraded) = match runtime.upstream.upgrade(sealed).await {
+pub(super) async fn ask(runtime: &Runtime, sealed: Sealed, needs: &Needs, token: Option<&Token>) -> Asked {
+    let (head, upgraded) = match runtime.upstreams.upgrade(sealed).await {
         Ok(Ok(open)) => open,
         Ok(Err(answer)) => return Asked::Answered(answer),
         Err(error @ (UpstreamError::ResponseTimeout { .. } | UpstreamError::ConnectTimeout { .. })) => {
@@ -188,8 +183,8 @@ pub(super) async fn ask(
         }
         Err(error) => return Asked::Failed(Refusal::upstream_failed(error.to_string()), Ending::UpstreamFailed),
     };
-    let Some((dialect, token)) = introduced.zip(token) else { return Asked::Open(head, upgraded) };
-    match timeout(runtime.policy.upstream.handshake_timeout, introduce(upgraded, dialect, token)).await {
+    let Some((dialect, token)) = needs.introduced.as_deref().zip(token) else { return Asked::Open(head, upgraded) };
+    match timeout(needs.within, introduce(upgraded, dialect, token)).await {
         Ok(Ok(upgraded)) => Asked::Open(head, upgraded),
         Ok(Err(Ending::UpstreamRefused)) => {
             Asked::Failed(Refusal::upstream_failed("the upstream refused the first message"), Ending::UpstreamRefused)
@@ -245,7 +240,7 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
             let Relaying { session, judge, spec, needs, token } = relaying;
             let beginning = Beginning {
                 client,
-                upstream: upstream.tcp,
+                upstream: upstream.socket,
                 from_client,
                 from_upstream: upstream.early,
                 say: Vec::new(),

@@ -3,7 +3,6 @@
 //! acknowledgement is swallowed, and its refusal is a row of section 4.2.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::dialect::said_upstream;
 use super::ending::Ending;
@@ -11,7 +10,7 @@ use super::frame::{Opcode, Piece, Sender, Walker, encode};
 use super::relay::mask;
 use super::template::resembles;
 use crate::auth::Token;
-use crate::http::Upgraded;
+use crate::http::{Socket, Upgraded};
 use crate::json;
 use crate::policy::DialectSpec;
 
@@ -57,7 +56,7 @@ fn says(message: &Message, template: Option<&serde_json::Value>) -> bool {
 }
 
 struct Reader {
-    tcp: TcpStream,
+    socket: Socket,
     /// Read and not yet looked at.
     input: Vec<u8>,
     walker: Walker,
@@ -66,7 +65,12 @@ struct Reader {
 
 impl Reader {
     fn new(upgraded: Upgraded) -> Self {
-        Self { tcp: upgraded.tcp, input: upgraded.early, walker: Walker::new(Sender::Server, false), held: Vec::new() }
+        Self {
+            socket: upgraded.socket,
+            input: upgraded.early,
+            walker: Walker::new(Sender::Server, false),
+            held: Vec::new(),
+        }
     }
 
     fn hold(&mut self, message: &Message) -> Result<(), Ending> {
@@ -77,14 +81,15 @@ impl Reader {
     async fn say(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), Ending> {
         let mut frame = Vec::new();
         encode(&mut frame, opcode, payload, Some(mask()));
-        self.tcp.write_all(&frame).await.map_err(|_| Ending::UpstreamFailed)
+        self.socket.write_all(&frame).await.map_err(|_| Ending::UpstreamFailed)?;
+        self.socket.flush().await.map_err(|_| Ending::UpstreamFailed)
     }
 
     /// What was held, and what has been read behind it.
     fn into_rest(self) -> Upgraded {
         let mut early = self.held;
         early.extend_from_slice(&self.input);
-        Upgraded { tcp: self.tcp, early }
+        Upgraded { socket: self.socket, early }
     }
 
     /// The next whole message; pings are answered, a Close ends it.
@@ -98,7 +103,7 @@ impl Reader {
             let Some((piece, next)) = piece else {
                 self.input.clear();
                 at = 0;
-                if self.tcp.read_buf(&mut self.input).await.map_err(|_| Ending::UpstreamFailed)? == 0 {
+                if self.socket.read_buf(&mut self.input).await.map_err(|_| Ending::UpstreamFailed)? == 0 {
                     return Err(Ending::UpstreamFailed);
                 }
                 continue;

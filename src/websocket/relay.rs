@@ -20,7 +20,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::ending::Ending;
@@ -28,6 +27,7 @@ use super::frame::{Header, Opcode, Sender, Violation, Walker, close_payload, enc
 use super::judge::{Asking, Judge, Judging};
 use super::session::{Action, Event, Session};
 use crate::auth::Token;
+use crate::http::Socket;
 use crate::policy::DialectSpec;
 use crate::runtime::{Ear, Listening};
 use side::{Control, Held, Outgoing, Side};
@@ -154,9 +154,9 @@ pub(super) struct Relay {
 /// What a relay begins with.
 pub(super) struct Beginning {
     /// The client's socket.
-    pub client: TcpStream,
+    pub client: Socket,
     /// The upstream's.
-    pub upstream: TcpStream,
+    pub upstream: Socket,
     /// What the client has sent already, from a frame's beginning.
     pub from_client: Vec<u8>,
     /// What the upstream sent right behind its 101.
@@ -370,7 +370,7 @@ impl Relay {
             let done = self.client.eof || left;
             if done && !self.upstream.pending() {
                 self.upstream.shut = true;
-                let _ = Pin::new(&mut self.upstream.tcp).poll_shutdown(cx);
+                let _ = Pin::new(&mut self.upstream.socket).poll_shutdown(cx);
                 return true;
             }
         }
@@ -463,7 +463,7 @@ impl Relay {
             let done = (self.client.told_close && self.farewell.is_some()) || self.upstream.eof;
             if done && !self.client.pending() {
                 self.client.shut = true;
-                let _ = Pin::new(&mut self.client.tcp).poll_shutdown(cx);
+                let _ = Pin::new(&mut self.client.socket).poll_shutdown(cx);
                 return true;
             }
         }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admission::{Admission, Needs, admit};
@@ -24,8 +23,8 @@ use super::session::{Action, Event, Session, Verdict};
 use super::template::{Copies, Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Rejection, Token, Verified};
-use crate::http::{ProtectedRequest, Sealed, Upgraded};
-use crate::policy::{DialectSpec, TokenToUpgrade};
+use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
+use crate::policy::DialectSpec;
 use crate::runtime::{Runtime, Seat};
 
 /// A client has this long to take our Close and answer it.
@@ -90,6 +89,7 @@ impl Waiting {
     pub(super) async fn run(self, mut context: Context, upgrade: OnUpgrade) {
         let Waiting { mut request, seat, dialect, subprotocol } = self;
         let spec = request.route().websocket.clone();
+        let needs = Needs::of(request.route(), context.policy());
         let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, life(&spec), now());
         let Some((mut client, early)) = client_socket(upgrade).await else {
             context.line.outcome = "left";
@@ -99,7 +99,7 @@ impl Waiting {
         intake.push(&early);
         if let Some(greeting) = &dialect.greeting {
             // The first bytes on a new socket always find room; one that is torn finds out below.
-            let _ = at_once(&client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
+            let _ = at_once(&mut client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
         }
         request.offer(subprotocol.as_ref());
         context.line.carrier = Some(Carrier::Message.name());
@@ -110,7 +110,7 @@ impl Waiting {
             sealed: None,
             judge: None,
             subprotocol,
-            needs: Needs::of(&spec, context.policy()),
+            needs,
             say: Vec::new(),
             forward: None,
             behind: String::new(),
@@ -131,7 +131,7 @@ impl Waiting {
                 context.line.outcome = "accepted";
                 let beginning = Beginning {
                     client,
-                    upstream: upstream.tcp,
+                    upstream: upstream.socket,
                     from_client,
                     from_upstream: upstream.early,
                     say,
@@ -166,7 +166,7 @@ impl Waiting {
 }
 
 impl Vestibule {
-    async fn wait(&mut self, context: &mut Context, client: &mut TcpStream, seat: &Seat) -> End {
+    async fn wait(&mut self, context: &mut Context, client: &mut Socket, seat: &Seat) -> End {
         let draining = context.shared.drain.closing();
         let drain_code = self.request.as_ref().map_or(1012, |request| request.route().websocket.drain_code);
         let mut step = Step::Nothing;
@@ -250,12 +250,12 @@ impl Vestibule {
 
     /// Reads the first message. `None`: it was an application's ping, which has been answered, and what
     /// follows is the first message.
-    fn read_first(&mut self, text: Vec<u8>, context: &Context, client: &TcpStream) -> Result<Option<Event>, Ending> {
+    fn read_first(&mut self, text: Vec<u8>, context: &Context, client: &mut Socket) -> Result<Option<Event>, Ending> {
         let limit = context.policy().limits.token_bytes;
         // The intake has seen that it is UTF-8.
         let mut text = String::from_utf8(text).map_err(|_| Ending::NotUtf8)?;
         let dialect = self.session.dialect().cloned().ok_or(Ending::InvalidMessage)?;
-        let with_token = matches!(context.policy().upstream.token_to_websocket, TokenToUpgrade::FirstMessage(_));
+        let with_token = self.needs.first_message;
         loop {
             let read = dialect::first(&dialect, &text, limit, with_token);
             let dialect::First::Ping(reply) = read.first else {
@@ -272,7 +272,7 @@ impl Vestibule {
     }
 
     /// Looks through what has come: answers pings, finds the first message and a Close.
-    fn look(&mut self, client: &TcpStream) -> Result<Option<First>, Ending> {
+    fn look(&mut self, client: &mut Socket) -> Result<Option<First>, Ending> {
         while let Some(arrived) = self.intake.next()? {
             match arrived {
                 Arrived::Message(text) => return Ok(Some(First::Message(text))),
@@ -291,8 +291,7 @@ impl Vestibule {
                 Action::Verify(token) => *step = Step::Verifying(verify(Arc::clone(&context.runtime), token)),
                 Action::Connect => {
                     let (sealed, token) = self.sealed.take()?;
-                    let introduced = self.needs.introduced.clone();
-                    *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed, introduced, token));
+                    *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed, self.needs.clone(), token));
                 }
                 Action::Say(text) => self.say.push(text),
                 Action::End(ending) => return Some(End::Refused(ending)),
@@ -352,26 +351,26 @@ fn verify(runtime: Arc<Runtime>, token: Token) -> Verdicts {
     Box::pin(async move { runtime.verifier.verify(token, Carrier::Message, None).await })
 }
 
-fn dial(runtime: Arc<Runtime>, sealed: Sealed, introduced: Option<Arc<DialectSpec>>, token: Option<Token>) -> Dial {
+fn dial(runtime: Arc<Runtime>, sealed: Sealed, needs: Needs, token: Option<Token>) -> Dial {
     Box::pin(async move {
-        let asked = ask(&runtime, sealed, introduced.as_deref(), token.as_ref()).await;
+        let asked = ask(&runtime, sealed, &needs, token.as_ref()).await;
         (asked, token)
     })
 }
 
 /// Writes a small frame without waiting. A client that does not read gets none; a torn one would break
 /// its stream.
-fn at_once(client: &TcpStream, opcode: Opcode, payload: &[u8]) -> Result<(), Ending> {
+fn at_once(client: &mut Socket, opcode: Opcode, payload: &[u8]) -> Result<(), Ending> {
     let mut frame = Vec::new();
     encode(&mut frame, opcode, payload, None);
-    if client.try_write(&frame).is_ok_and(|written| written < frame.len()) {
+    if client.write_now(&frame).is_ok_and(|written| written < frame.len()) {
         return Err(Ending::Protocol);
     }
     Ok(())
 }
 
 /// Says the ending in the dialect's words and closes.
-pub(super) async fn say_goodbye(client: TcpStream, dialect: Option<&DialectSpec>, ending: Ending, copies: &Copies) {
+pub(super) async fn say_goodbye(client: Socket, dialect: Option<&DialectSpec>, ending: Ending, copies: &Copies) {
     let mut said = Vec::new();
     if let Some(text) = ending.said(dialect, copies) {
         encode(&mut said, Opcode::Text, text.as_bytes(), None);
@@ -381,7 +380,7 @@ pub(super) async fn say_goodbye(client: TcpStream, dialect: Option<&DialectSpec>
 
 /// Writes, closes our half, and gives the client a moment to take it: closing with bytes unread would
 /// reset the connection and could take our last words with it.
-async fn goodbye(mut client: TcpStream, mut bytes: Vec<u8>, close: &[u8]) {
+async fn goodbye(mut client: Socket, mut bytes: Vec<u8>, close: &[u8]) {
     encode(&mut bytes, Opcode::Close, close, None);
     // Whether it was in time or not, the socket is dropped.
     let _ = timeout(LINGER, async {

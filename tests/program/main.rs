@@ -22,4 +22,5 @@ mod metrics;
 mod providers;
 mod remote;
 mod shutdown;
+mod transport;
 mod websocket;

@@ -6,15 +6,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Times;
+use crate::http::Socket;
 use crate::websocket::frame::Opcode;
 
 /// One of the two sockets.
 pub(super) struct Side {
-    pub(super) tcp: TcpStream,
+    pub(super) socket: Socket,
+    /// What it has taken may still wait inside it.
+    pub(super) unflushed: bool,
     /// Written to us by the other side, not yet taken by this one.
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
@@ -34,9 +36,10 @@ pub(super) struct Side {
 }
 
 impl Side {
-    pub(super) fn new(tcp: TcpStream) -> Self {
+    pub(super) fn new(socket: Socket) -> Self {
         Self {
-            tcp,
+            socket,
+            unflushed: false,
             out: Vec::new(),
             sent: 0,
             last_heard: Instant::now(),
@@ -58,7 +61,7 @@ impl Side {
     /// nothing.
     pub(super) fn read(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<usize> {
         let mut buffer = ReadBuf::new(scratch);
-        match Pin::new(&mut self.tcp).poll_read(cx, &mut buffer) {
+        match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
             Poll::Pending => None,
             // A reset is an end like any other.
             Poll::Ready(Err(_)) => Some(0),
@@ -75,17 +78,18 @@ impl Side {
     }
 
     pub(super) fn pending(&self) -> bool {
-        self.sent < self.out.len()
+        self.sent < self.out.len() || self.unflushed
     }
 
     /// Writes what waits; `Ready(Ok(()))` when nothing waits any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.pending() {
-            match Pin::new(&mut self.tcp).poll_write(cx, &self.out[self.sent..]) {
+        while self.sent < self.out.len() {
+            match Pin::new(&mut self.socket).poll_write(cx, &self.out[self.sent..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.sent += written;
                     self.stalled = None;
+                    self.unflushed = self.socket.holds_back();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
@@ -93,6 +97,13 @@ impl Side {
                     return Poll::Pending;
                 }
             }
+        }
+        if self.unflushed {
+            if Pin::new(&mut self.socket).poll_flush(cx)?.is_pending() {
+                self.stalled.get_or_insert_with(Instant::now);
+                return Poll::Pending;
+            }
+            self.unflushed = false;
         }
         // An idle socket holds no buffer.
         self.out = Vec::new();
@@ -107,10 +118,13 @@ impl Side {
             return Ok(());
         }
         let mut from = 0;
-        while !self.pending() && from < bytes.len() {
-            match Pin::new(&mut self.tcp).poll_write(cx, &bytes[from..]) {
+        while self.sent == self.out.len() && from < bytes.len() {
+            match Pin::new(&mut self.socket).poll_write(cx, &bytes[from..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => from += written,
+                Poll::Ready(Ok(written)) => {
+                    from += written;
+                    self.unflushed = self.socket.holds_back();
+                }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
                     self.stalled.get_or_insert_with(Instant::now);
@@ -119,6 +133,9 @@ impl Side {
             }
         }
         self.out.extend_from_slice(&bytes[from..]);
+        if self.unflushed && Pin::new(&mut self.socket).poll_flush(cx)?.is_ready() {
+            self.unflushed = false;
+        }
         Ok(())
     }
 }

@@ -141,6 +141,6 @@ fn ready(log: &[String]) -> Option<SocketAddr> {
     log.iter().find_map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
         line["msg"].as_str().filter(|msg| msg.starts_with("ready in"))?;
-        line["listen"].as_str()?.split(' ').next()?.strip_prefix("http://")?.parse().ok()
+        line["listen"].as_str()?.split(' ').next()?.split_once("://")?.1.parse().ok()
     })
 }
