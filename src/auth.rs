@@ -43,4 +43,4 @@ pub use remote::{Question, inspect as inspect_remote};
 pub use revocation::{FileError, Full, Mark, Marks, Revocation, Revocations, Target, named};
 pub use token::{Carrier, NoCredential, Token};
 pub use trace::Step;
-pub use verifier::{AskedAgain, Explanation, Verified, Verifier, now};
+pub use verifier::{AskedAgain, Effort, Explanation, Verified, Verifier, now};

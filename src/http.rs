@@ -45,6 +45,7 @@
 
 mod admit;
 mod body;
+mod cors;
 mod dial;
 mod forwarding;
 mod headers;
@@ -59,12 +60,13 @@ mod upstream;
 
 pub use admit::admit;
 pub use body::{AnswerError, BodyEnd, ClientBody, CutWhen, Fate, ResponseBody};
+pub use cors::{answer_preflight, let_read, replace as replace_cors};
 pub(crate) use forwarding::new_request_id;
-pub use forwarding::{ClientAddress, Connection};
+pub use forwarding::{ClientAddress, Connection, Sharing};
 pub(crate) use headers::strip_hop_by_hop;
-pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_public};
+pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public};
 pub use refusal::{Challenge, Refusal, problem};
-pub use request::{Admitted, Allowed, OwnRequest, ProtectedRequest, PublicRequest};
+pub use request::{Admitted, Allowed, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
 pub use rule::{Ruled, rule};
 pub use socket::Socket;
 pub use stream::{ClientStream, PacedStream, Phase};

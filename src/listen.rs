@@ -160,15 +160,12 @@ async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Sha
             accepted = next(&listener) => accepted,
         };
         match accepted {
-            Ok((socket, peer)) => {
-                let limit = shared.current().policy.limits.connections;
-                match shared.connect(limit) {
-                    Some(count) => {
-                        tokio::spawn(serve(Arc::clone(&shared), socket, tls.clone(), peer, count));
-                    }
-                    None => refuse(socket, tls.is_some(), &lingering),
+            Ok((socket, peer)) => match shared.connect(peer.map(|peer| peer.ip())) {
+                Ok(count) => {
+                    tokio::spawn(serve(Arc::clone(&shared), socket, tls.clone(), peer, count));
                 }
-            }
+                Err(limit) => refuse(socket, tls.is_some(), limit, &lingering),
+            },
             // One connection that is gone again is no reason to stop; a full table needs a moment.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -189,12 +186,12 @@ async fn next(listener: &BoundSocket) -> io::Result<(Socket, Option<SocketAddr>)
 /// At the connection limit: a short answer, without waiting for the request. A moment's linger, since
 /// closing with the request unread would reset the connection and take the answer with it; no more than
 /// a few linger at once.
-fn refuse(mut stream: Socket, speaks_tls: bool, lingering: &Arc<Semaphore>) {
+fn refuse(mut stream: Socket, speaks_tls: bool, limit: &'static str, lingering: &Arc<Semaphore>) {
     if speaks_tls {
         // Nothing can be said before a handshake, and there is no room for one.
         return;
     }
-    let refusal = Refusal::busy("limits.connections");
+    let refusal = Refusal::busy(limit);
     let body = problem(&refusal, &new_request_id());
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\nretry-after: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",

@@ -6,6 +6,7 @@
 
 mod admin;
 mod control;
+mod cors;
 mod dialect;
 mod exposure;
 mod names;
@@ -29,6 +30,7 @@ use ipnet::IpNet;
 
 pub use admin::AdminSpec;
 pub use control::{ControlAddress, ControlSpec};
+pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
@@ -255,12 +257,14 @@ pub struct WebSocketSpec {
 #[expect(missing_docs, reason = "each is the key of its name under `limits`")]
 pub struct LimitSpec {
     pub connections: u32,
+    pub connections_per_address: u32,
     pub waiting_websockets: u32,
     pub waiting_websockets_per_address: u32,
     pub websockets_per_user: u32,
     pub presence: usize,
     pub token_cache: usize,
     pub revocations: usize,
+    pub failed_tokens_per_minute: Option<u32>,
     pub token_bytes: usize,
     pub header_bytes: usize,
     pub header_timeout: Duration,
@@ -316,6 +320,8 @@ pub struct Policy {
     pub longest_presence: Option<Duration>,
     /// Whether any rule names methods, so that method overrides must not pass.
     pub rules_by_method: bool,
+    /// How preflights are answered here; `None`: the upstream answers them.
+    pub cors: Option<CorsSpec>,
     /// Whether a stream of events ends with its token.
     pub events_end_with_token: bool,
     /// Limits.

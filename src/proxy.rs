@@ -12,9 +12,8 @@ use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ALLOW,
-    CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_VERSION, USER_AGENT, VARY,
-    WWW_AUTHENTICATE,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    USER_AGENT, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -22,7 +21,8 @@ use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
-    Refusal, ResponseBody, Ruled, Sealed, UpstreamError, admit, problem, rule, seal, seal_public,
+    Refusal, ResponseBody, Ruled, Sealed, Sharing, UpstreamError, admit, answer_preflight, let_read, problem,
+    replace_cors, rule, seal, seal_preflight, seal_public,
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Runtime, Shared};
@@ -57,6 +57,7 @@ pub async fn handle(
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) => {
             named(&mut entry.line, admitted.client());
+            warn_of_balancer(&shared, admitted.client());
             let desk = Desk { shared: &shared, runtime: &runtime, caller: &caller };
             desk.answer(admitted, &mut entry).await
         }
@@ -72,15 +73,20 @@ pub async fn handle(
         }
         Served::Answered(mut answer) => {
             entry.line.answered_by = "upstream";
+            replace_cors(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             if entry.line.carrier == Some(Carrier::Cookie.name()) {
                 // A cache between us and the client would not see that this was one user's answer.
                 answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
             }
             answer
         }
+        Served::Preflight(answer) => {
+            entry.line.answered_by = "vestibule";
+            answer
+        }
         Served::Ours(mut answer) => {
             entry.line.answered_by = "vestibule";
-            head.let_read(&mut answer, &runtime.policy);
+            let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
         }
         Served::Refused(refusal) => {
@@ -89,7 +95,7 @@ pub async fn handle(
             entry.line.reason.clone_from(&refusal.reason);
             warn_of_refusal(&refusal, &head);
             let mut answer = rendered(&refusal, &entry.line.request_id, head.wants_problem_json);
-            head.let_read(&mut answer, &runtime.policy);
+            let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
         }
     };
@@ -168,6 +174,14 @@ impl Desk<'_> {
         };
         match ruled {
             Ruled::Own(own) => serve_own(self.shared, &own, &mut entry.line),
+            Ruled::Preflight(preflight) => {
+                entry.line.route.clone_from(&preflight.route().label);
+                entry.line.outcome = "preflight";
+                if preflight.is_ours() {
+                    return Served::Preflight(answer_preflight(&preflight.head().headers, policy));
+                }
+                self.forward(seal_preflight(preflight, policy), entry).await
+            }
             Ruled::Public(public) if public.is_websocket() => {
                 entry.line.route.clone_from(&public.route().label);
                 websocket::tunnel(self.shared, self.runtime, &self.caller.count, public, &mut entry.line).await
@@ -197,15 +211,16 @@ impl Desk<'_> {
             Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
         };
         entry.line.carrier = Some(carrier.name());
-        let judged = self.runtime.verifier.verify(token, carrier, Some(&self.caller.last_token)).await;
+        let address = request.client().counted();
+        let judged = self.shared.verify(self.runtime, address, token, carrier, Some(&self.caller.last_token)).await;
         let verified = match (judged, otherwise) {
             (Ok(verified), _) => verified,
-            (Err(rejection), Some(proof)) if !rejection.is_unavailable() => {
-                tracing::debug!("the provider's cookie is refused ({rejection}) and counts as absent");
+            (Err(refused), Some(proof)) if !refused.rejection().is_unavailable() => {
+                tracing::debug!("the provider's cookie is refused ({}) and counts as absent", refused.rejection());
                 entry.line.carrier = None;
                 return self.without_credential(request, proof, entry).await;
             }
-            (Err(rejection), _) => return Served::Refused(Refusal::rejected(&rejection, policy.verbose_errors)),
+            (Err(refused), _) => return Served::Refused(refused.refusal(policy.verbose_errors)),
         };
         if carrier == Carrier::Cookie
             && let Err(refusal) = request.comes_from_our_pages(policy)
@@ -320,20 +335,6 @@ impl Head {
         }
     }
 
-    /// Lets the pages of our front ends read what we author: else a browser shows them nothing, and
-    /// their retry never runs.
-    fn let_read(&self, answer: &mut Answer, policy: &Policy) {
-        let listed =
-            self.origin.as_ref().filter(|origin| origin.to_str().is_ok_and(|origin| policy.lists_origin(origin)));
-        let Some(origin) = listed else { return };
-        let headers = answer.headers_mut();
-        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-        let exposed = HeaderValue::from_static("WWW-Authenticate, Retry-After, X-Request-Id");
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
-        headers.insert(VARY, HeaderValue::from_static("Origin"));
-    }
-
     fn line(&self, policy: &Policy) -> AccessLine {
         let path = match &self.query {
             Some(query) if policy.log.query => format!("{}?{}", self.path, masked(query, policy)),
@@ -388,6 +389,17 @@ fn once_a_minute(last: &AtomicU64, say: impl FnOnce()) {
     let before = last.load(Ordering::Relaxed);
     if now >= before + 60 && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
         say();
+    }
+}
+
+/// A peer whose clients cannot be told apart, because nobody said that it may name them.
+fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
+    if client.shared == Sharing::Balancer && shared.addresses.is_a_new_balancer(client.address) {
+        let address = client.address;
+        tracing::warn!(
+            "{address} sends X-Forwarded-For but is not in trusted_proxies: all its clients share one address, and the backend sees {}. Add trusted_proxies: [private_ranges]",
+            client.scheme
+        );
     }
 }
 

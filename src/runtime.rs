@@ -1,22 +1,27 @@
 //! What a request runs with: the policy in force with its verifier and upstream client, and what
 //! outlives a change of policy (the waiting room, the drain, counts).
 
+mod addresses;
 mod bell;
 mod query_tokens;
 mod room;
 mod users;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use std::time::Duration;
+
 use arc_swap::ArcSwap;
 
-use crate::auth::{Identity, Revocations, Verifier, now};
+use crate::auth::{Carrier, Effort, Identity, LastToken, Rejection, Revocations, Token, Verified, Verifier, now};
 use crate::drain::Drain;
-use crate::http::Upstreams;
+use crate::http::{Refusal, Upstreams};
 use crate::policy::Policy;
 use crate::telemetry::Metrics;
 
+pub use addresses::Addresses;
 pub use bell::{Bell, Ear, Listening};
 pub use query_tokens::QueryTokens;
 pub use room::{Room, Seat};
@@ -53,6 +58,8 @@ pub struct Shared {
     pub users: Users,
     /// Who is refused although its token is good.
     pub revocations: Arc<Revocations>,
+    /// What each address has done.
+    pub addresses: Addresses,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Rings when something may end what is open.
@@ -81,6 +88,7 @@ impl Shared {
             query_tokens: QueryTokens::default(),
             users: Users::default(),
             revocations,
+            addresses: Addresses::default(),
             metrics,
             bell,
             drain,
@@ -101,13 +109,60 @@ impl Shared {
         }
     }
 
-    /// Counts a connection, unless `limit` of them are open.
-    #[must_use]
-    pub fn connect(self: &Arc<Self>, limit: u32) -> Option<ConnectionCount> {
-        let counted = self
-            .connections
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < limit).then_some(open + 1));
-        counted.ok().map(|_| ConnectionCount(Arc::clone(self)))
+    /// Counts a connection, unless `limits.connections` of them are open, or `limits.connections_per_address` of
+    /// this peer's.
+    ///
+    /// # Errors
+    /// Which limit.
+    pub fn connect(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<ConnectionCount, &'static str> {
+        let runtime = self.current();
+        let limits = &runtime.policy.limits;
+        let more = |open| (open < limits.connections).then_some(open + 1);
+        if self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
+            self.metrics.limited("connections");
+            return Err("limits.connections");
+        }
+        let mut count = ConnectionCount { shared: Arc::clone(self), address: None };
+        // Behind these stand many clients.
+        let is_one = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_a_balancer(*peer);
+        if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one) {
+            if !self.addresses.connect(address, limits.connections_per_address) {
+                self.metrics.limited("connections_per_address");
+                return Err("limits.connections_per_address");
+            }
+            count.address = Some(address);
+        }
+        Ok(count)
+    }
+
+    /// Judges a token of a client whose earlier ones may have failed too often: then nobody is asked about it.
+    ///
+    /// # Errors
+    /// Why it was refused, and how.
+    pub async fn verify(
+        &self,
+        runtime: &Runtime,
+        client: Option<IpAddr>,
+        token: Token,
+        carrier: Carrier,
+        last: Option<&LastToken>,
+    ) -> Result<Verified, Refused> {
+        let limit = runtime.policy.limits.failed_tokens_per_minute;
+        let counted = client.zip(limit);
+        let over = counted.and_then(|(address, _)| self.addresses.is_over(address));
+        let effort = if over.is_some() { Effort::AtHand } else { Effort::Whatever };
+        let rejection = match runtime.verifier.verify(token, carrier, last, effort).await {
+            Ok(verified) => return Ok(verified),
+            Err(rejection) => rejection,
+        };
+        if rejection.counts()
+            && let Some((address, per_minute)) = counted
+            && let Some(retry_after) = self.addresses.failed(address, per_minute)
+        {
+            self.metrics.limited("failed_tokens_per_minute");
+            return Err(Refused::TooMany { rejection, retry_after });
+        }
+        Err(Refused::Rejected(rejection))
     }
 
     /// Whether one attempt on every provider has ended and at least one has keys, and nothing drains.
@@ -125,11 +180,51 @@ impl Shared {
     }
 }
 
+/// How a token was refused.
+#[derive(Debug)]
+pub enum Refused {
+    /// For what it is.
+    Rejected(Rejection),
+    /// It is no good, and too many before it were none.
+    TooMany {
+        /// Why it is no good.
+        rejection: Rejection,
+        /// When the next may be presented.
+        retry_after: Duration,
+    },
+}
+
+impl Refused {
+    /// Why it is no good.
+    #[must_use]
+    pub fn rejection(&self) -> &Rejection {
+        match self {
+            Self::Rejected(rejection) | Self::TooMany { rejection, .. } => rejection,
+        }
+    }
+
+    /// The answer over HTTP; `verbose` repeats the reason to the client.
+    #[must_use]
+    pub fn refusal(&self, verbose: bool) -> Refusal {
+        match self {
+            Self::Rejected(rejection) => Refusal::rejected(rejection, verbose),
+            Self::TooMany { rejection, retry_after } => Refusal::too_many_failures(rejection, *retry_after),
+        }
+    }
+}
+
 /// One open connection; counted until dropped.
-pub struct ConnectionCount(Arc<Shared>);
+pub struct ConnectionCount {
+    shared: Arc<Shared>,
+    /// Where it counts among those of its address too.
+    address: Option<IpAddr>,
+}
 
 impl Drop for ConnectionCount {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+        self.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        if let Some(address) = self.address {
+            self.shared.addresses.disconnect(address);
+        }
     }
 }

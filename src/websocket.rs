@@ -51,6 +51,8 @@ pub enum Served {
     Answered(Answer),
     /// An answer of one of our own endpoints.
     Ours(Answer),
+    /// Our answer to a preflight.
+    Preflight(Answer),
     /// Ours, in the words of a refusal.
     Refused(Refusal),
 }
@@ -158,23 +160,26 @@ pub async fn serve(
             }
             door::with_token(context, request, upgrade, (token, carrier), line).await
         }
-        Ok(Extracted::Cookie(token, proof)) => match runtime.verifier.verify(token, Carrier::Cookie, None).await {
-            Ok(verified) => {
-                if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
-                    line.carrier = Some(Carrier::Cookie.name());
-                    return Served::Refused(refusal);
+        Ok(Extracted::Cookie(token, proof)) => {
+            let address = request.client().counted();
+            match shared.verify(runtime, address, token, Carrier::Cookie, None).await {
+                Ok(verified) => {
+                    if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
+                        line.carrier = Some(Carrier::Cookie.name());
+                        return Served::Refused(refusal);
+                    }
+                    let door = Door::new(&request, upgrade, Carrier::Cookie);
+                    door::with_identity(context.carried_by(Carrier::Cookie), request, door, verified, line).await
                 }
-                let door = Door::new(&request, upgrade, Carrier::Cookie);
-                door::with_identity(context.carried_by(Carrier::Cookie), request, door, verified, line).await
+                Err(refused) if refused.rejection().is_unavailable() => {
+                    Served::Refused(refused.refusal(runtime.policy.verbose_errors))
+                }
+                Err(refused) => {
+                    tracing::debug!("the provider's cookie is refused ({}) and counts as absent", refused.rejection());
+                    without_credential(context, request, upgrade, proof, line).await
+                }
             }
-            Err(rejection) if rejection.is_unavailable() => {
-                Served::Refused(Refusal::rejected(&rejection, runtime.policy.verbose_errors))
-            }
-            Err(rejection) => {
-                tracing::debug!("the provider's cookie is refused ({rejection}) and counts as absent");
-                without_credential(context, request, upgrade, proof, line).await
-            }
-        },
+        }
         Ok(Extracted::Nothing(proof)) => without_credential(context, request, upgrade, proof, line).await,
         Err(bad) => door::refuse_credential(context, request, upgrade, bad, line),
     }
@@ -197,10 +202,11 @@ async fn without_credential(
         return Served::Refused(Refusal::missing_token());
     };
     let limits = &context.policy().limits;
-    let address = request.client().address;
-    let Some(seat) =
-        context.shared.room.enter(address, limits.waiting_websockets, limits.waiting_websockets_per_address)
-    else {
+    let client = request.client();
+    // Where clients cannot be told apart, only the total counts.
+    let per_address = client.counted().map_or(limits.waiting_websockets, |_| limits.waiting_websockets_per_address);
+    let Some(seat) = context.shared.room.enter(client.address, limits.waiting_websockets, per_address) else {
+        context.shared.metrics.limited("waiting_websockets");
         return Served::Refused(Refusal::busy("the waiting room is full"));
     };
     let subprotocol = handshake::chosen(&request.head().headers, &route.websocket);

@@ -113,6 +113,12 @@ impl Rejection {
         self.retry_after().is_some()
     }
 
+    /// Whether it speaks against whoever presented it: neither an outage nor a token that was good until it ended.
+    #[must_use]
+    pub const fn counts(&self) -> bool {
+        !matches!(self, Self::Expired { .. }) && !self.is_unavailable()
+    }
+
     /// When it makes sense to ask again, where nobody could say yet.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {

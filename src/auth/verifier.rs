@@ -98,11 +98,21 @@ pub struct Explanation {
     pub verdict: Result<Arc<Identity>, Rejection>,
 }
 
+/// How much a token is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// A key fetch, a question to its provider.
+    Whatever,
+    /// What is at hand: its sender has presented too many bad ones.
+    AtHand,
+}
+
 /// A token under examination.
 struct Presented<'a> {
     token: &'a Token,
     digest: Digest,
     now: u64,
+    effort: Effort,
 }
 
 impl Verifier {
@@ -158,9 +168,10 @@ impl Verifier {
         token: Token,
         carrier: Carrier,
         last: Option<&LastToken>,
+        effort: Effort,
     ) -> Result<Verified, Rejection> {
         let mut claimed = Claimed::default();
-        let judged = self.judged(&token, last, &mut claimed).await;
+        let judged = self.judged(&token, last, effort, &mut claimed).await;
         let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = claimed.0.and_then(|index| self.providers.get(index));
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
@@ -172,17 +183,18 @@ impl Verifier {
         &self,
         token: &Token,
         last: Option<&LastToken>,
+        effort: Effort,
         claimed: &mut Claimed,
     ) -> Result<Arc<Identity>, Rejection> {
         let now = now();
         let known = last.and_then(|last| last.get(token, &self.mark));
         if let Some((digest, identity)) = known.filter(|(_, identity)| self.still_stands(identity, now)) {
             self.metrics.looked_up("connection");
-            let presented = Presented { token, digest, now };
+            let presented = Presented { token, digest, now, effort };
             self.beside(&presented, &identity, claimed).await?;
             return Ok(identity);
         }
-        let presented = Presented { token, digest: TokenCache::digest(token), now };
+        let presented = Presented { token, digest: TokenCache::digest(token), now, effort };
         let identity = self.looked_up(&presented, claimed).await?;
         self.beside(&presented, &identity, claimed).await?;
         if let Some(last) = last.filter(|_| self.cache.is_some()) {
@@ -272,7 +284,7 @@ impl Verifier {
     /// Verifies a token and says every step.
     pub async fn explain(&self, token: &Token) -> Explanation {
         let mut steps = Vec::new();
-        let presented = Presented { token, digest: TokenCache::digest(token), now: now() };
+        let presented = Presented { token, digest: TokenCache::digest(token), now: now(), effort: Effort::Whatever };
         let verdict = match self.examine(&presented, &mut steps).await {
             Ok(identity) => self.beside(&presented, &identity, &mut steps).await.map(|()| Arc::new(identity)),
             Err(rejection) => Err(rejection),
@@ -309,7 +321,7 @@ impl Verifier {
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
-        let key = verify_signature(provider, &parsed, trace).await?;
+        let key = verify_signature(provider, &parsed, presented.effort, trace).await?;
         claims::has_end(&parsed.claims)?;
         identified(spec, &parsed.kind, parsed.claims, Voucher::Key(key), presented.now, trace)
     }
@@ -417,6 +429,9 @@ async fn asked(
     // The token is copied for a question only when one is asked.
     let outcome = if let Some(answer) = remote.at_hand(&presented.digest) {
         Ok(answer)
+    } else if presented.effort == Effort::AtHand {
+        let reason = "not asked: too many tokens of this address have failed".to_owned();
+        return Err(Rejection::NoSession { provider: provider(), reason });
     } else {
         let question = Question::token(presented.token, presented.digest, session);
         remote.ask(&question, Occasion::Admission).await
@@ -478,11 +493,12 @@ pub fn now() -> u64 {
 async fn verify_signature(
     provider: &Provider,
     parsed: &Parsed<'_>,
+    effort: Effort,
     trace: &mut (impl Trace + Send),
 ) -> Result<KeyPrint, Rejection> {
     let id = parsed.key_id.as_deref();
     let mut set = provider.keys.current().await?;
-    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) {
+    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && effort == Effort::Whatever {
         trace.step(
             "key",
             format_args!("kid {} is not in the set at hand; asking the provider again", id.unwrap_or("none")),

@@ -32,6 +32,7 @@ pub struct Config {
     pub paths: Paths,
     pub websocket: WebSocket,
     pub dialects: BTreeMap<String, Dialect>,
+    pub cors: Option<Cors>,
     pub events: Events,
     pub limits: Limits,
     pub errors: Errors,
@@ -59,6 +60,7 @@ impl Default for Config {
             paths: Paths::Strict,
             websocket: WebSocket::default(),
             dialects: BTreeMap::new(),
+            cors: None,
             events: Events::default(),
             limits: Limits::default(),
             errors: Errors::Generic,
@@ -489,6 +491,26 @@ impl Default for WebSocket {
     }
 }
 
+/// Preflights are answered here, for `origins`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Cors {
+    pub allowed_methods: Vec<String>,
+    pub allowed_headers: Vec<String>,
+    pub max_age: Time,
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            allowed_methods: list(&["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
+            allowed_headers: list(&["Authorization", "Content-Type"]),
+            max_age: Time::seconds(600),
+        }
+    }
+}
+
 /// `text/event-stream`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -579,12 +601,14 @@ pub struct RouteWebSocket {
 #[serde(default)]
 pub struct Limits {
     pub connections: u32,
+    pub connections_per_address: u32,
     pub waiting_websockets: u32,
     pub waiting_websockets_per_address: u32,
     pub websockets_per_user: u32,
     pub presence: usize,
     pub token_cache: usize,
     pub revocations: usize,
+    pub failed_tokens_per_minute: Option<u32>,
     pub token_bytes: Size,
     pub header_bytes: Size,
     pub header_timeout: Time,
@@ -598,12 +622,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: 1_000,
             waiting_websockets: 1_000,
             waiting_websockets_per_address: 50,
             websockets_per_user: 100,
             presence: 100_000,
             token_cache: 10_000,
             revocations: 100_000,
+            failed_tokens_per_minute: Some(60),
             token_bytes: Size(16 << 10),
             header_bytes: Size(32 << 10),
             header_timeout: Time::seconds(10),

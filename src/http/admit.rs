@@ -8,6 +8,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Request, Version};
 
+use super::cors::announced;
 use super::path::{has_broken_escape, is_ambiguous, is_own};
 use super::{Admitted, ClientAddress, Connection, Refusal};
 use crate::policy::Policy;
@@ -28,7 +29,9 @@ pub fn admit(
     };
     let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    Ok(Admitted { parts, body, client, upgrade })
+    // With its framing gone a chunked body shows by being there.
+    let announced = announced(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
+    Ok(Admitted { parts, body, client, upgrade, announced })
 }
 
 fn check(request: &mut Request<Incoming>, policy: &Policy) -> Result<bool, Refusal> {

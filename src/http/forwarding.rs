@@ -39,9 +39,28 @@ pub struct ClientAddress {
     pub chain: String,
     /// `X-Request-Id`.
     pub request_id: String,
+    /// How far limits per address apply.
+    pub shared: Sharing,
+}
+
+/// Who stands behind an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// One client, or one network of them: limits per address apply.
+    No,
+    /// A trusted proxy that named nobody: its clients share it.
+    TrustedProxy,
+    /// A private peer that names clients and is not trusted, most likely a balancer: they all share it.
+    Balancer,
 }
 
 impl ClientAddress {
+    /// The address that limits count by; `None` where its clients cannot be told apart.
+    #[must_use]
+    pub fn counted(&self) -> Option<IpAddr> {
+        (self.shared == Sharing::No).then_some(self.address)
+    }
+
     pub(super) fn of(connection: &Connection, headers: &HeaderMap, policy: &Policy) -> Self {
         let peer = connection.peer.map(|peer| peer.ip().to_canonical());
         let scheme = if connection.tls { "https" } else { "http" };
@@ -50,7 +69,9 @@ impl ClientAddress {
         let peer_or_here = peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if !trusted {
             let chain = peer_or_here.to_string();
-            return Self { address: peer_or_here, scheme, chain, request_id: new_request_id() };
+            let balancer = is_private(peer_or_here) && headers.contains_key(X_FORWARDED_FOR);
+            let shared = if balancer { Sharing::Balancer } else { Sharing::No };
+            return Self { address: peer_or_here, scheme, chain, request_id: new_request_id(), shared };
         }
         let hops = forwarded_for(headers);
         // From the right, to the first address that is not one of our proxies.
@@ -71,7 +92,19 @@ impl ClientAddress {
             },
             chain: chain.join(", "),
             request_id: kept_request_id(headers).unwrap_or_else(new_request_id),
+            shared: if hops.is_empty() { Sharing::TrustedProxy } else { Sharing::No },
         }
+    }
+}
+
+/// Where balancers stand: private, shared, link-local and loopback addresses.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || (a == 100 && b & 0xc0 == 64)
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
     }
 }
 

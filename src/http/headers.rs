@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_EXTENSIONS,
-    TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN,
+    SEC_WEBSOCKET_EXTENSIONS, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Request, Uri, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::ClientBody;
 use super::admit::lists;
 use super::forwarding;
-use super::request::{Admitted, Allowed, PublicRequest};
+use super::request::{Admitted, Allowed, PreflightRequest, PublicRequest};
 use crate::auth::{Identity, Token, token};
 use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader, UpstreamSpec};
 
@@ -200,6 +200,25 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
     let PublicRequest { mut admitted, route } = public;
     strip(&mut admitted, policy, false);
+    let to = policy.upstream(&route);
+    Sealed { request: rebuilt(admitted, policy, to), verified: false, upstream: route.upstream }
+}
+
+/// Seals a preflight: a request made by us, of the path without its query, `Origin`, what the page asks for, and
+/// nothing else of the client's.
+#[must_use]
+pub fn seal_preflight(preflight: PreflightRequest, policy: &Policy) -> Sealed {
+    let PreflightRequest { mut admitted, route, .. } = preflight;
+    let parts = &mut admitted.parts;
+    let is_kept =
+        |name: &HeaderName| *name == HOST || *name == ORIGIN || name.as_str().starts_with("access-control-request-");
+    let names: Vec<HeaderName> = parts.headers.keys().filter(|name| !is_kept(name)).cloned().collect();
+    for name in names {
+        parts.headers.remove(name);
+    }
+    if let Ok(path) = Uri::try_from(parts.uri.path()) {
+        parts.uri = path;
+    }
     let to = policy.upstream(&route);
     Sealed { request: rebuilt(admitted, policy, to), verified: false, upstream: route.upstream }
 }

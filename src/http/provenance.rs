@@ -111,6 +111,7 @@ mod tests {
                 scheme,
                 chain: String::new(),
                 request_id: String::new(),
+                shared: crate::http::Sharing::No,
             };
             let found = check(&head.into_parts().0, &client, &policy(public)).is_ok();
             assert_eq!(found, expected, "{public:?} {scheme} {host} {origin}");

@@ -140,6 +140,16 @@ impl Refusal {
         }
     }
 
+    /// A token that fails, from an address over its limit.
+    #[must_use]
+    pub fn too_many_failures(rejection: &Rejection, retry_after: Duration) -> Self {
+        let mut refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many failed attempts.")
+            .because(format!("limits.failed_tokens_per_minute; {rejection}"))
+            .with_outcome(rejection.outcome());
+        refusal.retry_after = Some(whole_seconds(retry_after).max(1));
+        refusal
+    }
+
     fn invalid_token(rejection: &Rejection, verbose: bool) -> Self {
         let detail = if verbose {
             format!("Invalid token: {rejection}")

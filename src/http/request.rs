@@ -23,6 +23,8 @@ pub struct Admitted {
     /// The client's side of a WebSocket upgrade that RFC 6455 section 4.2.1 accepts; it resolves
     /// once the 101 has been written.
     pub(super) upgrade: Option<OnUpgrade>,
+    /// The method that a preflight announces; `None` for any other request.
+    pub(super) announced: Option<Method>,
 }
 
 /// A request to one of our own endpoints.
@@ -36,6 +38,34 @@ impl OwnRequest {
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
+    }
+}
+
+/// A preflight: a page's browser asks whether it may ask. It has no credential and gets no identity.
+#[derive(Debug)]
+pub struct PreflightRequest {
+    pub(super) admitted: Admitted,
+    pub(super) route: Arc<Route>,
+    pub(super) is_ours: bool,
+}
+
+impl PreflightRequest {
+    /// Its rule, found by the method it announces.
+    #[must_use]
+    pub fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// Its head.
+    #[must_use]
+    pub fn head(&self) -> &Parts {
+        &self.admitted.parts
+    }
+
+    /// Whether we answer it, and the upstream never sees it.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.is_ours
     }
 }
 

@@ -185,6 +185,7 @@ impl Check {
             refuses_ambiguous_paths: config.paths == Paths::Strict && by_path,
             longest_presence,
             rules_by_method,
+            cors: config.cors.as_ref().and_then(|cors| self.cors(config, cors)),
             events_end_with_token: config.events.on_expiry == config::EventsOnExpiry::Close,
             limits,
             verbose_errors: config.errors == Errors::Verbose,
@@ -534,6 +535,15 @@ use on_expiry: close"
         if limits.connections == 0 {
             self.wrong("limits.connections", "is zero: nobody could connect");
         }
+        if limits.connections_per_address == 0 {
+            self.wrong("limits.connections_per_address", "is zero: nobody could connect");
+        }
+        if limits.failed_tokens_per_minute == Some(0) {
+            self.wrong(
+                "limits.failed_tokens_per_minute",
+                "is zero: the first mistake would be too many; null: no limit",
+            );
+        }
         if !(256..=1 << 20).contains(&limits.token_bytes.0) {
             self.wrong("limits.token_bytes", "must be between 256 and 1MiB");
         }
@@ -553,12 +563,14 @@ use on_expiry: close"
         }
         LimitSpec {
             connections: limits.connections,
+            connections_per_address: limits.connections_per_address,
             waiting_websockets: limits.waiting_websockets,
             waiting_websockets_per_address: limits.waiting_websockets_per_address,
             websockets_per_user: limits.websockets_per_user,
             presence: limits.presence,
             token_cache: limits.token_cache,
             revocations: limits.revocations,
+            failed_tokens_per_minute: limits.failed_tokens_per_minute,
             token_bytes: limits.token_bytes.0,
             header_bytes: limits.header_bytes.0,
             header_timeout: limits.header_timeout.0,

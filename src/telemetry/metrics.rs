@@ -29,6 +29,11 @@ struct Lookup {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProvider {
     provider: Label,
 }
@@ -49,12 +54,16 @@ pub struct Metrics {
     key_fetches: Family<Attempt, Counter>,
     remote_checks: Family<Attempt, Counter>,
     remote_check_duration: Family<Attempt, Histogram>,
+    limited: Family<Limit, Counter>,
 }
 
 /// Where a token that was verified before was found: on its own connection, in the cache, nowhere.
 const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
 const FETCHES: [&str; 2] = ["ok", "failed"];
 const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];
+/// Keys of `limits` that refuse.
+const LIMITS: [&str; 5] =
+    ["connections", "connections_per_address", "waiting_websockets", "websockets_per_user", "failed_tokens_per_minute"];
 /// Seconds: a provider nearby answers in the first, `remote.timeout` is mostly the last.
 const CHECK_SECONDS: [f64; 8] = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 
@@ -69,7 +78,11 @@ impl Default for Metrics {
             key_fetches: Family::default(),
             remote_checks: Family::default(),
             remote_check_duration: Family::new_with_constructor(|| Histogram::new(CHECK_SECONDS)),
+            limited: Family::default(),
         };
+        for limit in LIMITS {
+            metrics.limited.get_or_create_owned(&Limit { limit });
+        }
         for result in LOOKUPS {
             metrics.lookups.get_or_create_owned(&Lookup { result });
         }
@@ -95,6 +108,7 @@ impl Metrics {
             "How long a provider took to answer a question",
             self.remote_check_duration.clone(),
         );
+        registry.register("limited", "Refused at a limit", self.limited.clone());
         self
     }
 
@@ -145,6 +159,11 @@ impl Metrics {
         let labels = Attempt { provider: Arc::clone(provider), outcome };
         self.remote_checks.get_or_create(&labels).inc();
         self.remote_check_duration.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Someone was refused at this key of `limits`.
+    pub fn limited(&self, limit: &'static str) {
+        self.limited.get_or_create(&Limit { limit }).inc();
     }
 
     /// The whole of it, in the text format of `OpenMetrics`.

@@ -80,6 +80,7 @@ pub(super) fn admit(
     let allowed = request.allow(verified).map_err(|refusal| (refusal, Ending::Denied))?;
     context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
     if context.open.is_none() {
+        context.shared.metrics.limited("websockets_per_user");
         let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
         return Err((refusal, Ending::TooManyConnections));
     }

@@ -33,11 +33,12 @@ pub(super) async fn with_token(
     line: &mut AccessLine,
 ) -> Served {
     let door = Door::new(&request, upgrade, carrier);
-    match context.runtime.verifier.verify(token, carrier, None).await {
+    let address = request.client().counted();
+    match context.shared.verify(&context.runtime, address, token, carrier, None).await {
         Ok(verified) => with_identity(context, request, door, verified, line).await,
-        Err(rejection) => {
-            let refusal = Refusal::rejected(&rejection, context.policy().verbose_errors);
-            door.refuse(context, refusal, Ending::of(&rejection), line)
+        Err(refused) => {
+            let refusal = refused.refusal(context.policy().verbose_errors);
+            door.refuse(context, refusal, Ending::refused(&refused), line)
         }
     }
 }

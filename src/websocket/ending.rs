@@ -3,6 +3,7 @@
 use super::template::{Copies, Values, render};
 use crate::auth::Rejection;
 use crate::policy::{Close, DialectSpec};
+use crate::runtime::Refused;
 
 /// A row of the table in section 4.2: why a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +128,15 @@ impl Ending {
             Self::Drain(code) => return code,
         };
         dialect.map_or(key.default_code(), |dialect| dialect.code(key))
+    }
+
+    /// What ends a session whose token was refused, for what it is or for those before it.
+    #[must_use]
+    pub fn refused(refused: &Refused) -> Self {
+        match refused {
+            Refused::Rejected(rejection) => Self::of(rejection),
+            Refused::TooMany { .. } => Self::TooManyConnections,
+        }
     }
 
     /// What ends a session whose token was refused at the door.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::ending::Ending;
 use super::session::{Again, Standing, Verdict};
-use crate::auth::{AskedAgain, Carrier, End, Marks, Question, Token, User, Verified, Voucher, allow, now};
+use crate::auth::{AskedAgain, Carrier, Effort, End, Marks, Question, Token, User, Verified, Voucher, allow, now};
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, WebSocketSpec};
 use crate::runtime::{Presence, Shared};
@@ -77,7 +77,7 @@ impl Judge for RefreshJudge {
         let (path, user, trusted) = (self.path.clone(), self.user.clone(), self.trusted.clone());
         let keeps_token = self.keeps_token;
         Box::pin(async move {
-            let verified = match runtime.verifier.verify(token, Carrier::Message, None).await {
+            let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
                 Ok(verified) => verified,
                 Err(rejection) => {
                     tracing::debug!("a token presented later is refused: {rejection}");

@@ -2,6 +2,7 @@
 //! upstream. Three clocks run in turn: the message, the verdict, the upstream's 101.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +23,10 @@ use super::relay::{Beginning, Outcome, mask, now};
 use super::session::{Action, Event, Session, Verdict};
 use super::template::{Copies, Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
-use crate::auth::{Carrier, Rejection, Token, Verified};
+use crate::auth::{Carrier, Token, Verified};
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
-use crate::runtime::{Runtime, Seat};
+use crate::runtime::{Refused, Runtime, Seat};
 
 /// A client has this long to take our Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -42,7 +43,7 @@ pub(super) struct Waiting {
     pub(super) subprotocol: Option<HeaderValue>,
 }
 
-type Verdicts = Pin<Box<dyn Future<Output = Result<Verified, Rejection>> + Send>>;
+type Verdicts = Pin<Box<dyn Future<Output = Result<Verified, Refused>> + Send>>;
 type Dial = Pin<Box<dyn Future<Output = (Asked, Option<Token>)> + Send>>;
 
 /// What is under way beside reading.
@@ -57,7 +58,7 @@ enum Happened {
     Deadline,
     Evicted,
     Draining,
-    Verdict(Result<Verified, Rejection>),
+    Verdict(Result<Verified, Refused>),
     Dialled(Asked, Option<Token>),
 }
 
@@ -72,6 +73,8 @@ enum End {
 
 struct Vestibule {
     session: Session,
+    /// That limits count by.
+    address: Option<IpAddr>,
     intake: Intake,
     request: Option<ProtectedRequest>,
     sealed: Option<(Sealed, Option<Token>)>,
@@ -105,6 +108,7 @@ impl Waiting {
         context.line.carrier = Some(Carrier::Message.name());
         let mut room = Vestibule {
             session,
+            address: request.client().counted(),
             intake,
             request: Some(request),
             sealed: None,
@@ -288,7 +292,7 @@ impl Vestibule {
     fn act(&mut self, event: Event, context: &Context, step: &mut Step) -> Option<End> {
         for action in self.session.on(event, now()) {
             match action {
-                Action::Verify(token) => *step = Step::Verifying(verify(Arc::clone(&context.runtime), token)),
+                Action::Verify(token) => *step = Step::Verifying(verify(context, self.address, token)),
                 Action::Connect => {
                     let (sealed, token) = self.sealed.take()?;
                     *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed, self.needs.clone(), token));
@@ -303,13 +307,14 @@ impl Vestibule {
     }
 
     /// From the verifier's word to the session's: allowed here, and sealed for the upstream.
-    fn verdict(&mut self, verdict: Result<Verified, Rejection>, context: &mut Context) -> Event {
+    fn verdict(&mut self, verdict: Result<Verified, Refused>, context: &mut Context) -> Event {
         let verified = match verdict {
             Ok(verified) => verified,
-            Err(rejection) => {
-                context.line.outcome = rejection.outcome();
-                context.line.reason = rejection.to_string();
-                return Event::Verdict(Verdict::Refused(Ending::of(&rejection)));
+            Err(refused) => {
+                let refusal = refused.refusal(false);
+                context.line.outcome = refusal.outcome;
+                context.line.reason = refusal.reason;
+                return Event::Verdict(Verdict::Refused(Ending::refused(&refused)));
             }
         };
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
@@ -347,8 +352,9 @@ impl Step {
     }
 }
 
-fn verify(runtime: Arc<Runtime>, token: Token) -> Verdicts {
-    Box::pin(async move { runtime.verifier.verify(token, Carrier::Message, None).await })
+fn verify(context: &Context, address: Option<IpAddr>, token: Token) -> Verdicts {
+    let (shared, runtime) = (Arc::clone(&context.shared), Arc::clone(&context.runtime));
+    Box::pin(async move { shared.verify(&runtime, address, token, Carrier::Message, None).await })
 }
 
 fn dial(runtime: Arc<Runtime>, sealed: Sealed, needs: Needs, token: Option<Token>) -> Dial {

@@ -9,10 +9,12 @@
 
 mod support;
 
+mod addresses;
 mod attacks;
 mod command_line;
 mod configuration;
 mod control;
+mod cors;
 mod handover;
 mod house;
 mod http;

@@ -1,0 +1,51 @@
+//! What a preflight is told where the proxy answers it itself.
+
+use hyper::Method;
+use hyper::header::{HeaderName, HeaderValue};
+
+use super::validate::Check;
+use crate::config::{self, Config};
+
+/// The fields of an answered preflight, ready to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorsSpec {
+    /// `Access-Control-Allow-Methods`.
+    pub allowed_methods: HeaderValue,
+    /// `Access-Control-Allow-Headers`.
+    pub allowed_headers: HeaderValue,
+    /// `Access-Control-Max-Age`, whole seconds.
+    pub max_age: HeaderValue,
+}
+
+impl Check {
+    pub(super) fn cors(&mut self, config: &Config, cors: &config::Cors) -> Option<CorsSpec> {
+        if config.origins.is_empty() {
+            self.wrong(
+                "cors",
+                "answers the pages of `origins`, and there are none; write origins: [https://app.example.com]",
+            );
+        }
+        for (index, method) in cors.allowed_methods.iter().enumerate() {
+            if method.parse::<Method>().is_err() || method.to_ascii_uppercase() != *method {
+                self.wrong(
+                    format!("cors.allowed_methods[{index}]"),
+                    format!("\"{method}\" is not a method; write it in capitals, as in GET"),
+                );
+            }
+        }
+        for (index, header) in cors.allowed_headers.iter().enumerate() {
+            if HeaderName::try_from(header.as_str()).is_err() || header == "*" {
+                self.wrong(
+                    format!("cors.allowed_headers[{index}]"),
+                    format!("\"{header}\" is not a header name; a request with a credential needs each by name"),
+                );
+            }
+        }
+        let value = |text: String| HeaderValue::try_from(text).ok();
+        Some(CorsSpec {
+            allowed_methods: value(cors.allowed_methods.join(", "))?,
+            allowed_headers: value(cors.allowed_headers.join(", "))?,
+            max_age: HeaderValue::from(cors.max_age.0.as_secs()),
+        })
+    }
+}

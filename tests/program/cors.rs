@@ -1,0 +1,165 @@
+//! CORS (docs/contract.md section 3): preflights answered by the backend or here, and what a page may read.
+
+use crate::support::backend::Backend;
+use crate::support::client::{Answer, Client, bearer, get, request};
+use crate::support::issuer::Issuer;
+use crate::support::proxy::Proxy;
+
+const LISTED: &str = "Origin: https://app.example.com";
+const FOREIGN: &str = "Origin: https://evil.example";
+const ASKS: &str = "Access-Control-Request-Method: PUT";
+
+struct House {
+    issuer: Issuer,
+    backend: Backend,
+    proxy: Proxy,
+}
+
+async fn house(more: &str) -> House {
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\norigins: [https://app.example.com]\n{more}",
+        backend.url(),
+        issuer.provider()
+    );
+    House { proxy: Proxy::start(&yaml).await, issuer, backend }
+}
+
+impl House {
+    async fn options(&self, target: &str, fields: &[&str]) -> Answer {
+        request(self.proxy.address, "OPTIONS", target, fields, "").await
+    }
+}
+
+#[tokio::test]
+async fn without_cors_a_preflight_goes_up_sanitised() {
+    let house = house("").await;
+    let fields = [
+        LISTED,
+        ASKS,
+        "Access-Control-Request-Headers: authorization",
+        "Authorization: Bearer x",
+        "Cookie: session=1",
+        "X-User-Id: mallory",
+        "X-Forwarded-For: 1.2.3.4",
+        "X-Anything: 1",
+        "User-Agent: browser",
+    ];
+    let (answer, heard) = tokio::join!(house.options("/api/items?token=secret", &fields), async {
+        let mut conn = house.backend.accept().await;
+        let heard = conn.request().await;
+        conn.write("HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: https://app.example.com\r\nAccess-Control-Allow-Methods: PUT\r\n\r\n").await;
+        heard
+    });
+    assert_eq!((answer.status, answer.field("access-control-allow-methods")), (204, Some("PUT")));
+    assert_eq!(heard.target(), "/api/items");
+    assert_eq!(heard.all("origin"), ["https://app.example.com"]);
+    assert_eq!(heard.all("access-control-request-method"), ["PUT"]);
+    assert_eq!(heard.all("access-control-request-headers"), ["authorization"]);
+    assert_eq!(heard.all("host"), ["localhost"]);
+    assert_eq!(heard.all("x-forwarded-for"), ["127.0.0.1"]);
+    for absent in
+        ["authorization", "cookie", "x-user-id", "x-anything", "user-agent", "content-length", "transfer-encoding"]
+    {
+        assert!(!heard.has(absent), "{absent}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_preflight_needs_a_token() {
+    let mut house = house("").await;
+    for (row, fields) in [
+        ("no Origin", vec![ASKS]),
+        ("no method", vec![LISTED]),
+        ("two methods", vec![LISTED, ASKS, "Access-Control-Request-Method: GET"]),
+        ("two origins", vec![LISTED, FOREIGN, ASKS]),
+        ("a method that is none", vec![LISTED, "Access-Control-Request-Method: P T"]),
+        ("a known method in other letters", vec![LISTED, "Access-Control-Request-Method: put"]),
+        ("a body", vec![LISTED, ASKS, "Content-Length: 2"]),
+        ("a body of unknown length", vec![LISTED, ASKS, "Transfer-Encoding: chunked"]),
+    ] {
+        let mut client = Client::connect(house.proxy.address).await;
+        let mut head = "OPTIONS /x HTTP/1.1\r\nHost: localhost\r\n".to_owned();
+        for field in &fields {
+            head.push_str(&format!("{field}\r\n"));
+        }
+        let body = if row == "a body" {
+            "{}"
+        } else if row.starts_with("a body of") {
+            "0\r\n\r\n"
+        } else {
+            ""
+        };
+        client.send(format!("{head}\r\n{body}")).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.code()), (401, "missing_token".into()), "{row}");
+    }
+    // Another method with the same fields.
+    assert_eq!(get(house.proxy.address, "/x", &[LISTED, ASKS]).await.status, 401);
+    assert!(house.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn with_cors_preflights_are_answered_here_for_listed_origins() {
+    let mut house = house("cors: { allowed_methods: [GET, PUT], allowed_headers: [Authorization, X-Own], max_age: 5m }\nroutes: [{ path: /shut/**, auth: deny }, { path: /half, methods: [DELETE], auth: deny }]\n").await;
+    let answer = house.options("/api?x=1", &[LISTED, ASKS]).await;
+    assert_eq!(answer.status, 204);
+    for (name, value) in [
+        ("access-control-allow-origin", "https://app.example.com"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-methods", "GET, PUT"),
+        ("access-control-allow-headers", "Authorization, X-Own"),
+        ("access-control-max-age", "300"),
+        ("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+    ] {
+        assert_eq!(answer.field(name), Some(value), "{name}");
+    }
+    let foreign = house.options("/api", &[FOREIGN, ASKS]).await;
+    assert_eq!(foreign.status, 204);
+    assert!(!foreign.head.to_ascii_lowercase().contains("access-control-allow"), "{}", foreign.head);
+    // By the method it announces.
+    assert_eq!(house.options("/shut/x", &[LISTED, ASKS]).await.status, 403);
+    assert_eq!(house.options("/half", &[LISTED, "Access-Control-Request-Method: DELETE"]).await.status, 403);
+    assert_eq!(house.options("/half", &[LISTED, ASKS]).await.status, 204);
+    assert!(house.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn our_own_endpoints_answer_preflights_themselves() {
+    let mut house = house("").await;
+    for target in ["/.vestibule/session", "/.vestibule/healthz", "/.VESTIBULE/%73ession"] {
+        let answer = house.options(target, &[LISTED, ASKS]).await;
+        assert_eq!(
+            (answer.status, answer.field("access-control-allow-origin")),
+            (204, Some("https://app.example.com")),
+            "{target}"
+        );
+    }
+    assert!(house.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn with_cors_the_backend_s_own_opinion_gives_way() {
+    let house = house("cors: {}\n").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    let theirs = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: X-Theirs\r\nVary: Accept\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+    for (origin, expected) in [(LISTED, Some("https://app.example.com")), (FOREIGN, None)] {
+        let fields = [credential.as_str(), origin];
+        let (answer, ()) = tokio::join!(get(house.proxy.address, "/x", &fields), async {
+            let mut conn = house.backend.accept().await;
+            conn.request().await;
+            conn.write(theirs).await;
+        });
+        assert_eq!(answer.field("access-control-allow-origin"), expected, "{origin}");
+        assert!(!answer.head.contains("X-Theirs"));
+        assert!(answer.head.to_ascii_lowercase().contains("vary: accept"), "{}", answer.head);
+    }
+    // Without an Origin nobody asked.
+    let fields = [credential.as_str()];
+    let (answer, ()) = tokio::join!(get(house.proxy.address, "/x", &fields), async {
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write(theirs).await;
+    });
+    assert_eq!(answer.field("access-control-allow-origin"), Some("*"));
+}
