@@ -353,7 +353,7 @@ async fn no_forged_token_gets_in() {
     issuer.set_keys(vec![RSA.jwk.clone(), ec.jwk.clone(), ed.jwk.clone()]);
     let other = Issuer::with(Key::ec("other-1", Algorithm::ES256)).await;
     let proxy = Proxy::start(&format!(
-        "upstream: {}\nshared_user_ids: true\nproviders:\n  - {}\n  - {}\n  - {{ preset: shared-secret, secret: {SECRET}, issuer: \"https://sessions.example\", audience: {AUDIENCE} }}\n",
+        "upstream: {}\nlimits: {{ failed_tokens_per_minute: null }}\nshared_user_ids: true\nproviders:\n  - {}\n  - {}\n  - {{ preset: shared-secret, secret: {SECRET}, issuer: \"https://sessions.example\", audience: {AUDIENCE} }}\n",
         backend.url(),
         issuer.provider().replace("preset: oidc", "name: main, preset: oidc"),
         other.provider().replace("preset: oidc", "name: other, preset: oidc"),

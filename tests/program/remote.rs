@@ -232,7 +232,7 @@ async fn one_question_for_one_token_however_many_wait_and_its_answer_is_kept() {
 async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() {
     let provider = Answerer::start(|_| ok(json!({"active": false}))).await;
     let rows = introspection(&provider, ", concurrency: 8, timeout: 20s");
-    let house = House::start(provider, &rows, "").await;
+    let house = House::start(provider, &rows, "limits: { failed_tokens_per_minute: null }\n").await;
     house.provider.hold();
     let waiting: Vec<_> = (0..100)
         .map(|index| {
