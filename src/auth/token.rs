@@ -18,7 +18,7 @@ use percent_encoding::percent_decode_str;
 use crate::policy::{TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
 pub(crate) use query::into_query;
-use query::take_query;
+use query::{clean_referer, take_query};
 
 /// A credential as it was presented. It has no `Display` and no `Serialize`; `Debug` shows its
 /// length only.
@@ -184,15 +184,17 @@ pub fn extract(
         let from_subprotocol = take_subprotocol(headers, &sources.subprotocols, limit);
         found = found.or(from_subprotocol);
     }
-    if let Some(parameter) = &sources.query
-        && match purpose {
+    if let Some(parameter) = &sources.query {
+        clean_referer(headers, &parameter.name);
+        let is_read = match purpose {
             Purpose::Plain => false,
             Purpose::Events => parameter.events,
             Purpose::WebSocket => parameter.websocket,
+        };
+        if is_read {
+            let from_query = take_query(uri, parameter, limit);
+            found = found.or(from_query);
         }
-    {
-        let from_query = take_query(headers, uri, parameter, limit);
-        found = found.or(from_query);
     }
     let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
     match (found, from_cookie) {

@@ -89,13 +89,19 @@ fn check_host(request: &mut Request<Incoming>, policy: &Policy) -> Result<(), Re
     };
     let text = host.to_str().map_err(|_| Refusal::bad_request("Host is not ASCII"))?;
     let host: Authority = text.parse().map_err(|_| Refusal::bad_request("Host is not host and port"))?;
-    if text.contains('@') || host.host().is_empty() || text.ends_with(':') {
+    // What the parser takes for a port may be any text.
+    let port = text.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    if text.contains('@') || host.host().is_empty() || !port.is_none_or(is_port) {
         return Err(Refusal::bad_request("Host is not host and port"));
     }
     if let Some(authority) = request.uri().authority() {
         // RFC 9112 section 3.2.2 lets the target win; two names for one request are a trap instead.
         if !authority.as_str().eq_ignore_ascii_case(text) {
             return Err(Refusal::bad_request("an absolute target whose authority is not the Host"));
+        }
+        if !matches!(request.uri().scheme_str(), Some("http" | "https")) {
+            return Err(Refusal::bad_request("an absolute target that is neither http nor https"));
         }
         let target = request.uri().path_and_query().cloned();
         let target = target.ok_or_else(|| Refusal::bad_request("the target has no path"))?;

@@ -294,7 +294,8 @@ impl Body for ResponseBody {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 this.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if this.is_end_stream() {
+                // Behind trailers nothing comes.
+                if frame.is_trailers() || this.is_end_stream() {
                     this.ended();
                 }
             }

@@ -32,6 +32,8 @@ pub struct Sealed {
     verified: bool,
     /// Which of the policy's upstreams it is for.
     upstream: usize,
+    /// The client takes trailers (RFC 9110 section 10.1.4).
+    takes_trailers: bool,
 }
 
 impl Sealed {
@@ -44,6 +46,11 @@ impl Sealed {
     /// Which upstream it is for: it holds that one's secret, and no other may see it.
     pub(super) fn upstream(&self) -> usize {
         self.upstream
+    }
+
+    /// Whether announced trailers of the answer may go on.
+    pub(super) fn takes_trailers(&self) -> bool {
+        self.takes_trailers
     }
 
     /// The request, for the upstream client alone.
@@ -155,7 +162,7 @@ pub fn seal(
     let to = policy.upstream(&matched.route);
     let read_by_us =
         matched.route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
-    strip(&mut admitted, policy, read_by_us);
+    let takes_trailers = strip(&mut admitted, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
     for (name, value) in &trusted.0 {
         headers.insert(name.clone(), value.clone());
@@ -168,7 +175,7 @@ pub fn seal(
         headers.insert(credential.header.clone(), credential.value.clone());
     }
     let upstream = matched.route.upstream;
-    let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream };
+    let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream, takes_trailers };
     Ok((sealed, identity, token, trusted))
 }
 
@@ -199,9 +206,10 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 #[must_use]
 pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
     let PublicRequest { mut admitted, route } = public;
-    strip(&mut admitted, policy, false);
+    let takes_trailers = strip(&mut admitted, policy, false);
     let to = policy.upstream(&route);
-    Sealed { request: rebuilt(admitted, policy, to), verified: false, upstream: route.upstream }
+    let request = rebuilt(admitted, policy, to);
+    Sealed { request, verified: false, upstream: route.upstream, takes_trailers }
 }
 
 /// Seals a preflight: a request made by us, of the path without its query, `Origin`, what the page asks for, and
@@ -220,7 +228,8 @@ pub fn seal_preflight(preflight: PreflightRequest, policy: &Policy) -> Sealed {
         parts.uri = path;
     }
     let to = policy.upstream(&route);
-    Sealed { request: rebuilt(admitted, policy, to), verified: false, upstream: route.upstream }
+    let request = rebuilt(admitted, policy, to);
+    Sealed { request, verified: false, upstream: route.upstream, takes_trailers: false }
 }
 
 fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<ClientBody> {
@@ -244,8 +253,10 @@ fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<Cl
     Request::from_parts(parts, body)
 }
 
-fn strip(admitted: &mut Admitted, policy: &Policy, websocket_is_read: bool) {
+/// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew.
+fn strip(admitted: &mut Admitted, policy: &Policy, websocket_is_read: bool) -> bool {
     let websocket = lists(&admitted.parts.headers, &UPGRADE, "websocket");
+    let takes_trailers = !websocket && lists(&admitted.parts.headers, &TE, "trailers");
     let headers = &mut admitted.parts.headers;
     strip_reserved(headers, policy);
     strip_hop_by_hop(headers);
@@ -258,6 +269,11 @@ fn strip(admitted: &mut Admitted, policy: &Policy, websocket_is_read: bool) {
             headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         }
     }
+    if takes_trailers {
+        headers.insert(CONNECTION, HeaderValue::from_static("TE"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    takes_trailers
 }
 
 fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) {

@@ -17,7 +17,7 @@ pub(super) fn has_broken_escape(path: &str) -> bool {
 
 /// Whether a backend might read this path as another one (CVE-2021-29492, CVE-2026-33494):
 /// dot segments in any spelling, `\`, `//`, `;`, encoded slashes, NUL, unreserved characters that
-/// need no encoding, double encoding.
+/// need no encoding, double encoding, bytes that need one.
 pub(super) fn is_ambiguous(path: &str) -> bool {
     let bytes = path.as_bytes();
     if bytes.first() != Some(&b'/') {
@@ -27,6 +27,8 @@ pub(super) fn is_ambiguous(path: &str) -> bool {
     for (at, byte) in bytes.iter().enumerate() {
         match byte {
             b'\\' | b';' => return true,
+            // RFC 3986 knows none of these unencoded; what a backend makes of them is its own affair.
+            0x80.. => return true,
             b'/' if previous == b'/' => return true,
             b'%' if encodes_what_needs_none(&bytes[at + 1..]) => return true,
             _ => {}

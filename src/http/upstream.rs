@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::CONNECTION;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRAILER, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
@@ -191,7 +191,7 @@ impl Upstream {
 
     async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
         let pool = &self.pools[usize::from(sealed.is_verified())];
-        let end = sealed.body_end();
+        let (end, takes_trailers) = (sealed.body_end(), sealed.takes_trailers());
         let request = sealed.into_request();
         let (mut sender, reused) = self.sender(pool).await?;
         let again = if reused { sendable_again(&request, &end) } else { None };
@@ -212,11 +212,17 @@ impl Upstream {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(UpstreamError::Failed("101 to a request that asked for no upgrade".to_owned()));
         }
-        let keep = self.spec.reuse && !lists(response.headers(), &CONNECTION, "close");
+        let (mut parts, incoming) = response.into_parts();
+        let sound = framed(&mut parts.headers)?;
+        let keep = sound && self.spec.reuse && !lists(&parts.headers, &CONNECTION, "close");
         let lease =
             keep.then(|| Lease { sender, pool: Arc::downgrade(pool), body: end, keep: self.spec.pool_idle_timeout });
-        let (mut parts, incoming) = response.into_parts();
+        let announced = parts.headers.get(TRAILER).cloned().filter(|_| takes_trailers);
         strip_hop_by_hop(&mut parts.headers);
+        if let Some(announced) = announced {
+            // hyper passes on those that are announced, and none that frames, routes or authenticates.
+            parts.headers.insert(TRAILER, announced);
+        }
         // Framing is ours to choose, also for an upstream that speaks 1.0.
         parts.version = Version::HTTP_11;
         Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease)))
@@ -239,6 +245,7 @@ impl Upstream {
         let mut response = timeout(limit, exchange).await.map_err(|_| UpstreamError::ResponseTimeout { limit })??;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (mut parts, incoming) = response.into_parts();
+            framed(&mut parts.headers)?;
             strip_hop_by_hop(&mut parts.headers);
             return Ok(Err(Response::from_parts(parts, ResponseBody::upstream(incoming, None))));
         }
@@ -321,6 +328,37 @@ impl Upstream {
             Failure { unsent, lost, error: failed(error) }
         })
     }
+}
+
+/// An answer's framing has one reading, or it is no answer (RFC 9112 section 6.3): hyper takes a length written
+/// twice or as a list, and any coding before `chunked`, and would pass both on. Returns whether the connection may be
+/// used again.
+fn framed(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
+    let unsound = |what: &str| Err(UpstreamError::Failed(format!("an answer with {what}")));
+    let coded = headers.contains_key(TRANSFER_ENCODING);
+    if coded {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let only_chunked = codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        if !only_chunked || codings.next().is_some() {
+            return unsound("a transfer coding other than chunked");
+        }
+    }
+    let lengths = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap_or(""));
+    let mut lengths = lengths.flat_map(|value| value.split(',')).map(str::trim);
+    let Some(length) = lengths.next().map(str::to_owned) else { return Ok(true) };
+    let is_number = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+    if !is_number || lengths.any(|other| other != length) {
+        return unsound("a length that has no one reading");
+    }
+    headers.remove(CONTENT_LENGTH);
+    if coded {
+        // Chunked it was, and the length is a trap for whoever reads on; so is the connection.
+        return Ok(false);
+    }
+    if let Ok(length) = HeaderValue::try_from(length) {
+        headers.insert(CONTENT_LENGTH, length);
+    }
+    Ok(true)
 }
 
 struct Failure {

@@ -22,6 +22,7 @@ mod identity;
 mod logs;
 mod metrics;
 mod providers;
+mod raw;
 mod remote;
 mod shutdown;
 mod transport;

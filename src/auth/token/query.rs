@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use super::{BadCredential, Carrier, Found, Problem, Token};
 use crate::policy::{QueryMode, QueryParameter};
 
-pub(super) fn take_query(headers: &mut HeaderMap, uri: &mut Uri, parameter: &QueryParameter, limit: usize) -> Found {
+pub(super) fn take_query(uri: &mut Uri, parameter: &QueryParameter, limit: usize) -> Found {
     let query = uri.query()?;
     let (rest, values) = without_parameter(query, &parameter.name);
     if values.is_empty() {
@@ -27,7 +27,6 @@ pub(super) fn take_query(headers: &mut HeaderMap, uri: &mut Uri, parameter: &Que
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(target);
     *uri = Uri::from_parts(parts).unwrap_or_default();
-    clean_referer(headers, &parameter.name);
     Some(match token {
         Ok(token) => Ok((token, Carrier::Query)),
         Err(problem) => Err(BadCredential { carrier: Carrier::Query, problem }),
@@ -35,7 +34,7 @@ pub(super) fn take_query(headers: &mut HeaderMap, uri: &mut Uri, parameter: &Que
 }
 
 /// A page that was loaded with `?token=` repeats it in `Referer`.
-fn clean_referer(headers: &mut HeaderMap, name: &str) {
+pub(super) fn clean_referer(headers: &mut HeaderMap, name: &str) {
     let Some(referer) = headers.get(REFERER).and_then(|value| value.to_str().ok()) else { return };
     let Some((page, query)) = referer.split_once('?') else { return };
     let (rest, values) = without_parameter(query, name);

@@ -64,7 +64,7 @@ impl Client {
         let head = String::from_utf8(self.buffer.drain(..end).collect()).expect("ascii");
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
         let mut answer = Answer { status, head, body: String::new() };
-        if status == 101 || status == 204 || status == 304 {
+        if status < 200 || status == 204 || status == 304 {
             return Some(answer);
         }
         if let Some(length) = answer.field("content-length").and_then(|length| length.parse::<usize>().ok()) {
@@ -110,6 +110,71 @@ impl Client {
             self.buffer.is_empty()
         })
         .await
+    }
+
+    /// Sends no more.
+    pub async fn finish(&mut self) {
+        // The other end may have gone first.
+        let _ = self.stream.shutdown().await;
+    }
+
+    /// One answer down to its last byte: status, the fields that say something, and whether it is whole.
+    pub async fn whole(&mut self, is_head: bool) -> String {
+        within("an answer", async {
+            loop {
+                if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                    let head = String::from_utf8_lossy(&self.buffer[..at]).into_owned();
+                    self.buffer.drain(..at + 4);
+                    return self.rest_of(&head, is_head).await;
+                }
+                if self.more().await.is_none() {
+                    return "closed without an answer".to_owned();
+                }
+            }
+        })
+        .await
+    }
+
+    async fn rest_of(&mut self, head: &str, is_head: bool) -> String {
+        let mut lines = head.lines();
+        let status = lines.next().unwrap_or_default().trim_start_matches("HTTP/1.1 ").to_owned();
+        let fields: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .filter(|(name, _)| !matches!(name.as_str(), "date" | "x-request-id" | "cache-control" | "content-type"))
+            .collect();
+        let field = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let mut shown: Vec<String> = fields.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        shown.sort();
+        shown.dedup();
+        let is_empty = is_head || status.starts_with("204") || status.starts_with("304");
+        let (body, whole) = if is_empty {
+            (Vec::new(), true)
+        } else if field("transfer-encoding") == Some("chunked") {
+            let end: &[u8] = b"0\r\n";
+            loop {
+                // A last chunk, its trailers, and an empty line.
+                let ended = self.buffer.ends_with(b"\r\n\r\n") && self.buffer.windows(3).any(|window| window == end);
+                if ended || self.more().await.is_none() {
+                    break (std::mem::take(&mut self.buffer), ended);
+                }
+            }
+        } else {
+            let length = field("content-length").and_then(|length| length.parse::<usize>().ok());
+            loop {
+                let whole = length.is_some_and(|length| self.buffer.len() >= length);
+                if whole || self.more().await.is_none() {
+                    break (std::mem::take(&mut self.buffer), whole || length.is_none());
+                }
+            }
+        };
+        let mut body = String::from_utf8_lossy(&body).into_owned();
+        if let Ok(json) = serde_json::from_str::<serde_json::Value>(&body) {
+            body = json["code"].as_str().map_or(body, str::to_owned);
+            shown.retain(|field| !field.starts_with("content-length"));
+        }
+        let whole = if whole { "whole" } else { "broken off" };
+        format!("{status} [{}] {whole} {body:?}", shown.join(" | "))
     }
 
     pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
