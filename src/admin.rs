@@ -82,6 +82,15 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
             answer.headers_mut().insert(CONTENT_TYPE, format);
             answer
         }
-        _ => said(StatusCode::NOT_FOUND, "/healthz, /readyz or /metrics\n"),
+        "/assertion-keys.json" => {
+            let keys = runtime.signer.as_ref().map(|signer| signer.public_keys().to_string());
+            let mut answer = match keys {
+                Some(keys) => said(StatusCode::OK, keys),
+                None => return said(StatusCode::NOT_FOUND, "identity.assertion is not set\n"),
+            };
+            answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
+            answer
+        }
+        _ => said(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics or /assertion-keys.json\n"),
     }
 }

@@ -111,6 +111,8 @@ enum TokenCommand {
     Mint(token::MintArguments),
     /// Say step by step what the verifier thinks of a token, read from a file or standard input
     Inspect(token::InspectArguments),
+    /// Print the public key of signed assertions (identity.assertion), so that a backend can pin it
+    AssertionKey(token::AssertionKeyArguments),
 }
 
 impl ConfigArguments {
@@ -144,6 +146,7 @@ pub fn main() -> ExitCode {
         Some(Command::Check(arguments)) => check::check(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),
+        Some(Command::Token(TokenCommand::AssertionKey(arguments))) => token::assertion_key(&arguments),
     }
 }
 

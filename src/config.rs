@@ -16,11 +16,12 @@ mod value;
 pub(crate) use diagnostic::nearest;
 pub use diagnostic::{Finding, Report};
 pub use shape::{
-    Accept, Admin, Allow, AuthMode, Config, Control, Cors, Credential, Dialect, DialectChoice, DialectMessage,
-    DialectPing, DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry, FieldMode, HeaderClaim, HostHeader,
-    Identity, Jwks, Limits, Listen, ListenTls, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths, Provider,
-    QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Route, RouteTokenFrom, RouteWebSocket, SubprotocolSource,
-    Toggle, TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls, WebSocket,
+    Accept, Admin, Allow, Assertion, AuthMode, Config, Control, Cors, Credential, Dialect, DialectChoice,
+    DialectMessage, DialectPing, DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry, FieldMode, HeaderClaim,
+    HostHeader, Identity, Jwks, Limits, Listen, ListenTls, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths,
+    Provider, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Route, RouteTokenFrom, RouteWebSocket,
+    SubprotocolSource, Toggle, TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls,
+    WebSocket,
 };
 pub use source::{Environment, Flags, Loaded, load};
 pub use value::{Size, Time};

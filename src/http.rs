@@ -14,7 +14,7 @@
 //!
 //! ```compile_fail
 //! fn forget_to_verify(request: vestibule::http::ProtectedRequest, policy: &vestibule::policy::Policy) {
-//!     let sealed = vestibule::http::seal(request, policy);
+//!     let sealed = vestibule::http::seal(request, policy, None);
 //! }
 //! ```
 //!
@@ -22,7 +22,7 @@
 //!
 //! ```
 //! fn seals(allowed: vestibule::http::Allowed, policy: &vestibule::policy::Policy) {
-//!     let sealed = vestibule::http::seal(allowed, policy);
+//!     let sealed = vestibule::http::seal(allowed, policy, None);
 //! }
 //! ```
 //! )
@@ -44,6 +44,7 @@
 //! )
 
 mod admit;
+mod assertion;
 mod body;
 mod cors;
 mod dial;
@@ -59,6 +60,7 @@ mod stream;
 mod upstream;
 
 pub use admit::admit;
+pub use assertion::Signer;
 pub use body::{AnswerError, BodyEnd, ClientBody, CutWhen, Fate, ResponseBody};
 pub use cors::{answer_preflight, let_read, replace as replace_cors};
 pub(crate) use forwarding::new_request_id;

@@ -5,6 +5,7 @@
 //! request or a socket: `auth::allow`, `http::rule` and `websocket::dialect` do.
 
 mod admin;
+mod assertion;
 mod control;
 mod cors;
 mod dialect;
@@ -29,6 +30,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 pub use admin::AdminSpec;
+pub use assertion::{AssertionKey, AssertionSpec};
 pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
@@ -308,6 +310,8 @@ pub struct Policy {
     pub upstreams: Vec<UpstreamSpec>,
     /// Who issues tokens.
     pub providers: Vec<Arc<ProviderSpec>>,
+    /// The signed assertion that goes up beside them.
+    pub assertion: Option<AssertionSpec>,
     /// Which identity headers go up.
     pub trusted_headers: Vec<TrustedHeader>,
     /// Which names a client can never set.

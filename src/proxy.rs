@@ -234,7 +234,7 @@ impl Desk<'_> {
             Ok(allowed) => allowed,
             Err(refusal) => return Served::Refused(refusal),
         };
-        match seal(allowed, policy) {
+        match seal(allowed, policy, self.runtime.signer.as_ref()) {
             Ok((sealed, identity, ..)) => {
                 entry.line.outcome = "accepted";
                 let mut served = self.forward(sealed, entry).await;

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 
 use crate::auth::{Carrier, Effort, Identity, LastToken, Rejection, Revocations, Token, Verified, Verifier, now};
 use crate::drain::Drain;
-use crate::http::{Refusal, Upstreams};
+use crate::http::{Refusal, Signer, Upstreams};
 use crate::policy::Policy;
 use crate::telemetry::Metrics;
 
@@ -33,6 +33,8 @@ pub struct Runtime {
     pub policy: Policy,
     /// Verifies tokens by the policy's providers.
     pub verifier: Verifier,
+    /// Signs what goes up, where the policy says so.
+    pub signer: Option<Signer>,
     /// Speak to the policy's upstreams.
     pub upstreams: Upstreams,
 }
@@ -43,7 +45,8 @@ impl Runtime {
     pub fn start(policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
         let verifier = Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
-        Self { policy, verifier, upstreams }
+        let signer = policy.assertion.as_ref().map(Signer::new);
+        Self { policy, verifier, signer, upstreams }
     }
 }
 

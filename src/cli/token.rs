@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use clap::Args;
@@ -15,6 +17,8 @@ use super::run::executor;
 use super::{ConfigArguments, USAGE, fail, policy};
 use crate::auth::{Explanation, Token, now};
 use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
+use crate::http::Signer;
+use crate::policy::{AssertionKey, AssertionSpec};
 use crate::runtime::Runtime;
 
 /// The issuer of development tokens; the domain can never be registered (RFC 6761).
@@ -44,6 +48,15 @@ pub(super) struct InspectArguments {
     /// Look at it with the provider of `run --insecure-dev` too
     #[arg(long)]
     insecure_dev: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct AssertionKeyArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Make a key, write it to this file (mode 0600) and print its public half; the file must not exist
+    #[arg(long, value_name = "FILE")]
+    new: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -83,11 +96,8 @@ impl DevKey {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
-        let fresh = aws_lc_rs::signature::EcdsaKeyPair::generate_pkcs8(
-            &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING,
-            &aws_lc_rs::rand::SystemRandom::new(),
-        )
-        .map_err(|_| DevKeyError::Unmade)?;
+        let fresh = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+            .map_err(|_| DevKeyError::Unmade)?;
         // Exclusive creation: of two first uses at once one makes the key and the other reads it.
         match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
             Ok(mut file) => file.write_all(STANDARD.encode(fresh.as_ref()).as_bytes()).map_err(io)?,
@@ -105,7 +115,7 @@ impl DevKey {
 
 fn public_pem_of(pkcs8: &[u8]) -> Option<String> {
     use aws_lc_rs::encoding::AsDer as _;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use aws_lc_rs::signature::KeyPair as _;
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok()?;
     let der: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().ok()?;
     Some(format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der.as_ref())))
@@ -217,6 +227,50 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
         runtime.verifier.explain(&token).await
     });
     print_explanation(&name, text, &explanation)
+}
+
+/// Prints the public key of assertions, so that a backend can pin it.
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
+    let spec = if let Some(path) = &arguments.new {
+        match new_assertion_key(path) {
+            Ok(spec) => spec,
+            Err(problem) => return fail(&problem, 1),
+        }
+    } else {
+        let (policy, _) = match policy(&arguments.config, |_| Vec::new()) {
+            Ok(loaded) => loaded,
+            Err(report) => return fail(&report, USAGE),
+        };
+        match policy.assertion {
+            Some(spec) if spec.is_kept => spec,
+            Some(_) => {
+                return fail(
+                    &"identity.assertion.key_file is not set, so every start makes a key of its own; the one in force is at /assertion-keys.json of the admin listener",
+                    1,
+                );
+            }
+            None => return fail(&"identity.assertion is not set", 1),
+        }
+    };
+    println!("{:#}", Signer::new(&spec).public_keys());
+    ExitCode::SUCCESS
+}
+
+fn new_assertion_key(path: &std::path::Path) -> Result<AssertionSpec, String> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+    let key = made.map_err(|_| "no key could be made".to_owned())?;
+    let encoded = STANDARD.encode(key.as_ref());
+    let lines: Vec<String> =
+        encoded.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
+    let written = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    written
+        .and_then(|mut file| file.write_all(pem.as_bytes()))
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    AssertionKey::read(key.as_ref()).map(AssertionSpec::of_key).ok_or_else(|| "no key could be made".to_owned())
 }
 
 fn said(problem: crate::auth::token::Unusable) -> &'static str {

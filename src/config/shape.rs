@@ -371,12 +371,22 @@ pub enum QueryUse {
 pub struct Identity {
     pub headers: BTreeMap<String, HeaderClaim>,
     pub strip: Vec<String>,
+    pub assertion: Option<Assertion>,
+}
+
+/// The signed assertion of who asks.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Assertion {
+    pub header: Option<String>,
+    pub key_file: Option<String>,
+    pub audience: Option<String>,
 }
 
 impl Default for Identity {
     fn default() -> Self {
         let claim = HeaderClaim { claim: "sub".to_owned(), encode: None };
-        Self { headers: BTreeMap::from([("X-User-Id".to_owned(), claim)]), strip: Vec::new() }
+        Self { headers: BTreeMap::from([("X-User-Id".to_owned(), claim)]), strip: Vec::new(), assertion: None }
     }
 }
 

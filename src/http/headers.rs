@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::ClientBody;
 use super::admit::lists;
+use super::assertion::Signer;
 use super::forwarding;
 use super::request::{Admitted, Allowed, PreflightRequest, PublicRequest};
 use crate::auth::{Identity, Token, token};
@@ -81,13 +82,22 @@ impl Sealed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustedHeaders(Vec<(HeaderName, HeaderValue)>);
 
-/// A claim that cannot stand in a header; for the log.
+/// Why an identity cannot be handed on; for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("claim {claim} {problem}, so header {header} cannot be made")]
-pub struct Unsendable {
-    header: String,
-    claim: String,
-    problem: &'static str,
+pub enum Unsendable {
+    /// A claim cannot stand in its header.
+    #[error("claim {claim} {problem}, so header {header} cannot be made")]
+    Claim {
+        /// The header.
+        header: String,
+        /// The claim.
+        claim: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// An assertion is due, and none could be signed.
+    #[error("no assertion could be signed")]
+    Unsigned,
 }
 
 impl TrustedHeaders {
@@ -99,8 +109,11 @@ impl TrustedHeaders {
         let mut out = Vec::with_capacity(headers.len());
         for header in headers {
             let Some(value) = identity.claim(&header.claim) else { continue };
-            let unsendable =
-                |problem| Unsendable { header: header.name.to_string(), claim: header.claim.to_string(), problem };
+            let unsendable = |problem| Unsendable::Claim {
+                header: header.name.to_string(),
+                claim: header.claim.to_string(),
+                problem,
+            };
             let text = text(&value, header.encode).map_err(unsendable)?;
             let visible = text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text;
             let value = HeaderValue::from_str(&text).ok().filter(|_| visible);
@@ -156,6 +169,7 @@ fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'st
 pub fn seal(
     allowed: Allowed,
     policy: &Policy,
+    signer: Option<&Signer>,
 ) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, matched } = allowed;
@@ -169,6 +183,11 @@ pub fn seal(
     }
     if let Some(token) = &token {
         pass_on(&mut admitted, token, to);
+    }
+    if let Some(signer) = signer {
+        let assertion = signer.assert(identity.user_id(), &admitted.parts, to, matched.route.upstream == 0);
+        let (name, value) = assertion.ok_or(Unsendable::Unsigned)?;
+        admitted.parts.headers.insert(name, value);
     }
     let headers = &mut admitted.parts.headers;
     if let Some(credential) = &to.credential {

@@ -1,10 +1,11 @@
 //! What `check` prints and the start says: the policy in sentences a reviewer can read it off.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::{
-    Audience, AuthMode, Hosts, KeySource, OnExpiry, Parties, Policy, QueryMode, Route, TokenToHttp, TokenToUpgrade,
-    UpstreamSpec,
+    Audience, AuthMode, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode, Route, TokenToHttp,
+    TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
 
 /// One paragraph a topic, two columns.
@@ -48,6 +49,7 @@ pub fn summary(policy: &Policy) -> String {
         for sentence in handed_on(upstream) {
             line("", sentence);
         }
+        line("", format!("wall: {}", wall(policy, upstream)));
     }
     for provider in &policy.providers {
         let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
@@ -87,6 +89,34 @@ pub fn summary(policy: &Policy) -> String {
         line("sockets", format!("dialect {dialect}; {}", sockets(default)));
     }
     out
+}
+
+/// What the trusted header is worth there: who but us could set it (docs/contract.md section 6).
+fn wall(policy: &Policy, upstream: &UpstreamSpec) -> String {
+    let mut walls = Vec::new();
+    let one_user = |provider: &Arc<ProviderSpec>| {
+        let allow = &provider.allow;
+        allow.users.len() == 1 && allow.emails.is_empty() && allow.email_domains.is_empty()
+    };
+    if policy.providers.len() == 1 && policy.providers.iter().all(one_user) {
+        walls.push("one user alone may enter".to_owned());
+    }
+    if let UpstreamAddress::Unix(_) = upstream.address {
+        walls.push("the backend listens on a Unix socket, which its users' code must not be able to open".to_owned());
+    }
+    if let Some(credential) = &upstream.credential {
+        walls.push(format!(
+            "the backend demands a secret in {}, which its users' code must not be able to read",
+            credential.header
+        ));
+    }
+    if let Some(assertion) = &policy.assertion {
+        walls.push(format!("the backend verifies the signed {}", assertion.header));
+    }
+    if walls.is_empty() {
+        return "none: whoever reaches the backend's port names any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or one user alone would be one".to_owned();
+    }
+    walls.join("; ")
 }
 
 /// What an upstream gets of the caller's token.

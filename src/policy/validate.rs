@@ -127,8 +127,11 @@ impl Check {
         let upstreams = self.upstreams(config);
         let trusted_headers = self.trusted_headers(config);
         let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
+        let assertion = self.assertion(config);
+        let named = config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str);
         let reserved = ReservedNames::new(
-            config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str),
+            // The assertion's usual name is reserved whether or not there is one.
+            named.chain([super::assertion::HEADER]).chain(assertion.iter().map(|assertion| assertion.header.as_str())),
             rules_by_method,
         );
         for (index, name) in config.identity.strip.iter().enumerate() {
@@ -179,6 +182,7 @@ impl Check {
             control,
             upstreams: upstreams?,
             providers,
+            assertion,
             trusted_headers,
             reserved,
             routes,

@@ -84,7 +84,7 @@ pub(super) fn admit(
         let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
         return Err((refusal, Ending::TooManyConnections));
     }
-    let (sealed, identity, token, trusted) = seal(allowed, context.policy())
+    let (sealed, identity, token, trusted) = seal(allowed, context.policy(), context.runtime.signer.as_ref())
         .map_err(|unsendable| (Refusal::unsendable(&unsendable.to_string()), Ending::Denied))?;
     let keeps_token = needs.hands_on();
     let judge = RefreshJudge { shared: Arc::clone(&context.shared), path, user, trusted, presence, keeps_token };

@@ -83,6 +83,16 @@ impl Drop for Backend {
 
 impl Backend {
     async fn start(name: &str, python: &Path, arguments: impl Fn(u16) -> Vec<String>, prepare: impl Fn(&Path)) -> Self {
+        Self::start_with(name, python, arguments, prepare, &[]).await
+    }
+
+    async fn start_with(
+        name: &str,
+        python: &Path,
+        arguments: impl Fn(u16) -> Vec<String>,
+        prepare: impl Fn(&Path),
+        environment: &[(&str, &str)],
+    ) -> Self {
         use std::os::unix::process::CommandExt as _;
         let folder = std::env::temp_dir().join(format!("vestibule-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("folder");
@@ -93,6 +103,7 @@ impl Backend {
             .args(arguments(port))
             .current_dir(&folder)
             .env("HOME", &folder)
+            .envs(environment.iter().copied())
             .env("JUPYTER_RUNTIME_DIR", folder.join("runtime"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
@@ -371,4 +382,67 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
     for word in ["hello\n", "alice\n", "and\n", "goodbye\n"] {
         client.until(word).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_believes_signed_assertions_believes_nobody_else() {
+    let Some(python) = python() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let key = support::proxy::TempFile::new("");
+    std::fs::remove_file(&key.0).expect("removed");
+    let made = support::proxy::command().args(["token", "assertion-key", "--new", key.path()]).output().expect("runs");
+    let keys = support::proxy::TempFile::new(&String::from_utf8(made.stdout).expect("text"));
+    let backend = Backend::start_with(
+        "guarded",
+        python,
+        |port| {
+            ["-m", "uvicorn", "guarded_app:app", "--host", "127.0.0.1", "--port", &port.to_string()]
+                .map(str::to_owned)
+                .to_vec()
+        },
+        |folder| {
+            for source in ["tests/backends/guarded_app.py", "docs/asgi/vestibule_assertion.py"] {
+                let source = root.join(source);
+                std::fs::copy(&source, folder.join(source.file_name().expect("a name"))).expect("copied");
+            }
+        },
+        &[("KEYS", keys.path())],
+    )
+    .await;
+    let issuer = Issuer::start().await;
+    let yaml = |upstream: SocketAddr| {
+        format!(
+            "upstream: http://{upstream}\n{}identity: {{ assertion: {{ key_file: \"{}\", audience: guarded }} }}\nroutes: [{{ path: /open/**, auth: none }}]\n",
+            provider(&issuer),
+            key.path()
+        )
+    };
+    let proxy = Proxy::start(&yaml(backend.address)).await;
+    let alice = issuer.token("alice");
+    let credential = bearer(&alice);
+    for (method, target) in [("GET", "/a"), ("POST", "/a?b=c"), ("GET", "/caf%C3%A9/%20x")] {
+        let answer = request(proxy.address, method, target, &[&credential], "").await;
+        assert_eq!((answer.status, answer.json()), (200, json!({"user": "alice"})), "{method} {target}");
+    }
+    let mut socket = Socket::open(proxy.address, "/ws", &[]).await;
+    assert_eq!(socket.authenticate(&alice).await["type"], "authenticated");
+    assert_eq!(socket.next_text().await, "alice");
+    // A neighbour who reaches its port, with and without our header's name; and our own public route.
+    assert_eq!(get(backend.address, "/a", &[]).await.status, 403);
+    assert_eq!(get(backend.address, "/a", &["X-User-Id: alice", "X-Vestibule-Assertion: x"]).await.status, 403);
+    assert_eq!(get(proxy.address, "/open/a", &["X-Vestibule-Assertion: x"]).await.status, 403);
+    let (refused, _) = Socket::try_open(backend.address, "/ws", &[]).await;
+    assert_eq!(refused.status, 403);
+    // One that was overheard is worth nothing for another request, nor twice in a header.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let ear = Proxy::start(&yaml(listener.local_addr().expect("address"))).await;
+    let mut client = Client::connect(ear.address).await;
+    client.send(format!("GET /a HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
+    let (stream, _) = within("the upstream to be dialled", listener.accept()).await.expect("accepts");
+    let head = Client::over(stream).until("\r\n\r\n").await;
+    let assertion = head.lines().find(|line| line.starts_with("x-vestibule-assertion")).expect("asserted").to_owned();
+    assert_eq!(get(backend.address, "/a", &[&assertion]).await.status, 200, "the same request, within its minute");
+    assert_eq!(get(backend.address, "/b", &[&assertion]).await.status, 403);
+    assert_eq!(request(backend.address, "POST", "/a", &[&assertion], "").await.status, 403);
+    assert_eq!(get(backend.address, "/a", &[&assertion, &assertion]).await.status, 403);
 }

@@ -10,6 +10,7 @@
 mod support;
 
 mod addresses;
+mod assertion;
 mod attacks;
 mod command_line;
 mod configuration;

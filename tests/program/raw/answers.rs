@@ -33,44 +33,40 @@ impl House {
         let mut conn = self.backend.accept().await;
         conn.request().await;
         conn.write(bytes).await;
-        let seen = if closes {
+        if closes {
             drop(conn);
             let seen = client.whole(method == "HEAD").await;
-            format!("{seen}\nthe upstream has closed")
-        } else {
-            let seen = client.whole(method == "HEAD").await;
-            // A second request, by another client: on this connection, or on one of its own?
-            let mut second = Client::connect(self.proxy.address).await;
-            second.send(ask("GET /second")).await;
-            let reused = tokio::select! {
-                biased;
-                fresh = self.backend.accept() => {
-                    let mut fresh = fresh;
-                    fresh.request().await;
-                    fresh.write("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nsecond").await;
-                    "on a fresh connection"
-                }
-                again = conn.try_request() => match again {
-                    Some(_) => {
-                        conn.write("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nsecond").await;
-                        "on the same connection"
-                    }
-                    None => {
-                        let mut fresh = self.backend.accept().await;
-                        fresh.request().await;
-                        fresh.write("HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nsecond").await;
-                        "on a fresh connection"
-                    }
-                },
-            };
-            // Whatever came before, this client sees its own answer.
-            let answer = second.whole(false).await;
-            assert!(answer.ends_with("whole \"second\""), "{answer}");
-            format!("{seen}\nthe next {reused}")
+            return format!("{seen}\nthe upstream has closed");
+        }
+        let seen = client.whole(method == "HEAD").await;
+        // A second request, by another client: on this connection, or on one of its own?
+        let mut second = Client::connect(self.proxy.address).await;
+        second.send(ask("GET /second")).await;
+        let again = tokio::select! {
+            biased;
+            fresh = self.backend.accept() => Err(fresh),
+            again = conn.try_request() => Ok(again.is_some()),
         };
-        seen
+        let reused = if let Ok(true) = again {
+            conn.write(SECOND).await;
+            "on the same connection"
+        } else {
+            let mut fresh = match again {
+                Err(fresh) => fresh,
+                Ok(_) => self.backend.accept().await,
+            };
+            fresh.request().await;
+            fresh.write(SECOND).await;
+            "on a fresh connection"
+        };
+        // Whatever came before, this client sees its own answer.
+        let answer = second.whole(false).await;
+        assert!(answer.ends_with("whole \"second\""), "{answer}");
+        format!("{seen}\nthe next {reused}")
     }
 }
+
+const SECOND: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nsecond";
 
 #[tokio::test]
 async fn every_answer_is_passed_on_or_refused_as_believed() {
@@ -198,7 +194,6 @@ async fn every_answer_is_passed_on_or_refused_as_believed() {
     assert!(cases.len() >= 40, "{}", cases.len());
     let mut outcomes = Vec::new();
     for (name, method, bytes, closes) in cases {
-        println!("{name}");
         outcomes.push((format!("{name} ({method})"), house.outcome(method, &bytes, closes).await));
     }
     believe("answers.txt", &outcomes);

@@ -91,11 +91,13 @@ impl House {
 }
 
 fn request(line: &str, fields: &[&str]) -> Vec<u8> {
-    format!(
-        "{line}\r\nHost: localhost\r\n{{auth}}\r\n{}\r\n",
-        fields.iter().map(|f| format!("{f}\r\n")).collect::<String>()
-    )
-    .into_bytes()
+    let mut text = format!("{line}\r\nHost: localhost\r\n{{auth}}\r\n");
+    for field in fields {
+        text.push_str(field);
+        text.push_str("\r\n");
+    }
+    text.push_str("\r\n");
+    text.into_bytes()
 }
 
 fn get(fields: &[&str]) -> Vec<u8> {
@@ -502,7 +504,6 @@ async fn all(file: &str, policy: &str, cases: Cases) {
     let house = House::start(policy).await;
     let mut outcomes = Vec::new();
     for (name, bytes) in cases {
-        println!("{name}");
         let outcome = house.outcome(&bytes).await;
         outcomes.push((name, outcome));
     }

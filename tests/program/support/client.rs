@@ -42,6 +42,11 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = within("to connect", TcpStream::connect(address)).await.expect("connects");
         stream.set_nodelay(true).expect("nodelay");
+        Self::over(stream)
+    }
+
+    /// On a connection that stands.
+    pub fn over(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 

@@ -1,0 +1,89 @@
+//! The signed assertion: a header of its own in which the backend can read who asks, and check that it was us.
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use hyper::header::HeaderName;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+
+use super::validate::Check;
+use crate::config::Config;
+
+/// A P-256 key. Cannot be printed.
+#[derive(Clone)]
+pub struct AssertionKey(pub(crate) Arc<EcdsaKeyPair>);
+
+impl AssertionKey {
+    /// From PKCS#8; `None` when it is no P-256 key.
+    #[must_use]
+    pub fn read(pkcs8: &[u8]) -> Option<Self> {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok()?;
+        Some(Self(Arc::new(key)))
+    }
+}
+
+impl std::fmt::Debug for AssertionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AssertionKey")
+    }
+}
+
+/// How assertions are made.
+#[derive(Clone, Debug)]
+pub struct AssertionSpec {
+    /// The header that carries them.
+    pub header: HeaderName,
+    /// The key that signs; `validate` has read or made it.
+    pub key: AssertionKey,
+    /// Whether the key is that of a file, and so the same at the next start.
+    pub is_kept: bool,
+    /// Whom assertions for the default upstream are for; those of routes go by their URL.
+    pub audience: Option<String>,
+}
+
+pub(super) const HEADER: &str = "X-Vestibule-Assertion";
+
+impl AssertionSpec {
+    /// Of a key alone, for showing its public half.
+    #[must_use]
+    pub fn of_key(key: AssertionKey) -> Self {
+        Self { header: HeaderName::from_static("x-vestibule-assertion"), key, is_kept: true, audience: None }
+    }
+}
+
+impl Check {
+    pub(super) fn assertion(&mut self, config: &Config) -> Option<AssertionSpec> {
+        let assertion = config.identity.assertion.as_ref()?;
+        let at = "identity.assertion";
+        let name = assertion.header.as_deref().unwrap_or(HEADER);
+        let header = self.header_name(&format!("{at}.header"), name)?;
+        if config.identity.headers.keys().any(|other| {
+            let letters = |text: &str| super::fold(text).map(|folded| folded.as_bytes().to_vec());
+            letters(other) == letters(name)
+        }) {
+            self.wrong(
+                format!("{at}.header"),
+                format!("\"{name}\" carries a claim already; give the assertion a header of its own"),
+            );
+        }
+        let audience = assertion.audience.clone().filter(|audience| !audience.is_empty());
+        let Some(file) = &assertion.key_file else {
+            let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).ok();
+            let made =
+                made.and_then(|key| AssertionKey::read(key.as_ref())).ok_or_else(|| "no key could be made".to_owned());
+            let key = self.take(at, made)?;
+            return Some(AssertionSpec { header, key, is_kept: false, audience });
+        };
+        let path = format!("{at}.key_file");
+        let pem = self.file(&path, file)?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
+        let key = key.and_then(|key| AssertionKey::read(key.secret_pkcs8_der()));
+        let Some(key) = key else {
+            self.wrong(path, format!("{file} holds no P-256 private key in PKCS#8 PEM. Make one: vestibule token assertion-key --new {file}"));
+            return None;
+        };
+        Some(AssertionSpec { header, key, is_kept: true, audience })
+    }
+}
