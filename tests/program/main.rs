@@ -20,6 +20,7 @@ mod handover;
 mod house;
 mod http;
 mod identity;
+mod limits;
 mod logs;
 mod metrics;
 mod providers;
