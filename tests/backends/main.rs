@@ -446,3 +446,25 @@ async fn a_backend_that_believes_signed_assertions_believes_nobody_else() {
     assert_eq!(request(backend.address, "POST", "/a", &[&assertion], "").await.status, 403);
     assert_eq!(get(backend.address, "/a", &[&assertion, &assertion]).await.status, 403);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wsgi_backend_reads_no_look_alike() {
+    let Some(python) = python() else { return };
+    // CGI makes one name of `X-User-Id` and `X_User_Id`: what WSGI hands an application is what counts.
+    let source = "import sys\nfrom wsgiref.simple_server import make_server\ndef app(environ, start):\n    start('200 OK', [('Content-Type', 'text/plain')])\n    return [environ.get('HTTP_X_USER_ID', 'nobody').encode()]\nmake_server('127.0.0.1', int(sys.argv[1]), app).serve_forever()\n";
+    let backend =
+        Backend::start("wsgi", python, |port| vec!["-c".to_owned(), source.to_owned(), port.to_string()], |_| {}).await;
+    let issuer = Issuer::start().await;
+    let proxy = Proxy::start(&format!(
+        "upstream: http://{}\n{}routes: [{{ path: /open, auth: none }}]\n",
+        backend.address,
+        provider(&issuer)
+    ))
+    .await;
+    let credential = bearer(&issuer.token("alice"));
+    for spoofed in ["X-User-Id: mallory", "X_User_Id: mallory", "x_user-id: mallory", "X.User.Id: mallory"] {
+        let answer = get(proxy.address, "/x", &[&credential, spoofed]).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "alice"), "{spoofed}");
+        assert_eq!(get(proxy.address, "/open", &[spoofed]).await.body, "nobody", "{spoofed}");
+    }
+}

@@ -10,6 +10,7 @@
 mod support;
 
 mod addresses;
+mod advisories;
 mod assertion;
 mod attacks;
 mod command_line;
