@@ -176,7 +176,7 @@ pub fn seal(
     let to = policy.upstream(&matched.route);
     let read_by_us =
         matched.route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
-    let takes_trailers = strip(&mut admitted, policy, read_by_us);
+    let takes_trailers = strip(&mut admitted.parts.headers, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
     for (name, value) in &trusted.0 {
         headers.insert(name.clone(), value.clone());
@@ -225,7 +225,7 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 #[must_use]
 pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
     let PublicRequest { mut admitted, route } = public;
-    let takes_trailers = strip(&mut admitted, policy, false);
+    let takes_trailers = strip(&mut admitted.parts.headers, policy, false);
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, policy, to);
     Sealed { request, verified: false, upstream: route.upstream, takes_trailers }
@@ -273,10 +273,9 @@ fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<Cl
 }
 
 /// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew.
-fn strip(admitted: &mut Admitted, policy: &Policy, websocket_is_read: bool) -> bool {
-    let websocket = lists(&admitted.parts.headers, &UPGRADE, "websocket");
-    let takes_trailers = !websocket && lists(&admitted.parts.headers, &TE, "trailers");
-    let headers = &mut admitted.parts.headers;
+fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> bool {
+    let websocket = lists(headers, &UPGRADE, "websocket");
+    let takes_trailers = !websocket && lists(headers, &TE, "trailers");
     strip_reserved(headers, policy);
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
@@ -374,5 +373,68 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "content-length", "host"]);
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::policy::fold;
+
+        fn policy() -> Policy {
+            let yaml = "upstream: http://127.0.0.1:1\nidentity: { headers: { X-User-Id: sub, x_Team: team }, strip: [X-Own] }\nroutes: [{ path: /**, auth: none }]\n";
+            let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
+            let loaded =
+                crate::config::load(&crate::config::Flags::default(), &crate::config::Environment(&environment));
+            crate::policy::validate(&loaded.expect("loads").config).expect("valid")
+        }
+
+        fn name() -> impl Strategy<Value = String> {
+            prop_oneof![
+                "[Xx][-_.]?[Uu]ser[-_.]?[Ii][Dd]",
+                "[Xx][-_.]?[Tt][Ee]am",
+                "[Xx][-_]?[Oo]wn",
+                "(remote|x-forwarded|x-auth-request)[-_](user|email|groups)",
+                "[Xx][-_]forwarded[-_](for|proto|host|port|prefix)",
+                Just("Connection".to_owned()),
+                Just("Proxy-Connection".to_owned()),
+                "[a-z][a-z0-9-]{0,12}",
+            ]
+        }
+
+        fn value() -> impl Strategy<Value = String> {
+            prop_oneof![
+                "[ -~]{0,20}",
+                "(close|keep-alive|x-user-id|X_TEAM|upgrade|te)(, ?(x-user-id|x-team|host|via)){0,3}",
+            ]
+        }
+
+        proptest! {
+            #[test]
+            fn every_identity_header_is_ours_alone_or_not_there(fields in prop::collection::vec((name(), value()), 0..24)) {
+                let policy = policy();
+                let mut headers = HeaderMap::new();
+                for (name, value) in &fields {
+                    let field = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str()));
+                    if let (Ok(name), Ok(value)) = field {
+                        headers.append(name, value);
+                    }
+                }
+                strip(&mut headers, &policy, false);
+                let letters = |name: &str| fold(name).map(|folded| folded.as_bytes().to_vec());
+                let ours: Vec<_> = ["x-user-id", "x-team", "x-own"].iter().map(|name| letters(name)).collect();
+                for name in headers.keys() {
+                    prop_assert!(!ours.contains(&letters(name.as_str())), "{name} of the client's stays");
+                }
+                // What `seal` puts in afterwards is there once, whatever was named in `Connection`.
+                for trusted in &policy.trusted_headers {
+                    headers.insert(trusted.name.clone(), HeaderValue::from_static("alice"));
+                }
+                for trusted in &policy.trusted_headers {
+                    let values: Vec<_> = headers.get_all(&trusted.name).iter().collect();
+                    prop_assert_eq!(values, [&HeaderValue::from_static("alice")]);
+                }
+            }
+        }
     }
 }

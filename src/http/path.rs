@@ -153,4 +153,58 @@ mod tests {
             assert_eq!(has_broken_escape(path), broken, "{path}");
         }
     }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+        use crate::policy::{AuthMode, Policy};
+
+        fn policy() -> Policy {
+            let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX }]\nroutes:\n  - { path: /admin/**, auth: deny }\n  - { path: /open/**, auth: none }\n  - { path: \"/a/{x}/b\", require: { sub: nobody } }\n";
+            let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
+            let loaded =
+                crate::config::load(&crate::config::Flags::default(), &crate::config::Environment(&environment));
+            crate::policy::validate(&loaded.expect("loads").config).expect("valid")
+        }
+
+        /// What a lenient backend makes of a path: decoded, back slashes turned, parameters cut, dots resolved,
+        /// slashes merged, in small letters.
+        fn as_a_backend_reads(path: &str) -> String {
+            let decoded =
+                String::from_utf8_lossy(&percent_decode(path.as_bytes()).collect::<Vec<u8>>()).replace('\\', "/");
+            let mut stack: Vec<String> = Vec::new();
+            for segment in decoded.split('/') {
+                match segment.split(';').next().unwrap_or_default() {
+                    "" | "." => {}
+                    ".." => {
+                        stack.pop();
+                    }
+                    name => stack.push(name.to_ascii_lowercase()),
+                }
+            }
+            format!("/{}", stack.join("/"))
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig { max_global_rejects: 1_000_000, ..ProptestConfig::with_cases(2_000) })]
+
+            #[test]
+            fn what_is_let_through_falls_under_one_rule_however_it_is_read(
+                path in "(/|/open|/admin|/a|/b|/x|/\\.|/\\.\\.|%2e|%2F|%5c|//|;|\\\\|%61|%41|%20|ADMIN|Open|/admin/|%25|%2525|\u{e9}){0,8}"
+            ) {
+                prop_assume!(path.starts_with('/') && !has_broken_escape(&path) && !is_ambiguous(&path));
+                let policy = policy();
+                let sent = policy.route("GET", &path);
+                let read = policy.route("GET", &as_a_backend_reads(&path));
+                // A rule that closes does so in every reading; one that opens only where every reading is opened.
+                if read.route.auth == AuthMode::Deny || !read.route.require.claims.is_empty() {
+                    prop_assert_eq!(&sent.route.label, &read.route.label, "{}", path);
+                }
+                if sent.route.auth == AuthMode::None {
+                    prop_assert_eq!(read.route.auth, AuthMode::None, "{}", path);
+                }
+            }
+        }
+    }
 }
