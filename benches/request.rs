@@ -1,0 +1,246 @@
+//! What a request costs, in CPU time of the process in the middle: Vestibule with everything that is on by default
+//! (RS256; a token seen before, a token repeated on its connection, a new token every time) beside a bare hyper proxy
+//! without authentication. `cargo bench --bench request`; loopback only, the middle on one core and the load on
+//! another where there is `taskset`; about a minute.
+
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
+
+use std::convert::Infallible;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::encoding::AsDer as _;
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::signature::KeyPair as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::body::Incoming;
+use hyper::client::conn::http1 as client;
+use hyper::server::conn::http1 as server;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+
+const CONNECTIONS: usize = 8;
+const REQUESTS: usize = 4_000;
+const WARM_UP: usize = 500;
+
+fn main() {
+    let one = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, listen, upstream] = arguments.as_slice()
+        && mode == "--bare"
+    {
+        return one().block_on(bare(listen.clone(), upstream.clone()));
+    }
+    one().block_on(compare());
+}
+
+/// The least that stands between an HTTP client and an upstream: hyper on both sides, one upstream connection a
+/// client connection.
+async fn bare(listen: String, upstream: String) {
+    let listener = TcpListener::bind(listen).await.expect("port");
+    loop {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        stream.set_nodelay(true).expect("nodelay");
+        let upstream = upstream.clone();
+        tokio::spawn(async move {
+            let tcp = TcpStream::connect(upstream).await.expect("upstream");
+            tcp.set_nodelay(true).expect("nodelay");
+            let (sender, connection) = client::handshake(TokioIo::new(tcp)).await.expect("handshake");
+            tokio::spawn(connection);
+            let sender = Arc::new(Mutex::new(sender));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let sender = Arc::clone(&sender);
+                async move {
+                    let answer: Response<Incoming> =
+                        sender.lock().await.send_request(request).await.expect("an answer");
+                    Ok::<_, Infallible>(answer)
+                }
+            });
+            let _ = server::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+async fn head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+    loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            buffer.drain(..at + 4);
+            return Ok(());
+        }
+        let mut chunk = [0; 4096];
+        let length = stream.read(&mut chunk).await?;
+        if length == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer.extend_from_slice(&chunk[..length]);
+    }
+}
+
+/// Answers every request with nothing.
+async fn answers(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = Vec::new();
+    loop {
+        head(&mut stream, &mut buffer).await?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
+    }
+}
+
+/// Whose tokens a connection presents: its own again and again, or a new one every time.
+#[derive(Clone)]
+enum Tokens {
+    Own(String),
+    Turn(Arc<Vec<String>>),
+}
+
+async fn load(address: String, tokens: Tokens, number: usize, requests: usize) {
+    let mut stream = TcpStream::connect(address).await.expect("connects");
+    stream.set_nodelay(true).expect("nodelay");
+    let mut buffer = Vec::new();
+    for index in 0..requests {
+        let token = match &tokens {
+            Tokens::Own(token) => token,
+            Tokens::Turn(tokens) => &tokens[(number * requests + index) % tokens.len()],
+        };
+        let request = format!(
+            "GET /api/cells/{index} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: bench\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.expect("written");
+        head(&mut stream, &mut buffer).await.expect("an answer");
+    }
+}
+
+async fn all(address: &str, tokens: &Tokens, requests: usize) {
+    let loads: Vec<_> = (0..CONNECTIONS)
+        .map(|number| tokio::spawn(load(address.to_owned(), tokens.clone(), number, requests)))
+        .collect();
+    for load in loads {
+        load.await.expect("ends");
+    }
+}
+
+/// CPU time of all threads so far.
+fn cpu(child: &Child) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("its threads");
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
+
+struct Middle {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Middle {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address").port()
+}
+
+/// On the first core, where programs can be told so.
+fn pinned(program: &str) -> Command {
+    let there = Command::new("taskset").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if there {
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0", program]);
+        return command;
+    }
+    Command::new(program)
+}
+
+fn start(make: impl Fn(&str) -> Command) -> Middle {
+    let address = format!("127.0.0.1:{}", free_port());
+    let child = make(&address).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let middle = Middle { child, address };
+    let until = Instant::now() + Duration::from_secs(10);
+    while std::net::TcpStream::connect(&middle.address).is_err() {
+        assert!(Instant::now() < until, "it does not listen");
+        // Another program's listener: nothing to await but a connection that succeeds.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    middle
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
+}
+
+async fn compare() {
+    let _ = Command::new("taskset").args(["-cp", "1", &std::process::id().to_string()]).stdout(Stdio::null()).status();
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let upstream = listener.local_addr().expect("address").to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answers(stream));
+        }
+    });
+    let pair = KeyPair::generate(KeySize::Rsa2048).expect("key");
+    let private: aws_lc_rs::encoding::Pkcs8V1Der<'_> = pair.as_der().expect("pkcs8");
+    let public: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().expect("spki");
+    let key_file = std::env::temp_dir().join(format!("vestibule-bench-{}.pem", std::process::id()));
+    std::fs::write(&key_file, pem("PUBLIC KEY", public.as_ref())).expect("written");
+    let key = jsonwebtoken::EncodingKey::from_rsa_pem(pem("PRIVATE KEY", private.as_ref()).as_bytes()).expect("rsa");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    let token = |number: usize| {
+        let claims = serde_json::json!({"iss": "https://bench.example", "aud": "bench", "sub": "user_2abcdefghijklmnop", "sid": "sess_2abcdefghijklmnop", "jti": format!("{number:08}"), "iat": now, "nbf": now, "exp": now + 3_600, "email": "someone@example.com", "org_id": "org_2abcdefghijklmnop"});
+        jsonwebtoken::encode(&jsonwebtoken::Header::new(jsonwebtoken::Algorithm::RS256), &claims, &key).expect("signed")
+    };
+    println!("signing {} tokens", CONNECTIONS * REQUESTS);
+    let many: Arc<Vec<String>> = Arc::new((0..CONNECTIONS * REQUESTS).map(token).collect());
+    let few: Arc<Vec<String>> = Arc::new(many.iter().take(100).cloned().collect());
+    let configuration = |listen: &str, cache: usize| {
+        format!(
+            "listen: {listen}\nadmin: null\nupstream: http://{upstream}\nproviders: [{{ preset: jwt, issuer: \"https://bench.example\", audience: bench, jwks: {{ pem_file: \"{}\" }} }}]\nlimits: {{ token_cache: {cache} }}\nlog: {{ format: json }}\n",
+            key_file.display()
+        )
+    };
+    let vestibule = |cache: usize| {
+        start(|listen| {
+            let mut command = pinned(env!("CARGO_BIN_EXE_vestibule"));
+            command.arg("run").env("VESTIBULE_CONFIG_YAML", configuration(listen, cache));
+            command
+        })
+    };
+    let bare = start(|listen| {
+        let itself = std::env::current_exe().expect("itself");
+        let mut command = pinned(itself.to_str().expect("a path"));
+        command.args(["--bare", listen, &upstream]);
+        command
+    });
+    let (usual, forgetful) = (vestibule(10_000), vestibule(0));
+    let own = Tokens::Own(many[0].clone());
+    let rows = [
+        ("bare hyper proxy, no authentication", &bare, own.clone()),
+        ("vestibule, token repeated on its connection", &usual, own),
+        ("vestibule, token seen before elsewhere", &usual, Tokens::Turn(few)),
+        ("vestibule, every token new", &forgetful, Tokens::Turn(many)),
+    ];
+    println!("{CONNECTIONS} connections, {REQUESTS} requests each; three runs in turn");
+    for run in 1..=3 {
+        for (name, middle, tokens) in &rows {
+            all(&middle.address, tokens, WARM_UP).await;
+            let (before, began) = (cpu(&middle.child), Instant::now());
+            all(&middle.address, tokens, REQUESTS).await;
+            let requests = (CONNECTIONS * REQUESTS) as f64;
+            let micros = cpu(&middle.child).saturating_sub(before).as_secs_f64() * 1e6 / requests;
+            let rate = requests / began.elapsed().as_secs_f64();
+            println!("run {run}  {name:<44} {micros:6.2} µs of CPU a request, {rate:7.0} requests a second");
+        }
+    }
+    let _ = std::fs::remove_file(key_file);
+}
