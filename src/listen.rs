@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::LastToken;
@@ -164,7 +164,11 @@ async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Sha
                 Ok(count) => {
                     tokio::spawn(serve(Arc::clone(&shared), socket, tls.clone(), peer, count));
                 }
-                Err(limit) => refuse(socket, tls.is_some(), limit, &lingering),
+                Err(limit) => {
+                    // With so many on their way out accepting pauses: the system's queue is the next bound.
+                    let Ok(place) = Arc::clone(&lingering).acquire_owned().await else { return };
+                    refuse(socket, tls.is_some(), limit, place);
+                }
             },
             // One connection that is gone again is no reason to stop; a full table needs a moment.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -184,9 +188,9 @@ async fn next(listener: &BoundSocket) -> io::Result<(Socket, Option<SocketAddr>)
 }
 
 /// At the connection limit: a short answer, without waiting for the request. A moment's linger, since
-/// closing with the request unread would reset the connection and take the answer with it; no more than
-/// a few linger at once.
-fn refuse(mut stream: Socket, speaks_tls: bool, limit: &'static str, lingering: &Arc<Semaphore>) {
+/// closing with the request unread would reset the connection and take the answer with it; `place` is one of
+/// the few that linger at once.
+fn refuse(mut stream: Socket, speaks_tls: bool, limit: &'static str, place: OwnedSemaphorePermit) {
     if speaks_tls {
         // Nothing can be said before a handshake, and there is no room for one.
         return;
@@ -202,7 +206,6 @@ fn refuse(mut stream: Socket, speaks_tls: bool, limit: &'static str, lingering: 
     if stream.write_now(answer.as_bytes()).is_err() {
         return;
     }
-    let Ok(permit) = Arc::clone(lingering).try_acquire_owned() else { return };
     tokio::spawn(async move {
         let _ = tokio::time::timeout(LINGER, async {
             stream.shutdown().await?;
@@ -211,7 +214,7 @@ fn refuse(mut stream: Socket, speaks_tls: bool, limit: &'static str, lingering: 
             Ok::<_, io::Error>(())
         })
         .await;
-        drop(permit);
+        drop(place);
     });
 }
 

@@ -24,10 +24,18 @@ pub(super) struct TokenCache {
     entries: Cache<Digest, Entry>,
 }
 
+/// What was found of a token, and until when it may be believed unasked.
 #[derive(Clone)]
-struct Entry {
-    identity: Arc<Identity>,
+pub(super) struct Entry {
+    pub(super) identity: Arc<Identity>,
     until: Instant,
+}
+
+impl Entry {
+    /// Good for `ttl` from now.
+    pub(super) fn new(identity: Arc<Identity>, ttl: Duration) -> Self {
+        Self { identity, until: Instant::now() + ttl }
+    }
 }
 
 impl TokenCache {
@@ -41,22 +49,21 @@ impl TokenCache {
         digest.as_ref().try_into().unwrap_or_default()
     }
 
-    /// An identity that was verified from this very token. Whether the token has ended since, and whether its
-    /// key still stands, is the caller's to ask.
-    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<Identity>> {
+    /// What was verified from this very token. Whether the token has ended since, and whether its key still
+    /// stands, is the caller's to ask.
+    pub(super) fn get(&self, digest: &Digest) -> Option<Entry> {
         let entry = self.entries.get(digest)?;
         if entry.until > Instant::now() {
-            return Some(entry.identity);
+            return Some(entry);
         }
         self.entries.remove(digest);
         None
     }
 
-    /// Keeps what was verified for at most `ttl`.
-    pub(super) fn insert(&self, digest: Digest, identity: &Arc<Identity>, ttl: Duration) {
-        if !ttl.is_zero() {
-            let entry = Entry { identity: Arc::clone(identity), until: Instant::now() + ttl };
-            self.entries.insert(digest, entry);
+    /// Keeps what was verified as long as it is good.
+    pub(super) fn insert(&self, digest: Digest, entry: &Entry) {
+        if entry.until > Instant::now() {
+            self.entries.insert(digest, entry.clone());
         }
     }
 
@@ -94,15 +101,8 @@ impl LastToken {
         is_it.then(|| (last.digest, Arc::clone(&last.entry.identity)))
     }
 
-    pub(super) fn set(
-        &self,
-        token: &Token,
-        digest: Digest,
-        identity: &Arc<Identity>,
-        ttl: Duration,
-        verifier: &Arc<()>,
-    ) {
-        let entry = Entry { identity: Arc::clone(identity), until: Instant::now() + ttl };
+    /// Keeps what was found, for no longer than it was good when it was found.
+    pub(super) fn set(&self, token: &Token, digest: Digest, entry: Entry, verifier: &Arc<()>) {
         let last = Last { token: token.again(), digest, entry, verifier: Arc::clone(verifier) };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     }
@@ -144,7 +144,7 @@ mod tests {
         let cache = TokenCache::new(100).expect("a cache");
         let identity = identity();
         for number in 0..10_000 {
-            cache.insert(digest(number), &identity, Duration::from_secs(60));
+            cache.insert(digest(number), &Entry::new(Arc::clone(&identity), Duration::from_secs(60)));
         }
         assert!(cache.len() <= 100, "{}", cache.len());
     }
@@ -154,7 +154,7 @@ mod tests {
         let token = |text: &str| Token::presented(text, 16).expect("token");
         let (ours, other) = (Arc::new(()), Arc::new(()));
         let last = LastToken::default();
-        let set = |ttl| last.set(&token("abc"), digest(1), &identity(), ttl, &ours);
+        let set = |ttl| last.set(&token("abc"), digest(1), Entry::new(identity(), ttl), &ours);
         assert!(last.get(&token("abc"), &ours).is_none());
         set(Duration::from_secs(60));
         assert!(last.get(&token("abc"), &ours).is_some());
@@ -168,11 +168,11 @@ mod tests {
     #[test]
     fn an_entry_ends_with_its_ttl_and_none_begins_without_one() {
         let cache = TokenCache::new(10).expect("a cache");
-        cache.insert(digest(1), &identity(), Duration::ZERO);
+        cache.insert(digest(1), &Entry::new(identity(), Duration::ZERO));
         assert!(cache.get(&digest(1)).is_none());
-        cache.insert(digest(1), &identity(), Duration::from_nanos(1));
+        cache.insert(digest(1), &Entry::new(identity(), Duration::from_nanos(1)));
         assert!(cache.get(&digest(1)).is_none());
-        cache.insert(digest(1), &identity(), Duration::from_secs(60));
+        cache.insert(digest(1), &Entry::new(identity(), Duration::from_secs(60)));
         assert!(cache.get(&digest(1)).is_some());
         assert!(cache.get(&digest(2)).is_none());
         cache.remove(&digest(1));

@@ -165,7 +165,9 @@ impl Remote {
     /// The question under way, or a new one. It is a task of its own: whoever asked first may leave.
     fn join(&self, question: &Question, occasion: Occasion) -> watch::Receiver<Option<Outcome>> {
         let mut under_way = self.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = under_way.get(&question.digest) {
+        // One whose task is gone without an answer is nobody's any more.
+        let lives = |outcome: &&watch::Receiver<_>| outcome.has_changed().is_ok();
+        if let Some(outcome) = under_way.get(&question.digest).filter(lives) {
             return outcome.clone();
         }
         let (send, outcome) = watch::channel(None);

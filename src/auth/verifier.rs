@@ -11,7 +11,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
-use super::cache::{Digest, LastToken, TokenCache};
+use super::cache::{Digest, Entry, LastToken, TokenCache};
 use super::claims;
 use super::identity::{End, Voucher};
 use super::jwt::{self, Parsed};
@@ -195,34 +195,37 @@ impl Verifier {
             return Ok(identity);
         }
         let presented = Presented { token, digest: TokenCache::digest(token), now, effort };
-        let identity = self.looked_up(&presented, claimed).await?;
+        let entry = self.looked_up(&presented, claimed).await?;
+        let identity = Arc::clone(&entry.identity);
         self.beside(&presented, &identity, claimed).await?;
         if let Some(last) = last.filter(|_| self.cache.is_some()) {
-            last.set(token, presented.digest, &identity, remembered_for(&identity), &self.mark);
+            last.set(token, presented.digest, entry, &self.mark);
         }
         Ok(identity)
     }
 
     /// Remembered, or examined and remembered.
-    async fn looked_up(&self, presented: &Presented<'_>, claimed: &mut Claimed) -> Result<Arc<Identity>, Rejection> {
-        if let Some(identity) = self.remembered(presented) {
+    async fn looked_up(&self, presented: &Presented<'_>, claimed: &mut Claimed) -> Result<Entry, Rejection> {
+        if let Some(entry) = self.remembered(presented) {
             self.metrics.looked_up("hit");
-            return Ok(identity);
+            return Ok(entry);
         }
         self.metrics.looked_up("miss");
         let identity = Arc::new(self.examine(presented, claimed).await?);
+        let ttl = remembered_for(&identity);
+        let entry = Entry::new(identity, ttl);
         if let Some(cache) = &self.cache {
-            cache.insert(presented.digest, &identity, remembered_for(&identity));
+            cache.insert(presented.digest, &entry);
         }
-        Ok(identity)
+        Ok(entry)
     }
 
-    fn remembered(&self, presented: &Presented<'_>) -> Option<Arc<Identity>> {
+    fn remembered(&self, presented: &Presented<'_>) -> Option<Entry> {
         let cache = self.cache.as_ref()?;
-        let identity = cache.get(&presented.digest)?;
-        if self.still_stands(&identity, presented.now) {
-            tracing::debug!("token seen before: user {}", identity.user_id());
-            return Some(identity);
+        let entry = cache.get(&presented.digest)?;
+        if self.still_stands(&entry.identity, presented.now) {
+            tracing::debug!("token seen before: user {}", entry.identity.user_id());
+            return Some(entry);
         }
         cache.remove(&presented.digest);
         None
