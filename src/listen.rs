@@ -21,7 +21,7 @@ use crate::auth::LastToken;
 use crate::http::{ClientStream, Connection, Phase, Refusal, Socket, new_request_id, problem};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
-use crate::runtime::{ConnectionCount, Shared};
+use crate::runtime::{ConnectionCount, Limit, Shared};
 use crate::small_server::{SocketFile, unix_listener};
 
 pub use tls::CertificateError;
@@ -165,9 +165,16 @@ async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Sha
                     tokio::spawn(serve(Arc::clone(&shared), socket, tls.clone(), peer, count));
                 }
                 Err(limit) => {
-                    // With so many on their way out accepting pauses: the system's queue is the next bound.
-                    let Ok(place) = Arc::clone(&lingering).acquire_owned().await else { return };
-                    refuse(socket, tls.is_some(), limit, place);
+                    let place = match limit {
+                        // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is
+                        // the next bound.
+                        Limit::Connections => Arc::clone(&lingering).acquire_owned().await.ok(),
+                        // One address is in nobody else's way: beyond that it hears nothing.
+                        Limit::PerAddress => Arc::clone(&lingering).try_acquire_owned().ok(),
+                    };
+                    if let Some(place) = place {
+                        refuse(socket, tls.is_some(), limit, place);
+                    }
                 }
             },
             // One connection that is gone again is no reason to stop; a full table needs a moment.
@@ -190,12 +197,12 @@ async fn next(listener: &BoundSocket) -> io::Result<(Socket, Option<SocketAddr>)
 /// At the connection limit: a short answer, without waiting for the request. A moment's linger, since
 /// closing with the request unread would reset the connection and take the answer with it; `place` is one of
 /// the few that linger at once.
-fn refuse(mut stream: Socket, speaks_tls: bool, limit: &'static str, place: OwnedSemaphorePermit) {
+fn refuse(mut stream: Socket, speaks_tls: bool, limit: Limit, place: OwnedSemaphorePermit) {
     if speaks_tls {
         // Nothing can be said before a handshake, and there is no room for one.
         return;
     }
-    let refusal = Refusal::busy(limit);
+    let refusal = Refusal::busy(limit.key());
     let body = problem(&refusal, &new_request_id());
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\nretry-after: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",

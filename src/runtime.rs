@@ -117,13 +117,13 @@ impl Shared {
     ///
     /// # Errors
     /// Which limit.
-    pub fn connect(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<ConnectionCount, &'static str> {
+    pub fn connect(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<ConnectionCount, Limit> {
         let runtime = self.current();
         let limits = &runtime.policy.limits;
         let more = |open| (open < limits.connections).then_some(open + 1);
         if self.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
             self.metrics.limited("connections");
-            return Err("limits.connections");
+            return Err(Limit::Connections);
         }
         let mut count = ConnectionCount { shared: Arc::clone(self), address: None };
         // Behind these stand many clients.
@@ -131,7 +131,7 @@ impl Shared {
         if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one) {
             if !self.addresses.connect(address, limits.connections_per_address) {
                 self.metrics.limited("connections_per_address");
-                return Err("limits.connections_per_address");
+                return Err(Limit::PerAddress);
             }
             count.address = Some(address);
         }
@@ -180,6 +180,26 @@ impl Shared {
             usable |= health.keys > 0;
         }
         !self.drain.is_leaving() && attempted && usable
+    }
+}
+
+/// Why there is no room for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `limits.connections`.
+    Connections,
+    /// `limits.connections_per_address`.
+    PerAddress,
+}
+
+impl Limit {
+    /// Its key, for the log.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Connections => "limits.connections",
+            Self::PerAddress => "limits.connections_per_address",
+        }
     }
 }
 

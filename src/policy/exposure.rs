@@ -19,6 +19,12 @@ impl Check {
             let path = if config.listen.len() == 1 { "listen".to_owned() } else { format!("listen[{index}]") };
             let tls = listen.tls.as_ref().and_then(|tls| self.certificate(&path, tls));
             if let Some(place) = self.take(&path, listen_place(&listen.address)) {
+                if tls.is_some() && matches!(place, ListenPlace::Unix(_)) {
+                    self.wrong(
+                        format!("{path}.tls"),
+                        "means nothing on a Unix socket, which stays on this machine; leave it out",
+                    );
+                }
                 out.push(ListenSpec { written: listen.address.clone(), place, tls });
             }
         }
