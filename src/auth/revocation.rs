@@ -121,8 +121,12 @@ impl Revocations {
         limit: usize,
     ) -> Result<Revocation, Full> {
         let mark = self.mark(issuer, target);
-        let entry = Entry { at: now, until: now.saturating_add(keep.as_secs()) };
+        let mut entry = Entry { at: now, until: now.saturating_add(keep.as_secs()) };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(earlier) = entries.get(&mark) {
+            // A clock that was set back must not take anything back.
+            entry = Entry { at: entry.at.max(earlier.at), until: entry.until.max(earlier.until) };
+        }
         if !entries.contains_key(&mark) && entries.len() >= limit {
             entries.retain(|_, entry| entry.until > now);
             if entries.len() >= limit {
@@ -229,6 +233,16 @@ mod tests {
             assert_eq!(revocations.revoked(&marks(&revocations, issued_at), 101), expected, "{issued_at:?}");
         }
         assert_eq!(revocations.revoked(&marks(&revocations, Some(90)), 160), None, "kept no longer than promised");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_takes_nothing_back() {
+        let revocations = Revocations::default();
+        let alice = Target::User("alice".into());
+        revoke(&revocations, "https://i", &alice);
+        let again = revocations.revoke("https://i", &alice, 50, KEEP, 10).expect("room");
+        again.write_down().expect("no file to fail");
+        assert_eq!(revocations.revoked(&marks(&revocations, Some(100)), 150), Some("sub"));
     }
 
     #[test]

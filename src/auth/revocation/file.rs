@@ -42,8 +42,8 @@ pub(super) struct Record {
 }
 
 impl Record {
-    fn read(line: &str) -> Option<Self> {
-        let object = json::object(line.as_bytes()).ok()?;
+    fn read(line: &[u8]) -> Option<Self> {
+        let object = json::object(line).ok()?;
         let text = |name: &str| object.get(name).and_then(Value::as_str).map(str::to_owned);
         let number = |name: &str| object.get(name).and_then(Value::as_u64);
         let mut targets =
@@ -96,22 +96,27 @@ impl RevocationFile {
         }
         let line = Record::line(issuer, target, at, until);
         let written = open.file.write_all(line.as_bytes()).and_then(|()| open.file.sync_data());
-        written.map_err(|source| FileError::Io { path: self.path.display().to_string(), source })?;
+        if let Err(source) = written {
+            // Half a line may be there, which the next must not be joined to: it is written anew before that.
+            open.lines = usize::MAX;
+            return Err(FileError::Io { path: self.path.display().to_string(), source });
+        }
         open.lines += 1;
         Ok(())
     }
 }
 
 fn read(path: &Path, now: u64) -> Result<Vec<Record>, FileError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(source) => return Err(FileError::Io { path: path.display().to_string(), source }),
     };
     // A last line without its end was being written when the process died, and nobody was told that it is kept.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
+    let lines = whole.split(|byte| *byte == b'\n').enumerate();
     let mut records: Vec<Record> = Vec::new();
-    for (index, line) in whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (index, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
         let record =
             Record::read(line).ok_or_else(|| FileError::Line { path: path.display().to_string(), line: index + 1 })?;
         if record.until > now {
@@ -193,10 +198,31 @@ mod tests {
     }
 
     #[test]
+    fn after_a_line_that_could_not_be_written_the_next_stands_alone() {
+        let path = Scratch::new("half");
+        let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        let whole = std::mem::replace(&mut file.open.lock().expect("lock").file, full_disk(&path.0));
+        drop(whole);
+        assert!(file.append("i", &Target::User("lost".into()), 1, 100, 1).is_err());
+        file.append("i", &Target::User("kept".into()), 2, 100, 2).expect("kept");
+        let (_file, records) = RevocationFile::open(&path.0, 10, 3).expect("opens");
+        assert_eq!(ids(&records), [(Target::User("kept".into()), 2)]);
+    }
+
+    /// Half a line gets there; what is written next does not.
+    fn full_disk(path: &Path) -> File {
+        let mut file = OpenOptions::new().append(true).open(path).expect("opens");
+        file.write_all(b"{\"issuer\":\"i\",\"su").expect("written");
+        OpenOptions::new().write(true).open("/dev/full").expect("opens")
+    }
+
+    #[test]
     fn a_torn_last_line_is_nothing_and_any_other_is_an_error() {
         let path = Scratch::new("torn");
         let good = Record::line("i", &Target::Token("t".into()), 1, 100);
-        std::fs::write(&path.0, format!("{good}{{\"issuer\":\"i\",\"su")).expect("written");
+        // Within an ü.
+        let torn = [good.as_bytes(), b"{\"issuer\":\"i\",\"sub\":\"J\xc3"].concat();
+        std::fs::write(&path.0, torn).expect("written");
         assert_eq!(RevocationFile::open(&path.0, 10, 50).expect("opens").1.len(), 1);
         for wrong in [
             "{}",
