@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod healthcheck;
 mod run;
 mod token;
 
@@ -41,6 +42,8 @@ enum Command {
     Demo(DemoArguments),
     /// Say what the configuration means; starts nothing
     Check(CheckArguments),
+    /// Ask the running proxy of this configuration whether it lives: exit code 0, or 1
+    Healthcheck(HealthcheckArguments),
     /// Make or look into tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -57,7 +60,7 @@ struct ConfigArguments {
     /// The backend, such as <http://127.0.0.1:8000> [env: `VESTIBULE_UPSTREAM`]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// Identity provider preset: oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret [env: `VESTIBULE_PRESET`]
+    /// Identity provider preset: oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret, introspection [env: `VESTIBULE_PRESET`]
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// The `iss` of its tokens, exactly [env: `VESTIBULE_ISSUER`]
@@ -97,6 +100,23 @@ struct CheckArguments {
     #[arg(long)]
     online: bool,
 }
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = HEALTHCHECK_EXAMPLES)]
+struct HealthcheckArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Whether it may get traffic: a provider has keys, and no drain has begun
+    #[arg(long)]
+    ready: bool,
+}
+
+const HEALTHCHECK_EXAMPLES: &str =
+    "It asks the first `listen` of the same file, variables and flags as `run`; flags of another process it cannot know.
+
+Examples:
+  HEALTHCHECK CMD [\"/vestibule\", \"healthcheck\"]                       in a Dockerfile
+  vestibule healthcheck --config vestibule.yaml --ready               before traffic is sent";
 
 #[derive(Args, Clone, Debug)]
 struct DemoArguments {
@@ -144,6 +164,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Demo(arguments)) => demo::demo(&arguments),
         Some(Command::Check(arguments)) => check::check(&arguments),
+        Some(Command::Healthcheck(arguments)) => healthcheck::healthcheck(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),
         Some(Command::Token(TokenCommand::AssertionKey(arguments))) => token::assertion_key(&arguments),

@@ -7,12 +7,25 @@ use ipnet::IpNet;
 
 use super::validate::Check;
 use super::{CertificateFiles, Hosts, ListenPlace, ListenSpec, Origin};
-use crate::config::{self, Config, OneOrMany};
+use crate::config::{self, Config, Finding, OneOrMany};
+
+/// The first place that is listened on and whether TLS is spoken there, whatever the rest of the configuration says
+/// and whether its certificate can be read or not.
+///
+/// # Errors
+/// When it is none.
+pub fn first_listener(config: &Config) -> Result<(ListenPlace, bool), Finding> {
+    let first = config.listen.first().ok_or_else(|| Finding::new("listen", NO_LISTENER))?;
+    let place = listen_place(&first.address).map_err(|message| Finding::new("listen", message))?;
+    Ok((place, first.tls.is_some()))
+}
+
+const NO_LISTENER: &str = "is empty; write an address such as 127.0.0.1:8080";
 
 impl Check {
     pub(super) fn listen(&mut self, config: &Config) -> Vec<ListenSpec> {
         if config.listen.is_empty() {
-            self.wrong("listen", "is empty; write an address such as 127.0.0.1:8080");
+            self.wrong("listen", NO_LISTENER);
         }
         let mut out = Vec::new();
         for (index, listen) in config.listen.iter().enumerate() {

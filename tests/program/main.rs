@@ -18,6 +18,7 @@ mod configuration;
 mod control;
 mod cors;
 mod handover;
+mod healthcheck;
 mod house;
 mod http;
 mod identity;
