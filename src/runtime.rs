@@ -80,10 +80,10 @@ impl Shared {
         let metrics = Arc::new(Metrics::default());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
         let (bell, drain) = (Bell::default(), Drain::default());
-        let (rung, closing) = (bell.clone(), drain.closing());
+        let (rung, closing) = (bell.clone(), drain.clone());
         tokio::spawn(async move {
-            closing.cancelled().await;
-            rung.ring_closing();
+            closing.closing().cancelled().await;
+            rung.ring_closing(closing.leave_within());
         });
         Self {
             current: ArcSwap::from_pointee(runtime),

@@ -266,7 +266,7 @@ fn life(spec: &WebSocketSpec) -> Life {
 /// The relay is a task of its own: it lives for hours, and should not carry the room that the
 /// handshake needed.
 fn relay_to_the_end(context: Context, beginning: Beginning, judge: Box<dyn Judge>, spec: &WebSocketSpec) {
-    let bell = context.shared.bell.listen();
+    let bell = context.shared.bell.listen_in_turn();
     let relay = Relay::new(beginning, judge, bell, context.times(spec));
     let held = context.shared.drain.hold();
     tokio::spawn(OpenSession { relay, context: Some(context), _held: held });

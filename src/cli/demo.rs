@@ -12,6 +12,7 @@ use super::{DemoArguments, fail};
 use crate::auth::Revocations;
 use crate::config::{self, Environment, Flags};
 use crate::demo::{Demo, DemoError};
+use crate::drain::Times;
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy};
 use crate::runtime::Shared;
@@ -67,7 +68,7 @@ async fn run(listen: &str) -> Result<(), Failure> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    shared.drain.run(Duration::ZERO, Duration::from_secs(2)).await;
+    shared.drain.run(Times::at_once(Duration::from_secs(2))).await;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use super::{RunArguments, USAGE, fail, policy, token};
 use crate::admin::Admin;
 use crate::auth::{FileError, Revocations, now};
 use crate::control::Control;
+use crate::drain::Times;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, LogLevel, Policy, TokenToHttp, carriers, sockets};
 use crate::runtime::{Runtime, Shared};
@@ -97,15 +98,15 @@ async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
     // Held until the end: with it goes its socket file.
     let _control = control.map(|control| control.serve(&shared));
     say_start(&shared, name, &addresses, admin_address.as_deref(), started).await;
-    let (delay, timeout) = signals.first(&shared).await;
+    let times = signals.first(&shared).await;
     let held = shared.drain.held();
     tracing::info!(
         "draining: {held} connections and sockets, done within {} s; the platform must wait longer (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)",
-        timeout.as_secs()
+        times.timeout.as_secs()
     );
     telemetry::flush();
     tokio::select! {
-        done = shared.drain.run(delay, timeout) => {
+        done = shared.drain.run(times) => {
             if done {
                 tracing::info!("drained");
             } else {
@@ -138,16 +139,16 @@ impl Signals {
     }
 
     /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.
-    async fn first(&mut self, shared: &Shared) -> (Duration, Duration) {
+    async fn first(&mut self, shared: &Shared) -> Times {
         let asked = shared.drain.asked();
         let as_configured = || {
             let runtime = shared.current();
-            (runtime.policy.drain_delay, runtime.policy.drain_timeout)
+            Times::orderly(runtime.policy.drain_delay, runtime.policy.drain_timeout)
         };
         tokio::select! {
             _ = self.terminate.recv() => as_configured(),
             () = asked.cancelled() => as_configured(),
-            _ = self.interrupt.recv() => (Duration::ZERO, shared.current().policy.drain_timeout),
+            _ = self.interrupt.recv() => Times::at_once(shared.current().policy.drain_timeout),
         }
     }
 

@@ -261,7 +261,7 @@ impl Relay {
             tracing::info!("an open socket was revoked");
             self.act_on(Event::End(Ending::Revoked));
         }
-        if ear.hears_closing() {
+        if ear.must_leave() {
             let code = self.times.drain_code;
             self.act_on(Event::End(Ending::Drain(code)));
         }

@@ -40,6 +40,37 @@ async fn sigterm_finishes_requests_tells_sockets_1012_and_exits_0() {
 }
 
 #[tokio::test]
+async fn many_sockets_are_told_in_turn_and_the_process_waits_for_the_last() {
+    let (backend, issuer, mut proxy) = house("drain: { timeout: 60s }\n").await;
+    let token = issuer.token("alice");
+    let mut pairs = Vec::new();
+    for _ in 0..50 {
+        let mut open = Socket::open(proxy.address, "/ws", &[]).await;
+        let (_, (_, upstream)) = tokio::join!(open.authenticate(&token), backend.websocket());
+        pairs.push((open, upstream));
+    }
+    proxy.signal("TERM");
+    let mut told = tokio::task::JoinSet::new();
+    for (mut open, mut upstream) in pairs {
+        told.spawn(async move {
+            // Whether its turn has come meanwhile or not: nothing arrives twice, and the goodbye is last.
+            upstream.say("still here").await;
+            let first = open.next().await;
+            let goodbye = if first.opcode == 8 {
+                first
+            } else {
+                assert_eq!(first.text(), "still here");
+                open.next().await
+            };
+            assert_eq!(goodbye.close(), (1012, "Service restart".to_owned()));
+            assert_eq!(upstream.next_close().await.0, 1001);
+        });
+    }
+    told.join_all().await;
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
 async fn during_the_delay_it_is_not_ready_but_serves() {
     let (backend, issuer, mut proxy) = house("drain: { delay: 2s, timeout: 5s }\n").await;
     proxy.signal("TERM");
