@@ -117,9 +117,9 @@ impl Health {
         let answer = String::from_utf8_lossy(answer);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.lines().next().unwrap_or_default();
-        match status.strip_prefix("HTTP/1.1 ").unwrap_or_default().get(..3) {
-            Some("200") => Self::Yes,
-            Some("503") if is_busy(body) => Self::Busy,
+        match status.strip_prefix("HTTP/1.1 ").unwrap_or_default().get(..4) {
+            Some("200 ") => Self::Yes,
+            Some("503 ") if is_busy(body) => Self::Busy,
             _ if status.is_empty() => Self::No("closed without an answer".to_owned()),
             _ => Self::No(format!("{status:?} {:?}", body.trim_end())),
         }
