@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
@@ -29,6 +29,11 @@ pub use tls::CertificateError;
 /// How long accepting rests when the system has no file descriptor left.
 const REST: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
+/// So many at most are taken from the queue when nobody listens any more.
+const QUEUE: usize = 1024;
+/// When the process drains, a request that is on its way on an open connection arrives within this; it is answered
+/// with `Connection: close`.
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// A socket's group may come in: the proxy before us runs as another user.
 const UNIX_MODE: u32 = 0o660;
 /// A refused client has this long to take its answer, and so many do at once.
@@ -156,27 +161,11 @@ async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Sha
     let closing = shared.drain.closing();
     loop {
         let accepted = tokio::select! {
-            () = closing.cancelled() => return,
+            () = closing.cancelled() => break,
             accepted = next(&listener) => accepted,
         };
         match accepted {
-            Ok((socket, peer)) => match shared.connect(peer.map(|peer| peer.ip())) {
-                Ok(count) => {
-                    tokio::spawn(serve(Arc::clone(&shared), socket, tls.clone(), peer, count));
-                }
-                Err(limit) => {
-                    let place = match limit {
-                        // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is
-                        // the next bound.
-                        Limit::Connections => Arc::clone(&lingering).acquire_owned().await.ok(),
-                        // One address is in nobody else's way: beyond that it hears nothing.
-                        Limit::PerAddress => Arc::clone(&lingering).try_acquire_owned().ok(),
-                    };
-                    if let Some(place) = place {
-                        refuse(socket, tls.is_some(), limit, place);
-                    }
-                }
-            },
+            Ok((socket, peer)) => welcome(&shared, socket, peer, tls.as_ref(), &lingering).await,
             // One connection that is gone again is no reason to stop; a full table needs a moment.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -185,6 +174,66 @@ async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Sha
             }
         }
     }
+    // The system has told these that they are connected.
+    for (socket, peer) in last_in_line(listener) {
+        welcome(&shared, socket, peer, tls.as_ref(), &lingering).await;
+    }
+}
+
+/// Serves a connection, or refuses it where there is no room.
+async fn welcome(
+    shared: &Arc<Shared>,
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    tls: Option<&TlsAcceptor>,
+    lingering: &Arc<Semaphore>,
+) {
+    let limit = match shared.connect(peer.map(|peer| peer.ip())) {
+        Ok(count) => {
+            tokio::spawn(serve(Arc::clone(shared), socket, tls.cloned(), peer, count));
+            return;
+        }
+        Err(limit) => limit,
+    };
+    let place = match limit {
+        // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is the next bound.
+        Limit::Connections => Arc::clone(lingering).acquire_owned().await.ok(),
+        // One address is in nobody else's way: beyond that it hears nothing.
+        Limit::PerAddress => Arc::clone(lingering).try_acquire_owned().ok(),
+    };
+    if let Some(place) = place {
+        refuse(socket, tls.is_some(), limit, place);
+    }
+}
+
+/// Whoever waits in the system's queue, asked directly, since what the reactor knows of it may be a moment old; then
+/// nobody listens any more.
+fn last_in_line(listener: BoundSocket) -> Vec<(Socket, Option<SocketAddr>)> {
+    let take = || {
+        Ok::<_, io::Error>(match listener {
+            BoundSocket::Tcp(listener) => {
+                let listener = listener.into_std()?;
+                std::iter::from_fn(|| {
+                    let (tcp, peer) = listener.accept().ok()?;
+                    tcp.set_nonblocking(true).ok()?;
+                    Some((Socket::Tcp(TcpStream::from_std(tcp).ok()?), Some(peer)))
+                })
+                .take(QUEUE)
+                .collect()
+            }
+            BoundSocket::Unix(listener, _file) => {
+                let listener = listener.into_std()?;
+                std::iter::from_fn(|| {
+                    let (unix, _) = listener.accept().ok()?;
+                    unix.set_nonblocking(true).ok()?;
+                    Some((Socket::Unix(UnixStream::from_std(unix).ok()?), None))
+                })
+                .take(QUEUE)
+                .collect()
+            }
+        })
+    };
+    take().unwrap_or_default()
 }
 
 async fn next(listener: &BoundSocket) -> io::Result<(Socket, Option<SocketAddr>)> {
@@ -251,16 +300,20 @@ async fn serve(
         limits.send_timeout,
     );
     let connection = Connection { peer, tls: speaks_tls };
-    let closing = shared.drain.closing();
+    let drain = shared.drain.clone();
     let caller = Arc::new(Caller { connection, phase, count: Arc::new(count), last_token: LastToken::default() });
     let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper's own bound is soft; `admit` counts exactly.
     builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let last_call = async {
+        drain.closing().cancelled().await;
+        tokio::time::sleep(LAST_CALL.min(drain.leave_within())).await;
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
+        () = last_call => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -176,7 +176,7 @@ impl Vestibule {
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
         loop {
-            match self.look(client) {
+            match self.look(client, seat) {
                 Ok(None) => {}
                 Ok(Some(First::Message(text))) => {
                     let event = match self.read_first(text, context, client) {
@@ -194,9 +194,6 @@ impl Vestibule {
                     context.line.outcome = "malformed";
                     return End::Refused(ending);
                 }
-            }
-            if self.intake.has_spoken() {
-                seat.has_spoken();
             }
             let deadline =
                 self.session.deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now())));
@@ -276,17 +273,22 @@ impl Vestibule {
     }
 
     /// Looks through what has come: answers pings, finds the first message and a Close.
-    fn look(&mut self, client: &mut Socket) -> Result<Option<First>, Ending> {
-        while let Some(arrived) = self.intake.next()? {
+    fn look(&mut self, client: &mut Socket, seat: &Seat) -> Result<Option<First>, Ending> {
+        loop {
+            let arrived = self.intake.next()?;
+            // Before anything is answered: whoever has our answer to what came behind its words keeps its seat.
+            if self.intake.has_spoken() {
+                seat.has_spoken();
+            }
             match arrived {
-                Arrived::Message(text) => return Ok(Some(First::Message(text))),
-                Arrived::Close(payload) => return Ok(Some(First::Closed(payload))),
-                Arrived::Ping(payload) => {
+                None => return Ok(None),
+                Some(Arrived::Message(text)) => return Ok(Some(First::Message(text))),
+                Some(Arrived::Close(payload)) => return Ok(Some(First::Closed(payload))),
+                Some(Arrived::Ping(payload)) => {
                     at_once(client, Opcode::Pong, &payload)?;
                 }
             }
         }
-        Ok(None)
     }
 
     fn act(&mut self, event: Event, context: &Context, step: &mut Step) -> Option<End> {

@@ -296,7 +296,8 @@ async fn of_two_users_in_one_clerk_client_each_is_who_the_token_says() {
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "also");
     let house = House::start(provider, &rows, "").await;
-    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_alice")).await, "alice");
+    let alice = session(&issuer, "alice", "sess_alice");
+    assert_eq!(house.outcome(&alice).await, "alice");
     assert_eq!(house.outcome(&session(&issuer, "bob", "sess_bob")).await, "bob");
     // A session of the other user, and one that is not the client's.
     assert_eq!(house.outcome(&session(&issuer, "alice", "sess_bob")).await, "no_session");
@@ -304,7 +305,7 @@ async fn of_two_users_in_one_clerk_client_each_is_who_the_token_says() {
     let asked = house.provider.asked();
     assert_eq!(asked[0].field("authorization"), Some("Bearer sk_test_x"));
     let body: Value = serde_json::from_str(&asked[0].body).expect("json");
-    assert_eq!(body, json!({"token": session(&issuer, "alice", "sess_alice")}));
+    assert_eq!(body, json!({ "token": alice }));
     // What is no good here is not asked about.
     let before = house.provider.count();
     assert_eq!(
