@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{RunArguments, USAGE, fail, policy, token};
+use super::{RunArguments, USAGE, descriptors, fail, policy, token};
 use crate::admin::Admin;
 use crate::auth::{FileError, Revocations, now};
 use crate::control::Control;
@@ -27,11 +27,12 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
                 if arguments.insecure_dev { token::add_dev_provider(loaded) } else { Vec::new() }
             },
         );
-    let (policy, name) = match loaded {
+    let (mut policy, name) = match loaded {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
     start_log(&policy);
+    descriptors::fit(&mut policy);
     match executor() {
         Ok(executor) => {
             let code = executor.block_on(serve(policy, &name, started));

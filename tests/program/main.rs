@@ -17,6 +17,7 @@ mod command_line;
 mod configuration;
 mod control;
 mod cors;
+mod descriptors;
 mod handover;
 mod healthcheck;
 mod house;

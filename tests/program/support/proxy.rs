@@ -42,7 +42,11 @@ impl Drop for TempFile {
 }
 
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
+    command_of(env!("CARGO_BIN_EXE_vestibule"))
+}
+
+fn command_of(program: &str) -> Command {
+    let mut command = Command::new(program);
     // Nothing of the machine's own configuration reaches a test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VESTIBULE_")) {
         command.env_remove(name);
@@ -57,11 +61,23 @@ impl Proxy {
     }
 
     pub async fn with_level(yaml: &str, level: &str) -> Self {
+        Self::spawn(yaml, level, command()).await
+    }
+
+    /// With the shell's limits of file descriptors, such as `-Sn 100`.
+    pub async fn with_descriptors(yaml: &str, limit: &str) -> Self {
+        let mut shell = command_of("sh");
+        let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_vestibule")]);
+        Self::spawn(yaml, "debug", shell).await
+    }
+
+    async fn spawn(yaml: &str, level: &str, mut command: Command) -> Self {
         let listen = if yaml.lines().any(|line| line.starts_with("listen:")) { "" } else { "listen: 127.0.0.1:0\n" };
         // Tests run beside each other, and its usual port is one.
         let admin = if yaml.lines().any(|line| line.starts_with("admin:")) { "" } else { "admin: null\n" };
         let file = TempFile::new(&format!("{listen}{admin}{yaml}\nlog: {{ format: json, level: {level} }}\n"));
-        let mut child = command()
+        let mut child = command
             .args(["run", "--config", file.path()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,0 +1,57 @@
+//! Few file descriptors: the soft limit is raised, and where the hard one is low the rest hear that it is busy.
+
+use crate::support::backend::Backend;
+use crate::support::client::Client;
+use crate::support::issuer::Issuer;
+use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
+
+async fn house(limit: &str) -> (Backend, Issuer, Proxy) {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml =
+        format!("upstream: {}\nproviders: [{}]\nlimits: {{ connections: 150 }}\n", backend.url(), issuer.provider());
+    let proxy = Proxy::with_descriptors(&yaml, limit).await;
+    (backend, issuer, proxy)
+}
+
+async fn served(proxy: &Proxy) -> Client {
+    let mut client = Client::connect(proxy.address).await;
+    client.send("GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 200);
+    client
+}
+
+async fn is_told_that_it_is_busy(proxy: &Proxy) {
+    let answer = Client::connect(proxy.address).await.answer().await;
+    assert_eq!((answer.status, answer.code().as_str(), answer.field("retry-after")), (503, "busy", Some("5")));
+}
+
+#[tokio::test]
+async fn a_low_soft_limit_is_raised_to_what_the_connections_need() {
+    let (_backend, _issuer, proxy) = house("-Sn 100").await;
+    let mut open = Vec::new();
+    for _ in 0..150 {
+        open.push(served(&proxy).await);
+    }
+    is_told_that_it_is_busy(&proxy).await;
+    assert!(!proxy.log().iter().any(|line| line.contains("descriptors")), "{:#?}", proxy.log());
+}
+
+#[tokio::test]
+async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
+    let (backend, issuer, mut proxy) = house("-n 168").await;
+    let warning = "limits.connections is 150, and the system allows 168 file descriptors, two for each: 20 connections are taken, the rest get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to 428";
+    proxy.logged("the warning", |line| line.contains(warning)).await;
+    // Each of them with a descriptor to the backend too.
+    let token = issuer.token("alice");
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let mut socket = Socket::open(proxy.address, "/ws", &[]).await;
+        let (_, (_, upstream)) = tokio::join!(socket.authenticate(&token), backend.websocket());
+        open.push((socket, upstream));
+    }
+    is_told_that_it_is_busy(&proxy).await;
+    let (mut last, mut upstream) = open.pop().expect("twenty");
+    upstream.say("still at work").await;
+    assert_eq!(last.next_text().await, "still at work");
+}
