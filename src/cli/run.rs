@@ -132,11 +132,16 @@ fn revocations(policy: &Policy) -> Result<Revocations, FileError> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.
@@ -146,10 +151,17 @@ impl Signals {
             let runtime = shared.current();
             Times::orderly(runtime.policy.drain_delay, runtime.policy.drain_timeout)
         };
-        tokio::select! {
-            _ = self.terminate.recv() => as_configured(),
-            () = asked.cancelled() => as_configured(),
-            _ = self.interrupt.recv() => Times::at_once(shared.current().policy.drain_timeout),
+        loop {
+            return tokio::select! {
+                _ = self.terminate.recv() => as_configured(),
+                () = asked.cancelled() => as_configured(),
+                _ = self.interrupt.recv() => Times::at_once(shared.current().policy.drain_timeout),
+                _ = self.hangup.recv() => {
+                    // Whoever sends it means a reload, and must not end everyone's work with it.
+                    tracing::warn!("SIGHUP: this version does not reload its configuration; restart it for that");
+                    continue;
+                }
+            };
         }
     }
 
