@@ -7,10 +7,11 @@ mod healthcheck;
 mod run;
 mod token;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
 use crate::policy::{self, Policy};
@@ -48,6 +49,8 @@ enum Command {
     /// Make or look into tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Print what completes this command line in a shell
+    Completions(CompletionsArguments),
 }
 
 #[derive(Args, Clone, Debug, Default)]
@@ -126,6 +129,18 @@ struct DemoArguments {
     listen: String,
 }
 
+#[derive(Args, Clone, Debug)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+struct CompletionsArguments {
+    /// Which shell
+    shell: clap_complete::Shell,
+}
+
+const COMPLETIONS_EXAMPLES: &str = "Examples:
+  vestibule completions bash > ~/.local/share/bash-completion/completions/vestibule
+  vestibule completions zsh > ~/.zfunc/_vestibule
+  vestibule completions fish > ~/.config/fish/completions/vestibule.fish";
+
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
     /// Make a development token, accepted by `vestibule run --insecure-dev`
@@ -166,10 +181,19 @@ pub fn main() -> ExitCode {
         Some(Command::Demo(arguments)) => demo::demo(&arguments),
         Some(Command::Check(arguments)) => check::check(&arguments),
         Some(Command::Healthcheck(arguments)) => healthcheck::healthcheck(&arguments),
+        Some(Command::Completions(arguments)) => completions(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),
         Some(Command::Token(TokenCommand::AssertionKey(arguments))) => token::assertion_key(&arguments),
     }
+}
+
+fn completions(arguments: &CompletionsArguments) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut Cli::command(), "vestibule", &mut script);
+    // A reader that has gone, as of `| head`, wanted no more.
+    let _ = std::io::stdout().write_all(&script);
+    ExitCode::SUCCESS
 }
 
 /// Loads and validates; everything wrong comes at once.

@@ -202,3 +202,20 @@ async fn check_online_says_what_each_provider_answers() {
     assert_eq!(code, Some(1));
     assert!(said.to_lowercase().contains("connection refused"), "{said}");
 }
+
+#[test]
+fn completions_are_scripts_that_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = command().args(["completions", shell]).output().expect("runs");
+        let script = stdout(&output);
+        assert!(output.status.success(), "{output:?}");
+        for name in ["run", "demo", "check", "healthcheck", "token", "inspect", "--insecure-dev"] {
+            assert!(script.contains(name), "{shell}: {name}");
+        }
+    }
+    let script = TempFile::new(&stdout(&command().args(["completions", "bash"]).output().expect("runs")));
+    let checked = std::process::Command::new("bash").args(["-n", script.path()]).status().expect("bash");
+    assert!(checked.success());
+    let unknown = command().args(["completions", "tcsh"]).output().expect("runs");
+    assert_eq!(unknown.status.code(), Some(2));
+}
