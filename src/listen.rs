@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
@@ -22,12 +22,10 @@ use crate::http::{ClientStream, Connection, Phase, Refusal, Socket, new_request_
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Limit, Shared};
-use crate::small_server::{SocketFile, unix_listener};
+use crate::small_server::{Listener, REST, unix_listener};
 
 pub use tls::CertificateError;
 
-/// How long accepting rests when the system has no file descriptor left.
-const REST: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
 /// So many at most are taken from the queue when nobody listens any more.
 const QUEUE: usize = 1024;
@@ -72,14 +70,8 @@ pub struct Listeners(Vec<Bound>);
 
 #[derive(Debug)]
 struct Bound {
-    socket: BoundSocket,
+    socket: Listener,
     tls: Option<CertificateFiles>,
-}
-
-#[derive(Debug)]
-enum BoundSocket {
-    Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
 }
 
 impl Listeners {
@@ -95,13 +87,13 @@ impl Listeners {
                     for address in addresses {
                         let socket = bind(*address)
                             .map_err(|source| ListenError::Bind { address: address.to_string(), source })?;
-                        listeners.push(Bound { socket: BoundSocket::Tcp(socket), tls: listen.tls.clone() });
+                        listeners.push(Bound { socket: Listener::Tcp(socket), tls: listen.tls.clone() });
                     }
                 }
                 ListenPlace::Unix(path) => {
                     let (socket, file) = unix_listener(path, UNIX_MODE, BACKLOG)
                         .map_err(|source| ListenError::Bind { address: listen.written.clone(), source })?;
-                    listeners.push(Bound { socket: BoundSocket::Unix(socket, file), tls: listen.tls.clone() });
+                    listeners.push(Bound { socket: Listener::Unix(socket, file), tls: listen.tls.clone() });
                 }
             }
         }
@@ -112,11 +104,11 @@ impl Listeners {
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         let shown = |bound: &Bound| match &bound.socket {
-            BoundSocket::Tcp(listener) => {
+            Listener::Tcp(listener) => {
                 let scheme = if bound.tls.is_some() { "https" } else { "http" };
                 listener.local_addr().map_or_else(|_| String::new(), |address| format!("{scheme}://{address}"))
             }
-            BoundSocket::Unix(_, file) => format!("unix:{}", file.path().display()),
+            Listener::Unix(_, file) => format!("unix:{}", file.path().display()),
         };
         self.0.iter().map(shown).collect()
     }
@@ -156,7 +148,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let lingering = Arc::new(Semaphore::new(LINGERING));
     let closing = shared.drain.closing();
     loop {
@@ -174,8 +166,10 @@ async fn accept(listener: BoundSocket, tls: Option<TlsAcceptor>, shared: Arc<Sha
             }
         }
     }
-    // The system has told these that they are connected.
-    for (socket, peer) in last_in_line(listener) {
+    // The system has told these that they are connected. Nobody listens any more before they are welcomed.
+    let last: Vec<_> = std::iter::from_fn(|| first_in_line(&listener)).take(QUEUE).collect();
+    drop(listener);
+    for (socket, peer) in last {
         welcome(&shared, socket, peer, tls.as_ref(), &lingering).await;
     }
 }
@@ -206,40 +200,24 @@ async fn welcome(
     }
 }
 
-/// Whoever waits in the system's queue, asked directly, since what the reactor knows of it may be a moment old; then
-/// nobody listens any more.
-fn last_in_line(listener: BoundSocket) -> Vec<(Socket, Option<SocketAddr>)> {
-    let take = || {
-        Ok::<_, io::Error>(match listener {
-            BoundSocket::Tcp(listener) => {
-                let listener = listener.into_std()?;
-                std::iter::from_fn(|| {
-                    let (tcp, peer) = listener.accept().ok()?;
-                    tcp.set_nonblocking(true).ok()?;
-                    Some((Socket::Tcp(TcpStream::from_std(tcp).ok()?), Some(peer)))
-                })
-                .take(QUEUE)
-                .collect()
-            }
-            BoundSocket::Unix(listener, _file) => {
-                let listener = listener.into_std()?;
-                std::iter::from_fn(|| {
-                    let (unix, _) = listener.accept().ok()?;
-                    unix.set_nonblocking(true).ok()?;
-                    Some((Socket::Unix(UnixStream::from_std(unix).ok()?), None))
-                })
-                .take(QUEUE)
-                .collect()
-            }
-        })
+/// Whoever waits first in the system's queue, asked directly: what the reactor knows of it may be a moment old.
+fn first_in_line(listener: &Listener) -> Option<(Socket, Option<SocketAddr>)> {
+    let queue = match listener {
+        Listener::Tcp(listener) => SockRef::from(listener),
+        Listener::Unix(listener, _file) => SockRef::from(listener),
     };
-    take().unwrap_or_default()
+    let (socket, peer) = queue.accept().ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(match listener {
+        Listener::Tcp(_) => (Socket::Tcp(TcpStream::from_std(socket.into()).ok()?), peer.as_socket()),
+        Listener::Unix(..) => (Socket::Unix(UnixStream::from_std(socket.into()).ok()?), None),
+    })
 }
 
-async fn next(listener: &BoundSocket) -> io::Result<(Socket, Option<SocketAddr>)> {
+async fn next(listener: &Listener) -> io::Result<(Socket, Option<SocketAddr>)> {
     match listener {
-        BoundSocket::Tcp(listener) => listener.accept().await.map(|(tcp, peer)| (Socket::Tcp(tcp), Some(peer))),
-        BoundSocket::Unix(listener, _file) => listener.accept().await.map(|(unix, _)| (Socket::Unix(unix), None)),
+        Listener::Tcp(listener) => listener.accept().await.map(|(tcp, peer)| (Socket::Tcp(tcp), Some(peer))),
+        Listener::Unix(listener, _file) => listener.accept().await.map(|(unix, _)| (Socket::Unix(unix), None)),
     }
 }
 

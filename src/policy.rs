@@ -34,7 +34,7 @@ pub use assertion::{AssertionKey, AssertionSpec};
 pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
-pub use exposure::first_listener;
+pub use exposure::{first_listener, is_private};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use preset::Family;

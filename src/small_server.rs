@@ -31,7 +31,7 @@ const TIME: Duration = Duration::from_secs(10);
 /// A request's head.
 const HEAD_BYTES: usize = 16 << 10;
 /// How long accepting rests when the system has no file descriptor left.
-const REST: Duration = Duration::from_millis(100);
+pub const REST: Duration = Duration::from_millis(100);
 
 /// An answer, whole.
 pub type Answer = Response<Full<Bytes>>;

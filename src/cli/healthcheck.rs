@@ -37,10 +37,9 @@ pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
     };
     // Only this one key is looked at: what else has become wrong in the file since the start is the reload's affair,
     // and no reason to end a process that serves.
-    let place = match policy::first_listener(&loaded.config) {
-        Ok((place, speaks_tls)) => Place::of(place, speaks_tls),
-        Err(finding) => Err(format!("{}: {}", finding.path(), finding.message())),
-    };
+    let place = policy::first_listener(&loaded.config)
+        .map_err(|finding| format!("{}: {}", finding.path(), finding.message()))
+        .and_then(|(place, speaks_tls)| Place::of(place, speaks_tls));
     let place = match place {
         Ok(place) => place,
         Err(problem) => return fail(&format!("{}: {problem}", loaded.source), USAGE),
@@ -93,14 +92,10 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// The proxy is on this machine: whoever listens on every address listens on loopback.
+/// The proxy is on this machine: whoever listens on every address listens on IPv4's loopback, be it by a dual-stack
+/// socket.
 fn near(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        // Of a dual-stack socket, and of the IPv4 one where there is no IPv6, this is an address either way.
-        IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        other => other,
-    }
+    if address.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address }
 }
 
 /// What the answer means.

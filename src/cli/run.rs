@@ -152,16 +152,15 @@ impl Signals {
             Times::orderly(runtime.policy.drain_delay, runtime.policy.drain_timeout)
         };
         loop {
-            return tokio::select! {
-                _ = self.terminate.recv() => as_configured(),
-                () = asked.cancelled() => as_configured(),
-                _ = self.interrupt.recv() => Times::at_once(shared.current().policy.drain_timeout),
+            tokio::select! {
+                _ = self.terminate.recv() => return as_configured(),
+                () = asked.cancelled() => return as_configured(),
+                _ = self.interrupt.recv() => return Times::at_once(shared.current().policy.drain_timeout),
+                // Whoever sends it means a reload, and must not end everyone's work with it.
                 _ = self.hangup.recv() => {
-                    // Whoever sends it means a reload, and must not end everyone's work with it.
                     tracing::warn!("SIGHUP: this version does not reload its configuration; restart it for that");
-                    continue;
                 }
-            };
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::policy::Policy;
+use crate::policy::{Policy, is_private};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -69,7 +69,7 @@ impl ClientAddress {
         let peer_or_here = peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if !trusted {
             let chain = peer_or_here.to_string();
-            let balancer = is_private(peer_or_here) && headers.contains_key(X_FORWARDED_FOR);
+            let balancer = headers.contains_key(X_FORWARDED_FOR) && is_private(peer_or_here);
             let shared = if balancer { Sharing::Balancer } else { Sharing::No };
             return Self { address: peer_or_here, scheme, chain, request_id: new_request_id(), shared };
         }
@@ -94,17 +94,6 @@ impl ClientAddress {
             request_id: kept_request_id(headers).unwrap_or_else(new_request_id),
             shared: if hops.is_empty() { Sharing::TrustedProxy } else { Sharing::No },
         }
-    }
-}
-
-/// Where balancers stand: private, shared, link-local and loopback addresses.
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            v4.is_private() || v4.is_loopback() || v4.is_link_local() || (a == 100 && b & 0xc0 == 64)
-        }
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
     }
 }
 

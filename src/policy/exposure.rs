@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::validate::Check;
 use super::{CertificateFiles, Hosts, ListenPlace, ListenSpec, Origin};
@@ -18,6 +18,33 @@ pub fn first_listener(config: &Config) -> Result<(ListenPlace, bool), Finding> {
     let first = config.listen.first().ok_or_else(|| Finding::new("listen", NO_LISTENER))?;
     let place = listen_place(&first.address).map_err(|message| Finding::new("listen", message))?;
     Ok((place, first.tls.is_some()))
+}
+
+/// `private_ranges`: where proxies and balancers stand. Private, shared, link-local and loopback addresses.
+const PRIVATE: [IpNet; 9] = [
+    v4([10, 0, 0, 0], 8),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 168, 0, 0], 16),
+    v4([100, 64, 0, 0], 10),
+    v4([169, 254, 0, 0], 16),
+    v4([127, 0, 0, 0], 8),
+    v6(Ipv6Addr::LOCALHOST, 128),
+    v6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], length: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
+}
+
+const fn v6(address: Ipv6Addr, length: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(address, length))
+}
+
+/// Whether an address is one of `private_ranges`.
+#[must_use]
+pub fn is_private(address: IpAddr) -> bool {
+    PRIVATE.iter().any(|network| network.contains(&address))
 }
 
 const NO_LISTENER: &str = "is empty; write an address such as 127.0.0.1:8080";
@@ -82,23 +109,12 @@ impl Check {
     }
 
     pub(super) fn trusted_proxies(&mut self, config: &Config) -> Vec<IpNet> {
-        const PRIVATE: [&str; 9] = [
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "100.64.0.0/10",
-            "169.254.0.0/16",
-            "127.0.0.0/8",
-            "::1/128",
-            "fc00::/7",
-            "fe80::/10",
-        ];
         let mut networks = Vec::new();
         for (index, text) in config.trusted_proxies.iter().enumerate() {
             if text == "unix" {
                 // Asked for by its own name in the policy.
             } else if text == "private_ranges" {
-                networks.extend(PRIVATE.iter().filter_map(|range| range.parse::<IpNet>().ok()));
+                networks.extend(PRIVATE);
             } else if let Ok(network) = text.parse::<IpNet>() {
                 networks.push(network);
             } else if let Ok(address) = text.parse::<IpAddr>() {
