@@ -23,5 +23,5 @@ pub use shape::{
     SubprotocolSource, Toggle, TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls,
     WebSocket,
 };
-pub use source::{Environment, Flags, Loaded, load};
+pub use source::{Environment, Flags, Loaded, load, load_yaml};
 pub use value::{Size, Time};

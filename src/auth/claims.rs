@@ -114,11 +114,8 @@ mod tests {
     }
 
     fn spec() -> ProviderSpec {
-        use crate::config;
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: api }]\n";
-        let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
-        let loaded = config::load(&config::Flags::default(), &config::Environment(&environment)).expect("loads");
-        let policy = crate::policy::validate(&loaded.config).expect("valid");
+        let policy = crate::policy::validate(&crate::config::load_yaml(yaml).expect("loads").config).expect("valid");
         (*policy.providers[0]).clone()
     }
 

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::run::executor;
 use super::{DemoArguments, fail};
 use crate::auth::Revocations;
-use crate::config::{self, Environment, Flags};
+use crate::config;
 use crate::demo::{Demo, DemoError};
 use crate::drain::Times;
 use crate::listen::{ListenError, Listeners};
@@ -74,8 +74,7 @@ async fn run(listen: &str) -> Result<(), Failure> {
 
 /// The demo's configuration goes the way of every configuration.
 fn policy(yaml: &str) -> Result<Policy, config::Report> {
-    let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
-    let loaded = config::load(&Flags::default(), &Environment(&environment))?;
+    let loaded = config::load_yaml(yaml)?;
     let mut findings = Vec::new();
     let validated = policy::validate(&loaded.config).map_err(|found| findings = found);
     loaded.conclude(validated, findings)

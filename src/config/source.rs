@@ -93,6 +93,15 @@ pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Repo
     }
 }
 
+/// Loads a configuration that is at hand as a text, with no flag and no variable beside it.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_yaml(yaml: &str) -> Result<Loaded, Report> {
+    let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
+    load(&Flags::default(), &Environment(&environment))
+}
+
 fn text(flags: &Flags, environment: &Environment<'_>) -> Result<(String, String), Report> {
     let file = flags.config.clone().or_else(|| environment.get("VESTIBULE_CONFIG").map(PathBuf::from));
     if let Some(path) = file {
@@ -209,10 +218,6 @@ fn digest(text: &str, flags: &Flags) -> String {
 mod tests {
     use super::*;
 
-    fn load_text(yaml: &str) -> Result<Loaded, Report> {
-        load_with(yaml, &Flags::default(), &[])
-    }
-
     fn load_with(yaml: &str, flags: &Flags, variables: &[(&str, &str)]) -> Result<Loaded, Report> {
         let environment = |name: &str| {
             if name == "VESTIBULE_CONFIG_YAML" {
@@ -262,7 +267,7 @@ mod tests {
     fn unknown_keys_come_all_at_once_with_their_places() {
         let yaml =
             "listn: x\nproviders:\n  - issuer: https://i.example\n    audiences: [api]\nlimits:\n  conections: 3\n";
-        let report = load_text(yaml).expect("shape is right").conclude(Ok(()), Vec::new()).expect_err("unknown");
+        let report = load_yaml(yaml).expect("shape is right").conclude(Ok(()), Vec::new()).expect_err("unknown");
         let places: Vec<usize> = report.findings().iter().map(|f| f.place.map_or(0, Place::line)).collect();
         assert_eq!(places, [1, 4, 6]);
         let shown = report.to_string();
@@ -284,7 +289,7 @@ mod tests {
             ),
             ("log: loud\n", "log: expected a mapping with format, level, access, query, quiet"),
         ] {
-            let report = load_text(yaml).expect_err(yaml).to_string();
+            let report = load_yaml(yaml).expect_err(yaml).to_string();
             assert!(report.contains(expected), "{yaml}: {report}");
         }
     }
@@ -292,7 +297,7 @@ mod tests {
     #[test]
     fn a_secret_is_never_quoted() {
         let yaml = "providers: [{ preset: shared-secret, secrte: hunter2hunter2 }]\n";
-        let report = load_text(yaml).expect("shape").conclude(Ok(()), Vec::new()).expect_err("unknown").to_string();
+        let report = load_yaml(yaml).expect("shape").conclude(Ok(()), Vec::new()).expect_err("unknown").to_string();
         assert!(!report.contains("hunter2"), "{report}");
         assert!(report.contains("did you mean `secret`?"), "{report}");
     }
@@ -300,19 +305,19 @@ mod tests {
     #[test]
     fn short_forms_read_like_long_ones() {
         for yaml in ["upstream: http://a:1\n", "upstream: { url: http://a:1 }\n"] {
-            let config = load_text(yaml).expect("loads").config;
+            let config = load_yaml(yaml).expect("loads").config;
             assert_eq!(config.upstream.and_then(|u| u.url).as_deref(), Some("http://a:1"));
         }
-        let config = load_text("listen: [\":1\", { address: \":2\" }]\n").expect("loads").config;
+        let config = load_yaml("listen: [\":1\", { address: \":2\" }]\n").expect("loads").config;
         assert_eq!(config.listen.iter().map(|l| l.address.as_str()).collect::<Vec<_>>(), [":1", ":2"]);
     }
 
     #[test]
     fn null_switches_a_source_off_and_absence_leaves_it() {
-        let config = load_text("token_from: { query: null }\n").expect("loads").config;
+        let config = load_yaml("token_from: { query: null }\n").expect("loads").config;
         assert!(config.token_from.query.is_none());
         assert!(config.token_from.header.is_some());
-        let config = load_text("token_from: { query: off }\nroutes: [{ path: /x, token_from: { header: null } }]\n")
+        let config = load_yaml("token_from: { query: off }\nroutes: [{ path: /x, token_from: { header: null } }]\n")
             .expect("loads")
             .config;
         assert!(config.token_from.query.is_none());

@@ -383,10 +383,7 @@ mod tests {
 
         fn policy() -> Policy {
             let yaml = "upstream: http://127.0.0.1:1\nidentity: { headers: { X-User-Id: sub, x_Team: team }, strip: [X-Own] }\nroutes: [{ path: /**, auth: none }]\n";
-            let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
-            let loaded =
-                crate::config::load(&crate::config::Flags::default(), &crate::config::Environment(&environment));
-            crate::policy::validate(&loaded.expect("loads").config).expect("valid")
+            crate::policy::validate(&crate::config::load_yaml(yaml).expect("loads").config).expect("valid")
         }
 
         fn name() -> impl Strategy<Value = String> {

@@ -162,10 +162,7 @@ mod tests {
 
         fn policy() -> Policy {
             let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX }]\nroutes:\n  - { path: /admin/**, auth: deny }\n  - { path: /open/**, auth: none }\n  - { path: \"/a/{x}/b\", require: { sub: nobody } }\n";
-            let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
-            let loaded =
-                crate::config::load(&crate::config::Flags::default(), &crate::config::Environment(&environment));
-            crate::policy::validate(&loaded.expect("loads").config).expect("valid")
+            crate::policy::validate(&crate::config::load_yaml(yaml).expect("loads").config).expect("valid")
         }
 
         /// What a lenient backend makes of a path: decoded, back slashes turned, parameters cut, dots resolved,
