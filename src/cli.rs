@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
-use crate::policy::{self, Policy};
+use crate::policy;
+use crate::reload::Edition;
 
 /// A failure of usage or configuration.
 const USAGE: u8 = 2;
@@ -200,13 +201,14 @@ fn completions(arguments: &CompletionsArguments) -> ExitCode {
 fn policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
-) -> Result<(Policy, String), Report> {
+) -> Result<Edition, Report> {
     let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
     let mut findings = adjust(&mut loaded);
     let name = format!("{} ({})", loaded.source, loaded.digest);
+    let (digest, file) = (loaded.digest.clone(), loaded.file.clone());
     let validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
     let policy = loaded.conclude(validated, findings)?;
-    Ok((policy, name))
+    Ok(Edition { policy, name, digest, file })
 }
 
 #[expect(clippy::print_stderr, reason = "the command line's own words")]

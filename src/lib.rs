@@ -19,7 +19,7 @@
 //! Imports point one way, from left to right, and a test holds them to it:
 //!
 //! ```text
-//! main → cli → {listen, admin, control, demo} → proxy → websocket → runtime → http → auth → policy → config
+//! main → cli → {listen, admin, control, reload, demo} → proxy → websocket → runtime → http → auth → policy → config
 //! leaves that take plain values: telemetry, drain, json, small_server
 //! ```
 //!
@@ -44,6 +44,7 @@ pub mod json;
 pub mod listen;
 pub mod policy;
 pub mod proxy;
+pub mod reload;
 pub mod runtime;
 pub mod small_server;
 pub mod telemetry;

@@ -6,6 +6,7 @@
 
 mod admin;
 mod assertion;
+mod authority;
 mod control;
 mod cors;
 mod dialect;
@@ -31,6 +32,7 @@ use ipnet::IpNet;
 
 pub use admin::AdminSpec;
 pub use assertion::{AssertionKey, AssertionSpec};
+pub use authority::CertificateAuthority;
 pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
@@ -128,8 +130,8 @@ pub enum UpstreamAddress {
 pub struct UpstreamTls {
     /// The name it must be for.
     pub server_name: String,
-    /// A further certificate authority, PEM.
-    pub ca_file: Option<PathBuf>,
+    /// A further certificate authority.
+    pub authority: Option<CertificateAuthority>,
 }
 
 /// Where the verified token stands on an upgrade that goes up.
@@ -314,7 +316,7 @@ pub struct Policy {
     /// The signed assertion that goes up beside them.
     pub assertion: Option<AssertionSpec>,
     /// Which identity headers go up.
-    pub trusted_headers: Vec<TrustedHeader>,
+    pub trusted_headers: Arc<[TrustedHeader]>,
     /// Which names a client can never set.
     pub reserved: ReservedNames,
     /// Rules in order; the last one is the default and matches everything.
@@ -341,6 +343,8 @@ pub struct Policy {
     pub drain_timeout: Duration,
     /// Said at every start.
     pub warnings: Vec<String>,
+    /// Every file that a key names and that was read: what a policy is made of beside the configuration.
+    pub files: Vec<PathBuf>,
 }
 
 impl Policy {

@@ -26,7 +26,7 @@ use crate::http::{
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Runtime, Shared};
-use crate::telemetry::{AccessLine, access};
+use crate::telemetry::{AccessLine, NO_ROUTE, OWN_ROUTE, access};
 use crate::websocket::{self, Served};
 
 /// One connection of a client's.
@@ -175,7 +175,7 @@ impl Desk<'_> {
         match ruled {
             Ruled::Own(own) => serve_own(self.shared, &own, &mut entry.line),
             Ruled::Preflight(preflight) => {
-                entry.line.route.clone_from(&preflight.route().label);
+                entry.line.route = Arc::clone(&preflight.route().label);
                 entry.line.outcome = "preflight";
                 if preflight.is_ours() {
                     return Served::Preflight(answer_preflight(&preflight.head().headers, policy));
@@ -183,20 +183,20 @@ impl Desk<'_> {
                 self.forward(seal_preflight(preflight, policy), entry).await
             }
             Ruled::Public(public) if public.is_websocket() => {
-                entry.line.route.clone_from(&public.route().label);
+                entry.line.route = Arc::clone(&public.route().label);
                 websocket::tunnel(self.shared, self.runtime, &self.caller.count, public, &mut entry.line).await
             }
             Ruled::Public(public) => {
-                entry.line.route.clone_from(&public.route().label);
+                entry.line.route = Arc::clone(&public.route().label);
                 entry.line.outcome = "public";
                 self.forward(seal_public(public, policy), entry).await
             }
             Ruled::Protected(request) if request.is_websocket() => {
-                entry.line.route.clone_from(&request.route().label);
+                entry.line.route = Arc::clone(&request.route().label);
                 websocket::serve(self.shared, self.runtime, &self.caller.count, request, &mut entry.line).await
             }
             Ruled::Protected(request) => {
-                entry.line.route.clone_from(&request.route().label);
+                entry.line.route = Arc::clone(&request.route().label);
                 self.protected(request, entry).await
             }
         }
@@ -289,7 +289,7 @@ impl Desk<'_> {
 
 /// Our own endpoints. Anything else under the prefix is 404.
 fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
-    "/.vestibule".clone_into(&mut line.route);
+    line.route = Arc::clone(&OWN_ROUTE);
     let (status, word) = match own.head().uri.path() {
         "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
         "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),
@@ -312,7 +312,7 @@ fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> S
 /// What of a request's head is needed after the request has gone on.
 struct Head {
     started: Instant,
-    method: String,
+    method: Method,
     path: String,
     query: Option<String>,
     user_agent: Option<String>,
@@ -326,7 +326,7 @@ impl Head {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         Self {
             started: Instant::now(),
-            method: request.method().as_str().to_owned(),
+            method: request.method().clone(),
             path: request.uri().path().to_owned(),
             query: request.uri().query().map(str::to_owned),
             user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
@@ -342,8 +342,8 @@ impl Head {
         };
         AccessLine {
             method: self.method.clone(),
-            path,
-            route: "none".to_owned(),
+            path: path.into(),
+            route: Arc::clone(&NO_ROUTE),
             quiet: policy.log.quiet.contains(&self.path),
             ..AccessLine::default()
         }
@@ -351,8 +351,8 @@ impl Head {
 }
 
 fn named(line: &mut AccessLine, client: &ClientAddress) {
-    line.client = client.address.to_string();
-    line.request_id.clone_from(&client.request_id);
+    line.client = client.address.to_string().into();
+    line.request_id = client.request_id.as_str().into();
 }
 
 /// Values whose parameter's name sounds like a secret are not logged.

@@ -29,6 +29,8 @@ pub use users::{OpenSocket, Presence, Users};
 
 /// One policy and everything made from it. A request ends with the runtime it began with.
 pub struct Runtime {
+    /// Which one it is: 0 at start, one more with every reload.
+    pub generation: u64,
     /// The rules.
     pub policy: Policy,
     /// Verifies tokens by the policy's providers.
@@ -40,13 +42,26 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Makes a runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
+    /// Makes a first runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
     #[must_use]
     pub fn start(policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
-        let verifier = Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics);
+        Self::following(None, policy, revocations, metrics)
+    }
+
+    /// What is the same as in `former` keeps its own.
+    fn following(
+        former: Option<&Self>,
+        policy: Policy,
+        revocations: Arc<Revocations>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let former_verifier = former.map(|former| &former.verifier);
+        let verifier =
+            Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics, former_verifier);
+        let generation = former.map_or(0, |former| former.generation + 1);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(Signer::new);
-        Self { policy, verifier, signer, upstreams }
+        Self { generation, policy, verifier, signer, upstreams }
     }
 }
 
@@ -103,6 +118,14 @@ impl Shared {
     #[must_use]
     pub fn current(&self) -> Arc<Runtime> {
         self.current.load_full()
+    }
+
+    /// Puts another policy in force: for requests from now on, and for every open socket, which is judged by it.
+    pub fn replace(&self, policy: Policy) {
+        let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
+        let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
+        self.current.store(Arc::new(runtime));
+        self.bell.ring();
     }
 
     /// Notes that a valid token of this identity was presented, where any socket's life hangs on that.

@@ -8,7 +8,7 @@ mod format;
 mod metrics;
 mod output;
 
-pub use access::{AccessLine, Observed, Observer, SocketLife, access, observe};
-pub use format::start;
+pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, SocketLife, access, observe};
+pub use format::{set_level, start};
 pub use metrics::{Label, Metrics};
 pub use output::{Format, flush};

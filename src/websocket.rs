@@ -109,7 +109,28 @@ impl Context {
         }
     }
 
-    /// Writes the socket's line.
+    /// Writes the line of a socket that came to nothing.
+    fn ended(self, outcome: &Outcome) {
+        self.into_record().ended(outcome);
+    }
+
+    /// What is kept while the socket is open: not the runtime it began with, which a reload has replaced.
+    fn into_record(self) -> Record {
+        let Self { shared, count, open, line, started, .. } = self;
+        Record { shared, count, open, line, started }
+    }
+}
+
+/// What a socket holds as long as it lives, and what is said of it in the end.
+struct Record {
+    shared: Arc<Shared>,
+    count: Arc<ConnectionCount>,
+    open: Option<OpenSocket>,
+    line: AccessLine,
+    started: Instant,
+}
+
+impl Record {
     fn ended(mut self, outcome: &Outcome) {
         self.line.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         self.line.duration = self.started.elapsed();
@@ -125,8 +146,8 @@ impl Context {
             },
             refreshes: outcome.refreshes,
         });
-        access(&self.line, self.policy().log.access);
-        drop(self.count);
+        access(&self.line, self.shared.current().policy.log.access);
+        drop((self.count, self.open));
     }
 }
 
@@ -269,14 +290,14 @@ fn relay_to_the_end(context: Context, beginning: Beginning, judge: Box<dyn Judge
     let bell = context.shared.bell.listen_in_turn();
     let relay = Relay::new(beginning, judge, bell, context.times(spec));
     let held = context.shared.drain.hold();
-    tokio::spawn(OpenSession { relay, context: Some(context), _held: held });
+    tokio::spawn(OpenSession { relay, record: Some(context.into_record()), _held: held });
 }
 
 /// An open socket until its line is written. By hand: an `async` block that awaits the relay keeps room
 /// for it twice (measured: 2,664 bytes instead of 1,520), and there are thousands of these.
 struct OpenSession {
     relay: Relay,
-    context: Option<Context>,
+    record: Option<Record>,
     _held: TaskTrackerToken,
 }
 
@@ -286,8 +307,8 @@ impl Future for OpenSession {
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
-        if let Some(context) = this.context.take() {
-            context.ended(&outcome);
+        if let Some(record) = this.record.take() {
+            record.ended(&outcome);
         }
         Poll::Ready(())
     }

@@ -63,7 +63,7 @@ pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Op
     }
 }
 
-fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
+pub(super) fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
     let fits = |party: &str| match parties {
         Parties::Any => true,
         Parties::OneOf(names) => names.iter().any(|name| name == party),

@@ -78,6 +78,10 @@ impl Identity {
         &self.provider
     }
 
+    pub(super) fn provider_spec(&self) -> &Arc<ProviderSpec> {
+        &self.provider
+    }
+
     /// Until when it is good.
     #[must_use]
     pub fn end(&self) -> End {
@@ -119,26 +123,12 @@ impl Identity {
     }
 }
 
-/// A user without the claims that proved it: what a socket keeps for its whole life.
+/// A user without the claims that proved it.
 #[derive(Clone, Debug)]
 pub struct User {
     provider: Arc<ProviderSpec>,
     issuer: Option<Box<str>>,
     id: Box<str>,
-}
-
-impl User {
-    /// The user id with the provider's prefix.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The provider that vouches for it.
-    #[must_use]
-    pub fn provider(&self) -> &ProviderSpec {
-        &self.provider
-    }
 }
 
 impl Eq for User {}

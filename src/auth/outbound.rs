@@ -1,10 +1,10 @@
 //! What leaves this process toward a provider: no redirects, no proxies from the environment, no header of
 //! any client, bounded in time and size. Where it goes, and what the answer means, is `keys`' and `remote`'s.
 
-use std::path::Path;
 use std::time::Duration;
 
 use crate::config::Time;
+use crate::policy::CertificateAuthority;
 
 /// Until a connection stands.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -15,7 +15,7 @@ const IDLE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// Why it could not be made, for the log.
-pub(super) fn client(ca_file: Option<&Path>, timeout: Duration, idle: usize) -> Result<reqwest::Client, String> {
+pub(super) fn client(authority: Option<&CertificateAuthority>, timeout: Duration, idle: usize) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
@@ -24,9 +24,9 @@ pub(super) fn client(ca_file: Option<&Path>, timeout: Duration, idle: usize) -> 
         .pool_max_idle_per_host(idle)
         .pool_idle_timeout(IDLE)
         .user_agent(concat!("vestibule/", env!("CARGO_PKG_VERSION")));
-    if let Some(file) = ca_file {
-        let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| error.to_string())? {
+    if let Some(CertificateAuthority { file, pem }) = authority {
+        let unusable = |error: reqwest::Error| format!("{}: {error}", file.display());
+        for certificate in reqwest::Certificate::from_pem_bundle(pem).map_err(unusable)? {
             builder = builder.add_root_certificate(certificate);
         }
     }

@@ -133,7 +133,7 @@ impl Remote {
         let inner = Inner {
             label: provider.name.as_str().into(),
             metrics: Arc::clone(metrics),
-            client: outbound::client(spec.ca_file.as_deref(), spec.timeout, IDLE_CONNECTIONS),
+            client: outbound::client(spec.authority.as_ref(), spec.timeout, IDLE_CONNECTIONS),
             yes: Cache::new(remembered),
             no: Cache::new(remembered),
             under_way: Mutex::default(),

@@ -73,13 +73,13 @@ struct Provider {
     spec: Arc<ProviderSpec>,
     /// Its name, for the count.
     label: Label,
-    keys: Arc<ProviderKeys>,
+    keys: ProviderKeys,
     remote: Option<Remote>,
 }
 
 /// Every provider and its keys.
 pub struct Verifier {
-    providers: Vec<Provider>,
+    providers: Vec<Arc<Provider>>,
     cache: Option<TokenCache>,
     revocations: Arc<Revocations>,
     /// Which verifier this is.
@@ -117,26 +117,32 @@ struct Presented<'a> {
 
 impl Verifier {
     /// A verifier over these providers, which remembers at most `remembered` tokens. Starts fetching keys, so it
-    /// must be called inside a runtime.
+    /// must be called inside a runtime. A provider that is the same as in `former` keeps its keys, and what it has
+    /// answered.
     #[must_use]
     pub fn start(
         providers: &[Arc<ProviderSpec>],
         remembered: usize,
         revocations: Arc<Revocations>,
         metrics: Arc<Metrics>,
+        former: Option<&Self>,
     ) -> Self {
         let nobody: Label = "none".into();
         let carriers = Carrier::ALL.map(Carrier::name);
         metrics.introduce(&nobody, &carriers, &["malformed", "unknown_issuer", "claim"], false);
         let providers = providers.iter().map(|spec| {
+            let same = |known: &&Arc<Provider>| *known.spec == **spec;
+            if let Some(known) = former.and_then(|former| former.providers.iter().find(same)) {
+                return Arc::clone(known);
+            }
             let label: Label = spec.name.as_str().into();
             metrics.introduce(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
-            Provider {
-                keys: Arc::new(ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics))),
+            Arc::new(Provider {
+                keys: ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics)),
                 remote: Remote::new(spec, remembered, &metrics),
                 label,
                 spec: Arc::clone(spec),
-            }
+            })
         });
         let providers = providers.collect();
         let cache = TokenCache::new(remembered);
@@ -145,7 +151,12 @@ impl Verifier {
 
     /// Each provider with its keys.
     pub fn providers(&self) -> impl Iterator<Item = (&ProviderSpec, &ProviderKeys)> {
-        self.providers.iter().map(|provider| (&*provider.spec, &*provider.keys))
+        self.providers.iter().map(|provider| (&*provider.spec, &provider.keys))
+    }
+
+    /// A provider by its name.
+    pub(super) fn provider(&self, name: &str) -> Option<&Arc<ProviderSpec>> {
+        self.providers.iter().map(|known| &known.spec).find(|spec| spec.name == name)
     }
 
     /// Whether what vouched for a token still does: the key is its provider's, or there is no key.
@@ -333,7 +344,7 @@ impl Verifier {
     fn asked_instead(&self) -> Option<(usize, &Provider, &Remote)> {
         self.providers.iter().enumerate().find_map(|(index, provider)| {
             let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
-            Some((index, provider, remote))
+            Some((index, &**provider, remote))
         })
     }
 

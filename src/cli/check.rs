@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use super::{CheckArguments, USAGE, fail, policy, run::executor};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Policy, summary};
+use crate::reload::Edition;
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
-    let (policy, name) = match policy(&arguments.config, |_| Vec::new()) {
+    let Edition { policy, name, .. } = match policy(&arguments.config, |_| Vec::new()) {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };

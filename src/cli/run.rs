@@ -14,33 +14,39 @@ use crate::auth::{FileError, Revocations, now};
 use crate::control::Control;
 use crate::drain::Times;
 use crate::listen::Listeners;
-use crate::policy::{AuthMode, LogFormat, LogLevel, Policy, TokenToHttp, carriers, sockets};
+use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, carriers, sockets};
+use crate::config::{Loaded, Report};
+use crate::reload::{Edition, Load, Reload, Watched};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::{self, Format};
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     let started = Instant::now();
-    let loaded =
-        policy(
-            &arguments.config,
-            |loaded| {
-                if arguments.insecure_dev { token::add_dev_provider(loaded) } else { Vec::new() }
-            },
-        );
-    let (mut policy, name) = match loaded {
-        Ok(loaded) => loaded,
+    let mut edition = match load(arguments) {
+        Ok(edition) => edition,
         Err(report) => return fail(&report, USAGE),
     };
-    start_log(&policy);
-    descriptors::fit(&mut policy);
+    start_log(&edition.policy);
+    descriptors::fit(&mut edition.policy);
+    let again = arguments.clone();
+    let reload: Load = Box::new(move || {
+        let mut edition = load(&again).map_err(|report| report.line())?;
+        descriptors::fit(&mut edition.policy);
+        Ok(edition)
+    });
     match executor() {
         Ok(executor) => {
-            let code = executor.block_on(serve(policy, &name, started));
+            let code = executor.block_on(serve(edition, reload, started));
             telemetry::flush();
             code
         }
         Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
     }
+}
+
+fn load(arguments: &RunArguments) -> Result<Edition, Report> {
+    let dev = |loaded: &mut Loaded| if arguments.insecure_dev { token::add_dev_provider(loaded) } else { Vec::new() };
+    policy(&arguments.config, dev)
 }
 
 /// One thread where there is one core: the scheduler of many would only cost.
@@ -58,23 +64,18 @@ fn start_log(policy: &Policy) {
         LogFormat::Json => Some(Format::Json),
         LogFormat::Pretty => Some(Format::Pretty),
     };
-    let level = match policy.log.level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
-    telemetry::start(format, level);
+    telemetry::start(format, policy.log.level.name());
 }
 
-async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
+async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
+    let watched = Watched::of(&edition);
+    let Edition { policy, name, .. } = edition;
     let listeners = match Listeners::bind(&policy) {
         Ok(listeners) => listeners,
         Err(error) => return fail(&error, 1),
     };
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
+    let (mut signals, hangup) = match Signals::new().and_then(|signals| Ok((signals, signal(SignalKind::hangup())?))) {
+        Ok(both) => both,
         Err(error) => return fail(&format!("signals cannot be received: {error}"), 1),
     };
     let revocations = match revocations(&policy) {
@@ -98,7 +99,8 @@ async fn serve(policy: Policy, name: &str, started: Instant) -> ExitCode {
     let _admin = admin.map(|admin| admin.serve(&shared));
     // Held until the end: with it goes its socket file.
     let _control = control.map(|control| control.serve(&shared));
-    say_start(&shared, name, &addresses, admin_address.as_deref(), started).await;
+    tokio::spawn(Reload::new(&shared, load, watched).run(hangup));
+    say_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
     let times = signals.first(&shared).await;
     let held = shared.drain.held();
     tracing::info!(
@@ -132,7 +134,6 @@ fn revocations(policy: &Policy) -> Result<Revocations, FileError> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
 impl Signals {
@@ -140,7 +141,6 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -151,16 +151,10 @@ impl Signals {
             let runtime = shared.current();
             Times::orderly(runtime.policy.drain_delay, runtime.policy.drain_timeout)
         };
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return as_configured(),
-                () = asked.cancelled() => return as_configured(),
-                _ = self.interrupt.recv() => return Times::at_once(shared.current().policy.drain_timeout),
-                // Whoever sends it means a reload, and must not end everyone's work with it.
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP: this version does not reload its configuration; restart it for that");
-                }
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => as_configured(),
+            () = asked.cancelled() => as_configured(),
+            _ = self.interrupt.recv() => Times::at_once(shared.current().policy.drain_timeout),
         }
     }
 
@@ -237,7 +231,7 @@ fn print_start(
         line("sockets", &sockets(default));
     }
     let public: Vec<&str> =
-        policy.routes.iter().filter(|route| route.auth == AuthMode::None).map(|route| route.label.as_str()).collect();
+        policy.routes.iter().filter(|route| route.auth == AuthMode::None).map(|route| &*route.label).collect();
     if !public.is_empty() {
         line("public", &public.join(" "));
     }

@@ -19,6 +19,7 @@ use crate::auth::{Explanation, Token, now};
 use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
 use crate::http::Signer;
 use crate::policy::{AssertionKey, AssertionSpec};
+use crate::reload::Edition;
 use crate::runtime::Runtime;
 
 /// The issuer of development tokens; the domain can never be registered (RFC 6761).
@@ -208,7 +209,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     };
     let loaded =
         policy(&arguments.config, |loaded| if arguments.insecure_dev { add_dev_provider(loaded) } else { Vec::new() });
-    let (policy, name) = match loaded {
+    let Edition { policy, name, .. } = match loaded {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
@@ -238,7 +239,7 @@ pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
             Err(problem) => return fail(&problem, 1),
         }
     } else {
-        let (policy, _) = match policy(&arguments.config, |_| Vec::new()) {
+        let Edition { policy, .. } = match policy(&arguments.config, |_| Vec::new()) {
             Ok(loaded) => loaded,
             Err(report) => return fail(&report, USAGE),
         };

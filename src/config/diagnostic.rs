@@ -70,6 +70,17 @@ impl Report {
         &self.findings
     }
 
+    /// Everything wrong as one line, for a log: place, key and what is wrong, without the lines themselves.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let said = self.findings.iter().take(SHOWN).map(|finding| {
+            let place = self.place(finding.place.unwrap_or(Place::Nowhere));
+            let colon = if finding.path.is_empty() { "" } else { ": " };
+            format!("{place} {}{colon}{}", finding.path, finding.message.replace('\n', " "))
+        });
+        said.collect::<Vec<_>>().join("; ")
+    }
+
     fn place(&self, place: Place) -> String {
         match place {
             Place::At { line, column } => format!("{}:{line}:{column}", self.source),

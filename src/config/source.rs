@@ -45,6 +45,8 @@ pub struct Loaded {
     pub config: Config,
     /// The file's name, or the variable's; `flags` when there is neither.
     pub source: String,
+    /// The file, where there is one.
+    pub file: Option<PathBuf>,
     /// Hex of the first bytes of a digest of the text and the flags, to tell versions apart.
     pub digest: String,
     text: String,
@@ -76,7 +78,8 @@ const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";
 /// A [`Report`] when the file cannot be read, is not YAML, has a value of the wrong type, or names
 /// an unset variable. Unknown keys wait for [`Loaded::conclude`], so that they come with the rest.
 pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Report> {
-    let (source, text) = text(flags, environment)?;
+    let file = file(flags, environment);
+    let (source, text) = text(file.as_deref(), environment)?;
     let mut tree = tree::parse(&text).map_err(|finding| Report::single(&source, &text, finding))?;
     let mut findings = Vec::new();
     tree.substitute(environment.0, "", &mut findings);
@@ -87,7 +90,7 @@ pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Repo
     match read::read::<Config>(&tree) {
         Ok((config, unknown)) => {
             let digest = digest(&text, flags);
-            Ok(Loaded { config, source, digest, text, tree, unknown })
+            Ok(Loaded { config, source, file, digest, text, tree, unknown })
         }
         Err(finding) => Err(Report::single(&source, &text, finding)),
     }
@@ -102,19 +105,21 @@ pub fn load_yaml(yaml: &str) -> Result<Loaded, Report> {
     load(&Flags::default(), &Environment(&environment))
 }
 
-fn text(flags: &Flags, environment: &Environment<'_>) -> Result<(String, String), Report> {
-    let file = flags.config.clone().or_else(|| environment.get("VESTIBULE_CONFIG").map(PathBuf::from));
-    if let Some(path) = file {
-        return read_file(&path);
+fn file(flags: &Flags, environment: &Environment<'_>) -> Option<PathBuf> {
+    let named = flags.config.clone().or_else(|| environment.get("VESTIBULE_CONFIG").map(PathBuf::from));
+    let usual = || {
+        let usual = PathBuf::from(DEFAULT_FILE);
+        (environment.get("VESTIBULE_CONFIG_YAML").is_none() && usual.exists()).then_some(usual)
+    };
+    named.or_else(usual)
+}
+
+fn text(file: Option<&Path>, environment: &Environment<'_>) -> Result<(String, String), Report> {
+    match (file, environment.get("VESTIBULE_CONFIG_YAML")) {
+        (Some(path), _) => read_file(path),
+        (None, Some(yaml)) => Ok(("VESTIBULE_CONFIG_YAML".to_owned(), yaml)),
+        (None, None) => Ok(("flags".to_owned(), String::new())),
     }
-    if let Some(yaml) = environment.get("VESTIBULE_CONFIG_YAML") {
-        return Ok(("VESTIBULE_CONFIG_YAML".to_owned(), yaml));
-    }
-    let default = Path::new(DEFAULT_FILE);
-    if default.exists() {
-        return read_file(default);
-    }
-    Ok(("flags".to_owned(), String::new()))
 }
 
 fn read_file(path: &Path) -> Result<(String, String), Report> {

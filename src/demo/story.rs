@@ -45,7 +45,7 @@ impl Story {
 
     pub(super) fn vestibule_answered(&self, line: &AccessLine) {
         // The page's own plumbing is no part of the story.
-        if line.path == "/" || line.path.starts_with("/demo/") || line.path == "/favicon.ico" {
+        if &*line.path == "/" || line.path.starts_with("/demo/") || &*line.path == "/favicon.ico" {
             return;
         }
         let user = line.user.as_deref().map_or(String::new(), |user| format!(", user {user}"));

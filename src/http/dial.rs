@@ -71,10 +71,9 @@ impl std::fmt::Debug for Dialler {
 fn connector(tls: &UpstreamTls) -> Result<(TlsConnector, ServerName<'static>), String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut further = Vec::new();
-    if let Some(file) = &tls.ca_file {
-        let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            further.push(certificate.map_err(|error| format!("{}: {error}", file.display()))?);
+    if let Some(authority) = &tls.authority {
+        for certificate in CertificateDer::pem_slice_iter(&authority.pem) {
+            further.push(certificate.map_err(|error| format!("{}: {error}", authority.file.display()))?);
         }
     }
     let verifier = Verifier::new_with_extra_roots(further, Arc::clone(&provider)).map_err(|error| error.to_string())?;

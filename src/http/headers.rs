@@ -170,7 +170,7 @@ pub fn seal(
     allowed: Allowed,
     policy: &Policy,
     signer: Option<&Signer>,
-) -> Result<(Sealed, Arc<Identity>, Option<Token>, TrustedHeaders), Unsendable> {
+) -> Result<(Sealed, Arc<Identity>, Option<Token>), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, matched } = allowed;
     let to = policy.upstream(&matched.route);
@@ -178,8 +178,8 @@ pub fn seal(
         matched.route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
     let takes_trailers = strip(&mut admitted.parts.headers, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
-    for (name, value) in &trusted.0 {
-        headers.insert(name.clone(), value.clone());
+    for (name, value) in trusted.0 {
+        headers.insert(name, value);
     }
     if let Some(token) = &token {
         pass_on(&mut admitted, token, to);
@@ -195,7 +195,7 @@ pub fn seal(
     }
     let upstream = matched.route.upstream;
     let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream, takes_trailers };
-    Ok((sealed, identity, token, trusted))
+    Ok((sealed, identity, token))
 }
 
 /// Hands the token on where the configuration says that the backend checks it again.
@@ -424,10 +424,10 @@ mod tests {
                     prop_assert!(!ours.contains(&letters(name.as_str())), "{name} of the client's stays");
                 }
                 // What `seal` puts in afterwards is there once, whatever was named in `Connection`.
-                for trusted in &policy.trusted_headers {
+                for trusted in policy.trusted_headers.iter() {
                     headers.insert(trusted.name.clone(), HeaderValue::from_static("alice"));
                 }
-                for trusted in &policy.trusted_headers {
+                for trusted in policy.trusted_headers.iter() {
                     let values: Vec<_> = headers.get_all(&trusted.name).iter().collect();
                     prop_assert_eq!(values, [&HeaderValue::from_static("alice")]);
                 }

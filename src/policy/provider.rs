@@ -1,6 +1,5 @@
 //! What is known of an issuer before its first token.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use url::Url;
 
 use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, PUBLISHED_SECRETS, Preset, derived_issuer};
 use super::validate::{Check, is_loopback};
-use super::{Claim, Expected, OriginPattern, RemoteSpec, Requirement};
+use super::{CertificateAuthority, Claim, Expected, OriginPattern, RemoteSpec, Requirement};
 use crate::config::{self, Accept, Config, Time};
 
 /// One identity provider, complete.
@@ -74,8 +73,8 @@ pub enum KeySource {
         refresh: Duration,
         /// How long the last good set serves while the provider is down.
         max_stale: Duration,
-        /// A further certificate authority, PEM.
-        ca_file: Option<PathBuf>,
+        /// A further certificate authority.
+        authority: Option<CertificateAuthority>,
         /// Whether plain http to another machine was allowed.
         allow_http: bool,
     },
@@ -442,15 +441,13 @@ impl Check {
         if jwks.refresh.is_some_and(|time| time.0 < Duration::from_secs(30)) {
             self.wrong(format!("{at}.jwks.refresh"), "must be at least 30s");
         }
-        if let Some(file) = &jwks.ca_file {
-            self.file(&format!("{at}.jwks.ca_file"), file);
-        }
+        let authority = self.authority(&format!("{at}.jwks.ca_file"), jwks.ca_file.as_ref());
         Some(KeySource::Fetched {
             url,
             discovery,
             refresh: jwks.refresh.unwrap_or(Time::seconds(600)).0,
             max_stale: jwks.max_stale.unwrap_or(Time::seconds(86_400)).0,
-            ca_file: jwks.ca_file.as_ref().map(PathBuf::from),
+            authority,
             allow_http: jwks.allow_http,
         })
     }

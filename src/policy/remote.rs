@@ -2,12 +2,11 @@
 //! how many at once (docs/contract.md section 5).
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use url::Url;
 
-use super::Secret;
+use super::{CertificateAuthority, Secret};
 use super::preset::{DefaultKeys, Family, Preset};
 use super::validate::{Check, is_loopback};
 use crate::config::{self, RemoteMode, Time};
@@ -25,8 +24,8 @@ pub struct RemoteSpec {
     pub timeout: Duration,
     /// Questions under way at once; half of them are kept for open sockets.
     pub concurrency: usize,
-    /// A further certificate authority, PEM.
-    pub ca_file: Option<PathBuf>,
+    /// A further certificate authority.
+    pub authority: Option<CertificateAuthority>,
 }
 
 /// The question, with the credential that goes along.
@@ -119,9 +118,7 @@ impl Check {
         if !(2..=1_000).contains(&concurrency) {
             self.wrong(format!("{at}.concurrency"), "must be between 2 and 1000; half of it is kept for open sockets");
         }
-        if let Some(file) = &remote.ca_file {
-            self.file(&format!("{at}.ca_file"), file);
-        }
+        let authority = self.authority(&format!("{at}.ca_file"), remote.ca_file.as_ref());
         let question = self.question(&at, remote, preset, issuer)?;
         Some(RemoteSpec {
             instead,
@@ -129,7 +126,7 @@ impl Check {
             cache: remote.cache.map_or(CACHE, |time: Time| time.0),
             timeout: remote.timeout.map_or(TIMEOUT, |time: Time| time.0),
             concurrency: concurrency as usize,
-            ca_file: remote.ca_file.as_ref().map(PathBuf::from),
+            authority,
         })
     }
 

@@ -15,7 +15,7 @@ use crate::config::AuthMode;
 #[derive(Debug)]
 pub struct Route {
     /// The pattern as written, also the `route` label of logs and metrics; `default` for the last.
-    pub label: String,
+    pub label: Arc<str>,
     /// `None` matches every path.
     pub pattern: Option<Pattern>,
     /// Empty: every method.

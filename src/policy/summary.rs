@@ -39,7 +39,7 @@ pub fn summary(policy: &Policy) -> String {
             .routes
             .iter()
             .filter(|route| index > 0 && route.upstream == index)
-            .map(|route| route.label.as_str())
+            .map(|route| &*route.label)
             .collect();
         let of = if index == 0 { String::new() } else { format!(" for {}", paths.join(" ")) };
         line("upstream", format!("{}{of}", upstream.url));
@@ -75,7 +75,7 @@ pub fn summary(policy: &Policy) -> String {
             line("", remote.to_string());
         }
     }
-    for header in &policy.trusted_headers {
+    for header in policy.trusted_headers.iter() {
         line("identity", format!("{} = {}", header.written, header.claim));
     }
     if let Some(default) = policy.routes.last() {
@@ -193,7 +193,7 @@ fn described(route: &Route) -> String {
         AuthMode::None => "anyone",
         AuthMode::Deny => "nobody",
     };
-    let path = if route.pattern.is_none() && route.label == "default" { "everything else" } else { &route.label };
+    let path = if route.pattern.is_none() && &*route.label == "default" { "everything else" } else { &route.label };
     let methods = if route.methods.is_empty() { String::new() } else { format!(" {}", route.methods.join(",")) };
     let mut text = format!("{path}{methods}: {auth}");
     for (claim, _) in &route.require.claims {

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use url::Url;
 
 use super::validate::Check;
@@ -95,16 +94,11 @@ impl Check {
     }
 
     fn upstream_tls(&mut self, at: &str, upstream: &config::Upstream, address: &mut UpstreamAddress) {
-        if let Some(file) = &upstream.tls.ca_file {
-            let path = format!("{at}.tls.ca_file");
-            if self.file(&path, file).is_some_and(|pem| !holds_certificates(&pem)) {
-                self.wrong(path, format!("{file} holds no certificate in PEM"));
-            }
-        }
+        let authority = self.authority(&format!("{at}.tls.ca_file"), upstream.tls.ca_file.as_ref());
         let written = upstream.tls.ca_file.is_some() || upstream.tls.server_name.is_some();
         match address {
             UpstreamAddress::Tcp { tls: Some(tls), .. } => {
-                tls.ca_file = upstream.tls.ca_file.as_ref().map(PathBuf::from);
+                tls.authority = authority;
                 if let Some(name) = &upstream.tls.server_name {
                     tls.server_name.clone_from(name);
                 }
@@ -223,10 +217,6 @@ impl Check {
     }
 }
 
-fn holds_certificates(pem: &[u8]) -> bool {
-    let mut certificates = CertificateDer::pem_slice_iter(pem).peekable();
-    certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
-}
 
 fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
     if let Some(path) = text.strip_prefix("unix:") {
@@ -254,6 +244,6 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
     let port = url.port_or_known_default().unwrap_or(80);
     let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let tls = (scheme == "https").then(|| UpstreamTls { server_name: host.clone(), ca_file: None });
+    let tls = (scheme == "https").then(|| UpstreamTls { server_name: host.clone(), authority: None });
     Ok((UpstreamAddress::Tcp { host, port, tls }, authority))
 }

@@ -2,7 +2,7 @@
 //! What belongs to one topic stands with it: `exposure`, `upstream`, `provider`, `dialect`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
 pub(super) struct Check {
     findings: Vec<Finding>,
     warnings: Vec<String>,
+    /// Read so far.
+    files: Vec<PathBuf>,
     /// Of the Clerk applications whose publishable keys are written.
     cookie_suffixes: Vec<String>,
     pub(super) dialects: BTreeMap<String, Arc<DialectSpec>>,
@@ -66,6 +68,7 @@ impl Check {
 
     /// Reads a file that a key names; one trailing newline is removed.
     pub(super) fn file(&mut self, path: &str, file: &str) -> Option<Vec<u8>> {
+        self.files.push(PathBuf::from(file));
         match std::fs::metadata(file).map(|meta| meta.len()) {
             Ok(size) if size > 1 << 20 => {
                 self.wrong(path, format!("{file} is larger than 1 MiB"));
@@ -183,7 +186,7 @@ impl Check {
             upstreams: upstreams?,
             providers,
             assertion,
-            trusted_headers,
+            trusted_headers: trusted_headers.into(),
             reserved,
             routes,
             refuses_ambiguous_paths: config.paths == Paths::Strict && by_path,
@@ -197,6 +200,7 @@ impl Check {
             drain_delay: config.drain.delay.0,
             drain_timeout: config.drain.timeout.0,
             warnings: std::mem::take(&mut self.warnings),
+            files: std::mem::take(&mut self.files),
         })
     }
 
@@ -450,7 +454,7 @@ use on_expiry: close"
             let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"));
             let pattern = (path != "/**").then_some(pattern);
             out.push(Arc::new(Route {
-                label: path.clone(),
+                label: path.as_str().into(),
                 pattern,
                 methods,
                 auth: route.auth,
@@ -465,7 +469,7 @@ use on_expiry: close"
         let token_from = self.token_from("token_from", header, base.message, query, &base.subprotocol, cookie);
         let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket");
         out.push(Arc::new(Route {
-            label: "default".to_owned(),
+            label: "default".into(),
             pattern: None,
             methods: Vec::new(),
             auth: AuthMode::Required,

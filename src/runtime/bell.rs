@@ -1,5 +1,5 @@
-//! Tells everything that is open that something has changed which may end it: one wake for a drain and for a
-//! revocation alike, so that an idle socket waits for one thing only.
+//! Tells everything that is open that something has changed which may end it: one wake for a drain, a revocation
+//! and a reload alike, so that an idle socket waits for one thing only.
 //!
 //! When everything is to close, sockets leave one after the other: thousands of clients that are told at once come
 //! back at once, to a neighbour that has its own to serve.
@@ -76,7 +76,7 @@ impl Bell {
         });
     }
 
-    /// Someone was revoked.
+    /// Someone was revoked, or the policy is another.
     pub fn ring(&self) {
         self.0.send_modify(|_| {});
     }

@@ -2,10 +2,13 @@
 //! times as much.
 
 use std::fmt::Write as _;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
+use hyper::Method;
+
 use super::format::{escape, quote, time};
+use super::metrics::Label;
 use super::output::{self, Format};
 
 /// What an access line says (docs/contract.md section 7). The path is without its query, `user` comes
@@ -13,11 +16,11 @@ use super::output::{self, Format};
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct AccessLine {
-    pub request_id: String,
-    pub client: String,
-    pub method: String,
-    pub path: String,
-    pub route: String,
+    pub request_id: Box<str>,
+    pub client: Box<str>,
+    pub method: Method,
+    pub path: Box<str>,
+    pub route: Label,
     pub status: u16,
     pub answered_by: &'static str,
     pub user: Option<String>,
@@ -32,6 +35,11 @@ pub struct AccessLine {
     /// Written at `debug` only: a probe, or a path in `log.quiet`.
     pub quiet: bool,
 }
+
+/// The route of what was refused before any rule was looked for.
+pub static NO_ROUTE: LazyLock<Label> = LazyLock::new(|| "none".into());
+/// The route of our own endpoints.
+pub static OWN_ROUTE: LazyLock<Label> = LazyLock::new(|| "/.vestibule".into());
 
 /// What a socket's line says beside.
 #[derive(Clone, Debug)]
@@ -95,7 +103,7 @@ fn json(line: &AccessLine) -> String {
     };
     text("request_id", &line.request_id);
     text("client", &line.client);
-    text("method", &line.method);
+    text("method", line.method.as_str());
     text("path", &line.path);
     text("route", &line.route);
     if let Some(user) = &line.user {
@@ -132,7 +140,7 @@ fn pretty(line: &AccessLine) -> String {
     time(&mut out);
     out.push(' ');
     let _ = write!(out, "{} ", line.status);
-    escape(&mut out, &line.method, 16);
+    escape(&mut out, line.method.as_str(), 16);
     out.push(' ');
     escape(&mut out, &line.path, CUT);
     if let Some(user) = &line.user {

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::access::{Observed, observed};
 use super::output::{self, Format};
@@ -22,10 +23,26 @@ const CUT: usize = 256;
 pub fn start(format: Option<Format>, level: &str) {
     let format = format.unwrap_or_else(|| if std::io::stdout().is_terminal() { Format::Pretty } else { Format::Json });
     output::start(format);
-    let filter = EnvFilter::new(format!("warn,vestibule={level}"));
+    let (filter, handle) = reload::Layer::new(filter(level));
     let subscriber = tracing_subscriber::registry().with(filter).with(Lines);
     // A second start, in a test, keeps the first.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        let _ = FILTER.set(handle);
+    }
+}
+
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Another level from now on; before [`start`] nothing happens.
+pub fn set_level(level: &str) {
+    if let Some(handle) = FILTER.get() {
+        // It fails only where the subscriber has gone.
+        let _ = handle.reload(filter(level));
+    }
+}
+
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::new(format!("warn,vestibule={level}"))
 }
 
 struct Lines;

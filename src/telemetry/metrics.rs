@@ -34,6 +34,16 @@ struct Limit {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Version {
+    digest: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProvider {
     provider: Label,
 }
@@ -55,10 +65,13 @@ pub struct Metrics {
     remote_checks: Family<Attempt, Counter>,
     remote_check_duration: Family<Attempt, Histogram>,
     limited: Family<Limit, Counter>,
+    reloads: Family<Outcome, Counter>,
+    config: Family<Version, Gauge>,
 }
 
 /// Where a token that was verified before was found: on its own connection, in the cache, nowhere.
 const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
+const RELOADS: [&str; 2] = ["ok", "refused"];
 const FETCHES: [&str; 2] = ["ok", "failed"];
 const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];
 /// Keys of `limits` that refuse.
@@ -79,7 +92,12 @@ impl Default for Metrics {
             remote_checks: Family::default(),
             remote_check_duration: Family::new_with_constructor(|| Histogram::new(CHECK_SECONDS)),
             limited: Family::default(),
+            reloads: Family::default(),
+            config: Family::default(),
         };
+        for outcome in RELOADS {
+            metrics.reloads.get_or_create_owned(&Outcome { outcome });
+        }
         for limit in LIMITS {
             metrics.limited.get_or_create_owned(&Limit { limit });
         }
@@ -109,6 +127,8 @@ impl Metrics {
             self.remote_check_duration.clone(),
         );
         registry.register("limited", "Refused at a limit", self.limited.clone());
+        registry.register("config_reloads", "Configurations loaded while running", self.reloads.clone());
+        registry.register("config_info", "The configuration in force", self.config.clone());
         self
     }
 
@@ -164,6 +184,18 @@ impl Metrics {
     /// Someone was refused at this key of `limits`.
     pub fn limited(&self, limit: &'static str) {
         self.limited.get_or_create(&Limit { limit }).inc();
+    }
+
+    /// The configuration with this digest is in force.
+    pub fn serves(&self, digest: &str) {
+        self.config.clear();
+        self.config.get_or_create(&Version { digest: digest.to_owned() }).set(1);
+    }
+
+    /// Another configuration was taken, or refused; `digest` is the one in force now.
+    pub fn reloaded(&self, taken: bool, digest: &str) {
+        self.reloads.get_or_create(&Outcome { outcome: if taken { "ok" } else { "refused" } }).inc();
+        self.serves(digest);
     }
 
     /// The whole of it, in the text format of `OpenMetrics`.

@@ -84,10 +84,17 @@ pub(super) fn admit(
         let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
         return Err((refusal, Ending::TooManyConnections));
     }
-    let (sealed, identity, token, trusted) = seal(allowed, context.policy(), context.runtime.signer.as_ref())
+    let (sealed, identity, token) = seal(allowed, context.policy(), context.runtime.signer.as_ref())
         .map_err(|unsendable| (Refusal::unsendable(&unsendable.to_string()), Ending::Denied))?;
     let keeps_token = needs.hands_on();
-    let judge = RefreshJudge { shared: Arc::clone(&context.shared), path, user, trusted, presence, keeps_token };
+    let judge = RefreshJudge {
+        shared: Arc::clone(&context.shared),
+        path,
+        headers: Arc::clone(&context.policy().trusted_headers),
+        generation: context.runtime.generation,
+        presence,
+        keeps_token,
+    };
     Ok(Admission {
         sealed,
         token: token.filter(|_| keeps_token),

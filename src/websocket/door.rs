@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::admission::{Admission, Needs, admit};
 use super::ending::Ending;
 use super::introduction::introduce;
-use super::judge::{Judge, NoRefresh};
+use super::judge::{Judge, PublicJudge};
 use super::relay::{Beginning, Outcome, now};
 use super::session::Session;
 use super::{Context, Served, client_socket, handshake, life, relay_to_the_end, waiting};
@@ -88,12 +88,17 @@ pub(super) async fn tunnel(
     line: &mut AccessLine,
 ) -> Served {
     let spec = WebSocketSpec { dialect: None, ..public.route().websocket.clone() };
+    let judge = PublicJudge {
+        shared: Arc::clone(&context.shared),
+        path: public.head().uri.path().into(),
+        generation: context.runtime.generation,
+    };
     let sealed = seal_public(public, context.policy());
     match ask(&context.runtime, sealed, &Needs::default(), None).await {
         Asked::Open(head, upgraded) => {
             let relaying = Relaying {
                 session: Session::unending(),
-                judge: Box::new(NoRefresh),
+                judge: Box::new(judge),
                 spec,
                 needs: Needs::default(),
                 token: None,

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use super::ending::Ending;
 use super::session::{Again, Standing, Verdict};
-use crate::auth::{AskedAgain, Carrier, Effort, End, Marks, Question, Token, User, Verified, Voucher, allow, now};
+use crate::auth::{
+    AskedAgain, Carrier, Effort, End, Identity, Marks, Question, Remembered, Token, Verified, allow, now,
+};
 use crate::http::TrustedHeaders;
-use crate::policy::{AuthMode, WebSocketSpec};
+use crate::policy::{AuthMode, RouteMatch, TrustedHeader, WebSocketSpec};
 use crate::runtime::{Presence, Shared};
 
 /// A provider's answer on its way.
@@ -20,17 +22,23 @@ pub(super) type Judging = Pin<Box<dyn Future<Output = Verdict> + Send>>;
 
 /// What a session asks about its user while it is open.
 pub(super) trait Judge: Send + Sync {
-    /// The verdict on a token presented later.
-    fn judge(&self, token: Token) -> Judging;
+    /// The verdict on a token presented later, by whoever is remembered.
+    fn judge(&self, of: &Remembered, token: Token) -> Judging;
 
     /// Asks the provider about the session.
-    fn ask(&self, question: &Question) -> Asking;
+    fn ask(&self, of: &Remembered, question: &Question) -> Asking;
 
     /// Whether it was revoked.
     fn is_revoked(&self, marks: &Marks) -> bool;
 
     /// Whether what vouched for its token still does.
-    fn vouches(&self, voucher: Voucher) -> bool;
+    fn vouches(&self, of: &Remembered) -> bool;
+
+    /// Whether it may go on under the policy now in force; asked only once for each policy.
+    ///
+    /// # Errors
+    /// How it ends.
+    fn judge_again(&mut self, of: Option<&Remembered>) -> Result<(), Ending>;
 
     /// When its user was seen last, milliseconds since the epoch; only where presence counts.
     fn last_seen(&self) -> Option<u64>;
@@ -40,12 +48,25 @@ pub(super) trait Judge: Send + Sync {
 pub(super) struct RefreshJudge {
     pub(super) shared: Arc<Shared>,
     pub(super) path: Box<str>,
-    pub(super) user: User,
-    pub(super) trusted: TrustedHeaders,
+    /// Which headers the upstream was told at the door; their values come from who is remembered.
+    pub(super) headers: Arc<[TrustedHeader]>,
+    /// Under which policy it was judged last.
+    pub(super) generation: u64,
     /// Where the session outlives its token while the user is seen.
     pub(super) presence: Option<Presence>,
     /// Whether an accepted token is needed further on.
     pub(super) keeps_token: bool,
+}
+
+impl RefreshJudge {
+    /// Whether the upstream would hear the same of `now` as it has heard of `then`.
+    fn hears_the_same(headers: (&[TrustedHeader], &[TrustedHeader]), then: &Identity, now: &Identity) -> bool {
+        let (told, in_force) = headers;
+        match (TrustedHeaders::of(told, then), TrustedHeaders::of(in_force, now)) {
+            (Ok(told), Ok(in_force)) => told == in_force,
+            _ => false,
+        }
+    }
 }
 
 impl Standing {
@@ -61,10 +82,9 @@ impl Standing {
         let again = every.and_then(|every| Some(Box::new(Again { question: verified.question()?, every, grace })));
         let can_revoke = shared.current().policy.control.is_some();
         Self {
-            expires_at: identity.expires_at(),
             is_open_ended,
             clock_skew: provider.clock_skew,
-            voucher: identity.voucher(),
+            remembered: Remembered::new(identity),
             marks: can_revoke.then(|| Box::new(shared.revocations.marks(identity))),
             again,
         }
@@ -72,9 +92,9 @@ impl Standing {
 }
 
 impl Judge for RefreshJudge {
-    fn judge(&self, token: Token) -> Judging {
+    fn judge(&self, of: &Remembered, token: Token) -> Judging {
         let (runtime, shared) = (self.shared.current(), Arc::clone(&self.shared));
-        let (path, user, trusted) = (self.path.clone(), self.user.clone(), self.trusted.clone());
+        let (path, of, headers) = (self.path.clone(), of.clone(), Arc::clone(&self.headers));
         let keeps_token = self.keeps_token;
         Box::pin(async move {
             let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
@@ -87,31 +107,24 @@ impl Judge for RefreshJudge {
             let matched = runtime.policy.route("GET", &path);
             let standing = Standing::of(&verified, &shared, &matched.route.websocket);
             let (identity, token) = verified.into_parts();
-            if identity.user() != user {
+            let Some(then) = of.recalled().filter(|then| then.user() == identity.user()) else {
                 return Verdict::AnotherUser;
-            }
-            let denied = matched.route.auth == AuthMode::Deny
-                || allow::permits(&matched.route.require, &matched.variables, &identity).is_err();
-            if denied {
+            };
+            if !admits(&matched, &identity) {
                 return Verdict::Denied;
             }
-            match TrustedHeaders::of(&runtime.policy.trusted_headers, &identity) {
-                Ok(headers) if headers == trusted => {
-                    tracing::debug!("refresh verified: still user {}", identity.user_id());
-                    shared.see(&runtime.policy, &identity);
-                    Verdict::Accepted {
-                        user_id: identity.user_id().to_owned(),
-                        standing,
-                        token: token.filter(|_| keeps_token),
-                    }
-                }
-                _ => Verdict::IdentityChanged,
+            if !Self::hears_the_same((&headers, &runtime.policy.trusted_headers), &then, &identity) {
+                return Verdict::IdentityChanged;
             }
+            tracing::debug!("refresh verified: still user {}", identity.user_id());
+            shared.see(&runtime.policy, &identity);
+            let user_id = identity.user_id().to_owned();
+            Verdict::Accepted { user_id, standing, token: token.filter(|_| keeps_token) }
         })
     }
 
-    fn ask(&self, question: &Question) -> Asking {
-        let (runtime, provider) = (self.shared.current(), self.user.provider().name.clone());
+    fn ask(&self, of: &Remembered, question: &Question) -> Asking {
+        let (runtime, provider) = (self.shared.current(), of.provider().to_owned());
         let question = question.clone();
         Box::pin(async move { runtime.verifier.ask_again(&provider, &question).await })
     }
@@ -120,8 +133,24 @@ impl Judge for RefreshJudge {
         self.shared.revocations.revoked(marks, now()).is_some()
     }
 
-    fn vouches(&self, voucher: Voucher) -> bool {
-        self.shared.current().verifier.vouches(&self.user.provider().name, voucher)
+    fn vouches(&self, of: &Remembered) -> bool {
+        self.shared.current().verifier.vouches(of.provider(), of.voucher())
+    }
+
+    fn judge_again(&mut self, of: Option<&Remembered>) -> Result<(), Ending> {
+        let runtime = self.shared.current();
+        if runtime.generation == self.generation {
+            return Ok(());
+        }
+        self.generation = runtime.generation;
+        let recalled = of.and_then(|of| Some((of.recalled()?, of.recalled_by(&runtime.verifier)?)));
+        let (then, now) = recalled.ok_or(Ending::Denied)?;
+        if !admits(&runtime.policy.route("GET", &self.path), &now) {
+            return Err(Ending::Denied);
+        }
+        let same = then.user() == now.user()
+            && Self::hears_the_same((&self.headers, &runtime.policy.trusted_headers), &then, &now);
+        if same { Ok(()) } else { Err(Ending::IdentityChanged) }
     }
 
     fn last_seen(&self) -> Option<u64> {
@@ -130,15 +159,25 @@ impl Judge for RefreshJudge {
     }
 }
 
-/// Nothing on a public route is a refresh, and nobody's token ends it.
-pub(super) struct NoRefresh;
+/// Whether the route takes this identity.
+fn admits(matched: &RouteMatch, identity: &Identity) -> bool {
+    matched.route.auth != AuthMode::Deny
+        && allow::permits(&matched.route.require, &matched.variables, identity).is_ok()
+}
 
-impl Judge for NoRefresh {
-    fn judge(&self, _token: Token) -> Judging {
+/// Nothing on a public route is a refresh, and nobody's token ends it; a route that is public no more does.
+pub(super) struct PublicJudge {
+    pub(super) shared: Arc<Shared>,
+    pub(super) path: Box<str>,
+    pub(super) generation: u64,
+}
+
+impl Judge for PublicJudge {
+    fn judge(&self, _of: &Remembered, _token: Token) -> Judging {
         Box::pin(std::future::ready(Verdict::Refused(Ending::InvalidToken)))
     }
 
-    fn ask(&self, _question: &Question) -> Asking {
+    fn ask(&self, _of: &Remembered, _question: &Question) -> Asking {
         Box::pin(std::future::ready(AskedAgain::Stands))
     }
 
@@ -146,8 +185,20 @@ impl Judge for NoRefresh {
         false
     }
 
-    fn vouches(&self, _voucher: Voucher) -> bool {
+    fn vouches(&self, _of: &Remembered) -> bool {
         true
+    }
+
+    fn judge_again(&mut self, _of: Option<&Remembered>) -> Result<(), Ending> {
+        let runtime = self.shared.current();
+        if runtime.generation == self.generation {
+            return Ok(());
+        }
+        self.generation = runtime.generation;
+        match runtime.policy.route("GET", &self.path).route.auth {
+            AuthMode::None | AuthMode::Optional => Ok(()),
+            AuthMode::Required | AuthMode::Deny => Err(Ending::Denied),
+        }
     }
 
     fn last_seen(&self) -> Option<u64> {

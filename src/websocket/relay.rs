@@ -232,8 +232,14 @@ impl Relay {
         let is_verdict = matches!(event, Event::Verdict(_));
         for action in self.session.on(event, now()) {
             match action {
-                Action::Verify(token) => self.verdict = Some(self.judge.judge(token)),
-                Action::AskAgain => self.asking = self.session.question().map(|question| self.judge.ask(question)),
+                // Neither is said of a socket of nobody's.
+                Action::Verify(token) => {
+                    self.verdict = self.session.remembered().map(|of| self.judge.judge(of, token));
+                }
+                Action::AskAgain => {
+                    let asked = self.session.remembered().zip(self.session.question());
+                    self.asking = asked.map(|(of, question)| self.judge.ask(of, question));
+                }
                 // Only an upstream that never ends its message lets this many wait.
                 Action::Say(_) if self.say.len() >= SAYINGS => self.begin_end(Ending::TooManyRefreshes),
                 Action::Say(text) => {
@@ -260,6 +266,10 @@ impl Relay {
         if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
             tracing::info!("an open socket was revoked");
             self.act_on(Event::End(Ending::Revoked));
+        }
+        if let Err(ending) = self.judge.judge_again(self.session.remembered()) {
+            tracing::info!("an open socket ends with the reload: {}", ending.reason());
+            self.act_on(Event::End(ending));
         }
         if ear.must_leave() {
             let code = self.times.drain_code;

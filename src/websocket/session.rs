@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::dialect::{First, Later, Presented};
 use super::ending::Ending;
 use super::template::{Copies, Values, render};
-use crate::auth::{AskedAgain, Marks, Question, Token, Voucher};
+use crate::auth::{AskedAgain, Marks, Question, Remembered, Token};
 use crate::policy::{DialectSpec, OnExpiry};
 use asking::{Asking, Consequence};
 
@@ -25,14 +25,12 @@ const REFUSALS: u8 = 5;
 /// What a session lives by: the end of its token, and who vouched for it.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    /// Unix seconds; of a token without an end, when its provider is asked again.
-    pub expires_at: u64,
+    /// Whose it is, and until when: of a token without an end, when its provider is asked again.
+    pub remembered: Remembered,
     /// The token says no end: asking again is what ends it.
     pub is_open_ended: bool,
     /// How long beyond its end a socket of this provider may live, at least.
     pub clock_skew: Duration,
-    /// Who vouched for it.
-    pub voucher: Voucher,
     /// What it can be revoked by, where anyone can revoke.
     pub marks: Option<Box<Marks>>,
     /// How its provider is asked again.
@@ -42,8 +40,7 @@ pub struct Standing {
 /// What is kept of it for as long as the session lives.
 #[derive(Debug)]
 struct Kept {
-    expires_at: u64,
-    voucher: Voucher,
+    remembered: Remembered,
     marks: Option<Box<Marks>>,
 }
 
@@ -246,7 +243,7 @@ impl Session {
         self.end = match self.on_expiry {
             OnExpiry::Keep => u64::MAX,
             _ if standing.is_open_ended => u64::MAX,
-            _ => standing.expires_at.saturating_mul(1_000).saturating_add(beyond),
+            _ => standing.remembered.expires_at().saturating_mul(1_000).saturating_add(beyond),
         };
         self.asking = standing.again.map(|again| {
             Box::new(match self.asking.take() {
@@ -254,8 +251,8 @@ impl Session {
                 None => Asking::new(*again, now),
             })
         });
-        let Standing { expires_at, voucher, marks, .. } = standing;
-        self.standing = Some(Kept { expires_at, voucher, marks });
+        let Standing { remembered, marks, .. } = standing;
+        self.standing = Some(Kept { remembered, marks });
     }
 
     /// What the provider is asked about it.
@@ -270,12 +267,18 @@ impl Session {
         self.standing.as_ref()?.marks.as_deref()
     }
 
-    /// Who vouches for it, while its token has not expired: an expired one is not judged by its key, or every
-    /// rotation would end the sockets that outlive their tokens.
+    /// Whose it is; nobody's on a public route.
     #[must_use]
-    pub fn voucher(&self, now: u64) -> Option<Voucher> {
-        let standing = self.standing.as_ref().filter(|standing| now < standing.expires_at.saturating_mul(1_000));
-        standing.filter(|_| self.phase == Phase::Open).map(|standing| standing.voucher)
+    pub fn remembered(&self) -> Option<&Remembered> {
+        self.standing.as_ref().map(|standing| &standing.remembered)
+    }
+
+    /// Whose it is while its token has not expired: an expired one is not judged by its key, or every rotation
+    /// would end the sockets that outlive their tokens.
+    #[must_use]
+    pub fn judged_by_key(&self, now: u64) -> Option<&Remembered> {
+        let standing = self.remembered().filter(|remembered| now < remembered.expires_at().saturating_mul(1_000));
+        standing.filter(|_| self.phase == Phase::Open)
     }
 
     /// Its dialect; `None` for `none`.
@@ -407,7 +410,7 @@ impl Session {
             Answer::Refreshed => dialect.refresh.as_ref()?.acknowledge.as_ref()?,
             Answer::Field => return None,
         };
-        let exp = self.standing.as_ref().map_or(0, |standing| standing.expires_at);
+        let exp = self.standing.as_ref().map_or(0, |standing| standing.remembered.expires_at());
         let expires_in = exp.saturating_sub(now / 1_000);
         let values = Values { user_id, exp, expires_in, copies: &self.answering, ..Values::default() };
         Some(Action::Say(render(template, &values)))

@@ -7,7 +7,7 @@ use std::path::Path;
 const ROOMS: [&[&str]; 10] = [
     &["main"],
     &["cli"],
-    &["listen", "admin", "control", "demo"],
+    &["listen", "admin", "control", "reload", "demo"],
     &["proxy"],
     &["websocket"],
     &["runtime"],

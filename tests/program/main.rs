@@ -28,6 +28,7 @@ mod logs;
 mod metrics;
 mod providers;
 mod raw;
+mod reload;
 mod remote;
 mod shutdown;
 mod transport;

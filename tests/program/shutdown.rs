@@ -71,21 +71,6 @@ async fn many_sockets_are_told_in_turn_and_the_process_waits_for_the_last() {
 }
 
 #[tokio::test]
-async fn sighup_ends_nothing_and_says_that_nothing_was_reloaded() {
-    let (backend, issuer, mut proxy) = house("").await;
-    for _ in 0..2 {
-        proxy.signal("HUP");
-        proxy.logged("a word", |line| line.contains("does not reload its configuration")).await;
-        let credential = bearer(&issuer.token("alice"));
-        let fields = [credential.as_str()];
-        let (answer, _) = tokio::join!(get(proxy.address, "/", &fields), backend.answer("ok"));
-        assert_eq!(answer.status, 200);
-    }
-    proxy.signal("TERM");
-    assert_eq!(proxy.ended().await, Some(0));
-}
-
-#[tokio::test]
 async fn during_the_delay_it_is_not_ready_but_serves() {
     let (backend, issuer, mut proxy) = house("drain: { delay: 2s, timeout: 5s }\n").await;
     proxy.signal("TERM");

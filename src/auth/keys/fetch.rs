@@ -38,12 +38,12 @@ pub(super) enum FetchError {
 }
 
 pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> {
-    let ca_file = match source {
-        KeySource::Fetched { ca_file, .. } => ca_file.as_deref(),
+    let authority = match source {
+        KeySource::Fetched { authority, .. } => authority.as_ref(),
         _ => None,
     };
     // A key set is fetched every ten minutes: no connection is worth keeping for the next.
-    outbound::client(ca_file, TIME, 0).map_err(FetchError::Client)
+    outbound::client(authority, TIME, 0).map_err(FetchError::Client)
 }
 
 pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> Result<KeySet, FetchError> {

@@ -39,7 +39,7 @@ impl Relay {
         if let Some(deadline) = self.session.deadline() {
             consider(now_instant + Duration::from_millis(deadline.saturating_sub(now())));
         }
-        if self.session.voucher(now()).is_some() {
+        if self.session.judged_by_key(now()).is_some() {
             consider(self.judged_again);
         }
         if let Some(idle) = self.times.idle_timeout {
@@ -86,7 +86,7 @@ impl Relay {
         }
         if self.judged_again <= now_instant {
             self.judged_again = now_instant + JUDGED_AGAIN;
-            if self.session.voucher(now()).is_some_and(|voucher| !self.judge.vouches(voucher)) {
+            if self.session.judged_by_key(now()).is_some_and(|of| !self.judge.vouches(of)) {
                 tracing::info!("the key of an open socket's token was withdrawn");
                 self.act_on(Event::End(Ending::Expired));
             }

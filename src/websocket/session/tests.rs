@@ -33,10 +33,9 @@ fn keep_outlives_the_token_until_max_lifetime() {
 
 fn standing(expires_at: u64) -> Standing {
     Standing {
-        expires_at,
+        remembered: Remembered::example(expires_at),
         is_open_ended: false,
         clock_skew: Duration::from_secs(5),
-        voucher: Voucher::Provider,
         marks: None,
         again: None,
     }

@@ -14,7 +14,28 @@ pub struct Proxy {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     lines: watch::Receiver<usize>,
-    _file: TempFile,
+    file: TempFile,
+    level: String,
+}
+
+/// A folder that goes when the test does.
+pub struct TempFolder(pub std::path::PathBuf);
+
+impl TempFolder {
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("vestibule-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("temporary folder");
+        Self(path)
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A file that goes when the test does.
@@ -72,11 +93,23 @@ impl Proxy {
         Self::spawn(yaml, "debug", shell).await
     }
 
-    async fn spawn(yaml: &str, level: &str, mut command: Command) -> Self {
+    /// With a whole configuration of its own.
+    pub async fn of_file(path: &std::path::Path) -> Self {
+        Self::started(TempFile(path.to_owned()), "debug", command()).await
+    }
+
+    async fn spawn(yaml: &str, level: &str, command: Command) -> Self {
+        Self::started(TempFile::new(&Self::whole(yaml, level)), level, command).await
+    }
+
+    fn whole(yaml: &str, level: &str) -> String {
         let listen = if yaml.lines().any(|line| line.starts_with("listen:")) { "" } else { "listen: 127.0.0.1:0\n" };
         // Tests run beside each other, and its usual port is one.
         let admin = if yaml.lines().any(|line| line.starts_with("admin:")) { "" } else { "admin: null\n" };
-        let file = TempFile::new(&format!("{listen}{admin}{yaml}\nlog: {{ format: json, level: {level} }}\n"));
+        format!("{listen}{admin}{yaml}\nlog: {{ format: json, level: {level} }}\n")
+    }
+
+    async fn started(file: TempFile, level: &str, mut command: Command) -> Self {
         let mut child = command
             .args(["run", "--config", file.path()])
             .stdout(Stdio::piped())
@@ -106,7 +139,21 @@ impl Proxy {
             }
         })
         .await;
-        Self { address, child, log, lines, _file: file }
+        Self { address, child, log, lines, file, level: level.to_owned() }
+    }
+
+    /// Writes its configuration anew, as [`Self::start`] does; nothing tells it.
+    pub fn rewrite(&self, yaml: &str) {
+        std::fs::write(self.file.path(), Self::whole(yaml, &self.level)).expect("written");
+    }
+
+    /// What the next [`Self::rewrite`] says of the log.
+    pub fn set_level(&mut self, level: &str) {
+        level.clone_into(&mut self.level);
+    }
+
+    pub fn remove_file(&self) {
+        std::fs::remove_file(self.file.path()).expect("removed");
     }
 
     pub fn log(&self) -> Vec<String> {
@@ -115,9 +162,14 @@ impl Proxy {
 
     /// Waits for a line that satisfies; what it is by itself is in the log.
     pub async fn logged(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        self.logged_after(0, what, wanted).await
+    }
+
+    /// As [`Self::logged`], without the first so many lines.
+    pub async fn logged_after(&mut self, lines: usize, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         within(what, async {
             loop {
-                let found = self.log().into_iter().find(|line| wanted(line));
+                let found = self.log().into_iter().skip(lines).find(|line| wanted(line));
                 if let Some(line) = found {
                     return line;
                 }

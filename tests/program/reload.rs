@@ -1,0 +1,279 @@
+//! Another configuration without a restart: by SIGHUP and by a changed file, all or nothing, and open sockets judged
+//! by it.
+
+use serde_json::json;
+
+use crate::support::backend::Backend;
+use crate::support::client::{Client, bearer, get};
+use crate::support::issuer::{Issuer, Key, Mood};
+use crate::support::proxy::{Proxy, TempFile, TempFolder};
+use crate::support::socket::Socket;
+
+struct House {
+    issuer: Issuer,
+    backend: Backend,
+    proxy: Proxy,
+}
+
+impl House {
+    async fn with(more: &str) -> Self {
+        let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+        let proxy = Proxy::start(&yaml(&issuer, &backend, more)).await;
+        Self { issuer, backend, proxy }
+    }
+
+    /// Writes the file anew and asks for it.
+    async fn reload(&mut self, more: &str) -> String {
+        let before = self.proxy.log().len();
+        self.proxy.rewrite(&yaml(&self.issuer, &self.backend, more));
+        self.proxy.signal("HUP");
+        self.proxy.logged_after(before, "a reload", |line| line.contains("\"reload")).await
+    }
+
+    async fn socket(&self, target: &str, token: &str) -> (Socket, Socket) {
+        let mut client = Socket::open(self.proxy.address, target, &[]).await;
+        let (_, (_, upstream)) = tokio::join!(client.authenticate(token), self.backend.websocket());
+        (client, upstream)
+    }
+}
+
+fn yaml(issuer: &Issuer, backend: &Backend, more: &str) -> String {
+    let providers =
+        if more.contains("providers:") { String::new() } else { format!("providers: [{}]\n", issuer.provider()) };
+    format!("upstream: {}\n{providers}{more}", backend.url())
+}
+
+#[tokio::test]
+async fn sighup_puts_another_policy_in_force_on_connections_that_are_open() {
+    let mut house = House::with("").await;
+    let mut client = Client::connect(house.proxy.address).await;
+    client.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 401);
+    house.reload("routes: [{ path: /health, auth: none }]\n").await;
+    client.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    let (answer, _) = tokio::join!(client.answer(), house.backend.answer("up"));
+    assert_eq!((answer.status, answer.body.as_str()), (200, "up"));
+    house.reload("routes: [{ path: /health, auth: deny }]\n").await;
+    client.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 403);
+}
+
+#[tokio::test]
+async fn a_changed_file_is_followed_without_being_asked() {
+    let mut house = House::with("").await;
+    house.proxy.rewrite(&yaml(&house.issuer, &house.backend, "routes: [{ path: /health, auth: deny }]\n"));
+    house.proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    assert_eq!(get(house.proxy.address, "/health", &[]).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_swapped_link_is_followed_as_configmaps_swap_them() {
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let folder = TempFolder::new();
+    let version = |name: &str, more: &str| {
+        std::fs::create_dir(folder.0.join(name)).expect("a folder");
+        let text = format!("listen: 127.0.0.1:0\nadmin: null\n{}", yaml(&issuer, &backend, more));
+        std::fs::write(folder.0.join(name).join("vestibule.yaml"), text).expect("a file");
+        std::os::unix::fs::symlink(name, folder.0.join("..next")).expect("a link");
+        std::fs::rename(folder.0.join("..next"), folder.0.join("..data")).expect("swapped");
+    };
+    version("first", "");
+    let file = folder.0.join("vestibule.yaml");
+    std::os::unix::fs::symlink("..data/vestibule.yaml", &file).expect("a link");
+    let mut proxy = Proxy::of_file(&file).await;
+    assert_eq!(get(proxy.address, "/health", &[]).await.status, 401);
+    version("second", "routes: [{ path: /health, auth: deny }]\n");
+    proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    assert_eq!(get(proxy.address, "/health", &[]).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_broken_file_changes_nothing_and_the_error_says_where() {
+    let mut house = House::with("").await;
+    for (more, expected) in [
+        ("routs: []\n", "routs: unknown key; did you mean `routes`?"),
+        ("limits: { connections: many }\n", "limits.connections: \\\"many\\\" is not a whole number"),
+        ("routes: [{ path: nowhere }]\n", "routes[0].path"),
+        ("listen: 127.0.0.1:1\n", "listen: needs a restart"),
+        ("admin: { listen: 127.0.0.1:0 }\n", "admin: needs a restart"),
+        ("control: { listen: \"unix:/tmp/vestibule-never-made.sock\" }\n", "control: needs a restart"),
+        ("providers: []\n", "providers: no provider: nobody could sign in."),
+    ] {
+        let said = house.reload(more).await;
+        assert!(said.contains("reload refused, still serving ") && said.contains(expected), "{more}: {said}");
+        let token = house.issuer.token("alice");
+        let field = bearer(&token);
+        let fields = [field.as_str()];
+        let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+        assert_eq!(answer.status, 200, "{more}");
+    }
+    assert!(house.reload("").await.contains("\"reloaded: "), "what is right again is taken");
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_refused_and_taken_when_it_is_back() {
+    let mut house = House::with("").await;
+    house.proxy.remove_file();
+    house.proxy.logged("the refusal", |line| line.contains("reload refused") && line.contains("cannot be read")).await;
+    house.proxy.rewrite(&yaml(&house.issuer, &house.backend, "routes: [{ path: /health, auth: deny }]\n"));
+    house.proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    assert_eq!(get(house.proxy.address, "/health", &[]).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_provider_that_is_the_same_keeps_its_keys() {
+    let mut house = House::with("").await;
+    let token = house.issuer.token("alice");
+    let field = bearer(&token);
+    let fields = [field.as_str()];
+    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    assert_eq!((answer.status, house.issuer.fetches()), (200, 1));
+    // It could not be asked now.
+    house.issuer.set_mood(Mood::Status(500));
+    house.reload("routes: [{ path: /health, auth: none }]\n").await;
+    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    assert_eq!((answer.status, house.issuer.fetches()), (200, 1));
+}
+
+#[tokio::test]
+async fn a_secret_is_read_again_when_its_file_changes() {
+    let secret = TempFile::new("first-0123456789abcdef0123456789abcdef\n");
+    let backend = Backend::start().await;
+    let mut proxy = Proxy::start(&format!(
+        "upstream: {}\nproviders: [{{ preset: shared-secret, secret_file: \"{}\", audience: any }}]\n",
+        backend.url(),
+        secret.path()
+    ))
+    .await;
+    let token = |secret: &str| {
+        let claims = json!({"sub": "alice", "exp": crate::support::now() + 600});
+        let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+        bearer(&jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("signed"))
+    };
+    let (first, second) =
+        (token("first-0123456789abcdef0123456789abcdef"), token("second-0123456789abcdef0123456789abcdef"));
+    let fields = [first.as_str()];
+    let (answer, _) = tokio::join!(get(proxy.address, "/x", &fields), backend.answer("served"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(get(proxy.address, "/x", &[&second]).await.status, 401);
+    std::fs::write(secret.path(), "second-0123456789abcdef0123456789abcdef\n").expect("written");
+    proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    assert_eq!(get(proxy.address, "/x", &fields).await.status, 401, "the old secret is worth nothing");
+    let fields = [second.as_str()];
+    let (answer, _) = tokio::join!(get(proxy.address, "/x", &fields), backend.answer("served"));
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn open_sockets_are_judged_by_the_new_policy() {
+    let mut house = House::with("").await;
+    let admin = house.issuer.token_with("root", json!({"role": "admin"}));
+    let user = house.issuer.token("alice");
+    let (mut may, mut may_upstream) = house.socket("/ws/a", &admin).await;
+    let (mut may_not, mut may_not_upstream) = house.socket("/ws/a", &user).await;
+    let (mut elsewhere, mut elsewhere_upstream) = house.socket("/other", &user).await;
+    let (mut denied, _denied_upstream) = house.socket("/closed", &admin).await;
+    house
+        .reload("routes: [{ path: /closed, auth: deny }, { path: /ws/**, require: { role: admin } }]\n")
+        .await;
+    assert_eq!(may_not.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
+    assert_eq!(may_not.next_close().await, (1008, "Access denied".into()));
+    assert_eq!(may_not_upstream.next_close().await.0, 1001);
+    assert_eq!(denied.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
+    assert_eq!(denied.next_close().await, (1008, "Access denied".into()));
+    for (client, upstream) in [(&mut may, &mut may_upstream), (&mut elsewhere, &mut elsewhere_upstream)] {
+        client.say("still here").await;
+        assert_eq!(upstream.next_text().await, "still here");
+    }
+    // And later ones by it too: the claim that the route now requires is gone.
+    may.say(&json!({"type": "refresh_auth", "token": house.issuer.token("root")}).to_string()).await;
+    assert_eq!(may.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
+    assert_eq!(may.next_close().await, (1008, "Access denied".into()));
+}
+
+#[tokio::test]
+async fn sockets_of_a_provider_that_is_gone_or_refuses_their_user_end() {
+    let mut house = House::with("").await;
+    let (mut alice, _alice_upstream) = house.socket("/ws", &house.issuer.token("alice")).await;
+    let (mut bob, mut bob_upstream) = house.socket("/ws", &house.issuer.token("bob")).await;
+    let only_bob = house.issuer.provider().replace(" }", ", allow: { users: [bob] } }");
+    house.reload(&format!("providers: [{only_bob}]\n")).await;
+    assert_eq!(alice.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
+    assert_eq!(alice.next_close().await, (1008, "Access denied".into()));
+    bob.say("still here").await;
+    assert_eq!(bob_upstream.next_text().await, "still here");
+    for provider in [
+        // Another application's tokens.
+        house.issuer.provider().replace("audience: ", "audience: not-"),
+        house.issuer.provider().replace("preset: oidc", "preset: oidc, require: { plan: paid }"),
+    ] {
+        let (mut carol, _upstream) = house.socket("/ws", &house.issuer.token("bob")).await;
+        house.reload(&format!("providers: [{provider}]\n")).await;
+        assert_eq!(carol.next_text().await, r#"{"type":"error","message":"Access denied"}"#, "{provider}");
+        assert_eq!(carol.next_close().await, (1008, "Access denied".into()));
+        house.reload("").await;
+    }
+    let (mut dora, _dora_upstream) = house.socket("/ws", &house.issuer.token("dora")).await;
+    let other = Issuer::with(Key::rsa("other")).await;
+    house.reload(&format!("providers: [{}]\n", other.provider())).await;
+    assert_eq!(dora.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
+    assert_eq!(dora.next_close().await, (1008, "Access denied".into()));
+}
+
+#[tokio::test]
+async fn a_socket_whose_trusted_headers_would_change_comes_back_for_them() {
+    let mut house = House::with("").await;
+    let token = house.issuer.token_with("alice", json!({"role": "admin"}));
+    let (mut told, _upstream) = house.socket("/ws", &token).await;
+    let (mut same, mut same_upstream) = house.socket("/ws", &house.issuer.token("bob")).await;
+    house.reload("identity: { headers: { X-User-Id: sub, X-Role: role } }\n").await;
+    assert_eq!(told.next_close().await, (1012, "Identity changed".into()));
+    // Without the claim there is no header, so this upstream has heard what it would hear.
+    same.say("still here").await;
+    assert_eq!(same_upstream.next_text().await, "still here");
+}
+
+#[tokio::test]
+async fn a_public_socket_ends_when_its_route_is_public_no_more() {
+    let mut house = House::with("routes: [{ path: /public/**, auth: none }]\n").await;
+    let opening = Socket::open(house.proxy.address, "/public/a", &[]);
+    let (mut client, (_, mut upstream)) = tokio::join!(opening, house.backend.websocket());
+    house.reload("routes: [{ path: /public/**, auth: none }, { path: /x, auth: none }]\n").await;
+    client.say("still here").await;
+    assert_eq!(upstream.next_text().await, "still here");
+    house.reload("").await;
+    assert_eq!(client.next_close().await, (1008, "Access denied".into()));
+}
+
+#[tokio::test]
+async fn a_socket_that_waits_while_the_policy_changes_is_judged_by_the_new_one() {
+    let mut house = House::with("").await;
+    let mut waiting = Socket::open(house.proxy.address, "/ws", &[]).await;
+    house.reload("routes: [{ path: /ws, auth: deny }]\n").await;
+    let token = house.issuer.token("alice");
+    waiting.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
+    let close = async {
+        loop {
+            let frame = waiting.next().await;
+            if frame.opcode == 8 {
+                return frame.close();
+            }
+        }
+    };
+    let (close, _) = tokio::join!(close, house.backend.websocket());
+    assert_eq!(close, (1008, "Access denied".into()));
+}
+
+#[tokio::test]
+async fn the_log_level_follows() {
+    let mut house = House::with("").await;
+    for (level, user, is_heard) in [("info", "alice", false), ("debug", "bob", true)] {
+        house.proxy.set_level(level);
+        house.reload("").await;
+        let _pair = house.socket("/ws", &house.issuer.token(user)).await;
+        // What was said of it stands in the log before this.
+        house.reload("routs: []\n").await;
+        let said = format!("first message verified: user {user}");
+        assert_eq!(house.proxy.log().iter().any(|line| line.contains(&said)), is_heard, "{level}");
+    }
+}
