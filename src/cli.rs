@@ -198,10 +198,7 @@ fn completions(arguments: &CompletionsArguments) -> ExitCode {
 }
 
 /// Loads and validates; everything wrong comes at once.
-fn policy(
-    arguments: &ConfigArguments,
-    adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
-) -> Result<Edition, Report> {
+fn policy(arguments: &ConfigArguments, adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>) -> Result<Edition, Report> {
     let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
     let mut findings = adjust(&mut loaded);
     let name = format!("{} ({})", loaded.source, loaded.digest);

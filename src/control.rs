@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::auth::{self, Target, now};
 use crate::json;
-use crate::policy::{ControlAddress, ControlSpec, Policy, Secret};
+use crate::policy::{ControlAddress, ControlSpec, Policy};
 use crate::runtime::Shared;
 use crate::small_server::{Answer, Listener, said};
 
@@ -35,7 +35,6 @@ pub struct ControlError {
 #[derive(Debug)]
 pub struct Control {
     listener: Listener,
-    token: Option<Secret>,
 }
 
 impl Control {
@@ -49,12 +48,12 @@ impl Control {
             ControlAddress::Tcp(address) => (address.to_string(), Listener::tcp(*address)),
         };
         let listener = bound.map_err(|source| ControlError { address, source })?;
-        Ok(Self { listener, token: spec.token.clone() })
+        Ok(Self { listener })
     }
 
     /// Answers until the handle is dropped.
     pub fn serve(self, shared: &Arc<Shared>) -> AbortOnDropHandle<()> {
-        let desk = Desk { shared: Arc::clone(shared), token: self.token.map(Arc::new) };
+        let desk = Desk { shared: Arc::clone(shared) };
         self.listener.serve(move |request| {
             let desk = desk.clone();
             async move { desk.answer(request).await }
@@ -65,7 +64,6 @@ impl Control {
 #[derive(Clone)]
 struct Desk {
     shared: Arc<Shared>,
-    token: Option<Arc<Secret>>,
 }
 
 impl Desk {
@@ -97,7 +95,10 @@ impl Desk {
     }
 
     fn may_ask(&self, request: &Request<Incoming>) -> bool {
-        let Some(token) = &self.token else { return true };
+        // By the policy now in force: the token may have been changed.
+        let runtime = self.shared.current();
+        let Some(control) = &runtime.policy.control else { return false };
+        let Some(token) = &control.token else { return true };
         let mut presented = request.headers().get_all(AUTHORIZATION).iter();
         let (Some(presented), None) = (presented.next(), presented.next()) else { return false };
         let value = presented.as_bytes();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -70,6 +71,8 @@ pub struct Listeners(Vec<Bound>);
 
 #[derive(Debug)]
 struct Bound {
+    /// As it was written.
+    name: String,
     socket: Listener,
     tls: Option<CertificateFiles>,
 }
@@ -87,13 +90,15 @@ impl Listeners {
                     for address in addresses {
                         let socket = bind(*address)
                             .map_err(|source| ListenError::Bind { address: address.to_string(), source })?;
-                        listeners.push(Bound { socket: Listener::Tcp(socket), tls: listen.tls.clone() });
+                        let name = listen.written.clone();
+                        listeners.push(Bound { name, socket: Listener::Tcp(socket), tls: listen.tls.clone() });
                     }
                 }
                 ListenPlace::Unix(path) => {
                     let (socket, file) = unix_listener(path, UNIX_MODE, BACKLOG)
                         .map_err(|source| ListenError::Bind { address: listen.written.clone(), source })?;
-                    listeners.push(Bound { socket: Listener::Unix(socket, file), tls: listen.tls.clone() });
+                    let name = listen.written.clone();
+                    listeners.push(Bound { name, socket: Listener::Unix(socket, file), tls: listen.tls.clone() });
                 }
             }
         }
@@ -118,9 +123,15 @@ impl Listeners {
     /// # Errors
     /// When a certificate is of no use.
     pub fn serve(self, shared: &Arc<Shared>) -> Result<(), ListenError> {
-        for Bound { socket, tls } in self.0 {
+        for Bound { name, socket, tls } in self.0 {
             let tls = tls.map(|files| tls::acceptor(&files, shared.drain.closing())).transpose()?;
-            tokio::spawn(accept(socket, tls, Arc::clone(shared)));
+            let house = House {
+                shared: Arc::clone(shared),
+                tls,
+                lingering: Arc::new(Semaphore::new(LINGERING)),
+                open: shared.metrics.connections(&name),
+            };
+            tokio::spawn(house.accept(socket));
         }
         Ok(())
     }
@@ -148,55 +159,61 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let lingering = Arc::new(Semaphore::new(LINGERING));
-    let closing = shared.drain.closing();
-    loop {
-        let accepted = tokio::select! {
-            () = closing.cancelled() => break,
-            accepted = next(&listener) => accepted,
-        };
-        match accepted {
-            Ok((socket, peer)) => welcome(&shared, socket, peer, tls.as_ref(), &lingering).await,
-            // One connection that is gone again is no reason to stop; a full table needs a moment.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                tracing::warn!("accepting failed, resting a moment: {error}");
-                tokio::time::sleep(REST).await;
-            }
-        }
-    }
-    // The system has told these that they are connected. Nobody listens any more before they are welcomed.
-    let last: Vec<_> = std::iter::from_fn(|| first_in_line(&listener)).take(QUEUE).collect();
-    drop(listener);
-    for (socket, peer) in last {
-        welcome(&shared, socket, peer, tls.as_ref(), &lingering).await;
-    }
+/// One listener's, whatever comes to it.
+struct House {
+    shared: Arc<Shared>,
+    tls: Option<TlsAcceptor>,
+    /// Those on their way out.
+    lingering: Arc<Semaphore>,
+    /// How many are in, for the count.
+    open: Gauge,
 }
 
-/// Serves a connection, or refuses it where there is no room.
-async fn welcome(
-    shared: &Arc<Shared>,
-    socket: Socket,
-    peer: Option<SocketAddr>,
-    tls: Option<&TlsAcceptor>,
-    lingering: &Arc<Semaphore>,
-) {
-    let limit = match shared.connect(peer.map(|peer| peer.ip())) {
-        Ok(count) => {
-            tokio::spawn(serve(Arc::clone(shared), socket, tls.cloned(), peer, count));
-            return;
+impl House {
+    async fn accept(self, listener: Listener) {
+        let closing = self.shared.drain.closing();
+        loop {
+            let accepted = tokio::select! {
+                () = closing.cancelled() => break,
+                accepted = next(&listener) => accepted,
+            };
+            match accepted {
+                Ok((socket, peer)) => self.welcome(socket, peer).await,
+                // One connection that is gone again is no reason to stop; a full table needs a moment.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!("accepting failed, resting a moment: {error}");
+                    tokio::time::sleep(REST).await;
+                }
+            }
         }
-        Err(limit) => limit,
-    };
-    let place = match limit {
-        // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is the next bound.
-        Limit::Connections => Arc::clone(lingering).acquire_owned().await.ok(),
-        // One address is in nobody else's way: beyond that it hears nothing.
-        Limit::PerAddress => Arc::clone(lingering).try_acquire_owned().ok(),
-    };
-    if let Some(place) = place {
-        refuse(socket, tls.is_some(), limit, place);
+        // The system has told these that they are connected. Nobody listens any more before they are welcomed.
+        let last: Vec<_> = std::iter::from_fn(|| first_in_line(&listener)).take(QUEUE).collect();
+        drop(listener);
+        for (socket, peer) in last {
+            self.welcome(socket, peer).await;
+        }
+    }
+
+    /// Serves a connection, or refuses it where there is no room.
+    async fn welcome(&self, socket: Socket, peer: Option<SocketAddr>) {
+        let limit = match self.shared.connect(peer.map(|peer| peer.ip()), &self.open) {
+            Ok(count) => {
+                tokio::spawn(serve(Arc::clone(&self.shared), socket, self.tls.clone(), peer, count));
+                return;
+            }
+            Err(limit) => limit,
+        };
+        let place = match limit {
+            // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is the next
+            // bound.
+            Limit::Connections => Arc::clone(&self.lingering).acquire_owned().await.ok(),
+            // One address is in nobody else's way: beyond that it hears nothing.
+            Limit::PerAddress => Arc::clone(&self.lingering).try_acquire_owned().ok(),
+        };
+        if let Some(place) = place {
+            refuse(socket, self.tls.is_some(), limit, place);
+        }
     }
 }
 

@@ -21,12 +21,12 @@ use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
-    Refusal, ResponseBody, Ruled, Sealed, Sharing, UpstreamError, admit, answer_preflight, let_read, problem,
-    replace_cors, rule, seal, seal_preflight, seal_public,
+    Refusal, ResponseBody, Ruled, Sealed, Sharing, admit, answer_preflight, let_read, problem, replace_cors, rule,
+    seal, seal_preflight, seal_public,
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Runtime, Shared};
-use crate::telemetry::{AccessLine, NO_ROUTE, OWN_ROUTE, access};
+use crate::telemetry::{AccessLine, NO_ROUTE, OWN_ROUTE};
 use crate::websocket::{self, Served};
 
 /// One connection of a client's.
@@ -53,7 +53,7 @@ pub async fn handle(
     caller.phase.busy();
     let runtime = shared.current();
     let head = Head::of(&request);
-    let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&runtime));
+    let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&shared));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) => {
             named(&mut entry.line, admitted.client());
@@ -68,6 +68,11 @@ pub async fn handle(
     };
     let mut response = match served {
         Served::Upgraded(response) => {
+            entry.line.status = response.status().as_u16();
+            if entry.line.answered_by.is_empty() {
+                entry.line.answered_by = "vestibule";
+            }
+            shared.metrics.requests.counted(&entry.line);
             entry.given_away();
             return Ok(response);
         }
@@ -91,8 +96,7 @@ pub async fn handle(
         }
         Served::Refused(refusal) => {
             entry.line.answered_by = "vestibule";
-            entry.line.outcome = refusal.outcome;
-            entry.line.reason.clone_from(&refusal.reason);
+            refusal.note(&mut entry.line);
             warn_of_refusal(&refusal, &head);
             let mut answer = rendered(&refusal, &entry.line.request_id, head.wants_problem_json);
             let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
@@ -122,14 +126,14 @@ pub async fn handle(
 struct Entry {
     line: AccessLine,
     started: Instant,
-    runtime: Arc<Runtime>,
+    shared: Arc<Shared>,
     received: Option<BodyEnd>,
     written: bool,
 }
 
 impl Entry {
-    fn new(line: AccessLine, started: Instant, runtime: Arc<Runtime>) -> Self {
-        Self { line, started, runtime, received: None, written: true }
+    fn new(line: AccessLine, started: Instant, shared: Arc<Shared>) -> Self {
+        Self { line, started, shared, received: None, written: true }
     }
 
     /// A socket writes its own line when it ends.
@@ -151,7 +155,7 @@ impl Drop for Entry {
         }
         self.line.duration = self.started.elapsed();
         self.line.bytes_in = self.received.as_ref().map_or(0, BodyEnd::bytes);
-        access(&self.line, self.runtime.policy.log.access);
+        self.shared.finished(&self.line);
     }
 }
 
@@ -184,7 +188,8 @@ impl Desk<'_> {
             }
             Ruled::Public(public) if public.is_websocket() => {
                 entry.line.route = Arc::clone(&public.route().label);
-                websocket::tunnel(self.shared, self.runtime, &self.caller.count, public, &mut entry.line).await
+                let (shared, runtime, count) = (self.shared, self.runtime, &self.caller.count);
+                self.upgraded(websocket::tunnel(shared, runtime, count, public, &mut entry.line).await)
             }
             Ruled::Public(public) => {
                 entry.line.route = Arc::clone(&public.route().label);
@@ -193,13 +198,22 @@ impl Desk<'_> {
             }
             Ruled::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
-                websocket::serve(self.shared, self.runtime, &self.caller.count, request, &mut entry.line).await
+                let (shared, runtime, count) = (self.shared, self.runtime, &self.caller.count);
+                self.upgraded(websocket::serve(shared, runtime, count, request, &mut entry.line).await)
             }
             Ruled::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
                 self.protected(request, entry).await
             }
         }
+    }
+
+    /// A socket that was refused as HTTP counts among those that never came to be.
+    fn upgraded(&self, served: Served) -> Served {
+        if let Served::Refused(refusal) = &served {
+            self.shared.metrics.sockets.refused(refusal.outcome);
+        }
+        served
     }
 
     async fn protected(&self, mut request: ProtectedRequest, entry: &mut Entry) -> Served {
@@ -263,8 +277,14 @@ impl Desk<'_> {
     async fn forward(&self, sealed: Sealed, entry: &mut Entry) -> Served {
         let verified = sealed.is_verified();
         entry.received = Some(sealed.body_end());
+        let requests = &self.shared.metrics.requests;
+        for header in sealed.stripped() {
+            requests.stripped(header);
+        }
+        let sent = Instant::now();
         match self.runtime.upstreams.send(sealed).await {
             Ok(answer) => {
+                requests.answered(&entry.line.route, sent.elapsed());
                 if verified && answer.status() == StatusCode::UNAUTHORIZED {
                     once_a_minute(&UPSTREAM_401, || {
                         tracing::warn!(
@@ -274,15 +294,12 @@ impl Desk<'_> {
                 }
                 Served::Answered(answer)
             }
-            Err(error) => Served::Refused(match error {
-                UpstreamError::BodyStalled => Refusal::body_stalled(),
-                UpstreamError::BodyTooLarge => Refusal::body_too_large(),
-                UpstreamError::BodyBroken => Refusal::bad_request("the request body broke off"),
-                UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
-                    Refusal::upstream_timeout(error.to_string())
+            Err(error) => {
+                if let Some(reason) = error.reason() {
+                    requests.upstream_failed(&entry.line.route, reason);
                 }
-                UpstreamError::Connect { .. } | UpstreamError::Failed(_) => Refusal::upstream_failed(error.to_string()),
-            }),
+                Served::Refused(Refusal::of_upstream(&error))
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 mod addresses;
 mod bell;
 mod query_tokens;
+mod refusals;
 mod room;
 mod users;
 
@@ -14,16 +15,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::auth::{Carrier, Effort, Identity, LastToken, Rejection, Revocations, Token, Verified, Verifier, now};
 use crate::drain::Drain;
 use crate::http::{Refusal, Signer, Upstreams};
 use crate::policy::Policy;
-use crate::telemetry::Metrics;
+use crate::telemetry::{AccessLine, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
 pub use bell::{Bell, Ear, Listening};
 pub use query_tokens::QueryTokens;
+pub use refusals::Refusals;
 pub use room::{Room, Seat};
 pub use users::{OpenSocket, Presence, Users};
 
@@ -49,18 +52,16 @@ impl Runtime {
     }
 
     /// What is the same as in `former` keeps its own.
-    fn following(
-        former: Option<&Self>,
-        policy: Policy,
-        revocations: Arc<Revocations>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    fn following(former: Option<&Self>, policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
+        let counted = Arc::clone(&metrics);
         let former_verifier = former.map(|former| &former.verifier);
         let verifier =
             Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics, former_verifier);
         let generation = former.map_or(0, |former| former.generation + 1);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(Signer::new);
+        let routes = policy.routes.iter().map(|route| &route.label).chain([&*NO_ROUTE, &*OWN_ROUTE]);
+        counted.introduce(routes, policy.trusted_headers.iter().map(|header| header.name.as_str()));
         Self { generation, policy, verifier, signer, upstreams }
     }
 }
@@ -80,6 +81,8 @@ pub struct Shared {
     pub addresses: Addresses,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Who was refused last.
+    pub refusals: Refusals,
     /// Rings when something may end what is open.
     pub bell: Bell,
     /// Stopping.
@@ -108,6 +111,7 @@ impl Shared {
             revocations,
             addresses: Addresses::default(),
             metrics,
+            refusals: Refusals::default(),
             bell,
             drain,
             connections: AtomicU32::new(0),
@@ -135,12 +139,30 @@ impl Shared {
         }
     }
 
-    /// Counts a connection, unless `limits.connections` of them are open, or `limits.connections_per_address` of
+    /// A request or a socket has come to its end.
+    pub fn finished(&self, line: &AccessLine) {
+        access(line, self.current().policy.log.access);
+        if line.socket.is_none() {
+            self.metrics.requests.finished(line);
+        }
+        if let Some(rule) = line.rule {
+            self.metrics.requests.denied(&line.route, rule);
+        }
+        self.refusals.note(line);
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection of a listener, unless `limits.connections` of them are open, or `limits.connections_per_address` of
     /// this peer's.
     ///
     /// # Errors
     /// Which limit.
-    pub fn connect(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<ConnectionCount, Limit> {
+    pub fn connect(self: &Arc<Self>, peer: Option<IpAddr>, listener: &Gauge) -> Result<ConnectionCount, Limit> {
         let runtime = self.current();
         let limits = &runtime.policy.limits;
         let more = |open| (open < limits.connections).then_some(open + 1);
@@ -148,7 +170,8 @@ impl Shared {
             self.metrics.limited("connections");
             return Err(Limit::Connections);
         }
-        let mut count = ConnectionCount { shared: Arc::clone(self), address: None };
+        listener.inc();
+        let mut count = ConnectionCount { shared: Arc::clone(self), address: None, listener: listener.clone() };
         // Behind these stand many clients.
         let is_one = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_a_balancer(*peer);
         if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one) {
@@ -264,10 +287,12 @@ pub struct ConnectionCount {
     shared: Arc<Shared>,
     /// Where it counts among those of its address too.
     address: Option<IpAddr>,
+    listener: Gauge,
 }
 
 impl Drop for ConnectionCount {
     fn drop(&mut self) {
+        self.listener.dec();
         self.shared.connections.fetch_sub(1, Ordering::AcqRel);
         if let Some(address) = self.address {
             self.shared.addresses.disconnect(address);

@@ -8,7 +8,7 @@ mod format;
 mod metrics;
 mod output;
 
-pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, SocketLife, access, observe};
+pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, access, observe};
 pub use format::{set_level, start};
-pub use metrics::{Label, Metrics};
+pub use metrics::{Label, Metrics, PassedBytes};
 pub use output::{Format, flush};

@@ -36,11 +36,11 @@ use crate::auth::{Carrier, Identity, NoCredential, now};
 use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
-use crate::telemetry::{AccessLine, SocketLife, access};
+use crate::telemetry::{AccessLine, SocketLife};
 
-use door::Door;
+use door::{Door, WayUp};
 use judge::Judge;
-use relay::{Beginning, ClosedBy, Outcome, Relay, Times};
+use relay::{Beginning, Outcome, Relay, Times};
 use session::Life;
 
 /// What became of an upgrade.
@@ -88,6 +88,11 @@ impl Context {
         self
     }
 
+    fn way_up(&self) -> WayUp {
+        let (shared, runtime) = (Arc::clone(&self.shared), Arc::clone(&self.runtime));
+        WayUp { shared, runtime, route: Arc::clone(&self.line.route) }
+    }
+
     fn policy(&self) -> &Policy {
         &self.runtime.policy
     }
@@ -111,6 +116,9 @@ impl Context {
 
     /// Writes the line of a socket that came to nothing.
     fn ended(self, outcome: &Outcome) {
+        if self.line.outcome != "left" {
+            self.shared.metrics.sockets.refused(self.line.outcome);
+        }
         self.into_record().ended(outcome);
     }
 
@@ -131,6 +139,13 @@ struct Record {
 }
 
 impl Record {
+    /// One that was open has ended.
+    fn closed(self, outcome: &Outcome) {
+        let (sockets, lived) = (&self.shared.metrics.sockets, self.started.elapsed());
+        sockets.closed(&self.line.route, outcome.code, outcome.closed_by.name(), lived);
+        self.ended(outcome);
+    }
+
     fn ended(mut self, outcome: &Outcome) {
         self.line.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         self.line.duration = self.started.elapsed();
@@ -139,14 +154,10 @@ impl Record {
         self.line.answered_by = if self.line.answered_by.is_empty() { "vestibule" } else { self.line.answered_by };
         self.line.socket = Some(SocketLife {
             close_code: outcome.code,
-            closed_by: match outcome.closed_by {
-                ClosedBy::Client => "client",
-                ClosedBy::Upstream => "upstream",
-                ClosedBy::Vestibule => "vestibule",
-            },
+            closed_by: outcome.closed_by.name(),
             refreshes: outcome.refreshes,
         });
-        access(&self.line, self.shared.current().policy.log.access);
+        self.shared.finished(&self.line);
         drop((self.count, self.open));
     }
 }
@@ -258,6 +269,8 @@ fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result
     let origin =
         origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
     let route = &request.route().label;
+    let mode = if found.is_ok() { "move" } else { "deny" };
+    shared.metrics.sockets.in_query(route, mode);
     if shared.query_tokens.count(route, &origin, now()) {
         tracing::warn!("deprecated ?token= from {origin} on {route}; send it as the first message");
     }
@@ -288,7 +301,8 @@ fn life(spec: &WebSocketSpec) -> Life {
 /// handshake needed.
 fn relay_to_the_end(context: Context, beginning: Beginning, judge: Box<dyn Judge>, spec: &WebSocketSpec) {
     let bell = context.shared.bell.listen_in_turn();
-    let relay = Relay::new(beginning, judge, bell, context.times(spec));
+    let passed = context.shared.metrics.sockets.opened(&context.line.route, context.line.carrier);
+    let relay = Relay::new(beginning, judge, bell, context.times(spec), passed);
     let held = context.shared.drain.hold();
     tokio::spawn(OpenSession { relay, record: Some(context.into_record()), _held: held });
 }
@@ -308,7 +322,7 @@ impl Future for OpenSession {
         let this = self.get_mut();
         let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
         if let Some(record) = this.record.take() {
-            record.ended(&outcome);
+            record.closed(&outcome);
         }
         Poll::Ready(())
     }

@@ -93,7 +93,7 @@ impl ProviderKeys {
         let mut max_stale = None;
         match KeySet::given(&provider.keys) {
             Some(Ok(keys)) => {
-                metrics.keys_at_hand(&label, keys.len());
+                metrics.credentials.keys_at_hand(&label, keys.len());
                 let (keys, last_good) = (Some(Arc::new(keys)), Some(Instant::now()));
                 send.send_replace(State { keys, last_good, finished: 1, ..State::default() });
             }
@@ -278,7 +278,7 @@ async fn keep_fetching(
             Ok(client) => fetch::keys(client, &provider).await,
             Err(error) => Err(error.clone()),
         };
-        metrics.keys_fetched(&label, fetched.as_ref().ok().map(KeySet::len), unix_now());
+        metrics.credentials.keys_fetched(&label, fetched.as_ref().ok().map(KeySet::len), unix_now());
         let wait = if fetched.is_ok() {
             retry = FIRST_RETRY;
             *refresh

@@ -15,7 +15,11 @@ const IDLE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// Why it could not be made, for the log.
-pub(super) fn client(authority: Option<&CertificateAuthority>, timeout: Duration, idle: usize) -> Result<reqwest::Client, String> {
+pub(super) fn client(
+    authority: Option<&CertificateAuthority>,
+    timeout: Duration,
+    idle: usize,
+) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

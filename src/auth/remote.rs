@@ -181,7 +181,7 @@ impl Remote {
                 Ok(Answer::No(_)) => "no",
                 Err(_) => "unanswered",
             };
-            inner.metrics.asked(&inner.label, outcome, began.elapsed());
+            inner.metrics.credentials.asked(&inner.label, outcome, began.elapsed());
             inner.keep(question.digest, &answered);
             // Kept first, so that nobody asks anew in between.
             inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&question.digest);

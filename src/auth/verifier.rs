@@ -129,14 +129,14 @@ impl Verifier {
     ) -> Self {
         let nobody: Label = "none".into();
         let carriers = Carrier::ALL.map(Carrier::name);
-        metrics.introduce(&nobody, &carriers, &["malformed", "unknown_issuer", "claim"], false);
+        metrics.credentials.introduce(&nobody, &carriers, &["malformed", "unknown_issuer", "claim"], false);
         let providers = providers.iter().map(|spec| {
             let same = |known: &&Arc<Provider>| *known.spec == **spec;
             if let Some(known) = former.and_then(|former| former.providers.iter().find(same)) {
                 return Arc::clone(known);
             }
             let label: Label = spec.name.as_str().into();
-            metrics.introduce(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
+            metrics.credentials.introduce(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
             Arc::new(Provider {
                 keys: ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics)),
                 remote: Remote::new(spec, remembered, &metrics),
@@ -186,7 +186,7 @@ impl Verifier {
         let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = claimed.0.and_then(|index| self.providers.get(index));
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
-        self.metrics.verified(label, carrier.name(), outcome);
+        self.metrics.credentials.verified(label, carrier.name(), outcome);
         judged.map(|identity| Verified { identity, token: Some(token) })
     }
 
@@ -200,7 +200,7 @@ impl Verifier {
         let now = now();
         let known = last.and_then(|last| last.get(token, &self.mark));
         if let Some((digest, identity)) = known.filter(|(_, identity)| self.still_stands(identity, now)) {
-            self.metrics.looked_up("connection");
+            self.metrics.credentials.looked_up("connection");
             let presented = Presented { token, digest, now, effort };
             self.beside(&presented, &identity, claimed).await?;
             return Ok(identity);
@@ -218,10 +218,10 @@ impl Verifier {
     /// Remembered, or examined and remembered.
     async fn looked_up(&self, presented: &Presented<'_>, claimed: &mut Claimed) -> Result<Entry, Rejection> {
         if let Some(entry) = self.remembered(presented) {
-            self.metrics.looked_up("hit");
+            self.metrics.credentials.looked_up("hit");
             return Ok(entry);
         }
-        self.metrics.looked_up("miss");
+        self.metrics.credentials.looked_up("miss");
         let identity = Arc::new(self.examine(presented, claimed).await?);
         let ttl = remembered_for(&identity);
         let entry = Entry::new(identity, ttl);

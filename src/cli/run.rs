@@ -11,11 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{RunArguments, USAGE, descriptors, fail, policy, token};
 use crate::admin::Admin;
 use crate::auth::{FileError, Revocations, now};
+use crate::config::{Loaded, Report};
 use crate::control::Control;
 use crate::drain::Times;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, carriers, sockets};
-use crate::config::{Loaded, Report};
 use crate::reload::{Edition, Load, Reload, Watched};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::{self, Format};
@@ -138,10 +138,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.

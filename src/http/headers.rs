@@ -35,9 +35,16 @@ pub struct Sealed {
     upstream: usize,
     /// The client takes trailers (RFC 9110 section 10.1.4).
     takes_trailers: bool,
+    /// Identity headers that the client had sent; mostly none.
+    stripped: Vec<HeaderName>,
 }
 
 impl Sealed {
+    /// Identity headers that the client had sent.
+    pub fn stripped(&self) -> impl Iterator<Item = &str> {
+        self.stripped.iter().map(HeaderName::as_str)
+    }
+
     /// Whether a verified user stands behind it; connections are not shared between the two.
     #[must_use]
     pub fn is_verified(&self) -> bool {
@@ -176,7 +183,7 @@ pub fn seal(
     let to = policy.upstream(&matched.route);
     let read_by_us =
         matched.route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
-    let takes_trailers = strip(&mut admitted.parts.headers, policy, read_by_us);
+    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
     for (name, value) in trusted.0 {
         headers.insert(name, value);
@@ -194,7 +201,7 @@ pub fn seal(
         headers.insert(credential.header.clone(), credential.value.clone());
     }
     let upstream = matched.route.upstream;
-    let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream, takes_trailers };
+    let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream, takes_trailers, stripped };
     Ok((sealed, identity, token))
 }
 
@@ -225,10 +232,10 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 #[must_use]
 pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
     let PublicRequest { mut admitted, route } = public;
-    let takes_trailers = strip(&mut admitted.parts.headers, policy, false);
+    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false);
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, policy, to);
-    Sealed { request, verified: false, upstream: route.upstream, takes_trailers }
+    Sealed { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
 }
 
 /// Seals a preflight: a request made by us, of the path without its query, `Origin`, what the page asks for, and
@@ -248,7 +255,7 @@ pub fn seal_preflight(preflight: PreflightRequest, policy: &Policy) -> Sealed {
     }
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, policy, to);
-    Sealed { request, verified: false, upstream: route.upstream, takes_trailers: false }
+    Sealed { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
 }
 
 fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<ClientBody> {
@@ -272,11 +279,12 @@ fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<Cl
     Request::from_parts(parts, body)
 }
 
-/// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew.
-fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> bool {
+/// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew, and
+/// the identity headers that were there.
+fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> (bool, Vec<HeaderName>) {
     let websocket = lists(headers, &UPGRADE, "websocket");
     let takes_trailers = !websocket && lists(headers, &TE, "trailers");
-    strip_reserved(headers, policy);
+    let stripped = strip_reserved(headers, policy);
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
     if websocket {
@@ -291,20 +299,23 @@ fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> b
         headers.insert(CONNECTION, HeaderValue::from_static("TE"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    takes_trailers
+    (takes_trailers, stripped)
 }
 
-fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) {
+fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) -> Vec<HeaderName> {
     let reserved: Vec<(HeaderName, Reserved)> = headers
         .keys()
         .filter_map(|name| policy.reserved.classify(name.as_str()).map(|kind| (name.clone(), kind)))
         .collect();
+    let mut identities = Vec::new();
     for (name, kind) in reserved {
+        headers.remove(&name);
         if kind == Reserved::Identity {
             tracing::debug!("identity header {name} sent by a client was removed");
+            identities.push(name);
         }
-        headers.remove(name);
     }
+    identities
 }
 
 /// RFC 9110 section 7.6.1: what `Connection` names (all its lines, any case), then the fixed ones.

@@ -5,9 +5,11 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde_json::json;
 
+use super::UpstreamError;
 use crate::auth::Rejection;
 use crate::auth::allow::Denied;
 use crate::auth::token::{BadCredential, Problem};
+use crate::telemetry::{AccessLine, Rule};
 
 /// The `WWW-Authenticate` of a refusal (RFC 6750 section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct Refusal {
     pub reason: String,
     /// The `outcome` of access line and metrics.
     pub outcome: &'static str,
+    /// The rule that kept the caller out.
+    pub rule: Option<Rule>,
 }
 
 impl Refusal {
@@ -59,11 +63,24 @@ impl Refusal {
             close: false,
             reason: String::new(),
             outcome: code,
+            rule: None,
         }
     }
 
     fn because(mut self, reason: impl Into<String>) -> Self {
         self.reason = reason.into();
+        self
+    }
+
+    /// Notes in a request's or socket's line what became of it.
+    pub fn note(&self, line: &mut AccessLine) {
+        line.outcome = self.outcome;
+        line.reason.clone_from(&self.reason);
+        line.rule = self.rule;
+    }
+
+    fn by(mut self, rule: Rule) -> Self {
+        self.rule = Some(rule);
         self
     }
 
@@ -173,6 +190,10 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
             .challenging(Challenge::InsufficientScope)
             .because(denied.to_string())
+            .by(match denied {
+                Denied::NotAllowed(_) => Rule::Allow,
+                Denied::Claim(_) => Rule::Require,
+            })
     }
 
     /// An identity that cannot stand in a trusted header.
@@ -181,12 +202,15 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
             .challenging(Challenge::InsufficientScope)
             .because(reason)
+            .by(Rule::Require)
     }
 
     /// `auth: deny`, whoever asks.
     #[must_use]
     pub fn closed_route() -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.").because("the rule says auth: deny")
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
+            .because("the rule says auth: deny")
+            .by(Rule::Deny)
     }
 
     /// An `Origin` that is not ours or listed.
@@ -194,6 +218,21 @@ impl Refusal {
     pub fn foreign_origin(origin: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "foreign_origin", "Origin not allowed.")
             .because(format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>()))
+            .by(Rule::Origin)
+    }
+
+    /// What a client hears when there is no usable answer.
+    #[must_use]
+    pub fn of_upstream(error: &UpstreamError) -> Self {
+        match error {
+            UpstreamError::BodyStalled => Self::body_stalled(),
+            UpstreamError::BodyTooLarge => Self::body_too_large(),
+            UpstreamError::BodyBroken => Self::bad_request("the request body broke off"),
+            UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
+                Self::upstream_timeout(error.to_string())
+            }
+            UpstreamError::Connect { .. } | UpstreamError::Failed(_) => Self::upstream_failed(error.to_string()),
+        }
     }
 
     /// Upstream refused, reset, or answered unusably.

@@ -65,6 +65,20 @@ pub enum UpstreamError {
     BodyBroken,
 }
 
+impl UpstreamError {
+    /// Its name in metrics; `None` where the fault was the client's.
+    #[must_use]
+    pub const fn reason(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Connect { .. } => "connect",
+            Self::ConnectTimeout { .. } => "connect_timeout",
+            Self::ResponseTimeout { .. } => "response_timeout",
+            Self::Failed(_) => "broken",
+            Self::BodyStalled | Self::BodyTooLarge | Self::BodyBroken => return None,
+        })
+    }
+}
+
 /// An answer on its way back.
 pub type Answer = Response<ResponseBody>;
 

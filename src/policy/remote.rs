@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{CertificateAuthority, Secret};
 use super::preset::{DefaultKeys, Family, Preset};
 use super::validate::{Check, is_loopback};
+use super::{CertificateAuthority, Secret};
 use crate::config::{self, RemoteMode, Time};
 
 /// What a provider is asked, complete.

@@ -217,7 +217,6 @@ impl Check {
     }
 }
 
-
 fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
     if let Some(path) = text.strip_prefix("unix:") {
         if !path.starts_with('/') {

@@ -32,8 +32,39 @@ pub struct AccessLine {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub socket: Option<SocketLife>,
+    /// The rule that kept the caller out.
+    pub rule: Option<Rule>,
     /// Written at `debug` only: a probe, or a path in `log.quiet`.
     pub quiet: bool,
+}
+
+/// A rule that keeps known users, or foreign pages, out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// `auth: deny`.
+    Deny,
+    /// `allow` of a provider.
+    Allow,
+    /// `require` of a route, or an identity that no header can carry.
+    Require,
+    /// An `Origin` that may not use this credential.
+    Origin,
+}
+
+impl Rule {
+    /// Each.
+    pub const ALL: [Self; 4] = [Self::Deny, Self::Allow, Self::Require, Self::Origin];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Allow => "allow",
+            Self::Require => "require",
+            Self::Origin => "origin",
+        }
+    }
 }
 
 /// The route of what was refused before any rule was looked for.

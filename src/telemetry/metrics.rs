@@ -1,31 +1,37 @@
 //! What is counted, for Prometheus. Names, labels and the values that start at zero stand here alone; no label is
 //! ever a user, an address, a path or anything else that a client chooses.
 
+mod credentials;
+mod process;
+mod requests;
+mod sockets;
+
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// A configured name: of a provider.
+pub(super) use credentials::Credentials;
+pub(super) use requests::Requests;
+pub use sockets::PassedBytes;
+pub(super) use sockets::Sockets;
+
+/// A configured name: of a provider, a route, a listener.
 pub type Label = Arc<str>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Verification {
-    provider: Label,
-    carrier: &'static str,
-    outcome: &'static str,
+struct OfRoute {
+    route: Label,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Lookup {
-    result: &'static str,
+struct OfListener {
+    listener: Label,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,146 +50,83 @@ struct Version {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfProvider {
-    provider: Label,
+struct Build {
+    version: &'static str,
+    revision: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Attempt {
-    provider: Label,
-    outcome: &'static str,
-}
+/// Keys of `limits` that refuse.
+const LIMITS: [&str; 5] =
+    ["connections", "connections_per_address", "waiting_websockets", "websockets_per_user", "failed_tokens_per_minute"];
+const RELOADS: [&str; 2] = ["ok", "refused"];
+/// Which source it was built from, where the build was told.
+const REVISION: &str = match option_env!("VESTIBULE_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
 
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
-    verifications: Family<Verification, Counter>,
-    lookups: Family<Lookup, Counter>,
-    keys: Family<OfProvider, Gauge>,
-    keys_last_success: Family<OfProvider, Gauge>,
-    key_fetches: Family<Attempt, Counter>,
-    remote_checks: Family<Attempt, Counter>,
-    remote_check_duration: Family<Attempt, Histogram>,
+    /// Tokens and providers.
+    pub credentials: Credentials,
+    /// Requests.
+    pub requests: Requests,
+    /// `WebSockets`.
+    pub sockets: Sockets,
     limited: Family<Limit, Counter>,
+    connections: Family<OfListener, Gauge>,
     reloads: Family<Outcome, Counter>,
     config: Family<Version, Gauge>,
+    draining: Gauge,
 }
-
-/// Where a token that was verified before was found: on its own connection, in the cache, nowhere.
-const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
-const RELOADS: [&str; 2] = ["ok", "refused"];
-const FETCHES: [&str; 2] = ["ok", "failed"];
-const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];
-/// Keys of `limits` that refuse.
-const LIMITS: [&str; 5] =
-    ["connections", "connections_per_address", "waiting_websockets", "websockets_per_user", "failed_tokens_per_minute"];
-/// Seconds: a provider nearby answers in the first, `remote.timeout` is mostly the last.
-const CHECK_SECONDS: [f64; 8] = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 
 impl Default for Metrics {
     fn default() -> Self {
-        let metrics = Self {
-            registry: Registry::with_prefix("vestibule"),
-            verifications: Family::default(),
-            lookups: Family::default(),
-            keys: Family::default(),
-            keys_last_success: Family::default(),
-            key_fetches: Family::default(),
-            remote_checks: Family::default(),
-            remote_check_duration: Family::new_with_constructor(|| Histogram::new(CHECK_SECONDS)),
-            limited: Family::default(),
-            reloads: Family::default(),
-            config: Family::default(),
-        };
-        for outcome in RELOADS {
-            metrics.reloads.get_or_create_owned(&Outcome { outcome });
-        }
+        let mut all = Registry::default();
+        all.register_collector(Box::new(process::Process::new()));
+        let registry = all.sub_registry_with_prefix("vestibule");
+        let (credentials, requests) = (Credentials::registered(registry), Requests::registered(registry));
+        let sockets = Sockets::registered(registry);
+        let (limited, connections) = (Family::<Limit, Counter>::default(), Family::<OfListener, Gauge>::default());
+        let (reloads, config) = (Family::<Outcome, Counter>::default(), Family::<Version, Gauge>::default());
+        let (build, draining) = (Family::<Build, Gauge>::default(), Gauge::default());
         for limit in LIMITS {
-            metrics.limited.get_or_create_owned(&Limit { limit });
+            limited.get_or_create_owned(&Limit { limit });
         }
-        for result in LOOKUPS {
-            metrics.lookups.get_or_create_owned(&Lookup { result });
+        for outcome in RELOADS {
+            reloads.get_or_create_owned(&Outcome { outcome });
         }
-        metrics.registered()
+        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION"), revision: REVISION }).set(1);
+        registry.register("limited", "Refused at a limit", limited.clone());
+        registry.register("connections_open", "Connections of clients, sockets among them", connections.clone());
+        registry.register("config_reloads", "Configurations loaded while running", reloads.clone());
+        registry.register("config_info", "The configuration in force", config.clone());
+        registry.register("build_info", "This program", build);
+        registry.register("draining", "Whether it is on its way out", draining.clone());
+        Self { registry: all, credentials, requests, sockets, limited, connections, reloads, config, draining }
     }
 }
 
 impl Metrics {
-    fn registered(mut self) -> Self {
-        let registry = &mut self.registry;
-        registry.register("token_verifications", "Tokens judged", self.verifications.clone());
-        registry.register("token_cache_lookups", "Tokens looked for among those verified before", self.lookups.clone());
-        registry.register("jwks_keys", "Usable keys of a provider", self.keys.clone());
-        registry.register(
-            "jwks_last_success_timestamp_seconds",
-            "When the keys of a provider were fetched last",
-            self.keys_last_success.clone(),
-        );
-        registry.register("jwks_fetches", "Fetches of a provider's keys", self.key_fetches.clone());
-        registry.register("remote_checks", "Questions to a provider", self.remote_checks.clone());
-        registry.register(
-            "remote_check_duration_seconds",
-            "How long a provider took to answer a question",
-            self.remote_check_duration.clone(),
-        );
-        registry.register("limited", "Refused at a limit", self.limited.clone());
-        registry.register("config_reloads", "Configurations loaded while running", self.reloads.clone());
-        registry.register("config_info", "The configuration in force", self.config.clone());
-        self
-    }
-
-    /// A provider's values start at zero; `outcomes` are those of a verification.
-    pub fn introduce(&self, provider: &Label, carriers: &[&'static str], outcomes: &[&'static str], is_asked: bool) {
-        for (carrier, outcome) in carriers.iter().flat_map(|carrier| outcomes.iter().map(move |o| (*carrier, *o))) {
-            let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
-            self.verifications.get_or_create_owned(&labels);
+    /// What a policy names starts at zero: its routes, and the headers that carry an identity.
+    pub fn introduce<'a>(&self, routes: impl Iterator<Item = &'a Label>, headers: impl Iterator<Item = &'a str>) {
+        for route in routes {
+            self.requests.introduce(route);
+            self.sockets.introduce(route);
         }
-        for outcome in FETCHES {
-            self.key_fetches.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
-        }
-        for outcome in CHECKS.into_iter().filter(|_| is_asked) {
-            self.remote_checks.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
-        }
-    }
-
-    /// A token was judged.
-    pub fn verified(&self, provider: &Label, carrier: &'static str, outcome: &'static str) {
-        let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
-        self.verifications.get_or_create(&labels).inc();
-    }
-
-    /// A token was looked for; `result` is `connection`, `hit` or `miss`.
-    pub fn looked_up(&self, result: &'static str) {
-        self.lookups.get_or_create(&Lookup { result }).inc();
-    }
-
-    /// Keys were fetched, at this Unix second, or could not be.
-    pub fn keys_fetched(&self, provider: &Label, keys: Option<usize>, now: u64) {
-        let outcome = if keys.is_some() { "ok" } else { "failed" };
-        self.key_fetches.get_or_create(&Attempt { provider: Arc::clone(provider), outcome }).inc();
-        if let Some(keys) = keys {
-            self.keys_at_hand(provider, keys);
-            let of = OfProvider { provider: Arc::clone(provider) };
-            self.keys_last_success.get_or_create(&of).set(i64::try_from(now).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// So many keys of a provider are usable.
-    pub fn keys_at_hand(&self, provider: &Label, keys: usize) {
-        let of = OfProvider { provider: Arc::clone(provider) };
-        self.keys.get_or_create(&of).set(i64::try_from(keys).unwrap_or(i64::MAX));
-    }
-
-    /// A provider was asked; `outcome` is `yes`, `no` or `unanswered`.
-    pub fn asked(&self, provider: &Label, outcome: &'static str, took: Duration) {
-        let labels = Attempt { provider: Arc::clone(provider), outcome };
-        self.remote_checks.get_or_create(&labels).inc();
-        self.remote_check_duration.get_or_create(&labels).observe(took.as_secs_f64());
+        self.requests.introduce_headers(headers);
     }
 
     /// Someone was refused at this key of `limits`.
     pub fn limited(&self, limit: &'static str) {
         self.limited.get_or_create(&Limit { limit }).inc();
+    }
+
+    /// Counts the connections of a listener.
+    #[must_use]
+    pub fn connections(&self, listener: &str) -> Gauge {
+        self.connections.get_or_create_owned(&OfListener { listener: listener.into() })
     }
 
     /// The configuration with this digest is in force.
@@ -198,9 +141,11 @@ impl Metrics {
         self.serves(digest);
     }
 
-    /// The whole of it, in the text format of `OpenMetrics`.
+    /// The whole of it, in the text format of `OpenMetrics`, with what is not counted but looked at.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn text(&self, waiting: usize, draining: bool) -> String {
+        self.sockets.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.draining.set(i64::from(draining));
         let mut text = String::new();
         // Writing into a string does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -216,19 +161,24 @@ impl fmt::Debug for Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn what_is_known_starts_at_zero_and_is_counted() {
         let metrics = Metrics::default();
         let main: Label = "main".into();
-        metrics.introduce(&main, &["header"], &["accepted", "expired"], true);
-        metrics.verified(&main, "header", "accepted");
-        metrics.looked_up("hit");
-        metrics.keys_fetched(&main, Some(2), 1_000);
-        metrics.keys_fetched(&main, None, 2_000);
-        metrics.asked(&main, "no", Duration::from_millis(30));
-        let text = metrics.text();
+        metrics.introduce([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());
+        metrics.credentials.introduce(&main, &["header"], &["accepted", "expired"], true);
+        metrics.credentials.verified(&main, "header", "accepted");
+        metrics.credentials.looked_up("hit");
+        metrics.credentials.keys_fetched(&main, Some(2), 1_000);
+        metrics.credentials.keys_fetched(&main, None, 2_000);
+        metrics.credentials.asked(&main, "no", Duration::from_millis(30));
+        metrics.requests.stripped("x-user-id");
+        metrics.requests.stripped("made-up-by-a-client");
+        let text = metrics.text(3, true);
         for line in [
             r#"vestibule_token_verifications_total{provider="main",carrier="header",outcome="accepted"} 1"#,
             r#"vestibule_token_verifications_total{provider="main",carrier="header",outcome="expired"} 0"#,
@@ -240,8 +190,18 @@ mod tests {
             r#"vestibule_remote_checks_total{provider="main",outcome="no"} 1"#,
             r#"vestibule_remote_checks_total{provider="main",outcome="yes"} 0"#,
             r#"vestibule_remote_check_duration_seconds_bucket{le="0.05",provider="main",outcome="no"} 1"#,
+            r#"vestibule_websockets_open{route="/ws/**"} 0"#,
+            r#"vestibule_websocket_refreshes_total{route="/ws/**",outcome="accepted"} 0"#,
+            r#"vestibule_access_denied_total{route="/ws/**",rule="require"} 0"#,
+            r#"vestibule_identity_headers_stripped_total{header="x-user-id"} 1"#,
+            r#"vestibule_identity_headers_stripped_total{header="other"} 1"#,
+            "vestibule_websockets_waiting 3",
+            "vestibule_draining 1",
+            r#"vestibule_config_reloads_total{outcome="refused"} 0"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+        assert!(text.contains("\nprocess_cpu_seconds_total ") && text.contains("\nprocess_start_time_seconds "));
+        assert!(!text.contains("made-up"), "{text}");
     }
 }

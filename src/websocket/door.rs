@@ -2,6 +2,7 @@
 //! and its answer is the client's. Who is refused hears it in the terms it can read.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
 use hyper::upgrade::OnUpgrade;
@@ -17,12 +18,10 @@ use super::session::Session;
 use super::{Context, Served, client_socket, handshake, life, relay_to_the_end, waiting};
 use crate::auth::token::{BadCredential, Problem};
 use crate::auth::{Carrier, Token, Verified};
-use crate::http::{
-    Answer, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, UpstreamError, seal_public,
-};
+use crate::http::{Answer, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, seal_public};
 use crate::policy::{DialectSpec, WebSocketSpec};
-use crate::runtime::Runtime;
-use crate::telemetry::AccessLine;
+use crate::runtime::{Runtime, Shared};
+use crate::telemetry::{AccessLine, Label};
 
 /// Serves an upgrade whose token stood in its head.
 pub(super) async fn with_token(
@@ -59,10 +58,12 @@ pub(super) async fn with_identity(
     };
     let Admission { sealed, token, judge, standing, .. } = admission;
     let session = Session::open(spec.dialect.clone(), life(&spec), standing, now());
-    let asked = ask(&context.runtime, sealed, &needs, token.as_ref()).await;
+    let asked = ask(context.way_up(), sealed, &needs, token.as_ref()).await;
     match asked {
         Asked::Open(head, upgraded) => {
             context.line.outcome = "accepted";
+            // The 101 is the upstream's; what becomes of the socket is a line of its own.
+            line.answered_by = "upstream";
             let token = token.filter(|_| needs.token);
             let relaying = Relaying { session, judge: Box::new(judge), spec, needs, token };
             Served::Upgraded(open(context, door.upgrade, head, upgraded, relaying))
@@ -94,7 +95,7 @@ pub(super) async fn tunnel(
         generation: context.runtime.generation,
     };
     let sealed = seal_public(public, context.policy());
-    match ask(&context.runtime, sealed, &Needs::default(), None).await {
+    match ask(context.way_up(), sealed, &Needs::default(), None).await {
         Asked::Open(head, upgraded) => {
             let relaying = Relaying {
                 session: Session::unending(),
@@ -103,6 +104,7 @@ pub(super) async fn tunnel(
                 needs: Needs::default(),
                 token: None,
             };
+            line.answered_by = "upstream";
             Served::Upgraded(open(context, upgrade, head, upgraded, relaying))
         }
         Asked::Answered(answer) => {
@@ -157,8 +159,7 @@ impl Door {
             *line = context.line;
             return Served::Refused(refusal);
         }
-        context.line.outcome = refusal.outcome;
-        context.line.reason = refusal.reason;
+        refusal.note(&mut context.line);
         let (upgrade, dialect) = (self.upgrade, self.dialect);
         let held = context.shared.drain.hold();
         tokio::spawn(async move {
@@ -179,15 +180,34 @@ pub(super) enum Asked {
     Failed(Refusal, Ending),
 }
 
+/// What asking the upstream takes beside the request.
+pub(super) struct WayUp {
+    pub(super) shared: Arc<Shared>,
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) route: Label,
+}
+
 /// Asks the upstream, and introduces the user where it wants that.
-pub(super) async fn ask(runtime: &Runtime, sealed: Sealed, needs: &Needs, token: Option<&Token>) -> Asked {
-    let (head, upgraded) = match runtime.upstreams.upgrade(sealed).await {
+pub(super) async fn ask(way_up: WayUp, sealed: Sealed, needs: &Needs, token: Option<&Token>) -> Asked {
+    let WayUp { shared, runtime, route } = way_up;
+    let requests = &shared.metrics.requests;
+    for header in sealed.stripped() {
+        requests.stripped(header);
+    }
+    let sent = Instant::now();
+    let answered = runtime.upstreams.upgrade(sealed).await;
+    if answered.is_ok() {
+        requests.answered(&route, sent.elapsed());
+    }
+    let (head, upgraded) = match answered {
         Ok(Ok(open)) => open,
         Ok(Err(answer)) => return Asked::Answered(answer),
-        Err(error @ (UpstreamError::ResponseTimeout { .. } | UpstreamError::ConnectTimeout { .. })) => {
-            return Asked::Failed(Refusal::upstream_timeout(error.to_string()), Ending::UpstreamFailed);
+        Err(error) => {
+            if let Some(reason) = error.reason() {
+                requests.upstream_failed(&route, reason);
+            }
+            return Asked::Failed(Refusal::of_upstream(&error), Ending::UpstreamFailed);
         }
-        Err(error) => return Asked::Failed(Refusal::upstream_failed(error.to_string()), Ending::UpstreamFailed),
     };
     let Some((dialect, token)) = needs.introduced.as_deref().zip(token) else { return Asked::Open(head, upgraded) };
     match timeout(needs.within, introduce(upgraded, dialect, token)).await {

@@ -99,6 +99,34 @@ impl Ending {
         }
     }
 
+    /// What became of a socket that ends so before it was open; for its line and the count.
+    #[must_use]
+    pub const fn outcome(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::InvalidMessage => "invalid_message",
+            Self::TooLarge => "too_large",
+            Self::NotUtf8 => "not_utf8",
+            Self::Protocol => "protocol_error",
+            Self::ControlFrames => "control_frames",
+            Self::Unexpected => "unexpected_message",
+            Self::MissingToken => "missing_token",
+            Self::ExpiredOnArrival | Self::Expired | Self::Lifetime => "expired",
+            Self::InvalidToken => "invalid_token",
+            Self::TokenInUrl => "token_in_url",
+            Self::Denied | Self::IdentityChanged => "forbidden",
+            Self::TooManyRefreshes | Self::TooManyConnections => "busy",
+            Self::Revoked => "revoked",
+            Self::Idle => "idle",
+            Self::AuthUnavailable => "auth_unavailable",
+            Self::UpstreamRefused => "upstream_refused",
+            Self::UpstreamNotFound => "upstream_not_found",
+            Self::UpstreamFailed | Self::UpstreamLost => "upstream_failed",
+            Self::UpstreamBusy => "upstream_busy",
+            Self::Drain(_) => "draining",
+        }
+    }
+
     /// The close code, in a dialect or without one.
     #[must_use]
     pub fn code(self, dialect: Option<&DialectSpec>) -> u16 {

@@ -42,6 +42,9 @@ pub(super) trait Judge: Send + Sync {
 
     /// When its user was seen last, milliseconds since the epoch; only where presence counts.
     fn last_seen(&self) -> Option<u64>;
+
+    /// Counts a token that ended: the socket was `closed` or `kept`.
+    fn expired(&self, action: &'static str);
 }
 
 /// Judges for one user on one path.
@@ -97,25 +100,31 @@ impl Judge for RefreshJudge {
         let (path, of, headers) = (self.path.clone(), of.clone(), Arc::clone(&self.headers));
         let keeps_token = self.keeps_token;
         Box::pin(async move {
+            let matched = runtime.policy.route("GET", &path);
+            let counted = |outcome| shared.metrics.sockets.refreshed(&matched.route.label, outcome);
             let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
                 Ok(verified) => verified,
                 Err(rejection) => {
                     tracing::debug!("a token presented later is refused: {rejection}");
+                    counted("refused");
                     return Verdict::Refused(Ending::of(&rejection));
                 }
             };
-            let matched = runtime.policy.route("GET", &path);
             let standing = Standing::of(&verified, &shared, &matched.route.websocket);
             let (identity, token) = verified.into_parts();
             let Some(then) = of.recalled().filter(|then| then.user() == identity.user()) else {
+                counted("another_user");
                 return Verdict::AnotherUser;
             };
             if !admits(&matched, &identity) {
+                counted("denied");
                 return Verdict::Denied;
             }
             if !Self::hears_the_same((&headers, &runtime.policy.trusted_headers), &then, &identity) {
+                counted("identity_changed");
                 return Verdict::IdentityChanged;
             }
+            counted("accepted");
             tracing::debug!("refresh verified: still user {}", identity.user_id());
             shared.see(&runtime.policy, &identity);
             let user_id = identity.user_id().to_owned();
@@ -157,12 +166,15 @@ impl Judge for RefreshJudge {
         let seen = self.shared.users.last_seen(self.presence?)?;
         Some(seen.saturating_mul(1_000))
     }
+
+    fn expired(&self, action: &'static str) {
+        self.shared.metrics.sockets.expired(action);
+    }
 }
 
 /// Whether the route takes this identity.
 fn admits(matched: &RouteMatch, identity: &Identity) -> bool {
-    matched.route.auth != AuthMode::Deny
-        && allow::permits(&matched.route.require, &matched.variables, identity).is_ok()
+    matched.route.auth != AuthMode::Deny && allow::permits(&matched.route.require, &matched.variables, identity).is_ok()
 }
 
 /// Nothing on a public route is a refresh, and nobody's token ends it; a route that is public no more does.
@@ -204,4 +216,6 @@ impl Judge for PublicJudge {
     fn last_seen(&self) -> Option<u64> {
         None
     }
+
+    fn expired(&self, _action: &'static str) {}
 }

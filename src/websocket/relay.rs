@@ -30,6 +30,7 @@ use crate::auth::Token;
 use crate::http::Socket;
 use crate::policy::DialectSpec;
 use crate::runtime::{Ear, Listening};
+use crate::telemetry::PassedBytes;
 use side::{Control, Held, Outgoing, Side};
 use texts::Extra;
 
@@ -78,6 +79,17 @@ pub(super) enum ClosedBy {
     Upstream,
     /// We.
     Vestibule,
+}
+
+impl ClosedBy {
+    /// For the access line.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Vestibule => "vestibule",
+        }
+    }
 }
 
 /// What became of a session; for the access line.
@@ -149,6 +161,8 @@ pub(super) struct Relay {
     first_close: Option<(Option<u16>, ClosedBy)>,
     bytes_in: u64,
     bytes_out: u64,
+    /// What all sockets of the route have passed on.
+    passed: PassedBytes,
 }
 
 /// What a relay begins with.
@@ -178,7 +192,13 @@ pub(super) struct Beginning {
 impl Relay {
     /// Sets a relay up; it runs when awaited.
     #[must_use]
-    pub(super) fn new(beginning: Beginning, judge: Box<dyn Judge>, bell: Listening, times: Times) -> Self {
+    pub(super) fn new(
+        beginning: Beginning,
+        judge: Box<dyn Judge>,
+        bell: Listening,
+        times: Times,
+        passed: PassedBytes,
+    ) -> Self {
         let Beginning { client, upstream, from_client, from_upstream, say, first, extensions, session, .. } = beginning;
         let extra = Extra::new(session.dialect().map(|dialect| &**dialect), beginning.introduced, beginning.token);
         let mut relay = Self {
@@ -207,6 +227,7 @@ impl Relay {
             first_close: None,
             bytes_in: 0,
             bytes_out: 0,
+            passed,
         };
         for text in say {
             encode(&mut relay.client.out, Opcode::Text, text.as_bytes(), None);
@@ -214,7 +235,7 @@ impl Relay {
         if let Some(first) = first {
             encode(&mut relay.upstream.out, Opcode::Text, first.as_bytes(), Some(mask()));
         }
-        relay.bytes_in += from_client.len() as u64;
+        relay.count_in(from_client.len());
         let (outgoing, violation) = relay.take_from_upstream(&from_upstream);
         relay.client.out.extend_from_slice(outgoing.bytes(&from_upstream));
         if violation.is_some() {
@@ -249,6 +270,7 @@ impl Relay {
                 }
                 Action::End(ending) => self.begin_end(ending),
                 Action::HandOn(token) => self.hand_on(token),
+                Action::Outlive => self.judge.expired("kept"),
                 // Long done when a relay runs.
                 Action::Connect | Action::Relay => {}
             }
@@ -305,6 +327,9 @@ impl Relay {
     fn begin_end(&mut self, ending: Ending) {
         if self.farewell.is_some() {
             return;
+        }
+        if ending == Ending::Expired {
+            self.judge.expired("closed");
         }
         let dialect = self.session.dialect().map(|dialect| &**dialect);
         let code = ending.code(dialect);
@@ -404,7 +429,7 @@ impl Relay {
                 if length == 0 {
                     return Some(Ok(0));
                 }
-                self.bytes_in += length as u64;
+                self.count_in(length);
                 Some(self.pass_up(cx, &scratch[..length]))
             })
         } else {
@@ -457,7 +482,7 @@ impl Relay {
                 let mut out = Outgoing::default();
                 self.say_between(&[], &mut out);
                 if !out.spill.is_empty() {
-                    self.bytes_out += out.spill.len() as u64;
+                    self.count_out(out.spill.len());
                     if self.client.write_now(cx, &out.spill).is_err() {
                         self.client.shut = true;
                     }
@@ -491,7 +516,7 @@ impl Relay {
             }
             let (outgoing, violation) = self.take_from_upstream(input);
             let bytes = outgoing.bytes(input);
-            self.bytes_out += bytes.len() as u64;
+            self.count_out(bytes.len());
             if self.client.write_now(cx, bytes).is_err() {
                 self.client.shut = true;
                 self.client.eof = true;
@@ -531,6 +556,16 @@ impl Relay {
         let gone = |side: &Side| side.eof && side.shut;
         // A client that has gone needs nothing more from the upstream either.
         (gone(&self.client) && self.upstream.shut) || (gone(&self.upstream) && self.client.shut && self.client.eof)
+    }
+
+    fn count_in(&mut self, bytes: usize) {
+        self.bytes_in += bytes as u64;
+        self.passed.from_client.inc_by(bytes as u64);
+    }
+
+    fn count_out(&mut self, bytes: usize) {
+        self.bytes_out += bytes as u64;
+        self.passed.to_client.inc_by(bytes as u64);
     }
 
     fn outcome(&self) -> Outcome {

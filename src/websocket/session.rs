@@ -105,6 +105,8 @@ pub enum Action {
     Relay,
     /// A later token was accepted: the upstream may have it, and the message that waited for it.
     HandOn(Token),
+    /// Its token has ended, and it goes on: for the count.
+    Outlive,
     /// Say the ending and close.
     End(Ending),
 }
@@ -507,6 +509,7 @@ impl Session {
             let until = seen.map_or(0, |seen| seen.saturating_add(self.presence));
             if until > now {
                 self.end = until;
+                actions.push(Action::Outlive);
             }
         }
         if now >= self.end && self.queued.is_none() {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admission::{Admission, Needs, admit};
 use super::dialect;
-use super::door::{Asked, ask, upstream_ending};
+use super::door::{Asked, WayUp, ask, upstream_ending};
 use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake, MESSAGE_BYTES};
@@ -26,7 +26,7 @@ use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Token, Verified};
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
-use crate::runtime::{Refused, Runtime, Seat};
+use crate::runtime::{Refused, Seat};
 
 /// A client has this long to take our Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -149,7 +149,7 @@ impl Waiting {
             }
             End::Refused(ending) => {
                 if context.line.outcome.is_empty() {
-                    context.line.outcome = "refused";
+                    context.line.outcome = ending.outcome();
                 }
                 tracing::debug!("socket refused: {}", ending.reason());
                 say_goodbye(client, Some(&dialect), ending, room.session.answering()).await;
@@ -238,8 +238,7 @@ impl Vestibule {
                     Event::End(upstream_ending(answer.status()))
                 }
                 Happened::Dialled(Asked::Failed(refusal, ending), _) => {
-                    context.line.outcome = refusal.outcome;
-                    context.line.reason = refusal.reason;
+                    refusal.note(&mut context.line);
                     Event::End(ending)
                 }
             };
@@ -297,12 +296,12 @@ impl Vestibule {
                 Action::Verify(token) => *step = Step::Verifying(verify(context, self.address, token)),
                 Action::Connect => {
                     let (sealed, token) = self.sealed.take()?;
-                    *step = Step::Dialling(dial(Arc::clone(&context.runtime), sealed, self.needs.clone(), token));
+                    *step = Step::Dialling(dial(context.way_up(), sealed, self.needs.clone(), token));
                 }
                 Action::Say(text) => self.say.push(text),
                 Action::End(ending) => return Some(End::Refused(ending)),
                 // None of them comes before messages flow.
-                Action::Relay | Action::HandOn(_) | Action::AskAgain => {}
+                Action::Relay | Action::HandOn(_) | Action::AskAgain | Action::Outlive => {}
             }
         }
         None
@@ -314,8 +313,7 @@ impl Vestibule {
             Ok(verified) => verified,
             Err(refused) => {
                 let refusal = refused.refusal(false);
-                context.line.outcome = refusal.outcome;
-                context.line.reason = refusal.reason;
+                refusal.note(&mut context.line);
                 return Event::Verdict(Verdict::Refused(Ending::refused(&refused)));
             }
         };
@@ -328,8 +326,7 @@ impl Vestibule {
                 Event::Verdict(Verdict::Accepted { user_id, standing, token: None })
             }
             Err((refusal, ending)) => {
-                context.line.outcome = refusal.outcome;
-                context.line.reason = refusal.reason;
+                refusal.note(&mut context.line);
                 Event::End(ending)
             }
         }
@@ -359,9 +356,9 @@ fn verify(context: &Context, address: Option<IpAddr>, token: Token) -> Verdicts 
     Box::pin(async move { shared.verify(&runtime, address, token, Carrier::Message, None).await })
 }
 
-fn dial(runtime: Arc<Runtime>, sealed: Sealed, needs: Needs, token: Option<Token>) -> Dial {
+fn dial(way_up: WayUp, sealed: Sealed, needs: Needs, token: Option<Token>) -> Dial {
     Box::pin(async move {
-        let asked = ask(&runtime, sealed, &needs, token.as_ref()).await;
+        let asked = ask(way_up, sealed, &needs, token.as_ref()).await;
         (asked, token)
     })
 }

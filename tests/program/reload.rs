@@ -173,9 +173,7 @@ async fn open_sockets_are_judged_by_the_new_policy() {
     let (mut may_not, mut may_not_upstream) = house.socket("/ws/a", &user).await;
     let (mut elsewhere, mut elsewhere_upstream) = house.socket("/other", &user).await;
     let (mut denied, _denied_upstream) = house.socket("/closed", &admin).await;
-    house
-        .reload("routes: [{ path: /closed, auth: deny }, { path: /ws/**, require: { role: admin } }]\n")
-        .await;
+    house.reload("routes: [{ path: /closed, auth: deny }, { path: /ws/**, require: { role: admin } }]\n").await;
     assert_eq!(may_not.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
     assert_eq!(may_not.next_close().await, (1008, "Access denied".into()));
     assert_eq!(may_not_upstream.next_close().await.0, 1001);

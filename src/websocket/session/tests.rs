@@ -71,6 +71,7 @@ fn shown(actions: &[Action]) -> Vec<String> {
             Action::Relay => "relay".to_owned(),
             Action::HandOn(_) => "hand on".to_owned(),
             Action::AskAgain => "ask again".to_owned(),
+            Action::Outlive => "outlive".to_owned(),
             Action::End(ending) => {
                 let dialect = DialectSpec::vestibule();
                 format!("{} {} {}", ending.message().unwrap_or("-"), ending.code(Some(&dialect)), ending.reason())
@@ -266,7 +267,8 @@ fn auto_lives_on_while_its_user_is_seen_and_closes_once_the_client_renews() {
     let open = || Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
     let mut session = open();
     assert_eq!(session.deadline(), Some(NOW + 90_000));
-    assert!(session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 90_000).is_empty());
+    let seen = Event::Deadline { seen: Some(NOW + 80_000) };
+    assert_eq!(shown(&session.on(seen, NOW + 90_000)), ["outlive"]);
     assert_eq!(session.deadline(), Some(NOW + 1_880_000), "presence after it was seen");
     let gone = session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 1_880_000);
     assert_eq!(shown(&gone), ["Token expired 4401 Token expired"]);

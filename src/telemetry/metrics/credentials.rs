@@ -1,0 +1,131 @@
+//! Tokens judged, and what was asked of providers for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::Label;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Verification {
+    provider: Label,
+    carrier: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Lookup {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfProvider {
+    provider: Label,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Attempt {
+    provider: Label,
+    outcome: &'static str,
+}
+
+/// Where a token that was verified before was found: on its own connection, in the cache, nowhere.
+const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
+const FETCHES: [&str; 2] = ["ok", "failed"];
+const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];
+/// Seconds: a provider nearby answers in the first, `remote.timeout` is mostly the last.
+const CHECK_SECONDS: [f64; 8] = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+
+/// What is counted of tokens and providers.
+#[derive(Debug)]
+pub struct Credentials {
+    verifications: Family<Verification, Counter>,
+    lookups: Family<Lookup, Counter>,
+    keys: Family<OfProvider, Gauge>,
+    keys_last_success: Family<OfProvider, Gauge>,
+    key_fetches: Family<Attempt, Counter>,
+    remote_checks: Family<Attempt, Counter>,
+    remote_check_duration: Family<Attempt, Histogram>,
+}
+
+impl Credentials {
+    pub(super) fn registered(registry: &mut Registry) -> Self {
+        let this = Self {
+            verifications: Family::default(),
+            lookups: Family::default(),
+            keys: Family::default(),
+            keys_last_success: Family::default(),
+            key_fetches: Family::default(),
+            remote_checks: Family::default(),
+            remote_check_duration: Family::new_with_constructor(|| Histogram::new(CHECK_SECONDS)),
+        };
+        for result in LOOKUPS {
+            this.lookups.get_or_create_owned(&Lookup { result });
+        }
+        registry.register("token_verifications", "Tokens judged", this.verifications.clone());
+        registry.register("token_cache_lookups", "Tokens looked for among those verified before", this.lookups.clone());
+        registry.register("jwks_keys", "Usable keys of a provider", this.keys.clone());
+        let at = "When the keys of a provider were fetched last";
+        registry.register("jwks_last_success_timestamp_seconds", at, this.keys_last_success.clone());
+        registry.register("jwks_fetches", "Fetches of a provider's keys", this.key_fetches.clone());
+        registry.register("remote_checks", "Questions to a provider", this.remote_checks.clone());
+        let took = "How long a provider took to answer a question";
+        registry.register("remote_check_duration_seconds", took, this.remote_check_duration.clone());
+        this
+    }
+
+    /// A provider's values start at zero; `outcomes` are those of a verification.
+    pub fn introduce(&self, provider: &Label, carriers: &[&'static str], outcomes: &[&'static str], is_asked: bool) {
+        for (carrier, outcome) in carriers.iter().flat_map(|carrier| outcomes.iter().map(move |o| (*carrier, *o))) {
+            let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
+            self.verifications.get_or_create_owned(&labels);
+        }
+        for outcome in FETCHES {
+            self.key_fetches.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
+        }
+        for outcome in CHECKS.into_iter().filter(|_| is_asked) {
+            self.remote_checks.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
+        }
+    }
+
+    /// A token was judged.
+    pub fn verified(&self, provider: &Label, carrier: &'static str, outcome: &'static str) {
+        let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
+        self.verifications.get_or_create(&labels).inc();
+    }
+
+    /// A token was looked for; `result` is `connection`, `hit` or `miss`.
+    pub fn looked_up(&self, result: &'static str) {
+        self.lookups.get_or_create(&Lookup { result }).inc();
+    }
+
+    /// Keys were fetched, at this Unix second, or could not be.
+    pub fn keys_fetched(&self, provider: &Label, keys: Option<usize>, now: u64) {
+        let outcome = if keys.is_some() { "ok" } else { "failed" };
+        self.key_fetches.get_or_create(&Attempt { provider: Arc::clone(provider), outcome }).inc();
+        if let Some(keys) = keys {
+            self.keys_at_hand(provider, keys);
+            let of = OfProvider { provider: Arc::clone(provider) };
+            self.keys_last_success.get_or_create(&of).set(i64::try_from(now).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// So many keys of a provider are usable.
+    pub fn keys_at_hand(&self, provider: &Label, keys: usize) {
+        let of = OfProvider { provider: Arc::clone(provider) };
+        self.keys.get_or_create(&of).set(i64::try_from(keys).unwrap_or(i64::MAX));
+    }
+
+    /// A provider was asked; `outcome` is `yes`, `no` or `unanswered`.
+    pub fn asked(&self, provider: &Label, outcome: &'static str, took: Duration) {
+        let labels = Attempt { provider: Arc::clone(provider), outcome };
+        self.remote_checks.get_or_create(&labels).inc();
+        self.remote_check_duration.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+}

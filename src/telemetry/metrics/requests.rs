@@ -1,0 +1,157 @@
+//! Requests, and what the upstream made of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Method;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::{Label, OfRoute};
+use crate::telemetry::{AccessLine, Rule};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    route: Label,
+    method: &'static str,
+    code: u16,
+    answered_by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    route: Label,
+    answered_by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Failure {
+    route: Label,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Denial {
+    route: Label,
+    rule: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stripped {
+    header: Label,
+}
+
+/// Why an upstream gave no usable answer.
+const FAILURES: [&str; 4] = ["connect", "connect_timeout", "response_timeout", "broken"];
+/// Seconds: from a cached answer to a slow model's.
+const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// What is counted of requests.
+#[derive(Debug)]
+pub struct Requests {
+    answered: Family<Request, Counter>,
+    duration: Family<Answered, Histogram>,
+    upstream_head: Family<OfRoute, Histogram>,
+    upstream_errors: Family<Failure, Counter>,
+    denied: Family<Denial, Counter>,
+    stripped: Family<Stripped, Counter>,
+}
+
+impl Requests {
+    pub(super) fn registered(registry: &mut Registry) -> Self {
+        let this = Self {
+            answered: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            upstream_head: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            upstream_errors: Family::default(),
+            denied: Family::default(),
+            stripped: Family::default(),
+        };
+        registry.register("http_requests", "Requests, upgrades among them", this.answered.clone());
+        let took = "From a request's head to the end of its answer, sockets not among them";
+        registry.register("http_request_duration_seconds", took, this.duration.clone());
+        let head = "From sending a request to the head of the upstream's answer";
+        registry.register("upstream_response_head_seconds", head, this.upstream_head.clone());
+        registry.register("upstream_errors", "Requests without a usable answer", this.upstream_errors.clone());
+        registry.register("access_denied", "Callers that a rule kept out", this.denied.clone());
+        let stripped = "Identity headers that clients sent, and that were removed";
+        registry.register("identity_headers_stripped", stripped, this.stripped.clone());
+        this
+    }
+
+    /// A route's values start at zero.
+    pub(super) fn introduce(&self, route: &Label) {
+        for reason in FAILURES {
+            self.upstream_errors.get_or_create_owned(&Failure { route: Arc::clone(route), reason });
+        }
+        for rule in Rule::ALL {
+            self.denied.get_or_create_owned(&Denial { route: Arc::clone(route), rule: rule.name() });
+        }
+    }
+
+    /// These names, and `other`, start at zero.
+    pub(super) fn introduce_headers<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        for header in names.chain(["other"]) {
+            self.stripped.get_or_create_owned(&Stripped { header: header.into() });
+        }
+    }
+
+    /// A request has its whole answer.
+    pub fn finished(&self, line: &AccessLine) {
+        self.counted(line);
+        let labels = Answered { route: Arc::clone(&line.route), answered_by: line.answered_by };
+        self.duration.get_or_create(&labels).observe(line.duration.as_secs_f64());
+    }
+
+    /// A request has its status; the socket it became lives on.
+    pub fn counted(&self, line: &AccessLine) {
+        let labels = Request {
+            route: Arc::clone(&line.route),
+            method: known(&line.method),
+            code: line.status,
+            answered_by: line.answered_by,
+        };
+        self.answered.get_or_create(&labels).inc();
+    }
+
+    /// The upstream's head has come.
+    pub fn answered(&self, route: &Label, took: Duration) {
+        self.upstream_head.get_or_create(&OfRoute { route: Arc::clone(route) }).observe(took.as_secs_f64());
+    }
+
+    /// The upstream gave no usable answer: `connect`, `connect_timeout`, `response_timeout` or `broken`.
+    pub fn upstream_failed(&self, route: &Label, reason: &'static str) {
+        self.upstream_errors.get_or_create(&Failure { route: Arc::clone(route), reason }).inc();
+    }
+
+    /// A rule kept someone out.
+    pub fn denied(&self, route: &Label, rule: Rule) {
+        self.denied.get_or_create(&Denial { route: Arc::clone(route), rule: rule.name() }).inc();
+    }
+
+    /// A client sent an identity header of this name.
+    pub fn stripped(&self, header: &str) {
+        let known = Stripped { header: header.into() };
+        match self.stripped.get(&known) {
+            Some(count) => count.inc(),
+            None => self.stripped.get_or_create(&Stripped { header: "other".into() }).inc(),
+        };
+    }
+}
+
+/// A label is never what a client makes up.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,178 @@
+//! `WebSockets`, from the waiting room to their end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::{Label, OfRoute};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Opened {
+    route: Label,
+    carrier: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Closed {
+    code: u16,
+    closed_by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refreshed {
+    route: Label,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Expired {
+    action: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Passed {
+    route: Label,
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InQuery {
+    route: Label,
+    mode: &'static str,
+}
+
+const REFRESHES: [&str; 5] = ["accepted", "refused", "denied", "another_user", "identity_changed"];
+const EXPIRIES: [&str; 2] = ["closed", "kept"];
+const DIRECTIONS: [&str; 2] = ["in", "out"];
+const MODES: [&str; 2] = ["move", "deny"];
+/// Seconds: from a page that was left at once to a working day.
+const SECONDS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 43_200.0, 86_400.0];
+
+/// What is counted of `WebSockets`.
+#[derive(Debug)]
+pub struct Sockets {
+    open: Family<OfRoute, Gauge>,
+    pub(super) waiting: Gauge,
+    opened: Family<Opened, Counter>,
+    refused: Family<Refused, Counter>,
+    closed: Family<Closed, Counter>,
+    duration: Family<OfRoute, Histogram>,
+    refreshes: Family<Refreshed, Counter>,
+    expiries: Family<Expired, Counter>,
+    bytes: Family<Passed, Counter>,
+    query_tokens: Family<InQuery, Counter>,
+}
+
+/// Counts what one route's sockets pass on: no lookup where the bytes are.
+#[derive(Clone, Debug, Default)]
+pub struct PassedBytes {
+    /// From clients.
+    pub from_client: Counter,
+    /// To clients.
+    pub to_client: Counter,
+}
+
+impl Sockets {
+    pub(super) fn registered(registry: &mut Registry) -> Self {
+        let this = Self {
+            open: Family::default(),
+            waiting: Gauge::default(),
+            opened: Family::default(),
+            refused: Family::default(),
+            closed: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            refreshes: Family::default(),
+            expiries: Family::default(),
+            bytes: Family::default(),
+            query_tokens: Family::default(),
+        };
+        for action in EXPIRIES {
+            this.expiries.get_or_create_owned(&Expired { action });
+        }
+        registry.register("websockets_open", "Sockets open, authenticated or public", this.open.clone());
+        registry.register("websockets_waiting", "Sockets that wait for their first message", this.waiting.clone());
+        registry.register("websockets_opened", "Sockets that reached the upstream", this.opened.clone());
+        registry.register("websockets_refused", "Sockets that did not", this.refused.clone());
+        registry.register("websockets_closed", "Sockets that ended; code 0 is no Close", this.closed.clone());
+        registry.register("websocket_duration_seconds", "How long sockets lived", this.duration.clone());
+        registry.register("websocket_refreshes", "Tokens presented on open sockets", this.refreshes.clone());
+        let expiries = "Sockets whose token ended: closed, or kept while their user is seen";
+        registry.register("websocket_expiries", expiries, this.expiries.clone());
+        registry.register("websocket_bytes", "Bytes of sockets, frame heads among them", this.bytes.clone());
+        registry.register("query_tokens", "Tokens in URLs, deprecated", this.query_tokens.clone());
+        this
+    }
+
+    /// A route's values start at zero.
+    pub(super) fn introduce(&self, route: &Label) {
+        let route = || Arc::clone(route);
+        self.open.get_or_create_owned(&OfRoute { route: route() });
+        for outcome in REFRESHES {
+            self.refreshes.get_or_create_owned(&Refreshed { route: route(), outcome });
+        }
+        for direction in DIRECTIONS {
+            self.bytes.get_or_create_owned(&Passed { route: route(), direction });
+        }
+        for mode in MODES {
+            self.query_tokens.get_or_create_owned(&InQuery { route: route(), mode });
+        }
+    }
+
+    /// A socket has reached the upstream; what it passes on is counted by what comes back.
+    #[must_use]
+    pub fn opened(&self, route: &Label, carrier: Option<&'static str>) -> PassedBytes {
+        let labels = Opened { route: Arc::clone(route), carrier: carrier.unwrap_or("none") };
+        self.opened.get_or_create(&labels).inc();
+        self.open.get_or_create(&OfRoute { route: Arc::clone(route) }).inc();
+        let bytes = |direction| self.bytes.get_or_create_owned(&Passed { route: Arc::clone(route), direction });
+        PassedBytes { from_client: bytes("in"), to_client: bytes("out") }
+    }
+
+    /// One that was open has ended.
+    pub fn closed(&self, route: &Label, code: Option<u16>, closed_by: &'static str, lived: Duration) {
+        let of = OfRoute { route: Arc::clone(route) };
+        self.open.get_or_create(&of).dec();
+        self.duration.get_or_create(&of).observe(lived.as_secs_f64());
+        self.closed.get_or_create(&Closed { code: known(code), closed_by }).inc();
+    }
+
+    /// One never came to be open; `reason` is the outcome of its line.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// A token was presented on an open socket: `accepted`, `refused`, `denied`, `another_user`, `identity_changed`.
+    pub fn refreshed(&self, route: &Label, outcome: &'static str) {
+        self.refreshes.get_or_create(&Refreshed { route: Arc::clone(route), outcome }).inc();
+    }
+
+    /// A token ended on an open socket, which was `closed` or `kept`.
+    pub fn expired(&self, action: &'static str) {
+        self.expiries.get_or_create(&Expired { action }).inc();
+    }
+
+    /// A token stood in a URL.
+    pub fn in_query(&self, route: &Label, mode: &'static str) {
+        self.query_tokens.get_or_create(&InQuery { route: Arc::clone(route), mode }).inc();
+    }
+}
+
+/// A peer may send any code from 3000 to 4999; as a label those that mean nothing to us are one.
+fn known(code: Option<u16>) -> u16 {
+    match code.unwrap_or(0) {
+        code @ (0 | 1000..=1015 | 4001 | 4400..=4429 | 3000) => code,
+        3001..=3999 => 3999,
+        _ => 4999,
+    }
+}
