@@ -1,6 +1,8 @@
 //! The admin listener: what operators look at. It answers GET only and changes nothing.
 //!
-//! Owns its endpoints and under which Host it answers them. What is counted is `telemetry`'s.
+//! Owns its endpoints, under which Host it answers them, and the page of `/status`. What is counted is `telemetry`'s.
+
+mod status;
 
 use std::io;
 use std::sync::Arc;
@@ -82,6 +84,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
             answer.headers_mut().insert(CONTENT_TYPE, format);
             answer
         }
+        "/status" => status::page(shared, &runtime),
         "/assertion-keys.json" => {
             let keys = runtime.signer.as_ref().map(|signer| signer.public_keys().to_string());
             let mut answer = match keys {
@@ -91,6 +94,6 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
             answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
             answer
         }
-        _ => said(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics or /assertion-keys.json\n"),
+        _ => said(StatusCode::NOT_FOUND, "/status, /healthz, /readyz, /metrics or /assertion-keys.json\n"),
     }
 }

@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → websocket → runtime → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, json, small_server
+//! leaves that take plain values: telemetry, drain, json, page, small_server
 //! ```
 //!
 //! # Words
@@ -42,6 +42,7 @@ pub mod drain;
 pub mod http;
 pub mod json;
 pub mod listen;
+pub mod page;
 pub mod policy;
 pub mod proxy;
 pub mod reload;

@@ -38,6 +38,7 @@ pub struct Edition {
 /// The files of an edition, and how they were when it was read.
 #[derive(Debug)]
 pub struct Watched {
+    name: String,
     digest: String,
     files: Vec<PathBuf>,
     known: Vec<Stamp>,
@@ -48,7 +49,7 @@ impl Watched {
     #[must_use]
     pub fn of(edition: &Edition) -> Self {
         let files: Vec<_> = edition.file.iter().chain(&edition.policy.files).cloned().collect();
-        Self { digest: edition.digest.clone(), known: stamps(&files), files }
+        Self { name: edition.name.clone(), digest: edition.digest.clone(), known: stamps(&files), files }
     }
 }
 
@@ -78,6 +79,7 @@ impl Reload {
     #[must_use]
     pub fn new(shared: &Arc<Shared>, load: Load, watched: Watched) -> Self {
         shared.metrics.serves(&watched.digest);
+        shared.call(&watched.name);
         let last = watched.known.clone();
         Self { shared: Arc::clone(shared), load: Arc::new(load), watched, last, refused: None }
     }
@@ -141,6 +143,7 @@ impl Reload {
         }
         let level = policy.log.level;
         self.shared.replace(policy);
+        self.shared.call(&name);
         self.shared.metrics.reloaded(true, &self.watched.digest);
         // Said at whichever of the two levels lets it be heard.
         telemetry::set_level(level.max(former.log.level).name());

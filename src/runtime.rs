@@ -79,6 +79,8 @@ pub struct Shared {
     pub revocations: Arc<Revocations>,
     /// What each address has done.
     pub addresses: Addresses,
+    /// What the policy in force is called: `vestibule.yaml (3f9a1c)`.
+    name: ArcSwap<String>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Who was refused last.
@@ -110,6 +112,7 @@ impl Shared {
             users: Users::default(),
             revocations,
             addresses: Addresses::default(),
+            name: ArcSwap::default(),
             metrics,
             refusals: Refusals::default(),
             bell,
@@ -122,6 +125,17 @@ impl Shared {
     #[must_use]
     pub fn current(&self) -> Arc<Runtime> {
         self.current.load_full()
+    }
+
+    /// What the policy in force is called; empty where nobody has said.
+    #[must_use]
+    pub fn in_force(&self) -> Arc<String> {
+        self.name.load_full()
+    }
+
+    /// Says what the policy in force is called.
+    pub fn call(&self, name: &str) {
+        self.name.store(Arc::new(name.to_owned()));
     }
 
     /// Puts another policy in force: for requests from now on, and for every open socket, which is judged by it.

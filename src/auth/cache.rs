@@ -71,8 +71,7 @@ impl TokenCache {
         self.entries.remove(digest);
     }
 
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 }

@@ -34,6 +34,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 struct State {
     keys: Option<Arc<KeySet>>,
     last_good: Option<Instant>,
+    last_failed: Option<(Instant, String)>,
     /// The last fetch failed, and why.
     failure: Option<String>,
     /// Counts finished fetches; a waiter waits for it to grow.
@@ -60,6 +61,10 @@ pub struct Health {
     pub algorithms: Vec<String>,
     /// Why the last fetch failed.
     pub failure: Option<String>,
+    /// How long ago the last good one was.
+    pub good: Option<Duration>,
+    /// How long ago the last failed one was, and why it was, also where a good one came after it.
+    pub failed: Option<(Duration, String)>,
 }
 
 /// The keys of one provider.
@@ -87,6 +92,9 @@ impl ProviderKeys {
     #[must_use]
     pub fn start(provider: Arc<ProviderSpec>, metrics: Arc<Metrics>) -> Self {
         let label: Label = provider.name.as_str().into();
+        if provider.keys != KeySource::Asked {
+            metrics.credentials.introduce_keys(&label);
+        }
         let demand = Arc::new(Notify::new());
         let (send, state) = watch::channel(State::default());
         let mut task = None;
@@ -120,6 +128,8 @@ impl ProviderKeys {
             keys: state.keys.as_ref().map_or(0, |keys| keys.len()),
             algorithms: state.keys.as_ref().map_or_else(Vec::new, |keys| keys.algorithms()),
             failure: state.failure.clone(),
+            good: state.last_good.map(|good| good.elapsed()),
+            failed: state.last_failed.as_ref().map(|(at, reason)| (at.elapsed(), reason.clone())),
         }
     }
 
@@ -307,6 +317,7 @@ async fn keep_fetching(
                     if state.failure.as_ref() != Some(&reason) {
                         tracing::warn!(provider = %provider.name, "keys could not be fetched: {reason}");
                     }
+                    state.last_failed = Some((now, reason.clone()));
                     state.failure = Some(reason);
                 }
             }

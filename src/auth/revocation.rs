@@ -107,6 +107,12 @@ impl Revocations {
         Ok(count)
     }
 
+    /// How many are in force, or were until a moment ago.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
     /// Revokes from now on, for `keep`; `limit` are kept. In force when this returns; [`Revocation::write_down`] makes
     /// it last.
     ///

@@ -154,6 +154,12 @@ impl Verifier {
         self.providers.iter().map(|provider| (&*provider.spec, &provider.keys))
     }
 
+    /// How many tokens are remembered.
+    #[must_use]
+    pub fn remembers(&self) -> usize {
+        self.cache.as_ref().map_or(0, TokenCache::len)
+    }
+
     /// A provider by its name.
     pub(super) fn provider(&self, name: &str) -> Option<&Arc<ProviderSpec>> {
         self.providers.iter().map(|known| &known.spec).find(|spec| spec.name == name)

@@ -201,7 +201,7 @@ fn print_start(
     let mut line = |name: &str, text: &str| {
         let _ = writeln!(out, "  {name:<11} {text}");
     };
-    let admin = admin.map_or_else(String::new, |admin| format!("       admin {admin}/metrics"));
+    let admin = admin.map_or_else(String::new, |admin| format!("       admin {admin}/status"));
     line("listening", &format!("{}{admin}", addresses.join("  ")));
     for (index, upstream) in policy.upstreams.iter().enumerate() {
         let missing = if index == 0 && !reachable { "     not reachable yet: 502 until it is" } else { "" };

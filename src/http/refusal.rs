@@ -116,6 +116,7 @@ impl Refusal {
             }
             Problem::InUrl => {
                 Self::invalid_token(&Rejection::Malformed("a token in the URL, which this route refuses"), false)
+                    .with_outcome("token_in_url")
             }
         }
     }

@@ -19,7 +19,7 @@ pub fn summary(policy: &Policy) -> String {
         line("listen", listen.written.clone());
     }
     if let Some(admin) = &policy.admin {
-        line("admin", format!("{} (metrics; GET only)", admin.address));
+        line("admin", format!("{} (status, metrics; GET only)", admin.address));
     }
     if let Some(control) = &policy.control {
         line("control", control.to_string());

@@ -38,6 +38,16 @@ impl QueryTokens {
         seen.insert(pair, Seen { count: 1, said: now });
         true
     }
+
+    /// Route, origin and how many, the most first.
+    #[must_use]
+    pub fn counted(&self) -> Vec<(String, String, u64)> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            seen.iter().map(|((route, origin), seen)| (route.clone(), origin.clone(), seen.count)).collect();
+        all.sort_by(|one, other| other.2.cmp(&one.2).then_with(|| one.cmp(other)));
+        all
+    }
 }
 
 #[cfg(test)]

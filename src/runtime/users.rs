@@ -72,6 +72,12 @@ impl Users {
         Presence(self.fingerprint(&(identity.user(), identity.session_id())))
     }
 
+    /// How many were seen with a valid token, where presence counts.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).at.len()
+    }
+
     /// Notes that a valid token of this identity was seen. `limit` entries are kept, each for `keep` seconds;
     /// a newcomer to a full table is not noted, so its sockets end with their tokens.
     pub fn see(&self, identity: &Identity, now: u64, limit: usize, keep: u64) {

@@ -171,6 +171,7 @@ mod tests {
         let main: Label = "main".into();
         metrics.introduce([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());
         metrics.credentials.introduce(&main, &["header"], &["accepted", "expired"], true);
+        metrics.credentials.introduce_keys(&main);
         metrics.credentials.verified(&main, "header", "accepted");
         metrics.credentials.looked_up("hit");
         metrics.credentials.keys_fetched(&main, Some(2), 1_000);

@@ -696,3 +696,21 @@ async fn a_client_that_leaves_during_its_upgrade_has_a_whole_access_line() {
     let line = house.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
     assert!(line.contains("\"path\":\"/ws/left\"") && line.contains("\"carrier\":\"header\""), "{line}");
 }
+
+#[tokio::test]
+async fn the_trace_of_a_request_goes_on_unchanged() {
+    let house = house("").await;
+    let token = house.issuer.token("alice");
+    let credential = bearer(&token);
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let (parent_field, state) = (format!("traceparent: {parent}"), "tracestate: vendor=1,other=a;b");
+    let fields = [credential.as_str(), &parent_field, state, "baggage: k=v"];
+    let (_, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    assert_eq!(heard.all("traceparent"), [parent]);
+    assert_eq!(heard.all("tracestate"), ["vendor=1,other=a;b"]);
+    assert_eq!(heard.all("baggage"), ["k=v"]);
+    let mut socket = Socket::open(house.proxy.address, "/ws", &[&parent_field, state]).await;
+    let (_, (heard, _upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+    assert_eq!(heard.all("traceparent"), [parent]);
+    assert_eq!(heard.all("tracestate"), ["vendor=1,other=a;b"]);
+}

@@ -183,3 +183,178 @@ async fn a_usual_port_that_is_taken_does_not_stop_the_start_and_a_written_one_do
     assert!(said.contains(&format!("admin.listen: {address}: ")), "{said}");
     drop(taken);
 }
+
+/// Names of a document: `vestibule_…` and `process_…`, without what a histogram or a label adds.
+fn names(text: &str) -> std::collections::BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+    let metrics = words.filter(|word| word.starts_with("vestibule_") || word.starts_with("process_"));
+    metrics.map(|word| word.trim_end_matches("_bucket").to_owned()).filter(|word| !word.ends_with('_')).collect()
+}
+
+#[tokio::test]
+async fn the_documents_name_every_metric_and_no_other() {
+    let house = house("").await;
+    let token = house.issuer.token("alice");
+    let field = bearer(&token);
+    let fields = [field.as_str()];
+    tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let (_, (_, upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+    drop((socket, upstream));
+    let mut refused = Socket::open(house.proxy.address, "/ws", &[]).await;
+    refused.say("hello").await;
+    drop(refused);
+    let closed = async {
+        loop {
+            let text = get(house.admin, "/metrics", &[]).await.body;
+            if text.contains("websockets_closed_total{") && text.contains("websockets_refused_total{") {
+                return text;
+            }
+        }
+    };
+    let text = crate::support::within("both sockets to be counted", closed).await;
+    let mut served: std::collections::BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| {
+            let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+            Some(if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+        })
+        .collect();
+    let written = std::fs::read_to_string("docs/metrics.md").expect("docs/metrics.md");
+    let rows: String = written.lines().filter(|line| line.starts_with("| `")).collect();
+    // Of a provider that is asked.
+    served.extend(["vestibule_remote_checks_total", "vestibule_remote_check_duration_seconds"].map(str::to_owned));
+    assert_eq!(names(&rows), served);
+    for file in ["deploy/observability/alerts.yaml", "deploy/observability/grafana.json"] {
+        let unknown: Vec<_> = names(&std::fs::read_to_string(file).expect(file)).difference(&served).cloned().collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_route_status_and_who_answered() {
+    let mut house = house("routes: [{ path: /admin/**, require: { role: admin } }, { path: /no, auth: deny }]\n").await;
+    let token = house.issuer.token("alice");
+    let (field, spoof) = (bearer(&token), "X-User-Id: root".to_owned());
+    let fields = [field.as_str(), spoof.as_str(), "Remote-User: root"];
+    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(get(house.proxy.address, "/admin/x", &[&field]).await.status, 403);
+    assert_eq!(get(house.proxy.address, "/no", &[&field]).await.status, 403);
+    assert_eq!(get(house.proxy.address, "/x", &[]).await.status, 401);
+    assert_eq!(get(house.proxy.address, "/.vestibule/healthz", &[]).await.status, 200);
+    let count = |route: &str, code: u16, by: &str| {
+        format!(
+            "vestibule_http_requests_total{{route=\"{route}\",method=\"GET\",code=\"{code}\",answered_by=\"{by}\"}}"
+        )
+    };
+    for (route, code, by) in [
+        ("default", 200, "upstream"),
+        ("/admin/**", 403, "vestibule"),
+        ("default", 401, "vestibule"),
+        ("/.vestibule", 200, "vestibule"),
+    ] {
+        // Counted when the whole answer has gone, which may be after its reader has it.
+        house.proxy.logged("its line", |line| line.contains(&format!("\"status\":{code}"))).await;
+        assert_eq!(house.metric(&count(route, code, by)).await, 1, "{route} {code}");
+    }
+    for (name, value) in [
+        ("vestibule_access_denied_total{route=\"/admin/**\",rule=\"require\"}", 1),
+        ("vestibule_access_denied_total{route=\"/admin/**\",rule=\"allow\"}", 0),
+        ("vestibule_identity_headers_stripped_total{header=\"x-user-id\"}", 1),
+        ("vestibule_identity_headers_stripped_total{header=\"other\"}", 1),
+        ("vestibule_upstream_errors_total{route=\"default\",reason=\"connect\"}", 0),
+        ("vestibule_upstream_response_head_seconds_count{route=\"default\"}", 1),
+        ("vestibule_http_request_duration_seconds_count{route=\"default\",answered_by=\"upstream\"}", 1),
+    ] {
+        assert_eq!(house.metric(name).await, value, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
+    let mut house = house("").await;
+    let token = house.issuer.token("alice");
+    let mut waiting = Socket::open(house.proxy.address, "/ws", &[]).await;
+    assert_eq!(house.metric("vestibule_websockets_waiting").await, 1);
+    let (_, (_, mut upstream)) = tokio::join!(waiting.authenticate(&token), house.backend.websocket());
+    let mut open = waiting;
+    assert_eq!(house.metric("vestibule_websockets_waiting").await, 0);
+    assert_eq!(house.metric("vestibule_websockets_open{route=\"default\"}").await, 1);
+    assert_eq!(house.metric("vestibule_websockets_opened_total{route=\"default\",carrier=\"message\"}").await, 1);
+    open.say("hello").await;
+    assert_eq!(upstream.next_text().await, "hello");
+    // While it is open: five bytes and a masked frame's head.
+    assert_eq!(house.metric("vestibule_websocket_bytes_total{route=\"default\",direction=\"in\"}").await, 11);
+    for (presented, outcome) in [
+        (house.issuer.token("alice"), "accepted"),
+        (house.issuer.token("bob"), "another_user"),
+        (house.issuer.expired("alice"), "refused"),
+    ] {
+        open.say(&json!({"type": "refresh_auth", "token": presented}).to_string()).await;
+        open.next_text().await;
+        let name = format!("vestibule_websocket_refreshes_total{{route=\"default\",outcome=\"{outcome}\"}}");
+        assert_eq!(house.metric(&name).await, 1);
+    }
+    open.send(0x88, 4000_u16.to_be_bytes()).await;
+    upstream.next_close().await;
+    upstream.send(0x88, 4000_u16.to_be_bytes()).await;
+    drop(upstream);
+    open.next_close().await;
+    drop(open);
+    house.proxy.logged("its line", |line| line.contains("\"msg\":\"socket\"")).await;
+    for (name, value) in [
+        ("vestibule_websockets_open{route=\"default\"}", 0),
+        ("vestibule_websockets_closed_total{code=\"4999\",closed_by=\"client\"}", 1),
+        ("vestibule_websocket_duration_seconds_count{route=\"default\"}", 1),
+        ("vestibule_http_requests_total{route=\"default\",method=\"GET\",code=\"101\",answered_by=\"vestibule\"}", 1),
+    ] {
+        assert_eq!(house.metric(name).await, value, "{name}");
+    }
+    let mut refused = Socket::open(house.proxy.address, "/ws", &[]).await;
+    refused.say("hello").await;
+    assert_eq!(refused.next_text().await, r#"{"type":"error","message":"Invalid message format"}"#);
+    refused.next_close().await;
+    drop(refused);
+    house.proxy.logged("its line", |line| line.contains("\"outcome\":\"invalid_message\"")).await;
+    assert_eq!(house.metric("vestibule_websockets_refused_total{reason=\"invalid_message\"}").await, 1);
+    let listener = "vestibule_connections_open{listener=\"127.0.0.1:0\"}";
+    assert_eq!(house.metric(listener).await, 0);
+}
+
+#[tokio::test]
+async fn the_status_page_tells_what_happens_and_nobodys_name() {
+    let mut house = house("token_from: { query: { mode: deny } }\n").await;
+    let token = house.issuer.token("alice");
+    let field = bearer(&token);
+    let fields = [field.as_str()];
+    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    assert_eq!(answer.status, 200);
+    let refused = get(house.proxy.address, "/secret/path", &[]).await;
+    let id = refused.field("x-request-id").expect("an id").to_owned();
+    let target = format!("/ws?token={token}");
+    let mut in_url = Socket::open(house.proxy.address, &target, &["Origin: https://old.example.com"]).await;
+    in_url.next_text().await;
+    drop(in_url);
+    house.proxy.logged("the refusal", |line| line.contains(&id)).await;
+    house.proxy.logged("the socket", |line| line.contains("\"msg\":\"socket\"")).await;
+    let page = get(house.admin, "/status", &[]).await;
+    assert_eq!((page.status, page.field("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.field("content-security-policy").expect("a policy");
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    for said in [
+        "<h1 class=\"good\">ready</h1>",
+        "has 1 key (RSA), fetched ",
+        "<td>connections</td>",
+        "<td>missing_token</td><td class=\"number\">401</td>",
+        &id,
+        "<td>token_in_url</td><td class=\"number\">1008</td>",
+        "<td>https://old.example.com</td><td><code>default</code></td><td class=\"number\">1</td>",
+        "upstream    http://127.0.0.1",
+    ] {
+        assert!(page.body.contains(said), "{said}\n{}", page.body);
+    }
+    for secret in ["alice", "/secret/path", "<script", token.rsplit('.').next().expect("a signature")] {
+        assert!(!page.body.contains(secret), "{secret}");
+    }
+}

@@ -86,11 +86,16 @@ impl Credentials {
             let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
             self.verifications.get_or_create_owned(&labels);
         }
-        for outcome in FETCHES {
-            self.key_fetches.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
-        }
         for outcome in CHECKS.into_iter().filter(|_| is_asked) {
             self.remote_checks.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
+        }
+    }
+
+    /// A provider has keys, so far none.
+    pub fn introduce_keys(&self, provider: &Label) {
+        self.keys.get_or_create_owned(&OfProvider { provider: Arc::clone(provider) });
+        for outcome in FETCHES {
+            self.key_fetches.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });
         }
     }
 

@@ -64,6 +64,8 @@ const SECONDS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 43_
 pub struct Sockets {
     open: Family<OfRoute, Gauge>,
     pub(super) waiting: Gauge,
+    /// Over all routes.
+    all_open: Gauge,
     opened: Family<Opened, Counter>,
     refused: Family<Refused, Counter>,
     closed: Family<Closed, Counter>,
@@ -88,6 +90,7 @@ impl Sockets {
         let this = Self {
             open: Family::default(),
             waiting: Gauge::default(),
+            all_open: Gauge::default(),
             opened: Family::default(),
             refused: Family::default(),
             closed: Family::default(),
@@ -135,14 +138,22 @@ impl Sockets {
         let labels = Opened { route: Arc::clone(route), carrier: carrier.unwrap_or("none") };
         self.opened.get_or_create(&labels).inc();
         self.open.get_or_create(&OfRoute { route: Arc::clone(route) }).inc();
+        self.all_open.inc();
         let bytes = |direction| self.bytes.get_or_create_owned(&Passed { route: Arc::clone(route), direction });
         PassedBytes { from_client: bytes("in"), to_client: bytes("out") }
+    }
+
+    /// How many are open now.
+    #[must_use]
+    pub fn open(&self) -> i64 {
+        self.all_open.get()
     }
 
     /// One that was open has ended.
     pub fn closed(&self, route: &Label, code: Option<u16>, closed_by: &'static str, lived: Duration) {
         let of = OfRoute { route: Arc::clone(route) };
         self.open.get_or_create(&of).dec();
+        self.all_open.dec();
         self.duration.get_or_create(&of).observe(lived.as_secs_f64());
         self.closed.get_or_create(&Closed { code: known(code), closed_by }).inc();
     }
