@@ -6,6 +6,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get, request};
 use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
 
 struct House {
     backend: Backend,
