@@ -5,6 +5,7 @@ mod demo;
 mod descriptors;
 mod healthcheck;
 mod run;
+mod schema;
 mod token;
 
 use std::io::Write as _;
@@ -50,6 +51,8 @@ enum Command {
     /// Make or look into tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Print the JSON Schema of the configuration file, for editors and checks
+    Schema(SchemaArguments),
     /// Print what completes this command line in a shell
     Completions(CompletionsArguments),
 }
@@ -142,6 +145,18 @@ const COMPLETIONS_EXAMPLES: &str = "Examples:
   vestibule completions zsh > ~/.zfunc/_vestibule
   vestibule completions fish > ~/.config/fish/completions/vestibule.fish";
 
+#[derive(Args, Clone, Debug)]
+#[command(after_help = SCHEMA_EXAMPLES)]
+struct SchemaArguments {
+    /// The reference of every key as Markdown instead
+    #[arg(long)]
+    markdown: bool,
+}
+
+const SCHEMA_EXAMPLES: &str = "Examples:
+  vestibule schema > vestibule.schema.json
+  # yaml-language-server: $schema=vestibule.schema.json      as the first line of vestibule.yaml";
+
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
     /// Make a development token, accepted by `vestibule run --insecure-dev`
@@ -182,6 +197,7 @@ pub fn main() -> ExitCode {
         Some(Command::Demo(arguments)) => demo::demo(&arguments),
         Some(Command::Check(arguments)) => check::check(&arguments),
         Some(Command::Healthcheck(arguments)) => healthcheck::healthcheck(&arguments),
+        Some(Command::Schema(arguments)) => schema::schema(&arguments),
         Some(Command::Completions(arguments)) => completions(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),
@@ -192,8 +208,12 @@ pub fn main() -> ExitCode {
 fn completions(arguments: &CompletionsArguments) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "vestibule", &mut script);
-    // A reader that has gone, as of `| head`, wanted no more.
-    let _ = std::io::stdout().write_all(&script);
+    print(&script)
+}
+
+/// To standard output; a reader that has gone, as of `| head`, wanted no more.
+fn print(text: &[u8]) -> ExitCode {
+    let _ = std::io::stdout().write_all(text);
     ExitCode::SUCCESS
 }
 

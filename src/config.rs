@@ -7,6 +7,8 @@
 
 mod diagnostic;
 mod read;
+pub mod reference;
+mod schema;
 #[expect(missing_docs, reason = "config.example.yaml documents every key, and a test holds it to these")]
 mod shape;
 mod source;
@@ -15,6 +17,7 @@ mod value;
 
 pub(crate) use diagnostic::nearest;
 pub use diagnostic::{Finding, Report};
+pub use schema::schema;
 pub use shape::{
     Accept, Admin, Allow, Assertion, AuthMode, Config, Control, Cors, Credential, Dialect, DialectChoice,
     DialectMessage, DialectPing, DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry, FieldMode, HeaderClaim,

@@ -18,7 +18,7 @@ use super::diagnostic::{Finding, nearest};
 use super::tree::{Key, Node, Place, Value, join};
 
 /// Structs that may be written as a single value, and the key that value stands for.
-const SHORT_FORMS: [(&str, &str); 5] = [
+pub(super) const SHORT_FORMS: [(&str, &str); 5] = [
     ("TokenToWebSocket", "form"),
     ("Upstream", "url"),
     ("Listen", "address"),

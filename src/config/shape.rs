@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::value::{Size, Time};
@@ -13,7 +14,7 @@ use super::value::{Size, Time};
 pub(super) type Json = serde_json::Value;
 
 /// The whole file. Plain data: may be wrong, `policy::validate` says where.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Config {
     pub listen: Vec<Listen>,
@@ -71,14 +72,14 @@ impl Default for Config {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Listen {
     pub address: String,
     #[serde(default)]
     pub tls: Option<ListenTls>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListenTls {
     pub certificate_file: Option<String>,
@@ -86,7 +87,7 @@ pub struct ListenTls {
 }
 
 /// What operators look at, on a listener of its own; without `listen` at its usual place, if that is free.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Admin {
     pub listen: Option<String>,
@@ -94,7 +95,7 @@ pub struct Admin {
 }
 
 /// What changes state from outside, on a listener of its own.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Control {
     pub listen: Option<String>,
@@ -104,7 +105,7 @@ pub struct Control {
     pub revocation_keep: Option<Time>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Upstream {
     pub url: Option<String>,
@@ -120,7 +121,7 @@ pub struct Upstream {
 }
 
 /// How an `https` upstream is known.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UpstreamTls {
     pub ca_file: Option<String>,
@@ -128,7 +129,7 @@ pub struct UpstreamTls {
 }
 
 /// A boolean with its default in the type, so that a partly written struct keeps it.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Toggle<const DEFAULT: bool>(pub bool);
 
@@ -138,14 +139,14 @@ impl<const DEFAULT: bool> Default for Toggle<DEFAULT> {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum HostHeader {
     Client,
     Upstream,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenTo {
     pub http: TokenToHttp,
@@ -153,7 +154,7 @@ pub struct TokenTo {
 }
 
 /// `none`, `header`, `{ query: token }` or `{ first_message: vestibule }`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenToWebSocket {
     pub form: Option<String>,
@@ -161,7 +162,7 @@ pub struct TokenToWebSocket {
     pub first_message: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenToHttp {
     #[default]
@@ -169,7 +170,7 @@ pub enum TokenToHttp {
     Header,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Credential {
     pub header: Option<String>,
@@ -177,7 +178,7 @@ pub struct Credential {
     pub value_file: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Provider {
     pub name: Option<String>,
@@ -207,7 +208,7 @@ pub struct Provider {
     pub remote: Option<Remote>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Allow {
     pub users: Vec<String>,
@@ -215,7 +216,7 @@ pub struct Allow {
     pub email_domains: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Accept {
     AccessToken,
@@ -223,7 +224,7 @@ pub enum Accept {
     Template,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Jwks {
     pub url: Option<String>,
@@ -236,7 +237,7 @@ pub struct Jwks {
 }
 
 /// How a provider is asked about a token or a session.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Remote {
     pub mode: Option<RemoteMode>,
@@ -253,7 +254,7 @@ pub struct Remote {
     pub allow_http: bool,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum RemoteMode {
     Instead,
@@ -261,7 +262,7 @@ pub enum RemoteMode {
 }
 
 /// One string, or a list of them; one string is split at commas.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct OneOrMany(pub Vec<String>);
 
@@ -273,7 +274,7 @@ impl OneOrMany {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenFrom {
     pub header: Option<OneOrMany>,
@@ -296,7 +297,7 @@ impl Default for TokenFrom {
 }
 
 /// `token_from` of a route: what is not written stays as it is above.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RouteTokenFrom {
     #[serde(deserialize_with = "written")]
@@ -321,7 +322,7 @@ fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
     Option::deserialize(deserializer).map(Some)
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct QuerySource {
     pub name: String,
@@ -336,14 +337,14 @@ impl Default for QuerySource {
     }
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SubprotocolSource {
     pub prefix: String,
     pub encoding: TokenEncoding,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenEncoding {
     #[default]
@@ -352,21 +353,21 @@ pub enum TokenEncoding {
     Url,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum QueryMode {
     Move,
     Deny,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum QueryUse {
     Websocket,
     Events,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Identity {
     pub headers: BTreeMap<String, HeaderClaim>,
@@ -375,7 +376,7 @@ pub struct Identity {
 }
 
 /// The signed assertion of who asks.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Assertion {
     pub header: Option<String>,
@@ -390,20 +391,20 @@ impl Default for Identity {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct HeaderClaim {
     pub claim: String,
     #[serde(default)]
     pub encode: Option<Encode>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Encode {
     Percent,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Route {
     pub path: Option<String>,
@@ -415,7 +416,7 @@ pub struct Route {
     pub websocket: RouteWebSocket,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
     #[default]
@@ -425,14 +426,14 @@ pub enum AuthMode {
     Deny,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Paths {
     Strict,
     Lenient,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum OnExpiry {
     Close,
@@ -441,7 +442,7 @@ pub enum OnExpiry {
 }
 
 /// A dialect's name, or `{ name: token-field, field: /auth_token, upstream: keep }`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectChoice {
     pub name: String,
@@ -450,7 +451,7 @@ pub struct DialectChoice {
 }
 
 /// What the upstream sees of the field that carried a token.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum FieldMode {
     #[default]
@@ -459,7 +460,7 @@ pub enum FieldMode {
     Replace,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WebSocket {
     pub dialect: DialectChoice,
@@ -502,7 +503,7 @@ impl Default for WebSocket {
 }
 
 /// Preflights are answered here, for `origins`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Cors {
     pub allowed_methods: Vec<String>,
@@ -522,7 +523,7 @@ impl Default for Cors {
 }
 
 /// `text/event-stream`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Events {
     pub on_expiry: EventsOnExpiry,
@@ -534,7 +535,7 @@ impl Default for Events {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum EventsOnExpiry {
     Keep,
@@ -542,7 +543,7 @@ pub enum EventsOnExpiry {
 }
 
 /// The messages of a handshake that a user writes: matchers and templates.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Dialect {
     pub greeting: Option<Json>,
@@ -557,7 +558,7 @@ pub struct Dialect {
     pub close: BTreeMap<String, u16>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectMessage {
     #[serde(rename = "match")]
@@ -565,7 +566,7 @@ pub struct DialectMessage {
     pub token: Vec<String>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectRefresh {
     #[serde(rename = "match")]
@@ -575,7 +576,7 @@ pub struct DialectRefresh {
     pub acknowledge: Option<Json>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectPing {
     #[serde(rename = "match")]
@@ -584,7 +585,7 @@ pub struct DialectPing {
 }
 
 /// `websocket` of a route: what is not written stays as it is above.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RouteWebSocket {
     pub dialect: Option<DialectChoice>,
@@ -607,7 +608,7 @@ pub struct RouteWebSocket {
     pub drain_code: Option<u16>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Limits {
     pub connections: u32,
@@ -651,14 +652,14 @@ impl Default for Limits {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Errors {
     Generic,
     Verbose,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Log {
     pub format: LogFormat,
@@ -680,7 +681,7 @@ impl Default for Log {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     Auto,
@@ -688,7 +689,7 @@ pub enum LogFormat {
     Pretty,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     Error,
@@ -711,7 +712,7 @@ impl LogLevel {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Drain {
     pub delay: Time,

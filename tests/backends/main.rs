@@ -468,3 +468,58 @@ async fn a_wsgi_backend_reads_no_look_alike() {
         assert_eq!(get(proxy.address, "/open", &[spoofed]).await.body, "nobody", "{spoofed}");
     }
 }
+
+/// Reads a schema and then documents from standard input, separated by `---8<---`, and says `yes` or `no` of each.
+const VALIDATE: &str = r#"
+import json, sys, yaml
+from jsonschema import Draft202012Validator
+parts = sys.stdin.read().split("---8<---\n")
+schema = json.loads(parts[0])
+Draft202012Validator.check_schema(schema)
+for text in parts[1:]:
+    print("yes" if Draft202012Validator(schema).is_valid(yaml.safe_load(text)) else "no")
+"#;
+
+#[tokio::test]
+async fn the_schema_takes_what_the_program_takes_and_no_unknown_key() {
+    let Some(python) = python() else { return };
+    let schema = support::proxy::command().arg("schema").output().expect("runs").stdout;
+    let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml")).expect("text");
+    let documents = [
+        (example.as_str(), "yes"),
+        ("listen: \":8080\"\nupstream: http://127.0.0.1:8000\n", "yes"),
+        (
+            "listen: [\":8080\", { address: \"unix:/x\" }]\nupstream: { url: \"http://a\", tls: { ca_file: x } }\n",
+            "yes",
+        ),
+        ("origins: \"${ALLOWED}\"\nlimits: { connections: \"${N}\", body_bytes: 1MiB }\n", "yes"),
+        ("identity: { headers: { X-User-Id: sub, X-Name: { claim: name, encode: percent } } }\n", "yes"),
+        (
+            "routes: [{ path: /x, websocket: { dialect: none, max_lifetime: null }, token_from: { query: null } }]\n",
+            "yes",
+        ),
+        ("admin: null\nhosts: any\nproviders: [{ preset: oidc, audience: [a, b] }]\n", "yes"),
+        ("upstreams: http://a\n", "no"),
+        ("limits: { connections: many }\n", "no"),
+        ("routes: [{ path: /x, auth: nobody }]\n", "no"),
+        ("providers: [{ preset: oidc, audiences: [a] }]\n", "no"),
+    ];
+    let mut input = String::from_utf8(schema).expect("utf-8");
+    for (document, _) in documents {
+        input.push_str("---8<---\n");
+        input.push_str(document);
+    }
+    let mut child = Command::new(python)
+        .args(["-c", VALIDATE])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("python");
+    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), input.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("its output");
+    let verdicts: Vec<_> = std::str::from_utf8(&output.stdout).expect("utf-8").lines().collect();
+    assert_eq!(verdicts.len(), documents.len(), "{verdicts:?}");
+    for ((document, expected), verdict) in documents.iter().zip(verdicts) {
+        assert_eq!(verdict, *expected, "{document}");
+    }
+}

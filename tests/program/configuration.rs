@@ -308,3 +308,17 @@ fn the_example_shows_the_defaults_that_are_in_force() {
     let body = |text: &str| text.lines().skip(1).collect::<Vec<_>>().join("\n");
     assert_eq!(body(&with), body(&without));
 }
+
+#[test]
+fn the_reference_in_docs_is_the_one_the_program_prints() {
+    let printed = crate::support::proxy::command().args(["schema", "--markdown"]).output().expect("runs");
+    let printed = String::from_utf8(printed.stdout).expect("utf-8");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    if std::env::var_os("WRITE_OUTCOMES").is_some() {
+        std::fs::write(path, &printed).expect("written");
+    }
+    assert!(
+        std::fs::read_to_string(path).is_ok_and(|kept| kept == printed),
+        "docs/configuration.md is another: vestibule schema --markdown > docs/configuration.md"
+    );
+}

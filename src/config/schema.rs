@@ -1,0 +1,119 @@
+//! The JSON Schema of the file, for editors and for checks before a deploy: the shape as the code reads it, with what
+//! the example says of each key.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::{Map, Value, json};
+
+use super::read::SHORT_FORMS;
+use super::reference::{Entry, comment, entries};
+use super::shape::Config;
+use super::value::{Size, Time};
+
+impl JsonSchema for Time {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "description": "a duration: 250ms, 30s, 5m, 12h, 1d", "examples": ["30s", "5m"] })
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "integer"], "description": "a size: 512, 16KiB, 1MiB", "examples": ["16KiB"] })
+    }
+}
+
+/// The schema (draft 2020-12).
+#[must_use]
+pub fn schema() -> Value {
+    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
+    widen(&mut schema);
+    let entries = entries();
+    if let Some(definitions) = schema.get_mut("$defs").and_then(Value::as_object_mut) {
+        for (name, key) in SHORT_FORMS {
+            if let Some(whole) = definitions.get_mut(name) {
+                let short = json!({ "type": "string", "description": format!("short for {{ {key}: … }}") });
+                *whole = json!({ "anyOf": [short, whole.take()] });
+            }
+        }
+    }
+    let definitions = schema.get("$defs").cloned().unwrap_or_default();
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        describe(properties, "", &entries);
+    }
+    // Where a definition is used in one place only, its keys can be described there.
+    for (name, under) in [
+        ("Upstream", "upstream"),
+        ("Provider", "providers[]"),
+        ("Jwks", "providers[].jwks"),
+        ("Remote", "providers[].remote"),
+        ("TokenFrom", "token_from"),
+        ("Identity", "identity"),
+        ("Route", "routes[]"),
+        ("WebSocket", "websocket"),
+        ("Limits", "limits"),
+        ("Log", "log"),
+        ("Drain", "drain"),
+    ] {
+        if definitions.get(name).is_some()
+            && let Some(definition) = schema.pointer_mut(&format!("/$defs/{name}"))
+        {
+            let whole =
+                if definition.get("anyOf").is_some() { definition.pointer_mut("/anyOf/1") } else { Some(definition) };
+            if let Some(properties) = whole.and_then(|whole| whole.get_mut("properties")?.as_object_mut()) {
+                describe(properties, &format!("{under}."), &entries);
+            }
+        }
+    }
+    if let Some(root) = schema.as_object_mut() {
+        root.insert("title".to_owned(), "Vestibule".into());
+    }
+    schema
+}
+
+fn describe(properties: &mut Map<String, Value>, under: &str, entries: &[Entry]) {
+    for (key, property) in properties {
+        if let (Some(said), Some(property)) = (comment(entries, &format!("{under}{key}")), property.as_object_mut()) {
+            property.insert("description".to_owned(), said.into());
+        }
+    }
+}
+
+/// What the reader takes beyond the shape: a variable may stand for a number or a truth, one text for a list. And what
+/// it does not: other keys.
+fn widen(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            object.values_mut().for_each(widen);
+            if object.contains_key("properties") {
+                object.insert("additionalProperties".to_owned(), false.into());
+            }
+            // Of a number, as Rust knows them; a key of that name is an object.
+            if object.get("format").is_some_and(Value::is_string) {
+                object.remove("format");
+            }
+            let is = |name: &str| {
+                object.get("type").is_some_and(|kind| {
+                    kind == name || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == name))
+                })
+            };
+            if (is("integer") || is("boolean")) && !is("string") {
+                let variable = json!({ "type": "string", "pattern": r"\$\{[A-Z0-9_]+(:-.*)?\}" });
+                let plain = Value::Object(std::mem::take(object));
+                object.insert("anyOf".to_owned(), json!([plain, variable]));
+            } else if is("array") && !is("string") {
+                let plain = Value::Object(std::mem::take(object));
+                object.insert("anyOf".to_owned(), json!([plain, { "type": "string" }]));
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(widen),
+        _ => {}
+    }
+}
