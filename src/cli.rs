@@ -3,7 +3,9 @@
 mod check;
 mod demo;
 mod descriptors;
+mod doctor;
 mod healthcheck;
+mod place;
 mod run;
 mod schema;
 mod token;
@@ -48,6 +50,8 @@ enum Command {
     Check(CheckArguments),
     /// Ask the running proxy of this configuration whether it lives: exit code 0, or 1
     Healthcheck(HealthcheckArguments),
+    /// Replay the attack list against the running proxy of this configuration and its backend
+    Doctor(DoctorArguments),
     /// Make or look into tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -126,6 +130,28 @@ Examples:
   HEALTHCHECK CMD [\"/vestibule\", \"healthcheck\"]                       in a Dockerfile
   vestibule healthcheck --config vestibule.yaml --ready               before traffic is sent";
 
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+struct DoctorArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// A file with a valid token: then what a verified caller can spoof is tried too
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where the backend shows who it thinks the caller is
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    whoami: String,
+}
+
+const DOCTOR_EXAMPLES: &str =
+    "It asks only, with GET and WebSocket upgrades, and sends no secret but the token of --token-file. Run it where the proxy
+runs, and once more where the backend runs. Exit code 0: nothing is red; 1: something is; 2: the configuration is wrong.
+
+Examples:
+  vestibule doctor --config vestibule.yaml
+  vestibule token mint --user alice > token && vestibule doctor --config vestibule.yaml --token-file token --whoami /api/whoami
+  kubectl exec deploy/notebook -c vestibule -- /vestibule doctor";
+
 #[derive(Args, Clone, Debug)]
 struct DemoArguments {
     /// Address to listen on; a taken port moves to the next free one
@@ -196,6 +222,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Demo(arguments)) => demo::demo(&arguments),
         Some(Command::Check(arguments)) => check::check(&arguments),
+        Some(Command::Doctor(arguments)) => doctor::doctor(&arguments),
         Some(Command::Healthcheck(arguments)) => healthcheck::healthcheck(&arguments),
         Some(Command::Schema(arguments)) => schema::schema(&arguments),
         Some(Command::Completions(arguments)) => completions(&arguments),

@@ -44,7 +44,7 @@ pub use provider::{AllowSpec, Audience, KeySource, Kinds, Parties, ProviderSpec,
 pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};
 pub use route::{PathVariables, Pattern, Route, RouteMatch};
-pub use summary::{carriers, sockets, summary};
+pub use summary::{Wall, carriers, sockets, summary, walls};
 pub use validate::validate;
 
 pub use crate::config::{

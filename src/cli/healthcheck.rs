@@ -3,31 +3,16 @@
 //!
 //! Exit code 0: yes; 1: no, or no answer; 2: it cannot be told where to ask.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureScheme};
-
+use super::place::Place;
 use super::{HealthcheckArguments, USAGE, fail};
 use crate::config::{self, Environment};
-use crate::http::Socket;
-use crate::policy::{self, ListenPlace};
+use crate::policy;
 
 /// Shorter than any platform waits, so that it is we who say what was wrong.
 const LIMIT: Duration = Duration::from_secs(3);
-/// No answer of ours is longer.
-const ANSWER_BYTES: u64 = 16 << 10;
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
@@ -46,10 +31,8 @@ pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
     };
     let path = if arguments.ready { "/.vestibule/readyz" } else { "/.vestibule/healthz" };
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let asked = executor.and_then(|executor| {
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", LIMIT.as_secs()));
-        executor.block_on(async { timeout(LIMIT, ask(&place, path)).await.map_err(late)? })
-    });
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let asked = executor.and_then(|executor| executor.block_on(place.ask(request.as_bytes(), LIMIT)));
     match asked.map(|answer| Health::read(&answer)) {
         Ok(Health::Yes) => println!("ok"),
         Ok(Health::Busy) if !arguments.ready => println!("ok, though every connection is taken (limits.connections)"),
@@ -58,44 +41,6 @@ pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
         Err(error) => return fail(&format!("{place}: {error}"), 1),
     }
     ExitCode::SUCCESS
-}
-
-/// Where the proxy is asked.
-#[derive(Debug, PartialEq, Eq)]
-enum Place {
-    Http(SocketAddr),
-    Https(SocketAddr),
-    Unix(PathBuf),
-}
-
-impl Place {
-    fn of(place: ListenPlace, speaks_tls: bool) -> Result<Self, String> {
-        let addresses = match place {
-            ListenPlace::Unix(path) => return Ok(Self::Unix(path)),
-            ListenPlace::Tcp(addresses) => addresses,
-        };
-        let Some(address) = addresses.first().filter(|address| address.port() != 0) else {
-            return Err("listen: the system chooses that port at each start; write one".to_owned());
-        };
-        let address = SocketAddr::new(near(address.ip()), address.port());
-        Ok(if speaks_tls { Self::Https(address) } else { Self::Http(address) })
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Http(address) => write!(f, "http://{address}"),
-            Self::Https(address) => write!(f, "https://{address}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// The proxy is on this machine: whoever listens on every address listens on IPv4's loopback, be it by a dual-stack
-/// socket.
-fn near(address: IpAddr) -> IpAddr {
-    if address.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { address }
 }
 
 /// What the answer means.
@@ -125,105 +70,9 @@ fn is_busy(body: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(body).is_ok_and(|problem| problem["code"] == "busy")
 }
 
-async fn ask(place: &Place, path: &str) -> io::Result<Vec<u8>> {
-    let mut socket = match place {
-        Place::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
-        Place::Http(address) => Socket::Tcp(TcpStream::connect(address).await?),
-        Place::Https(address) => {
-            let name = ServerName::IpAddress(address.ip().into());
-            let tls = connector()?.connect(name, TcpStream::connect(address).await?).await?;
-            Socket::Tls(Box::new(tls.into()))
-        }
-    };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    // Where every connection is taken the answer is there before the question, and the end soon after.
-    let asked = async {
-        socket.write_all(request.as_bytes()).await?;
-        socket.flush().await
-    }
-    .await;
-    let mut answer = Vec::new();
-    let read = socket.take(ANSWER_BYTES).read_to_end(&mut answer).await;
-    if answer.is_empty() {
-        asked?;
-        read?;
-    }
-    Ok(answer)
-}
-
-fn connector() -> io::Result<TlsConnector> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth();
-    config.enable_sni = false;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// Believes any certificate: its names are those that clients use, not an address of this machine's, and nothing
-/// secret is said here. Whether it has expired is for whoever watches from outside.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn it_asks_where_the_proxy_can_be_reached_from_its_own_machine() {
-        let asked = |listen: &str| {
-            let listen = config::Listen { address: listen.into(), tls: None };
-            let config = config::Config { listen: vec![listen], ..Default::default() };
-            let (place, speaks_tls) = policy::first_listener(&config).expect("an address");
-            Place::of(place, speaks_tls).map_err(|_| "refused")
-        };
-        let http = |address: &str| Ok(Place::Http(address.parse().expect("address")));
-        assert_eq!(asked(":8080"), http("127.0.0.1:8080"));
-        assert_eq!(asked("0.0.0.0:8080"), http("127.0.0.1:8080"));
-        assert_eq!(asked("[::1]:8080"), http("[::1]:8080"));
-        assert_eq!(asked("192.0.2.1:8080"), http("192.0.2.1:8080"));
-        assert_eq!(asked("unix:/run/v.sock"), Ok(Place::Unix("/run/v.sock".into())));
-        assert_eq!(asked("127.0.0.1:0"), Err("refused"));
-    }
 
     #[test]
     fn only_200_is_yes_and_no_room_is_alive() {

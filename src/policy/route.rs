@@ -100,6 +100,20 @@ enum Segment {
 const SEGMENTS: usize = 64;
 
 impl Pattern {
+    /// A path that it matches.
+    #[must_use]
+    pub fn example(&self, filling: &str) -> String {
+        let mut path = String::new();
+        for segment in &self.segments {
+            path.push('/');
+            path.push_str(match segment {
+                Segment::Literal(text) => text,
+                Segment::One | Segment::Any | Segment::Variable(_) => filling,
+            });
+        }
+        path
+    }
+
     /// Parses a pattern.
     ///
     /// # Errors

@@ -1,7 +1,10 @@
 //! What `check` prints and the start says: the policy in sentences a reviewer can read it off.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use hyper::header::HeaderName;
 
 use super::{
     Audience, AuthMode, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode, Route, TokenToHttp,
@@ -91,32 +94,77 @@ pub fn summary(policy: &Policy) -> String {
     out
 }
 
-/// What the trusted header is worth there: who but us could set it (docs/contract.md section 6).
-fn wall(policy: &Policy, upstream: &UpstreamSpec) -> String {
+/// What stands around a backend, so that nobody but us can name its users (docs/contract.md section 6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wall {
+    /// One user alone may enter.
+    OneUser,
+    /// The backend listens on this Unix socket.
+    UnixSocket(PathBuf),
+    /// The backend demands a secret in this header.
+    Credential(HeaderName),
+    /// The backend verifies the assertion in this header.
+    Assertion(HeaderName),
+}
+
+impl Wall {
+    /// Its name, as `doctor` says it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::OneUser => "one user",
+            Self::UnixSocket(_) => "unix socket",
+            Self::Credential(_) => "credential",
+            Self::Assertion(_) => "assertion",
+        }
+    }
+}
+
+impl std::fmt::Display for Wall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OneUser => f.write_str("one user alone may enter"),
+            Self::UnixSocket(_) => {
+                f.write_str("the backend listens on a Unix socket, which its users' code must not be able to open")
+            }
+            Self::Credential(header) => {
+                write!(f, "the backend demands a secret in {header}, which its users' code must not be able to read")
+            }
+            Self::Assertion(header) => write!(f, "the backend verifies the signed {header}"),
+        }
+    }
+}
+
+/// The walls of an upstream, as the policy says.
+#[must_use]
+pub fn walls(policy: &Policy, upstream: &UpstreamSpec) -> Vec<Wall> {
     let mut walls = Vec::new();
     let one_user = |provider: &Arc<ProviderSpec>| {
         let allow = &provider.allow;
         allow.users.len() == 1 && allow.emails.is_empty() && allow.email_domains.is_empty()
     };
     if policy.providers.len() == 1 && policy.providers.iter().all(one_user) {
-        walls.push("one user alone may enter".to_owned());
+        walls.push(Wall::OneUser);
     }
-    if let UpstreamAddress::Unix(_) = upstream.address {
-        walls.push("the backend listens on a Unix socket, which its users' code must not be able to open".to_owned());
+    if let UpstreamAddress::Unix(path) = &upstream.address {
+        walls.push(Wall::UnixSocket(path.clone()));
     }
     if let Some(credential) = &upstream.credential {
-        walls.push(format!(
-            "the backend demands a secret in {}, which its users' code must not be able to read",
-            credential.header
-        ));
+        walls.push(Wall::Credential(credential.header.clone()));
     }
     if let Some(assertion) = &policy.assertion {
-        walls.push(format!("the backend verifies the signed {}", assertion.header));
+        walls.push(Wall::Assertion(assertion.header.clone()));
     }
+    walls
+}
+
+/// What the trusted header is worth there, in a sentence.
+fn wall(policy: &Policy, upstream: &UpstreamSpec) -> String {
+    let walls = walls(policy, upstream);
     if walls.is_empty() {
         return "none: whoever reaches the backend's port names any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or one user alone would be one".to_owned();
     }
-    walls.join("; ")
+    walls.iter().map(Wall::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What an upstream gets of the caller's token.

@@ -18,6 +18,7 @@ mod configuration;
 mod control;
 mod cors;
 mod descriptors;
+mod doctor;
 mod handover;
 mod healthcheck;
 mod house;

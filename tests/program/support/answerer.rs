@@ -52,9 +52,14 @@ pub fn ok(body: Value) -> Reply {
 
 impl Answerer {
     pub async fn start(answers: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        Self::start_on("127.0.0.1", answers).await
+    }
+
+    /// On another address of this machine; asked by loopback all the same.
+    pub async fn start_on(address: &str, answers: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.expect("port");
         let answerer = Self {
-            url: format!("http://{}", listener.local_addr().expect("address")),
+            url: format!("http://127.0.0.1:{}", listener.local_addr().expect("address").port()),
             answers: Arc::new(Mutex::new(Box::new(answers))),
             asked: watch::Sender::new(Vec::new()),
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
