@@ -19,6 +19,7 @@ mod control;
 mod cors;
 mod descriptors;
 mod doctor;
+mod documents;
 mod handover;
 mod healthcheck;
 mod house;

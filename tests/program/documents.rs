@@ -1,0 +1,121 @@
+//! The documents are held to the program: their configurations are valid, their links lead somewhere, and the messages
+//! they explain are those that are said.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::proxy::{TempFile, command};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            files(&path, extension, found);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+}
+
+/// Every document, with its text.
+fn documents() -> Vec<(PathBuf, String)> {
+    let mut found = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    for folder in ["docs", "deploy"] {
+        files(&root().join(folder), "md", &mut found);
+    }
+    assert!(found.len() > 30, "they are found: {found:?}");
+    found.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).expect("text"))).collect()
+}
+
+/// What the documents' configurations want of their environment.
+const VARIABLES: [(&str, &str); 7] = [
+    ("BACKEND_SECRET", "x"),
+    ("JUPYTER_TOKEN", "x"),
+    ("MARIMO_BASIC", "x"),
+    ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ"),
+    ("INTROSPECTION_SECRET", "x"),
+    ("ISSUER", "https://issuer.example.com"),
+    ("ORIGIN", "https://app.example.com"),
+];
+
+fn check(what: &str, yaml: &str) {
+    let file = TempFile::new(yaml);
+    let output = command().args(["check", "--config", file.path()]).envs(VARIABLES).output().expect("runs");
+    assert!(output.status.success(), "{what}:\n{}\n{yaml}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_configurations_in_the_documents_are_valid() {
+    let mut count = 0;
+    for (path, text) in documents() {
+        for block in text.split("```yaml\n# vestibule.yaml\n").skip(1) {
+            let yaml = block.split("```").next().expect("an end");
+            check(&path.display().to_string(), yaml);
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "{count}");
+}
+
+#[test]
+fn the_configurations_of_the_deployments_are_valid() {
+    for file in ["deploy/compose/vestibule.yaml", "deploy/kubernetes/example/vestibule.yaml"] {
+        check(file, &std::fs::read_to_string(root().join(file)).expect(file));
+    }
+    let task = std::fs::read_to_string(root().join("deploy/ecs/task-definition.json")).expect("text");
+    let task: serde_json::Value = serde_json::from_str(&task).expect("JSON");
+    let vestibule = &task["containerDefinitions"][1];
+    assert_eq!(vestibule["environment"][0]["name"], "VESTIBULE_CONFIG_YAML");
+    check("ECS", vestibule["environment"][0]["value"].as_str().expect("text"));
+    // What the platforms wait is above what the drain takes.
+    assert!(vestibule["stopTimeout"].as_u64() > Some(25));
+}
+
+/// As GitHub names them.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>().replace(' ', "-")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut count = 0;
+    for (path, text) in documents() {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path.clone() } else { path.parent().expect("a folder").join(file) };
+            assert!(target.exists(), "{}: {link}", path.display());
+            if !heading.is_empty() {
+                let text = std::fs::read_to_string(&target).expect("text");
+                let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+                let there = headings.map(|line| anchor(line.trim_start_matches('#'))).any(|found| found == heading);
+                assert!(there, "{}: {link}", path.display());
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 60, "{count}");
+}
+
+#[test]
+fn the_messages_that_are_explained_are_the_ones_that_are_said() {
+    let mut sources = Vec::new();
+    files(&root().join("src"), "rs", &mut sources);
+    let said: String = sources.iter().map(|path| std::fs::read_to_string(path).expect("text")).collect();
+    let text = std::fs::read_to_string(root().join("docs/troubleshooting.md")).expect("text");
+    let mut count = 0;
+    for row in text.lines().filter(|line| line.starts_with("| ")) {
+        let cell = row.trim_start_matches("| ").split(" |").next().expect("a cell");
+        for message in cell.split('`').skip(1).step_by(2).filter(|message| message.contains(' ')) {
+            assert!(said.contains(message), "nobody says: {message}");
+            count += 1;
+        }
+    }
+    assert!(count > 30, "{count}");
+}
