@@ -266,6 +266,7 @@ pub(super) fn parse(text: &str) -> Result<Node, Finding> {
     options.set_emit_comments(false);
     let mut builder = Builder {
         parser: Parser::new_from_str_with_options(text, options),
+        text,
         anchors: std::collections::HashMap::new(),
         nodes: 0,
     };
@@ -274,8 +275,25 @@ pub(super) fn parse(text: &str) -> Result<Node, Finding> {
 
 struct Builder<'input> {
     parser: Parser<'input, granit_parser::StrInput<'input>>,
+    /// The whole of it, for what an error says.
+    text: &'input str,
     anchors: std::collections::HashMap<usize, Node>,
     nodes: usize,
+}
+
+/// What is behind most of these errors.
+fn hint(line: &str) -> &'static str {
+    let unquoted = |(at, _): (usize, &str)| {
+        let before = line[..at].trim_end_matches(|c: char| !c.is_whitespace());
+        at > before.len() && !line[before.len()..].starts_with(['"', '\'', '{'])
+    };
+    if line.trim_start_matches(' ').starts_with('\t') {
+        "; indent with spaces"
+    } else if line.match_indices('{').skip(1).any(unquoted) {
+        "; inside { } a text with braces needs quotes: path: \"/files/{user}/**\""
+    } else {
+        ""
+    }
 }
 
 fn place(span: Span) -> Place {
@@ -289,7 +307,8 @@ impl<'input> Builder<'input> {
             Some(Err(error)) => {
                 let marker = error.marker();
                 let place = Place::At { line: marker.line(), column: marker.col() + 1 };
-                Err(Finding::at(place, "", format!("not valid YAML: {}", error.info())))
+                let line = self.text.lines().nth(marker.line().saturating_sub(1)).unwrap_or_default();
+                Err(Finding::at(place, "", format!("not valid YAML: {}{}", error.info(), hint(line))))
             }
             None => Err(Finding::new("", "not valid YAML: it ends early")),
         }

@@ -215,8 +215,10 @@ impl Check {
     fn provider(&mut self, at: &str, config: &Config, provider: &config::Provider) -> Option<ProviderSpec> {
         let preset = self.preset(at, provider)?;
         let name = provider.name.clone().unwrap_or_else(|| preset.name.to_owned());
+        let before = self.found();
         let issuer = self.issuer(at, provider, preset);
-        if preset.keys.need_issuer() && issuer.is_none() {
+        // Where what it comes from is wrong, that has been said.
+        if preset.keys.need_issuer() && issuer.is_none() && self.found() == before {
             let instead = match preset.derived_from {
                 [] => String::new(),
                 keys => format!(",\nor {}", keys.join(" and ")),

@@ -57,6 +57,11 @@ impl Check {
         self.findings.push(Finding::new(path, message));
     }
 
+    /// How much is wrong so far.
+    pub(super) fn found(&self) -> usize {
+        self.findings.len()
+    }
+
     pub(super) fn warn(&mut self, warning: impl Into<String>) {
         self.warnings.push(warning.into());
     }

@@ -200,6 +200,8 @@ fn every_mistake_says_where_and_what_to_do() {
             "dialects.none: is the name of a built-in dialect; choose another",
         ),
         ("a: [1\n".to_owned(), "not valid YAML"),
+        ("a:\n\t- b\n".to_owned(), "(block indentation); indent with spaces"),
+        ("routes:\n  - { path: /files/{user}/** }\n".to_owned(), "a text with braces needs quotes: path: \"/files/{user}/**\""),
         ("a: 1\na: 2\n".to_owned(), "a: stands here twice; keep one"),
         (format!("{GOOD_PROVIDER}upstream: http://a\njwks_uri: x\n"), "jwks_uri: unknown key; here it is `jwks: { url: … }`"),
     ] {
