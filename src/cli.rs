@@ -96,6 +96,7 @@ struct ConfigArguments {
 }
 
 #[derive(Args, Clone, Debug, Default)]
+#[command(after_help = RUN_EXAMPLES)]
 struct RunArguments {
     #[command(flatten)]
     config: ConfigArguments,
@@ -104,7 +105,16 @@ struct RunArguments {
     insecure_dev: bool,
 }
 
+const RUN_EXAMPLES: &str = "SIGHUP, or a changed file, reloads the configuration; SIGTERM drains; SIGINT ends at once.
+
+Examples:
+  vestibule run --config vestibule.yaml
+  vestibule run --upstream http://127.0.0.1:8000 --preset clerk --issuer https://clerk.example.com --origin https://app.example.com
+  VESTIBULE_CONFIG_YAML=\"$(cat vestibule.yaml)\" vestibule run
+  vestibule run --config vestibule.yaml --listen 127.0.0.1:8080 --insecure-dev      and `vestibule token mint`";
+
 #[derive(Args, Clone, Debug, Default)]
+#[command(after_help = CHECK_EXAMPLES)]
 struct CheckArguments {
     #[command(flatten)]
     config: ConfigArguments,
@@ -112,6 +122,14 @@ struct CheckArguments {
     #[arg(long)]
     online: bool,
 }
+
+const CHECK_EXAMPLES: &str = "It prints the policy so that a reviewer can read it off: rules in order, which are public, headers, providers, what stands
+around each backend. Exit code 2: the configuration is wrong; with --online 1 when a provider is.
+
+Examples:
+  vestibule check --config vestibule.yaml
+  vestibule check --config vestibule.yaml --online
+  diff <(vestibule check --config old.yaml) <(vestibule check --config new.yaml)";
 
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = HEALTHCHECK_EXAMPLES)]
@@ -153,11 +171,16 @@ Examples:
   kubectl exec deploy/notebook -c vestibule -- /vestibule doctor";
 
 #[derive(Args, Clone, Debug)]
+#[command(after_help = DEMO_EXAMPLES)]
 struct DemoArguments {
     /// Address to listen on; a taken port moves to the next free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: String,
 }
+
+const DEMO_EXAMPLES: &str = "Examples:
+  vestibule demo                                      then open http://127.0.0.1:8080
+  vestibule demo --listen 127.0.0.1:9000";
 
 #[derive(Args, Clone, Debug)]
 #[command(after_help = COMPLETIONS_EXAMPLES)]

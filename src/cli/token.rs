@@ -26,7 +26,13 @@ use crate::runtime::Runtime;
 const ISSUER: &str = "https://dev.vestibule.invalid";
 const AUDIENCE: &str = "dev";
 
+const MINT_EXAMPLES: &str = "Examples:
+  vestibule token mint --user alice
+  vestibule token mint --user alice --ttl 1m --claim org_role=admin
+  curl -H \"Authorization: Bearer $(vestibule token mint --user alice)\" http://127.0.0.1:8080/";
+
 #[derive(Args, Clone, Debug)]
+#[command(after_help = MINT_EXAMPLES)]
 pub(super) struct MintArguments {
     /// The user the token is for
     #[arg(long)]
@@ -39,7 +45,15 @@ pub(super) struct MintArguments {
     claim: Vec<String>,
 }
 
+const INSPECT_EXAMPLES: &str =
+    "It never takes a token as an argument, and never prints one. Exit code 0: accepted; 1: refused.
+
+Examples:
+  vestibule token inspect --config vestibule.yaml token.txt
+  pbpaste | vestibule token inspect --config vestibule.yaml";
+
 #[derive(Args, Clone, Debug)]
+#[command(after_help = INSPECT_EXAMPLES)]
 pub(super) struct InspectArguments {
     #[command(flatten)]
     config: ConfigArguments,
@@ -51,7 +65,12 @@ pub(super) struct InspectArguments {
     insecure_dev: bool,
 }
 
+const ASSERTION_KEY_EXAMPLES: &str = "Examples:
+  vestibule token assertion-key --new /run/secrets/assertion.pem
+  vestibule token assertion-key --config vestibule.yaml > assertion-keys.json";
+
 #[derive(Args, Clone, Debug)]
+#[command(after_help = ASSERTION_KEY_EXAMPLES)]
 pub(super) struct AssertionKeyArguments {
     #[command(flatten)]
     config: ConfigArguments,

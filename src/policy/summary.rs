@@ -85,14 +85,27 @@ pub fn summary(policy: &Policy) -> String {
         line("tokens", format!("from {}", carriers(default)));
     }
     for (index, route) in policy.routes.iter().enumerate() {
-        line(if index == 0 { "routes" } else { "" }, described(route));
+        line(if index == 0 { "routes" } else { "" }, described(route, policy.routes.last()));
     }
     if let Some(default) = policy.routes.last() {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
         line("sockets", format!("dialect {dialect}; {}", sockets(default)));
     }
+    let waiting = policy.limits.waiting_websockets as usize;
+    let before = waiting * WAITING_BYTES + policy.limits.connections as usize * policy.limits.header_bytes * 2;
+    line(
+        "memory",
+        format!(
+            "before anyone is known at most {} MiB: {waiting} waiting sockets of 64 KiB, {} connections of twice limits.header_bytes",
+            before >> 20,
+            policy.limits.connections
+        ),
+    );
     out
 }
+
+/// What a socket that waits may have sent.
+const WAITING_BYTES: usize = 64 << 10;
 
 /// What stands around a backend, so that nobody but us can name its users (docs/contract.md section 6).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,7 +247,7 @@ pub fn carriers(route: &Route) -> String {
     carriers.join(", ")
 }
 
-fn described(route: &Route) -> String {
+fn described(route: &Route, default: Option<&Arc<Route>>) -> String {
     let auth = match route.auth {
         AuthMode::Required => "a valid token",
         AuthMode::Optional => "anyone; a token is verified when sent",
@@ -246,6 +259,13 @@ fn described(route: &Route) -> String {
     let mut text = format!("{path}{methods}: {auth}");
     for (claim, _) in &route.require.claims {
         let _ = write!(text, ", {claim} must match");
+    }
+    let dialect =
+        |route: &Route| route.websocket.dialect.as_ref().map_or_else(|| "none".to_owned(), |d| d.name.clone());
+    if let Some(default) = default
+        && (dialect(route), sockets(route)) != (dialect(default), sockets(default))
+    {
+        let _ = write!(text, "; its sockets: dialect {}; {}", dialect(route), sockets(route));
     }
     text
 }
