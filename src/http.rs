@@ -66,7 +66,7 @@ pub use cors::{answer_preflight, let_read, replace as replace_cors};
 pub(crate) use forwarding::new_request_id;
 pub use forwarding::{ClientAddress, Connection, Sharing};
 pub(crate) use headers::strip_hop_by_hop;
-pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public};
+pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public, strip_own_set_cookie};
 pub use refusal::{Challenge, Refusal, problem};
 pub use request::{Admitted, Allowed, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
 pub use rule::{Ruled, rule};

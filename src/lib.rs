@@ -19,7 +19,7 @@
 //! Imports point one way, from left to right, and a test holds them to it:
 //!
 //! ```text
-//! main → cli → {listen, admin, control, reload, demo} → proxy → websocket → runtime → http → auth → policy → config
+//! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → runtime → http → auth → policy → config
 //! leaves that take plain values: telemetry, drain, json, page, small_server
 //! ```
 //!
@@ -34,6 +34,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod browser;
 pub mod cli;
 pub mod config;
 pub mod control;

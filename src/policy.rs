@@ -7,6 +7,7 @@
 mod admin;
 mod assertion;
 mod authority;
+mod browser;
 mod control;
 mod cors;
 mod dialect;
@@ -33,6 +34,7 @@ use ipnet::IpNet;
 pub use admin::AdminSpec;
 pub use assertion::{AssertionKey, AssertionSpec};
 pub use authority::CertificateAuthority;
+pub use browser::{BrowserSpec, SessionSpec, SignInUrl};
 pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
@@ -331,6 +333,8 @@ pub struct Policy {
     pub cors: Option<CorsSpec>,
     /// Whether a stream of events ends with its token.
     pub events_end_with_token: bool,
+    /// How browsers are met.
+    pub browser: BrowserSpec,
     /// Limits.
     pub limits: LimitSpec,
     /// Whether a client hears why its token was refused.

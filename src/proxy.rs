@@ -19,10 +19,11 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
+use crate::browser::{Navigation, answer_navigation, serve_session};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
     Refusal, ResponseBody, Ruled, Sealed, Sharing, admit, answer_preflight, let_read, problem, replace_cors, rule,
-    seal, seal_preflight, seal_public,
+    seal, seal_preflight, seal_public, strip_own_set_cookie,
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Runtime, Shared};
@@ -78,6 +79,7 @@ pub async fn handle(
         }
         Served::Answered(mut answer) => {
             entry.line.answered_by = "upstream";
+            strip_own_set_cookie(answer.headers_mut());
             replace_cors(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             if entry.line.carrier == Some(Carrier::Cookie.name()) {
                 // A cache between us and the client would not see that this was one user's answer.
@@ -99,6 +101,9 @@ pub async fn handle(
             refusal.note(&mut entry.line);
             warn_of_refusal(&refusal, &head);
             let mut answer = rendered(&refusal, &entry.line.request_id, head.wants_problem_json);
+            if let Some(navigation) = head.navigation.as_ref().filter(|_| runtime.policy.browser.is_on()) {
+                answer_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
+            }
             let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
         }
@@ -159,6 +164,9 @@ impl Drop for Entry {
     }
 }
 
+/// Where sessions begin and end.
+const SESSION: &str = "/.vestibule/session";
+
 /// What nginx taught everyone to read as "the client closed the request".
 const CLIENT_LEFT: u16 = 499;
 
@@ -177,6 +185,13 @@ impl Desk<'_> {
             Err(refusal) => return Served::Refused(refusal),
         };
         match ruled {
+            Ruled::Own(own) if own.head().uri.path() == SESSION => {
+                entry.line.route = Arc::clone(&OWN_ROUTE);
+                match serve_session(self.shared, self.runtime, own, &mut entry.line).await {
+                    Ok(answer) => Served::Ours(answer),
+                    Err(refusal) => Served::Refused(refusal),
+                }
+            }
             Ruled::Own(own) => serve_own(self.shared, &own, &mut entry.line),
             Ruled::Preflight(preflight) => {
                 entry.line.route = Arc::clone(&preflight.route().label);
@@ -218,29 +233,33 @@ impl Desk<'_> {
 
     async fn protected(&self, mut request: ProtectedRequest, entry: &mut Entry) -> Served {
         let policy = &self.runtime.policy;
-        let (token, carrier, otherwise) = match request.extract(policy) {
-            Ok(Extracted::Token(token, carrier)) => (token, carrier, None),
-            Ok(Extracted::Cookie(token, proof)) => (token, Carrier::Cookie, Some(proof)),
+        let (address, last) = (request.client().counted(), Some(&self.caller.last_token));
+        let judged = match request.extract(policy) {
+            Ok(Extracted::Token(token, carrier)) => {
+                entry.line.carrier = Some(carrier.name());
+                self.shared.verify(self.runtime, address, token, carrier, last).await
+            }
+            Ok(Extracted::Cookies(cookies, proof)) => {
+                entry.line.carrier = Some(Carrier::Cookie.name());
+                match self.shared.verify_cookies(self.runtime, address, cookies, last).await {
+                    Ok(Some(verified)) => match request.comes_from_our_pages(policy) {
+                        Ok(()) => Ok(verified),
+                        Err(refusal) => return Served::Refused(refusal),
+                    },
+                    Ok(None) => {
+                        entry.line.carrier = None;
+                        return self.without_credential(request, proof, entry).await;
+                    }
+                    Err(refused) => Err(refused),
+                }
+            }
             Ok(Extracted::Nothing(proof)) => return self.without_credential(request, proof, entry).await,
             Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
         };
-        entry.line.carrier = Some(carrier.name());
-        let address = request.client().counted();
-        let judged = self.shared.verify(self.runtime, address, token, carrier, Some(&self.caller.last_token)).await;
-        let verified = match (judged, otherwise) {
-            (Ok(verified), _) => verified,
-            (Err(refused), Some(proof)) if !refused.rejection().is_unavailable() => {
-                tracing::debug!("the provider's cookie is refused ({}) and counts as absent", refused.rejection());
-                entry.line.carrier = None;
-                return self.without_credential(request, proof, entry).await;
-            }
-            (Err(refused), _) => return Served::Refused(refused.refusal(policy.verbose_errors)),
+        let verified = match judged {
+            Ok(verified) => verified,
+            Err(refused) => return Served::Refused(refused.refusal(policy.verbose_errors)),
         };
-        if carrier == Carrier::Cookie
-            && let Err(refusal) = request.comes_from_our_pages(policy)
-        {
-            return Served::Refused(refusal);
-        }
         self.shared.see(policy, verified.identity());
         entry.line.user = Some(verified.identity().user_id().to_owned());
         let events_grace = request.wants_events().then_some(request.route().websocket.grace);
@@ -335,6 +354,7 @@ struct Head {
     user_agent: Option<String>,
     wants_problem_json: bool,
     origin: Option<HeaderValue>,
+    navigation: Option<Navigation>,
 }
 
 impl Head {
@@ -349,6 +369,11 @@ impl Head {
             user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
             wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
             origin: headers.get(ORIGIN).cloned(),
+            navigation: Navigation::of(
+                request.method(),
+                request.uri().path_and_query().map_or("/", |target| target.as_str()),
+                headers,
+            ),
         }
     }
 

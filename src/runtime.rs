@@ -17,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::auth::token::Cookies;
 use crate::auth::{Carrier, Effort, Identity, LastToken, Rejection, Revocations, Token, Verified, Verifier, now};
 use crate::drain::Drain;
 use crate::http::{Refusal, Signer, Upstreams};
@@ -55,8 +56,14 @@ impl Runtime {
     fn following(former: Option<&Self>, policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
         let counted = Arc::clone(&metrics);
         let former_verifier = former.map(|former| &former.verifier);
-        let verifier =
-            Verifier::start(&policy.providers, policy.limits.token_cache, revocations, metrics, former_verifier);
+        let verifier = Verifier::start(
+            &policy.providers,
+            policy.limits.token_cache,
+            revocations,
+            metrics,
+            policy.browser.session.as_ref(),
+            former_verifier,
+        );
         let generation = former.map_or(0, |former| former.generation + 1);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(Signer::new);
@@ -226,6 +233,36 @@ impl Shared {
             return Err(Refused::TooMany { rejection, retry_after });
         }
         Err(Refused::Rejected(rejection))
+    }
+
+    /// Judges what came in cookies: our session first, then the provider's token. `None`: what was there is refused, and
+    /// counts as absent, since browsers send cookies unasked.
+    ///
+    /// # Errors
+    /// When it cannot be judged now.
+    pub async fn verify_cookies(
+        &self,
+        runtime: &Runtime,
+        client: Option<IpAddr>,
+        cookies: Cookies,
+        last: Option<&LastToken>,
+    ) -> Result<Option<Verified>, Refused> {
+        if let Some(session) = &cookies.session {
+            match runtime.verifier.verify_session(session).await {
+                Ok(verified) => return Ok(Some(verified)),
+                Err(rejection) if rejection.is_unavailable() => return Err(Refused::Rejected(rejection)),
+                Err(rejection) => tracing::debug!("a session cookie is refused ({rejection}) and counts as absent"),
+            }
+        }
+        let Some(token) = cookies.token else { return Ok(None) };
+        match self.verify(runtime, client, token, Carrier::Cookie, last).await {
+            Ok(verified) => Ok(Some(verified)),
+            Err(refused) if refused.rejection().is_unavailable() => Err(refused),
+            Err(refused) => {
+                tracing::debug!("the provider's cookie is refused ({}) and counts as absent", refused.rejection());
+                Ok(None)
+            }
+        }
     }
 
     /// Whether one attempt on every provider has ended and at least one has keys, and nothing drains.

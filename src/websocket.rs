@@ -192,10 +192,10 @@ pub async fn serve(
             }
             door::with_token(context, request, upgrade, (token, carrier), line).await
         }
-        Ok(Extracted::Cookie(token, proof)) => {
+        Ok(Extracted::Cookies(cookies, proof)) => {
             let address = request.client().counted();
-            match shared.verify(runtime, address, token, Carrier::Cookie, None).await {
-                Ok(verified) => {
+            match shared.verify_cookies(runtime, address, cookies, None).await {
+                Ok(Some(verified)) => {
                     if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
                         line.carrier = Some(Carrier::Cookie.name());
                         return Served::Refused(refusal);
@@ -203,13 +203,8 @@ pub async fn serve(
                     let door = Door::new(&request, upgrade, Carrier::Cookie);
                     door::with_identity(context.carried_by(Carrier::Cookie), request, door, verified, line).await
                 }
-                Err(refused) if refused.rejection().is_unavailable() => {
-                    Served::Refused(refused.refusal(runtime.policy.verbose_errors))
-                }
-                Err(refused) => {
-                    tracing::debug!("the provider's cookie is refused ({}) and counts as absent", refused.rejection());
-                    without_credential(context, request, upgrade, proof, line).await
-                }
+                Ok(None) => without_credential(context, request, upgrade, proof, line).await,
+                Err(refused) => Served::Refused(refused.refusal(runtime.policy.verbose_errors)),
             }
         }
         Ok(Extracted::Nothing(proof)) => without_credential(context, request, upgrade, proof, line).await,
@@ -259,7 +254,7 @@ async fn without_credential(
 fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result<Extracted, BadCredential>) {
     let in_query = match found {
         Ok(Extracted::Token(_, carrier)) => *carrier == Carrier::Query,
-        Ok(Extracted::Nothing(_) | Extracted::Cookie(..)) => false,
+        Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => false,
         Err(bad) => bad.carrier == Carrier::Query,
     };
     if !in_query {

@@ -17,6 +17,8 @@ pub struct Identity {
     claims: Map<String, Value>,
     end: End,
     voucher: Voucher,
+    /// The session of ours that it came by.
+    own_session: Option<Arc<str>>,
 }
 
 /// Until when a token is good, Unix seconds.
@@ -46,7 +48,19 @@ impl Identity {
         end: End,
         voucher: Voucher,
     ) -> Self {
-        Self { provider, user_id, claims, end, voucher }
+        Self { provider, user_id, claims, end, voucher, own_session: None }
+    }
+
+    /// As it comes by a session of ours.
+    pub(super) fn in_session(mut self, id: Arc<str>) -> Self {
+        self.own_session = Some(id);
+        self
+    }
+
+    /// The id of the session of ours that it came by.
+    #[must_use]
+    pub fn own_session(&self) -> Option<&str> {
+        self.own_session.as_deref()
     }
 
     /// Who vouched for it.

@@ -33,6 +33,16 @@ impl Remembered {
         }
     }
 
+    /// What a session of ours holds; vouched for by its seal.
+    pub(super) fn opened(provider: &Arc<ProviderSpec>, claims: &Map<String, Value>, until: u64) -> Self {
+        Self {
+            provider: Arc::clone(provider),
+            claims: serde_json::to_string(claims).unwrap_or_default().into(),
+            end: End::At(until),
+            voucher: Voucher::Provider,
+        }
+    }
+
     /// Its provider's name.
     #[must_use]
     pub fn provider(&self) -> &str {

@@ -32,6 +32,9 @@ pub enum Target {
     Token(String),
 }
 
+/// The issuer of sessions of ours; no provider's `iss` is a path.
+pub const OWN: &str = "/.vestibule/session";
+
 /// As many are revoked as are kept; nothing was forgotten for this one.
 #[derive(Debug, thiserror::Error)]
 #[error("limits.revocations are in force")]
@@ -68,6 +71,8 @@ pub struct Marks {
     user: Mark,
     session: Option<Mark>,
     token: Option<Mark>,
+    /// Of the session of ours.
+    own: Option<Mark>,
     /// `None`: it does not say, and counts as issued before any moment.
     issued_at: Option<u64>,
     clock_skew: u64,
@@ -155,6 +160,7 @@ impl Revocations {
             user: self.mark(issuer, &Target::User(identity.user_id().to_owned())),
             session: text("sid").map(|sid| self.mark(issuer, &Target::Session(sid))),
             token: text("jti").map(|jti| self.mark(issuer, &Target::Token(jti))),
+            own: identity.own_session().map(|id| self.mark(OWN, &Target::Session(id.to_owned()))),
             issued_at: time(identity.claims(), "iat").ok().flatten(),
             clock_skew: provider.clock_skew.as_secs(),
         }
@@ -175,6 +181,9 @@ impl Revocations {
         }
         if marks.session.as_ref().and_then(in_force).is_some() {
             return Some("sid");
+        }
+        if marks.own.as_ref().and_then(in_force).is_some() {
+            return Some("session");
         }
         marks.token.as_ref().and_then(in_force).map(|_| "jti")
     }
@@ -214,6 +223,7 @@ mod tests {
             user: mark(Target::User("alice".into())),
             session: Some(mark(Target::Session("s".into()))),
             token: Some(mark(Target::Token("t".into()))),
+            own: None,
             issued_at,
             clock_skew: 5,
         }

@@ -15,8 +15,10 @@ use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOC
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
+use super::SessionCookie;
 use crate::policy::{TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
+pub use cookie::{is_own_cookie, own_cookie, take_own};
 pub(crate) use query::into_query;
 use query::{clean_referer, take_query};
 
@@ -122,11 +124,20 @@ pub struct NoCredential(());
 pub enum Extracted {
     /// A token, to be verified.
     Token(Token, Carrier),
-    /// A token in a cookie and nothing else. Browsers send cookies unasked, so one that is refused counts
-    /// as absent: the proof of that goes along.
-    Cookie(Token, NoCredential),
+    /// Cookies and nothing else. Browsers send them unasked, so one that is refused counts as absent: the proof of
+    /// that goes along.
+    Cookies(Cookies, NoCredential),
     /// Nothing of any configured kind.
     Nothing(NoCredential),
+}
+
+/// Credentials in cookies: our session comes before the provider's token.
+#[derive(Debug)]
+pub struct Cookies {
+    /// A session of ours.
+    pub session: Option<SessionCookie>,
+    /// A token of the provider's.
+    pub token: Option<Token>,
 }
 
 /// What a request is, as far as it decides where a token may stand.
@@ -164,7 +175,8 @@ pub enum Problem {
 
 /// Takes the credential out of a request head.
 ///
-/// A query parameter is read only where the sources say so for the `purpose`.
+/// A query parameter is read only where the sources say so for the `purpose`; our session cookie is the one of this
+/// name, where there are sessions.
 ///
 /// # Errors
 /// When the first kind present is not one token.
@@ -173,6 +185,7 @@ pub fn extract(
     uri: &mut Uri,
     sources: &TokenSources,
     purpose: Purpose,
+    own_cookie: Option<&str>,
     limit: usize,
 ) -> Result<Extracted, BadCredential> {
     let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
@@ -197,11 +210,14 @@ pub fn extract(
         }
     }
     let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
-    match (found, from_cookie) {
-        (Some(Ok((token, carrier))), _) => Ok(Extracted::Token(token, carrier)),
-        (Some(Err(problem)), _) => Err(problem),
-        (None, Some(token)) => Ok(Extracted::Cookie(token, NoCredential(()))),
-        (None, None) => Ok(Extracted::Nothing(NoCredential(()))),
+    let session = own_cookie.and_then(|name| take_own(headers, name));
+    match found {
+        Some(Ok((token, carrier))) => Ok(Extracted::Token(token, carrier)),
+        Some(Err(problem)) => Err(problem),
+        None if session.is_some() || from_cookie.is_some() => {
+            Ok(Extracted::Cookies(Cookies { session, token: from_cookie }, NoCredential(())))
+        }
+        None => Ok(Extracted::Nothing(NoCredential(()))),
     }
 }
 
@@ -321,9 +337,9 @@ mod tests {
             let mut uri: Uri = "/ws?token=other".parse().expect("target");
             let mut sources = sources();
             sources.query = None;
-            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, 64) {
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64) {
                 Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
-                Ok(Extracted::Nothing(_) | Extracted::Cookie(..)) => Err(None),
+                Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => Err(None),
                 Err(bad) => Err(Some(bad.problem)),
             };
             assert_eq!(found.as_deref().map_err(|e| *e), expected, "{offers:?}");
@@ -337,9 +353,9 @@ mod tests {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).expect("value"));
         }
         let mut uri: Uri = target.parse().expect("target");
-        let found = match extract(&mut headers, &mut uri, &sources(), purpose, 64) {
+        let found = match extract(&mut headers, &mut uri, &sources(), purpose, None, 64) {
             Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
-            Ok(Extracted::Nothing(_) | Extracted::Cookie(..)) => Err(None),
+            Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => Err(None),
             Err(bad) => Err(Some(bad.problem)),
         };
         (found, uri.to_string(), headers.contains_key(AUTHORIZATION))
@@ -414,7 +430,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(REFERER, HeaderValue::from_static("https://a.example/p?x=1&token=abc"));
         let mut uri: Uri = "/ws?token=abc".parse().expect("target");
-        extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, 64).expect("token");
+        extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, None, 64).expect("token");
         assert_eq!(headers[REFERER], "https://a.example/p?x=1");
     }
 }

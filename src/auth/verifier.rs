@@ -5,9 +5,10 @@
 //! One function does it, and what it did it can say step by step (`vestibule token inspect`).
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, DecodingKey};
+use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
@@ -19,8 +20,8 @@ use super::keys::{Candidates, KeyPrint, ProviderKeys};
 use super::kind::{KindHeader, flattened};
 use super::remote::{Answer, Occasion, Question, Remote};
 use super::trace::{Claimed, Step, Trace};
-use super::{Carrier, Identity, NoCredential, Rejection, Revocations, Token};
-use crate::policy::{Family, KeySource, PathVariables, ProviderSpec};
+use super::{Carrier, Identity, NoCredential, Rejection, Remembered, Revocations, SessionCookie, Sessions, Token};
+use crate::policy::{Family, KeySource, PathVariables, ProviderSpec, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
 /// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
@@ -82,6 +83,9 @@ pub struct Verifier {
     providers: Vec<Arc<Provider>>,
     cache: Option<TokenCache>,
     revocations: Arc<Revocations>,
+    sessions: Option<Sessions>,
+    /// When the provider of a session of ours said yes last.
+    asked: Cache<Arc<str>, Instant>,
     /// Which verifier this is.
     mark: Arc<()>,
     metrics: Arc<Metrics>,
@@ -125,6 +129,7 @@ impl Verifier {
         remembered: usize,
         revocations: Arc<Revocations>,
         metrics: Arc<Metrics>,
+        session: Option<&SessionSpec>,
         former: Option<&Self>,
     ) -> Self {
         let nobody: Label = "none".into();
@@ -146,7 +151,9 @@ impl Verifier {
         });
         let providers = providers.collect();
         let cache = TokenCache::new(remembered);
-        Self { providers, cache, revocations, mark: Arc::default(), metrics, nobody }
+        let sessions = session.and_then(|spec| Sessions::new(spec, former.and_then(|former| former.sessions.as_ref())));
+        let asked = Cache::new(remembered.max(1));
+        Self { providers, cache, revocations, sessions, asked, mark: Arc::default(), metrics, nobody }
     }
 
     /// Each provider with its keys.
@@ -194,6 +201,73 @@ impl Verifier {
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
         self.metrics.credentials.verified(label, carrier.name(), outcome);
         judged.map(|identity| Verified { identity, token: Some(token) })
+    }
+
+    /// Sessions by cookie, where there are any.
+    #[must_use]
+    pub fn sessions(&self) -> Option<&Sessions> {
+        self.sessions.as_ref()
+    }
+
+    /// Verifies a session of ours: the seal, its end, its provider as it is now, revocations, and where
+    /// `revalidate_every` says so the provider's own word.
+    ///
+    /// # Errors
+    /// Why it counts as absent, or that nobody can say.
+    pub async fn verify_session(&self, cookie: &SessionCookie) -> Result<Verified, Rejection> {
+        let judged = self.session_judged(cookie).await;
+        let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
+        let provider = judged
+            .as_ref()
+            .ok()
+            .and_then(|identity| self.providers.iter().find(|provider| provider.spec.name == identity.provider().name));
+        let label = provider.map_or(&self.nobody, |provider| &provider.label);
+        self.metrics.credentials.verified(label, Carrier::Cookie.name(), outcome);
+        judged.map(|identity| Verified { identity: Arc::new(identity), token: None })
+    }
+
+    async fn session_judged(&self, cookie: &SessionCookie) -> Result<Identity, Rejection> {
+        let sessions = self.sessions.as_ref().ok_or(Rejection::Malformed("no sessions here"))?;
+        let opened =
+            sessions.open(cookie).ok_or(Rejection::Malformed("no session of ours, or sealed by another key"))?;
+        let now = now();
+        if now >= opened.until {
+            return Err(Rejection::Expired { exp: opened.until, now });
+        }
+        let gone = || Rejection::UnknownIssuer(opened.provider.clone());
+        let spec = self.provider(&opened.provider).ok_or_else(gone)?;
+        let remembered = Remembered::opened(spec, &opened.claims, opened.until);
+        let identity = remembered.recalled_by(self).ok_or_else(gone)?.in_session(Arc::clone(&opened.id));
+        self.revocations.check(&identity, now)?;
+        if let Some(every) = sessions.spec().revalidate_every {
+            self.session_asked(&opened.id, &identity, every).await?;
+        }
+        Ok(identity)
+    }
+
+    /// Asks the provider about a session of ours, where it can be asked without a token, unless it said yes lately.
+    async fn session_asked(&self, id: &Arc<str>, identity: &Identity, every: Duration) -> Result<(), Rejection> {
+        let provider = self.providers.iter().find(|provider| provider.spec.name == identity.provider().name);
+        let Some(remote) = provider.and_then(|provider| provider.remote.as_ref()) else { return Ok(()) };
+        let Some(session) = identity.session_id().filter(|_| !remote.spec().question.carries_token()) else {
+            return Ok(());
+        };
+        if self.asked.get(id).is_some_and(|at| at.elapsed() < every) {
+            return Ok(());
+        }
+        let name = || identity.provider().name.clone();
+        match remote.ask(&Question::session(session), Occasion::Revalidation).await {
+            Ok(Answer::Yes(_)) => {
+                self.asked.insert(Arc::clone(id), Instant::now());
+                Ok(())
+            }
+            Ok(Answer::No(reason)) => Err(Rejection::NoSession { provider: name(), reason: reason.to_string() }),
+            Err(unanswered) => Err(Rejection::RemoteUnavailable {
+                provider: name(),
+                reason: unanswered.reason,
+                retry_after: unanswered.retry_after,
+            }),
+        }
     }
 
     async fn judged(

@@ -35,6 +35,7 @@ pub struct Config {
     pub dialects: BTreeMap<String, Dialect>,
     pub cors: Option<Cors>,
     pub events: Events,
+    pub browser: Browser,
     pub limits: Limits,
     pub errors: Errors,
     pub insecure_verbose_errors: bool,
@@ -63,6 +64,7 @@ impl Default for Config {
             dialects: BTreeMap::new(),
             cors: None,
             events: Events::default(),
+            browser: Browser::default(),
             limits: Limits::default(),
             errors: Errors::Generic,
             insecure_verbose_errors: false,
@@ -520,6 +522,26 @@ impl Default for Cors {
             max_age: Time::seconds(600),
         }
     }
+}
+
+/// What browsers get.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Browser {
+    /// Not written: as the upstream's preset wants it.
+    #[serde(deserialize_with = "written")]
+    pub session: Option<Option<Session>>,
+    pub sign_in_url: Option<String>,
+}
+
+/// Sessions by cookie.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Session {
+    pub max_age: Option<Time>,
+    pub secret: Option<String>,
+    pub secret_file: Option<String>,
+    pub revalidate_every: Option<Time>,
 }
 
 /// `text/event-stream`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN,
-    SEC_WEBSOCKET_EXTENSIONS, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    SEC_WEBSOCKET_EXTENSIONS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use hyper::{HeaderMap, Request, Uri, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -285,6 +285,8 @@ fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> (
     let websocket = lists(headers, &UPGRADE, "websocket");
     let takes_trailers = !websocket && lists(headers, &TE, "trailers");
     let stripped = strip_reserved(headers, policy);
+    // Whether or not it was the credential: our cookies are nobody else's.
+    let _ = token::take_own(headers, "");
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
     if websocket {
@@ -316,6 +318,22 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) -> Vec<HeaderName> {
         }
     }
     identities
+}
+
+/// Takes what an upstream says of our cookies out of its answer: it cannot set them.
+pub fn strip_own_set_cookie(headers: &mut HeaderMap) {
+    let is_own = |value: &HeaderValue| {
+        let name = value.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+        token::is_own_cookie(name.trim_ascii())
+    };
+    if !headers.get_all(SET_COOKIE).iter().any(is_own) {
+        return;
+    }
+    let kept: Vec<HeaderValue> = headers.get_all(SET_COOKIE).iter().filter(|value| !is_own(value)).cloned().collect();
+    headers.remove(SET_COOKIE);
+    for value in kept {
+        headers.append(SET_COOKIE, value);
+    }
 }
 
 /// RFC 9110 section 7.6.1: what `Connection` names (all its lines, any case), then the fixed ones.

@@ -6,8 +6,9 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method};
 use url::Url;
 
-use super::{ClientAddress, Refusal};
-use crate::policy::{OriginPattern, Policy};
+use super::{Admitted, ClientAddress, Refusal};
+use crate::auth::token;
+use crate::policy::{OriginPattern, Policy, is_loopback_name};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -33,6 +34,41 @@ pub(super) fn check(head: &Parts, client: &ClientAddress, policy: &Policy) -> Re
         return Ok(());
     }
     Err(Refusal::foreign_origin(text))
+}
+
+/// Whether this may change something of ours: an `Origin` that is ours or listed, or no browser at all.
+///
+/// # Errors
+/// 403 `foreign_origin`.
+pub(super) fn may_change(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
+    let headers = &head.headers;
+    if headers.contains_key(ORIGIN) {
+        return check(head, client, policy);
+    }
+    let is_browser = headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"));
+    if is_browser { Err(Refusal::foreign_origin("a page without Origin")) } else { Ok(()) }
+}
+
+/// Whether the client sees https.
+fn sees_https(client: &ClientAddress, policy: &Policy) -> bool {
+    client.scheme == "https" || policy.public_url.as_ref().is_some_and(|url| url.as_str().starts_with("https://"))
+}
+
+/// The name of our cookie for this client: with the port that it sees, where that is plain http.
+pub(super) fn own_cookie(admitted: &Admitted, policy: &Policy) -> String {
+    let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let port = host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80);
+    token::own_cookie(sees_https(&admitted.client, policy), port)
+}
+
+/// Without https a session cookie would cross a network in the clear; on this machine there is none.
+pub(super) fn can_have_cookie(admitted: &Admitted, policy: &Policy) -> bool {
+    let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    sees_https(&admitted.client, policy) || is_loopback_name(name.trim_start_matches('[').trim_end_matches(']'))
 }
 
 fn is(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {

@@ -214,6 +214,26 @@ impl Refusal {
             .by(Rule::Deny)
     }
 
+    /// A session of another user's is in force there.
+    #[must_use]
+    pub fn other_user() -> Self {
+        Self::new(StatusCode::CONFLICT, "other_user", "Another user is signed in here. Sign out first.")
+    }
+
+    /// A session cookie would cross a network in the clear.
+    #[must_use]
+    pub fn needs_https() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", "A session needs https.").because(
+            "a session was asked for by plain http; behind a balancer that speaks https write trusted_proxies, or public_url",
+        )
+    }
+
+    /// What the token says does not fit a cookie.
+    #[must_use]
+    pub fn session_too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The token says more than a cookie can hold.")
+    }
+
     /// An `Origin` that is not ours or listed.
     #[must_use]
     pub fn foreign_origin(origin: &str) -> Self {

@@ -10,8 +10,8 @@ use hyper::upgrade::OnUpgrade;
 
 use super::{ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
-use crate::auth::{Identity, NoCredential, Token, Verified, allow};
-use crate::policy::{Policy, Route, RouteMatch};
+use crate::auth::{Identity, NoCredential, SessionCookie, Token, Verified, allow};
+use crate::policy::{Policy, Route, RouteMatch, TokenSources};
 
 /// A request with one valid Host, sane framing, and a path with one reading wherever a rule looks
 /// at paths. Made by [`admit`](super::admit()) only.
@@ -38,6 +38,45 @@ impl OwnRequest {
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn client(&self) -> &ClientAddress {
+        &self.admitted.client
+    }
+
+    /// Whether a page of ours asks, or no browser at all: whoever changes something here.
+    ///
+    /// # Errors
+    /// 403 `foreign_origin`.
+    pub fn may_change(&self, policy: &Policy) -> Result<(), Refusal> {
+        provenance::may_change(&self.admitted.parts, &self.admitted.client, policy)
+    }
+
+    /// The Bearer token that it carries, by the headers that the policy names.
+    ///
+    /// # Errors
+    /// When what was found is not one token.
+    pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
+        let headers_only = TokenSources {
+            headers: policy.routes.last().map_or_else(Vec::new, |route| route.token_from.headers.clone()),
+            message: false,
+            query: None,
+            subprotocols: Vec::new(),
+            cookie: None,
+        };
+        let Parts { headers, uri, .. } = &mut self.admitted.parts;
+        token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes)
+    }
+
+    /// The session of ours that came along, and the cookie's name; `None` for a client that could not be given one: it
+    /// speaks plain http over a network.
+    pub fn take_session(&mut self, policy: &Policy) -> (Option<SessionCookie>, Option<String>) {
+        let name = provenance::own_cookie(&self.admitted, policy);
+        let can_have = provenance::can_have_cookie(&self.admitted, policy);
+        let session = token::take_own(&mut self.admitted.parts.headers, &name);
+        (session, can_have.then_some(name))
     }
 }
 
@@ -178,8 +217,10 @@ impl ProtectedRequest {
         } else {
             Purpose::Plain
         };
+        let own = policy.browser.session.as_ref().map(|_| provenance::own_cookie(&self.admitted, policy));
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
-        token::extract(headers, uri, &self.matched.route.token_from, purpose, policy.limits.token_bytes)
+        let sources = &self.matched.route.token_from;
+        token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)
     }
 
     /// Whether the page that made it is ours, so that a cookie may be its credential.

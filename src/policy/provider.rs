@@ -89,6 +89,11 @@ impl Secret {
         Self(bytes)
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_tests(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
+    }
+
     /// The bytes, for the one place that computes an HMAC.
     #[must_use]
     pub fn expose(&self) -> &[u8] {

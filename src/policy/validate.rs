@@ -157,6 +157,7 @@ impl Check {
                 "verbose tells strangers why a token was refused; listen on loopback only, or set insecure_verbose_errors: true",
             );
         }
+        let browser = self.browser(&config.browser, upstreams.as_deref(), public_url.as_ref(), false);
         let log = self.log(config);
         let limits = self.limits(config);
         let everything_decided =
@@ -199,6 +200,7 @@ impl Check {
             rules_by_method,
             cors: config.cors.as_ref().and_then(|cors| self.cors(config, cors)),
             events_end_with_token: config.events.on_expiry == config::EventsOnExpiry::Close,
+            browser,
             limits,
             verbose_errors: config.errors == Errors::Verbose,
             log,

@@ -254,6 +254,7 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
     *response.headers_mut() = head;
     let headers = response.headers_mut();
     crate::http::strip_hop_by_hop(headers);
+    crate::http::strip_own_set_cookie(headers);
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     if is_read {

@@ -83,13 +83,14 @@ impl Standing {
         let every = spec.revalidate_every.into_iter().chain(kept).min();
         let grace = spec.revalidate_grace;
         let again = every.and_then(|every| Some(Box::new(Again { question: verified.question()?, every, grace })));
-        let can_revoke = shared.current().policy.control.is_some();
+        let can_revoke = shared.current().policy.control.is_some() || identity.own_session().is_some();
         Self {
             is_open_ended,
             clock_skew: provider.clock_skew,
             remembered: Remembered::new(identity),
             marks: can_revoke.then(|| Box::new(shared.revocations.marks(identity))),
             again,
+            renews: identity.own_session().is_some(),
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Standing {
     pub marks: Option<Box<Marks>>,
     /// How its provider is asked again.
     pub again: Option<Box<Again>>,
+    /// It came by a session of ours, whose page renews it: it ends with it, also under `auto`.
+    pub renews: bool,
 }
 
 /// What is kept of it for as long as the session lives.
@@ -253,6 +255,7 @@ impl Session {
                 None => Asking::new(*again, now),
             })
         });
+        self.renews |= standing.renews;
         let Standing { remembered, marks, .. } = standing;
         self.standing = Some(Kept { remembered, marks });
     }

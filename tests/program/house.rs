@@ -9,7 +9,7 @@ const ROOMS: [&[&str]; 10] = [
     &["cli"],
     &["listen", "admin", "control", "reload", "demo"],
     &["proxy"],
-    &["websocket"],
+    &["websocket", "browser"],
     &["runtime"],
     &["http"],
     &["auth"],

@@ -32,6 +32,7 @@ mod providers;
 mod raw;
 mod reload;
 mod remote;
+mod sessions;
 mod shutdown;
 mod transport;
 mod websocket;

@@ -1,10 +1,69 @@
-//! A token in a cookie of the provider's: which of its forms counts, and taking it out.
+//! Credentials in cookies, our session and a token of the provider's: which form counts, and taking them out.
 
 use hyper::HeaderMap;
 use hyper::header::{COOKIE, HeaderValue};
 
 use super::Token;
+use crate::auth::SessionCookie;
 use crate::policy::CookieSource;
+
+/// Behind https.
+const OWN_COOKIE: &str = "__Host-vestibule";
+/// On plain http, with the port that the client sees behind it: cookies do not tell ports apart.
+const OWN_PLAIN: &str = "vestibule-";
+
+/// Whether a cookie's name is one of ours, whatever port it is for.
+#[must_use]
+pub fn is_own_cookie(name: &[u8]) -> bool {
+    let port = name.strip_prefix(OWN_PLAIN.as_bytes());
+    name == OWN_COOKIE.as_bytes() || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
+}
+
+/// The name of our cookie for a client that sees this port, and https or not.
+#[must_use]
+pub fn own_cookie(is_https: bool, port: u16) -> String {
+    if is_https { OWN_COOKIE.to_owned() } else { format!("{OWN_PLAIN}{port}") }
+}
+
+/// Takes every cookie of ours out, the others staying byte for byte, and returns the one of this name; two of it are
+/// none.
+pub fn take_own(headers: &mut HeaderMap, name: &str) -> Option<SessionCookie> {
+    let holds = |line: &HeaderValue| memmem(line.as_bytes(), b"vestibule");
+    if !headers.get_all(COOKIE).iter().any(holds) {
+        return None;
+    }
+    let mut found: Vec<Vec<u8>> = Vec::new();
+    let mut left: Vec<HeaderValue> = Vec::new();
+    for line in headers.get_all(COOKIE) {
+        let kept: Vec<&[u8]> = line
+            .as_bytes()
+            .split(|byte| *byte == b';')
+            .filter(|pair| {
+                let at = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
+                let (key, value) = (pair[..at].trim_ascii(), pair.get(at + 1..).unwrap_or_default());
+                if key == name.as_bytes() {
+                    found.push(value.trim_ascii().to_vec());
+                }
+                !is_own_cookie(key)
+            })
+            .collect();
+        if let Ok(value) = HeaderValue::from_bytes(kept.join(&b';').trim_ascii())
+            && !value.is_empty()
+        {
+            left.push(value);
+        }
+    }
+    headers.remove(COOKIE);
+    for line in left {
+        headers.append(COOKIE, line);
+    }
+    let [value] = found.as_slice() else { return None };
+    SessionCookie::presented(std::str::from_utf8(value).ok()?)
+}
+
+fn memmem(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|window| window == word)
+}
 
 /// Takes the provider's cookie out, in each of its forms; the others stay byte for byte.
 ///

@@ -38,6 +38,7 @@ fn standing(expires_at: u64) -> Standing {
         clock_skew: Duration::from_secs(5),
         marks: None,
         again: None,
+        renews: false,
     }
 }
 

@@ -1,0 +1,10 @@
+//! People at browsers: sessions by cookie, since a page load, an image or an event stream cannot carry a header, and
+//! pages instead of JSON where someone looks at them.
+//!
+//! Owns the session endpoint and what a navigation is answered. The seal is `auth`'s, the rule about origins `http`'s.
+
+mod pages;
+mod session;
+
+pub use pages::{Navigation, answer_navigation};
+pub use session::serve as serve_session;

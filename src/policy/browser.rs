@@ -1,0 +1,180 @@
+//! What browsers get: sessions of ours, and where people sign in (docs/contract.md section 7).
+
+use std::time::Duration;
+
+use super::validate::Check;
+use super::{Origin, Secret, TokenToUpgrade, UpstreamSpec};
+use crate::config::{self, TokenToHttp};
+
+/// How browsers are met; `None` of both: as any other client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrowserSpec {
+    /// Sessions by cookie.
+    pub session: Option<SessionSpec>,
+    /// Where a page navigation without a credential is sent.
+    pub sign_in_url: Option<SignInUrl>,
+}
+
+impl BrowserSpec {
+    /// Whether people at a browser see pages instead of JSON.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.session.is_some() || self.sign_in_url.is_some()
+    }
+}
+
+/// How sessions live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionSpec {
+    /// From the last token that was shown; `None`: as long as that token.
+    pub max_age: Option<Duration>,
+    /// What they are sealed with; `None`: a key of each process.
+    pub secret: Option<Secret>,
+    /// How often the provider is asked whether the session still is.
+    pub revalidate_every: Option<Duration>,
+}
+
+/// A URL that may hold where people wanted to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignInUrl {
+    template: String,
+}
+
+impl SignInUrl {
+    /// The URL for someone who wanted this target; `None` for one that could lead elsewhere.
+    #[must_use]
+    pub fn for_target(&self, target: &str, public_url: Option<&Origin>) -> Option<String> {
+        // One slash first, no backslash, nothing invisible: what a browser would read as another site.
+        let is_path = target.starts_with('/')
+            && !target.starts_with("//")
+            && !target.contains('\\')
+            && target.bytes().all(|b| (0x21..=0x7e).contains(&b));
+        let path = if is_path { target } else { "/" };
+        let mut out = self.template.replace("{return_path}", &encoded(path));
+        if out.contains("{return_url}") {
+            out = out.replace("{return_url}", &encoded(&format!("{}{path}", public_url?.as_str())));
+        }
+        Some(out)
+    }
+}
+
+fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// An HMAC's worth.
+const SHORTEST: usize = 32;
+
+impl Check {
+    pub(super) fn browser(
+        &mut self,
+        browser: &config::Browser,
+        upstreams: Option<&[UpstreamSpec]>,
+        public_url: Option<&Origin>,
+        preset_wants_session: bool,
+    ) -> BrowserSpec {
+        let usual = preset_wants_session.then(config::Session::default);
+        let session = match &browser.session {
+            None => usual,
+            Some(written) => written.clone(),
+        };
+        let session = session.map(|session| self.session(&session));
+        if session.is_some() {
+            for upstream in upstreams.unwrap_or_default() {
+                let wants_token = upstream.token_to_http != TokenToHttp::None
+                    || !matches!(upstream.token_to_websocket, TokenToUpgrade::None);
+                if wants_token {
+                    self.wrong(
+                        "browser.session",
+                        format!(
+                            "a session of ours holds no token, and {} is to get one (upstream.token_to); remove one of the two",
+                            upstream.url
+                        ),
+                    );
+                }
+            }
+        }
+        let sign_in_url = browser.sign_in_url.as_ref().and_then(|written| self.sign_in_url(written, public_url));
+        BrowserSpec { session, sign_in_url }
+    }
+
+    fn session(&mut self, session: &config::Session) -> SessionSpec {
+        for (key, value) in [("max_age", session.max_age), ("revalidate_every", session.revalidate_every)] {
+            self.not_zero(&format!("browser.session.{key}"), value);
+        }
+        let (value, file) = (session.secret.as_ref(), session.secret_file.as_ref());
+        let secret = self.secret("browser.session.secret", value, "browser.session.secret_file", file);
+        if let Some(secret) = &secret
+            && secret.len() < SHORTEST
+        {
+            let key = if value.is_some() { "browser.session.secret" } else { "browser.session.secret_file" };
+            self.wrong(
+                key,
+                format!("has {} bytes, and needs at least {SHORTEST}. Make one: openssl rand -base64 48", secret.len()),
+            );
+        }
+        SessionSpec {
+            max_age: session.max_age.map(|time| time.0),
+            secret: secret.map(Secret::new),
+            revalidate_every: session.revalidate_every.map(|time| time.0),
+        }
+    }
+
+    fn sign_in_url(&mut self, written: &str, public_url: Option<&Origin>) -> Option<SignInUrl> {
+        let path = "browser.sign_in_url";
+        let example = written.replace("{return_path}", "x").replace("{return_url}", "x");
+        let is_path = example.starts_with('/') && !example.starts_with("//");
+        let is_url = url::Url::parse(&example).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        if !(is_path || is_url) || example.contains(['{', '}', ' ', '\\']) {
+            self.wrong(
+                path,
+                format!("\"{written}\" is neither a path nor an http or https URL; it may hold {{return_path}}, or {{return_url}}"),
+            );
+            return None;
+        }
+        let at = written.find(['?', '#']).unwrap_or(written.len());
+        if written[..at].contains('{') {
+            self.wrong(
+                path,
+                "has a placeholder outside its query, where it could choose another site; write ?return={return_path}",
+            );
+            return None;
+        }
+        if written.contains("{return_url}") && public_url.is_none() {
+            self.wrong(
+                path,
+                "holds {return_url}, and public_url is not set: the Host that a request came with must not choose it",
+            );
+            return None;
+        }
+        Some(SignInUrl { template: written.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_people_wanted_to_go_never_leads_elsewhere() {
+        let sign_in = SignInUrl { template: "https://id.example.com/in?back={return_path}".into() };
+        for (target, expected) in [
+            ("/lab?x=1&y=2", "%2Flab%3Fx%3D1%26y%3D2"),
+            ("//evil.example", "%2F"),
+            ("/\\evil.example", "%2F"),
+            ("https://evil.example/", "%2F"),
+            ("/a\tb", "%2F"),
+            ("", "%2F"),
+        ] {
+            let url = sign_in.for_target(target, None).expect("a URL");
+            assert_eq!(url, format!("https://id.example.com/in?back={expected}"), "{target}");
+        }
+        let public = Origin::parse("https://app.example.com").expect("an origin");
+        let sign_in = SignInUrl { template: "/in?back={return_url}".into() };
+        assert_eq!(
+            sign_in.for_target("/lab", Some(&public)).as_deref(),
+            Some("/in?back=https%3A%2F%2Fapp%2Eexample%2Ecom%2Flab")
+        );
+        assert_eq!(sign_in.for_target("/lab", None), None);
+    }
+}

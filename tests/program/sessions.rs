@@ -1,0 +1,375 @@
+//! Sessions by cookie, and what people at browsers see.
+
+use serde_json::json;
+
+use crate::support::answerer::{Answerer, ok};
+use crate::support::backend::Backend;
+use crate::support::client::{Answer, Client, bearer, get, request};
+use crate::support::issuer::Issuer;
+use crate::support::now;
+use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
+
+struct House {
+    issuer: Issuer,
+    backend: Backend,
+    proxy: Proxy,
+}
+
+const SESSION: &str = "/.vestibule/session";
+
+async fn house(more: &str) -> House {
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let browser = if more.contains("browser:") { "" } else { "browser: { session: {} }\n" };
+    let yaml = format!("upstream: {}\nproviders: [{}]\n{browser}{more}", backend.url(), issuer.provider());
+    let proxy = Proxy::start(&yaml).await;
+    House { issuer, backend, proxy }
+}
+
+impl House {
+    async fn post(&self, fields: &[&str]) -> Answer {
+        request(self.proxy.address, "POST", SESSION, fields, "").await
+    }
+
+    /// Signs in; what a browser would send from then on.
+    async fn signed_in(&self, token: &str) -> String {
+        let field = bearer(token);
+        let answer = self.post(&[&field]).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        cookie(&answer)
+    }
+
+    /// GET by a browser's page of ours, answered by the backend where it comes that far.
+    async fn page(&self, cookie: &str) -> u16 {
+        let fields = [cookie, "Sec-Fetch-Site: same-origin"];
+        tokio::select! {
+            answer = get(self.proxy.address, "/x", &fields) => answer.status,
+            _ = self.backend.answer("served") => 200,
+        }
+    }
+}
+
+/// The `Cookie` field that follows from an answer's `Set-Cookie`.
+fn cookie(answer: &Answer) -> String {
+    let line = answer.field("set-cookie").expect("a cookie");
+    format!("Cookie: {}", line.split(';').next().expect("a pair"))
+}
+
+#[tokio::test]
+async fn a_session_begins_with_a_token_and_carries_its_user() {
+    let house = house("").await;
+    let token = house.issuer.token_with("alice", json!({"exp": now() + 600}));
+    let field = bearer(&token);
+    let answer = house.post(&[&field]).await;
+    let body = answer.json();
+    assert_eq!((answer.status, body["user_id"].as_str()), (200, Some("alice")));
+    assert!((595..=600).contains(&body["expires_in"].as_u64().expect("seconds")), "{body}");
+    assert_eq!(answer.field("cache-control"), Some("no-store"));
+    let line = answer.field("set-cookie").expect("a cookie");
+    // On plain http of this machine: the port that the client sees, and no Secure.
+    assert!(line.starts_with("vestibule-80=") && line.contains("; Path=/; HttpOnly; SameSite=Lax; Max-Age="), "{line}");
+    assert!(!line.contains("Secure") && !line.contains(&token) && !line.contains("alice"), "{line}");
+    let cookie = cookie(&answer);
+    let fields = [cookie.as_str(), "Cookie: theirs=1"];
+    let (answer, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    assert_eq!((answer.status, answer.field("cache-control")), (200, Some("private")));
+    assert_eq!(heard.all("x-user-id"), ["alice"]);
+    assert_eq!(heard.all("cookie"), ["theirs=1"]);
+    assert!(!heard.has("authorization"));
+    // No endpoint gives a token to script, or the session back.
+    assert_eq!(get(house.proxy.address, SESSION, &[&cookie]).await.status, 405);
+}
+
+#[tokio::test]
+async fn behind_https_it_is_a_host_cookie_and_on_a_network_without_there_is_none() {
+    let house = house("trusted_proxies: [127.0.0.1]\nhosts: any\n").await;
+    let field = bearer(&house.issuer.token("alice"));
+    let mut client = Client::connect(house.proxy.address).await;
+    let host = "Host: app.example.com\r\n";
+    client
+        .send(format!(
+            "POST {SESSION} HTTP/1.1\r\n{host}{field}\r\nX-Forwarded-Proto: https\r\nContent-Length: 0\r\n\r\n"
+        ))
+        .await;
+    let answer = client.answer().await;
+    let line = answer.field("set-cookie").expect("a cookie");
+    assert!(line.starts_with("__Host-vestibule=") && line.ends_with("; Secure"), "{line}");
+    client.send(format!("POST {SESSION} HTTP/1.1\r\n{host}{field}\r\nContent-Length: 0\r\n\r\n")).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.field("set-cookie")), (400, None));
+    assert_eq!(answer.json()["detail"], "A session needs https.");
+}
+
+#[tokio::test]
+async fn whoever_posts_must_be_verified_allowed_and_ours() {
+    let house = house("origins: [https://app.example.com, \"https://*.example.org\"]\n").await;
+    let good = bearer(&house.issuer.token("alice"));
+    for (fields, status, code) in [
+        (vec![], 401, "missing_token"),
+        (vec!["Authorization: Basic x".to_owned()], 401, "invalid_request"),
+        (vec![bearer(&house.issuer.expired("alice"))], 401, "token_expired"),
+        (vec![good.clone(), "Origin: https://evil.example".to_owned()], 403, "foreign_origin"),
+        (vec![good.clone(), "Origin: null".to_owned()], 403, "foreign_origin"),
+        // A sibling that a wildcard covers is not one of our pages.
+        (vec![good.clone(), "Origin: https://x.example.org".to_owned()], 403, "foreign_origin"),
+        // A browser that leaves the Origin out is no exception.
+        (vec![good.clone(), "Sec-Fetch-Site: same-site".to_owned()], 403, "foreign_origin"),
+    ] {
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let answer = house.post(&fields).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{fields:?}");
+        assert_eq!(answer.field("set-cookie"), None);
+    }
+    for origin in ["Origin: http://localhost", "Origin: https://app.example.com"] {
+        assert_eq!(house.post(&[&good, origin, "Sec-Fetch-Site: same-origin"]).await.status, 200, "{origin}");
+    }
+    let answer = request(house.proxy.address, "PUT", SESSION, &[&good], "").await;
+    assert_eq!((answer.status, answer.field("allow")), (405, Some("POST, DELETE")));
+}
+
+#[tokio::test]
+async fn a_cookie_counts_only_from_our_own_pages() {
+    let house = house("origins: [https://app.example.com]\n").await;
+    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    for (fields, is_served) in [
+        (vec![], true),
+        (vec!["Sec-Fetch-Site: same-origin"], true),
+        (vec!["Sec-Fetch-Site: none"], true),
+        (vec!["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"], true),
+        (vec!["Origin: https://app.example.com", "Sec-Fetch-Site: cross-site"], true),
+        (vec!["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"], false),
+        (vec!["Sec-Fetch-Site: same-site"], false),
+        (vec!["Origin: https://evil.example"], false),
+        (vec!["Origin: null"], false),
+    ] {
+        let mut all = vec![cookie.as_str()];
+        all.extend(&fields);
+        let answer = async {
+            tokio::select! {
+                answer = get(house.proxy.address, "/x", &all) => answer.status,
+                _ = house.backend.answer("served") => 200,
+            }
+        };
+        assert_eq!(answer.await == 200, is_served, "{fields:?}");
+    }
+    // A form posts without being asked.
+    let answer = request(house.proxy.address, "POST", "/x", &[&cookie, "Origin: https://evil.example"], "a=1").await;
+    assert_eq!(answer.code(), "foreign_origin");
+    // And a page elsewhere opens a socket.
+    let fields = [cookie.as_str(), "Origin: https://evil.example"];
+    let (answer, socket) = Socket::try_open(house.proxy.address, "/ws", &fields).await;
+    assert_eq!((answer.status, socket.is_none()), (403, true));
+}
+
+#[tokio::test]
+async fn what_is_no_session_of_ours_counts_as_absent() {
+    let house = house("").await;
+    let good = house.signed_in(&house.issuer.token("alice")).await;
+    let value = good.strip_prefix("Cookie: vestibule-80=").expect("the name");
+    let mut changed = value.to_owned();
+    let other = if changed.as_bytes()[20] == b'A' { "B" } else { "A" };
+    changed.replace_range(20..21, other);
+    for fields in [
+        vec![format!("Cookie: vestibule-80={changed}")],
+        vec!["Cookie: vestibule-80=".to_owned()],
+        // Two of our name are none.
+        vec![format!("Cookie: vestibule-80={value}; vestibule-80={value}")],
+        vec![good.clone(), "Cookie: vestibule-80=x".to_owned()],
+        // Another port's, and the name that only https may give.
+        vec![format!("Cookie: vestibule-81={value}")],
+        vec![format!("Cookie: __Host-vestibule={value}")],
+    ] {
+        let all: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let answer = get(house.proxy.address, "/x", &all).await;
+        assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"), "{fields:?}");
+    }
+    // A token beside it decides alone.
+    let refused = bearer(&house.issuer.expired("alice"));
+    assert_eq!(get(house.proxy.address, "/x", &[&good, &refused]).await.code(), "token_expired");
+}
+
+#[tokio::test]
+async fn our_cookies_never_reach_the_upstream_and_it_cannot_set_them() {
+    let house = house("routes: [{ path: /public, auth: none }]\n").await;
+    let cookie = "Cookie: a=1; __Host-vestibule=x; vestibule-8080=y; vestibule=theirs; b=2";
+    let fields = [cookie];
+    let (_, heard) = tokio::join!(get(house.proxy.address, "/public", &fields), house.backend.answer("served"));
+    assert_eq!(heard.all("cookie"), ["a=1; vestibule=theirs; b=2"]);
+    let fields = ["X: y"];
+    let asking = get(house.proxy.address, "/public", &fields);
+    let answering = async {
+        let mut conn = house.backend.accept().await;
+        conn.request().await;
+        conn.write("HTTP/1.1 200 OK\r\nSet-Cookie: theirs=1\r\nSet-Cookie: __Host-vestibule=evil; Path=/\r\nSet-Cookie: vestibule-80=evil\r\nContent-Length: 0\r\n\r\n").await;
+        conn
+    };
+    let (answer, _conn) = tokio::join!(asking, answering);
+    assert_eq!((answer.status, answer.field("set-cookie")), (200, Some("theirs=1")));
+    assert!(!answer.head.contains("evil"), "{}", answer.head);
+}
+
+#[tokio::test]
+async fn signing_out_ends_the_session_its_copies_and_its_sockets() {
+    let house = house("websocket: { dialect: none }\n").await;
+    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let other = house.signed_in(&house.issuer.token("alice")).await;
+    let fields = [cookie.as_str(), "Origin: http://localhost"];
+    let opening = Socket::open(house.proxy.address, "/ws", &fields);
+    let (mut socket, (heard, mut upstream)) = tokio::join!(opening, house.backend.websocket());
+    assert_eq!(heard.all("x-user-id"), ["alice"]);
+    assert!(!heard.has("cookie"));
+    let answer = request(house.proxy.address, "DELETE", SESSION, &[&cookie, "Origin: http://localhost"], "").await;
+    assert_eq!(answer.status, 204);
+    assert!(
+        answer
+            .field("set-cookie")
+            .expect("gone")
+            .starts_with("vestibule-80=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+    );
+    assert_eq!(socket.next_close().await, (1008, "Session ended".into()));
+    assert_eq!(upstream.next_close().await.0, 1001);
+    assert_eq!(get(house.proxy.address, "/x", &[&cookie]).await.code(), "missing_token", "a copy is dead too");
+    // Another browser's of the same user is not.
+    let fields = [other.as_str()];
+    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    assert_eq!(answer.status, 200);
+    // Without a session there is nothing to end, and that is no error.
+    assert_eq!(request(house.proxy.address, "DELETE", SESSION, &[], "").await.status, 204);
+    let foreign = request(house.proxy.address, "DELETE", SESSION, &[&other, "Origin: https://evil.example"], "").await;
+    assert_eq!(foreign.status, 403);
+}
+
+#[tokio::test]
+async fn posting_again_renews_and_another_user_must_wait_for_the_sign_out() {
+    let house = house("browser: { session: { max_age: 1h } }\n").await;
+    let short = house.issuer.token_with("alice", json!({"exp": now() + 30}));
+    let field = bearer(&short);
+    let first = house.post(&[&field]).await;
+    assert!((3_595..=3_600).contains(&first.json()["expires_in"].as_u64().expect("seconds")), "beyond its token");
+    let cookie = cookie(&first);
+    let again = house.post(&[&bearer(&house.issuer.token("alice")), &cookie]).await;
+    assert_eq!(again.status, 200);
+    let other = house.post(&[&bearer(&house.issuer.token("bob")), &cookie]).await;
+    assert_eq!((other.status, other.code().as_str()), (409, "other_user"));
+    // Both cookies are one session: signing out by the later ends the former.
+    let later = self::cookie(&again);
+    assert_eq!(request(house.proxy.address, "DELETE", SESSION, &[&later], "").await.status, 204);
+    assert_eq!(get(house.proxy.address, "/x", &[&cookie]).await.status, 401);
+    assert_eq!(house.post(&[&bearer(&house.issuer.token("bob")), &cookie]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_token_and_its_socket_with_it() {
+    let house = house("websocket: { dialect: none, grace: 0s, on_expiry: auto }\n").await;
+    let field = bearer(&house.issuer.token_with("alice", json!({"exp": now() + 3})));
+    let cookie = cookie(&house.post(&[&field]).await);
+    let fields = [cookie.as_str(), "Origin: http://localhost"];
+    let opening = Socket::open(house.proxy.address, "/ws", &fields);
+    let (mut socket, _upstream) = tokio::join!(opening, house.backend.websocket());
+    // Its page can renew, so it does not live on although its user was seen.
+    assert_eq!(socket.next_close().await, (4401, "Token expired".into()));
+    assert_eq!(get(house.proxy.address, "/x", &[&cookie]).await.code(), "missing_token");
+}
+
+#[tokio::test]
+async fn sessions_survive_a_reload_and_with_a_secret_a_restart() {
+    let secret = "browser: { session: { secret: 0123456789abcdef0123456789abcdefXYZ } }\n";
+    for (more, survives_restart) in [("", false), (secret, true)] {
+        let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+        let browser = if more.is_empty() { "browser: { session: {} }\n" } else { more };
+        let yaml = format!("upstream: {}\nproviders: [{}]\n{browser}", backend.url(), issuer.provider());
+        let mut house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
+        let cookie = house.signed_in(&house.issuer.token("alice")).await;
+        house.proxy.rewrite(&format!("{yaml}routes: [{{ path: /health, auth: none }}]\n"));
+        house.proxy.signal("HUP");
+        house.proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+        assert_eq!(house.page(&cookie).await, 200);
+        house.proxy = Proxy::start(&yaml).await;
+        assert_eq!(house.page(&cookie).await == 200, survives_restart, "{more}");
+    }
+}
+
+#[tokio::test]
+async fn revoking_a_user_ends_its_sessions() {
+    let folder = crate::support::proxy::TempFolder::new();
+    let path = folder.0.join("control.sock");
+    let house = house(&format!("control: {{ listen: \"unix:{}\" }}\n", path.display())).await;
+    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    assert_eq!(house.page(&cookie).await, 200);
+    let body = json!({"issuer": house.issuer.url, "sub": "alice"}).to_string();
+    let mut control = tokio::net::UnixStream::connect(&path).await.expect("connects");
+    let asked = format!("POST /revoke HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    tokio::io::AsyncWriteExt::write_all(&mut control, asked.as_bytes()).await.expect("written");
+    let mut said = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut control, &mut said).await.expect("read");
+    assert!(said.starts_with("HTTP/1.1 204"), "{said}");
+    assert_eq!(house.page(&cookie).await, 401);
+}
+
+#[tokio::test]
+async fn the_provider_is_asked_again_about_a_session() {
+    let clerk = Answerer::start(|asked| {
+        assert!(asked.line().starts_with("GET /v1/sessions/sess_1"), "{}", asked.line());
+        ok(json!({"id": "sess_1", "user_id": "alice", "status": "active"}))
+    })
+    .await;
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let provider = format!(
+        "{{ preset: clerk, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: instead, url: \"{}\", secret_key: sk_test, cache: 1s }} }}",
+        issuer.url, issuer.url, clerk.url
+    );
+    let yaml = format!(
+        "upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{ max_age: 1h, revalidate_every: 1s }} }}\n",
+        backend.url()
+    );
+    let house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
+    let token = house.issuer.token_with("alice", json!({"sid": "sess_1"}));
+    let cookie = house.signed_in(&token).await;
+    assert_eq!(house.page(&cookie).await, 200);
+    let asked = clerk.count();
+    assert!(asked >= 1);
+    clerk.answers(|_| ok(json!({"id": "sess_1", "user_id": "alice", "status": "ended"})));
+    crate::support::within("the session to be asked about again", async {
+        while house.page(&cookie).await == 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_person_sees_a_page_and_a_program_json() {
+    let house = house("").await;
+    let page = get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", "Accept: text/html"]).await;
+    assert_eq!((page.status, page.field("content-type")), (401, Some("text/html; charset=utf-8")));
+    assert!(page.body.contains("<h1>Please sign in</h1>") && !page.body.contains("/lab"), "{}", page.body);
+    assert!(page.field("content-security-policy").is_some_and(|policy| policy.contains("frame-ancestors 'none'")));
+    let api = get(house.proxy.address, "/lab", &["Accept: application/json"]).await;
+    assert_eq!((api.status, api.code().as_str()), (401, "missing_token"));
+    let fetched = get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: cors", "Accept: text/html"]).await;
+    assert_eq!(fetched.code(), "missing_token");
+}
+
+#[tokio::test]
+async fn a_person_without_a_credential_goes_to_the_sign_in_page() {
+    let house = house("browser: { sign_in_url: \"https://id.example.com/in?back={return_path}\" }\n").await;
+    let navigate = ["Sec-Fetch-Mode: navigate"];
+    let answer = get(house.proxy.address, "/lab?reset&x=%2F", &navigate).await;
+    let location = "https://id.example.com/in?back=%2Flab%3Freset%26x%3D%252F";
+    assert_eq!((answer.status, answer.field("location")), (302, Some(location)));
+    assert_eq!((answer.field("cache-control"), answer.body.as_str()), (Some("no-store"), ""));
+    for target in ["//evil.example/", "/\\evil.example", "/%5Cevil.example"] {
+        let answer = get(house.proxy.address, target, &navigate).await;
+        let location = answer.field("location").unwrap_or_default();
+        assert!(
+            location.is_empty() || location.starts_with("https://id.example.com/in?back=%2F"),
+            "{target}: {location}"
+        );
+        assert!(!location.contains("back=%2F%2F") && !location.contains("back=//"), "{target}: {location}");
+    }
+    // Who has one that is refused is told so, not sent in a circle.
+    let expired = bearer(&house.issuer.expired("alice"));
+    assert_eq!(get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", &expired]).await.status, 401);
+    assert_eq!(get(house.proxy.address, "/lab", &["Accept: */*"]).await.code(), "missing_token");
+    assert_eq!(house.post(&[]).await.status, 404, "without sessions there is no endpoint for them");
+}
