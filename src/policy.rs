@@ -7,6 +7,7 @@
 mod admin;
 mod assertion;
 mod authority;
+mod backend;
 mod browser;
 mod control;
 mod cors;
@@ -34,6 +35,7 @@ use ipnet::IpNet;
 pub use admin::AdminSpec;
 pub use assertion::{AssertionKey, AssertionSpec};
 pub use authority::CertificateAuthority;
+pub use backend::BackendPreset;
 pub use browser::{BrowserSpec, SessionSpec, SignInUrl};
 pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
@@ -87,6 +89,8 @@ pub struct CertificateFiles {
 pub struct UpstreamSpec {
     /// As written, for people.
     pub url: String,
+    /// A backend we know.
+    pub preset: Option<BackendPreset>,
     /// Where to connect.
     pub address: UpstreamAddress,
     /// What it is called in `Host`, where it sees its own.

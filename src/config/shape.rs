@@ -111,6 +111,7 @@ pub struct Control {
 #[serde(default)]
 pub struct Upstream {
     pub url: Option<String>,
+    pub preset: Option<String>,
     pub host: Option<HostHeader>,
     pub connect_timeout: Option<Time>,
     pub handshake_timeout: Option<Time>,
@@ -465,7 +466,7 @@ pub enum FieldMode {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WebSocket {
-    pub dialect: DialectChoice,
+    pub dialect: Option<DialectChoice>,
     pub auth_timeout: Time,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Time,
@@ -485,7 +486,7 @@ pub struct WebSocket {
 impl Default for WebSocket {
     fn default() -> Self {
         Self {
-            dialect: DialectChoice { name: "vestibule".to_owned(), ..DialectChoice::default() },
+            dialect: None,
             auth_timeout: Time::seconds(10),
             on_expiry: None,
             grace: Time::seconds(30),

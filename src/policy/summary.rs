@@ -53,6 +53,16 @@ pub fn summary(policy: &Policy) -> String {
             line("", sentence);
         }
         line("", format!("wall: {}", wall(policy, upstream)));
+        if let Some(preset) = &upstream.preset {
+            let mut setup = preset.setup.lines();
+            line("", format!("it is {}; it keeps its own secret, sent by us as", preset.name));
+            line("", format!("  {}", preset.credential));
+            line("", format!("and is started with {}", setup.next().unwrap_or_default()));
+            for further in setup {
+                line("", further.to_owned());
+            }
+            line("", format!("its health: routes: [{{ path: {}, auth: none }}]", preset.health));
+        }
     }
     for provider in &policy.providers {
         let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
@@ -93,6 +103,12 @@ pub fn summary(policy: &Policy) -> String {
     }
     let waiting = policy.limits.waiting_websockets as usize;
     let before = waiting * WAITING_BYTES + policy.limits.connections as usize * policy.limits.header_bytes * 2;
+    if let Some(session) = &policy.browser.session {
+        let life =
+            session.max_age.map_or_else(|| "as long as the token".to_owned(), |age| format!("{} s", age.as_secs()));
+        let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
+        line("session", format!("by cookie, {life}, sealed with {key}; POST and DELETE /.vestibule/session"));
+    }
     line(
         "memory",
         format!(

@@ -8,6 +8,7 @@ use hyper::header::HeaderValue;
 use tokio_rustls::rustls::pki_types::ServerName;
 use url::Url;
 
+use super::backend::backend_preset;
 use super::validate::Check;
 use super::{
     AuthMode, CredentialSpec, DialectSpec, Route, TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls, fold,
@@ -75,8 +76,11 @@ impl Check {
         }
         let speaks_tls = matches!(address, UpstreamAddress::Tcp { tls: Some(_), .. });
         let usual = if speaks_tls { HostHeader::Upstream } else { HostHeader::Client };
+        let preset = upstream.preset.as_deref();
+        let preset = preset.and_then(|name| self.take(&format!("{at}.preset"), backend_preset(name)));
         let spec = UpstreamSpec {
             url: text.clone(),
+            preset,
             authority,
             host_header: upstream.host.unwrap_or(usual),
             connect_timeout: time(upstream.connect_timeout, 5),

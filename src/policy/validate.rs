@@ -13,13 +13,14 @@ use super::dialect::is_sendable;
 use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::preset::cookie_suffix;
+use super::summary::walls;
 use super::upstream::Upstreams;
 use super::{
-    Claim, CookieSource, DialectSpec, Expected, LimitSpec, ListenPlace, ListenSpec, LogSpec, Origin, OriginPattern,
-    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader,
-    WebSocketSpec, fold,
+    BackendPreset, Claim, CookieSource, DialectSpec, Expected, LimitSpec, ListenPlace, ListenSpec, LogSpec, Origin,
+    OriginPattern, Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol,
+    TrustedHeader, WebSocketSpec, fold,
 };
-use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
+use crate::config::{self, AuthMode, Config, DialectChoice, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
 
 /// Under `auto` a socket ends at the latest after this, unless `max_lifetime` says otherwise.
 const AUTO_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
@@ -157,7 +158,8 @@ impl Check {
                 "verbose tells strangers why a token was refused; listen on loopback only, or set insecure_verbose_errors: true",
             );
         }
-        let browser = self.browser(&config.browser, upstreams.as_deref(), public_url.as_ref(), false);
+        let known = upstreams.iter().flatten().any(|upstream| upstream.preset.is_some());
+        let browser = self.browser(&config.browser, upstreams.as_deref(), public_url.as_ref(), known);
         let log = self.log(config);
         let limits = self.limits(config);
         let everything_decided =
@@ -180,7 +182,7 @@ impl Check {
         }
         let under_auto = routes.iter().filter(|route| route.websocket.on_expiry == OnExpiry::Auto);
         let longest_presence = under_auto.map(|route| route.websocket.presence).max();
-        Some(Policy {
+        let policy = Policy {
             listen,
             hosts,
             public_url,
@@ -206,9 +208,20 @@ impl Check {
             log,
             drain_delay: config.drain.delay.0,
             drain_timeout: config.drain.timeout.0,
-            warnings: std::mem::take(&mut self.warnings),
-            files: std::mem::take(&mut self.files),
-        })
+            warnings: Vec::new(),
+            files: Vec::new(),
+        };
+        for upstream in policy.upstreams.iter().filter(|upstream| upstream.preset.is_some()) {
+            if walls(&policy, upstream).is_empty() {
+                self.warn(format!(
+                    "{} runs its users' code, which can call it and name any user: give it its own secret ({}), or let one user alone in (allow.users)",
+                    upstream.url,
+                    upstream.preset.map_or("", |preset| preset.credential)
+                ));
+            }
+        }
+        let (warnings, files) = (std::mem::take(&mut self.warnings), std::mem::take(&mut self.files));
+        Some(Policy { warnings, files, ..policy })
     }
 
     pub(super) fn origins(&mut self, path: &str, written: &[String]) -> Vec<OriginPattern> {
@@ -316,11 +329,20 @@ impl Check {
         TokenSources { headers, message, query, subprotocols, cookie }
     }
 
-    fn websocket(&mut self, config: &Config, route: &config::RouteWebSocket, path: &str) -> WebSocketSpec {
+    fn websocket(
+        &mut self,
+        config: &Config,
+        route: &config::RouteWebSocket,
+        path: &str,
+        backend: Option<BackendPreset>,
+    ) -> WebSocketSpec {
         let base = &config.websocket;
         let path_of =
             |written: bool, key: &str| if written { format!("{path}.{key}") } else { format!("websocket.{key}") };
-        let choice = route.dialect.as_ref().unwrap_or(&base.dialect);
+        // A page that opens its sockets by itself cannot say anything first.
+        let name = if backend.is_some() { "none" } else { "vestibule" };
+        let usual = DialectChoice { name: name.to_owned(), ..DialectChoice::default() };
+        let choice = route.dialect.as_ref().or(base.dialect.as_ref()).unwrap_or(&usual);
         let dialect = self.chosen_dialect(&path_of(route.dialect.is_some(), "dialect"), choice);
         let drain_code = route.drain_code.unwrap_or(base.drain_code);
         if !is_sendable(drain_code) {
@@ -458,7 +480,9 @@ use on_expiry: close"
             let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
             let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_deref();
             let token_from = self.token_from(&format!("{at}.token_from"), header, message, query, subprotocols, cookie);
-            let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"));
+            let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
+            let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
+            let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"), backend);
             let pattern = (path != "/**").then_some(pattern);
             out.push(Arc::new(Route {
                 label: path.as_str().into(),
@@ -466,7 +490,7 @@ use on_expiry: close"
                 methods,
                 auth: route.auth,
                 require,
-                upstream: upstreams.map_or(0, |upstreams| upstreams.of_route[index]),
+                upstream,
                 token_from,
                 websocket,
             }));
@@ -474,7 +498,8 @@ use on_expiry: close"
         let base = &config.token_from;
         let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_deref());
         let token_from = self.token_from("token_from", header, base.message, query, &base.subprotocol, cookie);
-        let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket");
+        let backend = upstreams.and_then(|upstreams| upstreams.specs.first()?.preset);
+        let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket", backend);
         out.push(Arc::new(Route {
             label: "default".into(),
             pattern: None,

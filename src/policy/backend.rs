@@ -1,0 +1,57 @@
+//! Backends that people really have, by preset: what they need of us, and what `check` says they need themselves
+//! (docs/contract.md section 7). A row each; the backend keeps its own secret, and is never opened for us.
+
+/// A backend we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendPreset {
+    /// Its name in the configuration.
+    pub name: &'static str,
+    /// What answers without a token when it lives.
+    pub health: &'static str,
+    /// The credential that carries its own secret, as it is written.
+    pub credential: &'static str,
+    /// What it is to be started with, and configured by; for `check`.
+    pub setup: &'static str,
+}
+
+/// All of them. Each runs its users' code, its page opens sockets by itself (so the credential comes on the upgrade),
+/// and comes back after 1012.
+const PRESETS: [BackendPreset; 2] = [
+    BackendPreset {
+        name: "jupyter",
+        health: "/api",
+        credential: "credential: { header: Authorization, value: \"token ${JUPYTER_TOKEN}\" }",
+        setup: "jupyter lab --no-browser --ServerApp.ip=127.0.0.1 --IdentityProvider.token=$JUPYTER_TOKEN --ServerApp.allow_remote_access=True --config jupyter_server_config.py
+jupyter_server_config.py, so that people have their own names there; it believes X-User-Id only beside the token:
+  from jupyter_server.auth.identity import IdentityProvider, User
+  class Vestibule(IdentityProvider):
+      async def _get_user(self, handler):
+          user = await super()._get_user(handler)
+          name = handler.request.headers.get(\"X-User-Id\")
+          if user is None or not name or not self.is_token_authenticated(handler):
+              return user
+          return User(username=name, name=name, display_name=name)
+      def get_user(self, handler):
+          return self._get_user(handler)
+  c.ServerApp.identity_provider_class = Vestibule",
+    },
+    BackendPreset {
+        name: "marimo",
+        health: "/health",
+        credential: "credential: { header: Authorization, value: \"Basic ${MARIMO_BASIC}\" }, MARIMO_BASIC being base64 of vestibule:<password>",
+        setup: "marimo edit --headless --host 127.0.0.1 --token-password \"$MARIMO_PASSWORD\" --proxy <the host that browsers see>",
+    },
+];
+
+/// The preset of this name, or what there is.
+///
+/// # Errors
+/// A sentence with the names.
+pub(super) fn backend_preset(name: &str) -> Result<BackendPreset, String> {
+    let known = || PRESETS.iter().map(|preset| preset.name);
+    PRESETS.into_iter().find(|preset| preset.name == name).ok_or_else(|| {
+        let meant =
+            crate::config::nearest(name, known()).map_or_else(String::new, |name| format!(". Did you mean {name}?"));
+        format!("\"{name}\" is not one of {}{meant}", known().collect::<Vec<_>>().join(", "))
+    })
+}
