@@ -25,14 +25,13 @@ const PRESETS: [BackendPreset; 2] = [
 jupyter_server_config.py, so that people have their own names there; it believes X-User-Id only beside the token:
   from jupyter_server.auth.identity import IdentityProvider, User
   class Vestibule(IdentityProvider):
-      async def _get_user(self, handler):
-          user = await super()._get_user(handler)
+      async def get_user(self, handler):
+          user = await self.get_user_token(handler)
           name = handler.request.headers.get(\"X-User-Id\")
-          if user is None or not name or not self.is_token_authenticated(handler):
-              return user
+          if user is None or not name:
+              return None
+          handler._token_authenticated = True
           return User(username=name, name=name, display_name=name)
-      def get_user(self, handler):
-          return self._get_user(handler)
   c.ServerApp.identity_provider_class = Vestibule",
     },
     BackendPreset {

@@ -235,6 +235,87 @@ async fn answer_of_jupyter(socket: &mut Socket, code: &str) -> String {
     }
 }
 
+/// What `check` prints for a backend by preset, without the two columns.
+fn setup(yaml: &str) -> String {
+    let file = support::proxy::TempFile::new(yaml);
+    let output = support::proxy::command().args(["check", "--config", file.path()]).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("utf-8")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_with_a_session_has_a_name_in_jupyter_as_check_says_it_is_set_up() {
+    let Some(python) = python() else { return };
+    const TOKEN: &str = "the-backends-own-token-9a8b7c";
+    let issuer = Issuer::start().await;
+    let yaml = |url: &str| {
+        format!(
+            "upstream: {{ url: \"{url}\", preset: jupyter, credential: {{ header: Authorization, value: \"token {TOKEN}\" }} }}\n{}",
+            provider(&issuer)
+        )
+    };
+    let said = setup(&yaml("http://127.0.0.1:8888"));
+    let lines = said.lines().skip_while(|line| !line.contains("from jupyter_server.auth.identity"));
+    let config: String = lines
+        .take_while(|line| !line.contains("its health"))
+        .map(|line| format!("{}\n", line.strip_prefix("                ").unwrap_or(line)))
+        .collect();
+    assert!(config.starts_with("from ") && config.contains("identity_provider_class"), "{said}");
+    let backend = Backend::start(
+        "jupyter-names",
+        python,
+        |port| {
+            [
+                "-m",
+                "jupyter_server",
+                "--ServerApp.ip=127.0.0.1",
+                &format!("--ServerApp.port={port}"),
+                "--ServerApp.open_browser=False",
+                &format!("--IdentityProvider.token={TOKEN}"),
+                "--ServerApp.allow_remote_access=True",
+                "--ServerApp.allow_root=True",
+                "--ServerApp.port_retries=0",
+                "--config=jupyter_server_config.py",
+            ]
+            .map(str::to_owned)
+            .to_vec()
+        },
+        |folder| std::fs::write(folder.join("jupyter_server_config.py"), &config).expect("written"),
+    )
+    .await;
+    let proxy = Proxy::start(&yaml(&format!("http://{}", backend.address))).await;
+    let credential = bearer(&issuer.token("alice"));
+    let signed_in = request(proxy.address, "POST", "/.vestibule/session", &[&credential], "").await;
+    let cookie = signed_in.field("set-cookie").and_then(|line| line.split(';').next()).expect("a cookie");
+    let cookie = format!("Cookie: {cookie}");
+    let me = get(proxy.address, "/api/me", &[&cookie]).await;
+    assert_eq!((me.status, me.json()["identity"]["username"].as_str()), (200, Some("alice")), "{}", me.body);
+    // It gives no cookie of its own that would outlive ours, and believes nobody without its token.
+    assert!(!me.head.to_ascii_lowercase().contains("username-"), "{}", me.head);
+    assert_eq!(get(proxy.address, "/api/me", &[]).await.status, 401);
+    assert_eq!(get(backend.address, "/api/me", &["X-User-Id: root"]).await.status, 403);
+    let token = format!("Authorization: token {TOKEN}");
+    assert_eq!(get(backend.address, "/api/me", &[&token]).await.status, 403, "not from us");
+    // A kernel by the cookie, from a page of ours and from no other.
+    let fields = [cookie.as_str(), "Origin: http://localhost"];
+    let kernel = call(&proxy, "POST", "/api/kernels", &[&credential], &json!({"name": "python3"})).await;
+    assert_eq!(kernel.status, 201, "{}", kernel.body);
+    let channels = format!("/api/kernels/{}/channels", kernel.json()["id"].as_str().expect("an id"));
+    let mut socket = Socket::open(proxy.address, &channels, &fields).await;
+    assert_eq!(answer_of_jupyter(&mut socket, "6*7").await, "42");
+    let foreign = [cookie.as_str(), "Origin: https://evil.example"];
+    assert_eq!(Socket::try_open(proxy.address, &channels, &foreign).await.0.status, 403);
+    let gone = request(proxy.address, "DELETE", "/.vestibule/session", &fields, "").await;
+    assert_eq!(gone.status, 204);
+    loop {
+        let frame = socket.next().await;
+        if frame.opcode == 8 {
+            assert_eq!(frame.close(), (1008, "Session ended".into()));
+            break;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn marimo_runs_a_cell_for_a_bearer_token() {
     let Some(python) = python() else { return };
