@@ -176,11 +176,22 @@ struct DemoArguments {
     /// Address to listen on; a taken port moves to the next free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: String,
+    /// Your own backend, as it prints its address: with `?token=…` (Jupyter) or `?access_token=…` (marimo) behind it
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// What it is: jupyter or marimo
+    #[arg(long, value_name = "NAME", requires = "upstream")]
+    upstream_preset: Option<String>,
+    /// The only one who can sign in, instead of alice and bob
+    #[arg(long, value_name = "NAME", requires = "upstream")]
+    user: Option<String>,
 }
 
 const DEMO_EXAMPLES: &str = "Examples:
   vestibule demo                                      then open http://127.0.0.1:8080
-  vestibule demo --listen 127.0.0.1:9000";
+  vestibule demo --listen 127.0.0.1:9000
+  vestibule demo --upstream 'http://127.0.0.1:8888/lab?token=…' --upstream-preset jupyter      as Jupyter printed it
+  vestibule demo --upstream http://127.0.0.1:8000 --user me";
 
 #[derive(Args, Clone, Debug)]
 #[command(after_help = COMPLETIONS_EXAMPLES)]

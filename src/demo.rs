@@ -7,6 +7,7 @@
 mod expression;
 mod issuer;
 mod notebook;
+mod sign_in;
 mod story;
 
 use std::net::SocketAddr;
@@ -30,6 +31,87 @@ pub enum DemoError {
     /// The cryptography library made no key.
     #[error("no key could be made")]
     Key,
+}
+
+/// Someone's own backend, before which the demo's issuer and sign-in page stand.
+#[derive(Clone, Debug, Default)]
+pub struct OwnBackend {
+    /// Where it is.
+    pub url: String,
+    /// What it is.
+    pub preset: Option<String>,
+    /// Its own secret: header value of `Authorization`.
+    pub credential: Option<String>,
+    /// The one who may sign in; without, Alice and Bob.
+    pub user: Option<String>,
+}
+
+/// The demo's issuer and sign-in page before someone's own backend.
+pub struct Front {
+    issuer: Arc<Issuer>,
+    sign_in: SocketAddr,
+    backend: OwnBackend,
+}
+
+impl Front {
+    /// Starts both on free loopback ports.
+    ///
+    /// # Errors
+    /// When there is no port, or no key.
+    pub async fn start(backend: OwnBackend) -> Result<Self, DemoError> {
+        let issuer = Arc::new(Issuer::start().await?);
+        let users = match &backend.user {
+            Some(user) => vec![user.clone()],
+            None => ["alice", "bob"].map(str::to_owned).to_vec(),
+        };
+        let sign_in = sign_in::start(Arc::clone(&issuer), users).await?;
+        Ok(Self { issuer, sign_in, backend })
+    }
+
+    /// The configuration for a proxy at `listen` before that backend; JSON is YAML.
+    #[must_use]
+    pub fn configuration(&self, listen: SocketAddr) -> String {
+        let mut upstream = serde_json::json!({"url": self.backend.url});
+        if let Some(preset) = &self.backend.preset {
+            upstream["preset"] = preset.as_str().into();
+        }
+        if let Some(credential) = &self.backend.credential {
+            upstream["credential"] = serde_json::json!({"header": "Authorization", "value": credential});
+        }
+        let mut provider = serde_json::json!({
+            "name": "demo", "preset": "oidc", "issuer": self.issuer.url(), "audience": issuer::AUDIENCE,
+        });
+        if let Some(user) = &self.backend.user {
+            provider["allow"] = serde_json::json!({"users": [user]});
+        }
+        serde_json::json!({
+            "listen": listen.to_string(),
+            "admin": null,
+            "upstream": upstream,
+            "providers": [provider],
+            "browser": {"session": {}, "sign_in_url": format!("{}?return={{return_path}}", sign_in::PATH)},
+            "routes": [{
+                "path": format!("{}/**", sign_in::PATH),
+                "auth": "none",
+                "upstream": format!("http://{}", self.sign_in),
+            }],
+        })
+        .to_string()
+    }
+
+    /// A token for a user, good for an hour.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn token(&self) -> Result<String, DemoError> {
+        self.issuer.token(self.user(), 3_600)
+    }
+
+    /// Who may sign in, or the first of them.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.backend.user.as_deref().unwrap_or("alice")
+    }
 }
 
 /// The issuer and the backend, running.

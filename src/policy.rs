@@ -181,6 +181,8 @@ pub struct TokenSources {
     pub subprotocols: Vec<TokenSubprotocol>,
     /// A cookie of the provider's, under the `Origin` rule.
     pub cookie: Option<CookieSource>,
+    /// The backend's own secret, which its pages send back to us.
+    pub echo: Option<Secret>,
 }
 
 /// A provider's cookie that carries its token.

@@ -9,6 +9,7 @@ mod query;
 
 use std::fmt;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
@@ -16,7 +17,7 @@ use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
 use super::SessionCookie;
-use crate::policy::{TokenEncoding, TokenSources, TokenSubprotocol};
+use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
 pub use cookie::{is_own_cookie, own_cookie, take_own};
 pub(crate) use query::into_query;
@@ -190,7 +191,7 @@ pub fn extract(
 ) -> Result<Extracted, BadCredential> {
     let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
     for name in &sources.headers {
-        let from_header = take_header(headers, name, limit);
+        let from_header = take_header(headers, name, sources.echo.as_ref(), limit);
         found = found.or(from_header);
     }
     if purpose == Purpose::WebSocket && !sources.subprotocols.is_empty() {
@@ -206,7 +207,10 @@ pub fn extract(
         };
         if is_read {
             let from_query = take_query(uri, parameter, limit);
-            found = found.or(from_query);
+            let is_echo = |found: &Result<(Token, Carrier), BadCredential>| {
+                found.as_ref().is_ok_and(|(token, _)| is_echo(token.expose(), sources.echo.as_ref()))
+            };
+            found = found.or(from_query.filter(|found| !is_echo(found)));
         }
     }
     let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
@@ -223,7 +227,12 @@ pub fn extract(
 
 type Found = Option<Result<(Token, Carrier), BadCredential>>;
 
-fn take_header(headers: &mut HeaderMap, name: &HeaderName, limit: usize) -> Found {
+/// Whether this is the backend's own secret, which its pages send back.
+fn is_echo(text: &str, echo: Option<&Secret>) -> bool {
+    echo.is_some_and(|echo| verify_slices_are_equal(text.as_bytes(), echo.expose()).is_ok())
+}
+
+fn take_header(headers: &mut HeaderMap, name: &HeaderName, echo: Option<&Secret>, limit: usize) -> Found {
     let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Header, problem }));
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next()?.clone(), values.next().is_some());
@@ -240,6 +249,7 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, limit: usize) -> Foun
     let token = if name == AUTHORIZATION {
         // RFC 6750 section 2.1: the scheme, one or more spaces, a token68.
         match text.split_once(' ') {
+            Some((_, secret)) if is_echo(secret, echo) => return None,
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_start_matches(' '),
             _ => return bad(Problem::Format),
         }
@@ -313,6 +323,7 @@ mod tests {
             .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
             .to_vec(),
             cookie: Some(CookieSource { name: "__session".into(), suffixes: Vec::new() }),
+            echo: None,
         }
     }
 
@@ -432,5 +443,33 @@ mod tests {
         let mut uri: Uri = "/ws?token=abc".parse().expect("target");
         extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, None, 64).expect("token");
         assert_eq!(headers[REFERER], "https://a.example/p?x=1");
+    }
+
+    #[test]
+    fn the_backends_own_secret_that_its_pages_send_back_is_no_credential_of_ours() {
+        let mut sources = sources();
+        sources.echo = Some(Secret::for_tests(b"its-own"));
+        for (field, target, expected, left) in [
+            ("token its-own", "/ws", Ok(None), "/ws"),
+            ("", "/ws?a=1&token=its-own", Ok(None), "/ws?a=1"),
+            ("token its-own", "/ws?token=its-own", Ok(None), "/ws"),
+            ("token its-ow", "/ws", Err(Problem::Format), "/ws"),
+            ("token its-own2", "/ws", Err(Problem::Format), "/ws"),
+            ("Bearer x.y.z", "/ws?token=its-own", Ok(Some("x.y.z")), "/ws"),
+            ("", "/ws?token=x.y.z", Ok(Some("x.y.z")), "/ws"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::from_str(field).expect("value"));
+            let mut uri: Uri = target.parse().expect("target");
+            let found = extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64);
+            let found = match &found {
+                Ok(Extracted::Token(token, _)) => Ok(Some(token.expose())),
+                Ok(_) => Ok(None),
+                Err(bad) => Err(bad.problem),
+            };
+            assert_eq!(found, expected, "{field} {target}");
+            assert_eq!(uri, left, "{field} {target}");
+            assert!(headers.get(AUTHORIZATION).is_none());
+        }
     }
 }

@@ -5,13 +5,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
 
 use super::run::executor;
 use super::{DemoArguments, fail};
 use crate::auth::Revocations;
 use crate::config;
-use crate::demo::{Demo, DemoError};
+use crate::demo::{Demo, DemoError, Front, OwnBackend};
 use crate::drain::Times;
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy};
@@ -31,6 +34,8 @@ enum Failure {
     Bind(#[from] ListenError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error("--upstream {0} is no URL; write it as http://127.0.0.1:8888")]
+    Upstream(String),
     #[error("the demo's own configuration is wrong: {0}")]
     Configuration(#[from] config::Report),
     #[error("the demo could not be run: {0}")]
@@ -38,22 +43,38 @@ enum Failure {
 }
 
 pub(super) fn demo(arguments: &DemoArguments) -> ExitCode {
-    let outcome = executor().map_err(Failure::Io).and_then(|executor| executor.block_on(run(&arguments.listen)));
+    let outcome = executor().map_err(Failure::Io).and_then(|executor| executor.block_on(run(arguments)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure, 1),
     }
 }
 
-async fn run(listen: &str) -> Result<(), Failure> {
+async fn run(arguments: &DemoArguments) -> Result<(), Failure> {
+    let listen = &arguments.listen;
     let address: Option<SocketAddr> = listen.parse().ok();
     let Some(address) = address.filter(|address| address.ip().is_loopback()) else {
         return Err(Failure::Listen(listen.to_owned()));
     };
+    if let Some(upstream) = &arguments.upstream {
+        telemetry::start(None, "info");
+        let front = Front::start(own_backend(upstream, arguments)?).await?;
+        let (policy, listeners) = bind(address, |address| front.configuration(address))?;
+        for warning in &policy.warnings {
+            tracing::warn!("{warning}");
+        }
+        let token = front.token()?;
+        return serve(policy, listeners, |url| print_front(url, &front, upstream, &token)).await;
+    }
     telemetry::start(Some(Format::Silent), "debug");
     let demo = Demo::start().await?;
     telemetry::observe(demo.observer());
-    let (policy, listeners) = bind(address, &demo)?;
+    let (policy, listeners) = bind(address, |address| demo.configuration(address))?;
+    let token = demo.token("alice")?;
+    serve(policy, listeners, |url| print_welcome(url, &token)).await
+}
+
+async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str)) -> Result<(), Failure> {
     let url = listeners.addresses().first().cloned().unwrap_or_default();
     let shared = Arc::new(Shared::start(policy, Revocations::default()));
     listeners.serve(&shared)?;
@@ -63,13 +84,34 @@ async fn run(listen: &str) -> Result<(), Failure> {
     // Before the welcome: whoever has read it may already stop the demo.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    print_welcome(&url, &demo.token("alice")?);
+    welcome(&url);
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     shared.drain.run(Times::at_once(Duration::from_secs(2))).await;
+    telemetry::flush();
     Ok(())
+}
+
+/// A backend prints its address with its own secret in it, ready to be copied; taken apart again here.
+fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, Failure> {
+    let url = Url::parse(written).ok().filter(|url| url.host().is_some() || url.scheme() == "unix");
+    let url = url.ok_or_else(|| Failure::Upstream(written.split('?').next().unwrap_or_default().to_owned()))?;
+    let pair = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
+    let from_environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let is_jupyter = arguments.upstream_preset.as_deref() == Some("jupyter");
+    let credential = if is_jupyter {
+        pair("token").or_else(|| from_environment("JUPYTER_TOKEN")).map(|token| format!("token {token}"))
+    } else {
+        pair("access_token").map(|password| format!("Basic {}", STANDARD.encode(format!("vestibule:{password}"))))
+    };
+    let place = match url.scheme() {
+        "unix" => written.to_owned(),
+        _ => url.origin().ascii_serialization(),
+    };
+    let (preset, user) = (arguments.upstream_preset.clone(), arguments.user.clone());
+    Ok(OwnBackend { url: place, preset, credential, user })
 }
 
 /// The demo's configuration goes the way of every configuration.
@@ -80,10 +122,10 @@ fn policy(yaml: &str) -> Result<Policy, config::Report> {
     loaded.conclude(validated, findings)
 }
 
-fn bind(mut address: SocketAddr, demo: &Demo) -> Result<(Policy, Listeners), Failure> {
+fn bind(mut address: SocketAddr, configuration: impl Fn(SocketAddr) -> String) -> Result<(Policy, Listeners), Failure> {
     let mut left = PORTS;
     loop {
-        let policy = policy(&demo.configuration(address))?;
+        let policy = policy(&configuration(address))?;
         match Listeners::bind(&policy) {
             Ok(listeners) => return Ok((policy, listeners)),
             Err(ListenError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse && left > 0 => {
@@ -112,7 +154,32 @@ fn print_welcome(url: &str, token: &str) {
             with a token for alice, good for 1 h:
             TOKEN={token}
 
+  Your own  vestibule demo --upstream http://127.0.0.1:8888 --upstream-preset jupyter
   For real  vestibule run --upstream http://127.0.0.1:8000 --issuer https://… --audience … --origin https://…
 Ctrl-C stops."
+    );
+}
+
+#[expect(clippy::print_stdout, reason = "the demo's words")]
+fn print_front(url: &str, front: &Front, upstream: &str, token: &str) {
+    // What stands behind the address may be the backend's own secret.
+    let upstream = upstream.split('?').next().unwrap_or_default();
+    println!(
+        "Vestibule demo · before your own backend, on this machine only
+
+  Open      {url}
+  Before    {upstream}
+
+  Try       curl -i {url}/
+              → 401
+            curl -i -H \"Authorization: Bearer $TOKEN\" {url}/
+              → the backend's own answer
+
+            with a token for {}, good for 1 h:
+            TOKEN={token}
+
+  For real  the same with your identity provider: upstream, preset and credential in a file, see docs/
+Ctrl-C stops.",
+        front.user()
     );
 }

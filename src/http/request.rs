@@ -65,6 +65,7 @@ impl OwnRequest {
             query: None,
             subprotocols: Vec::new(),
             cookie: None,
+            echo: None,
         };
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
         token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes)

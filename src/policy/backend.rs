@@ -1,6 +1,10 @@
 //! Backends that people really have, by preset: what they need of us, and what `check` says they need themselves
 //! (docs/contract.md section 7). A row each; the backend keeps its own secret, and is never opened for us.
 
+use hyper::header::AUTHORIZATION;
+
+use super::{Secret, UpstreamSpec};
+
 /// A backend we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendPreset {
@@ -21,18 +25,23 @@ const PRESETS: [BackendPreset; 2] = [
         name: "jupyter",
         health: "/api",
         credential: "credential: { header: Authorization, value: \"token ${JUPYTER_TOKEN}\" }",
-        setup: "jupyter lab --no-browser --ServerApp.ip=127.0.0.1 --IdentityProvider.token=$JUPYTER_TOKEN --ServerApp.allow_remote_access=True --config jupyter_server_config.py
-jupyter_server_config.py, so that people have their own names there; it believes X-User-Id only beside the token:
+        setup: "JUPYTER_TOKEN=… jupyter lab --no-browser --ServerApp.ip=127.0.0.1 --ServerApp.allow_remote_access=True --config jupyter_server_config.py
+jupyter_server_config.py, so that people have their own names there, and the token stands in no page and no kernel's environment;
+X-User-Id is believed beside the token only:
+  import hmac, os
   from jupyter_server.auth.identity import IdentityProvider, User
+  secret = os.environ.pop(\"JUPYTER_TOKEN\")
   class Vestibule(IdentityProvider):
+      auth_enabled = True
       async def get_user(self, handler):
-          user = await self.get_user_token(handler)
+          sent = handler.request.headers.get(\"Authorization\", \"\")
           name = handler.request.headers.get(\"X-User-Id\")
-          if user is None or not name:
+          if not name or not hmac.compare_digest(sent.encode(), f\"token {secret}\".encode()):
               return None
           handler._token_authenticated = True
           return User(username=name, name=name, display_name=name)
-  c.ServerApp.identity_provider_class = Vestibule",
+  c.ServerApp.identity_provider_class = Vestibule
+  c.IdentityProvider.token = \"\"",
     },
     BackendPreset {
         name: "marimo",
@@ -41,6 +50,17 @@ jupyter_server_config.py, so that people have their own names there; it believes
         setup: "marimo edit --headless --host 127.0.0.1 --token-password \"$MARIMO_PASSWORD\" --proxy <the host that browsers see>",
     },
 ];
+
+/// What the pages of a backend send back to us, since it writes its own secret into them: `Authorization: token …` and
+/// `?token=…`. It is a credential for the backend and none for us, so it counts as absent, and our cookie decides.
+pub(super) fn echo(upstream: &UpstreamSpec) -> Option<Secret> {
+    let credential = upstream.credential.as_ref().filter(|_| upstream.preset.is_some())?;
+    if credential.header != AUTHORIZATION {
+        return None;
+    }
+    let (_, secret) = credential.value.to_str().ok()?.split_once(' ')?;
+    Some(Secret::new(secret.as_bytes().to_vec()))
+}
 
 /// The preset of this name, or what there is.
 ///

@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper::header::HeaderName;
 use url::Url;
 
+use super::backend::echo;
 use super::dialect::is_sendable;
 use super::names::{LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
@@ -326,7 +327,7 @@ impl Check {
             })
             .collect();
         let cookie = cookie.map(|name| CookieSource { name: name.to_owned(), suffixes: self.cookie_suffixes.clone() });
-        TokenSources { headers, message, query, subprotocols, cookie }
+        TokenSources { headers, message, query, subprotocols, cookie, echo: None }
     }
 
     fn websocket(
@@ -479,9 +480,11 @@ use on_expiry: close"
             let message = route.token_from.message.unwrap_or(base.message);
             let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
             let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_deref();
-            let token_from = self.token_from(&format!("{at}.token_from"), header, message, query, subprotocols, cookie);
+            let mut token_from =
+                self.token_from(&format!("{at}.token_from"), header, message, query, subprotocols, cookie);
             let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
             let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
+            token_from.echo = upstreams.and_then(|upstreams| echo(&upstreams.specs[upstream]));
             let websocket = self.websocket(config, &route.websocket, &format!("{at}.websocket"), backend);
             let pattern = (path != "/**").then_some(pattern);
             out.push(Arc::new(Route {
@@ -497,8 +500,10 @@ use on_expiry: close"
         }
         let base = &config.token_from;
         let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_deref());
-        let token_from = self.token_from("token_from", header, base.message, query, &base.subprotocol, cookie);
-        let backend = upstreams.and_then(|upstreams| upstreams.specs.first()?.preset);
+        let mut token_from = self.token_from("token_from", header, base.message, query, &base.subprotocol, cookie);
+        let first = upstreams.and_then(|upstreams| upstreams.specs.first());
+        token_from.echo = first.and_then(echo);
+        let backend = first.and_then(|first| first.preset);
         let websocket = self.websocket(config, &config::RouteWebSocket::default(), "websocket", backend);
         out.push(Arc::new(Route {
             label: "default".into(),

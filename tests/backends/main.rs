@@ -255,13 +255,14 @@ async fn a_person_with_a_session_has_a_name_in_jupyter_as_check_says_it_is_set_u
         )
     };
     let said = setup(&yaml("http://127.0.0.1:8888"));
-    let lines = said.lines().skip_while(|line| !line.contains("from jupyter_server.auth.identity"));
-    let config: String = lines
+    let lines = said.lines().skip_while(|line| !line.contains("import hmac, os"));
+    let config: Vec<_> = lines
         .take_while(|line| !line.contains("its health"))
-        .map(|line| format!("{}\n", line.strip_prefix("                ").unwrap_or(line)))
+        .map(|line| line.strip_prefix("                ").unwrap_or(line))
         .collect();
-    assert!(config.starts_with("from ") && config.contains("identity_provider_class"), "{said}");
-    let backend = Backend::start(
+    let config = config.join("\n");
+    assert!(config.starts_with("import ") && config.contains("identity_provider_class"), "{said}");
+    let backend = Backend::start_with(
         "jupyter-names",
         python,
         |port| {
@@ -271,7 +272,6 @@ async fn a_person_with_a_session_has_a_name_in_jupyter_as_check_says_it_is_set_u
                 "--ServerApp.ip=127.0.0.1",
                 &format!("--ServerApp.port={port}"),
                 "--ServerApp.open_browser=False",
-                &format!("--IdentityProvider.token={TOKEN}"),
                 "--ServerApp.allow_remote_access=True",
                 "--ServerApp.allow_root=True",
                 "--ServerApp.port_retries=0",
@@ -281,6 +281,7 @@ async fn a_person_with_a_session_has_a_name_in_jupyter_as_check_says_it_is_set_u
             .to_vec()
         },
         |folder| std::fs::write(folder.join("jupyter_server_config.py"), &config).expect("written"),
+        &[("JUPYTER_TOKEN", TOKEN)],
     )
     .await;
     let proxy = Proxy::start(&yaml(&format!("http://{}", backend.address))).await;
@@ -303,6 +304,9 @@ async fn a_person_with_a_session_has_a_name_in_jupyter_as_check_says_it_is_set_u
     let channels = format!("/api/kernels/{}/channels", kernel.json()["id"].as_str().expect("an id"));
     let mut socket = Socket::open(proxy.address, &channels, &fields).await;
     assert_eq!(answer_of_jupyter(&mut socket, "6*7").await, "42");
+    // What runs there cannot read the token in its environment.
+    let read = "__import__('os').environ.get('JUPYTER_TOKEN', 'nothing')";
+    assert_eq!(answer_of_jupyter(&mut socket, read).await, "'nothing'");
     let foreign = [cookie.as_str(), "Origin: https://evil.example"];
     assert_eq!(Socket::try_open(proxy.address, &channels, &foreign).await.0.status, 403);
     let gone = request(proxy.address, "DELETE", "/.vestibule/session", &fields, "").await;

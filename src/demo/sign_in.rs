@@ -1,0 +1,109 @@
+//! The sign-in page of `demo --upstream`: who do you want to be? It takes the place of an identity provider's own, so
+//! it gives a token to whoever asks, on this machine only.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::DemoError;
+use super::issuer::Issuer;
+use crate::page::{Escaped, Layout, page};
+
+/// Where it stands; public, and not the backend's.
+pub(super) const PATH: &str = "/vestibule-demo";
+/// No request is longer.
+const BODY: usize = 1_024;
+/// A session lasts as long as its token.
+const HOURS: u64 = 8;
+
+const SCRIPT: &str = include_str!("sign_in.js");
+
+struct Desk {
+    issuer: Arc<Issuer>,
+    users: Vec<String>,
+}
+
+/// Starts it on a free loopback port.
+pub(super) async fn start(issuer: Arc<Issuer>, users: Vec<String>) -> Result<SocketAddr, DemoError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let desk = Arc::new(Desk { issuer, users });
+    tokio::spawn(async move {
+        // Ends with the process; a connection that fails is one that its client asks for again.
+        while let Ok((stream, _)) = listener.accept().await {
+            let desk = Arc::clone(&desk);
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let desk = Arc::clone(&desk);
+                    async move { Ok::<_, Infallible>(desk.answer(request).await) }
+                });
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().strip_prefix(PATH).unwrap_or("/nowhere").to_owned();
+        match (request.method(), path.as_str()) {
+            (&Method::GET, "" | "/") => said("text/html; charset=utf-8", self.page()),
+            (&Method::GET, "/sign-in.js") => said("text/javascript; charset=utf-8", SCRIPT.to_owned()),
+            (&Method::POST, "/token") => self.token(request).await,
+            _ => status(StatusCode::NOT_FOUND),
+        }
+    }
+
+    fn page(&self) -> String {
+        let button = |user: &String| format!("<button type=\"button\" data-user=\"{0}\">{0}</button>", Escaped(user));
+        let buttons = self.users.iter().map(button).collect::<Vec<_>>().join("\n");
+        let body = format!(
+            "<h1>Sign in</h1>\n<p>This is Vestibule's demo, in the place of your identity provider: choose who you are. Whoever reaches this page can be anybody; it is on this machine only.</p>\n<p id=\"users\">{buttons}</p>\n<p class=\"soft\" role=\"status\" id=\"said\"></p>\n<noscript><p>The demo's sign-in needs JavaScript.</p></noscript>\n<script src=\"{PATH}/sign-in.js\"></script>\n"
+        );
+        page("Sign in · Vestibule demo", &body, Layout { narrow: true, refresh: None })
+    }
+
+    async fn token(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let Ok(body) = Limited::new(request.into_body(), BODY).collect().await else {
+            return status(StatusCode::BAD_REQUEST);
+        };
+        let asked: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        let user = self.users.iter().find(|user| asked["user"].as_str() == Some(user));
+        match user.and_then(|user| self.issuer.token(user, HOURS * 3_600).ok()) {
+            Some(token) => said("application/json", json!({ "token": token }).to_string()),
+            None => status(StatusCode::BAD_REQUEST),
+        }
+    }
+}
+
+fn said(kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // The pages' own, and the one script that signs in.
+    let policy =
+        crate::page::POLICY.replace("default-src 'none'", "default-src 'none'; script-src 'self'; connect-src 'self'");
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    answer
+}
+
+fn status(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = status;
+    answer
+}
