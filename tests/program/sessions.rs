@@ -373,3 +373,79 @@ async fn a_person_without_a_credential_goes_to_the_sign_in_page() {
     assert_eq!(get(house.proxy.address, "/lab", &["Accept: */*"]).await.code(), "missing_token");
     assert_eq!(house.post(&[]).await.status, 404, "without sessions there is no endpoint for them");
 }
+
+/// The demo before a backend of one's own, and where it listens.
+struct Demo {
+    child: std::process::Child,
+    address: std::net::SocketAddr,
+    said: String,
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Demo {
+    async fn start(arguments: Vec<String>) -> Self {
+        tokio::task::spawn_blocking(move || {
+            use std::io::BufRead as _;
+            let mut child = crate::support::proxy::command()
+                .args(["demo", "--listen", "127.0.0.1:0"])
+                .args(arguments)
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .expect("starts");
+            let mut said = String::new();
+            let mut output = std::io::BufReader::new(child.stdout.take().expect("piped"));
+            while !said.contains("Ctrl-C stops") {
+                assert!(output.read_line(&mut said).expect("a line") > 0, "it ended: {said}");
+            }
+            let url = said.split("Open      http://").nth(1).expect("an address");
+            let address = url.lines().next().expect("a line").parse().expect("an address");
+            // What it says later must find someone who reads.
+            std::thread::spawn(move || output.lines().for_each(drop));
+            Self { child, address, said }
+        })
+        .await
+        .expect("started")
+    }
+}
+
+#[tokio::test]
+async fn the_demo_signs_people_in_before_ones_own_backend() {
+    let backend = Backend::start().await;
+    let upstream = format!("{}/lab?token=its-own-secret", backend.url());
+    let demo = Demo::start(
+        ["--upstream", &upstream, "--upstream-preset", "jupyter", "--user", "me"].map(str::to_owned).to_vec(),
+    )
+    .await;
+    assert!(!demo.said.contains("its-own-secret"), "{}", demo.said);
+    let answer = get(demo.address, "/lab/tree/x", &["Sec-Fetch-Mode: navigate"]).await;
+    let location = "/vestibule-demo?return=%2Flab%2Ftree%2Fx";
+    assert_eq!((answer.status, answer.field("location")), (302, Some(location)));
+    let page = get(demo.address, location, &[]).await;
+    assert!(
+        page.status == 200 && page.body.contains("data-user=\"me\"") && !page.body.contains("alice"),
+        "{}",
+        page.body
+    );
+    let policy = page.field("content-security-policy").expect("a policy");
+    assert!(policy.contains("script-src 'self'") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    let nobody = request(demo.address, "POST", "/vestibule-demo/token", &[], r#"{"user":"alice"}"#).await;
+    assert_eq!(nobody.status, 400);
+    let token = request(demo.address, "POST", "/vestibule-demo/token", &[], r#"{"user":"me"}"#).await.json();
+    let field = bearer(token["token"].as_str().expect("a token"));
+    let signed_in = request(demo.address, "POST", SESSION, &[&field], "").await;
+    assert_eq!(signed_in.status, 200, "{}", signed_in.body);
+    let cookie = cookie(&signed_in);
+    // The page that the backend served sends the backend's own secret back; it counts for nothing with us.
+    let fields = [cookie.as_str(), "Authorization: token its-own-secret"];
+    let (answer, heard) = tokio::join!(get(demo.address, "/lab", &fields), backend.answer("the lab"));
+    assert_eq!((answer.status, answer.body.as_str()), (200, "the lab"));
+    assert_eq!(heard.all("x-user-id"), ["me"]);
+    assert_eq!(heard.all("authorization"), ["token its-own-secret"]);
+    assert_eq!(get(demo.address, "/lab", &["Authorization: token its-own-secret"]).await.status, 401);
+}
