@@ -3,8 +3,10 @@
 //!
 //! Owns the session endpoint and what a navigation is answered. The seal is `auth`'s, the rule about origins `http`'s.
 
+mod client;
 mod pages;
 mod session;
 
+pub use client::answer as client_js;
 pub use pages::{Navigation, answer_navigation};
 pub use session::serve as serve_session;

@@ -19,7 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
-use crate::browser::{Navigation, answer_navigation, serve_session};
+use crate::browser::{Navigation, answer_navigation, client_js, serve_session};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
     Refusal, ResponseBody, Ruled, Sealed, Sharing, admit, answer_preflight, let_read, problem, replace_cors, rule,
@@ -164,6 +164,8 @@ impl Drop for Entry {
     }
 }
 
+/// What front ends import.
+const CLIENT: &str = "/.vestibule/client.js";
 /// Where sessions begin and end.
 const SESSION: &str = "/.vestibule/session";
 
@@ -326,6 +328,10 @@ impl Desk<'_> {
 /// Our own endpoints. Anything else under the prefix is 404.
 fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     line.route = Arc::clone(&OWN_ROUTE);
+    if own.head().uri.path() == CLIENT && matches!(own.head().method, Method::GET | Method::HEAD) {
+        line.outcome = "own";
+        return Served::Ours(client_js());
+    }
     let (status, word) = match own.head().uri.path() {
         "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
         "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),

@@ -38,6 +38,8 @@ fn installed() -> PathBuf {
             std::fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied");
         }
     }
+    // As the program serves it, beside a package that calls itself a module.
+    std::fs::copy(root.join("src/browser/client.js"), folder.join("client.js")).expect("copied");
     let wanted = std::fs::read_to_string(source.join("package.json")).expect("package.json");
     let marker = folder.join("installed.txt");
     if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == wanted) {
@@ -69,6 +71,11 @@ fn passes(file: &str) {
 #[test]
 fn graphql_ws() {
     passes("graphql_ws.test.mjs");
+}
+
+#[test]
+fn our_own() {
+    passes("client.test.mjs");
 }
 
 #[test]

@@ -449,3 +449,14 @@ async fn the_demo_signs_people_in_before_ones_own_backend() {
     assert_eq!(heard.all("authorization"), ["token its-own-secret"]);
     assert_eq!(get(demo.address, "/lab", &["Authorization: token its-own-secret"]).await.status, 401);
 }
+
+#[tokio::test]
+async fn the_client_module_is_served_to_everyone() {
+    let house = house("origins: [https://app.example.com]\n").await;
+    let answer = get(house.proxy.address, "/.vestibule/client.js", &["Origin: https://app.example.com"]).await;
+    assert_eq!((answer.status, answer.field("content-type")), (200, Some("text/javascript; charset=utf-8")));
+    assert_eq!(answer.field("access-control-allow-origin"), Some("https://app.example.com"));
+    assert!(answer.body.contains("export function installAuth(") && answer.field("etag").is_some());
+    assert_eq!(request(house.proxy.address, "POST", "/.vestibule/client.js", &[], "").await.status, 404);
+    assert_eq!(get(house.proxy.address, "/.vestibule/client.js/", &[]).await.status, 404);
+}
