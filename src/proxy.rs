@@ -328,11 +328,8 @@ impl Desk<'_> {
 /// Our own endpoints. Anything else under the prefix is 404.
 fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     line.route = Arc::clone(&OWN_ROUTE);
-    if own.head().uri.path() == CLIENT && matches!(own.head().method, Method::GET | Method::HEAD) {
-        line.outcome = "own";
-        return Served::Ours(client_js());
-    }
     let (status, word) = match own.head().uri.path() {
+        CLIENT => (StatusCode::OK, ""),
         "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
         "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),
         "/.vestibule/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
@@ -340,6 +337,10 @@ fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> S
     };
     if !matches!(own.head().method, Method::GET | Method::HEAD) {
         return Served::Refused(Refusal::method_not_allowed(Some("GET, HEAD")));
+    }
+    if own.head().uri.path() == CLIENT {
+        line.outcome = "own";
+        return Served::Ours(client_js());
     }
     line.quiet = true;
     line.outcome = "own";

@@ -71,9 +71,9 @@ async function program(yaml, environment) {
  * A house for one test. `connected(socket, request)` is the upstream: an ordinary `ws` server.
  * Sockets end right at their tokens' end (no grace), so that a test need not wait for it.
  */
-export async function house(test, yaml, connected, options = {}) {
+export async function house(test, yaml, connected, { page, ...options } = {}) {
   const provider = await issuer();
-  const web = createServer((_, response) => response.writeHead(404).end());
+  const web = createServer(page ?? ((_, response) => response.writeHead(404).end()));
   const upstream = new WebSocketServer({ server: web, ...options });
   const seen = [];
   upstream.on('connection', (socket, request) => {

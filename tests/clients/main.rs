@@ -57,12 +57,17 @@ fn installed() -> PathBuf {
 }
 
 fn passes(file: &str) {
+    passes_with(file, &[]);
+}
+
+fn passes_with(file: &str, variables: &[(&str, &Path)]) {
     let Some(folder) = folder() else { return };
     let output = Command::new("node")
         .args(["--test", file])
         .current_dir(folder)
         .env("VESTIBULE", env!("CARGO_BIN_EXE_vestibule"))
         .env("EXAMPLES", concat!(env!("CARGO_MANIFEST_DIR"), "/docs/dialects"))
+        .envs(variables.iter().copied())
         .output()
         .expect("node runs");
     assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stdout));
@@ -76,6 +81,28 @@ fn graphql_ws() {
 #[test]
 fn our_own() {
     passes("client.test.mjs");
+}
+
+/// Where a browser is: `CHROMIUM`, or the system's.
+fn chromium() -> Option<PathBuf> {
+    let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
+    let found = named.or_else(|| {
+        ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"]
+            .map(PathBuf::from)
+            .into_iter()
+            .find(|path| path.exists())
+    });
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "Chromium is needed for the tests with a real browser");
+        eprintln!("skipped: these tests need Chromium");
+    }
+    found
+}
+
+#[test]
+fn a_real_browser() {
+    let Some(chromium) = chromium() else { return };
+    passes_with("browser.test.mjs", &[("CHROMIUM", chromium.as_path())]);
 }
 
 #[test]

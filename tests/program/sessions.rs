@@ -457,6 +457,7 @@ async fn the_client_module_is_served_to_everyone() {
     assert_eq!((answer.status, answer.field("content-type")), (200, Some("text/javascript; charset=utf-8")));
     assert_eq!(answer.field("access-control-allow-origin"), Some("https://app.example.com"));
     assert!(answer.body.contains("export function installAuth(") && answer.field("etag").is_some());
-    assert_eq!(request(house.proxy.address, "POST", "/.vestibule/client.js", &[], "").await.status, 404);
+    let posted = request(house.proxy.address, "POST", "/.vestibule/client.js", &[], "").await;
+    assert_eq!((posted.status, posted.field("allow")), (405, Some("GET, HEAD")));
     assert_eq!(get(house.proxy.address, "/.vestibule/client.js/", &[]).await.status, 404);
 }
