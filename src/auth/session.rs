@@ -1,5 +1,5 @@
 //! Our session cookie: what a verified token said, sealed with a key of ours. Never a token, good nowhere else
-//! (docs/contract.md section 7).
+//! (docs/contract.md section 8).
 //!
 //! Owns the seal. Where the cookie stands is `token`'s, who may have one is `browser`'s.
 

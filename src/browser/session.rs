@@ -1,5 +1,5 @@
 //! `/.vestibule/session`: POST with a Bearer token begins a session or renews it, DELETE ends it, so that a copy of its
-//! cookie is dead too (docs/contract.md section 7).
+//! cookie is dead too (docs/contract.md section 8).
 
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SET_COOKIE};
 use hyper::{Method, Response, StatusCode};

@@ -7,7 +7,7 @@ use super::read;
 use super::shape::Config;
 use super::tree::{self, Node, Place};
 
-/// What the command line says (docs/contract.md section 8); everything else is in the file.
+/// What the command line says (docs/contract.md section 9); everything else is in the file.
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "each is the flag of its name")]
 pub struct Flags {

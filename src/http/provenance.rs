@@ -1,5 +1,5 @@
 //! Which page a request comes from. Browsers send cookies unasked, so a credential in one counts only
-//! on a request that our own pages, or those of `origins`, have made (docs/contract.md section 7).
+//! on a request that our own pages, or those of `origins`, have made (docs/contract.md section 8).
 
 use hyper::header::{HOST, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;

@@ -1,5 +1,5 @@
 //! Backends that people really have, by preset: what they need of us, and what `check` says they need themselves
-//! (docs/contract.md section 7). A row each; the backend keeps its own secret, and is never opened for us.
+//! (docs/contract.md section 8). A row each; the backend keeps its own secret, and is never opened for us.
 
 use hyper::header::AUTHORIZATION;
 

@@ -1,4 +1,4 @@
-//! What browsers get: sessions of ours, and where people sign in (docs/contract.md section 7).
+//! What browsers get: sessions of ours, and where people sign in (docs/contract.md section 8).
 
 use std::time::Duration;
 
