@@ -23,6 +23,7 @@ mod route;
 mod summary;
 mod upstream;
 mod validate;
+mod websocket;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

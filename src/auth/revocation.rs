@@ -35,6 +35,15 @@ pub enum Target {
 /// The issuer of sessions of ours; no provider's `iss` is a path.
 pub const OWN: &str = "/.vestibule/session";
 
+impl Marks {
+    /// Of a later token on a socket that came by a session of ours: it ends with that session all the same.
+    #[must_use]
+    pub fn in_session_of(mut self, former: &Self) -> Self {
+        self.own = self.own.or(former.own);
+        self
+    }
+}
+
 /// As many are revoked as are kept; nothing was forgotten for this one.
 #[derive(Debug, thiserror::Error)]
 #[error("limits.revocations are in force")]

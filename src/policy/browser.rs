@@ -1,9 +1,10 @@
 //! What browsers get: sessions of ours, and where people sign in (docs/contract.md section 8).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::validate::Check;
-use super::{Origin, Secret, TokenToUpgrade, UpstreamSpec};
+use super::{Origin, ProviderSpec, Secret, TokenToUpgrade, UpstreamSpec};
 use crate::config::{self, TokenToHttp};
 
 /// How browsers are met; `None` of both: as any other client.
@@ -70,6 +71,7 @@ impl Check {
         &mut self,
         browser: &config::Browser,
         upstreams: Option<&[UpstreamSpec]>,
+        providers: &[Arc<ProviderSpec>],
         public_url: Option<&Origin>,
         preset_wants_session: bool,
     ) -> BrowserSpec {
@@ -79,6 +81,19 @@ impl Check {
             Some(written) => written.clone(),
         };
         let session = session.map(|session| self.session(&session));
+        if session.as_ref().is_some_and(|session| session.max_age.is_some()) {
+            for provider in providers.iter().filter(|provider| {
+                provider.remote.as_ref().is_some_and(|remote| !remote.instead && remote.question.carries_token())
+            }) {
+                self.wrong(
+                    "browser.session.max_age",
+                    format!(
+                        "provider {} is asked about every token (remote.mode: also), and a session holds none to ask about; leave max_age out, so that it ends with its token",
+                        provider.name
+                    ),
+                );
+            }
+        }
         if session.is_some() {
             for upstream in upstreams.unwrap_or_default() {
                 let wants_token = upstream.token_to_http != TokenToHttp::None

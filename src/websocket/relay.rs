@@ -8,6 +8,7 @@
 
 mod clocks;
 mod directions;
+mod outcome;
 mod side;
 mod texts;
 
@@ -31,6 +32,7 @@ use crate::http::Socket;
 use crate::policy::DialectSpec;
 use crate::runtime::{Ear, Listening};
 use crate::telemetry::PassedBytes;
+pub(super) use outcome::{ClosedBy, Outcome};
 use side::{Control, Held, Outgoing, Side};
 use texts::Extra;
 
@@ -68,57 +70,6 @@ pub(super) struct Times {
     pub message_bytes: usize,
     /// Close code when the process stops.
     pub drain_code: u16,
-}
-
-/// Who ended a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClosedBy {
-    /// The client, by a Close or by leaving.
-    Client,
-    /// The upstream.
-    Upstream,
-    /// We.
-    Vestibule,
-}
-
-impl ClosedBy {
-    /// For the access line.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Upstream => "upstream",
-            Self::Vestibule => "vestibule",
-        }
-    }
-}
-
-/// What became of a session; for the access line.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outcome {
-    /// Code of the first Close, when there was one.
-    pub code: Option<u16>,
-    /// Who was first.
-    pub closed_by: ClosedBy,
-    /// Bytes from the client.
-    pub bytes_in: u64,
-    /// Bytes to the client.
-    pub bytes_out: u64,
-    /// Accepted refreshes.
-    pub refreshes: u32,
-}
-
-impl Outcome {
-    /// A socket that never came to anything: closed by us with this code.
-    #[must_use]
-    pub(super) const fn refused(code: u16) -> Self {
-        Self { code: Some(code), closed_by: ClosedBy::Vestibule, bytes_in: 0, bytes_out: 0, refreshes: 0 }
-    }
-
-    /// A client that left before it was anyone.
-    #[must_use]
-    pub(super) const fn left(code: Option<u16>) -> Self {
-        Self { code, closed_by: ClosedBy::Client, bytes_in: 0, bytes_out: 0, refreshes: 0 }
-    }
 }
 
 /// How a session of ours is being ended.

@@ -257,6 +257,12 @@ impl Session {
         });
         self.renews |= standing.renews;
         let Standing { remembered, marks, .. } = standing;
+        let former = self.standing.take().and_then(|standing| standing.marks);
+        // Whoever signs out of the session by which it came means this socket too.
+        let marks = match (marks, former) {
+            (Some(marks), Some(former)) => Some(Box::new(marks.in_session_of(&former))),
+            (marks, former) => marks.or(former),
+        };
         self.standing = Some(Kept { remembered, marks });
     }
 

@@ -338,6 +338,51 @@ async fn the_provider_is_asked_again_about_a_session() {
 }
 
 #[tokio::test]
+async fn a_socket_that_was_renewed_by_a_token_still_ends_with_the_session_it_came_by() {
+    let house = house("").await;
+    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let fields = [cookie.as_str(), "Origin: http://localhost"];
+    let opening = Socket::open(house.proxy.address, "/ws", &fields);
+    let (mut socket, _upstream) = tokio::join!(opening, house.backend.websocket());
+    socket.say(&json!({"type": "refresh_auth", "token": house.issuer.token("alice")}).to_string()).await;
+    assert!(socket.next_text().await.starts_with(r#"{"type":"auth_refreshed""#));
+    let answer = request(house.proxy.address, "DELETE", SESSION, &fields, "").await;
+    assert_eq!(answer.status, 204);
+    assert_eq!(socket.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
+    assert_eq!(socket.next_close().await, (1008, "Session ended".into()));
+}
+
+#[tokio::test]
+async fn a_provider_that_is_asked_beside_every_signature_is_asked_about_sessions_too() {
+    let status = |status: &str| json!({"id": "sess_1", "user_id": "alice", "status": status});
+    let clerk = Answerer::start(move |_| ok(status("active"))).await;
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let provider = format!(
+        "{{ preset: clerk, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: also, url: \"{}\", secret_key: sk_test, cache: 1s }} }}",
+        issuer.url, issuer.url, clerk.url
+    );
+    let yaml =
+        format!("upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{ max_age: 1h }} }}\n", backend.url());
+    clerk.answers(move |asked| match asked.line() {
+        // What is asked with the token at hand, and what without it.
+        "POST /v1/clients/verify" => {
+            ok(json!({"id": "client_1", "last_active_session_id": "sess_1", "sessions": [status("active")]}))
+        }
+        _ => ok(status("active")),
+    });
+    let house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
+    let cookie = house.signed_in(&house.issuer.token_with("alice", json!({"sid": "sess_1"}))).await;
+    assert_eq!(house.page(&cookie).await, 200);
+    clerk.answers(move |_| ok(status("ended")));
+    crate::support::within("the session to be asked about again", async {
+        while house.page(&cookie).await == 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_person_sees_a_page_and_a_program_json() {
     let house = house("").await;
     let page = get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", "Accept: text/html"]).await;

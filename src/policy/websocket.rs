@@ -1,0 +1,131 @@
+//! How `WebSockets` of a route live: what is written for the route, else for all, else by the backend's preset or the
+//! provider's, and what does not go together.
+
+use std::time::Duration;
+
+use hyper::header::HeaderName;
+
+use super::dialect::is_sendable;
+use super::validate::Check;
+use super::{BackendPreset, WebSocketSpec};
+use crate::config::{self, Config, DialectChoice, OnExpiry, Time};
+
+/// Under `auto` a socket ends at the latest after this, unless `max_lifetime` says otherwise.
+const AUTO_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
+/// `message_bytes` is at least what is read before authentication.
+const LEAST_MESSAGE: usize = 64 << 10;
+const MOST_MESSAGE: usize = 64 << 20;
+
+impl Check {
+    pub(super) fn websocket(
+        &mut self,
+        config: &Config,
+        route: &config::RouteWebSocket,
+        path: &str,
+        backend: Option<BackendPreset>,
+    ) -> WebSocketSpec {
+        let base = &config.websocket;
+        let path_of =
+            |written: bool, key: &str| if written { format!("{path}.{key}") } else { format!("websocket.{key}") };
+        // A page that opens its sockets by itself cannot say anything first.
+        let name = if backend.is_some() { "none" } else { "vestibule" };
+        let usual = DialectChoice { name: name.to_owned(), ..DialectChoice::default() };
+        let choice = route.dialect.as_ref().or(base.dialect.as_ref()).unwrap_or(&usual);
+        let dialect = self.chosen_dialect(&path_of(route.dialect.is_some(), "dialect"), choice);
+        let drain_code = route.drain_code.unwrap_or(base.drain_code);
+        if !is_sendable(drain_code) {
+            self.wrong(
+                path_of(route.drain_code.is_some(), "drain_code"),
+                format!("{drain_code} cannot be sent in a Close; write 1012, 1001, or 3000 to 4999"),
+            );
+        }
+        let auth_timeout = route.auth_timeout.unwrap_or(base.auth_timeout);
+        self.not_zero(&path_of(route.auth_timeout.is_some(), "auth_timeout"), Some(auth_timeout));
+        let ping_interval = route.ping_interval.unwrap_or(base.ping_interval);
+        self.not_zero(&path_of(route.ping_interval.is_some(), "ping_interval"), Some(ping_interval));
+        let ping_timeout = route.ping_timeout.unwrap_or(base.ping_timeout);
+        self.not_zero(&path_of(route.ping_timeout.is_some(), "ping_timeout"), Some(ping_timeout));
+        let mut subprotocols = route.subprotocols.clone().unwrap_or_else(|| base.subprotocols.clone());
+        for protocol in &subprotocols {
+            if HeaderName::try_from(protocol.as_str()).is_err() {
+                self.wrong(
+                    path_of(route.subprotocols.is_some(), "subprotocols"),
+                    format!("\"{protocol}\" is not a subprotocol name"),
+                );
+            }
+        }
+        // Naming the dialect names its subprotocol.
+        if let Some(own) = dialect.as_ref().and_then(|dialect| dialect.subprotocol)
+            && !subprotocols.iter().any(|name| name == own)
+        {
+            subprotocols.push(own.to_owned());
+        }
+        let all_clerk = !config.providers.is_empty()
+            && config.providers.iter().all(|provider| provider.preset.as_deref() == Some("clerk"));
+        // Clerk's tokens live a minute, and a page that cannot renew in band would lose its socket with them.
+        let usual = if all_clerk { OnExpiry::Auto } else { OnExpiry::Close };
+        let on_expiry = route.on_expiry.or(base.on_expiry).unwrap_or(usual);
+        let mut max_lifetime = route.max_lifetime.unwrap_or(base.max_lifetime);
+        if on_expiry == OnExpiry::Auto {
+            max_lifetime.get_or_insert(Time(AUTO_LIFETIME));
+        }
+        let presence = route.presence.unwrap_or(base.presence);
+        self.not_zero(&path_of(route.presence.is_some(), "presence"), Some(presence));
+        let message_bytes = route.message_bytes.unwrap_or(base.message_bytes).0;
+        if !(LEAST_MESSAGE..=MOST_MESSAGE).contains(&message_bytes) {
+            let at = path_of(route.message_bytes.is_some(), "message_bytes");
+            self.wrong(at, "must be between 64KiB and 64MiB");
+        }
+        self.not_zero(&path_of(route.max_lifetime.is_some(), "max_lifetime"), max_lifetime);
+        if on_expiry == OnExpiry::Keep && max_lifetime.is_none() {
+            let at = path_of(route.on_expiry.is_some(), "on_expiry");
+            self.wrong(at, "keep lets sockets outlive their tokens, so max_lifetime must be set beside it, as in max_lifetime: 12h");
+        }
+        let revalidate_every = route.revalidate_every.unwrap_or(base.revalidate_every);
+        let at = path_of(route.revalidate_every.is_some(), "revalidate_every");
+        self.not_zero(&at, revalidate_every);
+        if revalidate_every.is_some() {
+            self.can_be_asked(config, &at, on_expiry);
+        }
+        let idle_timeout = route.idle_timeout.unwrap_or(base.idle_timeout);
+        self.not_zero(&path_of(route.idle_timeout.is_some(), "idle_timeout"), idle_timeout);
+        let allowed = route.allowed_origins.as_ref().or(base.allowed_origins.as_ref());
+        let at = path_of(route.allowed_origins.is_some(), "allowed_origins");
+        WebSocketSpec {
+            dialect,
+            auth_timeout: auth_timeout.0,
+            grace: route.grace.unwrap_or(base.grace).0,
+            on_expiry,
+            presence: presence.0,
+            message_bytes,
+            max_lifetime: max_lifetime.map(|time| time.0),
+            revalidate_every: revalidate_every.map(|time| time.0),
+            revalidate_grace: route.revalidate_grace.unwrap_or(base.revalidate_grace).0,
+            idle_timeout: idle_timeout.map(|time| time.0),
+            ping_interval: ping_interval.0,
+            ping_timeout: ping_timeout.0,
+            subprotocols,
+            allowed_origins: allowed.map(|origins| self.origins(&at, origins)),
+            drain_code,
+        }
+    }
+
+    /// Asking about an open socket needs someone to ask, for as long as the socket lives.
+    fn can_be_asked(&mut self, config: &Config, at: &str, on_expiry: OnExpiry) {
+        let mut asked = config.providers.iter().filter(|provider| provider.remote.is_some()).peekable();
+        if asked.peek().is_none() && !config.providers.is_empty() {
+            self.wrong(at, "asks the provider about open sockets, and no provider has `remote`");
+        }
+        let by_token = asked.find(|provider| provider.preset.as_deref() != Some("clerk"));
+        if let (Some(provider), true) = (by_token, on_expiry != OnExpiry::Close) {
+            let name = provider.name.as_deref().or(provider.preset.as_deref()).unwrap_or("oidc");
+            self.wrong(
+                at,
+                format!(
+                    "provider {name} can be asked only about a token that has not ended, so sockets cannot outlive it;
+use on_expiry: close"
+                ),
+            );
+        }
+    }
+}
