@@ -4,6 +4,9 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { test } from 'node:test';
+import { buildSchema } from 'graphql';
+import { createClient } from 'graphql-ws';
+import { useServer } from 'graphql-ws/use/ws';
 import ReconnectingWebSocket from 'reconnecting-websocket';
 import { WebSocket as Ws } from 'ws';
 import { awaited, house, now, within } from './house.mjs';
@@ -17,7 +20,9 @@ listen: \${LISTEN}
 upstream: \${BACKEND_URL}
 providers: [{ preset: oidc, issuer: "\${ISSUER}", audience: "\${AUDIENCE}" }]
 websocket: { grace: 0s }
-routes: [{ path: /admin, require: { role: admin } }]
+routes:
+  - { path: /admin, require: { role: admin } }
+  - { path: /graphql, websocket: { subprotocols: [graphql-transport-ws] } }
 `;
 
 /** A server that answers as told and remembers what it heard. */
@@ -288,4 +293,17 @@ test('reconnecting-websocket takes it as its constructor', async (t) => {
   assert.equal(await events.next('an echo of the next'), 'hello');
   socket.close();
   assert.equal(here.seen.length, 2);
+});
+
+test('graphql-ws takes it too, and its subprotocol with it', async (t) => {
+  const here = await house(t, CONFIGURATION, undefined, { handleProtocols: () => 'graphql-transport-ws' });
+  const whoami = (_, context) => context.extra.request.headers['x-user-id'];
+  useServer({ schema: buildSchema('type Query { whoami: String }'), roots: { query: { whoami } }, context: (it) => it }, here.upstream);
+  installed(t, { getToken: () => here.token('alice'), origins: [here.url.replace('ws', 'http')], sockets: false });
+  const client = createClient({ url: `${here.url}/graphql`, webSocketImpl: AuthenticatedWebSocket });
+  const answer = await within('an answer', new Promise((resolve, reject) => {
+    client.subscribe({ query: '{ whoami }' }, { next: resolve, error: reject, complete: () => {} });
+  }));
+  assert.deepEqual(answer, { data: { whoami: 'alice' } });
+  await client.dispose();
 });
