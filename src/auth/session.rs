@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
@@ -20,6 +21,11 @@ use crate::policy::{Secret, SessionSpec};
 const PURPOSE: &[u8] = b"vestibule session 1";
 /// Browsers keep cookies of at most 4096 bytes, name and attributes among them.
 const LONGEST: usize = 3_900;
+
+/// Beyond the end of a cookie whose renewals end when their tokens do.
+const A_DAY: u64 = 86_400;
+/// Clocks of replicas differ.
+const A_MINUTE: u64 = 60;
 
 /// A session cookie as a browser sent it. Cannot be printed.
 pub struct SessionCookie(Box<str>);
@@ -97,6 +103,18 @@ impl Sessions {
         (value.len() <= LONGEST).then_some(Begun { value, until })
     }
 
+    /// How long an ended session has to be remembered as ended: a renewal that was under way may have sealed a cookie
+    /// of the same session that ends later than the one that was shown.
+    #[must_use]
+    pub fn remembered_ended(&self, shown_until: u64, now: u64) -> Duration {
+        let left = shown_until.saturating_sub(now);
+        let longest = match self.spec.max_age {
+            Some(age) => left.max(age.as_secs()),
+            None => left.saturating_add(A_DAY),
+        };
+        Duration::from_secs(longest.saturating_add(A_MINUTE))
+    }
+
     pub(super) fn open(&self, cookie: &SessionCookie) -> Option<Opened> {
         let mut bytes = URL_SAFE_NO_PAD.decode(cookie.0.as_bytes()).ok()?;
         if bytes.len() < NONCE_LEN {
@@ -162,6 +180,18 @@ mod tests {
         assert!(sessions(Some("b")).open(&cookie).is_none());
         assert!(sessions(None).open(&cookie).is_none());
         assert!(!begun.value.contains("alice") && !format!("{cookie:?}").contains(&begun.value));
+    }
+
+    #[test]
+    fn an_ended_session_is_remembered_until_its_last_possible_cookie_has_ended() {
+        for (max_age, shown_until, at_least) in
+            [(Some(600), 1_010, 600), (Some(600), 9_000, 8_000), (None, 1_010, A_DAY)]
+        {
+            let spec = SessionSpec { max_age: max_age.map(Duration::from_secs), secret: None, revalidate_every: None };
+            let sessions = Sessions::new(&spec, None).expect("a key");
+            let kept = sessions.remembered_ended(shown_until, 1_000).as_secs();
+            assert!(kept > at_least, "{max_age:?} {shown_until}: {kept}");
+        }
     }
 
     #[test]

@@ -95,11 +95,11 @@ async fn begin(
     Ok(answer)
 }
 
-/// Revokes a session until its end.
+/// Revokes a session until the end of every cookie of it.
 async fn end(shared: &Shared, runtime: &Runtime, identity: &Identity) {
-    let Some(id) = identity.own_session() else { return };
+    let Some((id, sessions)) = identity.own_session().zip(runtime.verifier.sessions()) else { return };
     let (now, limit) = (now(), runtime.policy.limits.revocations);
-    let keep = std::time::Duration::from_secs(identity.expires_at().saturating_sub(now).saturating_add(60));
+    let keep = sessions.remembered_ended(identity.expires_at(), now);
     match shared.revocations.revoke(OWN_SESSIONS, &Target::Session(id.to_owned()), now, keep, limit) {
         Ok(revocation) => {
             shared.bell.ring();
