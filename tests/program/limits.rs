@@ -14,7 +14,7 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
 /// Key, file of its test below `tests/program`, name of its test.
-const TESTED: [(&str, &str, &str); 46] = [
+const TESTED: [(&str, &str, &str); 49] = [
     ("limits.connections", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.connections_per_address", "addresses.rs", "one_address_has_so_many_connections"),
     ("limits.waiting_websockets", "websocket.rs", "a_full_room_sends_the_longest_silent_away"),
@@ -32,6 +32,7 @@ const TESTED: [(&str, &str, &str); 46] = [
     ("limits.body_idle_timeout", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.send_timeout", "limits.rs", "whoever_takes_no_byte_for_send_timeout_is_left"),
     ("upstream.url", "transport.rs", "an_upstream_behind_tls_is_known_by_its_certificate"),
+    ("upstream.preset", "sessions.rs", "a_known_backend_brings_what_its_pages_need"),
     ("upstream.host", "limits.rs", "an_upstream_sees_the_host_that_is_written"),
     ("upstream.connect_timeout", "limits.rs", "an_upstream_that_cannot_be_connected_to_in_time_is_504"),
     ("upstream.handshake_timeout", "limits.rs", "an_upgrade_that_is_not_answered_in_time"),
@@ -69,6 +70,8 @@ const TESTED: [(&str, &str, &str); 46] = [
     ("remote.concurrency", "remote.rs", "no_more_questions_than_half_of_concurrency_are_under_way_at_the_door"),
     ("remote.timeout", "remote.rs", "a_provider_that_cannot_answer_is_503_and_never_401"),
     ("remote.cache", "remote.rs", "a_token_without_an_end_is_asked_about_again_on_its_socket"),
+    ("session.max_age", "sessions.rs", "posting_again_renews_and_another_user_must_wait_for_the_sign_out"),
+    ("session.revalidate_every", "sessions.rs", "the_provider_is_asked_again_about_a_session"),
     ("events.on_expiry", "control.rs", "event_streams_end_with_their_token_only_where_that_is_said"),
 ];
 

@@ -496,6 +496,37 @@ async fn the_demo_signs_people_in_before_ones_own_backend() {
 }
 
 #[tokio::test]
+async fn a_known_backend_brings_what_its_pages_need() {
+    for preset in ["jupyter", "marimo"] {
+        let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+        let upstream = format!(
+            "{{ url: \"{}\", preset: {preset}, credential: {{ header: Authorization, value: token its-own }} }}",
+            backend.url()
+        );
+        let mut house = House {
+            proxy: Proxy::start(&format!("upstream: {upstream}\nproviders: [{}]\n", issuer.provider())).await,
+            issuer,
+            backend,
+        };
+        // Sessions without their key, and no handshake in band: its page knows of none.
+        let cookie = house.signed_in(&house.issuer.token("alice")).await;
+        let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &[]).await;
+        assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"), "{preset}");
+        let fields = [cookie.as_str(), "Origin: http://localhost"];
+        let opening = Socket::open(house.proxy.address, "/ws", &fields);
+        let (mut socket, (heard, mut upstream)) = tokio::join!(opening, house.backend.websocket());
+        assert_eq!((heard.all("x-user-id"), heard.all("authorization")), (vec!["alice"], vec!["token its-own"]));
+        socket.say(r#"{"type":"authenticate","token":"x"}"#).await;
+        assert_eq!(upstream.next_text().await, r#"{"type":"authenticate","token":"x"}"#, "nothing is ours");
+        // It comes back after 1012.
+        house.proxy.signal("TERM");
+        assert_eq!(socket.next_close().await.0, 1012);
+        drop((socket, upstream));
+        assert_eq!(house.proxy.ended().await, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn the_client_module_is_served_to_everyone() {
     let house = house("origins: [https://app.example.com]\n").await;
     let answer = get(house.proxy.address, "/.vestibule/client.js", &["Origin: https://app.example.com"]).await;
