@@ -8,12 +8,13 @@ const LOOK = 5_000; // a timer may have slept with the machine, so the clock is 
 const ASK_AGAIN = 250; // while the provider still loads
 const CODES = { stop: 4401, policy: 1008 };
 const COMES_BACK = [1006, 1011, 1012, 1013];
+const REFRESH_REFUSED = /^(Token refresh failed|Too many refreshes)/;
 const REFUSED = ['Invalid token', 'Authentication timeout'];
 
 const installed = []; // the last one decides
 let platform; // fetch and WebSocket as they were
 let pending = {}; // one question at a time, by whether a fresh token is wanted
-let refusals = 0; // in a row, of sockets
+let doubt = 0; // of sockets: 1 when a token was refused, so that a fresh one is asked for; 2 when that one was too
 let warned = false;
 
 const current = () => installed[installed.length - 1];
@@ -119,6 +120,8 @@ export class AuthenticatedWebSocket extends EventTarget {
   #handlers = {};
   #user;
   #timer;
+  #fresh = false; // this attempt's token was asked for past the cache
+  #early = []; // what the upstream said before our token was judged, on a socket that a cookie had opened
   #refreshing = false;
   #refreshed = 0;
   #attempts = 0;
@@ -171,7 +174,8 @@ export class AuthenticatedWebSocket extends EventTarget {
       console.error('Vestibule: no token goes over plain ws: to another machine');
       return queueMicrotask(() => this.#failed());
     }
-    const token = await tokenFor('request', refusals > 0 || this.#attempts < 0, () => this.#state === 0);
+    this.#fresh = doubt > 0;
+    const token = await tokenFor(this.#fresh ? 'refused' : 'request', this.#fresh, () => this.#state === 0);
     // Closed before it opened: nothing is opened.
     if (this.#state !== 0) return;
     if (!token) warn();
@@ -193,12 +197,12 @@ export class AuthenticatedWebSocket extends EventTarget {
     });
     inner.addEventListener('message', ({ data, origin }) => {
       const said = token && this.#ours(data, isKnown);
-      if (!said) return this.dispatchEvent(event('message', { data, origin }));
+      if (!said) return isKnown ? this.dispatchEvent(event('message', { data, origin })) : this.#early.push({ data, origin });
       if (said.expires_in !== undefined) this.#renewIn(said.expires_in);
       if (said.type === 'authenticated' && !isKnown) {
         isKnown = true;
         this.#opened();
-      }
+      } else if (!isKnown && REFRESH_REFUSED.test(said.message)) inner.close(CODES.stop, 'Invalid token'); // a cookie's user is another
     });
     inner.addEventListener('error', () => this.dispatchEvent(event('error')));
     inner.addEventListener('close', ({ code, reason, wasClean }) => this.#ended({ code, reason, wasClean }));
@@ -206,11 +210,16 @@ export class AuthenticatedWebSocket extends EventTarget {
 
   /** A message of Vestibule's, which is not the application's: what was asked for, and nothing else. */
   #ours(data, isKnown) {
-    if (typeof data !== 'string' || !/^\{"type":"(auth|error)/.test(data)) return undefined;
-    const said = JSON.parse(data);
+    if (typeof data !== 'string' || (isKnown && !this.#refreshing) || !/^\{"type":"(auth|error)/.test(data)) return undefined;
+    let said;
+    try {
+      said = JSON.parse(data);
+    } catch {
+      return undefined;
+    }
     if (!isKnown) return said;
-    const isAnswer = said.type === 'auth_refreshed' || (said.type === 'error' && /^(Token refresh failed|Too many refreshes)/.test(said.message));
-    if (!isAnswer || !this.#refreshing) return undefined;
+    const isAnswer = said.type === 'auth_refreshed' || (said.type === 'error' && REFRESH_REFUSED.test(said.message));
+    if (!isAnswer) return undefined;
     this.#refreshing = false;
     // A refused one: the socket stays on its former token, and is asked for again.
     if (said.type === 'error') this.#renewAt(Date.now() + REFRESH_GAP);
@@ -220,9 +229,11 @@ export class AuthenticatedWebSocket extends EventTarget {
   #opened() {
     this.#state = 1;
     this.#attempts = 0;
-    refusals = 0;
-    this.dispatchEvent(event('open'));
+    this.#fresh = false;
+    doubt = 0;
     for (const data of this.#queue.splice(0)) this.#inner.send(data);
+    this.dispatchEvent(event('open'));
+    for (const message of this.#early.splice(0)) this.dispatchEvent(event('message', message));
   }
 
   /** By the server's own word of how long, not by this machine's clock. */
@@ -263,13 +274,16 @@ export class AuthenticatedWebSocket extends EventTarget {
   #ended(close) {
     clearTimeout(this.#timer);
     this.#refreshing = false;
+    this.#early = [];
     this.#inner = undefined;
     const install = current();
     // What we closed ourselves nobody has refused.
     const isRefused = !this.#left && (close.code === CODES.stop || (close.code === CODES.policy && REFUSED.includes(close.reason)));
-    if (isRefused) refusals += 1;
-    if (isRefused && refusals === 2) install?.onSignedOut?.();
-    const returns = isRefused ? refusals < 2 : COMES_BACK.includes(close.code);
+    // Many sockets may be refused the same token at once; only a fresh one that is refused is the last word.
+    const isFinal = isRefused && this.#fresh;
+    if (isFinal && doubt < 2) install?.onSignedOut?.();
+    if (isRefused) doubt = isFinal ? 2 : Math.max(doubt, 1);
+    const returns = isRefused ? !isFinal : COMES_BACK.includes(close.code);
     if (install?.reconnect && returns && !this.#left) {
       this.#state = 0;
       const wait = isRefused ? 0 : Math.min(30_000, 500 * 2 ** this.#attempts++) * (0.5 + Math.random());
@@ -314,7 +328,7 @@ export function installAuth({ getToken, origins = [here()], sockets = true, onSi
   installed.push(mine);
   // What another provider, or another user, was asked is not answered to this one.
   pending = {};
-  refusals = 0;
+  doubt = 0;
   if (!platform) {
     platform = { fetch: globalThis.fetch, WebSocket: globalThis.WebSocket };
     globalThis.fetch = function fetch(...call) { return authenticatedFetch(...call); };

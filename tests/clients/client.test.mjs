@@ -156,6 +156,7 @@ test('a socket is open once it is known, and what was said before comes in order
   const socket = new WebSocket(`${here.url}/ws`);
   assert(socket instanceof WebSocket && socket instanceof AuthenticatedWebSocket);
   const events = opened(socket);
+  socket.addEventListener('open', () => socket.send('at its opening'));
   for (let n = 0; n < 50; n++) socket.send(`early ${n}`);
   assert.equal(socket.readyState, WebSocket.CONNECTING);
   assert.equal(socket.bufferedAmount, 50 * 7 + 40);
@@ -163,6 +164,7 @@ test('a socket is open once it is known, and what was said before comes in order
   assert.deepEqual([socket.readyState, socket.url], [WebSocket.OPEN, `${here.url}/ws`]);
   socket.send('late');
   for (let n = 0; n < 50; n++) assert.equal(await events.next('an echo'), `early ${n}`);
+  assert.equal(await events.next('what came next'), 'at its opening');
   assert.equal(await events.next('the last'), 'late');
   assert.equal(here.seen[0].user, 'alice');
   socket.close(1000, 'done');
@@ -262,6 +264,51 @@ test('a refusal brings one fresh token, and a second in a row is final', async (
   events = opened(new WebSocket(`${here.url}/admin`));
   assert.equal(await events.next('its close'), '1008 Access denied', 'final');
   assert.equal(signedOut, 1);
+});
+
+test('many sockets refused the same token at once have nobody signed out', async (t) => {
+  const here = await house(t, CONFIGURATION, echo);
+  let signedOut = 0;
+  const getToken = ({ skipCache }) => (skipCache ? here.token('alice') : here.expired('alice'));
+  installed(t, { getToken, origins: [here.url.replace('ws', 'http')], onSignedOut: () => signedOut++, reconnect: true });
+  const all = [1, 2, 3].map(() => opened(new WebSocket(`${here.url}/ws`)));
+  for (const events of all) assert.equal(await events.next('open'), 'open');
+  assert.equal(signedOut, 0);
+});
+
+test('what looks like ours and is the application\'s arrives', async (t) => {
+  const texts = ['{"type":"error', '{"type":"error","message":"Token refresh failed"}', '{"type":"authenticated"}'];
+  const here = await house(t, CONFIGURATION, (socket) => texts.forEach((text) => socket.send(text)));
+  installed(t, { getToken: () => here.token('alice'), origins: [here.url.replace('ws', 'http')] });
+  const events = opened(new WebSocket(`${here.url}/ws`));
+  assert.equal(await events.next('open'), 'open');
+  for (const text of texts) assert.equal(await events.next(text), text);
+});
+
+test('beside a session of ours it opens first, loses nothing, and another user\'s token ends it', async (t) => {
+  const here = await house(t, `${CONFIGURATION}browser: { session: {} }\n`, (socket) => {
+    socket.send('welcome');
+    echo(socket);
+  });
+  const http = here.url.replace('ws', 'http');
+  const signedIn = await fetch(`${http}/.vestibule/session`, { method: 'POST', headers: { Origin: http, Authorization: `Bearer ${here.token('alice')}` } });
+  assert.equal(signedIn.status, 200);
+  const Cookie = signedIn.headers.get('set-cookie').split(';')[0];
+  // As a browser does, which sends cookies unasked.
+  globalThis.WebSocket = class extends Ws {
+    constructor(url, protocols) {
+      super(url, protocols, { headers: { Cookie, Origin: http } });
+    }
+  };
+  t.after(() => (globalThis.WebSocket = platform.WebSocket));
+  for (const [user, expected] of [['alice', ['open', 'welcome']], ['bob', ['4401 Invalid token']]]) {
+    const undo = installAuth({ getToken: () => here.token(user), origins: [http] });
+    const socket = new WebSocket(`${here.url}/ws`);
+    const events = opened(socket);
+    for (const text of expected) assert.equal(await events.next(text), text, user);
+    socket.close();
+    undo();
+  }
 });
 
 test('it comes back after a restart when it is asked to', async (t) => {
