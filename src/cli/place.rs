@@ -111,8 +111,9 @@ fn connector() -> io::Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// Believes any certificate: its names are those that clients use, not an address of this machine's, and nothing
-/// secret is said here. Whether it has expired is for whoever watches from outside.
+/// Believes any certificate: its names are those that clients use, not an address of this machine's, which is the only
+/// thing asked here, so that what is said (`doctor --token-file`) does not leave the machine. Whether it has expired is
+/// for whoever watches from outside.
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);
 
