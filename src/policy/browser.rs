@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::validate::Check;
-use super::{Origin, ProviderSpec, Secret, TokenToUpgrade, UpstreamSpec};
+use super::{AuthMode, Origin, ProviderSpec, Route, Secret, TokenToUpgrade, UpstreamSpec};
 use crate::config::{self, TokenToHttp};
 
 /// How browsers are met; `None` of both: as any other client.
@@ -42,6 +42,23 @@ pub struct SignInUrl {
 }
 
 impl SignInUrl {
+    /// As it is written.
+    #[must_use]
+    pub fn written(&self) -> &str {
+        &self.template
+    }
+
+    /// Its path, where it is on this site.
+    fn path_here(&self, public_url: Option<&Origin>) -> Option<&str> {
+        let here = match public_url.and_then(|origin| self.template.strip_prefix(origin.as_str())) {
+            Some(rest) if rest.is_empty() => "/",
+            Some(rest) => rest,
+            None => &self.template,
+        };
+        let path = here.split(['?', '#']).next().unwrap_or(here);
+        path.starts_with('/').then_some(path)
+    }
+
     /// The URL for someone who wanted this target; `None` for one that could lead elsewhere.
     #[must_use]
     pub fn for_target(&self, target: &str, public_url: Option<&Origin>) -> Option<String> {
@@ -111,6 +128,23 @@ impl Check {
         }
         let sign_in_url = browser.sign_in_url.as_ref().and_then(|written| self.sign_in_url(written, public_url));
         BrowserSpec { session, sign_in_url }
+    }
+
+    /// A page that asks for what is only to be had there would send browsers round in circles.
+    pub(super) fn sign_in_is_open(
+        &mut self,
+        browser: &BrowserSpec,
+        routes: &[Arc<Route>],
+        public_url: Option<&Origin>,
+    ) {
+        let Some(path) = browser.sign_in_url.as_ref().and_then(|url| url.path_here(public_url)) else { return };
+        let route = routes.iter().find(|route| route.matches("GET", path).is_some());
+        if route.is_some_and(|route| matches!(route.auth, AuthMode::Required | AuthMode::Deny)) {
+            self.wrong(
+                "browser.sign_in_url",
+                format!("{path} itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{{ path: {path}, auth: none }}]"),
+            );
+        }
     }
 
     fn session(&mut self, session: &config::Session) -> SessionSpec {

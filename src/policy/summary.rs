@@ -109,6 +109,9 @@ pub fn summary(policy: &Policy) -> String {
         let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
         line("session", format!("by cookie, {life}, sealed with {key}; POST and DELETE /.vestibule/session"));
     }
+    if let Some(url) = &policy.browser.sign_in_url {
+        line("sign-in", format!("pages without a credential go to {}", url.written()));
+    }
     line(
         "memory",
         format!(

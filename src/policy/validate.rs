@@ -153,6 +153,7 @@ impl Check {
         }
         let known = upstreams.iter().flatten().any(|upstream| upstream.preset.is_some());
         let browser = self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), known);
+        self.sign_in_is_open(&browser, &routes, public_url.as_ref());
         let log = self.log(config);
         let limits = self.limits(config);
         let everything_decided =

@@ -204,6 +204,8 @@ fn every_mistake_says_where_and_what_to_do() {
         ("upstream: http://a\nbrowser: { session: { secret: short } }\n".to_owned(), "browser.session.secret: has 5 bytes, and needs at least 32"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"https://{return_path}.example.com/\" }\n".to_owned(), "has a placeholder outside its query"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"/in?back={return_url}\" }\n".to_owned(), "holds {return_url}, and public_url is not set"),
+        ("upstream: http://a\nbrowser: { sign_in_url: \"/in?back={return_path}\" }\n".to_owned(), "/in itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{ path: /in, auth: none }]"),
+        ("upstream: http://a\npublic_url: https://b.example.com\nbrowser: { sign_in_url: \"https://b.example.com/in\" }\n".to_owned(), "/in itself asks for a credential"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"javascript:alert(1)\" }\n".to_owned(), "is neither a path nor an http or https URL"),
         ("upstream: { url: http://a, preset: jupiter }\n".to_owned(), "\"jupiter\" is not one of jupyter, marimo. Did you mean jupyter?"),
         ("a: [1\n".to_owned(), "not valid YAML"),
