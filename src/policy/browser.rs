@@ -50,13 +50,9 @@ impl SignInUrl {
 
     /// Its path, where it is on this site.
     fn path_here(&self, public_url: Option<&Origin>) -> Option<&str> {
-        let here = match public_url.and_then(|origin| self.template.strip_prefix(origin.as_str())) {
-            Some(rest) if rest.is_empty() => "/",
-            Some(rest) => rest,
-            None => &self.template,
-        };
-        let path = here.split(['?', '#']).next().unwrap_or(here);
-        path.starts_with('/').then_some(path)
+        let rest = public_url.and_then(|origin| self.template.strip_prefix(origin.as_str()));
+        let path = rest.unwrap_or(&self.template).split(['?', '#']).next().unwrap_or_default();
+        if path.is_empty() && rest.is_some() { Some("/") } else { path.starts_with('/').then_some(path) }
     }
 
     /// The URL for someone who wanted this target; `None` for one that could lead elsewhere.
