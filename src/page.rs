@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hyper::HeaderMap;
+use hyper::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 
 const STYLE: &str = include_str!("page/style.css");
 
@@ -49,6 +51,16 @@ pub struct Layout {
     pub narrow: bool,
     /// Comes again by itself after so many seconds.
     pub refresh: Option<u32>,
+}
+
+/// What an answer that is such a page says of it.
+pub fn describe(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    if let Ok(policy) = HeaderValue::from_str(&POLICY) {
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+    }
 }
 
 /// A whole page. `title` is escaped here, `body` is HTML already.

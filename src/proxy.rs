@@ -53,7 +53,7 @@ pub async fn handle(
 ) -> Result<Answer, Infallible> {
     caller.phase.busy();
     let runtime = shared.current();
-    let head = Head::of(&request);
+    let head = Head::of(&request, &runtime.policy);
     let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&shared));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) => {
@@ -101,7 +101,7 @@ pub async fn handle(
             refusal.note(&mut entry.line);
             warn_of_refusal(&refusal, &head);
             let mut answer = rendered(&refusal, &entry.line.request_id, head.wants_problem_json);
-            if let Some(navigation) = head.navigation.as_ref().filter(|_| runtime.policy.browser.is_on()) {
+            if let Some(navigation) = &head.navigation {
                 answer_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
             }
             let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
@@ -361,11 +361,12 @@ struct Head {
     user_agent: Option<String>,
     wants_problem_json: bool,
     origin: Option<HeaderValue>,
+    /// Looked for only where people see pages.
     navigation: Option<Navigation>,
 }
 
 impl Head {
-    fn of(request: &Request<Incoming>) -> Self {
+    fn of(request: &Request<Incoming>, policy: &Policy) -> Self {
         let headers = request.headers();
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         Self {
@@ -376,11 +377,12 @@ impl Head {
             user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
             wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
             origin: headers.get(ORIGIN).cloned(),
-            navigation: Navigation::of(
-                request.method(),
-                request.uri().path_and_query().map_or("/", |target| target.as_str()),
-                headers,
-            ),
+            navigation: if policy.browser.is_on() {
+                let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+                Navigation::of(request.method(), target, headers)
+            } else {
+                None
+            },
         }
     }
 

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 
 use crate::auth::Health;
 use crate::page::{self, Escaped, Layout};
@@ -21,13 +20,7 @@ const CLIENTS: usize = 20;
 /// The page as an answer.
 pub(super) fn page(shared: &Shared, runtime: &Runtime) -> Answer {
     let mut answer = said(StatusCode::OK, html(shared, runtime));
-    let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    if let Ok(policy) = HeaderValue::from_str(&page::POLICY) {
-        headers.insert(CONTENT_SECURITY_POLICY, policy);
-    }
+    page::describe(answer.headers_mut());
     answer
 }
 

@@ -1,9 +1,6 @@
 //! What someone who opens a page sees when there is none for them: where to sign in, or why not.
 
-use hyper::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
-};
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use hyper::{HeaderMap, Method, StatusCode};
 
 use crate::http::{Answer, Refusal, ResponseBody};
@@ -58,13 +55,8 @@ pub fn answer_navigation(
         *answer.body_mut() = ResponseBody::ours("");
         return;
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    page::describe(headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    if let Ok(policy) = HeaderValue::from_str(&page::POLICY) {
-        headers.insert(CONTENT_SECURITY_POLICY, policy);
-    }
     let (title, text) = said(refusal, unknown);
     let body = format!(
         "<h1>{title}</h1>\n<p>{text}</p>\n<p class=\"soft\">{} · <code>{}</code></p>\n",
