@@ -1,5 +1,7 @@
 //! Sessions by cookie, and what people at browsers see.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::support::answerer::{Answerer, ok};
@@ -46,6 +48,16 @@ impl House {
             answer = get(self.proxy.address, "/x", &fields) => answer.status,
             _ = self.backend.answer("served") => 200,
         }
+    }
+
+    /// Waits until the provider has been asked about the session again, which only a request makes happen.
+    async fn is_refused_in_time(&self, cookie: &str) {
+        crate::support::within("the session to be asked about again", async {
+            while self.page(cookie).await == 200 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
     }
 }
 
@@ -306,6 +318,14 @@ async fn revoking_a_user_ends_its_sessions() {
     assert_eq!(house.page(&cookie).await, 401);
 }
 
+/// Clerk, asked `instead` of a signature or `also`.
+fn clerk_provider(issuer: &Issuer, clerk: &Answerer, mode: &str) -> String {
+    format!(
+        "{{ preset: clerk, issuer: \"{0}\", jwks: {{ url: \"{0}/jwks\" }}, remote: {{ mode: {mode}, url: \"{1}\", secret_key: sk_test, cache: 1s }} }}",
+        issuer.url, clerk.url
+    )
+}
+
 #[tokio::test]
 async fn the_provider_is_asked_again_about_a_session() {
     let clerk = Answerer::start(|asked| {
@@ -314,10 +334,7 @@ async fn the_provider_is_asked_again_about_a_session() {
     })
     .await;
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let provider = format!(
-        "{{ preset: clerk, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: instead, url: \"{}\", secret_key: sk_test, cache: 1s }} }}",
-        issuer.url, issuer.url, clerk.url
-    );
+    let provider = clerk_provider(&issuer, &clerk, "instead");
     let yaml = format!(
         "upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{ max_age: 1h, revalidate_every: 1s }} }}\n",
         backend.url()
@@ -329,12 +346,7 @@ async fn the_provider_is_asked_again_about_a_session() {
     let asked = clerk.count();
     assert!(asked >= 1);
     clerk.answers(|_| ok(json!({"id": "sess_1", "user_id": "alice", "status": "ended"})));
-    crate::support::within("the session to be asked about again", async {
-        while house.page(&cookie).await == 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    })
-    .await;
+    house.is_refused_in_time(&cookie).await;
 }
 
 #[tokio::test]
@@ -357,10 +369,7 @@ async fn a_provider_that_is_asked_beside_every_signature_is_asked_about_sessions
     let status = |status: &str| json!({"id": "sess_1", "user_id": "alice", "status": status});
     let clerk = Answerer::start(move |_| ok(status("active"))).await;
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let provider = format!(
-        "{{ preset: clerk, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: also, url: \"{}\", secret_key: sk_test, cache: 1s }} }}",
-        issuer.url, issuer.url, clerk.url
-    );
+    let provider = clerk_provider(&issuer, &clerk, "also");
     let yaml =
         format!("upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{ max_age: 1h }} }}\n", backend.url());
     clerk.answers(move |asked| match asked.line() {
@@ -374,12 +383,7 @@ async fn a_provider_that_is_asked_beside_every_signature_is_asked_about_sessions
     let cookie = house.signed_in(&house.issuer.token_with("alice", json!({"sid": "sess_1"}))).await;
     assert_eq!(house.page(&cookie).await, 200);
     clerk.answers(move |_| ok(status("ended")));
-    crate::support::within("the session to be asked about again", async {
-        while house.page(&cookie).await == 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    })
-    .await;
+    house.is_refused_in_time(&cookie).await;
 }
 
 #[tokio::test]
