@@ -2,24 +2,13 @@
 
 use serde_json::json;
 
+use crate::fixture::{House, house};
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::{AUDIENCE, Issuer, Key};
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
-
-struct House {
-    issuer: Issuer,
-    backend: Backend,
-    proxy: Proxy,
-}
-
-async fn house(more: &str) -> House {
-    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-    House { proxy: Proxy::start(&yaml).await, issuer, backend }
-}
 
 impl House {
     async fn outcome(&self, token: &str, more: &[&str]) -> String {

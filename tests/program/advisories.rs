@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use crate::fixture::house;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
@@ -95,18 +96,6 @@ fn every_published_hole_has_a_test_that_keeps_it_out() {
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
         assert!(text.contains(&format!("fn {test}(")), "{ids}: {file} has no test {test}");
     }
-}
-
-struct House {
-    issuer: Issuer,
-    backend: Backend,
-    proxy: Proxy,
-}
-
-async fn house(more: &str) -> House {
-    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-    House { proxy: Proxy::start(&yaml).await, issuer, backend }
 }
 
 #[tokio::test]

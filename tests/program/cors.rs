@@ -1,28 +1,14 @@
 //! CORS (docs/contract.md section 3): preflights answered by the backend or here, and what a page may read.
 
-use crate::support::backend::Backend;
+use crate::fixture::House;
 use crate::support::client::{Answer, Client, bearer, get, request};
-use crate::support::issuer::Issuer;
-use crate::support::proxy::Proxy;
 
 const LISTED: &str = "Origin: https://app.example.com";
 const FOREIGN: &str = "Origin: https://evil.example";
 const ASKS: &str = "Access-Control-Request-Method: PUT";
 
-struct House {
-    issuer: Issuer,
-    backend: Backend,
-    proxy: Proxy,
-}
-
 async fn house(more: &str) -> House {
-    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let yaml = format!(
-        "upstream: {}\nproviders: [{}]\norigins: [https://app.example.com]\n{more}",
-        backend.url(),
-        issuer.provider()
-    );
-    House { proxy: Proxy::start(&yaml).await, issuer, backend }
+    crate::fixture::house(&format!("origins: [https://app.example.com]\n{more}")).await
 }
 
 impl House {

@@ -2,23 +2,12 @@
 
 use serde_json::{Value, json};
 
+use crate::fixture::house;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get, request};
 use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
-
-struct House {
-    backend: Backend,
-    issuer: Issuer,
-    proxy: Proxy,
-}
-
-async fn house(more: &str) -> House {
-    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider())).await;
-    House { backend, issuer, proxy }
-}
 
 #[tokio::test]
 async fn every_refusal_of_a_credential_is_its_row_of_the_table() {

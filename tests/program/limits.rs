@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use socket2::{Domain, Socket as RawSocket, Type};
 
+use crate::fixture::House;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
@@ -104,12 +105,6 @@ fn every_key_that_bounds_something_has_a_test_that_reaches_it() {
         let name = key.rsplit('.').next().expect("a name");
         assert!(body.contains(name), "{test} does not set {name}");
     }
-}
-
-struct House {
-    issuer: Issuer,
-    backend: Backend,
-    proxy: Proxy,
 }
 
 async fn house(upstream: &str, more: &str) -> House {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::fixture::House;
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Answer, Client, bearer, get, request};
@@ -12,20 +13,11 @@ use crate::support::now;
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
-struct House {
-    issuer: Issuer,
-    backend: Backend,
-    proxy: Proxy,
-}
-
 const SESSION: &str = "/.vestibule/session";
 
 async fn house(more: &str) -> House {
-    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let browser = if more.contains("browser:") { "" } else { "browser: { session: {} }\n" };
-    let yaml = format!("upstream: {}\nproviders: [{}]\n{browser}{more}", backend.url(), issuer.provider());
-    let proxy = Proxy::start(&yaml).await;
-    House { issuer, backend, proxy }
+    crate::fixture::house(&format!("{browser}{more}")).await
 }
 
 impl House {

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+use crate::fixture::{House, house};
 use crate::support::backend::Backend;
 use crate::support::client::bearer;
 use crate::support::issuer::{Issuer, Mood};
@@ -19,26 +20,7 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::{Side, Socket, frame};
 use crate::support::{now, within};
 
-struct House {
-    backend: Backend,
-    issuer: Issuer,
-    proxy: Proxy,
-}
-
-async fn house(more: &str) -> House {
-    House::started(more, |_| ()).await
-}
-
 impl House {
-    /// With an issuer in some mood from the start.
-    async fn started(more: &str, prepare: impl Fn(&Issuer)) -> Self {
-        let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-        prepare(&issuer);
-        let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-        let proxy = Proxy::start(&yaml).await;
-        Self { backend, issuer, proxy }
-    }
-
     /// A socket that is authenticated in band, with the upstream's end of it.
     async fn session(&self, token: &str) -> (Socket, Socket) {
         let mut client = Socket::open(self.proxy.address, "/ws", &[]).await;
