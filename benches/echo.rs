@@ -4,11 +4,15 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
 
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+mod middle;
+
+use std::process::Command;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+
+use middle::Middle;
 
 const SOCKETS: usize = 50;
 const ROUNDS: usize = 4_000;
@@ -98,46 +102,6 @@ async fn all(address: &str, token: &str, rounds: usize) {
     }
 }
 
-/// CPU time of all threads so far.
-fn cpu(child: &Child) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("its threads");
-    let nanoseconds = tasks.filter_map(|task| {
-        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanoseconds.sum())
-}
-
-struct Middle {
-    name: &'static str,
-    child: Child,
-    address: String,
-}
-
-impl Drop for Middle {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address").port()
-}
-
-fn start(name: &'static str, make: impl Fn(&str) -> Command) -> Option<Middle> {
-    let address = format!("127.0.0.1:{}", free_port());
-    let child = make(&address).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
-    let middle = Middle { name, child, address };
-    let until = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpStream::connect(&middle.address).is_err() {
-        assert!(Instant::now() < until, "{name} does not listen");
-        // Another program's listener: nothing to await but a connection that succeeds.
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Some(middle)
-}
-
 async fn compare() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
     let upstream = listener.local_addr().expect("address").to_string();
@@ -159,39 +123,46 @@ async fn compare() {
     };
     let haproxy_file = std::env::temp_dir().join(format!("vestibule-bench-{}.cfg", std::process::id()));
     let middles = [
-        start("bare relay", |listen| {
-            let mut command = Command::new(std::env::current_exe().expect("itself"));
-            command.args(["--relay", listen, &upstream]);
-            command
-        }),
-        start("vestibule", |listen| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
-            command.arg("run").env("VESTIBULE_CONFIG_YAML", configuration(listen));
-            command
-        }),
-        start("haproxy", |listen| {
-            let text = format!(
-                "global\n  nbthread 2\ndefaults\n  mode http\n  timeout client 1m\n  timeout server 1m\n  timeout connect 5s\n  timeout tunnel 1h\nlisten bench\n  bind {listen}\n  server echo {upstream}\n"
-            );
-            let _ = std::fs::write(&haproxy_file, text);
-            let mut command = Command::new("haproxy");
-            command.arg("-f").arg(&haproxy_file);
-            command
-        }),
+        (
+            "bare relay",
+            Middle::start(|listen| {
+                let mut command = Command::new(std::env::current_exe().expect("itself"));
+                command.args(["--relay", listen, &upstream]);
+                command
+            }),
+        ),
+        (
+            "vestibule",
+            Middle::start(|listen| {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
+                command.arg("run").env("VESTIBULE_CONFIG_YAML", configuration(listen));
+                command
+            }),
+        ),
+        (
+            "haproxy",
+            Middle::start(|listen| {
+                let text = format!(
+                    "global\n  nbthread 2\ndefaults\n  mode http\n  timeout client 1m\n  timeout server 1m\n  timeout connect 5s\n  timeout tunnel 1h\nlisten bench\n  bind {listen}\n  server echo {upstream}\n"
+                );
+                let _ = std::fs::write(&haproxy_file, text);
+                let mut command = Command::new("haproxy");
+                command.arg("-f").arg(&haproxy_file);
+                command
+            }),
+        ),
     ];
     println!("{SOCKETS} sockets, {PAYLOAD} bytes there and back, {ROUNDS} times each; three runs in turn");
     for run in 1..=3 {
-        for middle in middles.iter().flatten() {
+        for (name, middle) in &middles {
+            let Some(middle) = middle else { continue };
             all(&middle.address, &token, WARM_UP).await;
-            let (before, began) = (cpu(&middle.child), Instant::now());
+            let (before, began) = (middle.cpu(), Instant::now());
             all(&middle.address, &token, ROUNDS).await;
             let trips = (SOCKETS * ROUNDS) as f64;
-            let micros = cpu(&middle.child).saturating_sub(before).as_secs_f64() * 1e6 / trips;
+            let micros = middle.cpu().saturating_sub(before).as_secs_f64() * 1e6 / trips;
             let rate = trips / began.elapsed().as_secs_f64();
-            println!(
-                "run {run}  {:<11} {micros:6.2} µs of CPU a round trip, {rate:7.0} round trips a second",
-                middle.name
-            );
+            println!("run {run}  {name:<11} {micros:6.2} µs of CPU a round trip, {rate:7.0} round trips a second");
         }
     }
     let _ = std::fs::remove_file(haproxy_file);

@@ -5,10 +5,12 @@
 
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
 
+mod middle;
+
 use std::convert::Infallible;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -24,6 +26,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
+
+use middle::Middle;
 
 const CONNECTIONS: usize = 8;
 const REQUESTS: usize = 4_000;
@@ -125,32 +129,6 @@ async fn all(address: &str, tokens: &Tokens, requests: usize) {
     }
 }
 
-/// CPU time of all threads so far.
-fn cpu(child: &Child) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).expect("its threads");
-    let nanoseconds = tasks.filter_map(|task| {
-        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanoseconds.sum())
-}
-
-struct Middle {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Middle {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address").port()
-}
-
 /// On the first core, where programs can be told so.
 fn pinned(program: &str) -> Command {
     let there = Command::new("taskset").arg("--version").stdout(Stdio::null()).status().is_ok();
@@ -160,19 +138,6 @@ fn pinned(program: &str) -> Command {
         return command;
     }
     Command::new(program)
-}
-
-fn start(make: impl Fn(&str) -> Command) -> Middle {
-    let address = format!("127.0.0.1:{}", free_port());
-    let child = make(&address).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    let middle = Middle { child, address };
-    let until = Instant::now() + Duration::from_secs(10);
-    while std::net::TcpStream::connect(&middle.address).is_err() {
-        assert!(Instant::now() < until, "it does not listen");
-        // Another program's listener: nothing to await but a connection that succeeds.
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    middle
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
@@ -210,18 +175,20 @@ async fn compare() {
         )
     };
     let vestibule = |cache: usize| {
-        start(|listen| {
+        Middle::start(|listen| {
             let mut command = pinned(env!("CARGO_BIN_EXE_vestibule"));
             command.arg("run").env("VESTIBULE_CONFIG_YAML", configuration(listen, cache));
             command
         })
+        .expect("starts")
     };
-    let bare = start(|listen| {
+    let bare = Middle::start(|listen| {
         let itself = std::env::current_exe().expect("itself");
         let mut command = pinned(itself.to_str().expect("a path"));
         command.args(["--bare", listen, &upstream]);
         command
-    });
+    })
+    .expect("starts");
     let (usual, forgetful) = (vestibule(10_000), vestibule(0));
     let own = Tokens::Own(many[0].clone());
     let rows = [
@@ -234,10 +201,10 @@ async fn compare() {
     for run in 1..=3 {
         for (name, middle, tokens) in &rows {
             all(&middle.address, tokens, WARM_UP).await;
-            let (before, began) = (cpu(&middle.child), Instant::now());
+            let (before, began) = (middle.cpu(), Instant::now());
             all(&middle.address, tokens, REQUESTS).await;
             let requests = (CONNECTIONS * REQUESTS) as f64;
-            let micros = cpu(&middle.child).saturating_sub(before).as_secs_f64() * 1e6 / requests;
+            let micros = middle.cpu().saturating_sub(before).as_secs_f64() * 1e6 / requests;
             let rate = requests / began.elapsed().as_secs_f64();
             println!("run {run}  {name:<44} {micros:6.2} µs of CPU a request, {rate:7.0} requests a second");
         }
