@@ -3,12 +3,21 @@
 //! A key stands here from the moment it does something; `config.example.yaml` shows each with its
 //! default, and a test holds the two together.
 
+mod provider;
+mod token_from;
+mod websocket;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::value::{Size, Time};
+pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
+pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
+pub use websocket::{
+    Dialect, DialectChoice, DialectMessage, DialectPing, DialectRefresh, FieldMode, OnExpiry, RouteWebSocket, WebSocket,
+};
 
 /// A JSON value of the file: what a claim must equal.
 pub(super) type Json = serde_json::Value;
@@ -181,89 +190,6 @@ pub struct Credential {
     pub value_file: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Provider {
-    pub name: Option<String>,
-    pub preset: Option<String>,
-    pub issuer: Option<String>,
-    pub publishable_key: Option<String>,
-    pub project: Option<String>,
-    pub domain: Option<String>,
-    pub region: Option<String>,
-    pub user_pool_id: Option<String>,
-    pub url: Option<String>,
-    pub realm: Option<String>,
-    pub jwks: Jwks,
-    pub secret: Option<String>,
-    pub secret_file: Option<String>,
-    pub algorithms: Option<Vec<String>>,
-    pub audience: Option<OneOrMany>,
-    pub authorized_parties: Option<Vec<String>>,
-    pub clock_skew: Option<Time>,
-    pub user_id: Option<String>,
-    pub user_prefix: Option<String>,
-    pub require: BTreeMap<String, Json>,
-    pub allow: Allow,
-    pub trust_unverified_email: bool,
-    pub accept: Option<Vec<Accept>>,
-    pub cache_ttl: Option<Time>,
-    pub remote: Option<Remote>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Allow {
-    pub users: Vec<String>,
-    pub emails: Vec<String>,
-    pub email_domains: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Accept {
-    AccessToken,
-    IdToken,
-    Template,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Jwks {
-    pub url: Option<String>,
-    pub file: Option<String>,
-    pub pem_file: Option<String>,
-    pub refresh: Option<Time>,
-    pub max_stale: Option<Time>,
-    pub ca_file: Option<String>,
-    pub allow_http: bool,
-}
-
-/// How a provider is asked about a token or a session.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Remote {
-    pub mode: Option<RemoteMode>,
-    pub url: Option<String>,
-    pub secret_key: Option<String>,
-    pub secret_key_file: Option<String>,
-    pub client_id: Option<String>,
-    pub client_secret: Option<String>,
-    pub client_secret_file: Option<String>,
-    pub cache: Option<Time>,
-    pub timeout: Option<Time>,
-    pub concurrency: Option<u32>,
-    pub ca_file: Option<String>,
-    pub allow_http: bool,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum RemoteMode {
-    Instead,
-    Also,
-}
-
 /// One string, or a list of them; one string is split at commas.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(transparent)]
@@ -277,43 +203,6 @@ impl OneOrMany {
     }
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct TokenFrom {
-    pub header: Option<OneOrMany>,
-    pub message: bool,
-    pub query: Option<QuerySource>,
-    pub subprotocol: Vec<SubprotocolSource>,
-    pub cookie: Option<String>,
-}
-
-impl Default for TokenFrom {
-    fn default() -> Self {
-        Self {
-            header: Some(OneOrMany(vec!["Authorization".to_owned()])),
-            message: true,
-            query: Some(QuerySource::default()),
-            subprotocol: Vec::new(),
-            cookie: None,
-        }
-    }
-}
-
-/// `token_from` of a route: what is not written stays as it is above.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct RouteTokenFrom {
-    #[serde(deserialize_with = "written")]
-    pub header: Option<Option<OneOrMany>>,
-    #[serde(deserialize_with = "flag")]
-    pub message: Option<bool>,
-    #[serde(deserialize_with = "written")]
-    pub query: Option<Option<QuerySource>>,
-    pub subprotocol: Option<Vec<SubprotocolSource>>,
-    #[serde(deserialize_with = "written")]
-    pub cookie: Option<Option<String>>,
-}
-
 /// `false` is a value here, not a feature switched off.
 fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     bool::deserialize(deserializer).map(Some)
@@ -323,51 +212,6 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::E
 #[expect(clippy::option_option, reason = "three states: not written, switched off, written")]
 fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct QuerySource {
-    pub name: String,
-    pub mode: QueryMode,
-    #[serde(rename = "for")]
-    pub uses: Vec<QueryUse>,
-}
-
-impl Default for QuerySource {
-    fn default() -> Self {
-        Self { name: "token".to_owned(), mode: QueryMode::Move, uses: vec![QueryUse::Websocket] }
-    }
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct SubprotocolSource {
-    pub prefix: String,
-    pub encoding: TokenEncoding,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenEncoding {
-    #[default]
-    Plain,
-    Base64url,
-    Url,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum QueryMode {
-    Move,
-    Deny,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum QueryUse {
-    Websocket,
-    Events,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -436,75 +280,6 @@ pub enum Paths {
     Lenient,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum OnExpiry {
-    Close,
-    Auto,
-    Keep,
-}
-
-/// A dialect's name, or `{ name: token-field, field: /auth_token, upstream: keep }`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct DialectChoice {
-    pub name: String,
-    pub field: Option<String>,
-    pub upstream: Option<FieldMode>,
-}
-
-/// What the upstream sees of the field that carried a token.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum FieldMode {
-    #[default]
-    Keep,
-    Remove,
-    Replace,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct WebSocket {
-    pub dialect: Option<DialectChoice>,
-    pub auth_timeout: Time,
-    pub on_expiry: Option<OnExpiry>,
-    pub grace: Time,
-    pub presence: Time,
-    pub max_lifetime: Option<Time>,
-    pub revalidate_every: Option<Time>,
-    pub revalidate_grace: Time,
-    pub ping_interval: Time,
-    pub ping_timeout: Time,
-    pub idle_timeout: Option<Time>,
-    pub message_bytes: Size,
-    pub subprotocols: Vec<String>,
-    pub allowed_origins: Option<Vec<String>>,
-    pub drain_code: u16,
-}
-
-impl Default for WebSocket {
-    fn default() -> Self {
-        Self {
-            dialect: None,
-            auth_timeout: Time::seconds(10),
-            on_expiry: None,
-            grace: Time::seconds(30),
-            presence: Time::seconds(30 * 60),
-            max_lifetime: None,
-            revalidate_every: None,
-            revalidate_grace: Time::seconds(5 * 60),
-            ping_interval: Time::seconds(30),
-            ping_timeout: Time::seconds(10),
-            idle_timeout: None,
-            message_bytes: Size(1 << 20),
-            subprotocols: Vec::new(),
-            allowed_origins: None,
-            drain_code: 1012,
-        }
-    }
-}
-
 /// Preflights are answered here, for `origins`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -563,72 +338,6 @@ impl Default for Events {
 pub enum EventsOnExpiry {
     Keep,
     Close,
-}
-
-/// The messages of a handshake that a user writes: matchers and templates.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Dialect {
-    pub greeting: Option<Json>,
-    pub authenticate: DialectMessage,
-    pub forward: bool,
-    pub acknowledge: Option<Json>,
-    pub refresh: Option<DialectRefresh>,
-    pub error: Option<Json>,
-    pub ping: Option<DialectPing>,
-    pub header_maps: Vec<String>,
-    pub lines: bool,
-    pub close: BTreeMap<String, u16>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct DialectMessage {
-    #[serde(rename = "match")]
-    pub matches: BTreeMap<String, Json>,
-    pub token: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct DialectRefresh {
-    #[serde(rename = "match")]
-    pub matches: BTreeMap<String, Json>,
-    pub token: Vec<String>,
-    pub forward: bool,
-    pub acknowledge: Option<Json>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct DialectPing {
-    #[serde(rename = "match")]
-    pub matches: BTreeMap<String, Json>,
-    pub reply: Option<Json>,
-}
-
-/// `websocket` of a route: what is not written stays as it is above.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct RouteWebSocket {
-    pub dialect: Option<DialectChoice>,
-    pub auth_timeout: Option<Time>,
-    pub on_expiry: Option<OnExpiry>,
-    pub grace: Option<Time>,
-    pub presence: Option<Time>,
-    #[serde(deserialize_with = "written")]
-    pub max_lifetime: Option<Option<Time>>,
-    #[serde(deserialize_with = "written")]
-    pub revalidate_every: Option<Option<Time>>,
-    pub revalidate_grace: Option<Time>,
-    pub ping_interval: Option<Time>,
-    pub ping_timeout: Option<Time>,
-    #[serde(deserialize_with = "written")]
-    pub idle_timeout: Option<Option<Time>>,
-    pub message_bytes: Option<Size>,
-    pub subprotocols: Option<Vec<String>>,
-    pub allowed_origins: Option<Vec<String>>,
-    pub drain_code: Option<u16>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -91,7 +91,7 @@ fn keys(shape: &str, name: &str) -> Vec<String> {
 
 #[test]
 fn every_key_that_bounds_something_has_a_test_that_reaches_it() {
-    let shape = text_of("src/config/shape.rs");
+    let shape = crate::configuration::shape();
     let tested: BTreeSet<&str> = TESTED.iter().map(|(key, ..)| *key).collect();
     for (section, name) in [("limits", "Limits"), ("upstream", "Upstream"), ("websocket", "WebSocket")] {
         for key in keys(&shape, name) {
