@@ -49,12 +49,12 @@ pub struct OwnBackend {
 /// The demo's issuer and sign-in page before someone's own backend.
 pub struct Front {
     issuer: Arc<Issuer>,
-    sign_in: SocketAddr,
+    sign_in: sign_in::SignIn,
     backend: OwnBackend,
 }
 
 impl Front {
-    /// Starts both on free loopback ports.
+    /// Starts both on free loopback ports. The sign-in page answers as long as this lives.
     ///
     /// # Errors
     /// When there is no port, or no key.
@@ -64,7 +64,7 @@ impl Front {
             Some(user) => vec![user.clone()],
             None => ["alice", "bob"].map(str::to_owned).to_vec(),
         };
-        let sign_in = sign_in::start(Arc::clone(&issuer), users).await?;
+        let sign_in = sign_in::start(Arc::clone(&issuer), users)?;
         Ok(Self { issuer, sign_in, backend })
     }
 
@@ -93,7 +93,7 @@ impl Front {
             "routes": [{
                 "path": format!("{}/**", sign_in::PATH),
                 "auth": "none",
-                "upstream": format!("http://{}", self.sign_in),
+                "upstream": format!("http://{}", self.sign_in.address),
             }],
         })
         .to_string()
@@ -122,7 +122,7 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts both on free loopback ports.
+    /// Starts both on free loopback ports. The sign-in page answers as long as this lives.
     ///
     /// # Errors
     /// When there is no port, or no key.

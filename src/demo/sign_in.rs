@@ -1,23 +1,21 @@
 //! The sign-in page of `demo --upstream`: who do you want to be? It takes the place of an identity provider's own, so
 //! it gives a token to whoever asks, on this machine only.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::DemoError;
 use super::issuer::Issuer;
 use crate::page::{Escaped, Layout, page};
+use crate::small_server::{Answer, Listener};
 
 /// Where it stands; public, and not the backend's.
 pub(super) const PATH: &str = "/vestibule-demo";
@@ -33,30 +31,26 @@ struct Desk {
     users: Vec<String>,
 }
 
+/// The page, answering until it is dropped.
+pub(super) struct SignIn {
+    pub(super) address: SocketAddr,
+    _serving: AbortOnDropHandle<()>,
+}
+
 /// Starts it on a free loopback port.
-pub(super) async fn start(issuer: Arc<Issuer>, users: Vec<String>) -> Result<SocketAddr, DemoError> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
+pub(super) fn start(issuer: Arc<Issuer>, users: Vec<String>) -> Result<SignIn, DemoError> {
+    let listener = Listener::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    let address = listener.address().ok_or_else(|| std::io::Error::other("no address"))?;
     let desk = Arc::new(Desk { issuer, users });
-    tokio::spawn(async move {
-        // Ends with the process; a connection that fails is one that its client asks for again.
-        while let Ok((stream, _)) = listener.accept().await {
-            let desk = Arc::clone(&desk);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let desk = Arc::clone(&desk);
-                    async move { Ok::<_, Infallible>(desk.answer(request).await) }
-                });
-                let _ =
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
+    let serving = listener.serve(move |request| {
+        let desk = Arc::clone(&desk);
+        async move { desk.answer(request).await }
     });
-    Ok(address)
+    Ok(SignIn { address, _serving: serving })
 }
 
 impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
         let path = request.uri().path().strip_prefix(PATH).unwrap_or("/nowhere").to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "" | "/") => said("text/html; charset=utf-8", self.page()),
@@ -75,7 +69,7 @@ impl Desk {
         page("Sign in · Vestibule demo", &body, Layout { narrow: true, refresh: None })
     }
 
-    async fn token(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn token(&self, request: Request<Incoming>) -> Answer {
         let Ok(body) = Limited::new(request.into_body(), BODY).collect().await else {
             return status(StatusCode::BAD_REQUEST);
         };
@@ -88,7 +82,7 @@ impl Desk {
     }
 }
 
-fn said(kind: &'static str, text: String) -> Response<Full<Bytes>> {
+fn said(kind: &'static str, text: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -102,7 +96,7 @@ fn said(kind: &'static str, text: String) -> Response<Full<Bytes>> {
     answer
 }
 
-fn status(status: StatusCode) -> Response<Full<Bytes>> {
+fn status(status: StatusCode) -> Answer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = status;
     answer
