@@ -20,6 +20,7 @@ mod provider;
 mod remote;
 mod requirement;
 mod route;
+mod secret;
 mod summary;
 mod upstream;
 mod validate;
@@ -45,11 +46,12 @@ pub use exposure::{first_listener, is_private};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use preset::Family;
-pub use provider::{AllowSpec, Audience, KeySource, Kinds, Parties, ProviderSpec, Secret};
+pub use provider::{AllowSpec, Audience, KeySource, Kinds, Parties, ProviderSpec};
 pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};
 pub use route::{PathVariables, Pattern, Route, RouteMatch};
-pub use summary::{Wall, carriers, sockets, summary, walls};
+pub use secret::Secret;
+pub use summary::{Names, Wall, carriers, sockets, summary, walls};
 pub use validate::validate;
 
 pub use crate::config::{

@@ -8,7 +8,7 @@ use hyper::StatusCode;
 
 use crate::auth::Health;
 use crate::page::{self, Escaped, Layout};
-use crate::policy::{KeySource, ProviderSpec, summary};
+use crate::policy::{KeySource, Names, ProviderSpec, summary};
 use crate::runtime::{Runtime, Shared};
 use crate::small_server::{Answer, said};
 
@@ -41,7 +41,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
     limits(&mut body, shared, runtime);
     refusals(&mut body, shared);
     query_tokens(&mut body, shared);
-    let _ = write!(body, "<h2>Policy in force</h2>\n<pre>{}", Escaped(&summary(&runtime.policy)));
+    let _ = write!(body, "<h2>Policy in force</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, Names::Counted)));
     for warning in &runtime.policy.warnings {
         let _ = writeln!(body, "  warning     {}", Escaped(warning));
     }

@@ -77,15 +77,30 @@ pub(super) fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Res
     }
 }
 
-/// The user id, with the provider's prefix.
-pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<String, Rejection> {
-    let value = match &spec.user_id {
+/// A claim as every rule and header reads it, but for `sub`, which is the user id there and the raw claim here. An
+/// `email` that nobody has verified counts only where the provider says `trust_unverified_email`.
+pub(super) fn value<'a>(spec: &ProviderSpec, claims: &'a Map<String, Value>, claim: &Claim) -> Option<&'a Value> {
+    let value = match claim {
         Claim::UserId => claims.get("sub"),
         Claim::Name(name) => claims.get(name),
         Claim::Pointer(pointer) => pointed(claims, pointer),
     };
-    let id = match value {
-        None | Some(Value::Null) => return Err(Rejection::MissingUser),
+    value.filter(|value| !value.is_null() && (!claim.is_email() || counts_email(spec, claims)))
+}
+
+fn counts_email(spec: &ProviderSpec, claims: &Map<String, Value>) -> bool {
+    spec.trust_unverified_email || claims.get("email_verified") == Some(&Value::Bool(true))
+}
+
+/// The user id, with the provider's prefix.
+pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<String, Rejection> {
+    let id = match value(spec, claims, &spec.user_id) {
+        None if spec.user_id.is_email() && claims.get("email").is_some_and(Value::is_string) => {
+            return Err(Rejection::UnusableUser(
+                "is an email without email_verified: true; trust_unverified_email would take it",
+            ));
+        }
+        None => return Err(Rejection::MissingUser),
         Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
         Some(Value::String(id)) => id,
         Some(_) => return Err(Rejection::UnusableUser("is not a string")),

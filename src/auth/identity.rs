@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::claims::value;
 use super::keys::KeyPrint;
 use crate::policy::{Claim, ProviderSpec};
 
@@ -120,20 +121,10 @@ impl Identity {
     /// A claim; an unverified e-mail address is none (docs/contract.md section 5).
     #[must_use]
     pub fn claim(&self, claim: &Claim) -> Option<Cow<'_, Value>> {
-        let value = match claim {
-            Claim::UserId => return Some(Cow::Owned(Value::String(self.user_id.clone()))),
-            Claim::Name(name) => self.claims.get(name)?,
-            Claim::Pointer(pointer) => pointed(&self.claims, pointer)?,
-        };
-        let is_email = matches!(claim, Claim::Name(name) if name == "email")
-            || matches!(claim, Claim::Pointer(p) if p == "/email");
-        if is_email
-            && !self.provider.trust_unverified_email
-            && self.claims.get("email_verified") != Some(&Value::Bool(true))
-        {
-            return None;
+        match claim {
+            Claim::UserId => Some(Cow::Owned(Value::String(self.user_id.clone()))),
+            claim => value(&self.provider, &self.claims, claim).map(Cow::Borrowed),
         }
-        (!value.is_null()).then_some(Cow::Borrowed(value))
     }
 }
 

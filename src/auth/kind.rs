@@ -33,9 +33,9 @@ pub(super) fn check_kind(
     if claims.contains_key("events") {
         return Err(Rejection::WrongKind("a logout token"));
     }
-    if says("typ", "Refresh") || says("typ", "Offline") || says("token_type", "refresh") || says("token_use", "refresh")
-    {
-        return Err(Rejection::WrongKind("a refresh token"));
+    let named = named_kind(claims);
+    if let Some(NamedKind::Other(what)) = named {
+        return Err(Rejection::WrongKind(what));
     }
     match spec.family {
         Family::Clerk => return clerk_kind(spec.accept, header, claims),
@@ -44,8 +44,7 @@ pub(super) fn check_kind(
         }
         Family::Generic | Family::Supabase | Family::Cognito => {}
     }
-    let is_id_token =
-        says("token_use", "id") || says("typ", "ID") || claims.contains_key("at_hash") || claims.contains_key("c_hash");
+    let is_id_token = named == Some(NamedKind::Id) || claims.contains_key("at_hash") || claims.contains_key("c_hash");
     // Google's ID tokens need not have a hash; its access tokens are opaque.
     let only_id_tokens = spec.preset == "google";
     match (is_id_token || only_id_tokens, spec.accept.id_token, spec.accept.access_token) {
@@ -54,6 +53,86 @@ pub(super) fn check_kind(
         (false, _, true) => Ok("access token"),
         (false, _, false) => Err(Rejection::WrongKind("not an ID token")),
     }
+}
+
+/// The members by which a token, or the answer about one, names its kind, by their letters alone. `type` is what
+/// Flask-JWT-Extended writes, `token_type` Simple JWT, `token_use` Ory and Cognito, `typ` Keycloak; RFC 8693 section
+/// 2.2.1 has `issued_token_type`.
+const KIND_MEMBERS: [&str; 10] = [
+    "tokenuse",
+    "typ",
+    "type",
+    "tokentype",
+    "tokentypehint",
+    "issuedtokentype",
+    "requestedtokentype",
+    "tokenname",
+    "tokenkind",
+    "kind",
+];
+
+/// A kind that a token names and that is not an access token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NamedKind {
+    /// An ID token: accepted where the provider's `accept` says so.
+    Id,
+    /// One that is never accepted.
+    Other(&'static str),
+}
+
+/// Whether a member may name the kind of a token.
+pub(super) fn is_kind_member(name: &str) -> bool {
+    KIND_MEMBERS.contains(&letters(name).as_str())
+}
+
+/// Refuses an answer about a token that names a kind which does not count, whatever the token says of itself.
+pub(super) fn check_answer(spec: &ProviderSpec, said: &Map<String, Value>) -> Result<(), Rejection> {
+    match named_kind(said) {
+        Some(NamedKind::Other(what)) => Err(Rejection::WrongKind(what)),
+        Some(NamedKind::Id) if !spec.accept.id_token => {
+            Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it"))
+        }
+        Some(NamedKind::Id) | None => Ok(()),
+    }
+}
+
+/// The kind that some member names; one that is never accepted before an ID token.
+fn named_kind(claims: &Map<String, Value>) -> Option<NamedKind> {
+    let values = claims.iter().filter(|(name, _)| is_kind_member(name)).map(|(_, value)| value);
+    let texts = values.flat_map(|value| match value {
+        Value::Array(members) => members.as_slice(),
+        one => std::slice::from_ref(one),
+    });
+    let mut found = None;
+    for kind in texts.filter_map(Value::as_str).filter_map(kind_of_text) {
+        found = Some(kind);
+        if kind != NamedKind::Id {
+            break;
+        }
+    }
+    found
+}
+
+/// Reads `refresh`, `Refresh`, `refresh_token`, `RefreshToken`, `application/logout+jwt`,
+/// `urn:ietf:params:oauth:token-type:refresh_token` (RFC 8693 section 3) and the like.
+fn kind_of_text(text: &str) -> Option<NamedKind> {
+    let last = text.trim().rsplit([':', '/', '#']).find(|part| !part.is_empty())?;
+    let word = letters(last);
+    let word = word.strip_suffix("jwt").unwrap_or(&word);
+    match word.strip_suffix("token").unwrap_or(word) {
+        "refresh" | "offline" => Some(NamedKind::Other("a refresh token")),
+        "logout" => Some(NamedKind::Other("a logout token")),
+        // RFC 7591 and Keycloak's own.
+        "registrationaccess" | "initialaccess" => Some(NamedKind::Other("a token for registering clients")),
+        "authorizationcode" | "devicecode" => Some(NamedKind::Other("a code, which is no token")),
+        "id" | "identity" => Some(NamedKind::Id),
+        _ => None,
+    }
+}
+
+/// Letters and digits in lower case.
+fn letters(text: &str) -> String {
+    text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 fn clerk_kind(accept: Kinds, header: &KindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
@@ -82,22 +161,21 @@ fn clerk_kind(accept: Kinds, header: &KindHeader, claims: &Map<String, Value>) -
     }
 }
 
-/// Sees that it is for us. Cognito's access tokens say so in `client_id`; one bound to a resource has `aud` too.
+/// Sees that it is for us. Cognito's access tokens say so in `client_id`.
 pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<(), Rejection> {
     let Audience::OneOf(accepted) = &spec.audience else { return Ok(()) };
     let is_accepted = |value: &str| accepted.iter().any(|name| name == value);
-    let is_access = claims.get("token_use").and_then(Value::as_str) == Some("access");
+    let is_access =
+        claims.get("token_use").and_then(Value::as_str).is_some_and(|usage| usage.eq_ignore_ascii_case("access"));
     if spec.family == Family::Cognito && is_access {
-        match claims.get("client_id") {
-            Some(Value::String(client)) if is_accepted(client) => return Ok(()),
-            Some(Value::String(client)) if !claims.contains_key("aud") => {
-                return Err(Rejection::WrongAudience(client.chars().take(256).collect()));
-            }
-            Some(Value::String(_)) => {}
+        // One that is bound to a resource has `aud` too; another client's is not ours whatever that says.
+        return match claims.get("client_id") {
+            Some(Value::String(client)) if is_accepted(client) => Ok(()),
+            Some(Value::String(client)) => Err(Rejection::WrongAudience(client.chars().take(256).collect())),
             Some(_) | None => {
-                return Err(Rejection::Claim { claim: "client_id".to_owned(), problem: "is missing or no string" });
+                Err(Rejection::Claim { claim: "client_id".to_owned(), problem: "is missing or no string" })
             }
-        }
+        };
     }
     let fits = match claims.get("aud") {
         Some(Value::String(one)) => is_accepted(one),

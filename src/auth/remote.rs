@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use super::cache::Digest;
+use super::kind::is_kind_member;
 use super::{Inspection, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteSpec};
 use crate::telemetry::{Label, Metrics};
@@ -209,7 +210,8 @@ impl Inner {
             // What stands for a token is remembered as a verified token, claims and all.
             Answer::Yes(_) if self.spec.instead => {}
             Answer::Yes(claims) => {
-                let compared = |(name, _): &(&String, &Value)| matches!(name.as_str(), "sub" | "iss");
+                let compared =
+                    |(name, _): &(&String, &Value)| matches!(name.as_str(), "sub" | "iss") || is_kind_member(name);
                 let claims = claims.iter().filter(compared).map(|(name, value)| (name.clone(), value.clone()));
                 self.yes.insert(digest, Kept { answer: Answer::Yes(Arc::new(claims.collect())), until });
                 self.no.remove(&digest);

@@ -19,7 +19,7 @@ use super::claims;
 use super::identity::{End, Voucher};
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyPrint, ProviderKeys};
-use super::kind::{KindHeader, flattened};
+use super::kind::{KindHeader, check_answer, flattened};
 use super::remote::{Answer, Occasion, Question, Remote};
 use super::trace::{Claimed, Step, Trace};
 use super::{Carrier, Identity, NoCredential, Rejection, Revocations, Sessions, Token};
@@ -485,6 +485,7 @@ async fn asked(
 /// Whether the provider speaks of whom the token speaks of.
 fn agrees(spec: &ProviderSpec, claims: &Map<String, Value>, said: &Map<String, Value>) -> Result<(), Rejection> {
     let differs = |name: &&str| said.get(*name).is_some_and(|said| claims.get(*name) != Some(said));
+    check_answer(spec, said)?;
     match ["sub", "iss"].into_iter().find(differs) {
         None => Ok(()),
         Some(name) => Err(Rejection::NoSession {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{CheckArguments, USAGE, fail, policy, run::executor};
 use crate::auth::{self, Inspection};
-use crate::policy::{KeySource, Policy, summary};
+use crate::policy::{KeySource, Names, Policy, summary};
 use crate::reload::Edition;
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
@@ -15,7 +15,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
         Err(report) => return fail(&report, USAGE),
     };
     println!("{name}");
-    print!("{}", summary(&policy));
+    print!("{}", summary(&policy, Names::Shown));
     for warning in &policy.warnings {
         println!("  warning     {warning}");
     }

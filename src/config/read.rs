@@ -95,6 +95,16 @@ impl<'a> Reader<'a> {
         Self { node, path, unknown: self.unknown }
     }
 
+    /// Refuses a text that a variable left blank, where a member of a list or the value of a claim is expected.
+    fn given(&self) -> Result<(), ShapeError> {
+        match &self.node.value {
+            Value::Scalar { text, .. } if self.node.variable.is_some() && text.trim().is_empty() => {
+                Err(self.error(self.node.blank()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn text(&self, expected: &str) -> Result<&'a str, ShapeError> {
         match &self.node.value {
             Value::Scalar { text, .. } if !self.node.is_null() => Ok(text),
@@ -131,6 +141,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
         let (node, path) = (self.node, self.path.clone());
         match &node.value {
+            Value::Scalar { .. } if node.variable.is_some() && self.given().is_err() => Err(self.error(node.blank())),
             Value::Scalar { text, plain: true } => {
                 let result = if node.is_null() {
                     visitor.visit_unit()
@@ -201,14 +212,13 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         let result = match &node.value {
             Value::Sequence(items) => visitor.visit_seq(Items { reader: self, items: items.iter(), index: 0 }),
             Value::Scalar { .. } if node.is_null() => Err(self.error("is empty; write [] for none")),
-            // One string where a list is expected is split at commas: ${ALLOWED_ORIGINS}.
+            // One string where a list is expected is split at commas: ${ALLOWED_ORIGINS}. An empty member, or none,
+            // would mean "everyone" in `allow`, and is nobody's intention elsewhere.
+            Value::Scalar { text, .. } if text.split(',').any(|part| part.trim().is_empty()) => {
+                Err(self.error(node.blank_list(text)))
+            }
             Value::Scalar { text, .. } => {
-                let parts: Vec<Node> = text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|part| !part.is_empty())
-                    .map(|part| Node::scalar(node.place, part))
-                    .collect();
+                let parts: Vec<Node> = text.split(',').map(|part| Node::scalar(node.place, part.trim())).collect();
                 let unknown = self.unknown;
                 return Self::placed(
                     node,
@@ -369,7 +379,9 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         let Some(node) = self.items.next() else { return Ok(None) };
         let path = format!("{}[{}]", self.reader.path, self.index);
         self.index += 1;
-        let result = seed.deserialize(self.reader.child(node, path.clone()));
+        let reader = self.reader.child(node, path.clone());
+        reader.given()?;
+        let result = seed.deserialize(reader);
         Reader::placed(node, &path, result).map(Some)
     }
 }

@@ -40,6 +40,8 @@ impl Place {
 pub(crate) struct Node {
     pub(super) place: Place,
     pub(super) value: Value,
+    /// The first variable that was replaced in it, as written: `${NAME}`.
+    pub(super) variable: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,15 +65,37 @@ pub(super) const BYTES: usize = 1 << 20;
 
 impl Node {
     pub(super) fn scalar(place: Place, text: impl Into<String>) -> Self {
-        Self { place, value: Value::Scalar { text: text.into(), plain: false } }
+        Self::new(place, Value::Scalar { text: text.into(), plain: false })
     }
 
     pub(super) fn empty() -> Self {
-        Self { place: Place::Nowhere, value: Value::Mapping(Vec::new()) }
+        Self::new(Place::Nowhere, Value::Mapping(Vec::new()))
     }
 
     pub(super) fn sequence(place: Place, items: Vec<Self>) -> Self {
-        Self { place, value: Value::Sequence(items) }
+        Self::new(place, Value::Sequence(items))
+    }
+
+    fn new(place: Place, value: Value) -> Self {
+        Self { place, value, variable: None }
+    }
+
+    /// What to say of a text that is blank: which variable made it so.
+    pub(super) fn blank(&self) -> String {
+        match (&self.variable, self.place) {
+            (Some(variable), _) => format!("{variable} is empty; give the variable a value"),
+            (None, Place::Variable(_)) => "is empty; give the variable a value, or unset it".to_owned(),
+            (None, _) => "is empty; write [] for none".to_owned(),
+        }
+    }
+
+    /// What to say of a text for a list of which a member is blank.
+    pub(super) fn blank_list(&self, text: &str) -> String {
+        if text.split(',').all(|part| part.trim().is_empty()) {
+            return self.blank();
+        }
+        let whose = self.variable.as_ref().map_or_else(String::new, |variable| format!("{variable} "));
+        format!("{whose}holds an empty member; remove the comma that nothing stands beside")
     }
 
     pub(super) fn is_null(&self) -> bool {
@@ -165,14 +189,18 @@ impl Node {
                 if !text.contains('$') {
                     return;
                 }
-                match expand(text, variable) {
+                // A part that is empty makes a secret shorter than it looks, and leads an address elsewhere.
+                let is_given = |value: &str, has_default: bool| {
+                    !value.trim().is_empty() || !must_not_be_empty(path) || (has_default && !is_secret(path))
+                };
+                match expand(text, variable, &is_given) {
                     Ok(expanded) => {
+                        if text.contains("${") {
+                            self.variable = Some(shown_variable(text));
+                        }
                         if expanded.trim().is_empty() && must_not_be_empty(path) {
-                            findings.push(Finding::at(
-                                self.place,
-                                path,
-                                format!("{} is empty; give the variable a value", shown_variable(text)),
-                            ));
+                            let message = format!("{} is empty; give the variable a value", shown_variable(text));
+                            findings.push(Finding::at(self.place, path, message));
                         }
                         // What a variable says is never `null` by accident.
                         *plain = *plain && !expanded.is_empty();
@@ -201,11 +229,20 @@ pub(super) fn join(path: &str, key: &str) -> String {
 
 /// Where emptiness would open something, or make a secret that anyone can guess.
 fn must_not_be_empty(path: &str) -> bool {
+    let key = key_of(path);
+    is_secret(path) || key.contains("file") || ["issuer", "audience", "origins", "url", "upstream"].contains(&key)
+}
+
+/// Where a text that only looks long would be guessed.
+fn is_secret(path: &str) -> bool {
+    let key = key_of(path);
+    (key.contains("secret") && !key.contains("file")) || ["value", "token"].contains(&key)
+}
+
+/// The last key of a path, without the number of a list's entry.
+fn key_of(path: &str) -> &str {
     let path = path.trim_end_matches(|c: char| c == ']' || c == '[' || c.is_ascii_digit());
-    let key = path.rsplit('.').next().unwrap_or(path);
-    key.contains("secret")
-        || key.contains("file")
-        || ["issuer", "audience", "origins", "url", "upstream", "value"].contains(&key)
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 fn shown_variable(text: &str) -> String {
@@ -214,7 +251,12 @@ fn shown_variable(text: &str) -> String {
         .unwrap_or_default()
 }
 
-fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+/// `is_given` says whether the value of a variable may stand, by itself and by whether it has a default.
+fn expand(
+    text: &str,
+    variable: &dyn Fn(&str) -> Option<String>,
+    is_given: &dyn Fn(&str, bool) -> bool,
+) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -241,13 +283,14 @@ fn expand(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Strin
         if !named {
             return Err(format!("${{{name}}} is not a variable name: capitals, digits and _"));
         }
-        match (variable(name).filter(|value| !value.is_empty() || default.is_none()), default) {
-            (Some(value), _) => out.push_str(&value),
-            (None, Some(default)) => out.push_str(default),
-            (None, None) => {
-                return Err(format!("${{{name}}} is not set; set it, or write ${{{name}:-default}}"));
-            }
+        let value = variable(name).filter(|value| !value.is_empty() || default.is_none());
+        let Some(value) = value.or_else(|| default.map(str::to_owned)) else {
+            return Err(format!("${{{name}}} is not set; set it, or write ${{{name}:-default}}"));
+        };
+        if !is_given(&value, default.is_some()) {
+            return Err(format!("${{{name}}} is empty; give the variable a value"));
         }
+        out.push_str(&value);
         rest = &after[end + 1..];
     }
     out.push_str(rest);
@@ -352,7 +395,7 @@ impl<'input> Builder<'input> {
         let (anchor, node) = match event {
             Event::Scalar(text, style, anchor, _) => {
                 let value = Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };
-                (anchor, Node { place: place(span), value })
+                (anchor, Node::new(place(span), value))
             }
             Event::SequenceStart(_, anchor, _) => {
                 let mut items = Vec::new();
@@ -362,11 +405,9 @@ impl<'input> Builder<'input> {
                         (event, span) => items.push(self.node(event, span, depth + 1)?),
                     }
                 }
-                (anchor, Node { place: place(span), value: Value::Sequence(items) })
+                (anchor, Node::new(place(span), Value::Sequence(items)))
             }
-            Event::MappingStart(_, anchor, _) => {
-                (anchor, Node { place: place(span), value: Value::Mapping(self.entries(depth)?) })
-            }
+            Event::MappingStart(_, anchor, _) => (anchor, Node::new(place(span), Value::Mapping(self.entries(depth)?))),
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id).cloned() else {
                     return Err(Finding::at(place(span), "", "an alias inside its own anchor"));
@@ -423,11 +464,15 @@ mod tests {
     use super::*;
 
     fn expanded(text: &str) -> Result<String, String> {
-        expand(text, &|name| match name {
-            "HOST" => Some("example.com".to_owned()),
-            "EMPTY" => Some(String::new()),
-            _ => None,
-        })
+        expand(
+            text,
+            &|name| match name {
+                "HOST" => Some("example.com".to_owned()),
+                "EMPTY" => Some(String::new()),
+                _ => None,
+            },
+            &|_, _| true,
+        )
     }
 
     #[test]

@@ -76,9 +76,6 @@ fn encoded(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
-/// An HMAC's worth.
-const SHORTEST: usize = 32;
-
 impl Check {
     pub(super) fn browser(
         &mut self,
@@ -149,14 +146,9 @@ impl Check {
         }
         let (value, file) = (session.secret.as_ref(), session.secret_file.as_ref());
         let secret = self.secret("browser.session.secret", value, "browser.session.secret_file", file);
-        if let Some(secret) = &secret
-            && secret.len() < SHORTEST
-        {
+        if let Some(secret) = &secret {
             let key = if value.is_some() { "browser.session.secret" } else { "browser.session.secret_file" };
-            self.wrong(
-                key,
-                format!("has {} bytes, and needs at least {SHORTEST}. Make one: openssl rand -base64 48", secret.len()),
-            );
+            self.hard_to_guess(key, secret);
         }
         SessionSpec {
             max_age: session.max_age.map(|time| time.0),

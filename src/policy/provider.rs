@@ -6,9 +6,9 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use url::Url;
 
-use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, PUBLISHED_SECRETS, Preset, derived_issuer};
+use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, Preset, derived_issuer};
 use super::validate::{Check, is_loopback};
-use super::{CertificateAuthority, Claim, Expected, OriginPattern, RemoteSpec, Requirement};
+use super::{CertificateAuthority, Claim, Expected, OriginPattern, RemoteSpec, Requirement, Secret};
 use crate::config::{self, Accept, Config, Time};
 
 /// One identity provider, complete.
@@ -80,33 +80,6 @@ pub enum KeySource {
     },
 }
 
-/// A shared secret. Cannot be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
-
-impl Secret {
-    pub(super) fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn for_tests(bytes: &[u8]) -> Self {
-        Self(bytes.to_vec())
-    }
-
-    /// The bytes, for the one place that computes an HMAC.
-    #[must_use]
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Secret({} bytes)", self.0.len())
-    }
-}
-
 /// Whom a token must be for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audience {
@@ -156,9 +129,6 @@ impl AllowSpec {
         self.users.is_empty() && self.emails.is_empty() && self.email_domains.is_empty()
     }
 }
-
-/// HMAC keys shorter than the digest are guessable (RFC 7518 section 3.2).
-const SHORTEST_SECRET: usize = 32;
 
 impl Check {
     pub(super) fn providers(&mut self, config: &Config) -> Vec<Arc<ProviderSpec>> {
@@ -245,6 +215,9 @@ impl Check {
             None | Some("sub") => Some(Claim::Name("sub".to_owned())),
             Some(text) => self.take(&format!("{at}.user_id"), Claim::parse(text)),
         };
+        if let Some(claim) = &user_id {
+            self.warn_of_user_id(at, claim, provider, preset);
+        }
         if let Some(prefix) = &provider.user_prefix
             && !prefix.bytes().all(|b| (0x21..=0x7e).contains(&b))
         {
@@ -256,14 +229,7 @@ impl Check {
             let role = Expected::Value("authenticated".into());
             require.claims.push((Claim::Name("role".to_owned()), vec![role]));
         }
-        for (index, domain) in provider.allow.email_domains.iter().enumerate() {
-            if domain.contains('@') || domain.is_empty() {
-                self.wrong(
-                    format!("{at}.allow.email_domains[{index}]"),
-                    format!("\"{domain}\" is not a domain; write example.com"),
-                );
-            }
-        }
+        self.allowed(at, &provider.allow);
         let usual = [preset.accept];
         let accept = provider.accept.as_deref().unwrap_or(&usual);
         if accept.contains(&Accept::Template) && preset.family != Family::Clerk {
@@ -303,6 +269,44 @@ impl Check {
         })
     }
 
+    /// A user id that its owner writes makes everyone anyone.
+    fn warn_of_user_id(&mut self, at: &str, claim: &Claim, provider: &config::Provider, preset: &Preset) {
+        // An administrator of Keycloak decides whether users may change theirs, and by default they may not.
+        let is_chosen = claim.is_chosen_by_users() && preset.name != "keycloak";
+        if claim.is_written_by_users() {
+            self.warn(format!("{at}.user_id: users can write the claim {claim} themselves, so anyone can be any user"));
+        } else if is_chosen {
+            self.warn(format!(
+                "{at}.user_id: {claim} is neither unique nor fixed (OpenID Connect Core section 5.7), so one user may become another; sub is both"
+            ));
+        } else if claim.is_email() && provider.trust_unverified_email {
+            self.warn(format!(
+                "{at}.user_id: email with trust_unverified_email: whoever writes another user's address is that user, unless the provider itself verifies addresses"
+            ));
+        }
+    }
+
+    /// What is written in `allow` must be able to let someone in.
+    fn allowed(&mut self, at: &str, allow: &config::Allow) {
+        for (key, listed) in
+            [("users", &allow.users), ("emails", &allow.emails), ("email_domains", &allow.email_domains)]
+        {
+            for (index, member) in listed.iter().enumerate() {
+                let path = format!("{at}.allow.{key}[{index}]");
+                match key {
+                    _ if member.trim().is_empty() => self.wrong(path, "is empty: it lets nobody in"),
+                    "emails" if !member.contains('@') => {
+                        self.wrong(path, format!("\"{member}\" is not an e-mail address; a user id goes into users"));
+                    }
+                    "email_domains" if member.contains('@') => {
+                        self.wrong(path, format!("\"{member}\" is not a domain; write example.com"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// As written, or derived from what people hold of the provider.
     fn issuer(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Option<String> {
         let written = provider.issuer.clone().filter(|issuer| !issuer.is_empty());
@@ -339,6 +343,10 @@ impl Check {
                     format!("{at}.authorized_parties"),
                     "is empty: no token could be accepted; leave it out, or name the parties",
                 );
+                Parties::Any
+            }
+            Some(parties) if parties.iter().any(|party| party.trim().is_empty()) => {
+                self.wrong(format!("{at}.authorized_parties"), "holds an empty member; name the parties");
                 Parties::Any
             }
             Some(parties) => Parties::OneOf(parties.clone()),
@@ -468,20 +476,7 @@ impl Check {
             }
             return None;
         };
-        let path = if provider.secret.is_some() { path } else { file_path };
-        if bytes.len() < SHORTEST_SECRET {
-            self.wrong(
-                path,
-                format!(
-                    "has {} bytes; an HMAC secret needs at least {SHORTEST_SECRET}. Make one: openssl rand -base64 48",
-                    bytes.len()
-                ),
-            );
-        } else if bytes.iter().all(|byte| *byte == bytes[0] || byte.is_ascii_whitespace()) {
-            self.wrong(path, "is blank or one repeated character; make one: openssl rand -base64 48");
-        } else if PUBLISHED_SECRETS.iter().any(|known| known.as_bytes() == bytes) {
-            self.wrong(path, "is a default that is published in documentation; anyone can sign with it. Make one: openssl rand -base64 48");
-        }
+        self.hard_to_guess(if provider.secret.is_some() { &path } else { &file_path }, &bytes);
         Some(KeySource::Secret(Secret::new(bytes)))
     }
 
@@ -529,7 +524,7 @@ impl Check {
                 ));
                 Some(Audience::Any)
             }
-            Some(audience) if audience.0.is_empty() || audience.0.iter().any(String::is_empty) => {
+            Some(audience) if audience.0.is_empty() || audience.0.iter().any(|name| name.trim().is_empty()) => {
                 self.wrong(
                     format!("{at}.audience"),
                     "is empty; name whom the tokens are for, or write `audience: any`",

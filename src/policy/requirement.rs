@@ -40,15 +40,41 @@ impl Claim {
         Ok(Self::Pointer(text.to_owned()))
     }
 
-    /// Whether users of common providers can write this claim themselves.
+    /// Whether it is the e-mail address, which counts only when it is verified.
+    #[must_use]
+    pub fn is_email(&self) -> bool {
+        match self {
+            Self::UserId => false,
+            Self::Name(name) => name == "email",
+            Self::Pointer(pointer) => pointer == "/email",
+        }
+    }
+
+    /// Whether users of common providers can write this claim themselves, or something in it: the metadata of
+    /// Supabase and Clerk, also below the namespace that Auth0 demands, and the attributes that an application of
+    /// Cognito defines.
     #[must_use]
     pub fn is_written_by_users(&self) -> bool {
+        let text = match self {
+            Self::UserId => return false,
+            Self::Name(text) | Self::Pointer(text) => text.as_str(),
+        };
+        text.split(['/', '.']).any(|part| {
+            ["user_metadata", "unsafe_metadata", "raw_user_meta_data"].contains(&part) || part.starts_with("custom:")
+        })
+    }
+
+    /// Whether it is one of the claims of OpenID Connect Core section 5.1 that people choose for themselves and share
+    /// with others: no user id.
+    #[must_use]
+    pub fn is_chosen_by_users(&self) -> bool {
         let text = match self {
             Self::UserId => return false,
             Self::Name(name) => name.as_str(),
             Self::Pointer(pointer) => pointer.trim_start_matches('/'),
         };
-        text.starts_with("user_metadata") || text.starts_with("unsafe_metadata") || text.starts_with("custom:")
+        ["name", "given_name", "family_name", "middle_name", "nickname", "preferred_username", "profile", "website"]
+            .contains(&text)
     }
 }
 

@@ -7,13 +7,22 @@ use std::sync::Arc;
 use hyper::header::HeaderName;
 
 use super::{
-    Audience, AuthMode, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode, Route, TokenToHttp,
-    TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    Audience, AuthMode, Claim, Expected, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode, Route,
+    TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
+
+/// Whether users are named: to whoever holds the configuration they are, on a page that others read they are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// As the configuration writes them.
+    Shown,
+    /// Their number only.
+    Counted,
+}
 
 /// One paragraph a topic, two columns.
 #[must_use]
-pub fn summary(policy: &Policy) -> String {
+pub fn summary(policy: &Policy, names: Names) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "  {name:<11} {text}");
@@ -84,6 +93,7 @@ pub fn summary(policy: &Policy) -> String {
             Parties::Origins(_) => ", azp from origins".to_owned(),
         };
         line("provider", format!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
+        line("", format!("who may enter: {}", entrants(provider, names)));
         if let Some(remote) = &provider.remote {
             line("", remote.to_string());
         }
@@ -95,7 +105,7 @@ pub fn summary(policy: &Policy) -> String {
         line("tokens", format!("from {}", carriers(default)));
     }
     for (index, route) in policy.routes.iter().enumerate() {
-        line(if index == 0 { "routes" } else { "" }, described(route, policy.routes.last()));
+        line(if index == 0 { "routes" } else { "" }, described(route, policy.routes.last(), names));
     }
     if let Some(default) = policy.routes.last() {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
@@ -266,7 +276,58 @@ pub fn carriers(route: &Route) -> String {
     carriers.join(", ")
 }
 
-fn described(route: &Route, default: Option<&Arc<Route>>) -> String {
+/// Whom `allow` and `require` of a provider let in.
+fn entrants(provider: &ProviderSpec, names: Names) -> String {
+    let allow = &provider.allow;
+    let mut groups = Vec::new();
+    for (what, listed) in [("user", &allow.users), ("e-mail address", &allow.emails)] {
+        match (listed.len(), names) {
+            (0, _) => {}
+            (1, Names::Counted) => groups.push(format!("1 {what}")),
+            (count, Names::Counted) => groups.push(format!("{count} {what}{}", plural(what))),
+            (count, Names::Shown) => {
+                let what = if count == 1 { what.to_owned() } else { format!("{what}{}", plural(what)) };
+                groups.push(format!("{what} {}", listed.join(", ")));
+            }
+        }
+    }
+    if !allow.email_domains.is_empty() {
+        groups.push(format!("e-mail addresses at {}", allow.email_domains.join(", ")));
+    }
+    let mut text = if groups.is_empty() { "everyone this issuer signs in".to_owned() } else { groups.join("; or ") };
+    let mails = !allow.emails.is_empty() || !allow.email_domains.is_empty();
+    if mails || provider.user_id.is_email() {
+        let which = if provider.trust_unverified_email { "verified or not" } else { "verified ones only" };
+        let _ = write!(text, " ({which})");
+    }
+    for (claim, expected) in &provider.require.claims {
+        let _ = write!(text, ", if {}", demanded(claim, expected, names));
+    }
+    text
+}
+
+fn plural(word: &str) -> &'static str {
+    if word.ends_with('s') { "es" } else { "s" }
+}
+
+/// What a claim must be, in words.
+fn demanded(claim: &Claim, expected: &[Expected], names: Names) -> String {
+    let is_user = *claim == Claim::UserId || claim.is_email() || matches!(claim, Claim::Pointer(p) if p == "/sub");
+    if is_user && names == Names::Counted {
+        return format!("{claim} is one of {}", expected.len());
+    }
+    let shown: Vec<String> = expected
+        .iter()
+        .map(|expected| match expected {
+            Expected::Value(serde_json::Value::String(text)) => text.clone(),
+            Expected::Value(value) => value.to_string(),
+            Expected::Variable(name) => format!("{{{name}}} of the path"),
+        })
+        .collect();
+    format!("{claim} is {}", shown.join(" or "))
+}
+
+fn described(route: &Route, default: Option<&Arc<Route>>, names: Names) -> String {
     let auth = match route.auth {
         AuthMode::Required => "a valid token",
         AuthMode::Optional => "anyone; a token is verified when sent",
@@ -276,8 +337,8 @@ fn described(route: &Route, default: Option<&Arc<Route>>) -> String {
     let path = if route.pattern.is_none() && &*route.label == "default" { "everything else" } else { &route.label };
     let methods = if route.methods.is_empty() { String::new() } else { format!(" {}", route.methods.join(",")) };
     let mut text = format!("{path}{methods}: {auth}");
-    for (claim, _) in &route.require.claims {
-        let _ = write!(text, ", {claim} must match");
+    for (claim, expected) in &route.require.claims {
+        let _ = write!(text, ", if {}", demanded(claim, expected, names));
     }
     let dialect =
         |route: &Route| route.websocket.dialect.as_ref().map_or_else(|| "none".to_owned(), |d| d.name.clone());

@@ -209,7 +209,7 @@ impl Check {
         };
         let place = if credential.value.is_some() { value } else { file };
         match HeaderValue::from_bytes(&bytes) {
-            Ok(mut value) if !bytes.is_empty() => {
+            Ok(mut value) if !bytes.trim_ascii().is_empty() => {
                 value.set_sensitive(true);
                 Some(CredentialSpec { header, value })
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::proxy::command;
 
-fn check(yaml: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+pub fn check(yaml: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let name = format!("vestibule-check-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let folder = std::env::temp_dir().join(name);
@@ -50,7 +50,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://u:p@a\n"), "the backend's own secret goes into upstream.credential"),
         (format!("{GOOD_PROVIDER}upstream: ${{BACKEND}}\n"), "upstream: ${BACKEND} is not set; set it, or write ${BACKEND:-default}"),
         (format!("{GOOD_PROVIDER}upstream: ${{EMPTY}}\n"), "upstream: ${EMPTY} is empty; give the variable a value"),
-        ("upstream: http://a\nproviders: [{ preset: shared-secret, secret: short }]\n".to_owned(), "providers[0].secret: has 5 bytes; an HMAC secret needs at least 32"),
+        ("upstream: http://a\nproviders: [{ preset: shared-secret, secret: short }]\n".to_owned(), "providers[0].secret: has 5 bytes, and needs at least 32"),
         (
             "upstream: http://a\nproviders: [{ preset: shared-secret, secret: a-string-secret-at-least-256-bits-long }]\n".to_owned(),
             "is a default that is published in documentation; anyone can sign with it",
@@ -230,7 +230,7 @@ fn check_prints_the_policy_as_it_will_be() {
     assert_eq!(code, Some(0), "{text}");
     for line in [
         "/health: anyone",
-        "/api/admin/**: a valid token, role must match",
+        "/api/admin/**: a valid token, if role is admin",
         "everything else: a valid token",
         "X-User-Id = sub",
         "discovery at https://i.example.com/.well-known/openid-configuration",

@@ -204,8 +204,15 @@ async fn cognito() {
             ("of another application", json!({}), json!({"client_id": "app-2"}), "invalid_token"),
             ("without client_id", json!({}), json!({"client_id": null}), "invalid_token"),
             ("client_id of another type", json!({}), json!({"client_id": ["app-1"]}), "invalid_token"),
-            ("bound to a resource of ours", json!({}), json!({"client_id": "app-2", "aud": "app-1"}), "uuid-1"),
-            ("bound to another", json!({}), json!({"client_id": "app-2", "aud": "api-2"}), "invalid_token"),
+            ("bound to a resource", json!({}), json!({"aud": "api-2"}), "uuid-1"),
+            ("of another, bound to us", json!({}), json!({"client_id": "app-2", "aud": "app-1"}), "invalid_token"),
+            ("of another, bound to both", json!({}), json!({"client_id": "app-2", "aud": ["app-1"]}), "invalid_token"),
+            (
+                "of another, spelled otherwise",
+                json!({}),
+                json!({"token_use": "Access", "client_id": "app-2", "aud": "app-1"}),
+                "invalid_token",
+            ),
             ("an ID token", json!({}), json!({"token_use": "id", "aud": "app-1"}), "invalid_token"),
             ("without token_use", json!({}), json!({"token_use": null, "aud": "app-1"}), "invalid_token"),
         ])
