@@ -21,8 +21,8 @@ pub use schema::schema;
 pub use shape::{
     Accept, Admin, Allow, Assertion, AuthMode, Browser, Config, Control, Cors, Credential, Dialect, DialectChoice,
     DialectMessage, DialectPing, DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry, FieldMode, HeaderClaim,
-    HostHeader, Identity, Jwks, Limits, Listen, ListenTls, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Paths,
-    Provider, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Route, RouteTokenFrom, RouteWebSocket, Session,
+    HostHeader, Identity, Jwks, Limits, Listen, ListenTls, Log, LogFormat, LogLevel, OnExpiry, OneOrMany, Provider,
+    QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Route, RouteTokenFrom, RouteWebSocket, Session,
     SubprotocolSource, Toggle, TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls,
     WebSocket,
 };

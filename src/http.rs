@@ -50,7 +50,6 @@ mod cors;
 mod dial;
 mod forwarding;
 mod headers;
-mod path;
 mod provenance;
 mod refusal;
 mod request;

@@ -13,10 +13,12 @@ mod control;
 mod cors;
 mod dialect;
 mod exposure;
+mod judgement;
 mod names;
 mod origin;
 mod preset;
 mod provider;
+mod readings;
 mod remote;
 mod requirement;
 mod route;
@@ -43,13 +45,15 @@ pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
 pub use exposure::{first_listener, is_private};
+pub use judgement::{Conflict, Demand, Judgement};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use preset::Family;
 pub use provider::{AllowSpec, Audience, KeySource, Kinds, Parties, ProviderSpec};
+pub use readings::{Readings, TooManyReadings};
 pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};
-pub use route::{PathVariables, Pattern, Route, RouteMatch};
+pub use route::{PathVariables, Pattern, Route};
 pub use secret::Secret;
 pub use summary::{Names, Wall, carriers, sockets, summary, walls};
 pub use validate::validate;
@@ -234,7 +238,7 @@ pub struct TrustedHeader {
 }
 
 /// How `WebSockets` of a route live.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WebSocketSpec {
     /// The shape of the handshake; `None` for `dialect: none`.
     pub dialect: Option<Arc<DialectSpec>>,
@@ -332,8 +336,8 @@ pub struct Policy {
     pub reserved: ReservedNames,
     /// Rules in order; the last one is the default and matches everything.
     pub routes: Vec<Arc<Route>>,
-    /// Whether ambiguous paths are refused (and any rule looks at paths).
-    pub refuses_ambiguous_paths: bool,
+    /// Whether any two rules treat a request differently, so that the readings of its path matter.
+    pub rules_by_path: bool,
     /// The longest `presence` of routes under `on_expiry: auto`.
     pub longest_presence: Option<Duration>,
     /// Whether any rule names methods, so that method overrides must not pass.
@@ -361,19 +365,6 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The first rule that matches; the default rule matches everything.
-    ///
-    /// `path` is the path as the client sent it, without query.
-    #[must_use]
-    pub fn route(&self, method: &str, path: &str) -> RouteMatch {
-        for route in &self.routes {
-            if let Some(variables) = route.matches(method, path) {
-                return RouteMatch { route: Arc::clone(route), variables };
-            }
-        }
-        unreachable!("validate ends every policy with a rule that matches everything")
-    }
-
     /// Whether forwarding fields of this peer are believed.
     #[must_use]
     pub fn trusts(&self, peer: IpAddr) -> bool {

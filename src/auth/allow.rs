@@ -6,7 +6,9 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::Identity;
-use crate::policy::{AllowSpec, Claim, Expected, PathVariables, Requirement};
+use std::sync::Arc;
+
+use crate::policy::{AllowSpec, Claim, Demand, Expected, PathVariables, Requirement};
 
 /// Why an identity may not enter; for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,23 +17,38 @@ pub enum Denied {
     #[error("the user is not in `allow` of provider {0}")]
     NotAllowed(String),
     /// A claim the route requires is absent or has another value.
-    #[error("claim {0} is not what the route requires")]
-    Claim(String),
+    #[error("claim {claim} is not what the route requires{}", differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default())]
+    Claim {
+        /// The claim.
+        claim: String,
+        /// The pattern of the rule that requires it.
+        route: Arc<str>,
+        /// A path variable of the rule that stands for different things in two readings of the path.
+        differing: Option<String>,
+    },
 }
 
-/// Asks both.
+/// Asks `allow`, and every demand.
 ///
 /// # Errors
 /// The first rule that is not met.
-pub fn permits(requirement: &Requirement, variables: &PathVariables, identity: &Identity) -> Result<(), Denied> {
+pub fn permits(demands: &[Demand], identity: &Identity) -> Result<(), Denied> {
     let provider = identity.provider();
     if !is_allowed(&provider.allow, identity) {
         return Err(Denied::NotAllowed(provider.name.clone()));
     }
-    match unmet(requirement, variables, |claim| identity.claim(claim)) {
-        Some(claim) => Err(Denied::Claim(claim.to_string())),
-        None => Ok(()),
+    for Demand { route, variables } in demands {
+        if let Some(claim) = unmet(&route.require, variables, |claim| identity.claim(claim)) {
+            let mut of_this_rule = demands.iter().filter(|demand| Arc::ptr_eq(&demand.route, route));
+            let differing = of_this_rule.find_map(|demand| demand.variables.differing(variables));
+            return Err(Denied::Claim {
+                claim: claim.to_string(),
+                route: Arc::clone(&route.label),
+                differing: differing.map(str::to_owned),
+            });
+        }
     }
+    Ok(())
 }
 
 fn is_allowed(allow: &AllowSpec, identity: &Identity) -> bool {

@@ -43,6 +43,9 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("address", "`listen`"),
 ];
 
+/// Keys that there were, and what to do about each.
+const REMOVED: [(&str, &str); 1] = [("paths", "every path is judged in all its readings; delete this key")];
+
 pub(super) fn read<T: DeserializeOwned>(node: &Node) -> Result<(T, Vec<Finding>), Finding> {
     let unknown = RefCell::new(Vec::new());
     let reader = Reader { node, path: String::new(), unknown: &unknown };
@@ -309,6 +312,9 @@ fn unknown_key(name: &str, known: &[&str]) -> String {
     // `address` and the like are ours in one place and another proxy's word in the next.
     if let Some((_, ours)) = ELSEWHERE.iter().find(|(word, _)| *word == name) {
         return format!("unknown key; here it is {ours}");
+    }
+    if let Some((_, remedy)) = REMOVED.iter().find(|(word, _)| *word == name) {
+        return format!("unknown key; {remedy}");
     }
     match nearest(name, known.iter().copied()) {
         Some(near) => format!("unknown key; did you mean `{near}`?"),

@@ -137,7 +137,7 @@ mod tests {
     fn keys_are_found_with_their_values_and_comments() {
         let entries = entries();
         let of = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap_or_else(|| panic!("{path}"));
-        assert_eq!(of("paths").value, "strict");
+        assert_eq!(of("errors").value, "generic");
         assert_eq!(of("providers[].jwks.refresh").value, "10m");
         assert_eq!(of("providers[].region").comment, "cognito, with");
         assert_eq!(of("providers[].remote.client_id").value, "vestibule");

@@ -39,7 +39,6 @@ pub struct Config {
     pub token_from: TokenFrom,
     pub identity: Identity,
     pub routes: Vec<Route>,
-    pub paths: Paths,
     pub websocket: WebSocket,
     pub dialects: BTreeMap<String, Dialect>,
     pub cors: Option<Cors>,
@@ -68,7 +67,6 @@ impl Default for Config {
             token_from: TokenFrom::default(),
             identity: Identity::default(),
             routes: Vec::new(),
-            paths: Paths::Strict,
             websocket: WebSocket::default(),
             dialects: BTreeMap::new(),
             cors: None,
@@ -271,13 +269,6 @@ pub enum AuthMode {
     Optional,
     None,
     Deny,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum Paths {
-    Strict,
-    Lenient,
 }
 
 /// Preflights are answered here, for `origins`.

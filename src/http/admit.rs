@@ -4,12 +4,10 @@ use hyper::body::{Body as _, Incoming};
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
-use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Request, Version};
 
 use super::cors::announced;
-use super::path::{has_broken_escape, is_ambiguous, is_own};
 use super::{Admitted, ClientAddress, Connection, Refusal};
 use crate::policy::Policy;
 
@@ -51,9 +49,6 @@ fn check(request: &mut Request<Incoming>, policy: &Policy) -> Result<bool, Refus
     }
     if !path.starts_with('/') {
         return Err(Refusal::bad_request("the target is not a path"));
-    }
-    if policy.refuses_ambiguous_paths && is_ambiguous(path) && !is_own(path) {
-        return Err(Refusal::bad_request("an ambiguous path"));
     }
     if policy.limits.body_bytes.is_some_and(|limit| request.body().size_hint().lower() > limit as u64) {
         return Err(Refusal::body_too_large());
@@ -167,7 +162,22 @@ pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> boo
         .any(|value| value.trim().eq_ignore_ascii_case(member))
 }
 
-/// Whether a path is under our prefix in any reading; for `rule`.
-pub(super) fn is_ours(parts: &Parts) -> bool {
-    is_own(parts.uri.path())
+/// Whether a `%` is not followed by two hex digits: no two programs agree on what it means.
+fn has_broken_escape(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    (0..bytes.len()).any(|at| {
+        bytes[at] == b'%' && !bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_two_hex_digits() {
+        for (path, broken) in [("/a%20", false), ("/a%", true), ("/a%2", true), ("/a%zz", true), ("/a%2g", true)] {
+            assert_eq!(has_broken_escape(path), broken, "{path}");
+        }
+    }
 }

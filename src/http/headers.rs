@@ -179,10 +179,10 @@ pub fn seal(
     signer: Option<&Signer>,
 ) -> Result<(Sealed, Arc<Identity>, Option<Token>), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
-    let Allowed { mut admitted, identity, token, matched } = allowed;
-    let to = policy.upstream(&matched.route);
+    let Allowed { mut admitted, identity, token, route } = allowed;
+    let to = policy.upstream(&route);
     let read_by_us =
-        matched.route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
+        route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
     let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, read_by_us);
     let headers = &mut admitted.parts.headers;
     for (name, value) in trusted.0 {
@@ -192,7 +192,7 @@ pub fn seal(
         pass_on(&mut admitted, token, to);
     }
     if let Some(signer) = signer {
-        let assertion = signer.assert(identity.user_id(), &admitted.parts, to, matched.route.upstream == 0);
+        let assertion = signer.assert(identity.user_id(), &admitted.parts, to, route.upstream == 0);
         let (name, value) = assertion.ok_or(Unsendable::Unsigned)?;
         admitted.parts.headers.insert(name, value);
     }
@@ -200,7 +200,7 @@ pub fn seal(
     if let Some(credential) = &to.credential {
         headers.insert(credential.header.clone(), credential.value.clone());
     }
-    let upstream = matched.route.upstream;
+    let upstream = route.upstream;
     let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream, takes_trailers, stripped };
     Ok((sealed, identity, token))
 }

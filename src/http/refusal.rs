@@ -1,5 +1,6 @@
 //! What we refuse, and with which words (docs/contract.md section 3): one constructor a row of the table.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -9,6 +10,7 @@ use super::UpstreamError;
 use crate::auth::Rejection;
 use crate::auth::allow::Denied;
 use crate::auth::token::{BadCredential, Problem};
+use crate::policy::{Conflict, Route};
 use crate::telemetry::{AccessLine, Rule};
 
 /// The `WWW-Authenticate` of a refusal (RFC 6750 section 3).
@@ -49,6 +51,8 @@ pub struct Refusal {
     pub outcome: &'static str,
     /// The rule that kept the caller out.
     pub rule: Option<Rule>,
+    /// The pattern of that rule, where it is another than the request's.
+    pub route: Option<Arc<str>>,
 }
 
 impl Refusal {
@@ -64,6 +68,7 @@ impl Refusal {
             reason: String::new(),
             outcome: code,
             rule: None,
+            route: None,
         }
     }
 
@@ -77,10 +82,18 @@ impl Refusal {
         line.outcome = self.outcome;
         line.reason.clone_from(&self.reason);
         line.rule = self.rule;
+        if let Some(route) = &self.route {
+            line.route = Arc::clone(route);
+        }
     }
 
     fn by(mut self, rule: Rule) -> Self {
         self.rule = Some(rule);
+        self
+    }
+
+    fn on(mut self, route: &Arc<str>) -> Self {
+        self.route = Some(Arc::clone(route));
         self
     }
 
@@ -188,13 +201,13 @@ impl Refusal {
     /// Verified, and not allowed here.
     #[must_use]
     pub fn denied(denied: &Denied) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
+        let refusal = Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
             .challenging(Challenge::InsufficientScope)
-            .because(denied.to_string())
-            .by(match denied {
-                Denied::NotAllowed(_) => Rule::Allow,
-                Denied::Claim(_) => Rule::Require,
-            })
+            .because(denied.to_string());
+        match denied {
+            Denied::NotAllowed(_) => refusal.by(Rule::Allow),
+            Denied::Claim { route, .. } => refusal.by(Rule::Require).on(route),
+        }
     }
 
     /// An identity that cannot stand in a trusted header.
@@ -208,10 +221,21 @@ impl Refusal {
 
     /// `auth: deny`, whoever asks.
     #[must_use]
-    pub fn closed_route() -> Self {
+    pub fn closed_route(route: &Route) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
             .because("the rule says auth: deny")
             .by(Rule::Deny)
+            .on(&route.label)
+    }
+
+    /// The readings of a path lead to different upstreams or settings.
+    #[must_use]
+    pub fn readings_differ(conflict: Conflict) -> Self {
+        Self::bad_request(match conflict {
+            Conflict::Upstream => "readings of the path lead to different upstreams",
+            Conflict::TokenSources => "readings of the path fall under rules with different token_from",
+            Conflict::WebSocket => "readings of the path fall under rules with different websocket settings",
+        })
     }
 
     /// A session of another user's is in force there.

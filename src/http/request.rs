@@ -11,10 +11,9 @@ use hyper::upgrade::OnUpgrade;
 use super::{ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Identity, NoCredential, SessionCookie, Token, Verified, allow};
-use crate::policy::{Policy, Route, RouteMatch, TokenSources};
+use crate::policy::{Judgement, Policy, Route, TokenSources};
 
-/// A request with one valid Host, sane framing, and a path with one reading wherever a rule looks
-/// at paths. Made by [`admit`](super::admit()) only.
+/// A request with one valid Host, sane framing and a path without broken escapes. Made by [`admit`](super::admit()) only.
 #[derive(Debug)]
 pub struct Admitted {
     pub(super) parts: Parts,
@@ -145,20 +144,14 @@ impl PublicRequest {
 #[derive(Debug)]
 pub struct ProtectedRequest {
     pub(super) admitted: Admitted,
-    pub(super) matched: RouteMatch,
+    pub(super) judgement: Judgement,
 }
 
 impl ProtectedRequest {
-    /// Its rule and what its path variables stand for.
-    #[must_use]
-    pub fn matched(&self) -> &RouteMatch {
-        &self.matched
-    }
-
     /// Its rule.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
-        &self.matched.route
+        &self.judgement.route
     }
 
     /// Its head.
@@ -220,7 +213,7 @@ impl ProtectedRequest {
         };
         let own = policy.browser.session.as_ref().map(|_| provenance::own_cookie(&self.admitted, policy));
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
-        let sources = &self.matched.route.token_from;
+        let sources = &self.judgement.route.token_from;
         token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)
     }
 
@@ -238,10 +231,10 @@ impl ProtectedRequest {
     /// # Errors
     /// Itself and the proof, where the rule demands a credential.
     pub fn without_credential(self, proof: NoCredential) -> Result<PublicRequest, (Self, NoCredential)> {
-        if self.matched.route.auth != crate::policy::AuthMode::Optional {
+        if self.judgement.auth != crate::policy::AuthMode::Optional {
             return Err((self, proof));
         }
-        Ok(PublicRequest { admitted: self.admitted, route: self.matched.route })
+        Ok(PublicRequest { admitted: self.admitted, route: self.judgement.route })
     }
 
     /// Asks whether this identity may do this here.
@@ -249,10 +242,10 @@ impl ProtectedRequest {
     /// # Errors
     /// The refusal, with its reason for the log.
     pub fn allow(self, verified: Verified) -> Result<Allowed, Refusal> {
-        match allow::permits(&self.matched.route.require, &self.matched.variables, verified.identity()) {
+        match allow::permits(&self.judgement.demands, verified.identity()) {
             Ok(()) => {
                 let (identity, token) = verified.into_parts();
-                Ok(Allowed { admitted: self.admitted, matched: self.matched, identity, token })
+                Ok(Allowed { admitted: self.admitted, route: self.judgement.route, identity, token })
             }
             Err(denied) => Err(Refusal::denied(&denied)),
         }
@@ -267,7 +260,7 @@ fn is_event_stream(range: &str) -> bool {
 #[derive(Debug)]
 pub struct Allowed {
     pub(super) admitted: Admitted,
-    pub(super) matched: RouteMatch,
+    pub(super) route: Arc<Route>,
     pub(super) identity: Arc<Identity>,
     pub(super) token: Option<Token>,
 }
@@ -276,7 +269,7 @@ impl Allowed {
     /// Its rule.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
-        &self.matched.route
+        &self.route
     }
 
     /// Who it is.

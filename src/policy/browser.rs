@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::judgement::judge;
+use super::readings::Readings;
 use super::validate::Check;
 use super::{AuthMode, Origin, ProviderSpec, Route, Secret, TokenToUpgrade, UpstreamSpec};
 use crate::config::{self, TokenToHttp};
@@ -131,8 +133,8 @@ impl Check {
         public_url: Option<&Origin>,
     ) {
         let Some(path) = browser.sign_in_url.as_ref().and_then(|url| url.path_here(public_url)) else { return };
-        let route = routes.iter().find(|route| route.matches("GET", path).is_some());
-        if route.is_some_and(|route| matches!(route.auth, AuthMode::Required | AuthMode::Deny)) {
+        let Ok(readings) = Readings::of(path, true) else { return };
+        if matches!(judge(routes, "GET", &readings).auth, AuthMode::Required | AuthMode::Deny) {
             self.wrong(
                 "browser.sign_in_url",
                 format!("{path} itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{{ path: {path}, auth: none }}]"),

@@ -19,7 +19,7 @@ use super::{
     Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader,
     fold,
 };
-use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Paths, Time};
+use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Time};
 
 /// Makes a policy, or says everything that is wrong.
 ///
@@ -162,18 +162,7 @@ impl Check {
         if config.providers.is_empty() && !everything_decided {
             self.wrong("providers", "no provider: nobody could sign in. Add one, for example\nproviders: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]");
         }
-        let by_path = config.routes.iter().any(|route| route.path.as_deref().is_some_and(|path| path != "/**"));
-        if config.paths == Paths::Lenient {
-            for (index, route) in config.routes.iter().enumerate() {
-                let rules = !route.require.is_empty() || route.auth != AuthMode::Required;
-                if rules && route.path.as_deref() != Some("/**") {
-                    self.wrong(
-                        format!("routes[{index}]"),
-                        "opens or requires by path, and `paths: lenient` lets through paths that the backend may read otherwise; use `paths: strict`",
-                    );
-                }
-            }
-        }
+        let rules_by_path = rules_by_path(&routes);
         let under_auto = routes.iter().filter(|route| route.websocket.on_expiry == OnExpiry::Auto);
         let longest_presence = under_auto.map(|route| route.websocket.presence).max();
         let policy = Policy {
@@ -191,7 +180,7 @@ impl Check {
             trusted_headers: trusted_headers.into(),
             reserved,
             routes,
-            refuses_ambiguous_paths: config.paths == Paths::Strict && by_path,
+            rules_by_path,
             longest_presence,
             rules_by_method,
             cors: config.cors.as_ref().and_then(|cors| self.cors(config, cors)),
@@ -332,11 +321,8 @@ impl Check {
                 continue;
             };
             let Some(pattern) = self.take(&format!("{at}.path"), Pattern::parse(path)) else { continue };
-            if matches!(route.auth, AuthMode::None | AuthMode::Deny) && !route.require.is_empty() {
-                self.wrong(
-                    format!("{at}.require"),
-                    "needs a verified user, and this rule asks for none; remove one of the two",
-                );
+            if route.auth != AuthMode::Required && !route.require.is_empty() {
+                self.wrong(format!("{at}.require"), REQUIRE_WITHOUT_USER);
             }
             let mut methods = Vec::new();
             for method in route.methods.iter().flatten() {
@@ -379,6 +365,7 @@ impl Check {
                 websocket,
             }));
         }
+        self.warn_of_case(&out);
         let base = &config.token_from;
         let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_deref());
         let mut token_from = self.token_from("token_from", header, base.message, query, &base.subprotocol, cookie);
@@ -397,6 +384,26 @@ impl Check {
             websocket,
         }));
         out
+    }
+
+    /// A path in other letters falls under both of two such rules, so both must let it pass.
+    fn warn_of_case(&mut self, routes: &[Arc<Route>]) {
+        let cased = |route: &Route| route.pattern.as_ref().is_some_and(Pattern::has_other_than_small_letters);
+        for (index, one) in routes.iter().enumerate() {
+            for other in &routes[index + 1..] {
+                if !cased(one) && !cased(other) {
+                    continue;
+                }
+                if let (Some(first), Some(second)) = (&one.pattern, &other.pattern)
+                    && first.overlaps_by_case_only(second)
+                {
+                    self.warn(format!(
+                        "routes {} and {} differ by letter case: a path in either spelling must pass both",
+                        one.label, other.label
+                    ));
+                }
+            }
+        }
     }
 
     pub(super) fn requirement(
@@ -506,6 +513,17 @@ impl Check {
             send_timeout: limits.send_timeout.0,
         }
     }
+}
+
+/// A credential that is optional, or not asked for, need not be there to be looked at.
+const REQUIRE_WITHOUT_USER: &str =
+    "needs a verified user, and this rule lets callers in without one, or nobody at all; remove `auth`, or `require`";
+
+/// Whether any two rules that can be reached treat a request differently.
+fn rules_by_path(routes: &[Arc<Route>]) -> bool {
+    let matches_all = |route: &Route| route.pattern.is_none() && route.methods.is_empty();
+    let reached = routes.iter().position(|route| matches_all(route)).map_or(routes.len(), |last| last + 1);
+    routes[..reached].windows(2).any(|pair| !pair[0].has_same_outcome(&pair[1]))
 }
 
 /// Whether a URL's host is this machine's loopback.

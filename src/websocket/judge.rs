@@ -11,7 +11,7 @@ use crate::auth::{
     AskedAgain, Carrier, Effort, End, Identity, Marks, Question, Remembered, Token, Verified, allow, now,
 };
 use crate::http::TrustedHeaders;
-use crate::policy::{AuthMode, RouteMatch, TrustedHeader, WebSocketSpec};
+use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
 use crate::runtime::{Presence, Shared};
 
 /// A provider's answer on its way.
@@ -101,8 +101,8 @@ impl Judge for RefreshJudge {
         let (path, of, headers) = (self.path.clone(), of.clone(), Arc::clone(&self.headers));
         let keeps_token = self.keeps_token;
         Box::pin(async move {
-            let matched = runtime.policy.route("GET", &path);
-            let counted = |outcome| shared.metrics.sockets.refreshed(&matched.route.label, outcome);
+            let Some(judgement) = runtime.policy.judge_path("GET", &path) else { return Verdict::Denied };
+            let counted = |outcome| shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
             let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
                 Ok(verified) => verified,
                 Err(rejection) => {
@@ -111,13 +111,13 @@ impl Judge for RefreshJudge {
                     return Verdict::Refused(Ending::of(&rejection));
                 }
             };
-            let standing = Standing::of(&verified, &shared, &matched.route.websocket);
+            let standing = Standing::of(&verified, &shared, &judgement.route.websocket);
             let (identity, token) = verified.into_parts();
             let Some(then) = of.recalled().filter(|then| then.user() == identity.user()) else {
                 counted("another_user");
                 return Verdict::AnotherUser;
             };
-            if !admits(&matched, &identity) {
+            if !admits(&judgement, &identity) {
                 counted("denied");
                 return Verdict::Denied;
             }
@@ -155,7 +155,7 @@ impl Judge for RefreshJudge {
         self.generation = runtime.generation;
         let recalled = of.and_then(|of| Some((of.recalled()?, of.recalled_by(&runtime.verifier)?)));
         let (then, now) = recalled.ok_or(Ending::Denied)?;
-        if !admits(&runtime.policy.route("GET", &self.path), &now) {
+        if !runtime.policy.judge_path("GET", &self.path).is_some_and(|judgement| admits(&judgement, &now)) {
             return Err(Ending::Denied);
         }
         let same = then.user() == now.user()
@@ -174,8 +174,10 @@ impl Judge for RefreshJudge {
 }
 
 /// Whether the route takes this identity.
-fn admits(matched: &RouteMatch, identity: &Identity) -> bool {
-    matched.route.auth != AuthMode::Deny && allow::permits(&matched.route.require, &matched.variables, identity).is_ok()
+fn admits(judgement: &Judgement, identity: &Identity) -> bool {
+    judgement.auth != AuthMode::Deny
+        && judgement.conflict(true).is_none()
+        && allow::permits(&judgement.demands, identity).is_ok()
 }
 
 /// Nothing on a public route is a refresh, and nobody's token ends it; a route that is public no more does.
@@ -208,9 +210,10 @@ impl Judge for PublicJudge {
             return Ok(());
         }
         self.generation = runtime.generation;
-        match runtime.policy.route("GET", &self.path).route.auth {
-            AuthMode::None | AuthMode::Optional => Ok(()),
-            AuthMode::Required | AuthMode::Deny => Err(Ending::Denied),
+        let judgement = runtime.policy.judge_path("GET", &self.path);
+        match judgement.filter(|judgement| judgement.conflict(true).is_none()).map(|judgement| judgement.auth) {
+            Some(AuthMode::None | AuthMode::Optional) => Ok(()),
+            Some(AuthMode::Required | AuthMode::Deny) | None => Err(Ending::Denied),
         }
     }
 

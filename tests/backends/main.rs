@@ -14,6 +14,8 @@
 #[allow(dead_code, reason = "shared with the tests of the program, which use all of it")]
 mod support;
 
+mod paths;
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

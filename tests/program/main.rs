@@ -30,6 +30,7 @@ mod identity;
 mod limits;
 mod logs;
 mod metrics;
+mod paths;
 mod providers;
 mod raw;
 mod reload;

@@ -90,7 +90,7 @@ async fn configuration(patient: &Patient<'_>) -> Verdict {
 /// A path that falls under this rule, by GET.
 fn example(patient: &Patient<'_>, route: &Route) -> Option<String> {
     let path = route.pattern.as_ref().map_or_else(|| format!("/{MARK}"), |pattern| pattern.example(MARK));
-    let found = patient.policy.route("GET", &path).route;
+    let found = patient.policy.judge_path("GET", &path)?.route;
     (found.label == route.label && std::ptr::eq(&raw const *found, route)).then_some(path)
 }
 
@@ -281,7 +281,9 @@ async fn socket(patient: &Patient<'_>) -> Verdict {
 /// A query token is taken out, or refused; else it stands in the backend's log.
 async fn token_in_url(patient: &Patient<'_>) -> Verdict {
     let Some(path) = demanding(patient) else { return Verdict::Skipped("no rule demands a token".to_owned()) };
-    let route = patient.policy.route("GET", &path).route;
+    let Some(route) = patient.policy.judge_path("GET", &path).map(|judgement| judgement.route) else {
+        return Verdict::Skipped("no rule demands a token".to_owned());
+    };
     let Some(query) = &route.token_from.query else {
         return Verdict::Red(
             "token_from.query is off: a page that still sends ?token= sends it on into the backend's log; write query: { name: token, mode: deny }".to_owned(),

@@ -523,7 +523,7 @@ async fn every_target_is_read_as_believed() {
 }
 
 #[tokio::test]
-async fn every_target_has_one_reading_where_rules_look_at_paths() {
+async fn every_target_is_judged_in_all_its_readings_where_rules_look_at_paths() {
     let policy =
         "routes: [{ path: /public/**, auth: none }, { path: /admin/**, methods: [GET], require: { sub: nobody } }]\n";
     all("targets_ruled.txt", policy, targets()).await;

@@ -1,0 +1,509 @@
+//! What the rules demand of a request: the rules that each reading of its path falls under, taken
+//! together.
+//!
+//! A request passes only where every reading would pass, so what is demanded of any reading is
+//! demanded of the request (contract, section 3). Which identities meet a demand is decided in `auth`.
+
+use std::sync::Arc;
+
+use super::readings::{Reading, Readings, TooManyReadings};
+use super::route::Comparison;
+use super::{PathVariables, Policy, Route};
+use crate::config::AuthMode;
+
+/// A rule that asks something of the identity, and what its path variables stand for.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// The rule; its `require` is not empty.
+    pub route: Arc<Route>,
+    /// Its variables, in one reading of the path.
+    pub variables: PathVariables,
+}
+
+/// What two readings of one path cannot both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conflict {
+    /// The upstream.
+    Upstream,
+    /// The places where a token is looked for.
+    TokenSources,
+    /// The settings of `WebSockets`.
+    WebSocket,
+}
+
+/// What the rules demand of one request.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The rule of the path as it was sent. Its settings hold, and its pattern labels the request.
+    pub route: Arc<Route>,
+    /// The strictest `auth` of all readings.
+    pub auth: AuthMode,
+    /// The rule that says so.
+    pub strictest: Arc<Route>,
+    /// What the identity must show; all of it.
+    pub demands: Vec<Demand>,
+    conflicts: [bool; 3],
+}
+
+impl Judgement {
+    /// Whether the readings differ in a setting of which a request can have one only.
+    #[must_use]
+    pub fn has_conflict(&self, conflict: Conflict) -> bool {
+        self.conflicts[conflict as usize]
+    }
+
+    /// The first setting in which the readings differ, among those that matter to this kind of request.
+    #[must_use]
+    pub fn conflict(&self, is_websocket: bool) -> Option<Conflict> {
+        let reads_tokens = self.auth != AuthMode::None;
+        [(Conflict::Upstream, true), (Conflict::TokenSources, reads_tokens), (Conflict::WebSocket, is_websocket)]
+            .into_iter()
+            .find_map(|(conflict, matters)| (matters && self.has_conflict(conflict)).then_some(conflict))
+    }
+}
+
+impl Policy {
+    /// The readings of a path under these rules.
+    ///
+    /// # Errors
+    /// Too many of them.
+    pub fn readings<'p>(&self, path: &'p str) -> Result<Readings<'p>, TooManyReadings> {
+        Readings::of(path, self.rules_by_path)
+    }
+
+    /// What the rules demand of a request, over all readings of its path.
+    #[must_use]
+    pub fn judge(&self, method: &str, readings: &Readings<'_>) -> Judgement {
+        judge(&self.routes, method, readings)
+    }
+
+    /// What the rules demand of a path that no client sent: `None` where it has too many readings.
+    #[must_use]
+    pub fn judge_path(&self, method: &str, path: &str) -> Option<Judgement> {
+        self.readings(path).ok().map(|readings| self.judge(method, &readings))
+    }
+}
+
+/// [`Policy::judge`] for rules that are no policy yet. The last rule matches everything.
+pub(super) fn judge(routes: &[Arc<Route>], method: &str, readings: &Readings<'_>) -> Judgement {
+    let mut each = readings.each();
+    let Some(sent) = each.next() else { unreachable!("the path as it was sent is a reading") };
+    let (exact, folded) = walk(routes, method, sent);
+    let mut judgement = Judgement {
+        route: Arc::clone(folded),
+        auth: folded.auth,
+        strictest: Arc::clone(folded),
+        demands: Vec::new(),
+        conflicts: [false; 3],
+    };
+    judgement.add(sent, exact, folded);
+    for reading in each {
+        let (exact, folded) = walk(routes, method, reading);
+        judgement.add(reading, exact, folded);
+        judgement.compare_settings(folded);
+    }
+    judgement
+}
+
+/// The first rule that matches exactly, and the first one that does without letter case and trailing
+/// slashes. They are found in one walk, since what matches exactly matches without too.
+fn walk<'r>(routes: &'r [Arc<Route>], method: &str, reading: Reading<'_>) -> (&'r Arc<Route>, &'r Arc<Route>) {
+    let mut folded = None;
+    for route in routes {
+        if !route.matches(method, reading, Comparison::Folded) {
+            continue;
+        }
+        let first = *folded.get_or_insert(route);
+        if route.opens() || route.matches(method, reading, Comparison::Exact) {
+            return (route, first);
+        }
+    }
+    unreachable!("validate ends every policy with a rule that matches everything")
+}
+
+impl Judgement {
+    fn add(&mut self, reading: Reading<'_>, exact: &Arc<Route>, folded: &Arc<Route>) {
+        self.demand(reading, folded, Comparison::Folded);
+        // Variables may differ between the two comparisons of one rule.
+        self.demand(reading, exact, Comparison::Exact);
+    }
+
+    fn demand(&mut self, reading: Reading<'_>, route: &Arc<Route>, comparison: Comparison) {
+        if strictness(route.auth) > strictness(self.auth) {
+            self.auth = route.auth;
+            self.strictest = Arc::clone(route);
+        }
+        if route.require.is_empty() {
+            return;
+        }
+        let variables = route.variables(reading, comparison);
+        let is_known = |demand: &Demand| Arc::ptr_eq(&demand.route, route) && demand.variables == variables;
+        if !self.demands.iter().any(is_known) {
+            self.demands.push(Demand { route: Arc::clone(route), variables });
+        }
+    }
+
+    fn compare_settings(&mut self, other: &Arc<Route>) {
+        if Arc::ptr_eq(&self.route, other) {
+            return;
+        }
+        let route = &self.route;
+        for (conflict, differs) in [
+            (Conflict::Upstream, route.upstream != other.upstream),
+            (Conflict::TokenSources, route.token_from != other.token_from),
+            (Conflict::WebSocket, route.websocket != other.websocket),
+        ] {
+            self.conflicts[conflict as usize] |= differs;
+        }
+    }
+}
+
+fn strictness(auth: AuthMode) -> u8 {
+    match auth {
+        AuthMode::None => 0,
+        AuthMode::Optional => 1,
+        AuthMode::Required => 2,
+        AuthMode::Deny => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX }]\nroutes:\n";
+
+    fn policy(routes: &str) -> Policy {
+        let file = crate::config::load_yaml(&format!("{HEAD}{routes}")).expect("loads");
+        crate::policy::validate(&file.config).expect("valid")
+    }
+
+    fn judged(policy: &Policy, path: &str) -> Judgement {
+        policy.judge_path("GET", path).expect("few readings")
+    }
+
+    #[test]
+    fn the_strictest_auth_of_all_readings_holds() {
+        let policy = policy(
+            "  - { path: /admin/**, auth: deny }\n  - { path: /open/**, auth: none }\n  - { path: /maybe/**, auth: optional }\n",
+        );
+        for (path, auth) in [
+            ("/admin/x", AuthMode::Deny),
+            ("/ADMIN/x", AuthMode::Deny),
+            ("/admin%0A", AuthMode::Deny),
+            ("/open/..%2fadmin", AuthMode::Deny),
+            ("//x/admin", AuthMode::Deny),
+            ("/open/x", AuthMode::None),
+            ("/open/a%20b", AuthMode::None),
+            ("/open/a//b", AuthMode::None),
+            ("/open/../x", AuthMode::Required),
+            ("/Open/x", AuthMode::Required),
+            ("/maybe/x", AuthMode::Optional),
+            ("/maybe/%2e%2e/open/x", AuthMode::Optional),
+            ("/maybe;x/y", AuthMode::Required),
+            ("/x%2520y", AuthMode::Required),
+        ] {
+            assert_eq!(judged(&policy, path).auth, auth, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_every_reading_demands_is_demanded() {
+        let policy = policy(
+            "  - path: /files/{user}/notes\n    require: { sub: \"{user}\" }\n  - { path: /b/**, require: { role: b } }\n",
+        );
+        let demands = |path: &str| -> Vec<(String, Option<String>)> {
+            let judgement = judged(&policy, path);
+            let demand =
+                |demand: &Demand| (demand.route.label.to_string(), demand.variables.get("user").map(str::to_owned));
+            judgement.demands.iter().map(demand).collect()
+        };
+        let files = |user: &str| ("/files/{user}/notes".to_owned(), Some(user.to_owned()));
+        assert_eq!(demands("/files/alice/notes"), [files("alice")]);
+        assert_eq!(demands("/files/alice/notes%0A"), [files("alice")]);
+        assert_eq!(demands("/files/a%20b/notes"), [files("a b")]);
+        assert_eq!(demands("/files/bob;/notes"), [files("bob;"), files("bob")]);
+        assert_eq!(demands("/files/mallory/../alice/notes"), [files("alice")]);
+        assert_eq!(demands("/files/bob/../../b/x"), [("/b/**".to_owned(), None)]);
+        assert_eq!(demands("/FILES/Alice/notes/"), [files("Alice")]);
+        assert_eq!(demands("/x"), []);
+    }
+
+    #[test]
+    fn readings_that_differ_in_a_setting_conflict_where_it_matters() {
+        let policy = policy(
+            "  - { path: /a/**, upstream: \"http://127.0.0.1:2\" }\n  - { path: /b/**, token_from: { header: X-Token } }\n  - { path: /c/**, websocket: { dialect: none } }\n",
+        );
+        for (path, plain, socket) in [
+            ("/x/../a", Some(Conflict::Upstream), Some(Conflict::Upstream)),
+            ("/x/../b", Some(Conflict::TokenSources), Some(Conflict::TokenSources)),
+            ("/x/../c", None, Some(Conflict::WebSocket)),
+            ("/a/x%20y", None, None),
+            ("/A/x", None, None),
+        ] {
+            let judgement = judged(&policy, path);
+            assert_eq!(judgement.conflict(false), plain, "{path}");
+            assert_eq!(judgement.conflict(true), socket, "{path}, upgrade");
+        }
+    }
+
+    #[test]
+    fn without_rules_that_differ_no_readings_are_looked_for() {
+        for (routes, differ) in [
+            ("  []\n", false),
+            ("  - { path: /**, auth: none }\n", false),
+            ("  - { path: /a/** }\n", false),
+            ("  - { path: /a/**, auth: none }\n", true),
+            ("  - { path: /**, methods: [POST], require: { role: a } }\n", true),
+        ] {
+            assert_eq!(policy(routes).rules_by_path, differ, "{routes}");
+        }
+    }
+
+    /// A server behind us, as lenient as they come: it changes a path step by step in an order of its own,
+    /// and serves what is left without regard to letter case. Written apart from `readings`.
+    mod lenient_server {
+        use std::fmt::Write as _;
+
+        use proptest::prelude::*;
+
+        use super::*;
+
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        enum Habit {
+            Decode,
+            DecodeDots,
+            Normalize,
+            Merge,
+            Backslash,
+            Authority,
+            Parameters,
+            LastParameters,
+            CutNul,
+            CutQuery,
+            CutFragment,
+            DropBreaks,
+            TrimPath,
+            TrimSegments,
+            DropInvalid,
+            ReplaceInvalid,
+        }
+
+        use Habit::*;
+        const HABITS: [Habit; 16] = [
+            Decode,
+            DecodeDots,
+            Normalize,
+            Merge,
+            Backslash,
+            Authority,
+            Parameters,
+            LastParameters,
+            CutNul,
+            CutQuery,
+            CutFragment,
+            DropBreaks,
+            TrimPath,
+            TrimSegments,
+            DropInvalid,
+            ReplaceInvalid,
+        ];
+
+        fn cut(path: &str, end: char) -> String {
+            path.split(end).next().unwrap_or_default().to_owned()
+        }
+
+        fn each_segment(path: &str, change: impl Fn(&str) -> &str) -> String {
+            path.split('/').map(change).collect::<Vec<_>>().join("/")
+        }
+
+        fn trim(text: &str) -> &str {
+            text.trim_matches(|c: char| c.is_whitespace() || c.is_control())
+        }
+
+        /// Bytes that are no UTF-8 stand as Latin-1 in private characters until they are dropped or replaced.
+        fn decode(path: &str) -> String {
+            let mut bytes = Vec::new();
+            let mut rest = path;
+            while let Some(first) = rest.chars().next() {
+                let escape = rest.get(1..3).filter(|_| first == '%').and_then(|hex| u8::from_str_radix(hex, 16).ok());
+                if let Some(byte) = escape.filter(|_| rest.as_bytes()[1..3].iter().all(u8::is_ascii_hexdigit)) {
+                    bytes.push(byte);
+                    rest = &rest[3..];
+                } else {
+                    bytes.extend(first.to_string().bytes());
+                    rest = &rest[first.len_utf8()..];
+                }
+            }
+            let mut text = String::new();
+            for chunk in bytes.utf8_chunks() {
+                text.push_str(chunk.valid());
+                text.extend(
+                    chunk.invalid().iter().map(|byte| char::from_u32(0xe000 + u32::from(*byte)).expect("private")),
+                );
+            }
+            text
+        }
+
+        fn is_invalid(c: char) -> bool {
+            ('\u{e000}'..='\u{e0ff}').contains(&c)
+        }
+
+        fn apply(path: &str, habit: Habit) -> String {
+            match habit {
+                Decode => decode(path),
+                DecodeDots => path.replace("%2e", ".").replace("%2E", "."),
+                Normalize => {
+                    let mut kept: Vec<&str> = Vec::new();
+                    for segment in path.split('/').skip(1) {
+                        match segment {
+                            "." => {}
+                            ".." => drop(kept.pop()),
+                            segment => kept.push(segment),
+                        }
+                    }
+                    format!("/{}", kept.join("/"))
+                }
+                Merge => {
+                    let mut merged = path.to_owned();
+                    while merged.contains("//") {
+                        merged = merged.replace("//", "/");
+                    }
+                    merged
+                }
+                Backslash => path.replace('\\', "/"),
+                Authority => match path.strip_prefix("//").or_else(|| path.strip_prefix("/\\")) {
+                    Some(rest) => rest.split_once('/').map_or("/".to_owned(), |(_, path)| format!("/{path}")),
+                    None => path.to_owned(),
+                },
+                Parameters => each_segment(path, |segment| segment.split(';').next().unwrap_or_default()),
+                LastParameters => {
+                    let (before, last) = path.rsplit_once('/').unwrap_or_default();
+                    format!("{before}/{}", cut(last, ';'))
+                }
+                CutNul => cut(path, '\0'),
+                CutQuery => cut(path, '?'),
+                CutFragment => cut(path, '#'),
+                DropBreaks => path.replace(['\t', '\r', '\n'], ""),
+                TrimPath => trim(path).to_owned(),
+                TrimSegments => each_segment(path, trim),
+                DropInvalid => path.replace(is_invalid, ""),
+                ReplaceInvalid => path.replace(is_invalid, "\u{fffd}"),
+            }
+        }
+
+        /// What is served: the path after all habits, twice decoded at most, in small letters, without a slash at its end.
+        fn served(path: &str, habits: &[Habit]) -> String {
+            let mut path = path.to_owned();
+            let mut decodings = 0;
+            for habit in habits {
+                decodings += u32::from(*habit == Decode);
+                if *habit == Decode && decodings > 2 {
+                    continue;
+                }
+                path = apply(&path, *habit);
+            }
+            let path = path.replace(is_invalid, "\u{fffd}").to_ascii_lowercase();
+            let path = path.trim_end_matches('/');
+            if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+        }
+
+        const USERS: [&str; 3] = ["", "a", "b"];
+
+        /// Whether a user may have what is called by its plain name: the first rule that fits, without regard to case.
+        fn may_have(routes: &[(String, &str)], name: &str, user: &str) -> bool {
+            let segments: Vec<&str> = name.trim_matches('/').split('/').filter(|s| !s.is_empty()).collect();
+            for (pattern, outcome) in routes {
+                let wanted: Vec<&str> = pattern.trim_matches('/').split('/').collect();
+                let (wanted, any) = match wanted.split_last() {
+                    Some((&"**", rest)) => (rest, true),
+                    _ => (wanted.as_slice(), false),
+                };
+                let mut variable = None;
+                let fits = (if any { segments.len() >= wanted.len() } else { segments.len() == wanted.len() })
+                    && wanted.iter().zip(&segments).all(|(wanted, segment)| {
+                        if *wanted == "{u}" {
+                            variable = Some(*segment);
+                        }
+                        *wanted == "{u}" || wanted.eq_ignore_ascii_case(segment)
+                    });
+                if fits {
+                    return match *outcome {
+                        "auth: none" => true,
+                        "auth: deny" => false,
+                        "require: { role: a }" => user == "a",
+                        _ => variable.is_none() && !user.is_empty() || variable == Some(user),
+                    };
+                }
+            }
+            !user.is_empty()
+        }
+
+        fn passes(judgement: &Judgement, user: &str) -> bool {
+            let meets = |demand: &Demand| match demand.route.require.claims.first() {
+                Some((_, expected)) if matches!(expected[0], crate::policy::Expected::Variable(_)) => {
+                    demand.variables.get("u") == Some(user)
+                }
+                _ => user == "a",
+            };
+            match judgement.auth {
+                AuthMode::Deny => false,
+                AuthMode::None => true,
+                AuthMode::Optional | AuthMode::Required => !user.is_empty() && judgement.demands.iter().all(meets),
+            }
+        }
+
+        fn rules() -> impl Strategy<Value = Vec<(String, &'static str)>> {
+            let segment = prop::sample::select(vec!["x", "Y", "open", "Admin", "{u}", "a"]);
+            let pattern = (prop::collection::vec(segment, 1..3), any::<bool>()).prop_map(|(mut segments, any)| {
+                let mut seen = false;
+                segments.retain(|segment| *segment != "{u}" || !std::mem::replace(&mut seen, true));
+                format!("/{}{}", segments.join("/"), if any { "/**" } else { "" })
+            });
+            let outcome = prop::sample::select(vec!["auth: none", "auth: deny", "require: { role: a }", "own"]);
+            prop::collection::vec((pattern, outcome), 1..5)
+        }
+
+        fn as_yaml(rules: &[(String, &str)]) -> String {
+            let mut yaml = String::new();
+            for (pattern, outcome) in rules {
+                let outcome = match *outcome {
+                    "own" if pattern.contains("{u}") => "require: { sub: \"{u}\" }",
+                    "own" => "auth: required",
+                    outcome => outcome,
+                };
+                let _ = writeln!(yaml, "  - path: \"{pattern}\"\n    {outcome}");
+            }
+            yaml
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+            #[test]
+            fn serves_nobody_what_the_rules_keep_from_them(
+                rules in rules(),
+                path in "/(/|x|Y|y|open|OPEN|Admin|admin|a|b|\\.|\\.\\.|%2e|%2F|%5c|;|\\\\|%61|%41|%20|%0[0ad9]|%3f|%23|%25|%2561|%c2%a0|%ff|\u{e9}){0,9}",
+                habits in prop::collection::vec(prop::sample::select(HABITS.to_vec()), 0..7),
+            ) {
+                let by_case = |one: &str, other: &str| one != other && one.eq_ignore_ascii_case(other);
+                prop_assume!(!rules.iter().any(|(one, _)| rules.iter().any(|(other, _)| by_case(one, other))));
+                let policy = policy(&as_yaml(&rules));
+                // A server that never decodes has other names for its resources than the rules have.
+                let mut habits = habits;
+                if !habits.contains(&Decode) {
+                    habits.push(Decode);
+                }
+                if let Some(judgement) = policy.judge_path("GET", &path) {
+                    let served = served(&path, &habits);
+                    for user in USERS {
+                        prop_assert!(
+                            !passes(&judgement, user) || may_have(&rules, &served, user),
+                            "{path} is served as {served} to {user:?} by {habits:?} under {rules:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The steps by which servers change a path before they route it, each by itself.
+//!
+//! A step returns what it makes of a path, or `None` where it changes nothing. Every path begins with
+//! a slash before and after it. In which order steps are taken is `readings`' affair.
+
+use std::borrow::Cow;
+
+/// One way to change a path.
+pub(super) struct Step {
+    /// Whether it percent-decodes the whole path, which is done a bounded number of times.
+    pub(super) decodes: bool,
+    /// What it makes of a path; `None`: the path stays as it is.
+    pub(super) apply: fn(&[u8]) -> Option<Vec<u8>>,
+}
+
+const fn step(apply: fn(&[u8]) -> Option<Vec<u8>>) -> Step {
+    Step { decodes: false, apply }
+}
+
+/// Every step of the contract, section 3.
+pub(super) const STEPS: [Step; 17] = [
+    Step { decodes: true, apply: percent_decode },
+    step(decode_dots),
+    step(resolve_dot_segments),
+    step(merge_empty_segments),
+    step(backslashes_as_slashes),
+    step(drop_authority),
+    step(drop_parameters),
+    step(drop_last_parameters),
+    step(|path| cut_at(path, 0)),
+    step(|path| cut_at(path, b'?')),
+    step(|path| cut_at(path, b'#')),
+    step(drop_line_breaks),
+    step(trim_path),
+    step(trim_segments),
+    step(decode_overlong),
+    step(replace_invalid),
+    step(drop_invalid),
+];
+
+fn percent_decode(path: &[u8]) -> Option<Vec<u8>> {
+    match percent_encoding::percent_decode(path).into() {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(decoded) => Some(decoded),
+    }
+}
+
+/// `%2e` is a dot, and nothing else is decoded: WHATWG URL parsers.
+fn decode_dots(path: &[u8]) -> Option<Vec<u8>> {
+    let is_dot = |at: usize| path[at..].get(..3).is_some_and(|escape| escape.eq_ignore_ascii_case(b"%2e"));
+    (0..path.len()).any(is_dot).then(|| {
+        let mut out = Vec::with_capacity(path.len());
+        let mut at = 0;
+        while at < path.len() {
+            let dot = is_dot(at);
+            out.push(if dot { b'.' } else { path[at] });
+            at += if dot { 3 } else { 1 };
+        }
+        out
+    })
+}
+
+/// RFC 3986 section 5.2.4.
+fn resolve_dot_segments(path: &[u8]) -> Option<Vec<u8>> {
+    let segments = || path[1..].split(|byte| *byte == b'/');
+    if !segments().any(|segment| matches!(segment, b"." | b"..")) {
+        return None;
+    }
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let mut ends_in_slash = false;
+    for segment in segments() {
+        ends_in_slash = matches!(segment, b"." | b"..");
+        match segment {
+            b"." => {}
+            b".." => {
+                kept.pop();
+            }
+            segment => kept.push(segment),
+        }
+    }
+    if ends_in_slash {
+        kept.push(b"");
+    }
+    Some(joined(kept))
+}
+
+fn merge_empty_segments(path: &[u8]) -> Option<Vec<u8>> {
+    path.windows(2).any(|pair| pair == b"//").then(|| {
+        let mut out = path.to_vec();
+        out.dedup_by(|next, previous| (*next, *previous) == (b'/', b'/'));
+        out
+    })
+}
+
+fn backslashes_as_slashes(path: &[u8]) -> Option<Vec<u8>> {
+    path.contains(&b'\\').then(|| path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect())
+}
+
+/// A path that begins with two slashes, in either direction, names a host: Python's `urlsplit`, Node's `URL`.
+fn drop_authority(path: &[u8]) -> Option<Vec<u8>> {
+    matches!(path.get(1), Some(b'/' | b'\\')).then(|| {
+        let after = path[2..].iter().position(|byte| *byte == b'/');
+        after.map_or_else(|| b"/".to_vec(), |at| path[2 + at..].to_vec())
+    })
+}
+
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    let end = segment.iter().position(|byte| *byte == b';').unwrap_or(segment.len());
+    &segment[..end]
+}
+
+/// `;parameters` of every segment: Java servers.
+fn drop_parameters(path: &[u8]) -> Option<Vec<u8>> {
+    path.contains(&b';').then(|| joined(path[1..].split(|byte| *byte == b'/').map(without_parameters)))
+}
+
+/// `;parameters` of the last segment alone: Python's `urlparse`.
+fn drop_last_parameters(path: &[u8]) -> Option<Vec<u8>> {
+    let last = path.iter().rposition(|byte| *byte == b'/')? + 1;
+    let kept = without_parameters(&path[last..]).len();
+    (last + kept < path.len()).then(|| path[..last + kept].to_vec())
+}
+
+fn cut_at(path: &[u8], end: u8) -> Option<Vec<u8>> {
+    path.iter().position(|byte| *byte == end).map(|at| path[..at].to_vec())
+}
+
+/// Tab, CR and LF vanish wherever they stand: WHATWG URL parsers, Python's `urlsplit`.
+fn drop_line_breaks(path: &[u8]) -> Option<Vec<u8>> {
+    let is_dropped = |byte: &u8| matches!(byte, b'\t' | b'\r' | b'\n');
+    path.iter().any(is_dropped).then(|| path.iter().copied().filter(|byte| !is_dropped(byte)).collect())
+}
+
+/// White space and control characters at the end of the path. A route that ends in a regular
+/// expression's `$` also matches before a final newline (Starlette).
+fn trim_path(path: &[u8]) -> Option<Vec<u8>> {
+    let trimmed = &path[..path.len() - trimmed_end(path)];
+    (trimmed.len() < path.len()).then(|| trimmed.to_vec())
+}
+
+fn trim_segments(path: &[u8]) -> Option<Vec<u8>> {
+    let trimmed = joined(path[1..].split(|byte| *byte == b'/').map(|segment| {
+        let segment = &segment[..segment.len() - trimmed_end(segment)];
+        &segment[trimmed_start(segment)..]
+    }));
+    (trimmed != path).then_some(trimmed)
+}
+
+/// Unicode's `White_Space`, control characters (C0, C1), and U+FEFF, which ECMAScript's `trim` takes too.
+fn is_trimmed(character: char) -> bool {
+    character.is_whitespace() || character.is_control() || character == '\u{feff}'
+}
+
+/// How many bytes at the end are trimmed. Bytes that are no UTF-8 are not.
+fn trimmed_end(bytes: &[u8]) -> usize {
+    let Some(tail) = bytes.utf8_chunks().last().filter(|chunk| chunk.invalid().is_empty()) else { return 0 };
+    tail.valid().len() - tail.valid().trim_end_matches(is_trimmed).len()
+}
+
+fn trimmed_start(bytes: &[u8]) -> usize {
+    let Some(head) = bytes.utf8_chunks().next() else { return 0 };
+    head.valid().len() - head.valid().trim_start_matches(is_trimmed).len()
+}
+
+/// An overlong UTF-8 sequence becomes the character that it encodes, as lenient decoders have it.
+fn decode_overlong(path: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(path.len());
+    let (mut at, mut changed) = (0, false);
+    while at < path.len() {
+        if let Some((character, length)) = overlong(&path[at..]) {
+            out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            at += length;
+            changed = true;
+        } else {
+            out.push(path[at]);
+            at += 1;
+        }
+    }
+    changed.then_some(out)
+}
+
+/// The character of an overlong sequence at the start, and the sequence's length.
+fn overlong(bytes: &[u8]) -> Option<(char, usize)> {
+    // The first byte's marker, how many bytes follow, and the least code point that needs so many.
+    let (bits, following, least) = match *bytes.first()? {
+        first @ 0xc0..=0xdf => (first & 0x1f, 1, 0x80),
+        first @ 0xe0..=0xef => (first & 0x0f, 2, 0x800),
+        first @ 0xf0..=0xf7 => (first & 0x07, 3, 0x1_0000),
+        first @ 0xf8..=0xfb => (first & 0x03, 4, 0x20_0000),
+        first @ 0xfc..=0xfd => (first & 0x01, 5, 0x400_0000),
+        _ => return None,
+    };
+    let mut code = u32::from(bits);
+    for byte in bytes.get(1..=following)? {
+        if byte & 0xc0 != 0x80 {
+            return None;
+        }
+        code = code << 6 | u32::from(byte & 0x3f);
+    }
+    let character = char::from_u32(code).filter(|_| code < least)?;
+    Some((character, following + 1))
+}
+
+/// Bytes that are no UTF-8 become U+FFFD.
+fn replace_invalid(path: &[u8]) -> Option<Vec<u8>> {
+    match String::from_utf8_lossy(path) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(replaced) => Some(replaced.into_bytes()),
+    }
+}
+
+/// Bytes that are no UTF-8 vanish.
+fn drop_invalid(path: &[u8]) -> Option<Vec<u8>> {
+    std::str::from_utf8(path).is_err().then(|| path.utf8_chunks().flat_map(|chunk| chunk.valid().bytes()).collect())
+}
+
+fn joined<'s>(segments: impl IntoIterator<Item = &'s [u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for segment in segments {
+        out.push(b'/');
+        out.extend_from_slice(segment);
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    out
+}
+
+/// Whether a segment of any reading could be this name. It errs toward yes: only letters and digits
+/// are compared, since every step that joins what stood apart drops other bytes alone.
+pub(super) fn could_name(path: &[u8], name: &[u8]) -> bool {
+    fn letters(bytes: &[u8]) -> Vec<u8> {
+        bytes.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).collect()
+    }
+    fn holds(path: &[u8], name: &[u8], decodes: u8) -> bool {
+        if letters(path).windows(name.len()).any(|window| window == name) {
+            return true;
+        }
+        let mapped = decode_overlong(path);
+        let dropped = drop_invalid(path);
+        let alternatives = [Some(path), mapped.as_deref(), dropped.as_deref()];
+        alternatives.into_iter().flatten().any(|path| {
+            let is_mapped = mapped.as_deref() == Some(path);
+            (is_mapped && letters(path).windows(name.len()).any(|window| window == name))
+                || (decodes > 0 && percent_decode(path).is_some_and(|path| holds(&path, name, decodes - 1)))
+        })
+    }
+    holds(path, &letters(name), 2)
+}
