@@ -21,6 +21,7 @@
 pub mod allow;
 mod cache;
 mod claims;
+mod identify;
 mod identity;
 mod inspection;
 mod jwt;
@@ -37,14 +38,14 @@ mod trace;
 mod verifier;
 
 pub use cache::LastToken;
-pub use identity::{End, Identity, User, Voucher};
+pub use identity::{End, Identity, OwnSession, User, Voucher};
 pub use inspection::Inspection;
 pub use keys::{Health, KeyPrint, ProviderKeys, inspect as inspect_keys};
 pub use rejection::Rejection;
 pub use remembered::Remembered;
 pub use remote::{Question, inspect as inspect_remote};
-pub use revocation::{FileError, Full, Mark, Marks, OWN as OWN_SESSIONS, Revocation, Revocations, Target, named};
+pub use revocation::{FileError, Full, Mark, Marks, Revocation, Revocations, SignOutLimits, Target, named};
 pub use session::{Begun, SessionCookie, Sessions};
 pub use token::{Carrier, NoCredential, Token};
 pub use trace::Step;
-pub use verifier::{AskedAgain, Effort, Explanation, Verified, Verifier, now};
+pub use verifier::{AskedAgain, Effort, Explanation, Verified, Verifier, now, unix_millis};

@@ -284,6 +284,8 @@ pub struct LimitSpec {
     pub presence: usize,
     pub token_cache: usize,
     pub revocations: usize,
+    pub sign_outs: usize,
+    pub sign_outs_per_user: usize,
     pub failed_tokens_per_minute: Option<u32>,
     pub token_bytes: usize,
     pub header_bytes: usize,

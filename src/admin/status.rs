@@ -109,6 +109,7 @@ fn limits(body: &mut String, shared: &Shared, runtime: &Runtime) {
         ("token_cache", runtime.verifier.remembers(), limits.token_cache),
         ("presence", shared.users.seen(), limits.presence),
         ("revocations", shared.revocations.count(), limits.revocations),
+        ("sign_outs", shared.revocations.sign_outs(), limits.sign_outs),
     ] {
         let _ =
             writeln!(body, "<tr><td>{name}</td><td class=\"number\">{used}</td><td class=\"number\">{most}</td></tr>");

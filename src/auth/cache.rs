@@ -130,7 +130,14 @@ mod tests {
         };
         let policy = crate::policy::validate(&config).expect("valid");
         let provider = Arc::clone(&policy.providers[0]);
-        Arc::new(Identity::new(provider, "alice".into(), serde_json::Map::new(), End::At(0), Voucher::Provider))
+        Arc::new(Identity::new(
+            provider,
+            "alice".into(),
+            serde_json::Map::new(),
+            End::At(0),
+            Voucher::Provider(super::super::KeyPrint::default()),
+            super::super::kind::KindHeader::default(),
+        ))
     }
 
     fn digest(number: u32) -> Digest {

@@ -12,11 +12,9 @@ use crate::policy::{Claim, Parties, ProviderSpec};
 /// A user id longer than this is no one's, and would not fit some backends' headers.
 const USER_ID_BYTES: usize = 256;
 
-/// Judges everything but the user id and the required claims. Returns `exp`, which a token must have; what a
-/// provider answers about one may leave it out.
-pub(super) fn check(
+/// Judges the times. Returns `exp`, which a token must have; what a provider answers about one may leave it out.
+pub(super) fn check_times(
     spec: &ProviderSpec,
-    header: &KindHeader,
     claims: &Map<String, Value>,
     now: u64,
     trace: &mut impl Trace,
@@ -39,17 +37,27 @@ pub(super) fn check(
     {
         return Err(Rejection::IssuedInTheFuture { iat, now });
     }
+    Ok(exp)
+}
+
+/// Judges whom it is for and which kind it is.
+pub(super) fn check_addressee(
+    spec: &ProviderSpec,
+    header: KindHeader,
+    claims: &Map<String, Value>,
+    trace: &mut impl Trace,
+) -> Result<(), Rejection> {
     check_audience(spec, claims)?;
     check_party(&spec.authorized_parties, claims)?;
     trace.step("audience", format_args!("{}", shown_audience(claims)));
     trace.step("kind", format_args!("{}", check_kind(spec, header, claims)?));
-    Ok(exp)
+    Ok(())
 }
 
-/// `exp` is required of a token.
-pub(super) fn has_end(claims: &Map<String, Value>) -> Result<(), Rejection> {
+/// `exp`, which is required of a token.
+pub(super) fn end(claims: &Map<String, Value>) -> Result<u64, Rejection> {
     let missing = Rejection::Claim { claim: "exp".to_owned(), problem: "is missing" };
-    time(claims, "exp")?.map(|_| ()).ok_or(missing)
+    time(claims, "exp")?.ok_or(missing)
 }
 
 /// A `NumericDate`. A wrong JSON type is not an absent claim (CVE-2026-25537).
@@ -63,7 +71,7 @@ pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Op
     }
 }
 
-pub(super) fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
+fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
     let fits = |party: &str| match parties {
         Parties::Any => true,
         Parties::OneOf(names) => names.iter().any(|name| name == party),
@@ -145,9 +153,10 @@ mod tests {
             };
         }
         let spec = spec();
-        has_end(&all)
-            .and_then(|()| check(&spec, &KindHeader::default(), &all, now, &mut ()))
-            .and_then(|_| user_id(&spec, &all).map(|_| ()))
+        end(&all)
+            .and_then(|_| check_times(&spec, &all, now, &mut ()))
+            .and_then(|_| check_addressee(&spec, KindHeader::default(), &all, &mut ()))
+            .and_then(|()| user_id(&spec, &all).map(|_| ()))
             .map_err(|r| r.outcome())
     }
 

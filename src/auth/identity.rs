@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::claims::value;
 use super::keys::KeyPrint;
+use super::kind::KindHeader;
 use crate::policy::{Claim, ProviderSpec};
 
 /// A verified user and the claims of the token that proved it.
@@ -18,8 +20,24 @@ pub struct Identity {
     claims: Map<String, Value>,
     end: End,
     voucher: Voucher,
+    kind: KindHeader,
     /// The session of ours that it came by.
-    own_session: Option<Arc<str>>,
+    own_session: Option<OwnSession>,
+}
+
+/// The session of ours that an identity came by; the same in every cookie of that session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnSession {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Whose it is, without saying who.
+    pub owner: Arc<str>,
+    /// When it began, milliseconds since the epoch.
+    pub began: u64,
+    /// When the last of its cookies known to this one ends, Unix seconds.
+    pub last_end: u64,
+    /// What it is sealed with.
+    pub(super) seal: KeyPrint,
 }
 
 /// Until when a token is good, Unix seconds.
@@ -35,9 +53,16 @@ pub enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Voucher {
     /// One of its provider's keys.
-    Key(KeyPrint),
-    /// The provider itself, when it was asked.
-    Provider,
+    Key {
+        /// Which.
+        print: KeyPrint,
+        /// By which algorithm.
+        algorithm: Algorithm,
+        /// The token's end, Unix seconds: until then the key must be one of the provider's.
+        until: u64,
+    },
+    /// The provider itself, when it was asked in this way.
+    Provider(KeyPrint),
 }
 
 impl Identity {
@@ -48,20 +73,26 @@ impl Identity {
         claims: Map<String, Value>,
         end: End,
         voucher: Voucher,
+        kind: KindHeader,
     ) -> Self {
-        Self { provider, user_id, claims, end, voucher, own_session: None }
+        Self { provider, user_id, claims, end, voucher, kind, own_session: None }
     }
 
-    /// As it comes by a session of ours.
-    pub(super) fn in_session(mut self, id: Arc<str>) -> Self {
-        self.own_session = Some(id);
+    /// As it comes by a session of ours, for as long as that is good.
+    pub(super) fn in_session(mut self, session: Option<OwnSession>) -> Self {
+        self.own_session = session;
         self
     }
 
-    /// The id of the session of ours that it came by.
+    /// The session of ours that it came by.
     #[must_use]
-    pub fn own_session(&self) -> Option<&str> {
-        self.own_session.as_deref()
+    pub fn own_session(&self) -> Option<&OwnSession> {
+        self.own_session.as_ref()
+    }
+
+    /// What the token's header said of its kind.
+    pub(super) fn kind(&self) -> KindHeader {
+        self.kind
     }
 
     /// Who vouched for it.

@@ -7,7 +7,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use super::kind::KindHeader;
+use super::kind::{Category, KindHeader};
 use crate::json;
 
 /// A key id longer than this is no provider's.
@@ -61,8 +61,8 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
     let text = |name: &str| header.get(name).and_then(Value::as_str);
     let is_access_token = text("typ").is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"));
     let category = match header.get("cat") {
-        None => None,
-        Some(Value::String(category)) => Some(category.clone()),
+        None => Category::Unsaid,
+        Some(Value::String(category)) => Category::of(category),
         Some(_) => return Err(malformed("cat is not a string")),
     };
     let key_id = match header.get("kid") {

@@ -10,6 +10,7 @@ mod set;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jsonwebtoken::Algorithm;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -136,13 +137,25 @@ impl ProviderKeys {
     /// Whether a key that once verified a token still stands for this provider. While no set is at hand
     /// nobody has withdrawn anything.
     #[must_use]
-    pub fn vouches(&self, print: KeyPrint) -> bool {
-        self.state.borrow().keys.as_ref().is_none_or(|keys| keys.holds(print))
+    pub fn vouches(&self, print: KeyPrint, algorithm: Algorithm) -> bool {
+        self.state.borrow().keys.as_ref().is_none_or(|keys| keys.holds(print, algorithm))
     }
 
     /// Whether this key would verify a token now: it is in the set in force, and that is not too old.
-    pub(super) fn verifies_with(&self, print: KeyPrint) -> bool {
-        self.in_force(&self.state.borrow()).is_some_and(|keys| keys.holds(print))
+    pub(super) fn verifies_with(&self, print: KeyPrint, algorithm: Algorithm) -> bool {
+        self.in_force(&self.state.borrow()).is_some_and(|keys| keys.holds(print, algorithm))
+    }
+
+    /// Whether this key would verify a token now, for what was made elsewhere, where a newer set may have been at hand:
+    /// waits for keys as a token would, and asks the provider again as for an unknown `kid`.
+    ///
+    /// # Errors
+    /// [`Rejection::KeysUnavailable`] when nobody can say.
+    pub(super) async fn still_verifies_with(&self, print: KeyPrint, algorithm: Algorithm) -> Result<bool, Rejection> {
+        if self.current().await?.holds(print, algorithm) {
+            return Ok(true);
+        }
+        Ok(self.look_again().await?.holds(print, algorithm))
     }
 
     /// The set in force: the last good one, unless it is older than `max_stale`.

@@ -13,18 +13,57 @@ const CLERK_TEMPLATE: &str = "cl_B7d4PD222AAA";
 const CLERK_IGNORE: &str = "cl_I7d4PD111III";
 
 /// What the header says of the kind; empty where there is none.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KindHeader {
     /// `typ` says that it is an access token of OAuth (RFC 9068).
     pub(super) is_access_token: bool,
     /// Clerk's `cat`.
-    pub(super) category: Option<String>,
+    pub(super) category: Category,
+}
+
+/// Clerk's category of a token, in a header's `cat`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Category {
+    /// It has none, or the one that says nothing.
+    #[default]
+    Unsaid,
+    /// A session's.
+    Session,
+    /// A template's.
+    Template,
+    /// Any other.
+    Other,
+}
+
+impl Category {
+    pub(super) fn of(text: &str) -> Self {
+        match text {
+            CLERK_SESSION => Self::Session,
+            CLERK_TEMPLATE => Self::Template,
+            CLERK_IGNORE => Self::Unsaid,
+            _ => Self::Other,
+        }
+    }
+
+    /// By the name that [`Self::name`] gives it.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        [Self::Unsaid, Self::Session, Self::Template, Self::Other].into_iter().find(|known| known.name() == name)
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Unsaid => "",
+            Self::Session => "session",
+            Self::Template => "template",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// Sees that it is a kind that counts; says which.
 pub(super) fn check_kind(
     spec: &ProviderSpec,
-    header: &KindHeader,
+    header: KindHeader,
     claims: &Map<String, Value>,
 ) -> Result<&'static str, Rejection> {
     let says = |name: &str, value: &str| {
@@ -135,16 +174,16 @@ fn letters(text: &str) -> String {
     text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-fn clerk_kind(accept: Kinds, header: &KindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
+fn clerk_kind(accept: Kinds, header: KindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
     if header.is_access_token || text("sub").is_some_and(|sub| sub.starts_with("mch_")) {
         return Err(Rejection::WrongKind("a machine's token"));
     }
     let has_session = text("sid").is_some_and(|sid| !sid.is_empty());
-    let is_template = match header.category.as_deref() {
-        Some(CLERK_TEMPLATE) => true,
-        Some(CLERK_SESSION | CLERK_IGNORE) | None => !has_session,
-        Some(_) => return Err(Rejection::WrongKind("a category (cat) that is no session's")),
+    let is_template = match header.category {
+        Category::Template => true,
+        Category::Session | Category::Unsaid => !has_session,
+        Category::Other => return Err(Rejection::WrongKind("a category (cat) that is no session's")),
     };
     match claims.get("sts") {
         None => {}

@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
-use super::allow::unmet;
+use super::identify::{Said, identify_again};
 use super::identity::{End, Voucher};
-use super::kind::check_audience;
-use super::{Identity, Verifier, claims};
-use crate::policy::{PathVariables, ProviderSpec};
+use super::kind::KindHeader;
+use super::{Identity, KeyPrint, Verifier, claims};
+use crate::policy::ProviderSpec;
 
 /// What a socket keeps of its user. Only an [`Identity`] can be remembered.
 #[derive(Clone)]
@@ -18,6 +16,9 @@ pub struct Remembered {
     claims: Box<str>,
     end: End,
     voucher: Voucher,
+    kind: KindHeader,
+    /// What the session cookie that it came by is sealed with.
+    seal: Option<KeyPrint>,
 }
 
 impl Remembered {
@@ -30,16 +31,8 @@ impl Remembered {
             claims: serde_json::to_string(identity.claims()).unwrap_or_default().into(),
             end: identity.end(),
             voucher: identity.voucher(),
-        }
-    }
-
-    /// What a session of ours holds; vouched for by its seal.
-    pub(super) fn opened(provider: &Arc<ProviderSpec>, claims: &Map<String, Value>, until: u64) -> Self {
-        Self {
-            provider: Arc::clone(provider),
-            claims: serde_json::to_string(claims).unwrap_or_default().into(),
-            end: End::At(until),
-            voucher: Voucher::Provider,
+            kind: identity.kind(),
+            seal: identity.own_session().map(|session| session.seal),
         }
     }
 
@@ -66,26 +59,29 @@ impl Remembered {
     /// The identity as it was.
     #[must_use]
     pub fn recalled(&self) -> Option<Identity> {
-        self.under(&self.provider)
+        let said = self.said()?;
+        let user_id = claims::user_id(&self.provider, &said.claims).ok()?;
+        Some(Identity::new(Arc::clone(&self.provider), user_id, said.claims, said.end, said.voucher, said.kind))
     }
 
     /// The identity by the providers in force: what a changed one makes of the same claims. `None` where its provider
-    /// is gone, or would not take such a token any more. Keys and times are not looked at: a socket may outlive both
-    /// (docs/contract.md section 4.5).
+    /// is gone, or would not take such a token any more, or its session is sealed with what seals none now. Keys and
+    /// times are not looked at: a socket may outlive both (docs/contract.md section 4.5).
     #[must_use]
     pub fn recalled_by(&self, verifier: &Verifier) -> Option<Identity> {
+        if self.seal.is_some() && self.seal != verifier.sessions().map(super::Sessions::seal) {
+            return None;
+        }
         let spec = verifier.provider(&self.provider.name)?;
         if **spec == *self.provider {
             return self.recalled();
         }
-        let same = spec.issuer == self.provider.issuer
-            && spec.preset == self.provider.preset
-            && spec.accept == self.provider.accept;
-        let identity = self.under(spec).filter(|_| same)?;
-        check_audience(spec, identity.claims()).ok()?;
-        claims::check_party(&spec.authorized_parties, identity.claims()).ok()?;
-        let unmet = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim));
-        unmet.is_none().then_some(identity)
+        identify_again(spec, self.provider.preset, self.said()?).ok()
+    }
+
+    fn said(&self) -> Option<Said> {
+        let claims = serde_json::from_str(&self.claims).ok()?;
+        Some(Said { claims, kind: self.kind, end: self.end, voucher: self.voucher })
     }
 
     /// Somebody's, for tests of what only keeps it.
@@ -94,13 +90,16 @@ impl Remembered {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
         let config = crate::config::load_yaml(yaml).expect("loads").config;
         let provider = Arc::clone(&crate::policy::validate(&config).expect("valid").providers[0]);
-        Self { provider, claims: r#"{"sub":"alice"}"#.into(), end: End::At(expires_at), voucher: Voucher::Provider }
-    }
-
-    fn under(&self, spec: &Arc<ProviderSpec>) -> Option<Identity> {
-        let claims: Map<String, Value> = serde_json::from_str(&self.claims).ok()?;
-        let user_id = claims::user_id(spec, &claims).ok()?;
-        Some(Identity::new(Arc::clone(spec), user_id, claims, self.end, self.voucher))
+        let voucher =
+            Voucher::Key { print: KeyPrint::default(), algorithm: jsonwebtoken::Algorithm::HS256, until: expires_at };
+        Self {
+            provider,
+            claims: r#"{"sub":"alice"}"#.into(),
+            end: End::At(expires_at),
+            voucher,
+            kind: KindHeader::default(),
+            seal: None,
+        }
     }
 }
 

@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout};
 
 use super::cache::Digest;
 use super::kind::is_kind_member;
-use super::{Inspection, Token, outbound};
-use crate::policy::{ProviderSpec, RemoteSpec};
+use super::{Inspection, KeyPrint, Token, outbound};
+use crate::policy::{ProviderSpec, RemoteQuestion, RemoteSpec};
 use crate::telemetry::{Label, Metrics};
 
 /// Open sockets wait this long for their turn: a slow answer is better than none.
@@ -31,6 +31,16 @@ const LONGEST_REST: Duration = Duration::from_secs(120);
 const USUAL_REST: Duration = Duration::from_secs(5);
 /// Unused connections to a provider.
 const IDLE_CONNECTIONS: usize = 4;
+
+/// How a provider is asked, for what it has vouched for: another endpoint is another's word.
+pub(super) fn asked_how(spec: &RemoteSpec) -> KeyPrint {
+    let (how, url) = match &spec.question {
+        RemoteQuestion::Introspection { url, .. } => (&b"introspection"[..], url),
+        RemoteQuestion::Clerk { base, .. } => (&b"clerk"[..], base),
+        RemoteQuestion::Supabase { base, .. } => (&b"supabase"[..], base),
+    };
+    KeyPrint::of(&[how, url.as_str().as_bytes()])
+}
 
 /// What a provider is asked about; keeps what the question needs for as long as a socket lives.
 #[derive(Clone, Debug)]

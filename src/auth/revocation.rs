@@ -2,9 +2,13 @@
 //! (docs/contract.md section 5). In memory, bounded, each for as long as a token of its kind may live; written to a
 //! file too, where the configuration names one.
 //!
+//! Sign-outs stand apart, with limits of their own (`sign_outs`): no user's doing takes the operator's room, nor the
+//! operator's a user's.
+//!
 //! Owns the marks and the file. Who may revoke, and how open sockets hear of it, is others'.
 
 mod file;
+mod sign_outs;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -15,11 +19,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::claims::time;
-use super::{Identity, Rejection};
+use super::{Identity, OwnSession, Rejection};
 use crate::policy::ProviderSpec;
 
 pub use file::FileError;
-use file::RevocationFile;
+use file::{Record, RevocationFile};
+pub use sign_outs::SignOutLimits;
+use sign_outs::{Kept, SessionMarks, SignOuts};
 
 /// What is revoked, of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,8 +38,8 @@ pub enum Target {
     Token(String),
 }
 
-/// The issuer of sessions of ours; no provider's `iss` is a path.
-pub const OWN: &str = "/.vestibule/session";
+/// The issuer of sessions of ours, in the file; no provider's `iss` is a path.
+const OWN: &str = "/.vestibule/session";
 
 impl Marks {
     /// Of a later token on a socket that came by a session of ours: it ends with that session all the same.
@@ -44,18 +50,25 @@ impl Marks {
     }
 }
 
-/// As many are revoked as are kept; nothing was forgotten for this one.
-#[derive(Debug, thiserror::Error)]
-#[error("limits.revocations are in force")]
-pub struct Full;
+/// As many are in force as the named limit keeps; nothing was revoked, and nothing forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("limits.{0} are in force")]
+pub struct Full(&'static str);
+
+impl Full {
+    /// The limit's key.
+    #[must_use]
+    pub const fn limit(&self) -> &'static str {
+        self.0
+    }
+}
 
 /// A revocation that is in force.
 #[derive(Debug)]
 #[must_use = "it does not outlive the process before it is written down"]
 pub struct Revocation {
-    issuer: String,
-    target: Target,
-    entry: Entry,
+    record: Record,
+    now: u64,
     file: Option<Arc<RevocationFile>>,
 }
 
@@ -66,7 +79,7 @@ impl Revocation {
     /// When it could not be written; it is in force until the process ends all the same.
     pub fn write_down(self) -> Result<(), FileError> {
         let Some(file) = &self.file else { return Ok(()) };
-        file.append(&self.issuer, &self.target, self.entry.at, self.entry.until, self.entry.at)
+        file.append(&self.record, self.now)
     }
 }
 
@@ -81,7 +94,7 @@ pub struct Marks {
     session: Option<Mark>,
     token: Option<Mark>,
     /// Of the session of ours.
-    own: Option<Mark>,
+    own: Option<SessionMarks>,
     /// `None`: it does not say, and counts as issued before any moment.
     issued_at: Option<u64>,
     clock_skew: u64,
@@ -100,6 +113,7 @@ pub struct Revocations {
     entries: RwLock<HashMap<Mark, Entry>>,
     /// How many: read by every request, and zero for nearly all.
     count: AtomicUsize,
+    sign_outs: SignOuts,
     file: Mutex<Option<Arc<RevocationFile>>>,
 }
 
@@ -113,6 +127,10 @@ impl Revocations {
         let count = records.len();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         for record in records {
+            if record.issuer == OWN {
+                self.take_up(&record);
+                continue;
+            }
             let entry = Entry { at: record.at, until: record.until };
             entries.insert(self.mark(&record.issuer, &record.target), entry);
         }
@@ -150,13 +168,87 @@ impl Revocations {
         if !entries.contains_key(&mark) && entries.len() >= limit {
             entries.retain(|_, entry| entry.until > now);
             if entries.len() >= limit {
-                return Err(Full);
+                return Err(Full("revocations"));
             }
         }
         entries.insert(mark, entry);
         self.count.store(entries.len(), Ordering::Release);
+        let (at, until) = (entry.at, entry.until);
+        Ok(self.to_write(Record { issuer: issuer.to_owned(), target: target.clone(), at, until }, now))
+    }
+
+    /// Ends a session of ours at `now`, milliseconds since the epoch, for every cookie of it; kept until `until`, Unix
+    /// seconds. In force when this returns; [`Revocation::write_down`] makes it last. A user who has ended as many as one
+    /// may keeps all of them ended by one entry for every session begun before now.
+    ///
+    /// # Errors
+    /// When `limits.sign_outs` are in force already.
+    pub fn end_session(
+        &self,
+        session: &OwnSession,
+        now: u64,
+        until: u64,
+        limits: SignOutLimits,
+    ) -> Result<Revocation, Full> {
+        let marks = self.session_marks(session);
+        let owner = || session.owner.to_string();
+        let record = match self.sign_outs.end(&marks, now, until, limits).ok_or(Full("sign_outs"))? {
+            Kept::One { until } => {
+                // The file has one place for a name, and a session is its owner's.
+                let target = Target::Session(format!("{}/{}", session.owner, session.id));
+                Record { issuer: OWN.to_owned(), target, at: now / 1_000, until }
+            }
+            Kept::AllBefore { until } => {
+                tracing::warn!("limits.sign_outs_per_user: all sessions of one user begun before now have ended");
+                Record { issuer: OWN.to_owned(), target: Target::User(owner()), at: now, until }
+            }
+        };
+        Ok(self.to_write(record, now / 1_000))
+    }
+
+    /// Whether a session of ours was ended.
+    #[must_use]
+    pub fn is_ended(&self, session: &OwnSession, now: u64) -> bool {
+        self.sign_outs.has_ended(&self.session_marks(session), now)
+    }
+
+    /// How many sign-outs are in force, or were until a moment ago.
+    #[must_use]
+    pub fn sign_outs(&self) -> usize {
+        self.sign_outs.count()
+    }
+
+    fn to_write(&self, record: Record, now: u64) -> Revocation {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(Revocation { issuer: issuer.to_owned(), target: target.clone(), entry, file })
+        Revocation { record, now, file }
+    }
+
+    /// A sign-out of an earlier run, in the order of the file.
+    fn take_up(&self, record: &Record) {
+        match &record.target {
+            Target::Session(name) => {
+                // What an earlier version wrote names cookies that nothing opens any more.
+                let Some((owner, id)) = name.split_once('/') else { return };
+                let marks = self.named_marks(owner, id, 0);
+                self.sign_outs.take_up_one(&marks, record.until);
+            }
+            Target::User(owner) => {
+                self.sign_outs.take_up_all(self.named_marks(owner, "", 0).owner, record.at, record.until);
+            }
+            Target::Token(_) => {}
+        }
+    }
+
+    fn session_marks(&self, session: &OwnSession) -> SessionMarks {
+        self.named_marks(&session.owner, &session.id, session.began)
+    }
+
+    fn named_marks(&self, owner: &str, id: &str, began: u64) -> SessionMarks {
+        SessionMarks {
+            owner: self.mark(OWN, &Target::User(owner.to_owned())),
+            session: self.mark(OWN, &Target::Session(id.to_owned())),
+            began,
+        }
     }
 
     /// What an identity can be revoked by.
@@ -169,7 +261,7 @@ impl Revocations {
             user: self.mark(issuer, &Target::User(identity.user_id().to_owned())),
             session: text("sid").map(|sid| self.mark(issuer, &Target::Session(sid))),
             token: text("jti").map(|jti| self.mark(issuer, &Target::Token(jti))),
-            own: identity.own_session().map(|id| self.mark(OWN, &Target::Session(id.to_owned()))),
+            own: identity.own_session().map(|session| self.session_marks(session)),
             issued_at: time(identity.claims(), "iat").ok().flatten(),
             clock_skew: provider.clock_skew.as_secs(),
         }
@@ -181,6 +273,9 @@ impl Revocations {
         if self.is_empty() {
             return None;
         }
+        if marks.own.as_ref().is_some_and(|own| self.sign_outs.has_ended(own, now)) {
+            return Some("session");
+        }
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let in_force = |mark: &Mark| entries.get(mark).filter(|entry| entry.until > now);
         // A clock that runs ahead of ours must not date a token behind its revocation.
@@ -190,9 +285,6 @@ impl Revocations {
         }
         if marks.session.as_ref().and_then(in_force).is_some() {
             return Some("sid");
-        }
-        if marks.own.as_ref().and_then(in_force).is_some() {
-            return Some("session");
         }
         marks.token.as_ref().and_then(in_force).map(|_| "jti")
     }
@@ -206,7 +298,7 @@ impl Revocations {
     }
 
     fn is_empty(&self) -> bool {
-        self.count.load(Ordering::Acquire) == 0
+        self.count.load(Ordering::Acquire) == 0 && self.sign_outs.count() == 0
     }
 
     fn mark(&self, issuer: &str, target: &Target) -> Mark {

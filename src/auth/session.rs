@@ -5,24 +5,27 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
 
-use super::Identity;
+use super::identify::Said;
+use super::identity::{End, OwnSession, Voucher};
+use super::kind::{Category, KindHeader};
+use super::{Identity, KeyPrint, named};
 use crate::policy::{Secret, SessionSpec};
 
 /// What the seal is for: nothing sealed for another purpose opens here.
-const PURPOSE: &[u8] = b"vestibule session 1";
+const PURPOSE: &[u8] = b"vestibule session 2";
 /// Browsers keep cookies of at most 4096 bytes, name and attributes among them.
 const LONGEST: usize = 3_900;
 
-/// Beyond the end of a cookie whose renewals end when their tokens do.
+/// How much later than the known cookies of a session another may end, where they end when their tokens do.
 const A_DAY: u64 = 86_400;
 /// Clocks of replicas differ.
 const A_MINUTE: u64 = 60;
@@ -42,37 +45,96 @@ impl fmt::Debug for SessionCookie {
     }
 }
 
-/// A session that was begun, for its cookie.
+/// A session that was begun or renewed, for its cookie.
 #[derive(Debug)]
 pub struct Begun {
     /// The value of the cookie.
     pub value: String,
     /// Until when it is good, Unix seconds.
     pub until: u64,
+    /// Which session it is of.
+    pub session: OwnSession,
 }
 
-/// What a cookie of ours holds.
+/// What a cookie of ours holds: what its token said, and all that is needed to judge that again.
 pub(super) struct Opened {
-    pub(super) id: Arc<str>,
+    pub(super) session: OwnSession,
+    /// The name of its provider, and of the preset that was made from.
     pub(super) provider: String,
+    pub(super) preset: String,
     pub(super) claims: Map<String, Value>,
-    pub(super) until: u64,
+    kind: KindHeader,
+    voucher: Voucher,
+    /// The token's end, Unix seconds.
+    pub(super) token_end: u64,
+    /// When the cookie was sealed, and until when it was good by the policy of that moment.
+    sealed_at: u64,
+    until: u64,
+}
+
+impl Opened {
+    /// What the token said, for a session that is good until then.
+    pub(super) fn said(self, until: u64) -> Said {
+        Said { claims: self.claims, kind: self.kind, end: End::At(until), voucher: self.voucher }
+    }
+
+    fn read(mut held: Map<String, Value>, seal: KeyPrint) -> Option<Self> {
+        let Some(Value::Object(claims)) = held.shift_remove("c") else { return None };
+        let text = |name: &str| held.get(name).and_then(Value::as_str);
+        let number = |name: &str| held.get(name).and_then(Value::as_u64);
+        let token_end = number("e")?;
+        let print = KeyPrint::from_text(text("k")?)?;
+        let voucher = match text("a")? {
+            "" => Voucher::Provider(print),
+            algorithm => Voucher::Key { print, algorithm: algorithm.parse().ok()?, until: token_end },
+        };
+        let session = OwnSession {
+            id: text("i")?.into(),
+            owner: text("o")?.into(),
+            began: number("b")?,
+            last_end: number("l")?,
+            seal,
+        };
+        let is_access_token = held.get("t")?.as_bool()?;
+        Some(Self {
+            session,
+            provider: text("p")?.to_owned(),
+            preset: text("f")?.to_owned(),
+            kind: KindHeader { is_access_token, category: Category::named(text("y")?)? },
+            voucher,
+            token_end,
+            sealed_at: number("s")?,
+            until: number("u")?,
+            claims,
+        })
+    }
 }
 
 /// Seals sessions and opens them.
 pub struct Sessions {
     spec: SessionSpec,
     key: Arc<LessSafeKey>,
+    seal: KeyPrint,
+    /// The last end of the sessions that were renewed lately: a renewal that another cookie of the session does not
+    /// know of may end later than anything that one holds.
+    last_ends: Arc<Cache<Arc<str>, u64>>,
 }
+
+/// Renewed sessions remembered in [`Sessions::last_ends`].
+const RENEWED: usize = 10_000;
 
 impl Sessions {
     /// By the key of `session.secret_file`, or one of this process, which a reload keeps.
     pub(super) fn new(spec: &SessionSpec, former: Option<&Self>) -> Option<Self> {
-        let key = match (&spec.secret, former) {
-            (None, Some(former)) if former.spec.secret.is_none() => Arc::clone(&former.key),
-            (secret, _) => Arc::new(key(secret.as_ref())?),
+        let (key, seal) = match (&spec.secret, former) {
+            (None, Some(former)) if former.spec.secret.is_none() => (Arc::clone(&former.key), former.seal),
+            (secret, _) => {
+                let (key, seal) = key(secret.as_ref())?;
+                (Arc::new(key), seal)
+            }
         };
-        Some(Self { spec: spec.clone(), key })
+        let last_ends = former.map_or_else(|| Arc::new(Cache::new(RENEWED)), |former| Arc::clone(&former.last_ends));
+        Some(Self { spec: spec.clone(), key, seal, last_ends })
     }
 
     /// How sessions live.
@@ -80,19 +142,44 @@ impl Sessions {
         &self.spec
     }
 
-    /// Seals what an identity says; one that is in a session of ours already keeps its id. `None` where it does not
-    /// fit a cookie.
+    /// Which key seals them.
+    pub(super) fn seal(&self) -> KeyPrint {
+        self.seal
+    }
+
+    /// Seals what an identity says at `now`, milliseconds since the epoch. A user's session that a cookie of theirs is of
+    /// (`former`) goes on. `None` where it does not fit a cookie.
     #[must_use]
-    pub fn begin(&self, identity: &Identity, former: Option<&Identity>, now: u64) -> Option<Begun> {
-        let until = match self.spec.max_age {
-            Some(age) => now.saturating_add(age.as_secs()),
-            None => identity.expires_at(),
+    pub fn begin(&self, identity: &Identity, former: Option<&OwnSession>, now: u64) -> Option<Begun> {
+        let sealed_at = now / 1_000;
+        let token_end = identity.expires_at();
+        let until = self.spec.max_age.map_or(token_end, |age| sealed_at.saturating_add(age.as_secs()));
+        let owner = KeyPrint::of(&[b"user", named(identity.provider()).as_bytes(), identity.user_id().as_bytes()]);
+        let owner = owner.text();
+        let session = match former.filter(|former| *former.owner == *owner) {
+            Some(former) => OwnSession { last_end: self.last_end(former).max(until), ..former.clone() },
+            None => OwnSession {
+                id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
+                owner: owner.into(),
+                began: now,
+                last_end: until,
+                seal: self.seal,
+            },
         };
-        let id = match former.and_then(Identity::own_session) {
-            Some(id) => id.to_owned(),
-            None => URL_SAFE_NO_PAD.encode(random::<16>()?),
+        if former.is_some() {
+            self.last_ends.insert(Arc::clone(&session.id), session.last_end);
+        }
+        let (print, algorithm) = match identity.voucher() {
+            Voucher::Key { print, algorithm, .. } => (print, format!("{algorithm:?}")),
+            Voucher::Provider(print) => (print, String::new()),
         };
-        let held = json!({"i": id, "p": identity.provider().name, "u": until, "c": identity.claims()});
+        let (provider, kind) = (identity.provider(), identity.kind());
+        let held = json!({
+            "i": &*session.id, "o": &*session.owner, "b": session.began, "l": session.last_end,
+            "p": provider.name, "f": provider.preset, "k": print.text(), "a": algorithm,
+            "t": kind.is_access_token, "y": kind.category.name(),
+            "e": token_end, "s": sealed_at, "u": until, "c": identity.claims(),
+        });
         let nonce = random::<NONCE_LEN>()?;
         let mut sealed = held.to_string().into_bytes();
         let unique = Nonce::assume_unique_for_key(nonce);
@@ -100,19 +187,39 @@ impl Sessions {
         let mut bytes = nonce.to_vec();
         bytes.extend_from_slice(&sealed);
         let value = URL_SAFE_NO_PAD.encode(bytes);
-        (value.len() <= LONGEST).then_some(Begun { value, until })
+        (value.len() <= LONGEST).then_some(Begun { value, until, session })
     }
 
-    /// How long an ended session has to be remembered as ended: a renewal that was under way may have sealed a cookie
-    /// of the same session that ends later than the one that was shown.
+    /// The session that a cookie is of, by its seal alone: to end it, whatever the policy thinks of it.
     #[must_use]
-    pub fn remembered_ended(&self, shown_until: u64, now: u64) -> Duration {
-        let left = shown_until.saturating_sub(now);
-        let longest = match self.spec.max_age {
-            Some(age) => left.max(age.as_secs()),
-            None => left.saturating_add(A_DAY),
+    pub fn session_of(&self, cookie: &SessionCookie) -> Option<OwnSession> {
+        self.open(cookie).map(|opened| opened.session)
+    }
+
+    /// Until when an ended session has to be remembered as ended, Unix seconds: the last end that a cookie of it was
+    /// sealed with. `None` where all of them have ended.
+    #[must_use]
+    pub fn remembered_until(&self, session: &OwnSession, now: u64) -> Option<u64> {
+        let known = self.last_end(session);
+        if known.saturating_add(A_MINUTE) <= now {
+            return None;
+        }
+        // Another instance may have renewed it from a cookie that this one does not know.
+        let possible = now.saturating_add(self.spec.max_age.map_or(A_DAY, |age| age.as_secs()));
+        Some(known.max(possible).saturating_add(A_MINUTE))
+    }
+
+    fn last_end(&self, session: &OwnSession) -> u64 {
+        self.last_ends.get(&session.id).map_or(session.last_end, |end| end.max(session.last_end))
+    }
+
+    /// Until when a cookie is good by the policy in force, which another may have sealed.
+    pub(super) fn end_of(&self, opened: &Opened) -> u64 {
+        let by_policy = match self.spec.max_age {
+            Some(age) => opened.sealed_at.saturating_add(age.as_secs()),
+            None => opened.token_end,
         };
-        Duration::from_secs(longest.saturating_add(A_MINUTE))
+        opened.until.min(by_policy)
     }
 
     pub(super) fn open(&self, cookie: &SessionCookie) -> Option<Opened> {
@@ -124,14 +231,8 @@ impl Sessions {
         let nonce = Nonce::try_assume_unique_for_key(&bytes).ok()?;
         let mut sealed = sealed;
         let held = self.key.open_in_place(nonce, Aad::from(PURPOSE), &mut sealed).ok()?;
-        let Value::Object(mut held) = serde_json::from_slice(held).ok()? else { return None };
-        let Some(Value::Object(claims)) = held.shift_remove("c") else { return None };
-        Some(Opened {
-            id: held.get("i")?.as_str()?.into(),
-            provider: held.get("p")?.as_str()?.to_owned(),
-            claims,
-            until: held.get("u")?.as_u64()?,
-        })
+        let Value::Object(held) = serde_json::from_slice(held).ok()? else { return None };
+        Opened::read(held, self.seal)
     }
 }
 
@@ -147,7 +248,8 @@ fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
     Some(bytes)
 }
 
-fn key(secret: Option<&Secret>) -> Option<LessSafeKey> {
+/// The key, and what it is known by.
+fn key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyPrint)> {
     let mut bytes = [0; 32];
     match secret {
         Some(secret) => {
@@ -156,11 +258,14 @@ fn key(secret: Option<&Secret>) -> Option<LessSafeKey> {
         }
         None => bytes = random()?,
     }
-    Some(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?))
+    let seal = KeyPrint::of(&[b"seal", &bytes]);
+    Some((LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?), seal))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::auth::Remembered;
 
@@ -172,25 +277,61 @@ mod tests {
     #[test]
     fn what_is_sealed_opens_with_the_same_secret_and_with_no_other() {
         let identity = Remembered::example(2_000).recalled().expect("an identity");
-        let begun = sessions(Some("a")).begin(&identity, None, 1_000).expect("fits");
+        let begun = sessions(Some("a")).begin(&identity, None, 1_000_000).expect("fits");
         assert_eq!(begun.until, 2_000);
         let cookie = SessionCookie::presented(&begun.value).expect("a cookie");
         let opened = sessions(Some("a")).open(&cookie).expect("opens");
         assert_eq!((opened.until, opened.claims["sub"].as_str()), (2_000, Some("alice")));
+        assert_eq!((opened.voucher, &opened.session), (identity.voucher(), &begun.session));
         assert!(sessions(Some("b")).open(&cookie).is_none());
         assert!(sessions(None).open(&cookie).is_none());
         assert!(!begun.value.contains("alice") && !format!("{cookie:?}").contains(&begun.value));
     }
 
     #[test]
-    fn an_ended_session_is_remembered_until_its_last_possible_cookie_has_ended() {
-        for (max_age, shown_until, at_least) in
-            [(Some(600), 1_010, 600), (Some(600), 9_000, 8_000), (None, 1_010, A_DAY)]
-        {
+    fn a_session_is_remembered_as_ended_until_the_last_end_of_its_cookies() {
+        let sessions = |max_age: Option<u64>| {
             let spec = SessionSpec { max_age: max_age.map(Duration::from_secs), secret: None, revalidate_every: None };
-            let sessions = Sessions::new(&spec, None).expect("a key");
-            let kept = sessions.remembered_ended(shown_until, 1_000).as_secs();
-            assert!(kept > at_least, "{max_age:?} {shown_until}: {kept}");
+            Sessions::new(&spec, None).expect("a key")
+        };
+        let identity = |end| Remembered::example(end).recalled().expect("an identity");
+        // A token of days is renewed by one of an hour, and the cookie of that one is shown.
+        let all = sessions(None);
+        let first = all.begin(&identity(900_000), None, 1_000_000).expect("fits");
+        let second = all.begin(&identity(4_600), Some(&first.session), 1_000_000).expect("fits");
+        assert_eq!((second.until, second.session.last_end), (4_600, 900_000));
+        assert_eq!(all.remembered_until(&second.session, 2_000), Some(900_060));
+        // Even when the shown one does not know of the other.
+        let third = all.begin(&identity(2_000_000), Some(&first.session), 1_000_000).expect("fits");
+        assert_eq!(third.session.id, second.session.id);
+        assert_eq!(all.remembered_until(&second.session, 2_000), Some(2_000_060));
+        assert_eq!(all.remembered_until(&second.session, 2_000_060), None, "all of them have ended");
+        let limited = sessions(Some(600));
+        let begun = limited.begin(&identity(5_000), None, 1_000_000).expect("fits");
+        assert_eq!((begun.until, limited.remembered_until(&begun.session, 1_500)), (1_600, Some(2_160)));
+    }
+
+    #[test]
+    fn a_policy_that_makes_sessions_shorter_shortens_those_that_are_open() {
+        let spec = |max_age: Option<u64>| SessionSpec {
+            max_age: max_age.map(Duration::from_secs),
+            secret: Some(Secret::for_tests(b"a")),
+            revalidate_every: None,
+        };
+        let identity = Remembered::example(2_000).recalled().expect("an identity");
+        let ends = |sealed: Option<u64>, opened: Option<u64>| {
+            let begun = Sessions::new(&spec(sealed), None)?.begin(&identity, None, 1_000_000)?;
+            let sessions = Sessions::new(&spec(opened), None)?;
+            Some(sessions.end_of(&sessions.open(&SessionCookie::presented(&begun.value)?)?))
+        };
+        for (sealed, opened, expected) in [
+            (Some(9_000), Some(9_000), 10_000),
+            (Some(9_000), Some(60), 1_060),
+            (Some(9_000), None, 2_000),
+            (None, Some(9_000), 2_000),
+            (None, Some(60), 1_060),
+        ] {
+            assert_eq!(ends(sealed, opened), Some(expected), "{sealed:?} {opened:?}");
         }
     }
 
@@ -198,7 +339,7 @@ mod tests {
     fn no_bit_of_it_can_be_changed() {
         let identity = Remembered::example(2_000).recalled().expect("an identity");
         let sessions = sessions(None);
-        let begun = sessions.begin(&identity, None, 1_000).expect("fits");
+        let begun = sessions.begin(&identity, None, 1_000_000).expect("fits");
         let bytes = URL_SAFE_NO_PAD.decode(&begun.value).expect("base64url");
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();

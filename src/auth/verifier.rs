@@ -13,17 +13,17 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
-use super::allow::unmet;
 use super::cache::{Digest, Entry, LastToken, TokenCache};
 use super::claims;
+use super::identify::{Said, identify};
 use super::identity::{End, Voucher};
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyPrint, ProviderKeys};
-use super::kind::{KindHeader, check_answer, flattened};
-use super::remote::{Answer, Occasion, Question, Remote};
+use super::kind::{KindHeader, check_answer};
+use super::remote::{Answer, Occasion, Question, Remote, asked_how};
 use super::trace::{Claimed, Step, Trace};
 use super::{Carrier, Identity, NoCredential, Rejection, Revocations, Sessions, Token};
-use crate::policy::{Family, KeySource, PathVariables, ProviderSpec, SessionSpec};
+use crate::policy::{Family, KeySource, ProviderSpec, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
 /// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
@@ -55,7 +55,7 @@ impl Verified {
             return Some(Question::session(session));
         }
         // A signed token of Clerk's without a session stands for itself.
-        let is_asked = remote.question.carries_token() || self.identity.voucher() == Voucher::Provider;
+        let is_asked = remote.question.carries_token() || matches!(self.identity.voucher(), Voucher::Provider(_));
         let token = self.token.as_ref().filter(|_| is_asked)?;
         Some(Question::token(token, TokenCache::digest(token), session))
     }
@@ -174,13 +174,16 @@ impl Verifier {
         self.providers.iter().map(|known| &known.spec).find(|spec| spec.name == name)
     }
 
-    /// Whether what vouched for a token still does: the key is its provider's, or there is no key.
+    /// Whether what vouched for a token still does: the key is its provider's, or there is no key, or the token has
+    /// ended.
     #[must_use]
     pub fn vouches(&self, provider: &str, voucher: Voucher) -> bool {
         let known = self.providers.iter().find(|known| known.spec.name == provider);
         known.is_some_and(|known| match voucher {
-            Voucher::Key(key) => known.keys.vouches(key),
-            Voucher::Provider => true,
+            Voucher::Key { until, .. } if until <= now() => true,
+            Voucher::Key { print, algorithm, .. } => known.keys.vouches(print, algorithm),
+            // A provider that is asked in another way is another's configuration.
+            Voucher::Provider(_) => true,
         })
     }
 
@@ -270,9 +273,9 @@ impl Verifier {
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
         now < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
             && provider.is_some_and(|provider| match identity.voucher() {
-                Voucher::Key(key) => provider.keys.verifies_with(key),
+                Voucher::Key { print, algorithm, .. } => provider.keys.verifies_with(print, algorithm),
                 // Remembered no longer than its provider's answer.
-                Voucher::Provider => true,
+                Voucher::Provider(_) => true,
             })
     }
 
@@ -356,9 +359,9 @@ impl Verifier {
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
-        let key = verify_signature(provider, &parsed, presented.effort, trace).await?;
-        claims::has_end(&parsed.claims)?;
-        identified(spec, &parsed.kind, parsed.claims, Voucher::Key(key), presented.now, trace)
+        let print = verify_signature(provider, &parsed, presented.effort, trace).await?;
+        let voucher = Voucher::Key { print, algorithm: parsed.algorithm, until: claims::end(&parsed.claims)? };
+        identified(spec, parsed.kind, parsed.claims, voucher, presented.now, trace)
     }
 
     /// The one provider that is asked about opaque tokens.
@@ -393,7 +396,7 @@ impl Verifier {
 fn remembered_for(identity: &Identity) -> Duration {
     let spec = identity.provider();
     match (identity.voucher(), &spec.remote) {
-        (Voucher::Provider, Some(remote)) => spec.cache_ttl.min(remote.cache),
+        (Voucher::Provider(_), Some(remote)) => spec.cache_ttl.min(remote.cache),
         _ => spec.cache_ttl,
     }
 }
@@ -430,7 +433,8 @@ async fn from_answer(
         }
         (None, _) => {}
     }
-    identified(spec, &KindHeader::default(), claims, Voucher::Provider, presented.now, trace)
+    let voucher = Voucher::Provider(asked_how(remote.spec()));
+    identified(spec, KindHeader::default(), claims, voucher, presented.now, trace)
 }
 
 /// An identity from a token's own claims, which the provider has verified for us.
@@ -445,8 +449,9 @@ async fn from_own_claims(
         return from_answer(spec, remote, presented, trace).await;
     }
     // Judged first: what would be refused anyway need not be asked about.
-    claims::has_end(&parsed.claims)?;
-    let identity = identified(spec, &parsed.kind, parsed.claims, Voucher::Provider, presented.now, trace)?;
+    claims::end(&parsed.claims)?;
+    let voucher = Voucher::Provider(asked_how(remote.spec()));
+    let identity = identified(spec, parsed.kind, parsed.claims, voucher, presented.now, trace)?;
     let said = asked(spec, remote, presented, identity.session_id()).await?;
     agrees(spec, identity.claims(), &said)?;
     trace.step("remote", format_args!("the provider says yes, and vouches for the signature"));
@@ -498,32 +503,29 @@ fn agrees(spec: &ProviderSpec, claims: &Map<String, Value>, said: &Map<String, V
 /// What every token is judged by, once someone has vouched for it.
 fn identified(
     spec: &Arc<ProviderSpec>,
-    kind: &KindHeader,
+    kind: KindHeader,
     claims: Map<String, Value>,
     voucher: Voucher,
     now: u64,
     trace: &mut impl Trace,
 ) -> Result<Identity, Rejection> {
-    let exp = claims::check(spec, kind, &claims, now, trace)?;
+    let exp = claims::check_times(spec, &claims, now, trace)?;
     let answer_kept = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
     let end = exp.map_or(End::AskedAgainAt(now.saturating_add(answer_kept)), End::At);
-    // Required claims come before the user id, and are read as every rule reads claims.
-    let user_id = claims::user_id(spec, &claims);
-    let shown = user_id.clone().unwrap_or_default();
-    let claims = flattened(spec, claims);
-    let identity = Identity::new(Arc::clone(spec), shown, claims, end, voucher);
-    // No route is known here, so a requirement of a provider has no path variables.
-    if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
-        return Err(Rejection::Required(claim.to_string()));
-    }
-    trace.step("user", format_args!("{}", user_id?));
-    Ok(identity)
+    identify(spec, Said { claims, kind, end, voucher }, trace)
 }
 
 /// Seconds since the epoch by this machine's clock.
 #[must_use]
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Milliseconds since the epoch by this machine's clock.
+#[must_use]
+pub fn unix_millis() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn verify_signature(

@@ -6,7 +6,7 @@ use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
 use crate::auth::token::Extracted;
-use crate::auth::{Carrier, Identity, OWN_SESSIONS, Target, allow, now};
+use crate::auth::{Begun, Carrier, Identity, OwnSession, SessionCookie, SignOutLimits, allow, now, unix_millis};
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::AccessLine;
@@ -21,35 +21,27 @@ pub async fn serve(
     mut own: OwnRequest,
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
-    if runtime.verifier.sessions().is_none() {
-        return Err(Refusal::not_found());
-    }
+    let sessions = runtime.verifier.sessions().ok_or_else(Refusal::not_found)?;
     let method = own.head().method.clone();
     if !matches!(method, Method::POST | Method::DELETE) {
         return Err(Refusal::method_not_allowed(Some("POST, DELETE")));
     }
     own.may_change(&runtime.policy)?;
     let (cookie, name) = own.take_session(&runtime.policy);
-    let former = match &cookie {
-        Some(cookie) => runtime.verifier.verify_session(cookie).await.ok(),
-        None => None,
-    };
-    let former = former.as_ref().map(|former| &**former.identity());
     let mut answer = if method == Method::DELETE {
-        if let Some(former) = former {
-            line.user = Some(former.user_id().to_owned());
-            end(shared, runtime, former).await;
+        if let Some(session) = cookie.as_ref().and_then(|cookie| sessions.session_of(cookie)) {
+            line.user = cookie.as_ref().and_then(|cookie| runtime.verifier.session_user(cookie));
+            end(shared, runtime, &session).await?;
         }
-        Response::new(ResponseBody::ours(""))
-    } else {
-        begin(shared, runtime, &mut own, former, name.as_deref(), line).await?
-    };
-    if method == Method::DELETE {
+        let mut answer = Response::new(ResponseBody::ours(""));
         *answer.status_mut() = StatusCode::NO_CONTENT;
         if let Some(gone) = name.as_deref().and_then(|name| cookie_line(name, "", 0)) {
             answer.headers_mut().insert(SET_COOKIE, gone);
         }
-    }
+        answer
+    } else {
+        begin(shared, runtime, &mut own, cookie.as_ref(), name.as_deref(), line).await?
+    };
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     line.outcome = "own";
     Ok(answer)
@@ -59,7 +51,7 @@ async fn begin(
     shared: &Shared,
     runtime: &Runtime,
     own: &mut OwnRequest,
-    former: Option<&Identity>,
+    cookie: Option<&SessionCookie>,
     name: Option<&str>,
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
@@ -76,14 +68,20 @@ async fn begin(
     line.user = Some(identity.user_id().to_owned());
     // What one route asks is asked there; who may enter at all, here.
     allow::permits(&[], identity).map_err(|denied| Refusal::denied(&denied))?;
-    if former.is_some_and(|former| former.user() != identity.user()) {
-        return Err(Refusal::other_user());
+    if let Some(cookie) = cookie {
+        match runtime.verifier.verify_session(cookie).await {
+            Ok(former) if former.identity().user() != identity.user() => return Err(Refusal::other_user()),
+            // Whose it is cannot be said now, and a second session would outlive the sign-out of the first.
+            Err(rejection) if rejection.is_unavailable() => {
+                return Err(Refusal::rejected(&rejection, policy.verbose_errors));
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
     let name = name.ok_or_else(Refusal::needs_https)?;
     shared.see(policy, identity);
     let now = now();
-    let begun = runtime.verifier.sessions().and_then(|sessions| sessions.begin(identity, former, now));
-    let begun = begun.ok_or_else(Refusal::session_too_large)?;
+    let begun = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = begun.until.saturating_sub(now);
     let cookie = cookie_line(name, &begun.value, expires_in).ok_or_else(Refusal::session_too_large)?;
     let body = json!({"user_id": identity.user_id(), "expires_at": begun.until, "expires_in": expires_in});
@@ -93,24 +91,49 @@ async fn begin(
     Ok(answer)
 }
 
-/// Revokes a session until the end of every cookie of it.
-async fn end(shared: &Shared, runtime: &Runtime, identity: &Identity) {
-    let Some((id, sessions)) = identity.own_session().zip(runtime.verifier.sessions()) else { return };
-    let (now, limit) = (now(), runtime.policy.limits.revocations);
-    let keep = sessions.remembered_ended(identity.expires_at(), now);
-    match shared.revocations.revoke(OWN_SESSIONS, &Target::Session(id.to_owned()), now, keep, limit) {
-        Ok(revocation) => {
-            shared.bell.ring();
-            let written = tokio::task::spawn_blocking(|| revocation.write_down()).await;
-            if !matches!(written, Ok(Ok(()))) {
-                tracing::error!(
-                    "control.revocation_file could not be written; the session is ended until this process ends"
-                );
-            }
-        }
-        Err(full) => tracing::error!("a session could not be ended for its copies: {full}"),
-    }
+/// Seals what an identity says, in the session that the cookie is of where that is theirs and has not ended: also where
+/// the policy no longer takes that cookie, so that a sign-out ends every cookie of the session.
+fn sealed(shared: &Shared, runtime: &Runtime, identity: &Identity, cookie: Option<&SessionCookie>) -> Option<Begun> {
+    let sessions = runtime.verifier.sessions()?;
+    let has_ended = |session: &OwnSession| shared.revocations.is_ended(session, now());
+    let former = cookie.and_then(|cookie| sessions.session_of(cookie)).filter(|session| !has_ended(session));
+    let begun = sessions.begin(identity, former.as_ref(), unix_millis())?;
+    // A sign-out that came in between has seen this cookie's end, or is seen here.
+    if has_ended(&begun.session) { sessions.begin(identity, None, unix_millis()) } else { Some(begun) }
 }
+
+/// Ends a session until the end of every cookie of it, whatever provider and policy think of it now: they may think
+/// otherwise later.
+async fn end(shared: &Shared, runtime: &Runtime, session: &OwnSession) -> Result<(), Refusal> {
+    let Some(sessions) = runtime.verifier.sessions() else { return Ok(()) };
+    let limits = &runtime.policy.limits;
+    let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
+    let mut revocation = None;
+    // Again where it was renewed meanwhile.
+    while let Some(until) = sessions.remembered_until(session, now()) {
+        let kept = shared.revocations.end_session(session, unix_millis(), until, limits);
+        revocation = Some(kept.map_err(|full| {
+            shared.metrics.limited(full.limit());
+            tracing::error!("a session could not be ended: {full}");
+            Refusal::not_signed_out(&full.to_string())
+        })?);
+        if sessions.remembered_until(session, now()).is_none_or(|again| again <= until.saturating_add(A_MOMENT)) {
+            break;
+        }
+    }
+    let Some(revocation) = revocation else { return Ok(()) };
+    // What is open ends before the disk is waited for.
+    shared.bell.ring();
+    let written = tokio::task::spawn_blocking(|| revocation.write_down()).await;
+    if matches!(written, Ok(Ok(()))) {
+        return Ok(());
+    }
+    tracing::error!("control.revocation_file could not be written; a session is ended until this process ends");
+    Err(Refusal::not_signed_out("control.revocation_file could not be written"))
+}
+
+/// While it was being ended time went on; a renewal meanwhile makes it longer than that.
+const A_MOMENT: u64 = 10;
 
 /// The cookie's line. Session cookies of `__Host-` names are for this host alone, by https alone.
 fn cookie_line(name: &str, value: &str, max_age: u64) -> Option<HeaderValue> {

@@ -125,7 +125,7 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
 fn revocations(policy: &Policy) -> Result<Revocations, FileError> {
     let revocations = Revocations::default();
     if let Some(path) = policy.control.as_ref().and_then(|control| control.revocation_file.as_ref()) {
-        let count = revocations.keep_in(path, policy.limits.revocations, now())?;
+        let count = revocations.keep_in(path, policy.limits.revocations + policy.limits.sign_outs, now())?;
         tracing::info!(count, "revocations taken up");
     }
     Ok(revocations)

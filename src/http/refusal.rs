@@ -244,6 +244,16 @@ impl Refusal {
         Self::new(StatusCode::CONFLICT, "other_user", "Another user is signed in here. Sign out first.")
     }
 
+    /// A session that could not be ended, or not for longer than this process lives: to be asked again.
+    #[must_use]
+    pub fn not_signed_out(reason: &str) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let mut refusal = Self::new(status, "auth_unavailable", "Authentication service unavailable.")
+            .because(format!("not signed out: {reason}"));
+        refusal.retry_after = Some(5);
+        refusal
+    }
+
     /// A session cookie would cross a network in the clear.
     #[must_use]
     pub fn needs_https() -> Self {

@@ -477,6 +477,11 @@ impl Check {
                 "is zero: the first mistake would be too many; null: no limit",
             );
         }
+        for (key, value) in [("sign_outs", limits.sign_outs), ("sign_outs_per_user", limits.sign_outs_per_user)] {
+            if value == 0 {
+                self.wrong(format!("limits.{key}"), "is zero: nobody could sign out");
+            }
+        }
         if !(256..=1 << 20).contains(&limits.token_bytes.0) {
             self.wrong("limits.token_bytes", "must be between 256 and 1MiB");
         }
@@ -503,6 +508,8 @@ impl Check {
             presence: limits.presence,
             token_cache: limits.token_cache,
             revocations: limits.revocations,
+            sign_outs: limits.sign_outs,
+            sign_outs_per_user: limits.sign_outs_per_user,
             failed_tokens_per_minute: limits.failed_tokens_per_minute,
             token_bytes: limits.token_bytes.0,
             header_bytes: limits.header_bytes.0,

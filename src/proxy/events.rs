@@ -14,7 +14,9 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// What ends the stream of this identity, if anything can.
 pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, grace: Duration) -> Option<CutWhen> {
-    let marks = policy.control.is_some().then(|| shared.revocations.marks(identity));
+    // A sign-out needs no control listener.
+    let can_revoke = policy.control.is_some() || identity.own_session().is_some();
+    let marks = can_revoke.then(|| shared.revocations.marks(identity));
     let expires = match identity.end() {
         End::At(at) if policy.events_end_with_token => Some(at),
         End::At(_) | End::AskedAgainAt(_) => None,

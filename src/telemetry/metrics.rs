@@ -56,8 +56,14 @@ struct Build {
 }
 
 /// Keys of `limits` that refuse.
-const LIMITS: [&str; 5] =
-    ["connections", "connections_per_address", "waiting_websockets", "websockets_per_user", "failed_tokens_per_minute"];
+const LIMITS: [&str; 6] = [
+    "connections",
+    "connections_per_address",
+    "waiting_websockets",
+    "websockets_per_user",
+    "failed_tokens_per_minute",
+    "sign_outs",
+];
 const RELOADS: [&str; 2] = ["ok", "refused"];
 /// Which source it was built from, where the build was told.
 const REVISION: &str = match option_env!("VESTIBULE_REVISION") {

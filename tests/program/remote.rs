@@ -159,6 +159,29 @@ async fn what_introspection_answers_decides() {
 }
 
 #[tokio::test]
+async fn beside_a_signature_the_answer_s_kind_counts_too() {
+    let provider = Answerer::start(active).await;
+    let issuer = Issuer::start().await;
+    let rows = format!(
+        "{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE}, remote: {{ mode: also, url: \"{}/introspect\", client_id: v, client_secret: s }} }}",
+        issuer.url, provider.url
+    );
+    let house = House::start(provider, &rows, "").await;
+    for (index, (kind, expected)) in
+        [("access_token", "alice"), ("refresh_token", "invalid_token"), ("id_token", "invalid_token")]
+            .into_iter()
+            .enumerate()
+    {
+        house.provider.answers(move |_| ok(json!({"active": true, "sub": "alice", "token_use": kind})));
+        let token = issuer.token_with("alice", json!({"jti": index}));
+        // The second time by the answer that was kept.
+        for _ in 0..2 {
+            assert_eq!(house.outcome(&token).await, expected, "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_provider_that_cannot_answer_is_503_and_never_401() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, ", timeout: 300ms");

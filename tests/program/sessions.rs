@@ -1,5 +1,8 @@
 //! Sessions by cookie, and what people at browsers see.
 
+mod policy;
+mod sign_outs;
+
 use std::time::Duration;
 
 use serde_json::json;

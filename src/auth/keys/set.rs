@@ -38,7 +38,7 @@ pub(super) enum BadKeys {
 pub struct KeyPrint([u8; 16]);
 
 impl KeyPrint {
-    fn of(parts: &[&[u8]]) -> Self {
+    pub(in crate::auth) fn of(parts: &[&[u8]]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         for part in parts {
             context.update(&(part.len() as u64).to_be_bytes());
@@ -46,6 +46,16 @@ impl KeyPrint {
         }
         let digest = context.finish();
         Self(digest.as_ref().first_chunk().copied().unwrap_or_default())
+    }
+
+    /// As text, for a session cookie.
+    pub(in crate::auth) fn text(self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// From [`Self::text`].
+    pub(in crate::auth) fn from_text(text: &str) -> Option<Self> {
+        URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok().map(Self)
     }
 }
 
@@ -179,9 +189,9 @@ impl KeySet {
         if keys.is_empty() { Err(BadKeys::NoPem) } else { Ok(Self { keys, skipped: Vec::new() }) }
     }
 
-    /// Whether a key that once verified is still one of the set.
-    pub(super) fn holds(&self, print: KeyPrint) -> bool {
-        self.keys.iter().any(|key| key.print == print)
+    /// Whether a key that once verified a token of this algorithm is still one of the set, and still for it.
+    pub(super) fn holds(&self, print: KeyPrint, algorithm: Algorithm) -> bool {
+        self.keys.iter().any(|key| key.print == print && key.fits(algorithm))
     }
 
     pub(super) fn len(&self) -> usize {

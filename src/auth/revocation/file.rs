@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::Target;
+use super::{OWN, Target};
 use crate::json;
 
 /// Why the file is of no use.
@@ -33,7 +33,9 @@ pub enum FileError {
     },
 }
 
-/// One line.
+/// One line. Of a user's sign-outs (issuer [`OWN`]) `sid` is owner and session, and `sub` with the moment in
+/// milliseconds stands for all sessions begun until then.
+#[derive(Debug)]
 pub(super) struct Record {
     pub(super) issuer: String,
     pub(super) target: Target,
@@ -54,7 +56,8 @@ impl Record {
         Some(Self { issuer: text("issuer")?, target, at: number("at")?, until: number("until")? })
     }
 
-    fn line(issuer: &str, target: &Target, at: u64, until: u64) -> String {
+    fn line(&self) -> String {
+        let Self { issuer, target, at, until } = self;
         let (kind, id) = match target {
             Target::User(id) => ("sub", id),
             Target::Session(id) => ("sid", id),
@@ -87,14 +90,14 @@ impl RevocationFile {
     }
 
     /// Returns when it is on the disk.
-    pub(super) fn append(&self, issuer: &str, target: &Target, at: u64, until: u64, now: u64) -> Result<(), FileError> {
+    pub(super) fn append(&self, record: &Record, now: u64) -> Result<(), FileError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.lines >= self.limit.saturating_mul(2).max(16) {
             let records = read(&self.path, now)?;
             open.file = write_anew(&self.path, &records)?;
             open.lines = records.len();
         }
-        let line = Record::line(issuer, target, at, until);
+        let line = record.line();
         let written = open.file.write_all(line.as_bytes()).and_then(|()| open.file.sync_data());
         if let Err(source) = written {
             // Half a line may be there, which the next must not be joined to: it is written anew before that.
@@ -128,7 +131,25 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, FileError> {
     records.reverse();
     records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone())));
     records.reverse();
+    without_those_that_another_ends(&mut records);
     Ok(records)
+}
+
+/// A user's single sign-outs, where a later line ends all of that user's sessions begun before it.
+fn without_those_that_another_ends(records: &mut Vec<Record>) {
+    let mut all_ended_at = std::collections::HashMap::new();
+    for (index, record) in records.iter().enumerate().filter(|(_, record)| record.issuer == OWN) {
+        if let Target::User(owner) = &record.target {
+            all_ended_at.insert(owner.clone(), index);
+        }
+    }
+    let mut index = 0;
+    records.retain(|record| {
+        index += 1;
+        let Target::Session(name) = &record.target else { return true };
+        let owner = name.split_once('/').map(|(owner, _)| owner);
+        record.issuer != OWN || owner.and_then(|owner| all_ended_at.get(owner)).is_none_or(|at| index > *at)
+    });
 }
 
 /// Into a file beside it that takes its place, so that a crash leaves one or the other.
@@ -140,8 +161,7 @@ fn write_anew(path: &Path, records: &[Record]) -> Result<File, FileError> {
     let mut file =
         OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
     for record in records {
-        let line = Record::line(&record.issuer, &record.target, record.at, record.until);
-        file.write_all(line.as_bytes()).map_err(failed)?;
+        file.write_all(record.line().as_bytes()).map_err(failed)?;
     }
     file.sync_all().map_err(failed)?;
     std::fs::rename(&beside, path).map_err(failed)?;
@@ -166,6 +186,10 @@ mod tests {
         }
     }
 
+    fn record(target: Target, at: u64, until: u64) -> Record {
+        Record { issuer: "i".to_owned(), target, at, until }
+    }
+
     fn ids(records: &[Record]) -> Vec<(Target, u64)> {
         records.iter().map(|record| (record.target.clone(), record.at)).collect()
     }
@@ -176,10 +200,10 @@ mod tests {
         let (file, records) = RevocationFile::open(&path.0, 10, 100).expect("opens");
         assert!(records.is_empty());
         let user = |id: &str| Target::User(id.to_owned());
-        file.append("i", &user("over"), 100, 110, 100).expect("kept");
-        file.append("i", &user("a\"\nb"), 100, 200, 100).expect("kept");
-        file.append("i", &user("a\"\nb"), 105, 205, 105).expect("kept");
-        file.append("i", &Target::Session("s".into()), 106, 206, 106).expect("kept");
+        file.append(&record(user("over"), 100, 110), 100).expect("kept");
+        file.append(&record(user("a\"\nb"), 100, 200), 100).expect("kept");
+        file.append(&record(user("a\"\nb"), 105, 205), 105).expect("kept");
+        file.append(&record(Target::Session("s".into()), 106, 206), 106).expect("kept");
         let (_file, records) = RevocationFile::open(&path.0, 10, 150).expect("opens");
         assert_eq!(ids(&records), [(user("a\"\nb"), 105), (Target::Session("s".into()), 106)]);
         assert_eq!(std::fs::read_to_string(&path.0).expect("text").lines().count(), 2);
@@ -192,7 +216,7 @@ mod tests {
         let path = Scratch::new("grow");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
         for at in 0..1_000 {
-            file.append("i", &Target::User("alice".into()), at, at + 1_000, at).expect("kept");
+            file.append(&record(Target::User("alice".into()), at, at + 1_000), at).expect("kept");
         }
         assert!(std::fs::read_to_string(&path.0).expect("text").lines().count() <= 20);
     }
@@ -203,8 +227,8 @@ mod tests {
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
         let whole = std::mem::replace(&mut file.open.lock().expect("lock").file, full_disk(&path.0));
         drop(whole);
-        assert!(file.append("i", &Target::User("lost".into()), 1, 100, 1).is_err());
-        file.append("i", &Target::User("kept".into()), 2, 100, 2).expect("kept");
+        assert!(file.append(&record(Target::User("lost".into()), 1, 100), 1).is_err());
+        file.append(&record(Target::User("kept".into()), 2, 100), 2).expect("kept");
         let (_file, records) = RevocationFile::open(&path.0, 10, 3).expect("opens");
         assert_eq!(ids(&records), [(Target::User("kept".into()), 2)]);
     }
@@ -217,9 +241,29 @@ mod tests {
     }
 
     #[test]
+    fn a_user_s_single_sign_outs_go_when_one_line_ends_them_all() {
+        let path = Scratch::new("all");
+        let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
+        let own = |target, at| Record { issuer: OWN.to_owned(), target, at, until: 100 };
+        let one = |name: &str| Target::Session(name.to_owned());
+        for (target, at) in [
+            (one("alice/1"), 1),
+            (one("bob/1"), 1),
+            (one("alice/2"), 1),
+            (Target::User("alice".into()), 2_000),
+            (one("alice/3"), 3),
+        ] {
+            file.append(&own(target, at), 1).expect("kept");
+        }
+        let (_file, records) = RevocationFile::open(&path.0, 10, 1).expect("opens");
+        let expected = [(one("bob/1"), 1), (Target::User("alice".into()), 2_000), (one("alice/3"), 3)];
+        assert_eq!(ids(&records), expected);
+    }
+
+    #[test]
     fn a_torn_last_line_is_nothing_and_any_other_is_an_error() {
         let path = Scratch::new("torn");
-        let good = Record::line("i", &Target::Token("t".into()), 1, 100);
+        let good = record(Target::Token("t".into()), 1, 100).line();
         // Within an ü.
         let torn = [good.as_bytes(), b"{\"issuer\":\"i\",\"sub\":\"J\xc3"].concat();
         std::fs::write(&path.0, torn).expect("written");
@@ -231,7 +275,7 @@ mod tests {
             r#"{"issuer":"i","at":1,"until":9}"#,
         ] {
             std::fs::write(&path.0, format!("{good}{wrong}\n")).expect("written");
-            let error = RevocationFile::open(&path.0, 10, 50).err().expect("an error").to_string();
+            let error = RevocationFile::open(&path.0, 10, 50).expect_err("an error").to_string();
             assert!(error.contains(":2: not a revocation"), "{error}");
         }
     }

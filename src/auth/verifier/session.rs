@@ -1,15 +1,17 @@
-//! Sessions of ours: what a cookie's seal vouches for is judged by the provider as it is now, and by revocations.
+//! Session cookies of ours: what one holds is judged by the provider as it is now, its key with it, and by revocations.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::identify::identify_again;
+use super::super::identity::Voucher;
 use super::super::remote::{Answer, Occasion, Question};
-use super::super::{Carrier, Identity, Rejection, Remembered, SessionCookie};
-use super::{Verified, Verifier, now};
+use super::super::{Carrier, Identity, Rejection, SessionCookie, claims};
+use super::{Provider, Verified, Verifier, now};
 
 impl Verifier {
-    /// Verifies a session of ours: the seal, its end, its provider as it is now, revocations, and where
-    /// `revalidate_every` says so the provider's own word.
+    /// Verifies a session cookie: its seal and end, all that its token would be asked by the policy in force, revocations,
+    /// and where `revalidate_every` says so the provider's own word.
     ///
     /// # Errors
     /// Why it counts as absent, or that nobody can say.
@@ -25,30 +27,45 @@ impl Verifier {
         judged.map(|identity| Verified { identity: Arc::new(identity), token: None })
     }
 
+    /// Whose session a cookie is, by its seal and the provider as it is now; for the log.
+    #[must_use]
+    pub fn session_user(&self, cookie: &SessionCookie) -> Option<String> {
+        let opened = self.sessions.as_ref()?.open(cookie)?;
+        claims::user_id(self.provider(&opened.provider)?, &opened.claims).ok()
+    }
+
     async fn session_judged(&self, cookie: &SessionCookie) -> Result<Identity, Rejection> {
         let sessions = self.sessions.as_ref().ok_or(Rejection::Malformed("no sessions here"))?;
         let opened =
             sessions.open(cookie).ok_or(Rejection::Malformed("no session of ours, or sealed by another key"))?;
+        let named = |provider: &&Arc<Provider>| provider.spec.name == opened.provider;
+        let provider =
+            self.providers.iter().find(named).ok_or_else(|| Rejection::UnknownIssuer(opened.provider.clone()))?;
         let now = now();
-        if now >= opened.until {
-            return Err(Rejection::Expired { exp: opened.until, now });
+        let mut until = sessions.end_of(&opened);
+        if asked_only_with_the_token(provider, &opened.claims) {
+            until = until.min(opened.token_end);
         }
-        let gone = || Rejection::UnknownIssuer(opened.provider.clone());
-        let spec = self.provider(&opened.provider).ok_or_else(gone)?;
-        let remembered = Remembered::opened(spec, &opened.claims, opened.until);
-        let identity = remembered.recalled_by(self).ok_or_else(gone)?.in_session(Arc::clone(&opened.id));
+        if now >= until {
+            return Err(Rejection::Expired { exp: until, now });
+        }
+        let (preset, session) = (opened.preset.clone(), opened.session.clone());
+        let identity = identify_again(&provider.spec, &preset, opened.said(until))?.in_session(Some(session));
+        // A token that has ended is not judged by its key, or every rotation would end the sessions that outlive it.
+        if let Voucher::Key { print, algorithm, until } = identity.voucher()
+            && now < until
+            && !provider.keys.still_verifies_with(print, algorithm).await?
+        {
+            return Err(Rejection::UnknownKey(None));
+        }
+        self.session_asked(&identity, sessions.spec().revalidate_every).await?;
+        // Last: whoever is revoked while we asked is refused.
         self.revocations.check(&identity, now)?;
-        self.session_asked(&opened.id, &identity, sessions.spec().revalidate_every).await?;
         Ok(identity)
     }
 
     /// Asks the provider about a session of ours, where it can be asked without a token, unless it said yes lately.
-    async fn session_asked(
-        &self,
-        id: &Arc<str>,
-        identity: &Identity,
-        every: Option<Duration>,
-    ) -> Result<(), Rejection> {
+    async fn session_asked(&self, identity: &Identity, every: Option<Duration>) -> Result<(), Rejection> {
         let provider = self.providers.iter().find(|provider| provider.spec.name == identity.provider().name);
         let Some(remote) = provider.and_then(|provider| provider.remote.as_ref()) else { return Ok(()) };
         let Some(session) = identity.session_id().filter(|_| !remote.spec().question.carries_token()) else {
@@ -57,13 +74,14 @@ impl Verifier {
         // A provider that is asked beside every signature is asked here too, as often as its answers are kept.
         let beside = (!remote.spec().instead).then_some(remote.spec().cache);
         let Some(every) = every.into_iter().chain(beside).min() else { return Ok(()) };
-        if self.asked.get(id).is_some_and(|at| at.elapsed() < every) {
+        let Some(id) = identity.own_session().map(|own| Arc::clone(&own.id)) else { return Ok(()) };
+        if self.asked.get(&id).is_some_and(|at| at.elapsed() < every) {
             return Ok(());
         }
         let name = || identity.provider().name.clone();
         match remote.ask(&Question::session(session), Occasion::Revalidation).await {
             Ok(Answer::Yes(_)) => {
-                self.asked.insert(Arc::clone(id), Instant::now());
+                self.asked.insert(id, Instant::now());
                 Ok(())
             }
             Ok(Answer::No(reason)) => Err(Rejection::NoSession { provider: name(), reason: reason.to_string() }),
@@ -74,4 +92,14 @@ impl Verifier {
             }),
         }
     }
+}
+
+/// Whether its provider is asked beside every signature, and could be about this one only with the token that the
+/// cookie does not hold: then the session ends with that token.
+fn asked_only_with_the_token(provider: &Provider, claims: &serde_json::Map<String, serde_json::Value>) -> bool {
+    let has_session = claims.get("sid").is_some_and(serde_json::Value::is_string);
+    provider.remote.as_ref().is_some_and(|remote| {
+        let spec = remote.spec();
+        !spec.instead && (spec.question.carries_token() || !has_session)
+    })
 }

@@ -1,0 +1,185 @@
+//! Sessions of ours that were ended by their users, apart from what the operator revokes, and a bounded number of each
+//! user's: beyond it one entry ends all of that user's sessions begun before that moment.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use super::Mark;
+
+/// How many sign-outs are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct SignOutLimits {
+    /// Of all users: `limits.sign_outs`.
+    pub all: usize,
+    /// Of one user: `limits.sign_outs_per_user`.
+    pub per_user: usize,
+}
+
+/// By what a session of ours is ended; what a socket that came by it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SessionMarks {
+    pub(super) owner: Mark,
+    pub(super) session: Mark,
+    /// Milliseconds since the epoch.
+    pub(super) began: u64,
+}
+
+/// What is in force after a sign-out, until when, Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// This session has ended.
+    One { until: u64 },
+    /// All of the user's begun before now have.
+    AllBefore { until: u64 },
+}
+
+/// What one user has ended.
+#[derive(Debug, Default)]
+struct Owned {
+    /// All sessions begun until this moment, milliseconds since the epoch, and until when that is kept.
+    before: Option<(u64, u64)>,
+    /// Single ones, and until when each is kept.
+    sessions: Vec<(Mark, u64)>,
+}
+
+impl Owned {
+    fn len(&self) -> usize {
+        self.sessions.len() + usize::from(self.before.is_some())
+    }
+
+    /// Forgets what is over.
+    fn sweep(&mut self, now: u64) {
+        self.sessions.retain(|(_, until)| *until > now);
+        self.before = self.before.filter(|(_, until)| *until > now);
+    }
+}
+
+/// Every sign-out in force.
+#[derive(Debug, Default)]
+pub(super) struct SignOuts {
+    by_owner: RwLock<HashMap<Mark, Owned>>,
+    /// How many entries: read by every request with a session, and zero for nearly all.
+    count: AtomicUsize,
+    /// When what is over was last looked for, Unix seconds: at the limit every further sign-out asks for that.
+    swept_at: AtomicU64,
+}
+
+impl SignOuts {
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Whether a session has ended. `now` in Unix seconds.
+    pub(super) fn has_ended(&self, of: &SessionMarks, now: u64) -> bool {
+        if self.count() == 0 {
+            return false;
+        }
+        let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
+        by_owner.get(&of.owner).is_some_and(|owned| {
+            owned.before.is_some_and(|(at, until)| until > now && of.began <= at)
+                || owned.sessions.iter().any(|(session, until)| *session == of.session && *until > now)
+        })
+    }
+
+    /// Ends a session at `now_ms`, kept until `until`. `None` when all are in force that are kept.
+    pub(super) fn end(&self, of: &SessionMarks, now_ms: u64, until: u64, limits: SignOutLimits) -> Option<Kept> {
+        let now = now_ms / 1_000;
+        let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
+        let known = by_owner.get_mut(&of.owner);
+        if let Some((_, known)) = known.and_then(|owned| owned.sessions.iter_mut().find(|(id, _)| *id == of.session)) {
+            *known = until.max(*known);
+            return Some(Kept::One { until: *known });
+        }
+        let mut count = self.count();
+        if count >= limits.all {
+            if self.swept_at.swap(now, Ordering::Relaxed) == now {
+                return None;
+            }
+            by_owner.retain(|_, owned| {
+                owned.sweep(now);
+                owned.len() > 0
+            });
+            count = by_owner.values().map(Owned::len).sum();
+            self.count.store(count, Ordering::Release);
+            if count >= limits.all {
+                return None;
+            }
+        }
+        let owned = by_owner.entry(of.owner).or_default();
+        count -= owned.len();
+        owned.sweep(now);
+        let kept = if owned.sessions.len() >= limits.per_user {
+            let untils = owned.sessions.iter().map(|(_, until)| *until).chain(owned.before.map(|(_, until)| until));
+            let until = untils.fold(until, u64::max);
+            // A clock that was set back must not take anything back.
+            let at = owned.before.map_or(now_ms, |(at, _)| at.max(now_ms)).max(of.began);
+            *owned = Owned { before: Some((at, until)), sessions: Vec::new() };
+            Kept::AllBefore { until }
+        } else {
+            owned.sessions.push((of.session, until));
+            Kept::One { until }
+        };
+        count += owned.len();
+        self.count.store(count, Ordering::Release);
+        Some(kept)
+    }
+
+    /// One of an earlier run.
+    pub(super) fn take_up_one(&self, of: &SessionMarks, until: u64) {
+        let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
+        by_owner.entry(of.owner).or_default().sessions.push((of.session, until));
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// All of a user's, of an earlier run.
+    pub(super) fn take_up_all(&self, owner: Mark, at: u64, until: u64) {
+        let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
+        let owned = by_owner.entry(owner).or_default();
+        let former = owned.len();
+        owned.before = Some((at, until));
+        self.count.fetch_add(owned.len() - former, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: SignOutLimits = SignOutLimits { all: 10, per_user: 3 };
+
+    fn session(owner: u64, id: u64, began: u64) -> SessionMarks {
+        SessionMarks { owner: Mark(owner, 0), session: Mark(id, 1), began }
+    }
+
+    #[test]
+    fn beyond_a_user_s_limit_one_entry_ends_all_sessions_begun_before() {
+        let ended = SignOuts::default();
+        for id in 0..3 {
+            let kept = ended.end(&session(1, id, 100), 5_000, 50 + id, LIMITS);
+            assert_eq!(kept, Some(Kept::One { until: 50 + id }));
+        }
+        assert!(!ended.has_ended(&session(1, 9, 4_000), 5), "another of the same user's");
+        assert_eq!(ended.end(&session(1, 3, 100), 6_000, 40, LIMITS), Some(Kept::AllBefore { until: 52 }));
+        assert_eq!(ended.count(), 1);
+        for id in [0, 3, 9] {
+            assert!(ended.has_ended(&session(1, id, 6_000), 6) && !ended.has_ended(&session(1, id, 6_000), 52), "{id}");
+        }
+        assert!(!ended.has_ended(&session(1, 9, 6_001), 6), "one begun since");
+        assert!(!ended.has_ended(&session(2, 0, 100), 6), "another user's");
+    }
+
+    #[test]
+    fn when_full_nothing_is_ended_and_what_is_over_makes_room() {
+        let ended = SignOuts::default();
+        for owner in 0..10 {
+            assert!(ended.end(&session(owner, 1, 0), 1_000, 100, LIMITS).is_some());
+        }
+        assert_eq!(ended.end(&session(11, 1, 0), 1_000, 200, LIMITS), None);
+        assert!(!ended.has_ended(&session(11, 1, 0), 1));
+        let again = ended.end(&session(3, 1, 0), 1_000, 150, LIMITS);
+        assert_eq!(again, Some(Kept::One { until: 150 }), "one that has ended needs no room");
+        assert!(ended.end(&session(11, 1, 0), 100_000, 200, LIMITS).is_some(), "nine are over");
+        assert_eq!(ended.count(), 2);
+    }
+}

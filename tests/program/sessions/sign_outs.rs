@@ -1,0 +1,174 @@
+//! Signing out ends the session, for every copy of its cookie, whoever cannot be asked meanwhile; and what one user signs
+//! out of takes no room from another, nor from the operator.
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::{SESSION, clerk_provider, cookie, house};
+use crate::fixture::House;
+use crate::support::answerer::{Answerer, ok};
+use crate::support::backend::Backend;
+use crate::support::client::{Answer, Client, bearer, request};
+use crate::support::issuer::{AUDIENCE, Issuer};
+use crate::support::now;
+use crate::support::proxy::{Proxy, TempFolder};
+
+impl House {
+    async fn sign_out(&self, cookie: &str) -> Answer {
+        request(self.proxy.address, "DELETE", SESSION, &[cookie], "").await
+    }
+
+    /// Revokes at the control listener in this folder.
+    async fn revoke(&self, folder: &TempFolder, user: &str) -> u16 {
+        let body = json!({"issuer": self.issuer.url, "sub": user}).to_string();
+        let mut control = tokio::net::UnixStream::connect(folder.0.join("control.sock")).await.expect("connects");
+        let asked = format!("POST /revoke HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        control.write_all(asked.as_bytes()).await.expect("written");
+        let mut said = String::new();
+        control.read_to_string(&mut said).await.expect("read");
+        said.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+    }
+}
+
+fn control(folder: &TempFolder) -> String {
+    let (socket, file) = (folder.0.join("control.sock"), folder.0.join("revocations"));
+    format!("control: {{ listen: \"unix:{}\", revocation_file: \"{}\" }}\n", socket.display(), file.display())
+}
+
+#[tokio::test]
+async fn signing_out_ends_the_session_while_its_provider_cannot_be_asked() {
+    let clerk = Answerer::start(|asked| match asked.line() {
+        "POST /v1/clients/verify" => ok(json!({"id": "client_1", "last_active_session_id": "sess_1",
+            "sessions": [{"id": "sess_1", "user_id": "alice", "status": "active"}]})),
+        _ => ok(json!({"id": "sess_1", "user_id": "alice", "status": "active"})),
+    })
+    .await;
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let provider = clerk_provider(&issuer, &clerk, "also").replace("cache: 1s", "cache: 1ms");
+    let yaml =
+        format!("upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{ max_age: 1h }} }}\n", backend.url());
+    let house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
+    let cookie = house.signed_in(&house.issuer.token_with("alice", json!({"sid": "sess_1"}))).await;
+    assert_eq!(house.page(&cookie).await, 200);
+    clerk.answers(|_| (500, String::new(), String::new()));
+    assert_eq!(house.page(&cookie).await, 503);
+    assert_eq!(house.sign_out(&cookie).await.status, 204);
+    clerk.answers(|_| ok(json!({"id": "sess_1", "user_id": "alice", "status": "active"})));
+    assert_eq!(house.page(&cookie).await, 401, "its copy is dead when the provider is back");
+}
+
+#[tokio::test]
+async fn signing_out_ends_a_session_that_the_policy_does_not_take_at_that_moment() {
+    let mut house = house("").await;
+    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let yaml = |audience: &str| {
+        let provider = house.issuer.provider().replace(AUDIENCE, audience);
+        format!("upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{}} }}\n", house.backend.url())
+    };
+    let (other, own) = (yaml("another-api"), yaml(AUDIENCE));
+    for (text, status) in [(other, 401), (own, 401)] {
+        let before = house.proxy.log().len();
+        house.proxy.rewrite(&text);
+        house.proxy.signal("HUP");
+        house.proxy.logged_after(before, "the reload", |line| line.contains("\"reloaded: ")).await;
+        assert_eq!(house.sign_out(&cookie).await.status, 204);
+        assert_eq!(house.page(&cookie).await, status);
+    }
+}
+
+#[tokio::test]
+async fn a_sign_out_is_kept_until_the_last_end_of_a_cookie_of_its_session() {
+    let folder = TempFolder::new();
+    let house = house(&control(&folder)).await;
+    let month = now() + 30 * 86_400;
+    let first = house.signed_in(&house.issuer.token_with("alice", json!({"exp": month}))).await;
+    let short = bearer(&house.issuer.token_with("alice", json!({"exp": now() + 3_600})));
+    let second = cookie(&house.post(&[&short, &first]).await);
+    assert_eq!(house.sign_out(&second).await.status, 204);
+    assert_eq!(house.page(&first).await, 401);
+    let kept = std::fs::read_to_string(folder.0.join("revocations")).expect("the file");
+    let line: serde_json::Value = serde_json::from_str(kept.lines().last().expect("a line")).expect("JSON");
+    assert!(line["until"].as_u64().expect("seconds") >= month, "{kept}");
+    assert!(!kept.contains("alice"), "{kept}");
+}
+
+#[tokio::test]
+async fn signing_out_ends_event_streams_where_there_is_no_control_listener() {
+    let house = house("").await;
+    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let mut client = Client::connect(house.proxy.address).await;
+    client
+        .send(format!("GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{cookie}\r\n\r\n"))
+        .await;
+    let mut upstream = house.backend.accept().await;
+    upstream.request().await;
+    upstream.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n").await;
+    client.until("data: 1\n\n\r\n").await;
+    assert_eq!(house.sign_out(&cookie).await.status, 204);
+    assert!(client.is_closed().await, "without the last chunk");
+    assert!(upstream.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_sign_out_that_did_nothing_is_503_and_takes_nothing_from_the_operator() {
+    let folder = TempFolder::new();
+    let limits = "limits: { sign_outs: 2, sign_outs_per_user: 2, revocations: 1 }\n";
+    let house = house(&format!("{limits}{}", control(&folder))).await;
+    let bob = house.signed_in(&house.issuer.token("bob")).await;
+    for _ in 0..2 {
+        let alice = house.signed_in(&house.issuer.token("alice")).await;
+        assert_eq!(house.sign_out(&alice).await.status, 204);
+    }
+    let answer = house.sign_out(&bob).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "auth_unavailable"));
+    assert_eq!((answer.field("retry-after"), answer.field("set-cookie")), (Some("5"), None));
+    assert_eq!(house.page(&bob).await, 200, "and it says so, since it is in force still");
+    // The operator has room of its own, once.
+    assert_eq!(house.revoke(&folder, "carol").await, 204);
+    assert_eq!(house.revoke(&folder, "dora").await, 507);
+}
+
+#[tokio::test]
+async fn an_operator_at_the_limit_keeps_nobody_from_signing_out() {
+    let folder = TempFolder::new();
+    let house = house(&format!("limits: {{ revocations: 1 }}\n{}", control(&folder))).await;
+    assert_eq!(house.revoke(&folder, "carol").await, 204);
+    assert_eq!(house.revoke(&folder, "dora").await, 507);
+    let alice = house.signed_in(&house.issuer.token("alice")).await;
+    assert_eq!(house.sign_out(&alice).await.status, 204);
+    assert_eq!(house.page(&alice).await, 401);
+}
+
+#[tokio::test]
+async fn beyond_a_user_s_limit_all_of_their_sessions_end_and_nobody_else_s() {
+    let folder = TempFolder::new();
+    let secret = "browser: { session: { secret: 0123456789abcdef0123456789abcdefXYZ } }\n";
+    let more = format!("limits: {{ sign_outs_per_user: 2 }}\n{secret}{}", control(&folder));
+    let mut house = house(&more).await;
+    let (alice, bob) = (house.issuer.token("alice"), house.issuer.token("bob"));
+    let (other_device, of_bob) = (house.signed_in(&alice).await, house.signed_in(&bob).await);
+    let mut ended = Vec::new();
+    for index in 0..3 {
+        let cookie = house.signed_in(&alice).await;
+        assert_eq!(house.sign_out(&cookie).await.status, 204);
+        ended.push(cookie);
+        let expected = if index < 2 { 200 } else { 401 };
+        assert_eq!(house.page(&other_device).await, expected, "{index}");
+    }
+    ended.push(other_device);
+    let later = house.signed_in(&alice).await;
+    // What the file keeps says the same to the next process.
+    for _ in 0..2 {
+        for cookie in &ended {
+            assert_eq!(house.page(cookie).await, 401);
+        }
+        assert_eq!(house.page(&later).await, 200);
+        assert_eq!(house.page(&of_bob).await, 200);
+        let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", house.backend.url(), house.issuer.provider());
+        house.proxy.signal("TERM");
+        house.proxy.ended().await;
+        house.proxy = Proxy::start(&yaml).await;
+    }
+    let kept = std::fs::read_to_string(folder.0.join("revocations")).expect("the file");
+    assert_eq!(kept.lines().count(), 1, "{kept}");
+}
