@@ -243,7 +243,7 @@ pub struct WebSocketSpec {
     /// The shape of the handshake; `None` for `dialect: none`.
     pub dialect: Option<Arc<DialectSpec>>,
     /// From the 101 to the complete first message.
-    pub auth_timeout: Duration,
+    pub auth_timeout: Option<Duration>,
     /// Beyond `exp`, at least the clock skew.
     pub grace: Duration,
     /// Whether a socket ends with its token; under `keep` and `auto` `max_lifetime` is set.

@@ -6,6 +6,7 @@
 //! good is `auth`'s, what goes up on the upgrade `http`'s.
 
 mod admission;
+mod classify;
 mod dialect;
 mod door;
 mod ending;

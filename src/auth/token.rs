@@ -19,7 +19,7 @@ use percent_encoding::percent_decode_str;
 use super::SessionCookie;
 use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
-pub use cookie::{is_own_cookie, own_cookie, take_own};
+pub use cookie::{is_own_cookie, own_cookie, take_own, without_credentials};
 pub(crate) use query::into_query;
 use query::{clean_referer, take_query};
 

@@ -166,6 +166,7 @@ pub(super) fn add_dev_provider(loaded: &mut Loaded) -> Vec<Finding> {
             });
             // A development token names any user; that is what it is for.
             loaded.config.shared_user_ids = true;
+            loaded.config.insecure_dev = true;
             Vec::new()
         }
         Err(error) => vec![Finding::new("", error.to_string())],

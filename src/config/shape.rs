@@ -49,6 +49,9 @@ pub struct Config {
     pub insecure_verbose_errors: bool,
     pub log: Log,
     pub drain: Drain,
+    /// Set by `run --insecure-dev` and by nothing in the file.
+    #[serde(skip)]
+    pub(crate) insecure_dev: bool,
 }
 
 impl Default for Config {
@@ -77,6 +80,7 @@ impl Default for Config {
             insecure_verbose_errors: false,
             log: Log::default(),
             drain: Drain::default(),
+            insecure_dev: false,
         }
     }
 }

@@ -6,7 +6,7 @@ mod written;
 
 use serde_json::{Value, json};
 
-use super::ReservedNames;
+use super::{CookieSource, ReservedNames};
 pub use crate::config::FieldMode;
 pub(super) use written::is_sendable;
 
@@ -35,6 +35,10 @@ pub struct DialectSpec {
     pub header_maps: Vec<String>,
     /// What never goes on in such a member.
     pub reserved: ReservedNames,
+    /// Names of further headers that carry credentials, which do not go on in such a member either.
+    pub credentials: Vec<String>,
+    /// Cookies that carry credentials, taken out of a `Cookie` header in such a member.
+    pub cookies: Vec<CookieSource>,
     /// The subprotocol that this dialect is.
     pub subprotocol: Option<&'static str>,
     /// Every client message may carry the token, in this member.
@@ -90,6 +94,7 @@ pub enum Close {
     UnexpectedMessage,
     MissingToken,
     InvalidToken,
+    ExpiredOnArrival,
     Expired,
     Lifetime,
     Idle,
@@ -106,12 +111,13 @@ pub enum Close {
 }
 
 /// The keys of `close:`.
-const CLOSE_KEYS: [(&str, Close); 18] = [
+const CLOSE_KEYS: [(&str, Close); 19] = [
     ("timeout", Close::Timeout),
     ("invalid_message", Close::InvalidMessage),
     ("unexpected_message", Close::UnexpectedMessage),
     ("missing_token", Close::MissingToken),
     ("invalid_token", Close::InvalidToken),
+    ("expired_on_arrival", Close::ExpiredOnArrival),
     ("expired", Close::Expired),
     ("lifetime", Close::Lifetime),
     ("idle", Close::Idle),
@@ -137,6 +143,8 @@ impl Close {
             | Self::UnexpectedMessage
             | Self::MissingToken
             | Self::InvalidToken
+            // Front ends that stop on 1008 alone would come back for ever with the token that they hold.
+            | Self::ExpiredOnArrival
             | Self::TokenInUrl
             | Self::Forbidden
             | Self::TooMany
@@ -203,6 +211,7 @@ impl DialectSpec {
                 (Close::MissingToken, 4401),
                 (Close::InvalidToken, 4401),
                 (Close::UnexpectedMessage, 4401),
+                (Close::ExpiredOnArrival, 4403),
                 (Close::Expired, 4403),
                 (Close::Forbidden, 4403),
                 (Close::TooMany, 4429),
@@ -221,7 +230,9 @@ impl DialectSpec {
     pub fn token_field(field: FieldSpec) -> Self {
         Self {
             error: Some(json!({ "type": "error", "error": "{message}", "message": "{message}" })),
-            close: vec![(Close::MissingToken, 4001), (Close::InvalidToken, 4001), (Close::Forbidden, 4001)],
+            close: [Close::MissingToken, Close::InvalidToken, Close::ExpiredOnArrival, Close::Forbidden]
+                .map(|close| (close, 4001))
+                .to_vec(),
             field: Some(field),
             ..Self::empty("token-field")
         }
@@ -240,6 +251,8 @@ impl DialectSpec {
             lines: false,
             header_maps: Vec::new(),
             reserved: ReservedNames::default(),
+            credentials: Vec::new(),
+            cookies: Vec::new(),
             subprotocol: None,
             field: None,
         }

@@ -7,6 +7,7 @@ use jsonwebtoken::Algorithm;
 use url::Url;
 
 use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, Preset, derived_issuer};
+use super::secret::is_published;
 use super::validate::{Check, is_loopback};
 use super::{CertificateAuthority, Claim, Expected, OriginPattern, RemoteSpec, Requirement, Secret};
 use crate::config::{self, Accept, Config, Time};
@@ -476,7 +477,14 @@ impl Check {
             }
             return None;
         };
-        self.hard_to_guess(if provider.secret.is_some() { &path } else { &file_path }, &bytes);
+        let path = if provider.secret.is_some() { path } else { file_path };
+        if self.is_insecure_dev && is_published(&bytes) {
+            self.warn(format!(
+                "{path} is published in documentation: under --insecure-dev anyone on this machine can sign with it"
+            ));
+        } else {
+            self.hard_to_guess(&path, &bytes);
+        }
         Some(KeySource::Secret(Secret::new(bytes)))
     }
 

@@ -57,10 +57,12 @@ fn weakness(secret: &[u8]) -> Option<String> {
     if distinct < FEWEST_DISTINCT {
         return Some(format!("has {distinct} different characters, and needs at least {FEWEST_DISTINCT}"));
     }
-    PUBLISHED_SECRETS
-        .iter()
-        .any(|known| known.as_bytes() == trimmed)
-        .then(|| "is a default that is published in documentation; anyone can sign with it".to_owned())
+    is_published(secret).then(|| "is a default that is published in documentation; anyone can sign with it".to_owned())
+}
+
+/// Whether a secret is one that anyone can read in documentation.
+pub(super) fn is_published(secret: &[u8]) -> bool {
+    PUBLISHED_SECRETS.iter().any(|known| known.as_bytes() == secret.trim_ascii())
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use hyper::header::HeaderName;
 
 use super::{
-    Audience, AuthMode, Claim, Expected, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode, Route,
-    TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode,
+    Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
 
 /// Whether users are named: to whoever holds the configuration they are, on a page that others read they are not.
@@ -231,11 +231,12 @@ fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
 pub fn sockets(route: &Route) -> String {
     let spec = &route.websocket;
     let grace = spec.grace.as_secs();
+    let code = spec.dialect.as_ref().map_or(Close::Expired.default_code(), |dialect| dialect.code(Close::Expired));
     let mut text = match spec.on_expiry {
         OnExpiry::Keep => "live on after their token's end".to_owned(),
-        OnExpiry::Close => format!("closed with 4401 {grace} s after their token's end, unless refreshed"),
+        OnExpiry::Close => format!("closed with {code} {grace} s after their token's end, unless refreshed"),
         OnExpiry::Auto => format!(
-            "auto: closed with 4401 {grace} s after their token's end if the client renews, else while the user is seen within {} s",
+            "auto: closed with {code} {grace} s after their token's end if the client renews, else while the user is seen within {} s",
             spec.presence.as_secs()
         ),
     };

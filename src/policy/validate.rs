@@ -42,7 +42,9 @@ pub(super) struct Check {
     /// Read so far.
     files: Vec<PathBuf>,
     /// Of the Clerk applications whose publishable keys are written.
-    cookie_suffixes: Vec<String>,
+    pub(super) cookie_suffixes: Vec<String>,
+    /// Secrets that are published are taken; the listeners are on loopback only.
+    pub(super) is_insecure_dev: bool,
     pub(super) dialects: BTreeMap<String, Arc<DialectSpec>>,
 }
 
@@ -112,6 +114,7 @@ impl Check {
     }
 
     fn policy(&mut self, config: &Config) -> Option<Policy> {
+        self.is_insecure_dev = config.insecure_dev;
         let listen = self.listen(config);
         let local = |spec: &ListenSpec, unix: bool| match &spec.place {
             ListenPlace::Tcp(addresses) => addresses.iter().all(|address| address.ip().is_loopback()),
@@ -142,7 +145,7 @@ impl Check {
         let providers = self.providers(config);
         let keys = config.providers.iter().filter_map(|provider| provider.publishable_key.as_deref());
         self.cookie_suffixes = keys.map(cookie_suffix).collect();
-        self.dialects = self.dialects(&config.dialects, &reserved);
+        self.dialects = self.dialects(config, &reserved);
         let routes = self.routes(config, upstreams.as_ref());
         let upstreams = upstreams.map(|upstreams| self.first_messages(upstreams, &routes));
         if config.errors == Errors::Verbose && !this_machine_only && !config.insecure_verbose_errors {

@@ -12,6 +12,8 @@ use crate::config::{self, Config, DialectChoice, OnExpiry, Time};
 
 /// Under `auto` a socket ends at the latest after this, unless `max_lifetime` says otherwise.
 const AUTO_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
+/// From the 101 to the complete first message, where nothing is written.
+const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
 /// `message_bytes` is at least what is read before authentication.
 const LEAST_MESSAGE: usize = 64 << 10;
 const MOST_MESSAGE: usize = 64 << 20;
@@ -39,8 +41,11 @@ impl Check {
                 format!("{drain_code} cannot be sent in a Close; write 1012, 1001, or 3000 to 4999"),
             );
         }
-        let auth_timeout = route.auth_timeout.unwrap_or(base.auth_timeout);
-        self.not_zero(&path_of(route.auth_timeout.is_some(), "auth_timeout"), Some(auth_timeout));
+        // A chat says nothing until its user does.
+        let waits = dialect.as_ref().is_some_and(|dialect| dialect.field.is_some());
+        let usual = (!waits).then_some(Time(AUTH_TIMEOUT));
+        let auth_timeout = route.auth_timeout.or(base.auth_timeout).unwrap_or(usual);
+        self.not_zero(&path_of(route.auth_timeout.is_some(), "auth_timeout"), auth_timeout);
         let ping_interval = route.ping_interval.unwrap_or(base.ping_interval);
         self.not_zero(&path_of(route.ping_interval.is_some(), "ping_interval"), Some(ping_interval));
         let ping_timeout = route.ping_timeout.unwrap_or(base.ping_timeout);
@@ -93,7 +98,7 @@ impl Check {
         let at = path_of(route.allowed_origins.is_some(), "allowed_origins");
         WebSocketSpec {
             dialect,
-            auth_timeout: auth_timeout.0,
+            auth_timeout: auth_timeout.map(|time| time.0),
             grace: route.grace.unwrap_or(base.grace).0,
             on_expiry,
             presence: presence.0,

@@ -5,10 +5,11 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
+use super::classify::{Kind, Rules, without_case};
 use super::ending::Ending;
 use super::field;
 use super::template::{Copies, Values, render};
-use crate::auth::Token;
+use crate::auth::{Token, token};
 use crate::json;
 use crate::policy::{DialectSpec, Expectation, MessageSpec, fold};
 
@@ -92,8 +93,8 @@ pub(super) fn first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_
         return match field::read(spec, text) {
             Err(_) => of(First::InvalidMessage),
             Ok(read) => FirstRead {
-                forward: Some(read.edited.unwrap_or_else(|| text.to_owned())),
-                ..of(match read.token.as_deref().map(|token| Token::presented(token, token_bytes)) {
+                forward: Some(read.edited.clone().unwrap_or_else(|| text.to_owned())),
+                ..of(match read.token().map(|token| Token::presented(token, token_bytes)) {
                     Some(Ok(token)) => First::Authenticate(token),
                     Some(Err(_)) => First::NotAToken,
                     None if read.is_no_text => First::NotAToken,
@@ -115,7 +116,8 @@ pub(super) fn first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_
     }
     match presented(spec, &message, token_bytes) {
         Presented::Token(token) => {
-            let forward = spec.forward.then(|| cleaned(dialect, spec, message, with_token.then_some(&token)));
+            let with = with_token.then_some(&token);
+            let forward = spec.forward.then(|| cleaned(dialect, spec, message, Some(&token), with));
             FirstRead { first: First::Authenticate(token), copies, forward, behind }
         }
         Presented::Missing => FirstRead { copies, behind, ..of(First::MissingToken) },
@@ -124,38 +126,39 @@ pub(super) fn first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_
 }
 
 /// Whether a later text is for us, and what of it goes on. `in_force`: the verified token, where the
-/// upstream hears it in messages of this very dialect.
+/// upstream hears it in messages of this very dialect. `rules`: what the upstream acts on itself.
 ///
 /// # Errors
-/// In a dialect whose messages go on, a text with more than one reading: what we would clean need not be
-/// what the upstream reads.
+/// For a text that the upstream could take for one of the dialect's and that is not it in every reading: what we
+/// would take, or clean, need not be what the upstream reads.
 pub(super) fn later(
     dialect: &DialectSpec,
     text: &[u8],
     token_bytes: usize,
     in_force: Option<&Token>,
+    rules: Option<&Rules>,
 ) -> Result<LaterRead, Ending> {
     let untouched = LaterRead { said: Vec::new(), goes_on: GoesOn::AsItCame };
-    // Raw zeros and a byte order mark are no JSON to us, and are to some backends.
-    if dialect.forwards() && (text.contains(&0) || text.first().is_some_and(|byte| !byte.is_ascii())) {
-        return Err(Ending::InvalidMessage);
-    }
-    let rules = [Some(&dialect.authenticate.matches), dialect.refresh.as_ref().map(|refresh| &refresh.matches)];
-    let rules = rules.into_iter().chain([dialect.ping.as_ref().map(|ping| &ping.matches)]);
-    if !rules.flatten().any(|matches| could_match(matches, text)) {
-        return Ok(untouched);
+    let is_acted_on =
+        |text: &str| rules.is_some_and(|rules| rules.kinds_of(text).into_iter().any(|kind| kind != Kind::OursAlone));
+    if rules.is_none() {
+        let rules = [Some(&dialect.authenticate.matches), dialect.refresh.as_ref().map(|refresh| &refresh.matches)];
+        let rules = rules.into_iter().chain([dialect.ping.as_ref().map(|ping| &ping.matches)]);
+        if !rules.flatten().any(|matches| could_match(matches, text)) {
+            return Ok(untouched);
+        }
     }
     let Ok(text) = std::str::from_utf8(text) else {
-        return if dialect.forwards() { Err(Ending::InvalidMessage) } else { Ok(untouched) };
+        return if is_acted_on(&String::from_utf8_lossy(text)) { Err(Ending::InvalidMessage) } else { Ok(untouched) };
     };
     let mut said = Vec::new();
     // What goes on of each line, and whether only once the token it carries is verified.
     let mut kept: Vec<(Cow<'_, str>, bool)> = Vec::new();
-    let mut changed = false;
+    let (mut changed, mut is_known) = (false, false);
     let lines = text.split(|c| dialect.lines && c == '\n').filter(|line| !dialect.lines || !line.trim().is_empty());
     for line in lines {
         let Some(message) = parsed(dialect, line) else {
-            if dialect.forwards() {
+            if is_acted_on(line) {
                 return Err(Ending::InvalidMessage);
             }
             kept.push((line.into(), false));
@@ -170,23 +173,34 @@ pub(super) fn later(
         let refresh = dialect.refresh.as_ref().filter(|refresh| matches(&refresh.matches, &message));
         let authenticate = Some(&dialect.authenticate).filter(|spec| matches(&spec.matches, &message));
         let Some(spec) = refresh.or(authenticate) else {
+            if is_acted_on(line) {
+                return Err(Ending::InvalidMessage);
+            }
             kept.push((line.into(), false));
             continue;
         };
-        changed = true;
+        (changed, is_known) = (true, true);
         let found = presented(spec, &message, token_bytes);
         if spec.forward {
             let (with, waits) = match &found {
                 Presented::Token(token) if in_force.is_some() => (Some(token), true),
                 _ => (in_force, false),
             };
-            kept.push((cleaned(dialect, spec, message, with).into(), waits));
+            let carried = match &found {
+                Presented::Token(token) => Some(token),
+                _ => None,
+            };
+            kept.push((cleaned(dialect, spec, message, carried, with).into(), waits));
         }
         // One that goes on and carries no token is the upstream's affair alone.
         if !(spec.forward && matches!(found, Presented::Missing)) {
             let later = if refresh.is_some() { Later::Refresh(found) } else { Later::Authenticate(found) };
             said.push((later, copies));
         }
+    }
+    // Over its lines, as one text.
+    if !is_known && is_acted_on(text) {
+        return Err(Ending::InvalidMessage);
     }
     let joined = |also_waiting: bool| {
         let lines: Vec<&str> =
@@ -206,10 +220,7 @@ pub(super) fn later(
 /// Whether a text could be for us by its first byte that is no white space.
 #[must_use]
 pub(super) fn could_be_ours(dialect: &DialectSpec, text: &[u8]) -> bool {
-    // A byte order mark and the zeros of UTF-16 are no JSON to us, and are to some backends: where
-    // messages go on they must not hide one.
-    let hides = |byte: &u8| dialect.forwards() && matches!(byte, 0xef | 0xbb | 0xbf | 0xfe | 0xff | 0);
-    match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n') && !hides(byte)) {
+    match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
         Some(first) => *first == b'{' || (*first == b'[' && dialect.takes_arrays()),
         None => true,
     }
@@ -306,14 +317,8 @@ fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> Presented {
         return Presented::Missing;
     };
     // A member called Authorization is read as the header of that name is.
-    let text = if is_authorization(pointer.rsplit('/').next().unwrap_or(pointer)) {
-        match text.split_at_checked(7) {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer ") => rest.trim_start_matches(' '),
-            _ => text.as_str(),
-        }
-    } else {
-        text.as_str()
-    };
+    let text =
+        if is_authorization(pointer.rsplit('/').next().unwrap_or(pointer)) { without_scheme(text) } else { text };
     if text.is_empty() {
         return Presented::Missing;
     }
@@ -324,27 +329,38 @@ fn is_authorization(name: &str) -> bool {
     fold(name).is_some_and(|folded| folded.as_bytes() == b"authorization")
 }
 
+/// A token without a leading `Bearer `, which some front ends write everywhere.
+pub(super) fn without_scheme(text: &str) -> &str {
+    match text.split_at_checked(7) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer ") => rest.trim_start_matches(' '),
+        _ => text,
+    }
+}
+
 /// A message that goes on, written anew: no token in any place that could carry one, and in the members
-/// that backends read as request headers no name that says who someone is (CVE-2026-71485).
-fn cleaned(dialect: &DialectSpec, spec: &MessageSpec, mut message: Value, with: Option<&Token>) -> String {
+/// that backends read as request headers no credential and no name that says who someone is (CVE-2026-71485).
+/// Members are found without regard to case, since some backends find them so.
+fn cleaned(
+    dialect: &DialectSpec,
+    spec: &MessageSpec,
+    mut message: Value,
+    presented: Option<&Token>,
+    with: Option<&Token>,
+) -> String {
     for pointer in dialect.token_places() {
         take(&mut message, pointer);
     }
     for map in &dialect.header_maps {
-        let Some(Value::Object(members)) = message.pointer_mut(map) else { continue };
         let names_of_tokens: Vec<String> = dialect
             .token_places()
             .filter_map(|place| place.strip_prefix(map.as_str())?.strip_prefix('/'))
             .filter(|name| !name.contains('/'))
-            .map(unescaped)
+            .map(|name| without_case(&unescaped(name)))
             .collect();
-        let same = |a: &str, b: &str| match (fold(a), fold(b)) {
-            (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),
-            _ => false,
-        };
-        members.retain(|name, _| {
-            let carries_token = is_authorization(name) || names_of_tokens.iter().any(|known| same(known, name));
-            !carries_token && dialect.reserved.classify(name).is_none()
+        each_at(&mut message, &segments(map), &mut |found| {
+            if let Value::Object(members) = found {
+                clean_headers(dialect, members, &names_of_tokens, presented);
+            }
         });
     }
     if let (Some(token), Some(pointer)) = (with, spec.token.first()) {
@@ -353,20 +369,87 @@ fn cleaned(dialect: &DialectSpec, spec: &MessageSpec, mut message: Value, with: 
     message.to_string()
 }
 
+/// Takes out of request headers what a request of this client would not carry to the upstream either.
+fn clean_headers(
+    dialect: &DialectSpec,
+    members: &mut Map<String, Value>,
+    names_of_tokens: &[String],
+    presented: Option<&Token>,
+) {
+    let same = |a: &str, b: &str| match (fold(a), fold(b)) {
+        (Some(a), Some(b)) => a.as_bytes() == b.as_bytes(),
+        _ => false,
+    };
+    members.retain(|name, value| {
+        let plain = without_case(name);
+        let carries_token = is_authorization(&plain)
+            || names_of_tokens.iter().chain(&dialect.credentials).any(|known| same(known, &plain));
+        if carries_token || dialect.reserved.classify(&plain).is_some() {
+            return false;
+        }
+        if same(&plain, "cookie") {
+            clean_cookies(dialect, value);
+        }
+        !presented.is_some_and(|token| holds(value, token.expose()))
+    });
+}
+
+/// Whether a header's value holds the token, as a query or a subprotocol may.
+fn holds(value: &Value, token: &str) -> bool {
+    match value {
+        Value::String(text) => text.contains(token),
+        Value::Array(items) => items.iter().any(|item| holds(item, token)),
+        _ => false,
+    }
+}
+
+/// Takes the cookies that are credentials out of a `Cookie` header, one line or several.
+fn clean_cookies(dialect: &DialectSpec, value: &mut Value) {
+    match value {
+        Value::String(line) => *line = token::without_credentials(line, &dialect.cookies),
+        Value::Array(lines) => lines.iter_mut().for_each(|line| clean_cookies(dialect, line)),
+        // No backend reads a header of another type.
+        other => *other = Value::Null,
+    }
+}
+
+fn segments(pointer: &str) -> Vec<String> {
+    pointer.split('/').skip(1).map(|part| without_case(&unescaped(part))).collect()
+}
+
+/// Every value that a reader without regard to case may find at a pointer.
+fn each_at(message: &mut Value, segments: &[String], then: &mut impl FnMut(&mut Value)) {
+    let Some((first, rest)) = segments.split_first() else { return then(message) };
+    match message {
+        Value::Object(members) => {
+            for (name, member) in members {
+                if without_case(name) == *first {
+                    each_at(member, rest, then);
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(item) = first.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
+                each_at(item, rest, then);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Takes a member out; in an array, where the others must keep their places, null stands in for it.
 fn take(message: &mut Value, pointer: &str) {
-    let Some((parent, last)) = pointer.rsplit_once('/') else { return };
-    match message.pointer_mut(parent) {
-        Some(Value::Object(members)) => {
-            members.shift_remove(&unescaped(last));
-        }
-        Some(Value::Array(items)) => {
+    let segments = segments(pointer);
+    let Some((last, parents)) = segments.split_last() else { return };
+    each_at(message, parents, &mut |parent| match parent {
+        Value::Object(members) => members.retain(|name, _| without_case(name) != *last),
+        Value::Array(items) => {
             if let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
                 *item = Value::Null;
             }
         }
         _ => {}
-    }
+    });
 }
 
 /// Puts a value where a pointer says, making what is missing on the way.
@@ -448,7 +531,7 @@ mod tests {
     fn later_messages_pass_unless_they_are_ours() {
         let dialect = DialectSpec::vestibule();
         let is_ours = |text: &str| {
-            let read = later(&dialect, text.as_bytes(), 64, None).expect("passes or is ours");
+            let read = later(&dialect, text.as_bytes(), 64, None, None).expect("passes or is ours");
             matches!(read.goes_on, GoesOn::Nothing) && read.said.len() == 1
         };
         for (text, ours) in [
@@ -478,7 +561,7 @@ mod tests {
             (r#"{"m":{"type":"ping"}}"#, None),
             (r#"{"m":{"type":"pong"},"n":1}"#, None),
         ] {
-            let mut read = later(&dialect, text.as_bytes(), 64, None).expect("read");
+            let mut read = later(&dialect, text.as_bytes(), 64, None, None).expect("read");
             let found = match read.said.pop() {
                 Some((Later::Ping(reply), _)) => Some(reply),
                 _ => None,
@@ -511,8 +594,29 @@ mod tests {
     }
 
     #[test]
+    fn header_maps_carry_no_credential_on_in_any_spelling() {
+        let mut dialect = graphql();
+        dialect.credentials = vec!["Cf-Access-Jwt-Assertion".to_owned()];
+        dialect.cookies = vec![crate::policy::CookieSource { name: "__session".to_owned(), suffixes: Vec::new() }];
+        let init = json!({"type": "connection_init", "Payload": {"Authorization": "x", "X-User-Id": "bob"}, "payload": {
+            "authToken": "abc", "HEADERS": {"authori\u{17a}ation": 1, "AUTHORIZATION": "x", "x-uſer-id": "bob"},
+            "Cookie": "a=1; __session=abd; __Host-vestibule=s; b=2", "cooKie": ["__session=abd", "c=3"],
+            "cf_access_jwt_assertion": "abd", "Referer": "https://example.com/?token=abc", "lang": "de"
+        }});
+        let read = first(&dialect, &init.to_string(), 64, false);
+        let found: Value = serde_json::from_str(&read.forward.expect("goes on")).expect("json");
+        assert_eq!(
+            found,
+            json!({"type": "connection_init", "Payload": {}, "payload": {
+                "HEADERS": {"authori\u{17a}ation": 1}, "Cookie": "a=1; b=2", "cooKie": ["", "c=3"], "lang": "de"
+            }})
+        );
+    }
+
+    #[test]
     fn where_messages_go_on_a_later_one_is_cleaned_and_one_with_two_readings_refused() {
-        let read = |text: &[u8]| later(&graphql(), text, 64, None);
+        let rules = Rules::of(Some(&graphql()), None).expect("it forwards");
+        let read = |text: &[u8]| later(&graphql(), text, 64, None, Some(&rules));
         for (text, expected) in [
             (
                 r#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}"#,
@@ -537,7 +641,8 @@ mod tests {
             &br#"{"type":"x","type":"connection_init","payload":{"X-User-Id":"bob"}}"#[..],
             br#"{"type":"connection_init"}{}"#,
             b"\xef\xbb\xbf{\"type\":\"connection_init\"}",
-            b"{\0\"\0t\0",
+            br#"{"Type":"connection_init"}"#,
+            br#"{"type":"connection_init","n":NaN}"#,
         ] {
             assert_eq!(read(text).err(), Some(Ending::InvalidMessage), "{}", String::from_utf8_lossy(text));
         }
@@ -553,8 +658,9 @@ mod tests {
         let read = first(&dialect, text, 64, false);
         assert!(matches!(read.first, First::Authenticate(_)));
         assert_eq!(read.behind, "{\"a\":1}\n");
-        let read = later(&dialect, b"{\"a\":1}\n{\"type\":\"refresh_auth\",\"token\":\"abc\"}\n{\"b\":2}", 64, None)
-            .expect("read");
+        let read =
+            later(&dialect, b"{\"a\":1}\n{\"type\":\"refresh_auth\",\"token\":\"abc\"}\n{\"b\":2}", 64, None, None)
+                .expect("read");
         assert!(matches!(read.goes_on, GoesOn::Instead(text) if text == "{\"a\":1}\n{\"b\":2}"));
         assert_eq!(read.said.len(), 1);
         let mut dialect = DialectSpec::vestibule();

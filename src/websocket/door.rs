@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::admission::{Admission, Needs, admit};
 use super::ending::Ending;
+use super::frame::close_payload;
 use super::introduction::introduce;
 use super::judge::{Judge, PublicJudge};
 use super::relay::{Beginning, Outcome, now};
@@ -164,8 +165,10 @@ impl Door {
         let held = context.shared.drain.hold();
         tokio::spawn(async move {
             if let Some((tcp, _)) = client_socket(upgrade).await {
-                waiting::say_goodbye(tcp, dialect.as_deref(), ending, &Vec::new()).await;
-                context.ended(&Outcome::refused(ending.code(dialect.as_deref())));
+                let dialect = dialect.as_deref();
+                let close = close_payload(ending.code(dialect), ending.reason());
+                waiting::say_goodbye(tcp, ending.said(dialect, &Vec::new()), &close).await;
+                context.ended(&Outcome::refused(ending.code(dialect)));
             }
             drop(held);
         });

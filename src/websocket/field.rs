@@ -11,6 +11,8 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::classify::without_case;
+use super::dialect::without_scheme;
 use crate::policy::{FieldMode, FieldSpec};
 
 /// What a message holds in the field.
@@ -24,7 +26,14 @@ pub(super) struct Read<'a> {
     pub(super) edited: Option<String>,
 }
 
-/// Not one JSON object, or one with the field twice.
+impl Read<'_> {
+    /// The token, without a leading `Bearer `.
+    pub(super) fn token(&self) -> Option<&str> {
+        self.token.as_deref().map(without_scheme).filter(|token| !token.is_empty())
+    }
+}
+
+/// Not one JSON object, or one with the field twice, or in another case.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not one JSON object with the field at most once")]
 pub(super) struct NotReadable;
@@ -32,7 +41,8 @@ pub(super) struct NotReadable;
 /// Reads one message.
 ///
 /// # Errors
-/// When it is not one JSON object, or the field, or an object that holds it, stands there twice.
+/// When it is not one JSON object, or the field, or an object that holds it, stands there twice, or in a spelling
+/// that only readers without regard to case take for it.
 pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<Read<'a>, NotReadable> {
     let mut within = text;
     let mut found = None;
@@ -122,10 +132,11 @@ impl<'de> Visitor<'de> for Find<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let (mut found, mut before) = (None, None);
-        while let Some(is_it) = members.next_key_seed(Named(self.name))? {
+        while let Some(name) = members.next_key_seed(Named(self.name))? {
             let value: &'de RawValue = members.next_value()?;
-            if is_it && found.replace(Member { value, before }).is_some() {
-                return Err(serde::de::Error::custom("the field stands twice"));
+            let is_twice = name == Name::Field && found.replace(Member { value, before }).is_some();
+            if is_twice || name == Name::LooksAlike {
+                return Err(serde::de::Error::custom("the field has two readings"));
             }
             before = Some(value);
         }
@@ -133,26 +144,41 @@ impl<'de> Visitor<'de> for Find<'_> {
     }
 }
 
+/// What a member's name is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Field,
+    /// The same without regard to case.
+    LooksAlike,
+    Another,
+}
+
 /// Compares a member's name after its escapes were read.
 struct Named<'n>(&'n str);
 
 impl<'de> DeserializeSeed<'de> for Named<'_> {
-    type Value = bool;
+    type Value = Name;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Name, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
 impl Visitor<'_> for Named<'_> {
-    type Value = bool;
+    type Value = Name;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a member's name")
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
-        Ok(name == self.0)
+    fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+        Ok(if name == self.0 {
+            Name::Field
+        } else if without_case(name) == without_case(self.0) {
+            Name::LooksAlike
+        } else {
+            Name::Another
+        })
     }
 }
 
@@ -193,6 +219,8 @@ mod tests {
             r#"{"auth_token":"a","auth\u005ftoken":"b"}"#,
             r#"{"auth_token":"a"}x"#,
             r#"{"auth_token":"a"}{}"#,
+            r#"{"Auth_Token":"a"}"#,
+            r#"{"auth_token":"a","AUTH_TOKEN":"b"}"#,
             r#"["auth_token"]"#,
             r#"{"auth_token":"a""#,
             r#"{"auth_token":"a",}"#,

@@ -42,6 +42,8 @@ pub(super) struct Intake {
     control_from: usize,
     fragments: usize,
     controls: usize,
+    /// Pings of ours that the client has not answered.
+    pinged: usize,
     spoken: bool,
 }
 
@@ -62,6 +64,7 @@ impl Intake {
             control_from: 0,
             fragments: 0,
             controls: 0,
+            pinged: 0,
             spoken: false,
         }
     }
@@ -81,6 +84,17 @@ impl Intake {
     #[must_use]
     pub(super) fn has_spoken(&self) -> bool {
         self.spoken
+    }
+
+    /// Whether the first message has begun and not ended.
+    #[must_use]
+    pub(super) fn is_in_message(&self) -> bool {
+        self.message.is_some() && self.fragments > 0
+    }
+
+    /// A ping of ours has been sent: one pong does not count among the control frames.
+    pub(super) fn expect_pong(&mut self) {
+        self.pinged += 1;
     }
 
     /// What is left behind the first message, as it came, for the relay.
@@ -114,7 +128,11 @@ impl Intake {
             match piece {
                 Piece::Header(header, _) => {
                     if header.opcode.is_control() {
-                        self.controls += 1;
+                        if header.opcode == Opcode::Pong && self.pinged > 0 {
+                            self.pinged -= 1;
+                        } else {
+                            self.controls += 1;
+                        }
                         if self.controls > CONTROL_FRAMES {
                             return Err(Ending::ControlFrames);
                         }

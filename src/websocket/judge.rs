@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::ending::Ending;
 use super::session::{Again, Standing, Verdict};
 use crate::auth::{
-    AskedAgain, Carrier, Effort, End, Identity, Marks, Question, Remembered, Token, Verified, allow, now,
+    AskedAgain, Carrier, Effort, End, Identity, Marks, Question, Rejection, Remembered, Token, Verified, allow, now,
 };
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
@@ -103,11 +103,17 @@ impl Judge for RefreshJudge {
         Box::pin(async move {
             let Some(judgement) = runtime.policy.judge_path("GET", &path) else { return Verdict::Denied };
             let counted = |outcome| shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
+            let copy = Token::presented(token.expose(), usize::MAX).ok();
             let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
                 Ok(verified) => verified,
                 Err(rejection) => {
                     tracing::debug!("a token presented later is refused: {rejection}");
                     counted("refused");
+                    if let (Some(token), Rejection::Expired { .. }, Some(then)) = (copy, &rejection, of.recalled())
+                        && runtime.verifier.is_old_token_of(&token, &then).await
+                    {
+                        return Verdict::Expired { user_id: then.user_id().to_owned() };
+                    }
                     return Verdict::Refused(Ending::of(&rejection));
                 }
             };

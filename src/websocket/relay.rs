@@ -8,6 +8,7 @@
 
 mod clocks;
 mod directions;
+mod guarded;
 mod outcome;
 mod side;
 mod texts;
@@ -42,10 +43,12 @@ const LINGER: Duration = Duration::from_secs(5);
 const BOUNDARY: Duration = Duration::from_secs(2);
 /// Answers of ours that may wait for the end of the upstream's message.
 const SAYINGS: usize = 16;
+/// Answers to an application's pings that may wait likewise; of more the oldest are left out.
+const PONGS: usize = 64;
 /// Whether the key of its token still stands is asked this often.
 const JUDGED_AGAIN: Duration = Duration::from_secs(30);
 /// Our pings, to know our pongs.
-const PING: &[u8] = b"vestibule";
+pub(super) const PING: &[u8] = b"vestibule";
 /// A thread reads through this much at a time.
 const SCRATCH: usize = 64 << 10;
 
@@ -72,6 +75,21 @@ pub(super) struct Times {
     pub drain_code: u16,
 }
 
+/// A message of ours to the client, as a whole frame.
+struct Saying {
+    frame: Vec<u8>,
+    /// It answers an application's ping.
+    is_pong: bool,
+}
+
+impl Saying {
+    fn new(text: &str, is_pong: bool) -> Self {
+        let mut frame = Vec::new();
+        encode(&mut frame, Opcode::Text, text.as_bytes(), None);
+        Self { frame, is_pong }
+    }
+}
+
 /// How a session of ours is being ended.
 struct Farewell {
     since: Instant,
@@ -93,8 +111,8 @@ pub(super) struct Relay {
     upstream_control: Control,
     held: Option<Held>,
     extra: Option<Box<Extra>>,
-    /// Our messages to the client, each a whole frame.
-    say: VecDeque<Vec<u8>>,
+    /// Our messages to the client.
+    say: VecDeque<Saying>,
     session: Session,
     judge: Box<dyn Judge>,
     verdict: Option<Judging>,
@@ -151,7 +169,12 @@ impl Relay {
         passed: PassedBytes,
     ) -> Self {
         let Beginning { client, upstream, from_client, from_upstream, say, first, extensions, session, .. } = beginning;
-        let extra = Extra::new(session.dialect().map(|dialect| &**dialect), beginning.introduced, beginning.token);
+        let extra = Extra::new(
+            session.dialect().map(|dialect| &**dialect),
+            beginning.introduced,
+            beginning.token,
+            times.message_bytes,
+        );
         let mut relay = Self {
             client: Side::new(client),
             upstream: Side::new(upstream),
@@ -213,11 +236,17 @@ impl Relay {
                     self.asking = asked.map(|(of, question)| self.judge.ask(of, question));
                 }
                 // Only an upstream that never ends its message lets this many wait.
-                Action::Say(_) if self.say.len() >= SAYINGS => self.begin_end(Ending::TooManyRefreshes),
-                Action::Say(text) => {
-                    let mut frame = Vec::new();
-                    encode(&mut frame, Opcode::Text, text.as_bytes(), None);
-                    self.say.push_back(frame);
+                Action::Say(_) if self.say.iter().filter(|said| !said.is_pong).count() >= SAYINGS => {
+                    self.begin_end(Ending::TooManyRefreshes);
+                }
+                Action::Say(text) => self.say.push_back(Saying::new(&text, false)),
+                Action::Pong(text) => {
+                    // A client that is still there has asked again since.
+                    let mut pongs = self.say.iter().enumerate().filter(|(_, said)| said.is_pong);
+                    if let (Some((oldest, _)), true) = (pongs.next(), pongs.count() + 1 >= PONGS) {
+                        self.say.remove(oldest);
+                    }
+                    self.say.push_back(Saying::new(&text, true));
                 }
                 Action::End(ending) => self.begin_end(ending),
                 Action::HandOn(token) => self.hand_on(token),
@@ -309,8 +338,8 @@ impl Relay {
         let late = farewell.since.elapsed() >= BOUNDARY || self.upstream.eof;
         let between_frames = self.from_upstream.between_frames() && self.upstream_control.raw.is_empty();
         if self.from_upstream.between_messages() && between_frames {
-            for frame in self.say.drain(..) {
-                self.client.out.extend_from_slice(&frame);
+            for saying in self.say.drain(..) {
+                self.client.out.extend_from_slice(&saying.frame);
             }
             if let Some(text) = farewell.text.take() {
                 self.client.out.extend_from_slice(&text);

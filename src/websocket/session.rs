@@ -60,6 +60,11 @@ pub enum Verdict {
     },
     /// Not verified, and the row that says why.
     Refused(Ending),
+    /// Expired and otherwise good, and the same user's.
+    Expired {
+        /// With the provider's prefix.
+        user_id: String,
+    },
     /// Verified, and not allowed on this route.
     Denied,
     /// A refresh with another user's token.
@@ -103,6 +108,8 @@ pub enum Action {
     Connect,
     /// Say this to the client, between two of the upstream's messages.
     Say(String),
+    /// Answer an application's ping, likewise.
+    Pong(String),
     /// Let messages flow.
     Relay,
     /// A later token was accepted: the upstream may have it, and the message that waited for it.
@@ -196,9 +203,9 @@ pub struct Session {
 impl Session {
     /// A socket that waits in the vestibule for its first message.
     #[must_use]
-    pub fn waiting(dialect: Arc<DialectSpec>, auth_timeout: Duration, life: Life, now: u64) -> Self {
+    pub fn waiting(dialect: Arc<DialectSpec>, auth_timeout: Option<Duration>, life: Life, now: u64) -> Self {
         let mut session = Self::new(Some(dialect), life, now);
-        session.waiting_until = now.saturating_add(millis(auth_timeout));
+        session.waiting_until = auth_timeout.map_or(u64::MAX, |timeout| now.saturating_add(millis(timeout)));
         session
     }
 
@@ -320,7 +327,7 @@ impl Session {
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         match self.phase {
-            Phase::Waiting => Some(self.waiting_until),
+            Phase::Waiting => Self::known(self.waiting_until),
             // The verdict and the dial have bounds of their own.
             Phase::Verifying | Phase::Dialling | Phase::Ended => None,
             Phase::Open => {
@@ -399,6 +406,7 @@ impl Session {
                 vec![Action::Connect]
             }
             Verdict::Refused(ending) => self.finish(ending),
+            Verdict::Expired { .. } => self.finish(Ending::ExpiredOnArrival),
             Verdict::Denied => self.finish(Ending::Denied),
             // Neither can be said of a first token.
             Verdict::AnotherUser | Verdict::IdentityChanged => self.finish(Ending::InvalidToken),
@@ -435,7 +443,7 @@ impl Session {
 
     fn later(&mut self, later: Later, copies: Copies, now: u64) -> Vec<Action> {
         let (presented, answer) = match later {
-            Later::Ping(reply) => return vec![Action::Say(reply)],
+            Later::Ping(reply) => return vec![Action::Pong(reply)],
             Later::Authenticate(presented) => (presented, Answer::Authenticated),
             Later::Refresh(presented) => (presented, Answer::Refreshed),
         };
@@ -479,7 +487,16 @@ impl Session {
 
     fn refreshed(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         let answer = self.verifying.take().unwrap_or(Answer::Refreshed);
+        let verdict = match verdict {
+            Verdict::Expired { .. } if answer != Answer::Authenticated => Verdict::Refused(Ending::ExpiredOnArrival),
+            other => other,
+        };
         let mut actions = match verdict {
+            // A front end that says its handshake with the token of its page load waits for this answer. It hears
+            // the end that holds now, which does not move.
+            Verdict::Expired { user_id } => {
+                self.acknowledgement(Answer::Authenticated, &user_id, now).into_iter().collect()
+            }
             Verdict::Accepted { user_id, standing, token } => {
                 self.refusals = 0;
                 self.refreshes += 1;

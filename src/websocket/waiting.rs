@@ -19,9 +19,9 @@ use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake, MESSAGE_BYTES};
 use super::judge::RefreshJudge;
-use super::relay::{Beginning, Outcome, mask, now};
+use super::relay::{Beginning, Outcome, PING, Times, mask, now};
 use super::session::{Action, Event, Session, Verdict};
-use super::template::{Copies, Values, render};
+use super::template::{Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Token, Verified};
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
@@ -32,6 +32,8 @@ use crate::runtime::{Refused, Seat};
 const LINGER: Duration = Duration::from_secs(5);
 /// In `token-field` the first message is the application's own, so it may fill the whole buffer.
 const FIELD_MESSAGE_BYTES: usize = 64 << 10;
+/// Without `auth_timeout` a first message that has begun must be complete within this.
+const MESSAGE_TIME: Duration = Duration::from_secs(10);
 /// Bytes read at a time; a token is seldom longer.
 const READ: usize = 4 << 10;
 
@@ -56,6 +58,8 @@ enum Step {
 enum Happened {
     Read(std::io::Result<usize>),
     Deadline,
+    /// Nothing was heard for a while.
+    Silence,
     Evicted,
     Draining,
     Verdict(Result<Verified, Refused>),
@@ -152,7 +156,11 @@ impl Waiting {
                     context.line.outcome = ending.outcome();
                 }
                 tracing::debug!("socket refused: {}", ending.reason());
-                say_goodbye(client, Some(&dialect), ending, room.session.answering()).await;
+                // In an application's own messages nothing is said to a page that has said nothing: it would show
+                // the error of a socket that it has forgotten.
+                let is_silent = dialect.field.is_some() && !room.intake.has_spoken();
+                let said = if is_silent { None } else { ending.said(Some(&dialect), room.session.answering()) };
+                say_goodbye(client, said, &close_payload(ending.code(Some(&dialect)), ending.reason())).await;
                 context.ended(&Outcome::refused(ending.code(Some(&dialect))));
             }
             End::Left(close) => {
@@ -175,6 +183,14 @@ impl Vestibule {
         let drain_code = self.request.as_ref().map_or(1012, |request| request.route().websocket.drain_code);
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
+        let spec = self.request.as_ref().map(|request| &request.route().websocket);
+        // A socket that may wait for as long as it likes is asked whether it is still there.
+        let mut silence = spec.filter(|spec| spec.auth_timeout.is_none()).map(|spec| Silence {
+            times: context.times(spec),
+            heard: Instant::now(),
+            pinged: None,
+            begun: None,
+        });
         loop {
             match self.look(client, seat) {
                 Ok(None) => {}
@@ -197,6 +213,8 @@ impl Vestibule {
             }
             let deadline =
                 self.session.deadline().map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now())));
+            let waits = matches!(step, Step::Nothing);
+            let quiet = silence.as_mut().filter(|_| waits).map(|silence| silence.until(self.intake.is_in_message()));
             let has_room = self.intake.has_room();
             let happened = tokio::select! {
                 biased;
@@ -204,14 +222,29 @@ impl Vestibule {
                 () = seat.evicted(), if matches!(step, Step::Nothing) => Happened::Evicted,
                 happened = step.next() => happened,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Happened::Deadline,
+                () = sleep_until(quiet.unwrap_or_else(Instant::now)), if quiet.is_some() => Happened::Silence,
                 read = client.read(&mut scratch), if has_room => Happened::Read(read),
             };
             let event = match happened {
                 Happened::Read(Ok(0) | Err(_)) => return End::Left(None),
                 Happened::Read(Ok(length)) => {
                     self.intake.push(&scratch[..length]);
+                    if let Some(silence) = &mut silence {
+                        (silence.heard, silence.pinged) = (Instant::now(), None);
+                    }
                     continue;
                 }
+                Happened::Silence => match silence.as_mut().map(Silence::due) {
+                    Some(Due::Ping) => {
+                        self.intake.expect_pong();
+                        match at_once(client, Opcode::Ping, PING) {
+                            Ok(()) => continue,
+                            Err(ending) => return End::Refused(ending),
+                        }
+                    }
+                    Some(Due::TooSlow) => Event::End(Ending::Timeout),
+                    Some(Due::Gone) | None => return End::Left(None),
+                },
                 Happened::Deadline => Event::Deadline { seen: None },
                 Happened::Evicted => Event::End(Ending::TooManyConnections),
                 Happened::Draining => Event::End(Ending::Drain(drain_code)),
@@ -301,7 +334,7 @@ impl Vestibule {
                 Action::Say(text) => self.say.push(text),
                 Action::End(ending) => return Some(End::Refused(ending)),
                 // None of them comes before messages flow.
-                Action::Relay | Action::HandOn(_) | Action::AskAgain | Action::Outlive => {}
+                Action::Relay | Action::HandOn(_) | Action::AskAgain | Action::Outlive | Action::Pong(_) => {}
             }
         }
         None
@@ -351,6 +384,48 @@ impl Step {
     }
 }
 
+/// How long a socket without `auth_timeout` has said nothing.
+struct Silence {
+    times: Times,
+    heard: Instant,
+    pinged: Option<Instant>,
+    /// When the message that is coming began.
+    begun: Option<Instant>,
+}
+
+enum Due {
+    Ping,
+    /// A message that began has not ended in time.
+    TooSlow,
+    Gone,
+}
+
+impl Silence {
+    fn until(&mut self, is_in_message: bool) -> Instant {
+        if is_in_message {
+            self.begun.get_or_insert_with(Instant::now);
+        } else {
+            self.begun = None;
+        }
+        let silent = match self.pinged {
+            Some(pinged) => pinged + self.times.ping_timeout,
+            None => self.heard + self.times.ping_interval,
+        };
+        self.begun.map_or(silent, |begun| silent.min(begun + MESSAGE_TIME))
+    }
+
+    fn due(&mut self) -> Due {
+        if self.begun.is_some_and(|begun| begun + MESSAGE_TIME <= Instant::now()) {
+            return Due::TooSlow;
+        }
+        if self.pinged.is_some() {
+            return Due::Gone;
+        }
+        self.pinged = Some(Instant::now());
+        Due::Ping
+    }
+}
+
 fn verify(context: &Context, address: Option<IpAddr>, token: Token) -> Verdicts {
     let (shared, runtime) = (Arc::clone(&context.shared), Arc::clone(&context.runtime));
     Box::pin(async move { shared.verify(&runtime, address, token, Carrier::Message, None).await })
@@ -374,13 +449,13 @@ fn at_once(client: &mut Socket, opcode: Opcode, payload: &[u8]) -> Result<(), En
     Ok(())
 }
 
-/// Says the ending in the dialect's words and closes.
-pub(super) async fn say_goodbye(client: Socket, dialect: Option<&DialectSpec>, ending: Ending, copies: &Copies) {
+/// Says the ending in the dialect's words, or nothing, and closes.
+pub(super) async fn say_goodbye(client: Socket, text: Option<String>, close: &[u8]) {
     let mut said = Vec::new();
-    if let Some(text) = ending.said(dialect, copies) {
+    if let Some(text) = text {
         encode(&mut said, Opcode::Text, text.as_bytes(), None);
     }
-    goodbye(client, said, &close_payload(ending.code(dialect), ending.reason())).await;
+    goodbye(client, said, close).await;
 }
 
 /// Writes, closes our half, and gives the client a moment to take it: closing with bytes unread would

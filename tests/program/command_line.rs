@@ -70,6 +70,22 @@ fn minted_tokens_are_accepted_by_insecure_dev_and_by_nothing_else() {
     assert!(String::from_utf8_lossy(&everyone.stderr).contains("listen on 127.0.0.1 only"));
 }
 
+#[test]
+fn a_published_secret_is_taken_by_insecure_dev_and_by_nothing_else() {
+    let state = State::new("published");
+    let file = TempFile::new(
+        "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, issuer: local, audience: authenticated, secret: super-secret-jwt-token-with-at-least-32-characters-long }]\n",
+    );
+    // A configuration that is taken refuses the token, another one is no configuration.
+    let taken = run(&state, &["token", "inspect", "--insecure-dev", "--config", file.path()], "garbage");
+    assert_eq!(taken.status.code(), Some(1), "{taken:?}");
+    let refused = run(&state, &["token", "inspect", "--config", file.path()], "garbage");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is published in documentation"), "{refused:?}");
+    let everyone = run(&state, &["run", "--insecure-dev", "--listen", ":8080", "--config", file.path()], "");
+    assert_eq!(everyone.status.code(), Some(2));
+}
+
 #[tokio::test]
 async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature() {
     let state = State::new("inspect");

@@ -241,6 +241,17 @@ fn check_prints_the_policy_as_it_will_be() {
     }
 }
 
+#[test]
+fn check_prints_the_close_code_of_the_dialect() {
+    let dialect = "dialects: { mine: { authenticate: { match: { a: b }, token: [/t] }, close: { expired: 4999 } } }\n";
+    for (name, code) in [("vestibule", 4401), ("graphql-transport-ws", 4403), ("token-field", 4401), ("mine", 4999)] {
+        let yaml =
+            format!("{GOOD_PROVIDER}upstream: http://127.0.0.1:8000\n{dialect}websocket: {{ dialect: {name} }}\n");
+        let (_, text) = check(&yaml, &[]);
+        assert!(text.contains(&format!("closed with {code} 30 s after their token's end")), "{name}: {text}");
+    }
+}
+
 /// Every key path of the example, commented ones included.
 fn example() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml")).expect("the example")

@@ -101,7 +101,7 @@ async fn every_bad_first_message_is_its_row_and_never_reaches_the_upstream() {
             (1008, "Missing token"),
         ),
         ("empty token", authenticate(""), Some("Missing authentication token"), (1008, "Missing token")),
-        ("expired", authenticate(&expired), Some("Token has expired"), (4401, "Token expired")),
+        ("expired", authenticate(&expired), Some("Token has expired"), (1008, "Token expired")),
         ("garbage", authenticate("garbage"), Some("Invalid authentication token"), (1008, "Invalid token")),
         ("too large", frame(Side::Client, 0x81, &vec![b' '; 17_000]), None, (1009, "Message too large")),
         ("too many fragments", fragments, None, (1009, "Message too large")),
@@ -247,7 +247,7 @@ async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
     let good = house.issuer.token("alice");
     let expired = house.issuer.expired("alice");
     for (target, said, close) in [
-        (format!("/ws?token={expired}"), "Token has expired", (4401, "Token expired")),
+        (format!("/ws?token={expired}"), "Token has expired", (1008, "Token expired")),
         ("/ws?token=garbage".to_owned(), "Invalid authentication token", (1008, "Invalid token")),
         (format!("/ws?token={good}&token={good}"), "Invalid authentication token", (1008, "Invalid token")),
         (
@@ -410,6 +410,56 @@ async fn our_messages_go_out_between_the_upstreams_messages_only() {
         assert_eq!((frame.opcode, frame.text()), (opcode, text.as_str()));
     }
     assert!(client.next_text().await.contains("auth_refreshed"));
+}
+
+/// A front end that says its handshake with the token of its page load, beside a renewal that came first.
+#[tokio::test]
+async fn authenticate_with_an_old_token_of_the_same_user_is_answered_and_extends_nothing() {
+    let house = house("").await;
+    let exp = now() + 90;
+    let token = house.issuer.token_with("alice", json!({ "exp": exp }));
+    let credential = bearer(&token);
+    let fields = [credential.as_str()];
+    let (mut client, (_, mut upstream)) =
+        tokio::join!(Socket::open(house.proxy.address, "/ws", &fields), house.backend.websocket());
+    let said = client.authenticate(&house.issuer.expired("alice")).await;
+    assert_eq!((said["type"].as_str(), said["user_id"].as_str()), (Some("authenticated"), Some("alice")));
+    assert_eq!(said["expires_at"].as_u64(), Some(exp));
+    for token in [
+        house.issuer.expired("bob"),
+        house.issuer.token_with("alice", json!({ "exp": now() - 60, "aud": "another" })),
+        format!("{}x", house.issuer.expired("alice")),
+    ] {
+        let said = client.authenticate(&token).await;
+        assert_eq!(said["type"], "error", "{said}");
+    }
+    client.say(&house.refresh(&house.issuer.expired("alice"))).await;
+    assert_eq!(client.next_text().await, error("Token refresh failed: Token has expired"));
+    client.say("behind").await;
+    assert_eq!(upstream.next_text().await, "behind", "none of them reached the upstream");
+}
+
+#[tokio::test]
+async fn a_socket_without_auth_timeout_waits_for_as_long_as_it_answers_pings() {
+    let house = house(
+        "websocket: { auth_timeout: 100ms }\nroutes: [{ path: /ws/slow, websocket: { auth_timeout: null, ping_interval: 100ms, ping_timeout: 10s } }]\n",
+    )
+    .await;
+    let mut client = Socket::open(house.proxy.address, "/ws/slow", &[]).await;
+    for _ in 0..5 {
+        assert_eq!(client.next().await.opcode, 9);
+        client.send(0x8a, "vestibule").await;
+    }
+    let token = house.issuer.token("alice");
+    client.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
+    let (_, _upstream) = house.backend.websocket().await;
+    let mut heard = client.next().await;
+    while heard.opcode == 9 {
+        heard = client.next().await;
+    }
+    assert!(heard.text().contains("authenticated"));
+    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    assert_eq!(client.next_text().await, error("Authentication timeout"));
 }
 
 #[tokio::test]

@@ -122,6 +122,20 @@ pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit:
     Token::presented(std::str::from_utf8(value).ok()?, limit).ok()
 }
 
+/// One line of a `Cookie` header without our session cookies and those of these sources.
+#[must_use]
+pub fn without_credentials(line: &str, sources: &[CookieSource]) -> String {
+    let mut headers = HeaderMap::new();
+    // What cannot be a header's value is no cookie to anyone.
+    let Ok(value) = HeaderValue::from_str(line) else { return String::new() };
+    headers.insert(COOKIE, value);
+    let _ = take_own(&mut headers, "");
+    for source in sources {
+        let _ = take_cookie(&mut headers, source, 0);
+    }
+    headers.get(COOKIE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,7 +39,9 @@ pub enum FieldMode {
 #[serde(default)]
 pub struct WebSocket {
     pub dialect: Option<DialectChoice>,
-    pub auth_timeout: Time,
+    /// Not written: 10 s, and none for `token-field`; null: none.
+    #[serde(deserialize_with = "written")]
+    pub auth_timeout: Option<Option<Time>>,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Time,
     pub presence: Time,
@@ -59,7 +61,7 @@ impl Default for WebSocket {
     fn default() -> Self {
         Self {
             dialect: None,
-            auth_timeout: Time::seconds(10),
+            auth_timeout: None,
             on_expiry: None,
             grace: Time::seconds(30),
             presence: Time::seconds(30 * 60),
@@ -124,7 +126,8 @@ pub struct DialectPing {
 #[serde(default)]
 pub struct RouteWebSocket {
     pub dialect: Option<DialectChoice>,
-    pub auth_timeout: Option<Time>,
+    #[serde(deserialize_with = "written")]
+    pub auth_timeout: Option<Option<Time>>,
     pub on_expiry: Option<OnExpiry>,
     pub grace: Option<Time>,
     pub presence: Option<Time>,

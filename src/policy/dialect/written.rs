@@ -1,14 +1,14 @@
 //! Dialects that a file writes: read, and what is wrong with them said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{CLOSE_KEYS, DialectSpec, Expectation, FieldSpec, MessageSpec, PingSpec};
-use crate::config;
-use crate::policy::ReservedNames;
+use crate::config::{self, Config};
 use crate::policy::validate::Check;
+use crate::policy::{CookieSource, ReservedNames};
 
 /// Names a file cannot give to a dialect of its own.
 const BUILT_IN: [&str; 4] = ["vestibule", "graphql-transport-ws", "token-field", "none"];
@@ -22,20 +22,34 @@ impl Check {
     /// The built-in dialects and those the file writes.
     pub(in crate::policy) fn dialects(
         &mut self,
-        written: &BTreeMap<String, config::Dialect>,
+        config: &Config,
         reserved: &ReservedNames,
     ) -> BTreeMap<String, Arc<DialectSpec>> {
+        let (credentials, cookies) = (credential_headers(config), self.credential_cookies(config));
+        let with_credentials = |mut spec: DialectSpec| {
+            spec.credentials.clone_from(&credentials);
+            spec.cookies.clone_from(&cookies);
+            (spec.name.clone(), Arc::new(spec))
+        };
         let built_in = [DialectSpec::vestibule(), DialectSpec::graphql_transport_ws(reserved.clone())];
-        let mut out: BTreeMap<_, _> = built_in.map(|spec| (spec.name.clone(), Arc::new(spec))).into();
-        for (name, dialect) in written {
+        let mut out: BTreeMap<_, _> = built_in.map(with_credentials).into();
+        for (name, dialect) in &config.dialects {
             let at = format!("dialects.{name}");
             if BUILT_IN.contains(&name.as_str()) {
                 self.wrong(&at, "is the name of a built-in dialect; choose another");
             }
-            let spec = self.dialect(&at, name, dialect, reserved);
-            out.insert(name.clone(), Arc::new(spec));
+            let (name, spec) = with_credentials(self.dialect(&at, name, dialect, reserved));
+            out.insert(name, spec);
         }
         out
+    }
+
+    /// The cookies that carry tokens on any route.
+    fn credential_cookies(&self, config: &Config) -> Vec<CookieSource> {
+        let routes = config.routes.iter().filter_map(|route| route.token_from.cookie.as_ref()?.as_ref());
+        let names: BTreeSet<&String> = config.token_from.cookie.iter().chain(routes).collect();
+        let source = |name: &String| CookieSource { name: name.clone(), suffixes: self.cookie_suffixes.clone() };
+        names.into_iter().map(source).collect()
     }
 
     /// The dialect a route names.
@@ -146,6 +160,8 @@ impl Check {
             lines: dialect.lines,
             header_maps: dialect.header_maps.clone(),
             reserved: reserved.clone(),
+            credentials: Vec::new(),
+            cookies: Vec::new(),
             subprotocol: None,
             field: None,
         }
@@ -180,6 +196,17 @@ impl Check {
         }
         written.to_vec()
     }
+}
+
+/// The headers that carry credentials on any route or to any upstream, beside `Authorization` and `Cookie`.
+fn credential_headers(config: &Config) -> Vec<String> {
+    let routes = config.routes.iter().filter_map(|route| route.token_from.header.as_ref()?.as_ref());
+    let sources = config.token_from.header.iter().chain(routes).flat_map(|names| &names.0);
+    let upstreams = config.upstream.iter().chain(config.routes.iter().filter_map(|route| route.upstream.as_ref()));
+    let added = upstreams.filter_map(|upstream| upstream.credential.as_ref()?.header.as_ref());
+    // A subprotocol entry may be a token.
+    let always = ["Proxy-Authorization", "Sec-WebSocket-Protocol"].into_iter().map(str::to_owned);
+    sources.chain(added).cloned().chain(always).collect()
 }
 
 /// Every `{/pointer}` of a template.

@@ -9,9 +9,7 @@ use super::side::{Held, Outgoing};
 use super::texts::LOOKED_INTO;
 use super::{ClosedBy, PING, Relay};
 use crate::websocket::dialect::could_be_ours;
-use crate::websocket::ending::Ending;
 use crate::websocket::frame::{Header, Opcode, Piece, Violation, apply_mask};
-use crate::websocket::session::Event;
 
 impl Relay {
     /// Looks at what the client sent; what is returned goes up.
@@ -44,6 +42,11 @@ impl Relay {
                     if header.opcode.is_control() {
                         self.client_control.raw.extend_from_slice(&input[range.clone()]);
                         unmask_onto(&mut self.client_control.payload, &input[range], header.mask, offset);
+                    } else if self.is_guarded() {
+                        self.guarded_payload(header, range, offset, input, &mut out);
+                        if self.farewell.is_some() {
+                            return (out, None);
+                        }
                     } else if let Some(held) = &mut self.held {
                         held.keep_raw(&input[range.clone()]);
                         unmask_onto(&mut held.text, &input[range], header.mask, offset);
@@ -74,58 +77,35 @@ impl Relay {
         next: usize,
         out: &mut Outgoing,
     ) {
-        let whole = self.reads_whole();
-        let begins = header.opcode != Opcode::Continuation;
-        if begins && let Some(dialect) = self.session.dialect() {
-            if dialect.field.is_some() {
-                let mut held = Held::new(header.opcode);
-                held.stay_to_the_end();
-                self.held = Some(held);
-                if header.opcode == Opcode::Binary {
-                    return self.act_on(Event::End(Ending::InvalidMessage));
-                }
-            } else if whole || (header.opcode == Opcode::Text && header.length <= LOOKED_INTO as u64) {
-                // Most texts show with their first byte that they are not for us, and are not copied.
-                let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
-                if header.length == 0 || first.is_none_or(|first| could_be_ours(dialect, &[first])) {
-                    self.held = Some(Held::new(header.opcode));
-                }
+        if self.is_guarded() {
+            return self.guarded_frame_begins(header, range, input, out);
+        }
+        if header.opcode == Opcode::Text
+            && header.length <= LOOKED_INTO as u64
+            && let Some(dialect) = self.session.dialect()
+        {
+            // Most texts show with their first byte that they are not for us, and are not copied.
+            let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
+            if header.length == 0 || first.is_none_or(|first| could_be_ours(dialect, &[first])) {
+                self.held = Some(Held::new(header.opcode));
             }
         }
-        if whole
-            && let Some(held) = &self.held
-            && (held.text.len() as u64).saturating_add(header.length) > self.times.message_bytes as u64
-        {
-            return self.act_on(Event::End(Ending::TooLarge));
-        }
-        if !whole && self.held.as_ref().is_some_and(|held| held.raw.len() > 2 * LOOKED_INTO) {
+        if self.held.as_ref().is_some_and(|held| held.raw.len() > 2 * LOOKED_INTO) {
             // Fragments without end and without content are no refresh.
             self.release(input, out);
         }
         match (&mut self.held, range) {
-            (Some(held), _) => {
-                held.keep_raw(header.raw());
-                if whole && held.raw.len() > 2 * LOOKED_INTO {
-                    held.stay_to_the_end();
-                }
-            }
+            (Some(held), _) => held.keep_raw(header.raw()),
             (None, Some(range)) => out.keep(input, range),
             (None, None) => out.add(input, header.raw()),
         }
     }
 
-    /// Goes on at once as soon as it shows that it is not for us; in dialects that read messages whole it
-    /// stays once it could be.
+    /// Goes on at once as soon as it shows that it is not for us.
     fn decide_held(&mut self, input: &[u8], out: &mut Outgoing) {
-        let (Some(held), Some(dialect)) = (&mut self.held, self.session.dialect()) else { return };
-        if held.to_the_end {
-            return;
-        }
-        let whole = dialect.forwards();
-        if !could_be_ours(dialect, &held.text) || (!whole && held.text.len() > LOOKED_INTO) {
+        let (Some(held), Some(dialect)) = (&self.held, self.session.dialect()) else { return };
+        if !could_be_ours(dialect, &held.text) || held.text.len() > LOOKED_INTO {
             self.release(input, out);
-        } else if whole && held.text.iter().any(|byte| matches!(byte, b'{' | b'[')) {
-            held.stay_to_the_end();
         }
     }
 
@@ -150,11 +130,15 @@ impl Relay {
             return;
         }
         if let Some(held) = self.held.take() {
-            self.client_message_ends(&held, input, out);
+            if self.is_guarded() {
+                self.guarded_message_ends(held, input, out);
+            } else {
+                self.client_message_ends(&held, input, out);
+            }
         }
     }
 
-    fn release(&mut self, input: &[u8], out: &mut Outgoing) {
+    pub(super) fn release(&mut self, input: &[u8], out: &mut Outgoing) {
         if let Some(held) = self.held.take() {
             out.add(input, &held.raw);
         }
@@ -252,14 +236,14 @@ impl Relay {
     /// Our messages go out between two of the upstream's.
     pub(super) fn say_between(&mut self, input: &[u8], out: &mut Outgoing) {
         if !self.say.is_empty() && self.from_upstream.between_messages() && self.upstream_control.raw.is_empty() {
-            for frame in self.say.drain(..) {
-                out.add(input, &frame);
+            for saying in self.say.drain(..) {
+                out.add(input, &saying.frame);
             }
         }
     }
 }
 
-fn unmask_onto(target: &mut Vec<u8>, bytes: &[u8], mask: Option<[u8; 4]>, offset: u64) {
+pub(super) fn unmask_onto(target: &mut Vec<u8>, bytes: &[u8], mask: Option<[u8; 4]>, offset: u64) {
     let start = target.len();
     target.extend_from_slice(bytes);
     if let Some(mask) = mask {

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::guarded::Guard;
 use super::side::{Held, Outgoing};
 use super::{Relay, SAYINGS, mask};
 use crate::auth::Token;
 use crate::json;
 use crate::policy::{DialectSpec, FieldSpec};
+use crate::websocket::classify::Rules;
 use crate::websocket::dialect::{self, GoesOn, said_upstream};
 use crate::websocket::ending::Ending;
 use crate::websocket::field;
@@ -19,7 +21,7 @@ use crate::websocket::frame::{Opcode, encode};
 use crate::websocket::session::Event;
 use crate::websocket::template::resembles;
 
-/// Client texts longer than this are never looked into, unless the dialect reads them whole.
+/// Client texts longer than this are no handshake messages of ours, unless the dialect reads whole messages.
 pub(super) const LOOKED_INTO: usize = 16 << 10;
 
 /// An upstream has this long to answer a refresh; later it is a message like any other.
@@ -28,6 +30,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// What only some sockets keep, so that the others do not pay for it.
 #[derive(Default)]
 pub(super) struct Extra {
+    /// How messages that the upstream acts on are recognised.
+    pub(super) guard: Option<Guard>,
     /// The token in force: messages are compared with it, or carry it to the upstream.
     token: Option<Token>,
     /// The upstream was introduced to the user in this dialect, and hears of refreshes in it.
@@ -57,15 +61,14 @@ impl Extra {
         dialect: Option<&DialectSpec>,
         introduced: Option<Arc<DialectSpec>>,
         token: Option<Token>,
+        message_bytes: usize,
     ) -> Option<Box<Self>> {
-        let wanted = introduced.is_some() || token.is_some() || dialect.is_some_and(reads_whole);
-        wanted.then(|| Box::new(Self { token, introduced, ..Self::default() }))
+        let is_whole = dialect.is_some_and(|dialect| dialect.field.is_some() || dialect.forwards());
+        let rules = Rules::of(dialect, introduced.as_deref());
+        let guard = rules.map(|rules| Guard::new(rules, is_whole, message_bytes));
+        let wanted = guard.is_some() || token.is_some();
+        wanted.then(|| Box::new(Self { guard, token, introduced, ..Self::default() }))
     }
-}
-
-/// Whether every message of a client is read whole before it goes on.
-fn reads_whole(dialect: &DialectSpec) -> bool {
-    dialect.field.is_some() || dialect.forwards()
 }
 
 fn to_upstream(opcode: Opcode, text: &[u8]) -> Vec<u8> {
@@ -75,11 +78,6 @@ fn to_upstream(opcode: Opcode, text: &[u8]) -> Vec<u8> {
 }
 
 impl Relay {
-    /// Whether messages of this kind are read whole, and how.
-    pub(super) fn reads_whole(&self) -> bool {
-        self.session.dialect().is_some_and(|dialect| reads_whole(dialect))
-    }
-
     /// Whether the client is not read until a verdict has come.
     pub(super) fn is_holding(&self) -> bool {
         self.extra.as_ref().is_some_and(|extra| extra.waiting.is_some())
@@ -153,14 +151,16 @@ impl Relay {
         self.extra.as_ref().is_some_and(|extra| !extra.say.is_empty())
     }
 
-    /// A whole text, or in some dialects a whole binary message, of the client's.
+    /// A whole text of the client's.
     pub(super) fn client_message_ends(&mut self, held: &Held, input: &[u8], out: &mut Outgoing) {
         let Some(dialect) = self.session.dialect().cloned() else { return };
         if let Some(field) = &dialect.field {
             return self.field_message(field, held, input, out);
         }
-        let in_force = self.extra.as_ref().and_then(|extra| extra.token.as_ref());
-        let read = match dialect::later(&dialect, &held.text, self.times.token_bytes, in_force) {
+        let extra = self.extra.as_ref();
+        let in_force = extra.and_then(|extra| extra.token.as_ref());
+        let rules = extra.and_then(|extra| extra.guard.as_ref()).map(|guard| &guard.rules);
+        let read = match dialect::later(&dialect, &held.text, self.times.token_bytes, in_force, rules) {
             Ok(read) => read,
             Err(ending) => return self.act_on(Event::End(ending)),
         };
@@ -191,7 +191,7 @@ impl Relay {
         };
         let frame = to_upstream(Opcode::Text, read.edited.as_deref().unwrap_or(text).as_bytes());
         let in_force = self.extra.as_ref().and_then(|extra| extra.token.as_ref());
-        let token = match read.token.as_deref() {
+        let token = match read.token() {
             None if read.is_no_text => return self.act_on(Event::End(Ending::InvalidToken)),
             None => return out.add(input, &frame),
             // Compared whole: it is the one that was verified.

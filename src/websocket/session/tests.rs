@@ -51,7 +51,7 @@ fn accepted(expires_at: u64) -> Event {
 }
 
 fn waiting() -> Session {
-    Session::waiting(Arc::new(DialectSpec::vestibule()), Duration::from_secs(10), life(30), NOW)
+    Session::waiting(Arc::new(DialectSpec::vestibule()), Some(Duration::from_secs(10)), life(30), NOW)
 }
 
 fn opened() -> Session {
@@ -68,7 +68,7 @@ fn shown(actions: &[Action]) -> Vec<String> {
         .map(|action| match action {
             Action::Verify(_) => "verify".to_owned(),
             Action::Connect => "connect".to_owned(),
-            Action::Say(text) => text.clone(),
+            Action::Say(text) | Action::Pong(text) => text.clone(),
             Action::Relay => "relay".to_owned(),
             Action::HandOn(_) => "hand on".to_owned(),
             Action::AskAgain => "ask again".to_owned(),
@@ -111,7 +111,7 @@ fn every_bad_first_message_ends_with_its_row() {
 #[test]
 fn every_refused_first_token_ends_with_its_row() {
     for (verdict, expected) in [
-        (Verdict::Refused(Ending::ExpiredOnArrival), "Token has expired 4401 Token expired"),
+        (Verdict::Refused(Ending::ExpiredOnArrival), "Token has expired 1008 Token expired"),
         (Verdict::Refused(Ending::InvalidToken), "Invalid authentication token 1008 Invalid token"),
         (Verdict::Refused(Ending::AuthUnavailable), "Authentication service unavailable 1013 Try again later"),
         (Verdict::Denied, "Access denied 1008 Access denied"),
@@ -155,6 +155,27 @@ fn authenticate_again_is_a_refresh_answered_as_authenticated() {
         shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
         [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
     );
+}
+
+#[test]
+fn authenticate_with_the_users_old_token_is_answered_with_the_end_that_holds() {
+    let mut session = opened();
+    let event = Event::Later(Later::Authenticate(Presented::Token(token())), Vec::new());
+    assert_eq!(shown(&session.on(event, NOW)), ["verify"]);
+    let old = || Event::Verdict(Verdict::Expired { user_id: "alice".to_owned() });
+    let end = NOW / 1_000 + 60;
+    assert_eq!(
+        shown(&session.on(old(), NOW + 1_000)),
+        [format!(r#"{{"type":"authenticated","user_id":"alice","expires_at":{end},"expires_in":59}}"#)]
+    );
+    // Nothing is extended, and as a refresh it is refused.
+    assert_eq!(refresh(&mut session, NOW + 2_000), ["verify"]);
+    assert_eq!(
+        shown(&session.on(old(), NOW + 2_000)),
+        [r#"{"type":"error","message":"Token refresh failed: Token has expired"}"#]
+    );
+    assert_eq!(session.refreshes(), 0);
+    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
 }
 
 #[test]
@@ -291,7 +312,7 @@ fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
         || Arc::new(DialectSpec::token_field(FieldSpec { pointer: vec!["t".into()], upstream: FieldMode::Keep }));
     for (verdict, expected) in [
         (Verdict::Refused(Ending::InvalidToken), (4001, "Invalid token")),
-        (Verdict::Refused(Ending::ExpiredOnArrival), (4401, "Token expired")),
+        (Verdict::Refused(Ending::ExpiredOnArrival), (4001, "Token expired")),
         (Verdict::AnotherUser, (4001, "Invalid token")),
         (Verdict::Denied, (4001, "Access denied")),
         (Verdict::IdentityChanged, (1012, "Identity changed")),

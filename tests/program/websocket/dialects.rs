@@ -64,7 +64,7 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
         (
             json!({"event": "join", "ref": 1, "payload": {"token": house.issuer.expired("alice")}}),
             "Token has expired",
-            4401,
+            1008,
         ),
     ] {
         let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
@@ -159,7 +159,6 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
     let plain = r#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}"#;
     for (first, bytes) in [
         (0x81, plain.as_bytes().to_vec()),
-        (0x82, plain.as_bytes().to_vec()),
         (0x81, format!(" \n\t{plain}").into_bytes()),
         (0x81, br#"{"type":"connection\u005finit","payload":{"X\u002dUser-Id":"bob"}}"#.to_vec()),
         (0x81, json!({"type": "connection_init", "payload": {"x": long, "x.user.id": "bob"}}).to_string().into_bytes()),
@@ -184,6 +183,10 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
     for (first, bytes) in [
         (0x81, format!(r#"{{"type":"subscribe","n":1.50,"q":"{long}"}}"#).into_bytes()),
         (0x82, vec![7; 70_000]),
+        (0x82, vec![0; 70_000]),
+        (0x81, format!(r#"{{"type":"subscribe","q":"{}"}}"#, "x".repeat(3 << 20)).into_bytes()),
+        (0x81, br#"{"id":"1","payload":{"q":"\ud83d"},"type":"subscribe"}"#.to_vec()),
+        (0x81, format!(r#"{{"q":{}{},"type":"subscribe"}}"#, "[".repeat(500), "]".repeat(500)).into_bytes()),
         (0x81, b"ping".to_vec()),
     ] {
         client.send(first, &bytes).await;
@@ -194,23 +197,156 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
         assert_eq!((heard.opcode, &heard.payload), (first & 0x0f, &bytes));
     }
     // With two readings it goes nowhere.
+    let utf16: Vec<u8> = plain.encode_utf16().flat_map(u16::to_be_bytes).collect();
     for bytes in [
         &br#"{"type":"x","type":"connection_init","payload":{"X-User-Id":"bob"}}"#[..],
         br#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}{}"#,
         b"\xef\xbb\xbf{\"type\":\"connection_init\",\"payload\":{\"X-User-Id\":\"bob\"}}",
-        b"{\0\"\0t\0y\0p\0e\0",
+        br#"{"Type":"connection_init","Payload":{"X-User-Id":"bob"}}"#,
+        br#"{"type":"connection_init","n":NaN}"#,
+        br#"{"type":"connection_init","n":"\ud83d"}"#,
+        br#"{"type":"connection_init","n":1e400}"#,
+        b"{\"type\":\"connection_init\",\"n\":\"\xff\"}",
+        &utf16,
     ] {
         for first in [0x81, 0x82] {
             let (mut client, mut upstream) = open().await;
             client.send(first, bytes).await;
             assert_eq!(client.next_close().await, (4400, "Invalid message format".into()));
-            assert_eq!(upstream.next_close().await.0, 1001, "nothing of it reached the upstream");
+            // Of a message that could not be one of ours the beginning may have gone up, and never its end.
+            if let Some(heard) = upstream.try_next().await {
+                assert_eq!(heard.close().0, 1001);
+            }
         }
     }
+    // What shows behind three megabytes is cut off there.
+    let (mut client, mut upstream) = open().await;
+    let late = format!(r#"{{"type":"subscribe","q":"{}","type":"connection_init"}}"#, "x".repeat(3 << 20));
+    let writing = client.send(0x81, late);
+    let reading = upstream.try_next();
+    let ((), heard) = tokio::join!(writing, reading);
+    assert_eq!(heard, None);
+    assert_eq!(client.next_close().await, (4400, "Invalid message format".into()));
     let (mut client, _upstream) = open().await;
     client.send(0x01, format!(r#"{{"q":"{}"#, "x".repeat(900_000))).await;
     client.send(0x00, "x".repeat(200_000)).await;
     assert_eq!(client.next_close().await.0, 1009, "websocket.message_bytes");
+}
+
+/// Some backends read names without case, and cookies are credentials too.
+#[tokio::test]
+async fn header_maps_carry_no_credential_on_in_any_spelling() {
+    let house = house(&format!("{GRAPHQL}token_from: {{ cookie: __session, header: [Authorization, X-Jwt] }}\n")).await;
+    let token = house.issuer.token("alice");
+    let (_, client) = Socket::try_open(house.proxy.address, "/graphql", &[OFFER]).await;
+    let mut client = client.expect("open");
+    let headers = json!({
+        "Cookie": format!("a=1; __session={token}; __Host-vestibule=x"), "x_jwt": "secret", "Referer": format!("https://x/?token={token}"),
+        "Proxy-Authorization": "secret", "lang": "de"
+    });
+    let message = json!({"type": "connection_init", "payload": {"authToken": token, "Headers": headers}, "PAYLOAD": {"authtoken": "secret"}});
+    client.say(&message.to_string()).await;
+    let mut upstream = graphql_upstream(&house).await;
+    let expected =
+        json!({"type": "connection_init", "payload": {"Headers": {"Cookie": "a=1", "lang": "de"}}, "PAYLOAD": {}});
+    assert_eq!(read(&upstream.next_text().await), expected);
+}
+
+/// The upstream takes messages of this dialect for itself: what it could read as one, and is not one in every
+/// reading, never reaches it.
+#[tokio::test]
+async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it() {
+    let house = house("").await;
+    for dialect in ["vestibule", "none"] {
+        let proxy = crate::support::proxy::Proxy::start(&format!(
+            "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: vestibule }} }} }}\nproviders: [{}]\nwebsocket: {{ dialect: {dialect} }}\n",
+            house.backend.url(),
+            house.issuer.provider()
+        ))
+        .await;
+        let credential = bearer(&house.issuer.token("alice"));
+        let fields = [credential.as_str()];
+        let bob = house.issuer.token("bob");
+        let open = async || {
+            let upstream = async {
+                let (_, mut upstream) = house.backend.websocket().await;
+                assert!(upstream.next_text().await.contains("authenticate"));
+                upstream.say(r#"{"type":"authenticated","user_id":"alice","expires_at":1,"expires_in":1}"#).await;
+                upstream
+            };
+            tokio::join!(Socket::open(proxy.address, "/ws", &fields), upstream)
+        };
+        let refresh = format!(r#"{{"type":"refresh_auth","token":"{bob}"}}"#);
+        let inner = &refresh[1..];
+        let utf32: Vec<u8> = refresh.chars().flat_map(|c| u32::from(c).to_le_bytes()).collect();
+        for (first, bytes) in [
+            (0x81, format!(r#"{{"n":NaN,{inner}"#).into_bytes()),
+            (0x81, format!(r#"{{"token":"x",{inner}"#).into_bytes()),
+            (0x81, format!(r#"{{"pad":"{}",{inner}"#, "x".repeat(20_000)).into_bytes()),
+            (0x81, format!(r#"{{"n":"\ud83d",{inner}"#).into_bytes()),
+            (0x81, format!(r#"{{"n":{}{},{inner}"#, "[".repeat(40), "]".repeat(40)).into_bytes()),
+            (0x81, format!(r#"{{"n":1e400,{inner}"#).into_bytes()),
+            (0x81, format!("{refresh}{{}}").into_bytes()),
+            (0x81, refresh.replace("type", "Type").into_bytes()),
+            (0x81, refresh.replace('"', "'").into_bytes()),
+            (0x82, refresh.clone().into_bytes()),
+            (0x82, utf32),
+        ] {
+            let (mut client, mut upstream) = open().await;
+            client.send(first, &bytes).await;
+            let mut heard = client.next().await;
+            while heard.opcode == 1 {
+                heard = client.next().await;
+            }
+            // One of ours is no longer than 16 KiB.
+            let code = if bytes.len() > 17_000 { 1009 } else { 1008 };
+            assert_eq!(heard.close().0, code, "{dialect} {}", String::from_utf8_lossy(&bytes[..bytes.len().min(99)]));
+            if let Some(heard) = upstream.try_next().await {
+                assert_eq!(
+                    heard.close().0,
+                    1001,
+                    "{dialect} {}",
+                    String::from_utf8_lossy(&bytes[..bytes.len().min(99)])
+                );
+            }
+        }
+        let (mut client, mut upstream) = open().await;
+        let long = "x".repeat(3 << 20);
+        for (first, bytes) in [
+            (0x81, format!(r#"{{"data":"{long}","type":"run"}}"#).into_bytes()),
+            (0x81, br#"{"type":"run","n":NaN,"cut":"\ud83d"}"#.to_vec()),
+            (0x82, vec![0; 100_000]),
+            (0x81, br#"{"type":"run","code":"{\"type\":\"refresh_auth\"}"}"#.to_vec()),
+        ] {
+            client.send(first, &bytes).await;
+            let heard = upstream.next().await;
+            assert_eq!((heard.opcode, heard.payload == bytes), (first & 0x0f, true), "{dialect}");
+        }
+    }
+}
+
+/// A page asks whether someone is there while a long message is on its way to it.
+#[tokio::test]
+async fn heartbeats_behind_a_message_of_the_upstream_are_no_refreshes() {
+    let house = house(CHANNELS).await;
+    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    client.next_text().await;
+    let token = house.issuer.token("alice");
+    client.say(&json!({"event": "join", "ref": 1, "payload": {"token": token}}).to_string()).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    client.next_text().await;
+    upstream.send(0x01, "begun").await;
+    assert_eq!(client.next().await.text(), "begun");
+    for index in 0..20 {
+        client.say(&json!({"event": "heartbeat", "ref": index}).to_string()).await;
+    }
+    client.say("behind").await;
+    assert_eq!(upstream.next_text().await, "behind");
+    upstream.send(0x80, " and ended").await;
+    assert_eq!(client.next().await.text(), " and ended");
+    for index in 0..20 {
+        assert_eq!(read(&client.next_text().await), json!({"event": "pong", "ref": index}));
+    }
 }
 
 #[tokio::test]

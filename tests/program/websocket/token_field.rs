@@ -51,7 +51,7 @@ async fn the_first_message_must_verify_unless_the_upgrade_did() {
         ("/chat", message("x", ""), Some("Missing authentication token"), (4001, "Missing token")),
         ("/chat", message("x", 7), Some("Invalid authentication token"), (4001, "Invalid token")),
         ("/chat", message("x", "garbage"), Some("Invalid authentication token"), (4001, "Invalid token")),
-        ("/chat", message("x", expired.as_str()), Some("Token has expired"), (4401, "Token expired")),
+        ("/chat", message("x", expired.as_str()), Some("Token has expired"), (4001, "Token expired")),
         ("/admin", message("x", good.as_str()), Some("Access denied"), (4001, "Access denied")),
         (
             "/chat",
@@ -116,7 +116,7 @@ async fn a_changed_token_that_is_refused_drops_its_message_and_closes() {
         ("garbage".into(), "Invalid authentication token", (4001, "Invalid token")),
         ("a b".into(), "Invalid authentication token", (4001, "Invalid token")),
         (Value::from(7), "Invalid authentication token", (4001, "Invalid token")),
-        (expired.as_str().into(), "Token has expired", (4401, "Token expired")),
+        (expired.as_str().into(), "Token has expired", (4001, "Token expired")),
     ] {
         let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
         client.say(&message("dropped", token)).await;
@@ -170,16 +170,23 @@ async fn messages_are_read_whole_up_to_message_bytes() {
     assert_eq!(upstream.next_text().await, text);
 }
 
+/// Of a message that could hold the field in some reading; every other one is none of ours.
 #[tokio::test]
-async fn what_is_not_one_text_with_one_object_is_refused() {
+async fn a_defect_in_what_could_hold_the_field_is_refused() {
     let house = house(CHAT).await;
     let token = house.issuer.token("alice");
+    let field = format!(r#"{{"auth_token":"{token}"}}"#);
+    let utf16: Vec<u8> = field.encode_utf16().flat_map(u16::to_le_bytes).collect();
     for (first, bytes, close) in [
-        (0x82, b"{}".to_vec(), (1008, "Invalid message format")),
-        (0x81, b"[]".to_vec(), (1008, "Invalid message format")),
-        (0x81, b"hello".to_vec(), (1008, "Invalid message format")),
+        (0x82, field.clone().into_bytes(), (1008, "Invalid message format")),
+        (0x82, utf16.clone(), (1008, "Invalid message format")),
+        (0x81, utf16, (1008, "Invalid message format")),
+        (0x81, field.replace("auth_token", "Auth_Token").into_bytes(), (1008, "Invalid message format")),
+        (0x81, field.replace("auth_token", "auth_to\u{212a}en").into_bytes(), (1008, "Invalid message format")),
+        (0x81, format!(r#"{{"n":NaN,{}"#, &field[1..]).into_bytes(), (1008, "Invalid message format")),
         (0x81, format!(r#"{{"auth_token":"{token}","auth_token":""}}"#).into_bytes(), (1008, "Invalid message format")),
-        (0x81, b"{\"a\":\"\xff\"}".to_vec(), (1007, "Invalid UTF-8")),
+        (0x81, format!("{field}{{}}").into_bytes(), (1008, "Invalid message format")),
+        (0x81, b"{\"a\":\"\xff\",\"auth_token\":\"\"}".to_vec(), (1007, "Invalid UTF-8")),
     ] {
         let (mut client, mut upstream) = chat(&house, &token).await;
         client.send(first, &bytes).await;
@@ -188,7 +195,67 @@ async fn what_is_not_one_text_with_one_object_is_refused() {
             assert_eq!(heard.text(), error("Invalid message format"));
             heard = client.next().await;
         }
-        assert_eq!(heard.close(), (close.0, close.1.to_owned()));
-        assert_eq!(upstream.next_close().await.0, 1001);
+        assert_eq!(heard.close(), (close.0, close.1.to_owned()), "{}", String::from_utf8_lossy(&bytes));
+        // Of a binary one the beginning may have gone up, and never its end.
+        if let Some(heard) = upstream.try_next().await {
+            assert_eq!(heard.close().0, 1001);
+        }
     }
+}
+
+#[tokio::test]
+async fn what_cannot_hold_the_field_passes_as_it_came() {
+    let house = house(CHAT).await;
+    let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
+    let deep = format!(r#"{{"n":{}{}}}"#, "[".repeat(5_000), "]".repeat(5_000));
+    for (first, bytes) in [
+        (0x82, vec![0; 3 << 20]),
+        (0x82, b"{}".to_vec()),
+        (0x81, b"[]".to_vec()),
+        (0x81, b"hello".to_vec()),
+        (0x81, br#"{"cut":"\ud83d","n":[NaN,1e400]}"#.to_vec()),
+        (0x81, deep.into_bytes()),
+    ] {
+        client.send(first, &bytes).await;
+        let heard = upstream.next().await;
+        assert_eq!((heard.opcode, heard.payload == bytes), (first & 0x0f, true));
+    }
+}
+
+#[tokio::test]
+async fn a_leading_bearer_is_dropped() {
+    let house = house(CHAT).await;
+    let token = format!("bearer  {}", house.issuer.token("alice"));
+    let (mut client, mut upstream) = chat(&house, &token).await;
+    for text in [message("the same", token.as_str()), message("plain", token.trim_start_matches("bearer  "))] {
+        client.say(&text).await;
+        assert_eq!(upstream.next_text().await, text);
+    }
+}
+
+/// A chat says nothing until its user does, and a second socket that its page has forgotten shows no error.
+#[tokio::test]
+async fn a_chat_waits_for_as_long_as_its_user_is_silent() {
+    let house = house(
+        "websocket: { dialect: token-field, ping_interval: 100ms, ping_timeout: 300ms }\nroutes: [{ path: /timed, websocket: { auth_timeout: 200ms } }]\n",
+    )
+    .await;
+    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    // Each pong shows that it waits, more of them than control frames are allowed that nobody asked for.
+    for _ in 0..30 {
+        let ping = client.next().await;
+        assert_eq!(ping.opcode, 9);
+        client.send(0x8a, &ping.payload).await;
+    }
+    let token = house.issuer.token("alice");
+    client.say(&message("first", token.as_str())).await;
+    let (_, mut upstream) = house.backend.websocket().await;
+    assert_eq!(upstream.next_text().await, message("first", token.as_str()));
+    // Who answers no ping has gone.
+    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    assert_eq!(client.next().await.opcode, 9);
+    assert!(client.is_over().await);
+    // With a limit the Close alone is said to a page that has said nothing.
+    let mut client = Socket::open(house.proxy.address, "/timed", &[]).await;
+    assert_eq!(client.next_close().await, (1008, "Authentication timeout".into()));
 }

@@ -1,0 +1,438 @@
+//! Follows the structure of one message as the most lenient of readers would, and the members that the rules name.
+
+use super::{Rules, Wanted, paired, push_without_case};
+
+/// Where the lexer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lex {
+    Between,
+    /// In a text that ends with this quote.
+    Quoted(char, Escape),
+    /// In a word without quotes: a number, `true`, `NaN`, a name as JSON5 allows it.
+    Bare,
+    Slash,
+    LineComment,
+    BlockComment {
+        star: bool,
+    },
+    /// The rest of a line that is nothing.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Escape {
+    None,
+    Backslash,
+    Hex { left: u8, value: u32 },
+}
+
+/// An object or an array on the way to a member.
+#[derive(Clone, Debug)]
+struct Frame {
+    is_array: bool,
+    index: u64,
+    /// The keys that may still be found below it.
+    keys: u64,
+    /// In an object: the keys that the name just read leads to; `None` before a name.
+    named: Option<u64>,
+}
+
+/// Whether a scanner needs company.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    One,
+    /// Some readers end a comment here, others do not.
+    AlsoEnded,
+}
+
+/// One way to take a message.
+#[derive(Clone, Debug)]
+pub(super) struct Scanner {
+    /// Every line is a message by itself.
+    reads_lines: bool,
+    lex: Lex,
+    frames: Vec<Frame>,
+    /// How deep it is below what the rules name.
+    below: u64,
+    /// The name or value being read, without case.
+    text: String,
+    /// Its characters; those beyond `longest` are not kept.
+    length: usize,
+    longest: usize,
+    /// It has escapes that readers take differently, so it may be any text.
+    is_any: bool,
+    /// The first half of an escaped surrogate pair.
+    high: Option<u32>,
+    satisfied: u64,
+    missed: u64,
+    fits: u32,
+    /// The first value has ended.
+    has_ended: bool,
+    /// It is not what we would take.
+    is_odd: bool,
+    is_dead: bool,
+}
+
+impl Scanner {
+    pub(super) fn new(rules: &Rules, reads_lines: bool) -> Self {
+        Self {
+            reads_lines,
+            lex: Lex::Between,
+            frames: Vec::new(),
+            below: 0,
+            text: String::new(),
+            length: 0,
+            longest: rules.longest,
+            is_any: false,
+            high: None,
+            satisfied: rules.given,
+            missed: 0,
+            fits: 0,
+            has_ended: false,
+            is_odd: false,
+            is_dead: false,
+        }
+    }
+
+    pub(super) const fn is_dead(&self) -> bool {
+        self.is_dead
+    }
+
+    pub(super) const fn reads_lines(&self) -> bool {
+        self.reads_lines
+    }
+
+    pub(super) const fn fits(&self) -> u32 {
+        self.fits
+    }
+
+    /// Whether some rule may still fit without a member being there twice.
+    pub(super) fn could_be_sound(&self, rules: &Rules) -> bool {
+        let open = self.reads_lines
+            || (!self.has_ended && rules.rules.iter().any(|rule| rule.keys & !rules.given & self.missed == 0));
+        open && !self.is_odd && !self.is_dead
+    }
+
+    /// How many of these bytes it only passes by; `None` unless it stands in a text that is compared with nothing.
+    pub(super) fn skips(&self, bytes: &[u8]) -> Option<usize> {
+        let Lex::Quoted(quote, Escape::None) = self.lex else { return None };
+        if self.reads_lines || (self.is_compared() && self.length <= self.longest) {
+            return None;
+        }
+        let quote = u8::try_from(quote).ok()?;
+        Some(bytes.iter().position(|byte| *byte == quote || *byte == b'\\').unwrap_or(bytes.len()))
+    }
+
+    /// The same, where the comment it stands in has ended.
+    pub(super) fn with_comment_ended(&self) -> Self {
+        Self { lex: Lex::Between, ..self.clone() }
+    }
+
+    pub(super) fn push(&mut self, rules: &Rules, c: char) -> Outcome {
+        // Nothing to the readers that take them: what is left of a wider encoding.
+        if c == '\0' {
+            return Outcome::One;
+        }
+        if self.reads_lines && c == '\n' {
+            self.end_line(rules);
+            return Outcome::One;
+        }
+        match self.lex {
+            Lex::Quoted(quote, escape) => self.in_quotes(rules, quote, escape, c),
+            Lex::Bare if !ends_word(c) => self.keep(c),
+            Lex::Bare => {
+                self.end_scalar(rules, false);
+                self.lex = Lex::Between;
+                self.between(rules, c);
+            }
+            Lex::Between => self.between(rules, c),
+            Lex::Slash => match c {
+                '/' => self.lex = Lex::LineComment,
+                '*' => self.lex = Lex::BlockComment { star: false },
+                _ => {
+                    self.lex = Lex::Between;
+                    self.between(rules, c);
+                }
+            },
+            Lex::LineComment if c == '\n' => self.lex = Lex::Between,
+            Lex::LineComment if matches!(c, '\r' | '\u{85}' | '\u{2028}' | '\u{2029}') => return Outcome::AlsoEnded,
+            Lex::BlockComment { star: true } if c == '/' => self.lex = Lex::Between,
+            Lex::BlockComment { .. } => self.lex = Lex::BlockComment { star: c == '*' },
+            Lex::LineComment | Lex::Lost => {}
+        }
+        Outcome::One
+    }
+
+    /// The message has ended.
+    pub(super) fn end(&mut self, rules: &Rules) {
+        if self.lex == Lex::Bare {
+            self.end_scalar(rules, false);
+            self.lex = Lex::Between;
+        }
+    }
+
+    fn end_line(&mut self, rules: &Rules) {
+        self.end(rules);
+        self.is_odd |= self.lex != Lex::Between || !self.frames.is_empty();
+        self.lex = Lex::Between;
+        self.frames.clear();
+        self.below = 0;
+        self.satisfied = rules.given;
+        self.missed = 0;
+        self.has_ended = false;
+    }
+
+    fn between(&mut self, rules: &Rules, c: char) {
+        if c.is_whitespace() || c.is_control() || c == '\u{feff}' {
+            return;
+        }
+        if self.frames.is_empty() && self.below == 0 && !self.has_ended {
+            let begins = c == '{' || (c == '[' && rules.arrays) || matches!(c, '/' | '#');
+            if !begins {
+                // No reader takes it for an object.
+                self.is_odd = true;
+                if self.reads_lines {
+                    self.lex = Lex::Lost;
+                } else {
+                    self.is_dead = true;
+                }
+                return;
+            }
+        }
+        match c {
+            '{' | '[' => self.open(rules, c == '['),
+            '}' | ']' => self.close(),
+            ',' | ';' => {
+                if self.below == 0
+                    && let Some(frame) = self.frames.last_mut()
+                {
+                    frame.named = None;
+                    frame.index += u64::from(frame.is_array);
+                }
+            }
+            // The colon, and what some readers take in its place.
+            ':' | '=' | '>' => {}
+            '"' | '\'' => {
+                self.begin_scalar();
+                self.lex = Lex::Quoted(c, Escape::None);
+            }
+            '/' | '#' => {
+                self.is_odd = true;
+                self.lex = if c == '/' { Lex::Slash } else { Lex::LineComment };
+            }
+            _ => {
+                self.begin_scalar();
+                self.lex = Lex::Bare;
+                self.keep(c);
+            }
+        }
+    }
+
+    fn in_quotes(&mut self, rules: &Rules, quote: char, escape: Escape, c: char) {
+        let next = match escape {
+            Escape::None if c == quote => {
+                self.lex = Lex::Between;
+                return self.end_scalar(rules, true);
+            }
+            Escape::None if c == '\\' => Escape::Backslash,
+            Escape::None => {
+                self.keep(c);
+                Escape::None
+            }
+            Escape::Backslash => match c {
+                'u' => Escape::Hex { left: 4, value: 0 },
+                'b' | 'f' | 'n' | 'r' | 't' | '\n' | '\r' | '\u{2028}' | '\u{2029}' => Escape::None,
+                '"' | '\\' | '/' | '\'' => {
+                    self.keep(c);
+                    Escape::None
+                }
+                _ => {
+                    self.is_any = true;
+                    Escape::None
+                }
+            },
+            Escape::Hex { left, value } => match c.to_digit(16) {
+                Some(digit) if left == 1 => {
+                    self.keep_unit(value << 4 | digit);
+                    Escape::None
+                }
+                Some(digit) => Escape::Hex { left: left - 1, value: value << 4 | digit },
+                None => {
+                    self.is_any = true;
+                    self.lex = Lex::Quoted(quote, Escape::None);
+                    return self.in_quotes(rules, quote, Escape::None, c);
+                }
+            },
+        };
+        self.lex = Lex::Quoted(quote, next);
+    }
+
+    /// Whether what is read now is compared with anything.
+    fn is_compared(&self) -> bool {
+        self.below == 0 && !self.frames.is_empty()
+    }
+
+    fn begin_scalar(&mut self) {
+        self.text.clear();
+        self.length = 0;
+        self.is_any = false;
+        self.high = None;
+    }
+
+    fn keep(&mut self, c: char) {
+        if self.is_compared() {
+            self.high = None;
+            let before = self.text.len();
+            if self.length <= self.longest {
+                push_without_case(&mut self.text, c);
+                self.length += usize::from(self.text.len() > before);
+            }
+        }
+    }
+
+    /// Keeps an escaped unit of UTF-16; half a pair is left out.
+    fn keep_unit(&mut self, unit: u32) {
+        match (unit, self.high.take()) {
+            (0xd800..=0xdbff, _) => self.high = Some(unit),
+            (0xdc00..=0xdfff, Some(high)) => {
+                if let Some(c) = paired(high, unit) {
+                    self.keep(c);
+                }
+            }
+            _ => {
+                if let Some(c) = char::from_u32(unit) {
+                    self.keep(c);
+                }
+            }
+        }
+    }
+
+    fn end_scalar(&mut self, rules: &Rules, is_quoted: bool) {
+        if !self.is_compared() {
+            return;
+        }
+        let depth = self.frames.len() - 1;
+        let Some(frame) = self.frames.last_mut() else { return };
+        if !frame.is_array && frame.named.is_none() {
+            let is_short = self.length <= self.longest;
+            let leads = bits(frame.keys)
+                .filter(|at| self.is_any || (is_short && rules.keys[*at].path[depth].name == self.text))
+                .fold(0, |mask, at| mask | 1 << at);
+            frame.named = Some(leads);
+            return;
+        }
+        let keys = frame.takes_value(rules, depth);
+        for at in bits(keys) {
+            let key = &rules.keys[at];
+            let fits = key.path.len() == depth + 1 && (self.is_any || self.value_fits(&key.wanted, is_quoted));
+            if fits { self.satisfied |= 1 << at } else { self.missed |= 1 << at }
+        }
+        self.fits |= rules.fitting(self.satisfied);
+    }
+
+    fn value_fits(&self, wanted: &Wanted, is_quoted: bool) -> bool {
+        let is_short = self.length <= self.longest;
+        let is_number = |wanted: f64| {
+            if !is_short {
+                // Its digits were not kept; a long text is no number.
+                return self.text.chars().all(|c| c.is_ascii_hexdigit() || "+-._x".contains(c));
+            }
+            number(&self.text).is_some_and(|found| same(found, wanted) || same(found.trunc(), wanted))
+        };
+        match wanted {
+            Wanted::Present | Wanted::Null => true,
+            Wanted::Text(text) => is_short && self.text == *text,
+            Wanted::Number(wanted) => is_number(*wanted),
+            Wanted::Bool(true) => matches!(self.text.as_str(), "true" | "yes" | "on" | "y" | "t") || is_number(1.0),
+            Wanted::Bool(false) => {
+                matches!(self.text.as_str(), "false" | "no" | "off" | "n" | "f" | "null")
+                    || (is_quoted && self.text.is_empty())
+                    || is_number(0.0)
+            }
+            Wanted::Container => false,
+        }
+    }
+
+    fn open(&mut self, rules: &Rules, is_array: bool) {
+        if self.below > 0 {
+            self.below += 1;
+            return;
+        }
+        let depth = self.frames.len();
+        let (reached, mut deeper) = match self.frames.last_mut() {
+            None => {
+                // A value behind the first is another message to readers that take several.
+                self.satisfied = rules.given;
+                self.missed = 0;
+                (0, u64::MAX >> (64 - rules.keys.len().clamp(1, 64)))
+            }
+            Some(frame) => {
+                let keys = frame.takes_value(rules, depth - 1);
+                let reached = bits(keys).filter(|at| rules.keys[*at].path.len() == depth).fold(0, |m, at| m | 1 << at);
+                (reached, keys & !reached)
+            }
+        };
+        for at in bits(reached) {
+            let fits = matches!(rules.keys[at].wanted, Wanted::Present | Wanted::Container | Wanted::Null);
+            if fits { self.satisfied |= 1 << at } else { self.missed |= 1 << at }
+        }
+        self.fits |= rules.fitting(self.satisfied);
+        if depth >= rules.depth {
+            deeper = 0;
+        }
+        if deeper == 0 && depth > 0 {
+            self.below = 1;
+        } else {
+            self.frames.push(Frame { is_array, index: 0, keys: deeper, named: None });
+        }
+    }
+
+    fn close(&mut self) {
+        if self.below > 0 {
+            self.below -= 1;
+            return;
+        }
+        if let Some(frame) = self.frames.pop() {
+            self.missed |= frame.keys & !self.satisfied;
+            self.has_ended |= self.frames.is_empty();
+        }
+    }
+}
+
+impl Frame {
+    /// The keys that the value which begins here may hold.
+    fn takes_value(&mut self, rules: &Rules, depth: usize) -> u64 {
+        if self.is_array {
+            let here = |at: &usize| rules.keys[*at].path[depth].index == Some(self.index);
+            bits(self.keys).filter(here).fold(0, |mask, at| mask | 1 << at)
+        } else {
+            self.named.take().unwrap_or(0)
+        }
+    }
+}
+
+fn ends_word(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || matches!(c, '{' | '}' | '[' | ']' | ',' | ':' | ';' | '=' | '"' | '\'' | '/')
+}
+
+fn bits(mask: u64) -> impl Iterator<Item = usize> {
+    (0..64).filter(move |at| mask >> at & 1 == 1)
+}
+
+/// A number as lenient readers write it.
+fn number(text: &str) -> Option<f64> {
+    let plain: String = text.chars().filter(|c| *c != '_').collect();
+    let (sign, digits) = match plain.strip_prefix('-') {
+        Some(digits) => (-1.0, digits),
+        None => (1.0, plain.strip_prefix('+').unwrap_or(&plain)),
+    };
+    if let Some(hex) = digits.strip_prefix("0x") {
+        // Sixteen digits and more are no number that a rule would name.
+        return u32::from_str_radix(hex, 16).ok().map(|value| sign * f64::from(value));
+    }
+    digits.parse::<f64>().ok().map(|value| sign * value)
+}
+
+fn same(a: f64, b: f64) -> bool {
+    a.partial_cmp(&b) == Some(std::cmp::Ordering::Equal)
+}
