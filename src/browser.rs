@@ -7,6 +7,6 @@ mod client;
 mod pages;
 mod session;
 
-pub use client::answer as client_js;
+pub use client::ClientFile;
 pub use pages::{Navigation, answer_navigation};
 pub use session::serve as serve_session;

@@ -19,7 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
-use crate::browser::{Navigation, answer_navigation, client_js, serve_session};
+use crate::browser::{ClientFile, Navigation, answer_navigation, serve_session};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
     Refusal, ResponseBody, Ruled, Sealed, Sharing, admit, answer_preflight, let_read, problem, replace_cors, rule,
@@ -164,8 +164,6 @@ impl Drop for Entry {
     }
 }
 
-/// What front ends import.
-const CLIENT: &str = "/.vestibule/client.js";
 /// Where sessions begin and end.
 const SESSION: &str = "/.vestibule/session";
 
@@ -328,8 +326,9 @@ impl Desk<'_> {
 /// Our own endpoints. Anything else under the prefix is 404.
 fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     line.route = Arc::clone(&OWN_ROUTE);
+    let file = ClientFile::at(own.head().uri.path());
     let (status, word) = match own.head().uri.path() {
-        CLIENT => (StatusCode::OK, ""),
+        _ if file.is_some() => (StatusCode::OK, ""),
         "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
         "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),
         "/.vestibule/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
@@ -338,9 +337,9 @@ fn serve_own(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> S
     if !matches!(own.head().method, Method::GET | Method::HEAD) {
         return Served::Refused(Refusal::method_not_allowed(Some("GET, HEAD")));
     }
-    if own.head().uri.path() == CLIENT {
+    if let Some(file) = file {
         line.outcome = "own";
-        return Served::Ours(client_js());
+        return Served::Ours(file.answer(&own.head().headers));
     }
     line.quiet = true;
     line.outcome = "own";

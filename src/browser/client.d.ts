@@ -6,7 +6,10 @@ export interface TokenRequest {
 }
 
 export interface AuthOptions {
-  /** The provider's: `null` while it still loads, or when nobody is signed in. Throwing counts as `null`. */
+  /**
+   * The provider's token. `null`: nobody is signed in, or the provider still loads. `undefined`, or throwing: no answer now, and it is asked
+   * again.
+   */
   getToken(request: TokenRequest): Promise<string | null | undefined> | string | null | undefined;
   /** Exactly these get a token; default: the page's own. */
   origins?: string[];
@@ -16,7 +19,7 @@ export interface AuthOptions {
   onSignedOut?(): void;
   /** 503: nobody was signed out. */
   onUnavailable?(): void;
-  /** Whether sockets come back by themselves; default: no. */
+  /** Whether sockets come back by themselves; default: no. Leave it off beside a library that reconnects. */
   reconnect?: boolean;
   /** Milliseconds that a call waits for a first token; default 10 000. */
   wait?: number;
@@ -48,4 +51,16 @@ export class AuthenticatedWebSocket extends EventTarget implements WebSocket {
   onclose: ((this: WebSocket, event: CloseEvent) => unknown) | null;
   send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
   close(code?: number, reason?: string): void;
+  addEventListener<K extends keyof WebSocketEventMap>(
+    type: K,
+    listener: (this: WebSocket, event: WebSocketEventMap[K]) => unknown,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
+  removeEventListener<K extends keyof WebSocketEventMap>(
+    type: K,
+    listener: (this: WebSocket, event: WebSocketEventMap[K]) => unknown,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | EventListenerOptions): void;
 }

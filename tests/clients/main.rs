@@ -66,6 +66,7 @@ fn passes_with(file: &str, variables: &[(&str, &Path)]) {
         .args(["--test", file])
         .current_dir(folder)
         .env("VESTIBULE", env!("CARGO_BIN_EXE_vestibule"))
+        .env("ROOT", env!("CARGO_MANIFEST_DIR"))
         .env("EXAMPLES", concat!(env!("CARGO_MANIFEST_DIR"), "/docs/dialects"))
         .envs(variables.iter().copied())
         .output()
@@ -81,6 +82,16 @@ fn graphql_ws() {
 #[test]
 fn our_own() {
     passes("client.test.mjs");
+}
+
+#[test]
+fn our_own_sockets_on_a_clock_of_the_test() {
+    passes("client_sockets.test.mjs");
+}
+
+#[test]
+fn our_own_as_a_package_and_with_types() {
+    passes("package.test.mjs");
 }
 
 /// Where a browser is: `CHROMIUM`, or the system's.

@@ -531,8 +531,25 @@ async fn the_client_module_is_served_to_everyone() {
     let answer = get(house.proxy.address, "/.vestibule/client.js", &["Origin: https://app.example.com"]).await;
     assert_eq!((answer.status, answer.field("content-type")), (200, Some("text/javascript; charset=utf-8")));
     assert_eq!(answer.field("access-control-allow-origin"), Some("https://app.example.com"));
-    assert!(answer.body.contains("export function installAuth(") && answer.field("etag").is_some());
+    assert!(answer.body.contains("as installAuth") && answer.body.len() < 16 * 1024, "minified: {}", answer.body.len());
+    let tag = answer.field("etag").expect("a tag");
+    let again =
+        get(house.proxy.address, "/.vestibule/client.js", &[&format!("If-None-Match: \"other\", W/{tag}")]).await;
+    assert_eq!((again.status, again.field("etag"), again.body.as_str()), (304, Some(tag), ""));
+    let other = get(house.proxy.address, "/.vestibule/client.js", &["If-None-Match: \"other\""]).await;
+    assert_eq!(other.status, 200);
     let posted = request(house.proxy.address, "POST", "/.vestibule/client.js", &[], "").await;
     assert_eq!((posted.status, posted.field("allow")), (405, Some("GET, HEAD")));
     assert_eq!(get(house.proxy.address, "/.vestibule/client.js/", &[]).await.status, 404);
+}
+
+#[tokio::test]
+async fn the_types_of_the_client_module_are_served_beside_it() {
+    let house = house("").await;
+    let answer = get(house.proxy.address, "/.vestibule/client.d.ts", &[]).await;
+    assert_eq!((answer.status, answer.field("content-type")), (200, Some("text/plain; charset=utf-8")));
+    assert!(answer.body.contains("export function installAuth("), "{}", answer.body);
+    let tag = answer.field("etag").expect("a tag");
+    let again = get(house.proxy.address, "/.vestibule/client.d.ts", &[&format!("If-None-Match: {tag}")]).await;
+    assert_eq!(again.status, 304);
 }
