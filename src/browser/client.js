@@ -12,6 +12,7 @@ const BACKOFF = { first: 500, most: 30_000 };
 const CODES = { stop: 4401, policy: 1008 };
 const RECONNECTABLE = [1006, 1011, 1012, 1013];
 const REFRESH_REFUSED = /^(Token refresh failed: |Too many refreshes$)/;
+const PAGE_HANDSHAKE = /"type"\s*:\s*"(authenticate|refresh_auth)"/;
 const TOKEN_REFUSED = ['Invalid token', 'Token expired', 'Authentication timeout'];
 const NO_CLOSE = { code: 1006, reason: '', wasClean: false };
 
@@ -167,6 +168,7 @@ export class AuthenticatedWebSocket extends EventTarget {
   #isRefreshing = false;
   #refreshedAt = -Infinity;
   #retries = 0; // of a renewal
+  #pageHandshakes = false; // the page says `authenticate` or `refresh_auth` itself
   #attempts = 0;
   #isLeft = false; // closed by the page, or by us for good
   #lastClose; // while it comes back: how the connection that was open ended
@@ -201,6 +203,7 @@ export class AuthenticatedWebSocket extends EventTarget {
   }
 
   send(data) {
+    if (typeof data === 'string' && PAGE_HANDSHAKE.test(data)) this.#pageHandshakes = true;
     if (this.#state === 1) this.#inner.send(data);
     // What is sent before it is open waits its turn, in order; a plain WebSocket would throw.
     else if (this.#state === 0) this.#queue.push(copied(data));
@@ -247,10 +250,13 @@ export class AuthenticatedWebSocket extends EventTarget {
     let [isKnown, hasFailed] = [false, false];
     inner.addEventListener('open', () => inner.send(JSON.stringify({ type: 'authenticate', token })));
     inner.addEventListener('message', ({ data, origin }) => {
+      if (this.#state > 1 && !isKnown) return;
       const said = isKnown ? this.#refreshAnswer(data) : this.#handshakeAnswer(data);
       if (!said) {
-        if (!isKnown) this.#early.push({ data, origin });
-        else this.#dispatch('message', { data, origin });
+        if (!isKnown) return void this.#early.push({ data, origin });
+        // The page's own token may have ended sooner than ours, and the socket with it.
+        if (this.#pageHandshakes) this.#renewIn(this.#pageAnswer(data)?.expires_in);
+        this.#dispatch('message', { data, origin });
       } else if (isKnown) {
         this.#refreshed(said);
       } else if (said.type === 'error') {
@@ -293,6 +299,12 @@ export class AuthenticatedWebSocket extends EventTarget {
     return (said?.type === 'auth_refreshed' && 'expires_in' in said) || isRefreshRefusal(said) ? said : undefined;
   }
 
+  /** The answer to a handshake of the page's own. */
+  #pageAnswer(data) {
+    const said = typeof data === 'string' && /^\{"type":"(authenticated|auth_refreshed)"/.test(data) ? parsed(data) : undefined;
+    return said?.type === 'auth_refreshed' || said?.user_id === this.#userId ? said : undefined;
+  }
+
   #opened(said) {
     this.#state = 1;
     this.#wasOpen = true;
@@ -302,7 +314,9 @@ export class AuthenticatedWebSocket extends EventTarget {
     this.#renewIn(said.expires_in);
     for (const data of this.#queue.splice(0)) this.#inner.send(data);
     this.#dispatch('open');
-    for (const message of this.#early.splice(0)) this.#dispatch('message', message);
+    for (const message of this.#early.splice(0)) {
+      if (this.#state === 1) this.#dispatch('message', message);
+    }
   }
 
   #succeeded() {

@@ -91,6 +91,41 @@ test('client.js on a page: fetch and sockets show who it is, and renew', async (
   here.nothingLeaked();
 });
 
+test('a class that extends the browser\'s WebSocket keeps its methods, with client.js and without it for a URL', async (t) => {
+  const here = await served(t);
+  const page = await here.context.newPage();
+  await page.exposeFunction('mint', () => here.token('alice'));
+  await signedIn(here);
+  await page.goto(`${here.origin}/page`);
+  const heard = await page.evaluate(async () => {
+    const { installAuth, AuthenticatedWebSocket } = await import('/.vestibule/client.js');
+    installAuth({ getToken: () => window.mint(), sockets: (url) => url.pathname === '/ws' });
+    class Mine extends WebSocket {
+      constructor(path) {
+        super(`ws://${location.host}${path}`);
+        this.binaryType = 'arraybuffer';
+      }
+      send(data) { super.send(`mine: ${data}`); }
+      next(type) { return new Promise((resolve) => this.addEventListener(type, resolve, { once: true })); }
+    }
+    const heard = [];
+    for (const path of ['/ws', '/lab/socket']) {
+      const socket = new Mine(path);
+      await socket.next('open');
+      const message = socket.next('message');
+      socket.send('hello');
+      const isKind = socket instanceof Mine && socket instanceof WebSocket && socket.constructor === Mine;
+      heard.push([socket instanceof AuthenticatedWebSocket, isKind, socket.readyState, socket.binaryType, (await message).data instanceof ArrayBuffer]);
+      const close = socket.next('close');
+      socket.close(1000);
+      heard.push((await close).code);
+    }
+    return heard;
+  });
+  const [state, kind] = [1, 'arraybuffer'];
+  assert.deepEqual(heard, [[true, true, state, kind, false], 1000, [false, true, state, kind, false], 1000]);
+});
+
 test('a session carries pages, images and sockets, and signing out ends them', async (t) => {
   const here = await served(t);
   const page = await signedIn(here);

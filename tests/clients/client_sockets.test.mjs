@@ -458,6 +458,23 @@ test('a page that says its own authenticate once open hears the answer', async (
   assert.deepEqual(seen.map((text) => (text === 'open' ? text : JSON.parse(text).type)), ['open', 'authenticated']);
 });
 
+test('a page whose own token ends sooner than ours has its socket renewed before that', async () => {
+  let seconds = 3_600;
+  server.hears = (socket, { type }) => {
+    if (type === 'authenticate') socket.say(admitted('alice', seconds));
+    if (type === 'refresh_auth') socket.say({ type: 'auth_refreshed', expires_at: 0, expires_in: 3_600 });
+  };
+  installed();
+  const { socket, seen } = opened();
+  await clock.advance(10_000);
+  seconds = 10;
+  socket.send(JSON.stringify({ type: 'authenticate', token: 'of the page load' }));
+  await clock.advance(9_000);
+  assert.deepEqual([seen.length, refreshes()], [2, 1], 'it hears authenticated, and the end is ours again');
+  await clock.advance(60_000);
+  assert.equal(refreshes(), 1);
+});
+
 test('signed out, nothing is opened, and open never comes', async () => {
   for (const reconnect of [true, false]) {
     installed({ reconnect, getToken: () => null });
@@ -468,6 +485,18 @@ test('signed out, nothing is opened, and open never comes', async () => {
     assert.deepEqual([seen, server.sockets.length], [['4401 Signed out'], 0]);
     undo();
   }
+});
+
+test('closed while its token is being judged, it never opens', async () => {
+  let judged;
+  server.hears = (socket) => (judged = () => socket.say(admitted()));
+  installed();
+  const { socket, seen } = opened();
+  await clock.advance(10);
+  socket.close(1000, 'done');
+  judged();
+  await clock.advance(1_000);
+  assert.deepEqual([seen, socket.readyState], [['1000 done'], 3]);
 });
 
 test('a socket that was made before installAuth waits for it', async () => {
