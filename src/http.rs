@@ -69,6 +69,6 @@ pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal
 pub use refusal::{Challenge, Refusal, problem};
 pub use request::{Admitted, Allowed, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
 pub use rule::{Ruled, rule};
-pub use socket::Socket;
+pub use socket::{Socket, tune};
 pub use stream::{ClientStream, PacedStream, Phase};
 pub use upstream::{Answer, Upgraded, UpstreamError, Upstreams};

@@ -12,14 +12,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
-use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::LastToken;
-use crate::http::{ClientStream, Connection, Phase, Refusal, Socket, new_request_id, problem};
+use crate::http::{ClientStream, Connection, Phase, Refusal, Socket, new_request_id, problem, tune};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Limit, Shared};
@@ -323,11 +323,7 @@ async fn serve(
 /// Sets what a socket of its kind wants, and shakes hands where TLS is spoken, within `limit`.
 async fn prepared(socket: Socket, tls: Option<TlsAcceptor>, limit: Duration) -> io::Result<Socket> {
     if let Socket::Tcp(tcp) = &socket {
-        // Small answers and frames must not wait for an acknowledgement, and a client that vanished
-        // without a word must be noticed; a socket that refuses either is served all the same.
-        let _ = tcp.set_nodelay(true);
-        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
-        let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+        tune(tcp);
     }
     match (socket, tls) {
         (Socket::Tcp(tcp), Some(tls)) => {

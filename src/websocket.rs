@@ -105,14 +105,20 @@ impl Context {
 
     fn times(&self, spec: &WebSocketSpec) -> Times {
         Times {
-            ping_interval: spec.ping_interval,
-            ping_timeout: spec.ping_timeout,
-            idle_timeout: spec.idle_timeout,
-            send_timeout: self.policy().limits.send_timeout,
+            ping_interval: spec.ping_interval.into(),
+            ping_timeout: spec.ping_timeout.into(),
+            idle_timeout: spec.idle_timeout.map(Into::into),
+            send_timeout: self.policy().limits.send_timeout.into(),
             token_bytes: self.policy().limits.token_bytes,
             message_bytes: spec.message_bytes,
             drain_code: spec.drain_code,
         }
+    }
+
+    /// Writes the line of a client that left before our 101 could be written.
+    fn left(mut self) {
+        self.line.outcome = "left";
+        self.ended(&Outcome::left(None));
     }
 
     /// Writes the line of a socket that came to nothing.
@@ -172,7 +178,7 @@ pub async fn serve(
     line: &mut AccessLine,
 ) -> Served {
     if shared.drain.is_closing() {
-        return Served::Refused(Refusal::busy("draining"));
+        return Served::Refused(Refusal::busy(door::DRAINING));
     }
     let route = Arc::clone(request.route());
     if let Err(refusal) = handshake::check_origin(&request.head().headers, &route.websocket) {
@@ -195,7 +201,11 @@ pub async fn serve(
         }
         Ok(Extracted::Cookies(cookies, proof)) => {
             let address = request.client().counted();
-            match shared.verify_cookies(runtime, address, cookies, None).await {
+            let verdict = shared.verify_cookies(runtime, address, cookies, None);
+            let Some(verdict) = door::while_serving(shared, verdict).await else {
+                return Served::Refused(Refusal::busy(door::DRAINING));
+            };
+            match verdict {
                 Ok(Some(verified)) => {
                     if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
                         line.carrier = Some(Carrier::Cookie.name());
@@ -281,7 +291,7 @@ pub async fn tunnel(
     line: &mut AccessLine,
 ) -> Served {
     if shared.drain.is_closing() {
-        return Served::Refused(Refusal::busy("draining"));
+        return Served::Refused(Refusal::busy(door::DRAINING));
     }
     let Some(upgrade) = public.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));

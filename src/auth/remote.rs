@@ -17,6 +17,7 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::cache::Digest;
 use super::kind::is_kind_member;
@@ -122,10 +123,18 @@ struct Inner {
     client: Result<reqwest::Client, String>,
     yes: Cache<Digest, Kept>,
     no: Cache<Digest, Kept>,
-    under_way: Mutex<HashMap<Digest, watch::Receiver<Option<Outcome>>>>,
+    under_way: Mutex<HashMap<Digest, UnderWay>>,
     admissions: Semaphore,
     revalidations: Semaphore,
     resting_until: Mutex<Option<Instant>>,
+}
+
+/// A question that someone has asked already.
+#[derive(Clone)]
+struct UnderWay {
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// An admission waits for it too, so it need not wait for its turn among the revalidations.
+    at_the_door: CancellationToken,
 }
 
 #[derive(Clone)]
@@ -165,11 +174,20 @@ impl Remote {
         self.inner.kept(digest)
     }
 
-    /// Asks, whatever is at hand.
+    /// Asks, whatever is at hand. An admission has its answer within `timeout`, its turn included.
     pub(super) async fn ask(&self, question: &Question, occasion: Occasion) -> Outcome {
         let mut outcome = self.join(question, occasion);
+        let answer = outcome.wait_for(Option::is_some);
+        let answered = match occasion {
+            Occasion::Revalidation => Some(answer.await),
+            Occasion::Admission => bounded(self.inner.spec.timeout, answer).await,
+        };
+        let Some(answered) = answered else {
+            let slow = question::Failed::slow(self.inner.spec.timeout);
+            return Err(self.inner.unanswered(&slow.reason, USUAL_REST));
+        };
         // The task that answers cannot go without answering, unless the process does.
-        let answered = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+        let answered = answered.ok().and_then(|outcome| outcome.clone());
         answered.unwrap_or_else(|| Err(Unanswered { reason: "stopping".to_owned(), retry_after: USUAL_REST }))
     }
 
@@ -177,16 +195,20 @@ impl Remote {
     fn join(&self, question: &Question, occasion: Occasion) -> watch::Receiver<Option<Outcome>> {
         let mut under_way = self.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // One whose task is gone without an answer is nobody's any more.
-        let lives = |outcome: &&watch::Receiver<_>| outcome.has_changed().is_ok();
-        if let Some(outcome) = under_way.get(&question.digest).filter(lives) {
-            return outcome.clone();
+        let lives = |under_way: &&UnderWay| under_way.outcome.has_changed().is_ok();
+        if let Some(asked) = under_way.get(&question.digest).filter(lives) {
+            if occasion == Occasion::Admission {
+                asked.at_the_door.cancel();
+            }
+            return asked.outcome.clone();
         }
         let (send, outcome) = watch::channel(None);
-        under_way.insert(question.digest, outcome.clone());
+        let at_the_door = CancellationToken::new();
+        under_way.insert(question.digest, UnderWay { outcome: outcome.clone(), at_the_door: at_the_door.clone() });
         let (inner, question) = (Arc::clone(&self.inner), question.clone());
         tokio::spawn(async move {
             let began = Instant::now();
-            let answered = inner.answered(&question, occasion).await;
+            let answered = inner.answered(&question, occasion, &at_the_door).await;
             let outcome = match &answered {
                 Ok(Answer::Yes(_)) => "yes",
                 Ok(Answer::No(_)) => "no",
@@ -233,12 +255,23 @@ impl Inner {
         }
     }
 
-    async fn answered(&self, question: &Question, occasion: Occasion) -> Outcome {
-        let (turns, wait) = match occasion {
-            Occasion::Admission => (&self.admissions, self.spec.timeout),
-            Occasion::Revalidation => (&self.revalidations, REVALIDATION_WAIT),
+    async fn answered(&self, question: &Question, occasion: Occasion, at_the_door: &CancellationToken) -> Outcome {
+        let turn = match occasion {
+            Occasion::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
+            Occasion::Revalidation => {
+                let hurried = async {
+                    at_the_door.cancelled().await;
+                    self.admissions.acquire().await
+                };
+                let turn = async {
+                    tokio::select! {
+                        turn = self.revalidations.acquire() => turn,
+                        turn = hurried => turn,
+                    }
+                };
+                bounded(REVALIDATION_WAIT, turn).await
+            }
         };
-        let turn = bounded(wait, turns.acquire()).await;
         let Some(Ok(_turn)) = turn else {
             return Err(self.unanswered("too many questions are under way (remote.concurrency)", USUAL_REST));
         };

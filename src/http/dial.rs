@@ -13,6 +13,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 
+use super::socket::tune;
 use super::{Socket, UpstreamError};
 use crate::policy::{UpstreamAddress, UpstreamSpec, UpstreamTls};
 
@@ -48,8 +49,7 @@ impl Dialler {
             UpstreamAddress::Tcp { host, port, .. } => (host.as_str(), *port),
         };
         let tcp = TcpStream::connect((host, port)).await?;
-        // Small frames must not wait for an acknowledgement; a socket that refuses is served all the same.
-        let _ = tcp.set_nodelay(true);
+        tune(&tcp);
         match &self.tls {
             None => Ok(Socket::Tcp(tcp)),
             Some(Ok((connector, name))) => {

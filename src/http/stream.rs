@@ -189,7 +189,7 @@ impl AsyncWrite for PacedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.socket).poll_write(cx, buf);
-        this.writing.judge(cx, written)
+        this.writing.judge(cx, written, &mut this.socket, buf)
     }
 
     fn poll_write_vectored(
@@ -199,7 +199,8 @@ impl AsyncWrite for PacedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
-        this.writing.judge(cx, written)
+        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+        this.writing.judge(cx, written, &mut this.socket, first)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -227,14 +228,34 @@ impl Unhurried {
         Self { limit, timer: None }
     }
 
-    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn judge(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+        socket: &mut Socket,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.timer = None;
             return written;
         }
         let limit = self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no byte taken within send_timeout")))
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            match socket.takes_more(bytes) {
+                Some(0) => timer.as_mut().reset(Instant::now() + limit),
+                Some(taken) => {
+                    self.timer = None;
+                    return Poll::Ready(Ok(taken));
+                }
+                None => {
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "no byte taken within send_timeout",
+                    )));
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A credential on the upgrade: verified before anything is answered, then the upstream is asked first,
 //! and its answer is the client's. Who is refused hears it in the terms it can read.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,9 +35,11 @@ pub(super) async fn with_token(
 ) -> Served {
     let door = Door::new(&request, upgrade, carrier);
     let address = request.client().counted();
-    match context.shared.verify(&context.runtime, address, token, carrier, None).await {
-        Ok(verified) => with_identity(context, request, door, verified, line).await,
-        Err(refused) => {
+    let verdict = context.shared.verify(&context.runtime, address, token, carrier, None);
+    match while_serving(&context.shared, verdict).await {
+        None => door.refuse_for_drain(context, &request, line),
+        Some(Ok(verified)) => with_identity(context, request, door, verified, line).await,
+        Some(Err(refused)) => {
             let refusal = refused.refusal(context.policy().verbose_errors);
             door.refuse(context, refusal, Ending::refused(&refused), line)
         }
@@ -59,7 +62,10 @@ pub(super) async fn with_identity(
     };
     let Admission { sealed, token, judge, standing, .. } = admission;
     let session = Session::open(spec.dialect.clone(), life(&spec), standing, now());
-    let asked = ask(context.way_up(), sealed, &needs, token.as_ref()).await;
+    let asked = ask(context.way_up(), sealed, &needs, token.as_ref());
+    let Some(asked) = while_serving(&context.shared, asked).await else {
+        return door.refuse(context, Refusal::busy(DRAINING), Ending::Drain(spec.drain_code), line);
+    };
     match asked {
         Asked::Open(head, upgraded) => {
             context.line.outcome = "accepted";
@@ -96,15 +102,15 @@ pub(super) async fn tunnel(
         generation: context.runtime.generation,
     };
     let sealed = seal_public(public, context.policy());
-    match ask(context.way_up(), sealed, &Needs::default(), None).await {
+    let needs = Needs::default();
+    let asked = ask(context.way_up(), sealed, &needs, None);
+    let Some(asked) = while_serving(&context.shared, asked).await else {
+        *line = context.line;
+        return Served::Refused(Refusal::busy(DRAINING));
+    };
+    match asked {
         Asked::Open(head, upgraded) => {
-            let relaying = Relaying {
-                session: Session::unending(),
-                judge: Box::new(judge),
-                spec,
-                needs: Needs::default(),
-                token: None,
-            };
+            let relaying = Relaying { session: Session::unending(), judge: Box::new(judge), spec, needs, token: None };
             line.answered_by = "upstream";
             Served::Upgraded(open(context, upgrade, head, upgraded, relaying))
         }
@@ -153,6 +159,11 @@ impl Door {
         matches!(self.carrier, Carrier::Header | Carrier::Cookie)
     }
 
+    fn refuse_for_drain(self, context: Context, request: &ProtectedRequest, line: &mut AccessLine) -> Served {
+        let ending = Ending::Drain(request.route().websocket.drain_code);
+        self.refuse(context, Refusal::busy(DRAINING), ending, line)
+    }
+
     /// HTTP where the client can read a status, a Close where it can read only that (docs/contract.md
     /// section 4.1).
     fn refuse(self, mut context: Context, refusal: Refusal, ending: Ending, line: &mut AccessLine) -> Served {
@@ -164,15 +175,32 @@ impl Door {
         let (upgrade, dialect) = (self.upgrade, self.dialect);
         let held = context.shared.drain.hold();
         tokio::spawn(async move {
-            if let Some((tcp, _)) = client_socket(upgrade).await {
-                let dialect = dialect.as_deref();
-                let close = close_payload(ending.code(dialect), ending.reason());
-                waiting::say_goodbye(tcp, ending.said(dialect, &Vec::new()), &close).await;
-                context.ended(&Outcome::refused(ending.code(dialect)));
+            match client_socket(upgrade).await {
+                Some((client, _)) => {
+                    let dialect = dialect.as_deref();
+                    let close = close_payload(ending.code(dialect), ending.reason());
+                    waiting::say_goodbye(client, ending.said(dialect, &Vec::new()), &close).await;
+                    context.ended(&Outcome::refused(ending.code(dialect)));
+                }
+                None => context.left(),
             }
             drop(held);
         });
         Served::Upgraded(self.accepted)
+    }
+}
+
+/// What an upgrade is refused for that meets the drain.
+pub(super) const DRAINING: &str = "draining";
+
+/// Waits as long as the process serves. `None`: it is draining, and a provider or an upstream that does not answer must
+/// not hold it.
+pub(super) async fn while_serving<T>(shared: &Shared, answer: impl Future<Output = T>) -> Option<T> {
+    let closing = shared.drain.closing();
+    tokio::select! {
+        biased;
+        answer = answer => Some(answer),
+        () = closing.cancelled() => None,
     }
 }
 
@@ -281,6 +309,8 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
                 token,
             };
             relay_to_the_end(context, beginning, judge, &spec);
+        } else {
+            context.left();
         }
         drop(held);
     });

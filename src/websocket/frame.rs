@@ -79,6 +79,9 @@ pub enum Violation {
     /// A client that does not mask, or a server that does.
     #[error("masking is wrong for this side")]
     Mask,
+    /// A Close with one byte, or with a code that no endpoint may send (section 7.4).
+    #[error("a Close with a code that may not be sent")]
+    CloseCode,
     /// A continuation of nothing.
     #[error("a continuation without a message")]
     Continuation,
@@ -298,6 +301,21 @@ pub fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u
     }
 }
 
+/// Reads the code in the payload of a Close; `None` when it is empty.
+///
+/// # Errors
+/// When there is half a code, or one that no endpoint may send: 1004, 1005, 1006, 1015, unassigned ones below 3000, and
+/// all outside of 1000 to 4999 (section 7.4; the registry of section 11.7 goes to 1014).
+pub fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
+    let Some(code) = payload.first_chunk() else {
+        return if payload.is_empty() { Ok(None) } else { Err(Violation::CloseCode) };
+    };
+    match u16::from_be_bytes(*code) {
+        code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(code)),
+        _ => Err(Violation::CloseCode),
+    }
+}
+
 /// The payload of a Close: code and reason, within 125 bytes (section 5.5.1).
 #[must_use]
 pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
@@ -363,6 +381,18 @@ mod tests {
         assert_eq!(walk(&[0x80]), Err(Violation::Continuation));
         assert_eq!(walk(&[0x01, 0x81]), Err(Violation::Interleaved));
         assert_eq!(walk(&[0x01, 0x80, 0x80]), Err(Violation::Continuation));
+    }
+
+    #[test]
+    fn a_close_has_no_code_or_one_that_may_be_sent() {
+        let read = |code: u16| close_code(&close_payload(code, "why"));
+        for code in [1000, 1001, 1002, 1003, 1007, 1012, 1014, 3000, 4401, 4999] {
+            assert_eq!(read(code), Ok(Some(code)));
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
+            assert_eq!(read(code), Err(Violation::CloseCode), "{code}");
+        }
+        assert_eq!((close_code(b""), close_code(b"x")), (Ok(None), Err(Violation::CloseCode)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! else ever reads this socket.
 
 use super::ending::Ending;
-use super::frame::{Opcode, Piece, Sender, Walker, apply_mask};
+use super::frame::{Opcode, Piece, Sender, Walker, apply_mask, close_code};
 
 /// The first message: one text of at most this many bytes, unless the dialect says otherwise…
 pub(super) const MESSAGE_BYTES: usize = 16 << 10;
@@ -198,7 +198,7 @@ impl Intake {
             let payload = std::mem::take(&mut self.control);
             return match self.opcode {
                 Opcode::Ping => Ok(Some(Arrived::Ping(payload))),
-                Opcode::Close if payload.len() == 1 => Err(Ending::Protocol),
+                Opcode::Close if close_code(&payload).is_err() => Err(Ending::Protocol),
                 Opcode::Close => Ok(Some(Arrived::Close(payload))),
                 _ => Ok(None),
             };
@@ -259,6 +259,7 @@ mod tests {
             (frame(Opcode::Text, b"\xff"), Ending::NotUtf8),
             (vec![0x81, 0x00], Ending::Protocol),
             (frame(Opcode::Close, b"x"), Ending::Protocol),
+            (frame(Opcode::Close, &1005_u16.to_be_bytes()), Ending::Protocol),
         ] {
             assert_eq!(all(&bytes).1, Some(expected));
         }

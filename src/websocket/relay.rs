@@ -11,6 +11,8 @@ mod directions;
 mod guarded;
 mod outcome;
 mod side;
+#[cfg(test)]
+mod tests;
 mod texts;
 
 use std::cell::RefCell;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
+use aws_lc_rs::rand;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::ending::Ending;
@@ -37,8 +39,11 @@ pub(super) use outcome::{ClosedBy, Outcome};
 use side::{Control, Held, Outgoing, Side};
 use texts::Extra;
 
-/// After a Close, or half of one, the other side has this long.
+/// After a Close, or half of one, the other side has this long from when it was delivered; the client of a session that
+/// we end, from when it could be.
 const LINGER: Duration = Duration::from_secs(5);
+/// A client that sends no more is told what the upstream still says for this long.
+const HALF_CLOSED: Duration = Duration::from_secs(60);
 /// How long a Close of ours waits for the end of a message.
 const BOUNDARY: Duration = Duration::from_secs(2);
 /// Answers of ours that may wait for the end of the upstream's message.
@@ -56,17 +61,34 @@ thread_local! {
     static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
 }
 
+/// A length of time in whole milliseconds, at most 49 days: a quarter of a [`Duration`], and there are thousands of
+/// these.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Millis(u32);
+
+impl Millis {
+    const fn get(self) -> Duration {
+        Duration::from_millis(self.0 as u64)
+    }
+}
+
+impl From<Duration> for Millis {
+    fn from(duration: Duration) -> Self {
+        Self(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX))
+    }
+}
+
 /// What a relay runs by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     /// Silence after which a ping is sent.
-    pub ping_interval: Duration,
+    pub ping_interval: Millis,
     /// Silence after a ping that means dead.
-    pub ping_timeout: Duration,
-    /// Without a data frame, either way, for this long it is closed.
-    pub idle_timeout: Option<Duration>,
+    pub ping_timeout: Millis,
+    /// Without a byte of a data frame, either way, for this long it is closed.
+    pub idle_timeout: Option<Millis>,
     /// No byte taken for this long means dead.
-    pub send_timeout: Duration,
+    pub send_timeout: Millis,
     /// The largest token read from a message.
     pub token_bytes: usize,
     /// The largest message of a dialect that reads them whole.
@@ -192,7 +214,7 @@ impl Relay {
             verdict: None,
             asking: None,
             bell,
-            timer: Box::pin(sleep_until(Instant::now() + times.ping_interval)),
+            timer: Box::pin(sleep_until(Instant::now() + times.ping_interval.get())),
             times,
             last_data: Instant::now(),
             judged_again: Instant::now() + JUDGED_AGAIN,
@@ -262,21 +284,32 @@ impl Relay {
 
     /// Something has changed that may end it.
     fn hear(&mut self, ear: &Ear) {
-        if self.client.told_close || self.client.eof {
+        let is_ending = self.farewell.is_some();
+        let ending = if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
+            Ending::Revoked
+        } else if let Err(ending) = self.judge.judge_again(self.session.remembered()) {
+            ending
+        } else if ear.must_leave() {
+            Ending::Drain(self.times.drain_code)
+        } else {
+            return;
+        };
+        if is_ending {
             return;
         }
-        if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
-            tracing::info!("an open socket was revoked");
-            self.act_on(Event::End(Ending::Revoked));
+        match ending {
+            Ending::Revoked => tracing::info!("an open socket was revoked"),
+            Ending::Drain(_) => {}
+            ending => tracing::info!("an open socket ends with the reload: {}", ending.reason()),
         }
-        if let Err(ending) = self.judge.judge_again(self.session.remembered()) {
-            tracing::info!("an open socket ends with the reload: {}", ending.reason());
-            self.act_on(Event::End(ending));
+        if self.client.told_close {
+            // The upstream's Close is on its way to it, and the last that it hears; it is not waited for as long.
+            self.leave_upstream();
+            let latest = Instant::now() + LINGER;
+            self.over = Some(self.over.map_or(latest, |over| over.min(latest)));
+            return;
         }
-        if ear.must_leave() {
-            let code = self.times.drain_code;
-            self.act_on(Event::End(Ending::Drain(code)));
-        }
+        self.act_on(Event::End(ending));
     }
 
     /// The client's stream cannot be followed any further; what stood before it has gone on, and is answered
@@ -286,7 +319,6 @@ impl Relay {
         self.act_on(Event::End(Ending::Protocol));
         if let Some(farewell) = &mut self.farewell {
             farewell.hears_upstream = true;
-            self.leave_upstream();
         }
     }
 
@@ -354,7 +386,6 @@ impl Relay {
         // Late and inside a frame: nothing can be said any more, and the connection just ends.
         self.client.told_close = true;
         self.over = Some(Instant::now() + LINGER);
-        self.leave_upstream();
     }
 
     /// Toward the upstream a session that we end is a masked Close 1001.
@@ -369,6 +400,10 @@ impl Relay {
     }
 
     fn pump_from_client(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.farewell.is_some() && !self.upstream.told_close {
+            // At once, whatever the client reads, and behind all of its messages that were taken.
+            self.leave_upstream();
+        }
         if !self.upstream.shut {
             match self.upstream.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -377,17 +412,22 @@ impl Relay {
                     self.upstream.give_up();
                     return true;
                 }
-                // While the client is being sent away its own Close is still awaited.
-                Poll::Pending if self.farewell.is_none() => return false,
+                // Behind a Close nothing of the client's goes on, and only its own Close, or its end, is awaited.
+                Poll::Pending if !self.upstream.told_close => {
+                    self.client.is_unread = true;
+                    return false;
+                }
                 Poll::Pending => {}
             }
-            let left = self.farewell.is_some() && self.upstream.told_close && !self.still_hears_upstream();
+            // The end itself comes only when the client has been told, so that the upstream can finish its message.
+            let left = self.farewell.is_some() && self.client.told_close;
             let done = self.client.eof || left;
             if done && !self.upstream.pending() {
-                self.upstream.shut = true;
-                let _ = Pin::new(&mut self.upstream.socket).poll_shutdown(cx);
+                self.upstream.shut(cx);
                 return true;
             }
+        } else if !self.upstream.poll_shut(cx) && self.client.eof {
+            return false;
         }
         if self.has_sayings_up() && !self.upstream.shut && self.farewell.is_none() {
             let mut out = Outgoing::default();
@@ -399,8 +439,15 @@ impl Relay {
                 return true;
             }
         }
-        if self.client.eof || self.is_holding() {
+        if self.client.eof {
             return false;
+        }
+        if self.is_holding() {
+            self.client.is_unread = true;
+            return false;
+        }
+        if self.client.is_read_again() {
+            self.last_data = Instant::now();
         }
         let behind = self.take_behind();
         let read = if behind.is_empty() {
@@ -418,12 +465,13 @@ impl Relay {
         match read {
             None => false,
             Some(Ok(0)) => {
+                self.client.was_heard();
                 self.client.eof = true;
                 self.first_close.get_or_insert((None, ClosedBy::Client));
                 true
             }
             Some(Ok(_)) => {
-                self.client.last_heard = Instant::now();
+                self.client.was_heard();
                 true
             }
             Some(Err(_)) => {
@@ -456,7 +504,12 @@ impl Relay {
                     self.first_close.get_or_insert((None, ClosedBy::Client));
                     return true;
                 }
-                Poll::Pending => return false,
+                // Behind a Close nothing of the upstream's goes on, and only its end is awaited.
+                Poll::Pending if !self.client.told_close => {
+                    self.upstream.is_unread = true;
+                    return false;
+                }
+                Poll::Pending => {}
             }
             if !self.say.is_empty() && self.farewell.is_none() && !self.client.told_close {
                 let mut out = Outgoing::default();
@@ -477,13 +530,17 @@ impl Relay {
             }
             let done = (self.client.told_close && self.farewell.is_some()) || self.upstream.eof;
             if done && !self.client.pending() {
-                self.client.shut = true;
-                let _ = Pin::new(&mut self.client.socket).poll_shutdown(cx);
+                self.client.shut(cx);
                 return true;
             }
+        } else if !self.client.poll_shut(cx) && self.upstream.eof {
+            return false;
         }
         if self.upstream.eof {
             return false;
+        }
+        if self.upstream.is_read_again() {
+            self.last_data = Instant::now();
         }
         let read = SCRATCH_BUFFER.with_borrow_mut(|scratch| {
             let length = self.upstream.read(cx, scratch)?;
@@ -513,7 +570,7 @@ impl Relay {
                 true
             }
             Some(Ok(_)) => {
-                self.upstream.last_heard = Instant::now();
+                self.upstream.was_heard();
                 true
             }
             Some(Err(_)) => {
@@ -523,19 +580,30 @@ impl Relay {
         }
     }
 
-    /// A side that has gone, or two Closes, leave the rest this long.
+    /// A side that has gone, or two Closes, leave the rest this long, once what was accepted for either is delivered.
     fn settle(&mut self) {
         let closed = self.client.said_close || self.upstream.said_close || self.client.eof || self.upstream.eof;
         if !closed || self.over.is_some() || self.farewell.is_some() {
+            return;
+        }
+        if self.client.pending() || self.upstream.pending() {
             return;
         }
         self.over = Some(Instant::now() + LINGER);
     }
 
     fn is_finished(&self) -> bool {
-        let gone = |side: &Side| side.eof && side.shut;
         // A client that has gone needs nothing more from the upstream either.
-        (gone(&self.client) && self.upstream.shut) || (gone(&self.upstream) && self.client.shut && self.client.eof)
+        self.client.eof && self.client.has_shut() && self.upstream.has_shut()
+    }
+
+    /// Both sockets are closed without taking back what is on its way to their peers.
+    fn part(&mut self, cx: &mut Context<'_>) -> Outcome {
+        SCRATCH_BUFFER.with_borrow_mut(|scratch| {
+            self.client.part(cx, scratch);
+            self.upstream.part(cx, scratch);
+        });
+        self.outcome()
     }
 
     fn count_in(&mut self, bytes: usize) {
@@ -590,7 +658,7 @@ impl Future for Relay {
             progress |= this.pump_from_upstream(cx);
             this.settle();
             if this.is_finished() {
-                return Poll::Ready(this.outcome());
+                return Poll::Ready(this.part(cx));
             }
             if progress {
                 continue;
@@ -599,7 +667,7 @@ impl Future for Relay {
             let now_instant = Instant::now();
             if next <= now_instant {
                 if this.on_time() {
-                    return Poll::Ready(this.outcome());
+                    return Poll::Ready(this.part(cx));
                 }
                 continue;
             }
@@ -614,10 +682,13 @@ impl Future for Relay {
     }
 }
 
-/// A masking key need only be unpredictable to the client (RFC 6455 section 10.3), and it does not
-/// choose what these frames hold.
+/// A fresh masking key from the system's random source. RFC 6455 section 10.3 wants one that cannot be predicted, and
+/// in some dialects the client chooses what these frames hold.
 pub(super) fn mask() -> [u8; 4] {
-    now().to_le_bytes().first_chunk().copied().unwrap_or([0x37, 0xfa, 0x21, 0x3d])
+    let mut key = [0; 4];
+    // aws-lc ends the process where it has no entropy, so there is no error to speak of.
+    let _ = rand::fill(&mut key);
+    key
 }
 
 /// Milliseconds since the epoch.

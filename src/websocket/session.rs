@@ -517,9 +517,19 @@ impl Session {
         };
         if self.phase == Phase::Open {
             self.answering = Vec::new();
-            actions.extend(self.due(now, None));
+            actions.extend(if self.may_outlive() {
+                // When its user was seen is known when the deadline comes, which is at once where the token has ended.
+                self.next(now)
+            } else {
+                self.due(now, None)
+            });
         }
         actions
+    }
+
+    /// Whether it goes on after its token's end, as long as its user is seen.
+    fn may_outlive(&self) -> bool {
+        self.on_expiry == OnExpiry::Auto && !self.renews
     }
 
     fn due(&mut self, now: u64, seen: Option<u64>) -> Vec<Action> {
@@ -531,7 +541,7 @@ impl Session {
         if self.verifying.is_some() {
             return actions;
         }
-        if now >= self.end && self.on_expiry == OnExpiry::Auto && !self.renews {
+        if now >= self.end && self.may_outlive() {
             let until = seen.map_or(0, |seen| seen.saturating_add(self.presence));
             if until > now {
                 self.end = until;

@@ -26,7 +26,7 @@ use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Token, Verified};
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
-use crate::runtime::{Refused, Seat};
+use crate::runtime::{Ear, Refused, Seat};
 
 /// A client has this long to take our Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -61,7 +61,7 @@ enum Happened {
     /// Nothing was heard for a while.
     Silence,
     Evicted,
-    Draining,
+    Rung(Ear),
     Verdict(Result<Verified, Refused>),
     Dialled(Asked, Option<Token>),
 }
@@ -99,8 +99,7 @@ impl Waiting {
         let needs = Needs::of(request.route(), context.policy());
         let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, life(&spec), now());
         let Some((mut client, early)) = client_socket(upgrade).await else {
-            context.line.outcome = "left";
-            return context.ended(&Outcome::left(None));
+            return context.left();
         };
         let mut intake = Intake::new(if dialect.field.is_some() { FIELD_MESSAGE_BYTES } else { MESSAGE_BYTES });
         intake.push(&early);
@@ -179,7 +178,8 @@ impl Waiting {
 
 impl Vestibule {
     async fn wait(&mut self, context: &mut Context, client: &mut Socket, seat: &Seat) -> End {
-        let draining = context.shared.drain.closing();
+        // Also those that wait leave one after the other.
+        let mut bell = context.shared.bell.listen_in_turn();
         let drain_code = self.request.as_ref().map_or(1012, |request| request.route().websocket.drain_code);
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
@@ -218,7 +218,7 @@ impl Vestibule {
             let has_room = self.intake.has_room();
             let happened = tokio::select! {
                 biased;
-                () = draining.cancelled() => Happened::Draining,
+                ear = &mut bell => Happened::Rung(ear),
                 () = seat.evicted(), if matches!(step, Step::Nothing) => Happened::Evicted,
                 happened = step.next() => happened,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Happened::Deadline,
@@ -247,7 +247,11 @@ impl Vestibule {
                 },
                 Happened::Deadline => Event::Deadline { seen: None },
                 Happened::Evicted => Event::End(Ending::TooManyConnections),
-                Happened::Draining => Event::End(Ending::Drain(drain_code)),
+                Happened::Rung(ear) if ear.must_leave() => Event::End(Ending::Drain(drain_code)),
+                Happened::Rung(ear) => {
+                    bell = ear.listen();
+                    continue;
+                }
                 Happened::Verdict(verdict) => {
                     step = Step::Nothing;
                     self.verdict(verdict, context)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::side::Side;
-use super::{BOUNDARY, ClosedBy, JUDGED_AGAIN, LINGER, PING, Relay, Times, mask, now};
+use super::{BOUNDARY, ClosedBy, HALF_CLOSED, JUDGED_AGAIN, LINGER, PING, Relay, Times, mask, now};
 use crate::websocket::ending::Ending;
 use crate::websocket::frame::{Opcode, encode};
 use crate::websocket::session::Event;
@@ -23,16 +23,19 @@ impl Relay {
         if let Some(over) = self.over {
             consider(over);
         }
+        if self.is_half_closed() {
+            consider(self.client.last_heard + HALF_CLOSED);
+        }
         for side in [&self.client, &self.upstream] {
             if let Some(stalled) = side.stalled {
-                consider(stalled + self.times.send_timeout);
+                consider(stalled + self.times.send_timeout.get());
             }
         }
         if let Some(farewell) = &self.farewell {
-            // Past that moment only the client's own slowness is in the way, and that has its limit.
-            let boundary = farewell.since + BOUNDARY;
-            if !self.client.told_close && boundary > now_instant {
-                consider(boundary);
+            if !self.client.told_close {
+                // Past the first of them only the client's own slowness is in the way.
+                let boundary = farewell.since + BOUNDARY;
+                consider(if boundary > now_instant { boundary } else { farewell.since + LINGER });
             }
             return next;
         }
@@ -42,17 +45,13 @@ impl Relay {
         if self.session.judged_by_key(now()).is_some() {
             consider(self.judged_again);
         }
-        if let Some(idle) = self.times.idle_timeout {
-            consider(self.last_data + idle);
+        if let Some(idle) = self.idle_at() {
+            consider(idle);
         }
         for side in [&self.client, &self.upstream] {
-            if side.eof || side.told_close {
-                continue;
+            if side.is_listened_to() {
+                consider(side.answer_due.unwrap_or_else(|| side.next_ping(&self.times)));
             }
-            consider(match side.pinged {
-                Some(pinged) => pinged + self.times.ping_timeout,
-                None => side.next_ping(&self.times),
-            });
         }
         next
     }
@@ -61,21 +60,28 @@ impl Relay {
     pub(super) fn on_time(&mut self) -> bool {
         let now_instant = Instant::now();
         if self.over.is_some_and(|over| now_instant >= over) {
-            // One side has gone without a Close, and the other still has something to say.
-            let half = self.client.eof != self.upstream.eof && self.farewell.is_none();
-            let talking = if self.client.eof { &self.upstream } else { &self.client };
-            let quiet_at = talking.last_heard + LINGER;
-            if !half || self.client.said_close || self.upstream.said_close || quiet_at <= now_instant {
+            // The upstream still has something to say to a client that sends no more, or would have if it were read.
+            let heard = if self.upstream.is_unread { now_instant } else { self.upstream.last_heard };
+            let quiet_at = heard + LINGER;
+            if !self.is_half_closed() || quiet_at <= now_instant {
                 return true;
             }
             self.over = Some(quiet_at);
         }
-        let stalled = |side: &Side, limit: Duration| side.stalled.is_some_and(|since| since + limit <= now_instant);
-        if stalled(&self.client, self.times.send_timeout) {
+        if self.is_half_closed() && self.client.last_heard + HALF_CLOSED <= now_instant {
+            return true;
+        }
+        if self.farewell.as_ref().is_some_and(|farewell| farewell.since + LINGER <= now_instant)
+            && !self.client.told_close
+        {
+            // It takes nothing, and so cannot be told.
+            return true;
+        }
+        if self.client.takes_nothing(self.times.send_timeout.get()) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
             return true;
         }
-        if stalled(&self.upstream, self.times.send_timeout) {
+        if self.upstream.takes_nothing(self.times.send_timeout.get()) {
             self.upstream_is_dead();
         }
         if self.farewell.is_some() {
@@ -91,10 +97,25 @@ impl Relay {
                 self.act_on(Event::End(Ending::Expired));
             }
         }
-        if self.times.idle_timeout.is_some_and(|idle| self.last_data + idle <= now_instant) {
+        if self.idle_at().is_some_and(|idle| idle <= now_instant) {
             self.act_on(Event::End(Ending::Idle));
         }
         self.ping(now_instant)
+    }
+
+    /// The client has sent its last byte without a Close, and may still be told what the upstream says.
+    fn is_half_closed(&self) -> bool {
+        self.client.eof
+            && !self.upstream.eof
+            && !self.client.said_close
+            && !self.upstream.said_close
+            && self.farewell.is_none()
+    }
+
+    /// When it has been idle for too long. While one side takes nothing there is something under way.
+    fn idle_at(&self) -> Option<Instant> {
+        let idle = self.times.idle_timeout.filter(|_| !self.client.is_unread && !self.upstream.is_unread)?;
+        Some(self.last_data + idle.get())
     }
 
     fn upstream_is_dead(&mut self) {
@@ -106,28 +127,16 @@ impl Relay {
     /// Pings the silent; `true` when the client is dead.
     fn ping(&mut self, now_instant: Instant) -> bool {
         let due = |side: &Side, times: &Times| {
-            !side.eof && !side.told_close && side.pinged.is_none() && side.next_ping(times) <= now_instant
+            side.is_listened_to() && side.answer_due.is_none() && side.next_ping(times) <= now_instant
         };
-        let dead = |side: &Side, times: &Times| {
-            !side.eof
-                && !side.told_close
-                && side
-                    .pinged
-                    .is_some_and(|pinged| side.last_heard < pinged && pinged + times.ping_timeout <= now_instant)
-        };
-        if dead(&self.client, &self.times) {
+        let dead = |side: &Side| side.is_listened_to() && side.answer_due.is_some_and(|due| due <= now_instant);
+        if dead(&self.client) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
             return true;
         }
-        if dead(&self.upstream, &self.times) {
+        if dead(&self.upstream) {
             self.upstream_is_dead();
             return false;
-        }
-        for side in [&mut self.client, &mut self.upstream] {
-            // It spoke after our ping, so it lives, whether or not the pong was ever sent.
-            if side.pinged.is_some_and(|pinged| side.last_heard >= pinged) {
-                side.pinged = None;
-            }
         }
         // A ping that does not fit now (a message is under way, a write waits) is tried again.
         let retry = now_instant + PING_RETRY;
@@ -135,7 +144,7 @@ impl Relay {
             // A control frame may stand between two fragments, and an upstream that never ends its message
             // must not keep a dead client.
             if self.from_upstream.between_frames() && self.upstream_control.raw.is_empty() && !self.client.pending() {
-                self.client.pinged = Some(now_instant);
+                self.client.was_pinged(&self.times);
                 encode(&mut self.client.out, Opcode::Ping, PING, None);
             } else {
                 self.client.ping_not_before = retry;
@@ -145,7 +154,7 @@ impl Relay {
             let between =
                 self.held.is_some() || (self.from_client.between_frames() && self.client_control.raw.is_empty());
             if between && !self.upstream.pending() {
-                self.upstream.pinged = Some(now_instant);
+                self.upstream.was_pinged(&self.times);
                 encode(&mut self.upstream.out, Opcode::Ping, PING, Some(mask()));
             } else {
                 self.upstream.ping_not_before = retry;

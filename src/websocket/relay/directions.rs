@@ -9,7 +9,7 @@ use super::side::{Held, Outgoing};
 use super::texts::LOOKED_INTO;
 use super::{ClosedBy, PING, Relay};
 use crate::websocket::dialect::could_be_ours;
-use crate::websocket::frame::{Header, Opcode, Piece, Violation, apply_mask};
+use crate::websocket::frame::{Header, Opcode, Piece, Violation, apply_mask, close_code};
 
 impl Relay {
     /// Looks at what the client sent; what is returned goes up.
@@ -33,12 +33,17 @@ impl Relay {
                         self.last_data = Instant::now();
                         self.client_data_begins(header, range, input, next, &mut out);
                     }
-                    if header.length == 0 {
-                        self.client_frame_ends(header, input, &mut out);
+                    if header.length == 0
+                        && let Err(violation) = self.client_frame_ends(header, input, &mut out)
+                    {
+                        return (out, Some(violation));
                     }
                 }
                 Piece::Payload { range, offset, last } => {
                     let Some(header) = self.client_frame else { continue };
+                    if !header.opcode.is_control() {
+                        self.last_data = Instant::now();
+                    }
                     if header.opcode.is_control() {
                         self.client_control.raw.extend_from_slice(&input[range.clone()]);
                         unmask_onto(&mut self.client_control.payload, &input[range], header.mask, offset);
@@ -54,8 +59,8 @@ impl Relay {
                     } else {
                         out.keep(input, range);
                     }
-                    if last {
-                        self.client_frame_ends(header, input, &mut out);
+                    if last && let Err(violation) = self.client_frame_ends(header, input, &mut out) {
+                        return (out, Some(violation));
                     }
                 }
             }
@@ -109,33 +114,33 @@ impl Relay {
         }
     }
 
-    fn client_frame_ends(&mut self, header: Header, input: &[u8], out: &mut Outgoing) {
+    fn client_frame_ends(&mut self, header: Header, input: &[u8], out: &mut Outgoing) -> Result<(), Violation> {
         if header.opcode.is_control() {
             let control = std::mem::take(&mut self.client_control);
             match header.opcode {
-                Opcode::Pong if control.payload == PING => self.client.pinged = None,
+                // That it lives is known by any byte of its.
+                Opcode::Pong if control.payload == PING => {}
                 Opcode::Close => {
                     // What it held back of a message that never ends would reach nobody.
                     self.held = None;
+                    let code = close_code(&control.payload)?;
                     self.client.said_close = true;
-                    self.first_close.get_or_insert((code_of(&control.payload), ClosedBy::Client));
+                    self.first_close.get_or_insert((code, ClosedBy::Client));
                     self.upstream.told_close = true;
                     out.add(input, &control.raw);
                 }
                 _ => out.add(input, &control.raw),
             }
-            return;
-        }
-        if !header.fin {
-            return;
-        }
-        if let Some(held) = self.held.take() {
+        } else if header.fin
+            && let Some(held) = self.held.take()
+        {
             if self.is_guarded() {
                 self.guarded_message_ends(held, input, out);
             } else {
                 self.client_message_ends(&held, input, out);
             }
         }
+        Ok(())
     }
 
     pub(super) fn release(&mut self, input: &[u8], out: &mut Outgoing) {
@@ -176,6 +181,9 @@ impl Relay {
                 }
                 Piece::Payload { range, last, .. } => {
                     let Some(header) = self.upstream_frame else { continue };
+                    if !header.opcode.is_control() {
+                        self.last_data = Instant::now();
+                    }
                     if header.opcode.is_control() {
                         self.upstream_control.raw.extend_from_slice(&input[range.clone()]);
                         self.upstream_control.payload.extend_from_slice(&input[range]);
@@ -192,7 +200,9 @@ impl Relay {
                 }
             };
             if header.opcode.is_control() {
-                self.upstream_control_ends(header.opcode, input, &mut out);
+                if let Err(violation) = self.upstream_control_ends(header.opcode, input, &mut out) {
+                    return (out, Some(violation));
+                }
             } else if header.fin {
                 self.upstream_text_ends(input, &mut out);
             }
@@ -217,20 +227,23 @@ impl Relay {
         }
     }
 
-    fn upstream_control_ends(&mut self, opcode: Opcode, input: &[u8], out: &mut Outgoing) {
+    fn upstream_control_ends(&mut self, opcode: Opcode, input: &[u8], out: &mut Outgoing) -> Result<(), Violation> {
         let control = std::mem::take(&mut self.upstream_control);
         match opcode {
-            Opcode::Pong if control.payload == PING => self.upstream.pinged = None,
+            // That it lives is known by any byte of its.
+            Opcode::Pong if control.payload == PING => {}
             Opcode::Close if self.farewell.is_none() => {
+                let code = close_code(&control.payload)?;
                 self.upstream.said_close = true;
                 self.client.told_close = true;
-                self.first_close.get_or_insert((code_of(&control.payload), ClosedBy::Upstream));
+                self.first_close.get_or_insert((code, ClosedBy::Upstream));
                 out.add(input, &control.raw);
             }
             // Two Closes would be one too many; ours is on its way.
             Opcode::Close => self.upstream.said_close = true,
             _ => out.add(input, &control.raw),
         }
+        Ok(())
     }
 
     /// Our messages go out between two of the upstream's.
@@ -249,8 +262,4 @@ pub(super) fn unmask_onto(target: &mut Vec<u8>, bytes: &[u8], mask: Option<[u8; 
     if let Some(mask) = mask {
         apply_mask(&mut target[start..], mask, offset);
     }
-}
-
-fn code_of(payload: &[u8]) -> Option<u16> {
-    payload.first_chunk().map(|code| u16::from_be_bytes(*code))
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -11,6 +12,14 @@ use tokio::time::Instant;
 use super::Times;
 use crate::http::Socket;
 use crate::websocket::frame::Opcode;
+
+/// The slowest reader that is waited for takes this many bytes a millisecond…
+const SLOWEST: u64 = 8;
+/// …of at most this many that the buffers between us and it may hold.
+const BETWEEN: u64 = 8 << 20;
+
+/// So often is a socket read for the last time; who sends more than that is reset.
+const LAST_READS: usize = 16;
 
 /// One of the two sockets.
 pub(super) struct Side {
@@ -21,7 +30,10 @@ pub(super) struct Side {
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
     pub(super) last_heard: Instant,
-    pub(super) pinged: Option<Instant>,
+    /// It was pinged, and is dead when it has said nothing by then.
+    pub(super) answer_due: Option<Instant>,
+    /// By then even the slowest reader has taken all that was written: what we say now is not heard sooner.
+    taken_by: Instant,
     /// A ping was due and did not fit; not before this.
     pub(super) ping_not_before: Instant,
     /// A write has been waiting since.
@@ -30,6 +42,10 @@ pub(super) struct Side {
     pub(super) eof: bool,
     /// We send no more, and have said so.
     pub(super) shut: bool,
+    /// That has been begun, and the socket has not taken it yet.
+    shutting: bool,
+    /// It is not read, because the other side takes nothing or a verdict is awaited: its silence says nothing.
+    pub(super) is_unread: bool,
     /// A Close of this side has passed, or been sent to it.
     pub(super) said_close: bool,
     pub(super) told_close: bool,
@@ -43,18 +59,21 @@ impl Side {
             out: Vec::new(),
             sent: 0,
             last_heard: Instant::now(),
-            pinged: None,
+            answer_due: None,
+            taken_by: Instant::now(),
             ping_not_before: Instant::now(),
             stalled: None,
             eof: false,
             shut: false,
+            shutting: false,
+            is_unread: false,
             said_close: false,
             told_close: false,
         }
     }
 
     pub(super) fn next_ping(&self, times: &Times) -> Instant {
-        (self.last_heard + times.ping_interval).max(self.ping_not_before)
+        (self.last_heard + times.ping_interval.get()).max(self.ping_not_before)
     }
 
     /// Reads what has come into `scratch`: its length, 0 at the end of the stream; `None` while there is
@@ -69,16 +88,94 @@ impl Side {
         }
     }
 
+    /// It was read again and something has come, its end included.
+    pub(super) fn was_heard(&mut self) {
+        self.last_heard = Instant::now();
+        self.answer_due = None;
+    }
+
+    /// It is read from now on; whether it had not been before. Silence is counted anew then.
+    pub(super) fn is_read_again(&mut self) -> bool {
+        let again = std::mem::take(&mut self.is_unread);
+        if again {
+            self.was_heard();
+        }
+        again
+    }
+
+    /// Whether it counts as silent, or can.
+    pub(super) fn is_listened_to(&self) -> bool {
+        !self.eof && !self.told_close && !self.is_unread
+    }
+
+    /// A ping of ours is on its way behind all that was written before.
+    pub(super) fn was_pinged(&mut self, times: &Times) {
+        self.answer_due = Some(Instant::now().max(self.taken_by) + times.ping_timeout.get());
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        let now = Instant::now();
+        let taken_by = self.taken_by.max(now) + Duration::from_millis(bytes as u64 / SLOWEST);
+        self.taken_by = taken_by.min(now + Duration::from_millis(BETWEEN / SLOWEST));
+    }
+
+    /// Ends what we send. A socket that does not take the end at once is asked again by [`Self::poll_shut`].
+    pub(super) fn shut(&mut self, cx: &mut Context<'_>) {
+        self.shut = true;
+        self.shutting = true;
+        self.poll_shut(cx);
+    }
+
+    /// Goes on with an end that was begun; whether nothing is left of it.
+    pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> bool {
+        // An error is an end as well.
+        if self.shutting && Pin::new(&mut self.socket).poll_shutdown(cx).is_ready() {
+            self.shutting = false;
+        }
+        !self.shutting
+    }
+
+    /// Whether it has taken nothing for `limit`; asked of the socket itself before it is said.
+    pub(super) fn takes_nothing(&mut self, limit: Duration) -> bool {
+        if self.stalled.is_none_or(|since| since.elapsed() < limit) {
+            return false;
+        }
+        let Some(taken) = self.socket.takes_more(&self.out[self.sent..]) else { return true };
+        self.sent += taken;
+        self.wrote(taken);
+        self.stalled = Some(Instant::now());
+        false
+    }
+
+    /// Whether nothing more goes to it, its end included.
+    pub(super) fn has_shut(&self) -> bool {
+        self.shut && !self.shutting
+    }
+
+    /// Ends it for good: a socket that is closed with bytes unread is reset, and what is still on its way to the peer
+    /// is lost.
+    pub(super) fn part(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) {
+        if !self.shut {
+            self.shut(cx);
+        }
+        for _ in 0..LAST_READS {
+            if self.read(cx, scratch).is_none_or(|length| length == 0) {
+                return;
+            }
+        }
+    }
+
     /// It takes nothing any more; what waited for it is lost.
     pub(super) fn give_up(&mut self) {
         self.shut = true;
+        self.unflushed = false;
         self.out = Vec::new();
         self.sent = 0;
         self.stalled = None;
     }
 
     pub(super) fn pending(&self) -> bool {
-        self.sent < self.out.len() || self.unflushed
+        !self.shut && (self.sent < self.out.len() || self.unflushed)
     }
 
     /// Writes what waits; `Ready(Ok(()))` when nothing waits any more.
@@ -88,6 +185,7 @@ impl Side {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     self.sent += written;
+                    self.wrote(written);
                     self.stalled = None;
                     self.unflushed = self.socket.holds_back();
                 }
@@ -123,6 +221,7 @@ impl Side {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(written)) => {
                     from += written;
+                    self.wrote(written);
                     self.unflushed = self.socket.holds_back();
                 }
                 Poll::Ready(Err(error)) => return Err(error),

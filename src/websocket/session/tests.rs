@@ -307,6 +307,25 @@ fn auto_lives_on_while_its_user_is_seen_and_closes_once_the_client_renews() {
 }
 
 #[test]
+fn auto_outlives_a_refresh_that_is_refused_while_the_token_ends() {
+    let life = Life { on_expiry: OnExpiry::Auto, presence: Duration::from_secs(1_800), ..life(30) };
+    let dialect = Arc::new(DialectSpec::vestibule());
+    let mut session = Session::open(Some(dialect), life, standing(NOW / 1_000 + 60), NOW);
+    refresh(&mut session, NOW + 89_000);
+    let refused = Event::Verdict(Verdict::Refused(Ending::InvalidToken));
+    assert_eq!(
+        shown(&session.on(refused, NOW + 91_000)),
+        [r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#]
+    );
+    assert!(session.deadline().is_some_and(|deadline| deadline <= NOW + 91_000), "it is due at once");
+    let seen = Event::Deadline { seen: Some(NOW + 80_000) };
+    assert_eq!(shown(&session.on(seen, NOW + 91_000)), ["outlive"]);
+    // One whose user was not seen ends then.
+    let gone = Event::Deadline { seen: Some(NOW + 80_000) };
+    assert_eq!(shown(&session.on(gone, NOW + 1_880_000)), ["Token expired 4401 Token expired"]);
+}
+
+#[test]
 fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
     let dialect =
         || Arc::new(DialectSpec::token_field(FieldSpec { pointer: vec!["t".into()], upstream: FieldMode::Keep }));

@@ -1,0 +1,456 @@
+//! The clocks of a relay between two ends in memory, on a paused clock: what is written here as a minute takes none.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::super::frame::apply_mask;
+use super::super::judge::{Asking, Judge, Judging};
+use super::super::session::{Life, Session, Standing, Verdict};
+use super::*;
+use crate::auth::{AskedAgain, Marks, Question, Remembered};
+use crate::runtime::Bell;
+use crate::telemetry::Metrics;
+
+/// What fits between the relay and one of its ends.
+const ROOM: usize = 64 << 10;
+
+const TIMES: Times = Times {
+    ping_interval: Millis(30_000),
+    ping_timeout: Millis(10_000),
+    idle_timeout: None,
+    send_timeout: Millis(60_000),
+    token_bytes: 8 << 10,
+    message_bytes: 1 << 20,
+    drain_code: 1012,
+};
+
+/// Refuses the route from when it is told to.
+struct Doorkeeper(Arc<AtomicBool>);
+
+impl Judge for Doorkeeper {
+    fn judge(&self, _of: &Remembered, _token: Token) -> Judging {
+        Box::pin(std::future::ready(Verdict::Denied))
+    }
+
+    fn ask(&self, _of: &Remembered, _question: &Question) -> Asking {
+        Box::pin(std::future::ready(AskedAgain::Stands))
+    }
+
+    fn is_revoked(&self, _marks: &Marks) -> bool {
+        false
+    }
+
+    fn vouches(&self, _of: &Remembered) -> bool {
+        true
+    }
+
+    fn judge_again(&mut self, _of: Option<&Remembered>) -> Result<(), Ending> {
+        if self.0.load(Ordering::Relaxed) { Err(Ending::Denied) } else { Ok(()) }
+    }
+
+    fn last_seen(&self) -> Option<u64> {
+        None
+    }
+
+    fn expired(&self, _action: &'static str) {}
+}
+
+/// A relay that runs, and what is at its two ends.
+struct Relayed {
+    client: End,
+    upstream: End,
+    relay: JoinHandle<Outcome>,
+    bell: Bell,
+    is_denied: Arc<AtomicBool>,
+    begun: Instant,
+}
+
+impl Relayed {
+    fn start(times: Times) -> Self {
+        Self::with_room(times, ROOM)
+    }
+
+    /// With so much room between the relay and its client.
+    fn with_room(times: Times, room: usize) -> Self {
+        let (client, ours) = duplex(room);
+        Self::between(times, client, Socket::Memory(Box::new(ours)))
+    }
+
+    fn between(times: Times, client: DuplexStream, ours: Socket) -> Self {
+        let (upstream, theirs) = duplex(ROOM);
+        let standing = Standing {
+            remembered: Remembered::example(u64::MAX / 2_000),
+            is_open_ended: false,
+            clock_skew: Duration::ZERO,
+            marks: None,
+            again: None,
+            renews: false,
+        };
+        let beginning = Beginning {
+            client: ours,
+            upstream: Socket::Memory(Box::new(theirs)),
+            from_client: Vec::new(),
+            from_upstream: Vec::new(),
+            say: Vec::new(),
+            first: None,
+            extensions: false,
+            session: Session::open(None, Life::default(), standing, now()),
+            introduced: None,
+            token: None,
+        };
+        let (bell, is_denied) = (Bell::default(), Arc::new(AtomicBool::new(false)));
+        let judge = Box::new(Doorkeeper(Arc::clone(&is_denied)));
+        let passed = Metrics::default().sockets.opened(&"test".into(), None);
+        let relay = Relay::new(beginning, judge, bell.listen_in_turn(), times, passed);
+        Self {
+            client: End { stream: client, is_client: true },
+            upstream: End { stream: upstream, is_client: false },
+            relay: tokio::spawn(relay),
+            bell,
+            is_denied,
+            begun: Instant::now(),
+        }
+    }
+
+    /// Its route refuses it from now on.
+    fn denies(&self) {
+        self.is_denied.store(true, Ordering::Relaxed);
+        self.bell.ring();
+    }
+
+    fn seconds(&self) -> u64 {
+        self.begun.elapsed().as_secs()
+    }
+}
+
+struct End {
+    stream: DuplexStream,
+    is_client: bool,
+}
+
+impl End {
+    fn frame(&self, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, opcode, payload, self.is_client.then_some([0; 4]));
+        bytes
+    }
+
+    async fn send(&mut self, opcode: Opcode, payload: &[u8]) {
+        let frame = self.frame(opcode, payload);
+        self.stream.write_all(&frame).await.expect("taken");
+    }
+
+    async fn close(&mut self, code: u16) {
+        self.send(Opcode::Close, &close_payload(code, "")).await;
+    }
+
+    /// The next frame, `None` at the end.
+    async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+        let mut head = [0; 2];
+        self.stream.read_exact(&mut head).await.ok()?;
+        let length = match head[1] & 0x7f {
+            126 => u64::from(self.stream.read_u16().await.ok()?),
+            127 => self.stream.read_u64().await.ok()?,
+            length => u64::from(length),
+        };
+        let mut mask = [0; 4];
+        if !self.is_client {
+            self.stream.read_exact(&mut mask).await.ok()?;
+        }
+        let mut payload = vec![0; usize::try_from(length).expect("small")];
+        self.stream.read_exact(&mut payload).await.ok()?;
+        apply_mask(&mut payload, mask, 0);
+        Some((head[0] & 0x0f, payload))
+    }
+
+    /// The code of the next Close; whatever comes before it is read over, and pings are answered.
+    async fn next_close(&mut self) -> Option<u16> {
+        loop {
+            let (opcode, payload) = self.next().await?;
+            match opcode {
+                8 => return payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
+                9 => self.send(Opcode::Pong, &payload).await,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// One side sends a message of a megabyte, and the other reads none of it for 50 s.
+async fn outlasts_a_pause(pick: impl Fn(Relayed) -> (End, End, JoinHandle<Outcome>)) {
+    let (mut sender, mut reader, relay) = pick(Relayed::start(TIMES));
+    let message = vec![b'x'; 1 << 20];
+    let sending = tokio::spawn(async move {
+        sender.send(Opcode::Binary, &message).await;
+        sender
+    });
+    sleep(Duration::from_secs(50)).await;
+    let (opcode, payload) = reader.next().await.expect("the message");
+    assert_eq!((opcode, payload.len()), (2, 1 << 20));
+    let mut sender = sending.await.expect("sent");
+    // Its silence counts from now on, not from before.
+    sleep(Duration::from_secs(29)).await;
+    assert!(!relay.is_finished());
+    reader.send(Opcode::Text, b"thanks").await;
+    assert_eq!(sender.next().await, Some((1, b"thanks".to_vec())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_lives_through_a_pause_of_its_upstream() {
+    outlasts_a_pause(|relayed| (relayed.client, relayed.upstream, relayed.relay)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_lives_through_a_pause_of_its_client() {
+    outlasts_a_pause(|relayed| (relayed.upstream, relayed.client, relayed.relay)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_side_that_takes_nothing_is_judged_by_send_timeout_alone() {
+    let Relayed { client: _client, mut upstream, relay, begun, .. } = Relayed::start(TIMES);
+    let _flood = tokio::spawn(async move {
+        let message = vec![0; 1 << 20];
+        upstream.send(Opcode::Binary, &message).await;
+    });
+    let outcome = relay.await.expect("ends");
+    assert_eq!((outcome.closed_by, begun.elapsed().as_secs()), (ClosedBy::Vestibule, 60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_steady_reader_is_not_dead_while_our_ping_stands_behind_what_it_reads() {
+    let Relayed { mut client, mut upstream, relay, begun, .. } = Relayed::with_room(TIMES, 4 << 20);
+    let message = vec![0; 3 << 20];
+    upstream.send(Opcode::Binary, &message).await;
+    // The upstream answers our pings, whenever they come.
+    tokio::spawn(async move { upstream.next_close().await });
+    let mut taken = 0;
+    while taken < message.len() {
+        sleep(Duration::from_millis(100)).await;
+        let mut chunk = [0; 1_500];
+        let length = client.stream.read(&mut chunk).await.expect("reads");
+        assert!(length > 0, "it was ended after {} s", begun.elapsed().as_secs());
+        taken += length;
+    }
+    assert!(begun.elapsed() > Duration::from_secs(180) && !relay.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_side_that_answers_no_ping_is_dead_after_ping_timeout() {
+    let Relayed { client: _client, mut upstream, relay, begun, .. } = Relayed::start(TIMES);
+    tokio::spawn(async move { upstream.next_close().await });
+    assert_eq!(relay.await.expect("ends").closed_by, ClosedBy::Vestibule);
+    assert_eq!(begun.elapsed().as_secs(), 40);
+}
+
+/// One side says more than fits and closes; the other reads after 8 s.
+async fn is_delivered_to_the_last_byte(pick: impl Fn(Relayed) -> (End, End, JoinHandle<Outcome>)) {
+    let (mut sender, mut reader, relay) = pick(Relayed::start(TIMES));
+    let message = vec![b'x'; 100 << 10];
+    sender.send(Opcode::Binary, &message).await;
+    sender.close(1000).await;
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(reader.next().await, Some((2, message)));
+    assert_eq!(reader.next_close().await, Some(1000));
+    reader.close(1000).await;
+    assert_eq!(sender.next_close().await, Some(1000));
+    drop((sender, reader));
+    assert_eq!(relay.await.expect("ends").code, Some(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_before_the_upstreams_close_reaches_a_late_client() {
+    is_delivered_to_the_last_byte(|relayed| (relayed.upstream, relayed.client, relayed.relay)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_before_the_clients_close_reaches_a_late_upstream() {
+    is_delivered_to_the_last_byte(|relayed| (relayed.client, relayed.upstream, relayed.relay)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_seconds_after_a_close_was_delivered_it_is_over() {
+    let Relayed { mut client, upstream: mut silent, relay, begun, .. } = Relayed::start(TIMES);
+    client.close(1000).await;
+    assert_eq!(silent.next_close().await, Some(1000));
+    relay.await.expect("ends");
+    assert_eq!(begun.elapsed().as_secs(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ending_reaches_the_upstream_at_once_and_is_over_in_five_seconds_whatever_the_client_reads() {
+    let relayed = Relayed::start(TIMES);
+    let begun = relayed.begun;
+    let (mut from_upstream, to_upstream) = tokio::io::split(relayed.upstream.stream);
+    let mut flood = to_upstream;
+    let sending = tokio::spawn(async move {
+        let mut frame = Vec::new();
+        encode(&mut frame, Opcode::Binary, &vec![0; 1 << 20], None);
+        // Broken off in the end.
+        let _ = flood.write_all(&frame).await;
+        flood
+    });
+    sleep(Duration::from_secs(20)).await;
+    relayed.is_denied.store(true, Ordering::Relaxed);
+    relayed.bell.ring();
+    let mut heard = [0; 8];
+    from_upstream.read_exact(&mut heard).await.expect("a Close");
+    assert_eq!((heard[0], begun.elapsed().as_secs()), (0x88, 20));
+    let outcome = relayed.relay.await.expect("ends");
+    assert_eq!((outcome.code, begun.elapsed().as_secs()), (Some(1008), 25));
+    drop((sending, relayed.client));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_client_that_does_not_take_the_upstreams_close() {
+    let mut relayed = Relayed::start(TIMES);
+    relayed.upstream.send(Opcode::Binary, &vec![0; 100 << 10]).await;
+    relayed.upstream.close(1000).await;
+    sleep(Duration::from_secs(20)).await;
+    relayed.bell.ring_closing(Duration::ZERO);
+    relayed.relay.await.expect("ends");
+    assert_eq!(relayed.begun.elapsed().as_secs(), 25);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_client_hears_an_ending() {
+    for is_drain in [false, true] {
+        let mut relayed = Relayed::start(TIMES);
+        relayed.client.stream.shutdown().await.expect("half closed");
+        relayed.upstream.send(Opcode::Text, b"still").await;
+        assert_eq!(relayed.client.next().await, Some((1, b"still".to_vec())));
+        if is_drain {
+            relayed.bell.ring_closing(Duration::ZERO);
+        } else {
+            relayed.denies();
+        }
+        let expected = if is_drain { 1012 } else { 1008 };
+        assert_eq!(relayed.client.next_close().await, Some(expected));
+        assert_eq!(relayed.upstream.next_close().await, None, "its stream had ended before");
+        assert_eq!(relayed.relay.await.expect("ends").closed_by, ClosedBy::Client);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_client_lives_no_longer_than_a_minute() {
+    let mut relayed = Relayed::start(TIMES);
+    relayed.client.stream.shutdown().await.expect("half closed");
+    let mut upstream = relayed.upstream;
+    let talking = tokio::spawn(async move {
+        let frame = upstream.frame(Opcode::Text, b"news");
+        while upstream.stream.write_all(&frame).await.is_ok() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    let reading = tokio::spawn(async move { while relayed.client.next().await.is_some() {} });
+    relayed.relay.await.expect("ends");
+    assert_eq!(relayed.begun.elapsed().as_secs(), 60);
+    talking.await.expect("ends");
+    reading.await.expect("ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_client_that_reads_slowly_is_served_to_the_end() {
+    let mut relayed = Relayed::start(TIMES);
+    relayed.client.stream.shutdown().await.expect("half closed");
+    let message = vec![b'x'; 200 << 10];
+    let expected = message.clone();
+    let mut upstream = relayed.upstream;
+    let sending = tokio::spawn(async move { upstream.send(Opcode::Binary, &message).await });
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(relayed.client.next().await, Some((2, expected)));
+    sending.await.expect("sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_frame_that_arrives_slowly_is_not_idle() {
+    let times = Times { idle_timeout: Some(Millis(25_000)), ..TIMES };
+    let mut relayed = Relayed::start(times);
+    let frame = relayed.client.frame(Opcode::Binary, &[b'x'; 10_000]);
+    let mut upstream = relayed.upstream;
+    let answering = tokio::spawn(async move {
+        let mut length = 0;
+        while let Some((opcode, payload)) = upstream.next().await {
+            match opcode {
+                9 => upstream.send(Opcode::Pong, &payload).await,
+                2 => length = payload.len(),
+                _ => break,
+            }
+        }
+        length
+    });
+    for chunk in frame.chunks(1_000) {
+        relayed.client.stream.write_all(chunk).await.expect("taken");
+        sleep(Duration::from_secs(20)).await;
+    }
+    assert_eq!(relayed.client.next_close().await, Some(1001));
+    assert_eq!(answering.await.expect("heard"), 10_000);
+    // Its last byte came after 200 s.
+    assert_eq!(relayed.begun.elapsed().as_secs(), 225);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_with_a_code_that_may_not_be_sent_is_1002() {
+    for code in [999, 1005, 1006, 1015, 2000, 5000] {
+        let mut relayed = Relayed::start(TIMES);
+        relayed.client.send(Opcode::Text, b"before").await;
+        relayed.client.close(code).await;
+        assert_eq!(relayed.upstream.next().await, Some((1, b"before".to_vec())));
+        assert_eq!(relayed.upstream.next_close().await, Some(1001), "{code}");
+        // It answers, and so the client need not wait for what else it has to say.
+        relayed.upstream.close(1001).await;
+        assert_eq!(relayed.client.next_close().await, Some(1002), "{code}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstreams_close_with_a_code_that_may_not_be_sent_is_1011() {
+    let mut relayed = Relayed::start(TIMES);
+    relayed.upstream.send(Opcode::Text, b"before").await;
+    relayed.upstream.close(1006).await;
+    assert_eq!(relayed.client.next().await, Some((1, b"before".to_vec())));
+    assert_eq!(relayed.client.next_close().await, Some(1011));
+}
+
+/// A socket whose end is not taken at once, as of TLS whose `close_notify` does not fit.
+#[derive(Debug)]
+struct Stubborn {
+    stream: DuplexStream,
+    wait: Pin<Box<Sleep>>,
+}
+
+impl AsyncRead for Stubborn {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for Stubborn {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        std::task::ready!(this.wait.as_mut().poll(cx));
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_socket_does_not_take_at_once_is_given_to_it_again() {
+    let (client, ours) = duplex(ROOM);
+    let wait = Box::pin(sleep_until(Instant::now() + Duration::from_secs(2)));
+    let mut relayed = Relayed::between(TIMES, client, Socket::Memory(Box::new(Stubborn { stream: ours, wait })));
+    relayed.denies();
+    assert_eq!(relayed.client.next_close().await, Some(1008));
+    assert_eq!(relayed.client.next().await, None, "its end, while the client has not answered");
+    assert_eq!(relayed.seconds(), 2);
+}
