@@ -316,3 +316,53 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
     });
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use hyper::Request;
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+    use crate::auth::Revocations;
+    use crate::http::Socket;
+    use crate::telemetry::{self, Observed};
+
+    /// The same as a client whose connection is reset while its 101 is written, a moment that no client can choose.
+    #[tokio::test]
+    async fn a_client_that_left_between_the_upstreams_101_and_ours_has_its_line() {
+        static LINES: Mutex<Vec<AccessLine>> = Mutex::new(Vec::new());
+        telemetry::observe(Box::new(|observed| {
+            if let Observed::Access(line) = observed {
+                LINES.lock().expect("lock").push(line.clone());
+            }
+        }));
+        let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let shared = Arc::new(Shared::start(policy, Revocations::default()));
+        let runtime = shared.current();
+        let count = Arc::new(shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room"));
+        let line = AccessLine { request_id: "between".into(), outcome: "accepted", ..AccessLine::default() };
+        let context = Context::new(&shared, &runtime, &count, &line);
+        let (mut backend, upstream) = duplex(64);
+        let relaying = Relaying {
+            session: Session::unending(),
+            judge: Box::new(PublicJudge { shared: Arc::clone(&shared), path: "/".into(), generation: 0 }),
+            spec: runtime.policy.routes[0].websocket.clone(),
+            needs: Needs::default(),
+            token: None,
+        };
+        let never = hyper::upgrade::on(&mut Request::new(()));
+        let upgraded = Upgraded { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
+        let _ = open(context, never, HeaderMap::new(), upgraded, relaying);
+        assert_eq!(backend.read(&mut [0]).await.ok(), Some(0), "the upstream is let go");
+        while shared.drain.held() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let lines = LINES.lock().expect("lock");
+        let line = lines.iter().find(|line| &*line.request_id == "between").expect("its line");
+        assert_eq!((line.outcome, line.socket.as_ref().map(|life| life.closed_by)), ("left", Some("client")));
+    }
+}

@@ -288,6 +288,39 @@ async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() 
 }
 
 #[tokio::test]
+async fn an_admission_does_not_wait_behind_the_sockets_that_are_asked_about_again() {
+    let provider = Answerer::start(|asked| {
+        let user = asked.body.trim_start_matches("token=").split(['%', '&', '.']).next();
+        ok(json!({"active": true, "sub": user, "aud": AUDIENCE, "exp": now() + 600}))
+    })
+    .await;
+    let rows = introspection(&provider, ", concurrency: 2, timeout: 3s, cache: 1s");
+    let house = House::start(provider, &rows, "websocket: { revalidate_every: 2s }\n").await;
+    let mut sockets = Vec::new();
+    for index in 0..4 {
+        sockets.push(house.socket(&format!("user{index}.1")).await);
+    }
+    // From now on nobody answers the first question, and the others of the sockets wait for their turn behind it.
+    house.provider.hold();
+    house.provider.asked_times(5).await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // Whoever comes with a token that a socket waits to be asked about has a turn at the door.
+    let coming: Vec<_> = (0..4)
+        .map(|index| {
+            let (address, token) = (house.proxy.address, bearer(&format!("user{index}.1")));
+            let begun = std::time::Instant::now();
+            tokio::spawn(async move { (get(address, "/x", &[&token]).await.status, begun.elapsed()) })
+        })
+        .collect();
+    for answer in coming {
+        let (status, took) = answer.await.expect("answered");
+        assert_eq!(status, 503);
+        assert!(took < std::time::Duration::from_secs(5), "beyond `timeout`: {took:?}");
+    }
+    drop(sockets);
+}
+
+#[tokio::test]
 async fn an_opaque_token_goes_to_the_one_provider_that_is_asked_and_a_jwt_never() {
     let issuer = Issuer::start().await;
     let provider = Answerer::start(active).await;

@@ -4,7 +4,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
-use crate::support::socket::Socket;
+use crate::support::socket::{Side, Socket, upgrade};
 
 async fn house(more: &str) -> (Backend, Issuer, Proxy) {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
@@ -102,4 +102,82 @@ async fn what_does_not_end_in_time_is_dropped_and_a_second_signal_ends_at_once()
     proxy.logged("the drain", |line| line.contains("draining:")).await;
     proxy.signal("INT");
     assert_eq!(proxy.ended().await, Some(130));
+}
+
+#[tokio::test]
+async fn an_upgrade_whose_backend_hangs_is_answered_at_the_drain_and_does_not_hold_it() {
+    let more = "routes: [{ path: /open, auth: none }]\ndrain: { timeout: 40s }\nupstream: ";
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let upstream = format!("{{ url: \"{}\", handshake_timeout: 30s }}", backend.url());
+    let yaml = format!("{more}{upstream}\nproviders: [{}]\n", issuer.provider());
+    let mut proxy = Proxy::start(&yaml).await;
+    let token = issuer.token("alice");
+    let mut clients = Vec::new();
+    let mut hanging = Vec::new();
+    for (target, field) in [("/ws", bearer(&token)), ("/open", "X-Nothing: 1".to_owned())] {
+        let mut client = Client::connect(proxy.address).await;
+        client.send(upgrade(target, &[&field])).await;
+        let mut conn = backend.accept().await;
+        conn.request().await;
+        hanging.push(conn);
+        clients.push(client);
+    }
+    // One whose client could not read a status hears it as a Close.
+    let mut in_query = Client::connect(proxy.address).await;
+    in_query.send(upgrade(&format!("/ws?token={token}"), &[])).await;
+    let mut conn = backend.accept().await;
+    conn.request().await;
+    hanging.push(conn);
+    proxy.signal("TERM");
+    for mut client in clients {
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
+        assert!(answer.field("retry-after").is_some());
+    }
+    assert_eq!(in_query.answer().await.status, 101);
+    let (stream, buffer) = in_query.into_parts();
+    assert_eq!(Socket::new(stream, Side::Client, buffer).next_close().await, (1012, "Service restart".into()));
+    for mut conn in hanging {
+        assert!(conn.is_closed().await);
+    }
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn waiting_sockets_are_told_at_the_pace_of_the_drain() {
+    let (_backend, _issuer, mut proxy) = house("drain: { timeout: 60s }\n").await;
+    let mut waiting = Vec::new();
+    for _ in 0..50 {
+        waiting.push(Socket::open(proxy.address, "/ws", &[]).await);
+    }
+    proxy.signal("TERM");
+    let mut told = tokio::task::JoinSet::new();
+    for mut socket in waiting {
+        told.spawn(async move {
+            assert_eq!(socket.next_close().await, (1012, "Service restart".to_owned()));
+            std::time::Instant::now()
+        });
+    }
+    let mut told = told.join_all().await;
+    told.sort();
+    // A hundred a second: the last of fifty half a second after the first, and never sooner.
+    assert!(told[49] - told[0] >= std::time::Duration::from_millis(400), "{:?}", told[49] - told[0]);
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_half_closed_client_hears_the_drain() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let (backend, issuer, mut proxy) = house("").await;
+    let token = issuer.token("alice");
+    let mut open = Socket::open(proxy.address, "/ws", &[]).await;
+    let (_, (_, mut upstream)) = tokio::join!(open.authenticate(&token), backend.websocket());
+    open.stream.shutdown().await.expect("half closed");
+    upstream.say("still there?").await;
+    assert_eq!(open.next_text().await, "still there?");
+    proxy.signal("TERM");
+    assert_eq!(open.next_close().await, (1012, "Service restart".into()));
+    drop((open, upstream));
+    assert_eq!(proxy.ended().await, Some(0));
 }

@@ -522,6 +522,41 @@ async fn closes_pass_with_code_and_reason_and_end_both_sides() {
 }
 
 #[tokio::test]
+async fn a_close_with_a_code_that_may_not_be_sent_is_1002_before_and_after_authentication() {
+    let house = house("").await;
+    for code in [999_u16, 1005, 1006, 1015] {
+        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        client.send(0x88, code.to_be_bytes()).await;
+        assert_eq!(client.next_close().await, (1002, "Protocol error".into()), "{code}");
+        let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+        client.send(0x88, code.to_be_bytes()).await;
+        assert_eq!(upstream.next_close().await.0, 1001, "{code}");
+        drop(upstream);
+        assert_eq!(client.next_close().await, (1002, "Protocol error".into()), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_half_closed_client_hears_of_a_reload() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let house = house("").await;
+    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    client.stream.shutdown().await.expect("half closed");
+    upstream.say("still there?").await;
+    assert_eq!(client.next_text().await, "still there?");
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\nroutes: [{{ path: /ws, auth: deny }}]\n",
+        house.backend.url(),
+        house.issuer.provider()
+    );
+    house.proxy.rewrite(&yaml);
+    house.proxy.signal("HUP");
+    assert_eq!(client.next_text().await, error("Access denied"));
+    assert_eq!(client.next_close().await, (1008, "Access denied".into()));
+}
+
+#[tokio::test]
 async fn a_side_that_vanishes_ends_the_other() {
     let house = house("").await;
     let (mut client, upstream) = house.session(&house.issuer.token("alice")).await;
