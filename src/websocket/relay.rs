@@ -8,6 +8,7 @@
 
 mod clocks;
 mod directions;
+mod farewell;
 mod guarded;
 mod outcome;
 mod side;
@@ -27,14 +28,15 @@ use aws_lc_rs::rand;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::ending::Ending;
-use super::frame::{Header, Opcode, Sender, Violation, Walker, close_payload, encode};
+use super::frame::{Header, Opcode, Sender, Violation, Walker, encode};
 use super::judge::{Asking, Judge, Judging};
 use super::session::{Action, Event, Session};
 use crate::auth::Token;
 use crate::http::Socket;
 use crate::policy::DialectSpec;
-use crate::runtime::{Ear, Listening};
+use crate::runtime::Listening;
 use crate::telemetry::PassedBytes;
+use farewell::Farewell;
 pub(super) use outcome::{ClosedBy, Outcome};
 use side::{Control, Held, Outgoing, Side};
 use texts::Extra;
@@ -110,15 +112,6 @@ impl Saying {
         encode(&mut frame, Opcode::Text, text.as_bytes(), None);
         Self { frame, is_pong }
     }
-}
-
-/// How a session of ours is being ended.
-struct Farewell {
-    since: Instant,
-    /// What the upstream still answers to what stood before the end goes on, until it has closed too.
-    hears_upstream: bool,
-    text: Option<Vec<u8>>,
-    close: Vec<u8>,
 }
 
 /// Both directions of one session.
@@ -282,36 +275,6 @@ impl Relay {
         }
     }
 
-    /// Something has changed that may end it.
-    fn hear(&mut self, ear: &Ear) {
-        let is_ending = self.farewell.is_some();
-        let ending = if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
-            Ending::Revoked
-        } else if let Err(ending) = self.judge.judge_again(self.session.remembered()) {
-            ending
-        } else if ear.must_leave() {
-            Ending::Drain(self.times.drain_code)
-        } else {
-            return;
-        };
-        if is_ending {
-            return;
-        }
-        match ending {
-            Ending::Revoked => tracing::info!("an open socket was revoked"),
-            Ending::Drain(_) => {}
-            ending => tracing::info!("an open socket ends with the reload: {}", ending.reason()),
-        }
-        if self.client.told_close {
-            // The upstream's Close is on its way to it, and the last that it hears; it is not waited for as long.
-            self.leave_upstream();
-            let latest = Instant::now() + LINGER;
-            self.over = Some(self.over.map_or(latest, |over| over.min(latest)));
-            return;
-        }
-        self.act_on(Event::End(ending));
-    }
-
     /// The client's stream cannot be followed any further; what stood before it has gone on, and is answered
     /// as it would be without us.
     fn client_breaks_off(&mut self) {
@@ -322,81 +285,10 @@ impl Relay {
         }
     }
 
-    /// Whether a farewell still waits for what the upstream has to say.
-    fn still_hears_upstream(&self) -> bool {
-        self.farewell.as_ref().is_some_and(|farewell| farewell.hears_upstream && farewell.since.elapsed() < BOUNDARY)
-            && !self.client.told_close
-            && !self.upstream.said_close
-            && !self.upstream.eof
-    }
-
     fn upstream_breaks_off(&mut self) {
         self.from_upstream.abandon_header();
         self.upstream.eof = true;
         self.act_on(Event::End(Ending::UpstreamLost));
-    }
-
-    fn begin_end(&mut self, ending: Ending) {
-        if self.farewell.is_some() {
-            return;
-        }
-        if ending == Ending::Expired {
-            self.judge.expired("closed");
-        }
-        let dialect = self.session.dialect().map(|dialect| &**dialect);
-        let code = ending.code(dialect);
-        let text = ending.said(dialect, self.session.answering()).map(|text| {
-            let mut frame = Vec::new();
-            encode(&mut frame, Opcode::Text, text.as_bytes(), None);
-            frame
-        });
-        let mut close = Vec::new();
-        encode(&mut close, Opcode::Close, &close_payload(code, ending.reason()), None);
-        tracing::debug!("closing the socket: {code} {}", ending.reason());
-        self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
-        self.verdict = None;
-        self.asking = None;
-        self.forget_waiting();
-        self.farewell = Some(Box::new(Farewell { since: Instant::now(), hears_upstream: false, text, close }));
-    }
-
-    /// Says goodbye to the client when the stream to it allows it.
-    fn say_farewell(&mut self) {
-        if self.client.told_close || self.still_hears_upstream() {
-            return;
-        }
-        let Some(farewell) = &mut self.farewell else { return };
-        // A message that nobody will finish is not waited for.
-        let late = farewell.since.elapsed() >= BOUNDARY || self.upstream.eof;
-        let between_frames = self.from_upstream.between_frames() && self.upstream_control.raw.is_empty();
-        if self.from_upstream.between_messages() && between_frames {
-            for saying in self.say.drain(..) {
-                self.client.out.extend_from_slice(&saying.frame);
-            }
-            if let Some(text) = farewell.text.take() {
-                self.client.out.extend_from_slice(&text);
-            }
-            self.client.out.extend_from_slice(&farewell.close);
-        } else if late && between_frames {
-            // A control frame may stand between fragments; a message of ours may not.
-            self.client.out.extend_from_slice(&farewell.close);
-        } else if !late {
-            return;
-        }
-        // Late and inside a frame: nothing can be said any more, and the connection just ends.
-        self.client.told_close = true;
-        self.over = Some(Instant::now() + LINGER);
-    }
-
-    /// Toward the upstream a session that we end is a masked Close 1001.
-    fn leave_upstream(&mut self) {
-        // Of a message that is being held nothing has gone up.
-        let between = (self.from_client.between_frames() && self.client_control.raw.is_empty()) || self.held.is_some();
-        if !self.upstream.told_close && between && !self.upstream.shut {
-            encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(mask()));
-        }
-        self.upstream.told_close = true;
-        self.held = None;
     }
 
     fn pump_from_client(&mut self, cx: &mut Context<'_>) -> bool {

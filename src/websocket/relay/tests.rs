@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, 
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::super::frame::apply_mask;
+use super::super::frame::{apply_mask, close_payload};
 use super::super::judge::{Asking, Judge, Judging};
 use super::super::session::{Life, Session, Standing, Verdict};
 use super::*;
