@@ -354,7 +354,7 @@ mod tests {
             needs: Needs::default(),
             token: None,
         };
-        let never = hyper::upgrade::on(&mut Request::new(()));
+        let never = hyper::upgrade::on(Request::new(()));
         let upgraded = Upgraded { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
         let _ = open(context, never, HeaderMap::new(), upgraded, relaying);
         assert_eq!(backend.read(&mut [0]).await.ok(), Some(0), "the upstream is let go");
