@@ -69,7 +69,7 @@ thread_local! {
 pub(super) struct Millis(u32);
 
 impl Millis {
-    const fn get(self) -> Duration {
+    pub(super) const fn get(self) -> Duration {
         Duration::from_millis(self.0 as u64)
     }
 }

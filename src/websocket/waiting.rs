@@ -412,8 +412,8 @@ impl Silence {
             self.begun = None;
         }
         let silent = match self.pinged {
-            Some(pinged) => pinged + self.times.ping_timeout,
-            None => self.heard + self.times.ping_interval,
+            Some(pinged) => pinged + self.times.ping_timeout.get(),
+            None => self.heard + self.times.ping_interval.get(),
         };
         self.begun.map_or(silent, |begun| silent.min(begun + MESSAGE_TIME))
     }
