@@ -56,6 +56,7 @@ mod request;
 mod rule;
 mod socket;
 mod stream;
+mod unread;
 mod upstream;
 
 pub use admit::admit;
@@ -71,4 +72,5 @@ pub use request::{Admitted, Allowed, OwnRequest, PreflightRequest, ProtectedRequ
 pub use rule::{Ruled, rule};
 pub use socket::{Socket, tune};
 pub use stream::{ClientStream, PacedStream, Phase};
+pub use unread::{DiscardLimits, UnreadBody};
 pub use upstream::{Answer, Upgraded, UpstreamError, Upstreams};

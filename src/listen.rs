@@ -293,6 +293,7 @@ async fn serve(
         limits.header_timeout,
         limits.keep_alive_timeout,
         limits.send_timeout,
+        (&limits).into(),
     );
     let connection = Connection { peer, tls: speaks_tls };
     let drain = shared.drain.clone();

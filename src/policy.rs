@@ -293,6 +293,8 @@ pub struct LimitSpec {
     pub keep_alive_timeout: Duration,
     pub body_bytes: Option<usize>,
     pub body_idle_timeout: Duration,
+    pub discard_body_bytes: usize,
+    pub discard_body_timeout: Duration,
     pub send_timeout: Duration,
 }
 

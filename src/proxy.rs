@@ -21,9 +21,9 @@ use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
 use crate::browser::{ClientFile, Navigation, answer_navigation, serve_session};
 use crate::http::{
-    Admitted, Answer, BodyEnd, Challenge, ClientAddress, Connection, Fate, OwnRequest, Phase, ProtectedRequest,
-    Refusal, ResponseBody, Ruled, Sealed, Sharing, admit, answer_preflight, let_read, problem, replace_cors, rule,
-    seal, seal_preflight, seal_public, strip_own_set_cookie,
+    Admitted, Answer, BodyEnd, Challenge, ClientAddress, ClientBody, Connection, Fate, OwnRequest, Phase,
+    ProtectedRequest, Refusal, ResponseBody, Ruled, Sealed, Sharing, UnreadBody, admit, answer_preflight, let_read,
+    problem, replace_cors, rule, seal, seal_preflight, seal_public, strip_own_set_cookie,
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Runtime, Shared};
@@ -54,6 +54,10 @@ pub async fn handle(
     caller.phase.busy();
     let runtime = shared.current();
     let head = Head::of(&request, &runtime.policy);
+    let limits = &runtime.policy.limits;
+    let unread = UnreadBody::of(&request, &caller.phase, limits);
+    let request =
+        request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
     let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&shared));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) => {
@@ -111,11 +115,18 @@ pub async fn handle(
     if shared.drain.is_closing() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    let has_body = unread.is_some();
+    if let Some(unread) = unread {
+        unread.answer_is_ready(response.headers_mut());
+        response.body_mut().answers(unread);
+    }
     entry.line.status = response.status().as_u16();
     response.body_mut().on_end(Box::new(move |bytes, fate| {
         // The whole entry moves in here and is written when this is done.
         let mut entry = entry;
-        caller.phase.idle();
+        if !has_body {
+            caller.phase.idle();
+        }
         entry.line.bytes_out = bytes;
         match fate {
             Fate::Cut(reason) => entry.line.outcome = reason,

@@ -355,6 +355,8 @@ pub struct Limits {
     pub keep_alive_timeout: Time,
     pub body_bytes: Option<Size>,
     pub body_idle_timeout: Time,
+    pub discard_body_bytes: Size,
+    pub discard_body_timeout: Time,
     pub send_timeout: Time,
 }
 
@@ -378,6 +380,8 @@ impl Default for Limits {
             keep_alive_timeout: Time::seconds(75),
             body_bytes: None,
             body_idle_timeout: Time::seconds(60),
+            discard_body_bytes: Size(8 << 20),
+            discard_body_timeout: Time::seconds(5),
             send_timeout: Time::seconds(60),
         }
     }

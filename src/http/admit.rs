@@ -1,6 +1,6 @@
 //! Admission: what hyper lets through and we do not.
 
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
@@ -8,7 +8,7 @@ use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Request, Version};
 
 use super::cors::announced;
-use super::{Admitted, ClientAddress, Connection, Refusal};
+use super::{Admitted, ClientAddress, ClientBody, Connection, Refusal};
 use crate::policy::Policy;
 
 /// Admits a request, or says why not.
@@ -16,7 +16,7 @@ use crate::policy::Policy;
 /// # Errors
 /// A refusal of section 3: malformed, wrong method, Host not served, something over its limit.
 pub fn admit(
-    mut request: Request<Incoming>,
+    mut request: Request<ClientBody>,
     connection: &Connection,
     policy: &Policy,
 ) -> Result<Admitted, (Refusal, ClientAddress)> {
@@ -32,7 +32,7 @@ pub fn admit(
     Ok(Admitted { parts, body, client, upgrade, announced })
 }
 
-fn check(request: &mut Request<Incoming>, policy: &Policy) -> Result<bool, Refusal> {
+fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Refusal> {
     let method = request.method();
     if *method == Method::CONNECT || *method == Method::TRACE {
         return Err(Refusal::method_not_allowed(None));
@@ -64,7 +64,7 @@ fn is_misspelt(method: &Method) -> bool {
 }
 
 /// The head's size as it was on the wire, give or take optional white space.
-fn check_size(request: &Request<Incoming>, limit: usize) -> Result<(), Refusal> {
+fn check_size(request: &Request<ClientBody>, limit: usize) -> Result<(), Refusal> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(1, |target| target.as_str().len())
         + uri.authority().map_or(0, |authority| authority.as_str().len() + "http://".len());
@@ -77,7 +77,7 @@ fn check_size(request: &Request<Incoming>, limit: usize) -> Result<(), Refusal> 
     if line + fields + "\r\n".len() > limit { Err(Refusal::head_too_large()) } else { Ok(()) }
 }
 
-fn check_host(request: &mut Request<Incoming>, policy: &Policy) -> Result<(), Refusal> {
+fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), Refusal> {
     let mut values = request.headers().get_all(HOST).iter();
     let (Some(host), None) = (values.next(), values.next()) else {
         return Err(Refusal::bad_request("not exactly one Host"));
@@ -107,7 +107,7 @@ fn check_host(request: &mut Request<Incoming>, policy: &Policy) -> Result<(), Re
 }
 
 /// hyper has read the framing; what a backend might read differently is refused or replaced here.
-fn check_framing(request: &mut Request<Incoming>) -> Result<(), Refusal> {
+fn check_framing(request: &mut Request<ClientBody>) -> Result<(), Refusal> {
     let headers = request.headers();
     if headers.contains_key(TRANSFER_ENCODING) {
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -125,7 +125,7 @@ fn check_framing(request: &mut Request<Incoming>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn is_websocket(request: &Request<Incoming>) -> Result<bool, Refusal> {
+fn is_websocket(request: &Request<ClientBody>) -> Result<bool, Refusal> {
     let headers = request.headers();
     if !lists(headers, &UPGRADE, "websocket") {
         return Ok(false);

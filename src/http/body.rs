@@ -12,6 +12,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::UnreadBody;
 use super::upstream::Lease;
 
 const GOING: u8 = 0;
@@ -88,18 +89,23 @@ pub struct ClientBody {
     idle: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     end: BodyEnd,
+    /// Takes what is left when this is dropped before its end.
+    unread: Option<UnreadBody>,
 }
 
 impl ClientBody {
-    pub(super) fn new(incoming: Incoming, limit: Option<usize>, idle: Duration) -> Self {
+    /// Takes a request's body, with `limits.body_bytes` and `limits.body_idle_timeout`.
+    #[must_use]
+    pub fn new(incoming: Incoming, limit: Option<usize>, idle: Duration, unread: Option<UnreadBody>) -> Self {
         let empty = incoming.is_end_stream();
         let state = if empty { ENDED } else { GOING };
-        Self { incoming: (!empty).then_some(incoming), left: limit, idle, timer: None, end: BodyEnd::new(state) }
+        let end = BodyEnd::new(state);
+        Self { incoming: (!empty).then_some(incoming), left: limit, idle, timer: None, end, unread }
     }
 
     /// An empty body, for a request sent again.
     pub(super) fn empty() -> Self {
-        Self { incoming: None, left: None, idle: Duration::ZERO, timer: None, end: BodyEnd::new(ENDED) }
+        Self { incoming: None, left: None, idle: Duration::ZERO, timer: None, end: BodyEnd::new(ENDED), unread: None }
     }
 
     /// How it ends.
@@ -111,6 +117,19 @@ impl ClientBody {
     fn finish(&mut self, state: u8) {
         self.timer = None;
         self.end.0.state.store(state, Ordering::Release);
+        if state == ENDED
+            && let Some(unread) = self.unread.take()
+        {
+            unread.body_ended();
+        }
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if let (Some(unread), Some(rest), false) = (self.unread.take(), self.incoming.take(), self.end.is_broken()) {
+            unread.unwanted(rest);
+        }
     }
 }
 
@@ -203,6 +222,8 @@ pub struct ResponseBody {
     fate: Fate,
     cut_when: Option<CutWhen>,
     on_end: Option<OnEnd>,
+    /// The body of the request that this answers, when it has one.
+    request_body: Option<UnreadBody>,
 }
 
 enum Kind {
@@ -218,7 +239,7 @@ impl std::fmt::Debug for ResponseBody {
 
 impl ResponseBody {
     fn new(kind: Kind) -> Self {
-        Self { kind, sent: 0, fate: Fate::BrokenOff, cut_when: None, on_end: None }
+        Self { kind, sent: 0, fate: Fate::BrokenOff, cut_when: None, on_end: None, request_body: None }
     }
 
     /// Text of our own.
@@ -241,6 +262,11 @@ impl ResponseBody {
     /// Cuts it off when this resolves.
     pub fn cut_when(&mut self, cut_when: CutWhen) {
         self.cut_when = Some(cut_when);
+    }
+
+    /// Lets the rest of the request's body be read once this answers it.
+    pub fn answers(&mut self, request_body: UnreadBody) {
+        self.request_body = Some(request_body);
     }
 
     /// Sets what happens at the end, whatever the end is.
@@ -267,6 +293,9 @@ impl Drop for ResponseBody {
         if let Some(on_end) = self.on_end.take() {
             on_end(self.sent, self.fate);
         }
+        if let Some(request_body) = self.request_body.take() {
+            request_body.answer_ended();
+        }
     }
 }
 
@@ -276,6 +305,10 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = self.get_mut();
+        if let Some(request_body) = &this.request_body {
+            // hyper asks for the body when the head has been written.
+            request_body.answer_began();
+        }
         if let Fate::Cut(_) = this.fate {
             return Poll::Ready(None);
         }

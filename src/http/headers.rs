@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use hyper::body::Body as _;
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN,
     SEC_WEBSOCKET_EXTENSIONS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
@@ -201,7 +202,7 @@ pub fn seal(
         headers.insert(credential.header.clone(), credential.value.clone());
     }
     let upstream = route.upstream;
-    let sealed = Sealed { request: rebuilt(admitted, policy, to), verified: true, upstream, takes_trailers, stripped };
+    let sealed = Sealed { request: rebuilt(admitted, to), verified: true, upstream, takes_trailers, stripped };
     Ok((sealed, identity, token))
 }
 
@@ -234,7 +235,7 @@ pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
     let PublicRequest { mut admitted, route } = public;
     let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false);
     let to = policy.upstream(&route);
-    let request = rebuilt(admitted, policy, to);
+    let request = rebuilt(admitted, to);
     Sealed { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
 }
 
@@ -254,11 +255,11 @@ pub fn seal_preflight(preflight: PreflightRequest, policy: &Policy) -> Sealed {
         parts.uri = path;
     }
     let to = policy.upstream(&route);
-    let request = rebuilt(admitted, policy, to);
+    let request = rebuilt(admitted, to);
     Sealed { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
 }
 
-fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<ClientBody> {
+fn rebuilt(admitted: Admitted, to: &UpstreamSpec) -> Request<ClientBody> {
     let Admitted { mut parts, body, client, .. } = admitted;
     let host = parts.headers.get(HOST).cloned();
     forwarding::insert(&mut parts.headers, &client, host.as_ref());
@@ -275,7 +276,10 @@ fn rebuilt(admitted: Admitted, policy: &Policy, to: &UpstreamSpec) -> Request<Cl
     parts.version = Version::HTTP_11;
     // Extensions hold the connection's own state, which ends here.
     parts.extensions.clear();
-    let body = ClientBody::new(body, policy.limits.body_bytes, policy.limits.body_idle_timeout);
+    if !body.is_end_stream() && !parts.headers.contains_key(CONTENT_LENGTH) {
+        // Its framing went when it was admitted. hyper would send no body at all with GET and HEAD unless told so.
+        parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     Request::from_parts(parts, body)
 }
 

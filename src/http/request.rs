@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use hyper::Method;
-use hyper::body::Incoming;
 use hyper::header::ACCEPT;
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
-use super::{ClientAddress, Refusal, provenance};
+use super::{ClientAddress, ClientBody, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Identity, NoCredential, SessionCookie, Token, Verified, allow};
 use crate::policy::{Judgement, Policy, Route, TokenSources};
@@ -17,7 +16,7 @@ use crate::policy::{Judgement, Policy, Route, TokenSources};
 #[derive(Debug)]
 pub struct Admitted {
     pub(super) parts: Parts,
-    pub(super) body: Incoming,
+    pub(super) body: ClientBody,
     pub(super) client: ClientAddress,
     /// The client's side of a WebSocket upgrade that RFC 6455 section 4.2.1 accepts; it resolves
     /// once the 101 has been written.

@@ -9,32 +9,49 @@ use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Socket;
+use super::{DiscardLimits, Socket};
 
 /// Where a client connection stands between two requests; shared with whoever answers.
 ///
-/// Counts up: even before a request, odd while one is answered. A count, because a quick answer may
+/// Counts up: even before a request, odd until one is answered and its body read. A count, because a quick answer may
 /// begin and end between two reads.
 #[derive(Debug, Default)]
-pub struct Phase(AtomicU32);
+pub struct Phase {
+    count: AtomicU32,
+    /// The limits for reading a body that nobody wants were reached.
+    given_up: AtomicBool,
+    /// The connection's, while it waits for bytes of a request's body.
+    reading: AtomicWaker,
+}
 
 impl Phase {
     /// A request's head is complete.
     pub fn busy(&self) {
-        self.0.fetch_or(1, Ordering::Relaxed);
+        self.count.fetch_or(1, Ordering::Relaxed);
     }
 
-    /// Its answer has been given.
+    /// Its answer has been given, and its body read.
     pub fn idle(&self) {
-        let busy = self.0.load(Ordering::Relaxed) | 1;
-        self.0.store(busy.wrapping_add(1), Ordering::Relaxed);
+        let busy = self.count.load(Ordering::Relaxed) | 1;
+        self.count.store(busy.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// What comes of the body is read no further, not when the connection closes either.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the connection look again at where it stands.
+    pub(super) fn wake(&self) {
+        self.reading.wake();
     }
 }
 
@@ -65,15 +82,37 @@ pub struct ClientStream {
     patience: Patience,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
+    /// Bytes have come that belong to no request yet.
+    head_begun: bool,
+    discard: DiscardLimits,
+    /// Bytes that may still be read and thrown away; set once our end is closed.
+    lingering: Option<usize>,
 }
 
 impl ClientStream {
     /// Takes an accepted socket; the clock of the first head starts now.
     #[must_use]
-    pub fn new(socket: Socket, phase: Arc<Phase>, header: Duration, keep_alive: Duration, send: Duration) -> Self {
+    pub fn new(
+        socket: Socket,
+        phase: Arc<Phase>,
+        header: Duration,
+        keep_alive: Duration,
+        send: Duration,
+        discard: DiscardLimits,
+    ) -> Self {
         let timer = Box::pin(sleep_until(Instant::now() + header));
         let patience = Patience { header, keep_alive };
-        Self { socket: PacedStream::new(socket, send), phase, seen: 0, patience, waiting: Waiting::Head, timer }
+        Self {
+            socket: PacedStream::new(socket, send),
+            phase,
+            seen: 0,
+            patience,
+            waiting: Waiting::Head,
+            timer,
+            head_begun: false,
+            discard,
+            lingering: None,
+        }
     }
 
     /// The bare socket, once HTTP is over.
@@ -83,14 +122,24 @@ impl ClientStream {
     }
 
     fn look_at_phase(&mut self) {
-        let phase = self.phase.0.load(Ordering::Relaxed);
+        let phase = self.phase.count.load(Ordering::Relaxed);
         if phase & 1 == 1 {
             self.waiting = Waiting::No;
+            self.head_begun = false;
         } else if phase != self.seen {
             self.seen = phase;
             self.waiting = Waiting::Idle;
+            self.head_begun = false;
             self.timer.as_mut().reset(Instant::now() + self.patience.keep_alive);
         }
+    }
+
+    /// Whether the client may be in the middle of a request although we have said our last word: closing now would
+    /// reset the connection and take that word away.
+    fn may_be_sending(&mut self) -> bool {
+        self.look_at_phase();
+        let in_body = matches!(self.waiting, Waiting::No) && !self.phase.given_up.load(Ordering::Relaxed);
+        in_body || self.head_begun
     }
 }
 
@@ -100,10 +149,17 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         let read = Pin::new(&mut this.socket).poll_read(cx, buf)?;
         let arrived = buf.filled().len() > before;
+        if read.is_pending() && this.phase.count.load(Ordering::Relaxed) & 1 == 1 {
+            // Before the look: what changes behind it wakes.
+            this.phase.reading.register(cx.waker());
+        }
         this.look_at_phase();
-        if arrived && matches!(this.waiting, Waiting::Idle) {
-            this.waiting = Waiting::Head;
-            this.timer.as_mut().reset(Instant::now() + this.patience.header);
+        if arrived && !matches!(this.waiting, Waiting::No) {
+            this.head_begun = true;
+            if matches!(this.waiting, Waiting::Idle) {
+                this.waiting = Waiting::Head;
+                this.timer.as_mut().reset(Instant::now() + this.patience.header);
+            }
         }
         if read.is_ready() || matches!(this.waiting, Waiting::No) {
             return read.map(Ok);
@@ -146,8 +202,36 @@ impl AsyncWrite for ClientStream {
         Pin::new(&mut this.socket).poll_flush(cx)
     }
 
+    /// Closes our end, and where the client may still be sending, reads on until it closes its own, within the limits.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        let this = self.get_mut();
+        let mut left = if let Some(left) = this.lingering {
+            left
+        } else {
+            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
+            if !this.may_be_sending() {
+                return Poll::Ready(Ok(()));
+            }
+            this.timer.as_mut().reset(Instant::now() + this.discard.timeout);
+            this.discard.bytes
+        };
+        loop {
+            this.lingering = Some(left);
+            if this.timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut discarded = [std::mem::MaybeUninit::uninit(); 8 << 10];
+            let mut discarded = ReadBuf::uninit(&mut discarded);
+            // Gone in whatever way: nobody is left to hear us.
+            let Ok(()) = ready!(Pin::new(&mut this.socket).poll_read(cx, &mut discarded)) else {
+                return Poll::Ready(Ok(()));
+            };
+            let length = discarded.filled().len();
+            match left.checked_sub(length) {
+                Some(further) if length > 0 => left = further,
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
@@ -156,13 +240,23 @@ impl AsyncWrite for ClientStream {
 pub struct PacedStream {
     socket: Socket,
     writing: Unhurried,
+    /// What the other end said last is still to be read when it takes nothing any more.
+    hears_last_words: bool,
 }
 
 impl PacedStream {
     /// Takes a connected socket.
     #[must_use]
     pub fn new(socket: Socket, send: Duration) -> Self {
-        Self { socket, writing: Unhurried::new(send) }
+        Self { socket, writing: Unhurried::new(send), hears_last_words: false }
+    }
+
+    /// Takes a socket to an upstream. One that answers before it has read the request and then closes makes our next
+    /// write fail; its answer stands in our receive buffer, and hyper would give up before it looks there. So a failed
+    /// write waits until reading has come to the end as well, at most for `send_timeout`.
+    #[must_use]
+    pub fn to_upstream(socket: Socket, send: Duration) -> Self {
+        Self { hears_last_words: true, ..Self::new(socket, send) }
     }
 
     /// The bare socket, once HTTP is over.
@@ -177,11 +271,29 @@ impl PacedStream {
     fn is_waiting(&self) -> bool {
         self.writing.timer.is_some()
     }
+
+    fn written(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Err(_)) if self.hears_last_words => self.writing.outlast(cx),
+            written => self.writing.judge(cx, written, &mut self.socket, bytes),
+        }
+    }
 }
 
 impl AsyncRead for PacedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_read(cx, buf)
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut this.socket).poll_read(cx, buf));
+        if read.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
+            this.hears_last_words = false;
+        }
+        Poll::Ready(read)
     }
 }
 
@@ -189,7 +301,7 @@ impl AsyncWrite for PacedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.socket).poll_write(cx, buf);
-        this.writing.judge(cx, written, &mut this.socket, buf)
+        this.written(cx, written, buf)
     }
 
     fn poll_write_vectored(
@@ -200,7 +312,7 @@ impl AsyncWrite for PacedStream {
         let this = self.get_mut();
         let written = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
-        this.writing.judge(cx, written, &mut this.socket, first)
+        this.written(cx, written, first)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -208,7 +320,12 @@ impl AsyncWrite for PacedStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.socket).poll_flush(cx);
+        match flushed {
+            Poll::Ready(Err(_)) if this.hears_last_words => this.writing.outlast(cx),
+            flushed => flushed,
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -226,6 +343,14 @@ struct Unhurried {
 impl Unhurried {
     fn new(limit: Duration) -> Self {
         Self { limit, timer: None }
+    }
+
+    /// Waits out a write that failed, for whoever reads meanwhile.
+    fn outlast<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let limit = self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no byte taken within send_timeout")))
     }
 
     fn judge(

@@ -280,7 +280,7 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<TokioIo<PacedStream>, UpstreamError> {
-        Ok(TokioIo::new(PacedStream::new(self.dialler.connect().await?, self.send_timeout)))
+        Ok(TokioIo::new(PacedStream::to_upstream(self.dialler.connect().await?, self.send_timeout)))
     }
 
     async fn fresh(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {

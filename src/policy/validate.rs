@@ -498,6 +498,7 @@ impl Check {
             ("header_timeout", limits.header_timeout),
             ("keep_alive_timeout", limits.keep_alive_timeout),
             ("body_idle_timeout", limits.body_idle_timeout),
+            ("discard_body_timeout", limits.discard_body_timeout),
             ("send_timeout", limits.send_timeout),
         ] {
             self.not_zero(&format!("limits.{key}"), Some(value));
@@ -520,6 +521,8 @@ impl Check {
             keep_alive_timeout: limits.keep_alive_timeout.0,
             body_bytes: limits.body_bytes.map(|size| size.0),
             body_idle_timeout: limits.body_idle_timeout.0,
+            discard_body_bytes: limits.discard_body_bytes.0,
+            discard_body_timeout: limits.discard_body_timeout.0,
             send_timeout: limits.send_timeout.0,
         }
     }

@@ -15,7 +15,7 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
 /// Key, file of its test below `tests/program`, name of its test.
-const TESTED: [(&str, &str, &str); 49] = [
+const TESTED: [(&str, &str, &str); 51] = [
     ("limits.connections", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.connections_per_address", "addresses.rs", "one_address_has_so_many_connections"),
     ("limits.waiting_websockets", "websocket.rs", "a_full_room_sends_the_longest_silent_away"),
@@ -31,6 +31,8 @@ const TESTED: [(&str, &str, &str); 49] = [
     ("limits.keep_alive_timeout", "http.rs", "an_idle_connection_may_wait_longer_than_a_head_that_has_begun"),
     ("limits.body_bytes", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.body_idle_timeout", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
+    ("limits.discard_body_bytes", "early.rs", "of_a_refused_body_no_more_is_read_than_discard_body_bytes"),
+    ("limits.discard_body_timeout", "early.rs", "a_refused_body_is_awaited_no_longer_than_discard_body_timeout"),
     ("limits.send_timeout", "limits.rs", "whoever_takes_no_byte_for_send_timeout_is_left"),
     ("upstream.url", "transport.rs", "an_upstream_behind_tls_is_known_by_its_certificate"),
     ("upstream.preset", "sessions.rs", "a_known_backend_brings_what_its_pages_need"),

@@ -20,6 +20,7 @@ mod cors;
 mod descriptors;
 mod doctor;
 mod documents;
+mod early;
 mod entry;
 mod fixture;
 mod handover;

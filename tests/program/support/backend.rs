@@ -94,6 +94,21 @@ impl Conn {
 
     /// `None` when the connection ends before a request.
     pub async fn try_request(&mut self) -> Option<Heard> {
+        let heard = self.try_head().await?;
+        self.try_body(heard).await
+    }
+
+    /// A request's head, its body not read.
+    pub async fn head(&mut self) -> Heard {
+        within("a head at the upstream", self.try_head()).await.expect("a head")
+    }
+
+    /// The body behind a head.
+    pub async fn body(&mut self, head: Heard) -> Heard {
+        within("a body at the upstream", self.try_body(head)).await.expect("a body")
+    }
+
+    async fn try_head(&mut self) -> Option<Heard> {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -101,7 +116,10 @@ impl Conn {
             self.more().await?;
         };
         let head = String::from_utf8(self.buffer.drain(..end).collect()).expect("ascii");
-        let mut heard = Heard { head, body: Vec::new() };
+        Some(Heard { head, body: Vec::new() })
+    }
+
+    async fn try_body(&mut self, mut heard: Heard) -> Option<Heard> {
         if heard.all("transfer-encoding") == ["chunked"] {
             heard.body = self.chunked().await?;
         } else if let Some(length) = heard.all("content-length").first().and_then(|length| length.parse::<usize>().ok())
