@@ -20,8 +20,8 @@ async fn sent_whole_before_reading(client: &mut Client, head: &str, body: &[u8])
 }
 
 fn post(target: &str, fields: &[&str], length: usize) -> String {
-    let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
-    format!("POST {target} HTTP/1.1\r\n{fields}Content-Length: {length}\r\n\r\n")
+    let fields = fields.join("\r\n");
+    format!("POST {target} HTTP/1.1\r\n{fields}\r\nContent-Length: {length}\r\n\r\n")
 }
 
 fn chunked(body: &[u8]) -> Vec<u8> {

@@ -23,6 +23,7 @@ mod documents;
 mod early;
 mod entry;
 mod fixture;
+mod framing;
 mod handover;
 mod healthcheck;
 mod house;
