@@ -29,7 +29,7 @@ pub fn admit(
     let (parts, body) = request.into_parts();
     // With its framing gone a chunked body shows by being there.
     let announced = announced(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
-    Ok(Admitted { parts, body, client, upgrade, announced })
+    Ok(Admitted { parts, body: Box::new(body), client, upgrade, announced })
 }
 
 fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Refusal> {

@@ -280,7 +280,7 @@ fn rebuilt(admitted: Admitted, to: &UpstreamSpec) -> Request<ClientBody> {
         // Its framing went when it was admitted. hyper would send no body at all with GET and HEAD unless told so.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    Request::from_parts(parts, body)
+    Request::from_parts(parts, *body)
 }
 
 /// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew, and

@@ -16,7 +16,8 @@ use crate::policy::{Judgement, Policy, Route, TokenSources};
 #[derive(Debug)]
 pub struct Admitted {
     pub(super) parts: Parts,
-    pub(super) body: ClientBody,
+    /// Boxed: it goes through every step by value.
+    pub(super) body: Box<ClientBody>,
     pub(super) client: ClientAddress,
     /// The client's side of a WebSocket upgrade that RFC 6455 section 4.2.1 accepts; it resolves
     /// once the 101 has been written.
