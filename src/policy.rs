@@ -13,6 +13,7 @@ mod control;
 mod cors;
 mod dialect;
 mod exposure;
+mod issued;
 mod judgement;
 mod names;
 mod origin;
@@ -45,6 +46,7 @@ pub use control::{ControlAddress, ControlSpec};
 pub use cors::CorsSpec;
 pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
 pub use exposure::{first_listener, is_private};
+pub use issued::IssuedTokens;
 pub use judgement::{Conflict, Demand, Judgement};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
@@ -214,8 +216,10 @@ pub struct TokenSubprotocol {
 /// The query parameter that may carry a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryParameter {
-    /// Its name after percent-decoding.
-    pub name: String,
+    /// Its names after percent-decoding; at least one.
+    pub names: Vec<String>,
+    /// Which of its values are tokens; the others are the backend's own.
+    pub issued: Arc<IssuedTokens>,
     /// Whether it is moved or refused.
     pub mode: QueryMode,
     /// Whether it is read on `WebSocket` upgrades.

@@ -419,7 +419,7 @@ fn named(line: &mut AccessLine, client: &ClientAddress) {
 /// Values whose parameter's name sounds like a secret are not logged.
 fn masked(query: &str, policy: &Policy) -> String {
     let carries_tokens = |name: &str| {
-        policy.routes.iter().filter_map(|route| route.token_from.query.as_ref()).any(|query| query.name == name)
+        policy.routes.iter().filter_map(|route| route.token_from.query.as_ref()).any(|query| query.is_named(name))
     };
     masked_where(query, carries_tokens)
 }

@@ -293,6 +293,9 @@ pub async fn tunnel(
     if shared.drain.is_closing() {
         return Served::Refused(Refusal::busy(door::DRAINING));
     }
+    if let Err(refusal) = handshake::check_origin(&public.head().headers, &public.route().websocket) {
+        return Served::Refused(refusal);
+    }
     let Some(upgrade) = public.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };

@@ -12,16 +12,17 @@ use std::fmt;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER, SEC_WEBSOCKET_PROTOCOL};
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
 use super::SessionCookie;
 use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
-pub use cookie::{is_own_cookie, own_cookie, take_own, without_credentials};
+pub use cookie::{own_cookie, sets_own_cookie, take_own, without_credentials};
 pub(crate) use query::into_query;
-use query::{clean_referer, take_query};
+pub use query::without_tokens;
+use query::{QueryTokens, credential};
 
 /// A credential as it was presented. It has no `Display` and no `Serialize`; `Debug` shows its
 /// length only.
@@ -198,22 +199,24 @@ pub fn extract(
         let from_subprotocol = take_subprotocol(headers, &sources.subprotocols, limit);
         found = found.or(from_subprotocol);
     }
-    if let Some(parameter) = &sources.query {
-        clean_referer(headers, &parameter.name);
+    let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
+    if let Some(parameter) = &sources.query
+        && (uri.query().is_some() || headers.contains_key(REFERER))
+    {
+        let in_head = found.as_ref().and_then(|found| found.as_ref().ok()).map(|(token, _)| token);
+        let presented: Vec<&str> = in_head.into_iter().chain(&from_cookie).map(Token::expose).collect();
+        let in_urls = QueryTokens { parameter, presented: &presented, echo: sources.echo.as_ref() };
+        let tokens = in_urls.take_from_target(uri);
+        in_urls.take_from_referer(headers);
         let is_read = match purpose {
             Purpose::Plain => false,
             Purpose::Events => parameter.events,
             Purpose::WebSocket => parameter.websocket,
         };
         if is_read {
-            let from_query = take_query(uri, parameter, limit);
-            let is_echo = |found: &Result<(Token, Carrier), BadCredential>| {
-                found.as_ref().is_ok_and(|(token, _)| is_echo(token.expose(), sources.echo.as_ref()))
-            };
-            found = found.or(from_query.filter(|found| !is_echo(found)));
+            found = found.or(credential(parameter, &tokens, limit));
         }
     }
-    let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
     let session = own_cookie.and_then(|name| take_own(headers, name));
     match found {
         Some(Ok((token, carrier))) => Ok(Extracted::Token(token, carrier)),
@@ -305,16 +308,22 @@ fn decoded(encoding: TokenEncoding, text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::REFERER;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::policy::{CookieSource, QueryMode, QueryParameter};
+    use crate::policy::{CookieSource, IssuedTokens, QueryMode, QueryParameter};
 
     fn sources() -> TokenSources {
         TokenSources {
             headers: vec![AUTHORIZATION],
             message: true,
-            query: Some(QueryParameter { name: "token".into(), mode: QueryMode::Move, websocket: true, events: false }),
+            query: Some(QueryParameter {
+                names: vec!["token".into(), "jwt".into()],
+                issued: Arc::new(IssuedTokens { opaque: true, ..IssuedTokens::default() }),
+                mode: QueryMode::Move,
+                websocket: true,
+                events: false,
+            }),
             subprotocols: [
                 ("plain.", TokenEncoding::Plain),
                 ("k8s.", TokenEncoding::Base64url),
@@ -407,7 +416,12 @@ mod tests {
             ("/ws?%74oken=abc&&x", Ok("abc"), "/ws?&x"),
             ("/ws?token=a%2Eb", Ok("a.b"), "/ws"),
             ("/ws?token=a&token=b", Err(Some(Problem::Twice)), "/ws"),
-            ("/ws?token=", Err(Some(Problem::NotAToken)), "/ws"),
+            ("/ws?jwt=abc&x", Ok("abc"), "/ws?x"),
+            ("/ws?token=a&jwt=b", Err(Some(Problem::Twice)), "/ws"),
+            ("/ws?token=a&token=", Ok("a"), "/ws?token="),
+            ("/ws?token=a%20b", Err(Some(Problem::NotAToken)), "/ws"),
+            ("/ws?token=", Err(None), "/ws?token="),
+            ("/ws?token", Err(None), "/ws?token"),
             ("/ws?tokens=a", Err(None), "/ws?tokens=a"),
         ] {
             let (found, uri, _) = run(&[], target, Purpose::WebSocket);
@@ -417,9 +431,55 @@ mod tests {
     }
 
     #[test]
-    fn plain_requests_keep_their_query() {
-        let (found, uri, _) = run(&[], "/page?token=abc", Purpose::Plain);
-        assert_eq!((found, uri.as_str()), (Err(None), "/page?token=abc"));
+    fn where_a_query_token_is_not_read_it_is_taken_out_all_the_same() {
+        let (found, uri, _) = run(&[], "/page?token=abc&a=1", Purpose::Plain);
+        assert_eq!((found, uri.as_str()), (Err(None), "/page?a=1"));
+    }
+
+    #[test]
+    fn only_what_a_provider_could_have_issued_is_a_token_in_a_url() {
+        let jwt = |claims: &str| {
+            format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256"}"#), URL_SAFE_NO_PAD.encode(claims))
+        };
+        let (ours, foreign) = (jwt(r#"{"iss":"https://a"}"#), jwt(r#"{"iss":"https://b"}"#));
+        let (nameless, unreadable) = (jwt("{}"), jwt("["));
+        let strict = IssuedTokens { issuers: vec!["https://a".into()], ..IssuedTokens::default() };
+        let any = IssuedTokens { any_issuer: true, ..IssuedTokens::default() };
+        let opaque = IssuedTokens { opaque: true, ..strict.clone() };
+        for (issued, value, is_taken) in [
+            (&strict, ours.as_str(), true),
+            (&strict, &format!("Bearer%20{ours}"), true),
+            (&strict, &format!("bearer+{ours}"), true),
+            (&strict, &ours.replace('.', "%2E"), true),
+            (&strict, &foreign, false),
+            (&strict, &nameless, false),
+            (&strict, &unreadable, false),
+            (&strict, "vite-1f2e3d", false),
+            (&any, &foreign, true),
+            (&any, &nameless, true),
+            (&any, "vite-1f2e3d", false),
+            (&opaque, &ours, true),
+            (&opaque, &foreign, false),
+            (&opaque, "vite-1f2e3d", true),
+            // The credential that was presented elsewhere, whatever it is.
+            (&strict, "in-the-header", true),
+        ] {
+            let mut sources = sources();
+            sources.query.as_mut().expect("a query").issued = Arc::new(issued.clone());
+            for purpose in [Purpose::Plain, Purpose::Events, Purpose::WebSocket] {
+                let mut headers = HeaderMap::new();
+                headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer in-the-header"));
+                headers.append(REFERER, HeaderValue::from_static("https://a.example/"));
+                let page = format!("https://a.example/p?token={value}");
+                headers.append(REFERER, HeaderValue::from_str(&page).expect("value"));
+                let mut uri: Uri = format!("/x?a=1&token={value}").parse().expect("target");
+                extract(&mut headers, &mut uri, &sources, purpose, None, 256).expect("the header's");
+                assert_eq!(uri.query() == Some("a=1"), is_taken, "{issued:?} {value} {purpose:?}");
+                let pages: Vec<_> = headers.get_all(REFERER).iter().collect();
+                let expected = if is_taken { "https://a.example/p" } else { page.as_str() };
+                assert_eq!(pages, ["https://a.example/", expected], "{issued:?} {value}");
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use hyper::{HeaderMap, Method, StatusCode};
 
+use crate::auth::token;
 use crate::http::{Answer, Refusal, ResponseBody};
 use crate::page::{self, Escaped, Layout};
 use crate::policy::Policy;
@@ -46,7 +47,8 @@ pub fn answer_navigation(
 ) {
     let unknown = refusal.status == StatusCode::UNAUTHORIZED;
     let url = policy.browser.sign_in_url.as_ref().filter(|_| refusal.code == "missing_token");
-    let url = url.and_then(|url| url.for_target(&navigation.target, policy.public_url.as_ref()));
+    let url = url
+        .and_then(|url| url.for_target(&token::without_tokens(&navigation.target, policy), policy.public_url.as_ref()));
     let headers = answer.headers_mut();
     if let Some(location) = url.and_then(|url| HeaderValue::try_from(url).ok()) {
         headers.insert(LOCATION, location);

@@ -87,7 +87,8 @@ fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), 
     // What the parser takes for a port may be any text.
     let port = text.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
     let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    if text.contains('@') || host.host().is_empty() || !port.is_none_or(is_port) {
+    // A comma makes a list of it to whoever looks for one.
+    if text.contains(['@', ',']) || host.host().is_empty() || !port.is_none_or(is_port) {
         return Err(Refusal::bad_request("Host is not host and port"));
     }
     if let Some(authority) = request.uri().authority() {

@@ -81,15 +81,9 @@ impl ClientAddress {
         if chain.is_empty() {
             chain.push(peer_or_here.to_string());
         }
-        let proto = headers.get_all(X_FORWARDED_PROTO).iter().next_back().and_then(|value| value.to_str().ok());
-        let proto = proto.and_then(|list| list.rsplit(',').next()).map(|scheme| scheme.trim().to_ascii_lowercase());
         Self {
             address: hops.get(client).copied().unwrap_or(peer_or_here),
-            scheme: match proto.as_deref() {
-                Some("https" | "wss") => "https",
-                Some(_) => "http",
-                None => scheme,
-            },
+            scheme: forwarded_proto(headers, hops.len(), client).unwrap_or(scheme),
             chain: chain.join(", "),
             request_id: kept_request_id(headers).unwrap_or_else(new_request_id),
             shared: if hops.is_empty() { Sharing::TrustedProxy } else { Sharing::No },
@@ -97,12 +91,30 @@ impl ClientAddress {
     }
 }
 
+/// The members of a forwarding field, left to right over all its lines; RFC 9110 section 5.6.1 ignores empty ones.
+fn members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'a str> {
+    // A line that is not ASCII is one member, and nothing that could be believed.
+    let lines = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
+}
+
+/// The scheme that the client uses, by `X-Forwarded-Proto`.
+///
+/// Proxies that append to it write one member for each of `X-Forwarded-For`, so that of the client's own hop counts.
+/// Where the lists differ in length the leftmost does, which is the client's in every convention: taking http for
+/// https only withholds what https allows.
+fn forwarded_proto(headers: &HeaderMap, hops: usize, client: usize) -> Option<&'static str> {
+    let count = members(headers, &X_FORWARDED_PROTO).count();
+    let at = if count == hops { client } else { 0 };
+    let scheme = members(headers, &X_FORWARDED_PROTO).nth(at)?;
+    let is_https = scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("wss");
+    Some(if is_https { "https" } else { "http" })
+}
+
 /// The addresses of `X-Forwarded-For`, left to right; what is no address ends the list there.
 fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
     let mut hops = Vec::new();
-    let lines: Vec<&str> = headers.get_all(X_FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or("")).collect();
-    for entry in lines.iter().flat_map(|line| line.split(',')).rev().take(HOPS) {
-        let entry = entry.trim();
+    for entry in members(headers, &X_FORWARDED_FOR).rev().take(HOPS) {
         let bare = entry.trim_start_matches('[').split(']').next().unwrap_or(entry);
         let address = bare.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()));
         match address {
@@ -163,12 +175,41 @@ mod tests {
             ("1.2.3.4, 10.0.0.1", vec!["1.2.3.4", "10.0.0.1"]),
             ("unknown, 1.2.3.4", vec!["1.2.3.4"]),
             ("1.2.3.4:5678, [2001:db8::1]:99, ::ffff:10.0.0.9", vec!["1.2.3.4", "2001:db8::1", "10.0.0.9"]),
+            ("1.2.3.4,, 10.0.0.1 , ", vec!["1.2.3.4", "10.0.0.1"]),
             ("", vec![]),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(X_FORWARDED_FOR, HeaderValue::from_static(value));
             let found: Vec<String> = forwarded_for(&headers).iter().map(IpAddr::to_string).collect();
             assert_eq!(found, expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_of_the_clients_own_hop_counts() {
+        for (protos, hops, client, expected) in [
+            (&["https"][..], 0, 0, Some("https")),
+            (&["WSS"], 1, 0, Some("https")),
+            (&["ws"], 1, 0, Some("http")),
+            (&["https,http"], 2, 0, Some("https")),
+            (&["https, http"], 2, 0, Some("https")),
+            (&["https", "http"], 2, 0, Some("https")),
+            (&["https,http"], 0, 0, Some("https")),
+            (&["https,http"], 1, 0, Some("https")),
+            // The left one is what a client wrote before the first trusted proxy.
+            (&["https,http"], 2, 1, Some("http")),
+            (&["http,https,http"], 3, 1, Some("https")),
+            (&["http,https"], 2, 1, Some("https")),
+            (&[", https ,"], 1, 0, Some("https")),
+            (&["", ","], 1, 0, None),
+            (&[], 1, 0, None),
+            (&["ftp"], 1, 0, Some("http")),
+        ] {
+            let mut headers = HeaderMap::new();
+            for proto in protos {
+                headers.append(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+            }
+            assert_eq!(forwarded_proto(&headers, hops, client), expected, "{protos:?} {hops} {client}");
         }
     }
 

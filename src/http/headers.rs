@@ -184,7 +184,7 @@ pub fn seal(
     let to = policy.upstream(&route);
     let read_by_us =
         route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
-    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, read_by_us);
+    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, read_by_us, TokenHeaders::Removed);
     let headers = &mut admitted.parts.headers;
     for (name, value) in trusted.0 {
         headers.insert(name, value);
@@ -233,7 +233,8 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 #[must_use]
 pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
     let PublicRequest { mut admitted, route } = public;
-    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false);
+    // Webhooks bring an Authorization of their own.
+    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false, TokenHeaders::Kept);
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, to);
     Sealed { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
@@ -283,12 +284,26 @@ fn rebuilt(admitted: Admitted, to: &UpstreamSpec) -> Request<ClientBody> {
     Request::from_parts(parts, *body)
 }
 
+/// What becomes of `Authorization` and the other headers that may carry a token, in their own spelling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenHeaders {
+    /// Nobody reads them here, so they are the upstream's.
+    Kept,
+    /// Whether or not one was the credential: what was not verified must not look as if it were.
+    Removed,
+}
+
 /// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew, and
 /// the identity headers that were there.
-fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> (bool, Vec<HeaderName>) {
+fn strip(
+    headers: &mut HeaderMap,
+    policy: &Policy,
+    websocket_is_read: bool,
+    token_headers: TokenHeaders,
+) -> (bool, Vec<HeaderName>) {
     let websocket = lists(headers, &UPGRADE, "websocket");
     let takes_trailers = !websocket && lists(headers, &TE, "trailers");
-    let stripped = strip_reserved(headers, policy);
+    let stripped = strip_reserved(headers, policy, token_headers);
     // Whether or not it was the credential: our cookies are nobody else's.
     let _ = token::take_own(headers, "");
     strip_hop_by_hop(headers);
@@ -308,10 +323,12 @@ fn strip(headers: &mut HeaderMap, policy: &Policy, websocket_is_read: bool) -> (
     (takes_trailers, stripped)
 }
 
-fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) -> Vec<HeaderName> {
+fn strip_reserved(headers: &mut HeaderMap, policy: &Policy, token_headers: TokenHeaders) -> Vec<HeaderName> {
+    let is_kept = |kind: Reserved| kind == Reserved::TokenSource && token_headers == TokenHeaders::Kept;
     let reserved: Vec<(HeaderName, Reserved)> = headers
         .keys()
         .filter_map(|name| policy.reserved.classify(name.as_str()).map(|kind| (name.clone(), kind)))
+        .filter(|(_, kind)| !is_kept(*kind))
         .collect();
     let mut identities = Vec::new();
     for (name, kind) in reserved {
@@ -326,10 +343,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy) -> Vec<HeaderName> {
 
 /// Takes what an upstream says of our cookies out of its answer: it cannot set them.
 pub fn strip_own_set_cookie(headers: &mut HeaderMap) {
-    let is_own = |value: &HeaderValue| {
-        let name = value.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
-        token::is_own_cookie(name.trim_ascii())
-    };
+    let is_own = |value: &HeaderValue| token::sets_own_cookie(value.as_bytes());
     if !headers.get_all(SET_COOKIE).iter().any(is_own) {
         return;
     }
@@ -450,11 +464,10 @@ mod tests {
                         headers.append(name, value);
                     }
                 }
-                strip(&mut headers, &policy, false);
-                let letters = |name: &str| fold(name).map(|folded| folded.as_bytes().to_vec());
-                let ours: Vec<_> = ["x-user-id", "x-team", "x-own"].iter().map(|name| letters(name)).collect();
+                strip(&mut headers, &policy, false, TokenHeaders::Kept);
+                let ours = ["x-user-id", "x-team", "x-own"].map(fold);
                 for name in headers.keys() {
-                    prop_assert!(!ours.contains(&letters(name.as_str())), "{name} of the client's stays");
+                    prop_assert!(!ours.contains(&fold(name.as_str())), "{name} of the client's stays");
                 }
                 // What `seal` puts in afterwards is there once, whatever was named in `Connection`.
                 for trusted in policy.trusted_headers.iter() {

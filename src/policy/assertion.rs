@@ -59,10 +59,7 @@ impl Check {
         let at = "identity.assertion";
         let name = assertion.header.as_deref().unwrap_or(HEADER);
         let header = self.header_name(&format!("{at}.header"), name)?;
-        if config.identity.headers.keys().any(|other| {
-            let letters = |text: &str| super::fold(text).map(|folded| folded.as_bytes().to_vec());
-            letters(other) == letters(name)
-        }) {
+        if config.identity.headers.keys().any(|other| super::fold(other) == super::fold(name)) {
             self.wrong(
                 format!("{at}.header"),
                 format!("\"{name}\" carries a claim already; give the assertion a header of its own"),

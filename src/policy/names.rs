@@ -3,61 +3,31 @@
 //! `X_USER.ID` is `X-User-Id` to a backend that turns header names into CGI or WSGI variables
 //! (CVE-2025-64484, CVE-2026-39858, CVE-2026-52845), so one folding serves every comparison.
 
-use std::collections::HashSet;
+mod known;
 
-/// Identity headers of other proxies, taken from clients whatever is configured.
-pub(super) const WELL_KNOWN: [&str; 30] = [
-    "X-Forwarded-User",
-    "X-Forwarded-Email",
-    "X-Forwarded-Groups",
-    "X-Forwarded-Preferred-Username",
-    "X-Forwarded-Access-Token",
-    "X-Auth-Request-User",
-    "X-Auth-Request-Email",
-    "X-Auth-Request-Groups",
-    "X-Auth-Request-Preferred-Username",
-    "X-Auth-Request-Access-Token",
-    "Remote-User",
-    "Remote-Email",
-    "Remote-Groups",
-    "Remote-Name",
-    "X-Remote-User",
-    "X-Webauth-User",
-    "X-Token-Subject",
-    "X-Token-User-Name",
-    "X-Token-User-Email",
-    "X-Token-User-Roles",
-    "X-Consumer-Username",
-    "X-Userinfo",
-    "X-Amzn-Oidc-Identity",
-    "X-Amzn-Oidc-Data",
-    "X-Amzn-Oidc-Accesstoken",
-    "X-Goog-Authenticated-User-Email",
-    "X-Goog-Authenticated-User-Id",
-    "Cf-Access-Authenticated-User-Email",
-    "Tailscale-User-Login",
-    "X-User-Id",
-];
-
-/// Families: every name that starts like this.
-const FAMILIES: [&[u8]; 1] = [b"xpomeriumclaim"];
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Names whose look-alikes are removed, while the name itself is ours to handle.
 pub(super) const PROTECTED: [&str; 6] =
-    ["Host", "Content-Length", "Transfer-Encoding", "Authorization", "Cookie", "Forwarded"];
+    ["Host", "Content-Length", "Transfer-Encoding", "Authorization", "Cookie", "X-Request-Id"];
 
-/// Longer names cannot be any of ours: `validate` refuses to configure them.
+/// Upper bound on the length of a configured name; of longer ones that clients send only the beginning is compared.
 pub(super) const LONGEST: usize = 64;
 
-/// Letters and digits of a header name, in lower case; `None` when longer than any reserved name.
+/// Letters and digits of a header name, in lower case.
 #[must_use]
-pub fn fold(name: &str) -> Option<Folded> {
-    let mut folded = Folded { bytes: [0; LONGEST], length: 0 };
+pub fn fold(name: &str) -> Folded {
+    let mut folded = Folded { bytes: [0; LONGEST], length: 0, is_whole: true };
     for byte in name.bytes().filter(u8::is_ascii_alphanumeric) {
-        *folded.bytes.get_mut(folded.length)? = byte.to_ascii_lowercase();
+        let Some(slot) = folded.bytes.get_mut(folded.length) else {
+            folded.is_whole = false;
+            break;
+        };
+        *slot = byte.to_ascii_lowercase();
         folded.length += 1;
     }
-    Some(folded)
+    folded
 }
 
 /// A folded name, on the stack: every header of every request is folded once.
@@ -65,13 +35,21 @@ pub fn fold(name: &str) -> Option<Folded> {
 pub struct Folded {
     bytes: [u8; LONGEST],
     length: usize,
+    /// Whether nothing was cut off; such a name is the same as no other.
+    is_whole: bool,
 }
 
 impl Folded {
-    /// The letters and digits.
+    /// The letters and digits, at most as many as a reserved name can have.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
+    }
+}
+
+impl PartialEq for Folded {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_whole && other.is_whole && self.as_bytes() == other.as_bytes()
     }
 }
 
@@ -86,57 +64,171 @@ pub enum Reserved {
     Forwarding,
     /// A name that makes some backends see another request: never passed on.
     Override,
+    /// The header of an upstream's own secret: never passed on from a client.
+    Credential,
+    /// A header that may carry a client's token, in its own spelling: passed on where no token is asked for.
+    TokenSource,
+}
+
+/// What a folded name in the table means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    Always(Reserved),
+    /// A token source where it is spelled like one, else its look-alike.
+    TokenSource,
+    /// Passed on where it is spelled like a protected name, else its look-alike.
+    Protected,
 }
 
 /// The set of reserved names of one policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReservedNames {
-    identity: HashSet<Box<[u8]>>,
-    method_override: bool,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedNames(Arc<Names>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Names {
+    exact: Table<Meaning>,
+    families: Table<Reserved>,
+    /// Headers that may carry tokens, as they are spelled.
+    token_sources: Vec<Box<str>>,
+}
+
+/// What the configuration adds to the names that are always reserved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ConfiguredNames<'a> {
+    /// Headers that carry an identity, and further ones to take from clients.
+    pub(crate) identity: &'a [&'a str],
+    /// Headers that may carry a token.
+    pub(crate) token_sources: &'a [&'a str],
+    /// Headers of the upstreams' own secrets.
+    pub(crate) credentials: &'a [&'a str],
+    /// Whether a rule names methods, so that no header may change one.
+    pub(crate) rules_by_method: bool,
+}
+
+impl Default for ReservedNames {
+    fn default() -> Self {
+        Self::new(ConfiguredNames::default())
+    }
 }
 
 impl ReservedNames {
-    pub(crate) fn new<'a>(configured: impl IntoIterator<Item = &'a str>, method_override: bool) -> Self {
-        let identity =
-            WELL_KNOWN.into_iter().chain(configured).filter_map(fold).map(|folded| folded.as_bytes().into()).collect();
-        Self { identity, method_override }
+    pub(crate) fn new(configured: ConfiguredNames<'_>) -> Self {
+        let ConfiguredNames { identity, token_sources, credentials, rules_by_method } = configured;
+        let families = [
+            (&known::IDENTITY_FAMILIES[..], Reserved::Identity),
+            (&known::FORWARDING_FAMILIES, Reserved::Forwarding),
+            (&known::OVERRIDE_FAMILIES, Reserved::Override),
+        ];
+        let families = Table::new(families.into_iter().flat_map(|(names, kind)| names.iter().map(move |n| (*n, kind))));
+        let methods = if rules_by_method { &known::METHODS[..] } else { &[] };
+        // The last meaning of a name counts.
+        let mut exact = Vec::new();
+        for (names, meaning) in [
+            (credentials, Meaning::Always(Reserved::Credential)),
+            (token_sources, Meaning::TokenSource),
+            (methods, Meaning::Always(Reserved::Override)),
+            (&known::OVERRIDES, Meaning::Always(Reserved::Override)),
+            (&known::FORWARDING, Meaning::Always(Reserved::Forwarding)),
+            (&known::IDENTITIES, Meaning::Always(Reserved::Identity)),
+            (&PROTECTED, Meaning::Protected),
+            (&["Authorization"], Meaning::TokenSource),
+            (identity, Meaning::Always(Reserved::Identity)),
+        ] {
+            exact.extend(names.iter().map(|name| (*name, meaning)));
+        }
+        // What belongs to a family stays with it, however else it is used.
+        exact.retain(|(name, meaning)| {
+            let weak = matches!(meaning, Meaning::TokenSource | Meaning::Always(Reserved::Credential));
+            !(weak && families.beginning_of(fold(name).as_bytes()).is_some())
+        });
+        let spelled = token_sources.iter().copied().chain(["authorization"]);
+        let token_sources = spelled.map(|name| name.to_ascii_lowercase().into()).collect();
+        Self(Arc::new(Names { exact: Table::new(exact), families, token_sources }))
     }
 
     /// What `name`, as a client sent it, is; `None` for an ordinary header.
     #[must_use]
     pub fn classify(&self, name: &str) -> Option<Reserved> {
-        let folded = fold(name)?;
+        let folded = fold(name);
         let letters = folded.as_bytes();
-        if self.identity.contains(letters) || FAMILIES.iter().any(|family| letters.starts_with(family)) {
-            return Some(Reserved::Identity);
+        let names = &*self.0;
+        let is = |known: &str| known.eq_ignore_ascii_case(name);
+        if folded.is_whole
+            && let Some(meaning) = names.exact.get(letters)
+        {
+            return match meaning {
+                Meaning::Always(kind) => Some(kind),
+                Meaning::TokenSource if names.token_sources.iter().any(|known| is(known)) => {
+                    Some(Reserved::TokenSource)
+                }
+                Meaning::Protected if PROTECTED.into_iter().any(is) => None,
+                Meaning::TokenSource | Meaning::Protected => Some(Reserved::LookAlike),
+            };
         }
-        match letters {
-            b"host" | b"contentlength" | b"transferencoding" | b"authorization" | b"cookie" => {
-                let plain = PROTECTED.iter().any(|protected| protected.eq_ignore_ascii_case(name));
-                (!plain).then_some(Reserved::LookAlike)
-            }
-            b"forwarded" | b"xrealip" | b"trueclientip" | b"cfconnectingip" | b"xclientip" | b"xclusterclientip"
-            | b"fastlyclientip" | b"sslclientcert" | b"xsslclientcert" | b"xclientcert" | b"clientcert"
-            | b"clientcertchain" | b"xsslclientverify" | b"xsslclientsdn" | b"xarrclientcert" => {
-                Some(Reserved::Forwarding)
-            }
-            _ if letters.starts_with(b"xforwarded") => Some(Reserved::Forwarding),
-            b"proxy" | b"xoriginalurl" | b"xrewriteurl" | b"xoriginalmethod" => Some(Reserved::Override),
-            b"xhttpmethodoverride" | b"xhttpmethod" | b"xmethodoverride" if self.method_override => {
-                Some(Reserved::Override)
-            }
-            _ => None,
+        if let Some(kind) = names.families.beginning_of(letters) {
+            return Some(kind);
         }
+        let is_certificate = known::FORWARDING_ENDINGS.iter().any(|ending| letters.ends_with(ending));
+        is_certificate.then_some(Reserved::Forwarding)
     }
+}
+
+/// Folded names in order, so that most headers are told from all of them by their first letter.
+#[derive(Debug, PartialEq, Eq)]
+struct Table<T> {
+    names: Vec<(Box<[u8]>, T)>,
+    /// Where the names with each first letter or digit begin, and the last ones end.
+    begins: [usize; 37],
+}
+
+impl<T: Copy> Table<T> {
+    fn new<'a>(names: impl IntoIterator<Item = (&'a str, T)>) -> Self {
+        let names: BTreeMap<Box<[u8]>, T> =
+            names.into_iter().map(|(name, meaning)| (fold(name).as_bytes().into(), meaning)).collect();
+        let names: Vec<_> = names.into_iter().filter(|(name, _)| !name.is_empty()).collect();
+        let begins = std::array::from_fn(|number| names.partition_point(|(name, _)| number_of(name[0]) < number));
+        Self { names, begins }
+    }
+
+    fn beside(&self, letters: &[u8]) -> &[(Box<[u8]>, T)] {
+        let Some(first) = letters.first() else { return &[] };
+        let number = number_of(*first);
+        &self.names[self.begins[number]..self.begins[number + 1]]
+    }
+
+    /// The meaning of this very name.
+    fn get(&self, letters: &[u8]) -> Option<T> {
+        let beside = self.beside(letters);
+        let at = beside.binary_search_by(|(name, _)| (**name).cmp(letters)).ok()?;
+        Some(beside[at].1)
+    }
+
+    /// The meaning of the name that these letters begin with: where none is the beginning of another, it can only be
+    /// the last one that is not behind them.
+    fn beginning_of(&self, letters: &[u8]) -> Option<T> {
+        let beside = self.beside(letters);
+        let behind = beside.partition_point(|(name, _)| **name <= *letters);
+        let (name, meaning) = beside.get(behind.checked_sub(1)?)?;
+        letters.starts_with(name).then_some(*meaning)
+    }
+}
+
+/// Digits before letters, as in ASCII.
+fn number_of(letter: u8) -> usize {
+    usize::from(if letter.is_ascii_digit() { letter - b'0' } else { letter.wrapping_sub(b'a').wrapping_add(10) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn with(configured: ConfiguredNames<'_>) -> ReservedNames {
+        ReservedNames::new(configured)
+    }
+
     #[test]
     fn look_alikes_fold_onto_the_configured_name() {
-        let reserved = ReservedNames::new(["x-team-MEMBER"], false);
+        let reserved = with(ConfiguredNames { identity: &["x-team-MEMBER"], ..Default::default() });
         for name in ["X-User-Id", "x_user_id", "X.USER.ID", "xuserid", "X-Team_Member", "X-Pomerium-Claim-Foo"] {
             assert_eq!(reserved.classify(name), Some(Reserved::Identity), "{name}");
         }
@@ -148,16 +240,122 @@ mod tests {
         assert_eq!(reserved.classify("Content-Length"), None);
         assert_eq!(reserved.classify("content_length"), Some(Reserved::LookAlike));
         assert_eq!(reserved.classify("Transfer.Encoding"), Some(Reserved::LookAlike));
-        assert_eq!(reserved.classify("Authorization"), None);
         assert_eq!(reserved.classify("X_Forwarded_For"), Some(Reserved::Forwarding));
         assert_eq!(reserved.classify("X-Forwarded-Prefix"), Some(Reserved::Forwarding));
         assert_eq!(reserved.classify("Accept"), None);
         assert_eq!(reserved.classify(&"x".repeat(200)), None);
+        assert_eq!(reserved.classify("---"), None);
+    }
+
+    #[test]
+    fn a_family_takes_names_of_any_length_with_it() {
+        let reserved = ReservedNames::default();
+        let long = format!("X-Pomerium-Claim-{}", "a".repeat(100));
+        assert_eq!(reserved.classify(&long), Some(Reserved::Identity));
+        assert_eq!(reserved.classify("Nginx-Client-Verify"), Some(Reserved::Forwarding));
+        // Longer than any configured name, so it is none of them.
+        let name = "a".repeat(LONGEST);
+        let reserved = with(ConfiguredNames { identity: &[&name], ..Default::default() });
+        assert_eq!(reserved.classify(&name), Some(Reserved::Identity));
+        assert_eq!(reserved.classify(&format!("{name}b")), None);
+    }
+
+    #[test]
+    fn every_known_name_is_reserved_in_every_spelling() {
+        let reserved = ReservedNames::default();
+        for (names, kind) in [
+            (&known::IDENTITIES[..], Reserved::Identity),
+            (&known::IDENTITY_FAMILIES, Reserved::Identity),
+            (&known::FORWARDING, Reserved::Forwarding),
+            (&known::FORWARDING_FAMILIES, Reserved::Forwarding),
+            (&known::OVERRIDES, Reserved::Override),
+            (&known::OVERRIDE_FAMILIES, Reserved::Override),
+        ] {
+            for name in names {
+                for spelled in [(*name).to_owned(), name.replace('-', "_"), name.to_ascii_uppercase()] {
+                    assert_eq!(reserved.classify(&spelled), Some(kind), "{spelled}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_family_is_the_beginning_of_another() {
+        let families = [&known::IDENTITY_FAMILIES[..], &known::FORWARDING_FAMILIES, &known::OVERRIDE_FAMILIES].concat();
+        for one in &families {
+            for other in &families {
+                let covers = fold(other).as_bytes().starts_with(fold(one).as_bytes());
+                assert!(one == other || !covers, "{one} covers {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_names_are_nobodys() {
+        let reserved = ReservedNames::default();
+        for name in [
+            "Accept",
+            "Accept-Encoding",
+            "Accept-Language",
+            "Cache-Control",
+            "Content-Type",
+            "Content-Disposition",
+            "DNT",
+            "Destination",
+            "Host",
+            "If-None-Match",
+            "Last-Event-ID",
+            "Mcp-Session-Id",
+            "Origin",
+            "Range",
+            "Referer",
+            "Sec-Fetch-Mode",
+            "Sec-WebSocket-Protocol",
+            "Traceparent",
+            "Tus-Resumable",
+            "Upgrade-Insecure-Requests",
+            "User-Agent",
+            "X-Api-Key",
+            "X-CSRF-Token",
+            "X-Client-Info",
+            "X-Hub-Signature-256",
+            "X-Middleware-Prefetch",
+            "X-Original-Filename",
+            "X-Requested-With",
+            "X-Request-Id",
+            "X-Requested-Method",
+            "X-User-Agent",
+            "X-XSRFToken",
+        ] {
+            assert_eq!(reserved.classify(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_token_source_is_itself_in_its_own_spelling_only() {
+        let reserved = with(ConfiguredNames {
+            token_sources: &["Cf-Access-Jwt-Assertion", "X-Amzn-Oidc-Data"],
+            credentials: &["Authorization", "X-Backend-Key"],
+            ..Default::default()
+        });
+        for (name, expected) in [
+            ("cf-access-jwt-assertion", Reserved::TokenSource),
+            ("Cf_Access_Jwt_Assertion", Reserved::LookAlike),
+            ("authorization", Reserved::TokenSource),
+            ("Author_ization", Reserved::LookAlike),
+            ("X-Backend-Key", Reserved::Credential),
+            ("x_backend_key", Reserved::Credential),
+            // Another proxy's identity header stays one.
+            ("X-Amzn-Oidc-Data", Reserved::Identity),
+        ] {
+            assert_eq!(reserved.classify(name), Some(expected), "{name}");
+        }
     }
 
     #[test]
     fn method_overrides_go_only_where_a_rule_names_methods() {
-        assert_eq!(ReservedNames::new([], false).classify("X-HTTP-Method-Override"), None);
-        assert_eq!(ReservedNames::new([], true).classify("X-HTTP-Method-Override"), Some(Reserved::Override));
+        let by_method = |rules_by_method| with(ConfiguredNames { rules_by_method, ..Default::default() });
+        assert_eq!(by_method(false).classify("X-HTTP-Method-Override"), None);
+        assert_eq!(by_method(true).classify("X-HTTP-Method-Override"), Some(Reserved::Override));
     }
 }

@@ -266,9 +266,10 @@ pub fn carriers(route: &Route) -> String {
     }
     carriers.extend(route.token_from.subprotocols.iter().map(|source| format!("subprotocol {}…", source.prefix)));
     if let Some(query) = &route.token_from.query {
+        let names = query.names.iter().map(|name| format!("?{name}=")).collect::<Vec<_>>().join(" ");
         carriers.push(match query.mode {
-            QueryMode::Move => format!("?{}= (deprecated, moved)", query.name),
-            QueryMode::Deny => format!("?{}= refused", query.name),
+            QueryMode::Move => format!("{names} (deprecated, moved)"),
+            QueryMode::Deny => format!("{names} refused"),
         });
     }
     if let Some(cookie) = &route.token_from.cookie {

@@ -9,15 +9,15 @@ use hyper::header::HeaderName;
 use url::Url;
 
 use super::backend::echo;
-use super::names::{LONGEST, PROTECTED, Reserved};
+use super::names::{ConfiguredNames, LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::preset::cookie_suffix;
 use super::summary::walls;
 use super::upstream::Upstreams;
 use super::{
-    Claim, CookieSource, DialectSpec, Expected, LimitSpec, ListenPlace, ListenSpec, LogSpec, Origin, OriginPattern,
-    Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources, TokenSubprotocol, TrustedHeader,
-    fold,
+    AssertionSpec, Claim, CookieSource, DialectSpec, Expected, IssuedTokens, LimitSpec, ListenPlace, ListenSpec,
+    LogSpec, Origin, OriginPattern, Pattern, Policy, QueryParameter, Requirement, ReservedNames, Route, TokenSources,
+    TokenSubprotocol, TrustedHeader, fold,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, OnExpiry, OneOrMany, Time};
 
@@ -45,6 +45,8 @@ pub(super) struct Check {
     pub(super) cookie_suffixes: Vec<String>,
     /// Secrets that are published are taken; the listeners are on loopback only.
     pub(super) is_insecure_dev: bool,
+    /// What tells tokens of the providers.
+    pub(super) issued: Arc<IssuedTokens>,
     pub(super) dialects: BTreeMap<String, Arc<DialectSpec>>,
 }
 
@@ -133,16 +135,12 @@ impl Check {
         let trusted_headers = self.trusted_headers(config);
         let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
         let assertion = self.assertion(config);
-        let named = config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str);
-        let reserved = ReservedNames::new(
-            // The assertion's usual name is reserved whether or not there is one.
-            named.chain([super::assertion::HEADER]).chain(assertion.iter().map(|assertion| assertion.header.as_str())),
-            rules_by_method,
-        );
+        let reserved = self.reserved(config, assertion.as_ref(), upstreams.as_ref());
         for (index, name) in config.identity.strip.iter().enumerate() {
             self.header_name(&format!("identity.strip[{index}]"), name);
         }
         let providers = self.providers(config);
+        self.issued = Arc::new(IssuedTokens::of(&providers));
         let keys = config.providers.iter().filter_map(|provider| provider.publishable_key.as_deref());
         self.cookie_suffixes = keys.map(cookie_suffix).collect();
         self.dialects = self.dialects(config, &reserved);
@@ -233,30 +231,50 @@ impl Check {
         self.take(path, parsed)
     }
 
+    /// The names that no client may set, under this configuration.
+    fn reserved(
+        &self,
+        config: &Config,
+        assertion: Option<&AssertionSpec>,
+        upstreams: Option<&Upstreams>,
+    ) -> ReservedNames {
+        let identity = config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str);
+        // The assertion's usual name is reserved whether or not there is one.
+        let assertion = [super::assertion::HEADER].into_iter().chain(assertion.map(|spec| spec.header.as_str()));
+        let of_routes = config.routes.iter().filter_map(|route| route.token_from.header.as_ref()?.as_ref());
+        let token_sources = config.token_from.header.iter().chain(of_routes).flat_map(|names| &names.0);
+        let specs = upstreams.map_or(&[][..], |upstreams| &upstreams.specs);
+        let credentials = specs.iter().filter_map(|upstream| upstream.credential.as_ref());
+        ReservedNames::new(ConfiguredNames {
+            identity: &identity.chain(assertion).collect::<Vec<_>>(),
+            token_sources: &token_sources.map(String::as_str).collect::<Vec<_>>(),
+            credentials: &credentials.map(|credential| credential.header.as_str()).collect::<Vec<_>>(),
+            rules_by_method: config.routes.iter().any(|route| route.methods.is_some()),
+        })
+    }
+
     fn trusted_headers(&mut self, config: &Config) -> Vec<TrustedHeader> {
         let mut out: Vec<TrustedHeader> = Vec::new();
-        let no_names = ReservedNames::default();
+        let known = ReservedNames::default();
         for (name, claim) in &config.identity.headers {
             let path = format!("identity.headers.{name}");
             let Some(header) = self.header_name(&path, name) else { continue };
             let folded = fold(name);
-            let letters = folded.as_ref().map_or(&b""[..], |f| f.as_bytes());
-            let protected = PROTECTED.iter().filter_map(|p| fold(p)).any(|p| p.as_bytes() == letters)
+            let letters = folded.as_bytes();
+            let protected = PROTECTED.iter().any(|protected| fold(protected) == folded)
                 || matches!(
                     letters,
-                    b"connection" | b"upgrade" | b"te" | b"trailer" | b"keepalive" | b"expect" | b"via" | b"xrequestid"
+                    b"connection" | b"upgrade" | b"te" | b"trailer" | b"keepalive" | b"expect" | b"via"
                 )
-                || (letters.starts_with(b"secwebsocket"))
-                || (no_names.classify(name) == Some(Reserved::Forwarding))
-                || matches!(letters, b"xforwardedfor" | b"xforwardedproto" | b"xforwardedhost");
-            let well_known = super::names::WELL_KNOWN.iter().filter_map(|n| fold(n)).any(|n| n.as_bytes() == letters);
-            if protected && !well_known {
+                || letters.starts_with(b"secwebsocket")
+                || known.classify(name).is_some_and(|kind| kind != Reserved::Identity);
+            if protected {
                 self.wrong(&path, format!("{name} has a meaning of its own; use another name, such as X-User-Id"));
             }
             if letters.is_empty() {
                 self.wrong(&path, "has no letter or digit");
             }
-            if let Some(twin) = out.iter().find(|o| fold(o.name.as_str()).is_some_and(|f| f.as_bytes() == letters)) {
+            if let Some(twin) = out.iter().find(|other| fold(other.name.as_str()) == folded) {
                 let twin = twin.written.clone();
                 self.wrong(&path, format!("is the same name as {twin} to many backends; keep one"));
             }
@@ -285,11 +303,12 @@ impl Check {
                 headers.push(name);
             }
         }
-        if query.is_some_and(|query| query.name.is_empty()) {
+        if query.is_some_and(|query| query.name.0.is_empty() || query.name.0.iter().any(String::is_empty)) {
             self.wrong(format!("{path}.query.name"), "is empty; write the parameter's name, such as token");
         }
         let query = query.filter(|query| !query.uses.is_empty()).map(|query| QueryParameter {
-            name: query.name.clone(),
+            names: query.name.0.clone(),
+            issued: Arc::clone(&self.issued),
             mode: query.mode,
             websocket: query.uses.contains(&config::QueryUse::Websocket),
             events: query.uses.contains(&config::QueryUse::Events),

@@ -15,6 +15,7 @@
 mod support;
 
 mod paths;
+mod request_fields;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

@@ -37,6 +37,7 @@ mod providers;
 mod raw;
 mod reload;
 mod remote;
+mod request_fields;
 mod sessions;
 mod shutdown;
 mod transport;

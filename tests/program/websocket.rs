@@ -248,7 +248,7 @@ async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
     let expired = house.issuer.expired("alice");
     for (target, said, close) in [
         (format!("/ws?token={expired}"), "Token has expired", (1008, "Token expired")),
-        ("/ws?token=garbage".to_owned(), "Invalid authentication token", (1008, "Invalid token")),
+        (format!("/ws?token={}", house.issuer.unsigned()), "Invalid authentication token", (1008, "Invalid token")),
         (format!("/ws?token={good}&token={good}"), "Invalid authentication token", (1008, "Invalid token")),
         (
             format!("/deny/ws?token={good}"),
@@ -280,7 +280,8 @@ async fn without_an_in_band_handshake_a_socket_needs_its_credential_on_the_upgra
         let (answer, _) = Socket::try_open(house.proxy.address, target, &[]).await;
         assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"), "{target}");
     }
-    let mut client = Socket::open(house.proxy.address, "/none?token=garbage", &[]).await;
+    let target = format!("/none?token={}", house.issuer.unsigned());
+    let mut client = Socket::open(house.proxy.address, &target, &[]).await;
     assert_eq!(client.next_close().await, (1008, "Invalid token".into()), "the Close alone, no frame");
     assert!(house.backend.is_untouched());
     // Compression is the two ends' own affair there, and frames pass untouched.

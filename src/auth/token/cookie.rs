@@ -12,9 +12,22 @@ const OWN_COOKIE: &str = "__Host-vestibule";
 /// On plain http, with the port that the client sees behind it: cookies do not tell ports apart.
 const OWN_PLAIN: &str = "vestibule-";
 
-/// Whether a cookie's name is one of ours, whatever port it is for.
+/// Whether a `Set-Cookie` line makes a browser send a cookie of ours.
+///
+/// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which reads as a
+/// cookie of that name (RFC 6265bis section 5.5).
 #[must_use]
-pub fn is_own_cookie(name: &[u8]) -> bool {
+pub fn sets_own_cookie(line: &[u8]) -> bool {
+    let pair = line.split(|byte| *byte == b';').next().unwrap_or_default();
+    let before = pair.iter().position(|byte| *byte != b'=' && !byte.is_ascii_whitespace()).unwrap_or(pair.len());
+    let name = pair[before..].split(|byte| *byte == b'=').next().unwrap_or_default();
+    // Browsers look at the prefix of a name without case.
+    let name = name.trim_ascii();
+    is_own_cookie(name) || name.eq_ignore_ascii_case(OWN_COOKIE.as_bytes())
+}
+
+/// Whether a cookie's name is one of ours, whatever port it is for.
+fn is_own_cookie(name: &[u8]) -> bool {
     let port = name.strip_prefix(OWN_PLAIN.as_bytes());
     name == OWN_COOKIE.as_bytes() || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
 }
@@ -165,6 +178,31 @@ mod tests {
             assert_eq!(found.as_ref().map(Token::expose), expected, "{lines:?}");
             let kept: Vec<&str> = headers.get_all(COOKIE).iter().map(|v| v.to_str().expect("ascii")).collect();
             assert_eq!(kept.join("|"), left, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_set_cookie_line_sets_one_of_ours() {
+        for (line, expected) in [
+            ("__Host-vestibule=x; Path=/", true),
+            ("vestibule-8080=x", true),
+            ("vestibule-8080 =x", true),
+            ("\t vestibule-8080\t=x", true),
+            ("=vestibule-8080=x", true),
+            (" = vestibule-8080=x", true),
+            ("==__Host-vestibule=x", true),
+            ("vestibule-8080", true),
+            ("vestibule-8080; Path=/; Secure", true),
+            ("=vestibule-8080; Path=/", true),
+            ("__HOST-Vestibule=x", true),
+            ("vestibule-=x", false),
+            ("vestibule-a=x", false),
+            ("theirs=vestibule-8080=x", false),
+            ("theirs=1; vestibule-8080=x", false),
+            ("=", false),
+            ("", false),
+        ] {
+            assert_eq!(sets_own_cookie(line.as_bytes()), expected, "{line}");
         }
     }
 

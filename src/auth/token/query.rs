@@ -6,70 +6,134 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::{BadCredential, Carrier, Found, Problem, Token};
-use crate::policy::{QueryMode, QueryParameter};
+use super::{BadCredential, Carrier, Found, Problem, Token, is_echo};
+use crate::auth::jwt;
+use crate::policy::{IssuedTokens, Policy, QueryMode, QueryParameter, Secret};
 
-pub(super) fn take_query(uri: &mut Uri, parameter: &QueryParameter, limit: usize) -> Found {
-    let query = uri.query()?;
-    let (rest, values) = without_parameter(query, &parameter.name);
-    if values.is_empty() {
-        return None;
+/// Which values of a parameter are taken out of URLs.
+pub(super) struct QueryTokens<'a> {
+    pub(super) parameter: &'a QueryParameter,
+    /// Texts that stood elsewhere in the request as its credential.
+    pub(super) presented: &'a [&'a str],
+    /// The backend's own secret, which its pages send back: it goes, and is no credential of ours.
+    pub(super) echo: Option<&'a Secret>,
+}
+
+impl QueryTokens<'_> {
+    /// Takes the tokens out of a target.
+    pub(super) fn take_from_target(&self, uri: &mut Uri) -> Vec<String> {
+        let Some((rest, tokens)) = uri.query().and_then(|query| self.split(query)) else { return Vec::new() };
+        let path = uri.path();
+        let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") };
+        // Removing bytes from a valid target leaves a valid target; a bare path is the safe fallback.
+        let target = PathAndQuery::try_from(target).unwrap_or_else(|_| PathAndQuery::from_static("/"));
+        let mut parts = uri.clone().into_parts();
+        parts.path_and_query = Some(target);
+        *uri = Uri::from_parts(parts).unwrap_or_default();
+        tokens
     }
-    let token = match values.as_slice() {
+
+    /// A page that was loaded with `?token=` repeats it in `Referer`.
+    pub(super) fn take_from_referer(&self, headers: &mut HeaderMap) {
+        let cleaned = |value: &HeaderValue| {
+            let (page, query) = value.to_str().ok()?.split_once('?')?;
+            let (rest, _) = self.split(query)?;
+            Some(if rest.is_empty() { page.to_owned() } else { format!("{page}?{rest}") })
+        };
+        if !headers.get_all(REFERER).iter().any(|value| cleaned(value).is_some()) {
+            return;
+        }
+        let values: Vec<_> = headers.get_all(REFERER).iter().cloned().collect();
+        headers.remove(REFERER);
+        for value in values {
+            match cleaned(&value).map(HeaderValue::try_from) {
+                None => headers.append(REFERER, value),
+                Some(Ok(cleaned)) => headers.append(REFERER, cleaned),
+                Some(Err(_)) => false,
+            };
+        }
+    }
+
+    /// The query without its tokens, the rest byte for byte, and those that are credentials, decoded; `None` where
+    /// nothing is to be taken out.
+    fn split(&self, query: &str) -> Option<(String, Vec<String>)> {
+        let mut tokens = Vec::new();
+        let mut removed = false;
+        let kept = without(query, |name, value| {
+            let is_named = self.parameter.is_named(name);
+            let is_echo = is_named && is_echo(value, self.echo);
+            let is_token =
+                is_named && !is_echo && (is_issued(&self.parameter.issued, value) || self.presented.contains(&value));
+            if is_token {
+                tokens.push(value.to_owned());
+            }
+            removed |= is_echo || is_token;
+            is_echo || is_token
+        });
+        removed.then_some((kept, tokens))
+    }
+}
+
+/// What the tokens found in a query come to as a credential.
+pub(super) fn credential(parameter: &QueryParameter, tokens: &[String], limit: usize) -> Found {
+    let token = match tokens {
+        [] => return None,
         [_] if parameter.mode == QueryMode::Deny => Err(Problem::InUrl),
-        [value] => Token::presented(value, limit).map_err(|_| Problem::NotAToken),
+        [token] => Token::presented(token, limit).map_err(|_| Problem::NotAToken),
         _ => Err(Problem::Twice),
     };
-    let path = uri.path();
-    let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") };
-    // Removing bytes from a valid target leaves a valid target; a bare path is the safe fallback.
-    let target = PathAndQuery::try_from(target).unwrap_or_else(|_| PathAndQuery::from_static("/"));
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(target);
-    *uri = Uri::from_parts(parts).unwrap_or_default();
     Some(match token {
         Ok(token) => Ok((token, Carrier::Query)),
         Err(problem) => Err(BadCredential { carrier: Carrier::Query, problem }),
     })
 }
 
-/// A page that was loaded with `?token=` repeats it in `Referer`.
-pub(super) fn clean_referer(headers: &mut HeaderMap, name: &str) {
-    let Some(referer) = headers.get(REFERER).and_then(|value| value.to_str().ok()) else { return };
-    let Some((page, query)) = referer.split_once('?') else { return };
-    let (rest, values) = without_parameter(query, name);
-    if values.is_empty() {
-        return;
-    }
-    let cleaned = if rest.is_empty() { page.to_owned() } else { format!("{page}?{rest}") };
-    match HeaderValue::try_from(cleaned) {
-        Ok(value) => headers.insert(REFERER, value),
-        Err(_) => headers.remove(REFERER),
-    };
+/// A target (path and query) without any token that a rule of the policy looks for in a URL, to be shown to others.
+#[must_use]
+pub fn without_tokens(target: &str, policy: &Policy) -> String {
+    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
+    let parameters = || policy.routes.iter().filter_map(|route| route.token_from.query.as_ref());
+    let rest = without(query, |name, value| {
+        parameters().any(|parameter| parameter.is_named(name) && is_issued(&parameter.issued, value))
+    });
+    if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") }
 }
 
-/// The query without a parameter, the others byte for byte, and the parameter's decoded values.
-fn without_parameter(query: &str, name: &str) -> (String, Vec<String>) {
-    let mut values = Vec::new();
+/// Whether a text would be given to a provider as its token: a JWT that names it, or any other text where one takes
+/// opaque tokens.
+fn is_issued(issued: &IssuedTokens, text: &str) -> bool {
+    // As some clients write it, with either kind of space.
+    let text = match text.split_at_checked(7) {
+        Some((scheme, token)) if ["bearer ", "bearer+"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => token,
+        _ => text,
+    };
+    let text = text.trim();
+    if text.is_empty() {
+        return false;
+    }
+    if jwt::is_opaque(text) {
+        return issued.opaque;
+    }
+    issued.any_issuer || jwt::claimed_issuer(text).is_some_and(|issuer| issued.issuers.contains(&issuer))
+}
+
+/// The query without the parameters that are to be removed, the others byte for byte.
+fn without(query: &str, mut is_removed: impl FnMut(&str, &str) -> bool) -> String {
     let kept: Vec<&str> = query
         .split('&')
         .filter(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             // Form decoding reads `+` as a space; names are compared either way.
-            let decoded = percent_decode_str(key).decode_utf8_lossy();
-            if decoded != name {
-                return true;
-            }
-            values.push(percent_decode_str(value).decode_utf8_lossy().into_owned());
-            false
+            let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
+            !is_removed(&decoded(name), &decoded(value))
         })
         .collect();
-    (kept.join("&"), values)
+    kept.join("&")
 }
 
 /// Puts a token into a target's query, in place of any parameter of that name.
 pub(crate) fn into_query(uri: &Uri, name: &str, token: &Token) -> Option<PathAndQuery> {
-    let (rest, _) = without_parameter(uri.query().unwrap_or_default(), name);
+    let rest = without(uri.query().unwrap_or_default(), |found, _| found == name);
     let separator = if rest.is_empty() { "" } else { "&" };
     let encode = |text: &str| percent_encoding::utf8_percent_encode(text, UNRESERVED).to_string();
     PathAndQuery::try_from(format!("{}?{rest}{separator}{}={}", uri.path(), encode(name), encode(token.expose()))).ok()

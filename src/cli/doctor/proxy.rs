@@ -126,14 +126,18 @@ fn demanding(patient: &Patient<'_>) -> Option<String> {
     closed(patient).into_iter().rev().find(|(route, _)| route.auth == AuthMode::Required).map(|(_, path)| path)
 }
 
+fn token_nobody_signed(issuer: Option<&str>, header: &str, signature: &str) -> String {
+    let issuer = issuer.unwrap_or("x");
+    let claims =
+        serde_json::json!({"iss": issuer, "sub": MARK, "aud": MARK, "azp": MARK, "exp": 4_102_444_800_u64, "iat": 0});
+    format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims.to_string()))
+}
+
 async fn forged(patient: &Patient<'_>) -> Verdict {
     let Some(path) = demanding(patient) else { return Verdict::Skipped("no rule demands a token".to_owned()) };
     for provider in &patient.policy.providers {
-        let issuer = provider.issuer.as_deref().unwrap_or("x");
-        let claims = serde_json::json!({"iss": issuer, "sub": MARK, "aud": MARK, "azp": MARK, "exp": 4_102_444_800_u64, "iat": 0});
-        let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
         for (header, signature) in FORGED {
-            let token = format!("{}.{claims}.{signature}", URL_SAFE_NO_PAD.encode(header));
+            let token = token_nobody_signed(provider.issuer.as_deref(), header, signature);
             match patient.proxy.get(&path, "localhost", &[format!("Authorization: Bearer {token}")]).await {
                 Ok(answer) if answer.refuses() => {}
                 Ok(answer) => {
@@ -289,17 +293,21 @@ async fn token_in_url(patient: &Patient<'_>) -> Verdict {
             "token_from.query is off: a page that still sends ?token= sends it on into the backend's log; write query: { name: token, mode: deny }".to_owned(),
         );
     };
-    match upgraded(patient, &format!("{path}?{}={MARK}", query.name), None).await {
+    // What could not be a token of ours is the backend's own parameter, and passes.
+    let issuer = patient.policy.providers.first().and_then(|provider| provider.issuer.as_deref());
+    let (header, signature) = FORGED[0];
+    let token = token_nobody_signed(issuer, header, signature);
+    let name = query.names.first().map_or("token", String::as_str);
+    match upgraded(patient, &format!("{path}?{name}={token}"), None).await {
         Ok((101, 8, _)) => Verdict::Good(match query.mode {
             QueryMode::Move => "taken out of a socket's URL before anything logs or forwards it".to_owned(),
             QueryMode::Deny => "refused".to_owned(),
         }),
         Ok((400..=499 | 503, ..)) => Verdict::Good("refused on the upgrade".to_owned()),
         Ok((status, ..)) => Verdict::Red(format!(
-            "an upgrade with ?{}= is answered {status} as if it were not there: it goes on to the backend",
-            query.name
+            "an upgrade with ?{name}= is answered {status} as if it were not there: it goes on to the backend"
         )),
-        Err(problem) => Verdict::Red(format!("an upgrade with ?{}=: {problem}", query.name)),
+        Err(problem) => Verdict::Red(format!("an upgrade with ?{name}=: {problem}")),
     }
 }
 

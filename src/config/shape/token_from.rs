@@ -45,7 +45,7 @@ pub struct RouteTokenFrom {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct QuerySource {
-    pub name: String,
+    pub name: OneOrMany,
     pub mode: QueryMode,
     #[serde(rename = "for")]
     pub uses: Vec<QueryUse>,
@@ -53,7 +53,7 @@ pub struct QuerySource {
 
 impl Default for QuerySource {
     fn default() -> Self {
-        Self { name: "token".to_owned(), mode: QueryMode::Move, uses: vec![QueryUse::Websocket] }
+        Self { name: OneOrMany(vec!["token".to_owned()]), mode: QueryMode::Move, uses: vec![QueryUse::Websocket] }
     }
 }
 

@@ -18,7 +18,7 @@ fn vestibule() -> Rules {
 }
 
 fn graphql() -> DialectSpec {
-    DialectSpec::graphql_transport_ws(crate::policy::ReservedNames::new([], false))
+    DialectSpec::graphql_transport_ws(crate::policy::ReservedNames::default())
 }
 
 fn fits(rules: &Rules, is_text: bool, message: &[u8]) -> bool {

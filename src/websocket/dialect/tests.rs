@@ -82,7 +82,7 @@ fn pings_of_an_application_are_answered_with_what_they_asked() {
 }
 
 fn graphql() -> DialectSpec {
-    DialectSpec::graphql_transport_ws(crate::policy::ReservedNames::new(["X-User-Id"], false))
+    DialectSpec::graphql_transport_ws(crate::policy::ReservedNames::default())
 }
 
 #[test]

@@ -238,6 +238,13 @@ impl Issuer {
         self.token_with(user, json!({"exp": now() - 600}))
     }
 
+    /// A token that names this issuer, and that nobody signed.
+    pub fn unsigned(&self) -> String {
+        let token = self.token("mallory");
+        let (signed, _) = token.rsplit_once('.').expect("a signature");
+        format!("{signed}.c2ln")
+    }
+
     /// A provider for the configuration, by discovery.
     pub fn provider(&self) -> String {
         format!("{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE} }}", self.url)
