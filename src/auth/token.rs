@@ -445,6 +445,7 @@ mod tests {
         let (nameless, unreadable) = (jwt("{}"), jwt("["));
         let strict = IssuedTokens { issuers: vec!["https://a".into()], ..IssuedTokens::default() };
         let any = IssuedTokens { any_issuer: true, ..IssuedTokens::default() };
+        let no_issuer = IssuedTokens { no_issuer: true, ..strict.clone() };
         let opaque = IssuedTokens { opaque: true, ..strict.clone() };
         for (issued, value, is_taken) in [
             (&strict, ours.as_str(), true),
@@ -458,6 +459,8 @@ mod tests {
             (&any, &foreign, true),
             (&any, &nameless, true),
             (&any, "vite-1f2e3d", false),
+            (&no_issuer, &nameless, true),
+            (&no_issuer, &foreign, false),
             (&opaque, &ours, true),
             (&opaque, &foreign, false),
             (&opaque, "vite-1f2e3d", true),

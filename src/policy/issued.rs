@@ -9,18 +9,21 @@ use super::{KeySource, ProviderSpec, QueryParameter};
 pub struct IssuedTokens {
     /// The `iss` of each provider that has one.
     pub issuers: Vec<String>,
-    /// Whether every JWT is a provider's to verify, whatever its `iss` says.
+    /// Whether every JWT is the only provider's to verify, whatever its `iss` says.
     pub any_issuer: bool,
+    /// Whether a provider has no issuer, so that a JWT without one may be its own.
+    pub no_issuer: bool,
     /// Whether a provider takes opaque tokens, so that a text that is no JWT may be one.
     pub opaque: bool,
 }
 
 impl IssuedTokens {
     pub(super) fn of(providers: &[Arc<ProviderSpec>]) -> Self {
-        let is_only_asked = matches!(providers, [only] if only.keys == KeySource::Asked);
+        let takes_all = |only: &ProviderSpec| only.keys == KeySource::Asked || only.issuer.is_none();
         Self {
             issuers: providers.iter().filter_map(|provider| provider.issuer.clone()).collect(),
-            any_issuer: is_only_asked || providers.iter().any(|provider| provider.issuer.is_none()),
+            any_issuer: matches!(providers, [only] if takes_all(only)),
+            no_issuer: providers.iter().any(|provider| provider.issuer.is_none()),
             opaque: providers.iter().any(|provider| provider.remote.as_ref().is_some_and(|remote| remote.instead)),
         }
     }

@@ -114,7 +114,7 @@ fn is_issued(issued: &IssuedTokens, text: &str) -> bool {
     if jwt::is_opaque(text) {
         return issued.opaque;
     }
-    issued.any_issuer || jwt::claimed_issuer(text).is_some_and(|issuer| issued.issuers.contains(&issuer))
+    issued.any_issuer || jwt::claimed_issuer(text).map_or(issued.no_issuer, |issuer| issued.issuers.contains(&issuer))
 }
 
 /// The query without the parameters that are to be removed, the others byte for byte.
