@@ -135,7 +135,7 @@ impl Check {
         let trusted_headers = self.trusted_headers(config);
         let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
         let assertion = self.assertion(config);
-        let reserved = self.reserved(config, assertion.as_ref(), upstreams.as_ref());
+        let reserved = Self::reserved(config, assertion.as_ref(), upstreams.as_ref());
         for (index, name) in config.identity.strip.iter().enumerate() {
             self.header_name(&format!("identity.strip[{index}]"), name);
         }
@@ -232,12 +232,7 @@ impl Check {
     }
 
     /// The names that no client may set, under this configuration.
-    fn reserved(
-        &self,
-        config: &Config,
-        assertion: Option<&AssertionSpec>,
-        upstreams: Option<&Upstreams>,
-    ) -> ReservedNames {
+    fn reserved(config: &Config, assertion: Option<&AssertionSpec>, upstreams: Option<&Upstreams>) -> ReservedNames {
         let identity = config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str);
         // The assertion's usual name is reserved whether or not there is one.
         let assertion = [super::assertion::HEADER].into_iter().chain(assertion.map(|spec| spec.header.as_str()));

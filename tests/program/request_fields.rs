@@ -304,7 +304,7 @@ async fn an_upstream_sets_no_cookie_of_ours_in_any_spelling() {
         "=__Host-vestibule=x",
         "__HOST-vestibule=x",
     ];
-    let fields: String = lines.iter().map(|line| format!("Set-Cookie: {line}\r\n")).collect();
+    let fields = lines.iter().fold(String::new(), |all, line| format!("{all}Set-Cookie: {line}\r\n"));
     let upstream = async {
         let mut conn = house.backend.accept().await;
         conn.request().await;
