@@ -257,7 +257,7 @@ test('a refusal brings one fresh token, and a second in a row is final', async (
   undo();
   undo = installAuth({ getToken: () => here.expired('alice'), origins, onSignedOut: () => signedOut++, reconnect: true });
   events = opened(new WebSocket(`${here.url}/ws`));
-  assert.equal(await events.next('its close'), '4401 Token expired');
+  assert.equal(await events.next('its close'), '1008 Token expired');
   assert.equal(signedOut, 1);
   undo();
   installed(t, { getToken: () => here.token('alice'), origins, reconnect: true });

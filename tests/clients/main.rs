@@ -117,6 +117,12 @@ fn a_real_browser() {
 }
 
 #[test]
+fn front_ends_that_people_have() {
+    let Some(chromium) = chromium() else { return };
+    passes_with("front_ends.test.mjs", &[("CHROMIUM", chromium.as_path())]);
+}
+
+#[test]
 fn centrifuge() {
     passes("centrifuge.test.mjs");
 }

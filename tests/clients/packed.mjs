@@ -4,10 +4,13 @@ import { cpSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 
 const ROOT = process.env.ROOT;
-const run = (command, args, cwd) => execFileSync(command, args, { cwd, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+const run = (command, args, cwd, environment) => {
+  const env = { ...process.env, ...environment };
+  return execFileSync(command, args, { cwd, env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+};
 
 /** A tool of the installed packages. */
-export const tool = (name, args, cwd) => run(process.execPath, [resolve('node_modules', name), ...args], cwd);
+export const tool = (name, args, cwd, environment) => run(process.execPath, [resolve('node_modules', name), ...args], cwd, environment);
 
 /** Packs the client below `folder`; returns where the repository's copy and the tarball are. */
 export function packed(folder) {
