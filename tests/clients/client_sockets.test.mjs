@@ -82,7 +82,10 @@ const ORIGIN = 'http://localhost:1';
 const URL_OF_SOCKETS = 'ws://localhost:1/ws';
 const jwt = (sub, claims = {}) => `h.${Buffer.from(JSON.stringify({ iss: 'i', sub, ...claims })).toString('base64url')}.s`;
 const admitted = (user = 'alice', seconds = 3_600) => ({ type: 'authenticated', user_id: user, expires_at: 0, expires_in: seconds });
+const wakes = [];
+globalThis.addEventListener = (type, run) => wakes.push([type, run]);
 const { AuthenticatedWebSocket, installAuth } = await import('./client.js');
+delete globalThis.addEventListener;
 
 beforeEach(() => {
   clock = new Clock();
@@ -369,6 +372,30 @@ test('a renewal comes when it is due, wherever the machine\'s clock is set', asy
     assert.equal(refreshes(), 1, `${step}: due at 48 s`);
     socket.close();
     await clock.advance(1_000);
+    undo();
+  }
+});
+
+test('after a sleep in which the page\'s clock stood still, it is renewed as soon as the page wakes', async () => {
+  assert.deepEqual(wakes.map(([type]) => type), ['online', 'pageshow', 'visibilitychange']);
+  for (const [, wake] of wakes) {
+    server.sockets = [];
+    server.hears = minutes;
+    installed();
+    const { socket } = opened();
+    await clock.advance(10_000);
+    wake();
+    await clock.advance(100);
+    assert.equal(refreshes(), 0, 'awake all the time');
+    clock.wall += 45_000;
+    await clock.advance(100);
+    assert.equal(refreshes(), 0, 'not awake yet');
+    wake();
+    await clock.advance(100);
+    assert.equal(refreshes(), 1);
+    socket.close();
+    await clock.advance(1_000);
+    wake();
     undo();
   }
 });
