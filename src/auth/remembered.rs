@@ -13,8 +13,14 @@ use crate::policy::ProviderSpec;
 #[derive(Clone)]
 pub struct Remembered {
     provider: Arc<ProviderSpec>,
-    claims: Box<str>,
     end: End,
+    // In an allocation of its own: a session has to fit the allocator's class.
+    kept: Box<Kept>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    claims: Box<str>,
     voucher: Voucher,
     kind: KindHeader,
     /// What the session cookie that it came by is sealed with.
@@ -25,15 +31,14 @@ impl Remembered {
     /// Keeps what the identity says.
     #[must_use]
     pub fn new(identity: &Identity) -> Self {
-        Self {
-            provider: Arc::clone(identity.provider_spec()),
+        let kept = Kept {
             // A map of JSON values always has a text.
             claims: serde_json::to_string(identity.claims()).unwrap_or_default().into(),
-            end: identity.end(),
             voucher: identity.voucher(),
             kind: identity.kind(),
             seal: identity.own_session().map(|session| session.seal),
-        }
+        };
+        Self { provider: Arc::clone(identity.provider_spec()), end: identity.end(), kept: Box::new(kept) }
     }
 
     /// Its provider's name.
@@ -53,7 +58,7 @@ impl Remembered {
     /// Who vouched for it.
     #[must_use]
     pub fn voucher(&self) -> Voucher {
-        self.voucher
+        self.kept.voucher
     }
 
     /// The identity as it was.
@@ -69,7 +74,7 @@ impl Remembered {
     /// times are not looked at: a socket may outlive both (docs/contract.md section 4.5).
     #[must_use]
     pub fn recalled_by(&self, verifier: &Verifier) -> Option<Identity> {
-        if self.seal.is_some() && self.seal != verifier.sessions().map(super::Sessions::seal) {
+        if self.kept.seal.is_some() && self.kept.seal != verifier.sessions().map(super::Sessions::seal) {
             return None;
         }
         let spec = verifier.provider(&self.provider.name)?;
@@ -80,8 +85,8 @@ impl Remembered {
     }
 
     fn said(&self) -> Option<Said> {
-        let claims = serde_json::from_str(&self.claims).ok()?;
-        Some(Said { claims, kind: self.kind, end: self.end, voucher: self.voucher })
+        let claims = serde_json::from_str(&self.kept.claims).ok()?;
+        Some(Said { claims, kind: self.kept.kind, end: self.end, voucher: self.kept.voucher })
     }
 
     /// Somebody's, for tests of what only keeps it.
@@ -92,14 +97,9 @@ impl Remembered {
         let provider = Arc::clone(&crate::policy::validate(&config).expect("valid").providers[0]);
         let voucher =
             Voucher::Key { print: KeyPrint::default(), algorithm: jsonwebtoken::Algorithm::HS256, until: expires_at };
-        Self {
-            provider,
-            claims: r#"{"sub":"alice"}"#.into(),
-            end: End::At(expires_at),
-            voucher,
-            kind: KindHeader::default(),
-            seal: None,
-        }
+        let claims = r#"{"sub":"alice"}"#.into();
+        let kept = Kept { claims, voucher, kind: KindHeader::default(), seal: None };
+        Self { provider, end: End::At(expires_at), kept: Box::new(kept) }
     }
 }
 

@@ -282,7 +282,7 @@ async fn what_cannot_be_written_down_is_in_force_and_says_so() {
     let folder = name("folder");
     std::fs::create_dir(&folder.0).expect("made");
     let file = format!(", revocation_file: \"{}/revocations\"", folder.path());
-    let (mut house, _file) = house("limits: { revocations: 2 }\n", &file).await;
+    let (mut house, _file) = house("limits: { revocations: 2, sign_outs: 2 }\n", &file).await;
     for _ in 0..16 {
         assert_eq!(house.revoke(json!({"sub": "bob"})).await, 204);
     }

@@ -24,6 +24,16 @@ const TESTED: [(&str, &str, &str); 51] = [
     ("limits.presence", "limits.rs", "who_found_no_place_in_a_full_table_of_presence_is_not_seen"),
     ("limits.token_cache", "identity.rs", "a_token_seen_before_is_not_verified_again"),
     ("limits.revocations", "control.rs", "what_is_not_a_revocation_changes_nothing"),
+    (
+        "limits.sign_outs",
+        "sessions/sign_outs.rs",
+        "a_sign_out_that_did_nothing_is_503_and_takes_nothing_from_the_operator",
+    ),
+    (
+        "limits.sign_outs_per_user",
+        "sessions/sign_outs.rs",
+        "beyond_a_user_s_limit_all_of_their_sessions_end_and_nobody_else_s",
+    ),
     ("limits.failed_tokens_per_minute", "addresses.rs", "bad_tokens_are_429_beyond_the_limit_and_good_ones_are_served"),
     ("limits.token_bytes", "limits.rs", "a_token_over_token_bytes_is_none"),
     ("limits.header_bytes", "http.rs", "malformed_requests_end_at_the_door"),

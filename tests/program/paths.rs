@@ -209,6 +209,7 @@ async fn an_open_socket_is_judged_in_every_reading_after_a_reload() {
     house.proxy.rewrite(&yaml);
     house.proxy.signal("HUP");
     let mut socket = Socket::new(client.stream, crate::support::socket::Side::Client, Vec::new());
+    assert_eq!(socket.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
     assert_eq!(socket.next_close().await, (1008, "Access denied".to_owned()));
 }
 
