@@ -1,6 +1,8 @@
 //! What the claims say, once the token is known to be its issuer's: times, whom it is for, which kind it is,
 //! and whose it is (docs/contract.md section 5).
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::Rejection;
@@ -20,19 +22,19 @@ pub(super) fn check_times(
     trace: &mut impl Trace,
 ) -> Result<Option<u64>, Rejection> {
     let skew = spec.clock_skew.as_secs();
-    let exp = time(claims, "exp")?;
+    let exp = time(claims, "exp", f64::floor)?;
     if let Some(exp) = exp {
         if now >= exp.saturating_add(skew) {
             return Err(Rejection::Expired { exp, now });
         }
         trace.step("exp", format_args!("{exp}, {} s from now", i128::from(exp) - i128::from(now)));
     }
-    if let Some(nbf) = time(claims, "nbf")?
+    if let Some(nbf) = time(claims, "nbf", f64::ceil)?
         && nbf > now.saturating_add(skew)
     {
         return Err(Rejection::NotYetValid { nbf, now });
     }
-    if let Some(iat) = time(claims, "iat")?
+    if let Some(iat) = time(claims, "iat", f64::ceil)?
         && iat > now.saturating_add(skew)
     {
         return Err(Rejection::IssuedInTheFuture { iat, now });
@@ -57,18 +59,26 @@ pub(super) fn check_addressee(
 /// `exp`, which is required of a token.
 pub(super) fn end(claims: &Map<String, Value>) -> Result<u64, Rejection> {
     let missing = Rejection::Claim { claim: "exp".to_owned(), problem: "is missing" };
-    time(claims, "exp")?.ok_or(missing)
+    time(claims, "exp", f64::floor)?.ok_or(missing)
 }
 
-/// A `NumericDate`. A wrong JSON type is not an absent claim (CVE-2026-25537).
-pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, Rejection> {
-    match claims.get(name) {
-        None => Ok(None),
-        Some(value) => value
-            .as_u64()
-            .map(Some)
-            .ok_or(Rejection::Claim { claim: name.to_owned(), problem: "is not a whole number of seconds" }),
+/// A `NumericDate`: any JSON number (RFC 7519 section 2), rounded to a whole second in the direction that accepts less.
+/// A wrong JSON type is not an absent claim (CVE-2026-25537).
+pub(super) fn time(
+    claims: &Map<String, Value>,
+    name: &'static str,
+    rounded: impl Fn(f64) -> f64,
+) -> Result<Option<u64>, Rejection> {
+    let Some(value) = claims.get(name) else { return Ok(None) };
+    let wrong = Rejection::Claim { claim: name.to_owned(), problem: "is not a number of seconds since 1970" };
+    if let Some(whole) = value.as_u64() {
+        return Ok(Some(whole));
     }
+    // JSON has no infinity, and the parser refuses what would become one.
+    let fraction = value.as_f64().filter(|number| number.is_finite() && *number >= 0.0).ok_or(wrong)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; `as` saturates")]
+    let seconds = rounded(fraction) as u64;
+    Ok(Some(seconds))
 }
 
 fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
@@ -110,8 +120,10 @@ pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Resul
         }
         None => return Err(Rejection::MissingUser),
         Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
-        Some(Value::String(id)) => id,
-        Some(_) => return Err(Rejection::UnusableUser("is not a string")),
+        Some(Value::String(id)) => Cow::Borrowed(id),
+        // One that does not fit 64 bits is read as a fraction, which several of them share.
+        Some(Value::Number(id)) if id.is_u64() || id.is_i64() => Cow::Owned(id.to_string()),
+        Some(_) => return Err(Rejection::UnusableUser("is neither a string nor a whole number of 64 bits")),
     };
     if id.len() > USER_ID_BYTES {
         return Err(Rejection::UnusableUser("is longer than 256 bytes"));
@@ -170,7 +182,18 @@ mod tests {
             (json!({"exp": "ABSENT"}), Err("claim")),
             (json!({"exp": "9999999999"}), Err("claim")),
             (json!({"exp": null}), Err("claim")),
-            (json!({"exp": 1e12}), Err("claim")),
+            (json!({"exp": 1e12}), Ok(())),
+            (json!({"exp": 1e300}), Ok(())),
+            // Rounded down, so half a second is none.
+            (json!({"exp": 999_995.5}), Err("expired")),
+            (json!({"exp": 999_996.5}), Ok(())),
+            (json!({"exp": -0.5}), Err("claim")),
+            (json!({"exp": true}), Err("claim")),
+            // And these up.
+            (json!({"nbf": 1_000_005.0}), Ok(())),
+            (json!({"nbf": 1_000_005.5}), Err("not_yet_valid")),
+            (json!({"iat": 1_000_004.5}), Ok(())),
+            (json!({"iat": 1_000_005.5}), Err("issued_in_the_future")),
             (json!({"exp": -1}), Err("claim")),
             (json!({"exp": u64::MAX}), Ok(())),
             (json!({"nbf": now + 5}), Ok(())),
@@ -219,13 +242,17 @@ mod tests {
     }
 
     #[test]
-    fn user_ids_are_non_empty_bounded_strings() {
+    fn user_ids_are_non_empty_bounded_strings_or_whole_numbers() {
         for (sub, expected) in [
             (json!("u"), Ok(())),
             (json!(""), Err("missing_user")),
             (json!(null), Err("missing_user")),
             (json!("ABSENT"), Err("missing_user")),
-            (json!(7), Err("unusable_user")),
+            (json!(7), Ok(())),
+            (json!(u64::MAX), Ok(())),
+            (json!(7.5), Err("unusable_user")),
+            (json!(1e30), Err("unusable_user")),
+            (json!(true), Err("unusable_user")),
             (json!(["u"]), Err("unusable_user")),
             (json!("a\r\nX-Admin: 1"), Err("unusable_user")),
             (json!("a b"), Err("unusable_user")),

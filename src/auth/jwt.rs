@@ -74,7 +74,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
         Some(_) => return Err(malformed("cat is not a string")),
     };
     let key_id = match header.get("kid") {
-        None => None,
+        None | Some(Value::Null) => None,
         Some(Value::String(kid)) if !kid.is_empty() && kid.len() <= KID_BYTES && !kid.chars().any(char::is_control) => {
             Some(kid.clone())
         }
@@ -138,6 +138,7 @@ mod tests {
             (r#"{"alg":"RS256","crit":["exp"]}"#, Err("malformed")),
             (r#"{"alg":"RS256","crit":[]}"#, Err("malformed")),
             (r#"{"alg":"RS256","b64":false}"#, Err("malformed")),
+            (r#"{"alg":"RS256","kid":null}"#, Ok(())),
             (r#"{"alg":"RS256","kid":7}"#, Err("malformed")),
             (r#"{"alg":"RS256","kid":""}"#, Err("malformed")),
             (r#"{"alg":"RS256","kid":"a\nb"}"#, Err("malformed")),

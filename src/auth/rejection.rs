@@ -17,9 +17,6 @@ pub enum Rejection {
     /// No key of the provider fits.
     #[error("no key of the provider fits kid {0:?}")]
     UnknownKey(Option<String>),
-    /// Several keys fit and the token names none.
-    #[error("the token names no key (kid) and several fit")]
-    AmbiguousKey,
     /// The signature is not the key's.
     #[error("the signature does not verify")]
     BadSignature,
@@ -161,7 +158,7 @@ impl Rejection {
             Self::Malformed(_) => "malformed",
             Self::Algorithm(_) => "algorithm",
             Self::UnknownIssuer(_) => "unknown_issuer",
-            Self::UnknownKey(_) | Self::AmbiguousKey => "unknown_key",
+            Self::UnknownKey(_) => "unknown_key",
             Self::BadSignature => "bad_signature",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not_yet_valid",

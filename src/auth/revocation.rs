@@ -262,7 +262,7 @@ impl Revocations {
             session: text("sid").map(|sid| self.mark(issuer, &Target::Session(sid))),
             token: text("jti").map(|jti| self.mark(issuer, &Target::Token(jti))),
             own: identity.own_session().map(|session| self.session_marks(session)),
-            issued_at: time(identity.claims(), "iat").ok().flatten(),
+            issued_at: time(identity.claims(), "iat", f64::floor).ok().flatten(),
             clock_skew: provider.clock_skew.as_secs(),
         }
     }

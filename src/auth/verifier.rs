@@ -566,7 +566,6 @@ async fn verify_signature(
     }
     let keys = match set.candidates(parsed.algorithm, id) {
         Candidates::Keys(keys) => keys,
-        Candidates::Ambiguous => return Err(Rejection::AmbiguousKey),
         Candidates::Unknown => return Err(Rejection::UnknownKey(parsed.key_id.clone())),
     };
     trace.step("key", format_args!("{} of the provider's fit", keys.len()));

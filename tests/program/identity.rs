@@ -53,11 +53,63 @@ async fn every_algorithm_verifies_with_its_own_key_and_no_other() {
             jsonwebtoken::encode(&header, &claims, &jsonwebtoken::EncodingKey::from_secret(secret)).expect("signs");
         assert_eq!(status(&proxy, &backend, &token).await, (401, "invalid_token".into()));
     }
-    // Several keys fit and the token names none.
-    issuer.set_keys(vec![RSA.jwk.clone(), Key::rsa("rsa-2").jwk]);
+}
+
+#[tokio::test]
+async fn a_token_that_names_no_key_is_tried_with_each_that_fits() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let others = [Key::rsa("rsa-2"), Key::rsa("rsa-3"), Key::ec("ec", Algorithm::ES256)];
+    issuer.set_keys(others.iter().chain([&*RSA]).map(|key| key.jwk.clone()).collect());
     let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
-    let token = RSA.sign_as(Algorithm::RS256, None, &claims);
-    assert_eq!(status(&proxy, &backend, &token).await, (401, "invalid_token".into()));
+    let claims = claims(&issuer.url, "alice");
+    let named_null = RSA.sign_with(&json!({"kid": null}), &claims);
+    for token in [RSA.sign_as(Algorithm::RS256, None, &claims), named_null] {
+        assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));
+    }
+    let stranger = Key::rsa("rsa-1").sign_as(Algorithm::RS256, None, &claims);
+    assert_eq!(status(&proxy, &backend, &stranger).await, (401, "invalid_token".into()));
+}
+
+#[tokio::test]
+async fn times_are_any_json_number_and_a_user_id_may_be_a_whole_one() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let (url, now) = (&issuer.url, now());
+    let token = |members: &str| {
+        let payload = format!(r#"{{"iss":"{url}","aud":"{AUDIENCE}",{members}}}"#);
+        RSA.sign_raw(r#"{"alg":"RS256","kid":"rsa-1"}"#, payload.as_bytes())
+    };
+    let later = now + 600;
+    for (members, expected) in [
+        (format!(r#""sub":"alice","exp":{later}.25,"iat":{now}.0,"nbf":{now}.5"#), (200, "alice")),
+        (r#""sub":"alice","exp":9.9e9"#.to_owned(), (200, "alice")),
+        (format!(r#""sub":"alice","exp":{later},"nbf":9.9e9"#), (401, "invalid_token")),
+        (format!(r#""sub":"alice","exp":{}.9"#, now - 60), (401, "token_expired")),
+        (r#""sub":"alice","exp":"9900000000""#.to_owned(), (401, "invalid_token")),
+        (r#""sub":"alice","exp":null"#.to_owned(), (401, "invalid_token")),
+        (r#""sub":"alice","exp":-1.5"#.to_owned(), (401, "invalid_token")),
+        (r#""sub":"alice","exp":1e999"#.to_owned(), (401, "invalid_token")),
+        (format!(r#""sub":1234567890123456789,"exp":{later}"#), (200, "1234567890123456789")),
+        (format!(r#""sub":-7,"exp":{later}"#), (200, "-7")),
+        // Read as a fraction, it would be its neighbour too.
+        (format!(r#""sub":123456789012345678901,"exp":{later}"#), (401, "invalid_token")),
+        (format!(r#""sub":7.0,"exp":{later}"#), (401, "invalid_token")),
+    ] {
+        assert_eq!(status(&proxy, &backend, &token(&members)).await, (expected.0, expected.1.to_owned()), "{members}");
+    }
+}
+
+#[tokio::test]
+async fn a_modulus_with_zeros_before_it_is_the_same_key() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let mut jwk = RSA.jwk.clone();
+    let modulus = URL_SAFE_NO_PAD.decode(jwk["n"].as_str().expect("text")).expect("base64url");
+    jwk["n"] = json!(URL_SAFE_NO_PAD.encode([&[0, 0][..], &modulus].concat()));
+    issuer.set_keys(vec![jwk]);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await, (200, "alice".into()));
 }
 
 #[tokio::test]

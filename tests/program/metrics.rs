@@ -78,7 +78,7 @@ async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
         ("oidc", "wrong_audience", with(json!({"aud": "other"})), "made for audience"),
         ("oidc", "wrong_kind", with(json!({"token_use": "id"})), "an ID token"),
         ("oidc", "missing_user", with(json!({"sub": null})), "no user id in the token"),
-        ("oidc", "unusable_user", with(json!({"sub": 7})), "the user id is not a string"),
+        ("oidc", "unusable_user", with(json!({"sub": 7.5})), "the user id is neither a string"),
     ];
     for (provider, outcome, token, reason) in rows {
         let before = house.verdicts(provider, "header", outcome).await;

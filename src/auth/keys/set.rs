@@ -16,6 +16,8 @@ use crate::policy::{KeySource, Secret};
 const KEYS: usize = 100;
 /// Keys that share one `kid` and one algorithm: tried in turn, so bounded.
 const SAME_KID: usize = 4;
+/// Keys that are tried for a token that names none: each costs a verification.
+const UNNAMED: usize = 8;
 
 /// Why a whole set is unusable.
 #[derive(Debug, thiserror::Error)]
@@ -118,8 +120,6 @@ impl std::fmt::Debug for KeySet {
 pub(in crate::auth) enum Candidates<'a> {
     /// These, to be tried in turn.
     Keys(Vec<(&'a DecodingKey, KeyPrint)>),
-    /// The token names no key and several fit.
-    Ambiguous,
     /// None.
     Unknown,
 }
@@ -221,7 +221,7 @@ impl KeySet {
     }
 
     /// The keys that may have signed: those with the token's `kid`; keys without a `kid` (a PEM)
-    /// stand for any; a token without `kid` needs exactly one fitting key.
+    /// stand for any; for a token without `kid` each fitting one, at most [`UNNAMED`].
     pub(in crate::auth) fn candidates(&self, algorithm: Algorithm, id: Option<&str>) -> Candidates<'_> {
         let fitting = |wanted: Option<&str>| {
             self.keys
@@ -236,11 +236,7 @@ impl KeySet {
             if named.is_empty() { fitting(None) } else { named }
         } else {
             let fitting = self.keys.iter().filter(|key| key.fits(algorithm));
-            let any: Vec<_> = fitting.map(|key| (&key.decoding, key.print)).collect();
-            if any.len() > 1 {
-                return Candidates::Ambiguous;
-            }
-            any
+            fitting.map(|key| (&key.decoding, key.print)).take(UNNAMED).collect()
         };
         if found.is_empty() { Candidates::Unknown } else { Candidates::Keys(found) }
     }
@@ -285,7 +281,9 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
     let curve = text("crv")?;
     let (kind, decoding, print) = match (text("kty")?.ok_or("no kty")?, curve) {
         ("RSA", _) => {
-            let (modulus, exponent) = (bytes("n")?, bytes("e")?);
+            // Some encoders write the sign octet of ASN.1 along (RFC 7518 section 6.3.1.1 says not to).
+            let value = |bytes: Vec<u8>| bytes.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
+            let (modulus, exponent) = (value(bytes("n")?), value(bytes("e")?));
             check_rsa(&modulus, &exponent)?;
             let print = KeyPrint::of(&[b"RSA", &modulus, &exponent]);
             (Kind::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent), print)
@@ -421,6 +419,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_known_by_its_value_whatever_zeros_stand_before_it() {
+        let modulus = vec![0xff; 256];
+        let padded = [&[0, 0][..], &modulus].concat();
+        let print = |n: &[u8], e: &[u8]| {
+            let jwk = serde_json::json!({"kty":"RSA","n":b64(n),"e":b64(e)});
+            read(jwk.as_object().expect("object")).expect("a key").print
+        };
+        assert_eq!(print(&modulus, &[1, 0, 1]), print(&padded, &[0, 1, 0, 1]));
+    }
+
+    #[test]
     fn one_bad_key_does_not_spoil_its_set() {
         let n = b64(&[0xff; 256]);
         let set = format!(r#"{{"keys":[null,{{"kty":"RSA","n":"{n}","e":"AQAB","kid":"a"}},{{"kty":7}},"x"]}}"#);
@@ -443,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_kid_needs_exactly_one_fitting_key() {
+    fn a_token_without_kid_is_tried_with_at_most_eight_fitting_keys() {
         let n = b64(&[0xff; 256]);
         let one = format!(r#"{{"kty":"RSA","n":"{n}","e":"AQAB","kid":"a"}}"#);
         let two = one.replace("\"a\"", "\"b\"");
@@ -452,7 +461,10 @@ mod tests {
         assert!(matches!(set.candidates(Algorithm::ES256, None), Candidates::Unknown));
         assert!(matches!(set.candidates(Algorithm::RS256, Some("z")), Candidates::Unknown));
         let set = KeySet::from_jwks(format!(r#"{{"keys":[{one},{two}]}}"#).as_bytes()).expect("set");
-        assert!(matches!(set.candidates(Algorithm::RS256, None), Candidates::Ambiguous));
+        assert!(matches!(set.candidates(Algorithm::RS256, None), Candidates::Keys(keys) if keys.len() == 2));
+        let nine = vec![one.as_str(); 9].join(",");
+        let set_of_nine = KeySet::from_jwks(format!(r#"{{"keys":[{nine}]}}"#).as_bytes()).expect("set");
+        assert!(matches!(set_of_nine.candidates(Algorithm::RS256, None), Candidates::Keys(keys) if keys.len() == 8));
         assert!(matches!(set.candidates(Algorithm::RS256, Some("b")), Candidates::Keys(keys) if keys.len() == 1));
     }
 }
