@@ -15,7 +15,7 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
 /// Key, file of its test below `tests/program`, name of its test.
-const TESTED: [(&str, &str, &str); 51] = [
+const TESTED: [(&str, &str, &str); 53] = [
     ("limits.connections", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.connections_per_address", "addresses.rs", "one_address_has_so_many_connections"),
     ("limits.waiting_websockets", "websocket.rs", "a_full_room_sends_the_longest_silent_away"),

@@ -462,7 +462,7 @@ mod tests {
         assert!(matches!(set.candidates(Algorithm::RS256, Some("z")), Candidates::Unknown));
         let set = KeySet::from_jwks(format!(r#"{{"keys":[{one},{two}]}}"#).as_bytes()).expect("set");
         assert!(matches!(set.candidates(Algorithm::RS256, None), Candidates::Keys(keys) if keys.len() == 2));
-        let nine = vec![one.as_str(); 9].join(",");
+        let nine = [one.as_str(); 9].join(",");
         let set_of_nine = KeySet::from_jwks(format!(r#"{{"keys":[{nine}]}}"#).as_bytes()).expect("set");
         assert!(matches!(set_of_nine.candidates(Algorithm::RS256, None), Candidates::Keys(keys) if keys.len() == 8));
         assert!(matches!(set.candidates(Algorithm::RS256, Some("b")), Candidates::Keys(keys) if keys.len() == 1));
