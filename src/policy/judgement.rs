@@ -277,6 +277,7 @@ mod tests {
             Merge,
             Backslash,
             Authority,
+            AuthorityBehindSlashes,
             Parameters,
             LastParameters,
             CutNul,
@@ -290,13 +291,14 @@ mod tests {
         }
 
         use Habit::*;
-        const HABITS: [Habit; 16] = [
+        const HABITS: [Habit; 17] = [
             Decode,
             DecodeDots,
             Normalize,
             Merge,
             Backslash,
             Authority,
+            AuthorityBehindSlashes,
             Parameters,
             LastParameters,
             CutNul,
@@ -376,6 +378,13 @@ mod tests {
                     Some(rest) => rest.split_once('/').map_or("/".to_owned(), |(_, path)| format!("/{path}")),
                     None => path.to_owned(),
                 },
+                AuthorityBehindSlashes => {
+                    let host = path.trim_start_matches(['/', '\\']);
+                    if path.len() - host.len() < 2 {
+                        return path.to_owned();
+                    }
+                    host.split_once(['/', '\\']).map_or("/".to_owned(), |(_, path)| format!("/{path}"))
+                }
                 Parameters => each_segment(path, |segment| segment.split(';').next().unwrap_or_default()),
                 LastParameters => {
                     let (before, last) = path.rsplit_once('/').unwrap_or_default();

@@ -18,13 +18,14 @@ const fn step(apply: fn(&[u8]) -> Option<Vec<u8>>) -> Step {
 }
 
 /// Every step of the contract, section 3.
-pub(super) const STEPS: [Step; 17] = [
+pub(super) const STEPS: [Step; 18] = [
     Step { decodes: true, apply: percent_decode },
     step(decode_dots),
     step(resolve_dot_segments),
     step(merge_empty_segments),
     step(backslashes_as_slashes),
     step(drop_authority),
+    step(drop_authority_behind_slashes),
     step(drop_parameters),
     step(drop_last_parameters),
     step(|path| cut_at(path, 0)),
@@ -96,12 +97,21 @@ fn backslashes_as_slashes(path: &[u8]) -> Option<Vec<u8>> {
     path.contains(&b'\\').then(|| path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect())
 }
 
-/// A path that begins with two slashes, in either direction, names a host: Python's `urlsplit`, Node's `URL`.
+/// A path that begins with two slashes, in either direction, names a host: Python's `urlsplit`, Node's `url.parse`.
 fn drop_authority(path: &[u8]) -> Option<Vec<u8>> {
     matches!(path.get(1), Some(b'/' | b'\\')).then(|| {
         let after = path[2..].iter().position(|byte| *byte == b'/');
         after.map_or_else(|| b"/".to_vec(), |at| path[2 + at..].to_vec())
     })
+}
+
+/// However many slashes come first, in either direction, a host stands behind them, and the path begins at the next
+/// slash: WHATWG URL parsers (`new URL("///host/a", base)` in Node, Deno and Bun).
+fn drop_authority_behind_slashes(path: &[u8]) -> Option<Vec<u8>> {
+    let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
+    let host = path.iter().position(|byte| !is_slash(byte)).filter(|slashes| *slashes > 2)?;
+    let after = path[host..].iter().position(is_slash);
+    Some(after.map_or_else(|| b"/".to_vec(), |at| [b"/", &path[host + at + 1..]].concat()))
 }
 
 fn without_parameters(segment: &[u8]) -> &[u8] {
