@@ -123,6 +123,20 @@ async fn a_session_and_a_single_token() {
 }
 
 #[tokio::test]
+async fn a_half_closed_client_hears_of_a_revocation() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let (house, _file) = house("", "").await;
+    let (mut client, mut upstream) = house.socket(&house.issuer.token("alice")).await;
+    client.stream.shutdown().await.expect("half closed");
+    upstream.say("still there?").await;
+    assert_eq!(client.next_text().await, "still there?");
+    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 204);
+    assert_eq!(client.next_text().await, ENDED);
+    assert_eq!(client.next_close().await, (1008, "Session ended".to_owned()));
+}
+
+#[tokio::test]
 async fn sockets_in_the_middle_of_being_admitted_do_not_slip_through() {
     let (house, _file) = house("", "").await;
     let alice = house.issuer.token("alice");
