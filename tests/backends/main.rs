@@ -175,7 +175,7 @@ async fn jupyter_server_runs_a_cell_for_a_bearer_token() {
     let proxy = Proxy::start(&yaml).await;
     let credential = bearer(&issuer.token("alice"));
     let fields = [credential.as_str()];
-    // The table of credentials that the README shows.
+    // The table of credentials in docs/contract.md section 3.
     let expired = bearer(&issuer.expired("alice"));
     let foreign = bearer(&issuer.token_with("alice", json!({"iss": "https://elsewhere.example"})));
     let twice = [credential.as_str(), credential.as_str()];

@@ -31,12 +31,13 @@ fn documents() -> Vec<(PathBuf, String)> {
 }
 
 /// What the documents' configurations want of their environment.
-const VARIABLES: [(&str, &str); 7] = [
+const VARIABLES: [(&str, &str); 8] = [
     ("BACKEND_SECRET", "x"),
     ("JUPYTER_TOKEN", "x"),
     ("MARIMO_BASIC", "x"),
     ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ"),
     ("INTROSPECTION_SECRET", "x"),
+    ("CLERK_SECRET_KEY", "x"),
     ("ISSUER", "https://issuer.example.com"),
     ("ORIGIN", "https://app.example.com"),
 ];
