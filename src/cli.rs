@@ -5,17 +5,18 @@ mod demo;
 mod descriptors;
 mod doctor;
 mod healthcheck;
+mod output;
 mod place;
 mod run;
 mod schema;
 mod token;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use self::output::{print, print_error, print_line};
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
 use crate::policy;
 use crate::reload::Edition;
@@ -25,7 +26,7 @@ const USAGE: u8 = 2;
 
 /// Authenticating reverse proxy for live web apps.
 #[derive(Debug, Parser)]
-#[command(name = "vestibule", version, about, long_about = None, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "vestibule", version, about, long_about = None, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -33,12 +34,19 @@ struct Cli {
     run: RunArguments,
 }
 
-const EXAMPLES: &str = "Examples:
-  vestibule demo                                      everything in one process, to try
-  vestibule --config vestibule.yaml                   run with a file
-  vestibule check --config vestibule.yaml             what it understood; starts nothing
-  vestibule check --config vestibule.yaml --online    and what each identity provider answers
-  vestibule --upstream http://127.0.0.1:8000 --issuer https://issuer.example.com --audience my-api";
+// Every line of an example is at most 78 columns, so that no terminal of 80 breaks it, and can be pasted into a shell.
+const EXAMPLES: &str = "Without a command it runs the proxy: `vestibule run --help` lists those options.
+
+Examples:
+  # everything in one process, to try
+  vestibule demo
+  # run with a file
+  vestibule --config vestibule.yaml
+  # print what the configuration means; starts nothing
+  vestibule check --config vestibule.yaml
+  # run without a file
+  vestibule --upstream http://127.0.0.1:8000 \\
+    --issuer https://issuer.example.com --audience my-api";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -46,128 +54,167 @@ enum Command {
     Run(RunArguments),
     /// Try everything: an issuer, a live notebook and the proxy in one process
     Demo(DemoArguments),
-    /// Say what the configuration means; starts nothing
+    /// Print what the configuration means; starts nothing
     Check(CheckArguments),
-    /// Ask the running proxy of this configuration whether it lives: exit code 0, or 1
+    /// Ask the running proxy whether it is healthy: exit code 0 or 1
     Healthcheck(HealthcheckArguments),
-    /// Replay the attack list against the running proxy of this configuration and its backend
+    /// Test the running proxy and its backend against a list of attacks
     Doctor(DoctorArguments),
-    /// Make or look into tokens
+    /// Make and inspect tokens, print assertion keys
     #[command(subcommand)]
     Token(TokenCommand),
     /// Print the JSON Schema of the configuration file, for editors and checks
     Schema(SchemaArguments),
-    /// Print what completes this command line in a shell
+    /// Print a shell completion script
     Completions(CompletionsArguments),
 }
 
+/// The flags that say where the configuration is, or stand in its place.
 #[derive(Args, Clone, Debug, Default)]
 struct ConfigArguments {
-    /// The configuration file [env: `VESTIBULE_CONFIG`]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", help = "Configuration file [env: VESTIBULE_CONFIG]")]
     config: Option<PathBuf>,
-    /// Address to listen on, such as 127.0.0.1:8080 or :8080 [env: `VESTIBULE_LISTEN`]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = "Address to listen on, such as 127.0.0.1:8080 or :8080 [env: VESTIBULE_LISTEN]"
+    )]
     listen: Option<String>,
-    /// The backend, such as <http://127.0.0.1:8000> [env: `VESTIBULE_UPSTREAM`]
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Backend to protect, such as http://127.0.0.1:8000 [env: VESTIBULE_UPSTREAM]"
+    )]
     upstream: Option<String>,
-    /// Identity provider preset: oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret, introspection [env: `VESTIBULE_PRESET`]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = "What the backend is: jupyter or marimo [env: VESTIBULE_UPSTREAM_PRESET]")]
+    upstream_preset: Option<String>,
+    #[arg(
+        long,
+        value_name = "NAME",
+        help = "Identity provider: oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret or introspection [env: VESTIBULE_PRESET]"
+    )]
     preset: Option<String>,
-    /// The `iss` of its tokens, exactly [env: `VESTIBULE_ISSUER`]
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Issuer of the provider's tokens, exactly as in their `iss` [env: VESTIBULE_ISSUER]"
+    )]
     issuer: Option<String>,
-    /// Whom its tokens are for [env: `VESTIBULE_AUDIENCE`]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = "Audience (`aud`) of the provider's tokens [env: VESTIBULE_AUDIENCE]")]
     audience: Option<String>,
-    /// A front end's origin; repeat for more [env: `VESTIBULE_ORIGIN`]
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        help = "Origin of a front end, such as https://app.example.com; repeat for more [env: VESTIBULE_ORIGIN]"
+    )]
     origin: Vec<String>,
-    /// An address, CIDR or `private_ranges` whose forwarding fields are believed; repeat for more [env: `VESTIBULE_TRUSTED_PROXY`]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        help = "Address, CIDR or private_ranges whose X-Forwarded-* fields are trusted; repeat for more [env: VESTIBULE_TRUSTED_PROXY]"
+    )]
     trusted_proxy: Vec<String>,
-    /// error, warn, info, debug or trace [env: `VESTIBULE_LOG_LEVEL`]
-    #[arg(long, value_name = "LEVEL")]
+    #[arg(long, value_name = "LEVEL", help = "error, warn, info, debug or trace [env: VESTIBULE_LOG_LEVEL]")]
     log_level: Option<String>,
-    /// auto, json or pretty [env: `VESTIBULE_LOG_FORMAT`]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = "auto, json or pretty [env: VESTIBULE_LOG_FORMAT]")]
     log_format: Option<String>,
 }
+
+/// The flags of [`ConfigArguments`] that only `run` lists. Every command that reads the configuration takes them.
+const SETTINGS: [&str; 10] = [
+    "listen",
+    "upstream",
+    "upstream_preset",
+    "preset",
+    "issuer",
+    "audience",
+    "origin",
+    "trusted_proxy",
+    "log_level",
+    "log_format",
+];
 
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = RUN_EXAMPLES)]
 struct RunArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Accept tokens of `vestibule token mint` too; on a loopback listener only
-    #[arg(long)]
+    #[arg(long, help = "Accept tokens of `vestibule token mint` too; on loopback listeners only")]
     insecure_dev: bool,
 }
 
-const RUN_EXAMPLES: &str = "SIGHUP, or a changed file, reloads the configuration; SIGTERM drains; SIGINT ends at once.
+const RUN_EXAMPLES: &str = "SIGHUP, or a changed file, reloads the configuration. SIGTERM drains. SIGINT ends at once.
 
 Examples:
   vestibule run --config vestibule.yaml
-  vestibule run --upstream http://127.0.0.1:8000 --preset clerk --issuer https://clerk.example.com --origin https://app.example.com
+  vestibule run --upstream http://127.0.0.1:8000 --preset clerk \\
+    --issuer https://clerk.example.com --origin https://app.example.com
   VESTIBULE_CONFIG_YAML=\"$(cat vestibule.yaml)\" vestibule run
-  vestibule run --config vestibule.yaml --listen 127.0.0.1:8080 --insecure-dev      and `vestibule token mint`";
+  # for development: accept the tokens of `vestibule token mint` too
+  vestibule run --config vestibule.yaml --listen 127.0.0.1:8080 --insecure-dev";
 
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = CHECK_EXAMPLES)]
 struct CheckArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Ask each provider for its keys, its name and its clock; exit code 1 when one is not as it should be
+    /// Ask each provider for its keys, its issuer and its clock
     #[arg(long)]
     online: bool,
 }
 
-const CHECK_EXAMPLES: &str = "It prints the policy so that a reviewer can read it off: rules in order, which are public, headers, providers, what stands
-around each backend. Exit code 2: the configuration is wrong; with --online 1 when a provider is.
+const CHECK_EXAMPLES: &str = "It prints the policy: rules in order, which are public, headers, providers, and how each upstream is protected from direct access. It takes the configuration flags of `vestibule run` too.
+
+Exit code 0: valid; 2: the configuration is wrong; with --online 1: a provider is.
 
 Examples:
   vestibule check --config vestibule.yaml
   vestibule check --config vestibule.yaml --online
-  diff <(vestibule check --config old.yaml) <(vestibule check --config new.yaml)";
+  diff <(vestibule check -c old.yaml) <(vestibule check -c new.yaml)";
 
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = HEALTHCHECK_EXAMPLES)]
 struct HealthcheckArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Whether it may get traffic: a provider has keys, and no drain has begun
+    /// Ask whether it can take traffic: a provider has keys, and no drain has begun
     #[arg(long)]
     ready: bool,
 }
 
-const HEALTHCHECK_EXAMPLES: &str =
-    "It asks the first `listen` of the same file, variables and flags as `run`; flags of another process it cannot know.
+const HEALTHCHECK_EXAMPLES: &str = "It asks the first `listen` address of the configuration: file, variables, and the configuration flags of `vestibule run`. Give it the same ones as the running proxy.
+
+Exit code 0: yes; 1: no, or no answer; 2: the configuration does not say where to ask.
 
 Examples:
-  HEALTHCHECK CMD [\"/vestibule\", \"healthcheck\"]                       in a Dockerfile
-  vestibule healthcheck --config vestibule.yaml --ready               before traffic is sent";
+  vestibule healthcheck --config vestibule.yaml
+  vestibule healthcheck --config vestibule.yaml --ready
+
+In a Dockerfile:
+  HEALTHCHECK CMD [\"/vestibule\", \"healthcheck\"]";
 
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = DOCTOR_EXAMPLES)]
 struct DoctorArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// A file with a valid token: then what a verified caller can spoof is tried too
+    /// File with a valid token; tries what a signed-in caller could spoof too
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where the backend shows who it thinks the caller is
+    /// Path at which the backend shows who it thinks the caller is
     #[arg(long, value_name = "PATH", default_value = "/")]
     whoami: String,
 }
 
-const DOCTOR_EXAMPLES: &str =
-    "It asks only, with GET and WebSocket upgrades, and sends no secret but the token of --token-file. Run it where the proxy
-runs, and once more where the backend runs. Exit code 0: nothing is red; 1: something is; 2: the configuration is wrong.
+const DOCTOR_EXAMPLES: &str = "It sends only GET requests and WebSocket upgrades, and no secret but the token of --token-file. Run it where the proxy runs, and once more where the backend runs. It takes the configuration flags of `vestibule run` too.
+
+Exit code 0: nothing is red; 1: something is; 2: the configuration is wrong.
 
 Examples:
   vestibule doctor --config vestibule.yaml
-  vestibule token mint --user alice > token && vestibule doctor --config vestibule.yaml --token-file token --whoami /api/whoami
+  vestibule token mint --user alice > token.txt
+  vestibule doctor --config vestibule.yaml --token-file token.txt \\
+    --whoami /api/whoami
   kubectl exec deploy/notebook -c vestibule -- /vestibule doctor";
 
 #[derive(Args, Clone, Debug)]
@@ -176,21 +223,27 @@ struct DemoArguments {
     /// Address to listen on; a taken port moves to the next free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: String,
-    /// Your own backend, as it prints its address: with `?token=…` (Jupyter) or `?access_token=…` (marimo) behind it
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Your own backend, as it prints its address: with ?token=… (Jupyter) or ?access_token=… (marimo)"
+    )]
     upstream: Option<String>,
-    /// What it is: jupyter or marimo
-    #[arg(long, value_name = "NAME", requires = "upstream")]
+    /// What the backend is
+    #[arg(long, value_name = "NAME", requires = "upstream", value_parser = ["jupyter", "marimo"])]
     upstream_preset: Option<String>,
-    /// The only one who can sign in, instead of alice and bob
+    /// The only user who can sign in, instead of alice and bob
     #[arg(long, value_name = "NAME", requires = "upstream")]
     user: Option<String>,
 }
 
 const DEMO_EXAMPLES: &str = "Examples:
-  vestibule demo                                      then open http://127.0.0.1:8080
+  # then open http://127.0.0.1:8080
+  vestibule demo
   vestibule demo --listen 127.0.0.1:9000
-  vestibule demo --upstream 'http://127.0.0.1:8888/lab?token=…' --upstream-preset jupyter      as Jupyter printed it
+  # before Jupyter: the address as Jupyter printed it
+  vestibule demo --upstream 'http://127.0.0.1:8888/lab?token=…' \\
+    --upstream-preset jupyter
   vestibule demo --upstream http://127.0.0.1:8000 --user me";
 
 #[derive(Args, Clone, Debug)]
@@ -201,29 +254,33 @@ struct CompletionsArguments {
 }
 
 const COMPLETIONS_EXAMPLES: &str = "Examples:
-  vestibule completions bash > ~/.local/share/bash-completion/completions/vestibule
+  vestibule completions bash \\
+    > ~/.local/share/bash-completion/completions/vestibule
   vestibule completions zsh > ~/.zfunc/_vestibule
   vestibule completions fish > ~/.config/fish/completions/vestibule.fish";
 
 #[derive(Args, Clone, Debug)]
 #[command(after_help = SCHEMA_EXAMPLES)]
 struct SchemaArguments {
-    /// The reference of every key as Markdown instead
+    /// Print the reference of every key as Markdown instead
     #[arg(long)]
     markdown: bool,
 }
 
 const SCHEMA_EXAMPLES: &str = "Examples:
   vestibule schema > vestibule.schema.json
-  # yaml-language-server: $schema=vestibule.schema.json      as the first line of vestibule.yaml";
+  vestibule schema --markdown > reference.md
+
+As the first line of vestibule.yaml, so that an editor checks it:
+  # yaml-language-server: $schema=vestibule.schema.json";
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a development token, accepted by `vestibule run --insecure-dev`
+    #[command(about = "Make a development token, accepted by `vestibule run --insecure-dev`")]
     Mint(token::MintArguments),
-    /// Say step by step what the verifier thinks of a token, read from a file or standard input
+    /// Print step by step how a token is verified; reads a file or standard input
     Inspect(token::InspectArguments),
-    /// Print the public key of signed assertions (identity.assertion), so that a backend can pin it
+    /// Print the public key of signed assertions (identity.assertion), for a backend to pin
     AssertionKey(token::AssertionKeyArguments),
 }
 
@@ -234,6 +291,7 @@ impl ConfigArguments {
             config: all.config,
             listen: all.listen,
             upstream: all.upstream,
+            upstream_preset: all.upstream_preset,
             preset: all.preset,
             issuer: all.issuer,
             audience: all.audience,
@@ -245,13 +303,28 @@ impl ConfigArguments {
     }
 }
 
+/// The command line as it is parsed and printed: the settings of the configuration are listed by `run` alone.
+fn command_line() -> clap::Command {
+    // `--config` stays listed everywhere.
+    let hidden = |command: clap::Command| {
+        SETTINGS.iter().fold(command, |command, name| command.mut_arg(name, |arg| arg.hide(true)))
+    };
+    let token =
+        |command: clap::Command| command.mut_subcommand("inspect", hidden).mut_subcommand("assertion-key", hidden);
+    let mut command = hidden(Cli::command()).mut_arg("insecure_dev", |arg| arg.hide(true));
+    for name in ["check", "healthcheck", "doctor"] {
+        command = command.mut_subcommand(name, hidden);
+    }
+    command.mut_subcommand("token", token)
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
     // Two dependencies could each bring a provider; the first token must not be the one to find out.
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
-    let cli = Cli::parse();
-    match cli.command {
+    let cli = Cli::from_arg_matches(&command_line().get_matches()).unwrap_or_else(|error| error.exit());
+    let code = match cli.command {
         None => run::run(&cli.run),
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Demo(arguments)) => demo::demo(&arguments),
@@ -263,18 +336,14 @@ pub fn main() -> ExitCode {
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),
         Some(Command::Token(TokenCommand::Inspect(arguments))) => token::inspect(&arguments),
         Some(Command::Token(TokenCommand::AssertionKey(arguments))) => token::assertion_key(&arguments),
-    }
+    };
+    output::exit_code(code)
 }
 
 fn completions(arguments: &CompletionsArguments) -> ExitCode {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "vestibule", &mut script);
-    print(&script)
-}
-
-/// To standard output; a reader that has gone, as of `| head`, wanted no more.
-fn print(text: &[u8]) -> ExitCode {
-    let _ = std::io::stdout().write_all(text);
+    clap_complete::generate(arguments.shell, &mut command_line(), "vestibule", &mut script);
+    print(&script);
     ExitCode::SUCCESS
 }
 
@@ -289,8 +358,7 @@ fn policy(arguments: &ConfigArguments, adjust: impl FnOnce(&mut Loaded) -> Vec<F
     Ok(Edition { policy, name, digest, file })
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own words")]
 fn fail(message: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("{message}");
+    print_error(message);
     ExitCode::from(code)
 }

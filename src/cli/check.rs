@@ -3,21 +3,20 @@
 
 use std::process::ExitCode;
 
-use super::{CheckArguments, USAGE, fail, policy, run::executor};
+use super::{CheckArguments, USAGE, fail, policy, print, print_line, run::executor};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Names, Policy, summary};
 use crate::reload::Edition;
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     let Edition { policy, name, .. } = match policy(&arguments.config, |_| Vec::new()) {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
-    println!("{name}");
-    print!("{}", summary(&policy, Names::Shown));
+    print_line(&name);
+    print(summary(&policy, Names::Shown).as_bytes());
     for warning in &policy.warnings {
-        println!("  warning     {warning}");
+        print_line(format_args!("  warning     {warning}"));
     }
     if !arguments.online {
         return ExitCode::SUCCESS;
@@ -29,7 +28,6 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
 }
 
 /// Each provider in turn: a look at one may take as long as its time limit.
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 async fn online(policy: &Policy) -> ExitCode {
     let mut failed = false;
     for provider in &policy.providers {
@@ -39,11 +37,11 @@ async fn online(policy: &Policy) -> ExitCode {
         }
         auth::inspect_remote(provider, &mut inspection).await;
         for found in inspection.found {
-            println!("  online      {}: {found}", provider.name);
+            print_line(format_args!("  online      {}: {found}", provider.name));
         }
         for problem in inspection.problems {
             failed = true;
-            println!("  PROBLEM     {}: {problem}", provider.name);
+            print_line(format_args!("  PROBLEM     {}: {problem}", provider.name));
         }
     }
     if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }

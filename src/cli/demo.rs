@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
 use super::run::executor;
-use super::{DemoArguments, fail};
+use super::{DemoArguments, fail, print_line};
 use crate::auth::Revocations;
 use crate::config;
 use crate::demo::{Demo, DemoError, Front, OwnBackend};
@@ -137,9 +137,8 @@ fn bind(mut address: SocketAddr, configuration: impl Fn(SocketAddr) -> String) -
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the demo's words")]
 fn print_welcome(url: &str, token: &str) {
-    println!(
+    print_line(format_args!(
         "Vestibule demo · everything runs in this process, on this machine only
 
   Open      {url}
@@ -157,14 +156,13 @@ fn print_welcome(url: &str, token: &str) {
   Your own  vestibule demo --upstream http://127.0.0.1:8888 --upstream-preset jupyter
   For real  vestibule run --upstream http://127.0.0.1:8000 --issuer https://… --audience … --origin https://…
 Ctrl-C stops."
-    );
+    ));
 }
 
-#[expect(clippy::print_stdout, reason = "the demo's words")]
 fn print_front(url: &str, front: &Front, upstream: &str, token: &str) {
     // What stands behind the address may be the backend's own secret.
     let upstream = upstream.split('?').next().unwrap_or_default();
-    println!(
+    print_line(format_args!(
         "Vestibule demo · before your own backend, on this machine only
 
   Open      {url}
@@ -181,5 +179,5 @@ fn print_front(url: &str, front: &Front, upstream: &str, token: &str) {
   For real  the same with your identity provider: upstream, preset and credential in a file, see docs/
 Ctrl-C stops.",
         front.user()
-    );
+    ));
 }

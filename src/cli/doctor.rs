@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::place::Place;
-use super::{DoctorArguments, USAGE, fail, policy, run::executor};
+use super::{DoctorArguments, USAGE, fail, policy, print_line, run::executor};
 use crate::policy::{ListenSpec, Policy};
 use crate::reload::Edition;
 
@@ -107,9 +107,8 @@ fn reached(listen: &ListenSpec) -> Result<Place, String> {
     Place::of(listen.place.clone(), listen.tls.is_some())
 }
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 async fn examine(edition: &Edition, proxy: Place, token: Option<String>, whoami: &str) -> ExitCode {
-    println!("{} at {proxy}", edition.name);
+    print_line(format_args!("{} at {proxy}", edition.name));
     let patient = Patient { policy: &edition.policy, proxy, digest: &edition.digest, token, whoami };
     let mut verdicts = proxy::examined(&patient).await;
     verdicts.extend(around::examined(&patient).await);
@@ -123,13 +122,13 @@ async fn examine(edition: &Edition, proxy: Place, token: Option<String>, whoami:
             }
             Verdict::Skipped(said) => ("-", said),
         };
-        println!("  {word:<4} {name:<18} {said}");
+        print_line(format_args!("  {word:<4} {name:<18} {said}"));
     }
     if red == 0 {
-        println!("Nothing is red.");
+        print_line("Nothing is red.");
         return ExitCode::SUCCESS;
     }
-    println!("{red} of {} are red.", verdicts.len());
+    print_line(format_args!("{red} of {} are red.", verdicts.len()));
     ExitCode::from(1)
 }
 

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::place::Place;
-use super::{HealthcheckArguments, USAGE, fail};
+use super::{HealthcheckArguments, USAGE, fail, print_line};
 use crate::config::{self, Environment};
 use crate::policy;
 
 /// Shorter than any platform waits, so that it is we who say what was wrong.
 const LIMIT: Duration = Duration::from_secs(3);
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
     let loaded = match config::load(&arguments.config.flags(), &Environment::process()) {
         Ok(loaded) => loaded,
@@ -34,8 +33,8 @@ pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let asked = executor.and_then(|executor| executor.block_on(place.ask(request.as_bytes(), LIMIT)));
     match asked.map(|answer| Health::read(&answer)) {
-        Ok(Health::Yes) => println!("ok"),
-        Ok(Health::Busy) if !arguments.ready => println!("ok, though every connection is taken (limits.connections)"),
+        Ok(Health::Yes) => print_line("ok"),
+        Ok(Health::Busy) if !arguments.ready => print_line("ok, though every connection is taken (limits.connections)"),
         Ok(Health::Busy) => return fail(&format!("{place}: every connection is taken (limits.connections)"), 1),
         Ok(Health::No(said)) => return fail(&format!("{place}{path}: {said}"), 1),
         Err(error) => return fail(&format!("{place}: {error}"), 1),

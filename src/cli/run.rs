@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{RunArguments, USAGE, descriptors, fail, policy, token};
+use super::{RunArguments, USAGE, descriptors, fail, policy, print_line, token};
 use crate::admin::Admin;
 use crate::auth::{FileError, Revocations, now};
 use crate::config::{Loaded, Report};
@@ -188,7 +188,6 @@ async fn say_start(shared: &Shared, name: &str, addresses: &[String], admin: Opt
     print_start(&runtime, name, (addresses, admin), reachable, ready);
 }
 
-#[expect(clippy::print_stdout, reason = "the start says what holds")]
 fn print_start(
     runtime: &Runtime,
     name: &str,
@@ -232,5 +231,5 @@ fn print_start(
     if !public.is_empty() {
         line("public", &public.join(" "));
     }
-    println!("vestibule {} · {name}\n{out}ready in {ready} ms", env!("CARGO_PKG_VERSION"));
+    print_line(format_args!("vestibule {} · {name}\n{out}ready in {ready} ms", env!("CARGO_PKG_VERSION")));
 }

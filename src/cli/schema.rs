@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
-use super::{SchemaArguments, print};
+use super::{SchemaArguments, print, print_line};
 use crate::config;
 
 pub(super) fn schema(arguments: &SchemaArguments) -> ExitCode {
     if arguments.markdown {
-        return print(config::reference::markdown().as_bytes());
+        print(config::reference::markdown().as_bytes());
+    } else {
+        print_line(format_args!("{:#}", config::schema()));
     }
-    print(format!("{:#}\n", config::schema()).as_bytes())
+    ExitCode::SUCCESS
 }

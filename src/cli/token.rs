@@ -14,7 +14,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
 use super::run::executor;
-use super::{ConfigArguments, USAGE, fail, policy};
+use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, now};
 use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
 use crate::http::Signer;
@@ -29,7 +29,8 @@ const AUDIENCE: &str = "dev";
 const MINT_EXAMPLES: &str = "Examples:
   vestibule token mint --user alice
   vestibule token mint --user alice --ttl 1m --claim org_role=admin
-  curl -H \"Authorization: Bearer $(vestibule token mint --user alice)\" http://127.0.0.1:8080/";
+  curl -H \"Authorization: Bearer $(vestibule token mint --user alice)\" \\
+    http://127.0.0.1:8080/";
 
 #[derive(Args, Clone, Debug)]
 #[command(after_help = MINT_EXAMPLES)]
@@ -37,7 +38,7 @@ pub(super) struct MintArguments {
     /// The user the token is for
     #[arg(long)]
     user: String,
-    /// How long it is good, such as 10m or 1h
+    /// How long it is valid, such as 10m or 1h
     #[arg(long, default_value = "1h")]
     ttl: String,
     /// A further claim; the value is JSON, or else text. Repeat for more
@@ -46,7 +47,9 @@ pub(super) struct MintArguments {
 }
 
 const INSPECT_EXAMPLES: &str =
-    "It never takes a token as an argument, and never prints one. Exit code 0: accepted; 1: refused.
+    "It never takes a token as an argument, because arguments are visible to every user of the machine, and never prints one. It takes the configuration flags of `vestibule run` too.
+
+Exit code 0: accepted; 1: refused; 2: the configuration is wrong.
 
 Examples:
   vestibule token inspect --config vestibule.yaml token.txt
@@ -57,11 +60,9 @@ Examples:
 pub(super) struct InspectArguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// A file that holds the token; standard input without it. Never the token itself: arguments are
-    /// visible to every user of the machine
+    /// File that holds the token; standard input without it
     file: Option<PathBuf>,
-    /// Look at it with the provider of `run --insecure-dev` too
-    #[arg(long)]
+    #[arg(long, help = "Try the provider of `vestibule run --insecure-dev` too")]
     insecure_dev: bool,
 }
 
@@ -173,7 +174,6 @@ pub(super) fn add_dev_provider(loaded: &mut Loaded) -> Vec<Finding> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
     let key = match DevKey::load_or_make() {
         Ok(key) => key,
@@ -203,7 +203,7 @@ pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
     let signed = jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &EncodingKey::from_ec_der(&key.pkcs8));
     match signed {
         Ok(token) => {
-            println!("{token}");
+            print_line(token);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&format!("the token could not be signed: {error}"), 1),
@@ -251,7 +251,6 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
 }
 
 /// Prints the public key of assertions, so that a backend can pin it.
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
     let spec = if let Some(path) = &arguments.new {
         match new_assertion_key(path) {
@@ -274,7 +273,7 @@ pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
             None => return fail(&"identity.assertion is not set", 1),
         }
     };
-    println!("{:#}", Signer::new(&spec).public_keys());
+    print_line(format_args!("{:#}", Signer::new(&spec).public_keys()));
     ExitCode::SUCCESS
 }
 
@@ -319,9 +318,8 @@ fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 fn print_explanation(name: &str, token: &str, explanation: &Explanation) -> ExitCode {
-    println!("{name}");
+    print_line(name);
     for (title, part) in [("header", token.split('.').next()), ("claims", token.split('.').nth(1))] {
         // Shown whether good or not: to see what is in it is half of why one inspects.
         let shown = part
@@ -329,20 +327,20 @@ fn print_explanation(name: &str, token: &str, explanation: &Explanation) -> Exit
             .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         if let Some(shown) = shown {
             let pretty = serde_json::to_string_pretty(&shown).unwrap_or_default();
-            println!("  {title:<10} (unverified) {}", pretty.replace('\n', "\n             "));
+            print_line(format_args!("  {title:<10} (unverified) {}", pretty.replace('\n', "\n             ")));
         }
     }
     for step in &explanation.steps {
-        println!("  ok  {:<10} {}", step.name, step.finding.replace(char::is_control, "?"));
+        print_line(format_args!("  ok  {:<10} {}", step.name, step.finding.replace(char::is_control, "?")));
     }
     match &explanation.verdict {
         Ok(identity) => {
-            println!("accepted: user {} of provider {}", identity.user_id(), identity.provider().name);
+            print_line(format_args!("accepted: user {} of provider {}", identity.user_id(), identity.provider().name));
             ExitCode::SUCCESS
         }
         Err(rejection) => {
-            println!("  --  {}", rejection.outcome());
-            println!("refused: {}", rejection.to_string().replace(char::is_control, "?"));
+            print_line(format_args!("  --  {}", rejection.outcome()));
+            print_line(format_args!("refused: {}", rejection.to_string().replace(char::is_control, "?")));
             ExitCode::from(1)
         }
     }

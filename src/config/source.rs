@@ -14,6 +14,7 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     pub listen: Option<String>,
     pub upstream: Option<String>,
+    pub upstream_preset: Option<String>,
     pub preset: Option<String>,
     pub issuer: Option<String>,
     pub audience: Option<String>,
@@ -146,9 +147,10 @@ struct Setting {
     path: &'static [&'static str],
 }
 
-const SETTINGS: [Setting; 7] = [
+const SETTINGS: [Setting; 8] = [
     Setting { flag: "--listen", variable: "VESTIBULE_LISTEN", path: &["listen"] },
     Setting { flag: "--upstream", variable: "VESTIBULE_UPSTREAM", path: &["upstream", "url"] },
+    Setting { flag: "--upstream-preset", variable: "VESTIBULE_UPSTREAM_PRESET", path: &["upstream", "preset"] },
     Setting { flag: "--preset", variable: "VESTIBULE_PRESET", path: &["preset"] },
     Setting { flag: "--issuer", variable: "VESTIBULE_ISSUER", path: &["issuer"] },
     Setting { flag: "--audience", variable: "VESTIBULE_AUDIENCE", path: &["audience"] },
@@ -165,6 +167,7 @@ fn overlay(tree: &mut Node, flags: &Flags, environment: &Environment<'_>) -> Res
     let given = |name: &str| match name {
         "--listen" => flags.listen.clone(),
         "--upstream" => flags.upstream.clone(),
+        "--upstream-preset" => flags.upstream_preset.clone(),
         "--preset" => flags.preset.clone(),
         "--issuer" => flags.issuer.clone(),
         "--audience" => flags.audience.clone(),

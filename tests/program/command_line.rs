@@ -132,6 +132,131 @@ fn usage_errors_exit_2_and_help_has_examples() {
     assert!(help.contains("Examples:") && help.contains("vestibule demo"), "{help}");
 }
 
+/// Every command's arguments, as `--help` is asked of it.
+const COMMANDS: [&[&str]; 12] = [
+    &[],
+    &["run"],
+    &["demo"],
+    &["check"],
+    &["healthcheck"],
+    &["doctor"],
+    &["token"],
+    &["token", "mint"],
+    &["token", "inspect"],
+    &["token", "assertion-key"],
+    &["schema"],
+    &["completions"],
+];
+
+fn help_of(arguments: &[&str]) -> String {
+    let output = command().args(arguments).arg("--help").output().expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    stdout(&output)
+}
+
+#[test]
+fn help_is_plain_text_of_which_no_terminal_breaks_an_example() {
+    for arguments in COMMANDS {
+        let help = help_of(arguments);
+        assert!(!help.contains("`VESTIBULE") && !help.contains("<http"), "{help}");
+        let examples = help.lines().skip_while(|line| *line != "Examples:");
+        for line in examples {
+            assert!(line.chars().count() < 80, "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_settings_of_the_configuration_are_listed_by_run_alone_and_taken_by_all() {
+    for setting in ["--listen", "--upstream <", "--upstream-preset", "--issuer", "--log-format"] {
+        for arguments in COMMANDS {
+            let expected = match arguments {
+                ["run"] => true,
+                ["demo"] => !matches!(setting, "--issuer" | "--log-format"),
+                _ => false,
+            };
+            let options = help_of(arguments);
+            let options = options.split_once("Options:").expect("options").1;
+            let options = options.split("Examples:").next().expect("options");
+            assert_eq!(options.contains(setting), expected, "{arguments:?} {setting}: {options}");
+        }
+    }
+    let preset = ["check", "--upstream", "http://127.0.0.1:8888", "--upstream-preset", "jupyter"];
+    let provider = ["--issuer", "https://issuer.example.com", "--audience", "api"];
+    let checked = command().args(preset).args(provider).output().expect("runs");
+    assert!(stdout(&checked).contains("jupyter lab"), "{checked:?}");
+    let misspelt = command()
+        .args(["check", "--upstream", "http://127.0.0.1:1", "--upstream-preset", "jupiter"])
+        .args(provider)
+        .output()
+        .expect("runs");
+    let said = String::from_utf8_lossy(&misspelt.stderr).into_owned();
+    assert!(said.contains("--upstream-preset upstream.preset: \"jupiter\""), "{said}");
+}
+
+#[test]
+fn help_is_a_command_too() {
+    let asked = |arguments: &[&str]| stdout(&command().args(arguments).output().expect("runs"));
+    assert_eq!(asked(&["help"]), asked(&["--help"]));
+    assert_eq!(asked(&["help", "run"]), asked(&["run", "--help"]));
+}
+
+#[test]
+fn the_examples_of_the_help_run_when_pasted_into_a_shell() {
+    let folder = State::new("examples");
+    let mut count = 0;
+    for arguments in COMMANDS {
+        let help = help_of(arguments);
+        let Some((_, examples)) = help.split_once("Examples:\n") else { continue };
+        let examples = examples.split("\n\n").next().expect("a block");
+        // Each command is parsed in full, and then prints its help instead of running.
+        let script = format!(
+            "set -eu -o pipefail\nvestibule() {{ \"$PROGRAM\" \"$@\" --help; }}\nkubectl() {{ :; }}\ncurl() {{ :; }}\npbpaste() {{ :; }}\ncat() {{ :; }}\n{examples}\n"
+        );
+        for path in [".local/share/bash-completion/completions", ".zfunc", ".config/fish/completions"] {
+            std::fs::create_dir_all(folder.0.join(path)).expect("folder");
+        }
+        let output = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .env("PROGRAM", command().get_program())
+            .env("HOME", &folder.0)
+            .current_dir(&folder.0)
+            .output()
+            .expect("bash");
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}\n{examples}");
+        count += examples.matches("vestibule ").count();
+    }
+    assert!(count > 20, "{count}");
+}
+
+#[test]
+fn a_reader_that_goes_early_is_no_error() {
+    let file = TempFile::new("upstream: http://127.0.0.1:1\nproviders: [{ issuer: https://i.example, audience: a }]\n");
+    let state = State::new("pipe");
+    for arguments in
+        ["check", "doctor", "schema", "schema --markdown", "completions bash", "token mint --user a", "help"]
+    {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = command();
+        command.args(arguments.split(' ')).env("XDG_STATE_HOME", &state.0).stdout(writer).stderr(Stdio::piped());
+        if matches!(arguments, "check" | "doctor") {
+            command.args(["--config", file.path()]);
+        }
+        let output = command.spawn().and_then(std::process::Child::wait_with_output).expect("ends");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments}");
+        assert_eq!(output.status.code(), Some(i32::from(arguments == "doctor")), "{arguments}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_exits_1() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let output = command().arg("schema").stdout(full).stderr(Stdio::piped()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("standard output: "), "{output:?}");
+}
+
 #[tokio::test]
 async fn a_taken_port_says_so_and_exits_1() {
     let state = State::new("port");
