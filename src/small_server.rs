@@ -1,7 +1,9 @@
-//! A small HTTP server for listeners of our own: a few callers at once, one request each, a few seconds for it.
+//! A small HTTP server for listeners of our own: a few callers at once, one request each, a few seconds for it. When it
+//! is full the caller that has dawdled longest gives way, so that connections which ask nothing keep nobody out.
 //!
 //! A leaf: it knows sockets and bounds; what is answered is its caller's.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -9,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -22,6 +25,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Callers at once.
@@ -113,9 +117,8 @@ impl Listener {
         F: Future<Output = Answer> + Send + 'static,
     {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut callers: VecDeque<Caller> = VecDeque::new();
         loop {
-            // Never closed, so there is always a permit to come.
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             let accepted = match &self {
                 Self::Unix(listener, _file) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
                 Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
@@ -123,10 +126,28 @@ impl Listener {
             let handler = handler.clone();
             match accepted {
                 Ok(stream) => {
+                    callers.retain(|caller| !caller.leaves.is_cancelled());
+                    if room.available_permits() == 0
+                        && let Some(at) = callers.iter().position(|caller| !caller.is_served.load(Ordering::Relaxed))
+                        && let Some(slowest) = callers.remove(at)
+                    {
+                        slowest.leaves.cancel();
+                    }
+                    // Never closed, so there is always a permit to come.
+                    let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+                    let caller = Caller::default();
+                    callers.push_back(caller.clone());
                     tokio::spawn(async move {
-                        match stream {
-                            Stream::Unix(stream) => one_request(stream, handler).await,
-                            Stream::Tcp(stream) => one_request(stream, handler).await,
+                        let (leaves, is_served) = (caller.leaves, caller.is_served);
+                        let served = async {
+                            match stream {
+                                Stream::Unix(stream) => one_request(stream, handler, &is_served).await,
+                                Stream::Tcp(stream) => one_request(stream, handler, &is_served).await,
+                            }
+                        };
+                        tokio::select! {
+                            () = leaves.cancelled() => {}
+                            () = served => leaves.cancel(),
                         }
                         drop(permit);
                     });
@@ -141,14 +162,31 @@ impl Listener {
     }
 }
 
-async fn one_request<H, F>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, handler: H)
-where
+/// A connection, as the acceptor knows it.
+#[derive(Clone, Default)]
+struct Caller {
+    /// Its request is complete up to the head, and its answer is being made.
+    is_served: Arc<AtomicBool>,
+    /// Cancelled when it has to give way, and when it is over.
+    leaves: CancellationToken,
+}
+
+async fn one_request<H, F>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    handler: H,
+    is_served: &AtomicBool,
+) where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Answer>,
 {
     let service = service_fn(move |request| {
+        is_served.store(true, Ordering::Relaxed);
         let answer = handler(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            is_served.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(TIME).keep_alive(false).max_buf_size(HEAD_BYTES);

@@ -9,13 +9,13 @@ mod question;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -132,7 +132,7 @@ struct Inner {
 /// A question that someone has asked already.
 #[derive(Clone)]
 struct UnderWay {
-    outcome: watch::Receiver<Option<Outcome>>,
+    outcome: Weak<watch::Sender<Option<Outcome>>>,
     /// An admission waits for it too, so it need not wait for its turn among the revalidations.
     at_the_door: CancellationToken,
 }
@@ -191,24 +191,31 @@ impl Remote {
         answered.unwrap_or_else(|| Err(Unanswered { reason: "stopping".to_owned(), retry_after: USUAL_REST }))
     }
 
-    /// The question under way, or a new one. It is a task of its own: whoever asked first may leave.
+    /// The question under way, or a new one. It is a task of its own: whoever asked first may leave. When all of them
+    /// have left before its turn has come it is not asked, so that callers who do not wait cannot pile questions up.
     fn join(&self, question: &Question, occasion: Occasion) -> watch::Receiver<Option<Outcome>> {
         let mut under_way = self.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // One whose task is gone without an answer is nobody's any more.
-        let lives = |under_way: &&UnderWay| under_way.outcome.has_changed().is_ok();
-        if let Some(asked) = under_way.get(&question.digest).filter(lives) {
+        let asked = under_way.get(&question.digest);
+        if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
             if occasion == Occasion::Admission {
                 asked.at_the_door.cancel();
             }
-            return asked.outcome.clone();
+            return outcome.subscribe();
         }
         let (send, outcome) = watch::channel(None);
+        let send = Arc::new(send);
         let at_the_door = CancellationToken::new();
-        under_way.insert(question.digest, UnderWay { outcome: outcome.clone(), at_the_door: at_the_door.clone() });
+        let asked = UnderWay { outcome: Arc::downgrade(&send), at_the_door: at_the_door.clone() };
+        under_way.insert(question.digest, asked);
         let (inner, question) = (Arc::clone(&self.inner), question.clone());
         tokio::spawn(async move {
             let began = Instant::now();
-            let answered = inner.answered(&question, occasion, &at_the_door).await;
+            let Some(turn) = inner.turn_or_nobody(&question, occasion, &at_the_door, &send).await else { return };
+            let answered = match turn {
+                Ok(_turn) => inner.answered(&question).await,
+                Err(too_many) => Err(too_many),
+            };
             let outcome = match &answered {
                 Ok(Answer::Yes(_)) => "yes",
                 Ok(Answer::No(_)) => "no",
@@ -255,7 +262,36 @@ impl Inner {
         }
     }
 
-    async fn answered(&self, question: &Question, occasion: Occasion, at_the_door: &CancellationToken) -> Outcome {
+    /// Its turn; `None` when nobody waits for the answer any more, and then it is no longer under way.
+    async fn turn_or_nobody(
+        &self,
+        question: &Question,
+        occasion: Occasion,
+        at_the_door: &CancellationToken,
+        send: &watch::Sender<Option<Outcome>>,
+    ) -> Option<Result<SemaphorePermit<'_>, Unanswered>> {
+        let turn = self.turn(occasion, at_the_door);
+        tokio::pin!(turn);
+        loop {
+            tokio::select! {
+                biased;
+                turn = &mut turn => return Some(turn),
+                () = send.closed() => {}
+            }
+            // Whoever joins does so under this lock.
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            if send.receiver_count() == 0 {
+                under_way.remove(&question.digest);
+                return None;
+            }
+        }
+    }
+
+    async fn turn(
+        &self,
+        occasion: Occasion,
+        at_the_door: &CancellationToken,
+    ) -> Result<SemaphorePermit<'_>, Unanswered> {
         let turn = match occasion {
             Occasion::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
             Occasion::Revalidation => {
@@ -272,9 +308,13 @@ impl Inner {
                 bounded(REVALIDATION_WAIT, turn).await
             }
         };
-        let Some(Ok(_turn)) = turn else {
-            return Err(self.unanswered("too many questions are under way (remote.concurrency)", USUAL_REST));
-        };
+        match turn {
+            Some(Ok(turn)) => Ok(turn),
+            _ => Err(self.unanswered("too many questions are under way (remote.concurrency)", USUAL_REST)),
+        }
+    }
+
+    async fn answered(&self, question: &Question) -> Outcome {
         if let Some(rest) = self.rest() {
             return Err(self.unanswered("the provider asked for fewer questions (429)", rest));
         }

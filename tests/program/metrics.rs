@@ -164,6 +164,18 @@ async fn the_admin_listener_answers_get_only_to_known_hosts_and_serves_nothing_e
     assert_eq!(get(house.proxy.address, "/metrics", &[]).await.status, 401);
 }
 
+/// Code that shares this machine must not keep an operator, or a probe, out.
+#[tokio::test]
+async fn connections_that_ask_nothing_keep_nobody_out() {
+    let house = house("").await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(Client::connect(house.admin).await);
+    }
+    assert_eq!(get(house.admin, "/healthz", &[]).await.status, 200);
+    assert!(silent[0].is_closed().await, "the one that was silent longest gave way");
+}
+
 #[tokio::test]
 async fn a_usual_port_that_is_taken_does_not_stop_the_start_and_a_written_one_does() {
     let taken = std::net::TcpListener::bind("127.0.0.1:9180");

@@ -287,6 +287,34 @@ async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() 
     assert_eq!((house.provider.count(), house.provider.most()), (100, 4));
 }
 
+/// Or whoever sends tokens and leaves could have any number of them wait here.
+#[tokio::test]
+async fn questions_whose_callers_have_all_left_are_not_asked() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, ", concurrency: 2, timeout: 20s");
+    let mut house = House::start(provider, &rows, "").await;
+    house.provider.hold();
+    let (address, first) = (house.proxy.address, bearer("alice.1"));
+    let first = tokio::spawn(async move { get(address, "/x", &[&first]).await.status });
+    house.provider.asked_times(1).await;
+    for index in 0..20 {
+        let path = format!("/gone/{index}");
+        let mut client = Socket::open(address, &path, &[]).await;
+        client.say(&json!({"type": "authenticate", "token": format!("token-{index}")}).to_string()).await;
+        drop(client);
+        let path = format!("\"path\":\"{path}\"");
+        house.proxy.logged("that it left", |line| line.contains(&path) && line.contains("\"left\"")).await;
+    }
+    let last = bearer("bob.1");
+    let last = tokio::spawn(async move { get(address, "/x", &[&last]).await.status });
+    house.provider.open();
+    for _ in 0..2 {
+        house.backend.answer("served").await;
+    }
+    assert_eq!((first.await.expect("answered"), last.await.expect("answered")), (200, 200));
+    assert_eq!(house.provider.count(), 2);
+}
+
 #[tokio::test]
 async fn an_admission_does_not_wait_behind_the_sockets_that_are_asked_about_again() {
     let provider = Answerer::start(|asked| {
