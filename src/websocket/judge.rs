@@ -12,7 +12,7 @@ use crate::auth::{
 };
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
-use crate::runtime::{Presence, Shared};
+use crate::runtime::{Presence, Runtime, Shared};
 
 /// A provider's answer on its way.
 pub(super) type Asking = Pin<Box<dyn Future<Output = AskedAgain> + Send>>;
@@ -97,45 +97,26 @@ impl Standing {
 
 impl Judge for RefreshJudge {
     fn judge(&self, of: &Remembered, token: Token) -> Judging {
-        let (runtime, shared) = (self.shared.current(), Arc::clone(&self.shared));
-        let (path, of, headers) = (self.path.clone(), of.clone(), Arc::clone(&self.headers));
-        let keeps_token = self.keeps_token;
+        let refresh = Refresh {
+            shared: Arc::clone(&self.shared),
+            path: self.path.clone(),
+            headers: Arc::clone(&self.headers),
+            of: of.clone(),
+            keeps_token: self.keeps_token,
+        };
         Box::pin(async move {
-            let Some(judgement) = runtime.policy.judge_path("GET", &path) else { return Verdict::Denied };
-            let counted = |outcome| shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
-            let copy = Token::presented(token.expose(), usize::MAX).ok();
-            let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
-                Ok(verified) => verified,
-                Err(rejection) => {
-                    tracing::debug!("a token presented later is refused: {rejection}");
-                    counted("refused");
-                    if let (Some(token), Rejection::Expired { .. }, Some(then)) = (copy, &rejection, of.recalled())
-                        && runtime.verifier.is_old_token_of(&token, &then).await
-                    {
-                        return Verdict::Expired { user_id: then.user_id().to_owned() };
-                    }
-                    return Verdict::Refused(Ending::of(&rejection));
+            loop {
+                let runtime = refresh.shared.current();
+                let Ok(copy) = Token::presented(token.expose(), usize::MAX) else {
+                    return Verdict::Refused(Ending::InvalidToken);
+                };
+                let (verdict, identity) = refresh.verdict(&runtime, copy, &token).await;
+                // A policy that came into force while the provider was asked has judged the former token only.
+                if refresh.shared.current().generation == runtime.generation {
+                    refresh.note(&runtime, &verdict, identity.as_deref());
+                    return verdict;
                 }
-            };
-            let standing = Standing::of(&verified, &shared, &judgement.route.websocket);
-            let (identity, token) = verified.into_parts();
-            let Some(then) = of.recalled().filter(|then| then.user() == identity.user()) else {
-                counted("another_user");
-                return Verdict::AnotherUser;
-            };
-            if !admits(&judgement, &identity) {
-                counted("denied");
-                return Verdict::Denied;
             }
-            if !Self::hears_the_same((&headers, &runtime.policy.trusted_headers), &then, &identity) {
-                counted("identity_changed");
-                return Verdict::IdentityChanged;
-            }
-            counted("accepted");
-            tracing::debug!("refresh verified: still user {}", identity.user_id());
-            shared.see(&runtime.policy, &identity);
-            let user_id = identity.user_id().to_owned();
-            Verdict::Accepted { user_id, standing, token: token.filter(|_| keeps_token) }
         })
     }
 
@@ -176,6 +157,68 @@ impl Judge for RefreshJudge {
 
     fn expired(&self, action: &'static str) {
         self.shared.metrics.sockets.expired(action);
+    }
+}
+
+/// A token presented on an open socket, and what it is judged by beside the policy in force.
+struct Refresh {
+    shared: Arc<Shared>,
+    path: Box<str>,
+    /// Which headers the upstream was told at the door.
+    headers: Arc<[TrustedHeader]>,
+    /// Whose socket it is.
+    of: Remembered,
+    keeps_token: bool,
+}
+
+impl Refresh {
+    /// The verdict by one policy, and whose token it is where that was accepted. `same` is the token again.
+    async fn verdict(&self, runtime: &Runtime, token: Token, same: &Token) -> (Verdict, Option<Arc<Identity>>) {
+        let Some(judgement) = runtime.policy.judge_path("GET", &self.path) else { return (Verdict::Denied, None) };
+        let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
+            Ok(verified) => verified,
+            Err(rejection) => {
+                tracing::debug!("a token presented later is refused: {rejection}");
+                if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.of.recalled())
+                    && runtime.verifier.is_old_token_of(same, &then).await
+                {
+                    return (Verdict::Expired { user_id: then.user_id().to_owned() }, None);
+                }
+                return (Verdict::Refused(Ending::of(&rejection)), None);
+            }
+        };
+        let standing = Standing::of(&verified, &self.shared, &judgement.route.websocket);
+        let (identity, token) = verified.into_parts();
+        let Some(then) = self.of.recalled().filter(|then| then.user() == identity.user()) else {
+            return (Verdict::AnotherUser, None);
+        };
+        if !admits(&judgement, &identity) {
+            return (Verdict::Denied, None);
+        }
+        let headers = (&*self.headers, &*runtime.policy.trusted_headers);
+        if !RefreshJudge::hears_the_same(headers, &then, &identity) {
+            return (Verdict::IdentityChanged, None);
+        }
+        let user_id = identity.user_id().to_owned();
+        (Verdict::Accepted { user_id, standing, token: token.filter(|_| self.keeps_token) }, Some(identity))
+    }
+
+    /// Counts a verdict; an accepted token shows that its user is there.
+    fn note(&self, runtime: &Runtime, verdict: &Verdict, identity: Option<&Identity>) {
+        if let Some(judgement) = runtime.policy.judge_path("GET", &self.path) {
+            let outcome = match verdict {
+                Verdict::Accepted { .. } => "accepted",
+                Verdict::Refused(_) | Verdict::Expired { .. } => "refused",
+                Verdict::AnotherUser => "another_user",
+                Verdict::Denied => "denied",
+                Verdict::IdentityChanged => "identity_changed",
+            };
+            self.shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
+        }
+        if let Some(identity) = identity {
+            tracing::debug!("refresh verified: still user {}", identity.user_id());
+            self.shared.see(&runtime.policy, identity);
+        }
     }
 }
 

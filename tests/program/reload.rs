@@ -275,3 +275,23 @@ async fn the_log_level_follows() {
         assert_eq!(house.proxy.log().iter().any(|line| line.contains(&said)), is_heard, "{level}");
     }
 }
+
+/// Judged by the former policy, a token could put into an open socket what the one in force does not take.
+#[tokio::test]
+async fn a_refresh_that_was_being_verified_is_judged_by_the_policy_in_force() {
+    let mut house = House::with("").await;
+    let token = house.issuer.token_with("alice", json!({"role": "admin"}));
+    let (mut client, mut upstream) = house.socket("/ws", &token).await;
+    let (key, gate) = house.issuer.rotates();
+    let mut claims = house.issuer.claims("alice");
+    claims["role"] = json!("reader");
+    client.say(&json!({"type": "refresh_auth", "token": key.sign(&claims)}).to_string()).await;
+    // Messages flow on while it is verified, and show that it has been read.
+    client.say("marker").await;
+    assert_eq!(upstream.next_text().await, "marker");
+    let said = house.reload("routes: [{ path: /**, require: { role: admin } }]\n").await;
+    assert!(said.contains("\"reloaded: "), "{said}");
+    gate.open();
+    assert!(client.next_text().await.contains("Access denied"));
+    assert_eq!(client.next_close().await, (1008, "Access denied".into()));
+}
