@@ -14,7 +14,7 @@ mod tests;
 use serde_json::Value;
 
 use crate::policy::{DialectSpec, Expectation};
-use scanner::{Outcome, Scanner};
+use scanner::{LineEnds, Outcome, Scanner};
 
 /// What a message that fits a rule is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,9 +309,9 @@ struct Reading {
 
 impl Reading {
     fn new(encoding: Encoding, rules: &Rules) -> Self {
-        let mut scanners = vec![Scanner::new(rules, false)];
+        let mut scanners = vec![Scanner::new(rules, None)];
         if rules.lines {
-            scanners.push(Scanner::new(rules, true));
+            scanners.extend(LineEnds::ALL.map(|ends| Scanner::new(rules, Some(ends))));
         }
         Self { encoding, scanners }
     }
@@ -411,8 +411,10 @@ impl Classifier {
                 self.fits |= scanner.fits();
             }
         }
+        // We split at line feeds.
+        let ours = rules.lines.then_some(LineEnds::Feed);
         self.is_sound &= self.readings.first().is_some_and(|first| {
-            first.scanners.iter().any(|scanner| scanner.reads_lines() == rules.lines && scanner.could_be_sound(rules))
+            first.scanners.iter().any(|scanner| scanner.lines() == ours && scanner.could_be_sound(rules))
         });
     }
 

@@ -45,11 +45,42 @@ pub(super) enum Outcome {
     AlsoEnded,
 }
 
+/// What ends a line to readers that take every line for a message; each set holds the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LineEnds {
+    /// A line feed alone: Go, Ruby, ourselves.
+    Feed,
+    /// A carriage return too: Java, .NET.
+    Return,
+    /// U+2028 and U+2029 too: `readline` of Node.
+    Separator,
+    /// Vertical tab, form feed and U+0085 too: `\R` of regular expressions.
+    Unicode,
+    /// The separators of ASCII too: `splitlines` of Python.
+    Python,
+}
+
+impl LineEnds {
+    pub(super) const ALL: [Self; 5] = [Self::Feed, Self::Return, Self::Separator, Self::Unicode, Self::Python];
+
+    fn hold(self, c: char) -> bool {
+        let first = match c {
+            '\n' => Self::Feed,
+            '\r' => Self::Return,
+            '\u{2028}' | '\u{2029}' => Self::Separator,
+            '\u{b}' | '\u{c}' | '\u{85}' => Self::Unicode,
+            '\u{1c}'..='\u{1e}' => Self::Python,
+            _ => return false,
+        };
+        self >= first
+    }
+}
+
 /// One way to take a message.
 #[derive(Clone, Debug)]
 pub(super) struct Scanner {
     /// Every line is a message by itself.
-    reads_lines: bool,
+    lines: Option<LineEnds>,
     lex: Lex,
     frames: Vec<Frame>,
     /// How deep it is below what the rules name.
@@ -74,9 +105,9 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
-    pub(super) fn new(rules: &Rules, reads_lines: bool) -> Self {
+    pub(super) fn new(rules: &Rules, lines: Option<LineEnds>) -> Self {
         Self {
-            reads_lines,
+            lines,
             lex: Lex::Between,
             frames: Vec::new(),
             below: 0,
@@ -98,8 +129,8 @@ impl Scanner {
         self.is_dead
     }
 
-    pub(super) const fn reads_lines(&self) -> bool {
-        self.reads_lines
+    pub(super) const fn lines(&self) -> Option<LineEnds> {
+        self.lines
     }
 
     pub(super) const fn fits(&self) -> u32 {
@@ -108,7 +139,7 @@ impl Scanner {
 
     /// Whether some rule may still fit without a member being there twice.
     pub(super) fn could_be_sound(&self, rules: &Rules) -> bool {
-        let open = self.reads_lines
+        let open = self.lines.is_some()
             || (!self.has_ended && rules.rules.iter().any(|rule| rule.keys & !rules.given & self.missed == 0));
         open && !self.is_odd && !self.is_dead
     }
@@ -116,7 +147,7 @@ impl Scanner {
     /// How many of these bytes it only passes by; `None` unless it stands in a text that is compared with nothing.
     pub(super) fn skips(&self, bytes: &[u8]) -> Option<usize> {
         let Lex::Quoted(quote, Escape::None) = self.lex else { return None };
-        if self.reads_lines || (self.is_compared() && self.length <= self.longest) {
+        if self.lines.is_some() || (self.is_compared() && self.length <= self.longest) {
             return None;
         }
         let quote = u8::try_from(quote).ok()?;
@@ -133,7 +164,7 @@ impl Scanner {
         if c == '\0' {
             return Outcome::One;
         }
-        if self.reads_lines && c == '\n' {
+        if self.lines.is_some_and(|ends| ends.hold(c)) {
             self.end_line(rules);
             return Outcome::One;
         }
@@ -141,9 +172,11 @@ impl Scanner {
             Lex::Quoted(quote, escape) => self.in_quotes(rules, quote, escape, c),
             Lex::Bare if !ends_word(c) => self.keep(c),
             Lex::Bare => {
-                self.end_scalar(rules, false);
                 self.lex = Lex::Between;
-                self.between(rules, c);
+                self.end_scalar(rules, false);
+                if self.lex == Lex::Between && !self.is_dead {
+                    self.between(rules, c);
+                }
             }
             Lex::Between => self.between(rules, c),
             Lex::Slash => match c {
@@ -171,6 +204,20 @@ impl Scanner {
         }
     }
 
+    /// No reader finds a message here: in what is left of the line, or at all.
+    fn give_up(&mut self) {
+        if self.lines.is_some() {
+            self.lex = Lex::Lost;
+        } else {
+            self.is_dead = true;
+        }
+    }
+
+    /// Whether it stands before the end of the first value, and outside of every object and array.
+    fn is_first(&self) -> bool {
+        self.frames.is_empty() && self.below == 0 && !self.has_ended
+    }
+
     fn end_line(&mut self, rules: &Rules) {
         self.end(rules);
         self.is_odd |= self.lex != Lex::Between || !self.frames.is_empty();
@@ -186,17 +233,11 @@ impl Scanner {
         if c.is_whitespace() || c.is_control() || c == '\u{feff}' {
             return;
         }
-        if self.frames.is_empty() && self.below == 0 && !self.has_ended {
-            let begins = c == '{' || (c == '[' && rules.arrays) || matches!(c, '/' | '#');
-            if !begins {
-                // No reader takes it for an object.
-                self.is_odd = true;
-                if self.reads_lines {
-                    self.lex = Lex::Lost;
-                } else {
-                    self.is_dead = true;
-                }
-                return;
+        if self.is_first() {
+            // A reader that takes several values may pass over a first one that is no object.
+            self.is_odd |= !(c == '{' || (c == '[' && rules.arrays) || matches!(c, '/' | '#'));
+            if matches!(c, ',' | ';' | ':' | '=' | '>' | ']' | '}') {
+                return self.give_up();
             }
         }
         match c {
@@ -280,7 +321,7 @@ impl Scanner {
     }
 
     fn keep(&mut self, c: char) {
-        if self.is_compared() {
+        if self.is_compared() || self.is_first() {
             self.high = None;
             let before = self.text.len();
             if self.length <= self.longest {
@@ -308,6 +349,14 @@ impl Scanner {
     }
 
     fn end_scalar(&mut self, rules: &Rules, is_quoted: bool) {
+        if self.is_first() {
+            // Behind a word that is no value every reader stops.
+            self.has_ended = is_quoted || self.is_literal();
+            if !self.has_ended {
+                self.give_up();
+            }
+            return;
+        }
         if !self.is_compared() {
             return;
         }
@@ -330,12 +379,21 @@ impl Scanner {
         self.fits |= rules.fitting(self.satisfied);
     }
 
+    /// Whether it may be a number whose digits were not all kept; a long text is none.
+    fn is_long_number(&self) -> bool {
+        self.length > self.longest && self.text.chars().all(|c| c.is_ascii_hexdigit() || "+-._x".contains(c))
+    }
+
+    /// Whether the word is a value by itself.
+    fn is_literal(&self) -> bool {
+        matches!(self.text.as_str(), "null" | "true" | "false") || self.is_long_number() || number(&self.text).is_some()
+    }
+
     fn value_fits(&self, wanted: &Wanted, is_quoted: bool) -> bool {
         let is_short = self.length <= self.longest;
         let is_number = |wanted: f64| {
             if !is_short {
-                // Its digits were not kept; a long text is no number.
-                return self.text.chars().all(|c| c.is_ascii_hexdigit() || "+-._x".contains(c));
+                return self.is_long_number();
             }
             number(&self.text).is_some_and(|found| same(found, wanted) || same(found.trunc(), wanted))
         };

@@ -76,6 +76,12 @@ fn whatever_some_reader_takes_for_a_refresh_could_be_one() {
         r#"{"type":"refresh_auth""#,
         r#"{"a":1,,"type"="refresh_auth"}"#,
         "\u{feff} \n\t{\"type\":\"refresh_auth\"}",
+        // Go's decoder passes over a first value of another type.
+        r#"null{"type":"refresh_auth"}"#,
+        r#"-1.5e3 {"type":"refresh_auth"}"#,
+        r#""text" {"type":"refresh_auth"}"#,
+        r#"[{"a":[]},1] {"type":"refresh_auth"}"#,
+        r#"NaN {"type":"refresh_auth"}"#,
         &deep,
         &padded,
     ] {
@@ -116,6 +122,9 @@ fn what_no_reader_takes_for_one_passes() {
         r#"{"type":"refresh_auth2"}"#,
         r#"{"kind":"refresh_auth","n":"\ud83d"}"#,
         "{\0\0\0",
+        r#"see {"type":"refresh_auth"}"#,
+        r#", {"type":"refresh_auth"}"#,
+        r#"[1, {"type":"refresh_auth"}] null"#,
         &long,
     ] {
         for is_text in [true, false] {
@@ -124,6 +133,22 @@ fn what_no_reader_takes_for_one_passes() {
     }
     assert!(!fits(&rules, false, &vec![0; 100_000]));
     assert!(!fits(&rules, false, &[0xff; 1_000]));
+}
+
+#[test]
+fn a_line_is_what_some_reader_takes_for_one() {
+    let mut spec = DialectSpec::vestibule();
+    spec.lines = true;
+    let rules = Rules::of(Some(&spec), Some(&spec)).expect("the upstream acts on it");
+    for end in ["\n", "\r", "\r\n", "\u{2028}", "\u{2029}", "\u{b}", "\u{c}", "\u{85}", "\u{1c}", "\u{1e}"] {
+        for before in ["nothing", "\"", "{\"a\":\"", "7 8"] {
+            let message = format!("{before}{end}{{\"type\":\"refresh_auth\"}}");
+            assert!(fits(&rules, true, message.as_bytes()), "{message:?}");
+        }
+    }
+    for message in ["nothing\t{\"type\":\"refresh_auth\"}", "{\"a\":\"\u{2028}\"}\n{\"type\":\"run\"}"] {
+        assert!(!fits(&rules, true, message.as_bytes()), "{message:?}");
+    }
 }
 
 /// How many bytes must be held until a message is known not to be one that we take.

@@ -287,6 +287,8 @@ async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it
             (0x81, format!(r#"{{"n":{}{},{inner}"#, "[".repeat(40), "]".repeat(40)).into_bytes()),
             (0x81, format!(r#"{{"n":1e400,{inner}"#).into_bytes()),
             (0x81, format!("{refresh}{{}}").into_bytes()),
+            (0x81, format!("null{refresh}").into_bytes()),
+            (0x81, format!("[] {refresh}").into_bytes()),
             (0x81, refresh.replace("type", "Type").into_bytes()),
             (0x81, refresh.replace('"', "'").into_bytes()),
             (0x82, refresh.clone().into_bytes()),
@@ -429,4 +431,30 @@ async fn lines_of_one_message_are_looked_at_by_themselves() {
     assert_eq!(upstream.next_text().await, "{\"id\":2,\"subscribe\":{}}\n");
     assert_eq!(upstream.next_text().await, "{\"id\":3}\n{\"id\":5}");
     assert_eq!(client.next_text().await, r#"{"id":4,"refresh":{}}"#);
+}
+
+/// What comes behind a line that means nothing is a message to whoever splits lines where we do not.
+#[tokio::test]
+async fn no_line_of_another_reading_reaches_an_upstream_that_acts_on_it() {
+    let house = house(
+        "websocket: { dialect: lines }\ndialects:\n  lines:\n    lines: true\n    authenticate: { match: { connect: { present: true } }, token: [/connect/token] }\n    forward: true\n    refresh: { match: { refresh: { present: true } }, token: [/refresh/token], acknowledge: { id: \"{/id}\", refresh: {} } }\n",
+    )
+    .await;
+    let connect = |user: &str| json!({"connect": {"token": house.issuer.token(user)}}).to_string();
+    for end in ["\r", "\u{2028}", "\u{85}", "\u{1e}"] {
+        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        client.say(&connect("alice")).await;
+        let (_, mut upstream) = house.backend.websocket().await;
+        assert!(upstream.next_text().await.contains("connect"));
+        client.say(&format!("nothing{end}still nothing")).await;
+        assert_eq!(upstream.next_text().await, format!("nothing{end}still nothing"));
+        client.say(&format!("nothing{end}{}", connect("bob"))).await;
+        assert_eq!(client.next_close().await.0, 1008, "{end:?}");
+        // What of it had gone up is no whole message.
+        let mut heard = upstream.next().await;
+        while heard.opcode != 8 {
+            assert!(!String::from_utf8_lossy(&heard.payload).contains("connect"), "{end:?}");
+            heard = upstream.next().await;
+        }
+    }
 }
