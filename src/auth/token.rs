@@ -19,7 +19,7 @@ use percent_encoding::percent_decode_str;
 use super::SessionCookie;
 use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
-pub use cookie::{own_cookie, sets_own_cookie, take_own, without_credentials};
+pub use cookie::{own_cookie, sets_own_cookie, take_every_own, take_own, without_credentials};
 pub(crate) use query::into_query;
 pub use query::without_tokens;
 use query::{QueryTokens, credential};

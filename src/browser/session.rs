@@ -27,12 +27,15 @@ pub async fn serve(
         return Err(Refusal::method_not_allowed(Some("POST, DELETE")));
     }
     own.may_change(&runtime.policy)?;
-    let (cookie, name) = own.take_session(&runtime.policy);
     let mut answer = if method == Method::DELETE {
-        if let Some(session) = cookie.as_ref().and_then(|cookie| sessions.session_of(cookie)) {
-            line.user = cookie.as_ref().and_then(|cookie| runtime.verifier.session_user(cookie));
-            end(shared, runtime, &session).await?;
+        let (cookies, name) = own.take_sessions(&runtime.policy);
+        let mut kept = Ok(());
+        for cookie in &cookies {
+            let Some(session) = sessions.session_of(cookie) else { continue };
+            line.user = runtime.verifier.session_user(cookie);
+            kept = kept.and(end(shared, runtime, &session).await);
         }
+        kept?;
         let mut answer = Response::new(ResponseBody::ours(""));
         *answer.status_mut() = StatusCode::NO_CONTENT;
         if let Some(gone) = name.as_deref().and_then(|name| cookie_line(name, "", 0)) {
@@ -40,6 +43,7 @@ pub async fn serve(
         }
         answer
     } else {
+        let (cookie, name) = own.take_session(&runtime.policy);
         begin(shared, runtime, &mut own, cookie.as_ref(), name.as_deref(), line).await?
     };
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

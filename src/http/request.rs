@@ -78,6 +78,14 @@ impl OwnRequest {
         let session = token::take_own(&mut self.admitted.parts.headers, &name);
         (session, can_have.then_some(name))
     }
+
+    /// As [`Self::take_session`], but every session of ours that came along, to end them all.
+    pub fn take_sessions(&mut self, policy: &Policy) -> (Vec<SessionCookie>, Option<String>) {
+        let name = provenance::own_cookie(&self.admitted, policy);
+        let can_have = provenance::can_have_cookie(&self.admitted, policy);
+        let sessions = token::take_every_own(&mut self.admitted.parts.headers, &name);
+        (sessions, can_have.then_some(name))
+    }
 }
 
 /// A preflight: a page's browser asks whether it may ask. It has no credential and gets no identity.

@@ -41,9 +41,27 @@ pub fn own_cookie(is_https: bool, port: u16) -> String {
 /// Takes every cookie of ours out, the others staying byte for byte, and returns the one of this name; two of it are
 /// none.
 pub fn take_own(headers: &mut HeaderMap, name: &str) -> Option<SessionCookie> {
+    match take_named(headers, name).as_slice() {
+        [value] => presented(value),
+        _ => None,
+    }
+}
+
+/// As [`take_own`], but returns every cookie of this name, for a sign-out: another site on this host, or on another port
+/// of this machine, can set a second one, and that must not keep the first from being ended.
+pub fn take_every_own(headers: &mut HeaderMap, name: &str) -> Vec<SessionCookie> {
+    take_named(headers, name).iter().filter_map(|value| presented(value)).collect()
+}
+
+fn presented(value: &[u8]) -> Option<SessionCookie> {
+    SessionCookie::presented(std::str::from_utf8(value).ok()?)
+}
+
+/// Takes every cookie of ours out, and returns the values of those of this name.
+fn take_named(headers: &mut HeaderMap, name: &str) -> Vec<Vec<u8>> {
     let holds = |line: &HeaderValue| memmem(line.as_bytes(), b"vestibule");
     if !headers.get_all(COOKIE).iter().any(holds) {
-        return None;
+        return Vec::new();
     }
     let mut found: Vec<Vec<u8>> = Vec::new();
     let mut left: Vec<HeaderValue> = Vec::new();
@@ -70,8 +88,7 @@ pub fn take_own(headers: &mut HeaderMap, name: &str) -> Option<SessionCookie> {
     for line in left {
         headers.append(COOKIE, line);
     }
-    let [value] = found.as_slice() else { return None };
-    SessionCookie::presented(std::str::from_utf8(value).ok()?)
+    found
 }
 
 fn memmem(text: &[u8], word: &[u8]) -> bool {

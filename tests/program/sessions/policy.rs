@@ -167,6 +167,21 @@ async fn a_session_cookie_goes_with_the_key_of_its_token_until_that_ends() {
 }
 
 #[tokio::test]
+async fn without_an_issuer_a_session_cookie_is_judged_by_its_key_when_its_token_has_ended_too() {
+    let secret = |last: &str| format!("0123456789abcdef0123456789abcde{last}");
+    let provider = |last: &str| format!("{{ preset: shared-secret, secret: {}, audience: {AUDIENCE} }}", secret(last));
+    let house = house(|_| provider("A")).await;
+    let key = jsonwebtoken::EncodingKey::from_secret(secret("A").as_bytes());
+    // The clock skew still takes it; its session outlives it.
+    let claims = json!({"sub": "alice", "aud": AUDIENCE, "exp": now() - 1});
+    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token");
+    let cookie = house.signed_in(&token).await;
+    assert_eq!(house.status(&house.proxy, &cookie).await, 200);
+    let other = house.other(&provider("B"), "").await;
+    assert_eq!(house.status(&other, &cookie).await, 401);
+}
+
+#[tokio::test]
 async fn a_session_cookie_of_a_newer_key_makes_an_instance_ask_for_the_keys() {
     let house = house(Issuer::provider).await;
     let next = Key::ec("next", Algorithm::ES256);

@@ -78,6 +78,21 @@ async fn signing_out_ends_a_session_that_the_policy_does_not_take_at_that_moment
     }
 }
 
+/// A page on another port of this machine can set a cookie of our name.
+#[tokio::test]
+async fn signing_out_ends_every_session_whose_cookie_came_along() {
+    let house = house("").await;
+    let alice = house.signed_in(&house.issuer.token("alice")).await;
+    let planted = house.signed_in(&house.issuer.token("mallory")).await;
+    let both = format!("{alice}; {}", planted.trim_start_matches("Cookie: "));
+    assert_eq!(house.page(&both).await, 401, "two of one name are none");
+    assert_eq!(house.page(&alice).await, 200);
+    assert_eq!(house.sign_out(&both).await.status, 204);
+    for copy in [alice, planted] {
+        assert_eq!(house.page(&copy).await, 401);
+    }
+}
+
 #[tokio::test]
 async fn a_sign_out_is_kept_until_the_last_end_of_a_cookie_of_its_session() {
     let folder = TempFolder::new();
