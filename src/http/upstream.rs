@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use hyper::http::response::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
@@ -207,6 +208,7 @@ impl Upstream {
         let pool = &self.pools[usize::from(sealed.is_verified())];
         let (end, takes_trailers) = (sealed.body_end(), sealed.takes_trailers());
         let request = sealed.into_request();
+        let is_head = *request.method() == Method::HEAD;
         let (mut sender, reused) = self.sender(pool).await?;
         let again = if reused { sendable_again(&request, &end) } else { None };
         let first = self.exchange(&mut sender, request, &end).await;
@@ -227,7 +229,7 @@ impl Upstream {
             return Err(UpstreamError::Failed("101 to a request that asked for no upgrade".to_owned()));
         }
         let (mut parts, incoming) = response.into_parts();
-        let sound = framed(&mut parts.headers)?;
+        let sound = framed(&mut parts.headers)? && !may_bring_a_stray_body(is_head, &parts);
         let keep = sound && self.spec.reuse && !lists(&parts.headers, &CONNECTION, "close");
         let lease =
             keep.then(|| Lease { sender, pool: Arc::downgrade(pool), body: end, keep: self.spec.pool_idle_timeout });
@@ -373,6 +375,18 @@ fn framed(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
         headers.insert(CONTENT_LENGTH, length);
     }
     Ok(true)
+}
+
+/// Whether an answer has no body, by its status or its request's method, and describes one all the same. Some servers
+/// send that body (gunicorn before 24, when the application makes one), and whoever is served next on the connection
+/// would be answered with it.
+fn may_bring_a_stray_body(is_head: bool, answer: &Parts) -> bool {
+    let has_none = is_head || matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let fields = &answer.headers;
+    has_none
+        && (fields.contains_key(CONTENT_TYPE)
+            || fields.contains_key(TRANSFER_ENCODING)
+            || fields.get(CONTENT_LENGTH).is_some_and(|length| length != "0"))
 }
 
 struct Failure {

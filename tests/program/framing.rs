@@ -109,3 +109,39 @@ async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() 
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
+
+#[tokio::test]
+async fn an_answer_that_describes_a_body_it_cannot_have_is_the_last_of_its_connection() {
+    let house = house("").await;
+    let (alice, bob) = (bearer(&house.issuer.token("alice")), bearer(&house.issuer.token("bob")));
+    for (method, answer, is_last) in [
+        ("HEAD", "200 OK\r\nContent-Length: 8", true),
+        ("HEAD", "200 OK\r\nContent-Type: text/plain", true),
+        ("HEAD", "200 OK\r\nTransfer-Encoding: chunked", true),
+        ("GET", "204 No Content\r\nContent-Length: 8", true),
+        ("DELETE", "204 No Content\r\nContent-Type: text/plain", true),
+        ("GET", "304 Not Modified\r\nContent-Length: 8", true),
+        ("DELETE", "204 No Content", false),
+        ("DELETE", "204 No Content\r\nContent-Length: 0", false),
+        ("GET", "304 Not Modified\r\nETag: \"a\"", false),
+    ] {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\n{alice}\r\n\r\n")).await;
+        let mut first = house.backend.accept().await;
+        first.request().await;
+        first.write(format!("HTTP/1.1 {answer}\r\n\r\n")).await;
+        client.until("\r\n\r\n").await;
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(format!("GET /y HTTP/1.1\r\nHost: localhost\r\n{bob}\r\n\r\n")).await;
+        let mut second = if is_last {
+            // What a server sends late is not read by anyone.
+            assert!(first.is_closed().await);
+            house.backend.accept().await
+        } else {
+            first
+        };
+        assert_eq!(second.request().await.all("x-user-id"), ["bob"], "{method}, {answer}");
+        second.write("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbob").await;
+        assert_eq!(client.answer().await.body, "bob", "{method}, {answer}");
+    }
+}
