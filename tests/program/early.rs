@@ -71,7 +71,8 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 
 #[tokio::test]
 async fn a_body_that_was_refused_and_ends_in_time_keeps_its_connection() {
-    let house = house("").await;
+    // Longer than a busy machine takes for the body.
+    let house = house("limits: { discard_body_timeout: 1m }\n").await;
     let body = vec![b'x'; 5 << 20];
     let mut client = Client::connect(house.proxy.address).await;
     // Both framings, and what comes behind the body is the next request.
@@ -161,7 +162,8 @@ async fn a_client_that_waits_for_100_continue_is_refused_without_it() {
 
 #[tokio::test]
 async fn an_early_answer_of_the_upstream_reaches_a_client_that_is_still_sending() {
-    let house = house("").await;
+    // Longer than a busy machine takes for the body.
+    let house = house("limits: { discard_body_timeout: 1m }\n").await;
     let credential = bearer(&house.issuer.token("alice"));
     let body = vec![b'x'; 3 << 20];
     // As small servers do: the answer, and a close with the body unread, which is a reset.
