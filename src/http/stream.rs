@@ -87,6 +87,8 @@ pub struct ClientStream {
     discard: DiscardLimits,
     /// Bytes that may still be read and thrown away; set once our end is closed.
     lingering: Option<usize>,
+    /// The client has said all it will say.
+    has_ended: bool,
 }
 
 impl ClientStream {
@@ -112,6 +114,7 @@ impl ClientStream {
             head_begun: false,
             discard,
             lingering: None,
+            has_ended: false,
         }
     }
 
@@ -149,6 +152,13 @@ impl AsyncRead for ClientStream {
         let before = buf.filled().len();
         let read = Pin::new(&mut this.socket).poll_read(cx, buf)?;
         let arrived = buf.filled().len() > before;
+        if read.is_ready() && !arrived && buf.remaining() > 0 && !this.has_ended {
+            // To hyper a client that ends its side is gone, and hyper looks for that before it lets a request be
+            // answered that came whole. What can be answered at once is, when the end is told a turn later.
+            this.has_ended = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if read.is_pending() && this.phase.count.load(Ordering::Relaxed) & 1 == 1 {
             // Before the look: what changes behind it wakes.
             this.phase.reading.register(cx.waker());

@@ -1,5 +1,5 @@
 //! Answers that come before the end of their request: they reach a client that is still sending, whoever gives them,
-//! and within the limits the connection is used on.
+//! and within the limits the connection is used on. And answers to a client that sends nothing more.
 
 use std::time::Duration;
 
@@ -247,4 +247,24 @@ async fn a_drain_waits_for_refused_bodies_no_longer_than_its_own_time() {
     assert_eq!(client.answer().await.status, 401);
     house.proxy.signal("TERM");
     assert!(house.proxy.ended().await.is_some());
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_behind_its_requests_has_the_answers_that_wait_for_nobody() {
+    let house = house("hosts: [localhost]\n").await;
+    let post = post("/x", &[HOST], 4) + "abcd";
+    let get = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for requests in [vec![get], vec![&post], vec![get, get], vec![&post, get], vec![get, &post, get]] {
+        // Often, because whether the end comes with the last bytes or behind them is not in our hand.
+        for round in 0..50 {
+            let mut client = Client::connect(house.proxy.address).await;
+            client.send(requests.concat()).await;
+            client.finish().await;
+            for number in 0..requests.len() {
+                let answer = client.try_answer().await.map(|answer| answer.status);
+                assert_eq!(answer, Some(401), "round {round}, answer {number} to {requests:?}");
+            }
+            assert!(client.is_closed().await, "round {round}, {requests:?}");
+        }
+    }
 }

@@ -82,11 +82,8 @@ impl House {
                     }
                     let code = if answer.body.starts_with('{') { answer.code() } else { answer.body };
                     said.push(format!("{} {code}", answer.status));
-                    // Nothing more is sent: what has been is answered, and the end shows who closes. A client that ends
-                    // its side is gone, with whatever it still waits for, so a last request asks for the end itself.
-                    if !bytes.ends_with(b"Connection: close\r\n\r\n") {
-                        client.finish().await;
-                    }
+                    // Nothing more is sent: what has been is answered, and the end shows who closes.
+                    client.finish().await;
                 }
             }
         }
@@ -327,10 +324,7 @@ fn framing() -> Cases {
         ("chunk longer than it says", "3\r\nabcd\r\n0\r\n\r\n"),
         ("chunk trailers with an identity", "4\r\nabcd\r\n0\r\nX-User-Id: mallory\r\nContent-Length: 9\r\n\r\n"),
         ("chunks that break off", "4\r\nab"),
-        (
-            "chunks and a request behind",
-            "4\r\nabcd\r\n0\r\n\r\nGET /behind HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-        ),
+        ("chunks and a request behind", "4\r\nabcd\r\n0\r\n\r\nGET /behind HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     ] {
         cases.push((name.to_owned(), post(&["Transfer-Encoding: chunked"], body)));
     }
@@ -342,12 +336,9 @@ fn framing() -> Cases {
         ("length of a GET is 0", get(&["Content-Length: 0"])),
         (
             "a request behind a length",
-            post(&["Content-Length: 4"], "abcdGET /behind HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+            post(&["Content-Length: 4"], "abcdGET /behind HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         ),
-        (
-            "two requests at once",
-            [get(&[]), b"GET /second HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_vec()].concat(),
-        ),
+        ("two requests at once", [get(&[]), b"GET /second HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()].concat()),
     ] {
         cases.push((name.to_owned(), bytes));
     }
