@@ -14,6 +14,7 @@
 #[allow(dead_code, reason = "shared with the tests of the program, which use all of it")]
 mod support;
 
+mod fronts;
 mod paths;
 mod request_fields;
 
