@@ -20,7 +20,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → runtime → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, json, page, small_server
+//! leaves that take plain values: telemetry, drain, budget, json, page, small_server
 //! ```
 //!
 //! # Words
@@ -35,6 +35,7 @@
 pub mod admin;
 pub mod auth;
 pub mod browser;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -13,13 +13,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
 use socket2::{Domain, Protocol, SockRef, Type};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::LastToken;
-use crate::http::{ClientStream, Connection, Phase, Refusal, Socket, new_request_id, problem, tune};
+use crate::budget::{SPEAKING_BYTES, Share, TLS_BYTES};
+use crate::drain::Drain;
+use crate::http::{ClientStream, Connection, Lingering, Phase, Refusal, Socket, tune};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Limit, Shared};
@@ -35,9 +36,6 @@ const QUEUE: usize = 1024;
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// A socket's group may come in: the proxy before us runs as another user.
 const UNIX_MODE: u32 = 0o660;
-/// A refused client has this long to take its answer, and so many do at once.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGERING: usize = 64;
 
 /// Why a listener could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +126,7 @@ impl Listeners {
             let house = House {
                 shared: Arc::clone(shared),
                 tls,
-                lingering: Arc::new(Semaphore::new(LINGERING)),
+                lingering: Lingering::default(),
                 open: shared.metrics.connections(&name),
             };
             tokio::spawn(house.accept(socket));
@@ -164,7 +162,7 @@ struct House {
     shared: Arc<Shared>,
     tls: Option<TlsAcceptor>,
     /// Those on their way out.
-    lingering: Arc<Semaphore>,
+    lingering: Lingering,
     /// How many are in, for the count.
     open: Gauge,
 }
@@ -198,21 +196,26 @@ impl House {
     /// Serves a connection, or refuses it where there is no room.
     async fn welcome(&self, socket: Socket, peer: Option<SocketAddr>) {
         let limit = match self.shared.connect(peer.map(|peer| peer.ip()), &self.open) {
-            Ok(count) => {
-                tokio::spawn(serve(Arc::clone(&self.shared), socket, self.tls.clone(), peer, count));
+            Ok((count, share)) => {
+                let accepted = Accepted { socket, peer, at: Instant::now(), count, share: Arc::new(share) };
+                tokio::spawn(serve(Arc::clone(&self.shared), accepted, self.tls.clone(), self.lingering.clone()));
                 return;
             }
             Err(limit) => limit,
         };
+        if self.tls.is_some() {
+            // Nothing can be said before a handshake, and there is no room for one.
+            return;
+        }
         let place = match limit {
             // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is the next
             // bound.
-            Limit::Connections => Arc::clone(&self.lingering).acquire_owned().await.ok(),
+            Limit::Connections | Limit::Unauthenticated => self.lingering.place().await,
             // One address is in nobody else's way: beyond that it hears nothing.
-            Limit::PerAddress => Arc::clone(&self.lingering).try_acquire_owned().ok(),
+            Limit::PerAddress => self.lingering.free_place(),
         };
         if let Some(place) = place {
-            refuse(socket, self.tls.is_some(), limit, place);
+            place.refuse(socket, &Refusal::busy(limit.key()));
         }
     }
 }
@@ -238,48 +241,45 @@ async fn next(listener: &Listener) -> io::Result<(Socket, Option<SocketAddr>)> {
     }
 }
 
-/// At the connection limit: a short answer, without waiting for the request. A moment's linger, since
-/// closing with the request unread would reset the connection and take the answer with it; `place` is one of
-/// the few that linger at once.
-fn refuse(mut stream: Socket, speaks_tls: bool, limit: Limit, place: OwnedSemaphorePermit) {
-    if speaks_tls {
-        // Nothing can be said before a handshake, and there is no room for one.
-        return;
-    }
-    let refusal = Refusal::busy(limit.key());
-    let body = problem(&refusal, &new_request_id());
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncache-control: no-store\r\nretry-after: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        refusal.retry_after.unwrap_or(5),
-        body.len()
-    );
-    // A socket that cannot take this at once is dropped without it.
-    if stream.write_now(answer.as_bytes()).is_err() {
-        return;
-    }
-    tokio::spawn(async move {
-        let _ = tokio::time::timeout(LINGER, async {
-            stream.shutdown().await?;
-            let mut discarded = [0; 1024];
-            while stream.read(&mut discarded).await? > 0 {}
-            Ok::<_, io::Error>(())
-        })
-        .await;
-        drop(place);
-    });
+/// A connection and what it counts for.
+struct Accepted {
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    at: Instant,
+    count: ConnectionCount,
+    share: Arc<Share>,
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    socket: Socket,
-    tls: Option<TlsAcceptor>,
-    peer: Option<SocketAddr>,
-    count: ConnectionCount,
-) {
+async fn serve(shared: Arc<Shared>, accepted: Accepted, tls: Option<TlsAcceptor>, lingering: Lingering) {
     let held = shared.drain.hold();
+    let header_timeout = shared.current().policy.limits.header_timeout;
+    let share = Arc::clone(&accepted.share);
+    // Nothing of HTTP is made for a connection that has sent nothing.
+    let has_begun = tokio::select! {
+        read = timeout_at(accepted.at + header_timeout, accepted.socket.readable()) => read.is_ok_and(|read| read.is_ok()),
+        () = share.has_to_give_way() => false,
+        () = last_call(&shared.drain) => false,
+    };
+    if has_begun {
+        Box::pin(speak(Arc::clone(&shared), accepted, tls, lingering)).await;
+    } else if share.gives_way()
+        && tls.is_none()
+        && let Some(place) = lingering.free_place()
+    {
+        place.refuse(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
+    }
+    if share.gives_way() {
+        shared.gave_way();
+    }
+    drop(held);
+}
+
+/// Serves HTTP on a connection that has begun to send.
+async fn speak(shared: Arc<Shared>, accepted: Accepted, tls: Option<TlsAcceptor>, lingering: Lingering) {
+    let Accepted { socket, peer, at, count, share } = accepted;
     let limits = shared.current().policy.limits.clone();
     let speaks_tls = tls.is_some();
-    let socket = match prepared(socket, tls, limits.header_timeout).await {
+    let socket = match prepared(socket, tls, &share, at + limits.header_timeout).await {
         Ok(socket) => socket,
         Err(error) => {
             tracing::debug!(peer = ?peer, "no TLS connection: {error}");
@@ -287,29 +287,20 @@ async fn serve(
         }
     };
     let phase = Arc::new(Phase::default());
-    let stream = ClientStream::new(
-        socket,
-        Arc::clone(&phase),
-        limits.header_timeout,
-        limits.keep_alive_timeout,
-        limits.send_timeout,
-        (&limits).into(),
-    );
+    let (phase_of, share_of) = (Arc::clone(&phase), Arc::clone(&share));
+    let stream = ClientStream::new(socket, at, (&limits).into(), phase_of, share_of, lingering);
     let connection = Connection { peer, tls: speaks_tls };
     let drain = shared.drain.clone();
-    let caller = Arc::new(Caller { connection, phase, count: Arc::new(count), last_token: LastToken::default() });
+    let count = Arc::new(count);
+    let caller = Arc::new(Caller { connection, phase, count, share, last_token: LastToken::default() });
     let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper's own bound is soft; `admit` counts exactly.
     builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    let last_call = async {
-        drain.closing().cancelled().await;
-        tokio::time::sleep(LAST_CALL.min(drain.leave_within())).await;
-    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = last_call => {
+        () = last_call(&drain) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -318,19 +309,30 @@ async fn serve(
         // Time-outs of idle connections and clients that leave are everyday.
         tracing::debug!(peer = ?peer, "connection ended: {error}");
     }
-    drop(held);
 }
 
-/// Sets what a socket of its kind wants, and shakes hands where TLS is spoken, within `limit`.
-async fn prepared(socket: Socket, tls: Option<TlsAcceptor>, limit: Duration) -> io::Result<Socket> {
+/// Resolves when connections without a request are closed.
+async fn last_call(drain: &Drain) {
+    drain.closing().cancelled().await;
+    tokio::time::sleep(LAST_CALL.min(drain.leave_within())).await;
+}
+
+/// Sets what a socket of its kind wants, and shakes hands where TLS is spoken, until `late`.
+async fn prepared(socket: Socket, tls: Option<TlsAcceptor>, share: &Share, late: Instant) -> io::Result<Socket> {
     if let Socket::Tcp(tcp) = &socket {
         tune(tcp);
     }
     match (socket, tls) {
         (Socket::Tcp(tcp), Some(tls)) => {
+            if !share.hold(SPEAKING_BYTES + TLS_BYTES) {
+                return Err(io::Error::other(Limit::Unauthenticated.key()));
+            }
+            let shaken = tokio::select! {
+                shaken = timeout_at(late, tls.accept(tcp)) => shaken,
+                () = share.has_to_give_way() => return Err(io::Error::other(Limit::Unauthenticated.key())),
+            };
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake within header_timeout");
-            let shaken = tokio::time::timeout(limit, tls.accept(tcp)).await.map_err(late)??;
-            Ok(Socket::Tls(Box::new(shaken.into())))
+            Ok(Socket::Tls(Box::new(shaken.map_err(late)??.into())))
         }
         (socket, _) => Ok(socket),
     }

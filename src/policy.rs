@@ -15,6 +15,7 @@ mod dialect;
 mod exposure;
 mod issued;
 mod judgement;
+mod memory;
 mod names;
 mod origin;
 mod preset;
@@ -286,6 +287,9 @@ pub struct LimitSpec {
     pub waiting_websockets_per_address: u32,
     pub websockets_per_user: u32,
     pub presence: usize,
+    pub unauthenticated_bytes: usize,
+    /// Not a key: what the cgroup of this process may use.
+    pub cgroup_bytes: Option<usize>,
     pub token_cache: usize,
     pub revocations: usize,
     pub sign_outs: usize,

@@ -20,13 +20,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
 use crate::browser::{ClientFile, Navigation, answer_navigation, serve_session};
+use crate::budget::{PUBLIC_BYTES, SPEAKING_BYTES, Share};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, ClientBody, Connection, Fate, OwnRequest, Phase,
     ProtectedRequest, Refusal, ResponseBody, Ruled, Sealed, Sharing, UnreadBody, admit, answer_preflight, let_read,
     problem, replace_cors, rule, seal, seal_preflight, seal_public, strip_own_set_cookie,
 };
 use crate::policy::Policy;
-use crate::runtime::{ConnectionCount, Runtime, Shared};
+use crate::runtime::{ConnectionCount, Limit, Runtime, Shared};
 use crate::telemetry::{AccessLine, NO_ROUTE, OWN_ROUTE};
 use crate::websocket::{self, Served};
 
@@ -38,6 +39,8 @@ pub struct Caller {
     pub phase: Arc<Phase>,
     /// Its place among `limits.connections`; a socket takes a share in it along.
     pub count: Arc<ConnectionCount>,
+    /// What it holds as long as nobody was verified on it.
+    pub share: Arc<Share>,
     /// The token it presented last.
     pub last_token: LastToken,
 }
@@ -46,12 +49,18 @@ pub struct Caller {
 ///
 /// # Errors
 /// Never: whatever goes wrong is an answer.
-pub async fn handle(
+pub fn handle(
     shared: Arc<Shared>,
     caller: Arc<Caller>,
     request: Request<Incoming>,
-) -> Result<Answer, Infallible> {
+) -> impl Future<Output = Result<Answer, Infallible>> + Send {
+    // At once: hyper reads on before it asks for the answer, and the head is complete.
     caller.phase.busy();
+    caller.share.set_serving(true);
+    answered(shared, caller, request)
+}
+
+async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let runtime = shared.current();
     let head = Head::of(&request, &runtime.policy);
     let limits = &runtime.policy.limits;
@@ -59,7 +68,13 @@ pub async fn handle(
     let request =
         request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
     let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&shared));
+    let has_room = caller.share.hold(caller.share.bytes().max(SPEAKING_BYTES));
     let served = match admit(request, &caller.connection, &runtime.policy) {
+        Ok(admitted) if !has_room => {
+            named(&mut entry.line, admitted.client());
+            shared.gave_way();
+            Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
+        }
         Ok(admitted) => {
             named(&mut entry.line, admitted.client());
             warn_of_balancer(&shared, admitted.client());
@@ -127,6 +142,7 @@ pub async fn handle(
         if !has_body {
             caller.phase.idle();
         }
+        caller.share.set_serving(false);
         entry.line.bytes_out = bytes;
         match fate {
             Fate::Cut(reason) => entry.line.outcome = reason,
@@ -214,24 +230,34 @@ impl Desk<'_> {
             }
             Ruled::Public(public) if public.is_websocket() => {
                 entry.line.route = Arc::clone(&public.route().label);
-                let (shared, runtime, count) = (self.shared, self.runtime, &self.caller.count);
-                self.upgraded(websocket::tunnel(shared, runtime, count, public, &mut entry.line).await)
+                let context = self.context(&entry.line);
+                self.upgraded(websocket::tunnel(context, public, &mut entry.line).await)
             }
             Ruled::Public(public) => {
                 entry.line.route = Arc::clone(&public.route().label);
                 entry.line.outcome = "public";
+                let share = &self.caller.share;
+                if !share.hold(share.bytes().max(PUBLIC_BYTES)) {
+                    self.shared.gave_way();
+                    return Served::Refused(Refusal::busy(Limit::Unauthenticated.key()));
+                }
                 self.forward(seal_public(public, policy), entry).await
             }
             Ruled::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
-                let (shared, runtime, count) = (self.shared, self.runtime, &self.caller.count);
-                self.upgraded(websocket::serve(shared, runtime, count, request, &mut entry.line).await)
+                let context = self.context(&entry.line);
+                self.upgraded(websocket::serve(context, request, &mut entry.line).await)
             }
             Ruled::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
                 self.protected(request, entry).await
             }
         }
+    }
+
+    fn context(&self, line: &AccessLine) -> websocket::Context {
+        let Caller { count, share, .. } = self.caller;
+        websocket::Context::new(self.shared, self.runtime, count, share, line)
     }
 
     /// A socket that was refused as HTTP counts among those that never came to be.
@@ -271,6 +297,7 @@ impl Desk<'_> {
             Ok(verified) => verified,
             Err(refused) => return Served::Refused(refused.refusal(policy.verbose_errors)),
         };
+        self.caller.share.mark_verified();
         self.shared.see(policy, verified.identity());
         entry.line.user = Some(verified.identity().user_id().to_owned());
         let events_grace = request.wants_events().then_some(request.route().websocket.grace);

@@ -19,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::auth::token::Cookies;
 use crate::auth::{Carrier, Effort, Identity, LastToken, Rejection, Revocations, Token, Verified, Verifier, now};
+use crate::budget::{Budget, SILENT_BYTES, Share};
 use crate::drain::Drain;
 use crate::http::{Refusal, Signer, Upstreams};
 use crate::policy::Policy;
@@ -78,6 +79,8 @@ pub struct Shared {
     current: ArcSwap<Runtime>,
     /// Sockets that wait for their first message.
     pub room: Room,
+    /// What callers hold that are not known.
+    pub budget: Budget,
     /// Who still puts tokens into URLs.
     pub query_tokens: QueryTokens,
     /// Who has sockets open, and who was seen when.
@@ -106,7 +109,8 @@ impl Shared {
         let revocations = Arc::new(revocations);
         let metrics = Arc::new(Metrics::default());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
-        let (bell, drain) = (Bell::default(), Drain::default());
+        let (bell, drain, budget) = (Bell::default(), Drain::default(), Budget::default());
+        budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
         let (rung, closing) = (bell.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing().cancelled().await;
@@ -115,6 +119,7 @@ impl Shared {
         Self {
             current: ArcSwap::from_pointee(runtime),
             room: Room::default(),
+            budget,
             query_tokens: QueryTokens::default(),
             users: Users::default(),
             revocations,
@@ -149,6 +154,7 @@ impl Shared {
     pub fn replace(&self, policy: Policy) {
         let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
         let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
+        self.budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
         self.current.store(Arc::new(runtime));
         self.bell.ring();
     }
@@ -178,12 +184,21 @@ impl Shared {
         self.connections.load(Ordering::Relaxed)
     }
 
+    /// Notes that a caller gave way at `limits.unauthenticated_bytes`.
+    pub fn gave_way(&self) {
+        self.metrics.limited("unauthenticated_bytes");
+    }
+
     /// Counts a connection of a listener, unless `limits.connections` of them are open, or `limits.connections_per_address` of
-    /// this peer's.
+    /// this peer's, or callers that are not known hold as much as they may.
     ///
     /// # Errors
     /// Which limit.
-    pub fn connect(self: &Arc<Self>, peer: Option<IpAddr>, listener: &Gauge) -> Result<ConnectionCount, Limit> {
+    pub fn connect(
+        self: &Arc<Self>,
+        peer: Option<IpAddr>,
+        listener: &Gauge,
+    ) -> Result<(ConnectionCount, Share), Limit> {
         let runtime = self.current();
         let limits = &runtime.policy.limits;
         let more = |open| (open < limits.connections).then_some(open + 1);
@@ -202,7 +217,11 @@ impl Shared {
             }
             count.address = Some(address);
         }
-        Ok(count)
+        let Some(share) = self.budget.enter(SILENT_BYTES) else {
+            self.gave_way();
+            return Err(Limit::Unauthenticated);
+        };
+        Ok((count, share))
     }
 
     /// Judges a token of a client whose earlier ones may have failed too often: then nobody is asked about it.
@@ -287,6 +306,8 @@ pub enum Limit {
     Connections,
     /// `limits.connections_per_address`.
     PerAddress,
+    /// `limits.unauthenticated_bytes`.
+    Unauthenticated,
 }
 
 impl Limit {
@@ -296,6 +317,7 @@ impl Limit {
         match self {
             Self::Connections => "limits.connections",
             Self::PerAddress => "limits.connections_per_address",
+            Self::Unauthenticated => "limits.unauthenticated_bytes",
         }
     }
 }

@@ -32,6 +32,8 @@ use tokio_util::task::AbortOnDropHandle;
 const CONNECTIONS: usize = 16;
 /// For a whole request.
 const TIME: Duration = Duration::from_secs(10);
+/// For its head: callers stand on this machine or near it.
+const HEAD_TIME: Duration = Duration::from_secs(1);
 /// A request's head.
 const HEAD_BYTES: usize = 16 << 10;
 /// How long accepting rests when the system has no file descriptor left.
@@ -189,7 +191,7 @@ async fn one_request<H, F>(
         }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(TIME).keep_alive(false).max_buf_size(HEAD_BYTES);
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).keep_alive(false).max_buf_size(HEAD_BYTES);
     // A caller that is too slow or breaks off hears nothing.
     let _ = tokio::time::timeout(TIME, server.serve_connection(TokioIo::new(stream), service)).await;
 }

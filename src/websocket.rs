@@ -34,6 +34,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::token::{BadCredential, Extracted};
 use crate::auth::{Carrier, Identity, NoCredential, now};
+use crate::budget::Share;
 use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
@@ -59,11 +60,13 @@ pub enum Served {
 }
 
 /// What every socket of this request shares.
-struct Context {
+pub struct Context {
     shared: Arc<Shared>,
     runtime: Arc<Runtime>,
     /// The place of its connection among `limits.connections`, until the socket has gone.
     count: Arc<ConnectionCount>,
+    /// What it holds until its user is known.
+    share: Arc<Share>,
     /// Its place among its user's sockets, once there is a user.
     open: Option<OpenSocket>,
     line: AccessLine,
@@ -73,11 +76,19 @@ struct Context {
 impl Context {
     /// Takes a copy of the request's line: until the socket stands the request may still need its own,
     /// also when its client leaves meanwhile.
-    fn new(shared: &Arc<Shared>, runtime: &Arc<Runtime>, count: &Arc<ConnectionCount>, line: &AccessLine) -> Self {
+    #[must_use]
+    pub fn new(
+        shared: &Arc<Shared>,
+        runtime: &Arc<Runtime>,
+        count: &Arc<ConnectionCount>,
+        share: &Arc<Share>,
+        line: &AccessLine,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             runtime: Arc::clone(runtime),
             count: Arc::clone(count),
+            share: Arc::clone(share),
             open: None,
             line: line.clone(),
             started: Instant::now(),
@@ -170,13 +181,8 @@ impl Record {
 }
 
 /// Serves an upgrade on a route that wants, or takes, a credential.
-pub async fn serve(
-    shared: &Arc<Shared>,
-    runtime: &Arc<Runtime>,
-    count: &Arc<ConnectionCount>,
-    mut request: ProtectedRequest,
-    line: &mut AccessLine,
-) -> Served {
+pub async fn serve(context: Context, mut request: ProtectedRequest, line: &mut AccessLine) -> Served {
+    let (shared, runtime) = (Arc::clone(&context.shared), Arc::clone(&context.runtime));
     if shared.drain.is_closing() {
         return Served::Refused(Refusal::busy(door::DRAINING));
     }
@@ -185,11 +191,10 @@ pub async fn serve(
         return Served::Refused(refusal);
     }
     let found = request.extract(&runtime.policy);
-    count_query_token(shared, &request, &found);
+    count_query_token(&shared, &request, &found);
     let Some(upgrade) = request.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    let context = Context::new(shared, runtime, count, line);
     match found {
         Ok(Extracted::Token(token, carrier)) => {
             let context = context.carried_by(carrier);
@@ -201,8 +206,8 @@ pub async fn serve(
         }
         Ok(Extracted::Cookies(cookies, proof)) => {
             let address = request.client().counted();
-            let verdict = shared.verify_cookies(runtime, address, cookies, None);
-            let Some(verdict) = door::while_serving(shared, verdict).await else {
+            let verdict = shared.verify_cookies(&runtime, address, cookies, None);
+            let Some(verdict) = door::while_serving(&shared, verdict).await else {
                 return Served::Refused(Refusal::busy(door::DRAINING));
             };
             match verdict {
@@ -283,14 +288,8 @@ fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result
 }
 
 /// Serves an upgrade on a public route: a plain tunnel.
-pub async fn tunnel(
-    shared: &Arc<Shared>,
-    runtime: &Arc<Runtime>,
-    count: &Arc<ConnectionCount>,
-    mut public: PublicRequest,
-    line: &mut AccessLine,
-) -> Served {
-    if shared.drain.is_closing() {
+pub async fn tunnel(context: Context, mut public: PublicRequest, line: &mut AccessLine) -> Served {
+    if context.shared.drain.is_closing() {
         return Served::Refused(Refusal::busy(door::DRAINING));
     }
     if let Err(refusal) = handshake::check_origin(&public.head().headers, &public.route().websocket) {
@@ -299,7 +298,7 @@ pub async fn tunnel(
     let Some(upgrade) = public.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    door::tunnel(Context::new(shared, runtime, count, line), public, upgrade, line).await
+    door::tunnel(context, public, upgrade, line).await
 }
 
 fn life(spec: &WebSocketSpec) -> Life {

@@ -72,7 +72,7 @@ impl Refusal {
         }
     }
 
-    fn because(mut self, reason: impl Into<String>) -> Self {
+    pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
         self.reason = reason.into();
         self
     }

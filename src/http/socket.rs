@@ -19,6 +19,8 @@ pub enum Socket {
     Unix(UnixStream),
     /// TLS over TCP; boxed, since it is a hundred times the size of the others.
     Tls(Box<TlsStream<TcpStream>>),
+    /// None any more: reads end, writes fail.
+    Closed,
     /// Memory, for tests that run on a paused clock.
     #[cfg(test)]
     Memory(Box<dyn Memory>),
@@ -53,6 +55,7 @@ impl Socket {
         match self {
             Self::Tcp(tcp) => SockRef::from(&*tcp).send(bytes).ok().filter(|taken| *taken > 0),
             Self::Unix(unix) => SockRef::from(&*unix).send(bytes).ok().filter(|taken| *taken > 0),
+            Self::Closed => None,
             Self::Tls(tls) => {
                 let past = |tcp: &TcpStream, write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<usize>| {
                     write(&mut &*SockRef::from(tcp)).ok().filter(|taken| *taken > 0)
@@ -88,6 +91,20 @@ impl Socket {
         written
     }
 
+    /// Resolves when there is something to read, be it the end. A TLS connection has read before.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.readable().await,
+            Self::Unix(socket) => socket.readable().await,
+            Self::Tls(_) | Self::Closed => Ok(()),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
     /// Whether bytes that were taken may still wait inside for a flush.
     #[must_use]
     pub fn holds_back(&self) -> bool {
@@ -103,6 +120,7 @@ impl AsyncRead for Socket {
             Self::Tls(socket) => Pin::new(socket).poll_read(cx, buf),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Closed => Poll::Ready(Ok(())),
         }
     }
 }
@@ -115,6 +133,7 @@ impl AsyncWrite for Socket {
             Self::Tls(socket) => Pin::new(socket).poll_write(cx, buf),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Closed => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
@@ -129,6 +148,7 @@ impl AsyncWrite for Socket {
             Self::Tls(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Closed => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
@@ -143,6 +163,7 @@ impl AsyncWrite for Socket {
             Self::Tls(socket) => Pin::new(socket).poll_flush(cx),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Closed => Poll::Ready(Ok(())),
         }
     }
 
@@ -153,6 +174,7 @@ impl AsyncWrite for Socket {
             Self::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Closed => Poll::Ready(Ok(())),
         }
     }
 }

@@ -14,10 +14,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{DiscardLimits, Socket};
+use super::{DiscardLimits, Lingering, Refusal, Socket};
+use crate::budget::{SPEAKING_BYTES, Share};
+use crate::policy::LimitSpec;
+
+/// hyper reads into a buffer of this size first; [`SPEAKING_BYTES`] has it in it.
+const FIRST_BUFFER: usize = 8 << 10;
+/// So much at most is read at once from a client that is not known: hyper makes its buffer larger after a read that
+/// filled [`FIRST_BUFFER`].
+const READ_OF_STRANGERS: u64 = FIRST_BUFFER as u64 - 1;
 
 /// Where a client connection stands between two requests; shared with whoever answers.
 ///
@@ -55,11 +63,24 @@ impl Phase {
     }
 }
 
-/// How long a client may take for what.
+/// How long a client may take for what, and how much is read of what nobody wants.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+pub struct ClientLimits {
     header: Duration,
     keep_alive: Duration,
+    send: Duration,
+    discard: DiscardLimits,
+}
+
+impl From<&LimitSpec> for ClientLimits {
+    fn from(limits: &LimitSpec) -> Self {
+        Self {
+            header: limits.header_timeout,
+            keep_alive: limits.keep_alive_timeout,
+            send: limits.send_timeout,
+            discard: limits.into(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -72,6 +93,9 @@ enum Waiting {
     Head,
 }
 
+/// Why a connection ends that gives way.
+const GIVES_WAY: &str = "limits.unauthenticated_bytes";
+
 /// An accepted connection.
 #[derive(Debug)]
 pub struct ClientStream {
@@ -79,42 +103,46 @@ pub struct ClientStream {
     phase: Arc<Phase>,
     /// The phase that was idle last.
     seen: u32,
-    patience: Patience,
+    limits: ClientLimits,
     waiting: Waiting,
     timer: Pin<Box<Sleep>>,
-    /// Bytes have come that belong to no request yet.
-    head_begun: bool,
-    discard: DiscardLimits,
     /// Bytes that may still be read and thrown away; set once our end is closed.
-    lingering: Option<usize>,
+    left_to_discard: Option<usize>,
     /// The client has said all it will say.
     has_ended: bool,
+    /// What it counts for until its caller is known.
+    share: Arc<Share>,
+    /// What it costs beside hyper's buffer.
+    cost: usize,
+    /// So many bytes have come that belong to no complete head yet, or did not when they were read.
+    head: usize,
+    lingering: Lingering,
 }
 
 impl ClientStream {
-    /// Takes an accepted socket; the clock of the first head starts now.
+    /// Takes a socket; the clock of the first head runs since it was `accepted`.
     #[must_use]
     pub fn new(
         socket: Socket,
+        accepted: Instant,
+        limits: ClientLimits,
         phase: Arc<Phase>,
-        header: Duration,
-        keep_alive: Duration,
-        send: Duration,
-        discard: DiscardLimits,
+        share: Arc<Share>,
+        lingering: Lingering,
     ) -> Self {
-        let timer = Box::pin(sleep_until(Instant::now() + header));
-        let patience = Patience { header, keep_alive };
         Self {
-            socket: PacedStream::new(socket, send),
+            socket: PacedStream::new(socket, limits.send),
             phase,
             seen: 0,
-            patience,
+            limits,
             waiting: Waiting::Head,
-            timer,
-            head_begun: false,
-            discard,
-            lingering: None,
+            timer: Box::pin(sleep_until(accepted + limits.header)),
+            left_to_discard: None,
             has_ended: false,
+            cost: share.bytes().max(SPEAKING_BYTES),
+            share,
+            head: 0,
+            lingering,
         }
     }
 
@@ -128,12 +156,12 @@ impl ClientStream {
         let phase = self.phase.count.load(Ordering::Relaxed);
         if phase & 1 == 1 {
             self.waiting = Waiting::No;
-            self.head_begun = false;
+            self.head = 0;
         } else if phase != self.seen {
             self.seen = phase;
             self.waiting = Waiting::Idle;
-            self.head_begun = false;
-            self.timer.as_mut().reset(Instant::now() + self.patience.keep_alive);
+            self.head = 0;
+            self.timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
         }
     }
 
@@ -142,7 +170,35 @@ impl ClientStream {
     fn may_be_sending(&mut self) -> bool {
         self.look_at_phase();
         let in_body = matches!(self.waiting, Waiting::No) && !self.phase.given_up.load(Ordering::Relaxed);
-        in_body || self.head_begun
+        in_body || self.head > 0
+    }
+
+    /// Says what hyper's buffer, with `spare` bytes free, makes this connection hold. A head that is complete after its
+    /// first read costs no word here. Whether it may go on.
+    fn account(&self, spare: usize) -> bool {
+        match self.waiting {
+            // What is left of a body that has been answered is no reason to stay.
+            Waiting::No => self.share.is_serving() || !self.share.gives_way(),
+            Waiting::Idle => self.share.hold(self.cost),
+            Waiting::Head if self.head == 0 => !self.share.gives_way(),
+            Waiting::Head => self.share.hold(self.cost + (self.head + spare).saturating_sub(FIRST_BUFFER)),
+        }
+    }
+
+    /// Answers what can still be answered, and leaves hyper, and what it holds, without a socket.
+    fn give_way(&mut self) -> io::Error {
+        let refusal = match self.waiting {
+            Waiting::Head if self.head > 0 => Some(Refusal::head_too_large().because(GIVES_WAY)),
+            Waiting::Head => Some(Refusal::busy(GIVES_WAY)),
+            // Between two requests there is nothing to answer.
+            Waiting::Idle | Waiting::No => None,
+        };
+        let is_waiting = self.socket.is_waiting();
+        let socket = std::mem::replace(&mut self.socket, PacedStream::new(Socket::Closed, self.limits.send));
+        if let (Some(refusal), Some(place), false) = (refusal, self.lingering.free_place(), is_waiting) {
+            place.refuse(socket.into_socket(), &refusal);
+        }
+        io::Error::other(GIVES_WAY)
     }
 }
 
@@ -150,9 +206,18 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let read = Pin::new(&mut this.socket).poll_read(cx, buf)?;
-        let arrived = buf.filled().len() > before;
-        if read.is_ready() && !arrived && buf.remaining() > 0 && !this.has_ended {
+        this.look_at_phase();
+        let is_known = this.share.is_known();
+        let read = if is_known {
+            Pin::new(&mut this.socket).poll_read(cx, buf)?
+        } else {
+            if !this.account(buf.remaining()) {
+                return Poll::Ready(Err(this.give_way()));
+            }
+            Pin::new(&mut (&mut this.socket).take(READ_OF_STRANGERS)).poll_read(cx, buf)?
+        };
+        let arrived = buf.filled().len() - before;
+        if read.is_ready() && arrived == 0 && buf.remaining() > 0 && !this.has_ended {
             // To hyper a client that ends its side is gone, and hyper looks for that before it lets a request be
             // answered that came whole. What can be answered at once is, when the end is told a turn later.
             this.has_ended = true;
@@ -164,20 +229,26 @@ impl AsyncRead for ClientStream {
             this.phase.reading.register(cx.waker());
         }
         this.look_at_phase();
-        if arrived && !matches!(this.waiting, Waiting::No) {
-            this.head_begun = true;
+        if arrived > 0 && !matches!(this.waiting, Waiting::No) {
+            this.head += arrived;
             if matches!(this.waiting, Waiting::Idle) {
                 this.waiting = Waiting::Head;
-                this.timer.as_mut().reset(Instant::now() + this.patience.header);
+                this.timer.as_mut().reset(Instant::now() + this.limits.header);
             }
         }
-        if read.is_ready() || matches!(this.waiting, Waiting::No) {
+        if read.is_ready() {
             return read.map(Ok);
+        }
+        if !is_known && !this.share.is_serving() && this.share.poll_gives_way(cx).is_ready() {
+            return Poll::Ready(Err(this.give_way()));
+        }
+        if matches!(this.waiting, Waiting::No) {
+            return Poll::Pending;
         }
         ready!(this.timer.as_mut().poll(cx));
         if this.socket.is_waiting() {
             // The end of an answer is still on its way to a slow reader, and has a limit of its own.
-            this.timer.as_mut().reset(Instant::now() + this.patience.keep_alive);
+            this.timer.as_mut().reset(Instant::now() + this.limits.keep_alive);
             ready!(this.timer.as_mut().poll(cx));
         }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no complete request head in time")))
@@ -208,6 +279,10 @@ impl AsyncWrite for ClientStream {
         this.look_at_phase();
         if !matches!(this.waiting, Waiting::No) {
             let _ = this.timer.as_mut().poll(cx);
+            if !this.share.is_known() && this.share.poll_gives_way(cx).is_ready() {
+                // It is read from once more, and leaves there.
+                cx.waker().wake_by_ref();
+            }
         }
         Pin::new(&mut this.socket).poll_flush(cx)
     }
@@ -215,19 +290,20 @@ impl AsyncWrite for ClientStream {
     /// Closes our end, and where the client may still be sending, reads on until it closes its own, within the limits.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let mut left = if let Some(left) = this.lingering {
+        let mut left = if let Some(left) = this.left_to_discard {
             left
         } else {
             ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
             if !this.may_be_sending() {
                 return Poll::Ready(Ok(()));
             }
-            this.timer.as_mut().reset(Instant::now() + this.discard.timeout);
-            this.discard.bytes
+            this.timer.as_mut().reset(Instant::now() + this.limits.discard.timeout);
+            this.limits.discard.bytes
         };
         loop {
-            this.lingering = Some(left);
-            if this.timer.as_mut().poll(cx).is_ready() {
+            this.left_to_discard = Some(left);
+            let gives_way = !this.share.is_known() && this.share.poll_gives_way(cx).is_ready();
+            if gives_way || this.timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             let mut discarded = [std::mem::MaybeUninit::uninit(); 8 << 10];

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use hyper::header::HeaderName;
 
+use super::memory;
 use super::{
-    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, OnExpiry, Parties, Policy, ProviderSpec, QueryMode,
-    Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LimitSpec, OnExpiry, Parties, Policy, ProviderSpec,
+    QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
 
 /// Whether users are named: to whoever holds the configuration they are, on a page that others read they are not.
@@ -111,8 +112,6 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
         line("sockets", format!("dialect {dialect}; {}", sockets(default)));
     }
-    let waiting = policy.limits.waiting_websockets as usize;
-    let before = waiting * WAITING_BYTES + policy.limits.connections as usize * policy.limits.header_bytes * 2;
     if let Some(session) = &policy.browser.session {
         let life =
             session.max_age.map_or_else(|| "as long as the token".to_owned(), |age| format!("{} s", age.as_secs()));
@@ -122,19 +121,18 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     if let Some(url) = &policy.browser.sign_in_url {
         line("sign-in", format!("pages without a credential go to {}", url.written()));
     }
+    let LimitSpec { unauthenticated_bytes, cgroup_bytes, .. } = policy.limits;
+    let cgroup = cgroup_bytes.map_or_else(String::new, |bytes| format!("; the cgroup may use {} MiB", bytes >> 20));
     line(
         "memory",
         format!(
-            "before anyone is known at most {} MiB: {waiting} waiting sockets of 64 KiB, {} connections of twice limits.header_bytes",
-            before >> 20,
-            policy.limits.connections
+            "at most {} MiB while no caller is known, of it {} MiB counted by limits.unauthenticated_bytes{cgroup}",
+            memory::most_before_known(unauthenticated_bytes) >> 20,
+            unauthenticated_bytes >> 20
         ),
     );
     out
 }
-
-/// What a socket that waits may have sent.
-const WAITING_BYTES: usize = 64 << 10;
 
 /// What stands around a backend, so that nobody but us can name its users (docs/contract.md section 6).
 #[derive(Clone, Debug, PartialEq, Eq)]

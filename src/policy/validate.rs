@@ -9,6 +9,7 @@ use hyper::header::HeaderName;
 use url::Url;
 
 use super::backend::echo;
+use super::memory;
 use super::names::{ConfiguredNames, LONGEST, PROTECTED, Reserved};
 use super::origin::is_loopback_name;
 use super::preset::cookie_suffix;
@@ -517,6 +518,25 @@ impl Check {
         ] {
             self.not_zero(&format!("limits.{key}"), Some(value));
         }
+        let header_bytes = limits.header_bytes.0;
+        let (cgroup_bytes, least) = (memory::cgroup_limit(), memory::least_bound(header_bytes));
+        let default = memory::default_bound(cgroup_bytes, header_bytes);
+        let unauthenticated_bytes = limits.unauthenticated_bytes.map_or(default, |size| size.0);
+        if unauthenticated_bytes < least {
+            self.wrong(
+                "limits.unauthenticated_bytes",
+                format!("must be at least {} KiB, eight times limits.header_bytes", least >> 10),
+            );
+        }
+        let sum = memory::most_before_known(unauthenticated_bytes);
+        if let Some(cgroup) = cgroup_bytes.filter(|cgroup| sum > *cgroup) {
+            self.warn(format!(
+                "the cgroup of this process may use {} MiB, and strangers alone can make it {} MiB (limits.unauthenticated_bytes is {} MiB): raise the memory limit, or lower limits.unauthenticated_bytes",
+                cgroup >> 20,
+                sum >> 20,
+                unauthenticated_bytes >> 20
+            ));
+        }
         LimitSpec {
             connections: limits.connections,
             connections_per_address: limits.connections_per_address,
@@ -524,6 +544,8 @@ impl Check {
             waiting_websockets_per_address: limits.waiting_websockets_per_address,
             websockets_per_user: limits.websockets_per_user,
             presence: limits.presence,
+            unauthenticated_bytes,
+            cgroup_bytes,
             token_cache: limits.token_cache,
             revocations: limits.revocations,
             sign_outs: limits.sign_outs,

@@ -54,6 +54,7 @@ pub(super) async fn with_identity(
     verified: Verified,
     line: &mut AccessLine,
 ) -> Served {
+    context.share.mark_verified();
     let spec = request.route().websocket.clone();
     let needs = Needs::of(request.route(), context.policy());
     let admission = match admit(&mut context, request, verified, &needs) {
@@ -100,6 +101,7 @@ pub(super) async fn tunnel(
         shared: Arc::clone(&context.shared),
         path: public.head().uri.path().into(),
         generation: context.runtime.generation,
+        _share: Arc::clone(&context.share),
     };
     let sealed = seal_public(public, context.policy());
     let needs = Needs::default();
@@ -343,13 +345,19 @@ mod tests {
         let policy = crate::policy::validate(&config).expect("valid");
         let shared = Arc::new(Shared::start(policy, Revocations::default()));
         let runtime = shared.current();
-        let count = Arc::new(shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room"));
+        let (count, share) = shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");
+        let (count, share) = (Arc::new(count), Arc::new(share));
         let line = AccessLine { request_id: "between".into(), outcome: "accepted", ..AccessLine::default() };
-        let context = Context::new(&shared, &runtime, &count, &line);
+        let context = Context::new(&shared, &runtime, &count, &share, &line);
         let (mut backend, upstream) = duplex(64);
         let relaying = Relaying {
             session: Session::unending(),
-            judge: Box::new(PublicJudge { shared: Arc::clone(&shared), path: "/".into(), generation: 0 }),
+            judge: Box::new(PublicJudge {
+                shared: Arc::clone(&shared),
+                path: "/".into(),
+                generation: 0,
+                _share: Arc::clone(&share),
+            }),
             spec: runtime.policy.routes[0].websocket.clone(),
             needs: Needs::default(),
             token: None,

@@ -80,6 +80,12 @@ impl Intake {
         self.bytes.len() < BEHIND_BYTES
     }
 
+    /// How much memory it has taken.
+    #[must_use]
+    pub(super) fn held(&self) -> usize {
+        self.bytes.capacity() + self.control.capacity() + self.message.as_ref().map_or(0, Vec::capacity)
+    }
+
     /// Whether a fragment of the first message has come; a ping is no word.
     #[must_use]
     pub(super) fn has_spoken(&self) -> bool {

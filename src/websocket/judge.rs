@@ -10,6 +10,7 @@ use super::session::{Again, Standing, Verdict};
 use crate::auth::{
     AskedAgain, Carrier, Effort, End, Identity, Marks, Question, Rejection, Remembered, Token, Verified, allow, now,
 };
+use crate::budget::Share;
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
 use crate::runtime::{Presence, Runtime, Shared};
@@ -234,6 +235,8 @@ pub(super) struct PublicJudge {
     pub(super) shared: Arc<Shared>,
     pub(super) path: Box<str>,
     pub(super) generation: u64,
+    /// Whoever it is stays unknown as long as the socket is open.
+    pub(super) _share: Arc<Share>,
 }
 
 impl Judge for PublicJudge {

@@ -24,6 +24,7 @@ use super::session::{Action, Event, Session, Verdict};
 use super::template::{Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, Token, Verified};
+use crate::budget::CLOSING_BYTES;
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
 use crate::runtime::{Ear, Refused, Seat};
@@ -62,6 +63,7 @@ enum Happened {
     Silence,
     Evicted,
     Rung(Ear),
+    GivesWay,
     Verdict(Result<Verified, Refused>),
     Dialled(Asked, Option<Token>),
 }
@@ -159,6 +161,9 @@ impl Waiting {
                 // the error of a socket that it has forgotten.
                 let is_silent = dialect.field.is_some() && !room.intake.has_spoken();
                 let said = if is_silent { None } else { ending.said(Some(&dialect), room.session.answering()) };
+                // Neither its request nor what it sent is needed while it takes our Close.
+                drop(room);
+                context.share.hold(CLOSING_BYTES);
                 say_goodbye(client, said, &close_payload(ending.code(Some(&dialect)), ending.reason())).await;
                 context.ended(&Outcome::refused(ending.code(Some(&dialect))));
             }
@@ -180,6 +185,10 @@ impl Vestibule {
     async fn wait(&mut self, context: &mut Context, client: &mut Socket, seat: &Seat) -> End {
         // Also those that wait leave one after the other.
         let mut bell = context.shared.bell.listen_in_turn();
+        let share = Arc::clone(&context.share);
+        // Its request, with the buffer that its head came in.
+        let cost = share.bytes();
+        share.set_serving(false);
         let drain_code = self.request.as_ref().map_or(1012, |request| request.route().websocket.drain_code);
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
@@ -220,6 +229,7 @@ impl Vestibule {
                 biased;
                 ear = &mut bell => Happened::Rung(ear),
                 () = seat.evicted(), if matches!(step, Step::Nothing) => Happened::Evicted,
+                () = share.has_to_give_way() => Happened::GivesWay,
                 happened = step.next() => happened,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Happened::Deadline,
                 () = sleep_until(quiet.unwrap_or_else(Instant::now)), if quiet.is_some() => Happened::Silence,
@@ -232,6 +242,7 @@ impl Vestibule {
                     if let Some(silence) = &mut silence {
                         (silence.heard, silence.pinged) = (Instant::now(), None);
                     }
+                    share.hold(cost + self.intake.held());
                     continue;
                 }
                 Happened::Silence => match silence.as_mut().map(Silence::due) {
@@ -251,6 +262,10 @@ impl Vestibule {
                 Happened::Rung(ear) => {
                     bell = ear.listen();
                     continue;
+                }
+                Happened::GivesWay => {
+                    context.shared.gave_way();
+                    return End::Refused(Ending::TooManyConnections);
                 }
                 Happened::Verdict(verdict) => {
                     step = Step::Nothing;
@@ -354,6 +369,7 @@ impl Vestibule {
                 return Event::Verdict(Verdict::Refused(Ending::refused(&refused)));
             }
         };
+        context.share.mark_verified();
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
         tracing::debug!("first message verified: user {}", verified.identity().user_id());
         match admit(context, request, verified, &self.needs) {

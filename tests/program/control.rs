@@ -345,4 +345,11 @@ async fn over_tcp_whoever_has_the_token_may() {
         assert_eq!(request(port, "POST", "/revoke", &fields, &body).await.status, expected, "{fields:?}");
     }
     assert_eq!(request(port, "GET", "/revoke", &[&good], "").await.status, 405);
+    // Those that say nothing give way, the longest silent first.
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        silent.push(Client::connect(port).await);
+    }
+    assert_eq!(request(port, "POST", "/revoke", &[&good], &body).await.status, 204);
+    assert!(silent[0].is_closed().await);
 }

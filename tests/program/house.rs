@@ -17,7 +17,7 @@ const ROOMS: [&[&str]; 10] = [
     &["config"],
 ];
 /// Leaves take plain values; anyone may use them, they use nobody.
-const LEAVES: [&str; 5] = ["telemetry", "drain", "json", "page", "small_server"];
+const LEAVES: [&str; 6] = ["telemetry", "drain", "budget", "json", "page", "small_server"];
 
 fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
     for entry in std::fs::read_dir(folder).expect("src") {

@@ -40,5 +40,6 @@ mod remote;
 mod request_fields;
 mod sessions;
 mod shutdown;
+mod strangers;
 mod transport;
 mod websocket;

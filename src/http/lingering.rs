@@ -1,0 +1,74 @@
+//! Connections on their way out: a last answer is written, and the client has a moment to take it, since closing with
+//! bytes unread would reset the connection and take the answer with it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::forwarding::new_request_id;
+use super::refusal::{Refusal, problem};
+use super::socket::Socket;
+
+/// A client has this long to take its answer, and so many do at once.
+const TIME: Duration = Duration::from_secs(1);
+const AT_ONCE: usize = 64;
+
+/// The places of those that linger.
+#[derive(Clone, Debug)]
+pub struct Lingering(Arc<Semaphore>);
+
+/// The place of one of them.
+#[derive(Debug)]
+pub struct Place(OwnedSemaphorePermit);
+
+impl Default for Lingering {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Lingering {
+    /// A place, as soon as one is free.
+    pub async fn place(&self) -> Option<Place> {
+        Arc::clone(&self.0).acquire_owned().await.ok().map(Place)
+    }
+
+    /// A place, if one is free now.
+    #[must_use]
+    pub fn free_place(&self) -> Option<Place> {
+        Arc::clone(&self.0).try_acquire_owned().ok().map(Place)
+    }
+}
+
+impl Place {
+    /// Answers without a request having been read, and closes.
+    pub fn refuse(self, mut socket: Socket, refusal: &Refusal) {
+        // A socket that cannot take this at once is dropped without it.
+        if socket.write_now(written(refusal).as_bytes()).is_err() {
+            return;
+        }
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(TIME, async {
+                socket.shutdown().await?;
+                let mut discarded = [0; 1024];
+                while socket.read(&mut discarded).await? > 0 {}
+                Ok::<_, io::Error>(())
+            })
+            .await;
+            drop(self.0);
+        });
+    }
+}
+
+/// The whole answer, where hyper does not write it.
+fn written(refusal: &Refusal) -> String {
+    let body = problem(refusal, &new_request_id());
+    let (status, length) = (refusal.status, body.len());
+    let retry_after = refusal.retry_after.map_or_else(String::new, |seconds| format!("retry-after: {seconds}\r\n"));
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n{retry_after}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}

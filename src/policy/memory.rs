@@ -1,0 +1,109 @@
+//! How much memory there is, and how much of it callers may take before they are known.
+
+use std::path::Path;
+
+/// What the process needs without a caller.
+const AT_REST: usize = 12 << 20;
+/// The default of `limits.unauthenticated_bytes` where nothing limits our memory, and at most.
+const MOST: usize = 32 << 20;
+/// The part of the cgroup's memory that is the default.
+const PART: usize = 4;
+/// So many heads of the greatest length fit at least.
+const HEADS: usize = 8;
+
+/// The default of `limits.unauthenticated_bytes`.
+pub(super) fn default_bound(cgroup: Option<usize>, header_bytes: usize) -> usize {
+    cgroup.map_or(MOST, |bytes| (bytes / PART).min(MOST)).max(least_bound(header_bytes))
+}
+
+/// The smallest that can be of use.
+pub(super) fn least_bound(header_bytes: usize) -> usize {
+    (header_bytes * HEADS).max(256 << 10)
+}
+
+/// The most that this process holds while no caller is known. What is counted takes two and a half times as much at
+/// most (measured under attack): the kernel has its part of each connection, and the allocator gives back what was freed
+/// a few seconds later.
+pub(super) fn most_before_known(bound: usize) -> usize {
+    AT_REST + bound / 2 * 5
+}
+
+/// The memory that the cgroup of this process may use, version 1 or 2. `None`: as much as there is.
+pub(super) fn cgroup_limit() -> Option<usize> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    limit_in(Path::new("/sys/fs/cgroup"), &groups)
+}
+
+/// The smallest limit of the cgroups that `/proc/self/cgroup` names and of those above them. Inside a container the
+/// named path may be the machine's, where the mount begins at the container's own.
+fn limit_in(mount: &Path, groups: &str) -> Option<usize> {
+    let limits = groups.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let (root, file) = match controllers {
+            "" => (mount.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|one| one == "memory") => (mount.join("memory"), "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        let below = Path::new(path.trim_start_matches('/'));
+        let limit = |folder: &Path| {
+            let text = std::fs::read_to_string(root.join(folder).join(file)).ok()?;
+            // `max`, and in version 1 the greatest number of pages, are no limit.
+            text.trim().parse().ok().filter(|bytes| *bytes < usize::MAX / 4)
+        };
+        below.ancestors().filter_map(limit).min()
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Mount(std::path::PathBuf);
+
+    impl Mount {
+        fn with(name: &str, files: &[(&str, &str)]) -> Self {
+            let root = std::env::temp_dir().join(format!("vestibule-cgroup-{}-{name}", std::process::id()));
+            for (file, text) in files {
+                let path = root.join(file);
+                std::fs::create_dir_all(path.parent().expect("a folder")).expect("created");
+                std::fs::write(path, text).expect("written");
+            }
+            Self(root)
+        }
+    }
+
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn the_limit_of_a_cgroup_of_version_2_is_its_own_or_that_of_one_above() {
+        let mount =
+            Mount::with("2", &[("a/memory.max", "100\n"), ("a/b/memory.max", "max\n"), ("a/c/memory.max", "50")]);
+        assert_eq!(limit_in(&mount.0, "0::/a/b\n"), Some(100));
+        assert_eq!(limit_in(&mount.0, "0::/a/c\n"), Some(50));
+        assert_eq!(limit_in(&mount.0, "0::/elsewhere\n"), None);
+    }
+
+    #[test]
+    fn the_limit_of_a_cgroup_of_version_1_is_found_in_a_container_too() {
+        let unlimited = [("memory/memory.limit_in_bytes", "9223372036854771712\n")];
+        let mount = Mount::with("1-none", &unlimited);
+        assert_eq!(limit_in(&mount.0, "4:memory:/\n0::/\n"), None);
+        let mount = Mount::with("1", &[("memory/memory.limit_in_bytes", "67108864\n")]);
+        // The machine's path of a container, whose own cgroup is mounted.
+        assert_eq!(limit_in(&mount.0, "5:cpu,memory:/docker/0123\n"), Some(64 << 20));
+    }
+
+    #[test]
+    fn the_default_is_a_quarter_of_the_cgroup_and_at_most_32_mib() {
+        assert_eq!(default_bound(Some(64 << 20), 32 << 10), 16 << 20);
+        assert_eq!(default_bound(Some(1 << 30), 32 << 10), 32 << 20);
+        assert_eq!(default_bound(None, 32 << 10), 32 << 20);
+        assert!(most_before_known(default_bound(Some(64 << 20), 32 << 10)) <= 64 << 20);
+    }
+}
