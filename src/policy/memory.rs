@@ -28,6 +28,18 @@ pub(super) fn most_before_known(bound: usize) -> usize {
     AT_REST + bound / 2 * 5
 }
 
+/// The memory that this process may use: what its cgroup may, or all that the machine has.
+pub(super) fn memory_limit(cgroup: Option<usize>) -> Option<usize> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_in(&text));
+    cgroup.into_iter().chain(machine).min()
+}
+
+/// The machine's memory by `/proc/meminfo`.
+fn total_in(meminfo: &str) -> Option<usize> {
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?;
+    kib.parse::<usize>().ok()?.checked_mul(1 << 10)
+}
+
 /// The memory that the cgroup of this process may use, version 1 or 2. `None`: as much as there is.
 pub(super) fn cgroup_limit() -> Option<usize> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -97,6 +109,12 @@ mod tests {
         let mount = Mount::with("1", &[("memory/memory.limit_in_bytes", "67108864\n")]);
         // The machine's path of a container, whose own cgroup is mounted.
         assert_eq!(limit_in(&mount.0, "5:cpu,memory:/docker/0123\n"), Some(64 << 20));
+    }
+
+    #[test]
+    fn the_memory_of_the_machine_is_read() {
+        assert_eq!(total_in("MemTotal:        8046852 kB\nMemFree:          123 kB\n"), Some(8_046_852 << 10));
+        assert_eq!(total_in("MemFree: 123 kB\n"), None);
     }
 
     #[test]

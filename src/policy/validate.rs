@@ -529,10 +529,10 @@ impl Check {
             );
         }
         let sum = memory::most_before_known(unauthenticated_bytes);
-        if let Some(cgroup) = cgroup_bytes.filter(|cgroup| sum > *cgroup) {
+        if let Some(memory) = memory::memory_limit(cgroup_bytes).filter(|memory| sum > *memory) {
             self.warn(format!(
-                "the cgroup of this process may use {} MiB, and strangers alone can make it {} MiB (limits.unauthenticated_bytes is {} MiB): raise the memory limit, or lower limits.unauthenticated_bytes",
-                cgroup >> 20,
+                "this process may use {} MiB of memory, and strangers alone can make it hold {} MiB (limits.unauthenticated_bytes is {} MiB): raise the memory limit, or lower limits.unauthenticated_bytes",
+                memory >> 20,
                 sum >> 20,
                 unauthenticated_bytes >> 20
             ));

@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::fixture::{House, house};
 use crate::support::client::{Client, bearer, get};
+use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::{Side, Socket, frame, upgrade};
 use crate::support::within;
 
@@ -131,6 +132,24 @@ async fn an_upgrade_is_503_while_nobody_can_give_way() {
     conn.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.answer().await.status, 200);
     Socket::open(house.proxy.address, "/ws", &[]).await;
+}
+
+#[tokio::test]
+async fn check_says_what_strangers_can_take_and_the_start_warns_where_there_is_less_memory() {
+    let warning = "strangers alone can make it hold 2621440012 MiB (limits.unauthenticated_bytes is 1048576000 MiB)";
+    for (bound, sum, is_warned) in [("1MiB", "14 MiB", false), ("1024000GiB", "2621440012 MiB", true)] {
+        let file = TempFile::new(&format!(
+            "listen: 127.0.0.1:0\nadmin: null\nupstream: http://127.0.0.1:1\nproviders: [{{ preset: shared-secret, secret: 3Qf9x7Lk2budget0123456789abcdefgh, audience: any }}]\nlimits: {{ unauthenticated_bytes: {bound} }}\nlog: {{ format: json }}\n"
+        ));
+        let check = command().args(["check", "--config", file.path()]).output().expect("runs");
+        let said = String::from_utf8_lossy(&[check.stdout, check.stderr].concat()).into_owned();
+        assert!(check.status.success(), "{said}");
+        assert!(said.contains(&format!("at most {sum} while no caller is known")), "{said}");
+        assert_eq!(said.contains(warning), is_warned, "{said}");
+        // It is ready, and has warned before.
+        let log = Proxy::of_file(&file.0).await.log();
+        assert_eq!(log.iter().any(|line| line.contains(warning)), is_warned, "{log:?}");
+    }
 }
 
 #[tokio::test]
