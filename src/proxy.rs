@@ -231,7 +231,8 @@ impl Desk<'_> {
             Ruled::Public(public) if public.is_websocket() => {
                 entry.line.route = Arc::clone(&public.route().label);
                 let context = self.context(&entry.line);
-                self.upgraded(websocket::tunnel(context, public, &mut entry.line).await)
+                // Apart: an upgrade needs more room than a request, and every request would keep it.
+                self.upgraded(Box::pin(websocket::tunnel(context, public, &mut entry.line)).await)
             }
             Ruled::Public(public) => {
                 entry.line.route = Arc::clone(&public.route().label);
@@ -246,7 +247,7 @@ impl Desk<'_> {
             Ruled::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
-                self.upgraded(websocket::serve(context, request, &mut entry.line).await)
+                self.upgraded(Box::pin(websocket::serve(context, request, &mut entry.line)).await)
             }
             Ruled::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
