@@ -254,6 +254,26 @@ impl Shared {
         Err(Refused::Rejected(rejection))
     }
 
+    /// As [`Self::verify`], by the policy in force when the answer comes: a socket may wait for hours before it presents
+    /// its token, and a reload may come while a provider is asked.
+    ///
+    /// # Errors
+    /// Why it was refused, and how.
+    pub async fn verify_by_policy_in_force(
+        &self,
+        client: Option<IpAddr>,
+        token: Token,
+        carrier: Carrier,
+    ) -> Result<Verified, Refused> {
+        loop {
+            let runtime = self.current();
+            let judged = self.verify(&runtime, client, token.again(), carrier, None).await;
+            if self.current().generation == runtime.generation {
+                return judged;
+            }
+        }
+    }
+
     /// Judges what came in cookies: our session first, then the provider's token. `None`: what was there is refused, and
     /// counts as absent, since browsers send cookies unasked.
     ///

@@ -61,7 +61,7 @@ impl Token {
     }
 
     /// The same token once more, for a question about it that outlives its request.
-    pub(super) fn again(&self) -> Self {
+    pub(crate) fn again(&self) -> Self {
         Self(self.0.clone())
     }
 

@@ -108,10 +108,7 @@ impl Judge for RefreshJudge {
         Box::pin(async move {
             loop {
                 let runtime = refresh.shared.current();
-                let Ok(copy) = Token::presented(token.expose(), usize::MAX) else {
-                    return Verdict::Refused(Ending::InvalidToken);
-                };
-                let (verdict, identity) = refresh.verdict(&runtime, copy, &token).await;
+                let (verdict, identity) = refresh.verdict(&runtime, &token).await;
                 // A policy that came into force while the provider was asked has judged the former token only.
                 if refresh.shared.current().generation == runtime.generation {
                     refresh.note(&runtime, &verdict, identity.as_deref());
@@ -173,15 +170,15 @@ struct Refresh {
 }
 
 impl Refresh {
-    /// The verdict by one policy, and whose token it is where that was accepted. `same` is the token again.
-    async fn verdict(&self, runtime: &Runtime, token: Token, same: &Token) -> (Verdict, Option<Arc<Identity>>) {
+    /// The verdict by one policy, and whose token it is where that was accepted.
+    async fn verdict(&self, runtime: &Runtime, token: &Token) -> (Verdict, Option<Arc<Identity>>) {
         let Some(judgement) = runtime.policy.judge_path("GET", &self.path) else { return (Verdict::Denied, None) };
-        let verified = match runtime.verifier.verify(token, Carrier::Message, None, Effort::Whatever).await {
+        let verified = match runtime.verifier.verify(token.again(), Carrier::Message, None, Effort::Whatever).await {
             Ok(verified) => verified,
             Err(rejection) => {
                 tracing::debug!("a token presented later is refused: {rejection}");
                 if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.of.recalled())
-                    && runtime.verifier.is_old_token_of(same, &then).await
+                    && runtime.verifier.is_old_token_of(token, &then).await
                 {
                     return (Verdict::Expired { user_id: then.user_id().to_owned() }, None);
                 }

@@ -221,6 +221,12 @@ impl Relay {
         for text in say {
             encode(&mut relay.client.out, Opcode::Text, text.as_bytes(), None);
         }
+        // What was said by someone who has been revoked meanwhile, or may not be here by a policy that came meanwhile,
+        // does not go up.
+        if let Err(ending) = relay.may_go_on() {
+            relay.act_on(Event::End(ending));
+            return relay;
+        }
         if let Some(first) = first {
             encode(&mut relay.upstream.out, Opcode::Text, first.as_bytes(), Some(mask()));
         }

@@ -18,7 +18,7 @@ use super::door::{Asked, WayUp, ask, upstream_ending};
 use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake, MESSAGE_BYTES};
-use super::judge::RefreshJudge;
+use super::judge::{Judge as _, RefreshJudge};
 use super::relay::{Beginning, Outcome, PING, Times, mask, now};
 use super::session::{Action, Event, Session, Verdict};
 use super::template::{Values, render};
@@ -373,7 +373,11 @@ impl Vestibule {
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
         tracing::debug!("first message verified: user {}", verified.identity().user_id());
         match admit(context, request, verified, &self.needs) {
-            Ok(Admission { sealed, token, judge, standing, user_id }) => {
+            Ok(Admission { sealed, token, mut judge, standing, user_id }) => {
+                // It may have waited for hours, and the rules of its upgrade are no longer in force.
+                if let Err(ending) = judge.judge_again(Some(&standing.remembered)) {
+                    return Event::End(ending);
+                }
                 self.sealed = Some((sealed, token));
                 self.judge = Some(judge);
                 Event::Verdict(Verdict::Accepted { user_id, standing, token: None })
@@ -447,8 +451,8 @@ impl Silence {
 }
 
 fn verify(context: &Context, address: Option<IpAddr>, token: Token) -> Verdicts {
-    let (shared, runtime) = (Arc::clone(&context.shared), Arc::clone(&context.runtime));
-    Box::pin(async move { shared.verify(&runtime, address, token, Carrier::Message, None).await })
+    let shared = Arc::clone(&context.shared);
+    Box::pin(async move { shared.verify_by_policy_in_force(address, token, Carrier::Message).await })
 }
 
 fn dial(way_up: WayUp, sealed: Sealed, needs: Needs, token: Option<Token>) -> Dial {

@@ -143,6 +143,7 @@ async fn sockets_in_the_middle_of_being_admitted_do_not_slip_through() {
     // In band: verified, and the upstream has not answered yet.
     let mut in_band = Socket::open(house.proxy.address, "/ws", &[]).await;
     in_band.say(&format!(r#"{{"type":"authenticate","token":"{alice}"}}"#)).await;
+    in_band.say("never heard").await;
     let dialled = house.backend.accept().await;
     // On the upgrade.
     let mut on_upgrade = Client::connect(house.proxy.address).await;

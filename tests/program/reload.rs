@@ -250,16 +250,9 @@ async fn a_socket_that_waits_while_the_policy_changes_is_judged_by_the_new_one()
     house.reload("routes: [{ path: /ws, auth: deny }]\n").await;
     let token = house.issuer.token("alice");
     waiting.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
-    let close = async {
-        loop {
-            let frame = waiting.next().await;
-            if frame.opcode == 8 {
-                return frame.close();
-            }
-        }
-    };
-    let (close, _) = tokio::join!(close, house.backend.websocket());
-    assert_eq!(close, (1008, "Access denied".into()));
+    assert!(waiting.next_text().await.contains("Access denied"));
+    assert_eq!(waiting.next_close().await, (1008, "Access denied".into()));
+    assert!(house.backend.is_untouched());
 }
 
 #[tokio::test]
@@ -294,4 +287,28 @@ async fn a_refresh_that_was_being_verified_is_judged_by_the_policy_in_force() {
     gate.open();
     assert!(client.next_text().await.contains("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
+}
+
+/// It may have waited for hours: the policy under which it came is no longer in force.
+#[tokio::test]
+async fn a_socket_that_waited_through_a_reload_is_judged_by_the_policy_in_force() {
+    let stranger = Issuer::start().await;
+    let mut house = House::with("websocket: { dialect: token-field }\n").await;
+    let provider = house.issuer.provider();
+    let token = house.issuer.token("alice");
+    for changed in [
+        "routes: [{ path: /**, require: { role: admin } }]\n".to_owned(),
+        "routes: [{ path: /**, auth: deny }]\n".to_owned(),
+        format!("providers: [{}]\n", provider.replace(" }", ", allow: { users: [bob] } }")),
+        format!("providers: [{}]\n", stranger.provider()),
+    ] {
+        assert!(house.reload("websocket: { dialect: token-field }\n").await.contains("\"reloaded: "));
+        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let said = house.reload(&format!("websocket: {{ dialect: token-field }}\n{changed}")).await;
+        assert!(said.contains("\"reloaded: "), "{said}");
+        client.say(&json!({"prompt": "hello", "auth_token": token}).to_string()).await;
+        assert!(client.next_text().await.contains("\"error\""), "{changed}");
+        assert_eq!(client.next_close().await.0, 4001, "{changed}");
+        assert!(house.backend.is_untouched(), "{changed}");
+    }
 }

@@ -19,12 +19,21 @@ pub(super) struct Farewell {
 }
 
 impl Relay {
+    /// Whether it may go on by the revocations and the policy in force.
+    ///
+    /// # Errors
+    /// How it ends.
+    pub(super) fn may_go_on(&mut self) -> Result<(), Ending> {
+        if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
+            return Err(Ending::Revoked);
+        }
+        self.judge.judge_again(self.session.remembered())
+    }
+
     /// Something has changed that may end it.
     pub(super) fn hear(&mut self, ear: &Ear) {
         let is_ending = self.farewell.is_some();
-        let ending = if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
-            Ending::Revoked
-        } else if let Err(ending) = self.judge.judge_again(self.session.remembered()) {
+        let ending = if let Err(ending) = self.may_go_on() {
             ending
         } else if ear.must_leave() {
             Ending::Drain(self.times.drain_code)
