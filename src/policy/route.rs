@@ -120,6 +120,10 @@ const IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove
 /// More segments than any real path has; with at most one `**` matching stays linear in the path.
 const SEGMENTS: usize = 64;
 
+/// More bytes than this a segment cannot have for each byte of a literal that it equals: three of an escape, times
+/// three of letters that become two or three, times four of one letter.
+const LONGEST_SAME: usize = 36;
+
 impl Pattern {
     /// A path that it matches.
     #[must_use]
@@ -205,8 +209,6 @@ impl Pattern {
         let (segments, rest) = self.compared(reading, comparison);
         let mut bound: Vec<(String, Option<String>)> = Vec::new();
         Matching { comparison, decoded: reading.decoded }.run(segments, rest, &mut |name, value| {
-            // Where `**` is tried at several places the last try is the one that matched.
-            bound.retain(|(known, _)| known != name);
             let value = String::from_utf8(value.into_owned()).ok().filter(|value| !value.is_empty());
             bound.push((name.to_owned(), value));
         });
@@ -254,16 +256,13 @@ impl Matching {
     fn run(self, segments: &[Segment], rest: Option<&[u8]>, bind: &mut dyn FnMut(&str, Cow<'_, [u8]>)) -> bool {
         let Some((segment, following)) = segments.split_first() else { return rest.is_none() };
         if *segment == Segment::Any {
-            let mut rest = rest;
-            loop {
-                if self.run(following, rest, bind) {
-                    return true;
-                }
-                match rest {
-                    Some(path) => rest = split(path).1,
-                    None => return false,
-                }
-            }
+            // No second one follows, so what follows takes as many segments as it has, the last ones.
+            return match following.len().checked_sub(1) {
+                None => true,
+                Some(before) => rest
+                    .and_then(|path| last_segments(path, before))
+                    .is_some_and(|last| self.run(following, Some(last), bind)),
+            };
         }
         let Some((part, others)) = rest.map(split) else { return false };
         let fits = match segment {
@@ -281,12 +280,23 @@ impl Matching {
     }
 
     fn is_same(self, literal: &[u8], part: &[u8]) -> bool {
+        if part.len() > literal.len() * LONGEST_SAME {
+            // A long part of a hostile path is not decoded for every literal of every rule.
+            return false;
+        }
         let part = self.decode(part);
         match self.comparison {
             Comparison::Exact => *literal == *part,
             Comparison::Folded => is_same_folded(literal, &part),
         }
     }
+}
+
+/// The last segment of a path and so many before it; `None` where it has fewer.
+fn last_segments(path: &[u8], before: usize) -> Option<&[u8]> {
+    let slashes = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/');
+    let mut starts = slashes.map(|(at, _)| at + 1).chain([0]);
+    starts.nth(before).map(|start| &path[start..])
 }
 
 /// The first segment of a path, and what follows its slash.
@@ -366,6 +376,15 @@ mod tests {
             ("/a/**/z", "/a/z", true, true),
             ("/a/**/z", "/a/b/c/z", true, true),
             ("/a/**/z", "/a/b/c", false, false),
+            ("/a/**/z", "/a", false, false),
+            ("/a/**/z", "/z", false, false),
+            ("/a/**/y/z", "/a/z", false, false),
+            ("/a/**/y/z", "/a/y/z", true, true),
+            ("/a/**/y/z", "/a/y/y/z", true, true),
+            ("/a/**/*", "/a/", false, false),
+            ("/a/**/", "/a/b/", true, true),
+            ("/**/z", "/z", true, true),
+            ("/**/z", "/", false, false),
             ("/admin/", "/admin", false, true),
             ("/admin/", "/ADMIN//", false, true),
             ("/kelvin", "/\u{212a}elvin", false, true),
