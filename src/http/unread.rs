@@ -42,8 +42,8 @@ pub struct UnreadBody(Arc<Inner>);
 struct Inner {
     phase: Arc<Phase>,
     limits: DiscardLimits,
-    /// The client said `Expect: 100-continue`: after an early answer it may send the body or not, so nothing that
-    /// comes behind the answer could be trusted to be a request.
+    /// The client said `Expect: 100-continue`, or what somebody may take for it: after an early answer it may send the
+    /// body or not, so nothing that comes behind the answer could be trusted to be a request.
     expects_continue: bool,
     /// Cancelled when the answer has ended.
     answered: CancellationToken,
@@ -93,8 +93,7 @@ impl UnreadBody {
         }
         let headers = request.headers();
         let closes = request.version() != Version::HTTP_11 || lists(headers, &CONNECTION, "close");
-        let expects_continue =
-            headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let expects_continue = headers.contains_key(EXPECT);
         Some(Self(Arc::new(Inner {
             phase: Arc::clone(phase),
             limits: limits.into(),
