@@ -453,16 +453,33 @@ fn masked(query: &str, policy: &Policy) -> String {
 }
 
 fn masked_where(query: &str, carries_tokens: impl Fn(&str) -> bool) -> String {
-    const SECRET: [&str; 6] = ["token", "auth", "key", "code", "state", "secret"];
-    let pairs = query.split('&').map(|pair| {
+    const SECRET: [&str; 14] = [
+        "token",
+        "auth",
+        "key",
+        "code",
+        "state",
+        "secret",
+        "pass",
+        "pwd",
+        "jwt",
+        "session",
+        "ticket",
+        "sig",
+        "cred",
+        "assertion",
+    ];
+    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    // Some servers take `;` for `&`.
+    let pairs = query.split_inclusive(['&', ';']).map(|pair| {
+        let separator = if pair.ends_with(['&', ';']) { &pair[pair.len() - 1..] } else { "" };
         let Some((name, _)) = pair.split_once('=') else { return pair.to_owned() };
-        let decoded = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
-        let configured = carries_tokens(&decoded);
-        let decoded = decoded.to_ascii_lowercase();
-        let secret = configured || decoded.contains("_xsrf") || SECRET.iter().any(|word| decoded.contains(word));
-        if secret { format!("{name}=[masked]") } else { pair.to_owned() }
+        let configured = carries_tokens(&decoded(name));
+        let read = decoded(&decoded(name)).to_ascii_lowercase();
+        let secret = configured || read.contains("_xsrf") || SECRET.iter().any(|word| read.contains(word));
+        if secret { format!("{name}=[masked]{separator}") } else { pair.to_owned() }
     });
-    pairs.collect::<Vec<_>>().join("&")
+    pairs.collect()
 }
 
 fn is_health_checker(agent: &str) -> bool {
@@ -554,8 +571,8 @@ mod tests {
     #[test]
     fn secrets_in_a_query_are_masked() {
         assert_eq!(
-            masked_where("a=1&token=x&api%5Fkey=y&State=z&b&jwt=w", |name| name == "jwt"),
-            "a=1&token=[masked]&api%5Fkey=[masked]&State=[masked]&b&jwt=[masked]"
+            masked_where("a=1&token=x&api%5Fkey=y&State=z&b&way=w&c=1;token=v;d&%2574oken=u", |name| name == "way"),
+            "a=1&token=[masked]&api%5Fkey=[masked]&State=[masked]&b&way=[masked]&c=1;token=[masked];d&%2574oken=[masked]"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! `tracing` events as our lines.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;
@@ -142,6 +143,39 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// A text as it is written: without JWTs, in whatever path or field somebody put them, and cut.
+fn shown(text: &str, at: usize) -> Cow<'_, str> {
+    match without_jwts(text) {
+        Cow::Borrowed(text) => Cow::Borrowed(cut(text, at)),
+        Cow::Owned(text) => Cow::Owned(cut(&text, at).to_owned()),
+    }
+}
+
+/// Puts a word in place of whatever begins as JWTs do and is as long as the shortest of them.
+fn without_jwts(text: &str) -> Cow<'_, str> {
+    const BEGINNING: &str = "eyJ";
+    const SHORTEST: usize = 40;
+    let mut out = String::new();
+    let (mut rest, mut looked_at) = (text, 0);
+    while let Some(found) = rest[looked_at..].find(BEGINNING) {
+        let start = looked_at + found;
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let end = rest[start..].find(|c| !is_part(c)).map_or(rest.len(), |length| start + length);
+        if end - start >= SHORTEST && rest[start..end].contains('.') {
+            out.push_str(&rest[..start]);
+            out.push_str("[token]");
+            (rest, looked_at) = (&rest[end..], 0);
+        } else {
+            looked_at = end;
+        }
+    }
+    if rest.len() == text.len() {
+        return Cow::Borrowed(text);
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
 fn cut(text: &str, at: usize) -> &str {
     let mut end = text.len().min(at);
     while !text.is_char_boundary(end) {
@@ -153,7 +187,7 @@ fn cut(text: &str, at: usize) -> &str {
 /// A JSON string.
 pub(super) fn quote(out: &mut String, text: &str, at: usize) {
     out.push('"');
-    for character in cut(text, at).chars() {
+    for character in shown(text, at).chars() {
         match character {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -169,7 +203,7 @@ pub(super) fn quote(out: &mut String, text: &str, at: usize) {
 
 /// For a terminal: no control character and no direction override gets through.
 pub(super) fn escape(out: &mut String, text: &str, at: usize) {
-    for character in cut(text, at).chars() {
+    for character in shown(text, at).chars() {
         match character {
             c if c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
@@ -191,6 +225,22 @@ mod tests {
             [(0, (1970, 1, 1)), (19_782, (2024, 2, 29)), (19_783, (2024, 3, 1)), (20_454, (2026, 1, 1))]
         {
             assert_eq!(civil(days), expected);
+        }
+    }
+
+    #[test]
+    fn a_jwt_is_written_nowhere() {
+        let jwt = format!("eyJhbGciOiJub25lIn0.{}.c2lnbmF0dXJl", "eyJzdWIiOiJhbGljZSJ9".repeat(40));
+        for (text, expected) in [
+            (format!("/x/{jwt}"), "/x/[token]"),
+            (format!("Bearer%20{jwt}; a={jwt}&b"), "Bearer%20[token]; a=[token]&b"),
+            (jwt, "[token]"),
+            ("/keyJar/keyJar.tar.gz".to_owned(), "/keyJar/keyJar.tar.gz"),
+            (format!("/{}", "keyJar".repeat(20)), &format!("/{}", "keyJar".repeat(20))),
+        ] {
+            let mut out = String::new();
+            escape(&mut out, &text, CUT);
+            assert_eq!(out, expected);
         }
     }
 

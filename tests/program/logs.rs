@@ -73,6 +73,42 @@ async fn no_token_reaches_the_log_at_trace_level() {
 }
 
 #[tokio::test]
+async fn a_token_in_a_place_where_none_belongs_is_not_logged_either() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\ntoken_from: {{ cookie: app }}\nroutes: [{{ path: /deny/**, auth: deny }}]\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let mut proxy = Proxy::with_level(&yaml, "trace, query: true").await;
+    let token = issuer.token("alice");
+    for target in [
+        format!("/x/{token}"),
+        format!("/deny/{token}"),
+        format!("/x;token={token}"),
+        format!("/x%3Ftoken={token}"),
+        format!("/x?q={token}"),
+        format!("/x?{token}"),
+        format!("/x?a=1;token={token}"),
+        format!("/x?%2574oken={token}"),
+        format!("/x?a=Bearer%20{token}"),
+    ] {
+        get(proxy.address, &target, &[]).await;
+        Socket::try_open(proxy.address, &target, &[]).await;
+    }
+    let in_agent = format!("User-Agent: kube-probe {token}");
+    let in_origin = [format!("Origin: https://{token}"), format!("Cookie: app={token}")];
+    get(proxy.address, "/x", &[&in_agent]).await;
+    get(proxy.address, "/last", &[&in_origin[0], &in_origin[1]]).await;
+    proxy.logged("the last request", |line| line.contains("\"/last\"")).await;
+    let log = proxy.log().join("\n");
+    for part in token.split('.').filter(|part| part.len() > 20) {
+        assert!(!log.contains(part), "a part of a token is in the log");
+    }
+    assert!(log.contains("\"path\":\"/x/[token]\""), "{log}");
+}
+
+#[tokio::test]
 async fn hostile_strings_make_one_valid_line_each() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let mut proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
