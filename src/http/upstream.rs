@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
 use hyper::http::response::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
@@ -207,7 +207,12 @@ impl Upstream {
     async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
         let pool = &self.pools[usize::from(sealed.is_verified())];
         let (end, takes_trailers) = (sealed.body_end(), sealed.takes_trailers());
-        let request = sealed.into_request();
+        let mut request = sealed.into_request();
+        if !self.spec.reuse {
+            // A server that does not read a body takes it for the next request, unless it was told that none comes.
+            request.headers_mut().remove(TE);
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let is_head = *request.method() == Method::HEAD;
         let (mut sender, reused) = self.sender(pool).await?;
         let again = if reused { sendable_again(&request, &end) } else { None };

@@ -215,11 +215,15 @@ async fn an_upstream_sees_the_host_that_is_written() {
 async fn without_reuse_every_request_has_a_connection_of_its_own() {
     let house = house(", reuse: false", "").await;
     let mut client = Client::connect(house.proxy.address).await;
-    let head = format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&house.issuer.token("alice")));
+    let head = format!(
+        "GET /x HTTP/1.1\r\nHost: localhost\r\nTE: trailers\r\n{}\r\n\r\n",
+        bearer(&house.issuer.token("alice"))
+    );
     for _ in 0..3 {
         client.send(&head).await;
         let mut conn = house.backend.accept().await;
-        conn.request().await;
+        // A server that leaves a body unread must not take it for a second request.
+        assert_eq!(conn.request().await.all("connection"), ["close"]);
         conn.write(OK).await;
         assert_eq!(client.answer().await.body, "ok");
         assert!(conn.is_closed().await);
