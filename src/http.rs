@@ -63,7 +63,7 @@ mod upstream;
 pub use admit::admit;
 pub use assertion::Signer;
 pub use body::{AnswerError, BodyEnd, ClientBody, CutWhen, Fate, ResponseBody};
-pub use cors::{answer_preflight, let_read, replace as replace_cors};
+pub use cors::{answer_preflight, let_read, replace as replace_cors, unlisted_origin};
 pub use forwarding::{ClientAddress, Connection, Sharing};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public, strip_own_set_cookie};

@@ -24,7 +24,7 @@ use crate::budget::{PUBLIC_BYTES, SPEAKING_BYTES, Share};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, ClientBody, Connection, Fate, OwnRequest, Phase,
     ProtectedRequest, Refusal, ResponseBody, Ruled, Sealed, Sharing, UnreadBody, admit, answer_preflight, let_read,
-    problem, replace_cors, rule, seal, seal_preflight, seal_public, strip_own_set_cookie,
+    problem, replace_cors, rule, seal, seal_preflight, seal_public, strip_own_set_cookie, unlisted_origin,
 };
 use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Limit, Runtime, Shared};
@@ -224,6 +224,9 @@ impl Desk<'_> {
                 entry.line.route = Arc::clone(&preflight.route().label);
                 entry.line.outcome = "preflight";
                 if preflight.is_ours() {
+                    if let Some(reason) = unlisted_origin(&preflight.head().headers, policy) {
+                        entry.line.reason = reason;
+                    }
                     return Served::Preflight(answer_preflight(&preflight.head().headers, policy));
                 }
                 self.forward(seal_preflight(preflight, policy), entry).await

@@ -90,9 +90,26 @@ fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rej
     match (parties, claims.get("azp")) {
         (Parties::Any, _) | (Parties::Origins(_), None) => Ok(()),
         (_, Some(Value::String(party))) if fits(party) => Ok(()),
-        (_, Some(Value::String(party))) => Err(Rejection::WrongParty(Some(party.chars().take(256).collect()))),
-        (_, Some(_) | None) => Err(Rejection::WrongParty(None)),
+        (_, Some(Value::String(party))) => {
+            let party: String = party.chars().take(256).collect();
+            Err(Rejection::WrongParty(format!("azp {party:?} is not in {}", shown_parties(parties))))
+        }
+        (_, Some(_)) => Err(Rejection::WrongParty("azp is not a text".to_owned())),
+        (_, None) => Err(Rejection::WrongParty(format!("no azp, which must be in {}", shown_parties(parties)))),
     }
+}
+
+/// Names the key that lists the accepted parties, and the first of them.
+fn shown_parties(parties: &Parties) -> String {
+    const SHOWN: usize = 8;
+    let (key, mut names) = match parties {
+        Parties::Any => return "any".to_owned(),
+        Parties::OneOf(names) => ("authorized_parties", names.clone()),
+        Parties::Origins(patterns) => ("origins", patterns.iter().map(ToString::to_string).collect()),
+    };
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    names.truncate(SHOWN);
+    format!("{key} ({}{more})", names.join(", "))
 }
 
 /// A claim as every rule and header reads it, but for `sub`, which is the user id there and the raw claim here. An

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// Not a compact JWS, or its parts are not what RFC 7515 and RFC 7519 say.
-    #[error("malformed: {0}")]
+    #[error("{0}")]
     Malformed(&'static str),
     /// `alg` is not in the provider's list.
     #[error("algorithm {0} is not accepted from this provider")]
@@ -56,8 +56,8 @@ pub enum Rejection {
     #[error("made for audience {0}")]
     WrongAudience(String),
     /// `azp` is not an authorized party.
-    #[error("authorized party {0:?} is not accepted")]
-    WrongParty(Option<String>),
+    #[error("{0}")]
+    WrongParty(String),
     /// An ID token, a refresh token, a logout token where an access token is wanted, or the reverse.
     #[error("{0}")]
     WrongKind(&'static str),

@@ -22,6 +22,15 @@ impl Finding {
         Self { path: path.into(), message: message.into(), place: Some(place) }
     }
 
+    /// Names the flags in the place of the keys of a provider that flags describe.
+    fn name_flags(&mut self) {
+        for (key, flag) in FLAGS_OF_KEYS {
+            if self.message.contains(key) {
+                self.message = self.message.replace(key, flag);
+            }
+        }
+    }
+
     /// The key path this is about.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -34,6 +43,20 @@ impl Finding {
         &self.message
     }
 }
+
+/// What stands for the file's name where there is none.
+pub(super) const FLAGS: &str = "flags";
+
+/// What messages call the keys of a provider, and the flags that set them.
+const FLAGS_OF_KEYS: [(&str, &str); 4] = [
+    ("providers[0].audience", "--audience"),
+    ("`audience: any`", "`--audience any`"),
+    ("issuer: https://issuer.example.com", "--issuer https://issuer.example.com"),
+    (
+        "providers: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]",
+        "--issuer https://issuer.example.com --audience my-api",
+    ),
+];
 
 /// Every finding of one configuration, ready to be read. Nothing was started.
 #[derive(Debug)]
@@ -50,7 +73,14 @@ const SNIPPET_WIDTH: usize = 120;
 
 impl Report {
     pub(crate) fn new(source: &str, text: &str, tree: &Node, mut findings: Vec<Finding>) -> Self {
+        // Without a file there are no keys: what is missing is a flag.
+        let provider = tree.place_of("providers[0]");
+        let by_flags =
+            matches!(provider, Place::Flag(_) | Place::Variable(_)) || (source == FLAGS && provider == Place::Nowhere);
         for finding in &mut findings {
+            if by_flags {
+                finding.name_flags();
+            }
             if finding.place.is_none() {
                 finding.place = Some(tree.place_of(&finding.path));
                 finding.path = tree.written_path(&finding.path).to_owned();

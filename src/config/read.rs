@@ -108,10 +108,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Says of a null where a value is expected that it is one.
+    fn absent(&self) -> &'static str {
+        match &self.node.value {
+            Value::Scalar { text, .. } if !text.is_empty() => "cannot be switched off with null",
+            _ => "is empty",
+        }
+    }
+
     fn text(&self, expected: &str) -> Result<&'a str, ShapeError> {
         match &self.node.value {
             Value::Scalar { text, .. } if !self.node.is_null() => Ok(text),
-            Value::Scalar { .. } => Err(self.error(format!("is empty; expected {expected}"))),
+            Value::Scalar { .. } => Err(self.error(format!("{}; expected {expected}", self.absent()))),
             Value::Sequence(_) => Err(self.error(format!("expected {expected}, found a list"))),
             Value::Mapping(_) => Err(self.error(format!("expected {expected}, found a mapping"))),
         }
@@ -266,7 +274,9 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                 let short = Short { reader: Some(self), field };
                 Self::placed(node, &path, visitor.visit_map(short))
             }
-            Value::Scalar { .. } => Err(self.error(format!("is empty; expected a mapping with {}", listed(fields)))),
+            Value::Scalar { .. } => {
+                Err(self.error(format!("{}; expected a mapping with {}", self.absent(), listed(fields))))
+            }
             Value::Sequence(_) => Err(self.error(format!("expected a mapping with {}, found a list", listed(fields)))),
         }
     }

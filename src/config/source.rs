@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::diagnostic::{Finding, Report};
+use super::diagnostic::{FLAGS, Finding, Report};
 use super::read;
 use super::shape::Config;
 use super::tree::{self, Node, Place};
@@ -52,6 +52,8 @@ pub struct Loaded {
     pub digest: String,
     text: String,
     tree: Node,
+    /// Values whose variables are not set; they are in `config` as they were written, or left out.
+    unset: Vec<Finding>,
     unknown: Vec<Finding>,
 }
 
@@ -62,8 +64,14 @@ impl Loaded {
     /// # Errors
     /// When there is anything wrong.
     pub fn conclude<T>(self, validated: Result<T, ()>, findings: Vec<Finding>) -> Result<T, Report> {
-        let mut all = self.unknown;
-        all.extend(findings);
+        let mut all = self.unset;
+        let places: Vec<Option<Place>> = all.iter().map(|finding| finding.place).collect();
+        let follows = |finding: &Finding| {
+            let place = finding.place.unwrap_or_else(|| self.tree.place_of(&finding.path));
+            places.contains(&Some(place))
+        };
+        all.extend(self.unknown);
+        all.extend(findings.into_iter().filter(|finding| !follows(finding)));
         match validated {
             Ok(value) if all.is_empty() => Ok(value),
             _ => Err(Report::new(&self.source, &self.text, &self.tree, all)),
@@ -76,24 +84,30 @@ const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";
 /// Loads the configuration from its sources in their order.
 ///
 /// # Errors
-/// A [`Report`] when the file cannot be read, is not YAML, has a value of the wrong type, or names
-/// an unset variable. Unknown keys wait for [`Loaded::conclude`], so that they come with the rest.
+/// A [`Report`] when the file cannot be read, is not YAML, or has a value of the wrong type. Unknown keys and
+/// variables that are not set wait for [`Loaded::conclude`], so that they come with the rest.
 pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Report> {
     let file = file(flags, environment);
     let (source, text) = text(file.as_deref(), environment)?;
     let mut tree = tree::parse(&text).map_err(|finding| Report::single(&source, &text, finding))?;
-    let mut findings = Vec::new();
-    tree.substitute(environment.0, "", &mut findings);
-    if !findings.is_empty() {
-        return Err(Report::new(&source, &text, &tree, findings));
-    }
+    let mut unset = Vec::new();
+    tree.substitute(environment.0, "", &mut unset);
     overlay(&mut tree, flags, environment).map_err(|finding| Report::single(&source, &text, finding))?;
-    match read::read::<Config>(&tree) {
-        Ok((config, unknown)) => {
-            let digest = digest(&text, flags);
-            Ok(Loaded { config, source, file, digest, text, tree, unknown })
+    // A variable that is not set is one error, not the only one: the rest is read without its value.
+    let mut readable = tree.clone();
+    loop {
+        let finding = match read::read::<Config>(&readable) {
+            Ok((config, unknown)) => {
+                let digest = digest(&text, flags);
+                return Ok(Loaded { config, source, file, digest, text, tree, unset, unknown });
+            }
+            Err(finding) => finding,
+        };
+        let unset_place = finding.place.filter(|place| unset.iter().any(|unset| unset.place == Some(*place)));
+        if unset_place.is_none_or(|place| !readable.remove_at(place)) {
+            unset.extend(unset_place.is_none().then_some(finding));
+            return Err(Report::new(&source, &text, &tree, unset));
         }
-        Err(finding) => Err(Report::single(&source, &text, finding)),
     }
 }
 
@@ -119,7 +133,7 @@ fn text(file: Option<&Path>, environment: &Environment<'_>) -> Result<(String, S
     match (file, environment.get("VESTIBULE_CONFIG_YAML")) {
         (Some(path), _) => read_file(path),
         (None, Some(yaml)) => Ok(("VESTIBULE_CONFIG_YAML".to_owned(), yaml)),
-        (None, None) => Ok(("flags".to_owned(), String::new())),
+        (None, None) => Ok((FLAGS.to_owned(), String::new())),
     }
 }
 
@@ -198,6 +212,7 @@ fn overlay(tree: &mut Node, flags: &Flags, environment: &Environment<'_>) -> Res
                 "describes a provider, and the file has `providers`; write it there, or leave `providers` out",
             ));
         }
+        provider.place = place;
         tree.set(&["providers"], Node::sequence(place, vec![provider]));
     }
     for (flag, variable, key, values) in [

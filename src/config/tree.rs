@@ -135,6 +135,23 @@ impl Node {
         }
     }
 
+    /// Removes what stands at `place` below this, as if it had not been written, and returns whether there was anything.
+    pub(super) fn remove_at(&mut self, place: Place) -> bool {
+        match &mut self.value {
+            Value::Scalar { .. } => false,
+            Value::Sequence(items) => {
+                let before = items.len();
+                items.retain(|item| item.place != place);
+                items.len() < before || items.iter_mut().any(|item| item.remove_at(place))
+            }
+            Value::Mapping(entries) => {
+                let before = entries.len();
+                entries.retain(|(_, item)| item.place != place);
+                entries.len() < before || entries.iter_mut().any(|(_, item)| item.remove_at(place))
+            }
+        }
+    }
+
     /// One step of a path: a key, or the number of an entry, with or without its closing bracket.
     fn step(&self, step: &str) -> Option<&Self> {
         match &self.value {

@@ -59,6 +59,18 @@ pub fn answer_preflight(head: &HeaderMap, policy: &Policy) -> Answer {
     answer
 }
 
+/// Names the origin of a preflight that is told nothing because the origin is not listed; for the log.
+#[must_use]
+pub fn unlisted_origin(head: &HeaderMap, policy: &Policy) -> Option<String> {
+    let origin = head.get(ORIGIN).filter(|origin| listed(Some(origin), policy).is_none())?;
+    Some(not_in_origins(&String::from_utf8_lossy(origin.as_bytes())))
+}
+
+/// Says that an origin is not listed; a long one is cut.
+pub(super) fn not_in_origins(origin: &str) -> String {
+    format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>())
+}
+
 /// Lets the pages of our front ends read what we author: else a browser shows them nothing, and their retry never
 /// runs.
 pub fn let_read(origin: Option<&HeaderValue>, headers: &mut HeaderMap, policy: &Policy) {

@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use serde_json::json;
 
 use super::UpstreamError;
+use super::cors::not_in_origins;
 use crate::auth::Rejection;
 use crate::auth::allow::Denied;
 use crate::auth::token::{BadCredential, Problem};
@@ -128,7 +129,7 @@ impl Refusal {
                 Self::invalid_token(&Rejection::Malformed("too long, or not a token's characters"), false)
             }
             Problem::InUrl => {
-                Self::invalid_token(&Rejection::Malformed("a token in the URL, which this route refuses"), false)
+                Self::invalid_token(&Rejection::Malformed("the token is in the URL, which this route refuses"), false)
                     .with_outcome("token_in_url")
             }
         }
@@ -272,7 +273,7 @@ impl Refusal {
     #[must_use]
     pub fn foreign_origin(origin: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "foreign_origin", "Origin not allowed.")
-            .because(format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>()))
+            .because(not_in_origins(origin))
             .by(Rule::Origin)
     }
 

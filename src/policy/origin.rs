@@ -17,6 +17,9 @@ impl Origin {
     /// # Errors
     /// A sentence that says what to write.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(message) = missing_scheme(text, None) {
+            return Err(message);
+        }
         let url = Url::parse(text)
             .map_err(|_| format!("\"{text}\" is not an origin; write it as https://app.example.com"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
@@ -49,6 +52,17 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// Says what to write for an address without a scheme. Without `scheme` it is https, and http on this machine.
+pub(super) fn missing_scheme(text: &str, scheme: Option<&str>) -> Option<String> {
+    if text.contains("://") {
+        return None;
+    }
+    let host = text.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let scheme = scheme.unwrap_or(if is_loopback_name(host) { "http" } else { "https" });
+    Some(format!("\"{text}\" has no scheme. Did you mean {scheme}://{text} ?"))
 }
 
 /// An entry of `origins`: exact, or `https://*.example.com`, which is one label.

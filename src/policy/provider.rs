@@ -6,6 +6,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use url::Url;
 
+use super::origin::missing_scheme;
 use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, Preset, derived_issuer};
 use super::secret::is_published;
 use super::validate::{Check, is_loopback};
@@ -430,8 +431,9 @@ impl Check {
             DefaultKeys::Below(path) => issuer.map(|issuer| format!("{}{path}", issuer.trim_end_matches('/'))),
             _ => None,
         };
+        let below_issuer = jwks.url.is_none() && issuer.is_some() && below.is_some();
         let (path, text, discovery) = match (&jwks.url, issuer) {
-            (None, Some(_)) if below.is_some() => (format!("{at}.issuer"), below.unwrap_or_default(), false),
+            (None, Some(_)) if below_issuer => (format!("{at}.issuer"), below.unwrap_or_default(), false),
             (Some(url), _) => (format!("{at}.jwks.url"), url.clone(), false),
             (None, Some(issuer)) if preset.keys == DefaultKeys::Discovery => {
                 // OpenID Connect Discovery section 4.1: a trailing slash of the issuer is removed first.
@@ -444,6 +446,11 @@ impl Check {
                 return None;
             }
         };
+        let written = if discovery || below_issuer { issuer.unwrap_or_default() } else { &text };
+        if let Some(message) = missing_scheme(written, None) {
+            self.wrong(path, message);
+            return None;
+        }
         let url = match Url::parse(&text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => url,
             _ => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::origin::missing_scheme;
 use super::preset::{DefaultKeys, Family, Preset};
 use super::validate::{Check, is_loopback};
 use super::{CertificateAuthority, Secret};
@@ -72,7 +73,7 @@ impl fmt::Display for RemoteSpec {
             RemoteQuestion::Supabase { base, .. } => ("Supabase's user endpoint", base),
         };
         let tokens = if self.instead { "opaque tokens are asked about" } else { "every token is asked about too" };
-        write!(f, "{tokens} at {url} ({what}), an answer kept {} s", self.cache.as_secs())
+        write!(f, "{tokens} at {url} ({what}), an answer kept {}", Time(self.cache))
     }
 }
 
@@ -194,6 +195,10 @@ impl Check {
             );
             return None;
         };
+        if let Some(message) = missing_scheme(&text, None) {
+            self.wrong(path, message);
+            return None;
+        }
         let url = match Url::parse(&text) {
             Ok(url)
                 if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() && url.query().is_none() =>

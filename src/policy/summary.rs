@@ -11,6 +11,7 @@ use super::{
     Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LimitSpec, OnExpiry, Parties, Policy, ProviderSpec,
     QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
+use crate::config::Time;
 
 /// Whether users are named: to whoever holds the configuration they are, on a page that others read they are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +114,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         line("sockets", format!("dialect {dialect}; {}", sockets(default)));
     }
     if let Some(session) = &policy.browser.session {
-        let life =
-            session.max_age.map_or_else(|| "as long as the token".to_owned(), |age| format!("{} s", age.as_secs()));
+        let life = session.max_age.map_or_else(|| "as long as the token".to_owned(), |age| Time(age).to_string());
         let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
         line("session", format!("by cookie, {life}, sealed with {key}; POST and DELETE /.vestibule/session"));
     }
@@ -228,24 +228,24 @@ fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
 #[must_use]
 pub fn sockets(route: &Route) -> String {
     let spec = &route.websocket;
-    let grace = spec.grace.as_secs();
+    let grace = Time(spec.grace);
     let code = spec.dialect.as_ref().map_or(Close::Expired.default_code(), |dialect| dialect.code(Close::Expired));
     let mut text = match spec.on_expiry {
         OnExpiry::Keep => "live on after their token's end".to_owned(),
-        OnExpiry::Close => format!("closed with {code} {grace} s after their token's end, unless refreshed"),
+        OnExpiry::Close => format!("closed with {code}, {grace} after their token's end, unless refreshed"),
         OnExpiry::Auto => format!(
-            "auto: closed with {code} {grace} s after their token's end if the client renews, else while the user is seen within {} s",
-            spec.presence.as_secs()
+            "auto: closed with {code}, {grace} after their token's end if the client renews, else while the user is seen within {}",
+            Time(spec.presence)
         ),
     };
     if let Some(lifetime) = spec.max_lifetime {
-        let _ = write!(text, ", at most {} s", lifetime.as_secs());
+        let _ = write!(text, ", at most {}", Time(lifetime));
     }
     if let Some(every) = spec.revalidate_every {
-        let _ = write!(text, ", its provider asked every {} s where it can be", every.as_secs());
+        let _ = write!(text, ", its provider asked every {} where it can be", Time(every));
     }
     if let Some(idle) = spec.idle_timeout {
-        let _ = write!(text, ", closed after {} s without a message", idle.as_secs());
+        let _ = write!(text, ", closed after {} without a message", Time(idle));
     }
     text
 }

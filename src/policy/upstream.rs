@@ -9,6 +9,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use url::Url;
 
 use super::backend::backend_preset;
+use super::origin::missing_scheme;
 use super::validate::Check;
 use super::{
     AuthMode, CredentialSpec, DialectSpec, Route, TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls, fold,
@@ -226,9 +227,10 @@ fn upstream_address(text: &str) -> Result<(UpstreamAddress, String), String> {
         }
         return Ok((UpstreamAddress::Unix(PathBuf::from(path)), "localhost".to_owned()));
     }
-    let Some((scheme, _)) = text.split_once("://") else {
-        return Err(format!("\"{text}\" has no scheme. Did you mean http://{text} ?"));
-    };
+    if let Some(message) = missing_scheme(text, Some("http")) {
+        return Err(message);
+    }
+    let scheme = text.split("://").next().unwrap_or_default();
     if !matches!(scheme, "http" | "https") {
         return Err(format!(
             "\"{scheme}://\" is not supported; write http://host:port, https://host:port or unix:/path"

@@ -82,7 +82,7 @@ pub(super) async fn with_identity(
         }
         Asked::Answered(answer) => {
             let ending = upstream_ending(answer.status());
-            let refusal = Refusal::upstream_failed(format!("answered {} to the upgrade", answer.status().as_u16()));
+            let refusal = Refusal::upstream_failed(upgrade_refused(answer.status()));
             door.refuse(context, refusal, ending, line)
         }
         Asked::Failed(refusal, ending) => door.refuse(context, refusal, ending, line),
@@ -258,6 +258,13 @@ pub(super) async fn ask(way_up: WayUp, sealed: Sealed, needs: &Needs, token: Opt
             Ending::UpstreamFailed,
         ),
     }
+}
+
+/// Says which status an upstream answered an upgrade with, and what helps where it wants the token itself.
+pub(super) fn upgrade_refused(status: StatusCode) -> String {
+    let checks_itself = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let hint = if checks_itself { "; if it checks tokens itself, set upstream.token_to.websocket" } else { "" };
+    format!("the upstream answered {} to the upgrade{hint}", status.as_u16())
 }
 
 /// The row of section 4.2 for an upstream that answered an upgrade with a status.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admission::{Admission, Needs, admit};
 use super::dialect;
-use super::door::{Asked, WayUp, ask, upstream_ending};
+use super::door::{Asked, WayUp, ask, upgrade_refused, upstream_ending};
 use super::ending::Ending;
 use super::frame::{Opcode, close_payload, encode};
 use super::intake::{Arrived, Intake, MESSAGE_BYTES};
@@ -287,6 +287,7 @@ impl Vestibule {
                 }
                 Happened::Dialled(Asked::Answered(answer), _) => {
                     context.line.outcome = "upstream_refused";
+                    context.line.reason = upgrade_refused(answer.status());
                     Event::End(upstream_ending(answer.status()))
                 }
                 Happened::Dialled(Asked::Failed(refusal, ending), _) => {

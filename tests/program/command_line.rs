@@ -99,7 +99,7 @@ async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature()
         (format!("Bearer {good}\n"), 0, "accepted: user alice"),
         (issuer.expired("alice"), 1, "refused: expired at"),
         (forged, 1, "refused: the signature does not verify"),
-        ("opaque".to_owned(), 1, "refused: malformed: not three parts separated by dots; an opaque token?"),
+        ("opaque".to_owned(), 1, "refused: not three parts separated by dots; an opaque token?"),
         (String::new(), 1, "refused: this cannot be a token: nothing was read"),
     ] {
         let path = file.path().to_owned();
@@ -117,6 +117,37 @@ async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature()
         for part in token.trim().split('.').filter(|part| part.len() > 20) {
             assert!(!text.contains(part), "{text}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorized_party_that_is_refused_is_named_with_the_accepted_ones() {
+    let issuer = Issuer::start().await;
+    for (more, claims, expected) in [
+        (
+            ", authorized_parties: [spa, app]",
+            r#"{"azp": "other"}"#,
+            "refused: azp \"other\" is not in authorized_parties (spa, app)",
+        ),
+        (", authorized_parties: [spa, app]", "{}", "refused: no azp, which must be in authorized_parties (spa, app)"),
+        (
+            ", preset: clerk",
+            r#"{"azp": "https://x.example"}"#,
+            "refused: azp \"https://x.example\" is not in origins (https://app.example.com)",
+        ),
+    ] {
+        let token = issuer.token_with("alice", serde_json::from_str(claims).expect("JSON"));
+        let provider = issuer.provider().replace("preset: oidc, ", "").replace(" }", &format!("{more} }}"));
+        let file = TempFile::new(&format!(
+            "upstream: http://127.0.0.1:1\norigins: [https://app.example.com]\nproviders: [{provider}]\n"
+        ));
+        let said = tokio::task::spawn_blocking(move || {
+            let state = State::new("azp");
+            let output = run(&state, &["token", "inspect", "--config", file.path()], &token);
+            format!("{}{}", stdout(&output), String::from_utf8_lossy(&output.stderr))
+        });
+        let said = said.await.expect("ran");
+        assert!(said.contains(expected), "{expected}: {said}");
     }
 }
 

@@ -140,7 +140,9 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ Host: sub }} }}\n"), "identity.headers.Host: Host has a meaning of its own"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ X-User-Id: sub, x_user_id: name }} }}\n"), "is the same name as"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells strangers why a token was refused"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" is not an origin; write it as https://app.example.com"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: {{ connections: null }}\n"), "limits.connections: cannot be switched off with null; expected a whole number"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: ~\n"), "limits: cannot be switched off with null; expected a mapping with"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" has no scheme. Did you mean https://app.example.com ?"),
         (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR, `private_ranges` or `unix`"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, graphql-transport-ws, token-field, none; further ones are written under `dialects`"),
         (
@@ -242,13 +244,74 @@ fn check_prints_the_policy_as_it_will_be() {
 }
 
 #[test]
+fn check_prints_durations_as_they_are_written() {
+    let yaml = format!(
+        "{GOOD_PROVIDER}upstream: http://127.0.0.1:8000\nwebsocket: {{ max_lifetime: 12h, idle_timeout: 1800s }}\n"
+    );
+    let (_, text) = check(&yaml, &[]);
+    assert!(text.contains("closed with 4401, 30s after their token's end, unless refreshed"), "{text}");
+    assert!(text.contains("at most 12h") && text.contains("closed after 30m without a message"), "{text}");
+}
+
+#[test]
+fn a_variable_that_is_not_set_hides_no_other_mistake() {
+    let yaml = "upstream: app:8000\nproviders: [{ issuer: \"${ISSUER}\", audience: api }]\nlimits: { connections: \"${N}\", conections: 1 }\n";
+    let (code, text) = check(yaml, &[]);
+    assert_eq!(code, Some(2));
+    for line in [
+        "vestibule.yaml:1:11 upstream: \"app:8000\" has no scheme.",
+        "vestibule.yaml:2:23 providers[0].issuer: ${ISSUER} is not set; set it,",
+        "vestibule.yaml:3:24 limits.connections: ${N} is not set; set it,",
+        "vestibule.yaml:3:32 limits.conections: unknown key",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(text.ends_with("4 errors. Nothing was started.\n"), "{text}");
+    let (_, all) = check("${CONFIG}\n", &[]);
+    assert!(all.contains("${CONFIG} is not set"), "{all}");
+}
+
+#[test]
+fn mistakes_in_flags_name_the_flags() {
+    let say = |arguments: &[&str]| {
+        let output =
+            command().args(["check", "--upstream", "http://127.0.0.1:1"]).args(arguments).output().expect("runs");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    for (arguments, expected) in [
+        (&["--issuer", "https://i.example"][..], "set --audience, or write `--audience any`"),
+        (
+            &[],
+            "flags providers: no provider: nobody could sign in. Add one, for example\n      --issuer https://issuer.example.com --audience my-api\n",
+        ),
+        (&["--preset", "clerk"], "write the `iss` of its tokens, exactly: --issuer https://issuer.example.com,"),
+        (
+            &["--issuer", "127.0.0.1:9400", "--audience", "a"],
+            "\"127.0.0.1:9400\" has no scheme. Did you mean http://127.0.0.1:9400 ?",
+        ),
+        (
+            &["--issuer", "i.example", "--audience", "a"],
+            "\"i.example\" has no scheme. Did you mean https://i.example ?",
+        ),
+        (
+            &["--issuer", "https://i.example", "--audience", "a", "--origin", "localhost:3000"],
+            "--origin origins[0]: \"localhost:3000\" has no scheme. Did you mean http://localhost:3000 ?",
+        ),
+    ] {
+        let said = say(arguments);
+        assert!(said.contains(expected) && !said.contains("providers[0].audience"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn check_prints_the_close_code_of_the_dialect() {
     let dialect = "dialects: { mine: { authenticate: { match: { a: b }, token: [/t] }, close: { expired: 4999 } } }\n";
     for (name, code) in [("vestibule", 4401), ("graphql-transport-ws", 4403), ("token-field", 4401), ("mine", 4999)] {
         let yaml =
             format!("{GOOD_PROVIDER}upstream: http://127.0.0.1:8000\n{dialect}websocket: {{ dialect: {name} }}\n");
         let (_, text) = check(&yaml, &[]);
-        assert!(text.contains(&format!("closed with {code} 30 s after their token's end")), "{name}: {text}");
+        assert!(text.contains(&format!("closed with {code}, 30s after their token's end")), "{name}: {text}");
     }
 }
 

@@ -52,6 +52,15 @@ async fn without_cors_a_preflight_goes_up_sanitised() {
 }
 
 #[tokio::test]
+async fn an_origin_that_is_not_listed_is_named_in_the_log() {
+    let mut house = house("cors: {}\n").await;
+    let answer = house.options("/api/items", &[FOREIGN, ASKS]).await;
+    assert_eq!(answer.field("access-control-allow-origin"), None);
+    let line = house.proxy.logged("its line", |line| line.contains("\"preflight\"")).await;
+    assert!(line.contains(r#""reason":"origin refused: https://evil.example is not in origins""#), "{line}");
+}
+
+#[tokio::test]
 async fn what_is_no_preflight_needs_a_token() {
     let mut house = house("").await;
     for (row, fields) in [

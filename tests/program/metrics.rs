@@ -65,7 +65,7 @@ async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
     let mut forged = issuer.token("alice");
     forged.replace_range(forged.len() - 8..forged.len() - 4, "AAAA");
     let rows = [
-        ("none", "malformed", "x.y.z".to_owned(), "malformed: "),
+        ("none", "malformed", "x.y.z".to_owned(), r#""reason":"the header is not"#),
         ("none", "unknown_issuer", with(json!({"iss": "https://other"})), "is not a configured provider"),
         ("none", "claim", with(json!({"iss": null})), "claim iss is missing"),
         ("oidc", "algorithm", hs, "algorithm HS256 is not accepted"),

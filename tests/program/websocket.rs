@@ -133,7 +133,7 @@ async fn a_socket_that_says_nothing_is_closed_in_time() {
 
 #[tokio::test]
 async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
-    let house = house("").await;
+    let mut house = house("").await;
     let token = house.issuer.token("alice");
     for (answer, said, close) in [
         ("HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n", "Access denied", (1008, "Access denied")),
@@ -156,6 +156,12 @@ async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
         conn.write(answer).await;
         assert_eq!(client.next_text().await, error(said), "{answer}");
         assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{answer}");
+    }
+    for said in
+        ["401 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket", "500 to the upgrade"]
+    {
+        let expected = format!(r#""reason":"the upstream answered {said}""#);
+        house.proxy.logged("why the upgrade was refused", |line| line.contains(&expected)).await;
     }
 }
 
@@ -243,7 +249,7 @@ async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
 
 #[tokio::test]
 async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
-    let house = house("routes: [{ path: /deny/**, token_from: { query: { mode: deny } } }]\n").await;
+    let mut house = house("routes: [{ path: /deny/**, token_from: { query: { mode: deny } } }]\n").await;
     let good = house.issuer.token("alice");
     let expired = house.issuer.expired("alice");
     for (target, said, close) in [
@@ -271,6 +277,8 @@ async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
     let (mut client, ()) = tokio::join!(Socket::open(house.proxy.address, &target, &[]), refusing);
     assert_eq!(client.next_text().await, error("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
+    let expected = r#""reason":"the upstream answered 403 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket""#;
+    house.proxy.logged("why the upgrade was refused", |line| line.contains(expected)).await;
 }
 
 #[tokio::test]
