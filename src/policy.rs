@@ -288,6 +288,7 @@ pub struct LimitSpec {
     pub websockets_per_user: u32,
     pub presence: usize,
     pub unauthenticated_bytes: usize,
+    pub held_message_bytes: usize,
     /// Not a key: what the cgroup of this process may use.
     pub cgroup_bytes: Option<usize>,
     pub token_cache: usize,

@@ -81,6 +81,8 @@ pub struct Shared {
     pub room: Room,
     /// What callers hold that are not known.
     pub budget: Budget,
+    /// What the unfinished messages of known users hold that are read whole.
+    pub held_messages: Budget,
     /// Who still puts tokens into URLs.
     pub query_tokens: QueryTokens,
     /// Who has sockets open, and who was seen when.
@@ -111,6 +113,8 @@ impl Shared {
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
         let (bell, drain, budget) = (Bell::default(), Drain::default(), Budget::default());
         budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
+        let held_messages = Budget::default();
+        held_messages.set_bound(runtime.policy.limits.held_message_bytes);
         let (rung, closing) = (bell.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing().cancelled().await;
@@ -120,6 +124,7 @@ impl Shared {
             current: ArcSwap::from_pointee(runtime),
             room: Room::default(),
             budget,
+            held_messages,
             query_tokens: QueryTokens::default(),
             users: Users::default(),
             revocations,
@@ -155,6 +160,7 @@ impl Shared {
         let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
         let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
         self.budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
+        self.held_messages.set_bound(runtime.policy.limits.held_message_bytes);
         self.current.store(Arc::new(runtime));
         self.bell.ring();
     }

@@ -8,6 +8,10 @@ const AT_REST: usize = 12 << 20;
 const MOST: usize = 32 << 20;
 /// The part of the cgroup's memory that is the default.
 const PART: usize = 4;
+/// The default of `limits.held_message_bytes` where nothing limits our memory, and at most.
+const MOST_OF_MESSAGES: usize = 16 << 20;
+/// The part of the cgroup's memory that is its default.
+const PART_OF_MESSAGES: usize = 8;
 /// So many heads of the greatest length fit at least.
 const HEADS: usize = 8;
 
@@ -19,6 +23,11 @@ pub(super) fn default_bound(cgroup: Option<usize>, header_bytes: usize) -> usize
 /// The smallest that can be of use.
 pub(super) fn least_bound(header_bytes: usize) -> usize {
     (header_bytes * HEADS).max(256 << 10)
+}
+
+/// The default of `limits.held_message_bytes`: room for the longest message at least.
+pub(super) fn default_of_messages(cgroup: Option<usize>, message_bytes: usize) -> usize {
+    cgroup.map_or(MOST_OF_MESSAGES, |bytes| (bytes / PART_OF_MESSAGES).min(MOST_OF_MESSAGES)).max(message_bytes)
 }
 
 /// The most that this process holds while no caller is known. What is counted takes two and a half times as much at

@@ -121,7 +121,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     if let Some(url) = &policy.browser.sign_in_url {
         line("sign-in", format!("pages without a credential go to {}", url.written()));
     }
-    let LimitSpec { unauthenticated_bytes, cgroup_bytes, .. } = policy.limits;
+    let LimitSpec { unauthenticated_bytes, held_message_bytes, cgroup_bytes, .. } = policy.limits;
     let cgroup = cgroup_bytes.map_or_else(String::new, |bytes| format!("; the cgroup may use {} MiB", bytes >> 20));
     line(
         "memory",
@@ -131,6 +131,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
             unauthenticated_bytes >> 20
         ),
     );
+    line("", format!("unfinished messages that are read whole: at most {} MiB of all users", held_message_bytes >> 20));
     out
 }
 

@@ -157,7 +157,8 @@ impl Check {
         let browser = self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), known);
         self.sign_in_is_open(&browser, &routes, public_url.as_ref());
         let log = self.log(config);
-        let limits = self.limits(config);
+        let longest_message = routes.iter().map(|route| route.websocket.message_bytes).max().unwrap_or_default();
+        let limits = self.limits(config, longest_message);
         let everything_decided =
             config.routes.iter().any(|route| route.path.as_deref() == Some("/**") && route.methods.is_none())
                 && config.routes.iter().all(|route| matches!(route.auth, AuthMode::None | AuthMode::Deny));
@@ -481,7 +482,7 @@ impl Check {
         }
     }
 
-    fn limits(&mut self, config: &Config) -> LimitSpec {
+    fn limits(&mut self, config: &Config, longest_message: usize) -> LimitSpec {
         let limits = &config.limits;
         if limits.connections == 0 {
             self.wrong("limits.connections", "is zero: nobody could connect");
@@ -528,6 +529,14 @@ impl Check {
                 format!("must be at least {} KiB, eight times limits.header_bytes", least >> 10),
             );
         }
+        let default = memory::default_of_messages(cgroup_bytes, longest_message);
+        let held_message_bytes = limits.held_message_bytes.map_or(default, |size| size.0);
+        if held_message_bytes < longest_message {
+            self.wrong(
+                "limits.held_message_bytes",
+                format!("must be at least websocket.message_bytes, which is {} KiB", longest_message >> 10),
+            );
+        }
         let sum = memory::most_before_known(unauthenticated_bytes);
         if let Some(memory) = memory::memory_limit(cgroup_bytes).filter(|memory| sum > *memory) {
             self.warn(format!(
@@ -545,6 +554,7 @@ impl Check {
             websockets_per_user: limits.websockets_per_user,
             presence: limits.presence,
             unauthenticated_bytes,
+            held_message_bytes,
             cgroup_bytes,
             token_cache: limits.token_cache,
             revocations: limits.revocations,

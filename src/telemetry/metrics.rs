@@ -56,13 +56,15 @@ struct Build {
 }
 
 /// Keys of `limits` that refuse.
-const LIMITS: [&str; 6] = [
+const LIMITS: [&str; 8] = [
     "connections",
     "connections_per_address",
     "waiting_websockets",
     "websockets_per_user",
     "failed_tokens_per_minute",
     "sign_outs",
+    "unauthenticated_bytes",
+    "held_message_bytes",
 ];
 const RELOADS: [&str; 2] = ["ok", "refused"];
 /// Which source it was built from, where the build was told.

@@ -316,6 +316,7 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
                 session,
                 introduced: needs.introduced,
                 token,
+                held_messages: context.shared.held_messages.clone(),
             };
             relay_to_the_end(context, beginning, judge, &spec);
         } else {

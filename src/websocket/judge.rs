@@ -46,6 +46,9 @@ pub(super) trait Judge: Send + Sync {
 
     /// Counts a token that ended: the socket was `closed` or `kept`.
     fn expired(&self, action: &'static str);
+
+    /// Counts a session that ends at a limit, by the limit's key.
+    fn limited(&self, limit: &'static str);
 }
 
 /// Judges for one user on one path.
@@ -155,6 +158,10 @@ impl Judge for RefreshJudge {
 
     fn expired(&self, action: &'static str) {
         self.shared.metrics.sockets.expired(action);
+    }
+
+    fn limited(&self, limit: &'static str) {
+        self.shared.metrics.limited(limit);
     }
 }
 
@@ -271,4 +278,6 @@ impl Judge for PublicJudge {
     }
 
     fn expired(&self, _action: &'static str) {}
+
+    fn limited(&self, _limit: &'static str) {}
 }

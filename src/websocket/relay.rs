@@ -32,6 +32,7 @@ use super::frame::{Header, Opcode, Sender, Violation, Walker, encode};
 use super::judge::{Asking, Judge, Judging};
 use super::session::{Action, Event, Session};
 use crate::auth::Token;
+use crate::budget::Budget;
 use crate::http::Socket;
 use crate::policy::DialectSpec;
 use crate::runtime::Listening;
@@ -171,6 +172,8 @@ pub(super) struct Beginning {
     pub introduced: Option<Arc<DialectSpec>>,
     /// The token in force, where it is needed further on.
     pub token: Option<Token>,
+    /// The bound on the unfinished messages of all users that are read whole.
+    pub held_messages: Budget,
 }
 
 impl Relay {
@@ -189,6 +192,7 @@ impl Relay {
             beginning.introduced,
             beginning.token,
             times.message_bytes,
+            beginning.held_messages,
         );
         let mut relay = Self {
             client: Side::new(client),
@@ -347,6 +351,9 @@ impl Relay {
         if self.client.is_read_again() {
             self.last_data = Instant::now();
         }
+        if self.gives_way(cx) {
+            return true;
+        }
         let behind = self.take_behind();
         let read = if behind.is_empty() {
             SCRATCH_BUFFER.with_borrow_mut(|scratch| {
@@ -370,6 +377,7 @@ impl Relay {
             }
             Some(Ok(_)) => {
                 self.client.was_heard();
+                self.count_held();
                 true
             }
             Some(Err(_)) => {

@@ -149,6 +149,7 @@ impl Waiting {
                     session,
                     introduced: needs.introduced,
                     token,
+                    held_messages: context.shared.held_messages.clone(),
                 };
                 relay_to_the_end(context, beginning, Box::new(judge), &spec);
             }

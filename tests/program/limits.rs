@@ -15,7 +15,7 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
 /// Key, file of its test below `tests/program`, name of its test.
-const TESTED: [(&str, &str, &str); 54] = [
+const TESTED: [(&str, &str, &str); 55] = [
     ("limits.connections", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.connections_per_address", "addresses.rs", "one_address_has_so_many_connections"),
     ("limits.waiting_websockets", "websocket.rs", "a_full_room_sends_the_longest_silent_away"),
@@ -23,6 +23,11 @@ const TESTED: [(&str, &str, &str); 54] = [
     ("limits.websockets_per_user", "websocket/life.rs", "a_user_has_a_number_of_sockets_and_others_have_theirs"),
     ("limits.presence", "limits.rs", "who_found_no_place_in_a_full_table_of_presence_is_not_seen"),
     ("limits.unauthenticated_bytes", "strangers.rs", "an_unfinished_head_gives_way_with_431_to_those_that_hold_less"),
+    (
+        "limits.held_message_bytes",
+        "websocket/token_field.rs",
+        "of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_whole",
+    ),
     ("limits.token_cache", "identity.rs", "a_token_seen_before_is_not_verified_again"),
     ("limits.revocations", "control.rs", "what_is_not_a_revocation_changes_nothing"),
     (

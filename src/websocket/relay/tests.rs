@@ -57,6 +57,8 @@ impl Judge for Doorkeeper {
     }
 
     fn expired(&self, _action: &'static str) {}
+
+    fn limited(&self, _limit: &'static str) {}
 }
 
 /// A relay that runs, and what is at its two ends.
@@ -101,6 +103,7 @@ impl Relayed {
             session: Session::open(None, Life::default(), standing, now()),
             introduced: None,
             token: None,
+            held_messages: Budget::default(),
         };
         let (bell, is_denied) = (Bell::default(), Arc::new(AtomicBool::new(false)));
         let judge = Box::new(Doorkeeper(Arc::clone(&is_denied)));

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use super::guarded::Guard;
 use super::side::{Held, Outgoing};
 use super::{Relay, SAYINGS, mask};
 use crate::auth::Token;
+use crate::budget::{Budget, Share};
 use crate::json;
 use crate::policy::{DialectSpec, FieldSpec};
 use crate::websocket::classify::Rules;
@@ -26,6 +28,9 @@ pub(super) const LOOKED_INTO: usize = 16 << 10;
 
 /// An upstream has this long to answer a refresh; later it is a message like any other.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// Unfinished messages of this length are not counted: they are within what a socket may cost.
+const NOT_COUNTED: usize = 64 << 10;
 
 /// What only some sockets keep, so that the others do not pay for it.
 #[derive(Default)]
@@ -47,6 +52,9 @@ pub(super) struct Extra {
     waiting: Option<Pending>,
     /// What the client sent behind it.
     behind: Vec<u8>,
+    /// What the unfinished messages of all users may hold, and the share of this one.
+    held_messages: Budget,
+    share: Option<Share>,
 }
 
 struct Pending {
@@ -62,12 +70,13 @@ impl Extra {
         introduced: Option<Arc<DialectSpec>>,
         token: Option<Token>,
         message_bytes: usize,
+        held_messages: Budget,
     ) -> Option<Box<Self>> {
         let is_whole = dialect.is_some_and(|dialect| dialect.field.is_some() || dialect.forwards());
         let rules = Rules::of(dialect, introduced.as_deref());
         let guard = rules.map(|rules| Guard::new(rules, is_whole, message_bytes));
         let wanted = guard.is_some() || token.is_some();
-        wanted.then(|| Box::new(Self { guard, token, introduced, ..Self::default() }))
+        wanted.then(|| Box::new(Self { guard, token, introduced, held_messages, ..Self::default() }))
     }
 }
 
@@ -87,6 +96,47 @@ impl Relay {
     pub(super) fn keep_behind(&mut self, bytes: &[u8]) {
         if let Some(extra) = &mut self.extra {
             extra.behind.extend_from_slice(bytes);
+        }
+    }
+
+    /// Counts what is held of the client's message toward `limits.held_message_bytes`.
+    pub(super) fn count_held(&mut self) {
+        let held = self.held.as_ref().map_or(0, |held| held.raw.len() + held.text.len());
+        let Some(extra) = &mut self.extra else { return };
+        let waiting = extra.waiting.as_ref().map_or(0, |pending| pending.accepted.len());
+        let held = held + waiting + extra.behind.len();
+        if held <= NOT_COUNTED {
+            extra.share = None;
+            return;
+        }
+        let fits = if let Some(share) = &extra.share {
+            share.hold(held)
+        } else {
+            extra.share = extra.held_messages.enter(held);
+            extra.share.is_some()
+        };
+        if !fits {
+            self.give_way();
+        }
+    }
+
+    /// Whether the message gives way to those of other users, and the session ends.
+    pub(super) fn gives_way(&mut self, cx: &mut Context<'_>) -> bool {
+        let share = self.extra.as_ref().and_then(|extra| extra.share.as_ref());
+        let gives_way = share.is_some_and(|share| share.poll_gives_way(cx).is_ready());
+        if gives_way {
+            self.give_way();
+        }
+        gives_way
+    }
+
+    fn give_way(&mut self) {
+        self.judge.limited("held_message_bytes");
+        self.act_on(Event::End(Ending::TooManyConnections));
+        self.held = None;
+        self.forget_waiting();
+        if let Some(extra) = &mut self.extra {
+            extra.share = None;
         }
     }
 

@@ -128,6 +128,38 @@ async fn a_changed_token_that_is_refused_drops_its_message_and_closes() {
 }
 
 #[tokio::test]
+async fn of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_whole() {
+    let house =
+        house("websocket: { dialect: token-field, message_bytes: 512KiB }\nlimits: { held_message_bytes: 1MiB }\n")
+            .await;
+    let mut sockets = Vec::new();
+    for (user, size) in [("alice", 400_000), ("bob", 390_000), ("carol", 300_000)] {
+        let token = house.issuer.token(user);
+        let (mut client, mut upstream) = chat(&house, &token).await;
+        let text = message(&"x".repeat(size + 50_000), token.as_str());
+        client.send(0x01, &text.as_bytes()[..size]).await;
+        // A ping passes between the fragments: what stands before it has been read.
+        client.send(0x89, "").await;
+        if user != "carol" {
+            assert_eq!(upstream.next().await.opcode, 9, "{user}");
+        }
+        sockets.push((client, upstream, text, size));
+    }
+    let mut sockets = sockets.into_iter();
+    let (mut alice, _upstream, ..) = sockets.next().expect("alice");
+    assert!(alice.next_text().await.contains("Too many connections"));
+    assert_eq!(alice.next_close().await, (1013, "Try again later".into()));
+    for (mut client, mut upstream, text, size) in sockets {
+        client.send(0x80, &text.as_bytes()[size..]).await;
+        let mut heard = upstream.next().await;
+        while heard.opcode == 9 {
+            heard = upstream.next().await;
+        }
+        assert_eq!(heard.text(), text);
+    }
+}
+
+#[tokio::test]
 async fn messages_are_read_whole_up_to_message_bytes() {
     let house =
         house("websocket: { dialect: token-field }\nroutes: [{ path: /big, websocket: { message_bytes: 4MiB } }]\n")
