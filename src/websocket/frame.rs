@@ -219,6 +219,11 @@ impl Walker {
         self.partial_length = 0;
     }
 
+    /// Forgets the rest of a control frame that will not be finished.
+    pub fn abandon_payload(&mut self) {
+        self.left = 0;
+    }
+
     /// The next piece of `input` from `at` on, and where to go on; `None` when the input is used up.
     ///
     /// # Errors

@@ -295,6 +295,12 @@ impl Relay {
         }
     }
 
+    /// The client takes nothing any more. What it sent before it left still goes up; its end follows.
+    fn client_has_left(&mut self) {
+        self.client.give_up();
+        self.first_close.get_or_insert((None, ClosedBy::Client));
+    }
+
     fn upstream_breaks_off(&mut self) {
         self.from_upstream.abandon_header();
         self.upstream.eof = true;
@@ -405,9 +411,7 @@ impl Relay {
             match self.client.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
-                    self.client.give_up();
-                    self.client.eof = true;
-                    self.first_close.get_or_insert((None, ClosedBy::Client));
+                    self.client_has_left();
                     return true;
                 }
                 // Behind a Close nothing of the upstream's goes on, and only its end is awaited.
@@ -423,7 +427,7 @@ impl Relay {
                 if !out.spill.is_empty() {
                     self.count_out(out.spill.len());
                     if self.client.write_now(cx, &out.spill).is_err() {
-                        self.client.shut = true;
+                        self.client_has_left();
                     }
                     return true;
                 }
@@ -461,8 +465,7 @@ impl Relay {
             let bytes = outgoing.bytes(input);
             self.count_out(bytes.len());
             if self.client.write_now(cx, bytes).is_err() {
-                self.client.shut = true;
-                self.client.eof = true;
+                self.client_has_left();
             }
             Some(violation.map_or(Ok(input.len()), Err))
         });
@@ -488,7 +491,11 @@ impl Relay {
 
     /// A side that has gone, or two Closes, leave the rest this long, once what was accepted for either is delivered.
     fn settle(&mut self) {
-        let closed = self.client.said_close || self.upstream.said_close || self.client.eof || self.upstream.eof;
+        let closed = self.client.said_close
+            || self.upstream.said_close
+            || self.client.eof
+            || self.upstream.eof
+            || self.client.shut;
         if !closed || self.over.is_some() || self.farewell.is_some() {
             return;
         }

@@ -98,6 +98,9 @@ impl Relay {
         let Some(farewell) = &mut self.farewell else { return };
         // A message that nobody will finish is not waited for.
         let late = farewell.since.elapsed() >= BOUNDARY || self.upstream.eof;
+        if late {
+            self.upstream_control.abandon(&mut self.from_upstream);
+        }
         let between_frames = self.from_upstream.between_frames() && self.upstream_control.raw.is_empty();
         if self.from_upstream.between_messages() && between_frames {
             for saying in self.say.drain(..) {
@@ -120,8 +123,9 @@ impl Relay {
 
     /// Toward the upstream a session that we end is a masked Close 1001.
     pub(super) fn leave_upstream(&mut self) {
+        self.client_control.abandon(&mut self.from_client);
         // Of a message that is being held nothing has gone up.
-        let between = (self.from_client.between_frames() && self.client_control.raw.is_empty()) || self.held.is_some();
+        let between = self.from_client.between_frames() || self.held.is_some();
         if !self.upstream.told_close && between && !self.upstream.shut {
             encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(mask()));
         }

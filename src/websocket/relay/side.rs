@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Times;
 use crate::http::Socket;
-use crate::websocket::frame::Opcode;
+use crate::websocket::frame::{Opcode, Walker};
 
 /// The slowest reader that is waited for takes this many bytes a millisecond…
 const SLOWEST: u64 = 8;
@@ -276,6 +276,18 @@ impl Outgoing {
 pub(super) struct Control {
     pub(super) raw: Vec<u8>,
     pub(super) payload: Vec<u8>,
+}
+
+impl Control {
+    /// Of a header or a control frame that is not whole nothing has gone on: where it will not be finished, the stream
+    /// stands where it stood before.
+    pub(super) fn abandon(&mut self, walker: &mut Walker) {
+        walker.abandon_header();
+        if !self.raw.is_empty() {
+            walker.abandon_payload();
+            *self = Self::default();
+        }
+    }
 }
 
 /// A message being looked into.

@@ -275,6 +275,48 @@ async fn what_stands_before_the_clients_close_reaches_a_late_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_client_sent_before_it_left_goes_up_though_it_takes_no_answer() {
+    let Relayed { mut client, mut upstream, relay, .. } = Relayed::start(TIMES);
+    let message = vec![b'x'; 170 << 10];
+    // More than the upstream and the relay take, so that the client is not read when it leaves.
+    client.send(Opcode::Binary, &message).await;
+    drop(client);
+    upstream.send(Opcode::Text, b"to nobody").await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(upstream.next().await, Some((2, message)));
+    assert_eq!(upstream.next().await, None);
+    drop(upstream);
+    let outcome = relay.await.expect("ends");
+    assert_eq!((outcome.code, outcome.closed_by), (None, ClosedBy::Client));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_hears_1011_when_its_upstream_is_lost_inside_what_had_not_gone_on() {
+    let control_frame = [0x89, 5, b'p', b'i'];
+    for begun in [&[0x82][..], &[0x82, 126, 1], &control_frame] {
+        let Relayed { mut client, mut upstream, .. } = Relayed::start(TIMES);
+        upstream.send(Opcode::Text, b"whole").await;
+        upstream.stream.write_all(begun).await.expect("taken");
+        drop(upstream);
+        assert_eq!(client.next().await, Some((1, b"whole".to_vec())));
+        assert_eq!(client.next_close().await, Some(1011), "behind {begun:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ending_reaches_both_sides_while_each_is_inside_what_has_not_gone_on() {
+    for begun in [&[0x82][..], &[0x89, 0x85, 0, 0, 0, 0, b'p']] {
+        let mut relayed = Relayed::start(TIMES);
+        relayed.client.stream.write_all(begun).await.expect("taken");
+        relayed.upstream.stream.write_all(&[0x89, 5, b'p']).await.expect("taken");
+        sleep(Duration::from_secs(1)).await;
+        relayed.denies();
+        assert_eq!(relayed.upstream.next_close().await, Some(1001), "behind {begun:?}");
+        assert_eq!(relayed.client.next_close().await, Some(1008));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn five_seconds_after_a_close_was_delivered_it_is_over() {
     let Relayed { mut client, upstream: mut silent, relay, begun, .. } = Relayed::start(TIMES);
     client.close(1000).await;
