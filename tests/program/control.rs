@@ -4,15 +4,14 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
 
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get, request};
+use crate::support::control::post;
 use crate::support::issuer::Issuer;
+use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile};
 use crate::support::socket::{Socket, upgrade};
-use crate::support::{now, within};
 
 struct House {
     issuer: Issuer,
@@ -44,12 +43,7 @@ async fn house(more: &str, control: &str) -> (House, TempFile) {
 
 impl House {
     async fn post(&self, target: &str, body: &str) -> u16 {
-        let mut stream = UnixStream::connect(&self.socket).await.expect("connects");
-        let text = format!("POST {target} HTTP/1.1\r\nHost: control\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        stream.write_all(text.as_bytes()).await.expect("written");
-        let mut answer = String::new();
-        within("an answer", stream.read_to_string(&mut answer)).await.expect("read");
-        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+        post(&self.socket, target, body).await
     }
 
     async fn revoke(&self, what: serde_json::Value) -> u16 {

@@ -304,12 +304,7 @@ async fn revoking_a_user_ends_its_sessions() {
     let cookie = house.signed_in(&house.issuer.token("alice")).await;
     assert_eq!(house.page(&cookie).await, 200);
     let body = json!({"issuer": house.issuer.url, "sub": "alice"}).to_string();
-    let mut control = tokio::net::UnixStream::connect(&path).await.expect("connects");
-    let asked = format!("POST /revoke HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    tokio::io::AsyncWriteExt::write_all(&mut control, asked.as_bytes()).await.expect("written");
-    let mut said = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut control, &mut said).await.expect("read");
-    assert!(said.starts_with("HTTP/1.1 204"), "{said}");
+    assert_eq!(crate::support::control::post(&path, "/revoke", &body).await, 204);
     assert_eq!(house.page(&cookie).await, 401);
 }
 

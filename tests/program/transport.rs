@@ -1,72 +1,17 @@
 //! Every kind of socket on both sides: Unix, TLS on the listener and to the upstream, several upstreams.
 
-use std::sync::Arc;
-
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::support::authority::Authority;
 use crate::support::backend::Backend;
 use crate::support::client::{bearer, get};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::{Side, Socket, frame, upgrade};
 use crate::support::within;
-
-/// A certificate authority of the test's own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("key");
-        Self(CertifiedIssuer::self_signed(params, key).expect("authority"))
-    }
-
-    fn pem(&self) -> TempFile {
-        TempFile::new(&self.0.pem())
-    }
-
-    /// Certificate and key for a name, both PEM.
-    fn issue(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().expect("key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("params");
-        let certificate = params.signed_by(&key, &self.0).expect("signed");
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    fn connector(&self, protocols: &[&str]) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.0.pem().as_bytes()).expect("pem")).expect("added");
-        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        TlsConnector::from(Arc::new(config))
-    }
-
-    fn acceptor(&self, name: &str) -> TlsAcceptor {
-        let (certificate, key) = self.issue(name);
-        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("pem")];
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("key");
-        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("config");
-        TlsAcceptor::from(Arc::new(config))
-    }
-}
 
 /// Reads until the bytes end with this.
 async fn until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String {

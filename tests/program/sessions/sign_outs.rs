@@ -2,13 +2,13 @@
 //! out of takes no room from another, nor from the operator.
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{SESSION, clerk_provider, cookie, house};
 use crate::fixture::House;
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Answer, Client, bearer, request};
+use crate::support::control::post;
 use crate::support::issuer::{AUDIENCE, Issuer};
 use crate::support::now;
 use crate::support::proxy::{Proxy, TempFolder};
@@ -21,12 +21,7 @@ impl House {
     /// Revokes at the control listener in this folder.
     async fn revoke(&self, folder: &TempFolder, user: &str) -> u16 {
         let body = json!({"issuer": self.issuer.url, "sub": user}).to_string();
-        let mut control = tokio::net::UnixStream::connect(folder.0.join("control.sock")).await.expect("connects");
-        let asked = format!("POST /revoke HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        control.write_all(asked.as_bytes()).await.expect("written");
-        let mut said = String::new();
-        control.read_to_string(&mut said).await.expect("read");
-        said.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+        post(&folder.0.join("control.sock"), "/revoke", &body).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! What every test stands on. Time limits here are safety nets, never what is measured.
 
 pub mod answerer;
+pub mod authority;
 pub mod backend;
 pub mod client;
+pub mod control;
 pub mod issuer;
 pub mod proxy;
 pub mod socket;

@@ -186,8 +186,12 @@ impl Proxy {
         peak.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(status.expect("kill").success());
     }
 

@@ -158,7 +158,8 @@ impl Socket {
     }
 }
 
-fn parse(bytes: &[u8], masked: bool) -> Option<(Frame, usize)> {
+/// The first whole frame of these bytes and its length; panics when masking is wrong.
+pub fn parse(bytes: &[u8], masked: bool) -> Option<(Frame, usize)> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     assert_eq!(second & 0x80 != 0, masked, "masking is wrong for this side");
     let (length, mut at) = match second & 0x7f {

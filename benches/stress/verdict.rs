@@ -1,0 +1,191 @@
+//! Whether what became of a socket is what should have, by both of its ends and by its access line.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::pair::{Fate, Life};
+
+/// An access line of a socket.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    user: String,
+    close_code: Option<u64>,
+    closed_by: String,
+    refreshes: u64,
+}
+
+/// The access lines of sockets, by the number in their path.
+pub(crate) fn lines(log: &[String]) -> HashMap<u64, Vec<Line>> {
+    let mut found: HashMap<u64, Vec<Line>> = HashMap::new();
+    for line in log {
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        if line["msg"] != "socket" {
+            continue;
+        }
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        let number = text("path").rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(u64::MAX);
+        found.entry(number).or_default().push(Line {
+            user: text("user"),
+            close_code: line["close_code"].as_u64(),
+            closed_by: text("closed_by"),
+            refreshes: line["refreshes"].as_u64().unwrap_or(0),
+        });
+    }
+    found
+}
+
+/// The peer of a Close has 5 s; who answers later than this may be too late.
+const ANSWERED: Duration = Duration::from_secs(4);
+/// A client that is told that its socket ends is given up after 5 s in which it takes nothing.
+const STOOD_STILL: Duration = Duration::from_secs(4);
+
+/// How a socket ended, and what of it must not have been.
+pub(crate) struct Verdict {
+    pub(crate) ending: String,
+    pub(crate) violations: Vec<String>,
+}
+
+/// Judges a socket; `drain` is when the proxy was told to stop.
+pub(crate) fn judge(life: &Life, lines: &[Line], drain: Instant) -> Verdict {
+    let mut wrong: Vec<String> = life.problem.iter().cloned().collect();
+    wrong.extend(life.client.violations.iter().map(|what| format!("at the client: {what}")));
+    wrong.extend(life.upstream.violations.iter().map(|what| format!("at the upstream: {what}")));
+    let (client, upstream) = (&life.client, &life.upstream);
+    if client.got > upstream.begun || upstream.got > client.begun {
+        wrong.push("more messages than were sent".to_owned());
+    }
+    if client.refreshes_accepted + client.refreshes_refused > client.refreshes_asked {
+        wrong.push("more refreshes answered than asked for".to_owned());
+    }
+    let [line] = lines else {
+        wrong.push(format!("{} access lines", lines.len()));
+        return Verdict { ending: format!("{:?}", life.fate), violations: wrong };
+    };
+    if line.user != life.user {
+        wrong.push(format!("its access line is {}'s, it was {}'s", line.user, life.user));
+    }
+    if line.refreshes < u64::from(client.refreshes_accepted) {
+        wrong.push(format!("{} refreshes in its line, {} accepted", line.refreshes, client.refreshes_accepted));
+    }
+    let reason = Reason::of(life);
+    let named = (line.closed_by.as_str(), line.close_code);
+    if !reason.lines.contains(&named) {
+        wrong.push(format!("its access line says {named:?}, not one of {:?}", reason.lines));
+    }
+    let code = line.close_code.and_then(|code| u16::try_from(code).ok());
+    let mut told = if reason.is_forced { told(life, code, drain, &mut wrong) } else { "" };
+    if life.over < drain {
+        orderly(life, &mut wrong);
+    } else if life.brought_about.is_some() && !reason.is_forced {
+        told = " (the drain came meanwhile)";
+    }
+    let seen = client.close_got.map_or_else(|| "no Close".to_owned(), |code| code.to_string());
+    let ending = format!("{:<18} line {}/{}, client saw {seen}{told}", reason.name, named.0, named.1.unwrap_or(0));
+    Verdict { ending, violations: wrong }
+}
+
+/// Why a socket ended, as far as the command brought it about.
+struct Reason {
+    name: String,
+    /// Who closed and with which code, for its access line.
+    lines: Vec<(&'static str, Option<u64>)>,
+    /// The proxy ends it, and says so to the client.
+    is_forced: bool,
+}
+
+impl Reason {
+    fn of(life: &Life) -> Self {
+        const DRAINED: (&str, Option<u64>) = ("vestibule", Some(1012));
+        let happened = life.brought_about.is_some();
+        let code = life.code.map(u64::from);
+        let (lines, is_forced) = match life.fate {
+            Fate::Denied => (vec![("vestibule", Some(1008)), DRAINED], true),
+            Fate::Expires => (vec![("vestibule", Some(4401)), DRAINED], true),
+            _ if !happened => (vec![DRAINED], true),
+            Fate::Drained => (vec![DRAINED], true),
+            Fate::ClientCloses => (vec![("client", code)], false),
+            Fate::UpstreamCloses => (vec![("upstream", code)], false),
+            Fate::ClientHalfCloses | Fate::ClientIsCut => (vec![("client", None)], false),
+            Fate::UpstreamHalfCloses | Fate::UpstreamIsCut => (vec![("vestibule", Some(1011))], true),
+            Fate::ClientStops => (vec![("vestibule", None), DRAINED], false),
+            Fate::Revoked => (vec![("vestibule", Some(1008))], true),
+        };
+        let is_by_itself = matches!(life.fate, Fate::Denied | Fate::Expires);
+        let name = if happened || is_by_itself { format!("{:?}", life.fate) } else { format!("{:?}", Fate::Drained) };
+        Self { name, lines, is_forced }
+    }
+}
+
+/// What the client of a socket that the proxy ends has heard of it, and why nothing where it has not.
+fn told(life: &Life, code: Option<u16>, drain: Instant, wrong: &mut Vec<String>) -> &'static str {
+    let client = &life.client;
+    match client.close_got {
+        Some(seen) if Some(seen) == code => "",
+        Some(seen) => {
+            wrong.push(format!("the client saw {seen}, its line says {code:?}"));
+            ""
+        }
+        None => {
+            let from = life.brought_about.unwrap_or(if code == Some(1012) {
+                drain
+            } else {
+                life.over.checked_sub(STOOD_STILL * 3).unwrap_or(drain)
+            });
+            let still: Duration =
+                client.pauses.iter().map(|(began, ended)| ended.saturating_duration_since((*began).max(from))).sum();
+            if still >= STOOD_STILL {
+                " (it did not read for longer than it is waited for)"
+            } else if client.is_torn && life.fate == Fate::UpstreamIsCut {
+                " (the upstream was cut inside a message)"
+            } else {
+                wrong.push(format!(
+                    "the client was told nothing, though it stood still for {still:?} alone (inside a message: {})",
+                    client.is_torn
+                ));
+                ""
+            }
+        }
+    }
+}
+
+/// What was closed in good order has lost nothing.
+fn orderly(life: &Life, wrong: &mut Vec<String>) {
+    if life.brought_about.is_none() {
+        return;
+    }
+    let (client, upstream) = (&life.client, &life.upstream);
+    let up = || format!("the client sent {} messages, the upstream has {}", client.sent, upstream.got);
+    let down = || format!("the upstream sent {} messages, the client has {}", upstream.sent, client.got);
+    let (is_up, is_down) = (client.sent == upstream.got, upstream.sent == client.got);
+    let code = life.code.unwrap_or(1005);
+    let in_time = |first: Option<(u16, Instant)>, second: Option<(u16, Instant)>| {
+        first.zip(second).is_some_and(|(first, second)| second.1.saturating_duration_since(first.1) < ANSWERED)
+    };
+    match life.fate {
+        Fate::ClientCloses => {
+            if !is_up || upstream.close_got != Some(code) {
+                wrong.push(format!("closed by the client with {code}: {}, {:?} came", up(), upstream.close_got));
+            }
+            let answered = in_time(client.close_sent, upstream.close_sent);
+            if answered && (!is_down || client.close_got != Some(code)) {
+                wrong.push(format!("closed by the client: {}, {:?} came back", down(), client.close_got));
+            }
+        }
+        Fate::UpstreamCloses => {
+            if !is_down || client.close_got != Some(code) {
+                wrong.push(format!("closed by the upstream with {code}: {}, {:?} came", down(), client.close_got));
+            }
+            let answered = in_time(upstream.close_sent, client.close_sent);
+            if answered && (!is_up || upstream.close_got != Some(code)) {
+                wrong.push(format!("closed by the upstream: {}, {:?} came back", up(), upstream.close_got));
+            }
+        }
+        Fate::ClientHalfCloses if !is_up || !is_down || client.close_got != Some(1000) => {
+            wrong.push(format!("the client sends no more: {}; {}; {:?} came", up(), down(), client.close_got));
+        }
+        Fate::UpstreamHalfCloses if client.close_got.is_some() && !is_down => {
+            wrong.push(format!("the upstream sends no more: {}", down()));
+        }
+        _ => {}
+    }
+}
