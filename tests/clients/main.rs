@@ -63,7 +63,8 @@ fn passes(file: &str) {
 fn passes_with(file: &str, variables: &[(&str, &Path)]) {
     let Some(folder) = folder() else { return };
     let output = Command::new("node")
-        .args(["--test", file])
+        // What a failed test leaves open does not keep the process.
+        .args(["--test", "--test-force-exit", "--test-timeout=300000", file])
         .current_dir(folder)
         .env("VESTIBULE", env!("CARGO_BIN_EXE_vestibule"))
         .env("ROOT", env!("CARGO_MANIFEST_DIR"))
