@@ -262,7 +262,7 @@ impl Inner {
         }
     }
 
-    /// Its turn; `None` when nobody waits for the answer any more, and then it is no longer under way.
+    /// Waits for the turn of a question; `None` when nobody waits for the answer any more, and then it is no longer under way.
     async fn turn_or_nobody(
         &self,
         question: &Question,
@@ -278,7 +278,7 @@ impl Inner {
                 turn = &mut turn => return Some(turn),
                 () = send.closed() => {}
             }
-            // Whoever joins does so under this lock.
+            // New askers join under this lock, so none can come between.
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             if send.receiver_count() == 0 {
                 under_way.remove(&question.digest);

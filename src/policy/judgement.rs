@@ -77,7 +77,8 @@ impl Policy {
         judge(&self.routes, method, readings)
     }
 
-    /// What the rules demand of a path that no client sent: `None` where it has too many readings.
+    /// Judges a path by its text: that of an open socket again after a reload, or an example. `None` where it has too
+    /// many readings.
     #[must_use]
     pub fn judge_path(&self, method: &str, path: &str) -> Option<Judgement> {
         self.readings(path).ok().map(|readings| self.judge(method, &readings))
