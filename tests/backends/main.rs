@@ -18,7 +18,7 @@ mod fronts;
 mod paths;
 mod request_fields;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -101,7 +101,7 @@ impl Backend {
         let folder = std::env::temp_dir().join(format!("vestibule-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("folder");
         prepare(&folder);
-        let port = TcpListener::bind("127.0.0.1:0").expect("port").local_addr().expect("address").port();
+        let port = support::unused_port();
         let log = std::fs::File::create(folder.join("backend.log")).expect("log");
         let child = Command::new(python)
             .args(arguments(port))

@@ -9,9 +9,9 @@ use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get, request};
 use crate::support::control::post;
 use crate::support::issuer::Issuer;
-use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile};
 use crate::support::socket::{Socket, upgrade};
+use crate::support::{now, unused_port};
 
 struct House {
     issuer: Issuer,
@@ -315,10 +315,7 @@ async fn a_drain_can_be_asked_for() {
 #[tokio::test]
 async fn over_tcp_whoever_has_the_token_may() {
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let port = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        free.local_addr().expect("address")
-    };
+    let port = std::net::SocketAddr::from(([127, 0, 0, 1], unused_port()));
     let secret = "a-control-token-of-enough-length-0123456789";
     let yaml = format!(
         "upstream: {}\nproviders: [{}]\ncontrol: {{ listen: \"{port}\", token: {secret} }}\n",

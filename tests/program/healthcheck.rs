@@ -7,6 +7,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{Client, get};
 use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::{Proxy, TempFile, command};
+use crate::support::unused_port;
 
 /// Exit code and what was said.
 fn healthcheck(arguments: &[&str]) -> (Option<i32>, String) {
@@ -100,7 +101,7 @@ async fn it_asks_over_tls_whatever_the_certificate_and_over_a_unix_socket() {
 
 #[test]
 fn nobody_somebody_else_and_somebody_silent_are_not_alive() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address").to_string();
+    let free = format!("127.0.0.1:{}", unused_port());
     let (code, said) = healthcheck(&["--listen", &free]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains(&free) && said.contains("refused"), "{said}");
