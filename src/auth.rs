@@ -29,23 +29,26 @@ mod keys;
 mod kind;
 mod outbound;
 mod rejection;
-mod remembered;
 mod remote;
 mod revocation;
-mod session;
+mod session_cookie;
+mod stored_identity;
 pub mod token;
 mod trace;
 mod verifier;
 
 pub use cache::LastToken;
-pub use identity::{End, Identity, OwnSession, User, Voucher};
+pub use identity::{BrowserSession, Expiry, Identity, User, VerifiedBy};
 pub use inspection::Inspection;
-pub use keys::{Health, KeyPrint, ProviderKeys, inspect as inspect_keys};
+pub use keys::{KeyFingerprint, KeyHealth, ProviderKeys, inspect as inspect_keys};
 pub use rejection::Rejection;
-pub use remembered::Remembered;
-pub use remote::{Question, inspect as inspect_remote};
-pub use revocation::{FileError, Full, Mark, Marks, Revocation, Revocations, SignOutLimits, Target, named};
-pub use session::{Begun, SessionCookie, Sessions};
+pub use remote::{RemoteCheck, inspect as inspect_remote};
+pub use revocation::{
+    LimitReached, Revocation, RevocationFileError, RevocationKey, RevocationKeys, RevocationTarget, Revocations,
+    SignOutLimits, issuer_or_name,
+};
+pub use session_cookie::{IssuedCookie, SessionCookie, SessionCookies};
+pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, Token};
 pub use trace::Step;
-pub use verifier::{AskedAgain, Effort, Explanation, Verified, Verifier, now, unix_millis};
+pub use verifier::{Explanation, Lookup, Revalidation, Verified, Verifier, unix_millis, unix_seconds};

@@ -5,8 +5,8 @@
 
 mod client;
 mod pages;
-mod session;
+mod session_endpoint;
 
 pub use client::ClientFile;
 pub use pages::{Navigation, answer_navigation};
-pub use session::serve as serve_session;
+pub use session_endpoint::serve as serve_session_endpoint;

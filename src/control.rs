@@ -14,7 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::auth::{self, Target, now};
+use crate::auth::{self, RevocationTarget, unix_seconds};
 use crate::json;
 use crate::policy::{ControlAddress, ControlSpec, Policy};
 use crate::runtime::Shared;
@@ -116,7 +116,7 @@ impl Desk {
             return said(StatusCode::NOT_FOUND, "control is switched off\n");
         };
         let limit = policy.limits.revocations;
-        let revocation = match self.shared.revocations.revoke(&issuer, &target, now(), keep, limit) {
+        let revocation = match self.shared.revocations.revoke(&issuer, &target, unix_seconds(), keep, limit) {
             Ok(revocation) => revocation,
             Err(full) => {
                 tracing::error!("a revocation was refused: {full}");
@@ -129,7 +129,7 @@ impl Desk {
         // What is open ends before the disk is waited for.
         self.shared.bell.ring();
         tracing::info!(issuer = %issuer, "revoked: {target:?}");
-        let written = tokio::task::spawn_blocking(|| revocation.write_down()).await;
+        let written = tokio::task::spawn_blocking(|| revocation.save()).await;
         let problem = match written {
             Ok(Ok(())) => {
                 let mut answer = Response::new(Full::default());
@@ -148,7 +148,7 @@ impl Desk {
 }
 
 /// `issuer`, and one of `sub`, `sid` and `jti`; nothing else.
-fn read(body: &[u8], policy: &Policy) -> Result<(String, Target), String> {
+fn read(body: &[u8], policy: &Policy) -> Result<(String, RevocationTarget), String> {
     const FORM: &str = r#"write {"issuer": "…", "sub": "…"}, or sid or jti instead of sub"#;
     let object = json::object(body).map_err(|_| format!("not a JSON object with each member once; {FORM}"))?;
     let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
@@ -161,9 +161,9 @@ fn read(body: &[u8], policy: &Policy) -> Result<(String, Target), String> {
                 issuer = Some(value);
                 continue;
             }
-            "sub" => Target::User(value),
-            "sid" => Target::Session(value),
-            "jti" => Target::Token(value),
+            "sub" => RevocationTarget::User(value),
+            "sid" => RevocationTarget::Session(value),
+            "jti" => RevocationTarget::Token(value),
             _ => return Err(format!("{name:?} means nothing here; {FORM}")),
         };
         if target.replace(read).is_some() {
@@ -171,8 +171,8 @@ fn read(body: &[u8], policy: &Policy) -> Result<(String, Target), String> {
         }
     }
     let (Some(issuer), Some(target)) = (issuer, target) else { return Err(FORM.to_owned()) };
-    if !policy.providers.iter().any(|provider| auth::named(provider) == issuer) {
-        let known: Vec<&str> = policy.providers.iter().map(|provider| auth::named(provider)).collect();
+    if !policy.providers.iter().any(|provider| auth::issuer_or_name(provider) == issuer) {
+        let known: Vec<&str> = policy.providers.iter().map(|provider| auth::issuer_or_name(provider)).collect();
         return Err(format!("{issuer:?} is no configured issuer; there is {}", known.join(", ")));
     }
     Ok((issuer, target))

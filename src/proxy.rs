@@ -19,7 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
-use crate::browser::{ClientFile, Navigation, answer_navigation, serve_session};
+use crate::browser::{ClientFile, Navigation, answer_navigation, serve_session_endpoint};
 use crate::budget::{PUBLIC_BYTES, SPEAKING_BYTES, Share};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, ClientBody, Connection, Fate, OwnRequest, Phase,
@@ -214,7 +214,7 @@ impl Desk<'_> {
         match ruled {
             Ruled::Own(own) if own.head().uri.path() == SESSION => {
                 entry.line.route = Arc::clone(&OWN_ROUTE);
-                match serve_session(self.shared, self.runtime, own, &mut entry.line).await {
+                match serve_session_endpoint(self.shared, self.runtime, own, &mut entry.line).await {
                     Ok(answer) => Served::Ours(answer),
                     Err(refusal) => Served::Refused(refusal),
                 }
@@ -494,7 +494,7 @@ static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
 
 /// Says a thing that would otherwise fill the log, once a minute.
 fn once_a_minute(last: &AtomicU64, say: impl FnOnce()) {
-    let now = crate::auth::now();
+    let now = crate::auth::unix_seconds();
     let before = last.load(Ordering::Relaxed);
     if now >= before + 60 && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
         say();

@@ -18,7 +18,9 @@ use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::auth::token::Cookies;
-use crate::auth::{Carrier, Effort, Identity, LastToken, Rejection, Revocations, Token, Verified, Verifier, now};
+use crate::auth::{
+    Carrier, Identity, LastToken, Lookup, Rejection, Revocations, Token, Verified, Verifier, unix_seconds,
+};
 use crate::budget::{Budget, SILENT_BYTES, Share};
 use crate::drain::Drain;
 use crate::http::{Refusal, Signer, Upstreams};
@@ -168,7 +170,7 @@ impl Shared {
     /// Notes that a valid token of this identity was presented, where any socket's life hangs on that.
     pub fn see(&self, policy: &Policy, identity: &Identity) {
         if let Some(presence) = policy.longest_presence {
-            self.users.see(identity, now(), policy.limits.presence, presence.as_secs());
+            self.users.see(identity, unix_seconds(), policy.limits.presence, presence.as_secs());
         }
     }
 
@@ -245,8 +247,8 @@ impl Shared {
         let limit = runtime.policy.limits.failed_tokens_per_minute;
         let counted = client.zip(limit);
         let over = counted.and_then(|(address, _)| self.addresses.is_over(address));
-        let effort = if over.is_some() { Effort::AtHand } else { Effort::Whatever };
-        let rejection = match runtime.verifier.verify(token, carrier, last, effort).await {
+        let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
+        let rejection = match runtime.verifier.verify(token, carrier, last, lookup).await {
             Ok(verified) => return Ok(verified),
             Err(rejection) => rejection,
         };
@@ -273,7 +275,7 @@ impl Shared {
     ) -> Result<Verified, Refused> {
         loop {
             let runtime = self.current();
-            let judged = self.verify(&runtime, client, token.again(), carrier, None).await;
+            let judged = self.verify(&runtime, client, token.duplicate(), carrier, None).await;
             if self.current().generation == runtime.generation {
                 return judged;
             }
@@ -293,7 +295,7 @@ impl Shared {
         last: Option<&LastToken>,
     ) -> Result<Option<Verified>, Refused> {
         if let Some(session) = &cookies.session {
-            match runtime.verifier.verify_session(session).await {
+            match runtime.verifier.verify_session_cookie(session).await {
                 Ok(verified) => return Ok(Some(verified)),
                 Err(rejection) if rejection.is_unavailable() => return Err(Refused::Rejected(rejection)),
                 Err(rejection) => tracing::debug!("a session cookie is refused ({rejection}) and counts as absent"),

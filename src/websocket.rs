@@ -33,7 +33,7 @@ use hyper_util::rt::TokioIo;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::token::{BadCredential, Extracted};
-use crate::auth::{Carrier, Identity, NoCredential, now};
+use crate::auth::{Carrier, Identity, NoCredential, unix_seconds};
 use crate::budget::Share;
 use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
@@ -282,7 +282,7 @@ fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result
     let route = &request.route().label;
     let mode = if found.is_ok() { "move" } else { "deny" };
     shared.metrics.sockets.in_query(route, mode);
-    if shared.query_tokens.count(route, &origin, now()) {
+    if shared.query_tokens.count(route, &origin, unix_seconds()) {
         tracing::warn!("deprecated ?token= from {origin} on {route}; send it as the first message");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
-use crate::auth::Health;
+use crate::auth::KeyHealth;
 use crate::page::{self, Escaped, Layout};
 use crate::policy::{KeySource, Names, ProviderSpec, summary};
 use crate::runtime::{Runtime, Shared};
@@ -72,7 +72,7 @@ fn providers(body: &mut String, runtime: &Runtime) {
 }
 
 /// A provider's keys in a sentence.
-fn said_of(spec: &ProviderSpec, health: &Health) -> String {
+fn said_of(spec: &ProviderSpec, health: &KeyHealth) -> String {
     if spec.keys == KeySource::Asked {
         return "is asked about every token.".to_owned();
     }
@@ -106,7 +106,7 @@ fn limits(body: &mut String, shared: &Shared, runtime: &Runtime) {
     for (name, used, most) in [
         ("connections", shared.connections() as usize, limits.connections as usize),
         ("waiting_websockets", shared.room.len(), limits.waiting_websockets as usize),
-        ("token_cache", runtime.verifier.remembers(), limits.token_cache),
+        ("token_cache", runtime.verifier.cached_tokens(), limits.token_cache),
         ("presence", shared.users.seen(), limits.presence),
         ("revocations", shared.revocations.count(), limits.revocations),
         ("sign_outs", shared.revocations.sign_outs(), limits.sign_outs),
@@ -177,7 +177,7 @@ mod tests {
     fn a_provider_is_said_in_a_sentence() {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: oidc, issuer: \"https://i.example\", audience: api }]\n";
         let policy = crate::policy::validate(&crate::config::load_yaml(yaml).expect("loads").config).expect("valid");
-        let health = |good: Option<u64>, failed: Option<u64>| Health {
+        let health = |good: Option<u64>, failed: Option<u64>| KeyHealth {
             attempted: good.or(failed).is_some(),
             keys: if good.is_some() { 2 } else { 0 },
             algorithms: vec!["RS256".to_owned()],

@@ -102,7 +102,7 @@ impl LastToken {
 
     /// Keeps what was found, for no longer than it was good when it was found.
     pub(super) fn set(&self, token: &Token, digest: Digest, entry: Entry, verifier: &Arc<()>) {
-        let last = Last { token: token.again(), digest, entry, verifier: Arc::clone(verifier) };
+        let last = Last { token: token.duplicate(), digest, entry, verifier: Arc::clone(verifier) };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     }
 }
@@ -116,7 +116,7 @@ impl std::fmt::Debug for LastToken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{End, Voucher};
+    use crate::auth::{Expiry, VerifiedBy};
 
     fn identity() -> Arc<Identity> {
         let config = crate::config::Config {
@@ -134,14 +134,14 @@ mod tests {
             provider,
             "alice".into(),
             serde_json::Map::new(),
-            End::At(0),
-            Voucher::Provider(super::super::KeyPrint::default()),
+            Expiry::At(0),
+            VerifiedBy::Provider(super::super::KeyFingerprint::default()),
             super::super::kind::KindHeader::default(),
         ))
     }
 
     fn digest(number: u32) -> Digest {
-        TokenCache::digest(&Token::presented(&number.to_string(), 16).expect("token"))
+        TokenCache::digest(&Token::parse(&number.to_string(), 16).expect("token"))
     }
 
     #[test]
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_last_token_is_that_token_alone_of_that_verifier_and_for_its_time() {
-        let token = |text: &str| Token::presented(text, 16).expect("token");
+        let token = |text: &str| Token::parse(text, 16).expect("token");
         let (ours, other) = (Arc::new(()), Arc::new(()));
         let last = LastToken::default();
         let set = |ttl| last.set(&token("abc"), digest(1), Entry::new(identity(), ttl), &ours);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::allow::unmet;
-use super::identity::{End, Voucher};
+use super::identity::{Expiry, VerifiedBy};
 use super::kind::{KindHeader, flattened};
 use super::remote::asked_how;
 use super::trace::Trace;
@@ -20,8 +20,8 @@ use crate::policy::{PathVariables, ProviderSpec};
 pub(super) struct Said {
     pub(super) claims: Map<String, Value>,
     pub(super) kind: KindHeader,
-    pub(super) end: End,
-    pub(super) voucher: Voucher,
+    pub(super) end: Expiry,
+    pub(super) verified_by: VerifiedBy,
 }
 
 /// The identity of what a token says now.
@@ -29,13 +29,13 @@ pub(super) struct Said {
 /// # Errors
 /// What is wrong with it for this provider.
 pub(super) fn identify(spec: &Arc<ProviderSpec>, said: Said, trace: &mut impl Trace) -> Result<Identity, Rejection> {
-    let Said { claims, kind, end, voucher } = said;
+    let Said { claims, kind, end, verified_by } = said;
     claims::check_addressee(spec, kind, &claims, trace)?;
     // Required claims come before the user id, and are read as every rule reads claims.
     let user_id = claims::user_id(spec, &claims);
     let shown = user_id.clone().unwrap_or_default();
     let claims = flattened(spec, claims);
-    let identity = Identity::new(Arc::clone(spec), shown, claims, end, voucher, kind);
+    let identity = Identity::new(Arc::clone(spec), shown, claims, end, verified_by, kind);
     // No route is known here, so a requirement of a provider has no path variables.
     if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
         return Err(Rejection::Required(claim.to_string()));
@@ -56,12 +56,12 @@ pub(super) fn identify_again(spec: &Arc<ProviderSpec>, preset: &str, said: Said)
     if spec.preset != preset || !is_its_issuer {
         return Err(other());
     }
-    match said.voucher {
-        Voucher::Key { algorithm, .. } if !spec.algorithms.contains(&algorithm) => {
+    match said.verified_by {
+        VerifiedBy::Key { algorithm, .. } if !spec.algorithms.contains(&algorithm) => {
             return Err(Rejection::Algorithm(format!("{algorithm:?}")));
         }
-        Voucher::Key { .. } => {}
-        Voucher::Provider(how) => {
+        VerifiedBy::Key { .. } => {}
+        VerifiedBy::Provider(how) => {
             let asked = spec.remote.as_ref().filter(|remote| remote.instead);
             if asked.is_none_or(|remote| asked_how(remote) != how) {
                 return Err(other());

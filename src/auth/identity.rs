@@ -8,7 +8,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::claims::value;
-use super::keys::KeyPrint;
+use super::keys::KeyFingerprint;
 use super::kind::KindHeader;
 use crate::policy::{Claim, ProviderSpec};
 
@@ -18,16 +18,16 @@ pub struct Identity {
     provider: Arc<ProviderSpec>,
     user_id: String,
     claims: Map<String, Value>,
-    end: End,
-    voucher: Voucher,
+    end: Expiry,
+    verified_by: VerifiedBy,
     kind: KindHeader,
     /// The session of ours that it came by.
-    own_session: Option<OwnSession>,
+    browser_session: Option<BrowserSession>,
 }
 
 /// The session of ours that an identity came by; the same in every cookie of that session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnSession {
+pub struct BrowserSession {
     /// Its id.
     pub id: Arc<str>,
     /// Whose it is, without saying who.
@@ -37,32 +37,32 @@ pub struct OwnSession {
     /// When the last of its cookies known to this one ends, Unix seconds.
     pub last_end: u64,
     /// What it is sealed with.
-    pub(super) seal: KeyPrint,
+    pub(super) seal: KeyFingerprint,
 }
 
 /// Until when a token is good, Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Expiry {
     /// It says so itself.
     At(u64),
     /// It does not say; its provider is asked again by then.
-    AskedAgainAt(u64),
+    RevalidateAt(u64),
 }
 
 /// Who said that a token is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Voucher {
+pub enum VerifiedBy {
     /// One of its provider's keys.
     Key {
         /// Which.
-        print: KeyPrint,
+        print: KeyFingerprint,
         /// By which algorithm.
         algorithm: Algorithm,
         /// The token's end, Unix seconds: until then the key must be one of the provider's.
         until: u64,
     },
     /// The provider itself, when it was asked in this way.
-    Provider(KeyPrint),
+    Provider(KeyFingerprint),
 }
 
 impl Identity {
@@ -71,23 +71,23 @@ impl Identity {
         provider: Arc<ProviderSpec>,
         user_id: String,
         claims: Map<String, Value>,
-        end: End,
-        voucher: Voucher,
+        end: Expiry,
+        verified_by: VerifiedBy,
         kind: KindHeader,
     ) -> Self {
-        Self { provider, user_id, claims, end, voucher, kind, own_session: None }
+        Self { provider, user_id, claims, end, verified_by, kind, browser_session: None }
     }
 
     /// As it comes by a session of ours, for as long as that is good.
-    pub(super) fn in_session(mut self, session: Option<OwnSession>) -> Self {
-        self.own_session = session;
+    pub(super) fn in_session(mut self, session: Option<BrowserSession>) -> Self {
+        self.browser_session = session;
         self
     }
 
     /// The session of ours that it came by.
     #[must_use]
-    pub fn own_session(&self) -> Option<&OwnSession> {
-        self.own_session.as_ref()
+    pub fn browser_session(&self) -> Option<&BrowserSession> {
+        self.browser_session.as_ref()
     }
 
     /// What the token's header said of its kind.
@@ -97,8 +97,8 @@ impl Identity {
 
     /// Who vouched for it.
     #[must_use]
-    pub fn voucher(&self) -> Voucher {
-        self.voucher
+    pub fn verified_by(&self) -> VerifiedBy {
+        self.verified_by
     }
 
     /// The claims as they came.
@@ -130,7 +130,7 @@ impl Identity {
 
     /// Until when it is good.
     #[must_use]
-    pub fn end(&self) -> End {
+    pub fn expiry(&self) -> Expiry {
         self.end
     }
 
@@ -138,7 +138,7 @@ impl Identity {
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         match self.end {
-            End::At(at) | End::AskedAgainAt(at) => at,
+            Expiry::At(at) | Expiry::RevalidateAt(at) => at,
         }
     }
 

@@ -15,12 +15,12 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::now as unix_now;
+use super::unix_seconds;
 use super::{Inspection, Rejection};
 use crate::policy::{KeySource, ProviderSpec};
 use crate::telemetry::{Label, Metrics};
 
-pub use set::KeyPrint;
+pub use set::KeyFingerprint;
 pub(super) use set::{Candidates, KeySet};
 
 /// Unknown `kid`s cause at most one fetch per provider in this time; the start-up fetch and
@@ -53,7 +53,7 @@ struct Claim {
 
 /// How a provider's keys are, for the start and for `/readyz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
+pub struct KeyHealth {
     /// Whether the first attempt has ended.
     pub attempted: bool,
     /// How many keys are usable.
@@ -122,9 +122,9 @@ impl ProviderKeys {
 
     /// How the keys are now.
     #[must_use]
-    pub fn health(&self) -> Health {
+    pub fn health(&self) -> KeyHealth {
         let state = self.state.borrow();
-        Health {
+        KeyHealth {
             attempted: state.finished > 0,
             keys: state.keys.as_ref().map_or(0, |keys| keys.len()),
             algorithms: state.keys.as_ref().map_or_else(Vec::new, |keys| keys.algorithms()),
@@ -137,12 +137,12 @@ impl ProviderKeys {
     /// Whether a key that once verified a token still stands for this provider. While no set is at hand
     /// nobody has withdrawn anything.
     #[must_use]
-    pub fn vouches(&self, print: KeyPrint, algorithm: Algorithm) -> bool {
+    pub fn is_current(&self, print: KeyFingerprint, algorithm: Algorithm) -> bool {
         self.state.borrow().keys.as_ref().is_none_or(|keys| keys.holds(print, algorithm))
     }
 
     /// Whether this key would verify a token now: it is in the set in force, and that is not too old.
-    pub(super) fn verifies_with(&self, print: KeyPrint, algorithm: Algorithm) -> bool {
+    pub(super) fn verifies_with(&self, print: KeyFingerprint, algorithm: Algorithm) -> bool {
         self.in_force(&self.state.borrow()).is_some_and(|keys| keys.holds(print, algorithm))
     }
 
@@ -151,7 +151,11 @@ impl ProviderKeys {
     ///
     /// # Errors
     /// [`Rejection::KeysUnavailable`] when nobody can say.
-    pub(super) async fn still_verifies_with(&self, print: KeyPrint, algorithm: Algorithm) -> Result<bool, Rejection> {
+    pub(super) async fn still_verifies_with(
+        &self,
+        print: KeyFingerprint,
+        algorithm: Algorithm,
+    ) -> Result<bool, Rejection> {
         if self.current().await?.holds(print, algorithm) {
             return Ok(true);
         }
@@ -301,7 +305,7 @@ async fn keep_fetching(
             Ok(client) => fetch::keys(client, &provider).await,
             Err(error) => Err(error.clone()),
         };
-        metrics.credentials.keys_fetched(&label, fetched.as_ref().ok().map(KeySet::len), unix_now());
+        metrics.credentials.keys_fetched(&label, fetched.as_ref().ok().map(KeySet::len), unix_seconds());
         let wait = if fetched.is_ok() {
             retry = FIRST_RETRY;
             *refresh

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Digest;
 use super::kind::is_kind_member;
-use super::{Inspection, KeyPrint, Token, outbound};
+use super::{Inspection, KeyFingerprint, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteQuestion, RemoteSpec};
 use crate::telemetry::{Label, Metrics};
 
@@ -34,18 +34,18 @@ const USUAL_REST: Duration = Duration::from_secs(5);
 const IDLE_CONNECTIONS: usize = 4;
 
 /// How a provider is asked, for what it has vouched for: another endpoint is another's word.
-pub(super) fn asked_how(spec: &RemoteSpec) -> KeyPrint {
+pub(super) fn asked_how(spec: &RemoteSpec) -> KeyFingerprint {
     let (how, url) = match &spec.question {
         RemoteQuestion::Introspection { url, .. } => (&b"introspection"[..], url),
         RemoteQuestion::Clerk { base, .. } => (&b"clerk"[..], base),
         RemoteQuestion::Supabase { base, .. } => (&b"supabase"[..], base),
     };
-    KeyPrint::of(&[how, url.as_str().as_bytes()])
+    KeyFingerprint::of(&[how, url.as_str().as_bytes()])
 }
 
 /// What a provider is asked about; keeps what the question needs for as long as a socket lives.
 #[derive(Clone, Debug)]
-pub struct Question {
+pub struct RemoteCheck {
     about: About,
     /// By which it is known among those under way.
     digest: Digest,
@@ -59,10 +59,10 @@ enum About {
     Session(Box<str>),
 }
 
-impl Question {
+impl RemoteCheck {
     /// About a token whose digest is known, and the session it names.
     pub(super) fn token(token: &Token, digest: Digest, session: Option<&str>) -> Self {
-        Self { about: About::Token(Arc::new(token.again()), session.map(Box::from)), digest }
+        Self { about: About::Token(Arc::new(token.duplicate()), session.map(Box::from)), digest }
     }
 
     /// A question, for tests of when it is asked.
@@ -105,7 +105,7 @@ type Outcome = Result<Answer, Unanswered>;
 
 /// Who asks: a request at the door, or a socket that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Occasion {
+pub(super) enum Priority {
     Admission,
     Revalidation,
 }
@@ -175,12 +175,12 @@ impl Remote {
     }
 
     /// Asks, whatever is at hand. An admission has its answer within `timeout`, its turn included.
-    pub(super) async fn ask(&self, question: &Question, occasion: Occasion) -> Outcome {
-        let mut outcome = self.join(question, occasion);
+    pub(super) async fn ask(&self, question: &RemoteCheck, priority: Priority) -> Outcome {
+        let mut outcome = self.join(question, priority);
         let answer = outcome.wait_for(Option::is_some);
-        let answered = match occasion {
-            Occasion::Revalidation => Some(answer.await),
-            Occasion::Admission => bounded(self.inner.spec.timeout, answer).await,
+        let answered = match priority {
+            Priority::Revalidation => Some(answer.await),
+            Priority::Admission => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
             let slow = question::Failed::slow(self.inner.spec.timeout);
@@ -193,12 +193,12 @@ impl Remote {
 
     /// The question under way, or a new one. It is a task of its own: whoever asked first may leave. When all of them
     /// have left before its turn has come it is not asked, so that callers who do not wait cannot pile questions up.
-    fn join(&self, question: &Question, occasion: Occasion) -> watch::Receiver<Option<Outcome>> {
+    fn join(&self, question: &RemoteCheck, priority: Priority) -> watch::Receiver<Option<Outcome>> {
         let mut under_way = self.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // One whose task is gone without an answer is nobody's any more.
         let asked = under_way.get(&question.digest);
         if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
-            if occasion == Occasion::Admission {
+            if priority == Priority::Admission {
                 asked.at_the_door.cancel();
             }
             return outcome.subscribe();
@@ -211,7 +211,7 @@ impl Remote {
         let (inner, question) = (Arc::clone(&self.inner), question.clone());
         tokio::spawn(async move {
             let began = Instant::now();
-            let Some(turn) = inner.turn_or_nobody(&question, occasion, &at_the_door, &send).await else { return };
+            let Some(turn) = inner.turn_or_nobody(&question, priority, &at_the_door, &send).await else { return };
             let answered = match turn {
                 Ok(_turn) => inner.answered(&question).await,
                 Err(too_many) => Err(too_many),
@@ -265,12 +265,12 @@ impl Inner {
     /// Waits for the turn of a question; `None` when nobody waits for the answer any more, and then it is no longer under way.
     async fn turn_or_nobody(
         &self,
-        question: &Question,
-        occasion: Occasion,
+        question: &RemoteCheck,
+        priority: Priority,
         at_the_door: &CancellationToken,
         send: &watch::Sender<Option<Outcome>>,
     ) -> Option<Result<SemaphorePermit<'_>, Unanswered>> {
-        let turn = self.turn(occasion, at_the_door);
+        let turn = self.turn(priority, at_the_door);
         tokio::pin!(turn);
         loop {
             tokio::select! {
@@ -289,12 +289,12 @@ impl Inner {
 
     async fn turn(
         &self,
-        occasion: Occasion,
+        priority: Priority,
         at_the_door: &CancellationToken,
     ) -> Result<SemaphorePermit<'_>, Unanswered> {
-        let turn = match occasion {
-            Occasion::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
-            Occasion::Revalidation => {
+        let turn = match priority {
+            Priority::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
+            Priority::Revalidation => {
                 let hurried = async {
                     at_the_door.cancelled().await;
                     self.admissions.acquire().await
@@ -314,7 +314,7 @@ impl Inner {
         }
     }
 
-    async fn answered(&self, question: &Question) -> Outcome {
+    async fn answered(&self, question: &RemoteCheck) -> Outcome {
         if let Some(rest) = self.rest() {
             return Err(self.unanswered("the provider asked for fewer questions (429)", rest));
         }
@@ -357,15 +357,15 @@ async fn bounded<T>(limit: Duration, future: impl Future<Output = T>) -> Option<
 /// `vestibule check --online`.
 pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) {
     let Some(remote) = Remote::new(provider, 1, &Arc::default()) else { return };
-    let nobody = Token::presented("vestibule-check", 64).map(Arc::new);
-    let session = Question::session("sess_vestibule_check");
+    let nobody = Token::parse("vestibule-check", 64).map(Arc::new);
+    let session = RemoteCheck::session("sess_vestibule_check");
     let question = match nobody {
         Ok(nobody) if remote.spec().question.carries_token() => {
-            Question { about: About::Token(nobody, None), digest: Digest::default() }
+            RemoteCheck { about: About::Token(nobody, None), digest: Digest::default() }
         }
         _ => session,
     };
-    match remote.ask(&question, Occasion::Admission).await {
+    match remote.ask(&question, Priority::Admission).await {
         Ok(Answer::No(_)) => inspection.found.push("answers remote checks".to_owned()),
         Ok(Answer::Yes(_)) => inspection.problems.push("says yes to a token that does not exist".to_owned()),
         Err(unanswered) => inspection.problems.push(format!("remote check: {unanswered}")),

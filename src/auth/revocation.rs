@@ -5,7 +5,7 @@
 //! Sign-outs stand apart, with limits of their own (`sign_outs`): no user's doing takes the operator's room, nor the
 //! operator's a user's.
 //!
-//! Owns the marks and the file. Who may revoke, and how open sockets hear of it, is others'.
+//! Owns the revocation keys and the file. Who may revoke, and how open sockets hear of it, is others'.
 
 mod file;
 mod sign_outs;
@@ -19,17 +19,17 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::claims::time;
-use super::{Identity, OwnSession, Rejection};
+use super::{BrowserSession, Identity, Rejection};
 use crate::policy::ProviderSpec;
 
-pub use file::FileError;
+pub use file::RevocationFileError;
 use file::{Record, RevocationFile};
 pub use sign_outs::SignOutLimits;
-use sign_outs::{Kept, SessionMarks, SignOuts};
+use sign_outs::{BrowserSessionKeys, Kept, SignOuts};
 
 /// What is revoked, of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
+pub enum RevocationTarget {
     /// A user, by the user id as the log shows it: its tokens issued until now.
     User(String),
     /// A session of the provider's (`sid`).
@@ -41,10 +41,10 @@ pub enum Target {
 /// The issuer of sessions of ours, in the file; no provider's `iss` is a path.
 const OWN: &str = "/.vestibule/session";
 
-impl Marks {
+impl RevocationKeys {
     /// Of a later token on a socket that came by a session of ours: it ends with that session all the same.
     #[must_use]
-    pub fn in_session_of(mut self, former: &Self) -> Self {
+    pub fn in_browser_session_of(mut self, former: &Self) -> Self {
         self.own = self.own.or(former.own);
         self
     }
@@ -53,9 +53,9 @@ impl Marks {
 /// As many are in force as the named limit keeps; nothing was revoked, and nothing forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limits.{0} are in force")]
-pub struct Full(&'static str);
+pub struct LimitReached(&'static str);
 
-impl Full {
+impl LimitReached {
     /// The limit's key.
     #[must_use]
     pub const fn limit(&self) -> &'static str {
@@ -77,24 +77,24 @@ impl Revocation {
     ///
     /// # Errors
     /// When it could not be written; it is in force until the process ends all the same.
-    pub fn write_down(self) -> Result<(), FileError> {
+    pub fn save(self) -> Result<(), RevocationFileError> {
         let Some(file) = &self.file else { return Ok(()) };
         file.append(&self.record, self.now)
     }
 }
 
-/// Two independent hashes under keys of this process: nobody chooses names whose marks meet.
+/// Two independent hashes under keys of this process: so nobody can choose names whose keys collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Mark(u64, u64);
+pub struct RevocationKey(u64, u64);
 
 /// What an identity can be revoked by; what a socket keeps for its whole life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
-    user: Mark,
-    session: Option<Mark>,
-    token: Option<Mark>,
+pub struct RevocationKeys {
+    user: RevocationKey,
+    session: Option<RevocationKey>,
+    token: Option<RevocationKey>,
     /// Of the session of ours.
-    own: Option<SessionMarks>,
+    own: Option<BrowserSessionKeys>,
     /// `None`: it does not say, and counts as issued before any moment.
     issued_at: Option<u64>,
     clock_skew: u64,
@@ -110,7 +110,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Revocations {
     hashers: (RandomState, RandomState),
-    entries: RwLock<HashMap<Mark, Entry>>,
+    entries: RwLock<HashMap<RevocationKey, Entry>>,
     /// How many: read by every request, and zero for nearly all.
     count: AtomicUsize,
     sign_outs: SignOuts,
@@ -122,7 +122,7 @@ impl Revocations {
     ///
     /// # Errors
     /// When it cannot be read or written, or holds something else: who was revoked would be let in again.
-    pub fn keep_in(&self, path: &std::path::Path, limit: usize, now: u64) -> Result<usize, FileError> {
+    pub fn attach_file(&self, path: &std::path::Path, limit: usize, now: u64) -> Result<usize, RevocationFileError> {
         let (file, records) = RevocationFile::open(path, limit, now)?;
         let count = records.len();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +145,7 @@ impl Revocations {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Revokes from now on, for `keep`; `limit` are kept. In force when this returns; [`Revocation::write_down`] makes
+    /// Revokes from now on, for `keep`; `limit` are kept. In force when this returns; [`Revocation::save`] makes
     /// it last.
     ///
     /// # Errors
@@ -153,11 +153,11 @@ impl Revocations {
     pub fn revoke(
         &self,
         issuer: &str,
-        target: &Target,
+        target: &RevocationTarget,
         now: u64,
         keep: Duration,
         limit: usize,
-    ) -> Result<Revocation, Full> {
+    ) -> Result<Revocation, LimitReached> {
         let mark = self.mark(issuer, target);
         let mut entry = Entry { at: now, until: now.saturating_add(keep.as_secs()) };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +168,7 @@ impl Revocations {
         if !entries.contains_key(&mark) && entries.len() >= limit {
             entries.retain(|_, entry| entry.until > now);
             if entries.len() >= limit {
-                return Err(Full("revocations"));
+                return Err(LimitReached("revocations"));
             }
         }
         entries.insert(mark, entry);
@@ -178,29 +178,29 @@ impl Revocations {
     }
 
     /// Ends a session of ours at `now`, milliseconds since the epoch, for every cookie of it; kept until `until`, Unix
-    /// seconds. In force when this returns; [`Revocation::write_down`] makes it last. A user who has ended as many as one
+    /// seconds. In force when this returns; [`Revocation::save`] makes it last. A user who has ended as many as one
     /// may keeps all of them ended by one entry for every session begun before now.
     ///
     /// # Errors
     /// When `limits.sign_outs` are in force already.
     pub fn end_session(
         &self,
-        session: &OwnSession,
+        session: &BrowserSession,
         now: u64,
         until: u64,
         limits: SignOutLimits,
-    ) -> Result<Revocation, Full> {
-        let marks = self.session_marks(session);
+    ) -> Result<Revocation, LimitReached> {
+        let revocation_keys = self.browser_session_keys(session);
         let owner = || session.owner.to_string();
-        let record = match self.sign_outs.end(&marks, now, until, limits).ok_or(Full("sign_outs"))? {
+        let record = match self.sign_outs.end(&revocation_keys, now, until, limits).ok_or(LimitReached("sign_outs"))? {
             Kept::One { until } => {
                 // The file has one place for a name, and a session is its owner's.
-                let target = Target::Session(format!("{}/{}", session.owner, session.id));
+                let target = RevocationTarget::Session(format!("{}/{}", session.owner, session.id));
                 Record { issuer: OWN.to_owned(), target, at: now / 1_000, until }
             }
             Kept::AllBefore { until } => {
                 tracing::warn!("limits.sign_outs_per_user: all sessions of one user begun before now have ended");
-                Record { issuer: OWN.to_owned(), target: Target::User(owner()), at: now, until }
+                Record { issuer: OWN.to_owned(), target: RevocationTarget::User(owner()), at: now, until }
             }
         };
         Ok(self.to_write(record, now / 1_000))
@@ -208,8 +208,8 @@ impl Revocations {
 
     /// Whether a session of ours was ended.
     #[must_use]
-    pub fn is_ended(&self, session: &OwnSession, now: u64) -> bool {
-        self.sign_outs.has_ended(&self.session_marks(session), now)
+    pub fn is_ended(&self, session: &BrowserSession, now: u64) -> bool {
+        self.sign_outs.has_ended(&self.browser_session_keys(session), now)
     }
 
     /// How many sign-outs are in force, or were until a moment ago.
@@ -226,42 +226,42 @@ impl Revocations {
     /// A sign-out of an earlier run, in the order of the file.
     fn take_up(&self, record: &Record) {
         match &record.target {
-            Target::Session(name) => {
+            RevocationTarget::Session(name) => {
                 // What an earlier version wrote names cookies that nothing opens any more.
                 let Some((owner, id)) = name.split_once('/') else { return };
-                let marks = self.named_marks(owner, id, 0);
-                self.sign_outs.take_up_one(&marks, record.until);
+                let revocation_keys = self.browser_session_keys_of(owner, id, 0);
+                self.sign_outs.take_up_one(&revocation_keys, record.until);
             }
-            Target::User(owner) => {
-                self.sign_outs.take_up_all(self.named_marks(owner, "", 0).owner, record.at, record.until);
+            RevocationTarget::User(owner) => {
+                self.sign_outs.take_up_all(self.browser_session_keys_of(owner, "", 0).owner, record.at, record.until);
             }
-            Target::Token(_) => {}
+            RevocationTarget::Token(_) => {}
         }
     }
 
-    fn session_marks(&self, session: &OwnSession) -> SessionMarks {
-        self.named_marks(&session.owner, &session.id, session.began)
+    fn browser_session_keys(&self, session: &BrowserSession) -> BrowserSessionKeys {
+        self.browser_session_keys_of(&session.owner, &session.id, session.began)
     }
 
-    fn named_marks(&self, owner: &str, id: &str, began: u64) -> SessionMarks {
-        SessionMarks {
-            owner: self.mark(OWN, &Target::User(owner.to_owned())),
-            session: self.mark(OWN, &Target::Session(id.to_owned())),
+    fn browser_session_keys_of(&self, owner: &str, id: &str, began: u64) -> BrowserSessionKeys {
+        BrowserSessionKeys {
+            owner: self.mark(OWN, &RevocationTarget::User(owner.to_owned())),
+            session: self.mark(OWN, &RevocationTarget::Session(id.to_owned())),
             began,
         }
     }
 
     /// What an identity can be revoked by.
     #[must_use]
-    pub fn marks(&self, identity: &Identity) -> Marks {
+    pub fn keys_of(&self, identity: &Identity) -> RevocationKeys {
         let provider = identity.provider();
         let text = |name: &str| identity.claims().get(name).and_then(Value::as_str).map(str::to_owned);
-        let issuer = named(provider);
-        Marks {
-            user: self.mark(issuer, &Target::User(identity.user_id().to_owned())),
-            session: text("sid").map(|sid| self.mark(issuer, &Target::Session(sid))),
-            token: text("jti").map(|jti| self.mark(issuer, &Target::Token(jti))),
-            own: identity.own_session().map(|session| self.session_marks(session)),
+        let issuer = issuer_or_name(provider);
+        RevocationKeys {
+            user: self.mark(issuer, &RevocationTarget::User(identity.user_id().to_owned())),
+            session: text("sid").map(|sid| self.mark(issuer, &RevocationTarget::Session(sid))),
+            token: text("jti").map(|jti| self.mark(issuer, &RevocationTarget::Token(jti))),
+            own: identity.browser_session().map(|session| self.browser_session_keys(session)),
             issued_at: time(identity.claims(), "iat", f64::floor).ok().flatten(),
             clock_skew: provider.clock_skew.as_secs(),
         }
@@ -269,24 +269,26 @@ impl Revocations {
 
     /// By what these are revoked, if they are.
     #[must_use]
-    pub fn revoked(&self, marks: &Marks, now: u64) -> Option<&'static str> {
+    pub fn revoked(&self, revocation_keys: &RevocationKeys, now: u64) -> Option<&'static str> {
         if self.is_empty() {
             return None;
         }
-        if marks.own.as_ref().is_some_and(|own| self.sign_outs.has_ended(own, now)) {
+        if revocation_keys.own.as_ref().is_some_and(|own| self.sign_outs.has_ended(own, now)) {
             return Some("session");
         }
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let in_force = |mark: &Mark| entries.get(mark).filter(|entry| entry.until > now);
+        let in_force = |mark: &RevocationKey| entries.get(mark).filter(|entry| entry.until > now);
         // A clock that runs ahead of ours must not date a token behind its revocation.
-        let before = |entry: &Entry| marks.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(marks.clock_skew));
-        if in_force(&marks.user).is_some_and(before) {
+        let before = |entry: &Entry| {
+            revocation_keys.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(revocation_keys.clock_skew))
+        };
+        if in_force(&revocation_keys.user).is_some_and(before) {
             return Some("sub");
         }
-        if marks.session.as_ref().and_then(in_force).is_some() {
+        if revocation_keys.session.as_ref().and_then(in_force).is_some() {
             return Some("sid");
         }
-        marks.token.as_ref().and_then(in_force).map(|_| "jti")
+        revocation_keys.token.as_ref().and_then(in_force).map(|_| "jti")
     }
 
     /// Refuses an identity that was revoked.
@@ -294,21 +296,21 @@ impl Revocations {
         if self.is_empty() {
             return Ok(());
         }
-        self.revoked(&self.marks(identity), now).map_or(Ok(()), |by| Err(Rejection::Revoked(by)))
+        self.revoked(&self.keys_of(identity), now).map_or(Ok(()), |by| Err(Rejection::Revoked(by)))
     }
 
     fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0 && self.sign_outs.count() == 0
     }
 
-    fn mark(&self, issuer: &str, target: &Target) -> Mark {
-        Mark(self.hashers.0.hash_one((issuer, target)), self.hashers.1.hash_one((issuer, target)))
+    fn mark(&self, issuer: &str, target: &RevocationTarget) -> RevocationKey {
+        RevocationKey(self.hashers.0.hash_one((issuer, target)), self.hashers.1.hash_one((issuer, target)))
     }
 }
 
 /// What a provider is called by whoever revokes: its issuer, or where its tokens say none its name.
 #[must_use]
-pub fn named(provider: &ProviderSpec) -> &str {
+pub fn issuer_or_name(provider: &ProviderSpec) -> &str {
     provider.issuer.as_deref().unwrap_or(&provider.name)
 }
 
@@ -318,28 +320,28 @@ mod tests {
 
     const KEEP: Duration = Duration::from_secs(60);
 
-    fn marks(of: &Revocations, issued_at: Option<u64>) -> Marks {
+    fn revocation_keys(of: &Revocations, issued_at: Option<u64>) -> RevocationKeys {
         let mark = |target| of.mark("https://i", &target);
-        Marks {
-            user: mark(Target::User("alice".into())),
-            session: Some(mark(Target::Session("s".into()))),
-            token: Some(mark(Target::Token("t".into()))),
+        RevocationKeys {
+            user: mark(RevocationTarget::User("alice".into())),
+            session: Some(mark(RevocationTarget::Session("s".into()))),
+            token: Some(mark(RevocationTarget::Token("t".into()))),
             own: None,
             issued_at,
             clock_skew: 5,
         }
     }
 
-    fn revoke(revocations: &Revocations, issuer: &str, target: &Target) {
+    fn revoke(revocations: &Revocations, issuer: &str, target: &RevocationTarget) {
         let revoked = revocations.revoke(issuer, target, 100, KEEP, 10).expect("room");
-        revoked.write_down().expect("no file to fail");
+        revoked.save().expect("no file to fail");
     }
 
     #[test]
     fn a_user_s_tokens_until_now_and_none_issued_later() {
         let revocations = Revocations::default();
-        assert_eq!(revocations.revoked(&marks(&revocations, Some(100)), 100), None);
-        revoke(&revocations, "https://i", &Target::User("alice".into()));
+        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(100)), 100), None);
+        revoke(&revocations, "https://i", &RevocationTarget::User("alice".into()));
         for (issued_at, expected) in [
             (Some(90), Some("sub")),
             (Some(100), Some("sub")),
@@ -347,37 +349,42 @@ mod tests {
             (Some(106), None),
             (None, Some("sub")),
         ] {
-            assert_eq!(revocations.revoked(&marks(&revocations, issued_at), 101), expected, "{issued_at:?}");
+            assert_eq!(revocations.revoked(&revocation_keys(&revocations, issued_at), 101), expected, "{issued_at:?}");
         }
-        assert_eq!(revocations.revoked(&marks(&revocations, Some(90)), 160), None, "kept no longer than promised");
+        assert_eq!(
+            revocations.revoked(&revocation_keys(&revocations, Some(90)), 160),
+            None,
+            "kept no longer than promised"
+        );
     }
 
     #[test]
     fn a_clock_that_was_set_back_takes_nothing_back() {
         let revocations = Revocations::default();
-        let alice = Target::User("alice".into());
+        let alice = RevocationTarget::User("alice".into());
         revoke(&revocations, "https://i", &alice);
         let again = revocations.revoke("https://i", &alice, 50, KEEP, 10).expect("room");
-        again.write_down().expect("no file to fail");
-        assert_eq!(revocations.revoked(&marks(&revocations, Some(100)), 150), Some("sub"));
+        again.save().expect("no file to fail");
+        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(100)), 150), Some("sub"));
     }
 
     #[test]
     fn a_session_and_a_token_whenever_they_were_issued_and_of_their_issuer_only() {
         let revocations = Revocations::default();
-        revoke(&revocations, "https://other", &Target::Session("s".into()));
-        revoke(&revocations, "https://i", &Target::User("s".into()));
-        assert_eq!(revocations.revoked(&marks(&revocations, Some(90)), 101), None);
-        revoke(&revocations, "https://i", &Target::Token("t".into()));
-        assert_eq!(revocations.revoked(&marks(&revocations, Some(900)), 101), Some("jti"));
-        revoke(&revocations, "https://i", &Target::Session("s".into()));
-        assert_eq!(revocations.revoked(&marks(&revocations, Some(900)), 101), Some("sid"));
+        revoke(&revocations, "https://other", &RevocationTarget::Session("s".into()));
+        revoke(&revocations, "https://i", &RevocationTarget::User("s".into()));
+        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(90)), 101), None);
+        revoke(&revocations, "https://i", &RevocationTarget::Token("t".into()));
+        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(900)), 101), Some("jti"));
+        revoke(&revocations, "https://i", &RevocationTarget::Session("s".into()));
+        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(900)), 101), Some("sid"));
     }
 
     #[test]
     fn when_full_nothing_is_forgotten_and_the_over_make_room() {
         let revocations = Revocations::default();
-        let revoke = |id: &str, now| revocations.revoke("https://i", &Target::Session(id.into()), now, KEEP, 2);
+        let revoke =
+            |id: &str, now| revocations.revoke("https://i", &RevocationTarget::Session(id.into()), now, KEEP, 2);
         assert!(revoke("a", 100).is_ok() && revoke("b", 110).is_ok());
         assert!(revoke("c", 120).is_err());
         assert!(revoke("a", 120).is_ok(), "one that is in force needs no room");

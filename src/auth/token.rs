@@ -19,7 +19,9 @@ use percent_encoding::percent_decode_str;
 use super::SessionCookie;
 use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
-pub use cookie::{own_cookie, sets_own_cookie, take_every_own, take_own, without_credentials};
+pub use cookie::{
+    session_cookie_name, sets_session_cookie, take_all_session_cookies, take_session_cookie, without_credentials,
+};
 pub(crate) use query::into_query;
 pub use query::without_tokens;
 use query::{QueryTokens, credential};
@@ -30,7 +32,7 @@ pub struct Token(Box<str>);
 
 /// Why a text cannot be a token at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unusable {
+pub enum TokenError {
     /// Nothing there.
     Empty,
     /// Longer than `limits.token_bytes`.
@@ -44,24 +46,24 @@ impl Token {
     ///
     /// # Errors
     /// When it is empty, longer than `limit` bytes, or has other than token68 characters.
-    pub fn presented(text: &str, limit: usize) -> Result<Self, Unusable> {
+    pub fn parse(text: &str, limit: usize) -> Result<Self, TokenError> {
         if text.is_empty() {
-            return Err(Unusable::Empty);
+            return Err(TokenError::Empty);
         }
         if text.len() > limit {
-            return Err(Unusable::TooLong);
+            return Err(TokenError::TooLong);
         }
         let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
         let body = &text[..text.len() - padding];
         let token68 = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
         if body.is_empty() || !body.bytes().all(token68) {
-            return Err(Unusable::Characters);
+            return Err(TokenError::Characters);
         }
         Ok(Self(text.into()))
     }
 
     /// The same token once more, for a question about it that outlives its request.
-    pub(crate) fn again(&self) -> Self {
+    pub(crate) fn duplicate(&self) -> Self {
         Self(self.0.clone())
     }
 
@@ -187,7 +189,7 @@ pub fn extract(
     uri: &mut Uri,
     sources: &TokenSources,
     purpose: Purpose,
-    own_cookie: Option<&str>,
+    session_cookie_name: Option<&str>,
     limit: usize,
 ) -> Result<Extracted, BadCredential> {
     let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
@@ -217,7 +219,7 @@ pub fn extract(
             found = found.or(credential(parameter, &tokens, limit));
         }
     }
-    let session = own_cookie.and_then(|name| take_own(headers, name));
+    let session = session_cookie_name.and_then(|name| take_session_cookie(headers, name));
     match found {
         Some(Ok((token, carrier))) => Ok(Extracted::Token(token, carrier)),
         Some(Err(problem)) => Err(problem),
@@ -259,10 +261,10 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, echo: Option<&Secret>
     } else {
         text
     };
-    match Token::presented(token, limit) {
+    match Token::parse(token, limit) {
         Ok(token) => Some(Ok((token, Carrier::Header))),
-        Err(Unusable::TooLong) => bad(Problem::NotAToken),
-        Err(Unusable::Empty | Unusable::Characters) => bad(Problem::Format),
+        Err(TokenError::TooLong) => bad(Problem::NotAToken),
+        Err(TokenError::Empty | TokenError::Characters) => bad(Problem::Format),
     }
 }
 
@@ -289,7 +291,7 @@ fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubprotocol], limit
     }
     let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Subprotocol, problem }));
     match tokens.as_slice() {
-        [Some(token)] => match Token::presented(token, limit) {
+        [Some(token)] => match Token::parse(token, limit) {
             Ok(token) => Some(Ok((token, Carrier::Subprotocol))),
             Err(_) => bad(Problem::NotAToken),
         },
@@ -495,7 +497,7 @@ mod tests {
 
     #[test]
     fn debug_shows_the_length_only() {
-        let token = Token::presented("secret-token", 64).expect("token");
+        let token = Token::parse("secret-token", 64).expect("token");
         assert_eq!(format!("{token:?}"), "Token(12 bytes)");
     }
 

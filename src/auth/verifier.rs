@@ -4,7 +4,7 @@
 //! signature, then what the claims say, then what the provider says where it is asked, and revocations last.
 //! One function does it, and what it did it can say step by step (`vestibule token inspect`).
 
-mod session;
+mod session_cookie;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,13 +16,13 @@ use serde_json::{Map, Value};
 use super::cache::{Digest, Entry, LastToken, TokenCache};
 use super::claims;
 use super::identify::{Said, identify};
-use super::identity::{End, Voucher};
+use super::identity::{Expiry, VerifiedBy};
 use super::jwt::{self, Parsed};
-use super::keys::{Candidates, KeyPrint, ProviderKeys};
+use super::keys::{Candidates, KeyFingerprint, ProviderKeys};
 use super::kind::{KindHeader, check_answer};
-use super::remote::{Answer, Occasion, Question, Remote, asked_how};
+use super::remote::{Answer, Priority, Remote, RemoteCheck, asked_how};
 use super::trace::{Claimed, Step, Trace};
-use super::{Carrier, Identity, NoCredential, Rejection, Revocations, Sessions, Token};
+use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token};
 use crate::policy::{Family, KeySource, ProviderSpec, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
@@ -48,28 +48,29 @@ impl Verified {
 
     /// What its provider can be asked about it while a socket is open; `None` where it cannot be asked.
     #[must_use]
-    pub fn question(&self) -> Option<Question> {
+    pub fn remote_check(&self) -> Option<RemoteCheck> {
         let remote = self.identity.provider().remote.as_ref()?;
         let session = self.identity.session_id();
         if let Some(session) = session.filter(|_| !remote.question.carries_token()) {
-            return Some(Question::session(session));
+            return Some(RemoteCheck::session(session));
         }
         // A signed token of Clerk's without a session stands for itself.
-        let is_asked = remote.question.carries_token() || matches!(self.identity.voucher(), Voucher::Provider(_));
+        let is_asked =
+            remote.question.carries_token() || matches!(self.identity.verified_by(), VerifiedBy::Provider(_));
         let token = self.token.as_ref().filter(|_| is_asked)?;
-        Some(Question::token(token, TokenCache::digest(token), session))
+        Some(RemoteCheck::token(token, TokenCache::digest(token), session))
     }
 }
 
 /// What a provider says of a session that is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AskedAgain {
+pub enum Revalidation {
     /// It goes on.
-    Stands,
+    Active,
     /// Its user signed out, was banned, or the session has ended.
-    Ended,
+    Revoked,
     /// Nobody can say now.
-    Unanswered,
+    Unavailable,
 }
 
 struct Provider {
@@ -85,7 +86,7 @@ pub struct Verifier {
     providers: Vec<Arc<Provider>>,
     cache: Option<TokenCache>,
     revocations: Arc<Revocations>,
-    sessions: Option<Sessions>,
+    sessions: Option<SessionCookies>,
     /// When the provider of a session of ours said yes last.
     asked: Cache<Arc<str>, Instant>,
     /// Which verifier this is.
@@ -106,11 +107,11 @@ pub struct Explanation {
 
 /// How much a token is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effort {
+pub enum Lookup {
     /// A key fetch, a question to its provider.
-    Whatever,
+    MayFetch,
     /// What is at hand: its sender has presented too many bad ones.
-    AtHand,
+    CachedOnly,
 }
 
 /// A token under examination.
@@ -118,7 +119,7 @@ struct Presented<'a> {
     token: &'a Token,
     digest: Digest,
     now: u64,
-    effort: Effort,
+    lookup: Lookup,
     /// What it says of its end does not count: nobody enters with it.
     may_be_expired: bool,
 }
@@ -155,7 +156,8 @@ impl Verifier {
         });
         let providers = providers.collect();
         let cache = TokenCache::new(remembered);
-        let sessions = session.and_then(|spec| Sessions::new(spec, former.and_then(|former| former.sessions.as_ref())));
+        let sessions =
+            session.and_then(|spec| SessionCookies::new(spec, former.and_then(|former| former.sessions.as_ref())));
         let asked = Cache::new(remembered.max(1));
         Self { providers, cache, revocations, sessions, asked, mark: Arc::default(), metrics, nobody }
     }
@@ -167,7 +169,7 @@ impl Verifier {
 
     /// How many tokens are remembered.
     #[must_use]
-    pub fn remembers(&self) -> usize {
+    pub fn cached_tokens(&self) -> usize {
         self.cache.as_ref().map_or(0, TokenCache::len)
     }
 
@@ -179,13 +181,13 @@ impl Verifier {
     /// Whether what vouched for a token still does: the key is its provider's, or there is no key, or the token has
     /// ended.
     #[must_use]
-    pub fn vouches(&self, provider: &str, voucher: Voucher) -> bool {
+    pub fn is_current(&self, provider: &str, verified_by: VerifiedBy) -> bool {
         let known = self.providers.iter().find(|known| known.spec.name == provider);
-        known.is_some_and(|known| match voucher {
-            Voucher::Key { until, .. } if until <= now() => true,
-            Voucher::Key { print, algorithm, .. } => known.keys.vouches(print, algorithm),
+        known.is_some_and(|known| match verified_by {
+            VerifiedBy::Key { until, .. } if until <= unix_seconds() => true,
+            VerifiedBy::Key { print, algorithm, .. } => known.keys.is_current(print, algorithm),
             // A provider that is asked in another way is another's configuration.
-            Voucher::Provider(_) => true,
+            VerifiedBy::Provider(_) => true,
         })
     }
 
@@ -199,10 +201,10 @@ impl Verifier {
         token: Token,
         carrier: Carrier,
         last: Option<&LastToken>,
-        effort: Effort,
+        lookup: Lookup,
     ) -> Result<Verified, Rejection> {
         let mut claimed = Claimed::default();
-        let judged = self.judged(&token, last, effort, &mut claimed).await;
+        let judged = self.judged(&token, last, lookup, &mut claimed).await;
         let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = claimed.0.and_then(|index| self.providers.get(index));
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
@@ -210,9 +212,9 @@ impl Verifier {
         judged.map(|identity| Verified { identity, token: Some(token) })
     }
 
-    /// Sessions by cookie, where there are any.
+    /// What issues and reads session cookies; `None` without `browser.session`.
     #[must_use]
-    pub fn sessions(&self) -> Option<&Sessions> {
+    pub fn session_cookies(&self) -> Option<&SessionCookies> {
         self.sessions.as_ref()
     }
 
@@ -220,18 +222,18 @@ impl Verifier {
         &self,
         token: &Token,
         last: Option<&LastToken>,
-        effort: Effort,
+        lookup: Lookup,
         claimed: &mut Claimed,
     ) -> Result<Arc<Identity>, Rejection> {
-        let now = now();
+        let now = unix_seconds();
         let known = last.and_then(|last| last.get(token, &self.mark));
         if let Some((digest, identity)) = known.filter(|(_, identity)| self.still_stands(identity, now)) {
             self.metrics.credentials.looked_up("connection");
-            let presented = Presented { token, digest, now, effort, may_be_expired: false };
+            let presented = Presented { token, digest, now, lookup, may_be_expired: false };
             self.beside(&presented, &identity, claimed).await?;
             return Ok(identity);
         }
-        let presented = Presented { token, digest: TokenCache::digest(token), now, effort, may_be_expired: false };
+        let presented = Presented { token, digest: TokenCache::digest(token), now, lookup, may_be_expired: false };
         let entry = self.looked_up(&presented, claimed).await?;
         let identity = Arc::clone(&entry.identity);
         self.beside(&presented, &identity, claimed).await?;
@@ -274,10 +276,10 @@ impl Verifier {
         let spec = identity.provider();
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
         now < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
-            && provider.is_some_and(|provider| match identity.voucher() {
-                Voucher::Key { print, algorithm, .. } => provider.keys.verifies_with(print, algorithm),
-                // Remembered no longer than its provider's answer.
-                Voucher::Provider(_) => true,
+            && provider.is_some_and(|provider| match identity.verified_by() {
+                VerifiedBy::Key { print, algorithm, .. } => provider.keys.verifies_with(print, algorithm),
+                // Cached no longer than its provider's answer.
+                VerifiedBy::Provider(_) => true,
             })
     }
 
@@ -306,26 +308,27 @@ impl Verifier {
     }
 
     /// Asks a provider again about a session that is open.
-    pub async fn ask_again(&self, provider: &str, question: &Question) -> AskedAgain {
+    pub async fn revalidate(&self, provider: &str, question: &RemoteCheck) -> Revalidation {
         let provider = self.providers.iter().find(|known| known.spec.name == provider);
         let Some(remote) = provider.and_then(|provider| provider.remote.as_ref()) else {
-            return AskedAgain::Unanswered;
+            return Revalidation::Unavailable;
         };
-        match remote.ask(question, Occasion::Revalidation).await {
-            Ok(Answer::Yes(_)) => AskedAgain::Stands,
+        match remote.ask(question, Priority::Revalidation).await {
+            Ok(Answer::Yes(_)) => Revalidation::Active,
             Ok(Answer::No(reason)) => {
                 tracing::debug!("a session has ended: {reason}");
-                AskedAgain::Ended
+                Revalidation::Revoked
             }
-            Err(_) => AskedAgain::Unanswered,
+            Err(_) => Revalidation::Unavailable,
         }
     }
 
     /// Whether a token that has expired is this user's, and everything else about it is good now: its key, whom it
     /// is for, that it is not revoked. It proves nothing about its sender.
-    pub async fn is_old_token_of(&self, token: &Token, user: &Identity) -> bool {
+    pub async fn is_expired_token_of(&self, token: &Token, user: &Identity) -> bool {
         let digest = TokenCache::digest(token);
-        let presented = Presented { token, digest, now: now(), effort: Effort::AtHand, may_be_expired: true };
+        let presented =
+            Presented { token, digest, now: unix_seconds(), lookup: Lookup::CachedOnly, may_be_expired: true };
         let Ok(identity) = self.examine(&presented, &mut Claimed::default()).await else { return false };
         identity.user() == user.user() && self.revocations.check(&identity, presented.now).is_ok()
     }
@@ -336,8 +339,8 @@ impl Verifier {
         let presented = Presented {
             token,
             digest: TokenCache::digest(token),
-            now: now(),
-            effort: Effort::Whatever,
+            now: unix_seconds(),
+            lookup: Lookup::MayFetch,
             may_be_expired: false,
         };
         let verdict = match self.examine(&presented, &mut steps).await {
@@ -376,13 +379,13 @@ impl Verifier {
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
-        let print = verify_signature(provider, &parsed, presented.effort, trace).await?;
-        let voucher = Voucher::Key { print, algorithm: parsed.algorithm, until: claims::end(&parsed.claims)? };
+        let print = verify_signature(provider, &parsed, presented.lookup, trace).await?;
+        let verified_by = VerifiedBy::Key { print, algorithm: parsed.algorithm, until: claims::end(&parsed.claims)? };
         let mut claims = parsed.claims;
         if presented.may_be_expired {
             claims.insert("exp".to_owned(), presented.now.saturating_add(1).into());
         }
-        identified(spec, parsed.kind, claims, voucher, presented.now, trace)
+        identified(spec, parsed.kind, claims, verified_by, presented.now, trace)
     }
 
     /// The one provider that is asked about opaque tokens.
@@ -416,8 +419,8 @@ impl Verifier {
 /// How long what was found may be remembered: an answer of the provider's as long as answers are kept.
 fn remembered_for(identity: &Identity) -> Duration {
     let spec = identity.provider();
-    match (identity.voucher(), &spec.remote) {
-        (Voucher::Provider(_), Some(remote)) => spec.cache_ttl.min(remote.cache),
+    match (identity.verified_by(), &spec.remote) {
+        (VerifiedBy::Provider(_), Some(remote)) => spec.cache_ttl.min(remote.cache),
         _ => spec.cache_ttl,
     }
 }
@@ -454,8 +457,8 @@ async fn from_answer(
         }
         (None, _) => {}
     }
-    let voucher = Voucher::Provider(asked_how(remote.spec()));
-    identified(spec, KindHeader::default(), claims, voucher, presented.now, trace)
+    let verified_by = VerifiedBy::Provider(asked_how(remote.spec()));
+    identified(spec, KindHeader::default(), claims, verified_by, presented.now, trace)
 }
 
 /// An identity from a token's own claims, which the provider has verified for us.
@@ -471,8 +474,8 @@ async fn from_own_claims(
     }
     // Judged first: what would be refused anyway need not be asked about.
     claims::end(&parsed.claims)?;
-    let voucher = Voucher::Provider(asked_how(remote.spec()));
-    let identity = identified(spec, parsed.kind, parsed.claims, voucher, presented.now, trace)?;
+    let verified_by = VerifiedBy::Provider(asked_how(remote.spec()));
+    let identity = identified(spec, parsed.kind, parsed.claims, verified_by, presented.now, trace)?;
     let said = asked(spec, remote, presented, identity.session_id()).await?;
     agrees(spec, identity.claims(), &said)?;
     trace.step("remote", format_args!("the provider says yes, and vouches for the signature"));
@@ -490,12 +493,12 @@ async fn asked(
     // The token is copied for a question only when one is asked.
     let outcome = if let Some(answer) = remote.at_hand(&presented.digest) {
         Ok(answer)
-    } else if presented.effort == Effort::AtHand {
+    } else if presented.lookup == Lookup::CachedOnly {
         let reason = "not asked: too many tokens of this address have failed".to_owned();
         return Err(Rejection::NoSession { provider: provider(), reason });
     } else {
-        let question = Question::token(presented.token, presented.digest, session);
-        remote.ask(&question, Occasion::Admission).await
+        let question = RemoteCheck::token(presented.token, presented.digest, session);
+        remote.ask(&question, Priority::Admission).await
     };
     match outcome {
         Ok(Answer::Yes(claims)) => Ok(claims),
@@ -526,19 +529,19 @@ fn identified(
     spec: &Arc<ProviderSpec>,
     kind: KindHeader,
     claims: Map<String, Value>,
-    voucher: Voucher,
+    verified_by: VerifiedBy,
     now: u64,
     trace: &mut impl Trace,
 ) -> Result<Identity, Rejection> {
     let exp = claims::check_times(spec, &claims, now, trace)?;
     let answer_kept = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
-    let end = exp.map_or(End::AskedAgainAt(now.saturating_add(answer_kept)), End::At);
-    identify(spec, Said { claims, kind, end, voucher }, trace)
+    let end = exp.map_or(Expiry::RevalidateAt(now.saturating_add(answer_kept)), Expiry::At);
+    identify(spec, Said { claims, kind, end, verified_by }, trace)
 }
 
 /// Seconds since the epoch by this machine's clock.
 #[must_use]
-pub fn now() -> u64 {
+pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
@@ -552,12 +555,12 @@ pub fn unix_millis() -> u64 {
 async fn verify_signature(
     provider: &Provider,
     parsed: &Parsed<'_>,
-    effort: Effort,
+    lookup: Lookup,
     trace: &mut (impl Trace + Send),
-) -> Result<KeyPrint, Rejection> {
+) -> Result<KeyFingerprint, Rejection> {
     let id = parsed.key_id.as_deref();
     let mut set = provider.keys.current().await?;
-    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && effort == Effort::Whatever {
+    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && lookup == Lookup::MayFetch {
         trace.step(
             "key",
             format_args!("kid {} is not in the set at hand; asking the provider again", id.unwrap_or("none")),

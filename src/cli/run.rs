@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{RunArguments, USAGE, descriptors, fail, policy, print_line, token};
 use crate::admin::Admin;
-use crate::auth::{FileError, Revocations, now};
+use crate::auth::{RevocationFileError, Revocations, unix_seconds};
 use crate::config::{Loaded, Report};
 use crate::control::Control;
 use crate::drain::Times;
@@ -122,10 +122,11 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
 }
 
 /// Takes up the revocations of earlier runs.
-fn revocations(policy: &Policy) -> Result<Revocations, FileError> {
+fn revocations(policy: &Policy) -> Result<Revocations, RevocationFileError> {
     let revocations = Revocations::default();
     if let Some(path) = policy.control.as_ref().and_then(|control| control.revocation_file.as_ref()) {
-        let count = revocations.keep_in(path, policy.limits.revocations + policy.limits.sign_outs, now())?;
+        let count =
+            revocations.attach_file(path, policy.limits.revocations + policy.limits.sign_outs, unix_seconds())?;
         tracing::info!(count, "revocations taken up");
     }
     Ok(revocations)

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::run::executor;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
-use crate::auth::{Explanation, Token, now};
+use crate::auth::{Explanation, Token, unix_seconds};
 use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
 use crate::http::Signer;
 use crate::policy::{AssertionKey, AssertionSpec};
@@ -182,7 +182,7 @@ pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
     let Some(ttl) = seconds(&arguments.ttl) else {
         return fail(&format!("--ttl \"{}\" is not a duration such as 10m or 1h", arguments.ttl), USAGE);
     };
-    let now = now();
+    let now = unix_seconds();
     let mut claims: Map<String, Value> = Map::new();
     for (name, value) in [
         ("iss", json!(ISSUER)),
@@ -235,7 +235,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     };
     let text = text.trim();
     let text = text.strip_prefix("Bearer ").unwrap_or(text);
-    let token = match Token::presented(text, policy.limits.token_bytes) {
+    let token = match Token::parse(text, policy.limits.token_bytes) {
         Ok(token) => token,
         Err(problem) => return fail(&format!("refused: this cannot be a token: {}", said(problem)), 1),
     };
@@ -293,12 +293,12 @@ fn new_assertion_key(path: &std::path::Path) -> Result<AssertionSpec, String> {
     AssertionKey::read(key.as_ref()).map(AssertionSpec::of_key).ok_or_else(|| "no key could be made".to_owned())
 }
 
-fn said(problem: crate::auth::token::Unusable) -> &'static str {
-    use crate::auth::token::Unusable;
+fn said(problem: crate::auth::token::TokenError) -> &'static str {
+    use crate::auth::token::TokenError;
     match problem {
-        Unusable::Empty => "nothing was read",
-        Unusable::TooLong => "it is longer than limits.token_bytes",
-        Unusable::Characters => "it has characters that no token has (a line break in the middle, quotes, spaces?)",
+        TokenError::Empty => "nothing was read",
+        TokenError::TooLong => "it is longer than limits.token_bytes",
+        TokenError::Characters => "it has characters that no token has (a line break in the middle, quotes, spaces?)",
     }
 }
 

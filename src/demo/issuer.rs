@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::DemoError;
-use crate::auth::now;
+use crate::auth::unix_seconds;
 
 pub(super) const AUDIENCE: &str = "vestibule-demo";
 const KEY_ID: &str = "demo";
@@ -53,7 +53,7 @@ impl Issuer {
 
     /// A token for `user`, good for `ttl` seconds.
     pub(super) fn token(&self, user: &str, ttl: u64) -> Result<String, DemoError> {
-        let now = now();
+        let now = unix_seconds();
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(KEY_ID.to_owned());
         let claims = json!({"iss": self.url, "aud": AUDIENCE, "sub": user, "iat": now, "nbf": now, "exp": now + ttl});

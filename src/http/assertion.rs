@@ -12,7 +12,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use serde_json::{Value, json};
 
-use crate::auth::now;
+use crate::auth::unix_seconds;
 use crate::policy::{AssertionSpec, UpstreamSpec};
 
 /// Seconds: long enough for a busy backend, short enough to be worth little elsewhere.
@@ -63,7 +63,7 @@ impl Signer {
         let audience = self.audience.as_deref().filter(|_| is_default).unwrap_or(&upstream.url);
         let mut id = [0; 16];
         rand::fill(&mut id).ok()?;
-        let issued = now();
+        let issued = unix_seconds();
         let claims = encode(&json!({
             "iss": ISSUER,
             "sub": user,

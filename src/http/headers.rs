@@ -305,7 +305,7 @@ fn strip(
     let takes_trailers = !websocket && lists(headers, &TE, "trailers");
     let stripped = strip_reserved(headers, policy, token_headers);
     // Whether or not it was the credential: our cookies are nobody else's.
-    let _ = token::take_own(headers, "");
+    let _ = token::take_session_cookie(headers, "");
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
     if websocket {
@@ -343,7 +343,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy, token_headers: Token
 
 /// Takes what an upstream says of our cookies out of its answer: it cannot set them.
 pub fn strip_own_set_cookie(headers: &mut HeaderMap) {
-    let is_own = |value: &HeaderValue| token::sets_own_cookie(value.as_bytes());
+    let is_own = |value: &HeaderValue| token::sets_session_cookie(value.as_bytes());
     if !headers.get_all(SET_COOKIE).iter().any(is_own) {
         return;
     }

@@ -55,10 +55,10 @@ fn sees_https(client: &ClientAddress, policy: &Policy) -> bool {
 }
 
 /// The name of our cookie for this client: with the port that it sees, where that is plain http.
-pub(super) fn own_cookie(admitted: &Admitted, policy: &Policy) -> String {
+pub(super) fn session_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
     let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let port = host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80);
-    token::own_cookie(sees_https(&admitted.client, policy), port)
+    token::session_cookie_name(sees_https(&admitted.client, policy), port)
 }
 
 /// Without https a session cookie would cross a network in the clear; on this machine there is none.

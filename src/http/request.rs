@@ -73,17 +73,17 @@ impl OwnRequest {
     /// The session of ours that came along, and the cookie's name; `None` for a client that could not be given one: it
     /// speaks plain http over a network.
     pub fn take_session(&mut self, policy: &Policy) -> (Option<SessionCookie>, Option<String>) {
-        let name = provenance::own_cookie(&self.admitted, policy);
+        let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
-        let session = token::take_own(&mut self.admitted.parts.headers, &name);
+        let session = token::take_session_cookie(&mut self.admitted.parts.headers, &name);
         (session, can_have.then_some(name))
     }
 
     /// As [`Self::take_session`], but every session of ours that came along, to end them all.
     pub fn take_sessions(&mut self, policy: &Policy) -> (Vec<SessionCookie>, Option<String>) {
-        let name = provenance::own_cookie(&self.admitted, policy);
+        let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
-        let sessions = token::take_every_own(&mut self.admitted.parts.headers, &name);
+        let sessions = token::take_all_session_cookies(&mut self.admitted.parts.headers, &name);
         (sessions, can_have.then_some(name))
     }
 }
@@ -219,7 +219,7 @@ impl ProtectedRequest {
         } else {
             Purpose::Plain
         };
-        let own = policy.browser.session.as_ref().map(|_| provenance::own_cookie(&self.admitted, policy));
+        let own = policy.browser.session.as_ref().map(|_| provenance::session_cookie_name(&self.admitted, policy));
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
         let sources = &self.judgement.route.token_from;
         token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)

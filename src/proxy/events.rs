@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::{End, Identity, Marks, now};
+use crate::auth::{Expiry, Identity, RevocationKeys, unix_seconds};
 use crate::http::CutWhen;
 use crate::policy::Policy;
 use crate::runtime::Shared;
@@ -15,32 +15,32 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// What ends the stream of this identity, if anything can.
 pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, grace: Duration) -> Option<CutWhen> {
     // A sign-out needs no control listener.
-    let can_revoke = policy.control.is_some() || identity.own_session().is_some();
-    let marks = can_revoke.then(|| shared.revocations.marks(identity));
-    let expires = match identity.end() {
-        End::At(at) if policy.events_end_with_token => Some(at),
-        End::At(_) | End::AskedAgainAt(_) => None,
+    let can_revoke = policy.control.is_some() || identity.browser_session().is_some();
+    let revocation_keys = can_revoke.then(|| shared.revocations.keys_of(identity));
+    let expires = match identity.expiry() {
+        Expiry::At(at) if policy.events_end_with_token => Some(at),
+        Expiry::At(_) | Expiry::RevalidateAt(_) => None,
     };
     let left = expires.map(|at| {
-        let left = Duration::from_secs(at.saturating_sub(now())).min(LONGEST);
+        let left = Duration::from_secs(at.saturating_sub(unix_seconds())).min(LONGEST);
         left + grace.max(identity.provider().clock_skew)
     });
-    if marks.is_none() && left.is_none() {
+    if revocation_keys.is_none() && left.is_none() {
         return None;
     }
     let shared = Arc::clone(shared);
     Some(Box::pin(async move {
         tokio::select! {
-            () = revoked(&shared, marks) => "revoked",
+            () = revoked(&shared, revocation_keys) => "revoked",
             () = over(left) => "expired",
         }
     }))
 }
 
-async fn revoked(shared: &Shared, marks: Option<Marks>) {
-    let Some(marks) = marks else { return std::future::pending().await };
+async fn revoked(shared: &Shared, revocation_keys: Option<RevocationKeys>) {
+    let Some(revocation_keys) = revocation_keys else { return std::future::pending().await };
     let mut bell = shared.bell.listen();
-    while shared.revocations.revoked(&marks, now()).is_none() {
+    while shared.revocations.revoked(&revocation_keys, unix_seconds()).is_none() {
         bell = bell.await.listen();
     }
 }

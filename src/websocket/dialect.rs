@@ -97,7 +97,7 @@ pub(super) fn first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_
             Err(_) => of(First::InvalidMessage),
             Ok(read) => FirstRead {
                 forward: Some(read.edited.clone().unwrap_or_else(|| text.to_owned())),
-                ..of(match read.token().map(|token| Token::presented(token, token_bytes)) {
+                ..of(match read.token().map(|token| Token::parse(token, token_bytes)) {
                     Some(Ok(token)) => First::Authenticate(token),
                     Some(Err(_)) => First::NotAToken,
                     None if read.is_no_text => First::NotAToken,
@@ -325,7 +325,7 @@ fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> Presented {
     if text.is_empty() {
         return Presented::Missing;
     }
-    Token::presented(text, limit).map_or(Presented::NotAToken, Presented::Token)
+    Token::parse(text, limit).map_or(Presented::NotAToken, Presented::Token)
 }
 
 fn is_authorization(name: &str) -> bool {

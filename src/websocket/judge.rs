@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::ending::Ending;
 use super::session::{Again, Standing, Verdict};
 use crate::auth::{
-    AskedAgain, Carrier, Effort, End, Identity, Marks, Question, Rejection, Remembered, Token, Verified, allow, now,
+    Carrier, Expiry, Identity, Lookup, Rejection, RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token,
+    Verified, allow, unix_seconds,
 };
 use crate::budget::Share;
 use crate::http::TrustedHeaders;
@@ -16,7 +17,7 @@ use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
 use crate::runtime::{Presence, Runtime, Shared};
 
 /// A provider's answer on its way.
-pub(super) type Asking = Pin<Box<dyn Future<Output = AskedAgain> + Send>>;
+pub(super) type Asking = Pin<Box<dyn Future<Output = Revalidation> + Send>>;
 
 /// A verdict on its way.
 pub(super) type Judging = Pin<Box<dyn Future<Output = Verdict> + Send>>;
@@ -24,22 +25,22 @@ pub(super) type Judging = Pin<Box<dyn Future<Output = Verdict> + Send>>;
 /// What a session asks about its user while it is open.
 pub(super) trait Judge: Send + Sync {
     /// The verdict on a token presented later, by whoever is remembered.
-    fn judge(&self, of: &Remembered, token: Token) -> Judging;
+    fn judge(&self, of: &StoredIdentity, token: Token) -> Judging;
 
     /// Asks the provider about the session.
-    fn ask(&self, of: &Remembered, question: &Question) -> Asking;
+    fn ask(&self, of: &StoredIdentity, question: &RemoteCheck) -> Asking;
 
     /// Whether it was revoked.
-    fn is_revoked(&self, marks: &Marks) -> bool;
+    fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool;
 
     /// Whether what vouched for its token still does.
-    fn vouches(&self, of: &Remembered) -> bool;
+    fn is_current(&self, of: &StoredIdentity) -> bool;
 
     /// Whether it may go on under the policy now in force; asked only once for each policy.
     ///
     /// # Errors
     /// How it ends.
-    fn judge_again(&mut self, of: Option<&Remembered>) -> Result<(), Ending>;
+    fn judge_again(&mut self, of: Option<&StoredIdentity>) -> Result<(), Ending>;
 
     /// When its user was seen last, milliseconds since the epoch; only where presence counts.
     fn last_seen(&self) -> Option<u64>;
@@ -81,26 +82,26 @@ impl Standing {
     pub(super) fn of(verified: &Verified, shared: &Shared, spec: &WebSocketSpec) -> Self {
         let identity = verified.identity();
         let provider = identity.provider();
-        let is_open_ended = matches!(identity.end(), End::AskedAgainAt(_));
+        let is_open_ended = matches!(identity.expiry(), Expiry::RevalidateAt(_));
         // Where the token has no end, nothing but an answer is good for longer than answers are kept.
         let kept = provider.remote.as_ref().filter(|_| is_open_ended).map(|remote| remote.cache);
         let every = spec.revalidate_every.into_iter().chain(kept).min();
         let grace = spec.revalidate_grace;
-        let again = every.and_then(|every| Some(Box::new(Again { question: verified.question()?, every, grace })));
-        let can_revoke = shared.current().policy.control.is_some() || identity.own_session().is_some();
+        let again = every.and_then(|every| Some(Box::new(Again { question: verified.remote_check()?, every, grace })));
+        let can_revoke = shared.current().policy.control.is_some() || identity.browser_session().is_some();
         Self {
             is_open_ended,
             clock_skew: provider.clock_skew,
-            remembered: Remembered::new(identity),
-            marks: can_revoke.then(|| Box::new(shared.revocations.marks(identity))),
+            remembered: StoredIdentity::new(identity),
+            revocation_keys: can_revoke.then(|| Box::new(shared.revocations.keys_of(identity))),
             again,
-            renews: identity.own_session().is_some(),
+            renews: identity.browser_session().is_some(),
         }
     }
 }
 
 impl Judge for RefreshJudge {
-    fn judge(&self, of: &Remembered, token: Token) -> Judging {
+    fn judge(&self, of: &StoredIdentity, token: Token) -> Judging {
         let refresh = Refresh {
             shared: Arc::clone(&self.shared),
             path: self.path.clone(),
@@ -121,27 +122,27 @@ impl Judge for RefreshJudge {
         })
     }
 
-    fn ask(&self, of: &Remembered, question: &Question) -> Asking {
+    fn ask(&self, of: &StoredIdentity, question: &RemoteCheck) -> Asking {
         let (runtime, provider) = (self.shared.current(), of.provider().to_owned());
         let question = question.clone();
-        Box::pin(async move { runtime.verifier.ask_again(&provider, &question).await })
+        Box::pin(async move { runtime.verifier.revalidate(&provider, &question).await })
     }
 
-    fn is_revoked(&self, marks: &Marks) -> bool {
-        self.shared.revocations.revoked(marks, now()).is_some()
+    fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool {
+        self.shared.revocations.revoked(revocation_keys, unix_seconds()).is_some()
     }
 
-    fn vouches(&self, of: &Remembered) -> bool {
-        self.shared.current().verifier.vouches(of.provider(), of.voucher())
+    fn is_current(&self, of: &StoredIdentity) -> bool {
+        self.shared.current().verifier.is_current(of.provider(), of.verified_by())
     }
 
-    fn judge_again(&mut self, of: Option<&Remembered>) -> Result<(), Ending> {
+    fn judge_again(&mut self, of: Option<&StoredIdentity>) -> Result<(), Ending> {
         let runtime = self.shared.current();
         if runtime.generation == self.generation {
             return Ok(());
         }
         self.generation = runtime.generation;
-        let recalled = of.and_then(|of| Some((of.recalled()?, of.recalled_by(&runtime.verifier)?)));
+        let recalled = of.and_then(|of| Some((of.restore()?, of.restore_under(&runtime.verifier)?)));
         let (then, now) = recalled.ok_or(Ending::Denied)?;
         if !runtime.policy.judge_path("GET", &self.path).is_some_and(|judgement| admits(&judgement, &now)) {
             return Err(Ending::Denied);
@@ -172,7 +173,7 @@ struct Refresh {
     /// Which headers the upstream was told at the door.
     headers: Arc<[TrustedHeader]>,
     /// Whose socket it is.
-    of: Remembered,
+    of: StoredIdentity,
     keeps_token: bool,
 }
 
@@ -180,12 +181,13 @@ impl Refresh {
     /// The verdict by one policy, and whose token it is where that was accepted.
     async fn verdict(&self, runtime: &Runtime, token: &Token) -> (Verdict, Option<Arc<Identity>>) {
         let Some(judgement) = runtime.policy.judge_path("GET", &self.path) else { return (Verdict::Denied, None) };
-        let verified = match runtime.verifier.verify(token.again(), Carrier::Message, None, Effort::Whatever).await {
+        let verified = match runtime.verifier.verify(token.duplicate(), Carrier::Message, None, Lookup::MayFetch).await
+        {
             Ok(verified) => verified,
             Err(rejection) => {
                 tracing::debug!("a token presented later is refused: {rejection}");
-                if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.of.recalled())
-                    && runtime.verifier.is_old_token_of(token, &then).await
+                if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.of.restore())
+                    && runtime.verifier.is_expired_token_of(token, &then).await
                 {
                     return (Verdict::Expired { user_id: then.user_id().to_owned() }, None);
                 }
@@ -194,7 +196,7 @@ impl Refresh {
         };
         let standing = Standing::of(&verified, &self.shared, &judgement.route.websocket);
         let (identity, token) = verified.into_parts();
-        let Some(then) = self.of.recalled().filter(|then| then.user() == identity.user()) else {
+        let Some(then) = self.of.restore().filter(|then| then.user() == identity.user()) else {
             return (Verdict::AnotherUser, None);
         };
         if !admits(&judgement, &identity) {
@@ -244,23 +246,23 @@ pub(super) struct PublicJudge {
 }
 
 impl Judge for PublicJudge {
-    fn judge(&self, _of: &Remembered, _token: Token) -> Judging {
+    fn judge(&self, _of: &StoredIdentity, _token: Token) -> Judging {
         Box::pin(std::future::ready(Verdict::Refused(Ending::InvalidToken)))
     }
 
-    fn ask(&self, _of: &Remembered, _question: &Question) -> Asking {
-        Box::pin(std::future::ready(AskedAgain::Stands))
+    fn ask(&self, _of: &StoredIdentity, _question: &RemoteCheck) -> Asking {
+        Box::pin(std::future::ready(Revalidation::Active))
     }
 
-    fn is_revoked(&self, _marks: &Marks) -> bool {
+    fn is_revoked(&self, _revocation_keys: &RevocationKeys) -> bool {
         false
     }
 
-    fn vouches(&self, _of: &Remembered) -> bool {
+    fn is_current(&self, _of: &StoredIdentity) -> bool {
         true
     }
 
-    fn judge_again(&mut self, _of: Option<&Remembered>) -> Result<(), Ending> {
+    fn judge_again(&mut self, _of: Option<&StoredIdentity>) -> Result<(), Ending> {
         let runtime = self.shared.current();
         if runtime.generation == self.generation {
             return Ok(());

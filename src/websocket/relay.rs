@@ -559,7 +559,7 @@ impl Future for Relay {
                 && let Poll::Ready(answer) = asking.as_mut().poll(cx)
             {
                 this.asking = None;
-                this.act_on(Event::AskedAgain(answer));
+                this.act_on(Event::Revalidation(answer));
                 progress = true;
             }
             if let Poll::Ready(ear) = this.bell.as_mut().poll(cx) {

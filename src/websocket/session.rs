@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::dialect::{First, Later, Presented};
 use super::ending::Ending;
 use super::template::{Copies, Values, render};
-use crate::auth::{AskedAgain, Marks, Question, Remembered, Token};
+use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token};
 use crate::policy::{DialectSpec, OnExpiry};
 use asking::{Asking, Consequence};
 
@@ -26,13 +26,13 @@ const REFUSALS: u8 = 5;
 #[derive(Clone, Debug)]
 pub struct Standing {
     /// Whose it is, and until when: of a token without an end, when its provider is asked again.
-    pub remembered: Remembered,
+    pub remembered: StoredIdentity,
     /// The token says no end: asking again is what ends it.
     pub is_open_ended: bool,
     /// How long beyond its end a socket of this provider may live, at least.
     pub clock_skew: Duration,
     /// What it can be revoked by, where anyone can revoke.
-    pub marks: Option<Box<Marks>>,
+    pub revocation_keys: Option<Box<RevocationKeys>>,
     /// How its provider is asked again.
     pub again: Option<Box<Again>>,
     /// It came by a session of ours, whose page renews it: it ends with it, also under `auto`.
@@ -42,8 +42,8 @@ pub struct Standing {
 /// What is kept of it for as long as the session lives.
 #[derive(Debug)]
 struct Kept {
-    remembered: Remembered,
-    marks: Option<Box<Marks>>,
+    remembered: StoredIdentity,
+    revocation_keys: Option<Box<RevocationKeys>>,
 }
 
 /// What became of a token.
@@ -85,7 +85,7 @@ pub enum Event {
     /// The verdict on the token under verification.
     Verdict(Verdict),
     /// The provider's answer to a question about the session.
-    AskedAgain(AskedAgain),
+    Revalidation(Revalidation),
     /// The upstream's 101 has come.
     UpstreamOpen,
     /// Something that ends it: a bound, a violation, the upstream, the drain.
@@ -263,38 +263,38 @@ impl Session {
             })
         });
         self.renews |= standing.renews;
-        let Standing { remembered, marks, .. } = standing;
-        let former = self.standing.take().and_then(|standing| standing.marks);
+        let Standing { remembered, revocation_keys, .. } = standing;
+        let former = self.standing.take().and_then(|standing| standing.revocation_keys);
         // Whoever signs out of the session by which it came means this socket too.
-        let marks = match (marks, former) {
-            (Some(marks), Some(former)) => Some(Box::new(marks.in_session_of(&former))),
-            (marks, former) => marks.or(former),
+        let revocation_keys = match (revocation_keys, former) {
+            (Some(revocation_keys), Some(former)) => Some(Box::new(revocation_keys.in_browser_session_of(&former))),
+            (revocation_keys, former) => revocation_keys.or(former),
         };
-        self.standing = Some(Kept { remembered, marks });
+        self.standing = Some(Kept { remembered, revocation_keys });
     }
 
     /// What the provider is asked about it.
     #[must_use]
-    pub fn question(&self) -> Option<&Question> {
+    pub fn question(&self) -> Option<&RemoteCheck> {
         self.asking.as_ref().map(|asking| asking.question())
     }
 
     /// What it can be revoked by.
     #[must_use]
-    pub fn marks(&self) -> Option<&Marks> {
-        self.standing.as_ref()?.marks.as_deref()
+    pub fn revocation_keys(&self) -> Option<&RevocationKeys> {
+        self.standing.as_ref()?.revocation_keys.as_deref()
     }
 
     /// Whose it is; nobody's on a public route.
     #[must_use]
-    pub fn remembered(&self) -> Option<&Remembered> {
+    pub fn remembered(&self) -> Option<&StoredIdentity> {
         self.standing.as_ref().map(|standing| &standing.remembered)
     }
 
     /// Whose it is while its token has not expired: an expired one is not judged by its key, or every rotation
     /// would end the sockets that outlive their tokens.
     #[must_use]
-    pub fn judged_by_key(&self, now: u64) -> Option<&Remembered> {
+    pub fn judged_by_key(&self, now: u64) -> Option<&StoredIdentity> {
         let standing = self.remembered().filter(|remembered| now < remembered.expires_at().saturating_mul(1_000));
         standing.filter(|_| self.phase == Phase::Open)
     }
@@ -363,7 +363,7 @@ impl Session {
             }
             (Phase::Waiting, Event::Deadline { .. }) if now >= self.waiting_until => self.finish(Ending::Timeout),
             (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict, now),
-            (Phase::Open, Event::AskedAgain(answer)) => self.asked_again(&answer, now),
+            (Phase::Open, Event::Revalidation(answer)) => self.asked_again(&answer, now),
             (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
             (Phase::Open, Event::Later(later, copies)) => self.later(later, copies, now),
             (Phase::Open, Event::Field(token)) => {
@@ -559,7 +559,7 @@ impl Session {
         actions
     }
 
-    fn asked_again(&mut self, answer: &AskedAgain, now: u64) -> Vec<Action> {
+    fn asked_again(&mut self, answer: &Revalidation, now: u64) -> Vec<Action> {
         match self.asking.as_mut().map(|asking| asking.answered(answer, now)) {
             Some(Consequence::Ended) => self.finish(Ending::Revoked),
             Some(Consequence::Unanswered) => self.finish(Ending::AuthUnavailable),

@@ -37,9 +37,9 @@ pub(super) enum BadKeys {
 /// What a key is known by after its set has gone: a digest of its material, so that a set fetched anew with
 /// the same key in it is the same key, whatever else its provider wrote beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KeyPrint([u8; 16]);
+pub struct KeyFingerprint([u8; 16]);
 
-impl KeyPrint {
+impl KeyFingerprint {
     pub(in crate::auth) fn of(parts: &[&[u8]]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         for part in parts {
@@ -63,7 +63,7 @@ impl KeyPrint {
 
 /// One key, fit to verify.
 struct Key {
-    print: KeyPrint,
+    print: KeyFingerprint,
     id: Option<String>,
     kind: Kind,
     /// When the JWK names its algorithm, it is for that one only.
@@ -119,7 +119,7 @@ impl std::fmt::Debug for KeySet {
 /// The keys that may have signed a token.
 pub(in crate::auth) enum Candidates<'a> {
     /// These, to be tried in turn.
-    Keys(Vec<(&'a DecodingKey, KeyPrint)>),
+    Keys(Vec<(&'a DecodingKey, KeyFingerprint)>),
     /// None.
     Unknown,
 }
@@ -138,7 +138,7 @@ impl KeySet {
 
     fn secret(secret: &Secret) -> Self {
         let key = Key {
-            print: KeyPrint::of(&[b"oct", secret.expose()]),
+            print: KeyFingerprint::of(&[b"oct", secret.expose()]),
             id: None,
             kind: Kind::Hmac,
             algorithm: None,
@@ -182,7 +182,7 @@ impl KeySet {
             let label = block[start + 11..].split("-----").next().unwrap_or_default();
             let whole = format!("{}{label}-----\n", &block[start..]);
             if let Some((kind, decoding)) = pem_key(whole.as_bytes()) {
-                let print = KeyPrint::of(&[b"pem", whole.as_bytes()]);
+                let print = KeyFingerprint::of(&[b"pem", whole.as_bytes()]);
                 keys.push(Key { print, id: None, kind, algorithm: None, decoding });
             }
         }
@@ -190,7 +190,7 @@ impl KeySet {
     }
 
     /// Whether a key that once verified a token of this algorithm is still one of the set, and still for it.
-    pub(super) fn holds(&self, print: KeyPrint, algorithm: Algorithm) -> bool {
+    pub(super) fn holds(&self, print: KeyFingerprint, algorithm: Algorithm) -> bool {
         self.keys.iter().any(|key| key.print == print && key.fits(algorithm))
     }
 
@@ -285,7 +285,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
             let value = |bytes: Vec<u8>| bytes.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
             let (modulus, exponent) = (value(bytes("n")?), value(bytes("e")?));
             check_rsa(&modulus, &exponent)?;
-            let print = KeyPrint::of(&[b"RSA", &modulus, &exponent]);
+            let print = KeyFingerprint::of(&[b"RSA", &modulus, &exponent]);
             (Kind::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent), print)
         }
         ("EC", Some(curve @ ("P-256" | "P-384"))) => {
@@ -295,7 +295,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
                 return Err("a coordinate has the wrong length");
             }
             let point: Vec<u8> = std::iter::once(4).chain(x).chain(y).collect();
-            (kind, DecodingKey::from_ec_der(&point), KeyPrint::of(&[b"EC", &point]))
+            (kind, DecodingKey::from_ec_der(&point), KeyFingerprint::of(&[b"EC", &point]))
         }
         ("OKP", Some("Ed25519")) => {
             let point = bytes("x")?;
@@ -305,7 +305,7 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
             if is_small_order(&point) {
                 return Err("a point of small order: anyone could sign for it");
             }
-            (Kind::Ed25519, DecodingKey::from_ed_der(&point), KeyPrint::of(&[b"OKP", &point]))
+            (Kind::Ed25519, DecodingKey::from_ed_der(&point), KeyFingerprint::of(&[b"OKP", &point]))
         }
         ("oct", _) => return Err("a symmetric key has no place in a key set"),
         _ => return Err("key type or curve is not known"),

@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{OWN, Target};
+use super::{OWN, RevocationTarget};
 use crate::json;
 
 /// Why the file is of no use.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub enum RevocationFileError {
     /// It cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -38,7 +38,7 @@ pub enum FileError {
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) issuer: String,
-    pub(super) target: Target,
+    pub(super) target: RevocationTarget,
     pub(super) at: u64,
     pub(super) until: u64,
 }
@@ -48,10 +48,13 @@ impl Record {
         let object = json::object(line).ok()?;
         let text = |name: &str| object.get(name).and_then(Value::as_str).map(str::to_owned);
         let number = |name: &str| object.get(name).and_then(Value::as_u64);
-        let mut targets =
-            [text("sub").map(Target::User), text("sid").map(Target::Session), text("jti").map(Target::Token)]
-                .into_iter()
-                .flatten();
+        let mut targets = [
+            text("sub").map(RevocationTarget::User),
+            text("sid").map(RevocationTarget::Session),
+            text("jti").map(RevocationTarget::Token),
+        ]
+        .into_iter()
+        .flatten();
         let target = targets.next().filter(|_| targets.next().is_none())?;
         Some(Self { issuer: text("issuer")?, target, at: number("at")?, until: number("until")? })
     }
@@ -59,9 +62,9 @@ impl Record {
     fn line(&self) -> String {
         let Self { issuer, target, at, until } = self;
         let (kind, id) = match target {
-            Target::User(id) => ("sub", id),
-            Target::Session(id) => ("sid", id),
-            Target::Token(id) => ("jti", id),
+            RevocationTarget::User(id) => ("sub", id),
+            RevocationTarget::Session(id) => ("sid", id),
+            RevocationTarget::Token(id) => ("jti", id),
         };
         format!("{}\n", json!({"issuer": issuer, kind: id, "at": at, "until": until}))
     }
@@ -82,7 +85,7 @@ struct Open {
 
 impl RevocationFile {
     /// Reads what is in force and leaves only that in the file, which is made if there is none.
-    pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), FileError> {
+    pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), RevocationFileError> {
         let records = read(path, now)?;
         let file = write_anew(path, &records)?;
         let open = Mutex::new(Open { file, lines: records.len() });
@@ -90,7 +93,7 @@ impl RevocationFile {
     }
 
     /// Returns when it is on the disk.
-    pub(super) fn append(&self, record: &Record, now: u64) -> Result<(), FileError> {
+    pub(super) fn append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.lines >= self.limit.saturating_mul(2).max(16) {
             let records = read(&self.path, now)?;
@@ -102,26 +105,26 @@ impl RevocationFile {
         if let Err(source) = written {
             // Half a line may be there, which the next must not be joined to: it is written anew before that.
             open.lines = usize::MAX;
-            return Err(FileError::Io { path: self.path.display().to_string(), source });
+            return Err(RevocationFileError::Io { path: self.path.display().to_string(), source });
         }
         open.lines += 1;
         Ok(())
     }
 }
 
-fn read(path: &Path, now: u64) -> Result<Vec<Record>, FileError> {
+fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(FileError::Io { path: path.display().to_string(), source }),
+        Err(source) => return Err(RevocationFileError::Io { path: path.display().to_string(), source }),
     };
     // A last line without its end was being written when the process died, and nobody was told that it is kept.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
     let lines = whole.split(|byte| *byte == b'\n').enumerate();
     let mut records: Vec<Record> = Vec::new();
     for (index, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
-        let record =
-            Record::read(line).ok_or_else(|| FileError::Line { path: path.display().to_string(), line: index + 1 })?;
+        let record = Record::read(line)
+            .ok_or_else(|| RevocationFileError::Line { path: path.display().to_string(), line: index + 1 })?;
         if record.until > now {
             records.push(record);
         }
@@ -139,22 +142,22 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, FileError> {
 fn without_those_that_another_ends(records: &mut Vec<Record>) {
     let mut all_ended_at = std::collections::HashMap::new();
     for (index, record) in records.iter().enumerate().filter(|(_, record)| record.issuer == OWN) {
-        if let Target::User(owner) = &record.target {
+        if let RevocationTarget::User(owner) = &record.target {
             all_ended_at.insert(owner.clone(), index);
         }
     }
     let mut index = 0;
     records.retain(|record| {
         index += 1;
-        let Target::Session(name) = &record.target else { return true };
+        let RevocationTarget::Session(name) = &record.target else { return true };
         let owner = name.split_once('/').map(|(owner, _)| owner);
         record.issuer != OWN || owner.and_then(|owner| all_ended_at.get(owner)).is_none_or(|at| index > *at)
     });
 }
 
 /// Into a file beside it that takes its place, so that a crash leaves one or the other.
-fn write_anew(path: &Path, records: &[Record]) -> Result<File, FileError> {
-    let failed = |source| FileError::Io { path: path.display().to_string(), source };
+fn write_anew(path: &Path, records: &[Record]) -> Result<File, RevocationFileError> {
+    let failed = |source| RevocationFileError::Io { path: path.display().to_string(), source };
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
@@ -186,11 +189,11 @@ mod tests {
         }
     }
 
-    fn record(target: Target, at: u64, until: u64) -> Record {
+    fn record(target: RevocationTarget, at: u64, until: u64) -> Record {
         Record { issuer: "i".to_owned(), target, at, until }
     }
 
-    fn ids(records: &[Record]) -> Vec<(Target, u64)> {
+    fn ids(records: &[Record]) -> Vec<(RevocationTarget, u64)> {
         records.iter().map(|record| (record.target.clone(), record.at)).collect()
     }
 
@@ -199,13 +202,13 @@ mod tests {
         let path = Scratch::new("again");
         let (file, records) = RevocationFile::open(&path.0, 10, 100).expect("opens");
         assert!(records.is_empty());
-        let user = |id: &str| Target::User(id.to_owned());
+        let user = |id: &str| RevocationTarget::User(id.to_owned());
         file.append(&record(user("over"), 100, 110), 100).expect("kept");
         file.append(&record(user("a\"\nb"), 100, 200), 100).expect("kept");
         file.append(&record(user("a\"\nb"), 105, 205), 105).expect("kept");
-        file.append(&record(Target::Session("s".into()), 106, 206), 106).expect("kept");
+        file.append(&record(RevocationTarget::Session("s".into()), 106, 206), 106).expect("kept");
         let (_file, records) = RevocationFile::open(&path.0, 10, 150).expect("opens");
-        assert_eq!(ids(&records), [(user("a\"\nb"), 105), (Target::Session("s".into()), 106)]);
+        assert_eq!(ids(&records), [(user("a\"\nb"), 105), (RevocationTarget::Session("s".into()), 106)]);
         assert_eq!(std::fs::read_to_string(&path.0).expect("text").lines().count(), 2);
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path.0).expect("there").permissions());
         assert_eq!(mode & 0o777, 0o600);
@@ -216,7 +219,7 @@ mod tests {
         let path = Scratch::new("grow");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
         for at in 0..1_000 {
-            file.append(&record(Target::User("alice".into()), at, at + 1_000), at).expect("kept");
+            file.append(&record(RevocationTarget::User("alice".into()), at, at + 1_000), at).expect("kept");
         }
         assert!(std::fs::read_to_string(&path.0).expect("text").lines().count() <= 20);
     }
@@ -227,10 +230,10 @@ mod tests {
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
         let whole = std::mem::replace(&mut file.open.lock().expect("lock").file, full_disk(&path.0));
         drop(whole);
-        assert!(file.append(&record(Target::User("lost".into()), 1, 100), 1).is_err());
-        file.append(&record(Target::User("kept".into()), 2, 100), 2).expect("kept");
+        assert!(file.append(&record(RevocationTarget::User("lost".into()), 1, 100), 1).is_err());
+        file.append(&record(RevocationTarget::User("kept".into()), 2, 100), 2).expect("kept");
         let (_file, records) = RevocationFile::open(&path.0, 10, 3).expect("opens");
-        assert_eq!(ids(&records), [(Target::User("kept".into()), 2)]);
+        assert_eq!(ids(&records), [(RevocationTarget::User("kept".into()), 2)]);
     }
 
     /// Half a line gets there; what is written next does not.
@@ -245,25 +248,25 @@ mod tests {
         let path = Scratch::new("all");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
         let own = |target, at| Record { issuer: OWN.to_owned(), target, at, until: 100 };
-        let one = |name: &str| Target::Session(name.to_owned());
+        let one = |name: &str| RevocationTarget::Session(name.to_owned());
         for (target, at) in [
             (one("alice/1"), 1),
             (one("bob/1"), 1),
             (one("alice/2"), 1),
-            (Target::User("alice".into()), 2_000),
+            (RevocationTarget::User("alice".into()), 2_000),
             (one("alice/3"), 3),
         ] {
             file.append(&own(target, at), 1).expect("kept");
         }
         let (_file, records) = RevocationFile::open(&path.0, 10, 1).expect("opens");
-        let expected = [(one("bob/1"), 1), (Target::User("alice".into()), 2_000), (one("alice/3"), 3)];
+        let expected = [(one("bob/1"), 1), (RevocationTarget::User("alice".into()), 2_000), (one("alice/3"), 3)];
         assert_eq!(ids(&records), expected);
     }
 
     #[test]
     fn a_torn_last_line_is_nothing_and_any_other_is_an_error() {
         let path = Scratch::new("torn");
-        let good = record(Target::Token("t".into()), 1, 100).line();
+        let good = record(RevocationTarget::Token("t".into()), 1, 100).line();
         // Within an ü.
         let torn = [good.as_bytes(), b"{\"issuer\":\"i\",\"sub\":\"J\xc3"].concat();
         std::fs::write(&path.0, torn).expect("written");

@@ -1,11 +1,11 @@
-//! Sessions of ours that were ended by their users, apart from what the operator revokes, and a bounded number of each
+//! Browser sessions that were ended by their users, apart from what the operator revokes, and a bounded number of each
 //! user's: beyond it one entry ends all of that user's sessions begun before that moment.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use super::Mark;
+use super::RevocationKey;
 
 /// How many sign-outs are kept.
 #[derive(Clone, Copy, Debug)]
@@ -18,9 +18,9 @@ pub struct SignOutLimits {
 
 /// By what a session of ours is ended; what a socket that came by it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SessionMarks {
-    pub(super) owner: Mark,
-    pub(super) session: Mark,
+pub(super) struct BrowserSessionKeys {
+    pub(super) owner: RevocationKey,
+    pub(super) session: RevocationKey,
     /// Milliseconds since the epoch.
     pub(super) began: u64,
 }
@@ -40,7 +40,7 @@ struct Owned {
     /// All sessions begun until this moment, milliseconds since the epoch, and until when that is kept.
     before: Option<(u64, u64)>,
     /// Single ones, and until when each is kept.
-    sessions: Vec<(Mark, u64)>,
+    sessions: Vec<(RevocationKey, u64)>,
 }
 
 impl Owned {
@@ -58,7 +58,7 @@ impl Owned {
 /// Every sign-out in force.
 #[derive(Debug, Default)]
 pub(super) struct SignOuts {
-    by_owner: RwLock<HashMap<Mark, Owned>>,
+    by_owner: RwLock<HashMap<RevocationKey, Owned>>,
     /// How many entries: read by every request with a session, and zero for nearly all.
     count: AtomicUsize,
     /// When what is over was last looked for, Unix seconds: at the limit every further sign-out asks for that.
@@ -71,7 +71,7 @@ impl SignOuts {
     }
 
     /// Whether a session has ended. `now` in Unix seconds.
-    pub(super) fn has_ended(&self, of: &SessionMarks, now: u64) -> bool {
+    pub(super) fn has_ended(&self, of: &BrowserSessionKeys, now: u64) -> bool {
         if self.count() == 0 {
             return false;
         }
@@ -83,7 +83,7 @@ impl SignOuts {
     }
 
     /// Ends a session at `now_ms`, kept until `until`. `None` when all are in force that are kept.
-    pub(super) fn end(&self, of: &SessionMarks, now_ms: u64, until: u64, limits: SignOutLimits) -> Option<Kept> {
+    pub(super) fn end(&self, of: &BrowserSessionKeys, now_ms: u64, until: u64, limits: SignOutLimits) -> Option<Kept> {
         let now = now_ms / 1_000;
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let known = by_owner.get_mut(&of.owner);
@@ -126,14 +126,14 @@ impl SignOuts {
     }
 
     /// One of an earlier run.
-    pub(super) fn take_up_one(&self, of: &SessionMarks, until: u64) {
+    pub(super) fn take_up_one(&self, of: &BrowserSessionKeys, until: u64) {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         by_owner.entry(of.owner).or_default().sessions.push((of.session, until));
         self.count.fetch_add(1, Ordering::AcqRel);
     }
 
     /// All of a user's, of an earlier run.
-    pub(super) fn take_up_all(&self, owner: Mark, at: u64, until: u64) {
+    pub(super) fn take_up_all(&self, owner: RevocationKey, at: u64, until: u64) {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let owned = by_owner.entry(owner).or_default();
         let former = owned.len();
@@ -148,8 +148,8 @@ mod tests {
 
     const LIMITS: SignOutLimits = SignOutLimits { all: 10, per_user: 3 };
 
-    fn session(owner: u64, id: u64, began: u64) -> SessionMarks {
-        SessionMarks { owner: Mark(owner, 0), session: Mark(id, 1), began }
+    fn session(owner: u64, id: u64, began: u64) -> BrowserSessionKeys {
+        BrowserSessionKeys { owner: RevocationKey(owner, 0), session: RevocationKey(id, 1), began }
     }
 
     #[test]

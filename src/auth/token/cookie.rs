@@ -17,7 +17,7 @@ const OWN_PLAIN: &str = "vestibule-";
 /// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which reads as a
 /// cookie of that name (RFC 6265bis section 5.5).
 #[must_use]
-pub fn sets_own_cookie(line: &[u8]) -> bool {
+pub fn sets_session_cookie(line: &[u8]) -> bool {
     let pair = line.split(|byte| *byte == b';').next().unwrap_or_default();
     let before = pair.iter().position(|byte| *byte != b'=' && !byte.is_ascii_whitespace()).unwrap_or(pair.len());
     let name = pair[before..].split(|byte| *byte == b'=').next().unwrap_or_default();
@@ -34,27 +34,27 @@ fn is_own_cookie(name: &[u8]) -> bool {
 
 /// The name of our cookie for a client that sees this port, and https or not.
 #[must_use]
-pub fn own_cookie(is_https: bool, port: u16) -> String {
+pub fn session_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { OWN_COOKIE.to_owned() } else { format!("{OWN_PLAIN}{port}") }
 }
 
 /// Takes every cookie of ours out, the others staying byte for byte, and returns the one of this name; two of it are
 /// none.
-pub fn take_own(headers: &mut HeaderMap, name: &str) -> Option<SessionCookie> {
+pub fn take_session_cookie(headers: &mut HeaderMap, name: &str) -> Option<SessionCookie> {
     match take_named(headers, name).as_slice() {
         [value] => presented(value),
         _ => None,
     }
 }
 
-/// As [`take_own`], but returns every cookie of this name, for a sign-out: another site on this host, or on another port
+/// As [`take_session_cookie`], but returns every cookie of this name, for a sign-out: another site on this host, or on another port
 /// of this machine, can set a second one, and that must not keep the first from being ended.
-pub fn take_every_own(headers: &mut HeaderMap, name: &str) -> Vec<SessionCookie> {
+pub fn take_all_session_cookies(headers: &mut HeaderMap, name: &str) -> Vec<SessionCookie> {
     take_named(headers, name).iter().filter_map(|value| presented(value)).collect()
 }
 
 fn presented(value: &[u8]) -> Option<SessionCookie> {
-    SessionCookie::presented(std::str::from_utf8(value).ok()?)
+    SessionCookie::parse(std::str::from_utf8(value).ok()?)
 }
 
 /// Takes every cookie of ours out, and returns the values of those of this name.
@@ -149,7 +149,7 @@ pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit:
     }
     let values = if suffixed.is_empty() { plain } else { suffixed };
     let [value] = values.as_slice() else { return None };
-    Token::presented(std::str::from_utf8(value).ok()?, limit).ok()
+    Token::parse(std::str::from_utf8(value).ok()?, limit).ok()
 }
 
 /// One line of a `Cookie` header without our session cookies and those of these sources.
@@ -159,7 +159,7 @@ pub fn without_credentials(line: &str, sources: &[CookieSource]) -> String {
     // What cannot be a header's value is no cookie to anyone.
     let Ok(value) = HeaderValue::from_str(line) else { return String::new() };
     headers.insert(COOKIE, value);
-    let _ = take_own(&mut headers, "");
+    let _ = take_session_cookie(&mut headers, "");
     for source in sources {
         let _ = take_cookie(&mut headers, source, 0);
     }
@@ -219,7 +219,7 @@ mod tests {
             ("=", false),
             ("", false),
         ] {
-            assert_eq!(sets_own_cookie(line.as_bytes()), expected, "{line}");
+            assert_eq!(sets_session_cookie(line.as_bytes()), expected, "{line}");
         }
     }
 

@@ -178,7 +178,7 @@ fn lines_are_looked_at_one_by_one_and_arrays_by_pointers() {
         First::Authenticate(_)
     ));
     assert_eq!(
-        said_upstream(&dialect.authenticate, &Token::presented("abc", 9).expect("token")),
+        said_upstream(&dialect.authenticate, &Token::parse("abc", 9).expect("token")),
         r#"[null,null,null,"phx_join",{"token":"abc"}]"#
     );
 }

@@ -92,7 +92,7 @@ impl Relay {
         }
         if self.judged_again <= now_instant {
             self.judged_again = now_instant + JUDGED_AGAIN;
-            if self.session.judged_by_key(now()).is_some_and(|of| !self.judge.vouches(of)) {
+            if self.session.judged_by_key(now()).is_some_and(|of| !self.judge.is_current(of)) {
                 tracing::info!("the key of an open socket's token was withdrawn");
                 self.act_on(Event::End(Ending::Expired));
             }

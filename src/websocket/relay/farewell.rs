@@ -24,7 +24,7 @@ impl Relay {
     /// # Errors
     /// How it ends.
     pub(super) fn may_go_on(&mut self) -> Result<(), Ending> {
-        if self.session.marks().is_some_and(|marks| self.judge.is_revoked(marks)) {
+        if self.session.revocation_keys().is_some_and(|keys| self.judge.is_revoked(keys)) {
             return Err(Ending::Revoked);
         }
         self.judge.judge_again(self.session.remembered())

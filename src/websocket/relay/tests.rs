@@ -11,7 +11,7 @@ use super::super::frame::{apply_mask, close_payload};
 use super::super::judge::{Asking, Judge, Judging};
 use super::super::session::{Life, Session, Standing, Verdict};
 use super::*;
-use crate::auth::{AskedAgain, Marks, Question, Remembered};
+use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::runtime::Bell;
 use crate::telemetry::Metrics;
 
@@ -32,23 +32,23 @@ const TIMES: Times = Times {
 struct Doorkeeper(Arc<AtomicBool>);
 
 impl Judge for Doorkeeper {
-    fn judge(&self, _of: &Remembered, _token: Token) -> Judging {
+    fn judge(&self, _of: &StoredIdentity, _token: Token) -> Judging {
         Box::pin(std::future::ready(Verdict::Denied))
     }
 
-    fn ask(&self, _of: &Remembered, _question: &Question) -> Asking {
-        Box::pin(std::future::ready(AskedAgain::Stands))
+    fn ask(&self, _of: &StoredIdentity, _question: &RemoteCheck) -> Asking {
+        Box::pin(std::future::ready(Revalidation::Active))
     }
 
-    fn is_revoked(&self, _marks: &Marks) -> bool {
+    fn is_revoked(&self, _revocation_keys: &RevocationKeys) -> bool {
         false
     }
 
-    fn vouches(&self, _of: &Remembered) -> bool {
+    fn is_current(&self, _of: &StoredIdentity) -> bool {
         true
     }
 
-    fn judge_again(&mut self, _of: Option<&Remembered>) -> Result<(), Ending> {
+    fn judge_again(&mut self, _of: Option<&StoredIdentity>) -> Result<(), Ending> {
         if self.0.load(Ordering::Relaxed) { Err(Ending::Denied) } else { Ok(()) }
     }
 
@@ -85,10 +85,10 @@ impl Relayed {
     fn between(times: Times, client: DuplexStream, ours: Socket) -> Self {
         let (upstream, theirs) = duplex(ROOM);
         let standing = Standing {
-            remembered: Remembered::example(u64::MAX / 2_000),
+            remembered: StoredIdentity::example(u64::MAX / 2_000),
             is_open_ended: false,
             clock_skew: Duration::ZERO,
-            marks: None,
+            revocation_keys: None,
             again: None,
             renews: false,
         };

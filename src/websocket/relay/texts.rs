@@ -248,7 +248,7 @@ impl Relay {
             Some(token) if in_force.is_some_and(|known| known.expose() == token) => return out.add(input, &frame),
             Some(token) => token,
         };
-        match Token::presented(token, self.times.token_bytes) {
+        match Token::parse(token, self.times.token_bytes) {
             Ok(token) => {
                 if let Some(extra) = &mut self.extra {
                     extra.waiting = Some(Pending { accepted: frame, refused: None });

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::millis;
-use crate::auth::{AskedAgain, Question};
+use crate::auth::{RemoteCheck, Revalidation};
 
 /// A question that was not answered is asked again after this, or sooner where it is asked more often.
 const RETRY: u64 = 10_000;
@@ -13,7 +13,7 @@ const RETRY: u64 = 10_000;
 #[derive(Clone, Debug)]
 pub struct Again {
     /// What it is asked.
-    pub question: Question,
+    pub question: RemoteCheck,
     /// How often.
     pub every: Duration,
     /// How long a provider that does not answer is borne.
@@ -52,7 +52,7 @@ impl Asking {
         Self { again, at, under_way: self.under_way, superseded: self.under_way, silent_since: None }
     }
 
-    pub(super) fn question(&self) -> &Question {
+    pub(super) fn question(&self) -> &RemoteCheck {
         &self.again.question
     }
 
@@ -68,19 +68,19 @@ impl Asking {
         begins
     }
 
-    pub(super) fn answered(&mut self, answer: &AskedAgain, now: u64) -> Consequence {
+    pub(super) fn answered(&mut self, answer: &Revalidation, now: u64) -> Consequence {
         self.under_way = false;
         if std::mem::take(&mut self.superseded) {
             return Consequence::GoesOn;
         }
         match answer {
-            AskedAgain::Stands => {
+            Revalidation::Active => {
                 self.silent_since = None;
                 self.at = next(&self.again, now);
                 Consequence::GoesOn
             }
-            AskedAgain::Ended => Consequence::Ended,
-            AskedAgain::Unanswered => {
+            Revalidation::Revoked => Consequence::Ended,
+            Revalidation::Unavailable => {
                 let last_moment = self.silent_since.get_or_insert(now).saturating_add(millis(self.again.grace));
                 if now >= last_moment {
                     return Consequence::Unanswered;

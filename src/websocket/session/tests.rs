@@ -33,17 +33,17 @@ fn keep_outlives_the_token_until_max_lifetime() {
 
 fn standing(expires_at: u64) -> Standing {
     Standing {
-        remembered: Remembered::example(expires_at),
+        remembered: StoredIdentity::example(expires_at),
         is_open_ended: false,
         clock_skew: Duration::from_secs(5),
-        marks: None,
+        revocation_keys: None,
         again: None,
         renews: false,
     }
 }
 
 fn token() -> Token {
-    Token::presented("t", 16).expect("token")
+    Token::parse("t", 16).expect("token")
 }
 
 fn accepted(expires_at: u64) -> Event {
@@ -345,7 +345,8 @@ fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
 }
 
 fn asked_about(expires_at: u64) -> Standing {
-    let again = Again { question: Question::example(), every: Duration::from_secs(60), grace: Duration::from_secs(25) };
+    let again =
+        Again { question: RemoteCheck::example(), every: Duration::from_secs(60), grace: Duration::from_secs(25) };
     Standing { again: Some(Box::new(again)), ..standing(expires_at) }
 }
 
@@ -367,7 +368,7 @@ fn the_provider_is_asked_again_within_every_interval_and_its_yes_keeps_the_sessi
     for _ in 0..5 {
         let at = asks(&mut session);
         assert!(at > last && at <= last + 60_000, "{at} after {last}");
-        assert!(session.on(Event::AskedAgain(AskedAgain::Stands), at + 300).is_empty());
+        assert!(session.on(Event::Revalidation(Revalidation::Active), at + 300).is_empty());
         last = at + 300;
     }
 }
@@ -377,7 +378,7 @@ fn its_no_ends_the_session_at_once() {
     let mut session = asked_session();
     let at = asks(&mut session);
     assert_eq!(
-        shown(&session.on(Event::AskedAgain(AskedAgain::Ended), at + 300)),
+        shown(&session.on(Event::Revalidation(Revalidation::Revoked), at + 300)),
         ["Session ended 1008 Session ended"]
     );
 }
@@ -386,27 +387,27 @@ fn its_no_ends_the_session_at_once() {
 fn its_silence_is_borne_for_revalidate_grace() {
     let mut session = asked_session();
     let first = asks(&mut session);
-    assert!(session.on(Event::AskedAgain(AskedAgain::Unanswered), first).is_empty());
+    assert!(session.on(Event::Revalidation(Revalidation::Unavailable), first).is_empty());
     let mut at = first;
     for wait in [10_000, 10_000, 5_000] {
         assert_eq!(session.deadline(), Some(at + wait));
         at = asks(&mut session);
         if at < first + 25_000 {
-            assert!(session.on(Event::AskedAgain(AskedAgain::Unanswered), at).is_empty());
+            assert!(session.on(Event::Revalidation(Revalidation::Unavailable), at).is_empty());
         }
     }
     assert_eq!(
-        shown(&session.on(Event::AskedAgain(AskedAgain::Unanswered), at)),
+        shown(&session.on(Event::Revalidation(Revalidation::Unavailable), at)),
         ["Authentication service unavailable 1013 Try again later"]
     );
     // An answer in between forgives what was.
     let mut session = asked_session();
     let first = asks(&mut session);
-    session.on(Event::AskedAgain(AskedAgain::Unanswered), first);
+    session.on(Event::Revalidation(Revalidation::Unavailable), first);
     let second = asks(&mut session);
-    assert!(session.on(Event::AskedAgain(AskedAgain::Stands), second).is_empty());
+    assert!(session.on(Event::Revalidation(Revalidation::Active), second).is_empty());
     let third = asks(&mut session);
-    assert!(session.on(Event::AskedAgain(AskedAgain::Unanswered), third + 30_000).is_empty());
+    assert!(session.on(Event::Revalidation(Revalidation::Unavailable), third + 30_000).is_empty());
 }
 
 #[test]
@@ -416,9 +417,9 @@ fn a_no_about_a_token_that_was_renewed_meanwhile_ends_nothing() {
     refresh(&mut session, at);
     let renewed = Verdict::Accepted { user_id: "alice".into(), standing: asked_about(NOW / 1_000 + 900), token: None };
     session.on(Event::Verdict(renewed), at);
-    assert!(session.on(Event::AskedAgain(AskedAgain::Ended), at + 1).is_empty());
+    assert!(session.on(Event::Revalidation(Revalidation::Revoked), at + 1).is_empty());
     let again = asks(&mut session);
-    assert_eq!(shown(&session.on(Event::AskedAgain(AskedAgain::Ended), again)).len(), 1);
+    assert_eq!(shown(&session.on(Event::Revalidation(Revalidation::Revoked), again)).len(), 1);
 }
 
 #[test]
@@ -427,8 +428,8 @@ fn a_token_without_an_end_lives_by_its_provider_s_word_alone() {
     let mut session = Session::open(None, life(30), standing, NOW);
     for _ in 0..5 {
         let at = asks(&mut session);
-        session.on(Event::AskedAgain(AskedAgain::Stands), at);
+        session.on(Event::Revalidation(Revalidation::Active), at);
     }
     let at = asks(&mut session);
-    assert_eq!(shown(&session.on(Event::AskedAgain(AskedAgain::Ended), at)).len(), 1);
+    assert_eq!(shown(&session.on(Event::Revalidation(Revalidation::Revoked), at)).len(), 1);
 }

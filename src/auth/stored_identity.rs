@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::identify::{Said, identify_again};
-use super::identity::{End, Voucher};
+use super::identity::{Expiry, VerifiedBy};
 use super::kind::KindHeader;
-use super::{Identity, KeyPrint, Verifier, claims};
+use super::{Identity, KeyFingerprint, Verifier, claims};
 use crate::policy::ProviderSpec;
 
 /// What a socket keeps of its user. Only an [`Identity`] can be remembered.
 #[derive(Clone)]
-pub struct Remembered {
+pub struct StoredIdentity {
     provider: Arc<ProviderSpec>,
-    end: End,
+    end: Expiry,
     // In an allocation of its own: a session has to fit the allocator's class.
     kept: Box<Kept>,
 }
@@ -21,24 +21,24 @@ pub struct Remembered {
 #[derive(Clone)]
 struct Kept {
     claims: Box<str>,
-    voucher: Voucher,
+    verified_by: VerifiedBy,
     kind: KindHeader,
     /// What the session cookie that it came by is sealed with.
-    seal: Option<KeyPrint>,
+    seal: Option<KeyFingerprint>,
 }
 
-impl Remembered {
+impl StoredIdentity {
     /// Keeps what the identity says.
     #[must_use]
     pub fn new(identity: &Identity) -> Self {
         let kept = Kept {
             // A map of JSON values always has a text.
             claims: serde_json::to_string(identity.claims()).unwrap_or_default().into(),
-            voucher: identity.voucher(),
+            verified_by: identity.verified_by(),
             kind: identity.kind(),
-            seal: identity.own_session().map(|session| session.seal),
+            seal: identity.browser_session().map(|session| session.seal),
         };
-        Self { provider: Arc::clone(identity.provider_spec()), end: identity.end(), kept: Box::new(kept) }
+        Self { provider: Arc::clone(identity.provider_spec()), end: identity.expiry(), kept: Box::new(kept) }
     }
 
     /// Its provider's name.
@@ -51,42 +51,42 @@ impl Remembered {
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         match self.end {
-            End::At(at) | End::AskedAgainAt(at) => at,
+            Expiry::At(at) | Expiry::RevalidateAt(at) => at,
         }
     }
 
     /// Who vouched for it.
     #[must_use]
-    pub fn voucher(&self) -> Voucher {
-        self.kept.voucher
+    pub fn verified_by(&self) -> VerifiedBy {
+        self.kept.verified_by
     }
 
     /// The identity as it was.
     #[must_use]
-    pub fn recalled(&self) -> Option<Identity> {
+    pub fn restore(&self) -> Option<Identity> {
         let said = self.said()?;
         let user_id = claims::user_id(&self.provider, &said.claims).ok()?;
-        Some(Identity::new(Arc::clone(&self.provider), user_id, said.claims, said.end, said.voucher, said.kind))
+        Some(Identity::new(Arc::clone(&self.provider), user_id, said.claims, said.end, said.verified_by, said.kind))
     }
 
     /// The identity by the providers in force: what a changed one makes of the same claims. `None` where its provider
     /// is gone, or would not take such a token any more, or its session is sealed with what seals none now. Keys and
     /// times are not looked at: a socket may outlive both (docs/contract.md section 4.5).
     #[must_use]
-    pub fn recalled_by(&self, verifier: &Verifier) -> Option<Identity> {
-        if self.kept.seal.is_some() && self.kept.seal != verifier.sessions().map(super::Sessions::seal) {
+    pub fn restore_under(&self, verifier: &Verifier) -> Option<Identity> {
+        if self.kept.seal.is_some() && self.kept.seal != verifier.session_cookies().map(super::SessionCookies::seal) {
             return None;
         }
         let spec = verifier.provider(&self.provider.name)?;
         if **spec == *self.provider {
-            return self.recalled();
+            return self.restore();
         }
         identify_again(spec, self.provider.preset, self.said()?).ok()
     }
 
     fn said(&self) -> Option<Said> {
         let claims = serde_json::from_str(&self.kept.claims).ok()?;
-        Some(Said { claims, kind: self.kept.kind, end: self.end, voucher: self.kept.voucher })
+        Some(Said { claims, kind: self.kept.kind, end: self.end, verified_by: self.kept.verified_by })
     }
 
     /// Somebody's, for tests of what only keeps it.
@@ -95,16 +95,19 @@ impl Remembered {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
         let config = crate::config::load_yaml(yaml).expect("loads").config;
         let provider = Arc::clone(&crate::policy::validate(&config).expect("valid").providers[0]);
-        let voucher =
-            Voucher::Key { print: KeyPrint::default(), algorithm: jsonwebtoken::Algorithm::HS256, until: expires_at };
+        let verified_by = VerifiedBy::Key {
+            print: KeyFingerprint::default(),
+            algorithm: jsonwebtoken::Algorithm::HS256,
+            until: expires_at,
+        };
         let claims = r#"{"sub":"alice"}"#.into();
-        let kept = Kept { claims, voucher, kind: KindHeader::default(), seal: None };
-        Self { provider, end: End::At(expires_at), kept: Box::new(kept) }
+        let kept = Kept { claims, verified_by, kind: KindHeader::default(), seal: None };
+        Self { provider, end: Expiry::At(expires_at), kept: Box::new(kept) }
     }
 }
 
-impl std::fmt::Debug for Remembered {
+impl std::fmt::Debug for StoredIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Remembered({})", self.provider.name)
+        write!(f, "StoredIdentity({})", self.provider.name)
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::identify::identify_again;
-use super::super::identity::Voucher;
-use super::super::remote::{Answer, Occasion, Question};
+use super::super::identity::VerifiedBy;
+use super::super::remote::{Answer, Priority, RemoteCheck};
 use super::super::{Carrier, Identity, Rejection, SessionCookie, claims};
-use super::{Provider, Verified, Verifier, now};
+use super::{Provider, Verified, Verifier, unix_seconds};
 
 impl Verifier {
     /// Verifies a session cookie: its seal and end, all that its token would be asked by the policy in force, revocations,
@@ -15,7 +15,7 @@ impl Verifier {
     ///
     /// # Errors
     /// Why it counts as absent, or that nobody can say.
-    pub async fn verify_session(&self, cookie: &SessionCookie) -> Result<Verified, Rejection> {
+    pub async fn verify_session_cookie(&self, cookie: &SessionCookie) -> Result<Verified, Rejection> {
         let judged = self.session_judged(cookie).await;
         let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = judged
@@ -29,7 +29,7 @@ impl Verifier {
 
     /// Whose session a cookie is, by its seal and the provider as it is now; for the log.
     #[must_use]
-    pub fn session_user(&self, cookie: &SessionCookie) -> Option<String> {
+    pub fn session_cookie_user(&self, cookie: &SessionCookie) -> Option<String> {
         let opened = self.sessions.as_ref()?.open(cookie)?;
         claims::user_id(self.provider(&opened.provider)?, &opened.claims).ok()
     }
@@ -41,7 +41,7 @@ impl Verifier {
         let named = |provider: &&Arc<Provider>| provider.spec.name == opened.provider;
         let provider =
             self.providers.iter().find(named).ok_or_else(|| Rejection::UnknownIssuer(opened.provider.clone()))?;
-        let now = now();
+        let now = unix_seconds();
         let mut until = sessions.end_of(&opened);
         if asked_only_with_the_token(provider, &opened.claims) {
             until = until.min(opened.token_end);
@@ -53,7 +53,7 @@ impl Verifier {
         let identity = identify_again(&provider.spec, &preset, opened.said(until))?.in_session(Some(session));
         // A token that has ended is not judged by its key, or every rotation would end the sessions that outlive it. Where
         // the provider has no issuer, nothing but its keys tells it from another instance's provider of the same name.
-        if let Voucher::Key { print, algorithm, until } = identity.voucher()
+        if let VerifiedBy::Key { print, algorithm, until } = identity.verified_by()
             && (now < until || provider.spec.issuer.is_none())
             && !provider.keys.still_verifies_with(print, algorithm).await?
         {
@@ -75,12 +75,12 @@ impl Verifier {
         // A provider that is asked beside every signature is asked here too, as often as its answers are kept.
         let beside = (!remote.spec().instead).then_some(remote.spec().cache);
         let Some(every) = every.into_iter().chain(beside).min() else { return Ok(()) };
-        let Some(id) = identity.own_session().map(|own| Arc::clone(&own.id)) else { return Ok(()) };
+        let Some(id) = identity.browser_session().map(|own| Arc::clone(&own.id)) else { return Ok(()) };
         if self.asked.get(&id).is_some_and(|at| at.elapsed() < every) {
             return Ok(());
         }
         let name = || identity.provider().name.clone();
-        match remote.ask(&Question::session(session), Occasion::Revalidation).await {
+        match remote.ask(&RemoteCheck::session(session), Priority::Revalidation).await {
             Ok(Answer::Yes(_)) => {
                 self.asked.insert(id, Instant::now());
                 Ok(())

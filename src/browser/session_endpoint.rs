@@ -6,7 +6,9 @@ use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
 use crate::auth::token::Extracted;
-use crate::auth::{Begun, Carrier, Identity, OwnSession, SessionCookie, SignOutLimits, allow, now, unix_millis};
+use crate::auth::{
+    BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, SignOutLimits, allow, unix_millis, unix_seconds,
+};
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::AccessLine;
@@ -21,7 +23,7 @@ pub async fn serve(
     mut own: OwnRequest,
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
-    let sessions = runtime.verifier.sessions().ok_or_else(Refusal::not_found)?;
+    let sessions = runtime.verifier.session_cookies().ok_or_else(Refusal::not_found)?;
     let method = own.head().method.clone();
     if !matches!(method, Method::POST | Method::DELETE) {
         return Err(Refusal::method_not_allowed(Some("POST, DELETE")));
@@ -31,8 +33,8 @@ pub async fn serve(
         let (cookies, name) = own.take_sessions(&runtime.policy);
         let mut kept = Ok(());
         for cookie in &cookies {
-            let Some(session) = sessions.session_of(cookie) else { continue };
-            line.user = runtime.verifier.session_user(cookie);
+            let Some(session) = sessions.decrypt_session(cookie) else { continue };
+            line.user = runtime.verifier.session_cookie_user(cookie);
             kept = kept.and(end(shared, runtime, &session).await);
         }
         kept?;
@@ -73,7 +75,7 @@ async fn begin(
     // What one route asks is asked there; who may enter at all, here.
     allow::permits(&[], identity).map_err(|denied| Refusal::denied(&denied))?;
     if let Some(cookie) = cookie {
-        match runtime.verifier.verify_session(cookie).await {
+        match runtime.verifier.verify_session_cookie(cookie).await {
             Ok(former) if former.identity().user() != identity.user() => return Err(Refusal::other_user()),
             // Whose it is cannot be said now, and a second session would outlive the sign-out of the first.
             Err(rejection) if rejection.is_unavailable() => {
@@ -84,11 +86,11 @@ async fn begin(
     }
     let name = name.ok_or_else(Refusal::needs_https)?;
     shared.see(policy, identity);
-    let now = now();
-    let begun = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
-    let expires_in = begun.until.saturating_sub(now);
-    let cookie = cookie_line(name, &begun.value, expires_in).ok_or_else(Refusal::session_too_large)?;
-    let body = json!({"user_id": identity.user_id(), "expires_at": begun.until, "expires_in": expires_in});
+    let now = unix_seconds();
+    let issued = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
+    let expires_in = issued.expires_at.saturating_sub(now);
+    let cookie = cookie_line(name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
+    let body = json!({"user_id": identity.user_id(), "expires_at": issued.expires_at, "expires_in": expires_in});
     let mut answer = Response::new(ResponseBody::ours(body.to_string()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer.headers_mut().insert(SET_COOKIE, cookie);
@@ -97,38 +99,46 @@ async fn begin(
 
 /// Seals what an identity says, in the session that the cookie is of where that is theirs and has not ended: also where
 /// the policy no longer takes that cookie, so that a sign-out ends every cookie of the session.
-fn sealed(shared: &Shared, runtime: &Runtime, identity: &Identity, cookie: Option<&SessionCookie>) -> Option<Begun> {
-    let sessions = runtime.verifier.sessions()?;
-    let has_ended = |session: &OwnSession| shared.revocations.is_ended(session, now());
-    let former = cookie.and_then(|cookie| sessions.session_of(cookie)).filter(|session| !has_ended(session));
-    let begun = sessions.begin(identity, former.as_ref(), unix_millis())?;
+fn sealed(
+    shared: &Shared,
+    runtime: &Runtime,
+    identity: &Identity,
+    cookie: Option<&SessionCookie>,
+) -> Option<IssuedCookie> {
+    let sessions = runtime.verifier.session_cookies()?;
+    let has_ended = |session: &BrowserSession| shared.revocations.is_ended(session, unix_seconds());
+    let former = cookie.and_then(|cookie| sessions.decrypt_session(cookie)).filter(|session| !has_ended(session));
+    let issued = sessions.issue(identity, former.as_ref(), unix_millis())?;
     // A sign-out that came in between has seen this cookie's end, or is seen here.
-    if has_ended(&begun.session) { sessions.begin(identity, None, unix_millis()) } else { Some(begun) }
+    if has_ended(&issued.session) { sessions.issue(identity, None, unix_millis()) } else { Some(issued) }
 }
 
 /// Ends a session until the end of every cookie of it, whatever provider and policy think of it now: they may think
 /// otherwise later.
-async fn end(shared: &Shared, runtime: &Runtime, session: &OwnSession) -> Result<(), Refusal> {
-    let Some(sessions) = runtime.verifier.sessions() else { return Ok(()) };
+async fn end(shared: &Shared, runtime: &Runtime, session: &BrowserSession) -> Result<(), Refusal> {
+    let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(()) };
     let limits = &runtime.policy.limits;
     let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
     let mut revocation = None;
     // Again where it was renewed meanwhile.
-    while let Some(until) = sessions.remembered_until(session, now()) {
+    while let Some(until) = sessions.keep_ended_until(session, unix_seconds()) {
         let kept = shared.revocations.end_session(session, unix_millis(), until, limits);
         revocation = Some(kept.map_err(|full| {
             shared.metrics.limited(full.limit());
             tracing::error!("a session could not be ended: {full}");
             Refusal::not_signed_out(&full.to_string())
         })?);
-        if sessions.remembered_until(session, now()).is_none_or(|again| again <= until.saturating_add(A_MOMENT)) {
+        if sessions
+            .keep_ended_until(session, unix_seconds())
+            .is_none_or(|again| again <= until.saturating_add(A_MOMENT))
+        {
             break;
         }
     }
     let Some(revocation) = revocation else { return Ok(()) };
     // What is open ends before the disk is waited for.
     shared.bell.ring();
-    let written = tokio::task::spawn_blocking(|| revocation.write_down()).await;
+    let written = tokio::task::spawn_blocking(|| revocation.save()).await;
     if matches!(written, Ok(Ok(()))) {
         return Ok(());
     }

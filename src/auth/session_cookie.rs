@@ -15,9 +15,9 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
 
 use super::identify::Said;
-use super::identity::{End, OwnSession, Voucher};
+use super::identity::{BrowserSession, Expiry, VerifiedBy};
 use super::kind::{Category, KindHeader};
-use super::{Identity, KeyPrint, named};
+use super::{Identity, KeyFingerprint, issuer_or_name};
 use crate::policy::{Secret, SessionSpec};
 
 /// What the seal is for: nothing sealed for another purpose opens here.
@@ -34,7 +34,7 @@ const A_MINUTE: u64 = 60;
 pub struct SessionCookie(Box<str>);
 
 impl SessionCookie {
-    pub(super) fn presented(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         (!text.is_empty() && text.len() <= LONGEST).then(|| Self(text.into()))
     }
 }
@@ -45,26 +45,26 @@ impl fmt::Debug for SessionCookie {
     }
 }
 
-/// A session that was begun or renewed, for its cookie.
+/// A session that was issued or renewed, for its cookie.
 #[derive(Debug)]
-pub struct Begun {
+pub struct IssuedCookie {
     /// The value of the cookie.
     pub value: String,
     /// Until when it is good, Unix seconds.
-    pub until: u64,
+    pub expires_at: u64,
     /// Which session it is of.
-    pub session: OwnSession,
+    pub session: BrowserSession,
 }
 
 /// What a cookie of ours holds: what its token said, and all that is needed to judge that again.
 pub(super) struct Opened {
-    pub(super) session: OwnSession,
+    pub(super) session: BrowserSession,
     /// The name of its provider, and of the preset that was made from.
     pub(super) provider: String,
     pub(super) preset: String,
     pub(super) claims: Map<String, Value>,
     kind: KindHeader,
-    voucher: Voucher,
+    verified_by: VerifiedBy,
     /// The token's end, Unix seconds.
     pub(super) token_end: u64,
     /// When the cookie was sealed, and until when it was good by the policy of that moment.
@@ -75,20 +75,20 @@ pub(super) struct Opened {
 impl Opened {
     /// What the token said, for a session that is good until then.
     pub(super) fn said(self, until: u64) -> Said {
-        Said { claims: self.claims, kind: self.kind, end: End::At(until), voucher: self.voucher }
+        Said { claims: self.claims, kind: self.kind, end: Expiry::At(until), verified_by: self.verified_by }
     }
 
-    fn read(mut held: Map<String, Value>, seal: KeyPrint) -> Option<Self> {
+    fn read(mut held: Map<String, Value>, seal: KeyFingerprint) -> Option<Self> {
         let Some(Value::Object(claims)) = held.shift_remove("c") else { return None };
         let text = |name: &str| held.get(name).and_then(Value::as_str);
         let number = |name: &str| held.get(name).and_then(Value::as_u64);
         let token_end = number("e")?;
-        let print = KeyPrint::from_text(text("k")?)?;
-        let voucher = match text("a")? {
-            "" => Voucher::Provider(print),
-            algorithm => Voucher::Key { print, algorithm: algorithm.parse().ok()?, until: token_end },
+        let print = KeyFingerprint::from_text(text("k")?)?;
+        let verified_by = match text("a")? {
+            "" => VerifiedBy::Provider(print),
+            algorithm => VerifiedBy::Key { print, algorithm: algorithm.parse().ok()?, until: token_end },
         };
-        let session = OwnSession {
+        let session = BrowserSession {
             id: text("i")?.into(),
             owner: text("o")?.into(),
             began: number("b")?,
@@ -101,7 +101,7 @@ impl Opened {
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
             kind: KindHeader { is_access_token, category: Category::named(text("y")?)? },
-            voucher,
+            verified_by,
             token_end,
             sealed_at: number("s")?,
             until: number("u")?,
@@ -111,19 +111,19 @@ impl Opened {
 }
 
 /// Seals sessions and opens them.
-pub struct Sessions {
+pub struct SessionCookies {
     spec: SessionSpec,
     key: Arc<LessSafeKey>,
-    seal: KeyPrint,
+    seal: KeyFingerprint,
     /// The last end of the sessions that were renewed lately: a renewal that another cookie of the session does not
     /// know of may end later than anything that one holds.
     last_ends: Arc<Cache<Arc<str>, u64>>,
 }
 
-/// Renewed sessions remembered in [`Sessions::last_ends`].
+/// Renewed sessions remembered in [`SessionCookies::last_ends`].
 const RENEWED: usize = 10_000;
 
-impl Sessions {
+impl SessionCookies {
     /// By the key of `session.secret_file`, or one of this process, which a reload keeps.
     pub(super) fn new(spec: &SessionSpec, former: Option<&Self>) -> Option<Self> {
         let (key, seal) = match (&spec.secret, former) {
@@ -143,22 +143,26 @@ impl Sessions {
     }
 
     /// Which key seals them.
-    pub(super) fn seal(&self) -> KeyPrint {
+    pub(super) fn seal(&self) -> KeyFingerprint {
         self.seal
     }
 
     /// Seals what an identity says at `now`, milliseconds since the epoch. A user's session that a cookie of theirs is of
     /// (`former`) goes on. `None` where it does not fit a cookie.
     #[must_use]
-    pub fn begin(&self, identity: &Identity, former: Option<&OwnSession>, now: u64) -> Option<Begun> {
+    pub fn issue(&self, identity: &Identity, former: Option<&BrowserSession>, now: u64) -> Option<IssuedCookie> {
         let sealed_at = now / 1_000;
         let token_end = identity.expires_at();
         let until = self.spec.max_age.map_or(token_end, |age| sealed_at.saturating_add(age.as_secs()));
-        let owner = KeyPrint::of(&[b"user", named(identity.provider()).as_bytes(), identity.user_id().as_bytes()]);
+        let owner = KeyFingerprint::of(&[
+            b"user",
+            issuer_or_name(identity.provider()).as_bytes(),
+            identity.user_id().as_bytes(),
+        ]);
         let owner = owner.text();
         let session = match former.filter(|former| *former.owner == *owner) {
-            Some(former) => OwnSession { last_end: self.last_end(former).max(until), ..former.clone() },
-            None => OwnSession {
+            Some(former) => BrowserSession { last_end: self.last_end(former).max(until), ..former.clone() },
+            None => BrowserSession {
                 id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
                 owner: owner.into(),
                 began: now,
@@ -169,9 +173,9 @@ impl Sessions {
         if former.is_some() {
             self.last_ends.insert(Arc::clone(&session.id), session.last_end);
         }
-        let (print, algorithm) = match identity.voucher() {
-            Voucher::Key { print, algorithm, .. } => (print, format!("{algorithm:?}")),
-            Voucher::Provider(print) => (print, String::new()),
+        let (print, algorithm) = match identity.verified_by() {
+            VerifiedBy::Key { print, algorithm, .. } => (print, format!("{algorithm:?}")),
+            VerifiedBy::Provider(print) => (print, String::new()),
         };
         let (provider, kind) = (identity.provider(), identity.kind());
         let held = json!({
@@ -187,19 +191,19 @@ impl Sessions {
         let mut bytes = nonce.to_vec();
         bytes.extend_from_slice(&sealed);
         let value = URL_SAFE_NO_PAD.encode(bytes);
-        (value.len() <= LONGEST).then_some(Begun { value, until, session })
+        (value.len() <= LONGEST).then_some(IssuedCookie { value, expires_at: until, session })
     }
 
     /// The session that a cookie is of, by its seal alone: to end it, whatever the policy thinks of it.
     #[must_use]
-    pub fn session_of(&self, cookie: &SessionCookie) -> Option<OwnSession> {
+    pub fn decrypt_session(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
         self.open(cookie).map(|opened| opened.session)
     }
 
     /// Until when an ended session has to be remembered as ended, Unix seconds: the last end that a cookie of it was
     /// sealed with. `None` where all of them have ended.
     #[must_use]
-    pub fn remembered_until(&self, session: &OwnSession, now: u64) -> Option<u64> {
+    pub fn keep_ended_until(&self, session: &BrowserSession, now: u64) -> Option<u64> {
         let known = self.last_end(session);
         if known.saturating_add(A_MINUTE) <= now {
             return None;
@@ -209,7 +213,7 @@ impl Sessions {
         Some(known.max(possible).saturating_add(A_MINUTE))
     }
 
-    fn last_end(&self, session: &OwnSession) -> u64 {
+    fn last_end(&self, session: &BrowserSession) -> u64 {
         self.last_ends.get(&session.id).map_or(session.last_end, |end| end.max(session.last_end))
     }
 
@@ -236,9 +240,9 @@ impl Sessions {
     }
 }
 
-impl fmt::Debug for Sessions {
+impl fmt::Debug for SessionCookies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Sessions")
+        f.write_str("SessionCookies")
     }
 }
 
@@ -249,7 +253,7 @@ fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
 }
 
 /// The key, and what it is known by.
-fn key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyPrint)> {
+fn key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyFingerprint)> {
     let mut bytes = [0; 32];
     match secret {
         Some(secret) => {
@@ -258,7 +262,7 @@ fn key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyPrint)> {
         }
         None => bytes = random()?,
     }
-    let seal = KeyPrint::of(&[b"seal", &bytes]);
+    let seal = KeyFingerprint::of(&[b"seal", &bytes]);
     Some((LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?), seal))
 }
 
@@ -267,48 +271,48 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::auth::Remembered;
+    use crate::auth::StoredIdentity;
 
-    fn sessions(secret: Option<&str>) -> Sessions {
+    fn sessions(secret: Option<&str>) -> SessionCookies {
         let secret = secret.map(|secret| Secret::for_tests(secret.as_bytes()));
-        Sessions::new(&SessionSpec { max_age: None, secret, revalidate_every: None }, None).expect("a key")
+        SessionCookies::new(&SessionSpec { max_age: None, secret, revalidate_every: None }, None).expect("a key")
     }
 
     #[test]
     fn what_is_sealed_opens_with_the_same_secret_and_with_no_other() {
-        let identity = Remembered::example(2_000).recalled().expect("an identity");
-        let begun = sessions(Some("a")).begin(&identity, None, 1_000_000).expect("fits");
-        assert_eq!(begun.until, 2_000);
-        let cookie = SessionCookie::presented(&begun.value).expect("a cookie");
+        let identity = StoredIdentity::example(2_000).restore().expect("an identity");
+        let issued = sessions(Some("a")).issue(&identity, None, 1_000_000).expect("fits");
+        assert_eq!(issued.expires_at, 2_000);
+        let cookie = SessionCookie::parse(&issued.value).expect("a cookie");
         let opened = sessions(Some("a")).open(&cookie).expect("opens");
         assert_eq!((opened.until, opened.claims["sub"].as_str()), (2_000, Some("alice")));
-        assert_eq!((opened.voucher, &opened.session), (identity.voucher(), &begun.session));
+        assert_eq!((opened.verified_by, &opened.session), (identity.verified_by(), &issued.session));
         assert!(sessions(Some("b")).open(&cookie).is_none());
         assert!(sessions(None).open(&cookie).is_none());
-        assert!(!begun.value.contains("alice") && !format!("{cookie:?}").contains(&begun.value));
+        assert!(!issued.value.contains("alice") && !format!("{cookie:?}").contains(&issued.value));
     }
 
     #[test]
     fn a_session_is_remembered_as_ended_until_the_last_end_of_its_cookies() {
         let sessions = |max_age: Option<u64>| {
             let spec = SessionSpec { max_age: max_age.map(Duration::from_secs), secret: None, revalidate_every: None };
-            Sessions::new(&spec, None).expect("a key")
+            SessionCookies::new(&spec, None).expect("a key")
         };
-        let identity = |end| Remembered::example(end).recalled().expect("an identity");
+        let identity = |end| StoredIdentity::example(end).restore().expect("an identity");
         // A token of days is renewed by one of an hour, and the cookie of that one is shown.
         let all = sessions(None);
-        let first = all.begin(&identity(900_000), None, 1_000_000).expect("fits");
-        let second = all.begin(&identity(4_600), Some(&first.session), 1_000_000).expect("fits");
-        assert_eq!((second.until, second.session.last_end), (4_600, 900_000));
-        assert_eq!(all.remembered_until(&second.session, 2_000), Some(900_060));
+        let first = all.issue(&identity(900_000), None, 1_000_000).expect("fits");
+        let second = all.issue(&identity(4_600), Some(&first.session), 1_000_000).expect("fits");
+        assert_eq!((second.expires_at, second.session.last_end), (4_600, 900_000));
+        assert_eq!(all.keep_ended_until(&second.session, 2_000), Some(900_060));
         // Even when the shown one does not know of the other.
-        let third = all.begin(&identity(2_000_000), Some(&first.session), 1_000_000).expect("fits");
+        let third = all.issue(&identity(2_000_000), Some(&first.session), 1_000_000).expect("fits");
         assert_eq!(third.session.id, second.session.id);
-        assert_eq!(all.remembered_until(&second.session, 2_000), Some(2_000_060));
-        assert_eq!(all.remembered_until(&second.session, 2_000_060), None, "all of them have ended");
+        assert_eq!(all.keep_ended_until(&second.session, 2_000), Some(2_000_060));
+        assert_eq!(all.keep_ended_until(&second.session, 2_000_060), None, "all of them have ended");
         let limited = sessions(Some(600));
-        let begun = limited.begin(&identity(5_000), None, 1_000_000).expect("fits");
-        assert_eq!((begun.until, limited.remembered_until(&begun.session, 1_500)), (1_600, Some(2_160)));
+        let issued = limited.issue(&identity(5_000), None, 1_000_000).expect("fits");
+        assert_eq!((issued.expires_at, limited.keep_ended_until(&issued.session, 1_500)), (1_600, Some(2_160)));
     }
 
     #[test]
@@ -318,11 +322,11 @@ mod tests {
             secret: Some(Secret::for_tests(b"a")),
             revalidate_every: None,
         };
-        let identity = Remembered::example(2_000).recalled().expect("an identity");
+        let identity = StoredIdentity::example(2_000).restore().expect("an identity");
         let ends = |sealed: Option<u64>, opened: Option<u64>| {
-            let begun = Sessions::new(&spec(sealed), None)?.begin(&identity, None, 1_000_000)?;
-            let sessions = Sessions::new(&spec(opened), None)?;
-            Some(sessions.end_of(&sessions.open(&SessionCookie::presented(&begun.value)?)?))
+            let issued = SessionCookies::new(&spec(sealed), None)?.issue(&identity, None, 1_000_000)?;
+            let sessions = SessionCookies::new(&spec(opened), None)?;
+            Some(sessions.end_of(&sessions.open(&SessionCookie::parse(&issued.value)?)?))
         };
         for (sealed, opened, expected) in [
             (Some(9_000), Some(9_000), 10_000),
@@ -337,18 +341,18 @@ mod tests {
 
     #[test]
     fn no_bit_of_it_can_be_changed() {
-        let identity = Remembered::example(2_000).recalled().expect("an identity");
+        let identity = StoredIdentity::example(2_000).restore().expect("an identity");
         let sessions = sessions(None);
-        let begun = sessions.begin(&identity, None, 1_000_000).expect("fits");
-        let bytes = URL_SAFE_NO_PAD.decode(&begun.value).expect("base64url");
+        let issued = sessions.issue(&identity, None, 1_000_000).expect("fits");
+        let bytes = URL_SAFE_NO_PAD.decode(&issued.value).expect("base64url");
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
-            let cookie = SessionCookie::presented(&URL_SAFE_NO_PAD.encode(changed)).expect("a cookie");
+            let cookie = SessionCookie::parse(&URL_SAFE_NO_PAD.encode(changed)).expect("a cookie");
             assert!(sessions.open(&cookie).is_none(), "byte {at}");
         }
-        for text in ["AAAA", "x", "…", &begun.value[..20]] {
-            assert!(SessionCookie::presented(text).is_none_or(|cookie| sessions.open(&cookie).is_none()), "{text}");
+        for text in ["AAAA", "x", "…", &issued.value[..20]] {
+            assert!(SessionCookie::parse(text).is_none_or(|cookie| sessions.open(&cookie).is_none()), "{text}");
         }
     }
 }
