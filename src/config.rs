@@ -2,7 +2,7 @@
 //! whether it makes sense.
 //!
 //! Owns the shape ([`Config`]), the tree that knows the place of every key and value
-//! ([`tree::Node`]), variables, the order of sources, and how an error is shown. Leaves every rule
+//! (`tree`), variables, the order of sources, and how an error is shown. Leaves every rule
 //! that needs two keys at once, and every parsed URL, to `policy`.
 
 mod diagnostic;

@@ -1,4 +1,4 @@
-//! The rules, valid by construction: what [`validate`] makes of a [`Config`](crate::config::Config).
+//! The rules, valid by construction: what [`validate()`] makes of a [`Config`](crate::config::Config).
 //!
 //! Owns the vocabulary (routes and patterns, requirements, providers, dialects, origins, hosts,
 //! reserved header names) and matching on plain strings. Evaluates nothing that needs a token, a
