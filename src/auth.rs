@@ -27,6 +27,7 @@ mod inspection;
 mod jwt;
 mod keys;
 mod kind;
+pub mod login;
 mod outbound;
 mod rejection;
 mod remote;

@@ -15,6 +15,7 @@ mod dialect;
 mod exposure;
 mod issued;
 mod judgement;
+mod login;
 mod memory;
 mod names;
 mod origin;
@@ -49,6 +50,7 @@ pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, Message
 pub use exposure::{first_listener, is_private};
 pub use issued::IssuedTokens;
 pub use judgement::{Conflict, Demand, Judgement};
+pub use login::{ClientCredential, ClientKey, LoginPrompt, LoginSpec, Pushed, Renew};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use preset::Family;
@@ -62,7 +64,7 @@ pub use summary::{Names, Wall, carriers, sockets, summary, walls};
 pub use validate::validate;
 
 pub use crate::config::{
-    AuthMode, Encode, HostHeader, LogFormat, LogLevel, OnExpiry, QueryMode, TokenEncoding, TokenToHttp,
+    AuthMode, ClientAuth, Encode, HostHeader, LogFormat, LogLevel, OnExpiry, QueryMode, TokenEncoding, TokenToHttp,
 };
 
 /// A listener.
@@ -295,6 +297,9 @@ pub struct LimitSpec {
     pub revocations: usize,
     pub sign_outs: usize,
     pub sign_outs_per_user: usize,
+    pub login_sessions: usize,
+    pub login_attempts: usize,
+    pub login_requests: usize,
     pub failed_tokens_per_minute: Option<u32>,
     pub token_bytes: usize,
     pub header_bytes: usize,

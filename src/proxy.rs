@@ -19,7 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use crate::auth::token::Extracted;
 use crate::auth::{Carrier, LastToken, NoCredential};
-use crate::browser::{ClientFile, Navigation, answer_navigation, serve_session_endpoint};
+use crate::browser::{ClientFile, Navigation, answer_navigation, is_login_path, serve_login, serve_session_endpoint};
 use crate::budget::{PUBLIC_BYTES, SPEAKING_BYTES, Share};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, ClientBody, Connection, Fate, OwnRequest, Phase,
@@ -215,6 +215,13 @@ impl Desk<'_> {
             Ruled::Own(own) if own.head().uri.path() == SESSION => {
                 entry.line.route = Arc::clone(&OWN_ROUTE);
                 match serve_session_endpoint(self.shared, self.runtime, own, &mut entry.line).await {
+                    Ok(answer) => Served::Ours(answer),
+                    Err(refusal) => Served::Refused(refusal),
+                }
+            }
+            Ruled::Own(own) if is_login_path(own.head().uri.path()) => {
+                entry.line.route = Arc::clone(&OWN_ROUTE);
+                match Box::pin(serve_login(self.shared, self.runtime, own, &mut entry.line)).await {
                     Ok(answer) => Served::Ours(answer),
                     Err(refusal) => Served::Refused(refusal),
                 }

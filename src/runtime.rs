@@ -67,6 +67,12 @@ impl Runtime {
             policy.browser.session.as_ref(),
             former_verifier,
         );
+        let (logins, secret) = (&policy.browser.logins, policy.browser.session.as_ref());
+        let secret = secret.and_then(|session| session.secret.as_ref());
+        let verifier = verifier.with_logins(logins, secret, (&policy.limits).into(), former_verifier);
+        for login in logins {
+            counted.logins.introduce(&login.name);
+        }
         let generation = former.map_or(0, |former| former.generation + 1);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(Signer::new);

@@ -86,9 +86,10 @@ fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rej
         Parties::Any => true,
         Parties::OneOf(names) => names.iter().any(|name| name == party),
         Parties::Origins(patterns) => patterns.iter().any(|pattern| pattern.matches(party)),
+        Parties::Client(client_id) => client_id == party,
     };
     match (parties, claims.get("azp")) {
-        (Parties::Any, _) | (Parties::Origins(_), None) => Ok(()),
+        (Parties::Any, _) | (Parties::Origins(_) | Parties::Client(_), None) => Ok(()),
         (_, Some(Value::String(party))) if fits(party) => Ok(()),
         (_, Some(Value::String(party))) => {
             let party: String = party.chars().take(256).collect();
@@ -105,6 +106,7 @@ fn shown_parties(parties: &Parties) -> String {
     let (key, mut names) = match parties {
         Parties::Any => return "any".to_owned(),
         Parties::OneOf(names) => ("authorized_parties", names.clone()),
+        Parties::Client(client_id) => ("browser.login.client_id", vec![client_id.clone()]),
         Parties::Origins(patterns) => ("origins", patterns.iter().map(ToString::to_string).collect()),
     };
     let more = if names.len() > SHOWN { ", …" } else { "" };

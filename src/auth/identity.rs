@@ -40,6 +40,15 @@ pub struct BrowserSession {
     pub(super) seal: KeyFingerprint,
 }
 
+impl BrowserSession {
+    /// A digest of its id, for the log: it tells sessions apart and is good for nothing else.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.id.as_bytes());
+        digest.as_ref().iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    }
+}
+
 /// Until when a token is good, Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
@@ -76,6 +85,12 @@ impl Identity {
         kind: KindHeader,
     ) -> Self {
         Self { provider, user_id, claims, end, verified_by, kind, browser_session: None }
+    }
+
+    /// The same identity with another end: that of a session that outlives its token.
+    pub(super) fn lasting(mut self, end: Expiry) -> Self {
+        self.end = end;
+        self
     }
 
     /// As it comes by a session of ours, for as long as that is good.

@@ -23,7 +23,7 @@ use crate::policy::{Secret, SessionSpec};
 /// What the seal is for: nothing sealed for another purpose opens here.
 const PURPOSE: &[u8] = b"vestibule session 2";
 /// Browsers keep cookies of at most 4096 bytes, name and attributes among them.
-const LONGEST: usize = 3_900;
+pub(super) const LONGEST: usize = 3_900;
 
 /// How much later than the known cookies of a session another may end, where they end when their tokens do.
 const A_DAY: u64 = 86_400;
@@ -36,6 +36,10 @@ pub struct SessionCookie(Box<str>);
 impl SessionCookie {
     pub(super) fn parse(text: &str) -> Option<Self> {
         (!text.is_empty() && text.len() <= LONGEST).then(|| Self(text.into()))
+    }
+
+    pub(super) fn expose(&self) -> &str {
+        &self.0
     }
 }
 

@@ -77,7 +77,7 @@ impl StoredIdentity {
         if self.kept.seal.is_some() && self.kept.seal != verifier.session_cookies().map(super::SessionCookies::seal) {
             return None;
         }
-        let spec = verifier.provider(&self.provider.name)?;
+        let spec = verifier.spec_like(&self.provider)?;
         if **spec == *self.provider {
             return self.restore();
         }

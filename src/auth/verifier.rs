@@ -20,10 +20,11 @@ use super::identity::{Expiry, VerifiedBy};
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyFingerprint, ProviderKeys};
 use super::kind::{KindHeader, check_answer};
+use super::login::{LoginLimits, Logins};
 use super::remote::{Answer, Priority, Remote, RemoteCheck, asked_how};
 use super::trace::{Claimed, Step, Trace};
 use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token};
-use crate::policy::{Family, KeySource, ProviderSpec, SessionSpec};
+use crate::policy::{Family, KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
 /// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
@@ -73,8 +74,8 @@ pub enum Revalidation {
     Unavailable,
 }
 
-struct Provider {
-    spec: Arc<ProviderSpec>,
+pub(super) struct Provider {
+    pub(super) spec: Arc<ProviderSpec>,
     /// Its name, for the count.
     label: Label,
     keys: ProviderKeys,
@@ -87,6 +88,8 @@ pub struct Verifier {
     cache: Option<TokenCache>,
     revocations: Arc<Revocations>,
     sessions: Option<SessionCookies>,
+    /// Sign-in by OpenID Connect, where there is any.
+    logins: Option<Logins>,
     /// When the provider of a session of ours said yes last.
     asked: Cache<Arc<str>, Instant>,
     /// Which verifier this is.
@@ -159,7 +162,29 @@ impl Verifier {
         let sessions =
             session.and_then(|spec| SessionCookies::new(spec, former.and_then(|former| former.sessions.as_ref())));
         let asked = Cache::new(remembered.max(1));
-        Self { providers, cache, revocations, sessions, asked, mark: Arc::default(), metrics, nobody }
+        Self { providers, cache, revocations, sessions, logins: None, asked, mark: Arc::default(), metrics, nobody }
+    }
+
+    /// The same with sign-in at these providers. What is the same as in `former` keeps its own.
+    #[must_use]
+    pub fn with_logins(
+        mut self,
+        specs: &[Arc<LoginSpec>],
+        secret: Option<&Secret>,
+        limits: LoginLimits,
+        former: Option<&Self>,
+    ) -> Self {
+        let former = former.and_then(|former| former.logins.as_ref());
+        if !specs.is_empty() || former.is_some() {
+            self.logins = Logins::new(specs, &self.providers, secret, limits, &self.revocations, former);
+        }
+        self
+    }
+
+    /// Sign-in by OpenID Connect, where there is any.
+    #[must_use]
+    pub fn logins(&self) -> Option<&Logins> {
+        self.logins.as_ref().filter(|logins| !logins.is_empty())
     }
 
     /// Each provider with its keys.
@@ -176,6 +201,14 @@ impl Verifier {
     /// A provider by its name.
     pub(super) fn provider(&self, name: &str) -> Option<&Arc<ProviderSpec>> {
         self.providers.iter().map(|known| &known.spec).find(|spec| spec.name == name)
+    }
+
+    /// The provider in force that judges what this one judged: for a login session that of its login.
+    pub(super) fn spec_like(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
+        if matches!(former.authorized_parties, Parties::Client(_)) {
+            return self.logins()?.get(&former.name).map(|login| &login.spec.judged_by);
+        }
+        self.provider(&former.name)
     }
 
     /// Whether what vouched for a token still does: the key is its provider's, or there is no key, or the token has
@@ -552,7 +585,7 @@ pub fn unix_millis() -> u64 {
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn verify_signature(
+pub(super) async fn verify_signature(
     provider: &Provider,
     parsed: &Parsed<'_>,
     lookup: Lookup,

@@ -23,7 +23,7 @@ pub async fn serve(
     mut own: OwnRequest,
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
-    let sessions = runtime.verifier.session_cookies().ok_or_else(Refusal::not_found)?;
+    runtime.verifier.session_cookies().ok_or_else(Refusal::not_found)?;
     let method = own.head().method.clone();
     if !matches!(method, Method::POST | Method::DELETE) {
         return Err(Refusal::method_not_allowed(Some("POST, DELETE")));
@@ -33,7 +33,7 @@ pub async fn serve(
         let (cookies, name) = own.take_sessions(&runtime.policy);
         let mut kept = Ok(());
         for cookie in &cookies {
-            let Some(session) = sessions.decrypt_session(cookie) else { continue };
+            let Some(session) = runtime.verifier.browser_session_of(cookie) else { continue };
             line.user = runtime.verifier.session_cookie_user(cookie);
             kept = kept.and(end(shared, runtime, &session).await);
         }
@@ -115,7 +115,7 @@ fn sealed(
 
 /// Ends a session until the end of every cookie of it, whatever provider and policy think of it now: they may think
 /// otherwise later.
-async fn end(shared: &Shared, runtime: &Runtime, session: &BrowserSession) -> Result<(), Refusal> {
+pub(super) async fn end(shared: &Shared, runtime: &Runtime, session: &BrowserSession) -> Result<(), Refusal> {
     let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(()) };
     let limits = &runtime.policy.limits;
     let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
@@ -150,7 +150,7 @@ async fn end(shared: &Shared, runtime: &Runtime, session: &BrowserSession) -> Re
 const A_MOMENT: u64 = 10;
 
 /// The cookie's line. Session cookies of `__Host-` names are for this host alone, by https alone.
-fn cookie_line(name: &str, value: &str, max_age: u64) -> Option<HeaderValue> {
+pub(super) fn cookie_line(name: &str, value: &str, max_age: u64) -> Option<HeaderValue> {
     let secure = if name.starts_with("__Host-") { "; Secure" } else { "" };
     let line = format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}{secure}");
     let mut line = HeaderValue::try_from(line).ok()?;

@@ -26,6 +26,9 @@ pub(super) const SHORT_FORMS: [(&str, &str); 5] = [
     ("DialectChoice", "name"),
 ];
 
+/// Lists whose only member may be written without the list.
+pub(super) const ONE_OR_LIST: [&str; 1] = ["Logins"];
+
 /// What other proxies call a thing, and what it is called here.
 const ELSEWHERE: [(&str, &str); 13] = [
     ("jwks_uri", "`jwks: { url: … }`"),
@@ -212,9 +215,12 @@ impl<'de> Deserializer<'de> for Reader<'_> {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, ShapeError> {
+        if ONE_OR_LIST.contains(&name) && matches!(self.node.value, Value::Mapping(_)) {
+            return visitor.visit_newtype_struct(OnlyMember(self));
+        }
         visitor.visit_newtype_struct(self)
     }
 
@@ -399,6 +405,30 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         reader.given()?;
         let result = seed.deserialize(reader);
         Reader::placed(node, &path, result).map(Some)
+    }
+}
+
+/// A mapping that is read as a list of one.
+struct OnlyMember<'a>(Reader<'a>);
+
+impl<'de> Deserializer<'de> for OnlyMember<'_> {
+    type Error = ShapeError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
+        visitor.visit_seq(de::value::SeqDeserializer::new(std::iter::once(self.0)))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+impl IntoDeserializer<'_, ShapeError> for Reader<'_> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
     }
 }
 

@@ -5,7 +5,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
-use super::read::SHORT_FORMS;
+use super::read::{ONE_OR_LIST, SHORT_FORMS};
 use super::reference::{Entry, comment, entries};
 use super::shape::Config;
 use super::value::{Size, Time};
@@ -44,6 +44,14 @@ pub fn schema() -> Value {
             }
         }
     }
+    if let Some(definitions) = schema.get_mut("$defs").and_then(Value::as_object_mut) {
+        for name in ONE_OR_LIST {
+            if let Some(list) = definitions.get_mut(name) {
+                let one = list.pointer("/anyOf/0/items").or_else(|| list.pointer("/items")).cloned();
+                *list = json!({ "anyOf": [one, list.take()] });
+            }
+        }
+    }
     let definitions = schema.get("$defs").cloned().unwrap_or_default();
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         describe(properties, "", &entries);
@@ -58,6 +66,7 @@ pub fn schema() -> Value {
         ("Identity", "identity"),
         ("Route", "routes[]"),
         ("WebSocket", "websocket"),
+        ("Login", "browser.login"),
         ("Limits", "limits"),
         ("Log", "log"),
         ("Drain", "drain"),

@@ -3,6 +3,7 @@
 //! A key stands here from the moment it does something; `config.example.yaml` shows each with its
 //! default, and a test holds the two together.
 
+mod login;
 mod provider;
 mod token_from;
 mod websocket;
@@ -13,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::value::{Size, Time};
+pub use login::{ClaimsFrom, ClientAuth, Login, LoginPrompt, Logins, LogoutScope, Pushed, Renew};
 pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
 pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
 pub use websocket::{
@@ -303,6 +305,7 @@ pub struct Browser {
     #[serde(deserialize_with = "written")]
     pub session: Option<Option<Session>>,
     pub sign_in_url: Option<String>,
+    pub login: Option<Logins>,
 }
 
 /// Sessions by cookie.
@@ -350,6 +353,9 @@ pub struct Limits {
     pub revocations: usize,
     pub sign_outs: usize,
     pub sign_outs_per_user: usize,
+    pub login_sessions: usize,
+    pub login_attempts: usize,
+    pub login_requests: usize,
     pub failed_tokens_per_minute: Option<u32>,
     pub token_bytes: Size,
     pub header_bytes: Size,
@@ -377,6 +383,9 @@ impl Default for Limits {
             revocations: 100_000,
             sign_outs: 100_000,
             sign_outs_per_user: 100,
+            login_sessions: 10_000,
+            login_attempts: 10_000,
+            login_requests: 32,
             failed_tokens_per_minute: Some(60),
             token_bytes: Size(16 << 10),
             header_bytes: Size(32 << 10),

@@ -155,6 +155,8 @@ impl Node {
     /// One step of a path: a key, or the number of an entry, with or without its closing bracket.
     fn step(&self, step: &str) -> Option<&Self> {
         match &self.value {
+            // A list of one that was written without the list.
+            Value::Mapping(_) if step == "0]" => Some(self),
             Value::Mapping(_) => self.get(step),
             Value::Sequence(items) => items.get(step.trim_end_matches(']').parse::<usize>().ok()?),
             Value::Scalar { .. } => None,

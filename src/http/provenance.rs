@@ -56,9 +56,17 @@ fn sees_https(client: &ClientAddress, policy: &Policy) -> bool {
 
 /// The name of our cookie for this client: with the port that it sees, where that is plain http.
 pub(super) fn session_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
+    token::session_cookie_name(sees_https(&admitted.client, policy), port(admitted))
+}
+
+/// The name of the cookie that binds a sign-in to this client's browser.
+pub(super) fn login_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
+    token::login_cookie_name(sees_https(&admitted.client, policy), port(admitted))
+}
+
+fn port(admitted: &Admitted) -> u16 {
     let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let port = host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80);
-    token::session_cookie_name(sees_https(&admitted.client, policy), port)
+    host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80)
 }
 
 /// Without https a session cookie would cross a network in the clear; on this machine there is none.

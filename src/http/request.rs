@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::header::ACCEPT;
 use hyper::http::request::Parts;
@@ -77,6 +78,45 @@ impl OwnRequest {
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
         let session = token::take_session_cookie(&mut self.admitted.parts.headers, &name);
         (session, can_have.then_some(name))
+    }
+
+    /// Whether this client can be given a session cookie: it does not speak plain http over a network.
+    #[must_use]
+    pub fn can_have_session(&self, policy: &Policy) -> bool {
+        provenance::can_have_cookie(&self.admitted, policy)
+    }
+
+    /// The cookie that binds a sign-in to its browser, left where it stands, and its name.
+    #[must_use]
+    pub fn login_cookie(&self, policy: &Policy) -> (Option<String>, String) {
+        let name = provenance::login_cookie_name(&self.admitted, policy);
+        (token::own_cookie_value(&self.admitted.parts.headers, &name), name)
+    }
+
+    /// The whole body, of at most so many bytes.
+    ///
+    /// # Errors
+    /// 413 for a longer one, 408 for one that stalls, 400 for one that breaks off.
+    pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
+        let end = self.admitted.body.end();
+        let mut bytes = Vec::new();
+        while let Some(frame) = self.admitted.body.frame().await {
+            let Ok(frame) = frame else {
+                return Err(if end.is_stalled() {
+                    Refusal::body_stalled()
+                } else if end.is_too_large() {
+                    Refusal::body_too_large()
+                } else {
+                    Refusal::bad_request("the request body broke off")
+                });
+            };
+            let Some(data) = frame.data_ref() else { continue };
+            if bytes.len() + data.len() > limit {
+                return Err(Refusal::body_too_large());
+            }
+            bytes.extend_from_slice(data);
+        }
+        Ok(bytes)
     }
 
     /// As [`Self::take_session`], but every session of ours that came along, to end them all.

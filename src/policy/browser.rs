@@ -6,19 +6,29 @@ use std::time::Duration;
 use super::judgement::judge;
 use super::readings::Readings;
 use super::validate::Check;
-use super::{AuthMode, Origin, ProviderSpec, Route, Secret, TokenToUpgrade, UpstreamSpec};
+use super::{AuthMode, LoginSpec, Origin, ProviderSpec, Route, Secret, TokenToUpgrade, UpstreamSpec};
 use crate::config::{self, TokenToHttp};
 
 /// How browsers are met; `None` of both: as any other client.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct BrowserSpec {
     /// Sessions by cookie.
     pub session: Option<SessionSpec>,
     /// Where a page navigation without a credential is sent.
     pub sign_in_url: Option<SignInUrl>,
+    /// Where people sign in by OpenID Connect.
+    pub logins: Vec<Arc<LoginSpec>>,
 }
 
 impl BrowserSpec {
+    /// With a sign-in of our own, which is where navigations without a credential are sent.
+    pub(super) fn sign_in_with(&mut self, logins: Vec<Arc<LoginSpec>>) {
+        if !logins.is_empty() {
+            self.sign_in_url = Some(SignInUrl { template: "/.vestibule/login?return_path={return_path}".to_owned() });
+        }
+        self.logins = logins;
+    }
+
     /// Whether people at a browser see pages instead of JSON.
     #[must_use]
     pub fn is_on(&self) -> bool {
@@ -87,7 +97,11 @@ impl Check {
         public_url: Option<&Origin>,
         preset_wants_session: bool,
     ) -> BrowserSpec {
-        let usual = preset_wants_session.then(config::Session::default);
+        let signs_in = browser.login.is_some();
+        let usual = (preset_wants_session || signs_in).then(config::Session::default);
+        if signs_in && matches!(browser.session, Some(None)) {
+            self.wrong("browser.session", "is null, and browser.login signs people in to sessions; leave it out");
+        }
         let session = match &browser.session {
             None => usual,
             Some(written) => written.clone(),
@@ -122,7 +136,7 @@ impl Check {
             }
         }
         let sign_in_url = browser.sign_in_url.as_ref().and_then(|written| self.sign_in_url(written, public_url));
-        BrowserSpec { session, sign_in_url }
+        BrowserSpec { session, sign_in_url, logins: Vec::new() }
     }
 
     /// A page that asks for what is only to be had there would send browsers round in circles.

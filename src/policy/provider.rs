@@ -6,6 +6,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use url::Url;
 
+use super::login::is_login_provider;
 use super::origin::missing_scheme;
 use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, Preset, derived_issuer};
 use super::secret::is_published;
@@ -100,6 +101,8 @@ pub enum Parties {
     OneOf(Vec<String>),
     /// Where it is there, it is one of the front ends; a native app's token has none.
     Origins(Vec<OriginPattern>),
+    /// Where it is there, it is this client.
+    Client(String),
 }
 
 /// Kinds of token that count.
@@ -211,7 +214,8 @@ impl Check {
         let algorithms = self.algorithms(at, provider, preset);
         let remote = self.remote(at, provider, preset, issuer.as_deref());
         let authorized_parties = self.parties(at, config, provider, preset, &name);
-        let audience = self.audience(at, provider, preset, &name, keys.as_ref());
+        let signs_in = is_login_provider(config, &name);
+        let audience = self.audience(at, provider, preset, &name, keys.as_ref(), signs_in);
         let user_id = match provider.user_id.as_deref() {
             // Here `sub` is the raw claim: this key is what defines the user id.
             None | Some("sub") => Some(Claim::Name("sub".to_owned())),
@@ -531,6 +535,7 @@ impl Check {
         preset: &Preset,
         name: &str,
         keys: Option<&KeySource>,
+        signs_in: bool,
     ) -> Option<Audience> {
         match &provider.audience {
             Some(audience) if audience.is("any") => {
@@ -548,6 +553,8 @@ impl Check {
             }
             Some(audience) => Some(Audience::OneOf(audience.0.clone())),
             None if provider.authorized_parties.is_some() => Some(Audience::Any),
+            // People sign in there, and no Bearer token of it is accepted.
+            None if signs_in => Some(Audience::OneOf(Vec::new())),
             None if preset.audience.is_some() => {
                 Some(Audience::OneOf(preset.audience.into_iter().map(str::to_owned).collect()))
             }

@@ -8,8 +8,8 @@ use hyper::header::HeaderName;
 
 use super::memory;
 use super::{
-    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LimitSpec, OnExpiry, Parties, Policy, ProviderSpec,
-    QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LimitSpec, LoginSpec, OnExpiry, Parties, Policy,
+    ProviderSpec, QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
 use crate::config::Time;
 
@@ -87,12 +87,14 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         };
         let audience = match &provider.audience {
             Audience::Any => "any audience".to_owned(),
+            Audience::OneOf(names) if names.is_empty() => "sign-in only, no Bearer tokens".to_owned(),
             Audience::OneOf(names) => format!("audience {}", names.join(" or ")),
         };
         let parties = match &provider.authorized_parties {
             Parties::Any => String::new(),
             Parties::OneOf(parties) => format!(", azp {}", parties.join(" or ")),
             Parties::Origins(_) => ", azp from origins".to_owned(),
+            Parties::Client(client_id) => format!(", azp {client_id} where there is one"),
         };
         line("provider", format!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
         line("", format!("who may enter: {}", entrants(provider, names)));
@@ -118,7 +120,10 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
         line("session", format!("by cookie, {life}, sealed with {key}; POST and DELETE /.vestibule/session"));
     }
-    if let Some(url) = &policy.browser.sign_in_url {
+    for (name, text) in policy.browser.logins.iter().flat_map(|login| sign_in(login)) {
+        line(name, text);
+    }
+    if let Some(url) = policy.browser.sign_in_url.as_ref().filter(|_| policy.browser.logins.is_empty()) {
         line("sign-in", format!("pages without a credential go to {}", url.written()));
     }
     let LimitSpec { unauthenticated_bytes, held_message_bytes, cgroup_bytes, .. } = policy.limits;
@@ -349,4 +354,14 @@ fn described(route: &Route, default: Option<&Arc<Route>>, names: Names) -> Strin
         let _ = write!(text, "; its sockets: dialect {}; {}", dialect(route), sockets(route));
     }
     text
+}
+/// Where people sign in, and what to register there, as lines to copy.
+fn sign_in(login: &LoginSpec) -> [(&'static str, String); 3] {
+    let LoginSpec { name, judged_by, client_id, session_max_age, scopes, .. } = login;
+    let issuer = judged_by.issuer.as_deref().unwrap_or_default();
+    [
+        ("sign-in", format!("at {name} {issuer}, as client {client_id}; at most {}", Time(*session_max_age))),
+        ("", format!("register there as redirect URI: {}", login.redirect_uri())),
+        ("", format!("scopes: {}", scopes.join(" "))),
+    ]
 }

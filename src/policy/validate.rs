@@ -154,8 +154,10 @@ impl Check {
             );
         }
         let known = upstreams.iter().flatten().any(|upstream| upstream.preset.is_some());
-        let browser = self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), known);
+        let logins = self.logins(config, &providers, &routes, &trusted_headers, public_url.as_ref());
+        let mut browser = self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), known);
         self.sign_in_is_open(&browser, &routes, public_url.as_ref());
+        browser.sign_in_with(logins);
         let log = self.log(config);
         let longest_message = routes.iter().map(|route| route.websocket.message_bytes).max().unwrap_or_default();
         let limits = self.limits(config, longest_message);
@@ -501,6 +503,15 @@ impl Check {
                 self.wrong(format!("limits.{key}"), "is zero: nobody could sign out");
             }
         }
+        for (key, value) in [
+            ("login_sessions", limits.login_sessions),
+            ("login_attempts", limits.login_attempts),
+            ("login_requests", limits.login_requests),
+        ] {
+            if value == 0 {
+                self.wrong(format!("limits.{key}"), "is zero: nobody could sign in");
+            }
+        }
         if !(256..=1 << 20).contains(&limits.token_bytes.0) {
             self.wrong("limits.token_bytes", "must be between 256 and 1MiB");
         }
@@ -560,6 +571,9 @@ impl Check {
             revocations: limits.revocations,
             sign_outs: limits.sign_outs,
             sign_outs_per_user: limits.sign_outs_per_user,
+            login_sessions: limits.login_sessions,
+            login_attempts: limits.login_attempts,
+            login_requests: limits.login_requests,
             failed_tokens_per_minute: limits.failed_tokens_per_minute,
             token_bytes: limits.token_bytes.0,
             header_bytes: limits.header_bytes.0,

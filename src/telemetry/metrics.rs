@@ -2,6 +2,7 @@
 //! ever a user, an address, a path or anything else that a client chooses.
 
 mod credentials;
+mod logins;
 mod process;
 mod requests;
 mod sockets;
@@ -17,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 pub(super) use credentials::Credentials;
+pub(super) use logins::LoginMetrics;
 pub(super) use requests::Requests;
 pub use sockets::PassedBytes;
 pub(super) use sockets::Sockets;
@@ -78,6 +80,8 @@ pub struct Metrics {
     registry: Registry,
     /// Tokens and providers.
     pub credentials: Credentials,
+    /// Sign-ins by `OpenID Connect`.
+    pub logins: LoginMetrics,
     /// Requests.
     pub requests: Requests,
     /// `WebSockets`.
@@ -95,7 +99,7 @@ impl Default for Metrics {
         all.register_collector(Box::new(process::Process::new()));
         let registry = all.sub_registry_with_prefix("vestibule");
         let (credentials, requests) = (Credentials::registered(registry), Requests::registered(registry));
-        let sockets = Sockets::registered(registry);
+        let (sockets, logins) = (Sockets::registered(registry), LoginMetrics::registered(registry));
         let (limited, connections) = (Family::<Limit, Counter>::default(), Family::<OfListener, Gauge>::default());
         let (reloads, config) = (Family::<Outcome, Counter>::default(), Family::<Version, Gauge>::default());
         let (build, draining) = (Family::<Build, Gauge>::default(), Gauge::default());
@@ -112,7 +116,7 @@ impl Default for Metrics {
         registry.register("config_info", "The configuration in force", config.clone());
         registry.register("build_info", "This program", build);
         registry.register("draining", "Whether it is on its way out", draining.clone());
-        Self { registry: all, credentials, requests, sockets, limited, connections, reloads, config, draining }
+        Self { registry: all, credentials, logins, requests, sockets, limited, connections, reloads, config, draining }
     }
 }
 

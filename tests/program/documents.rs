@@ -31,13 +31,14 @@ fn documents() -> Vec<(PathBuf, String)> {
 }
 
 /// What the documents' configurations want of their environment.
-const VARIABLES: [(&str, &str); 8] = [
+const VARIABLES: [(&str, &str); 9] = [
     ("BACKEND_SECRET", "x"),
     ("JUPYTER_TOKEN", "x"),
     ("MARIMO_BASIC", "x"),
     ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ"),
     ("INTROSPECTION_SECRET", "x"),
     ("CLERK_SECRET_KEY", "x"),
+    ("CLIENT_SECRET", "x"),
     ("ISSUER", "https://issuer.example.com"),
     ("ORIGIN", "https://app.example.com"),
 ];

@@ -30,6 +30,7 @@ mod house;
 mod http;
 mod identity;
 mod limits;
+mod login;
 mod logs;
 mod metrics;
 mod paths;

@@ -11,6 +11,9 @@ use crate::policy::CookieSource;
 const OWN_COOKIE: &str = "__Host-vestibule";
 /// On plain http, with the port that the client sees behind it: cookies do not tell ports apart.
 const OWN_PLAIN: &str = "vestibule-";
+/// What binds a sign-in to its browser; on plain http with the port behind it too.
+const LOGIN_COOKIE: &str = "__Host-vestibule-login";
+const LOGIN_PLAIN: &str = "vestibule-login-";
 
 /// Whether a `Set-Cookie` line makes a browser send a cookie of ours.
 ///
@@ -23,19 +26,37 @@ pub fn sets_session_cookie(line: &[u8]) -> bool {
     let name = pair[before..].split(|byte| *byte == b'=').next().unwrap_or_default();
     // Browsers look at the prefix of a name without case.
     let name = name.trim_ascii();
-    is_own_cookie(name) || name.eq_ignore_ascii_case(OWN_COOKIE.as_bytes())
+    let behind_https = [OWN_COOKIE, LOGIN_COOKIE];
+    is_own_cookie(name) || behind_https.iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
 }
 
 /// Whether a cookie's name is one of ours, whatever port it is for.
 fn is_own_cookie(name: &[u8]) -> bool {
-    let port = name.strip_prefix(OWN_PLAIN.as_bytes());
-    name == OWN_COOKIE.as_bytes() || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
+    let port = name.strip_prefix(LOGIN_PLAIN.as_bytes()).or_else(|| name.strip_prefix(OWN_PLAIN.as_bytes()));
+    name == OWN_COOKIE.as_bytes()
+        || name == LOGIN_COOKIE.as_bytes()
+        || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
 }
 
 /// The name of our cookie for a client that sees this port, and https or not.
 #[must_use]
 pub fn session_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { OWN_COOKIE.to_owned() } else { format!("{OWN_PLAIN}{port}") }
+}
+
+/// The name of the cookie that binds a sign-in to its browser.
+#[must_use]
+pub fn login_cookie_name(is_https: bool, port: u16) -> String {
+    if is_https { LOGIN_COOKIE.to_owned() } else { format!("{LOGIN_PLAIN}{port}") }
+}
+
+/// The value of a cookie of ours, left where it stands; two of it are none.
+#[must_use]
+pub fn own_cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
+    match take_named(&mut headers.clone(), name).as_slice() {
+        [value] => String::from_utf8(value.clone()).ok(),
+        _ => None,
+    }
 }
 
 /// Takes every cookie of ours out, the others staying byte for byte, and returns the one of this name; two of it are
@@ -204,6 +225,10 @@ mod tests {
             ("__Host-vestibule=x; Path=/", true),
             ("vestibule-8080=x", true),
             ("vestibule-8080 =x", true),
+            ("__Host-vestibule-login=x", true),
+            ("__HOST-vestibule-Login=x", true),
+            ("vestibule-login-8080=x", true),
+            ("vestibule-login-=x", false),
             ("\t vestibule-8080\t=x", true),
             ("=vestibule-8080=x", true),
             (" = vestibule-8080=x", true),

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
+use super::super::login::{Grant, LoginSession};
 use super::super::remote::{Answer, Priority, RemoteCheck};
-use super::super::{Carrier, Identity, Rejection, SessionCookie, claims};
+use super::super::{BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, claims};
 use super::{Provider, Verified, Verifier, unix_seconds};
 
 impl Verifier {
@@ -30,12 +31,44 @@ impl Verifier {
     /// Whose session a cookie is, by its seal and the provider as it is now; for the log.
     #[must_use]
     pub fn session_cookie_user(&self, cookie: &SessionCookie) -> Option<String> {
-        let opened = self.sessions.as_ref()?.open(cookie)?;
+        let sessions = self.sessions.as_ref()?;
+        if let Some(logins) = &self.logins
+            && let Some(opened) = logins.open(cookie, sessions.seal())
+        {
+            return claims::user_id(self.provider(&opened.provider)?, opened.claims()).ok();
+        }
+        let opened = sessions.open(cookie)?;
         claims::user_id(self.provider(&opened.provider)?, &opened.claims).ok()
+    }
+
+    /// The session that a cookie is of, by its seal alone: to end it, whatever the policy thinks of it.
+    #[must_use]
+    pub fn browser_session_of(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
+        let sessions = self.sessions.as_ref()?;
+        let login = self.logins.as_ref().and_then(|logins| logins.open(cookie, sessions.seal()));
+        login.map(|opened| opened.session).or_else(|| sessions.decrypt_session(cookie))
+    }
+
+    /// Begins a session of what a sign-in gave.
+    #[must_use]
+    pub fn begin_login_session(&self, grant: Grant) -> Option<(IssuedCookie, Arc<LoginSession>)> {
+        self.logins.as_ref()?.begin(grant, self.sessions.as_ref()?.seal())
     }
 
     async fn session_judged(&self, cookie: &SessionCookie) -> Result<Identity, Rejection> {
         let sessions = self.sessions.as_ref().ok_or(Rejection::Malformed("no sessions here"))?;
+        if let Some(logins) = &self.logins
+            && let Some(opened) = logins.open(cookie, sessions.seal())
+        {
+            // One that was ended is not renewed first.
+            if self.revocations.is_ended(&opened.session, unix_seconds()) {
+                return Err(Rejection::Revoked("session"));
+            }
+            let (identity, _) = logins.judge_session(opened).await?;
+            // Last: whoever is revoked while we asked is refused.
+            self.revocations.check(&identity, unix_seconds())?;
+            return Ok(identity);
+        }
         let opened =
             sessions.open(cookie).ok_or(Rejection::Malformed("no session of ours, or sealed by another key"))?;
         let named = |provider: &&Arc<Provider>| provider.spec.name == opened.provider;

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod client;
 pub mod control;
 pub mod issuer;
+pub mod openid;
 pub mod proxy;
 pub mod socket;
 

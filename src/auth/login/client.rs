@@ -1,0 +1,332 @@
+//! Requests to a provider as its client: the token, pushed-authorization, revocation and `UserInfo` endpoints.
+//! No redirects, 64 KiB, ten seconds.
+//!
+//! Written here instead of taking the `oauth2` crate: of that we would use the parameter names, and it brings a second
+//! implementation of SHA-256, a second `rand` and `chrono`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use jsonwebtoken::Header;
+use serde_json::{Map, Value, json};
+use url::form_urlencoded;
+
+use super::seal::random;
+use super::{Login, LoginError, Metadata};
+use crate::auth::{outbound, unix_seconds};
+use crate::json;
+use crate::policy::{ClientAuth, ClientCredential};
+
+/// For one answer of a provider.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest answer.
+pub(super) const BODY_BYTES: usize = 64 << 10;
+/// Longest assertion in a file.
+const ASSERTION_BYTES: u64 = 16 << 10;
+/// How long an assertion of ours is good, seconds.
+const ASSERTION_LIFE: u64 = 60;
+/// Longest `Retry-After` that counts.
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
+
+/// A token of the provider's. Cannot be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProviderToken(Arc<str>);
+
+impl ProviderToken {
+    fn new(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The token itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ProviderToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ProviderToken({} bytes)", self.0.len())
+    }
+}
+
+/// What the token endpoint gave.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    pub(super) id_token: Option<ProviderToken>,
+    /// Only where it is a Bearer token.
+    pub(super) access_token: Option<ProviderToken>,
+    pub(super) refresh_token: Option<ProviderToken>,
+    /// Seconds.
+    pub(super) expires_in: Option<u64>,
+}
+
+impl Tokens {
+    fn read(answer: &Map<String, Value>) -> Result<Self, LoginError> {
+        let token = |name: &str| match answer.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            // What could not stand in a header or a form is nobody's token.
+            Some(Value::String(text)) if text.bytes().all(|b| (0x21..=0x7e).contains(&b)) => {
+                Ok(Some(ProviderToken::new(text)))
+            }
+            Some(_) => Err(LoginError::refused(format!("the token endpoint answered a {name} that is not a token"))),
+        };
+        let is_bearer = match answer.get("token_type") {
+            Some(Value::String(kind)) => kind.eq_ignore_ascii_case("bearer"),
+            _ => false,
+        };
+        let expires_in = answer.get("expires_in").and_then(|value| match value {
+            Value::Number(number) => number.as_u64(),
+            // Some write the number as a text.
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        });
+        Ok(Self {
+            id_token: token("id_token")?,
+            access_token: token("access_token")?.filter(|_| is_bearer),
+            refresh_token: token("refresh_token")?,
+            expires_in,
+        })
+    }
+}
+
+/// A form to send.
+#[derive(Default)]
+pub(super) struct Form(Vec<(String, String)>);
+
+impl Form {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn add(&mut self, name: &str, value: &str) -> &mut Self {
+        self.0.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(super) fn finish(self) -> String {
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(self.0).finish()
+    }
+}
+
+/// An answer read whole.
+struct Answered {
+    status: u16,
+    retry_after: Option<Duration>,
+    body: Vec<u8>,
+}
+
+impl Login {
+    /// Exchanges a code.
+    pub(super) async fn exchange(&self, metadata: &Metadata, code: &str, verifier: &str) -> Result<Tokens, LoginError> {
+        let mut form = Form::new();
+        form.add("grant_type", "authorization_code").add("code", code).add("code_verifier", verifier);
+        form.add("redirect_uri", &self.spec.redirect_uri());
+        self.tokens(metadata, form).await
+    }
+
+    /// Exchanges a refresh token.
+    pub(super) async fn refresh(&self, metadata: &Metadata, token: &ProviderToken) -> Result<Tokens, LoginError> {
+        let mut form = Form::new();
+        form.add("grant_type", "refresh_token").add("refresh_token", token.expose());
+        self.tokens(metadata, form).await
+    }
+
+    async fn tokens(&self, metadata: &Metadata, form: Form) -> Result<Tokens, LoginError> {
+        let answered = self.post(metadata, &metadata.token_endpoint, form).await?;
+        let what = "the token endpoint";
+        let Ok(answer) = json::object(&answered.body) else { return Err(answered.odd(what)) };
+        match answered.status {
+            200 => Tokens::read(&answer),
+            400 | 401 => match answer.get("error").and_then(Value::as_str) {
+                Some("invalid_grant") => Err(LoginError::InvalidGrant),
+                Some(code) => Err(LoginError::refused(format!("{what} answered {}", shown(code)))),
+                None => Err(answered.odd(what)),
+            },
+            _ => Err(answered.odd(what)),
+        }
+    }
+
+    /// Pushes an authorization request (RFC 9126) and returns its `request_uri`.
+    pub(super) async fn push(&self, metadata: &Metadata, endpoint: &str, form: Form) -> Result<String, LoginError> {
+        let answered = self.post(metadata, endpoint, form).await?;
+        let what = "the pushed authorization request endpoint";
+        let answer = json::object(&answered.body).ok();
+        let text = |name: &str| answer.as_ref().and_then(|answer| answer.get(name)).and_then(Value::as_str);
+        match (answered.status, text("request_uri"), text("error")) {
+            (200 | 201, Some(uri), _) if !uri.is_empty() => Ok(uri.to_owned()),
+            (400..=499, _, Some(code)) => {
+                Err(LoginError::unavailable(format!("{what} answered {}", shown(code)), None))
+            }
+            (status, ..) => Err(LoginError::unavailable(format!("{what} answered {status}"), answered.retry_after)),
+        }
+    }
+
+    /// Revokes a token (RFC 7009), where the provider has that endpoint.
+    #[expect(dead_code, reason = "used by the sign-out")]
+    pub(super) async fn revoke(&self, metadata: &Metadata, token: &ProviderToken) -> Result<(), LoginError> {
+        let Some(endpoint) = &metadata.revocation_endpoint else { return Ok(()) };
+        let mut form = Form::new();
+        form.add("token", token.expose()).add("token_type_hint", "refresh_token");
+        let answered = self.post(metadata, endpoint, form).await?;
+        if answered.status == 200 { Ok(()) } else { Err(answered.odd("the revocation endpoint")) }
+    }
+
+    /// Asks for the claims of the user whose access token this is.
+    pub(super) async fn userinfo(
+        &self,
+        metadata: &Metadata,
+        token: &ProviderToken,
+    ) -> Result<Map<String, Value>, LoginError> {
+        let what = "the userinfo endpoint";
+        let Some(endpoint) = &metadata.userinfo_endpoint else {
+            return Err(LoginError::refused(format!("claims_from: userinfo, and the provider lists no {what}")));
+        };
+        let _permit = self.permit()?;
+        let request = self.http().map_err(LoginError::down)?.get(endpoint.as_str());
+        let request = request.bearer_auth(token.expose()).header("accept", "application/json");
+        let answered = read(request).await?;
+        match json::object(&answered.body) {
+            Ok(claims) if answered.status == 200 => Ok(claims),
+            _ => Err(answered.odd(what)),
+        }
+    }
+
+    /// Posts a form as this client.
+    async fn post(&self, metadata: &Metadata, endpoint: &str, mut form: Form) -> Result<Answered, LoginError> {
+        let _permit = self.permit()?;
+        let client_id = self.spec.client_id.as_str();
+        let mut basic = None;
+        match &self.spec.credential {
+            ClientCredential::Public => {
+                form.add("client_id", client_id);
+            }
+            ClientCredential::Secret(secret) => {
+                let secret = String::from_utf8_lossy(secret.expose()).into_owned();
+                if self.sends_basic(metadata) {
+                    // RFC 6749 section 2.3.1: both are form-encoded first.
+                    let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+                    basic = Some(STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(&secret))));
+                } else {
+                    form.add("client_id", client_id).add("client_secret", &secret);
+                }
+            }
+            ClientCredential::Key(_) | ClientCredential::AssertionFile(_) => {
+                let assertion = self.assertion().await?;
+                form.add("client_id", client_id)
+                    .add("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
+                    .add("client_assertion", &assertion);
+            }
+        }
+        let request = self.http().map_err(LoginError::down)?.post(endpoint);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        let mut request = request.header("accept", "application/json").body(form.finish());
+        if let Some(basic) = basic {
+            let mut value = reqwest::header::HeaderValue::try_from(format!("Basic {basic}"))
+                .map_err(|_| LoginError::refused("the client's secret cannot stand in a header".to_owned()))?;
+            value.set_sensitive(true);
+            request = request.header("authorization", value);
+        }
+        read(request).await
+    }
+
+    /// Basic, unless the file says otherwise or the provider lists `client_secret_post` alone.
+    fn sends_basic(&self, metadata: &Metadata) -> bool {
+        let lists = |name: &str| metadata.auth_methods.iter().any(|method| method == name);
+        match self.spec.client_auth {
+            Some(ClientAuth::Basic) => true,
+            Some(ClientAuth::Post) => false,
+            _ => lists("client_secret_basic") || !lists("client_secret_post"),
+        }
+    }
+
+    /// What proves to the provider that we are its client (RFC 7523): signed here, or by someone else into a file.
+    async fn assertion(&self) -> Result<String, LoginError> {
+        match &self.spec.credential {
+            ClientCredential::Key(key) => {
+                let mut header = Header::new(key.algorithm);
+                header.kid = Some(key.thumbprint.clone());
+                let id = random::<16>().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+                let now = unix_seconds();
+                let claims = json!({
+                    "iss": self.spec.client_id, "sub": self.spec.client_id,
+                    "aud": self.spec.judged_by.issuer, "jti": URL_SAFE_NO_PAD.encode(id),
+                    "iat": now, "exp": now + ASSERTION_LIFE,
+                });
+                jsonwebtoken::encode(&header, &claims, &key.key)
+                    .map_err(|error| LoginError::down(format!("the client assertion could not be signed: {error}")))
+            }
+            ClientCredential::AssertionFile(path) => {
+                let path = path.clone();
+                let read = tokio::task::spawn_blocking(move || {
+                    let size = std::fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?.len();
+                    if size > ASSERTION_BYTES {
+                        return Err(format!("{} is larger than {ASSERTION_BYTES} bytes", path.display()));
+                    }
+                    std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+                });
+                let text = read.await.map_err(|error| LoginError::down(error.to_string()))?;
+                Ok(text.map_err(LoginError::down)?.trim().to_owned())
+            }
+            ClientCredential::Public | ClientCredential::Secret(_) => Ok(String::new()),
+        }
+    }
+}
+
+impl Answered {
+    /// An answer that the protocol does not have: down where the status says so, else odd.
+    fn odd(&self, what: &str) -> LoginError {
+        let reason = format!("{what} answered {} without what was asked for", self.status);
+        match self.status {
+            429 | 500..=599 => LoginError::unavailable(reason, self.retry_after),
+            _ => LoginError::refused(reason),
+        }
+    }
+}
+
+async fn read(request: reqwest::RequestBuilder) -> Result<Answered, LoginError> {
+    let failed = |error: reqwest::Error| LoginError::unavailable(outbound::reason(&error, TIMEOUT), None);
+    let response = request.send().await.map_err(failed)?;
+    let status = response.status().as_u16();
+    if (300..400).contains(&status) {
+        return Err(LoginError::refused(format!("the provider answered {status}; redirects are not followed")));
+    }
+    let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_RETRY));
+    let body = outbound::body(response, BODY_BYTES).await.map_err(failed)?;
+    let body =
+        body.ok_or_else(|| LoginError::refused(format!("the provider answered more than {BODY_BYTES} bytes")))?;
+    Ok(Answered { status, retry_after, body })
+}
+
+/// An error code of a provider's for log and page: RFC 6749 section 5.2 allows visible ASCII.
+#[must_use]
+pub fn shown(code: &str) -> String {
+    code.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_strictly_and_never_printed() {
+        let read = |answer: Value| Tokens::read(answer.as_object().expect("object"));
+        let tokens = read(json!({
+            "id_token": "a.b.c", "access_token": "secret-access", "token_type": "bearer", "expires_in": "300",
+            "refresh_token": null,
+        }))
+        .expect("fits");
+        assert_eq!(tokens.access_token.as_ref().map(ProviderToken::expose), Some("secret-access"));
+        assert_eq!((tokens.expires_in, tokens.refresh_token.is_none()), (Some(300), true));
+        assert!(!format!("{tokens:?}").contains("secret-access"));
+        let other = read(json!({ "access_token": "x", "token_type": "DPoP" })).expect("fits");
+        assert!(other.access_token.is_none(), "no Bearer token");
+        for bad in [json!({ "id_token": 7 }), json!({ "access_token": "a b" }), json!({ "refresh_token": ["x"] })] {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
+    }
+}

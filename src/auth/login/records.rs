@@ -1,0 +1,564 @@
+//! What this process keeps of open login sessions: their tokens, whom they are of, and their renewal. Bounded by
+//! `limits.login_sessions`; one that was forgotten goes on by its cookie alone, until the end that was sealed into it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+
+use super::client::ProviderToken;
+use super::grant::{Expected, Grant, Judged};
+use super::seal::random;
+use super::{Login, LoginError, LoginLimits};
+use crate::auth::identity::Expiry;
+use crate::auth::{BrowserSession, Identity, Rejection, Revocations, unix_millis, unix_seconds};
+use crate::policy::Renew;
+
+/// A request at the token's end waits so long for the renewal.
+const WAIT: Duration = Duration::from_secs(10);
+/// A failed renewal is tried again no sooner, milliseconds.
+const RETRY: u64 = 5_000;
+/// Within one renewal the provider is asked once more after this.
+const SECOND_TRY: Duration = Duration::from_secs(2);
+/// Where nothing says how long a renewed token lives, seconds.
+const UNKNOWN_LIFE: u64 = 300;
+
+/// What may change while a session is open.
+struct State {
+    identity: Arc<Identity>,
+    /// The last ID token's claims, which `UserInfo` is merged with anew.
+    judged: Judged,
+    id_token: Option<ProviderToken>,
+    access_token: Option<ProviderToken>,
+    refresh_token: Option<ProviderToken>,
+    /// The end of the tokens, Unix seconds.
+    token_end: u64,
+    /// When the renewal is due, and when the next try may be, milliseconds.
+    renew_at: u64,
+    next_try: u64,
+    /// Whether a renewal is under way.
+    is_renewing: bool,
+    /// The last renewal failed.
+    has_failed: bool,
+}
+
+/// One session that began with a sign-in.
+pub struct LoginSession {
+    /// Which.
+    pub session: BrowserSession,
+    /// Its login's provider.
+    pub provider: Box<str>,
+    /// When it ends, whatever is renewed, Unix seconds.
+    pub ends_at: u64,
+    nonce: Box<str>,
+    first_auth_time: Option<u64>,
+    /// Of the ID token of the sign-in: what was revoked since then does not come back by a renewal.
+    issued_at: Option<Value>,
+    state: Mutex<State>,
+    /// Grows with each finished renewal.
+    finished: watch::Sender<u64>,
+    /// Grows with each change that sockets have to hear of.
+    version: AtomicU64,
+    has_ended: AtomicBool,
+    sockets: AtomicUsize,
+    socket_left: Notify,
+    /// Milliseconds.
+    last_used: AtomicU64,
+    /// The session that took this one's place in its browser.
+    successor: Mutex<Option<Arc<LoginSession>>>,
+}
+
+impl std::fmt::Debug for LoginSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoginSession({})", self.provider)
+    }
+}
+
+impl LoginSession {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who it is now.
+    #[must_use]
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.lock().identity)
+    }
+
+    /// The token that a backend may be given, while it is good.
+    #[must_use]
+    pub fn access_token(&self) -> Option<ProviderToken> {
+        self.lock().access_token.clone()
+    }
+
+    /// The last ID token, for the provider's page of sign-out.
+    #[must_use]
+    pub fn id_token(&self) -> Option<ProviderToken> {
+        self.lock().id_token.clone()
+    }
+
+    /// The refresh token, to be revoked.
+    #[must_use]
+    pub fn refresh_token(&self) -> Option<ProviderToken> {
+        self.lock().refresh_token.clone()
+    }
+
+    /// Whether it was ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// The session that took its place, where its user signed in again in the same browser.
+    #[must_use]
+    pub fn successor(&self) -> Option<Arc<Self>> {
+        self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether tokens have ended for longer than the provider may be away.
+    #[must_use]
+    pub fn is_unavailable(&self, grace: Duration) -> bool {
+        let state = self.lock();
+        state.has_failed && state.token_end.saturating_add(grace.as_secs()) <= unix_seconds()
+    }
+
+    /// Registers an open socket; while there is one the session is renewed.
+    #[must_use]
+    pub fn socket(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> OpenLoginSocket {
+        if self.sockets.fetch_add(1, Ordering::AcqRel) == 0 {
+            tokio::spawn(Arc::clone(self).keep_renewed(Arc::clone(sessions)));
+        }
+        OpenLoginSocket { session: Arc::clone(self), seen: self.version.load(Ordering::Acquire) }
+    }
+
+    /// Renews the session whenever that is due, as long as a socket of it is open.
+    async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
+        loop {
+            let (due, token_end, has_failed) = {
+                let state = self.lock();
+                (state.renew_at.max(state.next_try), state.token_end, state.has_failed)
+            };
+            let grace = sessions.login(&self.provider).map_or(Duration::ZERO, |login| login.spec.renewal_grace);
+            let gives_up = token_end.saturating_add(grace.as_secs()).saturating_mul(1_000);
+            let now = unix_millis();
+            // Sockets hear of the moment from which on nobody can say that the session is good.
+            let wake = if has_failed && gives_up > now { due.min(gives_up) } else { due };
+            let wait = Duration::from_millis(wake.saturating_sub(now)).min(Duration::from_secs(3_600));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.socket_left.notified() => {}
+            }
+            if self.has_ended() || self.ends_at <= unix_seconds() {
+                return;
+            }
+            if self.sockets.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            if self.is_unavailable(grace) {
+                self.note_change(&sessions);
+            }
+            if let Some(finished) = self.renew_if_due(&sessions) {
+                // Bounded by the requests that it makes.
+                self.renewed(finished).await;
+            }
+        }
+    }
+
+    fn note_change(&self, sessions: &LoginSessions) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        sessions.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Starts a renewal where one is due and none is under way; returns where its end can be awaited, also of one that
+    /// is under way.
+    fn renew_if_due(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> Option<watch::Receiver<u64>> {
+        let mut state = self.lock();
+        let now = unix_millis();
+        if state.is_renewing {
+            return Some(self.finished.subscribe());
+        }
+        if state.refresh_token.is_none() || now < state.renew_at || now < state.next_try || self.has_ended() {
+            return None;
+        }
+        state.is_renewing = true;
+        let finished = self.finished.subscribe();
+        drop(state);
+        tokio::spawn(Arc::clone(self).renew(Arc::clone(sessions)));
+        Some(finished)
+    }
+
+    /// Waits for the end of a renewal, unless none is under way any more.
+    async fn renewed(&self, mut finished: watch::Receiver<u64>) {
+        let before = *finished.borrow();
+        // It says that it is over before it counts itself finished.
+        if self.lock().is_renewing {
+            let _ = finished.wait_for(|count| *count > before).await;
+        }
+    }
+
+    /// Sees that the tokens are good, and renews them in time: a request before their end is served while that is under
+    /// way, one after it waits.
+    pub(super) async fn ensure(
+        self: &Arc<Self>,
+        sessions: &Arc<LoginSessions>,
+        grace: Duration,
+    ) -> Result<(), Rejection> {
+        self.last_used.store(unix_millis(), Ordering::Relaxed);
+        if self.has_ended() {
+            return Err(Rejection::Revoked("session"));
+        }
+        let renewal = self.renew_if_due(sessions);
+        let (is_over, is_renewable) = {
+            let state = self.lock();
+            (state.token_end <= unix_seconds(), state.refresh_token.is_some())
+        };
+        if !is_over || !is_renewable {
+            return Ok(());
+        }
+        if let Some(finished) = renewal {
+            // One that takes longer is judged by what is known now.
+            let _ = tokio::time::timeout(WAIT, self.renewed(finished)).await;
+        }
+        if self.has_ended() {
+            return Err(Rejection::Revoked("session"));
+        }
+        let state = self.lock();
+        let now = unix_seconds();
+        if now < state.token_end || now < state.token_end.saturating_add(grace.as_secs()) {
+            return Ok(());
+        }
+        let retry_after =
+            Duration::from_millis(state.next_try.saturating_sub(unix_millis())).max(Duration::from_secs(1));
+        Err(Rejection::RemoteUnavailable {
+            provider: self.provider.to_string(),
+            reason: "the session could not be renewed".to_owned(),
+            retry_after,
+        })
+    }
+
+    /// One renewal, with a second try where the provider is down.
+    async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
+        let outcome = match sessions.login(&self.provider) {
+            None => Err(LoginError::down("its login is gone from the configuration".to_owned())),
+            Some(login) => match self.try_renew(&login).await {
+                Err(LoginError::Unavailable { retry_after: None, .. }) => {
+                    tokio::time::sleep(SECOND_TRY).await;
+                    self.try_renew(&login).await
+                }
+                other => other,
+            },
+        };
+        match outcome {
+            Ok(()) => {
+                tracing::debug!(provider = %self.provider, "login session renewed");
+                sessions.count_renewal(&self.provider, "renewed");
+                self.note_change(&sessions);
+            }
+            Err(LoginError::InvalidGrant | LoginError::Denied(_) | LoginError::Revoked(_)) => {
+                tracing::info!(provider = %self.provider, "login session ended: the provider does not renew it");
+                sessions.count_renewal(&self.provider, "ended");
+                sessions.end(&self);
+            }
+            Err(error) => {
+                let wait = match &error {
+                    LoginError::Unavailable { retry_after: Some(wait), .. } => {
+                        u64::try_from(wait.as_millis()).unwrap_or(RETRY).max(RETRY)
+                    }
+                    _ => RETRY,
+                };
+                tracing::warn!(provider = %self.provider, reason = %error, retry_in_ms = wait, "login session not renewed, retrying");
+                sessions.count_renewal(&self.provider, "unavailable");
+                let mut state = self.lock();
+                state.next_try = unix_millis().saturating_add(wait);
+                state.has_failed = true;
+            }
+        }
+        self.lock().is_renewing = false;
+        self.finished.send_modify(|count| *count += 1);
+    }
+
+    async fn try_renew(&self, login: &Arc<Login>) -> Result<(), LoginError> {
+        let (refresh_token, mut judged) = {
+            let state = self.lock();
+            (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.judged.clone())
+        };
+        let metadata = login.metadata().await?;
+        let tokens = login.refresh(&metadata, &refresh_token).await?;
+        // Kept at once: the former may be good no more, whatever becomes of the rest.
+        if let Some(token) = &tokens.refresh_token {
+            self.lock().refresh_token = Some(token.clone());
+        }
+        if let Some(token) = &tokens.id_token {
+            let renewed = login.judge(token, Expected::Renewal { nonce: &self.nonce }).await?;
+            if renewed.claims.get("sub") != judged.claims.get("sub") {
+                return Err(LoginError::Denied("the renewed ID token is another user's".to_owned()));
+            }
+            let former = std::mem::replace(&mut judged, renewed);
+            // What a provider says at sign-in only still holds.
+            for name in ["sid", "auth_time"] {
+                if let (None, Some(value)) = (judged.claims.get(name), former.claims.get(name)) {
+                    judged.claims.insert(name.to_owned(), value.clone());
+                }
+            }
+        }
+        if let Some(max_age) = login.spec.max_age {
+            let limit = max_age.as_secs().saturating_add(login.spec.judged_by.clock_skew.as_secs());
+            let at = judged.auth_time.or(self.first_auth_time).unwrap_or_default();
+            if at.saturating_add(limit) < unix_seconds() {
+                return Err(LoginError::Denied("auth_time is longer ago than max_age".to_owned()));
+            }
+        }
+        if let Some(issued_at) = &self.issued_at {
+            judged.claims.insert("iat".to_owned(), issued_at.clone());
+        }
+        let more = login.more_claims(&metadata, &tokens, &judged.claims).await?;
+        let identity = login.identity(&judged, more).map_err(|error| match error {
+            LoginError::Refused(reason) => LoginError::Denied(reason),
+            other => other,
+        })?;
+        let identity = identity.lasting(Expiry::At(self.ends_at)).in_session(Some(self.session.clone()));
+        let now = unix_seconds();
+        let mut state = self.lock();
+        let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
+        let by_id_token = tokens.id_token.is_some().then_some(judged.end);
+        let token_end = tokens.expires_in.map(|life| now.saturating_add(life)).or(by_id_token);
+        state.token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
+        state.renew_at = renewal_moment(unix_millis(), state.token_end);
+        state.next_try = unix_millis().saturating_add(1_000);
+        state.has_failed = false;
+        state.identity = Arc::new(identity);
+        state.judged = judged;
+        if tokens.id_token.is_some() {
+            state.id_token = tokens.id_token;
+        }
+        state.access_token = tokens.access_token;
+        Ok(())
+    }
+}
+
+/// At 70 to 90 % of the life that is left, and at least 30 s before the end of one of 150 s or more. Milliseconds.
+fn renewal_moment(now: u64, token_end: u64) -> u64 {
+    let end = token_end.saturating_mul(1_000);
+    let life = end.saturating_sub(now);
+    let chance = u64::from(u16::from_le_bytes(random::<2>().unwrap_or([128, 0])));
+    // 700 to 900 thousandths.
+    let part = life / 1_000 * (700 + chance % 201);
+    let latest = if life >= 150_000 { end.saturating_sub(30_000) } else { end };
+    now.saturating_add(part).min(latest)
+}
+
+/// An open socket of a login session.
+#[derive(Debug)]
+pub struct OpenLoginSocket {
+    session: Arc<LoginSession>,
+    seen: u64,
+}
+
+impl OpenLoginSocket {
+    /// Its session.
+    #[must_use]
+    pub fn session(&self) -> &Arc<LoginSession> {
+        &self.session
+    }
+
+    /// Whether the session has changed since this was last asked.
+    pub fn has_changed(&mut self) -> bool {
+        let version = self.session.version.load(Ordering::Acquire);
+        std::mem::replace(&mut self.seen, version) != version
+    }
+}
+
+impl Drop for OpenLoginSocket {
+    fn drop(&mut self) {
+        if self.session.sockets.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.session.socket_left.notify_one();
+        }
+    }
+}
+
+/// Every login session that this process knows more of than its cookie says.
+pub struct LoginSessions {
+    revocations: Arc<Revocations>,
+    by_id: Mutex<HashMap<Arc<str>, Arc<LoginSession>>>,
+    config: ArcSwap<Config>,
+    /// Grows when open sockets have to look at their sessions.
+    changes: watch::Sender<u64>,
+    renewals: Mutex<Option<CountRenewal>>,
+}
+
+type CountRenewal = Box<dyn Fn(&str, &'static str) + Send + Sync>;
+
+struct Config {
+    logins: Vec<Arc<Login>>,
+    limits: Option<LoginLimits>,
+}
+
+impl LoginSessions {
+    pub(super) fn new(revocations: Arc<Revocations>) -> Self {
+        Self {
+            revocations,
+            by_id: Mutex::default(),
+            config: ArcSwap::from_pointee(Config { logins: Vec::new(), limits: None }),
+            changes: watch::Sender::new(0),
+            renewals: Mutex::default(),
+        }
+    }
+
+    /// Calls this with each renewal's provider and outcome.
+    pub fn on_renewal(&self, count: CountRenewal) {
+        *self.renewals.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
+    }
+
+    fn count_renewal(&self, provider: &str, outcome: &'static str) {
+        if let Some(count) = &*self.renewals.lock().unwrap_or_else(PoisonError::into_inner) {
+            count(provider, outcome);
+        }
+    }
+
+    pub(super) fn reconfigure(&self, logins: &[Arc<Login>], limits: LoginLimits) {
+        self.config.store(Arc::new(Config { logins: logins.to_vec(), limits: Some(limits) }));
+    }
+
+    pub(super) fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    /// Tells of each change that open sockets have to look at.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn login(&self, provider: &str) -> Option<Arc<Login>> {
+        self.config.load().logins.iter().find(|login| login.spec.name == provider).map(Arc::clone)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Arc<LoginSession>>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a session.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Arc<LoginSession>> {
+        self.lock().get(id).map(Arc::clone)
+    }
+
+    /// How many are known.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Keeps what a sign-in gave.
+    pub(super) fn keep(&self, grant: Grant, session: &BrowserSession, ends_at: u64) -> Arc<LoginSession> {
+        let Grant { login, identity, judged, tokens, nonce, token_end } = grant;
+        let now = unix_millis();
+        let identity = identity.lasting(Expiry::At(ends_at)).in_session(Some(session.clone()));
+        let renews = login.spec.renew != Renew::Off;
+        let kept = Arc::new(LoginSession {
+            session: session.clone(),
+            provider: login.spec.name.as_str().into(),
+            ends_at,
+            nonce: nonce.into(),
+            first_auth_time: judged.auth_time,
+            issued_at: judged.claims.get("iat").cloned(),
+            state: Mutex::new(State {
+                identity: Arc::new(identity),
+                judged,
+                id_token: tokens.id_token,
+                access_token: tokens.access_token,
+                refresh_token: tokens.refresh_token.filter(|_| renews),
+                token_end,
+                renew_at: renewal_moment(now, token_end),
+                next_try: 0,
+                is_renewing: false,
+                has_failed: false,
+            }),
+            finished: watch::Sender::new(0),
+            version: AtomicU64::new(0),
+            has_ended: AtomicBool::new(false),
+            sockets: AtomicUsize::new(0),
+            socket_left: Notify::new(),
+            last_used: AtomicU64::new(now),
+            successor: Mutex::default(),
+        });
+        let limit = self.config.load().limits.map_or(1, |limits| limits.sessions);
+        let mut by_id = self.lock();
+        if by_id.len() >= limit {
+            let seconds = now / 1_000;
+            by_id.retain(|_, known| known.ends_at > seconds);
+        }
+        while by_id.len() >= limit {
+            let oldest = by_id
+                .iter()
+                .min_by_key(|(_, known)| {
+                    let is_open = known.sockets.load(Ordering::Relaxed) > 0;
+                    (is_open, known.last_used.load(Ordering::Relaxed))
+                })
+                .map(|(id, _)| Arc::clone(id));
+            let Some(oldest) = oldest else { break };
+            by_id.remove(&oldest);
+        }
+        by_id.insert(Arc::clone(&session.id), Arc::clone(&kept));
+        kept
+    }
+
+    /// Ends a session for every cookie of it.
+    pub(super) fn end(&self, session: &LoginSession) {
+        session.has_ended.store(true, Ordering::Release);
+        if let Some(limits) = self.config.load().limits {
+            let until = session.ends_at.saturating_add(60);
+            match self.revocations.end_session(&session.session, unix_millis(), until, limits.sign_outs) {
+                Ok(revocation) => {
+                    self.forget(&session.session.id);
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = revocation.save() {
+                            tracing::error!(%error, "control.revocation_file could not be written; a session is ended until this process ends");
+                        }
+                    });
+                }
+                // What is kept here of the session says that it has ended.
+                Err(full) => tracing::error!(reason = %full, "an ended session could not be written down"),
+            }
+        }
+        session.note_change(self);
+    }
+
+    /// Forgets what is kept of a session that was ended elsewhere.
+    pub fn forget(&self, id: &str) -> Option<Arc<LoginSession>> {
+        let known = self.lock().remove(id)?;
+        known.has_ended.store(true, Ordering::Release);
+        known.socket_left.notify_one();
+        Some(known)
+    }
+
+    /// Says that a newer session took this one's place: its sockets move there.
+    pub fn supersede(&self, former: &LoginSession, by: &Arc<LoginSession>) {
+        *former.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(by));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_is_due_in_the_last_third_of_a_token_s_life() {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let short = renewal_moment(1_000_000, 1_100);
+            assert!((1_070_000..=1_090_000).contains(&short), "{short}");
+            let hour = renewal_moment(1_000_000, 4_600);
+            assert!((3_520_000..=4_240_000).contains(&hour), "{hour}");
+            let least = renewal_moment(1_000_000, 1_150);
+            assert!((1_105_000..=1_120_000).contains(&least), "{least}: 30 s before the end");
+            seen.insert(hour);
+        }
+        assert!(seen.len() > 20, "at moments of their own");
+        assert_eq!(renewal_moment(2_000_000, 1_000), 1_000_000, "over already");
+    }
+}

@@ -1,0 +1,176 @@
+//! The session cookie of a sign-in: the claims that the policy uses, sealed once, and judged at each use by the policy in
+//! force and by what this process knows of the session.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value, json};
+
+use super::grant::Grant;
+use super::records::LoginSession;
+use super::seal::{SESSION, random};
+use super::{Login, Logins};
+use crate::auth::identify::{Said, identify_again};
+use crate::auth::identity::{BrowserSession, Expiry, VerifiedBy};
+use crate::auth::kind::{Category, KindHeader};
+use crate::auth::session_cookie::LONGEST;
+use crate::auth::{
+    Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
+};
+
+/// In front of the value: told from a cookie that was made of a Bearer token.
+const PREFIX: &str = "login.";
+/// What is left of the claims where all of them are too many for a cookie.
+const FEWEST: [&str; 7] = ["iss", "sub", "aud", "azp", "iat", "sid", "token_use"];
+
+/// What a cookie of a login session holds.
+pub(in crate::auth) struct OpenedLogin {
+    pub(in crate::auth) session: BrowserSession,
+    pub(in crate::auth) provider: String,
+    preset: String,
+    claims: Map<String, Value>,
+    kind: KindHeader,
+    verified_by: VerifiedBy,
+    /// Until when it is good by itself, Unix seconds.
+    soft_end: u64,
+    /// Whether the claims are all that the policy used, and a digest of which those were.
+    is_whole: bool,
+    names: String,
+}
+
+impl OpenedLogin {
+    pub(in crate::auth) fn claims(&self) -> &Map<String, Value> {
+        &self.claims
+    }
+}
+
+fn digest_of(names: &[String]) -> String {
+    let parts: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
+    KeyFingerprint::of(&parts).text()
+}
+
+impl Logins {
+    /// Begins a session: the cookie, and what is kept here. `None` where it could not be sealed.
+    #[must_use]
+    pub fn begin(&self, grant: Grant, seal: KeyFingerprint) -> Option<(IssuedCookie, Arc<LoginSession>)> {
+        let login = Arc::clone(&grant.login);
+        let spec = &login.spec;
+        let now = unix_millis();
+        let ends_at = (now / 1_000).saturating_add(spec.session_max_age.as_secs());
+        let soft_end = if grant.is_renewable() { grant.token_end.min(ends_at) } else { ends_at };
+        let identity = &grant.identity;
+        let owner = KeyFingerprint::of(&[
+            b"user",
+            issuer_or_name(identity.provider()).as_bytes(),
+            identity.user_id().as_bytes(),
+        ]);
+        let session = BrowserSession {
+            id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
+            owner: owner.text().into(),
+            began: now,
+            last_end: ends_at,
+            seal,
+        };
+        let (print, algorithm) = match identity.verified_by() {
+            VerifiedBy::Key { print, algorithm, .. } => (print, format!("{algorithm:?}")),
+            VerifiedBy::Provider(print) => (print, String::new()),
+        };
+        let kind = identity.kind();
+        let sealed = |is_whole: bool| {
+            let keeps = |name: &str| {
+                if is_whole { spec.claims.iter().any(|known| known == name) } else { FEWEST.contains(&name) }
+            };
+            let claims: Map<String, Value> = (identity.claims().iter())
+                .filter(|(name, _)| keeps(name))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            let content = json!({
+                "i": &*session.id, "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
+                "p": spec.name, "f": spec.judged_by.preset, "k": print.text(), "a": algorithm,
+                "t": kind.is_access_token, "y": kind.category.name(),
+                "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
+            });
+            let value = format!("{PREFIX}{}", self.keys.seal(SESSION, &content)?);
+            (value.len() <= LONGEST).then_some(value)
+        };
+        let value = sealed(true).or_else(|| sealed(false))?;
+        let kept = self.sessions.keep(grant, &session, ends_at);
+        Some((IssuedCookie { value, expires_at: ends_at, session }, kept))
+    }
+
+    /// Opens a cookie, if it is one of a login session.
+    pub(in crate::auth) fn open(&self, cookie: &SessionCookie, seal: KeyFingerprint) -> Option<OpenedLogin> {
+        let held = self.keys.open(SESSION, cookie.expose().strip_prefix(PREFIX)?)?;
+        let text = |name: &str| held.get(name).and_then(Value::as_str);
+        let number = |name: &str| held.get(name).and_then(Value::as_u64);
+        let flag = |name: &str| held.get(name).and_then(Value::as_bool);
+        let print = KeyFingerprint::from_text(text("k")?)?;
+        Some(OpenedLogin {
+            session: BrowserSession {
+                id: text("i")?.into(),
+                owner: text("o")?.into(),
+                began: number("b")?,
+                last_end: number("l")?,
+                seal,
+            },
+            provider: text("p")?.to_owned(),
+            preset: text("f")?.to_owned(),
+            claims: held.get("c")?.as_object()?.clone(),
+            kind: KindHeader { is_access_token: flag("t")?, category: Category::named(text("y")?)? },
+            verified_by: VerifiedBy::Key { print, algorithm: text("a")?.parse().ok()?, until: 0 },
+            soft_end: number("s")?,
+            is_whole: flag("w")?,
+            names: text("d")?.to_owned(),
+        })
+    }
+
+    /// Judges a login session by the policy in force. Revocations are the caller's to ask.
+    pub(in crate::auth) async fn judge_session(
+        &self,
+        opened: OpenedLogin,
+    ) -> Result<(Identity, Option<Arc<LoginSession>>), Rejection> {
+        let gone = || Rejection::UnknownIssuer(opened.provider.clone());
+        let login = self.get(&opened.provider).ok_or_else(gone)?;
+        let now = unix_seconds();
+        let began = opened.session.began / 1_000;
+        // By the policy in force, which another may have sealed.
+        let ends_at = opened.session.last_end.min(began.saturating_add(login.spec.session_max_age.as_secs()));
+        if now >= ends_at {
+            return Err(Rejection::Expired { exp: ends_at, now });
+        }
+        if let Some(known) = self.sessions.get(&opened.session.id) {
+            known.ensure(&self.sessions, login.spec.renewal_grace).await?;
+            let identity = login.judge_again(&known.identity(), ends_at)?;
+            return Ok((identity.in_session(Some(opened.session)), Some(known)));
+        }
+        // Begun by another process, or before this one started.
+        if !opened.is_whole || opened.names != digest_of(&login.spec.claims) {
+            return Err(Rejection::Malformed("a session of which this process knows too little"));
+        }
+        let until = opened.soft_end.min(ends_at);
+        if now >= until {
+            return Err(Rejection::Expired { exp: until, now });
+        }
+        let said =
+            Said { claims: opened.claims, kind: opened.kind, end: Expiry::At(until), verified_by: opened.verified_by };
+        let identity = identify_again(&login.spec.judged_by, &opened.preset, said)?;
+        Ok((identity.in_session(Some(opened.session)), None))
+    }
+}
+
+impl Login {
+    /// Who a session is of, by the policy in force.
+    pub(in crate::auth) fn judge_again(&self, identity: &Identity, ends_at: u64) -> Result<Identity, Rejection> {
+        if **identity.provider_spec() == *self.spec.judged_by {
+            return Ok(identity.clone().lasting(Expiry::At(ends_at)));
+        }
+        let said = Said {
+            claims: identity.claims().clone(),
+            kind: identity.kind(),
+            end: Expiry::At(ends_at),
+            verified_by: identity.verified_by(),
+        };
+        identify_again(&self.spec.judged_by, identity.provider().preset, said)
+    }
+}

@@ -1,0 +1,123 @@
+//! `GET /.vestibule/login`: to the provider, or to the page to choose one from.
+
+use hyper::StatusCode;
+
+use super::{LOGIN, Visit, pages, parameters};
+use crate::auth::login::{Login, LoginCookie, LoginError, LoginState, local_path};
+use crate::http::{Answer, OwnRequest, Refusal};
+use crate::policy::LoginPrompt;
+use crate::telemetry::AccessLine;
+
+/// Serves the endpoint.
+pub(super) async fn serve(
+    visit: &mut Visit<'_>,
+    own: &mut OwnRequest,
+    line: &mut AccessLine,
+) -> Result<Answer, Refusal> {
+    let names = ["return_path", "provider", "prompt", "fragment"];
+    let Some([return_path, provider, prompt, fragment]) = parameters(own.head().uri.query(), names) else {
+        return Ok(visit.page(&pages::bad_request()));
+    };
+    let return_path = local_path(return_path.as_deref().unwrap_or("/")).to_owned();
+    let prompt = match prompt.as_deref() {
+        None => None,
+        Some(name) => match LoginPrompt::named(name).filter(|prompt| *prompt != LoginPrompt::Consent) {
+            Some(prompt) => Some(prompt),
+            None => return Ok(visit.page(&pages::bad_request())),
+        },
+    };
+    let login = match &provider {
+        None => visit.only_login(),
+        Some(name) => match visit.logins.get(name) {
+            Some(login) => Some(std::sync::Arc::clone(login)),
+            None => return Ok(visit.page(&pages::bad_request())),
+        },
+    };
+    if !own.can_have_session(&visit.runtime.policy) {
+        return Err(Refusal::needs_https());
+    }
+    let session = visit.valid_session(own).await?;
+    if let Some(session) = &session {
+        line.user = Some(session.identity().user_id().to_owned());
+    }
+    if session.is_some() && prompt.is_none() && provider.is_none() {
+        return Ok(visit.redirect(StatusCode::SEE_OTHER, &return_path));
+    }
+    let now = visit.now;
+    if session.is_none() && visit.cookie.as_mut().is_some_and(|cookie| cookie.note_begin(now)) {
+        tracing::warn!(
+            request_id = %visit.request_id,
+            "session cookie not kept: a browser came back three times within a minute right after signing in"
+        );
+        let mut answer = visit.page(&pages::cookie_not_kept());
+        visit.keep_cookie(&mut answer);
+        return Ok(answer);
+    }
+    let Some(login) = login else {
+        let last = visit.cookie.as_ref().and_then(|cookie| cookie.provider.clone());
+        let choices: Vec<pages::Choice> = (visit.logins.iter())
+            .map(|login| pages::Choice {
+                label: login.spec.label.clone(),
+                target: target(&return_path, Some(&login.spec.name), prompt),
+                is_last: last.as_ref() == Some(&login.spec.name),
+            })
+            .collect();
+        return Ok(visit.page(&pages::chooser(&choices)));
+    };
+    if login.spec.keep_fragment && fragment.is_none() && !return_path.contains('#') {
+        return Ok(pages::keep_fragment(&target(&return_path, Some(&login.spec.name), prompt)));
+    }
+    let with_fragment = match fragment.as_deref().filter(|fragment| !fragment.is_empty()) {
+        Some(fragment) => format!("{return_path}#{fragment}"),
+        None => return_path.clone(),
+    };
+    // One that does not fit is dropped, and the path stays.
+    let kept = local_path(&with_fragment);
+    let return_path = if kept == "/" { return_path } else { kept.to_owned() };
+    Ok(visit.go(&login, &return_path, 0, prompt).await)
+}
+
+/// The endpoint with these parameters.
+fn target(return_path: &str, provider: Option<&str>, prompt: Option<LoginPrompt>) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("return_path", return_path);
+    if let Some(provider) = provider {
+        query.append_pair("provider", provider);
+    }
+    if let Some(prompt) = prompt {
+        query.append_pair("prompt", prompt.name());
+    }
+    format!("{LOGIN}?{}", query.finish())
+}
+
+impl Visit<'_> {
+    /// Sends the browser to the provider, for the first time or again.
+    pub(super) async fn go(
+        &mut self,
+        login: &Login,
+        return_path: &str,
+        tries: u8,
+        prompt: Option<LoginPrompt>,
+    ) -> Answer {
+        let now = self.now;
+        if self.cookie.as_ref().is_none_or(|cookie| !cookie.outlives_a_state(now)) {
+            let former = self.cookie.take();
+            self.cookie = LoginCookie::new(now).map(|cookie| match former {
+                Some(former) => cookie.following(former),
+                None => cookie,
+            });
+        }
+        let keys = &self.logins.keys;
+        let state = self
+            .cookie
+            .as_ref()
+            .and_then(|cookie| LoginState::begin(keys, cookie, &login.spec.name, return_path, (tries, prompt), now));
+        let (Some(cookie), Some(state)) = (&self.cookie, state) else {
+            return self.failed(login, &LoginError::Refused("no random bytes".to_owned()));
+        };
+        match login.authorization_url(keys, cookie, &state).await {
+            Ok(url) => self.redirect(StatusCode::FOUND, &url),
+            Err(error) => self.failed(login, &error),
+        }
+    }
+}

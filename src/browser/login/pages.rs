@@ -1,0 +1,204 @@
+//! The pages that people see on their way in and out: one quiet style, no outside request, nothing of what a stranger
+//! wrote into a link.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY};
+use hyper::{Response, StatusCode};
+
+use super::LOGIN;
+use crate::http::{Answer, ResponseBody};
+use crate::page::{self, Escaped, Layout};
+
+/// A page.
+pub(super) struct Page {
+    status: StatusCode,
+    title: &'static str,
+    /// HTML.
+    body: String,
+    /// Whether it posts a form that may lead on to a provider.
+    pub(super) has_form: bool,
+    shows_request_id: bool,
+}
+
+/// A provider to choose.
+pub(super) struct Choice {
+    pub(super) label: String,
+    pub(super) target: String,
+    pub(super) is_last: bool,
+}
+
+impl Page {
+    fn new(status: StatusCode, title: &'static str, text: &str) -> Self {
+        Self { status, title, body: format!("<p>{text}</p>\n"), has_form: false, shows_request_id: true }
+    }
+
+    fn with(mut self, html: &str) -> Self {
+        self.body.push_str(html);
+        self
+    }
+
+    /// As an answer; forms may lead to these origins.
+    pub(super) fn answer(&self, request_id: &str, origins: &[String]) -> Answer {
+        let mut body = format!("<h1>{}</h1>\n{}", self.title, self.body);
+        if self.shows_request_id {
+            // Writing into a string does not fail.
+            let _ =
+                writeln!(body, "<p class=\"soft\">{} · <code>{}</code></p>", self.status.as_u16(), Escaped(request_id));
+        }
+        let html = page::page(self.title, &body, Layout { narrow: true, refresh: None });
+        let mut answer = Response::new(ResponseBody::ours(html));
+        *answer.status_mut() = self.status;
+        let headers = answer.headers_mut();
+        page::describe(headers);
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.has_form {
+            // With no-referrer Chromium posts the form with `Origin: null`, which is nobody's.
+            headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+            // A form's answer may be a redirect to the provider, which this directive covers too.
+            let policy =
+                page::POLICY.replace("form-action 'self'", &format!("form-action 'self' {}", origins.join(" ")));
+            if let Ok(policy) = HeaderValue::try_from(policy) {
+                headers.insert(CONTENT_SECURITY_POLICY, policy);
+            }
+        }
+        answer
+    }
+}
+
+/// A link that starts a sign-in anew.
+fn try_again(return_path: &str) -> String {
+    let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("return_path", return_path).finish();
+    format!("<p><a href=\"{}\">Try again</a></p>\n", Escaped(&format!("{LOGIN}?{query}")))
+}
+
+/// A button that signs out and asks the provider for another account.
+pub(in crate::browser) const SOMEONE_ELSE: &str = "<form method=\"post\" action=\"/.vestibule/logout\"><input type=\"hidden\" name=\"then\" value=\"select_account\"><button>Sign in as someone else</button></form>\n";
+
+pub(super) fn chooser(choices: &[Choice]) -> Page {
+    let mut list = String::from("<ul class=\"choices\">\n");
+    for Choice { label, target, is_last } in choices {
+        let last = if *is_last { " <span class=\"soft\">last used</span>" } else { "" };
+        let _ = writeln!(list, "<li><a href=\"{}\">{}</a>{last}</li>", Escaped(target), Escaped(label));
+    }
+    list.push_str("</ul>\n");
+    let mut page = Page::new(StatusCode::OK, "Sign in", "Choose where you sign in.").with(&list);
+    page.shows_request_id = false;
+    page
+}
+
+pub(super) fn signed_out() -> Page {
+    let again = "<p><a href=\"/\">Sign in again</a></p>\n";
+    let mut page = Page::new(StatusCode::OK, "Signed out", "You are signed out. You can close this page.").with(again);
+    page.shows_request_id = false;
+    page
+}
+
+pub(super) fn bad_request() -> Page {
+    Page::new(StatusCode::BAD_REQUEST, "This link does not work", "The address of this page is not one that we make.")
+        .with(&try_again("/"))
+}
+
+pub(super) fn cookie_missing() -> Page {
+    Page::new(
+        StatusCode::BAD_REQUEST,
+        "Your browser did not send our cookie back",
+        "Signing in needs a cookie, and your browser sent none. Allow cookies for this site, and open it by the same address that you signed in from.",
+    )
+    .with(&try_again("/"))
+}
+
+pub(super) fn cookie_not_kept() -> Page {
+    Page::new(
+        StatusCode::BAD_REQUEST,
+        "Your browser did not keep our cookie",
+        "You signed in, and your browser came back without the session. It may block cookies of this site, or hold too many of them, or another site may set one of the same name.",
+    )
+    .with(&try_again("/"))
+}
+
+pub(super) fn stale() -> Page {
+    Page::new(
+        StatusCode::BAD_REQUEST,
+        "This sign-in is over",
+        "It took too long, or it was completed before. Start anew; bookmark the page that you want to reach, not the one where you sign in.",
+    )
+    .with(&try_again("/"))
+}
+
+pub(super) fn provider_error(code: &str, is_denied: bool, return_path: &str) -> Page {
+    let (status, text) = if is_denied {
+        (StatusCode::FORBIDDEN, "The sign-in was cancelled, or your provider does not let you in here.")
+    } else {
+        (StatusCode::BAD_REQUEST, "Your provider did not complete the sign-in.")
+    };
+    Page::new(status, "You are not signed in", text)
+        .with(&format!("<p class=\"soft\">It said: <code>{}</code></p>\n", Escaped(code)))
+        .with(&try_again(return_path))
+}
+
+pub(super) fn not_allowed() -> Page {
+    let mut page = Page::new(
+        StatusCode::FORBIDDEN,
+        "Access denied",
+        "You are signed in at your provider, and this account may not enter here.",
+    )
+    .with(SOMEONE_ELSE);
+    page.has_form = true;
+    page
+}
+
+pub(super) fn provider_down() -> Page {
+    Page::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "Signing in is not possible now",
+        "The sign-in service cannot be reached. Try again in a moment; whoever is signed in stays so.",
+    )
+    .with(&try_again("/"))
+}
+
+pub(super) fn no_refresh_token() -> Page {
+    Page::new(
+        StatusCode::BAD_REQUEST,
+        "You are not signed in",
+        "Your provider gave no permission to renew the session, and this site requires it. Tell whoever runs it the number below.",
+    )
+    .with(&try_again("/"))
+}
+
+pub(super) fn unusable() -> Page {
+    Page::new(
+        StatusCode::BAD_GATEWAY,
+        "The sign-in could not be verified",
+        "The sign-in service gave an answer that cannot be accepted. If it happens again, tell whoever runs this site the number below.",
+    )
+    .with(&try_again("/"))
+}
+
+/// Hands the fragment, which browsers do not send, on to the sign-in.
+const SCRIPT: &str =
+    "const link=document.querySelector('a');location.replace(link.href+encodeURIComponent(location.hash.slice(1)))";
+
+static SCRIPT_POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = STANDARD.encode(digest(&SHA256, SCRIPT.as_bytes()));
+    format!("{}; script-src 'sha256-{hash}'", *page::POLICY)
+});
+
+/// Instead of the redirect, where fragments are kept.
+pub(super) fn keep_fragment(target: &str) -> Answer {
+    let link = format!(
+        "<p><a href=\"{}\">Continue</a></p>\n<script>{SCRIPT}</script>\n",
+        Escaped(&format!("{target}&fragment="))
+    );
+    let mut page = Page::new(StatusCode::OK, "Sign in", "One moment: you are being sent to the sign-in.").with(&link);
+    page.shows_request_id = false;
+    let mut answer = page.answer("", &[]);
+    if let Ok(policy) = HeaderValue::from_str(&SCRIPT_POLICY) {
+        answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    answer
+}

@@ -1,0 +1,479 @@
+//! Sign-in by OpenID Connect: what `browser.login` says of one provider, complete (docs/sign-in.md).
+
+mod credential;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::provider::{Kinds, Parties};
+use super::validate::Check;
+use super::{Audience, Claim, Family, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
+use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
+
+pub use crate::config::{LoginPrompt, Pushed, Renew};
+pub use credential::{ClientCredential, ClientKey};
+
+/// How long a session lives from its sign-in, where `browser.session.max_age` does not say.
+const SESSION_MAX_AGE: Duration = Duration::from_secs(12 * 3_600);
+
+/// One provider at which people sign in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoginSpec {
+    /// The provider's name.
+    pub name: String,
+    /// The provider as ID tokens and login sessions are judged: the client id is the audience, and what its Bearer
+    /// tokens are asked (`audience`, `authorized_parties`, `accept`, `remote`) is not.
+    pub judged_by: Arc<ProviderSpec>,
+    /// Our name at the provider.
+    pub client_id: String,
+    /// How we prove to be that client.
+    pub credential: ClientCredential,
+    /// Where it stands in a request; `None`: as discovery lists.
+    pub client_auth: Option<ClientAuth>,
+    /// What is asked for; `offline_access` is added where discovery lists it.
+    pub scopes: Vec<String>,
+    /// Whether the `UserInfo` endpoint is asked too.
+    pub asks_userinfo: bool,
+    /// What the provider is to ask its user.
+    pub prompt: Option<LoginPrompt>,
+    /// How long ago the user may have signed in at the provider.
+    pub max_age: Option<Duration>,
+    /// Whether sessions are renewed by refresh token.
+    pub renew: Renew,
+    /// Whether authorization requests are pushed.
+    pub pushed: Pushed,
+    /// Whether a sign-out goes on to the provider's `end_session_endpoint`.
+    pub ends_provider_session: bool,
+    /// Further parameters of the authorization request.
+    pub parameters: Vec<(String, String)>,
+    /// What it is called on the page to choose from.
+    pub label: String,
+    /// Whether a page of ours saves the fragment before the sign-in.
+    pub keep_fragment: bool,
+    /// How long a session lives from its sign-in.
+    pub session_max_age: Duration,
+    /// How long after its tokens' end a session lives while the provider cannot be had.
+    pub renewal_grace: Duration,
+    /// Our own address, from which every absolute URL is built.
+    pub public_url: Origin,
+    /// The path of the callback.
+    pub callback_path: String,
+    /// The claims that the policy uses, by their top-level names, in order: all that a session cookie holds.
+    pub claims: Vec<String>,
+}
+
+impl LoginSpec {
+    /// Where the provider sends people back.
+    #[must_use]
+    pub fn redirect_uri(&self) -> String {
+        format!("{}{}", self.public_url, self.callback_path)
+    }
+
+    /// Where the provider sends people after a sign-out.
+    #[must_use]
+    pub fn signed_out_uri(&self) -> String {
+        format!("{}/.vestibule/signed-out", self.public_url)
+    }
+
+    /// Where the provider reports sign-outs.
+    #[must_use]
+    pub fn backchannel_logout_uri(&self) -> String {
+        format!("{}/.vestibule/backchannel-logout", self.public_url)
+    }
+}
+
+/// Parameters of the authorization request that are ours to set.
+const OURS: [&str; 17] = [
+    "response_type",
+    "response_mode",
+    "client_id",
+    "client_secret",
+    "client_assertion",
+    "client_assertion_type",
+    "redirect_uri",
+    "scope",
+    "state",
+    "nonce",
+    "code_challenge",
+    "code_challenge_method",
+    "prompt",
+    "max_age",
+    "request",
+    "request_uri",
+    "id_token_hint",
+];
+
+/// Presets whose issuers sign people in by OpenID Connect.
+const CAPABLE: [&str; 6] = ["oidc", "google", "keycloak", "auth0", "cognito", "entra"];
+
+/// Claims that say whose token it is, for whom, and of which kind: a session is judged by them at each use.
+const ALWAYS: [&str; 13] = [
+    "iss",
+    "sub",
+    "aud",
+    "azp",
+    "iat",
+    "exp",
+    "sid",
+    "jti",
+    "auth_time",
+    "token_use",
+    "typ",
+    "_claim_names",
+    "client_id",
+];
+
+/// Whether people sign in at this provider of the file.
+pub(super) fn is_login_provider(config: &Config, name: &str) -> bool {
+    let logins = config.browser.login.as_ref().map_or(&[][..], |logins| &logins.0);
+    logins.iter().any(|login| match &login.provider {
+        Some(provider) => provider == name,
+        None => config.providers.len() == 1,
+    })
+}
+
+impl Check {
+    pub(super) fn logins(
+        &mut self,
+        config: &Config,
+        providers: &[Arc<ProviderSpec>],
+        routes: &[Arc<Route>],
+        headers: &[TrustedHeader],
+        public_url: Option<&Origin>,
+    ) -> Vec<Arc<LoginSpec>> {
+        let logins = config.browser.login.as_ref().map_or(&[][..], |logins| &logins.0);
+        if logins.is_empty() {
+            if config.browser.login.is_some() {
+                self.wrong("browser.login", "is an empty list; name a provider, or write null");
+            }
+            return Vec::new();
+        }
+        if config.browser.sign_in_url.is_some() {
+            self.wrong("browser.sign_in_url", "stands beside browser.login, which has a page of its own; keep one");
+        }
+        let Some(public_url) = public_url else {
+            if config.public_url.is_none() {
+                self.wrong(
+                    "browser.login",
+                    "needs public_url, from which the provider's way back is built: public_url: https://nb.example.com",
+                );
+            }
+            return Vec::new();
+        };
+        if public_url.as_str().starts_with("http://") && !is_loopback_name(public_url.host()) {
+            self.wrong(
+                "public_url",
+                "is plain http, and browser.login needs https: codes and cookies would cross the network in the clear",
+            );
+        }
+        let session_max_age = config
+            .browser
+            .session
+            .as_ref()
+            .and_then(|session| session.as_ref()?.max_age)
+            .map_or(SESSION_MAX_AGE, |age| age.0);
+        let renewal_grace = routes.last().map_or(Duration::ZERO, |route| route.websocket.revalidate_grace);
+        let lives = Lives { session_max_age, renewal_grace };
+        let mut out: Vec<Arc<LoginSpec>> = Vec::new();
+        for (index, login) in logins.iter().enumerate() {
+            let at = format!("browser.login[{index}]");
+            let Some(provider) = self.login_provider(&at, login, providers, config) else { continue };
+            if out.iter().any(|other| other.name == provider.name) {
+                self.wrong(format!("{at}.provider"), format!("provider {} stands here twice; keep one", provider.name));
+            }
+            let callback_path = if logins.len() == 1 {
+                "/.vestibule/callback".to_owned()
+            } else {
+                format!("/.vestibule/callback/{}", provider.name)
+            };
+            if logins.len() > 1 && !is_path_segment(&provider.name) {
+                self.wrong(
+                    format!("{at}.provider"),
+                    format!("\"{}\" stands in the path of its callback; give the provider a name of letters, digits, - and _", provider.name),
+                );
+            }
+            let claims = claims_of(&provider, routes, headers);
+            if let Some(spec) = self.login(&at, login, &provider, callback_path, public_url, lives, claims) {
+                out.push(Arc::new(spec));
+            }
+        }
+        out
+    }
+
+    fn login_provider(
+        &mut self,
+        at: &str,
+        login: &config::Login,
+        providers: &[Arc<ProviderSpec>],
+        config: &Config,
+    ) -> Option<Arc<ProviderSpec>> {
+        let found = match &login.provider {
+            Some(name) => providers.iter().find(|provider| provider.name == *name),
+            None if config.providers.len() > 1 => {
+                self.wrong(at, "does not name its provider, and there are several; write provider: NAME");
+                return None;
+            }
+            None => providers.first(),
+        };
+        let Some(provider) = found else {
+            // Where the one meant is wrong itself, that has been said.
+            if let Some(name) = &login.provider
+                && !config
+                    .providers
+                    .iter()
+                    .any(|written| written.name.as_deref().or(written.preset.as_deref()).unwrap_or("oidc") == name)
+            {
+                let known: Vec<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
+                self.wrong(
+                    format!("{at}.provider"),
+                    format!("\"{name}\" is not the name of a provider; known here: {}", known.join(", ")),
+                );
+            }
+            return None;
+        };
+        if !CAPABLE.contains(&provider.preset) || provider.issuer.is_none() {
+            let remedy = match provider.preset {
+                "clerk" => "Clerk signs people in on its own page: use sign_in_url and POST /.vestibule/session",
+                "supabase" => "Supabase signs people in on your own page: use sign_in_url and POST /.vestibule/session",
+                _ => "it has no OpenID Connect discovery; use preset oidc with its issuer",
+            };
+            self.wrong(format!("{at}.provider"), format!("preset {} cannot sign people in: {remedy}", provider.preset));
+            return None;
+        }
+        if matches!(provider.keys, KeySource::Secret(_)) {
+            self.wrong(format!("{at}.provider"), "signs with a shared secret; ID tokens need public keys");
+            return None;
+        }
+        Some(Arc::clone(provider))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of one login, each made once by the caller")]
+    fn login(
+        &mut self,
+        at: &str,
+        login: &config::Login,
+        provider: &Arc<ProviderSpec>,
+        callback_path: String,
+        public_url: &Origin,
+        lives: Lives,
+        claims: Vec<String>,
+    ) -> Option<LoginSpec> {
+        let client_id = login.client_id.clone().filter(|id| !id.trim().is_empty());
+        if client_id.is_none() {
+            self.wrong(at, "has no client_id; write the id of the client that you registered at the provider");
+        }
+        let credential = self.client_credential(at, login);
+        let scopes = login.scopes.clone().unwrap_or_else(|| vec!["openid".to_owned(), "email".to_owned()]);
+        if !scopes.iter().any(|scope| scope == "openid") {
+            self.wrong(format!("{at}.scopes"), "lacks openid, without which a provider gives no ID token; add openid");
+        }
+        for (index, scope) in scopes.iter().enumerate() {
+            // RFC 6749 section 3.3.
+            let fits = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+            if scope.is_empty() || !scope.bytes().all(fits) {
+                self.wrong(
+                    format!("{at}.scopes[{index}]"),
+                    format!("\"{scope}\" is not one scope; write each by itself"),
+                );
+            }
+        }
+        for name in login.parameters.keys() {
+            if OURS.contains(&name.as_str()) {
+                let key = match name.as_str() {
+                    "scope" => "; here it is `scopes`",
+                    "prompt" | "max_age" | "client_id" => "; it is a key of its own",
+                    _ => "",
+                };
+                self.wrong(format!("{at}.parameters.{name}"), format!("is set by Vestibule itself{key}"));
+            }
+        }
+        if provider.preset == "google" && provider.allow.is_empty() && provider.require.claims.is_empty() {
+            self.warn(format!(
+                "{at}: everyone with a Google account may sign in; set allow: {{ emails: […] }} or {{ email_domains: […] }} of provider {}",
+                provider.name
+            ));
+        }
+        let client_id = client_id?;
+        Some(LoginSpec {
+            name: provider.name.clone(),
+            judged_by: Arc::new(judged_by(provider, &client_id)),
+            credential: credential?,
+            client_auth: login.client_auth,
+            scopes,
+            asks_userinfo: login.claims_from == ClaimsFrom::Userinfo,
+            prompt: login.prompt,
+            max_age: login.max_age.map(|age| age.0),
+            renew: login.renew,
+            pushed: login.pushed,
+            ends_provider_session: login.logout == LogoutScope::Provider,
+            parameters: login.parameters.clone().into_iter().collect(),
+            label: login.label.clone().unwrap_or_else(|| provider.name.clone()),
+            keep_fragment: login.keep_fragment,
+            session_max_age: lives.session_max_age,
+            renewal_grace: lives.renewal_grace,
+            public_url: public_url.clone(),
+            callback_path,
+            claims,
+            client_id,
+        })
+    }
+}
+
+/// How long sessions live.
+#[derive(Clone, Copy)]
+struct Lives {
+    session_max_age: Duration,
+    renewal_grace: Duration,
+}
+
+/// Letters, digits, `-` and `_`.
+fn is_path_segment(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
+/// The provider as its ID tokens for this client are judged.
+fn judged_by(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
+    ProviderSpec {
+        audience: Audience::OneOf(vec![client_id.to_owned()]),
+        authorized_parties: Parties::Client(client_id.to_owned()),
+        // The kind is known from where it came: an ID token need not say that it is one.
+        accept: Kinds { access_token: provider.family != Family::Clerk, id_token: true, template: false },
+        remote: None,
+        ..provider.clone()
+    }
+}
+
+/// The top-level names of all claims by which this policy judges or names its users.
+fn claims_of(provider: &ProviderSpec, routes: &[Arc<Route>], headers: &[TrustedHeader]) -> Vec<String> {
+    let mut names: BTreeSet<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
+    let mut add = |claim: &Claim| {
+        let name = match claim {
+            Claim::UserId => "sub".to_owned(),
+            Claim::Name(name) => name.clone(),
+            Claim::Pointer(pointer) => {
+                let first = pointer.trim_start_matches('/').split('/').next().unwrap_or_default();
+                first.replace("~1", "/").replace("~0", "~")
+            }
+        };
+        if name == "email" {
+            names.insert("email_verified".to_owned());
+        }
+        names.insert(name);
+    };
+    add(&provider.user_id);
+    let requirements = routes.iter().map(|route| &route.require).chain([&provider.require]);
+    requirements.flat_map(|require| &require.claims).for_each(|(claim, _)| add(claim));
+    for header in headers {
+        add(&header.claim);
+    }
+    if !provider.allow.emails.is_empty() || !provider.allow.email_domains.is_empty() {
+        add(&Claim::Name("email".to_owned()));
+    }
+    names.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::validate;
+
+    fn findings(yaml: &str) -> Vec<(String, String)> {
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        validate(&config)
+            .err()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|finding| (finding.path.clone(), finding.message.clone()))
+            .collect()
+    }
+
+    const BASE: &str = "upstream: http://127.0.0.1:1\n";
+    const PUBLIC: &str = "public_url: https://nb.example.com\n";
+    const PROVIDER: &str = "providers: [{ preset: oidc, issuer: \"https://id.example.com\" }]\n";
+
+    #[test]
+    fn each_error_of_a_login_names_its_key() {
+        for (yaml, path, part) in [
+            (format!("{BASE}{PROVIDER}browser: {{ login: {{ client_id: a }} }}"), "browser.login", "needs public_url"),
+            (
+                format!(
+                    "{BASE}{PUBLIC}{PROVIDER}browser: {{ sign_in_url: /in, login: {{ client_id: a }} }}\nroutes: [{{ path: /in, auth: none }}]"
+                ),
+                "browser.sign_in_url",
+                "keep one",
+            ),
+            (
+                format!("{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a, parameters: {{ state: x }} }} }}"),
+                "browser.login[0].parameters.state",
+                "by Vestibule itself",
+            ),
+            (
+                format!("{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a, scopes: [email] }} }}"),
+                "browser.login[0].scopes",
+                "lacks openid",
+            ),
+            (
+                format!("{BASE}{PUBLIC}{PROVIDER}browser: {{ login: [{{ client_id: a }}, {{ client_id: b }}] }}"),
+                "browser.login[1].provider",
+                "twice",
+            ),
+            (
+                format!(
+                    "{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a, client_secret: b, client_assertion_file: /c }} }}"
+                ),
+                "browser.login[0]",
+                "more than one of",
+            ),
+            (
+                format!("{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a, client_auth: basic }} }}"),
+                "browser.login[0].client_auth",
+                "needs client_secret_file",
+            ),
+            (
+                format!(
+                    "{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a, client_secret: b, client_auth: private_key_jwt }} }}"
+                ),
+                "browser.login[0].client_auth",
+                "needs client_key_file",
+            ),
+            (format!("{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{}} }}"), "browser.login[0]", "no client_id"),
+            (
+                format!("{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a, provider: other }} }}"),
+                "browser.login[0].provider",
+                "not the name",
+            ),
+            (
+                format!("{BASE}public_url: http://nb.example.com\n{PROVIDER}browser: {{ login: {{ client_id: a }} }}"),
+                "public_url",
+                "https",
+            ),
+            (
+                format!(
+                    "{BASE}{PUBLIC}providers: [{{ preset: clerk, issuer: \"https://c.example.com\" }}]\nbrowser: {{ login: {{ client_id: a }} }}"
+                ),
+                "browser.login[0].provider",
+                "Clerk",
+            ),
+        ] {
+            let found = findings(&yaml);
+            assert!(found.iter().any(|(at, message)| at == path && message.contains(part)), "{yaml}\n{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_login_is_judged_by_its_client_id_and_takes_no_bearer_token() {
+        let yaml = format!(
+            "{BASE}{PUBLIC}{PROVIDER}browser: {{ login: {{ client_id: a }} }}\nidentity: {{ headers: {{ X-User-Id: sub, X-Groups: /groups/0 }} }}"
+        );
+        let config = crate::config::load_yaml(&yaml).expect("loads").config;
+        let policy = validate(&config).expect("valid");
+        assert_eq!(policy.providers[0].audience, Audience::OneOf(Vec::new()), "for Bearer tokens");
+        let login = &policy.browser.logins[0];
+        assert_eq!(login.judged_by.audience, Audience::OneOf(vec!["a".to_owned()]));
+        assert_eq!(login.redirect_uri(), "https://nb.example.com/.vestibule/callback");
+        assert_eq!(login.session_max_age, Duration::from_secs(43_200));
+        assert!(login.claims.contains(&"groups".to_owned()) && !login.claims.contains(&"email".to_owned()));
+        assert!(policy.browser.session.is_some(), "implied");
+    }
+}
