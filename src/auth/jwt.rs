@@ -45,6 +45,15 @@ pub(super) fn claimed_issuer(token: &str) -> Option<String> {
 
 /// Splits and reads a token.
 pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
+    parse_typed(token, &["jwt", "at+jwt"])
+}
+
+/// Splits and reads a logout token of `OpenID Connect`.
+pub(super) fn parse_logout(token: &str) -> Result<Parsed<'_>, Rejection> {
+    parse_typed(token, &["jwt", "logout+jwt"])
+}
+
+fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejection> {
     let malformed = Rejection::Malformed;
     // Counted before anything is decoded: a megabyte of dots costs one pass (CVE-2025-30204).
     match token.bytes().filter(|b| *b == b'.').count() {
@@ -65,7 +74,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
     let header = decode(header).map_err(|_| malformed("the header is not base64url"))?;
     let header =
         json::object(&header).map_err(|_| malformed("the header is not a JSON object with each member once"))?;
-    let algorithm = algorithm(&header)?;
+    let algorithm = algorithm(&header, types)?;
     let text = |name: &str| header.get(name).and_then(Value::as_str);
     let is_access_token = text("typ").is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"));
     let category = match header.get("cat") {
@@ -88,7 +97,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
     Ok(Parsed { algorithm, key_id, kind: KindHeader { is_access_token, category }, claims, signed, signature })
 }
 
-fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, Rejection> {
+fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, Rejection> {
     // RFC 7515 section 4.1.11: an extension we do not understand must be refused. We understand none,
     // and `b64: false` (RFC 7797) would change what is signed.
     if header.contains_key("crit") || header.contains_key("b64") {
@@ -97,7 +106,7 @@ fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, Rejection> {
     if let Some(kind) = header.get("typ") {
         let known = kind.as_str().is_some_and(|kind| {
             let kind = kind.to_ascii_lowercase();
-            matches!(kind.strip_prefix("application/").unwrap_or(&kind), "jwt" | "at+jwt")
+            types.contains(&kind.strip_prefix("application/").unwrap_or(&kind))
         });
         if !known {
             return Err(Rejection::WrongKind("typ is neither JWT nor at+jwt"));

@@ -7,6 +7,7 @@
 mod client;
 mod discovery;
 mod grant;
+mod logout_token;
 mod records;
 mod seal;
 mod session;
@@ -27,6 +28,7 @@ use discovery::Discovery;
 pub use client::{ProviderToken, shown as shown_error_code};
 pub use discovery::Metadata;
 pub use grant::Grant;
+pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions};
 pub use seal::{LoginCookie, LoginKeys, LoginState, local_path};
 
@@ -191,6 +193,20 @@ impl Login {
             .ok_or_else(|| LoginError::refused("the authorization endpoint is not a URL".to_owned()))
     }
 
+    /// Revokes a refresh token at the provider, where it has an endpoint for that (RFC 7009).
+    ///
+    /// # Errors
+    /// When the provider cannot be had, or refuses.
+    pub async fn revoke_refresh_token(&self, token: &ProviderToken) -> Result<(), LoginError> {
+        self.revoke(&*self.metadata().await?, token).await
+    }
+
+    /// Whether a JWT says that it is this provider's, unverified: for the count of those that are refused.
+    #[must_use]
+    pub fn is_named_by(&self, token: &str) -> bool {
+        super::jwt::claimed_issuer(token) == self.spec.judged_by.issuer
+    }
+
     /// Where the browser goes to sign out at the provider too; `None` where it has no such page.
     #[must_use]
     pub fn end_session_url(&self, metadata: &Metadata, id_token: Option<&ProviderToken>) -> Option<String> {
@@ -219,6 +235,10 @@ struct UsedAttempts {
 }
 
 impl UsedAttempts {
+    fn is_used(&self, attempt: &[u8; 16]) -> bool {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).contains_key(attempt)
+    }
+
     /// Marks one; `false` where it was used before. At `limit` the oldest are forgotten: code, PKCE and cookie bind it
     /// still.
     fn mark(&self, attempt: [u8; 16], now: u64, limit: usize) -> bool {
@@ -247,6 +267,8 @@ pub struct Logins {
     /// Seals what browsers keep.
     pub keys: Arc<LoginKeys>,
     attempts: Arc<UsedAttempts>,
+    /// Logout tokens that ended something.
+    logout_tokens: Arc<UsedAttempts>,
     /// What is known of open sessions.
     pub sessions: Arc<LoginSessions>,
     limits: LoginLimits,
@@ -307,6 +329,7 @@ impl Logins {
             all,
             keys,
             attempts: former.map(|former| Arc::clone(&former.attempts)).unwrap_or_default(),
+            logout_tokens: former.map(|former| Arc::clone(&former.logout_tokens)).unwrap_or_default(),
             sessions,
             limits,
         })

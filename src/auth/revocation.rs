@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::claims::time;
 use super::{BrowserSession, Identity, Rejection};
-use crate::policy::ProviderSpec;
+use crate::policy::{Claim, ProviderSpec};
 
 pub use file::RevocationFileError;
 use file::{Record, RevocationFile};
@@ -32,6 +32,8 @@ use sign_outs::{BrowserSessionKeys, Kept, SignOuts};
 pub enum RevocationTarget {
     /// A user, by the user id as the log shows it: its tokens issued until now.
     User(String),
+    /// A user by the raw `sub`, where the user id is another claim.
+    Subject(String),
     /// A session of the provider's (`sid`).
     Session(String),
     /// One token (`jti`).
@@ -91,6 +93,8 @@ pub struct RevocationKey(u64, u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RevocationKeys {
     user: RevocationKey,
+    /// By the raw `sub`, where the user id is another claim.
+    subject: Option<RevocationKey>,
     session: Option<RevocationKey>,
     token: Option<RevocationKey>,
     /// Of the session of ours.
@@ -235,7 +239,7 @@ impl Revocations {
             RevocationTarget::User(owner) => {
                 self.sign_outs.take_up_all(self.browser_session_keys_of(owner, "", 0).owner, record.at, record.until);
             }
-            RevocationTarget::Token(_) => {}
+            RevocationTarget::Subject(_) | RevocationTarget::Token(_) => {}
         }
     }
 
@@ -259,6 +263,9 @@ impl Revocations {
         let issuer = issuer_or_name(provider);
         RevocationKeys {
             user: self.mark(issuer, &RevocationTarget::User(identity.user_id().to_owned())),
+            subject: (provider.user_id != Claim::Name("sub".to_owned()))
+                .then(|| text("sub").map(|sub| self.mark(issuer, &RevocationTarget::Subject(sub))))
+                .flatten(),
             session: text("sid").map(|sid| self.mark(issuer, &RevocationTarget::Session(sid))),
             token: text("jti").map(|jti| self.mark(issuer, &RevocationTarget::Token(jti))),
             own: identity.browser_session().map(|session| self.browser_session_keys(session)),
@@ -282,7 +289,8 @@ impl Revocations {
         let before = |entry: &Entry| {
             revocation_keys.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(revocation_keys.clock_skew))
         };
-        if in_force(&revocation_keys.user).is_some_and(before) {
+        let users = [Some(&revocation_keys.user), revocation_keys.subject.as_ref()];
+        if users.into_iter().flatten().filter_map(in_force).any(before) {
             return Some("sub");
         }
         if revocation_keys.session.as_ref().and_then(in_force).is_some() {
@@ -324,6 +332,7 @@ mod tests {
         let mark = |target| of.mark("https://i", &target);
         RevocationKeys {
             user: mark(RevocationTarget::User("alice".into())),
+            subject: None,
             session: Some(mark(RevocationTarget::Session("s".into()))),
             token: Some(mark(RevocationTarget::Token("t".into()))),
             own: None,

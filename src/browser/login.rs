@@ -3,8 +3,10 @@
 //!
 //! Owns the order of the steps and what people see. Seals, requests to providers and sessions are `auth::login`'s.
 
+mod backchannel;
 mod begin;
 mod callback;
+mod logout;
 mod pages;
 
 use std::sync::Arc;
@@ -19,8 +21,12 @@ use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::AccessLine;
 
-pub(super) const LOGIN: &str = "/.vestibule/login";
+pub(super) use logout::end_at_provider;
+
+const LOGIN: &str = "/.vestibule/login";
 const CALLBACK: &str = "/.vestibule/callback";
+const LOGOUT: &str = "/.vestibule/logout";
+const BACKCHANNEL_LOGOUT: &str = "/.vestibule/backchannel-logout";
 const SIGNED_OUT: &str = "/.vestibule/signed-out";
 
 /// How long a browser keeps the cookie of a sign-in, seconds.
@@ -29,7 +35,7 @@ const LOGIN_COOKIE_AGE: u64 = 3_600;
 /// Whether this path is an endpoint of the sign-in.
 #[must_use]
 pub fn is_login_path(path: &str) -> bool {
-    matches!(path, LOGIN | CALLBACK | SIGNED_OUT)
+    matches!(path, LOGIN | CALLBACK | LOGOUT | BACKCHANNEL_LOGOUT | SIGNED_OUT)
         || path.strip_prefix(CALLBACK).is_some_and(|rest| rest.starts_with('/'))
 }
 
@@ -75,10 +81,20 @@ pub async fn serve(
         now,
     };
     line.outcome = "own";
-    if !matches!(own.head().method, Method::GET | Method::HEAD) {
-        return Err(Refusal::method_not_allowed(Some("GET, HEAD")));
+    if path == BACKCHANNEL_LOGOUT {
+        return backchannel::serve(shared, runtime, logins, &mut own).await;
+    }
+    let (fits, methods) = match own.head().method {
+        Method::GET | Method::HEAD => (true, ""),
+        Method::POST if path == LOGOUT => (true, ""),
+        _ if path == LOGOUT => (false, "GET, HEAD, POST"),
+        _ => (false, "GET, HEAD"),
+    };
+    if !fits {
+        return Err(Refusal::method_not_allowed(Some(methods)));
     }
     match path.as_str() {
+        LOGOUT => logout::serve(&mut visit, &mut own, line).await,
         LOGIN => begin::serve(&mut visit, &mut own, line).await,
         SIGNED_OUT => Ok(visit.page(&pages::signed_out())),
         CALLBACK => {

@@ -60,8 +60,14 @@ pub fn answer_navigation(
     page::describe(headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let (title, text) = said(refusal, unknown);
+    // Whoever signed in with the wrong account may try another.
+    let other = if refusal.code == "forbidden" && !policy.browser.logins.is_empty() {
+        "<p><a href=\"/.vestibule/logout?then=select_account\">Sign in as someone else</a></p>\n"
+    } else {
+        ""
+    };
     let body = format!(
-        "<h1>{title}</h1>\n<p>{text}</p>\n<p class=\"soft\">{} · <code>{}</code></p>\n",
+        "<h1>{title}</h1>\n<p>{text}</p>\n{other}<p class=\"soft\">{} · <code>{}</code></p>\n",
         refusal.status.as_u16(),
         Escaped(request_id)
     );

@@ -1,10 +1,13 @@
 //! `/.vestibule/session`: POST with a Bearer token begins a session or renews it, DELETE ends it, so that a copy of its
 //! cookie is dead too (docs/contract.md section 8).
 
+use std::sync::Arc;
+
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SET_COOKIE};
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
 
+use super::login::end_at_provider;
 use crate::auth::token::Extracted;
 use crate::auth::{
     BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, SignOutLimits, allow, unix_millis, unix_seconds,
@@ -18,8 +21,8 @@ use crate::telemetry::AccessLine;
 /// # Errors
 /// The refusal that is the answer.
 pub async fn serve(
-    shared: &Shared,
-    runtime: &Runtime,
+    shared: &Arc<Shared>,
+    runtime: &Arc<Runtime>,
     mut own: OwnRequest,
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
@@ -36,6 +39,7 @@ pub async fn serve(
             let Some(session) = runtime.verifier.browser_session_of(cookie) else { continue };
             line.user = runtime.verifier.session_cookie_user(cookie);
             kept = kept.and(end(shared, runtime, &session).await);
+            end_at_provider(shared, runtime, &session).await;
         }
         kept?;
         let mut answer = Response::new(ResponseBody::ours(""));

@@ -2,6 +2,7 @@
 
 mod flow;
 mod hostile;
+mod logout;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

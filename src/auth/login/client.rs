@@ -166,7 +166,6 @@ impl Login {
     }
 
     /// Revokes a token (RFC 7009), where the provider has that endpoint.
-    #[expect(dead_code, reason = "used by the sign-out")]
     pub(super) async fn revoke(&self, metadata: &Metadata, token: &ProviderToken) -> Result<(), LoginError> {
         let Some(endpoint) = &metadata.revocation_endpoint else { return Ok(()) };
         let mut form = Form::new();

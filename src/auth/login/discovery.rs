@@ -44,6 +44,8 @@ pub struct Metadata {
     pub auth_methods: Vec<String>,
     /// Whether it reports sign-outs by back channel.
     pub has_backchannel_logout: bool,
+    /// Whether ID and logout tokens hold the same `sid`.
+    pub logout_names_session: bool,
     /// Whether S256 is among its code challenge methods; `None` where it does not say.
     pub has_s256: Option<bool>,
 }
@@ -76,6 +78,7 @@ impl Metadata {
                 .is_some_and(|scopes| scopes.iter().any(|scope| scope == "offline_access")),
             auth_methods: list("token_endpoint_auth_methods_supported").unwrap_or_default(),
             has_backchannel_logout: flag("backchannel_logout_supported"),
+            logout_names_session: flag("backchannel_logout_session_supported"),
             has_s256: list("code_challenge_methods_supported")
                 .map(|methods| methods.iter().any(|method| method == "S256")),
         })

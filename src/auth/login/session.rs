@@ -99,6 +99,12 @@ impl Logins {
         Some((IssuedCookie { value, expires_at: ends_at, session }, kept))
     }
 
+    /// The provider of the login session that a cookie is of, by its seal alone.
+    #[must_use]
+    pub fn provider_of(&self, cookie: &SessionCookie) -> Option<String> {
+        self.open(cookie, KeyFingerprint::default()).map(|opened| opened.provider)
+    }
+
     /// Opens a cookie, if it is one of a login session.
     pub(in crate::auth) fn open(&self, cookie: &SessionCookie, seal: KeyFingerprint) -> Option<OpenedLogin> {
         let held = self.keys.open(SESSION, cookie.expose().strip_prefix(PREFIX)?)?;
@@ -140,6 +146,11 @@ impl Logins {
             return Err(Rejection::Expired { exp: ends_at, now });
         }
         if let Some(known) = self.sessions.get(&opened.session.id) {
+            // What was revoked is not renewed first.
+            if let Err(revoked) = self.sessions.revocations().check(&known.identity(), now) {
+                self.sessions.forget(&opened.session.id);
+                return Err(revoked);
+            }
             known.ensure(&self.sessions, login.spec.renewal_grace).await?;
             let identity = login.judge_again(&known.identity(), ends_at)?;
             return Ok((identity.in_session(Some(opened.session)), Some(known)));

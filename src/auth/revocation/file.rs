@@ -50,6 +50,7 @@ impl Record {
         let number = |name: &str| object.get(name).and_then(Value::as_u64);
         let mut targets = [
             text("sub").map(RevocationTarget::User),
+            text("raw_sub").map(RevocationTarget::Subject),
             text("sid").map(RevocationTarget::Session),
             text("jti").map(RevocationTarget::Token),
         ]
@@ -63,6 +64,7 @@ impl Record {
         let Self { issuer, target, at, until } = self;
         let (kind, id) = match target {
             RevocationTarget::User(id) => ("sub", id),
+            RevocationTarget::Subject(id) => ("raw_sub", id),
             RevocationTarget::Session(id) => ("sid", id),
             RevocationTarget::Token(id) => ("jti", id),
         };

@@ -77,7 +77,7 @@ fn try_again(return_path: &str) -> String {
 }
 
 /// A button that signs out and asks the provider for another account.
-pub(in crate::browser) const SOMEONE_ELSE: &str = "<form method=\"post\" action=\"/.vestibule/logout\"><input type=\"hidden\" name=\"then\" value=\"select_account\"><button>Sign in as someone else</button></form>\n";
+const SOMEONE_ELSE: &str = "<form method=\"post\" action=\"/.vestibule/logout\"><input type=\"hidden\" name=\"then\" value=\"select_account\"><button>Sign in as someone else</button></form>\n";
 
 pub(super) fn chooser(choices: &[Choice]) -> Page {
     let mut list = String::from("<ul class=\"choices\">\n");
@@ -88,6 +88,19 @@ pub(super) fn chooser(choices: &[Choice]) -> Page {
     list.push_str("</ul>\n");
     let mut page = Page::new(StatusCode::OK, "Sign in", "Choose where you sign in.").with(&list);
     page.shows_request_id = false;
+    page
+}
+
+pub(super) fn sign_out(selects_account: bool) -> Page {
+    let form = if selects_account {
+        SOMEONE_ELSE
+    } else {
+        "<form method=\"post\" action=\"/.vestibule/logout\"><button>Sign out</button></form>\n"
+    };
+    let mut page =
+        Page::new(StatusCode::OK, "Sign out", "This ends your session here, on every page that is open.").with(form);
+    page.shows_request_id = false;
+    page.has_form = true;
     page
 }
 

@@ -1,0 +1,78 @@
+//! `POST /.vestibule/backchannel-logout`: the provider says that a session of one of its users has ended.
+
+use std::sync::Arc;
+
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{Method, Response, StatusCode};
+
+use super::parameters;
+use crate::auth::login::{Logins, ProviderLogout};
+use crate::auth::{Revocation, unix_seconds};
+use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
+use crate::runtime::{Runtime, Shared};
+
+/// A logout token is bounded as any token is; the form around it takes little more.
+const FORM_BYTES: usize = 32 << 10;
+
+/// Serves the endpoint.
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    runtime: &Arc<Runtime>,
+    logins: &Logins,
+    own: &mut OwnRequest,
+) -> Result<Answer, Refusal> {
+    if own.head().method != Method::POST {
+        return Err(Refusal::method_not_allowed(Some("POST")));
+    }
+    let body = own.body(FORM_BYTES).await?;
+    let form = std::str::from_utf8(&body).ok();
+    let Some([Some(token)]) = parameters(form, ["logout_token"]) else {
+        return Ok(answer(StatusCode::BAD_REQUEST, "{\"error\":\"invalid_request\"}"));
+    };
+    let request_id = own.client().request_id.as_str();
+    let logout = match logins.judge_logout_token(&token).await {
+        Ok(logout) => logout,
+        Err(rejection) if rejection.is_unavailable() => {
+            return Err(Refusal::rejected(&rejection, false));
+        }
+        Err(rejection) => {
+            for login in logins.iter().filter(|login| login.is_named_by(&token)) {
+                shared.metrics.logins.signed_out(&login.spec.name, "refused");
+            }
+            tracing::warn!(reason = %rejection, request_id, "logout token refused");
+            return Ok(answer(StatusCode::BAD_REQUEST, "{\"error\":\"invalid_request\"}"));
+        }
+    };
+    revoke(shared, runtime, &logout).await?;
+    logins.use_logout_token(&logout);
+    shared.metrics.logins.signed_out(&logout.provider, "backchannel");
+    tracing::info!(event = "backchannel_logout", provider = logout.provider, request_id, "audit");
+    Ok(answer(StatusCode::OK, ""))
+}
+
+async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderLogout) -> Result<(), Refusal> {
+    let limit = runtime.policy.limits.revocations;
+    let mut revocations = Vec::new();
+    for target in &logout.targets {
+        let revoked = shared.revocations.revoke(&logout.issuer, target, unix_seconds(), logout.keep, limit);
+        revocations.push(revoked.map_err(|full| {
+            tracing::error!(reason = %full, "a provider's logout could not be kept");
+            Refusal::not_signed_out(&full.to_string())
+        })?);
+    }
+    // What is open ends before the disk is waited for.
+    shared.bell.ring();
+    let saved = tokio::task::spawn_blocking(|| revocations.into_iter().try_for_each(Revocation::save));
+    if matches!(saved.await, Ok(Ok(()))) {
+        return Ok(());
+    }
+    tracing::error!("control.revocation_file could not be written; a logout is in force until this process ends");
+    Err(Refusal::not_signed_out("control.revocation_file could not be written"))
+}
+
+fn answer(status: StatusCode, body: &'static str) -> Answer {
+    let mut answer = Response::new(ResponseBody::ours(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}

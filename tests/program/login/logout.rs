@@ -1,0 +1,207 @@
+//! The way out, here and at the provider, and by the provider's word.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use url::Url;
+
+use super::{Browser, Fixture};
+use crate::support::issuer::{Key, RSA};
+use crate::support::now;
+use crate::support::openid::CLIENT;
+
+const LOGOUT: &str = "/.vestibule/logout";
+const BACKCHANNEL: &str = "/.vestibule/backchannel-logout";
+const OURS: &str = "Origin: http://localhost";
+
+async fn post(browser: &mut Browser, origin: &str, form: &str) -> crate::support::client::Answer {
+    let fields = [origin, "Content-Type: application/x-www-form-urlencoded"];
+    browser.send("POST", LOGOUT, &fields, form).await
+}
+
+#[tokio::test]
+async fn signing_out_ends_the_session_here_and_at_the_provider() {
+    let fixture = Fixture::start("", "").await;
+    fixture.provider.set(|conduct| conduct.gives_refresh_token = true);
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let copy = browser.clone();
+    let page = browser.open(LOGOUT).await;
+    assert_eq!((page.status, page.field("referrer-policy")), (200, Some("same-origin")));
+    let policy = page.field("content-security-policy").expect("a policy").to_owned();
+    assert!(policy.contains(&format!("form-action 'self' {}", fixture.provider.url)), "{policy}");
+    assert!(browser.has_session(), "a page alone ends nothing");
+    let answer = post(&mut browser, OURS, "").await;
+    assert_eq!(answer.status, 303, "{}", answer.body);
+    let url = Url::parse(&Browser::location(&answer)).expect("a URL");
+    assert_eq!(url.path(), "/end");
+    let parameters: HashMap<String, String> = url.query_pairs().into_owned().collect();
+    assert_eq!(parameters["client_id"], CLIENT);
+    assert_eq!(parameters["post_logout_redirect_uri"], "http://localhost/.vestibule/signed-out");
+    assert!(parameters["id_token_hint"].starts_with("eyJ"));
+    assert!(!browser.has_session());
+    assert_eq!(copy.clone().open("/x").await.status, 302, "a copy of the cookie is dead too");
+    assert_eq!(fixture.provider.conduct.lock().expect("lock").revoked, ["secret-refresh-2"]);
+    let page = browser.open("/.vestibule/signed-out").await;
+    assert!(page.status == 200 && page.body.contains("You are signed out"), "{}", page.body);
+}
+
+#[tokio::test]
+async fn only_our_own_pages_sign_out() {
+    let fixture = Fixture::start("logout: local", "").await;
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    for origin in ["Origin: null", "Origin: https://evil.example", "Sec-Fetch-Site: cross-site"] {
+        assert_eq!(post(&mut browser, origin, "").await.status, 403, "{origin}");
+    }
+    for form in ["then=/evil", "then=select_account&then=select_account"] {
+        assert_eq!(post(&mut browser, OURS, form).await.status, 400, "{form}");
+    }
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    let answer = post(&mut browser, OURS, "").await;
+    assert_eq!((answer.status, answer.field("location")), (303, Some("/.vestibule/signed-out")));
+    // Without a session there is nothing to end.
+    assert_eq!(post(&mut browser, OURS, "").await.status, 303);
+}
+
+#[tokio::test]
+async fn someone_else_is_asked_for_at_the_provider() {
+    let fixture = Fixture::start("", "routes: [{ path: /x, require: { sub: bob } }]\n").await;
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/x").await;
+    let page = browser.open("/x").await;
+    assert_eq!(page.status, 403);
+    let link = "href=\"/.vestibule/logout?then=select_account\"";
+    assert!(page.body.contains(link), "{}", page.body);
+    let page = browser.open("/.vestibule/logout?then=select_account").await;
+    assert!(page.body.contains("name=\"then\" value=\"select_account\""), "{}", page.body);
+    let answer = post(&mut browser, OURS, "then=select_account").await;
+    let location = Browser::location(&answer);
+    assert_eq!((answer.status, location.as_str()), (303, "/.vestibule/login?prompt=select_account"));
+    let location = Browser::location(&browser.open(&location).await);
+    assert_eq!(fixture.provider.parameters(&location)["prompt"], "select_account");
+}
+
+#[tokio::test]
+async fn delete_is_the_same_without_the_redirect() {
+    let fixture = Fixture::start("", "").await;
+    fixture.provider.set(|conduct| conduct.gives_refresh_token = true);
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let copy = browser.clone();
+    assert_eq!(browser.send("DELETE", "/.vestibule/session", &[OURS], "").await.status, 204);
+    assert_eq!(copy.clone().open("/x").await.status, 302);
+    assert_eq!(fixture.provider.conduct.lock().expect("lock").revoked.len(), 1);
+}
+
+fn logout_token(fixture: &Fixture, overrides: &Value) -> String {
+    let mut claims = json!({
+        "iss": fixture.provider.url, "aud": CLIENT, "iat": now(), "exp": now() + 60, "jti": format!("{overrides}"),
+        "events": { "http://schemas.openid.net/event/backchannel-logout": {} }, "sid": "sid-1",
+    });
+    for (name, value) in overrides.as_object().expect("object") {
+        if value.is_null() {
+            claims.as_object_mut().expect("object").remove(name);
+        } else {
+            claims[name] = value.clone();
+        }
+    }
+    RSA.sign_with(&json!({ "typ": "logout+jwt" }), &claims)
+}
+
+async fn tell(fixture: &Fixture, token: &str) -> u16 {
+    let form = format!("logout_token={token}");
+    let answer = fixture.browser().send("POST", BACKCHANNEL, &[], &form).await;
+    assert_eq!(answer.field("cache-control"), Some("no-store"));
+    answer.status
+}
+
+#[tokio::test]
+async fn the_provider_ends_a_session_by_its_sid_or_all_by_sub() {
+    for claims in [json!({}), json!({ "sid": null, "sub": "alice" }), json!({ "sub": "alice" })] {
+        let fixture = Fixture::start("", "").await;
+        let mut browser = fixture.browser();
+        browser.sign_in(&fixture.provider, "/").await;
+        assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({ "sid": "another", "jti": "x" }))).await, 200);
+        assert_eq!(fixture.user(&mut browser).await, "alice", "another session has ended");
+        let token = logout_token(&fixture, &claims);
+        assert_eq!(tell(&fixture, &token).await, 200, "{claims}");
+        assert_eq!(browser.open("/x").await.status, 302, "{claims}");
+        assert_eq!(tell(&fixture, &token).await, 400, "used before");
+    }
+}
+
+#[tokio::test]
+async fn a_user_whose_id_is_another_claim_is_found_by_the_raw_sub() {
+    let provider = crate::support::openid::OpenId::start().await;
+    let providers = format!("providers: [{{ preset: oidc, issuer: \"{}\", user_id: upn }}]\n", provider.url);
+    let fixture = Fixture::at(provider, "", &providers).await;
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "upn": "alice-at-work" }));
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    assert_eq!(fixture.user(&mut browser).await, "alice-at-work");
+    let token = logout_token(&fixture, &json!({ "sid": null, "sub": "alice-at-work" }));
+    assert_eq!(tell(&fixture, &token).await, 200);
+    assert_eq!(fixture.user(&mut browser).await, "alice-at-work", "that is nobody's sub");
+    let token = logout_token(&fixture, &json!({ "sid": null, "sub": "alice" }));
+    assert_eq!(tell(&fixture, &token).await, 200);
+    assert_eq!(browser.open("/x").await.status, 302);
+}
+
+#[tokio::test]
+async fn a_logout_token_that_is_none_ends_nothing() {
+    let fixture = Fixture::start("", "").await;
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    for claims in [
+        json!({ "iss": "https://other.example" }),
+        json!({ "aud": "another-client" }),
+        json!({ "aud": null }),
+        json!({ "iat": now() - 600 }),
+        json!({ "iat": now() + 600 }),
+        json!({ "iat": null }),
+        json!({ "exp": now() - 60 }),
+        json!({ "exp": null }),
+        json!({ "jti": null }),
+        json!({ "events": null }),
+        json!({ "events": { "other": {} } }),
+        json!({ "events": "http://schemas.openid.net/event/backchannel-logout" }),
+        json!({ "nonce": "x" }),
+        json!({ "sid": null }),
+        json!({ "sid": 7 }),
+    ] {
+        assert_eq!(tell(&fixture, &logout_token(&fixture, &claims)).await, 400, "{claims}");
+    }
+    let good = json!({
+        "iss": fixture.provider.url, "aud": CLIENT, "iat": now(), "exp": now() + 60, "jti": "j", "sid": "sid-1",
+        "events": { "http://schemas.openid.net/event/backchannel-logout": {} },
+    });
+    for token in [
+        RSA.sign_with(&json!({ "typ": "at+jwt" }), &good),
+        RSA.sign_with(&json!({ "typ": "secevent+jwt" }), &good),
+        Key::rsa("rsa-1").sign_with(&json!({ "typ": "logout+jwt" }), &good),
+        "garbage".to_owned(),
+        String::new(),
+    ] {
+        assert_eq!(tell(&fixture, &token).await, 400);
+    }
+    let answer = fixture.browser().open(BACKCHANNEL).await;
+    assert_eq!((answer.status, answer.field("allow")), (405, Some("POST")));
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+}
+
+#[tokio::test]
+async fn a_sign_in_in_a_revoked_session_of_the_provider_asks_for_a_new_one() {
+    let fixture = Fixture::start("", "").await;
+    // The provider goes on saying the session that it has ended.
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "ended" }));
+    assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({ "sid": "ended" }))).await, 200);
+    let mut browser = fixture.browser();
+    let answer = browser.sign_in(&fixture.provider, "/lab").await;
+    assert_eq!(answer.status, 302, "{}", answer.body);
+    let location = Browser::location(&answer);
+    assert_eq!(fixture.provider.parameters(&location)["prompt"], "login");
+    assert_eq!(browser.come_back(&fixture.provider.authorize(&location)).await.status, 403);
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "anew" }));
+    assert_eq!(browser.sign_in(&fixture.provider, "/lab").await.status, 303);
+}
