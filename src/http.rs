@@ -2,18 +2,35 @@
 //! before made, so a skipped check does not compile.
 //!
 //! ```text
-//! Request ─admit─► Admitted ─rule─► Protected ─extract─► Token ─(auth)─► Verified
-//!                                 │                                        │ allow
-//!                                 └► Public ─seal_public─┐             Allowed ─seal─► Sealed ─► Upstream
+//! Request ─admit─► Admitted ─rule─► Protected ─(authenticate)─► AuthenticatedRequest
+//!                                 │                               │ allow
+//!                                 └► Public ─seal_public─┐    Allowed ─seal─► Sealed ─► Upstream
 //! ```
 //!
 //! Owns admission, rules applied to requests, refusals as values, header rules, bodies and the
 //! upstream client. How a refusal looks is `proxy`'s; what a token means is `auth`'s.
 //!
+//! Nobody is allowed anything without a verified user:
+//!
+//! ```compile_fail
+//! fn forget_to_verify(request: vestibule::http::ProtectedRequest) {
+//!     let allowed = request.allow();
+//! }
+//! ```
+//!
+//! (with one it is decided:
+//!
+//! ```
+//! fn decides(request: vestibule::http::AuthenticatedRequest) {
+//!     let allowed = request.allow();
+//! }
+//! ```
+//! )
+//!
 //! A request that was not allowed cannot be sealed:
 //!
 //! ```compile_fail
-//! fn forget_to_verify(request: vestibule::http::ProtectedRequest, policy: &vestibule::policy::Policy) {
+//! fn forget_to_allow(request: vestibule::http::AuthenticatedRequest, policy: &vestibule::policy::Policy) {
 //!     let sealed = vestibule::http::seal(request, policy, None);
 //! }
 //! ```
@@ -69,7 +86,9 @@ pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public, strip_own_set_cookie};
 pub use lingering::{Lingering, Place};
 pub use refusal::{Challenge, Refusal, problem};
-pub use request::{Admitted, Allowed, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
+pub use request::{
+    Admitted, Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,
+};
 pub use rule::{Ruled, rule};
 pub use socket::{Socket, tune};
 pub use stream::{ClientLimits, ClientStream, PacedStream, Phase};

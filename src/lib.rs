@@ -11,15 +11,15 @@
 //!                     reading  route   token out  Identity  user     then insert
 //! ```
 //!
-//! [`proxy`] is that path; [`websocket`] is what becomes of an upgrade on it. A socket without a
-//! credential waits in the vestibule between *extract* and *verify*.
+//! [`proxy`] is that path; [`websocket`] is what becomes of an upgrade on it; [`authenticate`] is *extract* and *verify*
+//! for both. A socket without a credential waits in the vestibule between *extract* and *verify*.
 //!
 //! # The house
 //!
 //! Imports point one way, from left to right, and a test holds them to it:
 //!
 //! ```text
-//! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → runtime → http → auth → policy → config
+//! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → http → auth → policy → config
 //! leaves that take plain values: telemetry, drain, budget, json, page, small_server
 //! ```
 //!
@@ -34,6 +34,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod authenticate;
 pub mod browser;
 pub mod budget;
 pub mod cli;

@@ -17,8 +17,8 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
-use crate::auth::token::Extracted;
-use crate::auth::{Carrier, LastToken, NoCredential};
+use crate::auth::{Carrier, LastToken};
+use crate::authenticate::{Authentication, Authenticator, Presented};
 use crate::browser::{ClientFile, Navigation, answer_navigation, is_login_path, serve_login, serve_session_endpoint};
 use crate::budget::{PUBLIC_BYTES, SPEAKING_BYTES, Share};
 use crate::http::{
@@ -279,40 +279,23 @@ impl Desk<'_> {
         served
     }
 
-    async fn protected(&self, mut request: ProtectedRequest, entry: &mut Entry) -> Served {
+    async fn protected(&self, request: ProtectedRequest, entry: &mut Entry) -> Served {
         let policy = &self.runtime.policy;
-        let (address, last) = (request.client().counted(), Some(&self.caller.last_token));
-        let judged = match request.extract(policy) {
-            Ok(Extracted::Token(token, carrier)) => {
-                entry.line.carrier = Some(carrier.name());
-                self.shared.verify(self.runtime, address, token, carrier, last).await
+        let Caller { share, last_token, .. } = self.caller;
+        let authenticator = Authenticator { shared: self.shared, runtime: self.runtime, share, last: Some(last_token) };
+        let presented = Presented::extract(request, policy);
+        let authenticated = match authenticator.authenticate(presented, &mut entry.line).await {
+            Authentication::User(authenticated) => authenticated,
+            Authentication::Public(public) => {
+                entry.line.outcome = "public";
+                return self.forward(seal_public(public, policy), entry).await;
             }
-            Ok(Extracted::Cookies(cookies, proof)) => {
-                entry.line.carrier = Some(Carrier::Cookie.name());
-                match self.shared.verify_cookies(self.runtime, address, cookies, last).await {
-                    Ok(Some(verified)) => match request.comes_from_our_pages(policy) {
-                        Ok(()) => Ok(verified),
-                        Err(refusal) => return Served::Refused(refusal),
-                    },
-                    Ok(None) => {
-                        entry.line.carrier = None;
-                        return self.without_credential(request, proof, entry).await;
-                    }
-                    Err(refused) => Err(refused),
-                }
-            }
-            Ok(Extracted::Nothing(proof)) => return self.without_credential(request, proof, entry).await,
-            Err(bad) => return Served::Refused(Refusal::bad_credential(bad)),
+            Authentication::Missing(..) => return Served::Refused(Refusal::missing_token()),
+            Authentication::Refused(failure) => return Served::Refused(failure.refusal(policy.verbose_errors)),
         };
-        let verified = match judged {
-            Ok(verified) => verified,
-            Err(refused) => return Served::Refused(refused.refusal(policy.verbose_errors)),
-        };
-        self.caller.share.mark_verified();
-        self.shared.see(policy, verified.identity());
-        entry.line.user = Some(verified.identity().user_id().to_owned());
+        let request = authenticated.request();
         let events_grace = request.wants_events().then_some(request.route().websocket.grace);
-        let allowed = match request.allow(verified) {
+        let allowed = match authenticated.allow() {
             Ok(allowed) => allowed,
             Err(refusal) => return Served::Refused(refusal),
         };
@@ -329,16 +312,6 @@ impl Desk<'_> {
                 served
             }
             Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
-        }
-    }
-
-    async fn without_credential(&self, request: ProtectedRequest, proof: NoCredential, entry: &mut Entry) -> Served {
-        match request.without_credential(proof) {
-            Ok(public) => {
-                entry.line.outcome = "public";
-                self.forward(seal_public(public, &self.runtime.policy), entry).await
-            }
-            Err(_) => Served::Refused(Refusal::missing_token()),
         }
     }
 

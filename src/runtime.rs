@@ -12,18 +12,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use std::time::Duration;
-
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::auth::token::Cookies;
-use crate::auth::{
-    Carrier, Identity, LastToken, Lookup, Rejection, Revocations, Token, Verified, Verifier, unix_seconds,
-};
+use crate::auth::{Identity, Revocations, Verifier, unix_seconds};
 use crate::budget::{Budget, SILENT_BYTES, Share};
 use crate::drain::Drain;
-use crate::http::{Refusal, Signer, Upstreams};
+use crate::http::{Signer, Upstreams};
 use crate::policy::Policy;
 use crate::telemetry::{AccessLine, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
@@ -238,86 +233,6 @@ impl Shared {
         Ok((count, share))
     }
 
-    /// Judges a token of a client whose earlier ones may have failed too often: then nobody is asked about it.
-    ///
-    /// # Errors
-    /// Why it was refused, and how.
-    pub async fn verify(
-        &self,
-        runtime: &Runtime,
-        client: Option<IpAddr>,
-        token: Token,
-        carrier: Carrier,
-        last: Option<&LastToken>,
-    ) -> Result<Verified, Refused> {
-        let limit = runtime.policy.limits.failed_tokens_per_minute;
-        let counted = client.zip(limit);
-        let over = counted.and_then(|(address, _)| self.addresses.is_over(address));
-        let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
-        let rejection = match runtime.verifier.verify(token, carrier, last, lookup).await {
-            Ok(verified) => return Ok(verified),
-            Err(rejection) => rejection,
-        };
-        if rejection.counts()
-            && let Some((address, per_minute)) = counted
-            && let Some(retry_after) = self.addresses.failed(address, per_minute)
-        {
-            self.metrics.limited("failed_tokens_per_minute");
-            return Err(Refused::TooMany { rejection, retry_after });
-        }
-        Err(Refused::Rejected(rejection))
-    }
-
-    /// As [`Self::verify`], by the policy in force when the answer comes: a socket may wait for hours before it presents
-    /// its token, and a reload may come while a provider is asked.
-    ///
-    /// # Errors
-    /// Why it was refused, and how.
-    pub async fn verify_by_policy_in_force(
-        &self,
-        client: Option<IpAddr>,
-        token: Token,
-        carrier: Carrier,
-    ) -> Result<Verified, Refused> {
-        loop {
-            let runtime = self.current();
-            let judged = self.verify(&runtime, client, token.duplicate(), carrier, None).await;
-            if self.current().generation == runtime.generation {
-                return judged;
-            }
-        }
-    }
-
-    /// Judges what came in cookies: our session first, then the provider's token. `None`: what was there is refused, and
-    /// counts as absent, since browsers send cookies unasked.
-    ///
-    /// # Errors
-    /// When it cannot be judged now.
-    pub async fn verify_cookies(
-        &self,
-        runtime: &Runtime,
-        client: Option<IpAddr>,
-        cookies: Cookies,
-        last: Option<&LastToken>,
-    ) -> Result<Option<Verified>, Refused> {
-        if let Some(session) = &cookies.session {
-            match runtime.verifier.verify_session_cookie(session).await {
-                Ok(verified) => return Ok(Some(verified)),
-                Err(rejection) if rejection.is_unavailable() => return Err(Refused::Rejected(rejection)),
-                Err(rejection) => tracing::debug!("a session cookie is refused ({rejection}) and counts as absent"),
-            }
-        }
-        let Some(token) = cookies.token else { return Ok(None) };
-        match self.verify(runtime, client, token, Carrier::Cookie, last).await {
-            Ok(verified) => Ok(Some(verified)),
-            Err(refused) if refused.rejection().is_unavailable() => Err(refused),
-            Err(refused) => {
-                tracing::debug!("the provider's cookie is refused ({}) and counts as absent", refused.rejection());
-                Ok(None)
-            }
-        }
-    }
-
     /// Whether one attempt on every provider has ended and at least one has keys, and nothing drains.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -352,39 +267,6 @@ impl Limit {
             Self::Connections => "limits.connections",
             Self::PerAddress => "limits.connections_per_address",
             Self::Unauthenticated => "limits.unauthenticated_bytes",
-        }
-    }
-}
-
-/// How a token was refused.
-#[derive(Debug)]
-pub enum Refused {
-    /// For what it is.
-    Rejected(Rejection),
-    /// It is no good, and too many before it were none.
-    TooMany {
-        /// Why it is no good.
-        rejection: Rejection,
-        /// When the next may be presented.
-        retry_after: Duration,
-    },
-}
-
-impl Refused {
-    /// Why it is no good.
-    #[must_use]
-    pub fn rejection(&self) -> &Rejection {
-        match self {
-            Self::Rejected(rejection) | Self::TooMany { rejection, .. } => rejection,
-        }
-    }
-
-    /// The answer over HTTP; `verbose` repeats the reason to the client.
-    #[must_use]
-    pub fn refusal(&self, verbose: bool) -> Refusal {
-        match self {
-            Self::Rejected(rejection) => Refusal::rejected(rejection, verbose),
-            Self::TooMany { rejection, retry_after } => Refusal::too_many_failures(rejection, *retry_after),
         }
     }
 }

@@ -32,8 +32,8 @@ use hyper::{HeaderMap, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::auth::token::{BadCredential, Extracted};
 use crate::auth::{Carrier, Identity, NoCredential, unix_seconds};
+use crate::authenticate::{Authentication, Authenticator, Presented};
 use crate::budget::Share;
 use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
@@ -41,6 +41,7 @@ use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
 use crate::telemetry::{AccessLine, SocketLife};
 
 use door::{Door, WayUp};
+use ending::Ending;
 use judge::Judge;
 use relay::{Beginning, Outcome, Relay, Times};
 use session::Life;
@@ -93,11 +94,6 @@ impl Context {
             line: line.clone(),
             started: Instant::now(),
         }
-    }
-
-    fn carried_by(mut self, carrier: Carrier) -> Self {
-        self.line.carrier = Some(carrier.name());
-        self
     }
 
     fn way_up(&self) -> WayUp {
@@ -181,65 +177,44 @@ impl Record {
 }
 
 /// Serves an upgrade on a route that wants, or takes, a credential.
-pub async fn serve(context: Context, mut request: ProtectedRequest, line: &mut AccessLine) -> Served {
+pub async fn serve(mut context: Context, request: ProtectedRequest, line: &mut AccessLine) -> Served {
     let (shared, runtime) = (Arc::clone(&context.shared), Arc::clone(&context.runtime));
     if shared.drain.is_closing() {
         return Served::Refused(Refusal::busy(door::DRAINING));
     }
-    let route = Arc::clone(request.route());
-    if let Err(refusal) = handshake::check_origin(&request.head().headers, &route.websocket) {
+    if let Err(refusal) = handshake::check_origin(&request.head().headers, &request.route().websocket) {
         return Served::Refused(refusal);
     }
-    let found = request.extract(&runtime.policy);
-    count_query_token(&shared, &request, &found);
-    let Some(upgrade) = request.take_upgrade() else {
+    let mut presented = Presented::extract(request, &runtime.policy);
+    count_query_token(&shared, &presented);
+    let Some(upgrade) = presented.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
-    match found {
-        Ok(Extracted::Token(token, carrier)) => {
-            let context = context.carried_by(carrier);
-            line.carrier = context.line.carrier;
-            if carrier == Carrier::Query {
-                tracing::debug!("the token was moved out of the URL of {}", request.head().uri.path());
-            }
-            door::with_token(context, request, upgrade, (token, carrier), line).await
+    let carrier = presented.carrier();
+    if carrier == Some(Carrier::Query) && !presented.is_bad() {
+        tracing::debug!("the token was moved out of the URL of {}", presented.request().head().uri.path());
+    }
+    let door = Door::new(presented.request(), upgrade, carrier);
+    let share = Arc::clone(&context.share);
+    let authenticator = Authenticator { shared: &shared, runtime: &runtime, share: &share, last: None };
+    let authentication = door::while_serving(&shared, authenticator.authenticate(presented, line)).await;
+    (context.line.carrier, context.line.user) = (line.carrier, line.user.clone());
+    match authentication {
+        None => door.refuse_for_drain(context, line),
+        Some(Authentication::User(authenticated)) => door::with_user(context, authenticated, door, line).await,
+        Some(Authentication::Public(public)) => door::tunnel(context, public, door.into_upgrade(), line).await,
+        Some(Authentication::Missing(request, proof)) => {
+            wait_for_credential(context, request, door.into_upgrade(), proof)
         }
-        Ok(Extracted::Cookies(cookies, proof)) => {
-            let address = request.client().counted();
-            let verdict = shared.verify_cookies(&runtime, address, cookies, None);
-            let Some(verdict) = door::while_serving(&shared, verdict).await else {
-                return Served::Refused(Refusal::busy(door::DRAINING));
-            };
-            match verdict {
-                Ok(Some(verified)) => {
-                    if let Err(refusal) = request.comes_from_our_pages(&runtime.policy) {
-                        line.carrier = Some(Carrier::Cookie.name());
-                        return Served::Refused(refusal);
-                    }
-                    let door = Door::new(&request, upgrade, Carrier::Cookie);
-                    door::with_identity(context.carried_by(Carrier::Cookie), request, door, verified, line).await
-                }
-                Ok(None) => without_credential(context, request, upgrade, proof, line).await,
-                Err(refused) => Served::Refused(refused.refusal(runtime.policy.verbose_errors)),
-            }
+        Some(Authentication::Refused(failure)) => {
+            let ending = Ending::of_failure(&failure);
+            door.refuse(context, failure.refusal(runtime.policy.verbose_errors), ending, line)
         }
-        Ok(Extracted::Nothing(proof)) => without_credential(context, request, upgrade, proof, line).await,
-        Err(bad) => door::refuse_credential(context, request, upgrade, bad, line),
     }
 }
 
-/// Nobody yet: public where the rule says so, else it may wait in the vestibule.
-async fn without_credential(
-    context: Context,
-    request: ProtectedRequest,
-    upgrade: OnUpgrade,
-    proof: NoCredential,
-    line: &mut AccessLine,
-) -> Served {
-    let request = match request.without_credential(proof) {
-        Ok(public) => return door::tunnel(context, public, upgrade, line).await,
-        Err((request, _proof)) => request,
-    };
+/// Lets a socket without a credential wait in the vestibule, where its route has a dialect and there is room.
+fn wait_for_credential(context: Context, request: ProtectedRequest, upgrade: OnUpgrade, proof: NoCredential) -> Served {
     let route = Arc::clone(request.route());
     let (Some(dialect), true) = (&route.websocket.dialect, route.token_from.message) else {
         return Served::Refused(Refusal::missing_token());
@@ -258,7 +233,7 @@ async fn without_credential(
     }
     let response = handshake::switching(&request.head().headers, subprotocol.as_ref());
     let held = context.shared.drain.hold();
-    let waiting = waiting::Waiting { request, seat, dialect: Arc::clone(dialect), subprotocol };
+    let waiting = waiting::Waiting { request, _proof: proof, seat, dialect: Arc::clone(dialect), subprotocol };
     tokio::spawn(async move {
         waiting.run(context, upgrade).await;
         drop(held);
@@ -267,20 +242,16 @@ async fn without_credential(
 }
 
 /// Tells who still puts tokens into URLs, once a day for each route and origin.
-fn count_query_token(shared: &Shared, request: &ProtectedRequest, found: &Result<Extracted, BadCredential>) {
-    let in_query = match found {
-        Ok(Extracted::Token(_, carrier)) => *carrier == Carrier::Query,
-        Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => false,
-        Err(bad) => bad.carrier == Carrier::Query,
-    };
-    if !in_query {
+fn count_query_token(shared: &Shared, presented: &Presented) {
+    if presented.carrier() != Some(Carrier::Query) {
         return;
     }
+    let request = presented.request();
     let origin = request.head().headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
     let origin =
         origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
     let route = &request.route().label;
-    let mode = if found.is_ok() { "move" } else { "deny" };
+    let mode = if presented.is_bad() { "deny" } else { "move" };
     shared.metrics.sockets.in_query(route, mode);
     if shared.query_tokens.count(route, &origin, unix_seconds()) {
         tracing::warn!("deprecated ?token= from {origin} on {route}; send it as the first message");

@@ -27,11 +27,13 @@ use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCook
 use crate::policy::{Family, KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
-/// A verified identity and the token it came from. Only [`Verifier::verify`] makes one.
+/// A verified identity, how its credential came, and the token where it was one. Only [`Verifier::verify`] and
+/// [`Verifier::verify_session_cookie`] make one.
 #[derive(Debug)]
 pub struct Verified {
     identity: Arc<Identity>,
     token: Option<Token>,
+    carrier: Carrier,
 }
 
 impl Verified {
@@ -39,6 +41,12 @@ impl Verified {
     #[must_use]
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// How its credential came; a session cookie of ours came as a cookie.
+    #[must_use]
+    pub fn carrier(&self) -> Carrier {
+        self.carrier
     }
 
     /// Takes it apart for sealing.
@@ -242,7 +250,7 @@ impl Verifier {
         let provider = claimed.0.and_then(|index| self.providers.get(index));
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
         self.metrics.credentials.verified(label, carrier.name(), outcome);
-        judged.map(|identity| Verified { identity, token: Some(token) })
+        judged.map(|identity| Verified { identity, token: Some(token), carrier })
     }
 
     /// What issues and reads session cookies; `None` without `browser.session`.

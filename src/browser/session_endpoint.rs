@@ -12,6 +12,7 @@ use crate::auth::token::Extracted;
 use crate::auth::{
     BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, SignOutLimits, allow, unix_millis, unix_seconds,
 };
+use crate::authenticate::verify;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::AccessLine;
@@ -72,7 +73,7 @@ async fn begin(
         Err(bad) => return Err(Refusal::bad_credential(bad)),
     };
     line.carrier = Some(Carrier::Header.name());
-    let judged = shared.verify(runtime, own.client().counted(), token, Carrier::Header, None).await;
+    let judged = verify(shared, runtime, own.client().counted(), token, Carrier::Header, None).await;
     let verified = judged.map_err(|refused| refused.refusal(policy.verbose_errors))?;
     let identity = verified.identity();
     line.user = Some(identity.user_id().to_owned());

@@ -10,7 +10,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::{ClientAddress, ClientBody, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
-use crate::auth::{Identity, NoCredential, SessionCookie, Token, Verified, allow};
+use crate::auth::{Carrier, Identity, NoCredential, SessionCookie, Token, Verified, allow};
 use crate::policy::{Judgement, Policy, Route, TokenSources};
 
 /// A request with one valid Host, sane framing and a path without broken escapes. Made by [`admit`](super::admit()) only.
@@ -265,12 +265,15 @@ impl ProtectedRequest {
         token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)
     }
 
-    /// Whether the page that made it is ours, so that a cookie may be its credential.
+    /// Joins it with its verified user.
     ///
     /// # Errors
-    /// 403 `foreign_origin`.
-    pub fn comes_from_our_pages(&self, policy: &Policy) -> Result<(), Refusal> {
-        provenance::check(&self.admitted.parts, &self.admitted.client, policy)
+    /// 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours.
+    pub fn authenticated(self, verified: Verified, policy: &Policy) -> Result<AuthenticatedRequest, Refusal> {
+        if verified.carrier() == Carrier::Cookie {
+            provenance::check(&self.admitted.parts, &self.admitted.client, policy)?;
+        }
+        Ok(AuthenticatedRequest { request: self, verified })
     }
 
     /// Becomes public: only with the proof that nothing was presented, and only where the rule says
@@ -284,16 +287,38 @@ impl ProtectedRequest {
         }
         Ok(PublicRequest { admitted: self.admitted, route: self.judgement.route })
     }
+}
 
-    /// Asks whether this identity may do this here.
+/// A request whose user is verified. Made by [`ProtectedRequest::authenticated`] only.
+#[derive(Debug)]
+pub struct AuthenticatedRequest {
+    request: ProtectedRequest,
+    verified: Verified,
+}
+
+impl AuthenticatedRequest {
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> &ProtectedRequest {
+        &self.request
+    }
+
+    /// The user.
+    #[must_use]
+    pub fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
+    /// Decides whether the user may do this here.
     ///
     /// # Errors
     /// The refusal, with its reason for the log.
-    pub fn allow(self, verified: Verified) -> Result<Allowed, Refusal> {
-        match allow::permits(&self.judgement.demands, verified.identity()) {
+    pub fn allow(self) -> Result<Allowed, Refusal> {
+        let Self { request, verified } = self;
+        match allow::permits(&request.judgement.demands, verified.identity()) {
             Ok(()) => {
                 let (identity, token) = verified.into_parts();
-                Ok(Allowed { admitted: self.admitted, route: self.judgement.route, identity, token })
+                Ok(Allowed { admitted: request.admitted, route: request.judgement.route, identity, token })
             }
             Err(denied) => Err(Refusal::denied(&denied)),
         }

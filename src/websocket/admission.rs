@@ -8,8 +8,8 @@ use super::Context;
 use super::ending::Ending;
 use super::judge::RefreshJudge;
 use super::session::Standing;
-use crate::auth::{Token, Verified};
-use crate::http::{ProtectedRequest, Refusal, Sealed, seal};
+use crate::auth::Token;
+use crate::http::{AuthenticatedRequest, Refusal, Sealed, seal};
 use crate::policy::{DialectSpec, Policy, Route, TokenToUpgrade};
 
 /// What a session needs of its tokens once it is open.
@@ -60,24 +60,22 @@ pub(super) struct Admission {
     pub(super) user_id: String,
 }
 
-/// Takes the steps from a verified token to a sealed upgrade, and notes the user in the access line.
+/// Takes the steps from a verified token to a sealed upgrade, and counts the socket among its user's.
 ///
 /// # Errors
 /// The refusal over HTTP, and the row of section 4.2.
 pub(super) fn admit(
     context: &mut Context,
-    request: ProtectedRequest,
-    verified: Verified,
+    authenticated: AuthenticatedRequest,
     needs: &Needs,
 ) -> Result<Admission, (Refusal, Ending)> {
+    let (request, verified) = (authenticated.request(), authenticated.verified());
     let spec = &request.route().websocket;
     let presence = context.presence(spec, verified.identity());
     let path: Box<str> = request.head().uri.path().into();
     let user = verified.identity().user();
-    let standing = Standing::of(&verified, &context.shared, spec);
-    context.line.user = Some(verified.identity().user_id().to_owned());
-    context.shared.see(context.policy(), verified.identity());
-    let allowed = request.allow(verified).map_err(|refusal| (refusal, Ending::Denied))?;
+    let standing = Standing::of(verified, &context.shared, spec);
+    let allowed = authenticated.allow().map_err(|refusal| (refusal, Ending::Denied))?;
     context.open = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
     if context.open.is_none() {
         context.shared.metrics.limited("websockets_per_user");

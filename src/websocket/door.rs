@@ -18,46 +18,25 @@ use super::judge::{Judge, PublicJudge};
 use super::relay::{Beginning, Outcome, now};
 use super::session::Session;
 use super::{Context, Served, client_socket, handshake, life, relay_to_the_end, waiting};
-use crate::auth::token::{BadCredential, Problem};
-use crate::auth::{Carrier, Token, Verified};
-use crate::http::{Answer, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, seal_public};
+use crate::auth::{Carrier, Token};
+use crate::http::{
+    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Sealed, Upgraded, seal_public,
+};
 use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::{AccessLine, Label};
 
-/// Serves an upgrade whose token stood in its head.
-pub(super) async fn with_token(
-    context: Context,
-    request: ProtectedRequest,
-    upgrade: OnUpgrade,
-    (token, carrier): (Token, Carrier),
-    line: &mut AccessLine,
-) -> Served {
-    let door = Door::new(&request, upgrade, carrier);
-    let address = request.client().counted();
-    let verdict = context.shared.verify(&context.runtime, address, token, carrier, None);
-    match while_serving(&context.shared, verdict).await {
-        None => door.refuse_for_drain(context, &request, line),
-        Some(Ok(verified)) => with_identity(context, request, door, verified, line).await,
-        Some(Err(refused)) => {
-            let refusal = refused.refusal(context.policy().verbose_errors);
-            door.refuse(context, refusal, Ending::refused(&refused), line)
-        }
-    }
-}
-
 /// Serves an upgrade whose user is known.
-pub(super) async fn with_identity(
+pub(super) async fn with_user(
     mut context: Context,
-    request: ProtectedRequest,
+    authenticated: AuthenticatedRequest,
     door: Door,
-    verified: Verified,
     line: &mut AccessLine,
 ) -> Served {
-    context.share.mark_verified();
-    let spec = request.route().websocket.clone();
-    let needs = Needs::of(request.route(), context.policy());
-    let admission = match admit(&mut context, request, verified, &needs) {
+    let route = authenticated.request().route();
+    let spec = route.websocket.clone();
+    let needs = Needs::of(route, context.policy());
+    let admission = match admit(&mut context, authenticated, &needs) {
         Ok(admission) => admission,
         Err((refusal, ending)) => return door.refuse(context, refusal, ending, line),
     };
@@ -127,48 +106,48 @@ pub(super) async fn tunnel(
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a refused request ends here")]
-pub(super) fn refuse_credential(
-    context: Context,
-    request: ProtectedRequest,
-    upgrade: OnUpgrade,
-    bad: BadCredential,
-    line: &mut AccessLine,
-) -> Served {
-    let door = Door::new(&request, upgrade, bad.carrier);
-    let ending = if bad.problem == Problem::InUrl { Ending::TokenInUrl } else { Ending::InvalidToken };
-    door.refuse(context, Refusal::bad_credential(bad), ending, line)
-}
-
 /// A client at the door: what is needed to refuse it in its own terms.
 pub(super) struct Door {
     upgrade: OnUpgrade,
     /// The 101 that a refusal in band needs.
     accepted: Answer,
-    carrier: Carrier,
+    carrier: Option<Carrier>,
     dialect: Option<Arc<DialectSpec>>,
+    drain_code: u16,
 }
 
 impl Door {
-    pub(super) fn new(request: &ProtectedRequest, upgrade: OnUpgrade, carrier: Carrier) -> Self {
+    pub(super) fn new(request: &ProtectedRequest, upgrade: OnUpgrade, carrier: Option<Carrier>) -> Self {
         let offer = handshake::first_offer(&request.head().headers);
         let accepted = handshake::switching(&request.head().headers, offer.as_ref());
-        Self { upgrade, accepted, carrier, dialect: request.route().websocket.dialect.clone() }
+        let spec = &request.route().websocket;
+        Self { upgrade, accepted, carrier, dialect: spec.dialect.clone(), drain_code: spec.drain_code }
+    }
+
+    /// The client's side of the upgrade, where nothing is refused.
+    pub(super) fn into_upgrade(self) -> OnUpgrade {
+        self.upgrade
     }
 
     /// Whoever sent a header, or a cookie, hears the answer as HTTP.
     fn answers_over_http(&self) -> bool {
-        matches!(self.carrier, Carrier::Header | Carrier::Cookie)
+        matches!(self.carrier, Some(Carrier::Header | Carrier::Cookie) | None)
     }
 
-    fn refuse_for_drain(self, context: Context, request: &ProtectedRequest, line: &mut AccessLine) -> Served {
-        let ending = Ending::Drain(request.route().websocket.drain_code);
+    pub(super) fn refuse_for_drain(self, context: Context, line: &mut AccessLine) -> Served {
+        let ending = Ending::Drain(self.drain_code);
         self.refuse(context, Refusal::busy(DRAINING), ending, line)
     }
 
     /// HTTP where the client can read a status, a Close where it can read only that (docs/contract.md
     /// section 4.1).
-    fn refuse(self, mut context: Context, refusal: Refusal, ending: Ending, line: &mut AccessLine) -> Served {
+    pub(super) fn refuse(
+        self,
+        mut context: Context,
+        refusal: Refusal,
+        ending: Ending,
+        line: &mut AccessLine,
+    ) -> Served {
         if self.answers_over_http() {
             *line = context.line;
             return Served::Refused(refusal);

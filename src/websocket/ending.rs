@@ -2,8 +2,9 @@
 
 use super::template::{Copies, Values, render};
 use crate::auth::Rejection;
+use crate::auth::token::Problem;
+use crate::authenticate::{Failure, Unverified};
 use crate::policy::{Close, DialectSpec};
-use crate::runtime::Refused;
 
 /// A row of the table in section 4.2: why a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,12 +160,23 @@ impl Ending {
         dialect.map_or(key.default_code(), |dialect| dialect.code(key))
     }
 
+    /// What ends a session whose credential was refused on the upgrade.
+    #[must_use]
+    pub fn of_failure(failure: &Failure) -> Self {
+        match failure {
+            Failure::Bad(bad) if bad.problem == Problem::InUrl => Self::TokenInUrl,
+            Failure::Bad(_) => Self::InvalidToken,
+            Failure::Unverified(unverified) => Self::of_unverified(unverified),
+            Failure::ForeignOrigin(_) => Self::Denied,
+        }
+    }
+
     /// What ends a session whose token was refused, for what it is or for those before it.
     #[must_use]
-    pub fn refused(refused: &Refused) -> Self {
-        match refused {
-            Refused::Rejected(rejection) => Self::of(rejection),
-            Refused::TooMany { .. } => Self::TooManyConnections,
+    pub fn of_unverified(unverified: &Unverified) -> Self {
+        match unverified {
+            Unverified::Rejected(rejection) => Self::of(rejection),
+            Unverified::TooMany { .. } => Self::TooManyConnections,
         }
     }
 

@@ -23,11 +23,12 @@ use super::relay::{Beginning, Outcome, PING, Times, mask, now};
 use super::session::{Action, Event, Session, Verdict};
 use super::template::{Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
-use crate::auth::{Carrier, Token, Verified};
+use crate::auth::{Carrier, NoCredential, Token, Verified};
+use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
 use crate::budget::CLOSING_BYTES;
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
-use crate::runtime::{Ear, Refused, Seat};
+use crate::runtime::{Ear, Seat};
 
 /// A client has this long to take our Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -41,12 +42,14 @@ const READ: usize = 4 << 10;
 /// A socket that was given its 101 and has said nothing yet.
 pub(super) struct Waiting {
     pub(super) request: ProtectedRequest,
+    /// Nothing was presented on its upgrade.
+    pub(super) _proof: NoCredential,
     pub(super) seat: Seat,
     pub(super) dialect: Arc<DialectSpec>,
     pub(super) subprotocol: Option<HeaderValue>,
 }
 
-type Verdicts = Pin<Box<dyn Future<Output = Result<Verified, Refused>> + Send>>;
+type Verdicts = Pin<Box<dyn Future<Output = Result<Verified, Unverified>> + Send>>;
 type Dial = Pin<Box<dyn Future<Output = (Asked, Option<Token>)> + Send>>;
 
 /// What is under way beside reading.
@@ -64,7 +67,7 @@ enum Happened {
     Evicted,
     Rung(Ear),
     GivesWay,
-    Verdict(Result<Verified, Refused>),
+    Verdict(Result<Verified, Unverified>),
     Dialled(Asked, Option<Token>),
 }
 
@@ -96,7 +99,7 @@ struct Vestibule {
 
 impl Waiting {
     pub(super) async fn run(self, mut context: Context, upgrade: OnUpgrade) {
-        let Waiting { mut request, seat, dialect, subprotocol } = self;
+        let Waiting { mut request, seat, dialect, subprotocol, .. } = self;
         let spec = request.route().websocket.clone();
         let needs = Needs::of(request.route(), context.policy());
         let session = Session::waiting(Arc::clone(&dialect), spec.auth_timeout, life(&spec), now());
@@ -362,19 +365,27 @@ impl Vestibule {
     }
 
     /// From the verifier's word to the session's: allowed here, and sealed for the upstream.
-    fn verdict(&mut self, verdict: Result<Verified, Refused>, context: &mut Context) -> Event {
+    fn verdict(&mut self, verdict: Result<Verified, Unverified>, context: &mut Context) -> Event {
         let verified = match verdict {
             Ok(verified) => verified,
-            Err(refused) => {
-                let refusal = refused.refusal(false);
+            Err(unverified) => {
+                let refusal = unverified.refusal(false);
                 refusal.note(&mut context.line);
-                return Event::Verdict(Verdict::Refused(Ending::refused(&refused)));
+                return Event::Verdict(Verdict::Refused(Ending::of_unverified(&unverified)));
             }
         };
-        context.share.mark_verified();
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
         tracing::debug!("first message verified: user {}", verified.identity().user_id());
-        match admit(context, request, verified, &self.needs) {
+        let Context { shared, runtime, share, line, .. } = &mut *context;
+        let authenticator = Authenticator { shared, runtime, share, last: None };
+        let authenticated = match authenticator.accept(request, verified, line) {
+            Ok(authenticated) => authenticated,
+            Err(refusal) => {
+                refusal.note(&mut context.line);
+                return Event::End(Ending::Denied);
+            }
+        };
+        match admit(context, authenticated, &self.needs) {
             Ok(Admission { sealed, token, mut judge, standing, user_id }) => {
                 // It may have waited for hours, and the rules of its upgrade are no longer in force.
                 if let Err(ending) = judge.judge_again(Some(&standing.remembered)) {
@@ -454,7 +465,7 @@ impl Silence {
 
 fn verify(context: &Context, address: Option<IpAddr>, token: Token) -> Verdicts {
     let shared = Arc::clone(&context.shared);
-    Box::pin(async move { shared.verify_by_policy_in_force(address, token, Carrier::Message).await })
+    Box::pin(async move { verify_by_policy_in_force(&shared, address, token, Carrier::Message).await })
 }
 
 fn dial(way_up: WayUp, sealed: Sealed, needs: Needs, token: Option<Token>) -> Dial {

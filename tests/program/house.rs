@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// From left to right; a room may import any room to its right, never one to its left.
-const ROOMS: [&[&str]; 10] = [
+const ROOMS: [&[&str]; 11] = [
     &["main"],
     &["cli"],
     &["listen", "admin", "control", "reload", "demo"],
     &["proxy"],
     &["websocket", "browser"],
+    &["authenticate"],
     &["runtime"],
     &["http"],
     &["auth"],

@@ -25,7 +25,7 @@ impl Verifier {
             .and_then(|identity| self.providers.iter().find(|provider| provider.spec.name == identity.provider().name));
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
         self.metrics.credentials.verified(label, Carrier::Cookie.name(), outcome);
-        judged.map(|identity| Verified { identity: Arc::new(identity), token: None })
+        judged.map(|identity| Verified { identity: Arc::new(identity), token: None, carrier: Carrier::Cookie })
     }
 
     /// Whose session a cookie is, by its seal and the provider as it is now; for the log.

@@ -1,0 +1,274 @@
+//! Authentication: turns the credential of a request into a verified user, or into its proven absence.
+//!
+//! Owns the only match on what a request presented, for plain requests and for WebSocket upgrades, and how often an
+//! address may fail. A step that is skipped does not compile: `allow` and `seal` need the [`AuthenticatedRequest`]
+//! that comes out here, and it cannot be made from a cookie without the check of the page's origin. Whether a token
+//! is good is `auth`'s.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hyper::upgrade::OnUpgrade;
+
+use crate::auth::token::{BadCredential, Cookies, Extracted};
+use crate::auth::{Carrier, LastToken, Lookup, NoCredential, Rejection, Token, Verified};
+use crate::budget::Share;
+use crate::http::{AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal};
+use crate::policy::Policy;
+use crate::runtime::{Runtime, Shared};
+use crate::telemetry::AccessLine;
+
+/// A protected request whose credential has been taken out of it, and is not verified yet.
+pub struct Presented {
+    request: ProtectedRequest,
+    found: Result<Extracted, BadCredential>,
+}
+
+impl Presented {
+    /// Takes the credential out of a request, by the route's token sources.
+    #[must_use]
+    pub fn extract(mut request: ProtectedRequest, policy: &Policy) -> Self {
+        let found = request.extract(policy);
+        Self { request, found }
+    }
+
+    /// The request, without its credential.
+    #[must_use]
+    pub fn request(&self) -> &ProtectedRequest {
+        &self.request
+    }
+
+    /// The client's side of the upgrade, when it is one.
+    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
+        self.request.take_upgrade()
+    }
+
+    /// How a credential came, also one that is not a token; `None` where none came.
+    #[must_use]
+    pub fn carrier(&self) -> Option<Carrier> {
+        match &self.found {
+            Ok(Extracted::Token(_, carrier)) => Some(*carrier),
+            Ok(Extracted::Cookies(..)) => Some(Carrier::Cookie),
+            Ok(Extracted::Nothing(_)) => None,
+            Err(bad) => Some(bad.carrier),
+        }
+    }
+
+    /// Whether what came cannot be a token, or may not come in this way.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.found.is_err()
+    }
+}
+
+/// What a request is verified with.
+pub struct Authenticator<'a> {
+    /// Counts failures, presence and what unknown callers hold.
+    pub shared: &'a Shared,
+    /// The policy and verifier that the request began with.
+    pub runtime: &'a Runtime,
+    /// What the connection holds as long as nobody was verified on it.
+    pub share: &'a Share,
+    /// The token that the connection presented last, where it presents many.
+    pub last: Option<&'a LastToken>,
+}
+
+/// What authentication made of a request.
+pub enum Authentication {
+    /// The user is verified.
+    User(AuthenticatedRequest),
+    /// No credential came, and the route does not demand one.
+    Public(PublicRequest),
+    /// No credential came, and the route demands one.
+    Missing(ProtectedRequest, NoCredential),
+    /// A credential came and was refused.
+    Refused(Failure),
+}
+
+/// Why a credential was refused.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was presented is not one token.
+    Bad(BadCredential),
+    /// The token was not verified.
+    Unverified(Unverified),
+    /// A cookie was verified, but the page that sent it is not ours.
+    ForeignOrigin(Refusal),
+}
+
+impl Failure {
+    /// The answer over HTTP; `verbose` repeats the reason to the client.
+    #[must_use]
+    pub fn refusal(self, verbose: bool) -> Refusal {
+        match self {
+            Self::Bad(bad) => Refusal::bad_credential(bad),
+            Self::Unverified(unverified) => unverified.refusal(verbose),
+            Self::ForeignOrigin(refusal) => refusal,
+        }
+    }
+}
+
+impl Authenticator<'_> {
+    /// Verifies what a request presented, and notes carrier and user in its access line.
+    pub async fn authenticate(&self, presented: Presented, line: &mut AccessLine) -> Authentication {
+        let Presented { request, found } = presented;
+        let address = request.client().counted();
+        let verified = match found {
+            Ok(Extracted::Token(token, carrier)) => {
+                line.carrier = Some(carrier.name());
+                verify(self.shared, self.runtime, address, token, carrier, self.last).await
+            }
+            Ok(Extracted::Cookies(cookies, proof)) => {
+                line.carrier = Some(Carrier::Cookie.name());
+                match self.verify_cookies(address, cookies).await {
+                    Ok(Some(verified)) => Ok(verified),
+                    Ok(None) => {
+                        line.carrier = None;
+                        return without_credential(request, proof);
+                    }
+                    Err(unverified) => Err(unverified),
+                }
+            }
+            Ok(Extracted::Nothing(proof)) => return without_credential(request, proof),
+            Err(bad) => return Authentication::Refused(Failure::Bad(bad)),
+        };
+        match verified {
+            Ok(verified) => match self.accept(request, verified, line) {
+                Ok(authenticated) => Authentication::User(authenticated),
+                Err(refusal) => Authentication::Refused(Failure::ForeignOrigin(refusal)),
+            },
+            Err(unverified) => Authentication::Refused(Failure::Unverified(unverified)),
+        }
+    }
+
+    /// Joins a request and its verified user, and notes the user: in the access line, as present, and as a caller whose
+    /// memory no longer counts as an unknown one's.
+    ///
+    /// # Errors
+    /// 403 `foreign_origin`, where the credential is a cookie and another origin's page sent it.
+    pub fn accept(
+        &self,
+        request: ProtectedRequest,
+        verified: Verified,
+        line: &mut AccessLine,
+    ) -> Result<AuthenticatedRequest, Refusal> {
+        let policy = &self.runtime.policy;
+        let authenticated = request.authenticated(verified, policy)?;
+        let identity = authenticated.verified().identity();
+        self.share.mark_verified();
+        self.shared.see(policy, identity);
+        line.user = Some(identity.user_id().to_owned());
+        Ok(authenticated)
+    }
+
+    /// Verifies what came in cookies: our session first, then the provider's token. `None`: what was there is refused,
+    /// and counts as absent, since browsers send cookies unasked.
+    async fn verify_cookies(&self, client: Option<IpAddr>, cookies: Cookies) -> Result<Option<Verified>, Unverified> {
+        if let Some(session) = &cookies.session {
+            match self.runtime.verifier.verify_session_cookie(session).await {
+                Ok(verified) => return Ok(Some(verified)),
+                Err(rejection) if rejection.is_unavailable() => return Err(Unverified::Rejected(rejection)),
+                Err(rejection) => tracing::debug!("a session cookie is refused ({rejection}) and counts as absent"),
+            }
+        }
+        let Some(token) = cookies.token else { return Ok(None) };
+        match verify(self.shared, self.runtime, client, token, Carrier::Cookie, self.last).await {
+            Ok(verified) => Ok(Some(verified)),
+            Err(unverified) if unverified.rejection().is_unavailable() => Err(unverified),
+            Err(unverified) => {
+                tracing::debug!("the provider's cookie is refused ({}) and counts as absent", unverified.rejection());
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn without_credential(request: ProtectedRequest, proof: NoCredential) -> Authentication {
+    match request.without_credential(proof) {
+        Ok(public) => Authentication::Public(public),
+        Err((request, proof)) => Authentication::Missing(request, proof),
+    }
+}
+
+/// Verifies a token of a client whose earlier ones may have failed too often: then no provider is asked about it.
+///
+/// # Errors
+/// Why it was refused, and how.
+pub async fn verify(
+    shared: &Shared,
+    runtime: &Runtime,
+    client: Option<IpAddr>,
+    token: Token,
+    carrier: Carrier,
+    last: Option<&LastToken>,
+) -> Result<Verified, Unverified> {
+    let limit = runtime.policy.limits.failed_tokens_per_minute;
+    let counted = client.zip(limit);
+    let over = counted.and_then(|(address, _)| shared.addresses.is_over(address));
+    let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
+    let rejection = match runtime.verifier.verify(token, carrier, last, lookup).await {
+        Ok(verified) => return Ok(verified),
+        Err(rejection) => rejection,
+    };
+    if rejection.counts()
+        && let Some((address, per_minute)) = counted
+        && let Some(retry_after) = shared.addresses.failed(address, per_minute)
+    {
+        shared.metrics.limited("failed_tokens_per_minute");
+        return Err(Unverified::TooMany { rejection, retry_after });
+    }
+    Err(Unverified::Rejected(rejection))
+}
+
+/// Verifies a token as [`verify`] does, by the policy in force when the answer comes: a socket may wait for hours before
+/// it presents its token, and a reload may come while a provider is asked.
+///
+/// # Errors
+/// Why it was refused, and how.
+pub async fn verify_by_policy_in_force(
+    shared: &Shared,
+    client: Option<IpAddr>,
+    token: Token,
+    carrier: Carrier,
+) -> Result<Verified, Unverified> {
+    loop {
+        let runtime = shared.current();
+        let verified = verify(shared, &runtime, client, token.duplicate(), carrier, None).await;
+        if shared.current().generation == runtime.generation {
+            return verified;
+        }
+    }
+}
+
+/// How a token was refused.
+#[derive(Debug)]
+pub enum Unverified {
+    /// The token itself is no good, or cannot be verified now.
+    Rejected(Rejection),
+    /// The token is no good, and too many before it from this address were not.
+    TooMany {
+        /// Why it is no good.
+        rejection: Rejection,
+        /// When the next may be presented.
+        retry_after: Duration,
+    },
+}
+
+impl Unverified {
+    /// Why the token is no good.
+    #[must_use]
+    pub fn rejection(&self) -> &Rejection {
+        match self {
+            Self::Rejected(rejection) | Self::TooMany { rejection, .. } => rejection,
+        }
+    }
+
+    /// The answer over HTTP; `verbose` repeats the reason to the client.
+    #[must_use]
+    pub fn refusal(&self, verbose: bool) -> Refusal {
+        match self {
+            Self::Rejected(rejection) => Refusal::rejected(rejection, verbose),
+            Self::TooMany { rejection, retry_after } => Refusal::too_many_failures(rejection, *retry_after),
+        }
+    }
+}
