@@ -118,6 +118,16 @@ impl Shared {
         budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
         let held_messages = Budget::default();
         held_messages.set_bound(runtime.policy.limits.held_message_bytes);
+        if let Some(sessions) = runtime.verifier.login_sessions() {
+            let counted = Arc::clone(&metrics);
+            sessions.on_renewal(Box::new(move |provider, outcome| counted.logins.renewed(provider, outcome)));
+            let (rung, mut changes) = (bell.clone(), sessions.changes());
+            tokio::spawn(async move {
+                while changes.changed().await.is_ok() {
+                    rung.ring();
+                }
+            });
+        }
         let (rung, closing) = (bell.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing().cancelled().await;

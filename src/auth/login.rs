@@ -29,7 +29,7 @@ pub use client::{ProviderToken, shown as shown_error_code};
 pub use discovery::Metadata;
 pub use grant::Grant;
 pub use logout_token::ProviderLogout;
-pub use records::{LoginSession, LoginSessions};
+pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
 pub use seal::{LoginCookie, LoginKeys, LoginState, local_path};
 
 /// Why a sign-in, or a renewal, came to nothing. Never holds a code, a state or a token.

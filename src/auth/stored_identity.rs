@@ -7,7 +7,7 @@ use super::identify::{Said, identify_again};
 use super::identity::{Expiry, VerifiedBy};
 use super::kind::KindHeader;
 use super::{Identity, KeyFingerprint, Verifier, claims};
-use crate::policy::ProviderSpec;
+use crate::policy::{Parties, ProviderSpec};
 
 /// What a socket keeps of its user. Only an [`Identity`] can be remembered.
 #[derive(Clone)]
@@ -53,6 +53,13 @@ impl StoredIdentity {
         match self.end {
             Expiry::At(at) | Expiry::RevalidateAt(at) => at,
         }
+    }
+
+    /// When the login session ends that it came by, Unix seconds; `None` for any other identity. Its token's end does not
+    /// count: the session is renewed.
+    #[must_use]
+    pub fn login_session_ends_at(&self) -> Option<u64> {
+        matches!(self.provider.authorized_parties, Parties::Client(_)).then(|| self.expires_at())
     }
 
     /// Who vouched for it.

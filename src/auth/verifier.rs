@@ -183,9 +183,7 @@ impl Verifier {
         former: Option<&Self>,
     ) -> Self {
         let former = former.and_then(|former| former.logins.as_ref());
-        if !specs.is_empty() || former.is_some() {
-            self.logins = Logins::new(specs, &self.providers, secret, limits, &self.revocations, former);
-        }
+        self.logins = Logins::new(specs, &self.providers, secret, limits, &self.revocations, former);
         self
     }
 

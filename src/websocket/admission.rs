@@ -85,6 +85,7 @@ pub(super) fn admit(
     let (sealed, identity, token) = seal(allowed, context.policy(), context.runtime.signer.as_ref())
         .map_err(|unsendable| (Refusal::unsendable(&unsendable.to_string()), Ending::Denied))?;
     let keeps_token = needs.hands_on();
+    let login = identity.browser_session().and_then(|session| context.runtime.verifier.open_login_socket(session));
     let judge = RefreshJudge {
         shared: Arc::clone(&context.shared),
         path,
@@ -92,6 +93,7 @@ pub(super) fn admit(
         generation: context.runtime.generation,
         presence,
         keeps_token,
+        login: login.map(Box::new),
     };
     Ok(Admission {
         sealed,

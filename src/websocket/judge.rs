@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::ending::Ending;
 use super::session::{Again, Standing, Verdict};
+use crate::auth::login::OpenLoginSocket;
 use crate::auth::{
     Carrier, Expiry, Identity, Lookup, Rejection, RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token,
     Verified, allow, unix_seconds,
@@ -64,9 +65,26 @@ pub(super) struct RefreshJudge {
     pub(super) presence: Option<Presence>,
     /// Whether an accepted token is needed further on.
     pub(super) keeps_token: bool,
+    /// The login session that it came by, which is renewed as long as this is open.
+    pub(super) login: Option<Box<OpenLoginSocket>>,
 }
 
 impl RefreshJudge {
+    /// Who it is now by the policy in force: what a renewal has made of a login session, or what was said at the door.
+    ///
+    /// # Errors
+    /// How it ends.
+    fn identity_in_force(&self, runtime: &Runtime, of: &StoredIdentity) -> Result<Identity, Ending> {
+        let Some(login) = self.login.as_ref().filter(|_| of.login_session_ends_at().is_some()) else {
+            return of.restore_under(&runtime.verifier).ok_or(Ending::Denied);
+        };
+        match runtime.verifier.login_session_identity(login.session()) {
+            Ok(identity) => Ok(identity),
+            Err(rejection) if rejection.is_unavailable() => Err(Ending::AuthUnavailable),
+            Err(_) => Err(Ending::Denied),
+        }
+    }
+
     /// Whether the upstream would hear the same of `now` as it has heard of `then`.
     fn hears_the_same(headers: (&[TrustedHeader], &[TrustedHeader]), then: &Identity, now: &Identity) -> bool {
         let (told, in_force) = headers;
@@ -129,7 +147,14 @@ impl Judge for RefreshJudge {
     }
 
     fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool {
-        self.shared.revocations.revoked(revocation_keys, unix_seconds()).is_some()
+        let revocations = &self.shared.revocations;
+        let Some(by) = revocations.revoked(revocation_keys, unix_seconds()) else { return false };
+        // Its user may have signed in anew in the same browser: then it goes on in that session.
+        let next = self.login.as_ref().filter(|_| by == "session").and_then(|login| login.session().latest());
+        next.is_none_or(|next| {
+            let keys = revocations.keys_of(&next.identity());
+            next.has_ended() || revocations.revoked(&keys, unix_seconds()).is_some()
+        })
     }
 
     fn is_current(&self, of: &StoredIdentity) -> bool {
@@ -138,12 +163,14 @@ impl Judge for RefreshJudge {
 
     fn judge_again(&mut self, of: Option<&StoredIdentity>) -> Result<(), Ending> {
         let runtime = self.shared.current();
-        if runtime.generation == self.generation {
+        let has_changed = self.login.as_mut().is_some_and(|login| runtime.verifier.follow_login_session(login));
+        if runtime.generation == self.generation && !has_changed {
             return Ok(());
         }
         self.generation = runtime.generation;
-        let recalled = of.and_then(|of| Some((of.restore()?, of.restore_under(&runtime.verifier)?)));
-        let (then, now) = recalled.ok_or(Ending::Denied)?;
+        let of = of.ok_or(Ending::Denied)?;
+        let now = self.identity_in_force(&runtime, of)?;
+        let then = of.restore().ok_or(Ending::Denied)?;
         if !runtime.policy.judge_path("GET", &self.path).is_some_and(|judgement| admits(&judgement, &now)) {
             return Err(Ending::Denied);
         }

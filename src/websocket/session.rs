@@ -256,6 +256,10 @@ impl Session {
             _ if standing.is_open_ended => u64::MAX,
             _ => standing.remembered.expires_at().saturating_mul(1_000).saturating_add(beyond),
         };
+        if let Some(at) = standing.remembered.login_session_ends_at() {
+            self.end = u64::MAX;
+            self.last_moment = self.last_moment.min(at.saturating_mul(1_000));
+        }
         self.asking = standing.again.map(|again| {
             Box::new(match self.asking.take() {
                 Some(asking) => asking.renewed(*again, now),

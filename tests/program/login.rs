@@ -3,6 +3,7 @@
 mod flow;
 mod hostile;
 mod logout;
+mod renewal;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

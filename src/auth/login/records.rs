@@ -27,6 +27,9 @@ const SECOND_TRY: Duration = Duration::from_secs(2);
 /// Where nothing says how long a renewed token lives, seconds.
 const UNKNOWN_LIFE: u64 = 300;
 
+/// Claims that are others in each token.
+const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
+
 /// What may change while a session is open.
 struct State {
     identity: Arc<Identity>,
@@ -113,10 +116,26 @@ impl LoginSession {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// The session that took its place, where its user signed in again in the same browser.
+    /// The session that took its place, where its user signed in again in the same browser: the last of them.
     #[must_use]
-    pub fn successor(&self) -> Option<Arc<Self>> {
-        self.successor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn latest(&self) -> Option<Arc<Self>> {
+        let successor = |session: &Self| session.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut last = successor(self)?;
+        while let Some(next) = successor(&last) {
+            last = next;
+        }
+        Some(last)
+    }
+
+    /// Says that nobody can tell now whether it is good.
+    #[must_use]
+    pub fn unavailable(&self) -> Rejection {
+        let next_try = self.lock().next_try;
+        Rejection::RemoteUnavailable {
+            provider: self.provider.to_string(),
+            reason: "the session could not be renewed".to_owned(),
+            retry_after: Duration::from_millis(next_try.saturating_sub(unix_millis())).max(Duration::from_secs(1)),
+        }
     }
 
     /// Whether tokens have ended for longer than the provider may be away.
@@ -140,6 +159,9 @@ impl LoginSession {
         loop {
             let (due, token_end, has_failed) = {
                 let state = self.lock();
+                if state.refresh_token.is_none() {
+                    return;
+                }
                 (state.renew_at.max(state.next_try), state.token_end, state.has_failed)
             };
             let grace = sessions.login(&self.provider).map_or(Duration::ZERO, |login| login.spec.renewal_grace);
@@ -226,28 +248,18 @@ impl LoginSession {
         if self.has_ended() {
             return Err(Rejection::Revoked("session"));
         }
-        let state = self.lock();
-        let now = unix_seconds();
-        if now < state.token_end || now < state.token_end.saturating_add(grace.as_secs()) {
-            return Ok(());
-        }
-        let retry_after =
-            Duration::from_millis(state.next_try.saturating_sub(unix_millis())).max(Duration::from_secs(1));
-        Err(Rejection::RemoteUnavailable {
-            provider: self.provider.to_string(),
-            reason: "the session could not be renewed".to_owned(),
-            retry_after,
-        })
+        let ends = self.lock().token_end.saturating_add(grace.as_secs());
+        if unix_seconds() < ends { Ok(()) } else { Err(self.unavailable()) }
     }
 
     /// One renewal, with a second try where the provider is down.
     async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
         let outcome = match sessions.login(&self.provider) {
             None => Err(LoginError::down("its login is gone from the configuration".to_owned())),
-            Some(login) => match self.try_renew(&login).await {
+            Some(login) => match self.try_renew(&login, &sessions).await {
                 Err(LoginError::Unavailable { retry_after: None, .. }) => {
                     tokio::time::sleep(SECOND_TRY).await;
-                    self.try_renew(&login).await
+                    self.try_renew(&login, &sessions).await
                 }
                 other => other,
             },
@@ -256,7 +268,6 @@ impl LoginSession {
             Ok(()) => {
                 tracing::debug!(provider = %self.provider, "login session renewed");
                 sessions.count_renewal(&self.provider, "renewed");
-                self.note_change(&sessions);
             }
             Err(LoginError::InvalidGrant | LoginError::Denied(_) | LoginError::Revoked(_)) => {
                 tracing::info!(provider = %self.provider, "login session ended: the provider does not renew it");
@@ -281,7 +292,7 @@ impl LoginSession {
         self.finished.send_modify(|count| *count += 1);
     }
 
-    async fn try_renew(&self, login: &Arc<Login>) -> Result<(), LoginError> {
+    async fn try_renew(&self, login: &Arc<Login>, sessions: &LoginSessions) -> Result<(), LoginError> {
         let (refresh_token, mut judged) = {
             let state = self.lock();
             (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.judged.clone())
@@ -329,13 +340,22 @@ impl LoginSession {
         state.token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
         state.renew_at = renewal_moment(unix_millis(), state.token_end);
         state.next_try = unix_millis().saturating_add(1_000);
-        state.has_failed = false;
+        let was_unavailable = std::mem::replace(&mut state.has_failed, false);
+        let says = |identity: &Identity, name: &str| identity.claims().get(name).cloned();
+        let differs = |name: &String| says(&state.identity, name) != says(&identity, name);
+        // Thousands of sockets are not woken for a token that says the same.
+        let names = login.spec.claims.iter().filter(|name| !EACH_TIME.contains(&name.as_str()));
+        let has_changed = was_unavailable || names.into_iter().any(differs);
         state.identity = Arc::new(identity);
         state.judged = judged;
         if tokens.id_token.is_some() {
             state.id_token = tokens.id_token;
         }
         state.access_token = tokens.access_token;
+        drop(state);
+        if has_changed {
+            self.note_change(sessions);
+        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
-use super::super::login::{Grant, LoginSession};
+use super::super::login::{Grant, LoginSession, LoginSessions, OpenLoginSocket};
 use super::super::remote::{Answer, Priority, RemoteCheck};
 use super::super::{BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, claims};
 use super::{Provider, Verified, Verifier, unix_seconds};
@@ -53,6 +53,46 @@ impl Verifier {
     #[must_use]
     pub fn begin_login_session(&self, grant: Grant) -> Option<(IssuedCookie, Arc<LoginSession>)> {
         self.logins.as_ref()?.begin(grant, self.sessions.as_ref()?.seal())
+    }
+
+    /// Registers an open socket of a login session; `None` where this process knows nothing of the session.
+    #[must_use]
+    pub fn open_login_socket(&self, session: &BrowserSession) -> Option<OpenLoginSocket> {
+        let sessions = &self.logins.as_ref()?.sessions;
+        Some(sessions.get(&session.id)?.socket(sessions))
+    }
+
+    /// Moves a socket to the session that took its session's place, if one did, and returns whether anything has changed
+    /// since this was last asked.
+    #[must_use]
+    pub fn follow_login_session(&self, socket: &mut OpenLoginSocket) -> bool {
+        let Some(sessions) = self.logins.as_ref().map(|logins| &logins.sessions) else { return true };
+        match socket.session().latest() {
+            Some(next) => {
+                *socket = next.socket(sessions);
+                true
+            }
+            None => socket.has_changed(),
+        }
+    }
+
+    /// Who a login session is of now, by the policy in force.
+    ///
+    /// # Errors
+    /// Why it does not go on, or that nobody can say.
+    pub fn login_session_identity(&self, session: &LoginSession) -> Result<Identity, Rejection> {
+        let gone = || Rejection::UnknownIssuer(session.provider.to_string());
+        let login = self.logins.as_ref().and_then(|logins| logins.get(&session.provider)).ok_or_else(gone)?;
+        if session.is_unavailable(login.spec.renewal_grace) {
+            return Err(session.unavailable());
+        }
+        login.judge_again(&session.identity(), session.ends_at)
+    }
+
+    /// What is known of login sessions.
+    #[must_use]
+    pub fn login_sessions(&self) -> Option<&Arc<LoginSessions>> {
+        self.logins.as_ref().map(|logins| &logins.sessions)
     }
 
     async fn session_judged(&self, cookie: &SessionCookie) -> Result<Identity, Rejection> {

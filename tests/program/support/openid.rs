@@ -232,3 +232,18 @@ impl Conduct {
         ok(Value::Object(answer))
     }
 }
+
+impl OpenId {
+    /// How often a refresh token came.
+    pub fn refreshes(&self) -> usize {
+        let is_refresh = |asked: &Asked| asked.body.contains("grant_type=refresh_token");
+        self.asked("/token").iter().filter(|asked| is_refresh(asked)).count()
+    }
+
+    /// Waits until a refresh token has come so often.
+    pub async fn refreshed_times(&self, count: usize) {
+        while self.refreshes() < count {
+            self.answerer.asked_times(self.answerer.count() + 1).await;
+        }
+    }
+}

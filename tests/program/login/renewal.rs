@@ -1,0 +1,303 @@
+//! Sessions that are renewed, or not, and the sockets that live by them.
+
+use serde_json::json;
+
+use super::{Browser, Fixture};
+use crate::support::issuer::{Key, RSA};
+use crate::support::openid::OpenId;
+use crate::support::socket::Socket;
+use crate::support::within;
+
+const OURS: &str = "Origin: http://localhost";
+
+/// A provider whose tokens live so many seconds.
+async fn provider(seconds: u64) -> OpenId {
+    let provider = OpenId::start().await;
+    provider.set(|conduct| {
+        conduct.gives_refresh_token = true;
+        conduct.tokens = json!({ "expires_in": seconds });
+    });
+    provider
+}
+
+async fn start(seconds: u64, more: &str) -> (Fixture, Browser) {
+    let fixture = Fixture::at(provider(seconds).await, "", more).await;
+    let mut browser = fixture.browser();
+    assert_eq!(browser.sign_in(&fixture.provider, "/").await.status, 303);
+    (fixture, browser)
+}
+
+impl Fixture {
+    /// A socket of this browser's session, from both sides.
+    async fn socket(&self, browser: &Browser) -> (Socket, Socket) {
+        let cookie = browser.cookie_field();
+        let fields = [cookie.as_str(), OURS];
+        let opening = Socket::open(self.proxy.address, "/ws", &fields);
+        let (client, (heard, upstream)) = tokio::join!(opening, self.backend.websocket());
+        assert_eq!(heard.all("x-user-id"), ["alice"]);
+        (client, upstream)
+    }
+}
+
+async fn passes(client: &mut Socket, upstream: &mut Socket, text: &str) {
+    client.say(text).await;
+    assert_eq!(upstream.next_text().await, text);
+    upstream.say(text).await;
+    assert_eq!(client.next_text().await, text, "no frame of ours came before it");
+}
+
+/// The error of ours and the Close behind it.
+async fn ending(client: &mut Socket) -> (u16, String) {
+    let frame = client.next().await;
+    if frame.opcode == 8 {
+        return frame.close();
+    }
+    assert!(frame.text().starts_with("{\"type\":\"error\""), "{}", frame.text());
+    client.next_close().await
+}
+
+fn status(code: u16) -> (u16, String, String) {
+    (code, String::new(), "{}".to_owned())
+}
+
+#[tokio::test]
+async fn an_open_socket_renews_its_session_and_hears_nothing_of_it() {
+    let (fixture, browser) = start(2, "").await;
+    let (mut client, mut upstream) = fixture.socket(&browser).await;
+    for count in 1..=3 {
+        fixture.provider.refreshed_times(count).await;
+        passes(&mut client, &mut upstream, &format!("after renewal {count}")).await;
+    }
+}
+
+#[tokio::test]
+async fn requests_at_the_token_s_end_wait_for_one_renewal() {
+    let (fixture, browser) = start(0, "").await;
+    fixture.provider.set(|conduct| conduct.tokens = json!({ "expires_in": 600 }));
+    fixture.provider.answerer.hold();
+    let before = fixture.provider.answerer.count();
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let mut browser = browser.clone();
+        waiting.spawn(async move { browser.open("/x").await.status });
+    }
+    let serve = async {
+        fixture.provider.answerer.asked_times(before + 1).await;
+        fixture.provider.answerer.open();
+        for _ in 0..5 {
+            fixture.backend.answer("served").await;
+        }
+    };
+    let (statuses, ()) = tokio::join!(waiting.join_all(), serve);
+    assert_eq!(statuses, [200; 5]);
+    assert_eq!(fixture.provider.refreshes(), 1);
+}
+
+#[tokio::test]
+async fn a_renewal_needs_no_id_token() {
+    let (fixture, mut browser) = start(0, "").await;
+    fixture.provider.set(|conduct| conduct.tokens = json!({ "id_token": null, "expires_in": 600 }));
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    assert_eq!(fixture.provider.refreshes(), 1);
+}
+
+#[tokio::test]
+async fn a_session_that_the_provider_does_not_renew_ends_with_its_sockets() {
+    for (what, renewed) in [("invalid_grant", None), ("another user", Some(json!({ "sub": "bob" })))] {
+        let (fixture, mut browser) = start(2, "").await;
+        let (mut client, _upstream) = fixture.socket(&browser).await;
+        match renewed {
+            Some(renewed) => fixture.provider.set(|conduct| conduct.renewed = renewed),
+            None => fixture.provider.set(|conduct| {
+                conduct.token_reply = Some((400, String::new(), json!({ "error": "invalid_grant" }).to_string()));
+            }),
+        }
+        assert_eq!(ending(&mut client).await, (1008, "Session ended".to_owned()), "{what}");
+        let answer = browser.open("/x").await;
+        assert_eq!(answer.status, 302, "{what}: a navigation signs in again");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_changes_a_trusted_header_is_told_by_1012() {
+    let more = "identity: { headers: { X-User-Id: sub, X-Role: role } }\n";
+    let fixture = Fixture::at(provider(2).await, "", more).await;
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "role": "user" }));
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let (mut client, _upstream) = fixture.socket(&browser).await;
+    fixture.provider.set(|conduct| conduct.renewed = json!({ "role": "admin" }));
+    assert_eq!(ending(&mut client).await, (1012, "Identity changed".to_owned()));
+    let (answer, heard) = tokio::join!(browser.open("/x"), fixture.backend.answer("served"));
+    assert_eq!((answer.status, heard.all("x-role")), (200, vec!["admin"]));
+}
+
+#[tokio::test]
+async fn a_renewal_that_no_longer_satisfies_the_route_ends_the_socket() {
+    let more = "routes: [{ path: /ws, require: { role: user } }]\n";
+    let fixture = Fixture::at(provider(2).await, "", more).await;
+    fixture.provider.set(|conduct| conduct.id_token = json!({ "role": "user" }));
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let (mut client, _upstream) = fixture.socket(&browser).await;
+    fixture.provider.set(|conduct| conduct.renewed = json!({ "role": "guest" }));
+    assert_eq!(ending(&mut client).await, (1008, "Access denied".to_owned()));
+}
+
+#[tokio::test]
+async fn while_the_provider_is_down_sessions_live_for_the_grace() {
+    let (fixture, mut browser) = start(0, "websocket: { revalidate_grace: 5m }\n").await;
+    fixture.provider.set(|conduct| conduct.token_reply = Some(status(500)));
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    let tried = fixture.provider.refreshes();
+    assert!((1..=2).contains(&tried), "{tried}");
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    assert!(fixture.provider.refreshes() <= 2, "not asked again for five seconds");
+}
+
+#[tokio::test]
+async fn past_the_grace_nobody_can_say_and_nobody_is_signed_out() {
+    let (fixture, mut browser) = start(2, "websocket: { revalidate_grace: 1s }\n").await;
+    let (mut client, _upstream) = fixture.socket(&browser).await;
+    fixture.provider.set(|conduct| conduct.token_reply = Some(status(503)));
+    assert_eq!(ending(&mut client).await, (1013, "Try again later".to_owned()));
+    let answer = browser.open("/x").await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.field("retry-after").is_some() && browser.has_session());
+    fixture.provider.set(|conduct| conduct.token_reply = None);
+    within("the provider to be asked again", async {
+        loop {
+            tokio::select! {
+                answer = browser.open("/x") => assert_eq!(answer.status, 503),
+                _ = fixture.backend.answer("served") => return,
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_renewed_token_with_a_bad_signature_is_a_failed_renewal() {
+    let (fixture, mut browser) = start(0, "").await;
+    fixture.provider.set(|conduct| conduct.key = Key::rsa("rsa-1"));
+    assert_eq!(fixture.user(&mut browser).await, "alice", "within the grace");
+    fixture.provider.set(|conduct| {
+        conduct.key = RSA.clone();
+        conduct.tokens = json!({ "expires_in": 600 });
+    });
+    fixture.provider.refreshed_times(1).await;
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+}
+
+#[tokio::test]
+async fn a_session_ends_at_its_max_age_whatever_is_renewed() {
+    let provider = provider(600).await;
+    let backend = crate::support::backend::Backend::start().await;
+    let yaml = Fixture::yaml(&provider, &backend, "", "").replace("login: {", "session: { max_age: 2s }, login: {");
+    let proxy = crate::support::proxy::Proxy::start(&yaml).await;
+    let fixture = Fixture { provider, backend, proxy };
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let (mut client, _upstream) = fixture.socket(&browser).await;
+    assert_eq!(ending(&mut client).await, (4401, "Session expired".to_owned()));
+    assert_eq!(browser.open("/x").await.status, 302);
+}
+
+#[tokio::test]
+async fn a_renewal_does_not_bring_back_what_was_revoked() {
+    let control = crate::support::unused_port();
+    let token = "a-token-of-the-control-listener-0123456789";
+    let more = format!("control: {{ listen: \"127.0.0.1:{control}\", token: {token} }}\n");
+    let (fixture, mut browser) = start(2, &more).await;
+    let (mut client, _upstream) = fixture.socket(&browser).await;
+    let revoke = json!({ "issuer": fixture.provider.url, "sub": "alice" }).to_string();
+    let field = format!("Authorization: Bearer {token}");
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], control));
+    let answer = crate::support::client::request(address, "POST", "/revoke", &[&field], &revoke).await;
+    assert_eq!(answer.status, 204, "{}", answer.body);
+    assert_eq!(ending(&mut client).await, (1008, "Session ended".to_owned()));
+    let renewed = fixture.provider.refreshes();
+    assert_eq!(browser.open("/x").await.status, 302);
+    assert_eq!(fixture.provider.refreshes(), renewed, "what was revoked is not renewed");
+}
+
+#[tokio::test]
+async fn signing_in_again_moves_the_sockets_to_the_new_session() {
+    let (fixture, mut browser) = start(600, "").await;
+    let former = browser.clone();
+    let (mut client, mut upstream) = fixture.socket(&browser).await;
+    let location = Browser::location(&browser.open("/.vestibule/login?prompt=login").await);
+    assert_eq!(browser.come_back(&fixture.provider.authorize(&location)).await.status, 303);
+    passes(&mut client, &mut upstream, "at once").await;
+    within("the former session to end", async {
+        loop {
+            let mut former = former.clone();
+            tokio::select! {
+                answer = former.open("/x") => {
+                    assert_eq!(answer.status, 302);
+                    return;
+                }
+                _ = fixture.backend.answer("served") => {}
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    })
+    .await;
+    passes(&mut client, &mut upstream, "after its session has ended").await;
+    // A sign-out from the new session means it too.
+    let answer = browser.send("POST", "/.vestibule/logout", &[OURS], "").await;
+    assert_eq!(answer.status, 303);
+    assert_eq!(ending(&mut client).await, (1008, "Session ended".to_owned()));
+}
+
+#[tokio::test]
+async fn signing_out_in_one_tab_ends_the_socket_of_another() {
+    let (fixture, mut browser) = start(600, "").await;
+    let (mut client, _upstream) = fixture.socket(&browser).await;
+    assert_eq!(browser.send("POST", "/.vestibule/logout", &[OURS], "").await.status, 303);
+    assert_eq!(ending(&mut client).await, (1008, "Session ended".to_owned()));
+}
+
+#[tokio::test]
+async fn after_a_restart_a_session_is_good_to_its_token_s_end() {
+    let secret = "0123456789abcdef0123456789abcdefXYZ";
+    for (seconds, expected) in [(600, 200), (0, 302)] {
+        let provider = provider(seconds).await;
+        let backend = crate::support::backend::Backend::start().await;
+        let session = format!("session: {{ secret: {secret} }}, login: {{");
+        let yaml = Fixture::yaml(&provider, &backend, "", "").replace("login: {", &session);
+        let proxy = crate::support::proxy::Proxy::start(&yaml).await;
+        let mut browser = Browser::new(proxy.address);
+        assert_eq!(browser.sign_in(&provider, "/").await.status, 303);
+        drop(proxy);
+        let proxy = crate::support::proxy::Proxy::start(&yaml).await;
+        browser.address = proxy.address;
+        let status = tokio::select! {
+            answer = browser.open("/x") => answer.status,
+            _ = backend.answer("served") => 200,
+        };
+        assert_eq!(status, expected, "a token of {seconds} s");
+        assert_eq!(provider.refreshes(), 0);
+    }
+}
+
+#[tokio::test]
+async fn renewals_are_counted() {
+    let admin = crate::support::unused_port();
+    let more = format!("admin: {{ listen: \"127.0.0.1:{admin}\" }}\n");
+    let (fixture, mut browser) = start(0, &more).await;
+    fixture.provider.set(|conduct| conduct.tokens = json!({ "expires_in": 600 }));
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], admin));
+    let text = crate::support::client::get(address, "/metrics", &[]).await.body;
+    for line in [
+        r#"vestibule_sign_ins_total{provider="oidc",outcome="accepted"} 1"#,
+        r#"vestibule_sign_ins_total{provider="oidc",outcome="unavailable"} 0"#,
+        r#"vestibule_session_renewals_total{provider="oidc",outcome="renewed"} 1"#,
+        r#"vestibule_logouts_total{provider="oidc",outcome="backchannel"} 0"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}
