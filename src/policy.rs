@@ -127,6 +127,18 @@ pub struct UpstreamSpec {
     pub credential: Option<CredentialSpec>,
 }
 
+impl UpstreamSpec {
+    /// Whether it is to get the verified token of an upgrade, or of any other request.
+    #[must_use]
+    pub fn wants_token(&self, is_websocket: bool) -> bool {
+        if is_websocket {
+            self.token_to_websocket != TokenToUpgrade::None
+        } else {
+            self.token_to_http != TokenToHttp::None
+        }
+    }
+}
+
 /// Where an upstream is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddress {
@@ -395,6 +407,12 @@ impl Policy {
     pub fn upstream(&self, route: &Route) -> &UpstreamSpec {
         // `validate` numbers only what is there.
         &self.upstreams[route.upstream]
+    }
+
+    /// Whether any backend is to get the verified token.
+    #[must_use]
+    pub fn passes_tokens(&self) -> bool {
+        self.upstreams.iter().any(|upstream| upstream.wants_token(false) || upstream.wants_token(true))
     }
 
     /// Whether an origin is one of the front ends.

@@ -49,6 +49,12 @@ impl Verified {
         self.carrier
     }
 
+    /// Whether the token is at hand: a session cookie has one only where the session began with a sign-in.
+    #[must_use]
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     /// Takes it apart for sealing.
     #[must_use]
     pub fn into_parts(self) -> (Arc<Identity>, Option<Token>) {

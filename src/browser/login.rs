@@ -125,6 +125,8 @@ impl Visit<'_> {
         let (cookie, _) = own.take_session(&self.runtime.policy);
         let Some(cookie) = cookie else { return Ok(None) };
         match self.runtime.verifier.verify_session_cookie(&cookie).await {
+            // Without the token that a backend is to get it is none.
+            Ok(verified) if !verified.has_token() && self.runtime.policy.passes_tokens() => Ok(None),
             Ok(verified) => Ok(Some(verified)),
             Err(rejection) if rejection.is_unavailable() => Err(self.unavailable(&rejection)),
             Err(_) => Ok(None),

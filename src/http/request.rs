@@ -268,10 +268,14 @@ impl ProtectedRequest {
     /// Joins it with its verified user.
     ///
     /// # Errors
-    /// 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours.
+    /// 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours. 401
+    /// `missing_token`: the upstream is to get the token, and the session has none.
     pub fn authenticated(self, verified: Verified, policy: &Policy) -> Result<AuthenticatedRequest, Refusal> {
         if verified.carrier() == Carrier::Cookie {
             provenance::check(&self.admitted.parts, &self.admitted.client, policy)?;
+            if !verified.has_token() && policy.upstream(self.route()).wants_token(self.is_websocket()) {
+                return Err(Refusal::missing_token());
+            }
         }
         Ok(AuthenticatedRequest { request: self, verified })
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::judgement::judge;
 use super::readings::Readings;
 use super::validate::Check;
-use super::{AuthMode, LoginSpec, Origin, ProviderSpec, Route, Secret, TokenToUpgrade, UpstreamSpec};
-use crate::config::{self, TokenToHttp};
+use super::{AuthMode, LoginSpec, Origin, ProviderSpec, Route, Secret, UpstreamSpec};
+use crate::config;
 
 /// How browsers are met; `None` of both: as any other client.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -120,11 +120,10 @@ impl Check {
                 );
             }
         }
-        if session.is_some() {
+        // A session that began with a sign-in has a token; one that was made of a Bearer token is refused there.
+        if session.is_some() && !signs_in {
             for upstream in upstreams.unwrap_or_default() {
-                let wants_token = upstream.token_to_http != TokenToHttp::None
-                    || !matches!(upstream.token_to_websocket, TokenToUpgrade::None);
-                if wants_token {
+                if upstream.wants_token(false) || upstream.wants_token(true) {
                     self.wrong(
                         "browser.session",
                         format!(

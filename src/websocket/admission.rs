@@ -85,7 +85,10 @@ pub(super) fn admit(
     let (sealed, identity, token) = seal(allowed, context.policy(), context.runtime.signer.as_ref())
         .map_err(|unsendable| (Refusal::unsendable(&unsendable.to_string()), Ending::Denied))?;
     let keeps_token = needs.hands_on();
-    let login = identity.browser_session().and_then(|session| context.runtime.verifier.open_login_socket(session));
+    let mut login = identity.browser_session().and_then(|session| context.runtime.verifier.open_login_socket(session));
+    if let Some(login) = login.as_mut().filter(|_| needs.introduced.is_some()) {
+        login.pass_tokens();
+    }
     let judge = RefreshJudge {
         shared: Arc::clone(&context.shared),
         path,

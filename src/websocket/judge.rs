@@ -43,6 +43,11 @@ pub(super) trait Judge: Send + Sync {
     /// How it ends.
     fn judge_again(&mut self, of: Option<&StoredIdentity>) -> Result<(), Ending>;
 
+    /// The token that a renewal of its session brought, where its upstream hears of them.
+    fn renewed_token(&mut self) -> Option<Token> {
+        None
+    }
+
     /// When its user was seen last, milliseconds since the epoch; only where presence counts.
     fn last_seen(&self) -> Option<u64>;
 
@@ -177,6 +182,10 @@ impl Judge for RefreshJudge {
         let same = then.user() == now.user()
             && Self::hears_the_same((&self.headers, &runtime.policy.trusted_headers), &then, &now);
         if same { Ok(()) } else { Err(Ending::IdentityChanged) }
+    }
+
+    fn renewed_token(&mut self) -> Option<Token> {
+        self.login.as_mut().filter(|_| self.keeps_token)?.renewed_token()
     }
 
     fn last_seen(&self) -> Option<u64> {

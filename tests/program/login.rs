@@ -4,6 +4,7 @@ mod flow;
 mod hostile;
 mod logout;
 mod renewal;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -15,7 +15,7 @@ use url::form_urlencoded;
 
 use super::seal::random;
 use super::{Login, LoginError, Metadata};
-use crate::auth::{outbound, unix_seconds};
+use crate::auth::{Token, outbound, unix_seconds};
 use crate::json;
 use crate::policy::{ClientAuth, ClientCredential};
 
@@ -37,6 +37,11 @@ pub struct ProviderToken(Arc<str>);
 impl ProviderToken {
     fn new(text: &str) -> Self {
         Self(text.into())
+    }
+
+    /// As the credential that goes to a backend; `None` where it could not stand in an `Authorization` header.
+    pub(super) fn to_token(&self) -> Option<Token> {
+        Token::parse(&self.0, BODY_BYTES).ok()
     }
 
     /// The token itself.

@@ -15,7 +15,7 @@ use super::grant::{Expected, Grant, Judged};
 use super::seal::random;
 use super::{Login, LoginError, LoginLimits};
 use crate::auth::identity::Expiry;
-use crate::auth::{BrowserSession, Identity, Rejection, Revocations, unix_millis, unix_seconds};
+use crate::auth::{BrowserSession, Identity, Rejection, Revocations, Token, unix_millis, unix_seconds};
 use crate::policy::Renew;
 
 /// A request at the token's end waits so long for the renewal.
@@ -38,6 +38,8 @@ struct State {
     id_token: Option<ProviderToken>,
     access_token: Option<ProviderToken>,
     refresh_token: Option<ProviderToken>,
+    /// How often they were renewed.
+    renewals: u64,
     /// The end of the tokens, Unix seconds.
     token_end: u64,
     /// When the renewal is due, and when the next try may be, milliseconds.
@@ -68,6 +70,8 @@ pub struct LoginSession {
     version: AtomicU64,
     has_ended: AtomicBool,
     sockets: AtomicUsize,
+    /// A backend behind one of them is told each new token.
+    passes_token: AtomicBool,
     socket_left: Notify,
     /// Milliseconds.
     last_used: AtomicU64,
@@ -92,10 +96,9 @@ impl LoginSession {
         Arc::clone(&self.lock().identity)
     }
 
-    /// The token that a backend may be given, while it is good.
-    #[must_use]
-    pub fn access_token(&self) -> Option<ProviderToken> {
-        self.lock().access_token.clone()
+    /// The access token, for a backend that is to get it.
+    pub(in crate::auth) fn passed_token(&self) -> Option<Token> {
+        self.lock().access_token.as_ref().and_then(ProviderToken::to_token)
     }
 
     /// The last ID token, for the provider's page of sign-out.
@@ -151,7 +154,12 @@ impl LoginSession {
         if self.sockets.fetch_add(1, Ordering::AcqRel) == 0 {
             tokio::spawn(Arc::clone(self).keep_renewed(Arc::clone(sessions)));
         }
-        OpenLoginSocket { session: Arc::clone(self), seen: self.version.load(Ordering::Acquire) }
+        let renewals = self.lock().renewals;
+        OpenLoginSocket {
+            session: Arc::clone(self),
+            seen: self.version.load(Ordering::Acquire),
+            renewals: Some(renewals),
+        }
     }
 
     /// Renews the session whenever that is due, as long as a socket of it is open.
@@ -345,13 +353,15 @@ impl LoginSession {
         let differs = |name: &String| says(&state.identity, name) != says(&identity, name);
         // Thousands of sockets are not woken for a token that says the same.
         let names = login.spec.claims.iter().filter(|name| !EACH_TIME.contains(&name.as_str()));
-        let has_changed = was_unavailable || names.into_iter().any(differs);
+        let has_changed =
+            was_unavailable || self.passes_token.load(Ordering::Relaxed) || names.into_iter().any(differs);
         state.identity = Arc::new(identity);
         state.judged = judged;
         if tokens.id_token.is_some() {
             state.id_token = tokens.id_token;
         }
         state.access_token = tokens.access_token;
+        state.renewals += 1;
         drop(state);
         if has_changed {
             self.note_change(sessions);
@@ -376,6 +386,8 @@ fn renewal_moment(now: u64, token_end: u64) -> u64 {
 pub struct OpenLoginSocket {
     session: Arc<LoginSession>,
     seen: u64,
+    /// Which renewal's token its backend has; `None`: that of another session.
+    renewals: Option<u64>,
 }
 
 impl OpenLoginSocket {
@@ -383,6 +395,25 @@ impl OpenLoginSocket {
     #[must_use]
     pub fn session(&self) -> &Arc<LoginSession> {
         &self.session
+    }
+
+    /// The session's token is told to the backend of this socket: each new one is asked for by [`Self::renewed_token`].
+    pub fn pass_tokens(&mut self) {
+        self.session.passes_token.store(true, Ordering::Relaxed);
+    }
+
+    /// The access token, if it is another than this gave last.
+    pub fn renewed_token(&mut self) -> Option<Token> {
+        let state = self.session.lock();
+        if self.renewals.replace(state.renewals) == Some(state.renewals) {
+            return None;
+        }
+        state.access_token.as_ref().and_then(ProviderToken::to_token)
+    }
+
+    /// Says that its backend has the token of another session than this one's.
+    pub(in crate::auth) fn forget_token(&mut self) {
+        self.renewals = None;
     }
 
     /// Whether the session has changed since this was last asked.
@@ -492,6 +523,7 @@ impl LoginSessions {
                 id_token: tokens.id_token,
                 access_token: tokens.access_token,
                 refresh_token: tokens.refresh_token.filter(|_| renews),
+                renewals: 0,
                 token_end,
                 renew_at: renewal_moment(now, token_end),
                 next_try: 0,
@@ -502,6 +534,7 @@ impl LoginSessions {
             version: AtomicU64::new(0),
             has_ended: AtomicBool::new(false),
             sockets: AtomicUsize::new(0),
+            passes_token: AtomicBool::new(false),
             socket_left: Notify::new(),
             last_used: AtomicU64::new(now),
             successor: Mutex::default(),

@@ -7,7 +7,7 @@ use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
 use super::super::login::{Grant, LoginSession, LoginSessions, OpenLoginSocket};
 use super::super::remote::{Answer, Priority, RemoteCheck};
-use super::super::{BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, claims};
+use super::super::{BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, Token, claims};
 use super::{Provider, Verified, Verifier, unix_seconds};
 
 impl Verifier {
@@ -19,13 +19,12 @@ impl Verifier {
     pub async fn verify_session_cookie(&self, cookie: &SessionCookie) -> Result<Verified, Rejection> {
         let judged = self.session_judged(cookie).await;
         let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
-        let provider = judged
-            .as_ref()
-            .ok()
-            .and_then(|identity| self.providers.iter().find(|provider| provider.spec.name == identity.provider().name));
+        let provider = judged.as_ref().ok().and_then(|(identity, _)| {
+            self.providers.iter().find(|provider| provider.spec.name == identity.provider().name)
+        });
         let label = provider.map_or(&self.nobody, |provider| &provider.label);
         self.metrics.credentials.verified(label, Carrier::Cookie.name(), outcome);
-        judged.map(|identity| Verified { identity: Arc::new(identity), token: None, carrier: Carrier::Cookie })
+        judged.map(|(identity, token)| Verified { identity: Arc::new(identity), token, carrier: Carrier::Cookie })
     }
 
     /// Whose session a cookie is, by its seal and the provider as it is now; for the log.
@@ -70,6 +69,8 @@ impl Verifier {
         match socket.session().latest() {
             Some(next) => {
                 *socket = next.socket(sessions);
+                // Its backend has the token of the former one.
+                socket.forget_token();
                 true
             }
             None => socket.has_changed(),
@@ -95,7 +96,8 @@ impl Verifier {
         self.logins.as_ref().map(|logins| &logins.sessions)
     }
 
-    async fn session_judged(&self, cookie: &SessionCookie) -> Result<Identity, Rejection> {
+    /// Who it is, and the token of a session that began with a sign-in.
+    async fn session_judged(&self, cookie: &SessionCookie) -> Result<(Identity, Option<Token>), Rejection> {
         let sessions = self.sessions.as_ref().ok_or(Rejection::Malformed("no sessions here"))?;
         if let Some(logins) = &self.logins
             && let Some(opened) = logins.open(cookie, sessions.seal())
@@ -104,10 +106,10 @@ impl Verifier {
             if self.revocations.is_ended(&opened.session, unix_seconds()) {
                 return Err(Rejection::Revoked("session"));
             }
-            let (identity, _) = logins.judge_session(opened).await?;
+            let (identity, known) = logins.judge_session(opened).await?;
             // Last: whoever is revoked while we asked is refused.
             self.revocations.check(&identity, unix_seconds())?;
-            return Ok(identity);
+            return Ok((identity, known.and_then(|known| known.passed_token())));
         }
         let opened =
             sessions.open(cookie).ok_or(Rejection::Malformed("no session of ours, or sealed by another key"))?;
@@ -135,7 +137,7 @@ impl Verifier {
         self.session_asked(&identity, sessions.spec().revalidate_every).await?;
         // Last: whoever is revoked while we asked is refused.
         self.revocations.check(&identity, now)?;
-        Ok(identity)
+        Ok((identity, None))
     }
 
     /// Asks the provider about a session of ours, where it can be asked without a token, unless it said yes lately.

@@ -33,7 +33,14 @@ impl Relay {
     /// Something has changed that may end it.
     pub(super) fn hear(&mut self, ear: &Ear) {
         let is_ending = self.farewell.is_some();
-        let ending = if let Err(ending) = self.may_go_on() {
+        let may_go_on = self.may_go_on();
+        if may_go_on.is_ok()
+            && !is_ending
+            && let Some(token) = self.judge.renewed_token()
+        {
+            self.hand_on(token);
+        }
+        let ending = if let Err(ending) = may_go_on {
             ending
         } else if ear.must_leave() {
             Ending::Drain(self.times.drain_code)
