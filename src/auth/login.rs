@@ -82,8 +82,9 @@ pub struct Login {
     provider: Arc<Provider>,
     http: Result<reqwest::Client, String>,
     discovery: Discovery,
-    /// Requests to the provider under way.
+    /// Requests to the provider under way: of sign-ins, and apart from them of open sessions.
     requests: Arc<Semaphore>,
+    renewals: Arc<Semaphore>,
 }
 
 impl Login {
@@ -96,6 +97,7 @@ impl Login {
             http: outbound::client(authority, TIMEOUT, 2),
             discovery: Discovery::new(&spec.judged_by),
             requests: Arc::new(Semaphore::new(requests)),
+            renewals: Arc::new(Semaphore::new(requests)),
             provider: Arc::clone(provider),
             spec: Arc::clone(spec),
         }
@@ -105,11 +107,20 @@ impl Login {
         self.http.as_ref().map_err(Clone::clone)
     }
 
-    /// A place among the requests to the provider.
+    /// A place among the requests that people who are not signed in cause: without one nobody waits.
     fn permit(&self) -> Result<OwnedSemaphorePermit, LoginError> {
         Arc::clone(&self.requests)
             .try_acquire_owned()
             .map_err(|_| LoginError::down("limits.login_requests are under way".to_owned()))
+    }
+
+    /// A place among the requests for sessions that are open: waited for, since no stranger can take them all.
+    async fn renewal_permit(&self) -> Result<OwnedSemaphorePermit, LoginError> {
+        let permit = Arc::clone(&self.renewals).acquire_owned();
+        match tokio::time::timeout(TIMEOUT, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(LoginError::down("limits.login_requests are under way".to_owned())),
+        }
     }
 
     /// What the provider says of itself.
@@ -181,9 +192,7 @@ impl Login {
         };
         if let Some(endpoint) = pushed {
             let mut form = Form::new();
-            // Where the client is public or signs, its id is added with that.
-            let has_id = !matches!(self.spec.credential, crate::policy::ClientCredential::Secret(_));
-            for (name, value) in pairs.iter().filter(|(name, _)| !has_id || *name != "client_id") {
+            for (name, value) in &pairs {
                 form.add(name, value);
             }
             let uri = self.push(&metadata, endpoint, form).await?;

@@ -59,8 +59,8 @@ pub async fn serve(
 }
 
 async fn begin(
-    shared: &Shared,
-    runtime: &Runtime,
+    shared: &Arc<Shared>,
+    runtime: &Arc<Runtime>,
     own: &mut OwnRequest,
     cookie: Option<&SessionCookie>,
     name: Option<&str>,
@@ -92,6 +92,11 @@ async fn begin(
     let name = name.ok_or_else(Refusal::needs_https)?;
     shared.see(policy, identity);
     let now = unix_seconds();
+    // One that began with a sign-in is another session than one made of a token: it ends where this one begins.
+    if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {
+        end(shared, runtime, &session).await?;
+        end_at_provider(shared, runtime, &session).await;
+    }
     let issued = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);
     let cookie = cookie_line(name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;

@@ -112,6 +112,14 @@ impl Form {
         self
     }
 
+    /// Adds it unless it is there.
+    fn add_once(&mut self, name: &str, value: &str) -> &mut Self {
+        if self.0.iter().all(|(known, _)| known != name) {
+            self.add(name, value);
+        }
+        self
+    }
+
     pub(super) fn finish(self) -> String {
         form_urlencoded::Serializer::new(String::new()).extend_pairs(self.0).finish()
     }
@@ -130,6 +138,7 @@ impl Login {
         let mut form = Form::new();
         form.add("grant_type", "authorization_code").add("code", code).add("code_verifier", verifier);
         form.add("redirect_uri", &self.spec.redirect_uri());
+        let _permit = self.permit()?;
         self.tokens(metadata, form).await
     }
 
@@ -137,6 +146,7 @@ impl Login {
     pub(super) async fn refresh(&self, metadata: &Metadata, token: &ProviderToken) -> Result<Tokens, LoginError> {
         let mut form = Form::new();
         form.add("grant_type", "refresh_token").add("refresh_token", token.expose());
+        let _permit = self.renewal_permit().await?;
         self.tokens(metadata, form).await
     }
 
@@ -157,6 +167,7 @@ impl Login {
 
     /// Pushes an authorization request (RFC 9126) and returns its `request_uri`.
     pub(super) async fn push(&self, metadata: &Metadata, endpoint: &str, form: Form) -> Result<String, LoginError> {
+        let _permit = self.permit()?;
         let answered = self.post(metadata, endpoint, form).await?;
         let what = "the pushed authorization request endpoint";
         let answer = json::object(&answered.body).ok();
@@ -175,6 +186,7 @@ impl Login {
         let Some(endpoint) = &metadata.revocation_endpoint else { return Ok(()) };
         let mut form = Form::new();
         form.add("token", token.expose()).add("token_type_hint", "refresh_token");
+        let _permit = self.renewal_permit().await?;
         let answered = self.post(metadata, endpoint, form).await?;
         if answered.status == 200 { Ok(()) } else { Err(answered.odd("the revocation endpoint")) }
     }
@@ -189,7 +201,6 @@ impl Login {
         let Some(endpoint) = &metadata.userinfo_endpoint else {
             return Err(LoginError::refused(format!("claims_from: userinfo, and the provider lists no {what}")));
         };
-        let _permit = self.permit()?;
         let request = self.http().map_err(LoginError::down)?.get(endpoint.as_str());
         let request = request.bearer_auth(token.expose()).header("accept", "application/json");
         let answered = read(request).await?;
@@ -201,12 +212,11 @@ impl Login {
 
     /// Posts a form as this client.
     async fn post(&self, metadata: &Metadata, endpoint: &str, mut form: Form) -> Result<Answered, LoginError> {
-        let _permit = self.permit()?;
         let client_id = self.spec.client_id.as_str();
         let mut basic = None;
         match &self.spec.credential {
             ClientCredential::Public => {
-                form.add("client_id", client_id);
+                form.add_once("client_id", client_id);
             }
             ClientCredential::Secret(secret) => {
                 let secret = String::from_utf8_lossy(secret.expose()).into_owned();
@@ -215,12 +225,12 @@ impl Login {
                     let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
                     basic = Some(STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(&secret))));
                 } else {
-                    form.add("client_id", client_id).add("client_secret", &secret);
+                    form.add_once("client_id", client_id).add("client_secret", &secret);
                 }
             }
             ClientCredential::Key(_) | ClientCredential::AssertionFile(_) => {
                 let assertion = self.assertion().await?;
-                form.add("client_id", client_id)
+                form.add_once("client_id", client_id)
                     .add("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
                     .add("client_assertion", &assertion);
             }

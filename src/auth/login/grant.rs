@@ -197,6 +197,10 @@ impl Login {
         let mut claims = more.unwrap_or_default();
         // What says whom a token is for and of which kind it is comes from the ID token alone.
         claims.retain(|name, _| !crate::auth::kind::is_kind_member(name) && !PROTOCOL.contains(&name.as_str()));
+        // An address and the word that it is verified come from one place.
+        if EMAIL.iter().any(|name| judged.claims.contains_key(*name)) {
+            claims.retain(|name, _| !EMAIL.contains(&name.as_str()));
+        }
         for (name, value) in &judged.claims {
             claims.insert(name.clone(), value.clone());
         }
@@ -223,6 +227,8 @@ impl Login {
         })
     }
 }
+
+const EMAIL: [&str; 2] = ["email", "email_verified"];
 
 /// Members of a token that `UserInfo` does not speak of.
 const PROTOCOL: [&str; 14] = [

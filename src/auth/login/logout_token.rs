@@ -50,7 +50,9 @@ impl Logins {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
         verify_signature(&login.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
-        let found = login.logout_of(&parsed.claims, unix_seconds())?;
+        // Where ID tokens hold no `sid`, nothing but the subject says whose session it was.
+        let says_sid = login.metadata().await.is_ok_and(|metadata| metadata.logout_names_session);
+        let found = login.logout_of(&parsed.claims, says_sid, unix_seconds())?;
         if self.logout_tokens.is_used(&found.id) {
             return Err(Rejection::Claim { claim: "jti".to_owned(), problem: "was used before" });
         }
@@ -64,7 +66,7 @@ impl Logins {
 }
 
 impl Login {
-    fn logout_of(&self, claims: &Map<String, Value>, now: u64) -> Result<ProviderLogout, Rejection> {
+    fn logout_of(&self, claims: &Map<String, Value>, says_sid: bool, now: u64) -> Result<ProviderLogout, Rejection> {
         let spec = &self.spec.judged_by;
         let wrong = |claim: &str, problem: &'static str| Rejection::Claim { claim: claim.to_owned(), problem };
         claims::check_times(spec, claims, now, &mut ())?;
@@ -96,8 +98,6 @@ impl Login {
         };
         let targets = match (session, subject) {
             (Some(session), subject) => {
-                // Where ID tokens hold no `sid`, nothing but the subject says whose session it was.
-                let says_sid = self.discovery.known().is_some_and(|metadata| metadata.logout_names_session);
                 let subject = subject.filter(|_| !says_sid).map(by_subject);
                 [Some(RevocationTarget::Session(session)), subject].into_iter().flatten().collect()
             }

@@ -43,9 +43,14 @@ impl Verifier {
     /// The session that a cookie is of, by its seal alone: to end it, whatever the policy thinks of it.
     #[must_use]
     pub fn browser_session_of(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
-        let sessions = self.sessions.as_ref()?;
-        let login = self.logins.as_ref().and_then(|logins| logins.open(cookie, sessions.seal()));
-        login.map(|opened| opened.session).or_else(|| sessions.decrypt_session(cookie))
+        self.login_session_of(cookie).or_else(|| self.sessions.as_ref()?.decrypt_session(cookie))
+    }
+
+    /// As [`Self::browser_session_of`], where the session began with a sign-in.
+    #[must_use]
+    pub fn login_session_of(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
+        let opened = self.logins.as_ref()?.open(cookie, self.sessions.as_ref()?.seal())?;
+        Some(opened.session)
     }
 
     /// Begins a session of what a sign-in gave.
