@@ -79,7 +79,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
         "/readyz" if shared.is_ready() => said(StatusCode::OK, "ready\n"),
         "/readyz" => said(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => {
-            let mut answer = said(StatusCode::OK, shared.metrics.text(shared.room.len(), shared.drain.is_leaving()));
+            let mut answer = said(StatusCode::OK, shared.metrics.text(shared.room.len(), shared.drain.is_draining()));
             let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             answer.headers_mut().insert(CONTENT_TYPE, format);
             answer

@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::auth::token::{BadCredential, Cookies, Extracted};
 use crate::auth::{Carrier, LastToken, Lookup, NoCredential, Rejection, Token, Verified};
-use crate::budget::Share;
+use crate::budget::MemoryReservation;
 use crate::http::{AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::Policy;
 use crate::runtime::{Runtime, Shared};
@@ -68,7 +68,7 @@ pub struct Authenticator<'a> {
     /// The policy and verifier that the request began with.
     pub runtime: &'a Runtime,
     /// What the connection holds as long as nobody was verified on it.
-    pub share: &'a Share,
+    pub share: &'a MemoryReservation,
     /// The token that the connection presented last, where it presents many.
     pub last: Option<&'a LastToken>,
 }

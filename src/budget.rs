@@ -1,7 +1,7 @@
-//! A bound in bytes on what callers make us hold before they are known, all together.
+//! A limit in bytes on the memory that all unauthenticated callers together make this process hold.
 //!
-//! Owns the sum, and who gives way when it is exceeded: the caller that holds most, among equals the newest, unless a
-//! request of its own is being answered. How much a caller holds is said by whoever holds it.
+//! Owns the sum, and decides who is evicted when it exceeds the limit: the caller that holds most, among equals the
+//! newest, unless a request of that caller is being answered. The size of each reservation is reported by its owner.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -11,198 +11,201 @@ use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
-/// A task, a socket, and what counts a connection: what one costs that has sent nothing.
-pub const SILENT_BYTES: usize = 8 << 10;
-/// The HTTP state of a connection, and the 8 KiB that hyper reads into first.
-pub const SPEAKING_BYTES: usize = 12 << 10;
-/// A socket that takes its Close.
-pub const CLOSING_BYTES: usize = 2 << 10;
-/// A request that is passed on for a caller who stays unknown: a connection to the upstream beside the client's, and what
-/// is on its way between them.
-pub const PUBLIC_BYTES: usize = 24 << 10;
-/// What a TLS connection costs beside that: its state and its buffers.
-pub const TLS_BYTES: usize = 8 << 10;
+/// The cost of a connection that has sent nothing: a task, a socket, and its counters.
+pub const SILENT_CONNECTION_BYTES: usize = 8 << 10;
+/// The cost of a connection with HTTP state, including the 8 KiB that hyper reads into first.
+pub const HTTP_CONNECTION_BYTES: usize = 12 << 10;
+/// The cost of a WebSocket that has yet to take its Close.
+pub const CLOSING_SOCKET_BYTES: usize = 2 << 10;
+/// The cost of an unauthenticated request that is forwarded: the client's connection, one to the upstream, and the
+/// buffers between them.
+pub const PUBLIC_REQUEST_BYTES: usize = 24 << 10;
+/// The additional cost of TLS on a connection: its state and its buffers.
+pub const TLS_STATE_BYTES: usize = 8 << 10;
 
-/// The bound, and everyone who counts toward it.
+/// A limit and the reservations that count toward it; clones share both.
 #[derive(Clone, Debug, Default)]
-pub struct Budget {
-    inner: Arc<Mutex<Inner>>,
+pub struct MemoryBudget {
+    reservations: Arc<Mutex<Reservations>>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    bound: usize,
-    /// Of everyone, also of those that give way and have not gone yet.
-    held: usize,
-    /// Of those that give way.
-    leaving: usize,
-    next: u64,
-    /// By bytes, then by age: the last one gives way first.
-    holders: BTreeMap<(usize, u64), Arc<Signal>>,
+struct Reservations {
+    limit: usize,
+    /// Bytes of all reservations, evicted ones that are not dropped yet among them.
+    reserved: usize,
+    /// Bytes of evicted reservations that are not dropped yet.
+    evicted: usize,
+    next_id: u64,
+    /// The reservations that are not evicted, by size and then by age: the last one is evicted first.
+    active: BTreeMap<(usize, u64), Arc<EvictionSignal>>,
 }
 
 #[derive(Debug, Default)]
-struct Signal {
-    gives_way: AtomicBool,
-    /// A request is being answered, so nobody gives way meanwhile.
-    serving: AtomicBool,
+struct EvictionSignal {
+    is_evicted: AtomicBool,
+    /// Set while a request of the caller is being answered, which protects it from eviction.
+    is_serving: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// What one caller holds; given back when dropped.
+/// The memory that one caller holds; returned to the budget when dropped.
 #[derive(Debug)]
-pub struct Share {
-    budget: Budget,
-    number: u64,
+pub struct MemoryReservation {
+    budget: MemoryBudget,
+    id: u64,
     /// Changed under the budget's lock only.
     bytes: AtomicUsize,
-    is_known: AtomicBool,
-    signal: Arc<Signal>,
+    is_verified: AtomicBool,
+    signal: Arc<EvictionSignal>,
 }
 
-impl Budget {
-    /// Sets the bound; whoever is above it gives way with the next caller.
-    pub fn set_bound(&self, bytes: usize) {
-        self.lock().bound = bytes;
+impl MemoryBudget {
+    /// Sets the limit; a lower one evicts nobody before the next reservation or change of one.
+    pub fn set_limit(&self, bytes: usize) {
+        self.lock().limit = bytes;
     }
 
-    /// How many bytes are held, and how many may be.
+    /// The bytes that are reserved, and the limit.
     #[must_use]
-    pub fn used(&self) -> (usize, usize) {
-        let inner = self.lock();
-        (inner.held, inner.bound)
+    pub fn usage(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.reserved, state.limit)
     }
 
-    /// Counts a new caller. `None`: no other one holds more, so it gives way itself.
+    /// Reserves memory for a new caller. `None` when there is no room: no other caller holds more.
     #[must_use]
-    pub fn enter(&self, bytes: usize) -> Option<Share> {
-        let mut inner = self.lock();
-        let number = inner.next;
-        inner.next += 1;
-        let share = Share {
+    pub fn reserve(&self, bytes: usize) -> Option<MemoryReservation> {
+        let mut state = self.lock();
+        let id = state.next_id;
+        state.next_id += 1;
+        let reservation = MemoryReservation {
             budget: self.clone(),
-            number,
+            id,
             bytes: AtomicUsize::new(bytes),
-            is_known: AtomicBool::new(false),
+            is_verified: AtomicBool::new(false),
             signal: Arc::default(),
         };
-        inner.insert(bytes, number, &share.signal);
-        // Those that give way need a moment; while they still hold half of the bound, nobody comes in.
-        let fits = inner.make_room() && inner.leaving <= inner.bound / 2 && !share.gives_way();
-        drop(inner);
-        fits.then_some(share)
+        state.insert(bytes, id, &reservation.signal);
+        // Evicted callers take time to release their memory. While they still hold more than half of the limit, new
+        // ones are rejected: otherwise the process could hold far more than the limit.
+        let fits = state.make_room() && state.evicted <= state.limit / 2 && !reservation.is_evicted();
+        drop(state);
+        fits.then_some(reservation)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Reservations> {
+        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
-    fn insert(&mut self, bytes: usize, number: u64, signal: &Arc<Signal>) {
-        self.held += bytes;
-        self.holders.insert((bytes, number), Arc::clone(signal));
+impl Reservations {
+    fn insert(&mut self, bytes: usize, id: u64, signal: &Arc<EvictionSignal>) {
+        self.reserved += bytes;
+        self.active.insert((bytes, id), Arc::clone(signal));
     }
 
-    /// Tells as many to give way as hold too much. Whether the rest fits.
+    /// Evicts callers until the rest fits; `false` when all that are left are protected from eviction.
     fn make_room(&mut self) -> bool {
-        while self.held - self.leaving > self.bound {
-            let can = |signal: &Signal| !signal.serving.load(Ordering::Acquire);
-            let Some((&key, _)) = self.holders.iter().rev().find(|(_, signal)| can(signal)) else { return false };
-            if let Some(signal) = self.holders.remove(&key) {
-                self.leaving += key.0;
-                signal.gives_way.store(true, Ordering::Release);
+        while self.reserved - self.evicted > self.limit {
+            let is_evictable = |signal: &EvictionSignal| !signal.is_serving.load(Ordering::Acquire);
+            let Some((&key, _)) = self.active.iter().rev().find(|(_, signal)| is_evictable(signal)) else {
+                return false;
+            };
+            if let Some(signal) = self.active.remove(&key) {
+                self.evicted += key.0;
+                signal.is_evicted.store(true, Ordering::Release);
                 signal.waker.wake();
             }
         }
         true
     }
 
-    /// Takes out a caller that may have been told to give way.
-    fn remove(&mut self, bytes: usize, number: u64) {
-        self.held -= bytes;
-        if self.holders.remove(&(bytes, number)).is_none() {
-            self.leaving -= bytes;
+    /// Removes a reservation, whether it was evicted or not.
+    fn remove(&mut self, bytes: usize, id: u64) {
+        self.reserved -= bytes;
+        if self.active.remove(&(bytes, id)).is_none() {
+            self.evicted -= bytes;
         }
     }
 }
 
-impl Share {
-    /// Says how much is held now. `false`: there is no room for it, and nobody else gives way.
-    pub fn hold(&self, bytes: usize) -> bool {
-        if self.bytes.load(Ordering::Relaxed) == bytes || self.is_known.load(Ordering::Acquire) {
+impl MemoryReservation {
+    /// Sets the size. `false` when this caller is evicted, or when there is no room and nobody can be evicted.
+    pub fn resize(&self, bytes: usize) -> bool {
+        if self.bytes.load(Ordering::Relaxed) == bytes || self.is_verified.load(Ordering::Acquire) {
             return true;
         }
-        let mut inner = self.budget.lock();
-        if self.is_known.load(Ordering::Acquire) {
+        let mut state = self.budget.lock();
+        if self.is_verified.load(Ordering::Acquire) {
             return true;
         }
-        inner.remove(self.bytes.swap(bytes, Ordering::Relaxed), self.number);
-        if self.gives_way() {
-            inner.held += bytes;
-            inner.leaving += bytes;
+        state.remove(self.bytes.swap(bytes, Ordering::Relaxed), self.id);
+        if self.is_evicted() {
+            state.reserved += bytes;
+            state.evicted += bytes;
             return false;
         }
-        inner.insert(bytes, self.number, &self.signal);
-        inner.make_room() && !self.gives_way()
+        state.insert(bytes, self.id, &self.signal);
+        state.make_room() && !self.is_evicted()
     }
 
-    /// How much it holds.
+    /// The size of the reservation.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Who the caller is has been verified: it counts no more.
+    /// Stops counting the caller, because its user was verified.
     pub fn mark_verified(&self) {
-        if self.is_known.load(Ordering::Acquire) {
+        if self.is_verified.load(Ordering::Acquire) {
             return;
         }
-        let mut inner = self.budget.lock();
-        if !self.is_known.swap(true, Ordering::AcqRel) {
-            inner.remove(self.bytes.swap(0, Ordering::Relaxed), self.number);
+        let mut state = self.budget.lock();
+        if !self.is_verified.swap(true, Ordering::AcqRel) {
+            state.remove(self.bytes.swap(0, Ordering::Relaxed), self.id);
         }
     }
 
-    /// Whether its caller was verified.
+    /// Whether the caller's user was verified.
     #[must_use]
-    pub fn is_known(&self) -> bool {
-        self.is_known.load(Ordering::Acquire)
+    pub fn is_verified(&self) -> bool {
+        self.is_verified.load(Ordering::Acquire)
     }
 
-    /// Whether a request of this caller is being answered, so that it cannot give way.
-    pub fn set_serving(&self, serving: bool) {
-        self.signal.serving.store(serving, Ordering::Release);
+    /// Sets whether a request of this caller is being answered, which protects the caller from eviction.
+    pub fn set_serving(&self, is_serving: bool) {
+        self.signal.is_serving.store(is_serving, Ordering::Release);
     }
 
     /// Whether a request of this caller is being answered.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        self.signal.serving.load(Ordering::Acquire)
+        self.signal.is_serving.load(Ordering::Acquire)
     }
 
-    /// Whether it has been told to give way.
+    /// Whether the caller was evicted and must release its memory.
     #[must_use]
-    pub fn gives_way(&self) -> bool {
-        self.signal.gives_way.load(Ordering::Acquire)
+    pub fn is_evicted(&self) -> bool {
+        self.signal.is_evicted.load(Ordering::Acquire)
     }
 
-    /// Resolves when it is told to give way. One task waits at a time.
-    pub fn poll_gives_way(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Polls for the eviction of the caller; only the last task that polled is woken.
+    pub fn poll_evicted(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.signal.waker.register(cx.waker());
-        if self.gives_way() && !self.is_known() { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_evicted() && !self.is_verified() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// As [`Self::poll_gives_way`].
-    pub async fn has_to_give_way(&self) {
-        poll_fn(|cx| self.poll_gives_way(cx)).await;
+    /// Resolves when the caller is evicted. One task waits at a time.
+    pub async fn evicted(&self) {
+        poll_fn(|cx| self.poll_evicted(cx)).await;
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
-        if !*self.is_known.get_mut() {
-            self.budget.lock().remove(*self.bytes.get_mut(), self.number);
+        if !*self.is_verified.get_mut() {
+            self.budget.lock().remove(*self.bytes.get_mut(), self.id);
         }
     }
 }
@@ -211,85 +214,85 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
-    fn budget(bound: usize) -> Budget {
-        let budget = Budget::default();
-        budget.set_bound(bound);
+    fn budget(limit: usize) -> MemoryBudget {
+        let budget = MemoryBudget::default();
+        budget.set_limit(limit);
         budget
     }
 
     #[test]
-    fn whoever_holds_most_gives_way_and_among_equals_the_newest() {
+    fn the_caller_that_holds_most_is_evicted_and_among_equals_the_newest() {
         let budget = budget(100);
-        let small = budget.enter(10).expect("room");
-        let large = budget.enter(40).expect("room");
-        let newer = budget.enter(40).expect("room");
-        let newest = budget.enter(20).expect("the newer of the large ones gives way");
-        assert!(newer.gives_way());
-        assert!(!small.gives_way() && !large.gives_way() && !newest.gives_way());
+        let small = budget.reserve(10).expect("room");
+        let large = budget.reserve(40).expect("room");
+        let newer = budget.reserve(40).expect("room");
+        let newest = budget.reserve(20).expect("the newer of the large ones is evicted");
+        assert!(newer.is_evicted());
+        assert!(!small.is_evicted() && !large.is_evicted() && !newest.is_evicted());
     }
 
     #[test]
-    fn a_newcomer_gives_way_where_nobody_holds_more() {
+    fn a_new_caller_is_rejected_when_nobody_holds_more() {
         let budget = budget(30);
-        let _held: Vec<Share> = (0..3).map(|_| budget.enter(10).expect("room")).collect();
-        assert!(budget.enter(10).is_none());
-        assert_eq!(budget.used(), (30, 30));
+        let _held: Vec<MemoryReservation> = (0..3).map(|_| budget.reserve(10).expect("room")).collect();
+        assert!(budget.reserve(10).is_none());
+        assert_eq!(budget.usage(), (30, 30));
     }
 
     #[test]
-    fn whoever_grows_gives_way_when_it_holds_most() {
+    fn a_growing_caller_is_evicted_when_it_holds_most() {
         let budget = budget(100);
-        let first = budget.enter(10).expect("room");
-        let second = budget.enter(30).expect("room");
-        assert!(first.hold(60));
-        assert!(!first.hold(80));
-        assert!(first.gives_way() && !second.gives_way());
+        let first = budget.reserve(10).expect("room");
+        let second = budget.reserve(30).expect("room");
+        assert!(first.resize(60));
+        assert!(!first.resize(80));
+        assert!(first.is_evicted() && !second.is_evicted());
         drop(first);
-        assert_eq!(budget.used(), (30, 100));
+        assert_eq!(budget.usage(), (30, 100));
     }
 
     #[test]
-    fn a_caller_that_is_being_answered_does_not_give_way() {
+    fn a_caller_that_is_being_answered_is_not_evicted() {
         let budget = budget(100);
-        let served = budget.enter(90).expect("room");
+        let served = budget.reserve(90).expect("room");
         served.set_serving(true);
-        assert!(budget.enter(20).is_none());
-        assert!(!served.gives_way());
+        assert!(budget.reserve(20).is_none());
+        assert!(!served.is_evicted());
         served.set_serving(false);
-        assert!(budget.enter(20).is_none(), "what gives way is still held, and is more than half of the bound");
-        assert!(served.gives_way());
+        assert!(budget.reserve(20).is_none(), "the evicted memory is still held, and is more than half of the limit");
+        assert!(served.is_evicted());
     }
 
     #[test]
-    fn a_verified_caller_counts_no_more_whatever_it_holds() {
+    fn a_verified_caller_is_not_counted_whatever_it_holds() {
         let budget = budget(100);
-        let known = budget.enter(90).expect("room");
+        let known = budget.reserve(90).expect("room");
         known.mark_verified();
-        assert_eq!(budget.used(), (0, 100));
-        assert!(known.hold(1_000));
-        let _other = budget.enter(100).expect("room");
-        assert!(!known.gives_way());
+        assert_eq!(budget.usage(), (0, 100));
+        assert!(known.resize(1_000));
+        let _other = budget.reserve(100).expect("room");
+        assert!(!known.is_evicted());
         drop(known);
-        assert_eq!(budget.used(), (100, 100));
+        assert_eq!(budget.usage(), (100, 100));
     }
 
     proptest::proptest! {
-        /// Whatever callers do, the sum is what they hold, and what does not give way fits.
+        /// After any sequence of calls the sum is what callers hold, and callers that are not evicted fit.
         #[test]
         fn the_sum_is_kept(steps in proptest::collection::vec((0usize..4, 0usize..8, 0usize..60), 0..200)) {
             let budget = budget(100);
-            let mut shares: Vec<Share> = Vec::new();
+            let mut reservations: Vec<MemoryReservation> = Vec::new();
             for (step, which, bytes) in steps {
-                let index = which % shares.len().max(1);
-                match (step, shares.get(index)) {
-                    (1, Some(share)) => drop(share.hold(bytes)),
-                    (2, Some(share)) => share.mark_verified(),
-                    (3, Some(_)) => drop(shares.swap_remove(index)),
-                    _ => shares.extend(budget.enter(bytes)),
+                let index = which % reservations.len().max(1);
+                match (step, reservations.get(index)) {
+                    (1, Some(reservation)) => drop(reservation.resize(bytes)),
+                    (2, Some(reservation)) => reservation.mark_verified(),
+                    (3, Some(_)) => drop(reservations.swap_remove(index)),
+                    _ => reservations.extend(budget.reserve(bytes)),
                 }
-                let held: usize = shares.iter().map(Share::bytes).sum();
-                let staying: usize = shares.iter().filter(|share| !share.gives_way()).map(Share::bytes).sum();
-                proptest::prop_assert_eq!(budget.used().0, held);
+                let held: usize = reservations.iter().map(MemoryReservation::bytes).sum();
+                let staying: usize = reservations.iter().filter(|one| !one.is_evicted()).map(MemoryReservation::bytes).sum();
+                proptest::prop_assert_eq!(budget.usage().0, held);
                 proptest::prop_assert!(staying <= 100);
             }
         }

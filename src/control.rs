@@ -82,7 +82,7 @@ impl Desk {
             },
             ("/drain", Method::POST) => {
                 tracing::info!("a drain was asked for on the control listener");
-                self.shared.drain.ask();
+                self.shared.drain.request();
                 said(StatusCode::ACCEPTED, "draining\n")
             }
             ("/revoke" | "/drain", _) => {

@@ -1,4 +1,5 @@
-//! Stopping without losing anything: not ready, then no new connections, then sockets told, then out.
+//! A graceful stop: the process reports that it is not ready, accepts no more connections, sends every WebSocket
+//! its Close, and ends when all work has ended or the time limit is reached.
 //!
 //! A leaf: it knows phases and counts, not what is being drained.
 
@@ -9,125 +10,127 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// Shared by everything that must end in time.
+/// The state of the drain; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    inner: Arc<Inner>,
+    state: Arc<DrainState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    /// Someone asked for it.
-    asked: CancellationToken,
-    /// Not ready any more; still accepting.
-    leaving: CancellationToken,
-    /// No new connections, no upgrades; answers close their connection; sockets are told.
+struct DrainState {
+    /// Cancelled when a drain is requested.
+    requested: CancellationToken,
+    /// Cancelled when `/readyz` begins to fail; connections are still accepted.
+    draining: CancellationToken,
+    /// Cancelled when no more connections and upgrades are accepted, responses close their connection, and sockets
+    /// get their Close.
     closing: CancellationToken,
-    /// How long telling them may take.
-    leave_within: OnceLock<Duration>,
+    /// The time over which the sockets' Closes are spread.
+    close_window: OnceLock<Duration>,
     tasks: TaskTracker,
 }
 
 impl Drain {
-    /// Asks for a drain, as SIGTERM does.
-    pub fn ask(&self) {
-        self.inner.asked.cancel();
+    /// Requests a drain, as SIGTERM does.
+    pub fn request(&self) {
+        self.state.requested.cancel();
     }
 
-    /// Resolves when someone has asked.
+    /// Returns the token that is cancelled when a drain is requested.
     #[must_use]
-    pub fn asked(&self) -> CancellationToken {
-        self.inner.asked.clone()
+    pub fn request_token(&self) -> CancellationToken {
+        self.state.requested.clone()
     }
 
-    /// Whether `/readyz` says no.
+    /// Whether a drain has begun, so that `/readyz` fails.
     #[must_use]
-    pub fn is_leaving(&self) -> bool {
-        self.inner.leaving.is_cancelled()
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.is_cancelled()
     }
 
     /// Whether connections and sockets are being closed.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        self.inner.closing.is_cancelled()
+        self.state.closing.is_cancelled()
     }
 
-    /// Resolves when closing begins.
+    /// Returns the token that is cancelled when closing begins.
     #[must_use]
-    pub fn closing(&self) -> CancellationToken {
-        self.inner.closing.clone()
+    pub fn closing_token(&self) -> CancellationToken {
+        self.state.closing.clone()
     }
 
-    /// How long the sockets may take to be told, once closing has begun.
+    /// The time, from the beginning of closing, over which the sockets' Closes are spread; zero before that.
     #[must_use]
-    pub fn leave_within(&self) -> Duration {
-        self.inner.leave_within.get().copied().unwrap_or_default()
+    pub fn close_window(&self) -> Duration {
+        self.state.close_window.get().copied().unwrap_or_default()
     }
 
-    /// Counts something that must end before the process does.
-    pub fn hold(&self) -> TaskTrackerToken {
-        self.inner.tasks.token()
+    /// Counts a task that must end before the process does, until the returned token is dropped.
+    pub fn track(&self) -> TaskTrackerToken {
+        self.state.tasks.token()
     }
 
-    /// How much is still held.
+    /// The number of tracked tasks that have not ended.
     #[must_use]
-    pub fn held(&self) -> usize {
-        self.inner.tasks.len()
+    pub fn tracked_count(&self) -> usize {
+        self.state.tasks.len()
     }
 
-    /// Drains: `delay` as not ready but accepting, then at most `timeout` until all has ended, in the first
-    /// `leave_within` of which sockets are told. Returns whether it did.
-    pub async fn run(&self, Times { delay, timeout, leave_within }: Times) -> bool {
-        self.inner.leaving.cancel();
+    /// Drains: for `delay` the process is not ready but accepts connections, then it waits at most `timeout` for
+    /// the tracked tasks. Sockets get their Close within the first `close_window` of that. Returns whether all
+    /// tasks have ended.
+    pub async fn run(&self, DrainTimes { delay, timeout, close_window }: DrainTimes) -> bool {
+        self.state.draining.cancel();
         tokio::time::sleep(delay).await;
-        // Only the first drain counts, and there is but one.
-        let _ = self.inner.leave_within.set(leave_within);
-        self.inner.closing.cancel();
-        self.inner.tasks.close();
-        tokio::time::timeout(timeout, self.inner.tasks.wait()).await.is_ok()
+        // `set` fails on a second call only, and there is one drain in a process.
+        let _ = self.state.close_window.set(close_window);
+        self.state.closing.cancel();
+        self.state.tasks.close();
+        tokio::time::timeout(timeout, self.state.tasks.wait()).await.is_ok()
     }
 }
 
-/// How long each part of a drain takes.
+/// The durations of a drain's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// Not ready, still accepting.
+pub struct DrainTimes {
+    /// The time during which the process is not ready but still accepts.
     pub delay: Duration,
-    /// From the delay's end to the process's.
+    /// The time from the end of `delay` to the end of the process.
     pub timeout: Duration,
-    /// Of that, until the last socket is told.
-    pub leave_within: Duration,
+    /// The part of `timeout` in which every socket gets its Close.
+    pub close_window: Duration,
 }
 
-impl Times {
-    /// As a platform asks, which sends traffic elsewhere meanwhile: sockets leave over at most ten seconds, and half
-    /// of the time is left to them for their goodbyes.
+impl DrainTimes {
+    /// The times of a drain for a platform, which sends new traffic elsewhere meanwhile: Closes are spread over at
+    /// most ten seconds and at most half of `timeout`, so that the closing handshakes have the other half.
     #[must_use]
-    pub fn orderly(delay: Duration, timeout: Duration) -> Self {
-        Self { delay, timeout, leave_within: (timeout / 2).min(LONGEST_LEAVE) }
+    pub fn gradual(delay: Duration, timeout: Duration) -> Self {
+        Self { delay, timeout, close_window: (timeout / 2).min(MAX_CLOSE_WINDOW) }
     }
 
-    /// As a person at the keyboard asks.
+    /// The times of a drain after Ctrl-C: nothing is delayed or spread.
     #[must_use]
-    pub fn at_once(timeout: Duration) -> Self {
-        Self { delay: Duration::ZERO, timeout, leave_within: Duration::ZERO }
+    pub fn immediate(timeout: Duration) -> Self {
+        Self { delay: Duration::ZERO, timeout, close_window: Duration::ZERO }
     }
 }
 
-const LONGEST_LEAVE: Duration = Duration::from_secs(10);
+const MAX_CLOSE_WINDOW: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sockets_leave_over_ten_seconds_or_half_the_time_and_at_once_for_a_person() {
+    fn closes_are_spread_over_ten_seconds_or_half_the_timeout_and_not_at_all_after_ctrl_c() {
         let seconds = Duration::from_secs;
-        assert_eq!(Times::orderly(seconds(5), seconds(25)).leave_within, seconds(10));
-        assert_eq!(Times::orderly(seconds(0), seconds(4)).leave_within, seconds(2));
+        assert_eq!(DrainTimes::gradual(seconds(5), seconds(25)).close_window, seconds(10));
+        assert_eq!(DrainTimes::gradual(seconds(0), seconds(4)).close_window, seconds(2));
         assert_eq!(
-            Times::at_once(seconds(25)),
-            Times { delay: seconds(0), timeout: seconds(25), leave_within: seconds(0) }
+            DrainTimes::immediate(seconds(25)),
+            DrainTimes { delay: seconds(0), timeout: seconds(25), close_window: seconds(0) }
         );
     }
 }

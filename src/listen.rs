@@ -1,5 +1,5 @@
-//! Listeners: binding, accepting, and serving HTTP/1.1 on each connection until it ends or the
-//! process drains.
+//! Listeners: bind the addresses, accept connections, and serve HTTP/1.1 on each until it ends or the process
+//! drains.
 
 mod tls;
 
@@ -18,37 +18,37 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::LastToken;
-use crate::budget::{SPEAKING_BYTES, Share, TLS_BYTES};
+use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, TLS_STATE_BYTES};
 use crate::drain::Drain;
 use crate::http::{ClientStream, Connection, Lingering, Phase, Refusal, Socket, tune};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Limit, Shared};
-use crate::small_server::{Listener, REST, unix_listener};
+use crate::small_server::{ACCEPT_RETRY_DELAY, Listener, unix_listener};
 
 pub use tls::CertificateError;
 
 const BACKLOG: i32 = 1024;
-/// So many at most are taken from the queue when nobody listens any more.
-const QUEUE: usize = 1024;
-/// When the process drains, a request that is on its way on an open connection arrives within this; it is answered
-/// with `Connection: close`.
-const LAST_CALL: Duration = Duration::from_secs(1);
-/// A socket's group may come in: the proxy before us runs as another user.
-const UNIX_MODE: u32 = 0o660;
+/// The maximum number of connections that are taken from the system's queue when accepting ends.
+const MAX_LAST_ACCEPTED: usize = 1024;
+/// The time that open connections without a request stay open when the process drains: a request that the client has
+/// sent already arrives within it, and is answered with `Connection: close`.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// The mode of a Unix socket's file. Its group may connect, since a proxy in front of us runs as another user.
+const UNIX_SOCKET_MODE: u32 = 0o660;
 
-/// Why a listener could not be had.
+/// The reason why a listener could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The address is taken, not ours, or not allowed.
+    /// The address is in use, not an address of this host, or not permitted.
     #[error("listen: {address}: {source}{}", hint(.source))]
     Bind {
-        /// Which one.
+        /// The address, as it was written.
         address: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Its certificate is of no use.
+    /// The listener's certificate cannot be used.
     #[error("listen.tls: {0}")]
     Certificate(#[from] CertificateError),
 }
@@ -63,13 +63,13 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// Bound listeners, not accepting yet.
+/// Listeners that are bound and do not accept yet.
 #[derive(Debug)]
-pub struct Listeners(Vec<Bound>);
+pub struct Listeners(Vec<BoundListener>);
 
 #[derive(Debug)]
-struct Bound {
-    /// As it was written.
+struct BoundListener {
+    /// The address as the configuration has it; a label of metrics.
     name: String,
     socket: Listener,
     tls: Option<CertificateFiles>,
@@ -79,7 +79,7 @@ impl Listeners {
     /// Binds every address of the policy.
     ///
     /// # Errors
-    /// The first address that cannot be had.
+    /// The first address that cannot be bound.
     pub fn bind(policy: &Policy) -> Result<Self, ListenError> {
         let mut listeners = Vec::new();
         for listen in &policy.listen {
@@ -89,24 +89,28 @@ impl Listeners {
                         let socket = bind(*address)
                             .map_err(|source| ListenError::Bind { address: address.to_string(), source })?;
                         let name = listen.written.clone();
-                        listeners.push(Bound { name, socket: Listener::Tcp(socket), tls: listen.tls.clone() });
+                        listeners.push(BoundListener { name, socket: Listener::Tcp(socket), tls: listen.tls.clone() });
                     }
                 }
                 ListenPlace::Unix(path) => {
-                    let (socket, file) = unix_listener(path, UNIX_MODE, BACKLOG)
+                    let (socket, file) = unix_listener(path, UNIX_SOCKET_MODE, BACKLOG)
                         .map_err(|source| ListenError::Bind { address: listen.written.clone(), source })?;
                     let name = listen.written.clone();
-                    listeners.push(Bound { name, socket: Listener::Unix(socket, file), tls: listen.tls.clone() });
+                    listeners.push(BoundListener {
+                        name,
+                        socket: Listener::Unix(socket, file),
+                        tls: listen.tls.clone(),
+                    });
                 }
             }
         }
         Ok(Self(listeners))
     }
 
-    /// Where they listen, with the ports the system chose.
+    /// The addresses of the listeners, with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        let shown = |bound: &Bound| match &bound.socket {
+        let shown = |bound: &BoundListener| match &bound.socket {
             Listener::Tcp(listener) => {
                 let scheme = if bound.tls.is_some() { "https" } else { "http" };
                 listener.local_addr().map_or_else(|_| String::new(), |address| format!("{scheme}://{address}"))
@@ -116,36 +120,36 @@ impl Listeners {
         self.0.iter().map(shown).collect()
     }
 
-    /// Accepts until the drain closes.
+    /// Starts a task for each listener that accepts until the drain closes.
     ///
     /// # Errors
-    /// When a certificate is of no use.
+    /// When a certificate cannot be used.
     pub fn serve(self, shared: &Arc<Shared>) -> Result<(), ListenError> {
-        for Bound { name, socket, tls } in self.0 {
-            let tls = tls.map(|files| tls::acceptor(&files, shared.drain.closing())).transpose()?;
-            let house = House {
+        for BoundListener { name, socket, tls } in self.0 {
+            let tls = tls.map(|files| tls::acceptor(&files, shared.drain.closing_token())).transpose()?;
+            let acceptor = Acceptor {
                 shared: Arc::clone(shared),
                 tls,
                 lingering: Lingering::default(),
-                open: shared.metrics.connections(&name),
+                open_connections: shared.metrics.connections(&name),
             };
-            tokio::spawn(house.accept(socket));
+            tokio::spawn(acceptor.accept(socket));
         }
         Ok(())
     }
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match bound(address) {
-        // `:8080` means every address; a machine without IPv6 has the IPv4 ones.
+    match bind_one(address) {
+        // `:8080` means every address, which on a machine without IPv6 is every IPv4 address.
         Err(_) if address == SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port())) => {
-            bound(SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port())))
+            bind_one(SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, address.port())))
         }
         result => result,
     }
 }
 
-fn bound(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
@@ -157,61 +161,73 @@ fn bound(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// One listener's, whatever comes to it.
-struct House {
+/// The state of one listener's accept loop.
+struct Acceptor {
     shared: Arc<Shared>,
     tls: Option<TlsAcceptor>,
-    /// Those on their way out.
     lingering: Lingering,
-    /// How many are in, for the count.
-    open: Gauge,
+    /// The metric of this listener's open connections.
+    open_connections: Gauge,
 }
 
-impl House {
+impl Acceptor {
     async fn accept(self, listener: Listener) {
-        let closing = self.shared.drain.closing();
+        let closing = self.shared.drain.closing_token();
         loop {
             let accepted = tokio::select! {
                 () = closing.cancelled() => break,
-                accepted = next(&listener) => accepted,
+                accepted = accept_next(&listener) => accepted,
             };
             match accepted {
-                Ok((socket, peer)) => self.welcome(socket, peer).await,
-                // One connection that is gone again is no reason to stop; a full table needs a moment.
+                Ok((socket, peer)) => self.accept_or_reject(socket, peer).await,
+                // The client has closed the connection already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    tracing::warn!("accepting failed, resting a moment: {error}");
-                    tokio::time::sleep(REST).await;
+                    // Mostly no file descriptor is free, which takes time to change.
+                    tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
-        // The system has told these that they are connected. Nobody listens any more before they are welcomed.
-        let last: Vec<_> = std::iter::from_fn(|| first_in_line(&listener)).take(QUEUE).collect();
+        // The clients of queued connections believe that they are connected, so these are served as well. The listener
+        // is closed first, so that no further ones are queued.
+        let last: Vec<_> = std::iter::from_fn(|| accept_queued(&listener)).take(MAX_LAST_ACCEPTED).collect();
         drop(listener);
         for (socket, peer) in last {
-            self.welcome(socket, peer).await;
+            self.accept_or_reject(socket, peer).await;
         }
     }
 
-    /// Serves a connection, or refuses it where there is no room.
-    async fn welcome(&self, socket: Socket, peer: Option<SocketAddr>) {
-        let limit = match self.shared.connect(peer.map(|peer| peer.ip()), &self.open) {
-            Ok((count, share)) => {
-                let accepted = Accepted { socket, peer, at: Instant::now(), count, share: Arc::new(share) };
-                tokio::spawn(serve(Arc::clone(&self.shared), accepted, self.tls.clone(), self.lingering.clone()));
+    /// Serves a connection, or rejects it when a limit is reached.
+    async fn accept_or_reject(&self, socket: Socket, peer: Option<SocketAddr>) {
+        let limit = match self.shared.connect(peer.map(|peer| peer.ip()), &self.open_connections) {
+            Ok((count, reservation)) => {
+                let accepted = AcceptedConnection {
+                    socket,
+                    peer,
+                    accepted_at: Instant::now(),
+                    count,
+                    reservation: Arc::new(reservation),
+                };
+                tokio::spawn(serve_connection(
+                    Arc::clone(&self.shared),
+                    accepted,
+                    self.tls.clone(),
+                    self.lingering.clone(),
+                ));
                 return;
             }
             Err(limit) => limit,
         };
         if self.tls.is_some() {
-            // Nothing can be said before a handshake, and there is no room for one.
+            // A response needs a TLS handshake first, and there is no room for one.
             return;
         }
         let place = match limit {
-            // Nobody comes in, and with so many on their way out accepting pauses: the system's queue is the next
-            // bound.
+            // No connection can be accepted, so waiting for a place blocks nobody. When all places are taken, accepting
+            // pauses, and the system's queue is the next limit.
             Limit::Connections | Limit::Unauthenticated => self.lingering.place().await,
-            // One address is in nobody else's way: beyond that it hears nothing.
+            // Other addresses must not wait for this one: without a free place the connection is closed unanswered.
             Limit::PerAddress => self.lingering.free_place(),
         };
         if let Some(place) = place {
@@ -220,8 +236,9 @@ impl House {
     }
 }
 
-/// Whoever waits first in the system's queue, asked directly: what the reactor knows of it may be a moment old.
-fn first_in_line(listener: &Listener) -> Option<(Socket, Option<SocketAddr>)> {
+/// Accepts the first connection of the system's queue without waiting. It calls `accept` directly, because Tokio's
+/// readiness may be out of date.
+fn accept_queued(listener: &Listener) -> Option<(Socket, Option<SocketAddr>)> {
     let queue = match listener {
         Listener::Tcp(listener) => SockRef::from(listener),
         Listener::Unix(listener, _file) => SockRef::from(listener),
@@ -234,105 +251,116 @@ fn first_in_line(listener: &Listener) -> Option<(Socket, Option<SocketAddr>)> {
     })
 }
 
-async fn next(listener: &Listener) -> io::Result<(Socket, Option<SocketAddr>)> {
+async fn accept_next(listener: &Listener) -> io::Result<(Socket, Option<SocketAddr>)> {
     match listener {
         Listener::Tcp(listener) => listener.accept().await.map(|(tcp, peer)| (Socket::Tcp(tcp), Some(peer))),
         Listener::Unix(listener, _file) => listener.accept().await.map(|(unix, _)| (Socket::Unix(unix), None)),
     }
 }
 
-/// A connection and what it counts for.
-struct Accepted {
+/// A connection with what counts it toward the limits.
+struct AcceptedConnection {
     socket: Socket,
     peer: Option<SocketAddr>,
-    at: Instant,
+    accepted_at: Instant,
     count: ConnectionCount,
-    share: Arc<Share>,
+    reservation: Arc<MemoryReservation>,
 }
 
-async fn serve(shared: Arc<Shared>, accepted: Accepted, tls: Option<TlsAcceptor>, lingering: Lingering) {
-    let held = shared.drain.hold();
+/// Waits for the first byte of a connection, then serves HTTP on it.
+async fn serve_connection(
+    shared: Arc<Shared>,
+    accepted: AcceptedConnection,
+    tls: Option<TlsAcceptor>,
+    lingering: Lingering,
+) {
+    let drain_token = shared.drain.track();
     let header_timeout = shared.current().policy.limits.header_timeout;
-    let share = Arc::clone(&accepted.share);
-    // Nothing of HTTP is made for a connection that has sent nothing.
+    let reservation = Arc::clone(&accepted.reservation);
+    // A connection that has sent nothing costs no HTTP state.
     let has_begun = tokio::select! {
-        read = timeout_at(accepted.at + header_timeout, accepted.socket.readable()) => read.is_ok_and(|read| read.is_ok()),
-        () = share.has_to_give_way() => false,
-        () = last_call(&shared.drain) => false,
+        read = timeout_at(accepted.accepted_at + header_timeout, accepted.socket.readable()) => read.is_ok_and(|read| read.is_ok()),
+        () = reservation.evicted() => false,
+        () = drain_grace_elapsed(&shared.drain) => false,
     };
     if has_begun {
-        Box::pin(speak(Arc::clone(&shared), accepted, tls, lingering)).await;
-    } else if share.gives_way()
+        Box::pin(serve_http(Arc::clone(&shared), accepted, tls, lingering)).await;
+    } else if reservation.is_evicted()
         && tls.is_none()
         && let Some(place) = lingering.free_place()
     {
         place.refuse(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
     }
-    if share.gives_way() {
+    if reservation.is_evicted() {
         shared.gave_way();
     }
-    drop(held);
+    drop(drain_token);
 }
 
-/// Serves HTTP on a connection that has begun to send.
-async fn speak(shared: Arc<Shared>, accepted: Accepted, tls: Option<TlsAcceptor>, lingering: Lingering) {
-    let Accepted { socket, peer, at, count, share } = accepted;
+/// Serves HTTP on a connection whose first bytes have arrived.
+async fn serve_http(shared: Arc<Shared>, accepted: AcceptedConnection, tls: Option<TlsAcceptor>, lingering: Lingering) {
+    let AcceptedConnection { socket, peer, accepted_at, count, reservation } = accepted;
     let limits = shared.current().policy.limits.clone();
-    let speaks_tls = tls.is_some();
-    let socket = match prepared(socket, tls, &share, at + limits.header_timeout).await {
+    let is_tls = tls.is_some();
+    let socket = match prepare_socket(socket, tls, &reservation, accepted_at + limits.header_timeout).await {
         Ok(socket) => socket,
         Err(error) => {
-            tracing::debug!(peer = ?peer, "no TLS connection: {error}");
+            tracing::debug!(peer = ?peer, error = %error, "TLS handshake failed");
             return;
         }
     };
     let phase = Arc::new(Phase::default());
-    let (phase_of, share_of) = (Arc::clone(&phase), Arc::clone(&share));
-    let stream = ClientStream::new(socket, at, (&limits).into(), phase_of, share_of, lingering);
-    let connection = Connection { peer, tls: speaks_tls };
+    let (stream_phase, stream_reservation) = (Arc::clone(&phase), Arc::clone(&reservation));
+    let stream = ClientStream::new(socket, accepted_at, (&limits).into(), stream_phase, stream_reservation, lingering);
+    let connection = Connection { peer, tls: is_tls };
     let drain = shared.drain.clone();
     let count = Arc::new(count);
-    let caller = Arc::new(Caller { connection, phase, count, share, last_token: LastToken::default() });
+    let caller = Arc::new(Caller { connection, phase, count, share: reservation, last_token: LastToken::default() });
     let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
-    // hyper's own bound is soft; `admit` counts exactly.
+    // hyper may exceed its own limit; `admit` counts exactly.
     builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = last_call(&drain) => {
+        () = drain_grace_elapsed(&drain) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
-        // Time-outs of idle connections and clients that leave are everyday.
-        tracing::debug!(peer = ?peer, "connection ended: {error}");
+        // At `debug`, because timeouts of idle connections and clients that disconnect are normal.
+        tracing::debug!(peer = ?peer, error = %error, "connection ended with an error");
     }
 }
 
-/// Resolves when connections without a request are closed.
-async fn last_call(drain: &Drain) {
-    drain.closing().cancelled().await;
-    tokio::time::sleep(LAST_CALL.min(drain.leave_within())).await;
+/// Resolves when connections without a request are to be closed.
+async fn drain_grace_elapsed(drain: &Drain) {
+    drain.closing_token().cancelled().await;
+    tokio::time::sleep(DRAIN_GRACE.min(drain.close_window())).await;
 }
 
-/// Sets what a socket of its kind wants, and shakes hands where TLS is spoken, until `late`.
-async fn prepared(socket: Socket, tls: Option<TlsAcceptor>, share: &Share, late: Instant) -> io::Result<Socket> {
+/// Sets a TCP socket's options and, on a listener with TLS, does the handshake, until `deadline`.
+async fn prepare_socket(
+    socket: Socket,
+    tls: Option<TlsAcceptor>,
+    reservation: &MemoryReservation,
+    deadline: Instant,
+) -> io::Result<Socket> {
     if let Socket::Tcp(tcp) = &socket {
         tune(tcp);
     }
     match (socket, tls) {
         (Socket::Tcp(tcp), Some(tls)) => {
-            if !share.hold(SPEAKING_BYTES + TLS_BYTES) {
+            if !reservation.resize(HTTP_CONNECTION_BYTES + TLS_STATE_BYTES) {
                 return Err(io::Error::other(Limit::Unauthenticated.key()));
             }
-            let shaken = tokio::select! {
-                shaken = timeout_at(late, tls.accept(tcp)) => shaken,
-                () = share.has_to_give_way() => return Err(io::Error::other(Limit::Unauthenticated.key())),
+            let handshake = tokio::select! {
+                handshake = timeout_at(deadline, tls.accept(tcp)) => handshake,
+                () = reservation.evicted() => return Err(io::Error::other(Limit::Unauthenticated.key())),
             };
-            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake within header_timeout");
-            Ok(Socket::Tls(Box::new(shaken.map_err(late)??.into())))
+            let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake within header_timeout");
+            Ok(Socket::Tls(Box::new(handshake.map_err(timed_out)??.into())))
         }
         (socket, _) => Ok(socket),
     }

@@ -20,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use crate::auth::{Carrier, LastToken};
 use crate::authenticate::{Authentication, Authenticator, Presented};
 use crate::browser::{ClientFile, Navigation, answer_navigation, is_login_path, serve_login, serve_session_endpoint};
-use crate::budget::{PUBLIC_BYTES, SPEAKING_BYTES, Share};
+use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
     Admitted, Answer, BodyEnd, Challenge, ClientAddress, ClientBody, Connection, Fate, OwnRequest, Phase,
     ProtectedRequest, Refusal, ResponseBody, Ruled, Sealed, Sharing, UnreadBody, admit, answer_preflight, let_read,
@@ -40,7 +40,7 @@ pub struct Caller {
     /// Its place among `limits.connections`; a socket takes a share in it along.
     pub count: Arc<ConnectionCount>,
     /// What it holds as long as nobody was verified on it.
-    pub share: Arc<Share>,
+    pub share: Arc<MemoryReservation>,
     /// The token it presented last.
     pub last_token: LastToken,
 }
@@ -68,7 +68,7 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
     let request =
         request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
     let mut entry = Entry::new(head.line(&runtime.policy), head.started, Arc::clone(&shared));
-    let has_room = caller.share.hold(caller.share.bytes().max(SPEAKING_BYTES));
+    let has_room = caller.share.resize(caller.share.bytes().max(HTTP_CONNECTION_BYTES));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) if !has_room => {
             named(&mut entry.line, admitted.client());
@@ -248,7 +248,7 @@ impl Desk<'_> {
                 entry.line.route = Arc::clone(&public.route().label);
                 entry.line.outcome = "public";
                 let share = &self.caller.share;
-                if !share.hold(share.bytes().max(PUBLIC_BYTES)) {
+                if !share.resize(share.bytes().max(PUBLIC_REQUEST_BYTES)) {
                     self.shared.gave_way();
                     return Served::Refused(Refusal::busy(Limit::Unauthenticated.key()));
                 }

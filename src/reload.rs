@@ -86,7 +86,7 @@ impl Reload {
 
     /// Reloads until the process drains.
     pub async fn run(mut self, mut hangup: Signal) {
-        let leaving = self.shared.drain.closing();
+        let leaving = self.shared.drain.closing_token();
         loop {
             let asked = tokio::select! {
                 () = leaving.cancelled() => return,

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::auth::{Identity, Revocations, Verifier, unix_seconds};
-use crate::budget::{Budget, SILENT_BYTES, Share};
+use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{Signer, Upstreams};
 use crate::policy::Policy;
@@ -83,9 +83,9 @@ pub struct Shared {
     /// Sockets that wait for their first message.
     pub room: Room,
     /// What callers hold that are not known.
-    pub budget: Budget,
+    pub budget: MemoryBudget,
     /// What the unfinished messages of known users hold that are read whole.
-    pub held_messages: Budget,
+    pub held_messages: MemoryBudget,
     /// Who still puts tokens into URLs.
     pub query_tokens: QueryTokens,
     /// Who has sockets open, and who was seen when.
@@ -114,10 +114,10 @@ impl Shared {
         let revocations = Arc::new(revocations);
         let metrics = Arc::new(Metrics::default());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
-        let (bell, drain, budget) = (Bell::default(), Drain::default(), Budget::default());
-        budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
-        let held_messages = Budget::default();
-        held_messages.set_bound(runtime.policy.limits.held_message_bytes);
+        let (bell, drain, budget) = (Bell::default(), Drain::default(), MemoryBudget::default());
+        budget.set_limit(runtime.policy.limits.unauthenticated_bytes);
+        let held_messages = MemoryBudget::default();
+        held_messages.set_limit(runtime.policy.limits.held_message_bytes);
         if let Some(sessions) = runtime.verifier.login_sessions() {
             let counted = Arc::clone(&metrics);
             sessions.on_renewal(Box::new(move |provider, outcome| counted.logins.renewed(provider, outcome)));
@@ -130,8 +130,8 @@ impl Shared {
         }
         let (rung, closing) = (bell.clone(), drain.clone());
         tokio::spawn(async move {
-            closing.closing().cancelled().await;
-            rung.ring_closing(closing.leave_within());
+            closing.closing_token().cancelled().await;
+            rung.ring_closing(closing.close_window());
         });
         Self {
             current: ArcSwap::from_pointee(runtime),
@@ -172,8 +172,8 @@ impl Shared {
     pub fn replace(&self, policy: Policy) {
         let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
         let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
-        self.budget.set_bound(runtime.policy.limits.unauthenticated_bytes);
-        self.held_messages.set_bound(runtime.policy.limits.held_message_bytes);
+        self.budget.set_limit(runtime.policy.limits.unauthenticated_bytes);
+        self.held_messages.set_limit(runtime.policy.limits.held_message_bytes);
         self.current.store(Arc::new(runtime));
         self.bell.ring();
     }
@@ -217,7 +217,7 @@ impl Shared {
         self: &Arc<Self>,
         peer: Option<IpAddr>,
         listener: &Gauge,
-    ) -> Result<(ConnectionCount, Share), Limit> {
+    ) -> Result<(ConnectionCount, MemoryReservation), Limit> {
         let runtime = self.current();
         let limits = &runtime.policy.limits;
         let more = |open| (open < limits.connections).then_some(open + 1);
@@ -236,7 +236,7 @@ impl Shared {
             }
             count.address = Some(address);
         }
-        let Some(share) = self.budget.enter(SILENT_BYTES) else {
+        let Some(share) = self.budget.reserve(SILENT_CONNECTION_BYTES) else {
             self.gave_way();
             return Err(Limit::Unauthenticated);
         };
@@ -254,7 +254,7 @@ impl Shared {
             attempted &= health.attempted;
             usable |= health.keys > 0;
         }
-        !self.drain.is_leaving() && attempted && usable
+        !self.drain.is_draining() && attempted && usable
     }
 }
 

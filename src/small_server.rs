@@ -37,7 +37,7 @@ const HEAD_TIME: Duration = Duration::from_secs(1);
 /// A request's head.
 const HEAD_BYTES: usize = 16 << 10;
 /// How long accepting rests when the system has no file descriptor left.
-pub const REST: Duration = Duration::from_millis(100);
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// An answer, whole.
 pub type Answer = Response<Full<Bytes>>;
@@ -156,8 +156,8 @@ impl Listener {
                 }
                 // A full table of file descriptors needs a moment.
                 Err(error) => {
-                    tracing::warn!("accepting failed, resting a moment: {error}");
-                    tokio::time::sleep(REST).await;
+                    tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }

@@ -34,7 +34,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::{Carrier, Identity, NoCredential, unix_seconds};
 use crate::authenticate::{Authentication, Authenticator, Presented};
-use crate::budget::Share;
+use crate::budget::MemoryReservation;
 use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
@@ -67,7 +67,7 @@ pub struct Context {
     /// The place of its connection among `limits.connections`, until the socket has gone.
     count: Arc<ConnectionCount>,
     /// What it holds until its user is known.
-    share: Arc<Share>,
+    share: Arc<MemoryReservation>,
     /// Its place among its user's sockets, once there is a user.
     open: Option<OpenSocket>,
     line: AccessLine,
@@ -82,7 +82,7 @@ impl Context {
         shared: &Arc<Shared>,
         runtime: &Arc<Runtime>,
         count: &Arc<ConnectionCount>,
-        share: &Arc<Share>,
+        share: &Arc<MemoryReservation>,
         line: &AccessLine,
     ) -> Self {
         Self {
@@ -232,7 +232,7 @@ fn wait_for_credential(context: Context, request: ProtectedRequest, upgrade: OnU
         tracing::warn!(route = %route.label, "no offered subprotocol is in websocket.subprotocols of this route; the socket has none");
     }
     let response = handshake::switching(&request.head().headers, subprotocol.as_ref());
-    let held = context.shared.drain.hold();
+    let held = context.shared.drain.track();
     let waiting = waiting::Waiting { request, _proof: proof, seat, dialect: Arc::clone(dialect), subprotocol };
     tokio::spawn(async move {
         waiting.run(context, upgrade).await;
@@ -282,7 +282,7 @@ fn relay_to_the_end(context: Context, beginning: Beginning, judge: Box<dyn Judge
     let bell = context.shared.bell.listen_in_turn();
     let passed = context.shared.metrics.sockets.opened(&context.line.route, context.line.carrier);
     let relay = Relay::new(beginning, judge, bell, context.times(spec), passed);
-    let held = context.shared.drain.hold();
+    let held = context.shared.drain.track();
     tokio::spawn(OpenSession { relay, record: Some(context.into_record()), _held: held });
 }
 

@@ -34,8 +34,8 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
         env!("CARGO_PKG_VERSION"),
         Escaped(&shared.in_force())
     );
-    if shared.drain.is_leaving() {
-        let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", shared.drain.held());
+    if shared.drain.is_draining() {
+        let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", shared.drain.tracked_count());
     }
     providers(&mut body, runtime);
     limits(&mut body, shared, runtime);
@@ -50,7 +50,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
 }
 
 fn state(shared: &Shared) -> (&'static str, &'static str) {
-    if shared.drain.is_leaving() {
+    if shared.drain.is_draining() {
         ("draining", "bad")
     } else if shared.is_ready() {
         ("ready", "good")

@@ -15,7 +15,7 @@ use super::{DemoArguments, fail, print_line};
 use crate::auth::Revocations;
 use crate::config;
 use crate::demo::{Demo, DemoError, Front, OwnBackend};
-use crate::drain::Times;
+use crate::drain::DrainTimes;
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy};
 use crate::runtime::Shared;
@@ -89,7 +89,7 @@ async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str))
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    shared.drain.run(Times::at_once(Duration::from_secs(2))).await;
+    shared.drain.run(DrainTimes::immediate(Duration::from_secs(2))).await;
     telemetry::flush();
     Ok(())
 }

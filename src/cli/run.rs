@@ -13,7 +13,7 @@ use crate::admin::Admin;
 use crate::auth::{RevocationFileError, Revocations, unix_seconds};
 use crate::config::{Loaded, Report};
 use crate::control::Control;
-use crate::drain::Times;
+use crate::drain::DrainTimes;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, carriers, sockets};
 use crate::reload::{Edition, Load, Reload, Watched};
@@ -102,7 +102,7 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
     tokio::spawn(Reload::new(&shared, load, watched).run(hangup));
     say_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
     let times = signals.first(&shared).await;
-    let held = shared.drain.held();
+    let held = shared.drain.tracked_count();
     tracing::info!(
         "draining: {held} connections and sockets, done within {} s; the platform must wait longer (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)",
         times.timeout.as_secs()
@@ -143,16 +143,16 @@ impl Signals {
     }
 
     /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.
-    async fn first(&mut self, shared: &Shared) -> Times {
-        let asked = shared.drain.asked();
+    async fn first(&mut self, shared: &Shared) -> DrainTimes {
+        let asked = shared.drain.request_token();
         let as_configured = || {
             let runtime = shared.current();
-            Times::orderly(runtime.policy.drain_delay, runtime.policy.drain_timeout)
+            DrainTimes::gradual(runtime.policy.drain_delay, runtime.policy.drain_timeout)
         };
         tokio::select! {
             _ = self.terminate.recv() => as_configured(),
             () = asked.cancelled() => as_configured(),
-            _ = self.interrupt.recv() => Times::at_once(shared.current().policy.drain_timeout),
+            _ = self.interrupt.recv() => DrainTimes::immediate(shared.current().policy.drain_timeout),
         }
     }
 

@@ -18,10 +18,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{DiscardLimits, Lingering, Refusal, Socket};
-use crate::budget::{SPEAKING_BYTES, Share};
+use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation};
 use crate::policy::LimitSpec;
 
-/// hyper reads into a buffer of this size first; [`SPEAKING_BYTES`] has it in it.
+/// hyper reads into a buffer of this size first; [`HTTP_CONNECTION_BYTES`] has it in it.
 const FIRST_BUFFER: usize = 8 << 10;
 /// So much at most is read at once from a client that is not known: hyper makes its buffer larger after a read that
 /// filled [`FIRST_BUFFER`].
@@ -111,7 +111,7 @@ pub struct ClientStream {
     /// The client has said all it will say.
     has_ended: bool,
     /// What it counts for until its caller is known.
-    share: Arc<Share>,
+    share: Arc<MemoryReservation>,
     /// What it costs beside hyper's buffer.
     cost: usize,
     /// So many bytes have come that belong to no complete head yet, or did not when they were read.
@@ -127,7 +127,7 @@ impl ClientStream {
         accepted: Instant,
         limits: ClientLimits,
         phase: Arc<Phase>,
-        share: Arc<Share>,
+        share: Arc<MemoryReservation>,
         lingering: Lingering,
     ) -> Self {
         Self {
@@ -139,7 +139,7 @@ impl ClientStream {
             timer: Box::pin(sleep_until(accepted + limits.header)),
             left_to_discard: None,
             has_ended: false,
-            cost: share.bytes().max(SPEAKING_BYTES),
+            cost: share.bytes().max(HTTP_CONNECTION_BYTES),
             share,
             head: 0,
             lingering,
@@ -178,10 +178,10 @@ impl ClientStream {
     fn account(&self, spare: usize) -> bool {
         match self.waiting {
             // What is left of a body that has been answered is no reason to stay.
-            Waiting::No => self.share.is_serving() || !self.share.gives_way(),
-            Waiting::Idle => self.share.hold(self.cost),
-            Waiting::Head if self.head == 0 => !self.share.gives_way(),
-            Waiting::Head => self.share.hold(self.cost + (self.head + spare).saturating_sub(FIRST_BUFFER)),
+            Waiting::No => self.share.is_serving() || !self.share.is_evicted(),
+            Waiting::Idle => self.share.resize(self.cost),
+            Waiting::Head if self.head == 0 => !self.share.is_evicted(),
+            Waiting::Head => self.share.resize(self.cost + (self.head + spare).saturating_sub(FIRST_BUFFER)),
         }
     }
 
@@ -207,7 +207,7 @@ impl AsyncRead for ClientStream {
         let this = self.get_mut();
         let before = buf.filled().len();
         this.look_at_phase();
-        let is_known = this.share.is_known();
+        let is_known = this.share.is_verified();
         let read = if is_known {
             Pin::new(&mut this.socket).poll_read(cx, buf)?
         } else {
@@ -239,7 +239,7 @@ impl AsyncRead for ClientStream {
         if read.is_ready() {
             return read.map(Ok);
         }
-        if !is_known && !this.share.is_serving() && this.share.poll_gives_way(cx).is_ready() {
+        if !is_known && !this.share.is_serving() && this.share.poll_evicted(cx).is_ready() {
             return Poll::Ready(Err(this.give_way()));
         }
         if matches!(this.waiting, Waiting::No) {
@@ -279,7 +279,7 @@ impl AsyncWrite for ClientStream {
         this.look_at_phase();
         if !matches!(this.waiting, Waiting::No) {
             let _ = this.timer.as_mut().poll(cx);
-            if !this.share.is_known() && this.share.poll_gives_way(cx).is_ready() {
+            if !this.share.is_verified() && this.share.poll_evicted(cx).is_ready() {
                 // It is read from once more, and leaves there.
                 cx.waker().wake_by_ref();
             }
@@ -302,7 +302,7 @@ impl AsyncWrite for ClientStream {
         };
         loop {
             this.left_to_discard = Some(left);
-            let gives_way = !this.share.is_known() && this.share.poll_gives_way(cx).is_ready();
+            let gives_way = !this.share.is_verified() && this.share.poll_evicted(cx).is_ready();
             if gives_way || this.timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }

@@ -1,5 +1,5 @@
-//! The certificate of a listener: read at start, read again when its files change, and kept when what is there
-//! then is no good. HTTP/1.1 only, whatever a client offers.
+//! The certificate of a listener: loaded at start and again when its files change. If a new one cannot be loaded,
+//! the current one is kept. ALPN offers HTTP/1.1 only.
 
 use std::io;
 use std::sync::Arc;
@@ -17,94 +17,96 @@ use tokio_util::sync::CancellationToken;
 
 use crate::policy::CertificateFiles;
 
-/// The files are looked at this often; certificates are renewed weeks before they end.
-const LOOK: Duration = Duration::from_secs(5);
+/// The interval at which the files are checked for changes; certificates are renewed weeks before they expire.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why a certificate is of no use.
+/// The reason why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file cannot be read.
     #[error("{path}: {source}")]
     Io {
-        /// Which.
+        /// The path of the file.
         path: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file holds something else.
+    /// A file does not hold the expected PEM section.
     #[error("{path}: no {what} in PEM")]
     NoPem {
-        /// Which.
+        /// The path of the file.
         path: String,
-        /// What was looked for.
+        /// The kind of section: a certificate or a private key.
         what: &'static str,
     },
-    /// The two do not belong together, or the key is of no kind we know.
+    /// Certificate and key do not match, or the kind of key is not supported.
     #[error("{path}: {source}")]
     Unusable {
-        /// The certificate's.
+        /// The path of the certificate's file.
         path: String,
-        /// Why.
+        /// The TLS library's error.
         source: rustls::Error,
     },
 }
 
-/// The certificate in force.
+/// The certificate that handshakes use now.
 #[derive(Debug)]
-struct Current(ArcSwap<CertifiedKey>);
+struct CurrentCertificate(ArcSwap<CertifiedKey>);
 
-impl ResolvesServerCert for Current {
+impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }
 }
 
-/// Reads a certificate and answers with it, and with its successors, until `closing`.
+/// Loads a certificate and makes an acceptor that uses it. A task replaces it when its files change, until `closing`
+/// is cancelled.
 ///
 /// # Errors
-/// When it cannot be used.
+/// When the certificate cannot be used.
 pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> Result<TlsAcceptor, CertificateError> {
-    let current = Arc::new(Current(ArcSwap::from(load(files)?)));
+    let current = Arc::new(CurrentCertificate(ArcSwap::from(load(files)?)));
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|source| CertificateError::Unusable { path: files.certificate.display().to_string(), source })?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as _);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    tokio::spawn(follow(files.clone(), current, closing));
+    tokio::spawn(reload_on_change(files.clone(), current, closing));
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn follow(files: CertificateFiles, current: Arc<Current>, closing: CancellationToken) {
-    let mut known = modified(&files);
+async fn reload_on_change(files: CertificateFiles, current: Arc<CurrentCertificate>, closing: CancellationToken) {
+    let mut loaded = modification_marks(&files);
     loop {
         tokio::select! {
             () = closing.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
-        let found = modified(&files);
-        if found == known {
+        let found = modification_marks(&files);
+        if found == loaded {
             continue;
         }
-        known = found;
+        loaded = found;
         match load(&files) {
             Ok(key) => {
                 current.0.store(key);
-                tracing::info!("certificate read again: {}", files.certificate.display());
+                tracing::info!(file = %files.certificate.display(), "certificate reloaded");
             }
-            // The other of the two may be a moment behind.
+            // One file may have been replaced before the other, so that the next check tries again.
             Err(error) => {
-                tracing::warn!("certificate not taken, still serving the former one: {error}");
-                known = None;
+                tracing::warn!(error = %error, "certificate reload failed, keeping the current one");
+                loaded = None;
             }
         }
     }
 }
 
-/// When each was written; a `ConfigMap` swaps the link, and its target has a time of its own.
-fn modified(files: &CertificateFiles) -> Option<[(SystemTime, u64); 2]> {
-    let look = |path| std::fs::metadata(path).and_then(|meta| Ok((meta.modified()?, meta.len())));
-    Some([look(&files.certificate).ok()?, look(&files.key).ok()?])
+/// The modification time and size of both files. Links are followed: Kubernetes replaces a `ConfigMap` by changing a
+/// link, and the new target has its own time.
+fn modification_marks(files: &CertificateFiles) -> Option<[(SystemTime, u64); 2]> {
+    let mark_of = |path| std::fs::metadata(path).and_then(|meta| Ok((meta.modified()?, meta.len())));
+    Some([mark_of(&files.certificate).ok()?, mark_of(&files.key).ok()?])
 }
 
 fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError> {

@@ -154,7 +154,7 @@ impl Door {
         }
         refusal.note(&mut context.line);
         let (upgrade, dialect) = (self.upgrade, self.dialect);
-        let held = context.shared.drain.hold();
+        let held = context.shared.drain.track();
         tokio::spawn(async move {
             match client_socket(upgrade).await {
                 Some((client, _)) => {
@@ -177,7 +177,7 @@ pub(super) const DRAINING: &str = "draining";
 /// Waits as long as the process serves. `None`: it is draining, and a provider or an upstream that does not answer must
 /// not hold it.
 pub(super) async fn while_serving<T>(shared: &Shared, answer: impl Future<Output = T>) -> Option<T> {
-    let closing = shared.drain.closing();
+    let closing = shared.drain.closing_token();
     tokio::select! {
         biased;
         answer = answer => Some(answer),
@@ -280,7 +280,7 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
         headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
     context.line.answered_by = "upstream";
-    let held = context.shared.drain.hold();
+    let held = context.shared.drain.track();
     tokio::spawn(async move {
         if let Some((client, from_client)) = client_socket(upgrade).await {
             let Relaying { session, judge, spec, needs, token } = relaying;
@@ -353,7 +353,7 @@ mod tests {
         let upgraded = Upgraded { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
         let _ = open(context, never, HeaderMap::new(), upgraded, relaying);
         assert_eq!(backend.read(&mut [0]).await.ok(), Some(0), "the upstream is let go");
-        while shared.drain.held() > 0 {
+        while shared.drain.tracked_count() > 0 {
             tokio::task::yield_now().await;
         }
         let lines = LINES.lock().expect("lock");

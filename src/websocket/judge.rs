@@ -12,7 +12,7 @@ use crate::auth::{
     Carrier, Expiry, Identity, Lookup, Rejection, RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token,
     Verified, allow, unix_seconds,
 };
-use crate::budget::Share;
+use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
 use crate::runtime::{Presence, Runtime, Shared};
@@ -278,7 +278,7 @@ pub(super) struct PublicJudge {
     pub(super) path: Box<str>,
     pub(super) generation: u64,
     /// Whoever it is stays unknown as long as the socket is open.
-    pub(super) _share: Arc<Share>,
+    pub(super) _share: Arc<MemoryReservation>,
 }
 
 impl Judge for PublicJudge {

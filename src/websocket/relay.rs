@@ -32,7 +32,7 @@ use super::frame::{Header, Opcode, Sender, Violation, Walker, encode};
 use super::judge::{Asking, Judge, Judging};
 use super::session::{Action, Event, Session};
 use crate::auth::Token;
-use crate::budget::Budget;
+use crate::budget::MemoryBudget;
 use crate::http::Socket;
 use crate::policy::DialectSpec;
 use crate::runtime::Listening;
@@ -173,7 +173,7 @@ pub(super) struct Beginning {
     /// The token in force, where it is needed further on.
     pub token: Option<Token>,
     /// The bound on the unfinished messages of all users that are read whole.
-    pub held_messages: Budget,
+    pub held_messages: MemoryBudget,
 }
 
 impl Relay {

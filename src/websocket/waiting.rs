@@ -25,7 +25,7 @@ use super::template::{Values, render};
 use super::{Context, client_socket, life, relay_to_the_end, took};
 use crate::auth::{Carrier, NoCredential, Token, Verified};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
-use crate::budget::CLOSING_BYTES;
+use crate::budget::CLOSING_SOCKET_BYTES;
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
 use crate::runtime::{Ear, Seat};
@@ -167,7 +167,7 @@ impl Waiting {
                 let said = if is_silent { None } else { ending.said(Some(&dialect), room.session.answering()) };
                 // Neither its request nor what it sent is needed while it takes our Close.
                 drop(room);
-                context.share.hold(CLOSING_BYTES);
+                context.share.resize(CLOSING_SOCKET_BYTES);
                 say_goodbye(client, said, &close_payload(ending.code(Some(&dialect)), ending.reason())).await;
                 context.ended(&Outcome::refused(ending.code(Some(&dialect))));
             }
@@ -233,7 +233,7 @@ impl Vestibule {
                 biased;
                 ear = &mut bell => Happened::Rung(ear),
                 () = seat.evicted(), if matches!(step, Step::Nothing) => Happened::Evicted,
-                () = share.has_to_give_way() => Happened::GivesWay,
+                () = share.evicted() => Happened::GivesWay,
                 happened = step.next() => happened,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Happened::Deadline,
                 () = sleep_until(quiet.unwrap_or_else(Instant::now)), if quiet.is_some() => Happened::Silence,
@@ -246,7 +246,7 @@ impl Vestibule {
                     if let Some(silence) = &mut silence {
                         (silence.heard, silence.pinged) = (Instant::now(), None);
                     }
-                    share.hold(cost + self.intake.held());
+                    share.resize(cost + self.intake.held());
                     continue;
                 }
                 Happened::Silence => match silence.as_mut().map(Silence::due) {

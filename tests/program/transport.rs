@@ -148,13 +148,13 @@ async fn tls_on_the_listener_speaks_http_1_and_follows_its_certificate() {
     assert!(!rest.starts_with(b"HTTP/"), "{}", String::from_utf8_lossy(&rest));
     // Renewed under another authority, and garbage does no harm.
     std::fs::write(&certificate.0, "garbage").expect("written");
-    proxy.logged("a warning", |line| line.contains("certificate not taken, still serving the former one")).await;
+    proxy.logged("a warning", |line| line.contains("certificate reload failed, keeping the current one")).await;
     assert!(connect(connector.clone()).await.is_ok());
     let successor = Authority::new();
     let (pem, new_key) = successor.issue("localhost");
     std::fs::write(&certificate.0, pem).expect("written");
     std::fs::write(&key.0, new_key).expect("written");
-    proxy.logged("the news", |line| line.contains("certificate read again")).await;
+    proxy.logged("the news", |line| line.contains("certificate reloaded")).await;
     // Another client: this one would resume its session.
     assert!(connect(authority.connector(&[])).await.is_err());
     assert!(connect(successor.connector(&[])).await.is_ok());

@@ -103,7 +103,7 @@ impl Relayed {
             session: Session::open(None, Life::default(), standing, now()),
             introduced: None,
             token: None,
-            held_messages: Budget::default(),
+            held_messages: MemoryBudget::default(),
         };
         let (bell, is_denied) = (Bell::default(), Arc::new(AtomicBool::new(false)));
         let judge = Box::new(Doorkeeper(Arc::clone(&is_denied)));

@@ -12,7 +12,7 @@ use super::guarded::Guard;
 use super::side::{Held, Outgoing};
 use super::{Relay, SAYINGS, mask};
 use crate::auth::Token;
-use crate::budget::{Budget, Share};
+use crate::budget::{MemoryBudget, MemoryReservation};
 use crate::json;
 use crate::policy::{DialectSpec, FieldSpec};
 use crate::websocket::classify::Rules;
@@ -53,8 +53,8 @@ pub(super) struct Extra {
     /// What the client sent behind it.
     behind: Vec<u8>,
     /// What the unfinished messages of all users may hold, and the share of this one.
-    held_messages: Budget,
-    share: Option<Share>,
+    held_messages: MemoryBudget,
+    share: Option<MemoryReservation>,
 }
 
 struct Pending {
@@ -70,7 +70,7 @@ impl Extra {
         introduced: Option<Arc<DialectSpec>>,
         token: Option<Token>,
         message_bytes: usize,
-        held_messages: Budget,
+        held_messages: MemoryBudget,
     ) -> Option<Box<Self>> {
         let is_whole = dialect.is_some_and(|dialect| dialect.field.is_some() || dialect.forwards());
         let rules = Rules::of(dialect, introduced.as_deref());
@@ -110,9 +110,9 @@ impl Relay {
             return;
         }
         let fits = if let Some(share) = &extra.share {
-            share.hold(held)
+            share.resize(held)
         } else {
-            extra.share = extra.held_messages.enter(held);
+            extra.share = extra.held_messages.reserve(held);
             extra.share.is_some()
         };
         if !fits {
@@ -123,7 +123,7 @@ impl Relay {
     /// Whether the message gives way to those of other users, and the session ends.
     pub(super) fn gives_way(&mut self, cx: &mut Context<'_>) -> bool {
         let share = self.extra.as_ref().and_then(|extra| extra.share.as_ref());
-        let gives_way = share.is_some_and(|share| share.poll_gives_way(cx).is_ready());
+        let gives_way = share.is_some_and(|share| share.poll_evicted(cx).is_ready());
         if gives_way {
             self.give_way();
         }
