@@ -1,22 +1,23 @@
-//! Credentials: where a token may stand, what makes it good, and whose it is.
+//! Authentication and authorization: extracts tokens from requests, verifies them, and decides what a
+//! verified user may reach.
 //!
-//! Owns [`Token`] (cannot be printed), keys, verification, [`Identity`] (only the verifier makes
-//! one) and the question whether an identity may enter. Sees request heads, strings and claims;
-//! never a socket. What a refusal looks like to a client is `http`'s and `websocket`'s.
+//! This module owns [`Token`] (which cannot be printed), the providers' keys, verification, [`Identity`],
+//! session cookies and revocations. It works on request heads, strings and claims and never touches a
+//! connection. How a refusal is sent to a client belongs to `http` and `websocket`.
 //!
-//! An identity cannot be made up:
+//! Code outside this module cannot construct an identity:
 //!
 //! ```compile_fail
 //! let forged = vestibule::auth::Identity { user_id: "admin".into() };
 //! ```
-//! (it can only be looked at:
+//!
+//! It can only read one:
 //!
 //! ```
-//! fn looks(identity: &vestibule::auth::Identity) -> &str {
+//! fn user_id(identity: &vestibule::auth::Identity) -> &str {
 //!     identity.user_id()
 //! }
 //! ```
-//! )
 
 pub mod allow;
 mod cache;

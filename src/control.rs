@@ -120,10 +120,7 @@ impl Desk {
             Ok(revocation) => revocation,
             Err(full) => {
                 tracing::error!("a revocation was refused: {full}");
-                return said(
-                    StatusCode::INSUFFICIENT_STORAGE,
-                    "limits.revocations are in force; nothing was revoked\n",
-                );
+                return said(StatusCode::INSUFFICIENT_STORAGE, "limits.revocations is reached; nothing was revoked\n");
             }
         };
         // What is open ends before the disk is waited for.

@@ -1,5 +1,5 @@
-//! Whether a verified identity may enter, and may enter here: `allow` of its provider, `require` of
-//! the route. Asked for every request and again on every refresh; never cached with a token.
+//! Authorization: checks a verified identity against `allow` of its provider and `require` of the route. This is
+//! checked for every request and every refresh, and never cached.
 
 use std::borrow::Cow;
 
@@ -10,28 +10,28 @@ use std::sync::Arc;
 
 use crate::policy::{AllowSpec, Claim, Demand, Expected, PathVariables, Requirement};
 
-/// Why an identity may not enter; for the log.
+/// Why access is denied; for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// Not in the provider's `allow`.
+    /// The user is not in the provider's `allow`.
     #[error("the user is not in `allow` of provider {0}")]
     NotAllowed(String),
     /// A claim the route requires is absent or has another value.
     #[error("claim {claim} is not what the route requires{}", differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default())]
     Claim {
-        /// The claim.
+        /// The claim's name.
         claim: String,
-        /// The pattern of the rule that requires it.
+        /// The pattern of the route that requires it.
         route: Arc<str>,
-        /// A path variable of the rule that stands for different things in two readings of the path.
+        /// A path variable of the route whose value differs between two readings of the path.
         differing: Option<String>,
     },
 }
 
-/// Asks `allow`, and every demand.
+/// Checks `allow` and every demand.
 ///
 /// # Errors
-/// The first rule that is not met.
+/// The first requirement that is not met.
 pub fn permits(demands: &[Demand], identity: &Identity) -> Result<(), Denied> {
     let provider = identity.provider();
     if !is_allowed(&provider.allow, identity) {
@@ -56,7 +56,7 @@ fn is_allowed(allow: &AllowSpec, identity: &Identity) -> bool {
         return true;
     }
     let email = identity.claim(&Claim::Name("email".to_owned()));
-    // Exactly one `@` (CVE-2026-40574): `a@evil@corp.com` is nobody's address.
+    // There must be exactly one `@` (CVE-2026-40574): `a@evil@corp.com` must not count as an address at corp.com.
     let Some((local, domain)) = email.as_deref().and_then(Value::as_str).and_then(|email| email.split_once('@')) else {
         return false;
     };
@@ -71,7 +71,7 @@ fn is_allowed(allow: &AllowSpec, identity: &Identity) -> bool {
     listed || allow.email_domains.iter().any(|listed| listed.eq_ignore_ascii_case(domain))
 }
 
-/// The first claim that does not have one of its values.
+/// Returns the first claim that has none of its required values.
 pub(super) fn unmet<'a, 'c>(
     requirement: &'a Requirement,
     variables: &PathVariables,
@@ -84,7 +84,7 @@ pub(super) fn unmet<'a, 'c>(
             let Some(found) = claims(claim) else { return true };
             !expected.iter().any(|expected| match expected {
                 Expected::Value(value) => satisfies(claim, &found, value),
-                // A variable that could not be decoded satisfies nothing.
+                // A path variable that could not be decoded matches no claim.
                 Expected::Variable(name) => {
                     variables.get(name).is_some_and(|text| satisfies(claim, &found, &Value::String(text.to_owned())))
                 }
@@ -93,7 +93,7 @@ pub(super) fn unmet<'a, 'c>(
         .map(|(claim, _)| claim)
 }
 
-/// Equality with exact JSON types, one member of an array, or one word of a scope.
+/// Whether a claim has a value: equal with the same JSON type, one member of an array, or one word of a scope.
 fn satisfies(claim: &Claim, found: &Value, expected: &Value) -> bool {
     if found == expected {
         return true;

@@ -1,11 +1,12 @@
-//! Tokens that were verified before (docs/contract.md section 5): by the digest of the whole token, until its end or
-//! `cache_ttl`, and only while the key that verified it stands. What a route asks is never kept with it.
+//! Caches verified tokens (docs/contract.md section 5) by the digest of the whole token, until the token expires or
+//! `cache_ttl` has passed. The caller checks that the key that verified the token is still current. Decisions about
+//! routes are never cached.
 //!
-//! Only accepted tokens are kept, so a stranger cannot fill it. It belongs to one verifier, so a change of
-//! configuration begins with an empty one.
+//! Only accepted tokens are cached, so clients without a valid token cannot fill the cache. A cache belongs to one
+//! [`Verifier`](super::Verifier), so a reload starts with an empty one.
 //!
-//! The token last seen on a connection is kept beside it as it came: a client mostly repeats its own, and comparing
-//! two texts costs a tenth of a digest.
+//! Each connection also caches its last token as text ([`LastToken`]): clients mostly repeat the same token, and
+//! comparing two strings costs a tenth of computing a digest.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,43 +16,44 @@ use quick_cache::sync::Cache;
 
 use super::{Identity, Token};
 
-/// The whole token, as SHA-256: half a microsecond beside the twenty and more of a signature (measured:
-/// RS256 21 µs, ES256 60 µs).
+/// The SHA-256 digest of a whole token. It takes half a microsecond, a signature 20 or more (measured: RS256 21 µs,
+/// ES256 60 µs).
 pub(super) type Digest = [u8; 32];
 
-/// Verified tokens.
+/// A bounded cache of verified tokens.
 pub(super) struct TokenCache {
-    entries: Cache<Digest, Entry>,
+    entries: Cache<Digest, CachedToken>,
 }
 
-/// What was found of a token, and until when it may be believed unasked.
+/// The identity of a verified token, and until when it may be used without verifying the token again.
 #[derive(Clone)]
-pub(super) struct Entry {
+pub(super) struct CachedToken {
     pub(super) identity: Arc<Identity>,
     until: Instant,
 }
 
-impl Entry {
-    /// Good for `ttl` from now.
+impl CachedToken {
+    /// Creates an entry that may be used for `ttl` from now.
     pub(super) fn new(identity: Arc<Identity>, ttl: Duration) -> Self {
         Self { identity, until: Instant::now() + ttl }
     }
 }
 
 impl TokenCache {
-    /// Keeps at most `limit` tokens; `None` for a limit of zero.
+    /// Creates a cache of at most `limit` tokens, or returns `None` when `limit` is 0.
     pub(super) fn new(limit: usize) -> Option<Self> {
         (limit > 0).then(|| Self { entries: Cache::new(limit) })
     }
 
+    /// Computes the key of a token in this cache.
     pub(super) fn digest(token: &Token) -> Digest {
         let digest = digest::digest(&digest::SHA256, token.expose().as_bytes());
         digest.as_ref().try_into().unwrap_or_default()
     }
 
-    /// What was verified from this very token. Whether the token has ended since, and whether its key still
-    /// stands, is the caller's to ask.
-    pub(super) fn get(&self, digest: &Digest) -> Option<Entry> {
+    /// Looks a token up. The caller must check that the token has not expired since, and that its key is still
+    /// current.
+    pub(super) fn get(&self, digest: &Digest) -> Option<CachedToken> {
         let entry = self.entries.get(digest)?;
         if entry.until > Instant::now() {
             return Some(entry);
@@ -60,49 +62,52 @@ impl TokenCache {
         None
     }
 
-    /// Keeps what was verified as long as it is good.
-    pub(super) fn insert(&self, digest: Digest, entry: &Entry) {
+    /// Inserts an entry, unless its time is over already.
+    pub(super) fn insert(&self, digest: Digest, entry: &CachedToken) {
         if entry.until > Instant::now() {
             self.entries.insert(digest, entry.clone());
         }
     }
 
+    /// Removes a token.
     pub(super) fn remove(&self, digest: &Digest) {
         self.entries.remove(digest);
     }
 
+    /// Returns the number of cached tokens.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 }
 
-/// The token last verified on one connection.
+/// The token that was last verified on one connection.
 #[derive(Default)]
-pub struct LastToken(Mutex<Option<Last>>);
+pub struct LastToken(Mutex<Option<LastVerified>>);
 
-struct Last {
+struct LastVerified {
     token: Token,
     digest: Digest,
-    entry: Entry,
-    /// Whose verdict it was: another configuration's does not count.
+    entry: CachedToken,
+    /// The verifier that accepted it; another one, with another configuration, must verify the token itself.
     verifier: Arc<()>,
 }
 
 impl LastToken {
-    /// The identity, when this verifier verified this very token here and may still remember it.
+    /// Returns the digest and the identity if this verifier accepted exactly this token before and the entry's time
+    /// is not over.
     pub(super) fn get(&self, token: &Token, verifier: &Arc<()>) -> Option<(Digest, Arc<Identity>)> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = last.as_ref()?;
-        // Whoever could tell how far two texts agree would learn only about a token of the same connection's.
-        let is_it = last.token.expose() == token.expose()
+        // The comparison need not run in constant time: its timing could only reveal a token of the same connection.
+        let is_same = last.token.expose() == token.expose()
             && Arc::ptr_eq(&last.verifier, verifier)
             && last.entry.until > Instant::now();
-        is_it.then(|| (last.digest, Arc::clone(&last.entry.identity)))
+        is_same.then(|| (last.digest, Arc::clone(&last.entry.identity)))
     }
 
-    /// Keeps what was found, for no longer than it was good when it was found.
-    pub(super) fn set(&self, token: &Token, digest: Digest, entry: Entry, verifier: &Arc<()>) {
-        let last = Last { token: token.duplicate(), digest, entry, verifier: Arc::clone(verifier) };
+    /// Stores the token that this verifier has just accepted, with the entry that limits how long it may be used.
+    pub(super) fn set(&self, token: &Token, digest: Digest, entry: CachedToken, verifier: &Arc<()>) {
+        let last = LastVerified { token: token.duplicate(), digest, entry, verifier: Arc::clone(verifier) };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     }
 }
@@ -145,22 +150,22 @@ mod tests {
     }
 
     #[test]
-    fn it_keeps_no_more_than_its_limit() {
+    fn a_cache_holds_no_more_than_its_limit() {
         assert!(TokenCache::new(0).is_none());
         let cache = TokenCache::new(100).expect("a cache");
         let identity = identity();
         for number in 0..10_000 {
-            cache.insert(digest(number), &Entry::new(Arc::clone(&identity), Duration::from_secs(60)));
+            cache.insert(digest(number), &CachedToken::new(Arc::clone(&identity), Duration::from_secs(60)));
         }
         assert!(cache.len() <= 100, "{}", cache.len());
     }
 
     #[test]
-    fn the_last_token_is_that_token_alone_of_that_verifier_and_for_its_time() {
+    fn the_last_token_is_found_by_its_exact_text_by_its_verifier_and_within_its_ttl() {
         let token = |text: &str| Token::parse(text, 16).expect("token");
         let (ours, other) = (Arc::new(()), Arc::new(()));
         let last = LastToken::default();
-        let set = |ttl| last.set(&token("abc"), digest(1), Entry::new(identity(), ttl), &ours);
+        let set = |ttl| last.set(&token("abc"), digest(1), CachedToken::new(identity(), ttl), &ours);
         assert!(last.get(&token("abc"), &ours).is_none());
         set(Duration::from_secs(60));
         assert!(last.get(&token("abc"), &ours).is_some());
@@ -172,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_ends_with_its_ttl_and_none_begins_without_one() {
+    fn an_entry_expires_with_its_ttl_and_one_without_a_ttl_is_not_stored() {
         let cache = TokenCache::new(10).expect("a cache");
-        cache.insert(digest(1), &Entry::new(identity(), Duration::ZERO));
+        cache.insert(digest(1), &CachedToken::new(identity(), Duration::ZERO));
         assert!(cache.get(&digest(1)).is_none());
-        cache.insert(digest(1), &Entry::new(identity(), Duration::from_nanos(1)));
+        cache.insert(digest(1), &CachedToken::new(identity(), Duration::from_nanos(1)));
         assert!(cache.get(&digest(1)).is_none());
-        cache.insert(digest(1), &Entry::new(identity(), Duration::from_secs(60)));
+        cache.insert(digest(1), &CachedToken::new(identity(), Duration::from_secs(60)));
         assert!(cache.get(&digest(1)).is_some());
         assert!(cache.get(&digest(2)).is_none());
         cache.remove(&digest(1));

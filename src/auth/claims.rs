@@ -1,20 +1,21 @@
-//! What the claims say, once the token is known to be its issuer's: times, whom it is for, which kind it is,
-//! and whose it is (docs/contract.md section 5).
+//! Checks the claims of a token whose signature has been verified: times, audience, authorized party, kind and
+//! user id (docs/contract.md section 5).
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use super::identity::pointed;
+use super::identity::resolve_pointer;
 use super::kind::{KindHeader, check_audience, check_kind, shown_audience};
 use super::trace::Trace;
 use crate::policy::{Claim, Parties, ProviderSpec};
 
-/// A user id longer than this is no one's, and would not fit some backends' headers.
+/// The longest accepted user id, in bytes, so that it fits the header limits of common servers.
 const USER_ID_BYTES: usize = 256;
 
-/// Judges the times. Returns `exp`, which a token must have; what a provider answers about one may leave it out.
+/// Checks `exp`, `nbf` and `iat`, and returns `exp`. A token must have `exp`; a provider's response about a token may
+/// lack it.
 pub(super) fn check_times(
     spec: &ProviderSpec,
     claims: &Map<String, Value>,
@@ -22,19 +23,19 @@ pub(super) fn check_times(
     trace: &mut impl Trace,
 ) -> Result<Option<u64>, Rejection> {
     let skew = spec.clock_skew.as_secs();
-    let exp = time(claims, "exp", f64::floor)?;
+    let exp = numeric_date(claims, "exp", f64::floor)?;
     if let Some(exp) = exp {
         if now >= exp.saturating_add(skew) {
             return Err(Rejection::Expired { exp, now });
         }
         trace.step("exp", format_args!("{exp}, {} s from now", i128::from(exp) - i128::from(now)));
     }
-    if let Some(nbf) = time(claims, "nbf", f64::ceil)?
+    if let Some(nbf) = numeric_date(claims, "nbf", f64::ceil)?
         && nbf > now.saturating_add(skew)
     {
         return Err(Rejection::NotYetValid { nbf, now });
     }
-    if let Some(iat) = time(claims, "iat", f64::ceil)?
+    if let Some(iat) = numeric_date(claims, "iat", f64::ceil)?
         && iat > now.saturating_add(skew)
     {
         return Err(Rejection::IssuedInTheFuture { iat, now });
@@ -42,8 +43,8 @@ pub(super) fn check_times(
     Ok(exp)
 }
 
-/// Judges whom it is for and which kind it is.
-pub(super) fn check_addressee(
+/// Checks the audience, the authorized party and the kind.
+pub(super) fn check_audience_and_kind(
     spec: &ProviderSpec,
     header: KindHeader,
     claims: &Map<String, Value>,
@@ -56,15 +57,16 @@ pub(super) fn check_addressee(
     Ok(())
 }
 
-/// `exp`, which is required of a token.
-pub(super) fn end(claims: &Map<String, Value>) -> Result<u64, Rejection> {
+/// Returns `exp`, which every token must have.
+pub(super) fn required_exp(claims: &Map<String, Value>) -> Result<u64, Rejection> {
     let missing = Rejection::Claim { claim: "exp".to_owned(), problem: "is missing" };
-    time(claims, "exp", f64::floor)?.ok_or(missing)
+    numeric_date(claims, "exp", f64::floor)?.ok_or(missing)
 }
 
-/// A `NumericDate`: any JSON number (RFC 7519 section 2), rounded to a whole second in the direction that accepts less.
-/// A wrong JSON type is not an absent claim (CVE-2026-25537).
-pub(super) fn time(
+/// Reads a `NumericDate`, which may be any JSON number (RFC 7519 section 2), and rounds it with `rounded` to whole
+/// seconds; callers round in the direction that accepts less. A claim of the wrong JSON type is an error, not an
+/// absent claim (CVE-2026-25537).
+pub(super) fn numeric_date(
     claims: &Map<String, Value>,
     name: &'static str,
     rounded: impl Fn(f64) -> f64,
@@ -74,7 +76,7 @@ pub(super) fn time(
     if let Some(whole) = value.as_u64() {
         return Ok(Some(whole));
     }
-    // JSON has no infinity, and the parser refuses what would become one.
+    // JSON has no infinity, and the parser rejects numbers that would become one.
     let fraction = value.as_f64().filter(|number| number.is_finite() && *number >= 0.0).ok_or(wrong)?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; `as` saturates")]
     let seconds = rounded(fraction) as u64;
@@ -95,12 +97,12 @@ fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rej
             let party: String = party.chars().take(256).collect();
             Err(Rejection::WrongParty(format!("azp {party:?} is not in {}", shown_parties(parties))))
         }
-        (_, Some(_)) => Err(Rejection::WrongParty("azp is not a text".to_owned())),
-        (_, None) => Err(Rejection::WrongParty(format!("no azp, which must be in {}", shown_parties(parties)))),
+        (_, Some(_)) => Err(Rejection::WrongParty("azp is not a string".to_owned())),
+        (_, None) => Err(Rejection::WrongParty(format!("azp is missing; it must be in {}", shown_parties(parties)))),
     }
 }
 
-/// Names the key that lists the accepted parties, and the first of them.
+/// Formats the configuration key that lists the accepted parties with the first of them.
 fn shown_parties(parties: &Parties) -> String {
     const SHOWN: usize = 8;
     let (key, mut names) = match parties {
@@ -114,13 +116,14 @@ fn shown_parties(parties: &Parties) -> String {
     format!("{key} ({}{more})", names.join(", "))
 }
 
-/// A claim as every rule and header reads it, but for `sub`, which is the user id there and the raw claim here. An
-/// `email` that nobody has verified counts only where the provider says `trust_unverified_email`.
+/// Looks up a claim for a rule or a header. An `email` that is not verified counts as absent unless the provider has
+/// `trust_unverified_email`. Here `sub` is the claim itself; rules and headers see the user id in its place
+/// ([`Identity::claim`](super::Identity::claim)).
 pub(super) fn value<'a>(spec: &ProviderSpec, claims: &'a Map<String, Value>, claim: &Claim) -> Option<&'a Value> {
     let value = match claim {
         Claim::UserId => claims.get("sub"),
         Claim::Name(name) => claims.get(name),
-        Claim::Pointer(pointer) => pointed(claims, pointer),
+        Claim::Pointer(pointer) => resolve_pointer(claims, pointer),
     };
     value.filter(|value| !value.is_null() && (!claim.is_email() || counts_email(spec, claims)))
 }
@@ -129,27 +132,29 @@ fn counts_email(spec: &ProviderSpec, claims: &Map<String, Value>) -> bool {
     spec.trust_unverified_email || claims.get("email_verified") == Some(&Value::Bool(true))
 }
 
-/// The user id, with the provider's prefix.
+/// Reads the user id and puts the provider's prefix before it.
 pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<String, Rejection> {
     let id = match value(spec, claims, &spec.user_id) {
         None if spec.user_id.is_email() && claims.get("email").is_some_and(Value::is_string) => {
             return Err(Rejection::UnusableUser(
-                "is an email without email_verified: true; trust_unverified_email would take it",
+                "is an email without email_verified: true; trust_unverified_email would accept it",
             ));
         }
         None => return Err(Rejection::MissingUser),
         Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
         Some(Value::String(id)) => Cow::Borrowed(id),
-        // One that does not fit 64 bits is read as a fraction, which several of them share.
+        // A number beyond 64 bits is parsed as floating point, where several numbers share one value.
         Some(Value::Number(id)) if id.is_u64() || id.is_i64() => Cow::Owned(id.to_string()),
         Some(_) => return Err(Rejection::UnusableUser("is neither a string nor a whole number of 64 bits")),
     };
     if id.len() > USER_ID_BYTES {
         return Err(Rejection::UnusableUser("is longer than 256 bytes"));
     }
-    // With `encode: percent` the header is safe whatever stands here; the log escapes.
+    // With `encode: percent` any text is safe in a header, and the log escapes it.
     if !spec.encoded_user_ids && !id.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
-        return Err(Rejection::UnusableUser("holds other than visible ASCII; see identity.headers encode: percent"));
+        return Err(Rejection::UnusableUser(
+            "has characters other than visible ASCII; identity.headers with encode: percent would accept it",
+        ));
     }
     Ok(format!("{}{id}", spec.user_prefix.as_deref().unwrap_or_default()))
 }
@@ -184,9 +189,9 @@ mod tests {
             };
         }
         let spec = spec();
-        end(&all)
+        required_exp(&all)
             .and_then(|_| check_times(&spec, &all, now, &mut ()))
-            .and_then(|_| check_addressee(&spec, KindHeader::default(), &all, &mut ()))
+            .and_then(|_| check_audience_and_kind(&spec, KindHeader::default(), &all, &mut ()))
             .and_then(|()| user_id(&spec, &all).map(|_| ()))
             .map_err(|r| r.outcome())
     }
@@ -203,12 +208,12 @@ mod tests {
             (json!({"exp": null}), Err("claim")),
             (json!({"exp": 1e12}), Ok(())),
             (json!({"exp": 1e300}), Ok(())),
-            // Rounded down, so half a second is none.
+            // `exp` is rounded down.
             (json!({"exp": 999_995.5}), Err("expired")),
             (json!({"exp": 999_996.5}), Ok(())),
             (json!({"exp": -0.5}), Err("claim")),
             (json!({"exp": true}), Err("claim")),
-            // And these up.
+            // `nbf` and `iat` are rounded up.
             (json!({"nbf": 1_000_005.0}), Ok(())),
             (json!({"nbf": 1_000_005.5}), Err("not_yet_valid")),
             (json!({"iat": 1_000_004.5}), Ok(())),

@@ -1,8 +1,8 @@
-//! What makes an identity of verified claims: whom they are for, which kind of token said them, what is required of
-//! them, and whose they are. Asked of a token when it is verified, of an open socket after a reload, and of a session
-//! cookie at each use, so that none of them passes what the others would not.
+//! Turns verified claims into an [`Identity`]: checks audience, kind and the provider's required claims, and reads
+//! the user id. The same code runs for a token when it is verified, for an open session after a reload, and for a
+//! session cookie at each request, so that none of the three accepts what another would reject.
 //!
-//! Signatures and times are the verifier's.
+//! Signatures and times are checked by the verifier.
 
 use std::sync::Arc;
 
@@ -11,32 +11,36 @@ use serde_json::{Map, Value};
 use super::allow::unmet;
 use super::identity::{Expiry, VerifiedBy};
 use super::kind::{KindHeader, flattened};
-use super::remote::asked_how;
+use super::remote::endpoint_fingerprint;
 use super::trace::Trace;
 use super::{Identity, Rejection, claims};
 use crate::policy::{PathVariables, ProviderSpec};
 
-/// What a token said, and who vouched for it.
-pub(super) struct Said {
+/// The claims of a token whose signature and times have been checked.
+pub(super) struct VerifiedClaims {
     pub(super) claims: Map<String, Value>,
     pub(super) kind: KindHeader,
-    pub(super) end: Expiry,
+    pub(super) expiry: Expiry,
     pub(super) verified_by: VerifiedBy,
 }
 
-/// The identity of what a token says now.
+/// Turns verified claims into an identity.
 ///
 /// # Errors
-/// What is wrong with it for this provider.
-pub(super) fn identify(spec: &Arc<ProviderSpec>, said: Said, trace: &mut impl Trace) -> Result<Identity, Rejection> {
-    let Said { claims, kind, end, verified_by } = said;
-    claims::check_addressee(spec, kind, &claims, trace)?;
-    // Required claims come before the user id, and are read as every rule reads claims.
+/// Why the provider's configuration does not accept them.
+pub(super) fn identify(
+    spec: &Arc<ProviderSpec>,
+    verified: VerifiedClaims,
+    trace: &mut impl Trace,
+) -> Result<Identity, Rejection> {
+    let VerifiedClaims { claims, kind, expiry, verified_by } = verified;
+    claims::check_audience_and_kind(spec, kind, &claims, trace)?;
+    // A missing required claim is reported before a missing user id; both are looked up as rules look claims up.
     let user_id = claims::user_id(spec, &claims);
     let shown = user_id.clone().unwrap_or_default();
     let claims = flattened(spec, claims);
-    let identity = Identity::new(Arc::clone(spec), shown, claims, end, verified_by, kind);
-    // No route is known here, so a requirement of a provider has no path variables.
+    let identity = Identity::new(Arc::clone(spec), shown, claims, expiry, verified_by, kind);
+    // A provider's requirement has no path variables, since it does not depend on the route.
     if let Some(claim) = unmet(&spec.require, &PathVariables::default(), |claim| identity.claim(claim)) {
         return Err(Rejection::Required(claim.to_string()));
     }
@@ -44,29 +48,33 @@ pub(super) fn identify(spec: &Arc<ProviderSpec>, said: Said, trace: &mut impl Tr
     Ok(identity)
 }
 
-/// The identity of what a token said when it was verified, perhaps by another configuration (`preset` is that of its
-/// provider there). Whether its key still stands is the caller's to ask, and times are not looked at: a socket and a
-/// session may outlive them.
+/// Turns claims that were verified earlier into an identity by the current configuration. `preset` is the preset of
+/// their provider when they were verified. The caller checks whether the key is still current; times are not checked,
+/// since a session may be configured to outlive its token.
 ///
 /// # Errors
-/// What is wrong with it for this provider.
-pub(super) fn identify_again(spec: &Arc<ProviderSpec>, preset: &str, said: Said) -> Result<Identity, Rejection> {
+/// Why the provider's configuration does not accept them.
+pub(super) fn identify_again(
+    spec: &Arc<ProviderSpec>,
+    preset: &str,
+    verified: VerifiedClaims,
+) -> Result<Identity, Rejection> {
     let other = || Rejection::UnknownIssuer(spec.name.clone());
-    let is_its_issuer = spec.issuer.as_deref().is_none_or(|issuer| said.claims.get("iss") == Some(&issuer.into()));
+    let is_its_issuer = spec.issuer.as_deref().is_none_or(|issuer| verified.claims.get("iss") == Some(&issuer.into()));
     if spec.preset != preset || !is_its_issuer {
         return Err(other());
     }
-    match said.verified_by {
+    match verified.verified_by {
         VerifiedBy::Key { algorithm, .. } if !spec.algorithms.contains(&algorithm) => {
             return Err(Rejection::Algorithm(format!("{algorithm:?}")));
         }
         VerifiedBy::Key { .. } => {}
-        VerifiedBy::Provider(how) => {
-            let asked = spec.remote.as_ref().filter(|remote| remote.instead);
-            if asked.is_none_or(|remote| asked_how(remote) != how) {
+        VerifiedBy::Provider(endpoint) => {
+            let remote = spec.remote.as_ref().filter(|remote| remote.instead);
+            if remote.is_none_or(|remote| endpoint_fingerprint(remote) != endpoint) {
                 return Err(other());
             }
         }
     }
-    identify(spec, said, &mut ())
+    identify(spec, verified, &mut ())
 }

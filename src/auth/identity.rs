@@ -1,4 +1,4 @@
-//! What a verified token says. Only the verifier makes one.
+//! The verified user of a request or a session. Only `auth` can construct one, after verification.
 
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
@@ -12,36 +12,37 @@ use super::keys::KeyFingerprint;
 use super::kind::KindHeader;
 use crate::policy::{Claim, ProviderSpec};
 
-/// A verified user and the claims of the token that proved it.
+/// A verified user with the claims of the token.
 #[derive(Clone)]
 pub struct Identity {
     provider: Arc<ProviderSpec>,
     user_id: String,
     claims: Map<String, Value>,
-    end: Expiry,
+    expiry: Expiry,
     verified_by: VerifiedBy,
     kind: KindHeader,
-    /// The session of ours that it came by.
+    /// The browser session, where a session cookie was presented.
     browser_session: Option<BrowserSession>,
 }
 
-/// The session of ours that an identity came by; the same in every cookie of that session.
+/// A browser session: everything from signing in with a token to signing out. A renewal issues another cookie of the
+/// same session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrowserSession {
-    /// Its id.
+    /// A random id.
     pub id: Arc<str>,
-    /// Whose it is, without saying who.
+    /// A digest of the user, for ending all sessions of one user.
     pub owner: Arc<str>,
-    /// When it began, milliseconds since the epoch.
+    /// When the session began, milliseconds since the epoch.
     pub began: u64,
-    /// When the last of its cookies known to this one ends, Unix seconds.
+    /// When the last of the session's cookies expires, as far as this cookie knows, Unix seconds.
     pub last_end: u64,
-    /// What it is sealed with.
-    pub(super) seal: KeyFingerprint,
+    /// The key that the cookie is encrypted with.
+    pub(super) key: KeyFingerprint,
 }
 
 impl BrowserSession {
-    /// A digest of its id, for the log: it tells sessions apart and is good for nothing else.
+    /// Returns a digest of the id, for the log. Nobody can use it to end or to resume the session.
     #[must_use]
     pub fn digest(&self) -> String {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.id.as_bytes());
@@ -49,110 +50,111 @@ impl BrowserSession {
     }
 }
 
-/// Until when a token is good, Unix seconds.
+/// When a token stops being valid, Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// It says so itself.
+    /// The token's `exp`.
     At(u64),
-    /// It does not say; its provider is asked again by then.
+    /// The token has no `exp`; its provider must be asked again by then.
     RevalidateAt(u64),
 }
 
-/// Who said that a token is good.
+/// What verified a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifiedBy {
-    /// One of its provider's keys.
+    /// A key of its provider verified the signature.
     Key {
-        /// Which.
-        print: KeyFingerprint,
-        /// By which algorithm.
+        /// The key.
+        fingerprint: KeyFingerprint,
+        /// The signature's algorithm.
         algorithm: Algorithm,
-        /// The token's end, Unix seconds: until then the key must be one of the provider's.
+        /// The token's `exp`, Unix seconds. Until then the key must be one of the provider's.
         until: u64,
     },
-    /// The provider itself, when it was asked in this way.
+    /// The provider itself confirmed the token at the endpoint with this fingerprint.
     Provider(KeyFingerprint),
 }
 
 impl Identity {
-    /// Made by the verifier alone, after everything was checked.
+    /// Constructs an identity. To be called only after every check has passed.
     pub(super) fn new(
         provider: Arc<ProviderSpec>,
         user_id: String,
         claims: Map<String, Value>,
-        end: Expiry,
+        expiry: Expiry,
         verified_by: VerifiedBy,
         kind: KindHeader,
     ) -> Self {
-        Self { provider, user_id, claims, end, verified_by, kind, browser_session: None }
+        Self { provider, user_id, claims, expiry, verified_by, kind, browser_session: None }
     }
 
-    /// The same identity with another end: that of a session that outlives its token.
-    pub(super) fn lasting(mut self, end: Expiry) -> Self {
-        self.end = end;
+    /// Replaces the expiry, for a session that outlives its token.
+    pub(super) fn lasting(mut self, expiry: Expiry) -> Self {
+        self.expiry = expiry;
         self
     }
 
-    /// As it comes by a session of ours, for as long as that is good.
+    /// Marks the identity as one that came from a session cookie.
     pub(super) fn in_session(mut self, session: Option<BrowserSession>) -> Self {
         self.browser_session = session;
         self
     }
 
-    /// The session of ours that it came by.
+    /// The browser session, where a session cookie was presented.
     #[must_use]
     pub fn browser_session(&self) -> Option<&BrowserSession> {
         self.browser_session.as_ref()
     }
 
-    /// What the token's header said of its kind.
+    /// The parts of the token's header that tell its kind.
     pub(super) fn kind(&self) -> KindHeader {
         self.kind
     }
 
-    /// Who vouched for it.
+    /// What verified the token.
     #[must_use]
     pub fn verified_by(&self) -> VerifiedBy {
         self.verified_by
     }
 
-    /// The claims as they came.
+    /// The token's claims, unchanged but for Clerk's organization.
     pub(super) fn claims(&self) -> &Map<String, Value> {
         &self.claims
     }
 
-    /// The provider's own session (`sid`), where its tokens name one.
+    /// The provider session id (`sid`), where the token has one.
     #[must_use]
     pub fn session_id(&self) -> Option<&str> {
         self.claims.get("sid").and_then(Value::as_str)
     }
 
-    /// The user id with the provider's prefix: what `sub` means in our configuration.
+    /// The user id with the provider's prefix. This is what `sub` means in the configuration.
     #[must_use]
     pub fn user_id(&self) -> &str {
         &self.user_id
     }
 
-    /// The provider whose token this was.
+    /// The provider that issued the token.
     #[must_use]
     pub fn provider(&self) -> &ProviderSpec {
         &self.provider
     }
 
+    /// The provider, to be shared.
     pub(super) fn provider_spec(&self) -> &Arc<ProviderSpec> {
         &self.provider
     }
 
-    /// Until when it is good.
+    /// When the token stops being valid.
     #[must_use]
     pub fn expiry(&self) -> Expiry {
-        self.end
+        self.expiry
     }
 
-    /// The token's end, or when its provider is asked again, Unix seconds.
+    /// The token's `exp`, or when its provider must be asked again, Unix seconds.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
-        match self.end {
+        match self.expiry {
             Expiry::At(at) | Expiry::RevalidateAt(at) => at,
         }
     }
@@ -164,7 +166,7 @@ impl Identity {
         User { provider: Arc::clone(&self.provider), issuer, id: self.user_id.as_str().into() }
     }
 
-    /// A claim; an unverified e-mail address is none (docs/contract.md section 5).
+    /// Looks up a claim. An unverified e-mail address counts as absent (docs/contract.md section 5).
     #[must_use]
     pub fn claim(&self, claim: &Claim) -> Option<Cow<'_, Value>> {
         match claim {
@@ -174,7 +176,7 @@ impl Identity {
     }
 }
 
-/// A user without the claims that proved it.
+/// A user: the issuer or provider, and the user id.
 #[derive(Clone, Debug)]
 pub struct User {
     provider: Arc<ProviderSpec>,
@@ -207,8 +209,8 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// RFC 6901 over an object's members.
-pub(super) fn pointed<'a>(claims: &'a Map<String, Value>, pointer: &str) -> Option<&'a Value> {
+/// Resolves a JSON pointer (RFC 6901) in an object.
+pub(super) fn resolve_pointer<'a>(claims: &'a Map<String, Value>, pointer: &str) -> Option<&'a Value> {
     let rest = pointer.strip_prefix('/')?;
     let (first, deeper) = match rest.split_once('/') {
         Some((first, _)) => (first, Some(&rest[first.len()..])),

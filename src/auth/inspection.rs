@@ -1,10 +1,10 @@
-//! What one look at a provider found, for `vestibule check --online`.
+//! The result of asking a provider once, for `vestibule check --online`.
 
-/// Sentences about a provider.
+/// Lists what was found at a provider, one sentence each.
 #[derive(Debug, Default)]
 pub struct Inspection {
-    /// For each thing that is as it should be.
+    /// Checks that passed.
     pub found: Vec<String>,
-    /// For each thing that would refuse good tokens.
+    /// Problems that would cause valid tokens to be rejected.
     pub problems: Vec<String>,
 }

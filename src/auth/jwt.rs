@@ -1,5 +1,5 @@
-//! The shape of a compact JWS with JSON claims (RFC 7515, RFC 7519), read strictly and before any
-//! cryptography: size was bounded with the token, everything here is a bounded parse.
+//! Parses a compact JWS with JSON claims (RFC 7515, RFC 7519) strictly and before any cryptography. The size
+//! of a token was limited when it was extracted, so the work done here is bounded too.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,22 +10,22 @@ use super::Rejection;
 use super::kind::{Category, KindHeader};
 use crate::json;
 
-/// A key id longer than this is no provider's.
+/// The longest accepted `kid`, in bytes; longer ones are rejected.
 const KID_BYTES: usize = 256;
 
-/// The parts of a token, nothing verified yet.
+/// The parts of a token. Nothing is verified yet.
 pub(super) struct Parsed<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
     pub(super) kind: KindHeader,
     pub(super) claims: Map<String, Value>,
-    /// `header.payload`, what the signature is over.
+    /// The signing input, `header.payload` (RFC 7515 section 5.2).
     pub(super) signed: &'a str,
-    /// The signature, still base64url.
+    /// The signature, still encoded as base64url.
     pub(super) signature: &'a str,
 }
 
-/// Whether a token does not even look like a JWT: it is opaque, and only its provider can say what it is.
+/// Whether a token is opaque, that is, has not the form of a JWT; only its provider can verify it then.
 pub(super) fn is_opaque(token: &str) -> bool {
     let mut parts = token.split('.');
     let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -35,7 +35,8 @@ pub(super) fn is_opaque(token: &str) -> bool {
     !URL_SAFE_NO_PAD.decode(header).is_ok_and(|header| header.trim_ascii_start().starts_with(b"{"))
 }
 
-/// The issuer that a JWT names, unverified: good for telling whose it would be and for nothing else.
+/// Reads the issuer that a JWT names, without verifying anything. It may only be used to recognize a token, never
+/// to accept one.
 pub(super) fn claimed_issuer(token: &str) -> Option<String> {
     let payload = token.split('.').nth(1)?;
     let payload = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
@@ -43,7 +44,10 @@ pub(super) fn claimed_issuer(token: &str) -> Option<String> {
     claims.get("iss")?.as_str().map(str::to_owned)
 }
 
-/// Splits and reads a token.
+/// Splits a token and parses its header and claims.
+///
+/// # Errors
+/// [`Rejection::Malformed`], [`Rejection::Algorithm`] or [`Rejection::WrongKind`].
 pub(super) fn parse(token: &str) -> Result<Parsed<'_>, Rejection> {
     parse_typed(token, &["jwt", "at+jwt"])
 }
@@ -60,10 +64,10 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
         2 => {}
         4 => {
             return Err(malformed(
-                "five parts: an encrypted token (JWE); ask the provider for an audience to get a signed one",
+                "five parts: an encrypted token (JWE); request an audience at the provider to get a signed one",
             ));
         }
-        _ => return Err(malformed("not three parts separated by dots; an opaque token?")),
+        _ => return Err(malformed("not a JWT, which has three parts separated by dots; is it an opaque token?")),
     }
     let (signed, signature) = token.rsplit_once('.').ok_or(malformed("no signature"))?;
     let (header, payload) = signed.split_once('.').ok_or(malformed("no payload"))?;
@@ -78,8 +82,8 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
     let text = |name: &str| header.get(name).and_then(Value::as_str);
     let is_access_token = text("typ").is_some_and(|kind| kind.to_ascii_lowercase().ends_with("at+jwt"));
     let category = match header.get("cat") {
-        None => Category::Unsaid,
-        Some(Value::String(category)) => Category::of(category),
+        None => Category::Unspecified,
+        Some(Value::String(category)) => Category::from_claim(category),
         Some(_) => return Err(malformed("cat is not a string")),
     };
     let key_id = match header.get("kid") {
@@ -92,16 +96,16 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
     let payload = decode(payload).map_err(|_| malformed("the payload is not base64url"))?;
     let claims =
         json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
-    // Checked here so that a signature in padded or non-canonical base64 never reaches a key.
+    // Checked before any key sees it: the signature check must not have to cope with padded or non-canonical base64.
     decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
     Ok(Parsed { algorithm, key_id, kind: KindHeader { is_access_token, category }, claims, signed, signature })
 }
 
 fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, Rejection> {
-    // RFC 7515 section 4.1.11: an extension we do not understand must be refused. We understand none,
-    // and `b64: false` (RFC 7797) would change what is signed.
+    // RFC 7515 section 4.1.11: a token with an extension that is not supported must be rejected. We support none,
+    // and `b64: false` (RFC 7797) would change the signing input.
     if header.contains_key("crit") || header.contains_key("b64") {
-        return Err(Rejection::Malformed("header extensions (crit, b64) are not understood"));
+        return Err(Rejection::Malformed("header extensions (crit, b64) are not supported"));
     }
     if let Some(kind) = header.get("typ") {
         let known = kind.as_str().is_some_and(|kind| {

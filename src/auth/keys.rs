@@ -1,8 +1,8 @@
-//! The keys of one provider: had at start, refreshed before they go stale, fetched at once for an
-//! unknown `kid` but at most once per cool-down, and kept while the provider is down.
+//! The keys of one provider: fetched at start, refreshed at an interval, fetched at once for an unknown `kid` (at
+//! most once per cool-down), and kept while the provider is down.
 //!
-//! One task per provider does all fetching, so there is never more than one request under way
-//! however many callers wait. Reading a set is `set`'s, the bounded GET is `fetch`'s.
+//! One task per provider does all fetching, so at most one request is in flight however many callers wait. `set`
+//! parses a key set, and `fetch` makes the request.
 
 mod fetch;
 mod set;
@@ -23,48 +23,50 @@ use crate::telemetry::{Label, Metrics};
 pub use set::KeyFingerprint;
 pub(super) use set::{Candidates, KeySet};
 
-/// Unknown `kid`s cause at most one fetch per provider in this time; the start-up fetch and
-/// background refreshes do not count, so a rotation in the first half minute locks nobody out.
+/// Unknown `kid`s cause at most one fetch per provider in this time. The fetch at start and the refreshes do not count,
+/// so tokens signed with a key that is rotated in during the first 30 seconds are accepted.
 const COOLDOWN: Duration = Duration::from_secs(30);
-/// A failed fetch is tried again after this, doubling up to [`LONGEST_RETRY`].
+/// The delay before a failed fetch is retried; it doubles up to [`MAX_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The longest delay before a retry.
+const MAX_RETRY: Duration = Duration::from_secs(30);
 
-/// What the last fetches came to.
+/// The result of the fetches so far.
 #[derive(Clone, Debug, Default)]
-struct State {
+struct FetchState {
     keys: Option<Arc<KeySet>>,
     last_good: Option<Instant>,
     last_failed: Option<(Instant, String)>,
-    /// The last fetch failed, and why.
+    /// Why the last fetch failed; `None` if it succeeded.
     failure: Option<String>,
-    /// Counts finished fetches; a waiter waits for it to grow.
+    /// The number of finished fetches; waiters wait for it to grow.
     finished: u64,
-    /// When the task will try next by itself.
+    /// When the task fetches next without being asked; `None` while a fetch is in flight.
     next: Option<Instant>,
 }
 
-/// An unknown `kid` that caused a fetch: when, and which fetch answers it.
+/// A fetch that was requested because of an unknown `kid`.
 #[derive(Clone, Copy, Debug)]
-struct Claim {
+struct RefetchRequest {
     at: Instant,
+    /// The value of [`FetchState::finished`] once it is done.
     awaited: u64,
 }
 
-/// How a provider's keys are, for the start and for `/readyz`.
+/// The state of a provider's keys, for the log at start, `/readyz` and `/status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyHealth {
-    /// Whether the first attempt has ended.
+    /// Whether the first fetch has finished.
     pub attempted: bool,
-    /// How many keys are usable.
+    /// The number of usable keys.
     pub keys: usize,
-    /// Their algorithms, for a sentence.
+    /// The algorithms of the keys.
     pub algorithms: Vec<String>,
     /// Why the last fetch failed.
     pub failure: Option<String>,
-    /// How long ago the last good one was.
+    /// The time since the last successful fetch.
     pub good: Option<Duration>,
-    /// How long ago the last failed one was, and why it was, also where a good one came after it.
+    /// The time since the last failed fetch and its error, also if a successful one followed.
     pub failed: Option<(Duration, String)>,
 }
 
@@ -72,9 +74,9 @@ pub struct KeyHealth {
 #[derive(Debug)]
 pub struct ProviderKeys {
     provider: Arc<ProviderSpec>,
-    state: watch::Receiver<State>,
-    /// When an unknown `kid` last caused a fetch.
-    claim: Mutex<Option<Claim>>,
+    state: watch::Receiver<FetchState>,
+    /// The last fetch that an unknown `kid` caused.
+    last_refetch: Mutex<Option<RefetchRequest>>,
     demand: Arc<Notify>,
     max_stale: Option<Duration>,
     task: Option<AbortHandle>,
@@ -89,7 +91,7 @@ impl Drop for ProviderKeys {
 }
 
 impl ProviderKeys {
-    /// Reads the keys the policy holds, or starts fetching them. Must be called inside a runtime.
+    /// Parses the keys in the configuration, or starts fetching them. Must be called inside a Tokio runtime.
     #[must_use]
     pub fn start(provider: Arc<ProviderSpec>, metrics: Arc<Metrics>) -> Self {
         let label: Label = provider.name.as_str().into();
@@ -97,17 +99,21 @@ impl ProviderKeys {
             metrics.credentials.introduce_keys(&label);
         }
         let demand = Arc::new(Notify::new());
-        let (send, state) = watch::channel(State::default());
+        let (send, state) = watch::channel(FetchState::default());
         let mut task = None;
         let mut max_stale = None;
-        match KeySet::given(&provider.keys) {
+        match KeySet::configured(&provider.keys) {
             Some(Ok(keys)) => {
                 metrics.credentials.keys_at_hand(&label, keys.len());
                 let (keys, last_good) = (Some(Arc::new(keys)), Some(Instant::now()));
-                send.send_replace(State { keys, last_good, finished: 1, ..State::default() });
+                send.send_replace(FetchState { keys, last_good, finished: 1, ..FetchState::default() });
             }
             Some(Err(reason)) => {
-                send.send_replace(State { failure: Some(reason.to_string()), finished: 1, ..State::default() });
+                send.send_replace(FetchState {
+                    failure: Some(reason.to_string()),
+                    finished: 1,
+                    ..FetchState::default()
+                });
             }
             None => {
                 if let KeySource::Fetched { max_stale: stale, .. } = &provider.keys {
@@ -117,10 +123,10 @@ impl ProviderKeys {
                 task = Some(tokio::spawn(fetching).abort_handle());
             }
         }
-        Self { provider, state, claim: Mutex::new(None), demand, max_stale, task }
+        Self { provider, state, last_refetch: Mutex::new(None), demand, max_stale, task }
     }
 
-    /// How the keys are now.
+    /// Returns the current state of the keys.
     #[must_use]
     pub fn health(&self) -> KeyHealth {
         let state = self.state.borrow();
@@ -134,86 +140,85 @@ impl ProviderKeys {
         }
     }
 
-    /// Whether a key that once verified a token still stands for this provider. While no set is at hand
-    /// nobody has withdrawn anything.
+    /// Whether a key that verified the token of an open session is still one of the provider's. While no key set is
+    /// available it counts as current, since the provider has not removed it.
     #[must_use]
-    pub fn is_current(&self, print: KeyFingerprint, algorithm: Algorithm) -> bool {
-        self.state.borrow().keys.as_ref().is_none_or(|keys| keys.holds(print, algorithm))
+    pub fn is_current(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
+        self.state.borrow().keys.as_ref().is_none_or(|keys| keys.contains(fingerprint, algorithm))
     }
 
-    /// Whether this key would verify a token now: it is in the set in force, and that is not too old.
-    pub(super) fn verifies_with(&self, print: KeyFingerprint, algorithm: Algorithm) -> bool {
-        self.in_force(&self.state.borrow()).is_some_and(|keys| keys.holds(print, algorithm))
+    /// Whether this key would verify a token now: it is in the current key set, and that is not too old.
+    pub(super) fn is_usable(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
+        self.usable(&self.state.borrow()).is_some_and(|keys| keys.contains(fingerprint, algorithm))
     }
 
-    /// Whether this key would verify a token now, for what was made elsewhere, where a newer set may have been at hand:
-    /// waits for keys as a token would, and asks the provider again as for an unknown `kid`.
+    /// Whether this key would verify a token now. Like the verification of a token, it waits for keys, and fetches them
+    /// again if this one is unknown: a session cookie may come from a replica that has newer keys.
     ///
     /// # Errors
-    /// [`Rejection::KeysUnavailable`] when nobody can say.
-    pub(super) async fn still_verifies_with(
+    /// [`Rejection::KeysUnavailable`] when there are no keys to decide by.
+    pub(super) async fn is_usable_or_refetch(
         &self,
-        print: KeyFingerprint,
+        fingerprint: KeyFingerprint,
         algorithm: Algorithm,
     ) -> Result<bool, Rejection> {
-        if self.current().await?.holds(print, algorithm) {
+        if self.current().await?.contains(fingerprint, algorithm) {
             return Ok(true);
         }
-        Ok(self.look_again().await?.holds(print, algorithm))
+        Ok(self.refetch().await?.contains(fingerprint, algorithm))
     }
 
-    /// The set in force: the last good one, unless it is older than `max_stale`.
-    fn in_force<'a>(&self, state: &'a State) -> Option<&'a Arc<KeySet>> {
+    /// The last key set that was fetched, unless it is older than `max_stale`.
+    fn usable<'a>(&self, state: &'a FetchState) -> Option<&'a Arc<KeySet>> {
         let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
         state.keys.as_ref().filter(|_| state.last_good.is_some_and(|good| !stale(good)))
     }
 
-    /// Waits until the first attempt has ended.
+    /// Waits until the first fetch has finished, successfully or not.
     pub async fn first_attempt(&self) {
         let mut state = self.state.clone();
-        // The sender lives in the fetching task, which lives as long as `self`; for given keys the
-        // condition holds at once.
+        // This cannot fail: the fetching task owns the sender and lives as long as `self`. For keys in the
+        // configuration the condition is true at once.
         let _ = state.wait_for(|state| state.finished > 0).await;
     }
 
-    /// The set in force.
+    /// Returns the current key set, after waiting for the first fetch.
     ///
     /// # Errors
     /// [`Rejection::KeysUnavailable`] when there is none, or it is older than `max_stale`.
     pub(super) async fn current(&self) -> Result<Arc<KeySet>, Rejection> {
         if self.state.borrow().finished == 0 {
-            // Bounded by the fetch's own time limit.
+            // The fetch has a time limit, so this wait has one too.
             self.first_attempt().await;
         }
         let state = self.state.borrow();
-        self.in_force(&state).cloned().ok_or_else(|| self.unavailable(&state))
+        self.usable(&state).cloned().ok_or_else(|| self.unavailable(&state))
     }
 
-    /// Called when no key of the current set has the token's `kid`: fetches once if the cool-down
-    /// allows it, or waits for the fetch under way.
+    /// Returns the key set after another fetch, for a token whose `kid` is not in the current set. Fetches if the
+    /// cool-down allows it, or waits for a fetch that is in flight.
     ///
     /// # Errors
-    /// [`Rejection::KeysUnavailable`] when the last fetch failed; otherwise the caller looks again,
-    /// and what is still unknown is refused.
-    pub(super) async fn look_again(&self) -> Result<Arc<KeySet>, Rejection> {
+    /// [`Rejection::KeysUnavailable`] when that fetch failed.
+    pub(super) async fn refetch(&self) -> Result<Arc<KeySet>, Rejection> {
         if self.max_stale.is_none() {
             return self.current().await;
         }
         let mut state = self.state.clone();
         let awaited = {
-            let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last_refetch = self.last_refetch.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             let (finished, running) = {
                 let state = state.borrow_and_update();
                 (state.finished, state.next.is_none())
             };
-            match *claim {
-                // Someone's fetch, finished or under way: its answer is everyone's.
-                Some(claim) if now.duration_since(claim.at) < COOLDOWN => claim.awaited,
+            match *last_refetch {
+                // Another token caused a fetch within the cool-down; its result counts for this one too.
+                Some(last) if now.duration_since(last.at) < COOLDOWN => last.awaited,
                 _ => {
-                    // A fetch that is running may have asked before the rotation: wait for the next.
+                    // A fetch that is in flight may have been answered before the rotation, so the next one counts.
                     let awaited = finished + if running { 2 } else { 1 };
-                    *claim = Some(Claim { at: now, awaited });
+                    *last_refetch = Some(RefetchRequest { at: now, awaited });
                     self.demand.notify_one();
                     awaited
                 }
@@ -230,22 +235,23 @@ impl ProviderKeys {
         }
     }
 
-    fn unavailable(&self, state: &State) -> Rejection {
+    fn unavailable(&self, state: &FetchState) -> Rejection {
         let reason =
-            state.failure.clone().unwrap_or_else(|| "the last good keys are older than jwks.max_stale".to_owned());
+            state.failure.clone().unwrap_or_else(|| "the last fetched keys are older than jwks.max_stale".to_owned());
         let retry_after = state.next.map_or(FIRST_RETRY, |next| next.saturating_duration_since(Instant::now()));
         Rejection::KeysUnavailable {
             provider: self.provider.name.clone(),
             reason,
-            retry_after: retry_after.clamp(FIRST_RETRY, LONGEST_RETRY),
+            retry_after: retry_after.clamp(FIRST_RETRY, MAX_RETRY),
         }
     }
 }
 
-/// A clock further off than this has tokens refused that were just issued, or accepted that have ended.
-const CLOCK: i64 = 5;
+/// The largest difference between the provider's clock and this machine's that is not reported, in seconds. With a
+/// larger one, new tokens are rejected or expired ones are accepted.
+const CLOCK_TOLERANCE: i64 = 5;
 
-/// Asks a provider once for what it would be asked at start, and looks at its clock and its name; for
+/// Fetches a provider's keys once, and compares its clock and the issuer it names with the configuration, for
 /// `vestibule check --online`.
 pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
     let client = match fetch::client(&provider.keys) {
@@ -255,8 +261,8 @@ pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
             return;
         }
     };
-    let keys = match KeySet::given(&provider.keys) {
-        Some(given) => given.map_err(|error| error.to_string()),
+    let keys = match KeySet::configured(&provider.keys) {
+        Some(configured) => configured.map_err(|error| error.to_string()),
         None => fetch::keys(&client, provider).await.map_err(|error| error.to_string()),
     };
     match keys {
@@ -267,31 +273,32 @@ pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
         Err(reason) => inspection.problems.push(reason),
     }
     let (KeySource::Fetched { .. }, Some(issuer)) = (&provider.keys, &provider.issuer) else { return };
-    // Without a discovery document there is nothing more to learn.
-    let Ok(look) = fetch::look(&client, issuer).await else { return };
-    match look.calls_itself {
+    // Without a discovery document neither can be checked.
+    let Ok(discovery) = fetch::inspect_discovery(&client, issuer).await else { return };
+    match discovery.issuer {
         Some(name) if name != *issuer => {
             let sentence = fetch::FetchError::OtherIssuer { found: name }.to_string();
             if !inspection.problems.contains(&sentence) {
                 inspection.problems.push(sentence);
             }
         }
-        Some(_) => inspection.found.push("calls itself by the configured issuer".to_owned()),
+        Some(_) => inspection.found.push("names the configured issuer in its discovery document".to_owned()),
         None => {}
     }
-    match look.clock {
-        Some(lead) if lead.abs() > CLOCK => {
-            let side = if lead > 0 { "ahead of" } else { "behind" };
-            inspection.problems.push(format!("its clock is {} s {side} ours", lead.abs()));
+    match discovery.clock_offset {
+        Some(offset) if offset.abs() > CLOCK_TOLERANCE => {
+            let side = if offset > 0 { "ahead of" } else { "behind" };
+            inspection.problems.push(format!("its clock is {} s {side} this machine's", offset.abs()));
         }
-        Some(_) => inspection.found.push("its clock agrees with ours".to_owned()),
+        Some(_) => inspection.found.push("its clock agrees with this machine's".to_owned()),
         None => {}
     }
 }
 
+/// Fetches the keys at start, at each interval, after failures and on demand, until the task is aborted.
 async fn keep_fetching(
     provider: Arc<ProviderSpec>,
-    state: watch::Sender<State>,
+    state: watch::Sender<FetchState>,
     demand: Arc<Notify>,
     (label, metrics): (Label, Arc<Metrics>),
 ) {
@@ -299,7 +306,6 @@ async fn keep_fetching(
     let client = fetch::client(&provider.keys);
     let mut retry = FIRST_RETRY;
     loop {
-        // `next: None` says that a fetch is running.
         state.send_modify(|state| state.next = None);
         let fetched = match &client {
             Ok(client) => fetch::keys(client, &provider).await,
@@ -311,7 +317,7 @@ async fn keep_fetching(
             *refresh
         } else {
             let wait = retry;
-            retry = (retry * 2).min(LONGEST_RETRY);
+            retry = (retry * 2).min(MAX_RETRY);
             wait
         };
         let now = Instant::now();
@@ -321,10 +327,10 @@ async fn keep_fetching(
             match fetched {
                 Ok(keys) => {
                     for skipped in keys.skipped() {
-                        tracing::debug!(provider = %provider.name, "a key of the set was skipped: {skipped}");
+                        tracing::debug!(provider = %provider.name, reason = %skipped, "JWKS key skipped");
                     }
                     if state.failure.take().is_some() || state.keys.is_none() {
-                        tracing::info!(provider = %provider.name, keys = keys.len(), "keys fetched");
+                        tracing::info!(provider = %provider.name, keys = keys.len(), "JWKS fetched");
                     }
                     state.keys = Some(Arc::new(keys));
                     state.last_good = Some(now);
@@ -332,7 +338,7 @@ async fn keep_fetching(
                 Err(error) => {
                     let reason = error.to_string();
                     if state.failure.as_ref() != Some(&reason) {
-                        tracing::warn!(provider = %provider.name, "keys could not be fetched: {reason}");
+                        tracing::warn!(provider = %provider.name, error = %reason, "JWKS fetch failed");
                     }
                     state.last_failed = Some((now, reason.clone()));
                     state.failure = Some(reason);

@@ -1,58 +1,61 @@
-//! What kind of token this is, by what it says of itself, and the claims that decide only with one provider
-//! (docs/contract.md section 5). Times, audience and signature are the verifier's.
+//! Tells access tokens from ID tokens, refresh tokens and other kinds, and checks the claims that only one
+//! provider has (docs/contract.md section 5). Times and signatures are checked elsewhere.
 
 use serde_json::{Map, Value};
 
 use super::Rejection;
 use crate::policy::{Audience, Family, Kinds, ProviderSpec};
 
-/// Clerk's token categories (`cat` in the header).
+/// Clerk's category of session tokens (`cat` in the header).
 const CLERK_SESSION: &str = "cl_B7d4PD111AAA";
+/// Clerk's category of template tokens.
 const CLERK_TEMPLATE: &str = "cl_B7d4PD222AAA";
-/// Stamped on tokens of every kind by some instances, so it says nothing.
+/// A category that some Clerk instances put on tokens of every kind, so it is ignored.
 const CLERK_IGNORE: &str = "cl_I7d4PD111III";
 
-/// What the header says of the kind; empty where there is none.
+/// The parts of a token's header that tell its kind; the default for a token without a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KindHeader {
-    /// `typ` says that it is an access token of OAuth (RFC 9068).
+    /// Whether `typ` is `at+jwt`, an OAuth access token (RFC 9068).
     pub(super) is_access_token: bool,
-    /// Clerk's `cat`.
+    /// Clerk's category, `cat`.
     pub(super) category: Category,
 }
 
 /// Clerk's category of a token, in a header's `cat`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Category {
-    /// It has none, or the one that says nothing.
+    /// No category, or the one that is ignored.
     #[default]
-    Unsaid,
-    /// A session's.
+    Unspecified,
+    /// A session token.
     Session,
-    /// A template's.
+    /// A template token.
     Template,
-    /// Any other.
+    /// Any other category.
     Other,
 }
 
 impl Category {
-    pub(super) fn of(text: &str) -> Self {
+    /// Reads the value of `cat`.
+    pub(super) fn from_claim(text: &str) -> Self {
         match text {
             CLERK_SESSION => Self::Session,
             CLERK_TEMPLATE => Self::Template,
-            CLERK_IGNORE => Self::Unsaid,
+            CLERK_IGNORE => Self::Unspecified,
             _ => Self::Other,
         }
     }
 
-    /// By the name that [`Self::name`] gives it.
-    pub(super) fn named(name: &str) -> Option<Self> {
-        [Self::Unsaid, Self::Session, Self::Template, Self::Other].into_iter().find(|known| known.name() == name)
+    /// Reads what [`Self::name`] returned.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        [Self::Unspecified, Self::Session, Self::Template, Self::Other].into_iter().find(|known| known.name() == name)
     }
 
+    /// Returns a name for session cookies.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Unsaid => "",
+            Self::Unspecified => "",
             Self::Session => "session",
             Self::Template => "template",
             Self::Other => "other",
@@ -60,7 +63,7 @@ impl Category {
     }
 }
 
-/// Sees that it is a kind that counts; says which.
+/// Checks that a token is of a kind that the provider's `accept` lists, and returns the kind's name.
 pub(super) fn check_kind(
     spec: &ProviderSpec,
     header: KindHeader,
@@ -84,19 +87,19 @@ pub(super) fn check_kind(
         Family::Generic | Family::Supabase | Family::Cognito => {}
     }
     let is_id_token = named == Some(NamedKind::Id) || claims.contains_key("at_hash") || claims.contains_key("c_hash");
-    // Google's ID tokens need not have a hash; its access tokens are opaque.
+    // Google's ID tokens may lack `at_hash`, and its access tokens are opaque.
     let only_id_tokens = spec.preset == "google";
     match (is_id_token || only_id_tokens, spec.accept.id_token, spec.accept.access_token) {
         (true, true, _) => Ok("ID token"),
-        (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it")),
+        (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would accept it")),
         (false, _, true) => Ok("access token"),
         (false, _, false) => Err(Rejection::WrongKind("not an ID token")),
     }
 }
 
-/// The members by which a token, or the answer about one, names its kind, by their letters alone. `type` is what
-/// Flask-JWT-Extended writes, `token_type` Simple JWT, `token_use` Ory and Cognito, `typ` Keycloak; RFC 8693 section
-/// 2.2.1 has `issued_token_type`.
+/// The claims, and members of an introspection response, that name a token's kind; only their letters are compared.
+/// `type` is written by Flask-JWT-Extended, `token_type` by Simple JWT, `token_use` by Ory and Cognito, `typ` by
+/// Keycloak; `issued_token_type` is from RFC 8693 section 2.2.1.
 const KIND_MEMBERS: [&str; 10] = [
     "tokenuse",
     "typ",
@@ -110,32 +113,33 @@ const KIND_MEMBERS: [&str; 10] = [
     "kind",
 ];
 
-/// A kind that a token names and that is not an access token.
+/// A kind other than access token that a token names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NamedKind {
-    /// An ID token: accepted where the provider's `accept` says so.
+    /// An ID token, accepted where the provider's `accept` lists it.
     Id,
-    /// One that is never accepted.
+    /// A kind that is never accepted.
     Other(&'static str),
 }
 
-/// Whether a member may name the kind of a token.
+/// Whether a claim may name the kind of a token.
 pub(super) fn is_kind_member(name: &str) -> bool {
     KIND_MEMBERS.contains(&letters(name).as_str())
 }
 
-/// Refuses an answer about a token that names a kind which does not count, whatever the token says of itself.
+/// Rejects a provider's response about a token when the response names a kind that is not accepted, whatever kind
+/// the token itself names.
 pub(super) fn check_answer(spec: &ProviderSpec, said: &Map<String, Value>) -> Result<(), Rejection> {
     match named_kind(said) {
         Some(NamedKind::Other(what)) => Err(Rejection::WrongKind(what)),
         Some(NamedKind::Id) if !spec.accept.id_token => {
-            Err(Rejection::WrongKind("an ID token; accept: [id_token] would take it"))
+            Err(Rejection::WrongKind("an ID token; accept: [id_token] would accept it"))
         }
         Some(NamedKind::Id) | None => Ok(()),
     }
 }
 
-/// The kind that some member names; one that is never accepted before an ID token.
+/// Returns the kind that the claims name. A kind that is never accepted takes precedence over an ID token.
 fn named_kind(claims: &Map<String, Value>) -> Option<NamedKind> {
     let values = claims.iter().filter(|(name, _)| is_kind_member(name)).map(|(_, value)| value);
     let texts = values.flat_map(|value| match value {
@@ -152,8 +156,8 @@ fn named_kind(claims: &Map<String, Value>) -> Option<NamedKind> {
     found
 }
 
-/// Reads `refresh`, `Refresh`, `refresh_token`, `RefreshToken`, `application/logout+jwt`,
-/// `urn:ietf:params:oauth:token-type:refresh_token` (RFC 8693 section 3) and the like.
+/// Recognizes a kind in `refresh`, `Refresh`, `refresh_token`, `RefreshToken`, `application/logout+jwt`,
+/// `urn:ietf:params:oauth:token-type:refresh_token` (RFC 8693 section 3) and similar values.
 fn kind_of_text(text: &str) -> Option<NamedKind> {
     let last = text.trim().rsplit([':', '/', '#']).find(|part| !part.is_empty())?;
     let word = letters(last);
@@ -161,15 +165,15 @@ fn kind_of_text(text: &str) -> Option<NamedKind> {
     match word.strip_suffix("token").unwrap_or(word) {
         "refresh" | "offline" => Some(NamedKind::Other("a refresh token")),
         "logout" => Some(NamedKind::Other("a logout token")),
-        // RFC 7591 and Keycloak's own.
+        // RFC 7591, and Keycloak's initial access tokens.
         "registrationaccess" | "initialaccess" => Some(NamedKind::Other("a token for registering clients")),
-        "authorizationcode" | "devicecode" => Some(NamedKind::Other("a code, which is no token")),
+        "authorizationcode" | "devicecode" => Some(NamedKind::Other("a code, not a token")),
         "id" | "identity" => Some(NamedKind::Id),
         _ => None,
     }
 }
 
-/// Letters and digits in lower case.
+/// Keeps letters and digits, in lower case.
 fn letters(text: &str) -> String {
     text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
@@ -177,13 +181,13 @@ fn letters(text: &str) -> String {
 fn clerk_kind(accept: Kinds, header: KindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
     if header.is_access_token || text("sub").is_some_and(|sub| sub.starts_with("mch_")) {
-        return Err(Rejection::WrongKind("a machine's token"));
+        return Err(Rejection::WrongKind("a machine-to-machine token"));
     }
     let has_session = text("sid").is_some_and(|sid| !sid.is_empty());
     let is_template = match header.category {
         Category::Template => true,
-        Category::Session | Category::Unsaid => !has_session,
-        Category::Other => return Err(Rejection::WrongKind("a category (cat) that is no session's")),
+        Category::Session | Category::Unspecified => !has_session,
+        Category::Other => return Err(Rejection::WrongKind("its category (cat) is not that of a session token")),
     };
     match claims.get("sts") {
         None => {}
@@ -193,32 +197,32 @@ fn clerk_kind(accept: Kinds, header: KindHeader, claims: &Map<String, Value>) ->
     match (is_template, accept.template, accept.access_token) {
         (true, true, _) => Ok("template token"),
         (true, false, _) => Err(Rejection::WrongKind(
-            "a template token, which outlives its session; accept: [access_token, template] would take it",
+            "a template token, which outlives its session; accept: [access_token, template] would accept it",
         )),
         (false, _, true) => Ok("session token"),
         (false, _, false) => Err(Rejection::WrongKind("not a template token")),
     }
 }
 
-/// Sees that it is for us. Cognito's access tokens say so in `client_id`.
+/// Checks the audience: `aud`, or for Cognito's access tokens `client_id`.
 pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<(), Rejection> {
     let Audience::OneOf(accepted) = &spec.audience else { return Ok(()) };
     let is_accepted = |value: &str| accepted.iter().any(|name| name == value);
     let is_access =
         claims.get("token_use").and_then(Value::as_str).is_some_and(|usage| usage.eq_ignore_ascii_case("access"));
     if spec.family == Family::Cognito && is_access {
-        // One that is bound to a resource has `aud` too; another client's is not ours whatever that says.
+        // A token bound to a resource has `aud` too, but a token of another client is rejected whatever `aud` is.
         return match claims.get("client_id") {
             Some(Value::String(client)) if is_accepted(client) => Ok(()),
             Some(Value::String(client)) => Err(Rejection::WrongAudience(client.chars().take(256).collect())),
             Some(_) | None => {
-                Err(Rejection::Claim { claim: "client_id".to_owned(), problem: "is missing or no string" })
+                Err(Rejection::Claim { claim: "client_id".to_owned(), problem: "is missing or not a string" })
             }
         };
     }
     let fits = match claims.get("aud") {
         Some(Value::String(one)) => is_accepted(one),
-        // RFC 7519 section 4.1.3: an array of strings; anything else in it is not one.
+        // RFC 7519 section 4.1.3: an array of strings. An array with any other member is rejected.
         Some(Value::Array(many)) => {
             many.iter().all(Value::is_string) && many.iter().filter_map(Value::as_str).any(is_accepted)
         }
@@ -228,13 +232,13 @@ pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -
     if fits { Ok(()) } else { Err(Rejection::WrongAudience(shown_audience(claims))) }
 }
 
-/// `aud` as it stands, for the log.
+/// Formats `aud` for the log, at most 256 characters.
 pub(super) fn shown_audience(claims: &Map<String, Value>) -> String {
     claims.get("aud").map_or_else(|| "none".to_owned(), |aud| aud.to_string().chars().take(256).collect())
 }
 
-/// Gives the claims of the second version of Clerk's session tokens, which nest the organisation in `o`, the
-/// names of the first, so that a rule or a header means the same with both.
+/// Renames the claims of version 2 of Clerk's session tokens, which nest the organization in `o`, to those of
+/// version 1, so that a rule or a header works with both.
 pub(super) fn flattened(spec: &ProviderSpec, mut claims: Map<String, Value>) -> Map<String, Value> {
     if spec.family != Family::Clerk {
         return claims;
@@ -245,22 +249,22 @@ pub(super) fn flattened(spec: &ProviderSpec, mut claims: Map<String, Value>) -> 
     let flat = [
         ("org_id", text("id").map(Value::String)),
         ("org_slug", text("slg").map(Value::String)),
-        // The first version writes the role with its namespace.
+        // Version 1 has the role with its namespace.
         ("org_role", text("rol").map(|role| Value::String(format!("org:{role}")))),
         ("org_permissions", permissions.map(Value::from)),
     ];
     for (name, value) in flat {
         match value {
             Some(value) => claims.insert(name.to_owned(), value),
-            // What the organisation does not say, a claim of that name from elsewhere must not.
+            // A claim of that name outside the organization must not stand in for one that the organization lacks.
             None => claims.shift_remove(name),
         };
     }
     claims
 }
 
-/// `fea` lists features with their scopes, `per` the permissions, `fpm` one bit mask a feature of the
-/// organisation: bit n is the n-th permission.
+/// Decodes Clerk's permissions: `fea` lists features with their scopes, `per` lists permissions, and `fpm` has one
+/// bit mask for each feature of the organization, in which bit n is the n-th permission.
 fn permissions(features: Option<&str>, permissions: Option<String>, masks: Option<String>) -> Option<Vec<String>> {
     let (features, permissions, masks) = (features?, permissions?, masks?);
     let of_organisation = features

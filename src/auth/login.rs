@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::outbound;
-use super::verifier::Provider;
+use super::verifier::ProviderState;
 use crate::policy::{KeySource, LimitSpec, LoginSpec, Pushed, Renew, Secret};
 use client::{Form, TIMEOUT};
 use discovery::Discovery;
@@ -79,7 +79,7 @@ impl LoginError {
 pub struct Login {
     /// As configured.
     pub spec: Arc<LoginSpec>,
-    provider: Arc<Provider>,
+    provider: Arc<ProviderState>,
     http: Result<reqwest::Client, String>,
     discovery: Discovery,
     /// Requests to the provider under way: of sign-ins, and apart from them of open sessions.
@@ -88,7 +88,7 @@ pub struct Login {
 }
 
 impl Login {
-    fn new(spec: &Arc<LoginSpec>, provider: &Arc<Provider>, requests: usize) -> Self {
+    fn new(spec: &Arc<LoginSpec>, provider: &Arc<ProviderState>, requests: usize) -> Self {
         let authority = match &spec.judged_by.keys {
             KeySource::Fetched { authority, .. } => authority.as_ref(),
             _ => None,
@@ -311,7 +311,7 @@ impl Logins {
     /// What is the same as in `former` keeps its own.
     pub(super) fn new(
         specs: &[Arc<LoginSpec>],
-        providers: &[Arc<Provider>],
+        providers: &[Arc<ProviderState>],
         secret: Option<&Secret>,
         limits: LoginLimits,
         revocations: &Arc<super::Revocations>,

@@ -1,20 +1,20 @@
-//! What leaves this process toward a provider: no redirects, no proxies from the environment, no header of
-//! any client, bounded in time and size. Where it goes, and what the answer means, is `keys`' and `remote`'s.
+//! The HTTP client for requests to providers: follows no redirects, uses no proxy from the environment, sends no
+//! header of any client, and limits time and size. `keys` and `remote` choose the URL and interpret the response.
 
 use std::time::Duration;
 
 use crate::config::Time;
 use crate::policy::CertificateAuthority;
 
-/// Until a connection stands.
+/// The time limit for opening a connection.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long a connection is kept for the next question.
+/// How long an unused connection is kept open.
 const IDLE: Duration = Duration::from_secs(20);
 
-/// A client that keeps at most `idle` unused connections.
+/// Creates a client that keeps at most `idle` unused connections.
 ///
 /// # Errors
-/// Why it could not be made, for the log.
+/// Why the client could not be created, for the log.
 pub(super) fn client(
     authority: Option<&CertificateAuthority>,
     timeout: Duration,
@@ -37,10 +37,10 @@ pub(super) fn client(
     builder.build().map_err(|error| error.to_string())
 }
 
-/// The whole body, or `None` when it is longer than `limit`.
+/// Reads the whole body, or returns `None` when it is longer than `limit`.
 ///
 /// # Errors
-/// When it broke off or took too long.
+/// When the connection failed or the time limit passed.
 pub(super) async fn body(mut response: reqwest::Response, limit: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -52,7 +52,8 @@ pub(super) async fn body(mut response: reqwest::Response, limit: usize) -> Resul
     Ok(Some(body))
 }
 
-/// The innermost cause says what an operator needs: `connection refused`, `certificate expired`.
+/// Formats an error by its innermost cause, which is what an operator needs: `connection refused`, `certificate
+/// expired`.
 pub(super) fn reason(error: &reqwest::Error, timeout: Duration) -> String {
     if error.is_timeout() {
         return format!("no answer within {}", Time(timeout));

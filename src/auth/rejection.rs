@@ -1,45 +1,45 @@
-//! Every way a token can fail, in words for the log; what a client hears is decided elsewhere.
+//! The reasons for rejecting a token, with texts for the log. `http` and `websocket` decide what a client is told.
 
 use std::time::Duration;
 
-/// Why a token was not accepted. The text is for the log: it never holds the token.
+/// Why a token was rejected. The text is for the log and never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// Not a compact JWS, or its parts are not what RFC 7515 and RFC 7519 say.
+    /// The token is not a compact JWS as RFC 7515 and RFC 7519 define it.
     #[error("{0}")]
     Malformed(&'static str),
     /// `alg` is not in the provider's list.
     #[error("algorithm {0} is not accepted from this provider")]
     Algorithm(String),
-    /// `iss` is no provider's.
+    /// `iss` is not the issuer of a configured provider.
     #[error("issuer {0:?} is not a configured provider")]
     UnknownIssuer(String),
-    /// No key of the provider fits.
-    #[error("no key of the provider fits kid {0:?}")]
+    /// No key of the provider matches the token's `kid` and algorithm.
+    #[error("no key of the provider matches kid {}", .0.as_deref().unwrap_or("none"))]
     UnknownKey(Option<String>),
-    /// The signature is not the key's.
+    /// No matching key verifies the signature.
     #[error("the signature does not verify")]
     BadSignature,
     /// `exp` has passed.
     #[error("expired at {exp}, now {now}")]
     Expired {
-        /// The token's end, Unix seconds.
+        /// The token's `exp`, Unix seconds.
         exp: u64,
         /// Our clock, Unix seconds.
         now: u64,
     },
-    /// `nbf` lies ahead.
+    /// `nbf` is in the future.
     #[error("not valid before {nbf}, now {now}")]
     NotYetValid {
-        /// The token's beginning, Unix seconds.
+        /// The token's `nbf`, Unix seconds.
         nbf: u64,
         /// Our clock, Unix seconds.
         now: u64,
     },
-    /// `iat` lies ahead.
-    #[error("issued at {iat}, which lies ahead of our clock ({now})")]
+    /// `iat` is in the future.
+    #[error("issued at {iat}, which is in the future (now {now}); compare the clocks")]
     IssuedInTheFuture {
-        /// When the token says it was issued, Unix seconds.
+        /// The token's `iat`, Unix seconds.
         iat: u64,
         /// Our clock, Unix seconds.
         now: u64,
@@ -47,12 +47,12 @@ pub enum Rejection {
     /// A claim is missing or has the wrong JSON type.
     #[error("claim {claim} {problem}")]
     Claim {
-        /// Which claim.
+        /// The claim's name.
         claim: String,
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// Made for someone else.
+    /// `aud` has no accepted audience.
     #[error("made for audience {0}")]
     WrongAudience(String),
     /// `azp` is not an authorized party.
@@ -61,7 +61,7 @@ pub enum Rejection {
     /// An ID token, a refresh token, a logout token where an access token is wanted, or the reverse.
     #[error("{0}")]
     WrongKind(&'static str),
-    /// A claim that the provider requires has another value.
+    /// A claim that the provider's `require` names is absent or has another value.
     #[error("required claim {0} does not have a required value")]
     Required(String),
     /// The user id claim is absent, null or empty.
@@ -70,15 +70,15 @@ pub enum Rejection {
     /// The user id cannot be used.
     #[error("the user id {0}")]
     UnusableUser(&'static str),
-    /// The provider, asked, finds no active session or token.
+    /// The provider was asked and reports no active token or session.
     #[error("remote check of provider {provider}: {reason}")]
     NoSession {
         /// The provider's name.
         provider: String,
-        /// What it said.
+        /// The provider's answer.
         reason: String,
     },
-    /// The user, the session or the token was revoked here.
+    /// The user, the session or the token was revoked.
     #[error("revoked by {0}")]
     Revoked(&'static str),
     /// The provider could not be asked.
@@ -86,37 +86,37 @@ pub enum Rejection {
     RemoteUnavailable {
         /// The provider's name.
         provider: String,
-        /// What came instead of an answer.
+        /// Why there is no answer.
         reason: String,
-        /// When it makes sense to ask again.
+        /// When to try again.
         retry_after: Duration,
     },
-    /// No keys could be had.
+    /// The provider's keys are not available.
     #[error("no usable keys of provider {provider}: {reason}")]
     KeysUnavailable {
         /// The provider's name.
         provider: String,
-        /// What the last fetch said.
+        /// Why the last fetch failed.
         reason: String,
-        /// When it makes sense to ask again.
+        /// When to try again.
         retry_after: Duration,
     },
 }
 
 impl Rejection {
-    /// Whether nobody could say yet what the token is worth.
+    /// Whether the token could not be verified now, so that a client should try again.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
         self.retry_after().is_some()
     }
 
-    /// Whether it speaks against whoever presented it: neither an outage nor a token that was good until it ended.
+    /// Whether it counts toward `limits.failed_tokens_per_minute`: not for an expired token, nor for an outage.
     #[must_use]
     pub const fn counts(&self) -> bool {
         !matches!(self, Self::Expired { .. }) && !self.is_unavailable()
     }
 
-    /// When it makes sense to ask again, where nobody could say yet.
+    /// When to try again, if the token could not be verified now.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -127,7 +127,7 @@ impl Rejection {
         }
     }
 
-    /// Every value of [`Self::outcome`], and `accepted`.
+    /// All values of [`Self::outcome`], and `accepted`.
     pub const OUTCOMES: [&str; 20] = [
         "accepted",
         "malformed",
@@ -151,7 +151,7 @@ impl Rejection {
         "keys_unavailable",
     ];
 
-    /// The `outcome` label of metrics and access lines.
+    /// Returns the `outcome` label of metrics and access lines.
     #[must_use]
     pub const fn outcome(&self) -> &'static str {
         match self {

@@ -1,10 +1,10 @@
-//! Asking a provider about a token or a session (docs/contract.md section 5): bounded in time and number, one
-//! question however many wait for it, answers kept apart (yes, no) and never for long, and a provider that says
-//! it has had enough is left alone for as long as it asks.
+//! Remote checks: asks a provider whether a token or session is active (docs/contract.md section 5). Requests are
+//! limited in time and number, callers with the same question share one request, answers are cached briefly, and a
+//! provider that responds 429 is not asked until its `Retry-After` has passed.
 //!
-//! Owns when to ask. How each provider is asked, and what its answer means, is `question`'s.
+//! This module decides when to ask. `endpoint` builds each provider's request and interprets its response.
 
-mod question;
+mod endpoint;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,16 +25,18 @@ use super::{Inspection, KeyFingerprint, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteQuestion, RemoteSpec};
 use crate::telemetry::{Label, Metrics};
 
-/// Open sockets wait this long for their turn: a slow answer is better than none.
+/// How long a check of an open session waits for a permit, which may be longer than a request waits.
 const REVALIDATION_WAIT: Duration = Duration::from_secs(30);
-/// What a provider's 429 may ask of us at most, and what it asks when it does not say.
-const LONGEST_REST: Duration = Duration::from_secs(120);
-const USUAL_REST: Duration = Duration::from_secs(5);
-/// Unused connections to a provider.
+/// Upper bound on `Retry-After` of a provider's 429.
+const MAX_PAUSE: Duration = Duration::from_secs(120);
+/// The pause after a 429 without `Retry-After`, and what clients are told to wait after a failed check.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
+/// Upper bound on unused connections to a provider.
 const IDLE_CONNECTIONS: usize = 4;
 
-/// How a provider is asked, for what it has vouched for: another endpoint is another's word.
-pub(super) fn asked_how(spec: &RemoteSpec) -> KeyFingerprint {
+/// Returns a fingerprint of the endpoint that is asked, so that a token confirmed by one endpoint is not taken as
+/// confirmed by another.
+pub(super) fn endpoint_fingerprint(spec: &RemoteSpec) -> KeyFingerprint {
     let (how, url) = match &spec.question {
         RemoteQuestion::Introspection { url, .. } => (&b"introspection"[..], url),
         RemoteQuestion::Clerk { base, .. } => (&b"clerk"[..], base),
@@ -43,198 +45,206 @@ pub(super) fn asked_how(spec: &RemoteSpec) -> KeyFingerprint {
     KeyFingerprint::of(&[how, url.as_str().as_bytes()])
 }
 
-/// What a provider is asked about; keeps what the question needs for as long as a socket lives.
+/// A question to a provider about a token or a session. A session keeps one for as long as it is open.
 #[derive(Clone, Debug)]
 pub struct RemoteCheck {
-    about: About,
-    /// By which it is known among those under way.
+    subject: Subject,
+    /// Identifies the question among cached answers and pending checks.
     digest: Digest,
 }
 
 #[derive(Clone, Debug)]
-enum About {
+enum Subject {
     /// The token, and the session it names.
     Token(Arc<Token>, Option<Box<str>>),
-    /// The provider's session.
+    /// The provider session id.
     Session(Box<str>),
 }
 
 impl RemoteCheck {
-    /// About a token whose digest is known, and the session it names.
+    /// Asks about a token, given its digest and the session it names.
     pub(super) fn token(token: &Token, digest: Digest, session: Option<&str>) -> Self {
-        Self { about: About::Token(Arc::new(token.duplicate()), session.map(Box::from)), digest }
+        Self { subject: Subject::Token(Arc::new(token.duplicate()), session.map(Box::from)), digest }
     }
 
-    /// A question, for tests of when it is asked.
+    /// An example, for tests of when a check is made.
     #[cfg(test)]
     pub(crate) fn example() -> Self {
         Self::session("sess_example")
     }
 
-    /// About a session of the provider's.
+    /// Asks about a provider session.
     pub(super) fn session(id: &str) -> Self {
-        // No token's digest: tokens have no space in them.
+        // The space keeps this from being the digest of a token, since tokens have none.
         let digest = digest::digest(&digest::SHA256, format!("session {id}").as_bytes());
-        Self { about: About::Session(id.into()), digest: digest.as_ref().try_into().unwrap_or_default() }
+        Self { subject: Subject::Session(id.into()), digest: digest.as_ref().try_into().unwrap_or_default() }
     }
 }
 
-/// What a provider says.
+/// A provider's answer.
 #[derive(Clone, Debug)]
-pub(super) enum Answer {
-    /// Good, and what it says of it.
-    Yes(Arc<Map<String, Value>>),
-    /// Not, and why, for the log.
-    No(Arc<str>),
+pub(super) enum RemoteAnswer {
+    /// The token or session is active; with the claims in the response.
+    Active(Arc<Map<String, Value>>),
+    /// The token or session is not active; with the reason, for the log.
+    Inactive(Arc<str>),
 }
 
-/// Nobody can say now.
+/// Why a provider gave no answer, and when to ask again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unanswered {
+pub(super) struct NoAnswer {
     pub(super) reason: String,
     pub(super) retry_after: Duration,
 }
 
-impl fmt::Display for Unanswered {
+impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
     }
 }
 
-type Outcome = Result<Answer, Unanswered>;
+type Outcome = Result<RemoteAnswer, NoAnswer>;
 
-/// Who asks: a request at the door, or a socket that is open.
+/// Which half of `remote.concurrency` a check belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
+    /// A request or handshake waits for the answer.
     Admission,
+    /// An open session is checked again.
     Revalidation,
 }
 
-/// The questions to one provider.
+/// Makes the remote checks of one provider.
 #[derive(Clone)]
-pub(super) struct Remote {
-    inner: Arc<Inner>,
+pub(super) struct RemoteChecker {
+    inner: Arc<CheckerInner>,
 }
 
-struct Inner {
+struct CheckerInner {
     label: Label,
     metrics: Arc<Metrics>,
     spec: Arc<RemoteSpec>,
     client: Result<reqwest::Client, String>,
-    yes: Cache<Digest, Kept>,
-    no: Cache<Digest, Kept>,
-    under_way: Mutex<HashMap<Digest, UnderWay>>,
+    yes: Cache<Digest, CachedAnswer>,
+    no: Cache<Digest, CachedAnswer>,
+    pending: Mutex<HashMap<Digest, PendingCheck>>,
     admissions: Semaphore,
     revalidations: Semaphore,
-    resting_until: Mutex<Option<Instant>>,
+    paused_until: Mutex<Option<Instant>>,
 }
 
-/// A question that someone has asked already.
+/// A check that is waiting for a permit or for its response.
 #[derive(Clone)]
-struct UnderWay {
+struct PendingCheck {
     outcome: Weak<watch::Sender<Option<Outcome>>>,
-    /// An admission waits for it too, so it need not wait for its turn among the revalidations.
-    at_the_door: CancellationToken,
+    /// Cancelled when a request waits for a check that an open session began, which may then use a permit for
+    /// admissions.
+    admission_waits: CancellationToken,
 }
 
 #[derive(Clone)]
-struct Kept {
-    answer: Answer,
+struct CachedAnswer {
+    answer: RemoteAnswer,
     until: Instant,
 }
 
-impl Remote {
-    /// For a provider that can be asked; keeps at most `remembered` answers of either kind.
-    pub(super) fn new(provider: &Arc<ProviderSpec>, remembered: usize, metrics: &Arc<Metrics>) -> Option<Self> {
+impl RemoteChecker {
+    /// Creates the checker of a provider that can be asked. It caches at most `cache_limit` answers of either kind.
+    pub(super) fn new(provider: &Arc<ProviderSpec>, cache_limit: usize, metrics: &Arc<Metrics>) -> Option<Self> {
         let spec = Arc::clone(provider.remote.as_ref()?);
-        // A cache of nothing is one entry, which the next answer replaces.
-        let remembered = remembered.max(1);
+        // The cache cannot have zero entries; with one, the next answer replaces it.
+        let cache_limit = cache_limit.max(1);
         let half = spec.concurrency / 2;
-        let inner = Inner {
+        let inner = CheckerInner {
             label: provider.name.as_str().into(),
             metrics: Arc::clone(metrics),
             client: outbound::client(spec.authority.as_ref(), spec.timeout, IDLE_CONNECTIONS),
-            yes: Cache::new(remembered),
-            no: Cache::new(remembered),
-            under_way: Mutex::default(),
+            yes: Cache::new(cache_limit),
+            no: Cache::new(cache_limit),
+            pending: Mutex::default(),
             admissions: Semaphore::new(spec.concurrency - half),
             revalidations: Semaphore::new(half),
-            resting_until: Mutex::default(),
+            paused_until: Mutex::default(),
             spec,
         };
         Some(Self { inner: Arc::new(inner) })
     }
 
+    /// The configuration, `remote`.
     pub(super) fn spec(&self) -> &RemoteSpec {
         &self.inner.spec
     }
 
-    /// An answer about the token of this digest that is still good.
-    pub(super) fn at_hand(&self, digest: &Digest) -> Option<Answer> {
-        self.inner.kept(digest)
+    /// Returns a cached answer about the token with this digest.
+    pub(super) fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
+        self.inner.cached(digest)
     }
 
-    /// Asks, whatever is at hand. An admission has its answer within `timeout`, its turn included.
-    pub(super) async fn ask(&self, question: &RemoteCheck, priority: Priority) -> Outcome {
-        let mut outcome = self.join(question, priority);
+    /// Asks the provider, without using the cache. An admission ends within `remote.timeout`, including the wait for a
+    /// permit.
+    pub(super) async fn ask(&self, check: &RemoteCheck, priority: Priority) -> Outcome {
+        let mut outcome = self.join(check, priority);
         let answer = outcome.wait_for(Option::is_some);
         let answered = match priority {
             Priority::Revalidation => Some(answer.await),
             Priority::Admission => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
-            let slow = question::Failed::slow(self.inner.spec.timeout);
-            return Err(self.inner.unanswered(&slow.reason, USUAL_REST));
+            let slow = endpoint::CheckFailed::slow(self.inner.spec.timeout);
+            return Err(self.inner.no_answer(&slow.reason, DEFAULT_PAUSE));
         };
-        // The task that answers cannot go without answering, unless the process does.
+        // The task always answers, unless the process stops.
         let answered = answered.ok().and_then(|outcome| outcome.clone());
-        answered.unwrap_or_else(|| Err(Unanswered { reason: "stopping".to_owned(), retry_after: USUAL_REST }))
+        answered.unwrap_or_else(|| Err(NoAnswer { reason: "stopping".to_owned(), retry_after: DEFAULT_PAUSE }))
     }
 
-    /// The question under way, or a new one. It is a task of its own: whoever asked first may leave. When all of them
-    /// have left before its turn has come it is not asked, so that callers who do not wait cannot pile questions up.
-    fn join(&self, question: &RemoteCheck, priority: Priority) -> watch::Receiver<Option<Outcome>> {
-        let mut under_way = self.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        // One whose task is gone without an answer is nobody's any more.
-        let asked = under_way.get(&question.digest);
+    /// Joins the pending check with the same digest, or starts one in a task of its own, so that it does not depend on
+    /// the first caller. If all callers leave before it has a permit, the provider is not asked, so that clients that
+    /// disconnect cannot fill the queue.
+    fn join(&self, check: &RemoteCheck, priority: Priority) -> watch::Receiver<Option<Outcome>> {
+        let mut pending = self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        // An entry whose task ended without an answer is ignored.
+        let asked = pending.get(&check.digest);
         if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
             if priority == Priority::Admission {
-                asked.at_the_door.cancel();
+                asked.admission_waits.cancel();
             }
             return outcome.subscribe();
         }
         let (send, outcome) = watch::channel(None);
         let send = Arc::new(send);
-        let at_the_door = CancellationToken::new();
-        let asked = UnderWay { outcome: Arc::downgrade(&send), at_the_door: at_the_door.clone() };
-        under_way.insert(question.digest, asked);
-        let (inner, question) = (Arc::clone(&self.inner), question.clone());
+        let admission_waits = CancellationToken::new();
+        let asked = PendingCheck { outcome: Arc::downgrade(&send), admission_waits: admission_waits.clone() };
+        pending.insert(check.digest, asked);
+        let (inner, check) = (Arc::clone(&self.inner), check.clone());
         tokio::spawn(async move {
             let began = Instant::now();
-            let Some(turn) = inner.turn_or_nobody(&question, priority, &at_the_door, &send).await else { return };
-            let answered = match turn {
-                Ok(_turn) => inner.answered(&question).await,
+            let Some(permit) = inner.permit_or_abandoned(&check, priority, &admission_waits, &send).await else {
+                return;
+            };
+            let answered = match permit {
+                Ok(_permit) => inner.ask_now(&check).await,
                 Err(too_many) => Err(too_many),
             };
             let outcome = match &answered {
-                Ok(Answer::Yes(_)) => "yes",
-                Ok(Answer::No(_)) => "no",
+                Ok(RemoteAnswer::Active(_)) => "yes",
+                Ok(RemoteAnswer::Inactive(_)) => "no",
                 Err(_) => "unanswered",
             };
             inner.metrics.credentials.asked(&inner.label, outcome, began.elapsed());
-            inner.keep(question.digest, &answered);
-            // Kept first, so that nobody asks anew in between.
-            inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&question.digest);
+            inner.cache_answer(check.digest, &answered);
+            // Cached before it stops being pending, so that no caller in between asks again.
+            inner.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&check.digest);
             send.send_replace(Some(answered));
         });
         outcome
     }
 }
 
-impl Inner {
-    fn kept(&self, digest: &Digest) -> Option<Answer> {
+impl CheckerInner {
+    fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
         let now = Instant::now();
-        // A later no replaces an earlier yes, so at most one of them holds.
+        // An answer removes the opposite one, so there is at most one.
         [&self.no, &self.yes]
             .into_iter()
             .filter_map(|kept| kept.get(digest))
@@ -242,132 +252,133 @@ impl Inner {
             .map(|kept| kept.answer)
     }
 
-    fn keep(&self, digest: Digest, outcome: &Outcome) {
+    fn cache_answer(&self, digest: Digest, outcome: &Outcome) {
         let Ok(answer) = outcome else { return };
         let until = Instant::now() + self.spec.cache;
         match answer {
-            // What stands for a token is remembered as a verified token, claims and all.
-            Answer::Yes(_) if self.spec.instead => {}
-            Answer::Yes(claims) => {
+            // Here the answer is the token's identity, which is cached as a verified token.
+            RemoteAnswer::Active(_) if self.spec.instead => {}
+            RemoteAnswer::Active(claims) => {
                 let compared =
                     |(name, _): &(&String, &Value)| matches!(name.as_str(), "sub" | "iss") || is_kind_member(name);
                 let claims = claims.iter().filter(compared).map(|(name, value)| (name.clone(), value.clone()));
-                self.yes.insert(digest, Kept { answer: Answer::Yes(Arc::new(claims.collect())), until });
+                self.yes
+                    .insert(digest, CachedAnswer { answer: RemoteAnswer::Active(Arc::new(claims.collect())), until });
                 self.no.remove(&digest);
             }
-            Answer::No(_) => {
-                self.no.insert(digest, Kept { answer: answer.clone(), until });
+            RemoteAnswer::Inactive(_) => {
+                self.no.insert(digest, CachedAnswer { answer: answer.clone(), until });
                 self.yes.remove(&digest);
             }
         }
     }
 
-    /// Waits for the turn of a question; `None` when nobody waits for the answer any more, and then it is no longer under way.
-    async fn turn_or_nobody(
+    /// Waits for a permit. Returns `None` when no caller waits any more; then the check is no longer pending.
+    async fn permit_or_abandoned(
         &self,
-        question: &RemoteCheck,
+        check: &RemoteCheck,
         priority: Priority,
-        at_the_door: &CancellationToken,
+        admission_waits: &CancellationToken,
         send: &watch::Sender<Option<Outcome>>,
-    ) -> Option<Result<SemaphorePermit<'_>, Unanswered>> {
-        let turn = self.turn(priority, at_the_door);
-        tokio::pin!(turn);
+    ) -> Option<Result<SemaphorePermit<'_>, NoAnswer>> {
+        let permit = self.permit(priority, admission_waits);
+        tokio::pin!(permit);
         loop {
             tokio::select! {
                 biased;
-                turn = &mut turn => return Some(turn),
+                permit = &mut permit => return Some(permit),
                 () = send.closed() => {}
             }
-            // New askers join under this lock, so none can come between.
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            // Callers join under this lock, so none can join between the check and the removal.
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             if send.receiver_count() == 0 {
-                under_way.remove(&question.digest);
+                pending.remove(&check.digest);
                 return None;
             }
         }
     }
 
-    async fn turn(
+    async fn permit(
         &self,
         priority: Priority,
-        at_the_door: &CancellationToken,
-    ) -> Result<SemaphorePermit<'_>, Unanswered> {
-        let turn = match priority {
+        admission_waits: &CancellationToken,
+    ) -> Result<SemaphorePermit<'_>, NoAnswer> {
+        let permit = match priority {
             Priority::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
             Priority::Revalidation => {
                 let hurried = async {
-                    at_the_door.cancelled().await;
+                    admission_waits.cancelled().await;
                     self.admissions.acquire().await
                 };
-                let turn = async {
+                let permit = async {
                     tokio::select! {
-                        turn = self.revalidations.acquire() => turn,
-                        turn = hurried => turn,
+                        permit = self.revalidations.acquire() => permit,
+                        permit = hurried => permit,
                     }
                 };
-                bounded(REVALIDATION_WAIT, turn).await
+                bounded(REVALIDATION_WAIT, permit).await
             }
         };
-        match turn {
-            Some(Ok(turn)) => Ok(turn),
-            _ => Err(self.unanswered("too many questions are under way (remote.concurrency)", USUAL_REST)),
+        match permit {
+            Some(Ok(permit)) => Ok(permit),
+            _ => Err(self.no_answer("too many remote checks at once (remote.concurrency)", DEFAULT_PAUSE)),
         }
     }
 
-    async fn answered(&self, question: &RemoteCheck) -> Outcome {
-        if let Some(rest) = self.rest() {
-            return Err(self.unanswered("the provider asked for fewer questions (429)", rest));
+    async fn ask_now(&self, check: &RemoteCheck) -> Outcome {
+        if let Some(pause) = self.pause_left() {
+            return Err(self.no_answer("the provider limits requests (429)", pause));
         }
         let client = match &self.client {
             Ok(client) => client,
-            Err(reason) => return Err(self.unanswered(reason, LONGEST_REST)),
+            Err(reason) => return Err(self.no_answer(reason, MAX_PAUSE)),
         };
-        // The client's own time limit holds as well; this one holds whatever it does.
-        let asked = bounded(self.spec.timeout, question::ask(client, &self.spec, &question.about)).await;
-        match asked.unwrap_or_else(|| Err(question::Failed::slow(self.spec.timeout))) {
+        // The HTTP client has the same time limit; this one does not depend on it.
+        let asked = bounded(self.spec.timeout, endpoint::ask(client, &self.spec, &check.subject)).await;
+        match asked.unwrap_or_else(|| Err(endpoint::CheckFailed::slow(self.spec.timeout))) {
             Ok(answer) => Ok(answer),
             Err(failed) => {
-                if let Some(rest) = failed.rest {
-                    *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + rest);
-                    return Err(self.unanswered(&failed.reason, rest));
+                if let Some(pause) = failed.pause {
+                    *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
+                    return Err(self.no_answer(&failed.reason, pause));
                 }
-                Err(self.unanswered(&failed.reason, USUAL_REST))
+                Err(self.no_answer(&failed.reason, DEFAULT_PAUSE))
             }
         }
     }
 
-    /// How long the provider still wants to be left alone.
-    fn rest(&self) -> Option<Duration> {
-        let until = *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|rest| !rest.is_zero())
+    /// Returns how much of a pause that the provider asked for is left.
+    fn pause_left(&self) -> Option<Duration> {
+        let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
     }
 
-    fn unanswered(&self, reason: &str, retry_after: Duration) -> Unanswered {
-        tracing::debug!(provider = %self.label, "a remote check was not answered: {reason}");
-        Unanswered { reason: reason.to_owned(), retry_after }
+    fn no_answer(&self, reason: &str, retry_after: Duration) -> NoAnswer {
+        tracing::debug!(provider = %self.label, error = reason, "remote check failed");
+        NoAnswer { reason: reason.to_owned(), retry_after }
     }
 }
 
-/// `None` when it took too long.
+/// Returns `None` when the time limit passes first.
 async fn bounded<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     timeout(limit, future).await.ok()
 }
 
-/// Asks about something that does not exist, which tells whether our credential is accepted; for
+/// Asks about a token or session that does not exist, which shows whether the provider accepts our credential, for
 /// `vestibule check --online`.
 pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) {
-    let Some(remote) = Remote::new(provider, 1, &Arc::default()) else { return };
+    let Some(remote) = RemoteChecker::new(provider, 1, &Arc::default()) else { return };
     let nobody = Token::parse("vestibule-check", 64).map(Arc::new);
     let session = RemoteCheck::session("sess_vestibule_check");
-    let question = match nobody {
+    let check = match nobody {
         Ok(nobody) if remote.spec().question.carries_token() => {
-            RemoteCheck { about: About::Token(nobody, None), digest: Digest::default() }
+            RemoteCheck { subject: Subject::Token(nobody, None), digest: Digest::default() }
         }
         _ => session,
     };
-    match remote.ask(&question, Priority::Admission).await {
-        Ok(Answer::No(_)) => inspection.found.push("answers remote checks".to_owned()),
-        Ok(Answer::Yes(_)) => inspection.problems.push("says yes to a token that does not exist".to_owned()),
+    match remote.ask(&check, Priority::Admission).await {
+        Ok(RemoteAnswer::Inactive(_)) => inspection.found.push("answers remote checks".to_owned()),
+        Ok(RemoteAnswer::Active(_)) => inspection.problems.push("confirms a token that does not exist".to_owned()),
         Err(unanswered) => inspection.problems.push(format!("remote check: {unanswered}")),
     }
 }

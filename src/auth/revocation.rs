@@ -1,11 +1,10 @@
-//! Who is refused although the token is good: users, sessions and tokens that were revoked from outside
-//! (docs/contract.md section 5). In memory, bounded, each for as long as a token of its kind may live; written to a
-//! file too, where the configuration names one.
+//! Revoked users, provider sessions and tokens (docs/contract.md section 5). Revocations are kept in memory, up to a
+//! limit and for as long as such a token may be valid, and in a file if the configuration names one.
 //!
-//! Sign-outs stand apart, with limits of their own (`sign_outs`): no user's doing takes the operator's room, nor the
-//! operator's a user's.
+//! Sign-outs from browser sessions are kept separately with limits of their own (`sign_outs`), so that neither users
+//! nor operators can use up the other's limit.
 //!
-//! Owns the revocation keys and the file. Who may revoke, and how open sockets hear of it, is others'.
+//! `control` decides who may revoke, and `runtime` notifies open sessions.
 
 mod file;
 mod sign_outs;
@@ -18,56 +17,57 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::claims::time;
+use super::claims::numeric_date;
 use super::{BrowserSession, Identity, Rejection};
 use crate::policy::{Claim, ProviderSpec};
 
 pub use file::RevocationFileError;
 use file::{Record, RevocationFile};
 pub use sign_outs::SignOutLimits;
-use sign_outs::{BrowserSessionKeys, Kept, SignOuts};
+use sign_outs::{BrowserSessionKeys, RecordedSignOut, SignOuts};
 
-/// What is revoked, of one issuer.
+/// What is revoked: a user, session or token of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RevocationTarget {
-    /// A user, by the user id as the log shows it: its tokens issued until now.
+    /// A user, by the user id as it appears in the log; revokes tokens issued until now.
     User(String),
-    /// A user by the raw `sub`, where the user id is another claim.
+    /// A user by the claim `sub`, where the user id is another claim.
     Subject(String),
-    /// A session of the provider's (`sid`).
+    /// A provider session (`sid`).
     Session(String),
     /// One token (`jti`).
     Token(String),
 }
 
-/// The issuer of sessions of ours, in the file; no provider's `iss` is a path.
-const OWN: &str = "/.vestibule/session";
+/// Stands for the issuer in records of browser sessions; no provider's issuer is a path.
+const BROWSER_SESSIONS: &str = "/.vestibule/session";
 
 impl RevocationKeys {
-    /// Of a later token on a socket that came by a session of ours: it ends with that session all the same.
+    /// Adds the browser session of the former token. A WebSocket that was opened with a session cookie ends with that
+    /// browser session even after a refresh with a token.
     #[must_use]
     pub fn in_browser_session_of(mut self, former: &Self) -> Self {
-        self.own = self.own.or(former.own);
+        self.browser_session = self.browser_session.or(former.browser_session);
         self
     }
 }
 
-/// As many are in force as the named limit keeps; nothing was revoked, and nothing forgotten.
+/// A limit is reached: nothing was revoked, and no earlier revocation was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("limits.{0} are in force")]
+#[error("limits.{0} is reached")]
 pub struct LimitReached(&'static str);
 
 impl LimitReached {
-    /// The limit's key.
+    /// The limit's key under `limits`.
     #[must_use]
     pub const fn limit(&self) -> &'static str {
         self.0
     }
 }
 
-/// A revocation that is in force.
+/// A revocation that is in force but not yet saved.
 #[derive(Debug)]
-#[must_use = "it does not outlive the process before it is written down"]
+#[must_use = "a revocation that is not saved is lost when the process stops"]
 pub struct Revocation {
     record: Record,
     now: u64,
@@ -75,21 +75,21 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Writes it into the file, where there is one, and waits until it is on the disk: blocks.
+    /// Appends it to the file, if there is one, and blocks until it is on the disk.
     ///
     /// # Errors
-    /// When it could not be written; it is in force until the process ends all the same.
+    /// When the file cannot be written. The revocation stays in force until the process ends.
     pub fn save(self) -> Result<(), RevocationFileError> {
         let Some(file) = &self.file else { return Ok(()) };
         file.append(&self.record, self.now)
     }
 }
 
-/// Two independent hashes under keys of this process: so nobody can choose names whose keys collide.
+/// The key of a revocation: two independent hashes with random keys, so nobody can choose names whose keys collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RevocationKey(u64, u64);
 
-/// What an identity can be revoked by; what a socket keeps for its whole life.
+/// The keys by which an identity can be revoked. An open session keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RevocationKeys {
     user: RevocationKey,
@@ -97,63 +97,63 @@ pub struct RevocationKeys {
     subject: Option<RevocationKey>,
     session: Option<RevocationKey>,
     token: Option<RevocationKey>,
-    /// Of the session of ours.
-    own: Option<BrowserSessionKeys>,
-    /// `None`: it does not say, and counts as issued before any moment.
+    browser_session: Option<BrowserSessionKeys>,
+    /// The token's `iat`; a token without it counts as issued before any revocation.
     issued_at: Option<u64>,
     clock_skew: u64,
 }
 
+/// When something was revoked and until when that is kept, Unix seconds.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct RevokedAt {
     at: u64,
     until: u64,
 }
 
-/// Everything that is revoked.
+/// All revocations.
 #[derive(Debug, Default)]
 pub struct Revocations {
     hashers: (RandomState, RandomState),
-    entries: RwLock<HashMap<RevocationKey, Entry>>,
-    /// How many: read by every request, and zero for nearly all.
+    entries: RwLock<HashMap<RevocationKey, RevokedAt>>,
+    /// The number of entries, so that requests need not take the lock while there are none.
     count: AtomicUsize,
     sign_outs: SignOuts,
     file: Mutex<Option<Arc<RevocationFile>>>,
 }
 
 impl Revocations {
-    /// Takes up what a file says and writes to it from now on.
+    /// Loads the revocations in a file and appends to it from now on. Returns how many were loaded.
     ///
     /// # Errors
-    /// When it cannot be read or written, or holds something else: who was revoked would be let in again.
+    /// When the file cannot be read or written or has other content; starting anyway would admit revoked users.
     pub fn attach_file(&self, path: &std::path::Path, limit: usize, now: u64) -> Result<usize, RevocationFileError> {
         let (file, records) = RevocationFile::open(path, limit, now)?;
         let count = records.len();
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         for record in records {
-            if record.issuer == OWN {
-                self.take_up(&record);
+            if record.issuer == BROWSER_SESSIONS {
+                self.restore_sign_out(&record);
                 continue;
             }
-            let entry = Entry { at: record.at, until: record.until };
-            entries.insert(self.mark(&record.issuer, &record.target), entry);
+            let entry = RevokedAt { at: record.at, until: record.until };
+            entries.insert(self.key(&record.issuer, &record.target), entry);
         }
         self.count.store(entries.len(), Ordering::Release);
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
         Ok(count)
     }
 
-    /// How many are in force, or were until a moment ago.
+    /// The number of revocations, including some that have just expired.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Revokes from now on, for `keep`; `limit` are kept. In force when this returns; [`Revocation::save`] makes
-    /// it last.
+    /// Revokes something for `keep`. The revocation is in force when this returns; [`Revocation::save`] makes it
+    /// survive a restart.
     ///
     /// # Errors
-    /// When `limit` are in force already.
+    /// When there are `limit` revocations already.
     pub fn revoke(
         &self,
         issuer: &str,
@@ -162,31 +162,31 @@ impl Revocations {
         keep: Duration,
         limit: usize,
     ) -> Result<Revocation, LimitReached> {
-        let mark = self.mark(issuer, target);
-        let mut entry = Entry { at: now, until: now.saturating_add(keep.as_secs()) };
+        let key = self.key(issuer, target);
+        let mut entry = RevokedAt { at: now, until: now.saturating_add(keep.as_secs()) };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(earlier) = entries.get(&mark) {
-            // A clock that was set back must not take anything back.
-            entry = Entry { at: entry.at.max(earlier.at), until: entry.until.max(earlier.until) };
+        if let Some(earlier) = entries.get(&key) {
+            // A clock that was set back must not shorten a revocation.
+            entry = RevokedAt { at: entry.at.max(earlier.at), until: entry.until.max(earlier.until) };
         }
-        if !entries.contains_key(&mark) && entries.len() >= limit {
+        if !entries.contains_key(&key) && entries.len() >= limit {
             entries.retain(|_, entry| entry.until > now);
             if entries.len() >= limit {
                 return Err(LimitReached("revocations"));
             }
         }
-        entries.insert(mark, entry);
+        entries.insert(key, entry);
         self.count.store(entries.len(), Ordering::Release);
         let (at, until) = (entry.at, entry.until);
         Ok(self.to_write(Record { issuer: issuer.to_owned(), target: target.clone(), at, until }, now))
     }
 
-    /// Ends a session of ours at `now`, milliseconds since the epoch, for every cookie of it; kept until `until`, Unix
-    /// seconds. In force when this returns; [`Revocation::save`] makes it last. A user who has ended as many as one
-    /// may keeps all of them ended by one entry for every session begun before now.
+    /// Ends a browser session with all its cookies at `now`, milliseconds since the epoch, and keeps that until
+    /// `until`, Unix seconds. It is in force when this returns; [`Revocation::save`] makes it survive a restart. At
+    /// `limits.sign_outs_per_user` one entry that ends all sessions the user began before now replaces the others.
     ///
     /// # Errors
-    /// When `limits.sign_outs` are in force already.
+    /// When there are `limits.sign_outs` already.
     pub fn end_session(
         &self,
         session: &BrowserSession,
@@ -194,29 +194,33 @@ impl Revocations {
         until: u64,
         limits: SignOutLimits,
     ) -> Result<Revocation, LimitReached> {
-        let revocation_keys = self.browser_session_keys(session);
-        let owner = || session.owner.to_string();
-        let record = match self.sign_outs.end(&revocation_keys, now, until, limits).ok_or(LimitReached("sign_outs"))? {
-            Kept::One { until } => {
-                // The file has one place for a name, and a session is its owner's.
+        let keys = self.browser_session_keys(session);
+        let record = match self.sign_outs.end(&keys, now, until, limits).ok_or(LimitReached("sign_outs"))? {
+            RecordedSignOut::Session { until } => {
+                // A line has one field for an id, so it has both the owner's and the session's.
                 let target = RevocationTarget::Session(format!("{}/{}", session.owner, session.id));
-                Record { issuer: OWN.to_owned(), target, at: now / 1_000, until }
+                Record { issuer: BROWSER_SESSIONS.to_owned(), target, at: now / 1_000, until }
             }
-            Kept::AllBefore { until } => {
-                tracing::warn!("limits.sign_outs_per_user: all sessions of one user begun before now have ended");
-                Record { issuer: OWN.to_owned(), target: RevocationTarget::User(owner()), at: now, until }
+            RecordedSignOut::AllBefore { until } => {
+                tracing::warn!("limits.sign_outs_per_user reached, ended all earlier browser sessions of one user");
+                Record {
+                    issuer: BROWSER_SESSIONS.to_owned(),
+                    target: RevocationTarget::User(session.owner.to_string()),
+                    at: now,
+                    until,
+                }
             }
         };
         Ok(self.to_write(record, now / 1_000))
     }
 
-    /// Whether a session of ours was ended.
+    /// Whether a browser session was ended.
     #[must_use]
     pub fn is_ended(&self, session: &BrowserSession, now: u64) -> bool {
         self.sign_outs.has_ended(&self.browser_session_keys(session), now)
     }
 
-    /// How many sign-outs are in force, or were until a moment ago.
+    /// The number of sign-outs, including some that have just expired.
     #[must_use]
     pub fn sign_outs(&self) -> usize {
         self.sign_outs.count()
@@ -227,17 +231,21 @@ impl Revocations {
         Revocation { record, now, file }
     }
 
-    /// A sign-out of an earlier run, in the order of the file.
-    fn take_up(&self, record: &Record) {
+    /// Restores a sign-out from the file. To be called in the file's order.
+    fn restore_sign_out(&self, record: &Record) {
         match &record.target {
             RevocationTarget::Session(name) => {
-                // What an earlier version wrote names cookies that nothing opens any more.
+                // Earlier versions wrote ids of cookies that can no longer be decrypted.
                 let Some((owner, id)) = name.split_once('/') else { return };
-                let revocation_keys = self.browser_session_keys_of(owner, id, 0);
-                self.sign_outs.take_up_one(&revocation_keys, record.until);
+                let keys = self.browser_session_keys_of(owner, id, 0);
+                self.sign_outs.restore_session(&keys, record.until);
             }
             RevocationTarget::User(owner) => {
-                self.sign_outs.take_up_all(self.browser_session_keys_of(owner, "", 0).owner, record.at, record.until);
+                self.sign_outs.restore_all_before(
+                    self.browser_session_keys_of(owner, "", 0).owner,
+                    record.at,
+                    record.until,
+                );
             }
             RevocationTarget::Subject(_) | RevocationTarget::Token(_) => {}
         }
@@ -249,57 +257,56 @@ impl Revocations {
 
     fn browser_session_keys_of(&self, owner: &str, id: &str, began: u64) -> BrowserSessionKeys {
         BrowserSessionKeys {
-            owner: self.mark(OWN, &RevocationTarget::User(owner.to_owned())),
-            session: self.mark(OWN, &RevocationTarget::Session(id.to_owned())),
+            owner: self.key(BROWSER_SESSIONS, &RevocationTarget::User(owner.to_owned())),
+            session: self.key(BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned())),
             began,
         }
     }
 
-    /// What an identity can be revoked by.
+    /// Computes the keys by which an identity can be revoked.
     #[must_use]
     pub fn keys_of(&self, identity: &Identity) -> RevocationKeys {
         let provider = identity.provider();
         let text = |name: &str| identity.claims().get(name).and_then(Value::as_str).map(str::to_owned);
         let issuer = issuer_or_name(provider);
         RevocationKeys {
-            user: self.mark(issuer, &RevocationTarget::User(identity.user_id().to_owned())),
+            user: self.key(issuer, &RevocationTarget::User(identity.user_id().to_owned())),
             subject: (provider.user_id != Claim::Name("sub".to_owned()))
-                .then(|| text("sub").map(|sub| self.mark(issuer, &RevocationTarget::Subject(sub))))
+                .then(|| text("sub").map(|sub| self.key(issuer, &RevocationTarget::Subject(sub))))
                 .flatten(),
-            session: text("sid").map(|sid| self.mark(issuer, &RevocationTarget::Session(sid))),
-            token: text("jti").map(|jti| self.mark(issuer, &RevocationTarget::Token(jti))),
-            own: identity.browser_session().map(|session| self.browser_session_keys(session)),
-            issued_at: time(identity.claims(), "iat", f64::floor).ok().flatten(),
+            session: text("sid").map(|sid| self.key(issuer, &RevocationTarget::Session(sid))),
+            token: text("jti").map(|jti| self.key(issuer, &RevocationTarget::Token(jti))),
+            browser_session: identity.browser_session().map(|session| self.browser_session_keys(session)),
+            issued_at: numeric_date(identity.claims(), "iat", f64::floor).ok().flatten(),
             clock_skew: provider.clock_skew.as_secs(),
         }
     }
 
-    /// By what these are revoked, if they are.
+    /// Returns the claim by which one of these keys is revoked: `sub`, `sid`, `jti`, or `session` for a browser session.
     #[must_use]
-    pub fn revoked(&self, revocation_keys: &RevocationKeys, now: u64) -> Option<&'static str> {
+    pub fn revoked(&self, keys: &RevocationKeys, now: u64) -> Option<&'static str> {
         if self.is_empty() {
             return None;
         }
-        if revocation_keys.own.as_ref().is_some_and(|own| self.sign_outs.has_ended(own, now)) {
+        if keys.browser_session.as_ref().is_some_and(|session| self.sign_outs.has_ended(session, now)) {
             return Some("session");
         }
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let in_force = |mark: &RevocationKey| entries.get(mark).filter(|entry| entry.until > now);
-        // A clock that runs ahead of ours must not date a token behind its revocation.
-        let before = |entry: &Entry| {
-            revocation_keys.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(revocation_keys.clock_skew))
-        };
-        let users = [Some(&revocation_keys.user), revocation_keys.subject.as_ref()];
+        let in_force = |key: &RevocationKey| entries.get(key).filter(|entry| entry.until > now);
+        // A provider whose clock is ahead of ours may date a token later than a revocation that came after it.
+        let before =
+            |entry: &RevokedAt| keys.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(keys.clock_skew));
+        let users = [Some(&keys.user), keys.subject.as_ref()];
         if users.into_iter().flatten().filter_map(in_force).any(before) {
             return Some("sub");
         }
-        if revocation_keys.session.as_ref().and_then(in_force).is_some() {
+        if keys.session.as_ref().and_then(in_force).is_some() {
             return Some("sid");
         }
-        revocation_keys.token.as_ref().and_then(in_force).map(|_| "jti")
+        keys.token.as_ref().and_then(in_force).map(|_| "jti")
     }
 
-    /// Refuses an identity that was revoked.
+    /// Rejects a revoked identity.
     pub(super) fn check(&self, identity: &Identity, now: u64) -> Result<(), Rejection> {
         if self.is_empty() {
             return Ok(());
@@ -311,12 +318,12 @@ impl Revocations {
         self.count.load(Ordering::Acquire) == 0 && self.sign_outs.count() == 0
     }
 
-    fn mark(&self, issuer: &str, target: &RevocationTarget) -> RevocationKey {
+    fn key(&self, issuer: &str, target: &RevocationTarget) -> RevocationKey {
         RevocationKey(self.hashers.0.hash_one((issuer, target)), self.hashers.1.hash_one((issuer, target)))
     }
 }
 
-/// What a provider is called by whoever revokes: its issuer, or where its tokens say none its name.
+/// Returns the name of a provider in revocations: its issuer, or the provider's name if its tokens have no issuer.
 #[must_use]
 pub fn issuer_or_name(provider: &ProviderSpec) -> &str {
     provider.issuer.as_deref().unwrap_or(&provider.name)
@@ -328,14 +335,14 @@ mod tests {
 
     const KEEP: Duration = Duration::from_secs(60);
 
-    fn revocation_keys(of: &Revocations, issued_at: Option<u64>) -> RevocationKeys {
-        let mark = |target| of.mark("https://i", &target);
+    fn example_keys(of: &Revocations, issued_at: Option<u64>) -> RevocationKeys {
+        let key = |target| of.key("https://i", &target);
         RevocationKeys {
-            user: mark(RevocationTarget::User("alice".into())),
+            user: key(RevocationTarget::User("alice".into())),
             subject: None,
-            session: Some(mark(RevocationTarget::Session("s".into()))),
-            token: Some(mark(RevocationTarget::Token("t".into()))),
-            own: None,
+            session: Some(key(RevocationTarget::Session("s".into()))),
+            token: Some(key(RevocationTarget::Token("t".into()))),
+            browser_session: None,
             issued_at,
             clock_skew: 5,
         }
@@ -349,7 +356,7 @@ mod tests {
     #[test]
     fn a_user_s_tokens_until_now_and_none_issued_later() {
         let revocations = Revocations::default();
-        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(100)), 100), None);
+        assert_eq!(revocations.revoked(&example_keys(&revocations, Some(100)), 100), None);
         revoke(&revocations, "https://i", &RevocationTarget::User("alice".into()));
         for (issued_at, expected) in [
             (Some(90), Some("sub")),
@@ -358,10 +365,10 @@ mod tests {
             (Some(106), None),
             (None, Some("sub")),
         ] {
-            assert_eq!(revocations.revoked(&revocation_keys(&revocations, issued_at), 101), expected, "{issued_at:?}");
+            assert_eq!(revocations.revoked(&example_keys(&revocations, issued_at), 101), expected, "{issued_at:?}");
         }
         assert_eq!(
-            revocations.revoked(&revocation_keys(&revocations, Some(90)), 160),
+            revocations.revoked(&example_keys(&revocations, Some(90)), 160),
             None,
             "kept no longer than promised"
         );
@@ -374,7 +381,7 @@ mod tests {
         revoke(&revocations, "https://i", &alice);
         let again = revocations.revoke("https://i", &alice, 50, KEEP, 10).expect("room");
         again.save().expect("no file to fail");
-        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(100)), 150), Some("sub"));
+        assert_eq!(revocations.revoked(&example_keys(&revocations, Some(100)), 150), Some("sub"));
     }
 
     #[test]
@@ -382,11 +389,11 @@ mod tests {
         let revocations = Revocations::default();
         revoke(&revocations, "https://other", &RevocationTarget::Session("s".into()));
         revoke(&revocations, "https://i", &RevocationTarget::User("s".into()));
-        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(90)), 101), None);
+        assert_eq!(revocations.revoked(&example_keys(&revocations, Some(90)), 101), None);
         revoke(&revocations, "https://i", &RevocationTarget::Token("t".into()));
-        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(900)), 101), Some("jti"));
+        assert_eq!(revocations.revoked(&example_keys(&revocations, Some(900)), 101), Some("jti"));
         revoke(&revocations, "https://i", &RevocationTarget::Session("s".into()));
-        assert_eq!(revocations.revoked(&revocation_keys(&revocations, Some(900)), 101), Some("sid"));
+        assert_eq!(revocations.revoked(&example_keys(&revocations, Some(900)), 101), Some("sid"));
     }
 
     #[test]

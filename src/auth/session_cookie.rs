@@ -1,7 +1,8 @@
-//! Our session cookie: what a verified token said, sealed with a key of ours. Never a token, good nowhere else
-//! (docs/contract.md section 8).
+//! Issues session cookies and reads them: the claims of a verified token, encrypted with a key of this process or
+//! of `session.secret_file`. A cookie never contains a token, and nothing else can read it (docs/contract.md
+//! section 8).
 //!
-//! Owns the seal. Where the cookie stands is `token`'s, who may have one is `browser`'s.
+//! `token::cookie` finds the cookie in a request, and `browser::session_endpoint` decides who gets one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,28 +15,29 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
 
-use super::identify::Said;
+use super::identify::VerifiedClaims;
 use super::identity::{BrowserSession, Expiry, VerifiedBy};
 use super::kind::{Category, KindHeader};
 use super::{Identity, KeyFingerprint, issuer_or_name};
 use crate::policy::{Secret, SessionSpec};
 
-/// What the seal is for: nothing sealed for another purpose opens here.
+/// The associated data of the encryption, so that nothing encrypted for another purpose can be read as a cookie.
 const PURPOSE: &[u8] = b"vestibule session 2";
-/// Browsers keep cookies of at most 4096 bytes, name and attributes among them.
-pub(super) const LONGEST: usize = 3_900;
+/// The longest value, in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
+pub(super) const MAX_VALUE: usize = 3_900;
 
-/// How much later than the known cookies of a session another may end, where they end when their tokens do.
-const A_DAY: u64 = 86_400;
-/// Clocks of replicas differ.
-const A_MINUTE: u64 = 60;
+/// How much later another replica's cookie of the same session may expire, where cookies expire with their tokens.
+const ONE_DAY: u64 = 86_400;
+/// Allowance for clocks of replicas that differ.
+const ONE_MINUTE: u64 = 60;
 
-/// A session cookie as a browser sent it. Cannot be printed.
+/// The value of a session cookie as a browser sent it. It cannot be printed.
 pub struct SessionCookie(Box<str>);
 
 impl SessionCookie {
+    /// Takes a cookie's value, unless it is empty or too long to be one of ours.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        (!text.is_empty() && text.len() <= LONGEST).then(|| Self(text.into()))
+        (!text.is_empty() && text.len() <= MAX_VALUE).then(|| Self(text.into()))
     }
 
     pub(super) fn expose(&self) -> &str {
@@ -49,115 +51,120 @@ impl fmt::Debug for SessionCookie {
     }
 }
 
-/// A session that was issued or renewed, for its cookie.
+/// A session cookie that was issued for a new or a renewed browser session.
 #[derive(Debug)]
 pub struct IssuedCookie {
     /// The value of the cookie.
     pub value: String,
-    /// Until when it is good, Unix seconds.
+    /// When it expires, Unix seconds.
     pub expires_at: u64,
-    /// Which session it is of.
+    /// The browser session that it belongs to.
     pub session: BrowserSession,
 }
 
-/// What a cookie of ours holds: what its token said, and all that is needed to judge that again.
-pub(super) struct Opened {
+/// The decrypted content of a session cookie: the token's claims, and what is needed to check them again.
+pub(super) struct CookieContent {
     pub(super) session: BrowserSession,
-    /// The name of its provider, and of the preset that was made from.
+    /// The provider's name.
     pub(super) provider: String,
+    /// The provider's preset.
     pub(super) preset: String,
     pub(super) claims: Map<String, Value>,
     kind: KindHeader,
     verified_by: VerifiedBy,
-    /// The token's end, Unix seconds.
+    /// The token's `exp`, Unix seconds.
     pub(super) token_end: u64,
-    /// When the cookie was sealed, and until when it was good by the policy of that moment.
-    sealed_at: u64,
-    until: u64,
+    /// When the cookie was issued, Unix seconds.
+    issued_at: u64,
+    /// When the cookie expires by the configuration of the moment when it was issued, Unix seconds.
+    expires_at: u64,
 }
 
-impl Opened {
-    /// What the token said, for a session that is good until then.
-    pub(super) fn said(self, until: u64) -> Said {
-        Said { claims: self.claims, kind: self.kind, end: Expiry::At(until), verified_by: self.verified_by }
+impl CookieContent {
+    /// Returns the token's claims, to be checked again, with another expiry.
+    pub(super) fn into_claims(self, expires_at: u64) -> VerifiedClaims {
+        let expiry = Expiry::At(expires_at);
+        VerifiedClaims { claims: self.claims, kind: self.kind, expiry, verified_by: self.verified_by }
     }
 
-    fn read(mut held: Map<String, Value>, seal: KeyFingerprint) -> Option<Self> {
+    fn from_json(mut held: Map<String, Value>, key: KeyFingerprint) -> Option<Self> {
         let Some(Value::Object(claims)) = held.shift_remove("c") else { return None };
         let text = |name: &str| held.get(name).and_then(Value::as_str);
         let number = |name: &str| held.get(name).and_then(Value::as_u64);
         let token_end = number("e")?;
-        let print = KeyFingerprint::from_text(text("k")?)?;
+        let fingerprint = KeyFingerprint::from_text(text("k")?)?;
         let verified_by = match text("a")? {
-            "" => VerifiedBy::Provider(print),
-            algorithm => VerifiedBy::Key { print, algorithm: algorithm.parse().ok()?, until: token_end },
+            "" => VerifiedBy::Provider(fingerprint),
+            algorithm => VerifiedBy::Key { fingerprint, algorithm: algorithm.parse().ok()?, until: token_end },
         };
         let session = BrowserSession {
             id: text("i")?.into(),
             owner: text("o")?.into(),
             began: number("b")?,
             last_end: number("l")?,
-            seal,
+            key,
         };
         let is_access_token = held.get("t")?.as_bool()?;
         Some(Self {
             session,
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
-            kind: KindHeader { is_access_token, category: Category::named(text("y")?)? },
+            kind: KindHeader { is_access_token, category: Category::from_name(text("y")?)? },
             verified_by,
             token_end,
-            sealed_at: number("s")?,
-            until: number("u")?,
+            issued_at: number("s")?,
+            expires_at: number("u")?,
             claims,
         })
     }
 }
 
-/// Seals sessions and opens them.
+/// Issues session cookies and decrypts them.
 pub struct SessionCookies {
     spec: SessionSpec,
     key: Arc<LessSafeKey>,
-    seal: KeyFingerprint,
-    /// The last end of the sessions that were renewed lately: a renewal that another cookie of the session does not
-    /// know of may end later than anything that one holds.
+    key_fingerprint: KeyFingerprint,
+    /// When the last cookie of each lately renewed session expires: an older cookie of the session does not know of
+    /// a later renewal.
     last_ends: Arc<Cache<Arc<str>, u64>>,
 }
 
-/// Renewed sessions remembered in [`SessionCookies::last_ends`].
-const RENEWED: usize = 10_000;
+/// The number of renewed sessions in [`SessionCookies::last_ends`].
+const RENEWED_SESSIONS: usize = 10_000;
 
 impl SessionCookies {
-    /// By the key of `session.secret_file`, or one of this process, which a reload keeps.
+    /// Uses the key of `session.secret_file`, or a random key, which a reload takes over from `former`. Returns `None`
+    /// when the system has no random numbers.
     pub(super) fn new(spec: &SessionSpec, former: Option<&Self>) -> Option<Self> {
-        let (key, seal) = match (&spec.secret, former) {
-            (None, Some(former)) if former.spec.secret.is_none() => (Arc::clone(&former.key), former.seal),
+        let (key, key_fingerprint) = match (&spec.secret, former) {
+            (None, Some(former)) if former.spec.secret.is_none() => (Arc::clone(&former.key), former.key_fingerprint),
             (secret, _) => {
-                let (key, seal) = key(secret.as_ref())?;
-                (Arc::new(key), seal)
+                let (key, key_fingerprint) = encryption_key(secret.as_ref())?;
+                (Arc::new(key), key_fingerprint)
             }
         };
-        let last_ends = former.map_or_else(|| Arc::new(Cache::new(RENEWED)), |former| Arc::clone(&former.last_ends));
-        Some(Self { spec: spec.clone(), key, seal, last_ends })
+        let last_ends =
+            former.map_or_else(|| Arc::new(Cache::new(RENEWED_SESSIONS)), |former| Arc::clone(&former.last_ends));
+        Some(Self { spec: spec.clone(), key, key_fingerprint, last_ends })
     }
 
-    /// How sessions live.
+    /// The configuration, `browser.session`.
     pub(super) fn spec(&self) -> &SessionSpec {
         &self.spec
     }
 
-    /// Which key seals them.
-    pub(super) fn seal(&self) -> KeyFingerprint {
-        self.seal
+    /// The fingerprint of the encryption key.
+    pub(super) fn key_fingerprint(&self) -> KeyFingerprint {
+        self.key_fingerprint
     }
 
-    /// Seals what an identity says at `now`, milliseconds since the epoch. A user's session that a cookie of theirs is of
-    /// (`former`) goes on. `None` where it does not fit a cookie.
+    /// Issues a cookie for an identity at `now`, milliseconds since the epoch. If `former` is a session of the same
+    /// user, the cookie renews it; otherwise it begins a new one. Returns `None` when the claims do not fit a cookie.
     #[must_use]
     pub fn issue(&self, identity: &Identity, former: Option<&BrowserSession>, now: u64) -> Option<IssuedCookie> {
-        let sealed_at = now / 1_000;
+        let issued_at = now / 1_000;
         let token_end = identity.expires_at();
-        let until = self.spec.max_age.map_or(token_end, |age| sealed_at.saturating_add(age.as_secs()));
+        let until = self.spec.max_age.map_or(token_end, |age| issued_at.saturating_add(age.as_secs()));
         let owner = KeyFingerprint::of(&[
             b"user",
             issuer_or_name(identity.provider()).as_bytes(),
@@ -171,76 +178,78 @@ impl SessionCookies {
                 owner: owner.into(),
                 began: now,
                 last_end: until,
-                seal: self.seal,
+                key: self.key_fingerprint,
             },
         };
         if former.is_some() {
             self.last_ends.insert(Arc::clone(&session.id), session.last_end);
         }
-        let (print, algorithm) = match identity.verified_by() {
-            VerifiedBy::Key { print, algorithm, .. } => (print, format!("{algorithm:?}")),
-            VerifiedBy::Provider(print) => (print, String::new()),
+        let (fingerprint, algorithm) = match identity.verified_by() {
+            VerifiedBy::Key { fingerprint, algorithm, .. } => (fingerprint, format!("{algorithm:?}")),
+            VerifiedBy::Provider(endpoint) => (endpoint, String::new()),
         };
         let (provider, kind) = (identity.provider(), identity.kind());
         let held = json!({
             "i": &*session.id, "o": &*session.owner, "b": session.began, "l": session.last_end,
-            "p": provider.name, "f": provider.preset, "k": print.text(), "a": algorithm,
+            "p": provider.name, "f": provider.preset, "k": fingerprint.text(), "a": algorithm,
             "t": kind.is_access_token, "y": kind.category.name(),
-            "e": token_end, "s": sealed_at, "u": until, "c": identity.claims(),
+            "e": token_end, "s": issued_at, "u": until, "c": identity.claims(),
         });
         let nonce = random::<NONCE_LEN>()?;
-        let mut sealed = held.to_string().into_bytes();
+        let mut encrypted = held.to_string().into_bytes();
         let unique = Nonce::assume_unique_for_key(nonce);
-        self.key.seal_in_place_append_tag(unique, Aad::from(PURPOSE), &mut sealed).ok()?;
+        self.key.seal_in_place_append_tag(unique, Aad::from(PURPOSE), &mut encrypted).ok()?;
         let mut bytes = nonce.to_vec();
-        bytes.extend_from_slice(&sealed);
+        bytes.extend_from_slice(&encrypted);
         let value = URL_SAFE_NO_PAD.encode(bytes);
-        (value.len() <= LONGEST).then_some(IssuedCookie { value, expires_at: until, session })
+        (value.len() <= MAX_VALUE).then_some(IssuedCookie { value, expires_at: until, session })
     }
 
-    /// The session that a cookie is of, by its seal alone: to end it, whatever the policy thinks of it.
+    /// Returns the browser session of a cookie that can be decrypted, without any other check: a sign-out must work
+    /// even where the configuration no longer accepts the cookie.
     #[must_use]
     pub fn decrypt_session(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
-        self.open(cookie).map(|opened| opened.session)
+        self.decrypt(cookie).map(|content| content.session)
     }
 
-    /// Until when an ended session has to be remembered as ended, Unix seconds: the last end that a cookie of it was
-    /// sealed with. `None` where all of them have ended.
+    /// Returns until when an ended session must be kept in the list of ended sessions, Unix seconds: until its last
+    /// cookie expires. Returns `None` when all its cookies have expired.
     #[must_use]
     pub fn keep_ended_until(&self, session: &BrowserSession, now: u64) -> Option<u64> {
         let known = self.last_end(session);
-        if known.saturating_add(A_MINUTE) <= now {
+        if known.saturating_add(ONE_MINUTE) <= now {
             return None;
         }
-        // Another instance may have renewed it from a cookie that this one does not know.
-        let possible = now.saturating_add(self.spec.max_age.map_or(A_DAY, |age| age.as_secs()));
-        Some(known.max(possible).saturating_add(A_MINUTE))
+        // Another replica may have renewed the session without this one knowing.
+        let possible = now.saturating_add(self.spec.max_age.map_or(ONE_DAY, |age| age.as_secs()));
+        Some(known.max(possible).saturating_add(ONE_MINUTE))
     }
 
     fn last_end(&self, session: &BrowserSession) -> u64 {
         self.last_ends.get(&session.id).map_or(session.last_end, |end| end.max(session.last_end))
     }
 
-    /// Until when a cookie is good by the policy in force, which another may have sealed.
-    pub(super) fn end_of(&self, opened: &Opened) -> u64 {
-        let by_policy = match self.spec.max_age {
-            Some(age) => opened.sealed_at.saturating_add(age.as_secs()),
-            None => opened.token_end,
+    /// Returns when a cookie expires, Unix seconds: the earlier of what the current configuration says and what the
+    /// configuration said that it was issued under.
+    pub(super) fn expiry_of(&self, content: &CookieContent) -> u64 {
+        let by_current = match self.spec.max_age {
+            Some(age) => content.issued_at.saturating_add(age.as_secs()),
+            None => content.token_end,
         };
-        opened.until.min(by_policy)
+        content.expires_at.min(by_current)
     }
 
-    pub(super) fn open(&self, cookie: &SessionCookie) -> Option<Opened> {
+    /// Decrypts a cookie. Returns `None` for any that was not encrypted with this key.
+    pub(super) fn decrypt(&self, cookie: &SessionCookie) -> Option<CookieContent> {
         let mut bytes = URL_SAFE_NO_PAD.decode(cookie.0.as_bytes()).ok()?;
         if bytes.len() < NONCE_LEN {
             return None;
         }
-        let sealed = bytes.split_off(NONCE_LEN);
+        let mut encrypted = bytes.split_off(NONCE_LEN);
         let nonce = Nonce::try_assume_unique_for_key(&bytes).ok()?;
-        let mut sealed = sealed;
-        let held = self.key.open_in_place(nonce, Aad::from(PURPOSE), &mut sealed).ok()?;
+        let held = self.key.open_in_place(nonce, Aad::from(PURPOSE), &mut encrypted).ok()?;
         let Value::Object(held) = serde_json::from_slice(held).ok()? else { return None };
-        Opened::read(held, self.seal)
+        CookieContent::from_json(held, self.key_fingerprint)
     }
 }
 
@@ -256,8 +265,8 @@ fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
     Some(bytes)
 }
 
-/// The key, and what it is known by.
-fn key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyFingerprint)> {
+/// Derives the encryption key from a secret (HKDF), or makes a random one.
+fn encryption_key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyFingerprint)> {
     let mut bytes = [0; 32];
     match secret {
         Some(secret) => {
@@ -266,8 +275,8 @@ fn key(secret: Option<&Secret>) -> Option<(LessSafeKey, KeyFingerprint)> {
         }
         None => bytes = random()?,
     }
-    let seal = KeyFingerprint::of(&[b"seal", &bytes]);
-    Some((LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?), seal))
+    let fingerprint = KeyFingerprint::of(&[b"seal", &bytes]);
+    Some((LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes).ok()?), fingerprint))
 }
 
 #[cfg(test)]
@@ -283,21 +292,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_opens_with_the_same_secret_and_with_no_other() {
+    fn a_cookie_can_be_decrypted_with_the_same_secret_and_with_no_other() {
         let identity = StoredIdentity::example(2_000).restore().expect("an identity");
         let issued = sessions(Some("a")).issue(&identity, None, 1_000_000).expect("fits");
         assert_eq!(issued.expires_at, 2_000);
         let cookie = SessionCookie::parse(&issued.value).expect("a cookie");
-        let opened = sessions(Some("a")).open(&cookie).expect("opens");
-        assert_eq!((opened.until, opened.claims["sub"].as_str()), (2_000, Some("alice")));
-        assert_eq!((opened.verified_by, &opened.session), (identity.verified_by(), &issued.session));
-        assert!(sessions(Some("b")).open(&cookie).is_none());
-        assert!(sessions(None).open(&cookie).is_none());
+        let content = sessions(Some("a")).decrypt(&cookie).expect("decrypts");
+        assert_eq!((content.expires_at, content.claims["sub"].as_str()), (2_000, Some("alice")));
+        assert_eq!((content.verified_by, &content.session), (identity.verified_by(), &issued.session));
+        assert!(sessions(Some("b")).decrypt(&cookie).is_none());
+        assert!(sessions(None).decrypt(&cookie).is_none());
         assert!(!issued.value.contains("alice") && !format!("{cookie:?}").contains(&issued.value));
     }
 
     #[test]
-    fn a_session_is_remembered_as_ended_until_the_last_end_of_its_cookies() {
+    fn a_session_is_kept_as_ended_until_its_last_cookie_expires() {
         let sessions = |max_age: Option<u64>| {
             let spec = SessionSpec { max_age: max_age.map(Duration::from_secs), secret: None, revalidate_every: None };
             SessionCookies::new(&spec, None).expect("a key")
@@ -320,31 +329,31 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_makes_sessions_shorter_shortens_those_that_are_open() {
+    fn a_shorter_max_age_shortens_sessions_that_exist() {
         let spec = |max_age: Option<u64>| SessionSpec {
             max_age: max_age.map(Duration::from_secs),
             secret: Some(Secret::for_tests(b"a")),
             revalidate_every: None,
         };
         let identity = StoredIdentity::example(2_000).restore().expect("an identity");
-        let ends = |sealed: Option<u64>, opened: Option<u64>| {
-            let issued = SessionCookies::new(&spec(sealed), None)?.issue(&identity, None, 1_000_000)?;
-            let sessions = SessionCookies::new(&spec(opened), None)?;
-            Some(sessions.end_of(&sessions.open(&SessionCookie::parse(&issued.value)?)?))
+        let ends = |then: Option<u64>, now: Option<u64>| {
+            let issued = SessionCookies::new(&spec(then), None)?.issue(&identity, None, 1_000_000)?;
+            let sessions = SessionCookies::new(&spec(now), None)?;
+            Some(sessions.expiry_of(&sessions.decrypt(&SessionCookie::parse(&issued.value)?)?))
         };
-        for (sealed, opened, expected) in [
+        for (then, now, expected) in [
             (Some(9_000), Some(9_000), 10_000),
             (Some(9_000), Some(60), 1_060),
             (Some(9_000), None, 2_000),
             (None, Some(9_000), 2_000),
             (None, Some(60), 1_060),
         ] {
-            assert_eq!(ends(sealed, opened), Some(expected), "{sealed:?} {opened:?}");
+            assert_eq!(ends(then, now), Some(expected), "{then:?} {now:?}");
         }
     }
 
     #[test]
-    fn no_bit_of_it_can_be_changed() {
+    fn no_bit_of_a_cookie_can_be_changed() {
         let identity = StoredIdentity::example(2_000).restore().expect("an identity");
         let sessions = sessions(None);
         let issued = sessions.issue(&identity, None, 1_000_000).expect("fits");
@@ -353,10 +362,10 @@ mod tests {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
             let cookie = SessionCookie::parse(&URL_SAFE_NO_PAD.encode(changed)).expect("a cookie");
-            assert!(sessions.open(&cookie).is_none(), "byte {at}");
+            assert!(sessions.decrypt(&cookie).is_none(), "byte {at}");
         }
         for text in ["AAAA", "x", "…", &issued.value[..20]] {
-            assert!(SessionCookie::parse(text).is_none_or(|cookie| sessions.open(&cookie).is_none()), "{text}");
+            assert!(SessionCookie::parse(text).is_none_or(|cookie| sessions.decrypt(&cookie).is_none()), "{text}");
         }
     }
 }

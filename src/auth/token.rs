@@ -1,8 +1,8 @@
-//! Tokens, and taking them out of a request head.
+//! Extracts tokens from request heads.
 //!
-//! [`extract`] takes every configured carrier out, so that whatever goes on no longer holds one;
-//! the first kind present decides alone (docs/contract.md section 4.1). [`NoCredential`] is the proof that
-//! nothing was there.
+//! [`extract`] removes the token from every place that the configuration names, so that nothing forwarded contains
+//! it. The first place with a credential decides alone (docs/contract.md section 4.1). [`NoCredential`] proves that
+//! there was none.
 
 mod cookie;
 mod query;
@@ -27,23 +27,22 @@ pub(crate) use query::into_query;
 pub use query::without_tokens;
 use query::{QueryTokens, credential};
 
-/// A credential as it was presented. It has no `Display` and no `Serialize`; `Debug` shows its
-/// length only.
+/// A token as it was presented. It has no `Display` and no `Serialize`, and `Debug` shows only its length.
 pub struct Token(Box<str>);
 
-/// Why a text cannot be a token at all.
+/// Why a text cannot be a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// Nothing there.
+    /// The text is empty.
     Empty,
-    /// Longer than `limits.token_bytes`.
+    /// The text is longer than `limits.token_bytes`.
     TooLong,
-    /// Not made of token68 characters (RFC 9110 section 11.2).
+    /// The text has other than token68 characters (RFC 9110 section 11.2).
     Characters,
 }
 
 impl Token {
-    /// Takes text from a message or standard input as a token, under the bounds of every carrier.
+    /// Parses a token, with the same limits wherever it came from.
     ///
     /// # Errors
     /// When it is empty, longer than `limit` bytes, or has other than token68 characters.
@@ -63,18 +62,18 @@ impl Token {
         Ok(Self(text.into()))
     }
 
-    /// The same token once more, for a question about it that outlives its request.
+    /// Copies the token, for a check that outlives its request.
     pub(crate) fn duplicate(&self) -> Self {
         Self(self.0.clone())
     }
 
-    /// The text, for verification and for handing on where the configuration says so.
+    /// Returns the text, for verification, and for forwarding where the configuration asks for that.
     #[must_use]
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 
-    /// `Bearer <token>`, marked sensitive.
+    /// Formats `Bearer <token>`, marked sensitive.
     pub(crate) fn bearer(&self) -> Option<HeaderValue> {
         let mut value = HeaderValue::try_from(format!("Bearer {}", self.0)).ok()?;
         value.set_sensitive(true);
@@ -88,10 +87,10 @@ impl fmt::Debug for Token {
     }
 }
 
-/// How a token came.
+/// Where in a request a token was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
-    /// A request header.
+    /// An HTTP header.
     Header,
     /// A subprotocol entry of a WebSocket upgrade.
     Subprotocol,
@@ -99,12 +98,12 @@ pub enum Carrier {
     Query,
     /// The first message of a WebSocket, or a refresh.
     Message,
-    /// A cookie of the provider's.
+    /// The provider's cookie.
     Cookie,
 }
 
 impl Carrier {
-    /// All of them.
+    /// All values.
     pub const ALL: [Self; 5] = [Self::Header, Self::Subprotocol, Self::Query, Self::Message, Self::Cookie];
 
     /// The `carrier` label of metrics and access lines.
@@ -120,71 +119,71 @@ impl Carrier {
     }
 }
 
-/// Proof that a request carried no credential; only [`extract`] makes it.
+/// Proof that a request had no credential. Only [`extract`] constructs it.
 #[derive(Debug)]
 pub struct NoCredential(());
 
 /// What [`extract`] found.
 #[derive(Debug)]
 pub enum Extracted {
-    /// A token, to be verified.
+    /// A token to verify.
     Token(Token, Carrier),
-    /// Cookies and nothing else. Browsers send them unasked, so one that is refused counts as absent: the proof of
-    /// that goes along.
+    /// Only cookies. Browsers send these without being asked, so rejected ones count as absent; the proof for that
+    /// case is included.
     Cookies(Cookies, NoCredential),
-    /// Nothing of any configured kind.
+    /// No credential in any configured place.
     Nothing(NoCredential),
 }
 
-/// Credentials in cookies: our session comes before the provider's token.
+/// Credentials in cookies; the session cookie is tried before the provider's token.
 #[derive(Debug)]
 pub struct Cookies {
-    /// A session of ours.
+    /// Our session cookie.
     pub session: Option<SessionCookie>,
-    /// A token of the provider's.
+    /// The token in the provider's cookie.
     pub token: Option<Token>,
 }
 
-/// What a request is, as far as it decides where a token may stand.
+/// The kind of a request, which decides whether a token may be in its URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// An ordinary request.
     Plain,
-    /// A GET for an event stream: a page cannot give it a header either.
+    /// A GET for an event stream, to which a page cannot add a header either.
     Events,
     /// A WebSocket upgrade.
     WebSocket,
 }
 
-/// Why what was found cannot be a token.
+/// A credential that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadCredential {
-    /// The kind that decided.
+    /// Where it was found.
     pub carrier: Carrier,
     /// What is wrong with it.
     pub problem: Problem,
 }
 
-/// What can be wrong with a carrier.
+/// Why a credential cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Not `Bearer <token>`.
+    /// The header is not `Bearer <token>`.
     Format,
-    /// One kind twice.
+    /// There are two in the same place.
     Twice,
-    /// Longer than the limit or not a token's characters.
+    /// The text is too long or has other than token68 characters.
     NotAToken,
-    /// A query token where the configuration says `deny`.
+    /// A token in the URL where the configuration says `deny`.
     InUrl,
 }
 
-/// Takes the credential out of a request head.
+/// Removes credentials from a request head and returns the one that counts.
 ///
-/// A query parameter is read only where the sources say so for the `purpose`; our session cookie is the one of this
-/// name, where there are sessions.
+/// A query parameter counts only where the sources allow it for this `purpose`. `session_cookie_name` is the name of
+/// our session cookie, if sessions are configured.
 ///
 /// # Errors
-/// When the first kind present is not one token.
+/// When the first place with a credential does not have exactly one token.
 pub fn extract(
     headers: &mut HeaderMap,
     uri: &mut Uri,
@@ -233,7 +232,7 @@ pub fn extract(
 
 type Found = Option<Result<(Token, Carrier), BadCredential>>;
 
-/// Whether this is the backend's own secret, which its pages send back.
+/// Whether a text is the upstream's own secret, which the upstream's pages send back.
 fn is_echo(text: &str, echo: Option<&Secret>) -> bool {
     echo.is_some_and(|echo| verify_slices_are_equal(text.as_bytes(), echo.expose()).is_ok())
 }
@@ -269,7 +268,7 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, echo: Option<&Secret>
     }
 }
 
-/// Takes the entry that carries a token; its siblings stay ordinary offers.
+/// Removes the subprotocol with the token and keeps the other subprotocols that are offered.
 fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubprotocol], limit: usize) -> Found {
     let mut siblings: Vec<String> = Vec::new();
     let mut tokens: Vec<Option<String>> = Vec::new();

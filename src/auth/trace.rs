@@ -1,30 +1,30 @@
-//! What verification says of its steps, for `vestibule token inspect`; the unit type hears nothing and costs
-//! nothing.
+//! Records the steps of a verification, for `vestibule token inspect`. The unit type records nothing, so that
+//! ordinary requests pay nothing for it.
 
 use std::fmt::Arguments;
 
-/// One step of an explanation: what was looked at and what was found.
+/// One step of a verification: what was checked and what was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// `header`, `key`, `signature`, `exp` …
+    /// The step's name: `header`, `key`, `signature`, `exp` …
     pub name: &'static str,
     /// What was found; never the token.
     pub finding: String,
 }
 
-/// Hears what verification finds on its way.
+/// Receives the steps of a verification as they happen.
 pub(super) trait Trace {
     fn step(&mut self, name: &'static str, finding: Arguments<'_>);
 
-    /// Whose token it claims to be: the number of a provider.
+    /// Reports the provider that the token names, by its index.
     fn provider(&mut self, _index: usize) {}
 }
 
-/// Hears only whose token it claims to be, for the count of verdicts.
+/// Records only the provider that the token names, for the metrics.
 #[derive(Default)]
-pub(super) struct Claimed(pub(super) Option<usize>);
+pub(super) struct ClaimedProvider(pub(super) Option<usize>);
 
-impl Trace for Claimed {
+impl Trace for ClaimedProvider {
     fn step(&mut self, _name: &'static str, _finding: Arguments<'_>) {}
 
     fn provider(&mut self, index: usize) {

@@ -1,8 +1,8 @@
-//! A token becomes an identity here, or it does not.
+//! Verifies a token and turns it into an [`Identity`].
 //!
-//! The order is that of docs/contract.md section 5: everything cheap and structural first, then the
-//! signature, then what the claims say, then what the provider says where it is asked, and revocations last.
-//! One function does it, and what it did it can say step by step (`vestibule token inspect`).
+//! The checks run in the order of docs/contract.md section 5: form and size first, then the signature, the claims,
+//! the provider's answer where it is asked, and revocations last. [`Verifier::verify`] runs them for a request and
+//! caches the result; [`Verifier::explain`] runs the same checks and reports each step (`vestibule token inspect`).
 
 mod session_cookie;
 
@@ -13,22 +13,22 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
-use super::cache::{Digest, Entry, LastToken, TokenCache};
+use super::cache::{CachedToken, Digest, LastToken, TokenCache};
 use super::claims;
-use super::identify::{Said, identify};
+use super::identify::{VerifiedClaims, identify};
 use super::identity::{Expiry, VerifiedBy};
 use super::jwt::{self, Parsed};
 use super::keys::{Candidates, KeyFingerprint, ProviderKeys};
 use super::kind::{KindHeader, check_answer};
 use super::login::{LoginLimits, Logins};
-use super::remote::{Answer, Priority, Remote, RemoteCheck, asked_how};
-use super::trace::{Claimed, Step, Trace};
+use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker, endpoint_fingerprint};
+use super::trace::{ClaimedProvider, Step, Trace};
 use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token};
 use crate::policy::{Family, KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
-/// A verified identity, how its credential came, and the token where it was one. Only [`Verifier::verify`] and
-/// [`Verifier::verify_session_cookie`] make one.
+/// A verified identity, how its credential came, and the token if it was one. Only [`Verifier::verify`] and
+/// [`Verifier::verify_session_cookie`] construct one.
 #[derive(Debug)]
 pub struct Verified {
     identity: Arc<Identity>,
@@ -37,31 +37,32 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// Who it is.
+    /// The verified user.
     #[must_use]
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
 
-    /// How its credential came; a session cookie of ours came as a cookie.
+    /// How the credential came; `Carrier::Cookie` for our session cookie too.
     #[must_use]
     pub fn carrier(&self) -> Carrier {
         self.carrier
     }
 
-    /// Whether the token is at hand: a session cookie has one only where the session began with a sign-in.
+    /// Whether the token is available. For a session cookie it is only if the session began with a sign-in.
     #[must_use]
     pub fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// Takes it apart for sealing.
+    /// Returns the identity and the token, for forwarding.
     #[must_use]
     pub fn into_parts(self) -> (Arc<Identity>, Option<Token>) {
         (self.identity, self.token)
     }
 
-    /// What its provider can be asked about it while a socket is open; `None` where it cannot be asked.
+    /// Returns what the provider can be asked about the token or its session while a WebSocket is open, or `None` if
+    /// the provider cannot be asked.
     #[must_use]
     pub fn remote_check(&self) -> Option<RemoteCheck> {
         let remote = self.identity.provider().remote.as_ref()?;
@@ -69,7 +70,7 @@ impl Verified {
         if let Some(session) = session.filter(|_| !remote.question.carries_token()) {
             return Some(RemoteCheck::session(session));
         }
-        // A signed token of Clerk's without a session stands for itself.
+        // Clerk cannot be asked about a signed token that names no session.
         let is_asked =
             remote.question.carries_token() || matches!(self.identity.verified_by(), VerifiedBy::Provider(_));
         let token = self.token.as_ref().filter(|_| is_asked)?;
@@ -77,109 +78,121 @@ impl Verified {
     }
 }
 
-/// What a provider says of a session that is open.
+/// A provider's answer about an open session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revalidation {
-    /// It goes on.
+    /// The session goes on.
     Active,
-    /// Its user signed out, was banned, or the session has ended.
+    /// The user signed out or was banned, or the session has ended.
     Revoked,
-    /// Nobody can say now.
+    /// The provider could not be asked.
     Unavailable,
 }
 
-pub(super) struct Provider {
+/// A provider with its keys and remote checks, which a reload keeps if the configuration of the provider is the same.
+pub(super) struct ProviderState {
     pub(super) spec: Arc<ProviderSpec>,
-    /// Its name, for the count.
+    /// The provider's name, for metrics.
     label: Label,
     keys: ProviderKeys,
-    remote: Option<Remote>,
+    remote: Option<RemoteChecker>,
 }
 
-/// Every provider and its keys.
+/// Verifies tokens and session cookies by the providers of one configuration.
 pub struct Verifier {
-    providers: Vec<Arc<Provider>>,
+    providers: Vec<Arc<ProviderState>>,
     cache: Option<TokenCache>,
     revocations: Arc<Revocations>,
-    sessions: Option<SessionCookies>,
-    /// Sign-in by OpenID Connect, where there is any.
+    session_cookies: Option<SessionCookies>,
+    /// Sign-in by OpenID Connect, if it is configured.
     logins: Option<Logins>,
-    /// When the provider of a session of ours said yes last.
-    asked: Cache<Arc<str>, Instant>,
-    /// Which verifier this is.
-    mark: Arc<()>,
+    /// When the provider last confirmed a browser session, by the session's id.
+    confirmed_sessions: Cache<Arc<str>, Instant>,
+    /// Identifies this verifier in each [`LastToken`].
+    id: Arc<()>,
     metrics: Arc<Metrics>,
-    /// Of a token that claims to be no provider's.
-    nobody: Label,
+    /// The metrics label of tokens that name no provider.
+    no_provider: Label,
 }
 
-/// What the verifier thinks of a token, and why.
+/// The result of verifying a token, with the steps that led to it.
 #[derive(Debug)]
 pub struct Explanation {
-    /// The steps in order, up to the one that refused.
+    /// The steps in order, up to the one that failed.
     pub steps: Vec<Step>,
-    /// The verdict.
+    /// The result.
     pub verdict: Result<Arc<Identity>, Rejection>,
 }
 
-/// How much a token is worth.
+/// Whether verifying a token may cause requests to its provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// A key fetch, a question to its provider.
+    /// Keys may be fetched and the provider may be asked.
     MayFetch,
-    /// What is at hand: its sender has presented too many bad ones.
+    /// Only cached keys and answers are used, because the client has presented too many invalid tokens.
     CachedOnly,
 }
 
-/// A token under examination.
-struct Presented<'a> {
+/// A token that is being verified.
+struct PresentedToken<'a> {
     token: &'a Token,
     digest: Digest,
     now: u64,
     lookup: Lookup,
-    /// What it says of its end does not count: nobody enters with it.
+    /// Whether `exp` may have passed. Only for recognizing an old token; the result never admits anyone.
     may_be_expired: bool,
 }
 
 impl Verifier {
-    /// A verifier over these providers, which remembers at most `remembered` tokens. Starts fetching keys, so it
-    /// must be called inside a runtime. A provider that is the same as in `former` keeps its keys, and what it has
-    /// answered.
+    /// Creates a verifier for these providers that caches at most `cache_limit` tokens, and starts fetching keys. Must
+    /// be called inside a Tokio runtime. A provider that has not changed since `former` keeps its keys and cached
+    /// answers.
     #[must_use]
     pub fn start(
         providers: &[Arc<ProviderSpec>],
-        remembered: usize,
+        cache_limit: usize,
         revocations: Arc<Revocations>,
         metrics: Arc<Metrics>,
         session: Option<&SessionSpec>,
         former: Option<&Self>,
     ) -> Self {
-        let nobody: Label = "none".into();
+        let no_provider: Label = "none".into();
         let carriers = Carrier::ALL.map(Carrier::name);
-        metrics.credentials.introduce(&nobody, &carriers, &["malformed", "unknown_issuer", "claim"], false);
+        metrics.credentials.introduce(&no_provider, &carriers, &["malformed", "unknown_issuer", "claim"], false);
         let providers = providers.iter().map(|spec| {
-            let same = |known: &&Arc<Provider>| *known.spec == **spec;
+            let same = |known: &&Arc<ProviderState>| *known.spec == **spec;
             if let Some(known) = former.and_then(|former| former.providers.iter().find(same)) {
                 return Arc::clone(known);
             }
             let label: Label = spec.name.as_str().into();
             metrics.credentials.introduce(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
-            Arc::new(Provider {
+            Arc::new(ProviderState {
                 keys: ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics)),
-                remote: Remote::new(spec, remembered, &metrics),
+                remote: RemoteChecker::new(spec, cache_limit, &metrics),
                 label,
                 spec: Arc::clone(spec),
             })
         });
         let providers = providers.collect();
-        let cache = TokenCache::new(remembered);
-        let sessions =
-            session.and_then(|spec| SessionCookies::new(spec, former.and_then(|former| former.sessions.as_ref())));
-        let asked = Cache::new(remembered.max(1));
-        Self { providers, cache, revocations, sessions, logins: None, asked, mark: Arc::default(), metrics, nobody }
+        let cache = TokenCache::new(cache_limit);
+        let former_cookies = former.and_then(|former| former.session_cookies.as_ref());
+        let session_cookies = session.and_then(|spec| SessionCookies::new(spec, former_cookies));
+        let confirmed_sessions = Cache::new(cache_limit.max(1));
+        let id = Arc::default();
+        Self {
+            providers,
+            cache,
+            revocations,
+            session_cookies,
+            logins: None,
+            confirmed_sessions,
+            id,
+            metrics,
+            no_provider,
+        }
     }
 
-    /// The same with sign-in at these providers. What is the same as in `former` keeps its own.
+    /// Adds sign-in at these providers. What has not changed since `former` keeps its state.
     #[must_use]
     pub fn with_logins(
         mut self,
@@ -193,29 +206,29 @@ impl Verifier {
         self
     }
 
-    /// Sign-in by OpenID Connect, where there is any.
+    /// Returns sign-in by OpenID Connect, if it is configured.
     #[must_use]
     pub fn logins(&self) -> Option<&Logins> {
         self.logins.as_ref().filter(|logins| !logins.is_empty())
     }
 
-    /// Each provider with its keys.
+    /// Returns each provider with its keys.
     pub fn providers(&self) -> impl Iterator<Item = (&ProviderSpec, &ProviderKeys)> {
         self.providers.iter().map(|provider| (&*provider.spec, &provider.keys))
     }
 
-    /// How many tokens are remembered.
+    /// The number of cached tokens.
     #[must_use]
     pub fn cached_tokens(&self) -> usize {
         self.cache.as_ref().map_or(0, TokenCache::len)
     }
 
-    /// A provider by its name.
+    /// Finds a provider by its name.
     pub(super) fn provider(&self, name: &str) -> Option<&Arc<ProviderSpec>> {
         self.providers.iter().map(|known| &known.spec).find(|spec| spec.name == name)
     }
 
-    /// The provider in force that judges what this one judged: for a login session that of its login.
+    /// Finds the current provider that takes the place of a former one; for a login session that of its login.
     pub(super) fn spec_like(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
         if matches!(former.authorized_parties, Parties::Client(_)) {
             return self.logins()?.get(&former.name).map(|login| &login.spec.judged_by);
@@ -223,24 +236,24 @@ impl Verifier {
         self.provider(&former.name)
     }
 
-    /// Whether what vouched for a token still does: the key is its provider's, or there is no key, or the token has
-    /// ended.
+    /// Whether what verified an open session's token is still current: its key is one of the provider's, or the token
+    /// has expired (after that its key may be rotated out), or no key was involved.
     #[must_use]
     pub fn is_current(&self, provider: &str, verified_by: VerifiedBy) -> bool {
         let known = self.providers.iter().find(|known| known.spec.name == provider);
         known.is_some_and(|known| match verified_by {
             VerifiedBy::Key { until, .. } if until <= unix_seconds() => true,
-            VerifiedBy::Key { print, algorithm, .. } => known.keys.is_current(print, algorithm),
-            // A provider that is asked in another way is another's configuration.
+            VerifiedBy::Key { fingerprint, algorithm, .. } => known.keys.is_current(fingerprint, algorithm),
+            // A reload that changes how the provider is asked is noticed when the identity is restored.
             VerifiedBy::Provider(_) => true,
         })
     }
 
-    /// Verifies a token. Waits for a key fetch and a remote check at most, which are bounded. On a connection that
-    /// may have presented it before, `last` is what it presented.
+    /// Verifies a token. Waits at most for one key fetch and one remote check, both of which have time limits. `last`
+    /// is the last token of the connection, which saves computing a digest when it is the same.
     ///
     /// # Errors
-    /// Why it was refused.
+    /// Why the token is rejected.
     pub async fn verify(
         &self,
         token: Token,
@@ -248,91 +261,96 @@ impl Verifier {
         last: Option<&LastToken>,
         lookup: Lookup,
     ) -> Result<Verified, Rejection> {
-        let mut claimed = Claimed::default();
-        let judged = self.judged(&token, last, lookup, &mut claimed).await;
-        let outcome = judged.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
+        let mut claimed = ClaimedProvider::default();
+        let result = self.verify_cached(&token, last, lookup, &mut claimed).await;
+        let outcome = result.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = claimed.0.and_then(|index| self.providers.get(index));
-        let label = provider.map_or(&self.nobody, |provider| &provider.label);
+        let label = provider.map_or(&self.no_provider, |provider| &provider.label);
         self.metrics.credentials.verified(label, carrier.name(), outcome);
-        judged.map(|identity| Verified { identity, token: Some(token), carrier })
+        result.map(|identity| Verified { identity, token: Some(token), carrier })
     }
 
-    /// What issues and reads session cookies; `None` without `browser.session`.
+    /// Returns what issues and reads session cookies, or `None` without `browser.session`.
     #[must_use]
     pub fn session_cookies(&self) -> Option<&SessionCookies> {
-        self.sessions.as_ref()
+        self.session_cookies.as_ref()
     }
 
-    async fn judged(
+    /// Verifies a token by the connection's last token, by the cache, or in full.
+    async fn verify_cached(
         &self,
         token: &Token,
         last: Option<&LastToken>,
         lookup: Lookup,
-        claimed: &mut Claimed,
+        claimed: &mut ClaimedProvider,
     ) -> Result<Arc<Identity>, Rejection> {
         let now = unix_seconds();
-        let known = last.and_then(|last| last.get(token, &self.mark));
-        if let Some((digest, identity)) = known.filter(|(_, identity)| self.still_stands(identity, now)) {
+        let known = last.and_then(|last| last.get(token, &self.id));
+        if let Some((digest, identity)) = known.filter(|(_, identity)| self.is_still_valid(identity, now)) {
             self.metrics.credentials.looked_up("connection");
-            let presented = Presented { token, digest, now, lookup, may_be_expired: false };
-            self.beside(&presented, &identity, claimed).await?;
+            let presented = PresentedToken { token, digest, now, lookup, may_be_expired: false };
+            self.check_remote_and_revocations(&presented, &identity, claimed).await?;
             return Ok(identity);
         }
-        let presented = Presented { token, digest: TokenCache::digest(token), now, lookup, may_be_expired: false };
-        let entry = self.looked_up(&presented, claimed).await?;
+        let presented = PresentedToken { token, digest: TokenCache::digest(token), now, lookup, may_be_expired: false };
+        let entry = self.cached_or_verified(&presented, claimed).await?;
         let identity = Arc::clone(&entry.identity);
-        self.beside(&presented, &identity, claimed).await?;
+        self.check_remote_and_revocations(&presented, &identity, claimed).await?;
         if let Some(last) = last.filter(|_| self.cache.is_some()) {
-            last.set(token, presented.digest, entry, &self.mark);
+            last.set(token, presented.digest, entry, &self.id);
         }
         Ok(identity)
     }
 
-    /// Remembered, or examined and remembered.
-    async fn looked_up(&self, presented: &Presented<'_>, claimed: &mut Claimed) -> Result<Entry, Rejection> {
-        if let Some(entry) = self.remembered(presented) {
+    /// Takes a token from the cache, or verifies it and caches it.
+    async fn cached_or_verified(
+        &self,
+        presented: &PresentedToken<'_>,
+        claimed: &mut ClaimedProvider,
+    ) -> Result<CachedToken, Rejection> {
+        if let Some(entry) = self.cached(presented) {
             self.metrics.credentials.looked_up("hit");
             return Ok(entry);
         }
         self.metrics.credentials.looked_up("miss");
-        let identity = Arc::new(self.examine(presented, claimed).await?);
-        let ttl = remembered_for(&identity);
-        let entry = Entry::new(identity, ttl);
+        let identity = Arc::new(self.verify_claims(presented, claimed).await?);
+        let ttl = cache_ttl(&identity);
+        let entry = CachedToken::new(identity, ttl);
         if let Some(cache) = &self.cache {
             cache.insert(presented.digest, &entry);
         }
         Ok(entry)
     }
 
-    fn remembered(&self, presented: &Presented<'_>) -> Option<Entry> {
+    fn cached(&self, presented: &PresentedToken<'_>) -> Option<CachedToken> {
         let cache = self.cache.as_ref()?;
         let entry = cache.get(&presented.digest)?;
-        if self.still_stands(&entry.identity, presented.now) {
-            tracing::debug!("token seen before: user {}", entry.identity.user_id());
+        if self.is_still_valid(&entry.identity, presented.now) {
+            tracing::debug!(user = entry.identity.user_id(), "token found in cache");
             return Some(entry);
         }
         cache.remove(&presented.digest);
         None
     }
 
-    /// Whether what was found once still holds: the token has not ended, and its key is one of those that
-    /// would verify it now. What else was asked of it cannot change.
-    fn still_stands(&self, identity: &Identity, now: u64) -> bool {
+    /// Whether a cached token is still valid: it has not expired, and its key is one that would verify it now. Nothing
+    /// else that was checked can change without a reload, which empties the cache.
+    fn is_still_valid(&self, identity: &Identity, now: u64) -> bool {
         let spec = identity.provider();
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
         now < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
             && provider.is_some_and(|provider| match identity.verified_by() {
-                VerifiedBy::Key { print, algorithm, .. } => provider.keys.verifies_with(print, algorithm),
-                // Cached no longer than its provider's answer.
+                VerifiedBy::Key { fingerprint, algorithm, .. } => provider.keys.is_usable(fingerprint, algorithm),
+                // The cache entry expires with the provider's answer.
                 VerifiedBy::Provider(_) => true,
             })
     }
 
-    /// What may change from one moment to the next, and so is asked every time: the provider's own word where
-    /// it stands beside the signature, and revocations.
-    async fn beside(
+    /// Checks what may change at any time and so is checked for cached tokens too: the provider's answer, where it is
+    /// asked about signed tokens, and revocations.
+    async fn check_remote_and_revocations(
         &self,
-        presented: &Presented<'_>,
+        presented: &PresentedToken<'_>,
         identity: &Identity,
         trace: &mut (impl Trace + Send),
     ) -> Result<(), Rejection> {
@@ -344,67 +362,74 @@ impl Verifier {
         if let Some(remote) = &self.providers[index].remote
             && !remote.spec().instead
         {
-            let said = asked(spec, remote, presented, identity.session_id()).await?;
-            agrees(spec, identity.claims(), &said)?;
-            trace.step("remote", format_args!("the provider says yes"));
+            let answer = ask_provider(spec, remote, presented, identity.session_id()).await?;
+            check_agreement(spec, identity.claims(), &answer)?;
+            trace.step("remote", format_args!("the provider confirms it"));
         }
-        // Last: whoever is revoked while we asked is refused.
+        // Checked last, so that a revocation that arrives while the provider is asked takes effect.
         self.revocations.check(identity, presented.now)
     }
 
-    /// Asks a provider again about a session that is open.
+    /// Asks a provider again about an open session.
     pub async fn revalidate(&self, provider: &str, question: &RemoteCheck) -> Revalidation {
         let provider = self.providers.iter().find(|known| known.spec.name == provider);
         let Some(remote) = provider.and_then(|provider| provider.remote.as_ref()) else {
             return Revalidation::Unavailable;
         };
         match remote.ask(question, Priority::Revalidation).await {
-            Ok(Answer::Yes(_)) => Revalidation::Active,
-            Ok(Answer::No(reason)) => {
-                tracing::debug!("a session has ended: {reason}");
+            Ok(RemoteAnswer::Active(_)) => Revalidation::Active,
+            Ok(RemoteAnswer::Inactive(reason)) => {
+                tracing::debug!(%reason, "provider reports that a session has ended");
                 Revalidation::Revoked
             }
             Err(_) => Revalidation::Unavailable,
         }
     }
 
-    /// Whether a token that has expired is this user's, and everything else about it is good now: its key, whom it
-    /// is for, that it is not revoked. It proves nothing about its sender.
+    /// Whether an expired token belongs to this user and would otherwise be valid. It only tells which message an open
+    /// session gets, and never admits anyone.
     pub async fn is_expired_token_of(&self, token: &Token, user: &Identity) -> bool {
         let digest = TokenCache::digest(token);
         let presented =
-            Presented { token, digest, now: unix_seconds(), lookup: Lookup::CachedOnly, may_be_expired: true };
-        let Ok(identity) = self.examine(&presented, &mut Claimed::default()).await else { return false };
+            PresentedToken { token, digest, now: unix_seconds(), lookup: Lookup::CachedOnly, may_be_expired: true };
+        let Ok(identity) = self.verify_claims(&presented, &mut ClaimedProvider::default()).await else { return false };
         identity.user() == user.user() && self.revocations.check(&identity, presented.now).is_ok()
     }
 
-    /// Verifies a token and says every step.
+    /// Verifies a token without the cache and reports each step.
     pub async fn explain(&self, token: &Token) -> Explanation {
         let mut steps = Vec::new();
-        let presented = Presented {
+        let presented = PresentedToken {
             token,
             digest: TokenCache::digest(token),
             now: unix_seconds(),
             lookup: Lookup::MayFetch,
             may_be_expired: false,
         };
-        let verdict = match self.examine(&presented, &mut steps).await {
-            Ok(identity) => self.beside(&presented, &identity, &mut steps).await.map(|()| Arc::new(identity)),
+        let verdict = match self.verify_claims(&presented, &mut steps).await {
+            Ok(identity) => {
+                self.check_remote_and_revocations(&presented, &identity, &mut steps).await.map(|()| Arc::new(identity))
+            }
             Err(rejection) => Err(rejection),
         };
         Explanation { steps, verdict }
     }
 
-    async fn examine(&self, presented: &Presented<'_>, trace: &mut (impl Trace + Send)) -> Result<Identity, Rejection> {
+    /// Verifies a token up to its claims; the caller checks revocations, and asks the provider about signed tokens.
+    async fn verify_claims(
+        &self,
+        presented: &PresentedToken<'_>,
+        trace: &mut (impl Trace + Send),
+    ) -> Result<Identity, Rejection> {
         let token = presented.token.expose();
-        // `validate` lets a provider without keys stand alone, or be the one for opaque tokens.
+        // Validation ensures that a provider without keys is the only provider, or the one for opaque tokens.
         let only_asked = matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Asked);
         if (only_asked || jwt::is_opaque(token))
-            && let Some((index, provider, remote)) = self.asked_instead()
+            && let Some((index, provider, remote)) = self.opaque_token_provider()
         {
             trace.provider(index);
-            trace.step("shape", format_args!("{} bytes, for provider {} to say", token.len(), provider.spec.name));
-            return from_answer(&provider.spec, remote, presented, trace).await;
+            trace.step("shape", format_args!("{} bytes, verified by provider {}", token.len(), provider.spec.name));
+            return identity_from_answer(&provider.spec, remote, presented, trace).await;
         }
         let parsed = jwt::parse(token)?;
         trace.step("shape", format_args!("{} bytes, three parts", token.len()));
@@ -418,32 +443,33 @@ impl Verifier {
             "issuer",
             format_args!("{} (provider {})", spec.issuer.as_deref().unwrap_or("not checked"), spec.name),
         );
-        if let Some(remote) = answers_for_signature(provider, parsed.algorithm) {
-            return from_own_claims(spec, remote, presented, parsed, trace).await;
+        if let Some(remote) = remote_signature_check(provider, parsed.algorithm) {
+            return identity_confirmed_remotely(spec, remote, presented, parsed, trace).await;
         }
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
         }
-        let print = verify_signature(provider, &parsed, presented.lookup, trace).await?;
-        let verified_by = VerifiedBy::Key { print, algorithm: parsed.algorithm, until: claims::end(&parsed.claims)? };
+        let fingerprint = verify_signature(provider, &parsed, presented.lookup, trace).await?;
+        let verified_by =
+            VerifiedBy::Key { fingerprint, algorithm: parsed.algorithm, until: claims::required_exp(&parsed.claims)? };
         let mut claims = parsed.claims;
         if presented.may_be_expired {
             claims.insert("exp".to_owned(), presented.now.saturating_add(1).into());
         }
-        identified(spec, parsed.kind, claims, verified_by, presented.now, trace)
+        check_times_and_identify(spec, parsed.kind, claims, verified_by, presented.now, trace)
     }
 
-    /// The one provider that is asked about opaque tokens.
-    fn asked_instead(&self) -> Option<(usize, &Provider, &Remote)> {
+    /// Returns the one provider that is asked about opaque tokens, with its index.
+    fn opaque_token_provider(&self) -> Option<(usize, &ProviderState, &RemoteChecker)> {
         self.providers.iter().enumerate().find_map(|(index, provider)| {
             let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
             Some((index, &**provider, remote))
         })
     }
 
-    /// The number of the provider whose token it claims to be.
+    /// Returns the index of the provider whose issuer the token names.
     fn provider_of(&self, claims: &Map<String, Value>) -> Result<usize, Rejection> {
-        // `validate` lets a provider without issuer verify signatures only when it stands alone.
+        // Validation ensures that a provider without issuer is the only one that verifies signatures.
         if let [only] = self.providers.as_slice()
             && only.spec.issuer.is_none()
         {
@@ -461,8 +487,8 @@ impl Verifier {
     }
 }
 
-/// How long what was found may be remembered: an answer of the provider's as long as answers are kept.
-fn remembered_for(identity: &Identity) -> Duration {
+/// Returns how long a verified token may be cached; a provider's answer no longer than `remote.cache`.
+fn cache_ttl(identity: &Identity) -> Duration {
     let spec = identity.provider();
     match (identity.verified_by(), &spec.remote) {
         (VerifiedBy::Provider(_), Some(remote)) => spec.cache_ttl.min(remote.cache),
@@ -470,29 +496,29 @@ fn remembered_for(identity: &Identity) -> Duration {
     }
 }
 
-/// A token whose signature only its provider can verify: it has no keys for us, or it is one that a project of
-/// Supabase signed with the secret it had before it had keys.
-fn answers_for_signature(provider: &Provider, algorithm: Algorithm) -> Option<&Remote> {
+/// Returns the remote check for a token whose signature only the provider can verify: the provider publishes no keys,
+/// or the token is signed with the legacy secret of a Supabase project that has keys now.
+fn remote_signature_check(provider: &ProviderState, algorithm: Algorithm) -> Option<&RemoteChecker> {
     let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
     let spec = &provider.spec;
-    let by_old_secret =
+    let by_legacy_secret =
         spec.family == Family::Supabase && algorithm == Algorithm::HS256 && !spec.algorithms.contains(&algorithm);
-    (spec.keys == KeySource::Asked || by_old_secret).then_some(remote)
+    (spec.keys == KeySource::Asked || by_legacy_secret).then_some(remote)
 }
 
-/// An identity from what the provider answers.
-async fn from_answer(
+/// Makes an identity of the claims in the provider's answer.
+async fn identity_from_answer(
     spec: &Arc<ProviderSpec>,
-    remote: &Remote,
-    presented: &Presented<'_>,
+    remote: &RemoteChecker,
+    presented: &PresentedToken<'_>,
     trace: &mut (impl Trace + Send),
 ) -> Result<Identity, Rejection> {
-    let said = asked(spec, remote, presented, None).await?;
-    trace.step("remote", format_args!("the provider says yes"));
-    let mut claims = Map::clone(&said);
+    let answer = ask_provider(spec, remote, presented, None).await?;
+    trace.step("remote", format_args!("the provider confirms it"));
+    let mut claims = Map::clone(&answer);
     claims.shift_remove("active");
     match (&spec.issuer, claims.get("iss")) {
-        // The answer comes from where the issuer's answers come from.
+        // The endpoint belongs to the issuer, so an answer without `iss` is the issuer's.
         (Some(issuer), None) => {
             claims.insert("iss".to_owned(), issuer.as_str().into());
         }
@@ -502,75 +528,84 @@ async fn from_answer(
         }
         (None, _) => {}
     }
-    let verified_by = VerifiedBy::Provider(asked_how(remote.spec()));
-    identified(spec, KindHeader::default(), claims, verified_by, presented.now, trace)
+    let verified_by = VerifiedBy::Provider(endpoint_fingerprint(remote.spec()));
+    check_times_and_identify(spec, KindHeader::default(), claims, verified_by, presented.now, trace)
 }
 
-/// An identity from a token's own claims, which the provider has verified for us.
-async fn from_own_claims(
+/// Makes an identity of a token's own claims, after the provider has confirmed the token.
+async fn identity_confirmed_remotely(
     spec: &Arc<ProviderSpec>,
-    remote: &Remote,
-    presented: &Presented<'_>,
+    remote: &RemoteChecker,
+    presented: &PresentedToken<'_>,
     parsed: Parsed<'_>,
     trace: &mut (impl Trace + Send),
 ) -> Result<Identity, Rejection> {
     if spec.keys == KeySource::Asked {
-        return from_answer(spec, remote, presented, trace).await;
+        return identity_from_answer(spec, remote, presented, trace).await;
     }
-    // Judged first: what would be refused anyway need not be asked about.
-    claims::end(&parsed.claims)?;
-    let verified_by = VerifiedBy::Provider(asked_how(remote.spec()));
-    let identity = identified(spec, parsed.kind, parsed.claims, verified_by, presented.now, trace)?;
-    let said = asked(spec, remote, presented, identity.session_id()).await?;
-    agrees(spec, identity.claims(), &said)?;
-    trace.step("remote", format_args!("the provider says yes, and vouches for the signature"));
+    // The claims are checked first, so that the provider is not asked about tokens that are rejected anyway.
+    claims::required_exp(&parsed.claims)?;
+    let verified_by = VerifiedBy::Provider(endpoint_fingerprint(remote.spec()));
+    let identity = check_times_and_identify(spec, parsed.kind, parsed.claims, verified_by, presented.now, trace)?;
+    let answer = ask_provider(spec, remote, presented, identity.session_id()).await?;
+    check_agreement(spec, identity.claims(), &answer)?;
+    trace.step("remote", format_args!("the provider confirms it, and with it the signature"));
     Ok(identity)
 }
 
-/// The provider's yes, or why not.
-async fn asked(
+/// Asks the provider about a token, or takes its cached answer.
+///
+/// # Errors
+/// [`Rejection::NoSession`] if the answer is no, [`Rejection::RemoteUnavailable`] if there is none.
+async fn ask_provider(
     spec: &ProviderSpec,
-    remote: &Remote,
-    presented: &Presented<'_>,
+    remote: &RemoteChecker,
+    presented: &PresentedToken<'_>,
     session: Option<&str>,
 ) -> Result<Arc<Map<String, Value>>, Rejection> {
     let provider = || spec.name.clone();
-    // The token is copied for a question only when one is asked.
-    let outcome = if let Some(answer) = remote.at_hand(&presented.digest) {
+    // The token is copied only when a request is made.
+    let outcome = if let Some(answer) = remote.cached(&presented.digest) {
         Ok(answer)
     } else if presented.lookup == Lookup::CachedOnly {
-        let reason = "not asked: too many tokens of this address have failed".to_owned();
+        let reason = "not asked, because too many tokens from this address were rejected".to_owned();
         return Err(Rejection::NoSession { provider: provider(), reason });
     } else {
-        let question = RemoteCheck::token(presented.token, presented.digest, session);
-        remote.ask(&question, Priority::Admission).await
+        let check = RemoteCheck::token(presented.token, presented.digest, session);
+        remote.ask(&check, Priority::Admission).await
     };
     match outcome {
-        Ok(Answer::Yes(claims)) => Ok(claims),
-        Ok(Answer::No(reason)) => Err(Rejection::NoSession { provider: provider(), reason: reason.to_string() }),
-        Err(unanswered) => Err(Rejection::RemoteUnavailable {
+        Ok(RemoteAnswer::Active(claims)) => Ok(claims),
+        Ok(RemoteAnswer::Inactive(reason)) => {
+            Err(Rejection::NoSession { provider: provider(), reason: reason.to_string() })
+        }
+        Err(error) => Err(Rejection::RemoteUnavailable {
             provider: provider(),
-            reason: unanswered.reason,
-            retry_after: unanswered.retry_after,
+            reason: error.reason,
+            retry_after: error.retry_after,
         }),
     }
 }
 
-/// Whether the provider speaks of whom the token speaks of.
-fn agrees(spec: &ProviderSpec, claims: &Map<String, Value>, said: &Map<String, Value>) -> Result<(), Rejection> {
-    let differs = |name: &&str| said.get(*name).is_some_and(|said| claims.get(*name) != Some(said));
-    check_answer(spec, said)?;
+/// Checks that the provider's answer is about the same issuer and user as the token, and about an accepted kind.
+fn check_agreement(
+    spec: &ProviderSpec,
+    claims: &Map<String, Value>,
+    answer: &Map<String, Value>,
+) -> Result<(), Rejection> {
+    let differs = |name: &&str| answer.get(*name).is_some_and(|answered| claims.get(*name) != Some(answered));
+    check_answer(spec, answer)?;
     match ["sub", "iss"].into_iter().find(differs) {
         None => Ok(()),
         Some(name) => Err(Rejection::NoSession {
             provider: spec.name.clone(),
-            reason: format!("the provider's answer is about another {name} than the token"),
+            reason: format!("{name} in the provider's answer differs from the token's"),
         }),
     }
 }
 
-/// What every token is judged by, once someone has vouched for it.
-fn identified(
+/// Runs the checks that every token must pass after its signature or its provider's answer.
+fn check_times_and_identify(
     spec: &Arc<ProviderSpec>,
     kind: KindHeader,
     claims: Map<String, Value>,
@@ -579,26 +614,28 @@ fn identified(
     trace: &mut impl Trace,
 ) -> Result<Identity, Rejection> {
     let exp = claims::check_times(spec, &claims, now, trace)?;
-    let answer_kept = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
-    let end = exp.map_or(Expiry::RevalidateAt(now.saturating_add(answer_kept)), Expiry::At);
-    identify(spec, Said { claims, kind, end, verified_by }, trace)
+    let answer_ttl = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
+    let expiry = exp.map_or(Expiry::RevalidateAt(now.saturating_add(answer_ttl)), Expiry::At);
+    identify(spec, VerifiedClaims { claims, kind, expiry, verified_by }, trace)
 }
 
-/// Seconds since the epoch by this machine's clock.
+/// Returns the seconds since the Unix epoch by this machine's clock.
 #[must_use]
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// Milliseconds since the epoch by this machine's clock.
+/// Returns the milliseconds since the Unix epoch by this machine's clock.
 #[must_use]
 pub fn unix_millis() -> u64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Verifies the signature with the keys that fit, after refetching the keys if none does, and returns the fingerprint
+/// of the key.
 pub(super) async fn verify_signature(
-    provider: &Provider,
+    provider: &ProviderState,
     parsed: &Parsed<'_>,
     lookup: Lookup,
     trace: &mut (impl Trace + Send),
@@ -606,29 +643,26 @@ pub(super) async fn verify_signature(
     let id = parsed.key_id.as_deref();
     let mut set = provider.keys.current().await?;
     if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && lookup == Lookup::MayFetch {
-        trace.step(
-            "key",
-            format_args!("kid {} is not in the set at hand; asking the provider again", id.unwrap_or("none")),
-        );
-        set = provider.keys.look_again().await?;
+        trace.step("key", format_args!("kid {} is not in the cached key set; fetching it again", id.unwrap_or("none")));
+        set = provider.keys.refetch().await?;
     }
     let keys = match set.candidates(parsed.algorithm, id) {
         Candidates::Keys(keys) => keys,
         Candidates::Unknown => return Err(Rejection::UnknownKey(parsed.key_id.clone())),
     };
-    trace.step("key", format_args!("{} of the provider's fit", keys.len()));
+    trace.step("key", format_args!("{} of the provider's keys match", keys.len()));
     let verifies = |key: &DecodingKey| {
-        // An error here is a key or signature that cannot be right for the algorithm: not verified.
+        // An error means that the key or the signature is not usable with the algorithm, so nothing is verified.
         jsonwebtoken::crypto::verify(parsed.signature, parsed.signed.as_bytes(), key, parsed.algorithm).unwrap_or(false)
     };
-    let Some((_, print)) = keys.iter().find(|(key, _)| verifies(key)) else { return Err(Rejection::BadSignature) };
+    let Some((_, fingerprint)) = keys.iter().find(|(key, _)| verifies(key)) else {
+        return Err(Rejection::BadSignature);
+    };
     trace.step("signature", format_args!("verifies"));
-    Ok(*print)
+    Ok(*fingerprint)
 }
 
-/// A request that carried no credential may still be served where the route says so; this is where
-/// that proof is used up.
 impl NoCredential {
-    /// Consumes the proof.
+    /// Consumes the proof, where a route admits requests without a credential.
     pub fn accept(self) {}
 }

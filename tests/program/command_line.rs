@@ -99,7 +99,7 @@ async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature()
         (format!("Bearer {good}\n"), 0, "accepted: user alice"),
         (issuer.expired("alice"), 1, "refused: expired at"),
         (forged, 1, "refused: the signature does not verify"),
-        ("opaque".to_owned(), 1, "refused: not three parts separated by dots; an opaque token?"),
+        ("opaque".to_owned(), 1, "refused: not a JWT, which has three parts separated by dots; is it an opaque token?"),
         (String::new(), 1, "refused: this cannot be a token: nothing was read"),
     ] {
         let path = file.path().to_owned();
@@ -129,7 +129,11 @@ async fn an_authorized_party_that_is_refused_is_named_with_the_accepted_ones() {
             r#"{"azp": "other"}"#,
             "refused: azp \"other\" is not in authorized_parties (spa, app)",
         ),
-        (", authorized_parties: [spa, app]", "{}", "refused: no azp, which must be in authorized_parties (spa, app)"),
+        (
+            ", authorized_parties: [spa, app]",
+            "{}",
+            "refused: azp is missing; it must be in authorized_parties (spa, app)",
+        ),
         (
             ", preset: clerk",
             r#"{"azp": "https://x.example"}"#,
@@ -348,9 +352,11 @@ async fn check_online_says_what_each_provider_answers() {
     };
     let (code, said) = check(format!("providers: [{}]\n", issuer.provider())).await;
     assert_eq!(code, Some(0), "{said}");
-    for line in
-        ["oidc: 1 usable keys, RSA", "oidc: calls itself by the configured issuer", "oidc: its clock agrees with ours"]
-    {
+    for line in [
+        "oidc: 1 usable keys, RSA",
+        "oidc: names the configured issuer in its discovery document",
+        "oidc: its clock agrees with this machine's",
+    ] {
         assert!(said.contains(line), "{line}: {said}");
     }
     // Presets whose keys are not found by discovery are looked at all the same.
@@ -364,7 +370,7 @@ async fn check_online_says_what_each_provider_answers() {
     issuer.clock_is_ahead(120);
     let (code, said) = check(format!("providers: [{}]\n", issuer.provider())).await;
     assert_eq!(code, Some(1));
-    assert!(said.contains("its clock is 1") && said.contains(" s ahead of ours"), "{said}");
+    assert!(said.contains("its clock is 1") && said.contains(" s ahead of this machine's"), "{said}");
     issuer.set_mood(Mood::Html);
     let (code, said) = check(format!("providers: [{}]\n", issuer.provider())).await;
     assert_eq!(code, Some(1));

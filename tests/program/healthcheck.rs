@@ -31,7 +31,7 @@ async fn a_proxy_that_serves_is_alive_and_ready() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let yaml = format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
     let mut proxy = Proxy::start(&yaml).await;
-    proxy.logged("the first keys", |line| line.contains("keys fetched")).await;
+    proxy.logged("the first keys", |line| line.contains("JWKS fetched")).await;
     let address = proxy.address.to_string();
     // By flag, by file, by variable: as `run` is told.
     assert_eq!(seen(&healthcheck(&["--listen", &address])), OK);

@@ -247,9 +247,9 @@ async fn unusable_key_sets_are_503_and_recover_by_themselves() {
             (503, "auth_unavailable".into()),
             "{mood:?}"
         );
-        proxy.logged("the reason", |line| line.contains("keys could not be fetched")).await;
+        proxy.logged("the reason", |line| line.contains("JWKS fetch failed")).await;
         issuer.set_mood(Mood::Well);
-        proxy.logged("keys", |line| line.contains("keys fetched")).await;
+        proxy.logged("keys", |line| line.contains("JWKS fetched")).await;
         assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 200, "{mood:?}");
     }
 }
@@ -355,7 +355,7 @@ async fn a_token_seen_before_is_not_verified_again() {
         // A request that is refused has the last line.
         assert_eq!(status(&proxy, &backend, "garbage").await.0, 401);
         proxy.logged("the last line", |line| line.contains("\"status\":401")).await;
-        let seen = proxy.log().iter().filter(|line| line.contains("token seen before")).count();
+        let seen = proxy.log().iter().filter(|line| line.contains("token found in cache")).count();
         assert_eq!(seen, if remembered { 2 } else { 0 }, "{yaml}");
     }
 }

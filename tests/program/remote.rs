@@ -586,7 +586,7 @@ async fn check_online_and_token_inspect_speak_of_it() {
     let (code, said) =
         run(arguments(&["token", "inspect", "--config", file.path(), token.path()])).await.expect("runs");
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("remote") && said.contains("the provider says yes") && said.contains("alice"), "{said}");
+    assert!(said.contains("remote") && said.contains("the provider confirms it") && said.contains("alice"), "{said}");
     provider.answers(|_| (401, String::new(), "{}".to_owned()));
     let (code, said) = run(check).await.expect("runs");
     assert_eq!(code, Some(1), "{said}");

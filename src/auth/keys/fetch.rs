@@ -1,5 +1,5 @@
-//! The bounded GET of a JWKS or a discovery document: https unless told otherwise, five seconds, half a
-//! megabyte.
+//! Fetches a JWKS or a discovery document: by https unless `allow_http` is set, within five seconds, and at most
+//! half a megabyte.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,13 +11,15 @@ use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
+/// The time limit of one request.
 const TIME: Duration = Duration::from_secs(5);
+/// The largest accepted response body.
 const BYTES: usize = 512 << 10;
 
-/// Why keys could not be had.
+/// Why keys could not be fetched.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum FetchError {
-    #[error("the HTTP client could not be made: {0}")]
+    #[error("the HTTP client could not be created: {0}")]
     Client(String),
     #[error("{url}: {reason}")]
     Request { url: Url, reason: String },
@@ -42,7 +44,7 @@ pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> 
         KeySource::Fetched { authority, .. } => authority.as_ref(),
         _ => None,
     };
-    // A key set is fetched every ten minutes: no connection is worth keeping for the next.
+    // No idle connections: with ten minutes between two fetches, none would still be open.
     outbound::client(authority, TIME, 0).map_err(FetchError::Client)
 }
 
@@ -55,23 +57,24 @@ pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> R
     KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })
 }
 
-/// What a look at the provider itself says beyond its keys.
+/// What the discovery document and its response tell about a provider.
 #[derive(Debug, Default)]
-pub(super) struct Look {
-    /// What its discovery document calls it; `None` when it has none.
-    pub(super) calls_itself: Option<String>,
-    /// Its clock's lead over ours in seconds, by the `Date` of its answer.
-    pub(super) clock: Option<i64>,
+pub(super) struct Discovery {
+    /// The issuer in the document; `None` when the document has none.
+    pub(super) issuer: Option<String>,
+    /// The seconds by which the provider's clock is ahead of this machine's, by the `Date` header.
+    pub(super) clock_offset: Option<i64>,
 }
 
-/// Looks at the discovery document below the issuer, also where keys come from elsewhere.
-pub(super) async fn look(client: &reqwest::Client, issuer: &str) -> Result<Look, FetchError> {
+/// Fetches the discovery document below the issuer, even if the keys come from elsewhere.
+pub(super) async fn inspect_discovery(client: &reqwest::Client, issuer: &str) -> Result<Discovery, FetchError> {
     let text = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-    let Ok(url) = Url::parse(&text) else { return Ok(Look::default()) };
-    let answer = get(client, &url).await?;
-    let document = json::object(&answer.body).ok();
+    let Ok(url) = Url::parse(&text) else { return Ok(Discovery::default()) };
+    let fetched = get(client, &url).await?;
+    let document = json::object(&fetched.body).ok();
     let name = document.as_ref().and_then(|document| document.get("issuer")).and_then(serde_json::Value::as_str);
-    Ok(Look { calls_itself: name.map(|name| name.chars().take(256).collect()), clock: answer.clock })
+    let issuer = name.map(|name| name.chars().take(256).collect());
+    Ok(Discovery { issuer, clock_offset: fetched.clock_offset })
 }
 
 async fn discover(
@@ -84,13 +87,13 @@ async fn discover(
     let not_discovery = || FetchError::NotDiscovery { url: url.clone() };
     let document = json::object(&body).map_err(|_| not_discovery())?;
     let text = |name: &str| document.get(name).and_then(serde_json::Value::as_str);
-    // OpenID Connect Discovery section 4.3: it must be identical, or this is another issuer's set.
+    // OpenID Connect Discovery section 4.3: the issuer must be identical, or the keys are another issuer's.
     let issuer = text("issuer").ok_or_else(not_discovery)?;
     if Some(issuer) != provider.issuer.as_deref() {
         return Err(FetchError::OtherIssuer { found: issuer.chars().take(256).collect() });
     }
     let jwks = text("jwks_uri").and_then(|uri| Url::parse(uri).ok()).ok_or_else(not_discovery)?;
-    // A provider elsewhere has no business pointing at this machine.
+    // A provider on another machine must not make this process send plain HTTP requests to local services.
     let local = [url, &jwks].iter().all(|url| url.host_str().is_some_and(is_loopback_name));
     match jwks.scheme() {
         "https" => Ok(jwks),
@@ -99,12 +102,12 @@ async fn discover(
     }
 }
 
-struct Answer {
+struct Fetched {
     body: Vec<u8>,
-    clock: Option<i64>,
+    clock_offset: Option<i64>,
 }
 
-async fn get(client: &reqwest::Client, url: &Url) -> Result<Answer, FetchError> {
+async fn get(client: &reqwest::Client, url: &Url) -> Result<Fetched, FetchError> {
     let failed =
         |error: reqwest::Error| FetchError::Request { url: url.clone(), reason: outbound::reason(&error, TIME) };
     let response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
@@ -116,17 +119,17 @@ async fn get(client: &reqwest::Client, url: &Url) -> Result<Answer, FetchError> 
         return Err(FetchError::Status { url: url.clone(), status: status.as_u16() });
     }
     let date = response.headers().get("date").and_then(|date| date.to_str().ok());
-    let clock = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(lead);
+    let clock_offset = date.and_then(|date| httpdate::parse_http_date(date).ok()).map(seconds_ahead);
     let Some(body) = outbound::body(response, BYTES).await.map_err(failed)? else {
         return Err(FetchError::TooLarge { url: url.clone() });
     };
-    Ok(Answer { body, clock })
+    Ok(Fetched { body, clock_offset })
 }
 
-/// Seconds by which a clock is ahead of ours.
-fn lead(theirs: SystemTime) -> i64 {
+/// Returns the seconds by which another clock is ahead of this machine's.
+fn seconds_ahead(theirs: SystemTime) -> i64 {
     let ours = SystemTime::now();
-    let seconds = |lead: Duration| i64::try_from(lead.as_secs()).unwrap_or(i64::MAX);
+    let seconds = |offset: Duration| i64::try_from(offset.as_secs()).unwrap_or(i64::MAX);
     match theirs.duration_since(ours) {
         Ok(ahead) => seconds(ahead),
         Err(behind) => -seconds(behind.duration()),

@@ -1,7 +1,7 @@
-//! A key set (RFC 7517), read key by key so that one bad key does not spoil its set.
+//! Parses a key set (RFC 7517) key by key, so that an unusable key is skipped and the others are used.
 //!
-//! A key counts only when type, curve, size, `use`, `key_ops` and `alg` say that it verifies
-//! signatures of an algorithm we know. Symmetric keys in a JWKS never count.
+//! A key is used only when its type, curve, size, `use`, `key_ops` and `alg` show that it verifies signatures of a
+//! supported algorithm. Symmetric keys in a JWKS are never used.
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
@@ -12,19 +12,19 @@ use serde_json::{Map, Value};
 use crate::json;
 use crate::policy::{KeySource, Secret};
 
-/// A provider with more keys than this is not one.
-const KEYS: usize = 100;
-/// Keys that share one `kid` and one algorithm: tried in turn, so bounded.
-const SAME_KID: usize = 4;
-/// Keys that are tried for a token that names none: each costs a verification.
-const UNNAMED: usize = 8;
+/// Upper bound on keys per set; larger sets are rejected.
+const MAX_KEYS: usize = 100;
+/// Upper bound on keys with the same `kid` and algorithm that are tried in turn.
+const MAX_SAME_KID: usize = 4;
+/// Upper bound on keys that are tried for a token without `kid`, since each costs a verification.
+const MAX_WITHOUT_KID: usize = 8;
 
 /// Why a whole set is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BadKeys {
     #[error("not a JWKS: no JSON object with a list `keys`")]
     NotAJwks,
-    #[error("more than {KEYS} keys")]
+    #[error("more than {MAX_KEYS} keys")]
     TooMany,
     #[error("no usable key: {0}")]
     NoneUsable(String),
@@ -34,12 +34,13 @@ pub(super) enum BadKeys {
     PrivateKey,
 }
 
-/// What a key is known by after its set has gone: a digest of its material, so that a set fetched anew with
-/// the same key in it is the same key, whatever else its provider wrote beside it.
+/// A digest of a key's material. It identifies the key in every key set that is fetched, even if other members of its
+/// JWK change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyFingerprint([u8; 16]);
 
 impl KeyFingerprint {
+    /// Computes a fingerprint of parts; each is preceded by its length, so that parts cannot be confused.
     pub(in crate::auth) fn of(parts: &[&[u8]]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         for part in parts {
@@ -50,29 +51,29 @@ impl KeyFingerprint {
         Self(digest.as_ref().first_chunk().copied().unwrap_or_default())
     }
 
-    /// As text, for a session cookie.
+    /// Encodes the fingerprint, for a session cookie.
     pub(in crate::auth) fn text(self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }
 
-    /// From [`Self::text`].
+    /// Decodes what [`Self::text`] returned.
     pub(in crate::auth) fn from_text(text: &str) -> Option<Self> {
         URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok().map(Self)
     }
 }
 
-/// One key, fit to verify.
+/// One usable key.
 struct Key {
-    print: KeyFingerprint,
+    fingerprint: KeyFingerprint,
     id: Option<String>,
-    kind: Kind,
-    /// When the JWK names its algorithm, it is for that one only.
+    kind: KeyType,
+    /// The algorithm that the JWK names; the key is used for no other.
     algorithm: Option<Algorithm>,
     decoding: DecodingKey,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum KeyType {
     Hmac,
     Rsa,
     P256,
@@ -80,7 +81,7 @@ enum Kind {
     Ed25519,
 }
 
-impl Kind {
+impl KeyType {
     fn fits(self, algorithm: Algorithm) -> bool {
         match algorithm {
             Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => self == Self::Hmac,
@@ -118,15 +119,15 @@ impl std::fmt::Debug for KeySet {
 
 /// The keys that may have signed a token.
 pub(in crate::auth) enum Candidates<'a> {
-    /// These, to be tried in turn.
+    /// Keys to try in turn.
     Keys(Vec<(&'a DecodingKey, KeyFingerprint)>),
-    /// None.
+    /// No key matches.
     Unknown,
 }
 
 impl KeySet {
-    /// The keys that the policy holds; `None` where they have to be fetched.
-    pub(super) fn given(source: &KeySource) -> Option<Result<Self, BadKeys>> {
+    /// Parses the keys in the configuration; returns `None` where they have to be fetched.
+    pub(super) fn configured(source: &KeySource) -> Option<Result<Self, BadKeys>> {
         Some(match source {
             KeySource::Asked => Ok(Self { keys: Vec::new(), skipped: Vec::new() }),
             KeySource::Secret(secret) => Ok(Self::secret(secret)),
@@ -138,19 +139,20 @@ impl KeySet {
 
     fn secret(secret: &Secret) -> Self {
         let key = Key {
-            print: KeyFingerprint::of(&[b"oct", secret.expose()]),
+            fingerprint: KeyFingerprint::of(&[b"oct", secret.expose()]),
             id: None,
-            kind: Kind::Hmac,
+            kind: KeyType::Hmac,
             algorithm: None,
             decoding: DecodingKey::from_secret(secret.expose()),
         };
         Self { keys: vec![key], skipped: Vec::new() }
     }
 
+    /// Parses a JWKS document.
     pub(super) fn from_jwks(bytes: &[u8]) -> Result<Self, BadKeys> {
         let document = json::object(bytes).map_err(|_| BadKeys::NotAJwks)?;
         let Some(Value::Array(entries)) = document.get("keys") else { return Err(BadKeys::NotAJwks) };
-        if entries.len() > KEYS {
+        if entries.len() > MAX_KEYS {
             return Err(BadKeys::TooMany);
         }
         let mut keys = Vec::new();
@@ -171,6 +173,7 @@ impl KeySet {
         Ok(Self { keys, skipped })
     }
 
+    /// Parses PEM blocks with public keys or certificates.
     pub(super) fn from_pem(pem: &[u8]) -> Result<Self, BadKeys> {
         let text = std::str::from_utf8(pem).map_err(|_| BadKeys::NoPem)?;
         let mut keys = Vec::new();
@@ -182,36 +185,39 @@ impl KeySet {
             let label = block[start + 11..].split("-----").next().unwrap_or_default();
             let whole = format!("{}{label}-----\n", &block[start..]);
             if let Some((kind, decoding)) = pem_key(whole.as_bytes()) {
-                let print = KeyFingerprint::of(&[b"pem", whole.as_bytes()]);
-                keys.push(Key { print, id: None, kind, algorithm: None, decoding });
+                let fingerprint = KeyFingerprint::of(&[b"pem", whole.as_bytes()]);
+                keys.push(Key { fingerprint, id: None, kind, algorithm: None, decoding });
             }
         }
         if keys.is_empty() { Err(BadKeys::NoPem) } else { Ok(Self { keys, skipped: Vec::new() }) }
     }
 
-    /// Whether a key that once verified a token of this algorithm is still one of the set, and still for it.
-    pub(super) fn holds(&self, print: KeyFingerprint, algorithm: Algorithm) -> bool {
-        self.keys.iter().any(|key| key.print == print && key.fits(algorithm))
+    /// Whether the set contains a key and the key may be used with the algorithm.
+    pub(super) fn contains(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
+        self.keys.iter().any(|key| key.fingerprint == fingerprint && key.fits(algorithm))
     }
 
+    /// The number of usable keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
+    /// The keys that were skipped, each with the reason.
     pub(super) fn skipped(&self) -> &[String] {
         &self.skipped
     }
 
+    /// The algorithms of the keys, for display.
     pub(super) fn algorithms(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for key in &self.keys {
             let name = match (key.algorithm, key.kind) {
                 (Some(algorithm), _) => format!("{algorithm:?}"),
-                (None, Kind::Hmac) => "HMAC".to_owned(),
-                (None, Kind::Rsa) => "RSA".to_owned(),
-                (None, Kind::P256) => "ES256".to_owned(),
-                (None, Kind::P384) => "ES384".to_owned(),
-                (None, Kind::Ed25519) => "EdDSA".to_owned(),
+                (None, KeyType::Hmac) => "HMAC".to_owned(),
+                (None, KeyType::Rsa) => "RSA".to_owned(),
+                (None, KeyType::P256) => "ES256".to_owned(),
+                (None, KeyType::P384) => "ES384".to_owned(),
+                (None, KeyType::Ed25519) => "EdDSA".to_owned(),
             };
             if !names.contains(&name) {
                 names.push(name);
@@ -220,15 +226,15 @@ impl KeySet {
         names
     }
 
-    /// The keys that may have signed: those with the token's `kid`; keys without a `kid` (a PEM)
-    /// stand for any; for a token without `kid` each fitting one, at most [`UNNAMED`].
+    /// Returns the keys that may have signed a token: those with the token's `kid`, or else keys without a `kid` (as
+    /// from PEM). For a token without `kid`, at most [`MAX_WITHOUT_KID`] keys for the algorithm.
     pub(in crate::auth) fn candidates(&self, algorithm: Algorithm, id: Option<&str>) -> Candidates<'_> {
         let fitting = |wanted: Option<&str>| {
             self.keys
                 .iter()
                 .filter(|key| key.fits(algorithm) && key.id.as_deref() == wanted)
-                .map(|key| (&key.decoding, key.print))
-                .take(SAME_KID)
+                .map(|key| (&key.decoding, key.fingerprint))
+                .take(MAX_SAME_KID)
                 .collect::<Vec<_>>()
         };
         let found = if id.is_some() {
@@ -236,30 +242,30 @@ impl KeySet {
             if named.is_empty() { fitting(None) } else { named }
         } else {
             let fitting = self.keys.iter().filter(|key| key.fits(algorithm));
-            fitting.map(|key| (&key.decoding, key.print)).take(UNNAMED).collect()
+            fitting.map(|key| (&key.decoding, key.fingerprint)).take(MAX_WITHOUT_KID).collect()
         };
         if found.is_empty() { Candidates::Unknown } else { Candidates::Keys(found) }
     }
 }
 
-fn pem_key(pem: &[u8]) -> Option<(Kind, DecodingKey)> {
+fn pem_key(pem: &[u8]) -> Option<(KeyType, DecodingKey)> {
     if let Ok(key) = DecodingKey::from_rsa_pem(pem) {
-        return Some((Kind::Rsa, key));
+        return Some((KeyType::Rsa, key));
     }
     if let Ok(key) = DecodingKey::from_ec_pem(pem) {
         let kind = match key.try_get_as_bytes().ok()?.len() {
-            65 => Kind::P256,
-            97 => Kind::P384,
+            65 => KeyType::P256,
+            97 => KeyType::P384,
             _ => return None,
         };
         return Some((kind, key));
     }
     let key = DecodingKey::from_ed_pem(pem).ok()?;
     let point = key.try_get_as_bytes().ok()?;
-    (point.len() == 32 && !is_small_order(point)).then_some((Kind::Ed25519, key))
+    (point.len() == 32 && !is_small_order(point)).then_some((KeyType::Ed25519, key))
 }
 
-/// Reads one JWK; the error says why it does not count.
+/// Parses one JWK. The error says why the key cannot be used.
 fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
     let text = |name: &str| match jwk.get(name) {
         None => Ok(None),
@@ -279,17 +285,17 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
         URL_SAFE_NO_PAD.decode(encoded).map_err(|_| "a member is not base64url")
     };
     let curve = text("crv")?;
-    let (kind, decoding, print) = match (text("kty")?.ok_or("no kty")?, curve) {
+    let (kind, decoding, fingerprint) = match (text("kty")?.ok_or("no kty")?, curve) {
         ("RSA", _) => {
-            // Some encoders write the sign octet of ASN.1 along (RFC 7518 section 6.3.1.1 says not to).
+            // Some encoders keep the leading zero octet of ASN.1, which RFC 7518 section 6.3.1.1 forbids.
             let value = |bytes: Vec<u8>| bytes.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<u8>>();
             let (modulus, exponent) = (value(bytes("n")?), value(bytes("e")?));
             check_rsa(&modulus, &exponent)?;
-            let print = KeyFingerprint::of(&[b"RSA", &modulus, &exponent]);
-            (Kind::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent), print)
+            let fingerprint = KeyFingerprint::of(&[b"RSA", &modulus, &exponent]);
+            (KeyType::Rsa, DecodingKey::from_rsa_raw_components(&modulus, &exponent), fingerprint)
         }
         ("EC", Some(curve @ ("P-256" | "P-384"))) => {
-            let (kind, length) = if curve == "P-256" { (Kind::P256, 32) } else { (Kind::P384, 48) };
+            let (kind, length) = if curve == "P-256" { (KeyType::P256, 32) } else { (KeyType::P384, 48) };
             let (x, y) = (bytes("x")?, bytes("y")?);
             if x.len() != length || y.len() != length {
                 return Err("a coordinate has the wrong length");
@@ -303,23 +309,23 @@ fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
                 return Err("an Ed25519 key has 32 bytes");
             }
             if is_small_order(&point) {
-                return Err("a point of small order: anyone could sign for it");
+                return Err("a point of small order, for which anyone could sign");
             }
-            (Kind::Ed25519, DecodingKey::from_ed_der(&point), KeyFingerprint::of(&[b"OKP", &point]))
+            (KeyType::Ed25519, DecodingKey::from_ed_der(&point), KeyFingerprint::of(&[b"OKP", &point]))
         }
-        ("oct", _) => return Err("a symmetric key has no place in a key set"),
-        _ => return Err("key type or curve is not known"),
+        ("oct", _) => return Err("a symmetric key must not be in a key set"),
+        _ => return Err("key type or curve is not supported"),
     };
     let algorithm = match text("alg")? {
         None => None,
         Some("Ed25519") => Some(Algorithm::EdDSA),
-        Some(name) => Some(name.parse().map_err(|_| "its algorithm is not known")?),
+        Some(name) => Some(name.parse().map_err(|_| "its algorithm is not supported")?),
     };
     if algorithm.is_some_and(|algorithm| !kind.fits(algorithm)) {
-        return Err("its algorithm does not fit its type");
+        return Err("its algorithm does not match its type");
     }
     let id = text("kid")?.map(str::to_owned);
-    Ok(Key { print, id, kind, algorithm, decoding })
+    Ok(Key { fingerprint, id, kind, algorithm, decoding })
 }
 
 fn check_rsa(modulus: &[u8], exponent: &[u8]) -> Result<(), &'static str> {
@@ -339,7 +345,7 @@ fn check_rsa(modulus: &[u8], exponent: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The points whose order divides 8, and their non-canonical encodings; the sign bit is ignored.
+/// The points whose order divides 8 and their non-canonical encodings, with the sign bit cleared.
 const SMALL_ORDER: [[u8; 32]; 7] = [
     filled(0x00, 0x00, 0x00),
     filled(0x01, 0x00, 0x00),
@@ -385,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_count_only_when_they_say_they_verify() {
+    fn only_keys_for_verifying_signatures_are_used() {
         let mut modulus = vec![0xff; 256];
         let n = b64(&modulus);
         modulus.truncate(128);
@@ -419,18 +425,18 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_known_by_its_value_whatever_zeros_stand_before_it() {
+    fn leading_zeros_do_not_change_the_fingerprint() {
         let modulus = vec![0xff; 256];
         let padded = [&[0, 0][..], &modulus].concat();
         let print = |n: &[u8], e: &[u8]| {
             let jwk = serde_json::json!({"kty":"RSA","n":b64(n),"e":b64(e)});
-            read(jwk.as_object().expect("object")).expect("a key").print
+            read(jwk.as_object().expect("object")).expect("a key").fingerprint
         };
         assert_eq!(print(&modulus, &[1, 0, 1]), print(&padded, &[0, 1, 0, 1]));
     }
 
     #[test]
-    fn one_bad_key_does_not_spoil_its_set() {
+    fn an_unusable_key_is_skipped() {
         let n = b64(&[0xff; 256]);
         let set = format!(r#"{{"keys":[null,{{"kty":"RSA","n":"{n}","e":"AQAB","kid":"a"}},{{"kty":7}},"x"]}}"#);
         let set = KeySet::from_jwks(set.as_bytes()).expect("one is good");
@@ -438,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_that_are_none_say_why() {
+    fn errors_say_why_a_key_set_is_unusable() {
         for (text, word) in [
             ("", "not a JWKS"),
             ("<html>", "not a JWKS"),

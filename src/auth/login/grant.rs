@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::client::{ProviderToken, Tokens};
 use super::seal::{LoginCookie, LoginState};
 use super::{Login, LoginError, Logins, Metadata};
-use crate::auth::identify::{Said, identify};
+use crate::auth::identify::{VerifiedClaims, identify};
 use crate::auth::identity::{Expiry, VerifiedBy};
 use crate::auth::kind::KindHeader;
 use crate::auth::verifier::{Lookup, verify_signature};
@@ -124,8 +124,8 @@ impl Login {
         let print = verify_signature(&self.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
         let now = unix_seconds();
         claims::check_times(spec, &parsed.claims, now, &mut ())?;
-        let end = claims::end(&parsed.claims)?;
-        claims::check_addressee(spec, parsed.kind, &parsed.claims, &mut ())?;
+        let end = claims::required_exp(&parsed.claims)?;
+        claims::check_audience_and_kind(spec, parsed.kind, &parsed.claims, &mut ())?;
         let wrong = |claim: &str, problem: &'static str| Rejection::Claim { claim: claim.to_owned(), problem };
         let has = |name: &str| parsed.claims.contains_key(name);
         if !has("iat") {
@@ -143,7 +143,7 @@ impl Login {
             (_, None) => return Err(wrong("nonce", "is missing")),
             (_, Some(_)) => return Err(wrong("nonce", "is another's")),
         }
-        let auth_time = claims::time(&parsed.claims, "auth_time", f64::floor)?;
+        let auth_time = claims::numeric_date(&parsed.claims, "auth_time", f64::floor)?;
         if let Some(max_age) = self.spec.max_age {
             let limit = max_age.as_secs().saturating_add(spec.clock_skew.as_secs());
             match (auth_time, expected) {
@@ -205,12 +205,12 @@ impl Login {
             claims.insert(name.clone(), value.clone());
         }
         let has_overage = claims.contains_key("_claim_names");
-        let said = Said {
+        let said = VerifiedClaims {
             claims,
             kind: judged.kind,
-            end: Expiry::At(judged.end),
+            expiry: Expiry::At(judged.end),
             // A login session is not judged by the key of its token, or each rotation would end it.
-            verified_by: VerifiedBy::Key { print: judged.print, algorithm: judged.algorithm, until: 0 },
+            verified_by: VerifiedBy::Key { fingerprint: judged.print, algorithm: judged.algorithm, until: 0 },
         };
         identify(&self.spec.judged_by, said, &mut ()).map_err(|rejection| match rejection {
             Rejection::Required(claim) => {

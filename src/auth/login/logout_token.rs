@@ -70,9 +70,9 @@ impl Login {
         let spec = &self.spec.judged_by;
         let wrong = |claim: &str, problem: &'static str| Rejection::Claim { claim: claim.to_owned(), problem };
         claims::check_times(spec, claims, now, &mut ())?;
-        claims::end(claims)?;
+        claims::required_exp(claims)?;
         crate::auth::kind::check_audience(spec, claims)?;
-        let issued_at = claims::time(claims, "iat", f64::floor)?.ok_or_else(|| wrong("iat", "is missing"))?;
+        let issued_at = claims::numeric_date(claims, "iat", f64::floor)?.ok_or_else(|| wrong("iat", "is missing"))?;
         if issued_at.saturating_add(OLDEST.as_secs()).saturating_add(spec.clock_skew.as_secs()) < now {
             return Err(wrong("iat", "is longer ago than five minutes"));
         }

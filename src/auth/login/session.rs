@@ -11,10 +11,10 @@ use super::grant::Grant;
 use super::records::LoginSession;
 use super::seal::{SESSION, random};
 use super::{Login, Logins};
-use crate::auth::identify::{Said, identify_again};
+use crate::auth::identify::{VerifiedClaims, identify_again};
 use crate::auth::identity::{BrowserSession, Expiry, VerifiedBy};
 use crate::auth::kind::{Category, KindHeader};
-use crate::auth::session_cookie::LONGEST;
+use crate::auth::session_cookie::MAX_VALUE;
 use crate::auth::{
     Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
 };
@@ -70,10 +70,10 @@ impl Logins {
             owner: owner.text().into(),
             began: now,
             last_end: ends_at,
-            seal,
+            key: seal,
         };
         let (print, algorithm) = match identity.verified_by() {
-            VerifiedBy::Key { print, algorithm, .. } => (print, format!("{algorithm:?}")),
+            VerifiedBy::Key { fingerprint, algorithm, .. } => (fingerprint, format!("{algorithm:?}")),
             VerifiedBy::Provider(print) => (print, String::new()),
         };
         let kind = identity.kind();
@@ -92,7 +92,7 @@ impl Logins {
                 "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
             });
             let value = format!("{PREFIX}{}", self.keys.seal(SESSION, &content)?);
-            (value.len() <= LONGEST).then_some(value)
+            (value.len() <= MAX_VALUE).then_some(value)
         };
         let value = sealed(true).or_else(|| sealed(false))?;
         let kept = self.sessions.keep(grant, &session, ends_at);
@@ -118,13 +118,13 @@ impl Logins {
                 owner: text("o")?.into(),
                 began: number("b")?,
                 last_end: number("l")?,
-                seal,
+                key: seal,
             },
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
             claims: held.get("c")?.as_object()?.clone(),
-            kind: KindHeader { is_access_token: flag("t")?, category: Category::named(text("y")?)? },
-            verified_by: VerifiedBy::Key { print, algorithm: text("a")?.parse().ok()?, until: 0 },
+            kind: KindHeader { is_access_token: flag("t")?, category: Category::from_name(text("y")?)? },
+            verified_by: VerifiedBy::Key { fingerprint: print, algorithm: text("a")?.parse().ok()?, until: 0 },
             soft_end: number("s")?,
             is_whole: flag("w")?,
             names: text("d")?.to_owned(),
@@ -163,8 +163,12 @@ impl Logins {
         if now >= until {
             return Err(Rejection::Expired { exp: until, now });
         }
-        let said =
-            Said { claims: opened.claims, kind: opened.kind, end: Expiry::At(until), verified_by: opened.verified_by };
+        let said = VerifiedClaims {
+            claims: opened.claims,
+            kind: opened.kind,
+            expiry: Expiry::At(until),
+            verified_by: opened.verified_by,
+        };
         let identity = identify_again(&login.spec.judged_by, &opened.preset, said)?;
         Ok((identity.in_session(Some(opened.session)), None))
     }
@@ -176,10 +180,10 @@ impl Login {
         if **identity.provider_spec() == *self.spec.judged_by {
             return Ok(identity.clone().lasting(Expiry::At(ends_at)));
         }
-        let said = Said {
+        let said = VerifiedClaims {
             claims: identity.claims().clone(),
             kind: identity.kind(),
-            end: Expiry::At(ends_at),
+            expiry: Expiry::At(ends_at),
             verified_by: identity.verified_by(),
         };
         identify_again(&self.spec.judged_by, identity.provider().preset, said)

@@ -1,5 +1,5 @@
-//! The file of revocations: one JSON object a line, appended and synced before anyone is told, written anew
-//! without what is over when it is opened and when it has grown to twice what can be in force.
+//! The revocation file: one JSON object per line, appended and synced before the revocation is confirmed. The file is
+//! rewritten without expired lines when it is opened, and when it has twice as many lines as revocations can be kept.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,32 +9,34 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{OWN, RevocationTarget};
+use super::{BROWSER_SESSIONS, RevocationTarget};
 use crate::json;
 
-/// Why the file is of no use.
+/// Why the revocation file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RevocationFileError {
-    /// It cannot be read or written.
+    /// The file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// Which.
+        /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A line is no revocation.
-    #[error("{path}:{line}: not a revocation; mend or remove the line, since whoever it revokes would be let in again")]
+    /// A line is not a revocation.
+    #[error(
+        "{path}:{line}: not a revocation; correct or remove the line (without it, what it revoked is accepted again)"
+    )]
     Line {
-        /// Which file.
+        /// The file.
         path: String,
-        /// Which line, from 1.
+        /// The line, counted from 1.
         line: usize,
     },
 }
 
-/// One line. Of a user's sign-outs (issuer [`OWN`]) `sid` is owner and session, and `sub` with the moment in
-/// milliseconds stands for all sessions begun until then.
+/// One line. For sign-outs (issuer [`BROWSER_SESSIONS`]) `sid` is owner and session, and `sub` with `at` in
+/// milliseconds ends all sessions of the owner begun until then.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) issuer: String,
@@ -86,26 +88,27 @@ struct Open {
 }
 
 impl RevocationFile {
-    /// Reads what is in force and leaves only that in the file, which is made if there is none.
+    /// Reads the records that have not expired and rewrites the file with only these. Creates the file if necessary.
     pub(super) fn open(path: &Path, limit: usize, now: u64) -> Result<(Self, Vec<Record>), RevocationFileError> {
         let records = read(path, now)?;
-        let file = write_anew(path, &records)?;
+        let file = rewrite(path, &records)?;
         let open = Mutex::new(Open { file, lines: records.len() });
         Ok((Self { path: path.to_owned(), limit, open }, records))
     }
 
-    /// Returns when it is on the disk.
+    /// Appends a record and returns when it is on the disk.
     pub(super) fn append(&self, record: &Record, now: u64) -> Result<(), RevocationFileError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.lines >= self.limit.saturating_mul(2).max(16) {
             let records = read(&self.path, now)?;
-            open.file = write_anew(&self.path, &records)?;
+            open.file = rewrite(&self.path, &records)?;
             open.lines = records.len();
         }
         let line = record.line();
         let written = open.file.write_all(line.as_bytes()).and_then(|()| open.file.sync_data());
         if let Err(source) = written {
-            // Half a line may be there, which the next must not be joined to: it is written anew before that.
+            // Part of the line may have been written. The file is rewritten before the next append, so that the next
+            // line does not continue it.
             open.lines = usize::MAX;
             return Err(RevocationFileError::Io { path: self.path.display().to_string(), source });
         }
@@ -120,7 +123,7 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(source) => return Err(RevocationFileError::Io { path: path.display().to_string(), source }),
     };
-    // A last line without its end was being written when the process died, and nobody was told that it is kept.
+    // A last line without a line break was being written when the process died; it was never confirmed.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
     let lines = whole.split(|byte| *byte == b'\n').enumerate();
     let mut records: Vec<Record> = Vec::new();
@@ -131,19 +134,19 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
             records.push(record);
         }
     }
-    // Revoked again: the later moment holds.
+    // Of several lines for one target the last counts.
     let mut seen = std::collections::HashSet::new();
     records.reverse();
     records.retain(|record| seen.insert((record.issuer.clone(), record.target.clone())));
     records.reverse();
-    without_those_that_another_ends(&mut records);
+    remove_covered_sign_outs(&mut records);
     Ok(records)
 }
 
-/// A user's single sign-outs, where a later line ends all of that user's sessions begun before it.
-fn without_those_that_another_ends(records: &mut Vec<Record>) {
+/// Removes sign-outs of single sessions that a later line for all sessions of the same user covers.
+fn remove_covered_sign_outs(records: &mut Vec<Record>) {
     let mut all_ended_at = std::collections::HashMap::new();
-    for (index, record) in records.iter().enumerate().filter(|(_, record)| record.issuer == OWN) {
+    for (index, record) in records.iter().enumerate().filter(|(_, record)| record.issuer == BROWSER_SESSIONS) {
         if let RevocationTarget::User(owner) = &record.target {
             all_ended_at.insert(owner.clone(), index);
         }
@@ -153,12 +156,13 @@ fn without_those_that_another_ends(records: &mut Vec<Record>) {
         index += 1;
         let RevocationTarget::Session(name) = &record.target else { return true };
         let owner = name.split_once('/').map(|(owner, _)| owner);
-        record.issuer != OWN || owner.and_then(|owner| all_ended_at.get(owner)).is_none_or(|at| index > *at)
+        record.issuer != BROWSER_SESSIONS
+            || owner.and_then(|owner| all_ended_at.get(owner)).is_none_or(|at| index > *at)
     });
 }
 
-/// Into a file beside it that takes its place, so that a crash leaves one or the other.
-fn write_anew(path: &Path, records: &[Record]) -> Result<File, RevocationFileError> {
+/// Writes a new file and renames it over the old one, so that a crash leaves one of the two complete.
+fn rewrite(path: &Path, records: &[Record]) -> Result<File, RevocationFileError> {
     let failed = |source| RevocationFileError::Io { path: path.display().to_string(), source };
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
@@ -249,7 +253,7 @@ mod tests {
     fn a_user_s_single_sign_outs_go_when_one_line_ends_them_all() {
         let path = Scratch::new("all");
         let (file, _) = RevocationFile::open(&path.0, 10, 0).expect("opens");
-        let own = |target, at| Record { issuer: OWN.to_owned(), target, at, until: 100 };
+        let own = |target, at| Record { issuer: BROWSER_SESSIONS.to_owned(), target, at, until: 100 };
         let one = |name: &str| RevocationTarget::Session(name.to_owned());
         for (target, at) in [
             (one("alice/1"), 1),

@@ -1,5 +1,5 @@
-//! Browser sessions that were ended by their users, apart from what the operator revokes, and a bounded number of each
-//! user's: beyond it one entry ends all of that user's sessions begun before that moment.
+//! Browser sessions that their users have ended. The number is limited, in all and per user; at a user's limit one
+//! entry that ends all sessions the user began before that moment replaces the single ones.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -7,16 +7,16 @@ use std::sync::{PoisonError, RwLock};
 
 use super::RevocationKey;
 
-/// How many sign-outs are kept.
+/// Limits on the number of sign-outs that are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct SignOutLimits {
-    /// Of all users: `limits.sign_outs`.
+    /// For all users together, `limits.sign_outs`.
     pub all: usize,
-    /// Of one user: `limits.sign_outs_per_user`.
+    /// For one user, `limits.sign_outs_per_user`.
     pub per_user: usize,
 }
 
-/// By what a session of ours is ended; what a socket that came by it keeps.
+/// The keys by which a browser session is ended. A WebSocket that was opened with its cookie keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BrowserSessionKeys {
     pub(super) owner: RevocationKey,
@@ -25,43 +25,43 @@ pub(super) struct BrowserSessionKeys {
     pub(super) began: u64,
 }
 
-/// What is in force after a sign-out, until when, Unix seconds.
+/// The entry that a sign-out created, and until when it is kept, Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// This session has ended.
-    One { until: u64 },
-    /// All of the user's begun before now have.
+pub(super) enum RecordedSignOut {
+    /// An entry for this session.
+    Session { until: u64 },
+    /// An entry for all sessions that the user began before now.
     AllBefore { until: u64 },
 }
 
-/// What one user has ended.
+/// The sign-outs of one user.
 #[derive(Debug, Default)]
-struct Owned {
-    /// All sessions begun until this moment, milliseconds since the epoch, and until when that is kept.
+struct UserSignOuts {
+    /// Ends all sessions begun until this moment, milliseconds since the epoch; with the time until which that is kept.
     before: Option<(u64, u64)>,
-    /// Single ones, and until when each is kept.
+    /// Single sessions, each with the time until which its entry is kept.
     sessions: Vec<(RevocationKey, u64)>,
 }
 
-impl Owned {
+impl UserSignOuts {
     fn len(&self) -> usize {
         self.sessions.len() + usize::from(self.before.is_some())
     }
 
-    /// Forgets what is over.
-    fn sweep(&mut self, now: u64) {
+    /// Removes expired entries.
+    fn remove_expired(&mut self, now: u64) {
         self.sessions.retain(|(_, until)| *until > now);
         self.before = self.before.filter(|(_, until)| *until > now);
     }
 }
 
-/// Every sign-out in force.
+/// All sign-outs.
 #[derive(Debug, Default)]
 pub(super) struct SignOuts {
-    by_owner: RwLock<HashMap<RevocationKey, Owned>>,
-    /// How many entries: read by every request with a session, and zero for nearly all.
+    by_owner: RwLock<HashMap<RevocationKey, UserSignOuts>>,
+    /// The number of entries, so that requests need not take the lock while there are none.
     count: AtomicUsize,
-    /// When what is over was last looked for, Unix seconds: at the limit every further sign-out asks for that.
+    /// When expired entries were last removed at the limit, Unix seconds; that is done at most once a second.
     swept_at: AtomicU64,
 }
 
@@ -82,14 +82,20 @@ impl SignOuts {
         })
     }
 
-    /// Ends a session at `now_ms`, kept until `until`. `None` when all are in force that are kept.
-    pub(super) fn end(&self, of: &BrowserSessionKeys, now_ms: u64, until: u64, limits: SignOutLimits) -> Option<Kept> {
+    /// Ends a session at `now_ms` and keeps that until `until`. Returns `None` when the limit is reached.
+    pub(super) fn end(
+        &self,
+        of: &BrowserSessionKeys,
+        now_ms: u64,
+        until: u64,
+        limits: SignOutLimits,
+    ) -> Option<RecordedSignOut> {
         let now = now_ms / 1_000;
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let known = by_owner.get_mut(&of.owner);
         if let Some((_, known)) = known.and_then(|owned| owned.sessions.iter_mut().find(|(id, _)| *id == of.session)) {
             *known = until.max(*known);
-            return Some(Kept::One { until: *known });
+            return Some(RecordedSignOut::Session { until: *known });
         }
         let mut count = self.count();
         if count >= limits.all {
@@ -97,10 +103,10 @@ impl SignOuts {
                 return None;
             }
             by_owner.retain(|_, owned| {
-                owned.sweep(now);
+                owned.remove_expired(now);
                 owned.len() > 0
             });
-            count = by_owner.values().map(Owned::len).sum();
+            count = by_owner.values().map(UserSignOuts::len).sum();
             self.count.store(count, Ordering::Release);
             if count >= limits.all {
                 return None;
@@ -108,32 +114,32 @@ impl SignOuts {
         }
         let owned = by_owner.entry(of.owner).or_default();
         count -= owned.len();
-        owned.sweep(now);
+        owned.remove_expired(now);
         let kept = if owned.sessions.len() >= limits.per_user {
             let untils = owned.sessions.iter().map(|(_, until)| *until).chain(owned.before.map(|(_, until)| until));
             let until = untils.fold(until, u64::max);
-            // A clock that was set back must not take anything back.
+            // A clock that was set back must not shorten an earlier sign-out.
             let at = owned.before.map_or(now_ms, |(at, _)| at.max(now_ms)).max(of.began);
-            *owned = Owned { before: Some((at, until)), sessions: Vec::new() };
-            Kept::AllBefore { until }
+            *owned = UserSignOuts { before: Some((at, until)), sessions: Vec::new() };
+            RecordedSignOut::AllBefore { until }
         } else {
             owned.sessions.push((of.session, until));
-            Kept::One { until }
+            RecordedSignOut::Session { until }
         };
         count += owned.len();
         self.count.store(count, Ordering::Release);
         Some(kept)
     }
 
-    /// One of an earlier run.
-    pub(super) fn take_up_one(&self, of: &BrowserSessionKeys, until: u64) {
+    /// Restores the sign-out of one session from the file.
+    pub(super) fn restore_session(&self, of: &BrowserSessionKeys, until: u64) {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         by_owner.entry(of.owner).or_default().sessions.push((of.session, until));
         self.count.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// All of a user's, of an earlier run.
-    pub(super) fn take_up_all(&self, owner: RevocationKey, at: u64, until: u64) {
+    /// Restores the sign-out of all sessions of a user from the file.
+    pub(super) fn restore_all_before(&self, owner: RevocationKey, at: u64, until: u64) {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let owned = by_owner.entry(owner).or_default();
         let former = owned.len();
@@ -157,10 +163,10 @@ mod tests {
         let ended = SignOuts::default();
         for id in 0..3 {
             let kept = ended.end(&session(1, id, 100), 5_000, 50 + id, LIMITS);
-            assert_eq!(kept, Some(Kept::One { until: 50 + id }));
+            assert_eq!(kept, Some(RecordedSignOut::Session { until: 50 + id }));
         }
         assert!(!ended.has_ended(&session(1, 9, 4_000), 5), "another of the same user's");
-        assert_eq!(ended.end(&session(1, 3, 100), 6_000, 40, LIMITS), Some(Kept::AllBefore { until: 52 }));
+        assert_eq!(ended.end(&session(1, 3, 100), 6_000, 40, LIMITS), Some(RecordedSignOut::AllBefore { until: 52 }));
         assert_eq!(ended.count(), 1);
         for id in [0, 3, 9] {
             assert!(ended.has_ended(&session(1, id, 6_000), 6) && !ended.has_ended(&session(1, id, 6_000), 52), "{id}");
@@ -178,7 +184,7 @@ mod tests {
         assert_eq!(ended.end(&session(11, 1, 0), 1_000, 200, LIMITS), None);
         assert!(!ended.has_ended(&session(11, 1, 0), 1));
         let again = ended.end(&session(3, 1, 0), 1_000, 150, LIMITS);
-        assert_eq!(again, Some(Kept::One { until: 150 }), "one that has ended needs no room");
+        assert_eq!(again, Some(RecordedSignOut::Session { until: 150 }), "one that has ended needs no room");
         assert!(ended.end(&session(11, 1, 0), 100_000, 200, LIMITS).is_some(), "nine are over");
         assert_eq!(ended.count(), 2);
     }

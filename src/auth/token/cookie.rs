@@ -1,4 +1,4 @@
-//! Credentials in cookies, our session and a token of the provider's: which form counts, and taking them out.
+//! Extracts credentials from cookies: our session cookie, and a token in the provider's cookie.
 
 use hyper::HeaderMap;
 use hyper::header::{COOKIE, HeaderValue};
@@ -7,15 +7,16 @@ use super::Token;
 use crate::auth::SessionCookie;
 use crate::policy::CookieSource;
 
-/// Behind https.
+/// The name of the session cookie on https.
 const OWN_COOKIE: &str = "__Host-vestibule";
-/// On plain http, with the port that the client sees behind it: cookies do not tell ports apart.
+/// The prefix of its name on plain http. The port that the client sees follows, because browsers send cookies to all
+/// ports of a host.
 const OWN_PLAIN: &str = "vestibule-";
 /// What binds a sign-in to its browser; on plain http with the port behind it too.
 const LOGIN_COOKIE: &str = "__Host-vestibule-login";
 const LOGIN_PLAIN: &str = "vestibule-login-";
 
-/// Whether a `Set-Cookie` line makes a browser send a cookie of ours.
+/// Whether a `Set-Cookie` header makes a browser send a cookie with the name of our session cookie.
 ///
 /// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which reads as a
 /// cookie of that name (RFC 6265bis section 5.5).
@@ -24,13 +25,13 @@ pub fn sets_session_cookie(line: &[u8]) -> bool {
     let pair = line.split(|byte| *byte == b';').next().unwrap_or_default();
     let before = pair.iter().position(|byte| *byte != b'=' && !byte.is_ascii_whitespace()).unwrap_or(pair.len());
     let name = pair[before..].split(|byte| *byte == b'=').next().unwrap_or_default();
-    // Browsers look at the prefix of a name without case.
+    // Browsers ignore case in the prefix of a name.
     let name = name.trim_ascii();
     let behind_https = [OWN_COOKIE, LOGIN_COOKIE];
     is_own_cookie(name) || behind_https.iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
 }
 
-/// Whether a cookie's name is one of ours, whatever port it is for.
+/// Whether a name is that of our session cookie, for any port.
 fn is_own_cookie(name: &[u8]) -> bool {
     let port = name.strip_prefix(LOGIN_PLAIN.as_bytes()).or_else(|| name.strip_prefix(OWN_PLAIN.as_bytes()));
     name == OWN_COOKIE.as_bytes()
@@ -38,19 +39,19 @@ fn is_own_cookie(name: &[u8]) -> bool {
         || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
 }
 
-/// The name of our cookie for a client that sees this port, and https or not.
+/// Returns the name of our session cookie for a client that sees this scheme and port.
 #[must_use]
 pub fn session_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { OWN_COOKIE.to_owned() } else { format!("{OWN_PLAIN}{port}") }
 }
 
-/// The name of the cookie that binds a sign-in to its browser.
+/// Returns the name of the cookie that binds a sign-in to its browser.
 #[must_use]
 pub fn login_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { LOGIN_COOKIE.to_owned() } else { format!("{LOGIN_PLAIN}{port}") }
 }
 
-/// The value of a cookie of ours, left where it stands; two of it are none.
+/// Returns the value of one of our cookies without removing it. If there are two with this name, neither counts.
 #[must_use]
 pub fn own_cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
     match take_named(&mut headers.clone(), name).as_slice() {
@@ -59,8 +60,8 @@ pub fn own_cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
     }
 }
 
-/// Takes every cookie of ours out, the others staying byte for byte, and returns the one of this name; two of it are
-/// none.
+/// Removes all session cookies, leaves the other cookies unchanged byte for byte, and returns the one with this name.
+/// If there are two with this name, neither counts.
 pub fn take_session_cookie(headers: &mut HeaderMap, name: &str) -> Option<SessionCookie> {
     match take_named(headers, name).as_slice() {
         [value] => presented(value),
@@ -68,8 +69,8 @@ pub fn take_session_cookie(headers: &mut HeaderMap, name: &str) -> Option<Sessio
     }
 }
 
-/// As [`take_session_cookie`], but returns every cookie of this name, for a sign-out: another site on this host, or on another port
-/// of this machine, can set a second one, and that must not keep the first from being ended.
+/// Removes all session cookies like [`take_session_cookie`], but returns every one with this name, for a sign-out:
+/// another site on this host or port can set a second cookie, which must not prevent the session from being ended.
 pub fn take_all_session_cookies(headers: &mut HeaderMap, name: &str) -> Vec<SessionCookie> {
     take_named(headers, name).iter().filter_map(|value| presented(value)).collect()
 }
@@ -78,7 +79,7 @@ fn presented(value: &[u8]) -> Option<SessionCookie> {
     SessionCookie::parse(std::str::from_utf8(value).ok()?)
 }
 
-/// Takes every cookie of ours out, and returns the values of those of this name.
+/// Removes all session cookies and returns the values of those with this name.
 fn take_named(headers: &mut HeaderMap, name: &str) -> Vec<Vec<u8>> {
     let holds = |line: &HeaderValue| memmem(line.as_bytes(), b"vestibule");
     if !headers.get_all(COOKIE).iter().any(holds) {
@@ -116,11 +117,11 @@ fn memmem(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|window| window == word)
 }
 
-/// Takes the provider's cookie out, in each of its forms; the others stay byte for byte.
+/// Removes the provider's cookie in each of its forms, and leaves the other cookies unchanged byte for byte.
 ///
-/// Clerk writes `__session` and `__session_<suffix>` beside it: the suffixed one belongs to one
-/// application, so it counts. Where the suffix is known, those of other applications on the same domain are not
-/// ours and stay. Two of a name, or two suffixes, leave it open whose they are: none counts.
+/// Clerk sets `__session` and `__session_<suffix>`. The one with the suffix belongs to one application, so it takes
+/// precedence. Where the suffix is configured, cookies of other applications on the same domain are left in place. If
+/// there are two with one name, or two suffixes, it is unclear which is right, and none counts.
 pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit: usize) -> Option<Token> {
     let name = source.name.as_str();
     let (mut plain, mut suffixed) = (Vec::new(), Vec::new());
@@ -173,11 +174,11 @@ pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit:
     Token::parse(std::str::from_utf8(value).ok()?, limit).ok()
 }
 
-/// One line of a `Cookie` header without our session cookies and those of these sources.
+/// Returns a `Cookie` header without our session cookies and the provider's cookies.
 #[must_use]
 pub fn without_credentials(line: &str, sources: &[CookieSource]) -> String {
     let mut headers = HeaderMap::new();
-    // What cannot be a header's value is no cookie to anyone.
+    // A line that cannot be a header value cannot be sent as a cookie.
     let Ok(value) = HeaderValue::from_str(line) else { return String::new() };
     headers.insert(COOKIE, value);
     let _ = take_session_cookie(&mut headers, "");

@@ -1,5 +1,4 @@
-//! A token in the URL: taken out before anything logs or forwards it, and put there where a backend
-//! insists.
+//! Extracts tokens from URLs, before anything is logged or forwarded, and adds one for upstreams that require it.
 
 use hyper::header::{HeaderValue, REFERER};
 use hyper::http::uri::PathAndQuery;
@@ -10,22 +9,22 @@ use super::{BadCredential, Carrier, Found, Problem, Token, is_echo};
 use crate::auth::jwt;
 use crate::policy::{IssuedTokens, Policy, QueryMode, QueryParameter, Secret};
 
-/// Which values of a parameter are taken out of URLs.
+/// Decides which values of a query parameter are removed from URLs.
 pub(super) struct QueryTokens<'a> {
     pub(super) parameter: &'a QueryParameter,
-    /// Texts that stood elsewhere in the request as its credential.
+    /// Credentials that were found elsewhere in the request.
     pub(super) presented: &'a [&'a str],
-    /// The backend's own secret, which its pages send back: it goes, and is no credential of ours.
+    /// The upstream's own secret, which the upstream's pages send back. It is removed and does not count as a credential.
     pub(super) echo: Option<&'a Secret>,
 }
 
 impl QueryTokens<'_> {
-    /// Takes the tokens out of a target.
+    /// Removes the tokens from a request target and returns them.
     pub(super) fn take_from_target(&self, uri: &mut Uri) -> Vec<String> {
         let Some((rest, tokens)) = uri.query().and_then(|query| self.split(query)) else { return Vec::new() };
         let path = uri.path();
         let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") };
-        // Removing bytes from a valid target leaves a valid target; a bare path is the safe fallback.
+        // Removing parameters from a valid target leaves a valid target; the fallback is never used.
         let target = PathAndQuery::try_from(target).unwrap_or_else(|_| PathAndQuery::from_static("/"));
         let mut parts = uri.clone().into_parts();
         parts.path_and_query = Some(target);
@@ -33,7 +32,7 @@ impl QueryTokens<'_> {
         tokens
     }
 
-    /// A page that was loaded with `?token=` repeats it in `Referer`.
+    /// Removes the tokens from `Referer`, where they are if the page was loaded with `?token=`.
     pub(super) fn take_from_referer(&self, headers: &mut HeaderMap) {
         let cleaned = |value: &HeaderValue| {
             let (page, query) = value.to_str().ok()?.split_once('?')?;
@@ -54,8 +53,8 @@ impl QueryTokens<'_> {
         }
     }
 
-    /// The query without its tokens, the rest byte for byte, and those that are credentials, decoded; `None` where
-    /// nothing is to be taken out.
+    /// Splits a query into the rest, unchanged byte for byte, and the decoded tokens. Returns `None` when nothing is to
+    /// be removed.
     fn split(&self, query: &str) -> Option<(String, Vec<String>)> {
         let mut tokens = Vec::new();
         let mut removed = false;
@@ -74,7 +73,7 @@ impl QueryTokens<'_> {
     }
 }
 
-/// What the tokens found in a query come to as a credential.
+/// Turns the tokens found in a query into a credential.
 pub(super) fn credential(parameter: &QueryParameter, tokens: &[String], limit: usize) -> Found {
     let token = match tokens {
         [] => return None,
@@ -88,7 +87,7 @@ pub(super) fn credential(parameter: &QueryParameter, tokens: &[String], limit: u
     })
 }
 
-/// A target (path and query) without any token that a rule of the policy looks for in a URL, to be shown to others.
+/// Removes every token that some route accepts in a URL from a target (path and query), for display.
 #[must_use]
 pub fn without_tokens(target: &str, policy: &Policy) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
@@ -99,10 +98,10 @@ pub fn without_tokens(target: &str, policy: &Policy) -> String {
     if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") }
 }
 
-/// Whether a text would be given to a provider as its token: a JWT that names it, or any other text where one takes
-/// opaque tokens.
+/// Whether a text may be a token of a configured provider: a JWT with its issuer, or any other text if a provider
+/// issues opaque tokens.
 fn is_issued(issued: &IssuedTokens, text: &str) -> bool {
-    // As some clients write it, with either kind of space.
+    // Some clients put the scheme before the token, with a space or a plus sign.
     let text = match text.split_at_checked(7) {
         Some((scheme, token)) if ["bearer ", "bearer+"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => token,
         _ => text,
@@ -117,7 +116,7 @@ fn is_issued(issued: &IssuedTokens, text: &str) -> bool {
     issued.any_issuer || jwt::claimed_issuer(text).map_or(issued.no_issuer, |issuer| issued.issuers.contains(&issuer))
 }
 
-/// The query without the parameters that are to be removed, the others byte for byte.
+/// Returns a query without the parameters that `is_removed` selects, the others unchanged byte for byte.
 fn without(query: &str, mut is_removed: impl FnMut(&str, &str) -> bool) -> String {
     let kept: Vec<&str> = query
         .split('&')
@@ -131,7 +130,7 @@ fn without(query: &str, mut is_removed: impl FnMut(&str, &str) -> bool) -> Strin
     kept.join("&")
 }
 
-/// Puts a token into a target's query, in place of any parameter of that name.
+/// Sets a query parameter to a token, replacing any parameter of that name.
 pub(crate) fn into_query(uri: &Uri, name: &str, token: &Token) -> Option<PathAndQuery> {
     let rest = without(uri.query().unwrap_or_default(), |found, _| found == name);
     let separator = if rest.is_empty() { "" } else { "&" };
@@ -139,6 +138,6 @@ pub(crate) fn into_query(uri: &Uri, name: &str, token: &Token) -> Option<PathAnd
     PathAndQuery::try_from(format!("{}?{rest}{separator}{}={}", uri.path(), encode(name), encode(token.expose()))).ok()
 }
 
-/// RFC 3986 unreserved characters stay.
+/// Encodes everything but the unreserved characters of RFC 3986.
 const UNRESERVED: &percent_encoding::AsciiSet =
     &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');

@@ -1,6 +1,6 @@
-//! Each provider's question and what its answer means: RFC 7662 introspection, Clerk's client and session
-//! endpoints, Supabase's user endpoint. A "no" is only what the provider says about the token or session; an
-//! answer about us (a secret it does not know, too many questions) or none at all decides nothing.
+//! The requests of remote checks and what the responses mean: RFC 7662 introspection, Clerk's client and session
+//! endpoints, Supabase's user endpoint. Only a response about the token or session counts as "inactive". One about
+//! this proxy (an unknown secret, too many requests), or no response, counts as no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,45 +13,45 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::{About, Answer, LONGEST_REST, USUAL_REST};
+use super::{DEFAULT_PAUSE, MAX_PAUSE, RemoteAnswer, Subject};
 use crate::auth::outbound;
 use crate::config::Time;
 use crate::json;
 use crate::policy::{RemoteQuestion, RemoteSpec};
 
-/// No answer about one token is longer.
+/// The largest accepted response body.
 const BYTES: usize = 64 << 10;
 
-/// Why there is no answer.
-pub(super) struct Failed {
+/// Why a check has no answer.
+pub(super) struct CheckFailed {
     pub(super) reason: String,
-    /// The provider wants to be left alone, for as long as it says.
-    pub(super) rest: Option<Duration>,
+    /// How long the provider must not be asked, after a 429.
+    pub(super) pause: Option<Duration>,
 }
 
-impl Failed {
-    fn because(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), rest: None }
+impl CheckFailed {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), pause: None }
     }
 
     pub(super) fn slow(limit: Duration) -> Self {
-        Self::because(format!("no answer within {}", Time(limit)))
+        Self::new(format!("no answer within {}", Time(limit)))
     }
 }
 
-/// A status and a body; what it means is its question's.
-struct Reply {
+/// A response; each endpoint interprets it differently.
+struct ProviderResponse {
     status: StatusCode,
     body: Map<String, Value>,
 }
 
-impl Reply {
+impl ProviderResponse {
     fn text(&self, name: &str) -> Option<&str> {
         self.body.get(name).and_then(Value::as_str)
     }
 
-    fn unexpected(&self) -> Failed {
-        Failed::because(match self.status {
+    fn unexpected(&self) -> CheckFailed {
+        CheckFailed::new(match self.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 format!("the provider answered {}: it does not accept our credential", self.status.as_u16())
             }
@@ -60,9 +60,9 @@ impl Reply {
     }
 }
 
-pub(super) async fn ask(client: &Client, spec: &RemoteSpec, about: &About) -> Result<Answer, Failed> {
-    match (&spec.question, about) {
-        (RemoteQuestion::Introspection { url, client_id, client_secret }, About::Token(token, _)) => {
+pub(super) async fn ask(client: &Client, spec: &RemoteSpec, subject: &Subject) -> Result<RemoteAnswer, CheckFailed> {
+    match (&spec.question, subject) {
+        (RemoteQuestion::Introspection { url, client_id, client_secret }, Subject::Token(token, _)) => {
             let form = format!("token={}&token_type_hint=access_token", encoded(token.expose()));
             let request = client
                 .post(url.clone())
@@ -71,7 +71,7 @@ pub(super) async fn ask(client: &Client, spec: &RemoteSpec, about: &About) -> Re
                 .body(form);
             introspected(reply(request, spec).await?)
         }
-        (RemoteQuestion::Clerk { base, secret_key }, About::Token(token, session)) => {
+        (RemoteQuestion::Clerk { base, secret_key }, Subject::Token(token, session)) => {
             let request = client
                 .post(below(base, &["v1", "clients", "verify"]))
                 .header(AUTHORIZATION, bearer(secret_key.expose()))
@@ -79,7 +79,7 @@ pub(super) async fn ask(client: &Client, spec: &RemoteSpec, about: &About) -> Re
                 .body(json!({ "token": token.expose() }).to_string());
             clerk_client(&reply(request, spec).await?, session.as_deref())
         }
-        (RemoteQuestion::Clerk { base, secret_key }, About::Session(id)) => {
+        (RemoteQuestion::Clerk { base, secret_key }, Subject::Session(id)) => {
             let url = below(base, &["v1", "sessions", id]);
             let request = client.get(url).header(AUTHORIZATION, bearer(secret_key.expose()));
             let reply = reply(request, spec).await?;
@@ -89,62 +89,64 @@ pub(super) async fn ask(client: &Client, spec: &RemoteSpec, about: &About) -> Re
                 _ => Err(reply.unexpected()),
             }
         }
-        (RemoteQuestion::Supabase { base, apikey }, About::Token(token, _)) => {
+        (RemoteQuestion::Supabase { base, apikey }, Subject::Token(token, _)) => {
             let request = client
                 .get(below(base, &["auth", "v1", "user"]))
                 .header(AUTHORIZATION, bearer(token.expose().as_bytes()))
                 .header("apikey", sensitive(apikey.expose()));
             supabase_user(&reply(request, spec).await?)
         }
-        (RemoteQuestion::Introspection { .. } | RemoteQuestion::Supabase { .. }, About::Session(_)) => {
-            Err(Failed::because("this provider can be asked about tokens only"))
+        (RemoteQuestion::Introspection { .. } | RemoteQuestion::Supabase { .. }, Subject::Session(_)) => {
+            Err(CheckFailed::new("this provider can be asked about tokens only"))
         }
     }
 }
 
-/// Sends it and reads the answer as far as all providers agree.
-async fn reply(request: RequestBuilder, spec: &RemoteSpec) -> Result<Reply, Failed> {
-    let failed = |error: reqwest::Error| Failed::because(outbound::reason(&error.without_url(), spec.timeout));
+/// Sends the request and handles what is the same for all providers.
+async fn reply(request: RequestBuilder, spec: &RemoteSpec) -> Result<ProviderResponse, CheckFailed> {
+    let failed = |error: reqwest::Error| CheckFailed::new(outbound::reason(&error.without_url(), spec.timeout));
     let response = request.header(ACCEPT, "application/json").send().await.map_err(failed)?;
     let status = response.status();
     if status == StatusCode::TOO_MANY_REQUESTS {
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let reason = "the provider asked for fewer questions (429)".to_owned();
-        let rest = seconds.map_or(USUAL_REST, Duration::from_secs).min(LONGEST_REST);
-        return Err(Failed { reason, rest: Some(rest) });
+        let reason = "the provider limits requests (429)".to_owned();
+        let pause = seconds.map_or(DEFAULT_PAUSE, Duration::from_secs).min(MAX_PAUSE);
+        return Err(CheckFailed { reason, pause: Some(pause) });
     }
     if status.is_redirection() {
-        return Err(Failed::because("the provider redirects, and questions do not follow; write the final URL"));
+        return Err(CheckFailed::new(
+            "the provider redirects, and redirects are not followed; configure the final URL",
+        ));
     }
     if status.is_server_error() {
-        return Err(Failed::because(format!("the provider answered {}", status.as_u16())));
+        return Err(CheckFailed::new(format!("the provider answered {}", status.as_u16())));
     }
     let Some(body) = outbound::body(response, BYTES).await.map_err(failed)? else {
-        return Err(Failed::because(format!("the provider answered more than {BYTES} bytes")));
+        return Err(CheckFailed::new(format!("the provider answered more than {BYTES} bytes")));
     };
     match json::object(&body) {
-        Ok(body) => Ok(Reply { status, body }),
-        // An error may have any body; an answer is an object.
-        Err(_) if !status.is_success() => Ok(Reply { status, body: Map::new() }),
-        Err(_) => Err(Failed::because("the provider's answer is not a JSON object with each member once")),
+        Ok(body) => Ok(ProviderResponse { status, body }),
+        // An error may have any body; a success must have an object.
+        Err(_) if !status.is_success() => Ok(ProviderResponse { status, body: Map::new() }),
+        Err(_) => Err(CheckFailed::new("the provider's answer is not a JSON object with each member once")),
     }
 }
 
-/// RFC 7662 section 2.2: `active` is required, and a boolean.
-fn introspected(reply: Reply) -> Result<Answer, Failed> {
+/// Interprets an introspection response. RFC 7662 section 2.2: `active` is required and a boolean.
+fn introspected(reply: ProviderResponse) -> Result<RemoteAnswer, CheckFailed> {
     if reply.status != StatusCode::OK {
         return Err(reply.unexpected());
     }
     match reply.body.get("active") {
-        Some(Value::Bool(true)) => Ok(Answer::Yes(Arc::new(reply.body))),
+        Some(Value::Bool(true)) => Ok(RemoteAnswer::Active(Arc::new(reply.body))),
         Some(Value::Bool(false)) => Ok(no("the token is not active")),
-        _ => Err(Failed::because("the provider's answer has no boolean `active`")),
+        _ => Err(CheckFailed::new("the provider's answer has no boolean `active`")),
     }
 }
 
-/// A client may hold sessions of several users: the token's own counts, and only for a token that names none
-/// the one that was active last. Never the first of a list.
-fn clerk_client(reply: &Reply, session: Option<&str>) -> Result<Answer, Failed> {
+/// Interprets Clerk's response about a client, which may have sessions of several users: the session that the token
+/// names counts, or, for a token that names none, the one that was active last; never simply the first.
+fn clerk_client(reply: &ProviderResponse, session: Option<&str>) -> Result<RemoteAnswer, CheckFailed> {
     match reply.status {
         StatusCode::OK => {}
         StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => {
@@ -156,33 +158,34 @@ fn clerk_client(reply: &Reply, session: Option<&str>) -> Result<Answer, Failed> 
         return Ok(no("the client has no active session"));
     };
     let Some(Value::Array(sessions)) = reply.body.get("sessions") else {
-        return Err(Failed::because("the provider's answer has no list `sessions`"));
+        return Err(CheckFailed::new("the provider's answer has no list `sessions`"));
     };
     let is_wanted = |session: &&Map<String, Value>| session.get("id").and_then(Value::as_str) == Some(wanted);
     let mut found = sessions.iter().filter_map(Value::as_object).filter(is_wanted);
     match (found.next(), found.next()) {
         (Some(session), None) => Ok(clerk_session(session)),
-        (None, _) => Ok(no("the token's session is none of the client's")),
-        (Some(_), Some(_)) => Err(Failed::because("the provider lists one session twice")),
+        (None, _) => Ok(no("the token's session is not one of the client's")),
+        (Some(_), Some(_)) => Err(CheckFailed::new("the provider lists one session twice")),
     }
 }
 
-fn clerk_session(session: &Map<String, Value>) -> Answer {
+fn clerk_session(session: &Map<String, Value>) -> RemoteAnswer {
     let text = |name: &str| session.get(name).and_then(Value::as_str);
     match (text("status"), text("user_id"), text("id")) {
         (Some("active"), Some(user), Some(id)) => {
             let mut claims = Map::new();
             claims.insert("sub".to_owned(), user.into());
             claims.insert("sid".to_owned(), id.into());
-            Answer::Yes(Arc::new(claims))
+            RemoteAnswer::Active(Arc::new(claims))
         }
         (Some("active"), ..) => no("the session names no user"),
         _ => no("the session is not active"),
     }
 }
 
-/// The gateway before it answers 401 too, about our key; what is about the token has an error code of its own.
-fn supabase_user(reply: &Reply) -> Result<Answer, Failed> {
+/// Interprets Supabase's response about a user. Supabase's gateway responds 401 too, about our API key; a response
+/// about the token has `error_code` or `msg`.
+fn supabase_user(reply: &ProviderResponse) -> Result<RemoteAnswer, CheckFailed> {
     match reply.status {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
@@ -193,28 +196,28 @@ fn supabase_user(reply: &Reply) -> Result<Answer, Failed> {
         _ => return Err(reply.unexpected()),
     }
     let Some(id) = reply.text("id").filter(|id| !id.is_empty()) else {
-        return Err(Failed::because("the provider's answer names no user"));
+        return Err(CheckFailed::new("the provider's answer names no user"));
     };
     let mut claims = Map::new();
     claims.insert("sub".to_owned(), id.into());
-    Ok(Answer::Yes(Arc::new(claims)))
+    Ok(RemoteAnswer::Active(Arc::new(claims)))
 }
 
-fn no(reason: &str) -> Answer {
-    Answer::No(reason.into())
+fn no(reason: &str) -> RemoteAnswer {
+    RemoteAnswer::Inactive(reason.into())
 }
 
-/// Below a base, each segment encoded: an id from a token cannot leave its place.
+/// Appends path segments to a base URL, each encoded, so that an id from a token cannot change the path.
 fn below(base: &Url, segments: &[&str]) -> Url {
     let mut url = base.clone();
-    // Only a URL that cannot be a base has no segments, and `validate` lets none through.
+    // Only a URL that cannot be a base has no segments, and validation rejects those.
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(segments);
     }
     url
 }
 
-/// RFC 6749 section 2.3.1: both parts form-encoded first.
+/// Formats HTTP Basic credentials. RFC 6749 section 2.3.1: both parts are form-encoded first.
 fn basic(client_id: &str, secret: &[u8]) -> HeaderValue {
     let pair = format!("{}:{}", encoded(client_id), encoded(&String::from_utf8_lossy(secret)));
     sensitive(format!("Basic {}", STANDARD.encode(pair)).as_bytes())
@@ -225,7 +228,7 @@ fn bearer(secret: &[u8]) -> HeaderValue {
 }
 
 fn sensitive(value: &[u8]) -> HeaderValue {
-    // `validate` and the token's own bounds let only visible ASCII through; anything else is sent as nothing.
+    // Validation and `Token::parse` admit only visible ASCII; for anything else the value is empty.
     let mut value = HeaderValue::from_bytes(value).unwrap_or(HeaderValue::from_static(""));
     value.set_sensitive(true);
     value
@@ -239,15 +242,17 @@ fn encoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn reply(status: u16, body: Value) -> Reply {
+    fn reply(status: u16, body: Value) -> ProviderResponse {
         let Value::Object(body) = body else { unreachable!("an object") };
-        Reply { status: StatusCode::from_u16(status).expect("a status"), body }
+        ProviderResponse { status: StatusCode::from_u16(status).expect("a status"), body }
     }
 
-    fn said(answer: Result<Answer, Failed>) -> String {
+    fn said(answer: Result<RemoteAnswer, CheckFailed>) -> String {
         match answer {
-            Ok(Answer::Yes(claims)) => format!("yes {}", claims.get("sub").and_then(Value::as_str).unwrap_or("?")),
-            Ok(Answer::No(_)) => "no".to_owned(),
+            Ok(RemoteAnswer::Active(claims)) => {
+                format!("yes {}", claims.get("sub").and_then(Value::as_str).unwrap_or("?"))
+            }
+            Ok(RemoteAnswer::Inactive(_)) => "no".to_owned(),
             Err(_) => "unanswered".to_owned(),
         }
     }
