@@ -17,7 +17,7 @@ use crate::config;
 use crate::demo::{Demo, DemoError, Front, OwnBackend};
 use crate::drain::DrainTimes;
 use crate::listen::{ListenError, Listeners};
-use crate::policy::{self, Policy};
+use crate::policy::{self, Policy, UpstreamAddress};
 use crate::runtime::Shared;
 use crate::telemetry::{self, Format};
 
@@ -34,8 +34,12 @@ enum Failure {
     Bind(#[from] ListenError),
     #[error(transparent)]
     Demo(#[from] DemoError),
-    #[error("--upstream {0} is no URL; write it as http://127.0.0.1:8888")]
-    Upstream(String),
+    #[error("--upstream {upstream}: {message}")]
+    Upstream {
+        /// Without what stands behind its path, which may hold a secret.
+        upstream: String,
+        message: String,
+    },
     #[error("the demo's own configuration is wrong: {0}")]
     Configuration(#[from] config::Report),
     #[error("the demo could not be run: {0}")]
@@ -58,18 +62,21 @@ async fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     };
     if let Some(upstream) = &arguments.upstream {
         telemetry::start(None, "info");
-        let front = Front::start(own_backend(upstream, arguments)?).await?;
-        let (policy, listeners) = bind(address, |address| front.configuration(address))?;
+        let backend = own_backend(upstream, arguments)?;
+        let credential = backend.credential.clone();
+        let front = Front::start(backend).await?;
+        let (policy, listeners) = bind(address, Some(upstream), |address| front.configuration(address))?;
         for warning in &policy.warnings {
             tracing::warn!("{warning}");
         }
         let token = front.token()?;
-        return serve(policy, listeners, |url| print_front(url, &front, upstream, &token)).await;
+        let problem = upstream_problem(&policy, arguments.upstream_preset.as_deref(), credential.as_deref()).await;
+        return serve(policy, listeners, |url| print_front(url, &front, upstream, problem.as_deref(), &token)).await;
     }
     telemetry::start(Some(Format::Silent), "debug");
     let demo = Demo::start().await?;
     telemetry::observe(demo.observer());
-    let (policy, listeners) = bind(address, |address| demo.configuration(address))?;
+    let (policy, listeners) = bind(address, None, |address| demo.configuration(address))?;
     let token = demo.token("alice")?;
     serve(policy, listeners, |url| print_welcome(url, &token)).await
 }
@@ -94,10 +101,49 @@ async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str))
     Ok(())
 }
 
+/// How long the backend may take to answer before the welcome is printed.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// Asks the backend once and says what is wrong: it does not answer, or refuses the secret that it printed.
+async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Option<&str>) -> Option<String> {
+    let upstream = policy.upstreams.first()?;
+    let UpstreamAddress::Tcp { .. } = &upstream.address else { return None };
+    let client = reqwest::Client::builder().timeout(PROBE).redirect(reqwest::redirect::Policy::none()).no_proxy();
+    // Jupyter answers its front page to anyone, with a redirection; this only to its secret.
+    let path = match preset {
+        Some("jupyter") => "/api/contents?content=0",
+        _ => "/",
+    };
+    let mut request = client.build().ok()?.get(format!("{}{path}", upstream.url.trim_end_matches('/')));
+    if let Some(credential) = credential {
+        request = request.header("Authorization", credential);
+    }
+    match request.send().await {
+        Err(_) => Some(format!("{} does not answer: start the backend; until then every page is 502", upstream.url)),
+        Ok(answer) if matches!(answer.status().as_u16(), 401 | 403) && preset.is_some() => {
+            Some(if credential.is_some() {
+                format!(
+                    "the backend answered {} to its token: copy the address again, as it prints it now",
+                    answer.status().as_u16()
+                )
+            } else {
+                format!(
+                    "the backend answered {} without its token: give --upstream the address as it prints it, with ?token=…",
+                    answer.status().as_u16()
+                )
+            })
+        }
+        Ok(_) => None,
+    }
+}
+
 /// A backend prints its address with its own secret in it, ready to be copied; taken apart again here.
 fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, Failure> {
     let url = Url::parse(written).ok().filter(|url| url.host().is_some() || url.scheme() == "unix");
-    let url = url.ok_or_else(|| Failure::Upstream(written.split('?').next().unwrap_or_default().to_owned()))?;
+    let url = url.ok_or_else(|| Failure::Upstream {
+        upstream: written.split('?').next().unwrap_or_default().to_owned(),
+        message: "is not a URL; write it as http://127.0.0.1:8888".to_owned(),
+    })?;
     let pair = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
     let from_environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let is_jupyter = arguments.upstream_preset.as_deref() == Some("jupyter");
@@ -122,10 +168,24 @@ fn policy(yaml: &str) -> Result<Policy, config::Report> {
     loaded.conclude(validated, findings)
 }
 
-fn bind(mut address: SocketAddr, configuration: impl Fn(SocketAddr) -> String) -> Result<(Policy, Listeners), Failure> {
+/// Listens at `address`, or on the next port that is free. `upstream` is the backend that `--upstream` names.
+fn bind(
+    mut address: SocketAddr,
+    upstream: Option<&str>,
+    configuration: impl Fn(SocketAddr) -> String,
+) -> Result<(Policy, Listeners), Failure> {
     let mut left = PORTS;
     loop {
-        let policy = policy(&configuration(address))?;
+        let policy = policy(&configuration(address)).map_err(|report| {
+            let of_upstream = report.findings().iter().find(|finding| finding.path().starts_with("upstream"));
+            match (upstream, of_upstream) {
+                (Some(upstream), Some(finding)) => Failure::Upstream {
+                    upstream: upstream.split('?').next().unwrap_or_default().to_owned(),
+                    message: finding.message().to_owned(),
+                },
+                _ => Failure::Configuration(report),
+            }
+        })?;
         match Listeners::bind(&policy) {
             Ok(listeners) => return Ok((policy, listeners)),
             Err(ListenError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse && left > 0 => {
@@ -153,21 +213,23 @@ fn print_welcome(url: &str, token: &str) {
             with a token for alice, good for 1 h:
             TOKEN={token}
 
-  Your own  vestibule demo --upstream http://127.0.0.1:8888 --upstream-preset jupyter
+  Your own  vestibule demo --upstream 'http://127.0.0.1:8888/lab?token=…' --upstream-preset jupyter
+            (paste the address that Jupyter prints, with its token)
   For real  vestibule run --upstream http://127.0.0.1:8000 --issuer https://… --audience … --origin https://…
 Ctrl-C stops."
     ));
 }
 
-fn print_front(url: &str, front: &Front, upstream: &str, token: &str) {
+fn print_front(url: &str, front: &Front, upstream: &str, problem: Option<&str>, token: &str) {
     // What stands behind the address may be the backend's own secret.
     let upstream = upstream.split('?').next().unwrap_or_default();
+    let problem = problem.map_or_else(String::new, |problem| format!("  PROBLEM   {problem}\n"));
     print_line(format_args!(
         "Vestibule demo · before your own backend, on this machine only
 
   Open      {url}
   Before    {upstream}
-
+{problem}
   Try       curl -i {url}/
               → 401
             curl -i -H \"Authorization: Bearer $TOKEN\" {url}/

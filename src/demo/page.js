@@ -2,11 +2,24 @@
 const $ = (id) => document.getElementById(id);
 const state = { user: null, token: null, socket: null, waiting: null };
 
+const NAMES = { browser: "Browser sent", vestibule: "Vestibule did", backend: "Backend saw" };
+
 function tell(column, text) {
-  const list = $(column);
-  const line = document.createElement("li");
+  const list = $("story");
+  // What the browser sends begins an event; what Vestibule and the backend say of it stands beside it.
+  if (column === "browser" || !list.lastChild) {
+    const row = document.createElement("li");
+    for (const [cell, name] of Object.entries(NAMES)) {
+      const part = document.createElement("div");
+      part.dataset.column = cell;
+      part.dataset.name = name;
+      row.append(part);
+    }
+    list.append(row);
+  }
+  const line = document.createElement("span");
   line.textContent = text;
-  list.append(line);
+  list.lastChild.querySelector(`[data-column="${column}"]`).append(line);
   while (list.children.length > 100) list.firstChild.remove();
   list.scrollTop = list.scrollHeight;
 }
@@ -126,9 +139,10 @@ const tries = {
     state.token = await signIn(state.user);
     open(`/ws?token=${state.token}&cell=1`);
     await new Promise((resolve) => (state.socket.onopen = resolve));
-    say(JSON.stringify({ cell: "1 + 1" }));
+    $("code").value = "1 + 1";
+    say(JSON.stringify({ cell: $("code").value }));
     await next((event) => event.type === "output");
-    shown(`Signed in as ${state.user}, by the URL.`);
+    shown(`Signed in as ${state.user}.`);
     verdict("The token was moved out of the URL before anything logged or forwarded it: the backend saw /ws?cell=1.", "token_from: { query: { name: token, mode: move } }   # mode: deny refuses it");
   },
   async stop() {
@@ -152,8 +166,12 @@ const tries = {
 
 $("door").addEventListener("click", (event) => event.target.dataset.user && enter(event.target.dataset.user).catch((error) => shown(String(error))));
 
+// A result stands beside the text that it is of.
+$("code").addEventListener("input", () => ($("output").textContent = ""));
+
 $("run").addEventListener("submit", async (event) => {
   event.preventDefault();
+  $("output").textContent = "";
   await reopened();
   say(JSON.stringify({ cell: $("code").value }));
 });

@@ -13,7 +13,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{Answer, Client, bearer, get, request};
 use crate::support::issuer::Issuer;
 use crate::support::now;
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, command};
 use crate::support::socket::Socket;
 
 const SESSION: &str = "/.vestibule/session";
@@ -459,8 +459,9 @@ async fn the_demo_signs_people_in_before_ones_own_backend() {
     let upstream = format!("{}/lab?token=its-own-secret", backend.url());
     let demo = Demo::start(
         ["--upstream", &upstream, "--upstream-preset", "jupyter", "--user", "me"].map(str::to_owned).to_vec(),
-    )
-    .await;
+    );
+    // It asks its backend once before it says that it is ready.
+    let (demo, _) = tokio::join!(demo, backend.answer("contents"));
     assert!(!demo.said.contains("its-own-secret"), "{}", demo.said);
     let answer = get(demo.address, "/lab/tree/x", &["Sec-Fetch-Mode: navigate"]).await;
     let location = "/vestibule-demo?return=%2Flab%2Ftree%2Fx";
@@ -487,6 +488,50 @@ async fn the_demo_signs_people_in_before_ones_own_backend() {
     assert_eq!(heard.all("x-user-id"), ["me"]);
     assert_eq!(heard.all("authorization"), ["token its-own-secret"]);
     assert_eq!(get(demo.address, "/lab", &["Authorization: token its-own-secret"]).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_says_that_its_backend_is_down_or_refuses_its_token() {
+    let start = |upstream: String, more: &'static [&'static str]| async move {
+        let mut arguments = vec!["--upstream".to_owned(), upstream];
+        arguments.extend(more.iter().map(|&more| more.to_owned()));
+        Demo::start(arguments).await.said.clone()
+    };
+    let down = start("http://127.0.0.1:1".to_owned(), &[]).await;
+    assert!(down.contains("  PROBLEM   http://127.0.0.1:1 does not answer: start the backend"), "{down}");
+    for (query, expected) in [
+        ("?token=wrong", "the backend answered 403 to its token: copy the address again"),
+        ("", "the backend answered 403 without its token: give --upstream the address as it prints it"),
+    ] {
+        let backend = Backend::start().await;
+        let refusing = async {
+            let mut conn = backend.accept().await;
+            let heard = conn.request().await;
+            conn.write("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+            heard
+        };
+        let upstream = format!("{}/lab{query}", backend.url());
+        let (said, heard) = tokio::join!(start(upstream, &["--upstream-preset", "jupyter"]), refusing);
+        assert!(said.contains(expected) && !said.contains("wrong"), "{said}");
+        assert_eq!(heard.has("authorization"), !query.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_mistake_in_the_demo_s_flags_names_the_flag() {
+    for (arguments, expected) in [
+        (&["--upstream", "http://127.0.0.1:8888", "--upstream-preset", "jupiter"][..], "'--upstream-preset <NAME>'"),
+        (
+            &["--upstream", "127.0.0.1:8888"],
+            "--upstream 127.0.0.1:8888: is not a URL; write it as http://127.0.0.1:8888",
+        ),
+        (&["--upstream", "ftp://127.0.0.1"], "--upstream ftp://127.0.0.1: "),
+    ] {
+        let output = command().arg("demo").args(arguments).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(expected), "{said}");
+        assert!(!said.contains("VESTIBULE_CONFIG_YAML"), "{said}");
+    }
 }
 
 #[tokio::test]
