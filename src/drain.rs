@@ -77,11 +77,17 @@ impl Drain {
         self.state.tasks.len()
     }
 
+    /// Makes `/readyz` fail from now on. [`Drain::run`] does so as well; whoever announces the drain first calls this,
+    /// so that the announcement is true when it is read.
+    pub fn begin(&self) {
+        self.state.draining.cancel();
+    }
+
     /// Drains: for `delay` the process is not ready but accepts connections, then it waits at most `timeout` for
     /// the tracked tasks. Sockets get their Close within the first `close_window` of that. Returns whether all
     /// tasks have ended.
     pub async fn run(&self, DrainTimes { delay, timeout, close_window }: DrainTimes) -> bool {
-        self.state.draining.cancel();
+        self.begin();
         tokio::time::sleep(delay).await;
         // `set` fails on a second call only, and there is one drain in a process.
         let _ = self.state.close_window.set(close_window);

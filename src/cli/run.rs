@@ -102,6 +102,7 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
     tokio::spawn(Reload::new(&shared, load, watched).run(hangup));
     say_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
     let times = signals.first(&shared).await;
+    shared.drain.begin();
     let held = shared.drain.tracked_count();
     tracing::info!(
         "draining: {held} connections and sockets, done within {} s; the platform must wait longer (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)",
