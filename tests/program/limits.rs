@@ -15,12 +15,13 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
 /// Key, file of its test below `tests/program`, name of its test.
-const TESTED: [(&str, &str, &str); 57] = [
+const TESTED: [(&str, &str, &str); 58] = [
     ("limits.connections", "http.rs", "limits_of_time_and_size_give_the_answers_they_promise"),
     ("limits.connections_per_address", "addresses.rs", "one_address_has_so_many_connections"),
     ("limits.waiting_websockets", "websocket.rs", "a_full_room_sends_the_longest_silent_away"),
     ("limits.waiting_websockets_per_address", "websocket.rs", "a_full_room_sends_the_longest_silent_away"),
     ("limits.websockets_per_user", "websocket/life.rs", "a_user_has_a_number_of_sockets_and_others_have_theirs"),
+    ("limits.login_attempts", "login/clients.rs", "used_attempts_beyond_the_limit_are_forgotten_the_oldest_first"),
     ("limits.login_requests", "login/clients.rs", "sign_ins_beyond_the_limit_of_requests_are_503"),
     ("limits.login_sessions", "login/clients.rs", "a_session_beyond_the_limit_goes_on_by_its_cookie"),
     ("limits.presence", "limits.rs", "who_found_no_place_in_a_full_table_of_presence_is_not_seen"),

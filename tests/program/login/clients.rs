@@ -236,3 +236,17 @@ async fn too_old_a_sign_in_at_the_provider_ends_the_session_at_its_renewal() {
     assert_eq!(browser.sign_in(&fixture.provider, "/").await.status, 303);
     assert_eq!(browser.open("/x").await.status, 302);
 }
+
+#[tokio::test]
+async fn used_attempts_beyond_the_limit_are_forgotten_the_oldest_first() {
+    for (login_attempts, exchanges) in [(1, 3), (2, 2)] {
+        let fixture = Fixture::start("", &format!("limits: {{ login_attempts: {login_attempts} }}\n")).await;
+        let mut first = fixture.browser();
+        let query = fixture.provider.authorize(&first.reach_provider("/").await);
+        assert_eq!(first.come_back(&query).await.status, 303);
+        fixture.browser().sign_in(&fixture.provider, "/").await;
+        // What is forgotten is asked of the provider again, where a code is good once.
+        assert_ne!(first.come_back(&query).await.status, 200);
+        assert_eq!(fixture.provider.asked("/token").len(), exchanges, "{login_attempts}");
+    }
+}
