@@ -292,8 +292,10 @@ impl Reader {
         loop {
             if !is_more {
                 self.rest().await;
-                self.buffer.reserve(16 << 10);
-                if self.half.read_buf(&mut self.buffer).await.unwrap_or(0) == 0 {
+                // A slow one takes some 50 KB a second.
+                let size = if self.manner.is_slow { 2 << 10 } else { 16 << 10 };
+                self.buffer.reserve(size);
+                if (&mut self.half).take(size as u64).read_buf(&mut self.buffer).await.unwrap_or(0) == 0 {
                     break;
                 }
             }
@@ -326,7 +328,6 @@ impl Reader {
             std::future::pending::<()>().await;
         }
         if self.manner.is_slow {
-            // Several hundred KB a second.
             sleep(self.rng.up_to(Duration::from_millis(60))).await;
         }
         let pause = match self.rng.below(1000) {

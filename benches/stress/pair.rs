@@ -295,8 +295,7 @@ impl Shared {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             };
-            // Where much is still on its way to it, the drain alone is sure to end it in time.
-            if timeout(bound + self.longest_round, gone).await.is_err() {
+            if timeout(bound, gone).await.is_err() {
                 life.problem = Some("a client that stopped was never given up".to_owned());
             }
             client.task.abort();

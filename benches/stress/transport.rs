@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -29,8 +29,11 @@ pub(crate) struct Socket {
     pub(crate) resets: bool,
 }
 
-/// Twice the largest segment of loopback: below that its sender waits for a timer at every segment.
-const NARROW: usize = 128 << 10;
+/// Far below the largest segment of loopback: what a reader that stops leaves in the sender's system is felt at once.
+const NARROW: usize = 16 << 10;
+/// Segments as in a network. Those of loopback are larger than a narrow buffer, and the system sends parts of them only
+/// after timers that grow to half a minute, which no network of this world does to a reader that reads.
+const SEGMENT: u32 = 1_448;
 
 impl Socket {
     fn apply(self, socket: &SockRef<'_>) -> std::io::Result<()> {
@@ -44,9 +47,6 @@ impl Socket {
         Ok(())
     }
 }
-
-/// Upgrades are not what is hurried, on a machine that has other things to do.
-const PATIENT: &str = "connect_timeout: 60s, handshake_timeout: 60s";
 
 /// Which kind of connection both sides of the proxy have.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,15 +75,18 @@ pub(crate) struct Ends {
 impl Ends {
     pub(crate) async fn new(transport: Transport) -> Self {
         let (folder, authority) = (TempFolder::new(), Authority::new());
-        let tcp = || async { TcpListener::bind("127.0.0.1:0").await.expect("port") };
+        let tcp = || async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+            SockRef::from(&listener).set_tcp_mss(SEGMENT).expect("segments");
+            listener
+        };
         let path = folder.0.join("proxy.sock");
         let upstream_path = folder.0.join("upstream.sock");
         let (mut files, mut connector) = (Vec::new(), None);
         let (listener, yaml) = match transport {
             Transport::Tcp => {
                 let listener = tcp().await;
-                let yaml =
-                    format!("upstream: {{ url: \"http://{}\", {PATIENT} }}\n", listener.local_addr().expect("address"));
+                let yaml = format!("upstream: \"http://{}\"\n", listener.local_addr().expect("address"));
                 (Listener::Tcp(listener), yaml)
             }
             Transport::Tls => {
@@ -91,7 +94,7 @@ impl Ends {
                 let (certificate, key) = authority.issue("localhost");
                 files.extend([TempFile::new(&certificate), TempFile::new(&key), authority.pem()]);
                 let yaml = format!(
-                    "listen: [{{ address: \"127.0.0.1:0\", tls: {{ certificate_file: \"{}\", key_file: \"{}\" }} }}]\nupstream: {{ url: \"https://localhost:{}\", tls: {{ ca_file: \"{}\" }}, {PATIENT} }}\n",
+                    "listen: [{{ address: \"127.0.0.1:0\", tls: {{ certificate_file: \"{}\", key_file: \"{}\" }} }}]\nupstream: {{ url: \"https://localhost:{}\", tls: {{ ca_file: \"{}\" }} }}\n",
                     files[0].path(),
                     files[1].path(),
                     listener.local_addr().expect("address").port(),
@@ -104,7 +107,7 @@ impl Ends {
                 let listener = UnixListener::bind(&upstream_path).expect("bound");
                 // The address by TCP is the one that its log names once it is ready.
                 let yaml = format!(
-                    "listen: [\"127.0.0.1:0\", \"unix:{}\"]\nupstream: {{ url: \"unix:{}\", {PATIENT} }}\n",
+                    "listen: [\"127.0.0.1:0\", \"unix:{}\"]\nupstream: \"unix:{}\"\n",
                     path.display(),
                     upstream_path.display()
                 );
@@ -182,9 +185,11 @@ impl Dialler {
 }
 
 async fn dial_tcp(address: SocketAddr, socket: Socket) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+    let connecting = TcpSocket::new_v4()?;
+    SockRef::from(&connecting).set_tcp_mss(SEGMENT)?;
+    socket.apply(&SockRef::from(&connecting))?;
+    let stream = connecting.connect(address).await?;
     stream.set_nodelay(true)?;
-    socket.apply(&SockRef::from(&stream))?;
     Ok(stream)
 }
 

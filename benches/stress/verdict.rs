@@ -34,10 +34,10 @@ pub(crate) fn lines(log: &[String]) -> HashMap<u64, Vec<Line>> {
     found
 }
 
-/// The peer of a Close has 5 s; who answers later than this may be too late.
-const ANSWERED: Duration = Duration::from_secs(4);
-/// A client that is told that its socket ends is given up after 5 s in which it takes nothing.
-const STOOD_STILL: Duration = Duration::from_secs(4);
+/// The peer of a Close has this long to answer.
+const ANSWERED: Duration = Duration::from_secs(5);
+/// A client that is told that its socket ends is given up when it takes nothing for this long.
+const STOOD_STILL: Duration = Duration::from_secs(5);
 
 /// How a socket ended, and what of it must not have been.
 pub(crate) struct Verdict {
@@ -78,6 +78,7 @@ pub(crate) fn judge(life: &Life, lines: &[Line], drain: Instant) -> Verdict {
         orderly(life, &mut wrong);
     } else if life.brought_about.is_some() && !reason.is_forced {
         told = " (the drain came meanwhile)";
+        delivered(life, drain, &mut wrong);
     }
     let seen = client.close_got.map_or_else(|| "no Close".to_owned(), |code| code.to_string());
     let ending = format!("{:<18} line {}/{}, client saw {seen}{told}", reason.name, named.0, named.1.unwrap_or(0));
@@ -131,20 +132,49 @@ fn told(life: &Life, code: Option<u16>, drain: Instant, wrong: &mut Vec<String>)
             } else {
                 life.over.checked_sub(STOOD_STILL * 3).unwrap_or(drain)
             });
-            let still: Duration =
-                client.pauses.iter().map(|(began, ended)| ended.saturating_duration_since((*began).max(from))).sum();
+            let still: Duration = client
+                .pauses
+                .iter()
+                .map(|(began, ended)| ended.saturating_duration_since((*began).max(from)))
+                .max()
+                .unwrap_or_default();
             if still >= STOOD_STILL {
                 " (it did not read for longer than it is waited for)"
             } else if client.is_torn && life.fate == Fate::UpstreamIsCut {
                 " (the upstream was cut inside a message)"
             } else {
                 wrong.push(format!(
-                    "the client was told nothing, though it stood still for {still:?} alone (inside a message: {})",
-                    client.is_torn
+                    "the client was told nothing, though it stood still for {still:?} alone (inside a message: {}; {} of {} messages, {} bytes, over {:?} after it)",
+                    client.is_torn, client.got, life.upstream.sent, client.bytes_got, life.over.saturating_duration_since(from)
                 ));
                 ""
             }
         }
+    }
+}
+
+/// What was said before a Close, or before a client's end, is delivered although the drain came then.
+fn delivered(life: &Life, drain: Instant, wrong: &mut Vec<String>) {
+    let (client, upstream) = (&life.client, &life.upstream);
+    let code = life.code.unwrap_or(1005);
+    let stood_still =
+        client.pauses.iter().any(|(began, ended)| ended.saturating_duration_since((*began).max(drain)) >= STOOD_STILL);
+    match life.fate {
+        Fate::ClientCloses if client.sent != upstream.got || upstream.close_got != Some(code) => wrong.push(format!(
+            "closed by the client with {code} before the drain: it sent {} messages, the upstream has {}, {:?} came",
+            client.sent, upstream.got, upstream.close_got
+        )),
+        Fate::UpstreamCloses if !stood_still && (upstream.sent != client.got || client.close_got != Some(code)) => {
+            wrong.push(format!(
+                "closed by the upstream with {code} before the drain: it sent {} messages, the client has {}, {:?} came",
+                upstream.sent, client.got, client.close_got
+            ));
+        }
+        Fate::ClientHalfCloses if client.sent != upstream.got => wrong.push(format!(
+            "the client sent no more before the drain: it sent {} messages, the upstream has {}",
+            client.sent, upstream.got
+        )),
+        _ => {}
     }
 }
 

@@ -5,6 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -77,6 +79,72 @@ impl Socket {
         }
     }
 
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Unix(_) | Self::Closed => None,
+            #[cfg(test)]
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// Whether the system has sent everything that it was given. Until then closing the socket can lose some of it: what
+    /// the peer sends to a closed socket is answered with a reset, and a reset drops what has not been sent.
+    ///
+    /// True for a Unix socket, whose peer keeps what was written to it, and `None` where the system does not tell. Must
+    /// be asked before the socket's end is sent, of a socket of [`Self::limit_unsent`].
+    #[must_use]
+    pub fn is_sent(&self) -> Option<bool> {
+        match self {
+            Self::Unix(_) | Self::Closed => Some(true),
+            #[cfg(test)]
+            Self::Memory(_) => None,
+            Self::Tcp(_) | Self::Tls(_) => has_unsent_below(self.tcp()?, 1),
+        }
+    }
+
+    /// How many bytes the system was given and has not sent: because the peer's receive buffer is full, or the network
+    /// is slow. `usize::MAX` while more than two thirds of its buffer are full and it does not say how much. Costs
+    /// some 60 system calls.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        let Some(tcp) = self.tcp() else { return 0 };
+        let (mut least, mut below) = (0, MOST_UNSENT);
+        if has_unsent_below(tcp, below) == Some(false) {
+            return usize::MAX;
+        }
+        while below - least > 1 {
+            let middle = least + (below - least) / 2;
+            if has_unsent_below(tcp, middle) == Some(false) {
+                least = middle;
+            } else {
+                below = middle;
+            }
+        }
+        usize::try_from(least).unwrap_or(usize::MAX)
+    }
+
+    /// How many bytes at most the system was given and has not sent; `None` where it does not tell.
+    #[must_use]
+    pub fn held(&self) -> Option<usize> {
+        if self.is_sent()? {
+            return Some(0);
+        }
+        let buffer = SockRef::from(self.tcp()?).send_buffer_size().ok()?;
+        Some(self.unsent().min(buffer))
+    }
+
+    /// Has the system take no more than is needed to keep the network busy: whoever writes is told sooner that the peer
+    /// takes nothing, and little is on its way when the connection ends.
+    pub fn limit_unsent(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(tcp) = self.tcp() {
+            // A system that refuses this takes what it likes.
+            let _ = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
+        }
+    }
+
     /// Writes what can be written without waiting: how much it was.
     ///
     /// # Errors
@@ -110,6 +178,31 @@ impl Socket {
     pub fn holds_back(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
+}
+
+/// The system takes more bytes for a socket of [`Socket::limit_unsent`] only while it has fewer unsent than this.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
+/// More than the system keeps for one socket.
+const MOST_UNSENT: u32 = 4 << 20;
+
+/// Whether the system has fewer unsent bytes than this, if it tells. It reports a socket as writable only below `TCP_NOTSENT_LOWAT`,
+/// so that is set for the moment of the question. (`SIOCOUTQ` says it outright, but cannot be had without `unsafe`.)
+#[cfg(target_os = "linux")]
+fn has_unsent_below(tcp: &TcpStream, bytes: u32) -> Option<bool> {
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_notsent_lowat(bytes).ok()?;
+    let mut asked = [PollFd::new(tcp, PollFlags::OUT)];
+    let answered = poll(&mut asked, Some(&Timespec::default()));
+    let _ = socket.set_tcp_notsent_lowat(UNSENT);
+    answered.ok()?;
+    // One that is broken sends nothing more.
+    Some(!asked[0].revents().is_empty())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn has_unsent_below(_tcp: &TcpStream, _bytes: u32) -> Option<bool> {
+    None
 }
 
 impl AsyncRead for Socket {

@@ -42,12 +42,12 @@ pub(super) use outcome::{ClosedBy, Outcome};
 use side::{Control, Held, Outgoing, Side};
 use texts::Extra;
 
-/// After a Close, or half of one, the other side has this long from when it was delivered; the client of a session that
-/// we end, from when it could be.
+/// After a Close, or half of one, the other side has this long from when it was delivered. The client of a session that
+/// we end is given up when it takes nothing for this long.
 const LINGER: Duration = Duration::from_secs(5);
 /// A client that sends no more is told what the upstream still says for this long.
 const HALF_CLOSED: Duration = Duration::from_secs(60);
-/// How long a Close of ours waits for the end of a message.
+/// How long a Close of ours waits for the end of a message, while the client takes what there is of it.
 const BOUNDARY: Duration = Duration::from_secs(2);
 /// Answers of ours that may wait for the end of the upstream's message.
 const SAYINGS: usize = 16;
@@ -194,6 +194,9 @@ impl Relay {
             times.message_bytes,
             beginning.held_messages,
         );
+        for socket in [&client, &upstream] {
+            socket.limit_unsent();
+        }
         let mut relay = Self {
             client: Side::new(client),
             upstream: Side::new(upstream),
@@ -307,7 +310,29 @@ impl Relay {
         self.act_on(Event::End(Ending::UpstreamLost));
     }
 
+    /// The client is given up. What it sent before still goes up, and its socket is closed meanwhile. Whether nothing is
+    /// left to do.
+    fn give_up_client(&mut self, cx: &mut Context<'_>) -> bool {
+        SCRATCH_BUFFER.with_borrow_mut(|scratch| self.client.part(cx, scratch));
+        self.client.give_up();
+        self.client.socket = Socket::Closed;
+        self.client.eof = true;
+        self.over = None;
+        if self.farewell.is_some() && !self.upstream.told_close {
+            self.leave_upstream();
+        }
+        !self.upstream.pending() && self.upstream.is_delivered()
+    }
+
+    /// Whether only what the upstream is still to take keeps it from being over.
+    fn is_without_client(&self) -> bool {
+        self.client.eof && self.client.shut
+    }
+
     fn pump_from_client(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.gives_way(cx) {
+            return true;
+        }
         if self.farewell.is_some() && !self.upstream.told_close {
             // At once, whatever the client reads, and behind all of its messages that were taken.
             self.leave_upstream();
@@ -330,7 +355,7 @@ impl Relay {
             // The end itself comes only when the client has been told, so that the upstream can finish its message.
             let left = self.farewell.is_some() && self.client.told_close;
             let done = self.client.eof || left;
-            if done && !self.upstream.pending() {
+            if done && !self.upstream.pending() && self.upstream.is_delivered() {
                 self.upstream.shut(cx);
                 return true;
             }
@@ -356,9 +381,6 @@ impl Relay {
         }
         if self.client.is_read_again() {
             self.last_data = Instant::now();
-        }
-        if self.gives_way(cx) {
-            return true;
         }
         let behind = self.take_behind();
         let read = if behind.is_empty() {
@@ -408,7 +430,13 @@ impl Relay {
 
     fn pump_from_upstream(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.client.shut {
-            match self.client.poll_flush(cx) {
+            let had_stalled = self.client.stalled.is_some();
+            let flushed = self.client.poll_flush(cx);
+            if had_stalled && let Some(farewell) = &mut self.farewell {
+                // The upstream was not read, and so could not end its message.
+                farewell.boundary_since = Instant::now();
+            }
+            match flushed {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
                     self.client_has_left();
@@ -439,7 +467,7 @@ impl Relay {
                 }
             }
             let done = (self.client.told_close && self.farewell.is_some()) || self.upstream.eof;
-            if done && !self.client.pending() {
+            if done && !self.client.pending() && self.client.is_delivered() {
                 self.client.shut(cx);
                 return true;
             }
@@ -491,15 +519,24 @@ impl Relay {
 
     /// A side that has gone, or two Closes, leave the rest this long, once what was accepted for either is delivered.
     fn settle(&mut self) {
-        let closed = self.client.said_close
-            || self.upstream.said_close
-            || self.client.eof
-            || self.upstream.eof
-            || self.client.shut;
-        if !closed || self.over.is_some() || self.farewell.is_some() {
+        if self.over.is_some() {
             return;
         }
-        if self.client.pending() || self.upstream.pending() {
+        let is_delivered = if self.farewell.is_some() {
+            (self.client.told_close || self.client.shut) && !self.client.pending() && self.client.is_delivered()
+        } else {
+            let closed = self.client.said_close
+                || self.upstream.said_close
+                || self.client.eof
+                || self.upstream.eof
+                || self.client.shut;
+            closed
+                && !self.client.pending()
+                && !self.upstream.pending()
+                && self.client.is_delivered()
+                && self.upstream.is_delivered()
+        };
+        if !is_delivered {
             return;
         }
         self.over = Some(Instant::now() + LINGER);
@@ -579,7 +616,7 @@ impl Future for Relay {
             let next = this.next_moment();
             let now_instant = Instant::now();
             if next <= now_instant {
-                if this.on_time() {
+                if this.on_time(cx) {
                     return Poll::Ready(this.part(cx));
                 }
                 continue;

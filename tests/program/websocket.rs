@@ -1,6 +1,7 @@
 //! docs/contract.md section 4.1, 4.2 and 4.5 over sockets, for the default dialect.
 
 mod cookies;
+mod delivery;
 mod dialects;
 mod life;
 mod matrix;

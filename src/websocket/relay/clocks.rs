@@ -1,6 +1,7 @@
 //! What is due when: the session's deadline, pings and their answers, idleness, writes that nobody takes,
 //! and the end of every farewell.
 
+use std::task::Context;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +14,8 @@ use crate::websocket::session::Event;
 
 /// A ping that could not be sent is tried again after this.
 const PING_RETRY: Duration = Duration::from_secs(1);
+/// How often the system is asked again whether it has sent all that it took.
+const DELIVERY_RETRY: Duration = Duration::from_millis(100);
 
 impl Relay {
     /// The next moment at which something is due.
@@ -27,16 +30,24 @@ impl Relay {
             consider(self.client.last_heard + HALF_CLOSED);
         }
         for side in [&self.client, &self.upstream] {
-            if let Some(stalled) = side.stalled {
-                consider(stalled + self.times.send_timeout.get());
+            if let Some(waiting) = side.waiting_since() {
+                consider(waiting + self.times.send_timeout.get());
+            }
+            if side.awaits_delivery() {
+                consider(now_instant + DELIVERY_RETRY);
             }
         }
         if let Some(farewell) = &self.farewell {
-            if !self.client.told_close {
-                // Past the first of them only the client's own slowness is in the way.
-                let boundary = farewell.since + BOUNDARY;
-                consider(if boundary > now_instant { boundary } else { farewell.since + LINGER });
+            let boundary = farewell.boundary_since + BOUNDARY;
+            if !self.client.told_close && boundary > now_instant {
+                consider(boundary);
             }
+            if let Some(given_up) = self.client_given_up_at() {
+                consider(given_up);
+            }
+            return next;
+        }
+        if self.is_without_client() {
             return next;
         }
         if let Some(deadline) = self.session.deadline() {
@@ -56,35 +67,25 @@ impl Relay {
         next
     }
 
+    /// When the client of a session that we end is given up: after a while in which it takes nothing, and however slowly
+    /// it takes what there is.
+    fn client_given_up_at(&self) -> Option<Instant> {
+        let farewell = self.farewell.as_ref().filter(|_| self.over.is_none() && !self.client.shut)?;
+        let latest = farewell.since + self.times.send_timeout.get();
+        let quiet = self.client.waiting_since().map(|since| since.max(farewell.since) + LINGER);
+        Some(quiet.map_or(latest, |quiet| quiet.min(latest)))
+    }
+
     /// Does what is due; `true` when the session is simply over.
-    pub(super) fn on_time(&mut self) -> bool {
+    pub(super) fn on_time(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.client_is_over() {
+            return self.give_up_client(cx);
+        }
         let now_instant = Instant::now();
-        if self.over.is_some_and(|over| now_instant >= over) {
-            // The upstream still has something to say to a client that sends no more, or would have if it were read.
-            let heard = if self.upstream.is_unread { now_instant } else { self.upstream.last_heard };
-            let quiet_at = heard + LINGER;
-            if !self.is_half_closed() || quiet_at <= now_instant {
-                return true;
-            }
-            self.over = Some(quiet_at);
-        }
-        if self.is_half_closed() && self.client.last_heard + HALF_CLOSED <= now_instant {
-            return true;
-        }
-        if self.farewell.as_ref().is_some_and(|farewell| farewell.since + LINGER <= now_instant)
-            && !self.client.told_close
-        {
-            // It takes nothing, and so cannot be told.
-            return true;
-        }
-        if self.client.takes_nothing(self.times.send_timeout.get()) {
-            self.first_close.get_or_insert((None, ClosedBy::Vestibule));
-            return true;
-        }
         if self.upstream.takes_nothing(self.times.send_timeout.get()) {
             self.upstream_is_dead();
         }
-        if self.farewell.is_some() {
+        if self.farewell.is_some() || self.is_without_client() {
             return false;
         }
         if self.session.deadline().is_some_and(|deadline| now() >= deadline) {
@@ -100,7 +101,35 @@ impl Relay {
         if self.idle_at().is_some_and(|idle| idle <= now_instant) {
             self.act_on(Event::End(Ending::Idle));
         }
-        self.ping(now_instant)
+        self.ping(now_instant) && self.give_up_client(cx)
+    }
+
+    /// Whether nothing more is to be said to the client, or it does not hear it.
+    fn client_is_over(&mut self) -> bool {
+        let now_instant = Instant::now();
+        if self.over.is_some_and(|over| now_instant >= over) {
+            // The upstream still has something to say to a client that sends no more, or would have if it were read.
+            let heard = if self.upstream.is_unread { now_instant } else { self.upstream.last_heard };
+            let quiet_at = heard + LINGER;
+            if !self.is_half_closed() || quiet_at <= now_instant {
+                return true;
+            }
+            self.over = Some(quiet_at);
+        }
+        if self.is_half_closed() && self.client.last_heard + HALF_CLOSED <= now_instant {
+            return true;
+        }
+        if self.client_given_up_at().is_some_and(|given_up| given_up <= now_instant) {
+            let farewell = self.farewell.as_ref();
+            let is_latest =
+                farewell.is_some_and(|farewell| farewell.since + self.times.send_timeout.get() <= now_instant);
+            return is_latest || self.client.takes_nothing(LINGER);
+        }
+        if self.client.takes_nothing(self.times.send_timeout.get()) {
+            self.first_close.get_or_insert((None, ClosedBy::Vestibule));
+            return true;
+        }
+        false
     }
 
     /// The client has sent its last byte without a Close, and may still be told what the upstream says.
@@ -109,6 +138,7 @@ impl Relay {
             && !self.upstream.eof
             && !self.client.said_close
             && !self.upstream.said_close
+            && !self.client.shut
             && self.farewell.is_none()
     }
 

@@ -3,7 +3,7 @@
 
 use tokio::time::Instant;
 
-use super::{BOUNDARY, ClosedBy, LINGER, Relay, mask};
+use super::{BOUNDARY, ClosedBy, Relay, mask};
 use crate::runtime::Ear;
 use crate::websocket::ending::Ending;
 use crate::websocket::frame::{Opcode, close_payload, encode};
@@ -12,10 +12,24 @@ use crate::websocket::session::Event;
 /// How a session of ours is being ended.
 pub(super) struct Farewell {
     pub(super) since: Instant,
+    /// Since when the end of the upstream's message is waited for.
+    pub(super) boundary_since: Instant,
     /// What the upstream still answers to what stood before the end goes on, until it has closed too.
     pub(super) hears_upstream: bool,
     text: Option<Vec<u8>>,
     close: Vec<u8>,
+}
+
+impl Farewell {
+    fn new(text: Option<Vec<u8>>, close: Vec<u8>) -> Self {
+        let since = Instant::now();
+        Self { since, boundary_since: since, hears_upstream: false, text, close }
+    }
+
+    /// Whether a message that the upstream has not ended is waited for no longer.
+    fn is_late(&self) -> bool {
+        self.boundary_since.elapsed() >= BOUNDARY
+    }
 }
 
 impl Relay {
@@ -58,8 +72,7 @@ impl Relay {
         if self.client.told_close {
             // The upstream's Close is on its way to it, and the last that it hears; it is not waited for as long.
             self.leave_upstream();
-            let latest = Instant::now() + LINGER;
-            self.over = Some(self.over.map_or(latest, |over| over.min(latest)));
+            self.farewell = Some(Box::new(Farewell::new(None, Vec::new())));
             return;
         }
         self.act_on(Event::End(ending));
@@ -67,7 +80,7 @@ impl Relay {
 
     /// Whether a farewell still waits for what the upstream has to say.
     pub(super) fn still_hears_upstream(&self) -> bool {
-        self.farewell.as_ref().is_some_and(|farewell| farewell.hears_upstream && farewell.since.elapsed() < BOUNDARY)
+        self.farewell.as_ref().is_some_and(|farewell| farewell.hears_upstream && !farewell.is_late())
             && !self.client.told_close
             && !self.upstream.said_close
             && !self.upstream.eof
@@ -94,7 +107,7 @@ impl Relay {
         self.verdict = None;
         self.asking = None;
         self.forget_waiting();
-        self.farewell = Some(Box::new(Farewell { since: Instant::now(), hears_upstream: false, text, close }));
+        self.farewell = Some(Box::new(Farewell::new(text, close)));
     }
 
     /// Says goodbye to the client when the stream to it allows it.
@@ -104,7 +117,7 @@ impl Relay {
         }
         let Some(farewell) = &mut self.farewell else { return };
         // A message that nobody will finish is not waited for.
-        let late = farewell.since.elapsed() >= BOUNDARY || self.upstream.eof;
+        let late = farewell.is_late() || self.upstream.eof;
         if late {
             self.upstream_control.abandon(&mut self.from_upstream);
         }
@@ -125,7 +138,6 @@ impl Relay {
         }
         // Late and inside a frame: nothing can be said any more, and the connection just ends.
         self.client.told_close = true;
-        self.over = Some(Instant::now() + LINGER);
     }
 
     /// Toward the upstream a session that we end is a masked Close 1001.

@@ -18,6 +18,9 @@ const SLOWEST: u64 = 8;
 /// …of at most this many that the buffers between us and it may hold.
 const BETWEEN: u64 = 8 << 20;
 
+/// Of what the system has sent, so much at most stands unread in the peer's receive buffer.
+const AT_THE_PEER: u64 = 256 << 10;
+
 /// So often is a socket read for the last time; who sends more than that is reset.
 const LAST_READS: usize = 16;
 
@@ -38,6 +41,8 @@ pub(super) struct Side {
     pub(super) ping_not_before: Instant,
     /// A write has been waiting since.
     pub(super) stalled: Option<Instant>,
+    /// What the system has taken for it and not sent yet, where that was asked.
+    unsent: Option<Box<Unsent>>,
     /// It sends no more.
     pub(super) eof: bool,
     /// We send no more, and have said so.
@@ -49,6 +54,13 @@ pub(super) struct Side {
     /// A Close of this side has passed, or been sent to it.
     pub(super) said_close: bool,
     pub(super) told_close: bool,
+}
+
+/// What the system holds for a side.
+struct Unsent {
+    bytes: usize,
+    /// When it became less last.
+    since: Instant,
 }
 
 impl Side {
@@ -63,6 +75,7 @@ impl Side {
             taken_by: Instant::now(),
             ping_not_before: Instant::now(),
             stalled: None,
+            unsent: None,
             eof: false,
             shut: false,
             shutting: false,
@@ -110,13 +123,45 @@ impl Side {
 
     /// A ping of ours is on its way behind all that was written before.
     pub(super) fn was_pinged(&mut self, times: &Times) {
-        self.answer_due = Some(Instant::now().max(self.taken_by) + times.ping_timeout.get());
+        let now = Instant::now();
+        let mut taken_by = self.taken_by.max(now);
+        if taken_by > now
+            && let Some(held) = self.socket.held()
+        {
+            taken_by = taken_by.min(now + Duration::from_millis((held as u64 + AT_THE_PEER) / SLOWEST));
+        }
+        self.answer_due = Some(taken_by + times.ping_timeout.get());
+    }
+
+    /// Whether the system has sent all that it took, so that closing the socket takes nothing back. Asked before our end
+    /// is sent, when no write waits.
+    pub(super) fn is_delivered(&mut self) -> bool {
+        if self.shut || self.socket.is_sent() != Some(false) {
+            self.unsent = None;
+            return true;
+        }
+        let bytes = self.socket.unsent();
+        if self.unsent.as_ref().is_none_or(|unsent| bytes < unsent.bytes) {
+            self.unsent = Some(Box::new(Unsent { bytes, since: Instant::now() }));
+        }
+        false
+    }
+
+    /// Since when it has taken nothing of what waits for it, in us or in the system; `None` where nothing waits.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.stalled.or_else(|| self.unsent.as_ref().map(|unsent| unsent.since))
+    }
+
+    /// Whether the system is asked again soon how much it has not sent.
+    pub(super) fn awaits_delivery(&self) -> bool {
+        self.unsent.is_some()
     }
 
     fn wrote(&mut self, bytes: usize) {
         let now = Instant::now();
         let taken_by = self.taken_by.max(now) + Duration::from_millis(bytes as u64 / SLOWEST);
         self.taken_by = taken_by.min(now + Duration::from_millis(BETWEEN / SLOWEST));
+        self.unsent = None;
     }
 
     /// Ends what we send. A socket that does not take the end at once is asked again by [`Self::poll_shut`].
@@ -137,8 +182,11 @@ impl Side {
 
     /// Whether it has taken nothing for `limit`; asked of the socket itself before it is said.
     pub(super) fn takes_nothing(&mut self, limit: Duration) -> bool {
-        if self.stalled.is_none_or(|since| since.elapsed() < limit) {
+        if self.waiting_since().is_none_or(|since| since.elapsed() < limit) {
             return false;
+        }
+        if self.stalled.is_none() {
+            return !self.is_delivered() && self.waiting_since().is_some_and(|since| since.elapsed() >= limit);
         }
         let Some(taken) = self.socket.takes_more(&self.out[self.sent..]) else { return true };
         self.sent += taken;
@@ -172,6 +220,7 @@ impl Side {
         self.out = Vec::new();
         self.sent = 0;
         self.stalled = None;
+        self.unsent = None;
     }
 
     pub(super) fn pending(&self) -> bool {

@@ -488,3 +488,74 @@ async fn an_end_that_the_socket_does_not_take_at_once_is_given_to_it_again() {
     assert_eq!(relayed.client.next().await, None, "its end, while the client has not answered");
     assert_eq!(relayed.seconds(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_ending_waits_for_the_end_of_a_message_while_the_client_does_not_read_it() {
+    let mut relayed = Relayed::start(TIMES);
+    let message = vec![b'x'; 200 << 10];
+    let expected = message.clone();
+    let mut upstream = relayed.upstream;
+    let sending = tokio::spawn(async move { upstream.send(Opcode::Binary, &message).await });
+    sleep(Duration::from_secs(1)).await;
+    relayed.is_denied.store(true, Ordering::Relaxed);
+    relayed.bell.ring();
+    // Longer than a message of the upstream's is waited for, and shorter than a client that takes nothing.
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(relayed.client.next().await, Some((2, expected)));
+    assert_eq!(relayed.client.next_close().await, Some(1008));
+    sending.await.expect("sent");
+}
+
+/// The session ends while the client, which takes so many bytes a second, reads a message of 200 KiB. What it has
+/// received to the end, and after how many seconds that came.
+async fn ends_for_a_reader(bytes_a_second: usize) -> (Vec<u8>, u64) {
+    let mut relayed = Relayed::with_room(TIMES, 4 << 10);
+    let mut upstream = relayed.upstream;
+    tokio::spawn(async move {
+        upstream.send(Opcode::Binary, &vec![b'x'; 200 << 10]).await;
+        while upstream.next().await.is_some() {}
+    });
+    sleep(Duration::from_secs(1)).await;
+    relayed.is_denied.store(true, Ordering::Relaxed);
+    relayed.bell.ring();
+    let mut taken = Vec::new();
+    let mut chunk = vec![0; bytes_a_second / 10];
+    loop {
+        sleep(Duration::from_millis(100)).await;
+        let length = relayed.client.stream.read(&mut chunk).await.expect("reads");
+        if length == 0 {
+            return (taken, relayed.begun.elapsed().as_secs());
+        }
+        taken.extend_from_slice(&chunk[..length]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_of_an_ended_session_that_reads_slowly_hears_why() {
+    let (taken, seconds) = ends_for_a_reader(10 << 10).await;
+    let close = [&[0x88, 15][..], &1008_u16.to_be_bytes(), b"Access denied"].concat();
+    assert!(taken.ends_with(&close), "{} bytes in {seconds} s", taken.len());
+    assert!((20..40).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_of_an_ended_session_has_no_longer_than_send_timeout() {
+    let (taken, seconds) = ends_for_a_reader(1 << 10).await;
+    // What stands in the pipe between can still be read.
+    assert!((61..70).contains(&seconds) && taken.len() < 100 << 10, "{} bytes in {seconds} s", taken.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_sent_before_its_session_was_ended_reaches_an_upstream_that_pauses() {
+    let mut relayed = Relayed::start(TIMES);
+    let message = vec![b'x'; 100 << 10];
+    relayed.client.send(Opcode::Binary, &message).await;
+    sleep(Duration::from_secs(1)).await;
+    relayed.denies();
+    assert_eq!(relayed.client.next_close().await, Some(1008));
+    // Longer than its client is waited for.
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(relayed.upstream.next().await, Some((2, message)));
+    assert_eq!(relayed.upstream.next_close().await, Some(1001));
+    assert_eq!(relayed.relay.await.expect("ends").code, Some(1008));
+}
