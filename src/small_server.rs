@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,9 @@ const CONNECTIONS: usize = 16;
 const TIME: Duration = Duration::from_secs(10);
 /// For its head: callers stand on this machine or near it.
 const HEAD_TIME: Duration = Duration::from_secs(1);
+/// A caller has this long to take its answer while it may still be sending, and so much of what it sends is read.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
 /// A request's head.
 const HEAD_BYTES: usize = 16 << 10;
 /// How long accepting rests when the system has no file descriptor left.
@@ -193,7 +196,25 @@ async fn one_request<H, F>(
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).keep_alive(false).max_buf_size(HEAD_BYTES);
     // A caller that is too slow or breaks off hears nothing.
-    let _ = tokio::time::timeout(TIME, server.serve_connection(TokioIo::new(stream), service)).await;
+    let served = tokio::time::timeout(TIME, server.serve_connection(TokioIo::new(stream), service).without_shutdown());
+    if let Ok(Ok(parts)) = served.await {
+        let _ = tokio::time::timeout(LINGER_TIME, close(parts.io.into_inner())).await;
+    }
+}
+
+/// Closes our end and reads on until the caller closes its own: closed with bytes unread, as of a body that nobody wants,
+/// the connection would be reset, and the reset would take the answer away.
+async fn close(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut discarded = [0; 1024];
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        match stream.read(&mut discarded).await? {
+            0 => break,
+            length => left = left.saturating_sub(length),
+        }
+    }
+    Ok(())
 }
 
 /// Binds a Unix socket of this mode; a file left over from a process that was killed is taken over. Must be called

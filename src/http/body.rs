@@ -221,6 +221,8 @@ pub struct ResponseBody {
     sent: u64,
     fate: Fate,
     cut_when: Option<CutWhen>,
+    /// The upstream broke off, and hyper does not know it yet.
+    broken: Option<hyper::Error>,
     on_end: Option<OnEnd>,
     /// The body of the request that this answers, when it has one.
     request_body: Option<UnreadBody>,
@@ -239,7 +241,7 @@ impl std::fmt::Debug for ResponseBody {
 
 impl ResponseBody {
     fn new(kind: Kind) -> Self {
-        Self { kind, sent: 0, fate: Fate::BrokenOff, cut_when: None, on_end: None, request_body: None }
+        Self { kind, sent: 0, fate: Fate::BrokenOff, cut_when: None, broken: None, on_end: None, request_body: None }
     }
 
     /// Text of our own.
@@ -320,9 +322,19 @@ impl Body for ResponseBody {
         }
         let frame = match &mut this.kind {
             Kind::Ours(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Upstream { incoming, .. } => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(AnswerError::Upstream)))
-            }
+            Kind::Upstream { incoming, .. } => match this.broken.take() {
+                Some(error) => Poll::Ready(Some(Err(AnswerError::Upstream(error)))),
+                None => match Pin::new(incoming).poll_frame(cx) {
+                    Poll::Ready(Some(Err(error))) if this.sent > 0 => {
+                        // hyper drops the connection with what it has not written, and it writes when there is nothing
+                        // more for now. An answer of which nothing but the head came is better not given at all.
+                        this.broken = Some(error);
+                        cx.waker().wake_by_ref();
+                        Poll::Pending
+                    }
+                    frame => frame.map(|frame| frame.map(|frame| frame.map_err(AnswerError::Upstream))),
+                },
+            },
         };
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::DiscardLimits;
 use super::forwarding::new_request_id;
 use super::refusal::{Refusal, problem};
 use super::socket::Socket;
@@ -53,13 +54,36 @@ impl Place {
         tokio::spawn(async move {
             let _ = tokio::time::timeout(TIME, async {
                 socket.shutdown().await?;
-                let mut discarded = [0; 1024];
-                while socket.read(&mut discarded).await? > 0 {}
-                Ok::<_, io::Error>(())
+                read_away(socket, usize::MAX).await
             })
             .await;
             drop(self.0);
         });
+    }
+
+    /// Breaks an answer off, and reads on for a client that is still sending a body.
+    pub(super) fn discard(self, socket: Socket, limits: DiscardLimits) {
+        // Without a runtime the process is ending, and every connection with it.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // Nobody may take what was given for whole.
+        if socket.break_off().is_err() {
+            return;
+        }
+        runtime.spawn(async move {
+            let _ = tokio::time::timeout(limits.timeout, read_away(socket, limits.bytes)).await;
+            drop(self.0);
+        });
+    }
+}
+
+/// Reads so many bytes at most until the client closes its end.
+async fn read_away(mut socket: Socket, mut left: usize) -> io::Result<()> {
+    let mut discarded = [0; 8 << 10];
+    loop {
+        match left.checked_sub(socket.read(&mut discarded).await?) {
+            Some(further) if further < left => left = further,
+            _ => return Ok(()),
+        }
     }
 }
 

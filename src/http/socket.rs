@@ -1,6 +1,7 @@
 //! A connected socket of any kind: TCP, Unix, or TLS over TCP. Everything above reads and writes bytes.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -123,6 +124,21 @@ impl Socket {
             }
         }
         usize::try_from(least).unwrap_or(usize::MAX)
+    }
+
+    /// Closes our end without the end of TLS, which would say that everything was said.
+    ///
+    /// # Errors
+    /// When the peer has gone.
+    pub fn break_off(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => SockRef::from(tcp).shutdown(Shutdown::Write),
+            Self::Tls(tls) => SockRef::from(tls.get_ref().0).shutdown(Shutdown::Write),
+            Self::Unix(unix) => SockRef::from(unix).shutdown(Shutdown::Write),
+            Self::Closed => Ok(()),
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
+        }
     }
 
     /// How many bytes at most the system was given and has not sent; `None` where it does not tell.

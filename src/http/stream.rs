@@ -148,8 +148,13 @@ impl ClientStream {
 
     /// The bare socket, once HTTP is over.
     #[must_use]
-    pub fn into_socket(self) -> Socket {
-        self.socket.into_socket()
+    pub fn into_socket(mut self) -> Socket {
+        self.take_socket()
+    }
+
+    /// Leaves this stream without a socket.
+    fn take_socket(&mut self) -> Socket {
+        std::mem::replace(&mut self.socket, PacedStream::new(Socket::Closed, self.limits.send)).into_socket()
     }
 
     fn look_at_phase(&mut self) {
@@ -168,9 +173,13 @@ impl ClientStream {
     /// Whether the client may be in the middle of a request although we have said our last word: closing now would
     /// reset the connection and take that word away.
     fn may_be_sending(&mut self) -> bool {
+        self.is_in_request() || self.head > 0
+    }
+
+    /// Whether a request's answer, or the reading of its body, has not come to an end.
+    fn is_in_request(&mut self) -> bool {
         self.look_at_phase();
-        let in_body = matches!(self.waiting, Waiting::No) && !self.phase.given_up.load(Ordering::Relaxed);
-        in_body || self.head > 0
+        matches!(self.waiting, Waiting::No) && !self.phase.given_up.load(Ordering::Relaxed)
     }
 
     /// Says what hyper's buffer, with `spare` bytes free, makes this connection hold. A head that is complete after its
@@ -194,11 +203,27 @@ impl ClientStream {
             Waiting::Idle | Waiting::No => None,
         };
         let is_waiting = self.socket.is_waiting();
-        let socket = std::mem::replace(&mut self.socket, PacedStream::new(Socket::Closed, self.limits.send));
+        let socket = self.take_socket();
         if let (Some(refusal), Some(place), false) = (refusal, self.lingering.free_place(), is_waiting) {
-            place.refuse(socket.into_socket(), &refusal);
+            place.refuse(socket, &refusal);
         }
         io::Error::other(GIVES_WAY)
+    }
+}
+
+/// hyper drops a connection whose answer breaks off. A client that is still sending reads what there is of it only when
+/// the socket is not closed with its bytes unread.
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        let is_open =
+            self.left_to_discard.is_none() && !self.has_ended && !matches!(self.socket.socket, Socket::Closed);
+        if is_open
+            && self.is_in_request()
+            && !self.share.is_evicted()
+            && let Some(place) = self.lingering.free_place()
+        {
+            place.discard(self.take_socket(), self.limits.discard);
+        }
     }
 }
 

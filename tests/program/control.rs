@@ -345,3 +345,12 @@ async fn over_tcp_whoever_has_the_token_may() {
     assert_eq!(request(port, "POST", "/revoke", &[&good], &body).await.status, 204);
     assert!(silent[0].is_closed().await);
 }
+
+#[tokio::test]
+async fn an_answer_that_needs_no_body_reaches_a_caller_that_is_still_sending_one() {
+    let (house, _file) = house("", "").await;
+    let body = "x".repeat(600 << 10);
+    for _ in 0..5 {
+        assert_eq!(post(&house.socket, "/nowhere", &body).await, 404);
+    }
+}

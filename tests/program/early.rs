@@ -193,6 +193,35 @@ async fn an_early_answer_of_the_upstream_reaches_a_client_that_is_still_sending(
     }
 }
 
+/// An answer that ends with its connection is cut short by a reset. What there is of it reaches the client, which can
+/// still send.
+#[tokio::test]
+async fn an_early_answer_that_a_reset_cuts_short_reaches_a_client_that_is_still_sending() {
+    use tokio::io::AsyncReadExt as _;
+    let house = house("limits: { discard_body_timeout: 1m }\n").await;
+    let credential = bearer(&house.issuer.token("alice"));
+    for round in 0..10 {
+        let mut client = Client::connect(house.proxy.address).await;
+        client.send(post("/upload", &[HOST, &credential], 1 << 20)).await;
+        let mut conn = house.backend.accept().await;
+        conn.head().await;
+        conn.write("HTTP/1.1 413 Too Large\r\n\r\ntoo large").await;
+        // Nothing is being written to it, so the reset is found by reading.
+        socket2::SockRef::from(&conn.stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        drop(conn);
+        for _ in 0..32 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            client.send([b'x'; 16 << 10]).await;
+        }
+        let mut answer = Vec::new();
+        while !answer.windows(9).any(|part| part == b"too large") {
+            let read = within("the answer", client.stream.read_buf(&mut answer)).await;
+            assert!(read.is_ok_and(|length| length > 0), "{round}: {}", String::from_utf8_lossy(&answer));
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 413 "), "{round}: {}", String::from_utf8_lossy(&answer));
+    }
+}
+
 #[tokio::test]
 async fn an_upload_goes_on_behind_an_early_answer_and_its_connection_is_kept() {
     let house = house("").await;
