@@ -21,7 +21,7 @@ use url::Url;
 
 use super::outbound;
 use super::verifier::ProviderState;
-use crate::policy::{KeySource, LimitSpec, LoginSpec, Pushed, Renew, Secret};
+use crate::policy::{KeySource, LimitSpec, LoginPrompt, LoginSpec, Pushed, Renew, Secret};
 use client::{Form, TIMEOUT};
 use discovery::Discovery;
 
@@ -43,6 +43,9 @@ pub enum LoginError {
         /// What the provider said of when to come back.
         retry_after: Option<Duration>,
     },
+    /// The provider does not take a pushed request.
+    #[error("the pushed authorization request endpoint answered {0}")]
+    PushRefused(String),
     /// The code or refresh token is not good, or no longer.
     #[error("the provider answered invalid_grant")]
     InvalidGrant,
@@ -174,6 +177,10 @@ impl Login {
             ("code_challenge_method", "S256".to_owned()),
         ];
         if let Some(prompt) = state.prompt.or(self.spec.prompt) {
+            // A provider that has no page to choose an account from refuses the request; it can ask who it is.
+            let lacks = |name: &str| metadata.prompts.as_ref().is_some_and(|known| known.iter().all(|it| it != name));
+            let cannot_choose = prompt == LoginPrompt::SelectAccount && lacks(prompt.name());
+            let prompt = if cannot_choose { LoginPrompt::Login } else { prompt };
             pairs.push(("prompt", prompt.name().to_owned()));
         }
         if let Some(max_age) = self.spec.max_age {

@@ -23,7 +23,7 @@ export function within(what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-async function listening(server) {
+export async function listening(server) {
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   return server.address().port;
@@ -48,7 +48,7 @@ async function issuer() {
   return { url, token, server };
 }
 
-async function program(yaml, environment) {
+export async function program(yaml, environment) {
   const child = spawn(process.env.VESTIBULE, ['run'], {
     env: { ...environment, VESTIBULE_CONFIG_YAML: yaml, LISTEN: '127.0.0.1:0' },
     stdio: ['ignore', 'pipe', 'pipe'],

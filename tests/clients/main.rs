@@ -118,6 +118,12 @@ fn a_real_browser() {
 }
 
 #[test]
+fn sign_in_at_a_real_provider() {
+    let Some(chromium) = chromium() else { return };
+    passes_with("login.test.mjs", &[("CHROMIUM", chromium.as_path())]);
+}
+
+#[test]
 fn front_ends_that_people_have() {
     let Some(chromium) = chromium() else { return };
     passes_with("front_ends.test.mjs", &[("CHROMIUM", chromium.as_path())]);

@@ -174,9 +174,7 @@ impl Login {
         let text = |name: &str| answer.as_ref().and_then(|answer| answer.get(name)).and_then(Value::as_str);
         match (answered.status, text("request_uri"), text("error")) {
             (200 | 201, Some(uri), _) if !uri.is_empty() => Ok(uri.to_owned()),
-            (400..=499, _, Some(code)) => {
-                Err(LoginError::unavailable(format!("{what} answered {}", shown(code)), None))
-            }
+            (400..=499, _, Some(code)) => Err(LoginError::PushRefused(shown(code))),
             (status, ..) => Err(LoginError::unavailable(format!("{what} answered {status}"), answered.retry_after)),
         }
     }

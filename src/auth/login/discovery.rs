@@ -46,6 +46,8 @@ pub struct Metadata {
     pub has_backchannel_logout: bool,
     /// Whether ID and logout tokens hold the same `sid`.
     pub logout_names_session: bool,
+    /// What it can be told to ask its user; `None` where it does not say.
+    pub prompts: Option<Vec<String>>,
     /// Whether S256 is among its code challenge methods; `None` where it does not say.
     pub has_s256: Option<bool>,
 }
@@ -79,6 +81,7 @@ impl Metadata {
             auth_methods: list("token_endpoint_auth_methods_supported").unwrap_or_default(),
             has_backchannel_logout: flag("backchannel_logout_supported"),
             logout_names_session: flag("backchannel_logout_session_supported"),
+            prompts: list("prompt_values_supported"),
             has_s256: list("code_challenge_methods_supported")
                 .map(|methods| methods.iter().any(|method| method == "S256")),
         })

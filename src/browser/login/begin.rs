@@ -107,17 +107,34 @@ impl Visit<'_> {
                 None => cookie,
             });
         }
-        let keys = &self.logins.keys;
-        let state = self
-            .cookie
-            .as_ref()
-            .and_then(|cookie| LoginState::begin(keys, cookie, &login.spec.name, return_path, (tries, prompt), now));
-        let (Some(cookie), Some(state)) = (&self.cookie, state) else {
-            return self.failed(login, &LoginError::Refused("no random bytes".to_owned()));
+        let url = match self.authorization_url(login, return_path, tries, prompt).await {
+            // A provider that has no page to choose an account from can ask who it is.
+            Err(LoginError::PushRefused(_)) if prompt == Some(LoginPrompt::SelectAccount) => {
+                self.authorization_url(login, return_path, tries, Some(LoginPrompt::Login)).await
+            }
+            other => other,
         };
-        match login.authorization_url(keys, cookie, &state).await {
+        match url {
             Ok(url) => self.redirect(StatusCode::FOUND, &url),
             Err(error) => self.failed(login, &error),
         }
+    }
+
+    async fn authorization_url(
+        &self,
+        login: &Login,
+        return_path: &str,
+        tries: u8,
+        prompt: Option<LoginPrompt>,
+    ) -> Result<String, LoginError> {
+        let (keys, provider) = (&self.logins.keys, &login.spec.name);
+        let state = self
+            .cookie
+            .as_ref()
+            .and_then(|cookie| LoginState::begin(keys, cookie, provider, return_path, (tries, prompt), self.now));
+        let (Some(cookie), Some(state)) = (&self.cookie, state) else {
+            return Err(LoginError::Refused("no random bytes".to_owned()));
+        };
+        login.authorization_url(keys, cookie, &state).await
     }
 }

@@ -55,6 +55,11 @@ pub(super) async fn serve(
     if let Some(code) = error {
         let code = shown_error_code(&code);
         let denied = code == "access_denied";
+        // A provider that has no page to choose an account from can ask who it is.
+        if code == "invalid_request" && state.prompt == Some(LoginPrompt::SelectAccount) && state.tries < RESTARTS {
+            metrics.signed_in(provider, "restarted");
+            return Ok(visit.go(login, &state.return_path, state.tries + 1, Some(LoginPrompt::Login)).await);
+        }
         metrics.signed_in(provider, if denied { "denied" } else { "refused" });
         tracing::info!(provider, error = code, client = %visit.client, request_id = %visit.request_id, "sign-in refused by the provider");
         return Ok(visit.page(&pages::provider_error(&code, denied, &state.return_path)));
@@ -207,6 +212,7 @@ impl Visit<'_> {
                 let seconds = retry_after.map_or(DEFAULT_RETRY, |wait| wait.as_secs().max(1));
                 ("unavailable", pages::provider_down(), Some(seconds))
             }
+            LoginError::PushRefused(_) => ("unavailable", pages::provider_down(), Some(DEFAULT_RETRY)),
             LoginError::Denied(_) | LoginError::Revoked(_) => ("denied", pages::not_allowed(), None),
             LoginError::NoRefreshToken => ("refused", pages::no_refresh_token(), None),
             LoginError::InvalidGrant | LoginError::Refused(_) => ("invalid", pages::unusable(), None),

@@ -129,6 +129,22 @@ async fn offline_access_is_asked_for_where_the_provider_lists_it() {
 }
 
 #[tokio::test]
+async fn a_provider_that_has_no_accounts_to_choose_from_asks_who_it_is() {
+    for (prompts, expected) in [
+        (json!(null), "select_account"),
+        (json!(["login", "select_account"]), "select_account"),
+        (json!(["login", "consent"]), "login"),
+    ] {
+        let provider = OpenId::start().await;
+        provider.set(|conduct| conduct.metadata = json!({ "prompt_values_supported": prompts }));
+        let fixture = Fixture::at(provider, "", "").await;
+        let answer = fixture.browser().open("/.vestibule/login?prompt=select_account").await;
+        let location = super::Browser::location(&answer);
+        assert_eq!(fixture.provider.parameters(&location)["prompt"], expected);
+    }
+}
+
+#[tokio::test]
 async fn further_parameters_go_along() {
     let fixture = Fixture::start("prompt: consent, parameters: { access_type: offline, hd: example.com }", "").await;
     let location = fixture.browser().reach_provider("/").await;

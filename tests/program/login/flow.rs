@@ -253,6 +253,20 @@ async fn the_provider_s_own_refusals_are_pages() {
 }
 
 #[tokio::test]
+async fn a_provider_that_cannot_let_people_choose_is_asked_to_ask_who_it_is() {
+    let fixture = Fixture::start("", "").await;
+    let mut browser = fixture.browser();
+    let answer = browser.open("/.vestibule/login?prompt=select_account").await;
+    let state = fixture.provider.parameters(&Browser::location(&answer))["state"].clone();
+    let answer = browser.come_back(&format!("error=invalid_request&state={state}")).await;
+    assert_eq!(answer.status, 302, "{}", answer.body);
+    let parameters = fixture.provider.parameters(&Browser::location(&answer));
+    assert_eq!(parameters["prompt"], "login");
+    let answer = browser.come_back(&format!("error=invalid_request&state={}", parameters["state"])).await;
+    assert_eq!(answer.status, 400, "once");
+}
+
+#[tokio::test]
 async fn a_provider_that_is_down_is_a_503_and_sessions_live_on() {
     let fixture = Fixture::start("", "").await;
     let mut signed_in = fixture.browser();
