@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Owns admission, rules applied to requests, refusals as values, header rules, bodies and the
-//! upstream client. How a refusal looks is `proxy`'s; what a token means is `auth`'s.
+//! upstream client. What a token means is `auth`'s.
 //!
 //! Nobody is allowed anything without a verified user:
 //!
@@ -85,7 +85,7 @@ pub use forwarding::{ClientAddress, Connection, Sharing};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public, strip_own_set_cookie};
 pub use lingering::{Lingering, Place};
-pub use refusal::{Challenge, Refusal, problem};
+pub use refusal::{Challenge, Refusal, refusal_bytes, render_refusal};
 pub use request::{
     Admitted, Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,
 };

@@ -6,9 +6,11 @@
 mod access;
 mod format;
 mod metrics;
+mod outcome;
 mod output;
 
 pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, access, observe};
 pub use format::{set_level, start};
 pub use metrics::{Label, Metrics, PassedBytes};
+pub use outcome::{AnsweredBy, Outcome};
 pub use output::{Format, flush};

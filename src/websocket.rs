@@ -38,7 +38,7 @@ use crate::budget::MemoryReservation;
 use crate::http::{Answer, ClientStream, ProtectedRequest, PublicRequest, Refusal, Socket};
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
-use crate::telemetry::{AccessLine, SocketLife};
+use crate::telemetry::{AccessLine, AnsweredBy, Outcome as LineOutcome, SocketLife};
 
 use door::{Door, WayUp};
 use ending::Ending;
@@ -124,14 +124,14 @@ impl Context {
 
     /// Writes the line of a client that left before our 101 could be written.
     fn left(mut self) {
-        self.line.outcome = "left";
+        self.line.outcome = LineOutcome::Left;
         self.ended(&Outcome::left(None));
     }
 
     /// Writes the line of a socket that came to nothing.
     fn ended(self, outcome: &Outcome) {
-        if self.line.outcome != "left" {
-            self.shared.metrics.sockets.refused(self.line.outcome);
+        if self.line.outcome != LineOutcome::Left {
+            self.shared.metrics.sockets.refused(self.line.outcome.name());
         }
         self.into_record().ended(outcome);
     }
@@ -165,7 +165,9 @@ impl Record {
         self.line.duration = self.started.elapsed();
         self.line.bytes_in = outcome.bytes_in;
         self.line.bytes_out = outcome.bytes_out;
-        self.line.answered_by = if self.line.answered_by.is_empty() { "vestibule" } else { self.line.answered_by };
+        if self.line.answered_by == AnsweredBy::Nobody {
+            self.line.answered_by = AnsweredBy::Vestibule;
+        }
         self.line.socket = Some(SocketLife {
             close_code: outcome.code,
             closed_by: outcome.closed_by.name(),

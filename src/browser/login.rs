@@ -19,7 +19,7 @@ use crate::auth::login::{Login, LoginCookie, Logins};
 use crate::auth::{Rejection, Verified, unix_millis};
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
-use crate::telemetry::AccessLine;
+use crate::telemetry::{AccessLine, Outcome};
 
 pub(super) use logout::end_at_provider;
 
@@ -80,7 +80,7 @@ pub async fn serve(
         client: own.client().address.to_string(),
         now,
     };
-    line.outcome = "own";
+    line.outcome = Outcome::Own;
     if path == BACKCHANNEL_LOGOUT {
         return backchannel::serve(shared, runtime, logins, &mut own).await;
     }

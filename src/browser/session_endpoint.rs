@@ -15,7 +15,7 @@ use crate::auth::{
 use crate::authenticate::verify;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
-use crate::telemetry::AccessLine;
+use crate::telemetry::{AccessLine, Outcome};
 
 /// Serves the endpoint.
 ///
@@ -54,7 +54,7 @@ pub async fn serve(
         begin(shared, runtime, &mut own, cookie.as_ref(), name.as_deref(), line).await?
     };
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    line.outcome = "own";
+    line.outcome = Outcome::Own;
     Ok(answer)
 }
 

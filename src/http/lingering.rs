@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::DiscardLimits;
 use super::forwarding::new_request_id;
-use super::refusal::{Refusal, problem};
+use super::refusal::{Refusal, refusal_bytes};
 use super::socket::Socket;
 
 /// A client has this long to take its answer, and so many do at once.
@@ -48,7 +48,7 @@ impl Place {
     /// Answers without a request having been read, and closes.
     pub fn refuse(self, mut socket: Socket, refusal: &Refusal) {
         // A socket that cannot take this at once is dropped without it.
-        if socket.write_now(written(refusal).as_bytes()).is_err() {
+        if socket.write_now(&refusal_bytes(refusal, &new_request_id())).is_err() {
             return;
         }
         tokio::spawn(async move {
@@ -85,14 +85,4 @@ async fn read_away(mut socket: Socket, mut left: usize) -> io::Result<()> {
             _ => return Ok(()),
         }
     }
-}
-
-/// The whole answer, where hyper does not write it.
-fn written(refusal: &Refusal) -> String {
-    let body = problem(refusal, &new_request_id());
-    let (status, length) = (refusal.status, body.len());
-    let retry_after = refusal.retry_after.map_or_else(String::new, |seconds| format!("retry-after: {seconds}\r\n"));
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncache-control: no-store\r\n{retry_after}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    )
 }

@@ -1,10 +1,11 @@
 //! What we refuse, and with which words (docs/contract.md section 3): one constructor a row of the table.
 
+mod render;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use serde_json::json;
 
 use super::UpstreamError;
 use super::cors::not_in_origins;
@@ -12,7 +13,9 @@ use crate::auth::Rejection;
 use crate::auth::allow::Denied;
 use crate::auth::token::{BadCredential, Problem};
 use crate::policy::{Conflict, Route};
-use crate::telemetry::{AccessLine, Rule};
+use crate::telemetry::{AccessLine, Outcome, Rule};
+
+pub use render::{refusal_bytes, render_refusal};
 
 /// The `WWW-Authenticate` of a refusal (RFC 6750 section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub enum Challenge {
     InsufficientScope,
 }
 
-/// A refusal as a value; `proxy` renders it.
+/// A refusal as a value; [`render_refusal`] makes an answer of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status.
@@ -80,7 +83,7 @@ impl Refusal {
 
     /// Notes in a request's or socket's line what became of it.
     pub fn note(&self, line: &mut AccessLine) {
-        line.outcome = self.outcome;
+        line.outcome = Outcome::Refused(self.outcome);
         line.reason.clone_from(&self.reason);
         line.rule = self.rule;
         if let Some(route) = &self.route {
@@ -384,18 +387,4 @@ impl Refusal {
 
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
-}
-
-/// The members of RFC 9457, in our order.
-#[must_use]
-pub fn problem(refusal: &Refusal, request_id: &str) -> String {
-    json!({
-        "type": "about:blank",
-        "title": refusal.status.canonical_reason().unwrap_or("Error"),
-        "status": refusal.status.as_u16(),
-        "code": refusal.code,
-        "detail": refusal.detail,
-        "request_id": request_id,
-    })
-    .to_string()
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::telemetry::{AccessLine, Label};
+use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome};
 
 /// So many are kept.
 const KEPT: usize = 20;
@@ -18,7 +18,7 @@ pub struct Refusal {
     /// The pattern of its route.
     pub route: Label,
     /// The `outcome` of its line.
-    pub outcome: &'static str,
+    pub outcome: Outcome,
     /// HTTP status, or the close code of a socket.
     pub code: u16,
     /// As in the log.
@@ -34,12 +34,12 @@ impl Refusals {
     pub fn note(&self, line: &AccessLine) {
         let code = match &line.socket {
             // One that was open, or that its client left, was not refused.
-            Some(_) if matches!(line.outcome, "accepted" | "public" | "left") => return,
+            Some(_) if !line.outcome.is_refused_socket() => return,
             Some(life) => life.close_code.unwrap_or(0),
             None if line.status < 400 || line.status == 499 => return,
             None => line.status,
         };
-        if line.answered_by != "vestibule" {
+        if line.answered_by != AnsweredBy::Vestibule {
             return;
         }
         let refusal = Refusal {
@@ -74,14 +74,16 @@ mod tests {
             status,
             answered_by,
             request_id: request_id.into(),
-            outcome: "missing_token",
+            outcome: Outcome::Refused("missing_token"),
             ..AccessLine::default()
         };
-        for (status, answered_by) in [(200, "vestibule"), (401, "upstream"), (499, "vestibule")] {
+        for (status, answered_by) in
+            [(200, AnsweredBy::Vestibule), (401, AnsweredBy::Upstream), (499, AnsweredBy::Vestibule)]
+        {
             refusals.note(&line(status, answered_by, "no"));
         }
         for number in 0..25 {
-            refusals.note(&line(401, "vestibule", &number.to_string()));
+            refusals.note(&line(401, AnsweredBy::Vestibule, &number.to_string()));
         }
         let ids: Vec<_> = refusals.newest().iter().map(|refusal| refusal.request_id.to_string()).collect();
         assert_eq!((ids.len(), ids[0].as_str(), ids[19].as_str()), (20, "24", "5"));

@@ -9,6 +9,7 @@ use hyper::Method;
 
 use super::format::{escape, quote, time};
 use super::metrics::Label;
+use super::outcome::{AnsweredBy, Outcome};
 use super::output::{self, Format};
 
 /// What an access line says (docs/contract.md section 7). The path is without its query, `user` comes
@@ -22,10 +23,10 @@ pub struct AccessLine {
     pub path: Box<str>,
     pub route: Label,
     pub status: u16,
-    pub answered_by: &'static str,
+    pub answered_by: AnsweredBy,
     pub user: Option<String>,
     pub carrier: Option<&'static str>,
-    pub outcome: &'static str,
+    pub outcome: Outcome,
     /// Why it was refused; for the log alone.
     pub reason: String,
     pub duration: Duration,
@@ -143,8 +144,8 @@ fn json(line: &AccessLine) -> String {
     if let Some(carrier) = line.carrier {
         text("carrier", carrier);
     }
-    text("answered_by", line.answered_by);
-    text("outcome", line.outcome);
+    text("answered_by", line.answered_by.name());
+    text("outcome", line.outcome.name());
     if !line.reason.is_empty() {
         text("reason", &line.reason);
     }
@@ -204,8 +205,8 @@ mod tests {
         let line = AccessLine {
             path: "/\"\n\u{1b}".into(),
             user: Some("a\u{202e}b".into()),
-            answered_by: "vestibule",
-            outcome: "missing_token",
+            answered_by: AnsweredBy::Vestibule,
+            outcome: Outcome::Refused("missing_token"),
             socket: Some(SocketLife { close_code: Some(1008), closed_by: "client", refreshes: 2 }),
             ..AccessLine::default()
         };

@@ -24,7 +24,7 @@ use crate::http::{
 };
 use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::runtime::{Runtime, Shared};
-use crate::telemetry::{AccessLine, Label};
+use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome as LineOutcome};
 
 /// Serves an upgrade whose user is known.
 pub(super) async fn with_user(
@@ -48,9 +48,9 @@ pub(super) async fn with_user(
     };
     match asked {
         Asked::Open(head, upgraded) => {
-            context.line.outcome = "accepted";
+            context.line.outcome = LineOutcome::Accepted;
             // The 101 is the upstream's; what becomes of the socket is a line of its own.
-            line.answered_by = "upstream";
+            line.answered_by = AnsweredBy::Upstream;
             let token = token.filter(|_| needs.token);
             let relaying = Relaying { session, judge: Box::new(judge), spec, needs, token };
             Served::Upgraded(open(context, door.upgrade, head, upgraded, relaying))
@@ -92,7 +92,7 @@ pub(super) async fn tunnel(
     match asked {
         Asked::Open(head, upgraded) => {
             let relaying = Relaying { session: Session::unending(), judge: Box::new(judge), spec, needs, token: None };
-            line.answered_by = "upstream";
+            line.answered_by = AnsweredBy::Upstream;
             Served::Upgraded(open(context, upgrade, head, upgraded, relaying))
         }
         Asked::Answered(answer) => {
@@ -279,7 +279,7 @@ fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upg
     if is_read {
         headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
-    context.line.answered_by = "upstream";
+    context.line.answered_by = AnsweredBy::Upstream;
     let held = context.shared.drain.track();
     tokio::spawn(async move {
         if let Some((client, from_client)) = client_socket(upgrade).await {
@@ -334,7 +334,7 @@ mod tests {
         let runtime = shared.current();
         let (count, share) = shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");
         let (count, share) = (Arc::new(count), Arc::new(share));
-        let line = AccessLine { request_id: "between".into(), outcome: "accepted", ..AccessLine::default() };
+        let line = AccessLine { request_id: "between".into(), outcome: LineOutcome::Accepted, ..AccessLine::default() };
         let context = Context::new(&shared, &runtime, &count, &share, &line);
         let (mut backend, upstream) = duplex(64);
         let relaying = Relaying {
@@ -358,6 +358,9 @@ mod tests {
         }
         let lines = LINES.lock().expect("lock");
         let line = lines.iter().find(|line| &*line.request_id == "between").expect("its line");
-        assert_eq!((line.outcome, line.socket.as_ref().map(|life| life.closed_by)), ("left", Some("client")));
+        assert_eq!(
+            (line.outcome, line.socket.as_ref().map(|life| life.closed_by)),
+            (LineOutcome::Left, Some("client"))
+        );
     }
 }

@@ -29,6 +29,7 @@ use crate::budget::CLOSING_SOCKET_BYTES;
 use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
 use crate::policy::DialectSpec;
 use crate::runtime::{Ear, Seat};
+use crate::telemetry::{AnsweredBy, Outcome as LineOutcome};
 
 /// A client has this long to take our Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -139,8 +140,8 @@ impl Waiting {
                     encode(&mut from_client, Opcode::Text, behind.as_bytes(), Some(mask()));
                 }
                 from_client.extend_from_slice(&intake.into_rest());
-                context.line.answered_by = "upstream";
-                context.line.outcome = "accepted";
+                context.line.answered_by = AnsweredBy::Upstream;
+                context.line.outcome = LineOutcome::Accepted;
                 let beginning = Beginning {
                     client,
                     upstream: upstream.socket,
@@ -157,8 +158,8 @@ impl Waiting {
                 relay_to_the_end(context, beginning, Box::new(judge), &spec);
             }
             End::Refused(ending) => {
-                if context.line.outcome.is_empty() {
-                    context.line.outcome = ending.outcome();
+                if context.line.outcome == LineOutcome::Undecided {
+                    context.line.outcome = LineOutcome::Refused(ending.outcome());
                 }
                 tracing::debug!("socket refused: {}", ending.reason());
                 // In an application's own messages nothing is said to a page that has said nothing: it would show
@@ -178,7 +179,7 @@ impl Waiting {
                     // RFC 6455 section 5.5.1: a Close is answered with its own code.
                     goodbye(client, Vec::new(), &payload).await;
                 }
-                context.line.outcome = "left";
+                context.line.outcome = LineOutcome::Left;
                 context.ended(&Outcome::left(code));
             }
         }
@@ -220,7 +221,7 @@ impl Vestibule {
                 }
                 Ok(Some(First::Closed(payload))) => return End::Left(Some(payload)),
                 Err(ending) => {
-                    context.line.outcome = "malformed";
+                    context.line.outcome = LineOutcome::Refused("malformed");
                     return End::Refused(ending);
                 }
             }
@@ -290,7 +291,7 @@ impl Vestibule {
                     return End::Open(upgraded, std::mem::take(&mut self.say), token);
                 }
                 Happened::Dialled(Asked::Answered(answer), _) => {
-                    context.line.outcome = "upstream_refused";
+                    context.line.outcome = LineOutcome::Refused("upstream_refused");
                     context.line.reason = upgrade_refused(answer.status());
                     Event::End(upstream_ending(answer.status()))
                 }

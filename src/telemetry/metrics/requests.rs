@@ -102,7 +102,7 @@ impl Requests {
     /// A request has its whole answer.
     pub fn finished(&self, line: &AccessLine) {
         self.counted(line);
-        let labels = Answered { route: Arc::clone(&line.route), answered_by: line.answered_by };
+        let labels = Answered { route: Arc::clone(&line.route), answered_by: line.answered_by.name() };
         self.duration.get_or_create(&labels).observe(line.duration.as_secs_f64());
     }
 
@@ -112,7 +112,7 @@ impl Requests {
             route: Arc::clone(&line.route),
             method: known(&line.method),
             code: line.status,
-            answered_by: line.answered_by,
+            answered_by: line.answered_by.name(),
         };
         self.answered.get_or_create(&labels).inc();
     }

@@ -1,0 +1,113 @@
+//! What of a request's head is needed after the request has gone on, and the access line it begins with.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, HeaderValue, ORIGIN, USER_AGENT};
+use hyper::{Method, Request};
+
+use super::warnings::is_health_checker;
+use crate::browser::Navigation;
+use crate::policy::Policy;
+use crate::telemetry::{AccessLine, NO_ROUTE};
+
+/// What of a request's head is needed after the request has gone on.
+pub(super) struct RequestHead {
+    pub(super) started: Instant,
+    pub(super) method: Method,
+    pub(super) path: String,
+    query: Option<String>,
+    pub(super) user_agent: Option<String>,
+    pub(super) wants_problem_json: bool,
+    pub(super) origin: Option<HeaderValue>,
+    /// Looked for only where people see pages.
+    pub(super) navigation: Option<Navigation>,
+}
+
+impl RequestHead {
+    pub(super) fn of(request: &Request<Incoming>, policy: &Policy) -> Self {
+        let headers = request.headers();
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        Self {
+            started: Instant::now(),
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            query: request.uri().query().map(str::to_owned),
+            user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
+            wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
+            origin: headers.get(ORIGIN).cloned(),
+            navigation: if policy.browser.is_on() {
+                let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+                Navigation::of(request.method(), target, headers)
+            } else {
+                None
+            },
+        }
+    }
+
+    pub(super) fn access_line(&self, policy: &Policy) -> AccessLine {
+        let path = match &self.query {
+            Some(query) if policy.log.query => format!("{}?{}", self.path, masked(query, policy)),
+            _ => self.path.clone(),
+        };
+        AccessLine {
+            method: self.method.clone(),
+            path: path.into(),
+            route: Arc::clone(&NO_ROUTE),
+            quiet: policy.log.quiet.contains(&self.path),
+            ..AccessLine::default()
+        }
+    }
+}
+
+/// Values whose parameter's name sounds like a secret are not logged.
+fn masked(query: &str, policy: &Policy) -> String {
+    let carries_tokens = |name: &str| {
+        policy.routes.iter().filter_map(|route| route.token_from.query.as_ref()).any(|query| query.is_named(name))
+    };
+    masked_where(query, carries_tokens)
+}
+
+fn masked_where(query: &str, carries_tokens: impl Fn(&str) -> bool) -> String {
+    const SECRET: [&str; 14] = [
+        "token",
+        "auth",
+        "key",
+        "code",
+        "state",
+        "secret",
+        "pass",
+        "pwd",
+        "jwt",
+        "session",
+        "ticket",
+        "sig",
+        "cred",
+        "assertion",
+    ];
+    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    // Some servers take `;` for `&`.
+    let pairs = query.split_inclusive(['&', ';']).map(|pair| {
+        let separator = if pair.ends_with(['&', ';']) { &pair[pair.len() - 1..] } else { "" };
+        let Some((name, _)) = pair.split_once('=') else { return pair.to_owned() };
+        let configured = carries_tokens(&decoded(name));
+        let read = decoded(&decoded(name)).to_ascii_lowercase();
+        let secret = configured || read.contains("_xsrf") || SECRET.iter().any(|word| read.contains(word));
+        if secret { format!("{name}=[masked]{separator}") } else { pair.to_owned() }
+    });
+    pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_a_query_are_masked() {
+        assert_eq!(
+            masked_where("a=1&token=x&api%5Fkey=y&State=z&b&way=w&c=1;token=v;d&%2574oken=u", |name| name == "way"),
+            "a=1&token=[masked]&api%5Fkey=[masked]&State=[masked]&b&way=[masked]&c=1;token=[masked];d&%2574oken=[masked]"
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! Warnings about how this program is set up, which requests reveal: each at most once a minute, or once a peer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::head::RequestHead;
+use crate::http::{ClientAddress, Refusal, Sharing};
+use crate::runtime::Shared;
+
+/// Whether a `User-Agent` is a load balancer's or an orchestrator's health check.
+pub(super) fn is_health_checker(agent: &str) -> bool {
+    ["ELB-HealthChecker", "kube-probe", "GoogleHC", "Consul Health Check"].iter().any(|known| agent.contains(known))
+}
+
+static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
+static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
+
+/// Calls `log` at most once a minute, for what would otherwise fill the log.
+fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
+    let now = crate::auth::unix_seconds();
+    let before = last.load(Ordering::Relaxed);
+    if now >= before + 60 && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        log();
+    }
+}
+
+/// A peer whose clients cannot be told apart, because nobody said that it may name them.
+pub(super) fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
+    if client.shared == Sharing::Balancer && shared.addresses.is_a_new_balancer(client.address) {
+        let address = client.address;
+        tracing::warn!(
+            "{address} sends X-Forwarded-For but is not in trusted_proxies: all its clients share one address, and the backend sees {}. Add trusted_proxies: [private_ranges]",
+            client.scheme
+        );
+    }
+}
+
+pub(super) fn warn_of_refused_health_check(refusal: &Refusal, head: &RequestHead) {
+    // It only speaks; a user agent never grants.
+    if let Some(agent) = &head.user_agent {
+        once_a_minute(&HEALTH_CHECKER, || {
+            let (method, path, status) = (&head.method, &head.path, refusal.status.as_u16());
+            tracing::warn!(
+                "health checker refused: {method} {path} from {agent} got {status}; add routes: [{{ path: {path}, auth: none }}] or ask /.vestibule/readyz"
+            );
+        });
+    }
+}
+
+/// Warns that an upstream refused a request whose token we had verified.
+pub(super) fn warn_of_upstream_401() {
+    once_a_minute(&UPSTREAM_401, || {
+        tracing::warn!(
+            "upstream answered 401 to a request whose token was verified; if it checks tokens itself, set upstream.token_to.http: header"
+        );
+    });
+}
