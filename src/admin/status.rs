@@ -46,7 +46,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
         let _ = writeln!(body, "  warning     {}", Escaped(warning));
     }
     body.push_str("</pre>\n");
-    page::page(&format!("{word} · Vestibule"), &body, Layout { narrow: false, refresh: Some(REFRESH) })
+    page::page(word, &body, Layout { refresh: Some(REFRESH), ..Layout::default() })
 }
 
 fn state(shared: &Shared) -> (&'static str, &'static str) {

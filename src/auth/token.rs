@@ -20,8 +20,8 @@ use super::SessionCookie;
 use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
 use cookie::take_cookie;
 pub use cookie::{
-    login_cookie_name, own_cookie_value, session_cookie_name, sets_session_cookie, take_all_session_cookies,
-    take_session_cookie, without_credentials,
+    has_session_cookie, login_cookie_name, own_cookie_value, session_cookie_name, sets_session_cookie,
+    take_all_session_cookies, take_session_cookie, without_credentials,
 };
 pub(crate) use query::into_query;
 pub use query::without_tokens;

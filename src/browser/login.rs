@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hyper::header::{CACHE_CONTROL, HeaderValue, LOCATION, SET_COOKIE};
 use hyper::{Method, Response, StatusCode};
 
+use super::pages::contact;
 use super::session_endpoint::cookie_line;
 use crate::auth::login::{Login, LoginCookie, Logins};
 use crate::auth::{Rejection, Verified, unix_millis};
@@ -141,7 +142,7 @@ impl Visit<'_> {
     fn page(&self, page: &pages::Page) -> Answer {
         let origins =
             if page.has_form { self.logins.iter().flat_map(|login| login.origins()).collect() } else { Vec::new() };
-        page.answer(&self.request_id, &origins)
+        page.answer(&self.request_id, &origins, contact(&self.runtime.policy))
     }
 
     /// A redirect; with the cookie of the sign-in, where there is one.

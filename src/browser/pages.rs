@@ -1,20 +1,28 @@
-//! What someone who opens a page sees when there is none for them: where to sign in, or why not.
+//! The pages that people at a browser get instead of a JSON refusal: a redirect to the sign-in, or the reason.
 
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use hyper::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERRER_POLICY,
+};
 use hyper::{HeaderMap, Method, StatusCode};
 
 use crate::auth::token;
 use crate::http::{Answer, Refusal, ResponseBody};
-use crate::page::{self, Escaped, Layout};
+use crate::page::{self, Layout};
 use crate::policy::Policy;
+use crate::telemetry::Rule;
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Someone opens a page, as far as its head tells.
+/// A request that opens a page in a browser, as far as its head tells.
 #[derive(Clone, Debug)]
 pub struct Navigation {
     /// Path and query.
     target: String,
+    /// Whether a session cookie came with it, good or not.
+    has_session_cookie: bool,
 }
 
 impl Navigation {
@@ -32,12 +40,12 @@ impl Navigation {
                 |range: &str| range.split(';').next().unwrap_or(range).trim().eq_ignore_ascii_case("text/html");
             accepts.flat_map(|value| value.split(',')).any(is_html)
         };
-        navigates.then(|| Self { target: target.to_owned() })
+        navigates.then(|| Self { target: target.to_owned(), has_session_cookie: token::has_session_cookie(headers) })
     }
 }
 
-/// Turns the answer to a refused navigation into one for a person: to `sign_in_url` where nothing was presented and
-/// there is one, else a page of the same status. The fields of the refusal's own answer stay.
+/// Turns the answer to a refused navigation into one for a person: a redirect to `sign_in_url` where no credential was
+/// presented, else a page of the same status. The header fields of the refusal's own answer stay.
 pub fn answer_navigation(
     navigation: &Navigation,
     refusal: &Refusal,
@@ -45,7 +53,6 @@ pub fn answer_navigation(
     policy: &Policy,
     answer: &mut Answer,
 ) {
-    let unknown = refusal.status == StatusCode::UNAUTHORIZED;
     let url = policy.browser.sign_in_url.as_ref().filter(|_| refusal.code == "missing_token");
     let url = url
         .and_then(|url| url.for_target(&token::without_tokens(&navigation.target, policy), policy.public_url.as_ref()));
@@ -59,42 +66,78 @@ pub fn answer_navigation(
     }
     page::describe(headers);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let (title, text) = said(refusal, unknown);
-    // Whoever signed in with the wrong account may try another.
-    let other = if refusal.code == "forbidden" && !policy.browser.logins.is_empty() {
-        "<p><a href=\"/.vestibule/logout?then=select_account\">Sign in as someone else</a></p>\n"
-    } else {
-        ""
+    let (title, text) = title_and_text(refusal);
+    let mut body = format!("<h1>{title}</h1>\n<p>{text}</p>\n");
+    if is_signed_in(refusal) {
+        // Someone who signed in with the wrong account may try another.
+        if !policy.browser.logins.is_empty() {
+            body.push_str("<p><a href=\"/.vestibule/logout?then=select_account\">Sign in as someone else</a></p>\n");
+        } else if policy.browser.session.is_some() && navigation.has_session_cookie {
+            body.push_str(SIGN_OUT);
+            let _ = writeln!(body, "<script>{SIGN_OUT_SCRIPT}</script>");
+            // Under no-referrer a browser may send `Origin: null`, which the endpoint refuses.
+            headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+            if let Ok(policy) = HeaderValue::from_str(&SIGN_OUT_POLICY) {
+                headers.insert(CONTENT_SECURITY_POLICY, policy);
+            }
+        }
+    }
+    let layout = Layout {
+        narrow: true,
+        contact: contact(policy),
+        request: Some((refusal.status.as_u16(), request_id)),
+        ..Layout::default()
     };
-    let body = format!(
-        "<h1>{title}</h1>\n<p>{text}</p>\n{other}<p class=\"soft\">{} · <code>{}</code></p>\n",
-        refusal.status.as_u16(),
-        Escaped(request_id)
-    );
-    *answer.body_mut() = ResponseBody::ours(page::page(title, &body, Layout { narrow: true, refresh: None }));
+    *answer.body_mut() = ResponseBody::ours(page::page(title, &body, layout));
 }
 
-/// A title and a sentence. Nothing of the request: a page must not say what a stranger wrote into a link.
-fn said(refusal: &Refusal, unknown: bool) -> (&'static str, &'static str) {
+/// The contact of the configuration, as a page shows it.
+pub(super) fn contact(policy: &Policy) -> Option<page::Contact<'_>> {
+    policy.browser.contact.as_ref().map(|contact| page::Contact { text: contact.text(), href: contact.href() })
+}
+
+/// Ends the session cookie's session. The button is shown by the script alone, since a form cannot send DELETE.
+const SIGN_OUT: &str = "<p><button type=\"button\" id=\"sign-out\" hidden>Sign out</button></p>\n<p role=\"status\" id=\"outcome\"></p>\n<p id=\"again\" hidden><a href=\"\">Open this page again</a></p>\n<noscript><p>Signing out here needs JavaScript.</p></noscript>\n";
+
+const SIGN_OUT_SCRIPT: &str = include_str!("sign_out.js");
+
+static SIGN_OUT_POLICY: LazyLock<String> =
+    LazyLock::new(|| format!("{}; connect-src 'self'", page::policy_with_script(SIGN_OUT_SCRIPT)));
+
+/// Whether the refusal is of a verified user, whom `allow` or `require` keeps out.
+fn is_signed_in(refusal: &Refusal) -> bool {
+    refusal.status == StatusCode::FORBIDDEN && matches!(refusal.rule, Some(Rule::Allow | Rule::Require))
+}
+
+/// The title and the sentence of a page. Neither holds anything of the request: a page must not show what a stranger
+/// wrote into a link.
+fn title_and_text(refusal: &Refusal) -> (&'static str, &'static str) {
     match refusal.status {
-        _ if unknown => (
+        StatusCode::UNAUTHORIZED => (
             "Please sign in",
             "This page is for people who are signed in. Sign in where you came from, and open it again.",
         ),
-        StatusCode::FORBIDDEN => (
-            "Not for you",
-            "You are signed in, and this page is not for you. If you think it should be, tell whoever runs it the number below.",
+        StatusCode::FORBIDDEN if is_signed_in(refusal) => (
+            "Access denied",
+            "Your account has no access to this page. If you need it, ask whoever runs this site and tell them the request id.",
         ),
-        StatusCode::NOT_FOUND => ("Nothing here", "There is no such page."),
-        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => (
-            "It does not answer",
-            "What stands behind this page does not answer. It may be starting; try again in a moment.",
-        ),
-        StatusCode::SERVICE_UNAVAILABLE => {
-            ("Not now", "This cannot be answered at the moment. Nothing is wrong with you; try again soon.")
+        StatusCode::FORBIDDEN if refusal.rule == Some(Rule::Origin) => {
+            ("Access denied", "The request came from a site that may not send it. Open the page by its own address.")
         }
-        StatusCode::TOO_MANY_REQUESTS => ("Too many attempts", "Wait a little, and try again."),
-        _ => ("That did not work", "The request could not be served as it came."),
+        StatusCode::FORBIDDEN => ("Access denied", "This page is closed to everyone."),
+        StatusCode::NOT_FOUND => ("Page not found", "There is no page at this address."),
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => (
+            "The application does not answer",
+            "The application behind this page does not answer. It may be starting. Try again in a moment.",
+        ),
+        StatusCode::SERVICE_UNAVAILABLE => (
+            "Service unavailable",
+            "This page cannot be served at the moment. The fault is not yours. Try again in a moment.",
+        ),
+        StatusCode::TOO_MANY_REQUESTS => {
+            ("Too many attempts", "Too many sign-in attempts failed. Wait a minute and try again.")
+        }
+        _ => ("The request failed", "The request could not be served as it was sent."),
     }
 }
 

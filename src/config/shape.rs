@@ -305,6 +305,7 @@ pub struct Browser {
     #[serde(deserialize_with = "written")]
     pub session: Option<Option<Session>>,
     pub sign_in_url: Option<String>,
+    pub contact: Option<String>,
     pub login: Option<Logins>,
 }
 

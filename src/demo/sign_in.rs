@@ -66,7 +66,7 @@ impl Desk {
         let body = format!(
             "<h1>Sign in</h1>\n<p>This is Vestibule's demo, in the place of your identity provider: choose who you are. Whoever reaches this page can be anybody; it is on this machine only.</p>\n<p id=\"users\">{buttons}</p>\n<p class=\"soft\" role=\"status\" id=\"said\"></p>\n<noscript><p>The demo's sign-in needs JavaScript.</p></noscript>\n<script src=\"{PATH}/sign-in.js\"></script>\n"
         );
-        page("Sign in · Vestibule demo", &body, Layout { narrow: true, refresh: None })
+        page("Sign in to the demo", &body, Layout { narrow: true, ..Layout::default() })
     }
 
     async fn token(&self, request: Request<Incoming>) -> Answer {

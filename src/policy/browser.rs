@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::judgement::judge;
 use super::readings::Readings;
 use super::validate::Check;
-use super::{AuthMode, LoginSpec, Origin, ProviderSpec, Route, Secret, UpstreamSpec};
+use super::{AuthMode, Contact, LoginSpec, Origin, ProviderSpec, Route, Secret, UpstreamSpec};
 use crate::config;
 
 /// How browsers are met; `None` of both: as any other client.
@@ -18,6 +18,8 @@ pub struct BrowserSpec {
     pub sign_in_url: Option<SignInUrl>,
     /// Where people sign in by OpenID Connect.
     pub logins: Vec<Arc<LoginSpec>>,
+    /// The contact on the pages that people see.
+    pub contact: Option<Contact>,
 }
 
 impl BrowserSpec {
@@ -135,7 +137,11 @@ impl Check {
             }
         }
         let sign_in_url = browser.sign_in_url.as_ref().and_then(|written| self.sign_in_url(written, public_url));
-        BrowserSpec { session, sign_in_url, logins: Vec::new() }
+        let contact = self.contact(browser.contact.as_ref());
+        if contact.is_some() && session.is_none() && browser.sign_in_url.is_none() && !signs_in {
+            self.warn("browser.contact is shown nowhere: there are pages for people only with browser.session, sign_in_url or login");
+        }
+        BrowserSpec { session, sign_in_url, logins: Vec::new(), contact }
     }
 
     /// A page that asks for what is only to be had there would send browsers round in circles.

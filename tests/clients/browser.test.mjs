@@ -15,6 +15,7 @@ browser: { session: { max_age: 1h } }
 websocket: { grace: 0s }
 routes:
   - { path: /page, auth: none }
+  - { path: /admins, require: { role: admin } }
   - { path: /lab/**, websocket: { dialect: none } }
 `;
 
@@ -176,7 +177,7 @@ test('a page elsewhere can do nothing with our cookie', async (t) => {
     // A form, which nothing asks before.
     await page.setContent(`<form method="post" action="${here.origin}/lab/tree"><input name="a" value="1"></form>`);
     await Promise.all([page.waitForNavigation(), page.evaluate(() => document.forms[0].submit())]);
-    assert.match(await page.textContent('h1, body'), /Not for you|Origin not allowed|Please sign in|missing_token/, host);
+    assert.match(await page.textContent('h1, body'), /Access denied|Origin not allowed|Please sign in|missing_token/, host);
     await page.close();
   }
   assert.deepEqual(here.asked.slice(before), [], 'the backend heard none of it');
@@ -187,6 +188,27 @@ test('a page elsewhere can do nothing with our cookie', async (t) => {
   await page.setContent(`<a href="${here.origin}/lab/tree">in</a>`);
   await page.click('a');
   assert.equal(await page.textContent('#user'), 'alice');
+});
+
+test('whoever may not open a page can sign out there, and nothing is clipped on a telephone', async (t) => {
+  const here = await served(t);
+  const page = await signedIn(here);
+  await page.setViewportSize({ width: 390, height: 844 });
+  const said = [];
+  page.on('console', (message) => said.push(message.text()));
+  const refused = await page.goto(`${here.origin}/admins`);
+  assert.equal(refused.status(), 403);
+  assert.equal(await page.getByRole('heading', { level: 1 }).textContent(), 'Access denied');
+  assert.match(await page.getByRole('contentinfo').textContent(), /Request id: [0-9a-f]/);
+  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await page.getByText('You are signed out.').waitFor();
+  assert.equal(await page.getByRole('button').count(), 0);
+  assert.deepEqual(said.filter((text) => text.includes('Content Security Policy')), []);
+  const again = page.waitForResponse((answer) => answer.url().endsWith('/admins'));
+  await page.getByRole('link', { name: 'Open this page again' }).click();
+  assert.equal((await again).status(), 401);
+  assert.equal(await page.getByRole('heading', { level: 1 }).textContent(), 'Please sign in');
 });
 
 test('our pages are not framed, and a name that was pointed here hears 421', async (t) => {

@@ -211,6 +211,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ("upstream: http://a\nbrowser: { sign_in_url: \"/in?back={return_path}\" }\n".to_owned(), "/in itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{ path: /in, auth: none }]"),
         ("upstream: http://a\npublic_url: https://b.example.com\nbrowser: { sign_in_url: \"https://b.example.com/in\" }\n".to_owned(), "/in itself asks for a credential"),
         ("upstream: http://a\nbrowser: { sign_in_url: \"javascript:alert(1)\" }\n".to_owned(), "is neither a path nor an http or https URL"),
+        ("upstream: http://a\nbrowser: { session: {}, contact: \"javascript:alert(1)\" }\n".to_owned(), "browser.contact: \"javascript:alert(1)\" is neither an http or https URL nor a mail address; write a mail address"),
         ("upstream: { url: http://a, preset: jupiter }\n".to_owned(), "\"jupiter\" is not one of jupyter, marimo. Did you mean jupyter?"),
         ("a: [1\n".to_owned(), "not valid YAML"),
         ("a:\n\t- b\n".to_owned(), "(block indentation); indent with spaces"),

@@ -1,5 +1,6 @@
 //! Sessions by cookie, and what people at browsers see.
 
+mod pages;
 mod policy;
 mod sign_outs;
 

@@ -51,6 +51,15 @@ pub fn login_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { LOGIN_COOKIE.to_owned() } else { format!("{LOGIN_PLAIN}{port}") }
 }
 
+/// Whether a session cookie is among the cookies, for whatever port and of whatever value.
+#[must_use]
+pub fn has_session_cookie(headers: &HeaderMap) -> bool {
+    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let names = pairs.map(|pair| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii());
+    let is_login = |name: &[u8]| name == LOGIN_COOKIE.as_bytes() || name.starts_with(LOGIN_PLAIN.as_bytes());
+    names.into_iter().any(|name| is_own_cookie(name) && !is_login(name))
+}
+
 /// Returns the value of one of our cookies without removing it. If there are two with this name, neither counts.
 #[must_use]
 pub fn own_cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -4,15 +4,12 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use aws_lc_rs::digest::{SHA256, digest};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY};
 use hyper::{Response, StatusCode};
 
 use super::LOGIN;
 use crate::http::{Answer, ResponseBody};
-use crate::page::{self, Escaped, Layout};
+use crate::page::{self, Contact, Escaped, Layout};
 
 /// A page.
 pub(super) struct Page {
@@ -43,14 +40,11 @@ impl Page {
     }
 
     /// As an answer; forms may lead to these origins.
-    pub(super) fn answer(&self, request_id: &str, origins: &[String]) -> Answer {
-        let mut body = format!("<h1>{}</h1>\n{}", self.title, self.body);
-        if self.shows_request_id {
-            // Writing into a string does not fail.
-            let _ =
-                writeln!(body, "<p class=\"soft\">{} · <code>{}</code></p>", self.status.as_u16(), Escaped(request_id));
-        }
-        let html = page::page(self.title, &body, Layout { narrow: true, refresh: None });
+    pub(super) fn answer(&self, request_id: &str, origins: &[String], contact: Option<Contact<'_>>) -> Answer {
+        let body = format!("<h1>{}</h1>\n{}", self.title, self.body);
+        let request = self.shows_request_id.then(|| (self.status.as_u16(), request_id));
+        let layout = Layout { narrow: true, contact, request, ..Layout::default() };
+        let html = page::page(self.title, &body, layout);
         let mut answer = Response::new(ResponseBody::ours(html));
         *answer.status_mut() = self.status;
         let headers = answer.headers_mut();
@@ -178,7 +172,7 @@ pub(super) fn no_refresh_token() -> Page {
     Page::new(
         StatusCode::BAD_REQUEST,
         "You are not signed in",
-        "Your provider gave no permission to renew the session, and this site requires it. Tell whoever runs it the number below.",
+        "Your provider gave no permission to renew the session, and this site requires it. Tell whoever runs it the request id below.",
     )
     .with(&try_again("/"))
 }
@@ -187,7 +181,7 @@ pub(super) fn unusable() -> Page {
     Page::new(
         StatusCode::BAD_GATEWAY,
         "The sign-in could not be verified",
-        "The sign-in service gave an answer that cannot be accepted. If it happens again, tell whoever runs this site the number below.",
+        "The sign-in service gave an answer that cannot be accepted. If it happens again, tell whoever runs this site the request id below.",
     )
     .with(&try_again("/"))
 }
@@ -196,10 +190,7 @@ pub(super) fn unusable() -> Page {
 const SCRIPT: &str =
     "const link=document.querySelector('a');location.replace(link.href+encodeURIComponent(location.hash.slice(1)))";
 
-static SCRIPT_POLICY: LazyLock<String> = LazyLock::new(|| {
-    let hash = STANDARD.encode(digest(&SHA256, SCRIPT.as_bytes()));
-    format!("{}; script-src 'sha256-{hash}'", *page::POLICY)
-});
+static SCRIPT_POLICY: LazyLock<String> = LazyLock::new(|| page::policy_with_script(SCRIPT));
 
 /// Instead of the redirect, where fragments are kept.
 pub(super) fn keep_fragment(target: &str) -> Answer {
@@ -209,7 +200,7 @@ pub(super) fn keep_fragment(target: &str) -> Answer {
     );
     let mut page = Page::new(StatusCode::OK, "Sign in", "One moment: you are being sent to the sign-in.").with(&link);
     page.shows_request_id = false;
-    let mut answer = page.answer("", &[]);
+    let mut answer = page.answer("", &[], None);
     if let Ok(policy) = HeaderValue::from_str(&SCRIPT_POLICY) {
         answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     }
