@@ -307,7 +307,10 @@ impl Revocations {
     }
 
     /// Rejects a revoked identity.
-    pub(super) fn check(&self, identity: &Identity, now: u64) -> Result<(), Rejection> {
+    ///
+    /// # Errors
+    /// [`Rejection::Revoked`].
+    pub fn check(&self, identity: &Identity, now: u64) -> Result<(), Rejection> {
         if self.is_empty() {
             return Ok(());
         }

@@ -152,14 +152,17 @@ impl Judge for RefreshJudge {
     }
 
     fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool {
-        let revocations = &self.shared.revocations;
-        let Some(by) = revocations.revoked(revocation_keys, unix_seconds()) else { return false };
-        // Its user may have signed in anew in the same browser: then it goes on in that session.
-        let next = self.login.as_ref().filter(|_| by == "session").and_then(|login| login.session().latest());
-        next.is_none_or(|next| {
-            let keys = revocations.keys_of(&next.identity());
-            next.has_ended() || revocations.revoked(&keys, unix_seconds()).is_some()
-        })
+        let (revocations, now) = (&self.shared.revocations, unix_seconds());
+        let by = revocations.revoked(revocation_keys, now);
+        let Some(login) = &self.login else { return by.is_some() };
+        // Its user may have signed in anew in the same browser: then it lives and ends with that session.
+        let next = login.session().latest();
+        let has_moved = login.has_moved() || next.is_some();
+        let session = next.as_ref().unwrap_or_else(|| login.session());
+        // A renewal may have changed what a session is revoked by.
+        session.has_ended()
+            || revocations.check(&session.identity(), now).is_err()
+            || by.is_some_and(|by| by != "session" || !has_moved)
     }
 
     fn is_current(&self, of: &StoredIdentity) -> bool {

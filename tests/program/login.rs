@@ -1,5 +1,6 @@
 //! Sign-in by OpenID Connect, against a provider of ours that is honest or not.
 
+mod attacks;
 mod clients;
 mod flow;
 mod hostile;

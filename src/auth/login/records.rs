@@ -113,6 +113,15 @@ impl LoginSession {
         self.lock().refresh_token.clone()
     }
 
+    /// Whether its tokens are those of this login's client at this login's provider: no other may see them, though a
+    /// reload gave it the same name.
+    #[must_use]
+    pub fn is_of(&self, login: &Login) -> bool {
+        let identity = self.identity();
+        let (began_by, now) = (identity.provider(), &login.spec.judged_by);
+        began_by.issuer == now.issuer && began_by.audience == now.audience
+    }
+
     /// Whether it was ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
@@ -155,11 +164,8 @@ impl LoginSession {
             tokio::spawn(Arc::clone(self).keep_renewed(Arc::clone(sessions)));
         }
         let renewals = self.lock().renewals;
-        OpenLoginSocket {
-            session: Arc::clone(self),
-            seen: self.version.load(Ordering::Acquire),
-            renewals: Some(renewals),
-        }
+        // It was verified before it was registered, and a renewal may have come in between: it is looked at once.
+        OpenLoginSocket { session: Arc::clone(self), seen: None, renewals: Some(renewals), has_moved: false }
     }
 
     /// Renews the session whenever that is due, as long as a socket of it is open.
@@ -262,7 +268,7 @@ impl LoginSession {
 
     /// One renewal, with a second try where the provider is down.
     async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
-        let outcome = match sessions.login(&self.provider) {
+        let outcome = match sessions.login(&self.provider).filter(|login| self.is_of(login)) {
             None => Err(LoginError::down("its login is gone from the configuration".to_owned())),
             Some(login) => match self.try_renew(&login, &sessions).await {
                 Err(LoginError::Unavailable { retry_after: None, .. }) => {
@@ -335,6 +341,10 @@ impl LoginSession {
             judged.claims.insert("iat".to_owned(), issued_at.clone());
         }
         let more = login.more_claims(&metadata, &tokens, &judged.claims).await?;
+        // Another `sid` or `jti` must not bring back what the former one was revoked by.
+        if let Err(Rejection::Revoked(by)) = sessions.revocations.check(&self.identity(), unix_seconds()) {
+            return Err(LoginError::Revoked(by));
+        }
         let identity = login.identity(&judged, more).map_err(|error| match error {
             LoginError::Refused(reason) => LoginError::Denied(reason),
             other => other,
@@ -385,9 +395,12 @@ fn renewal_moment(now: u64, token_end: u64) -> u64 {
 #[derive(Debug)]
 pub struct OpenLoginSocket {
     session: Arc<LoginSession>,
-    seen: u64,
+    /// The version of the session that it was judged by last.
+    seen: Option<u64>,
     /// Which renewal's token its backend has; `None`: that of another session.
     renewals: Option<u64>,
+    /// Whether it came by another session, which this one replaced.
+    has_moved: bool,
 }
 
 impl OpenLoginSocket {
@@ -411,15 +424,22 @@ impl OpenLoginSocket {
         state.access_token.as_ref().and_then(ProviderToken::to_token)
     }
 
-    /// Says that its backend has the token of another session than this one's.
-    pub(in crate::auth) fn forget_token(&mut self) {
+    /// Says that it came by another session: its backend has the token of that one.
+    pub(in crate::auth) fn note_move(&mut self) {
         self.renewals = None;
+        self.has_moved = true;
+    }
+
+    /// Whether its session replaced the one that it came by.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        self.has_moved
     }
 
     /// Whether the session has changed since this was last asked.
     pub fn has_changed(&mut self) -> bool {
         let version = self.session.version.load(Ordering::Acquire);
-        std::mem::replace(&mut self.seen, version) != version
+        self.seen.replace(version) != Some(version)
     }
 }
 

@@ -146,9 +146,13 @@ impl Logins {
             return Err(Rejection::Expired { exp: ends_at, now });
         }
         if let Some(known) = self.sessions.get(&opened.session.id) {
-            // What was revoked is not renewed first.
+            if !known.is_of(login) {
+                return Err(gone());
+            }
+            // What was revoked is not renewed first. It ends for good: the claims in its cookie are older, and may say
+            // another `sid` than the one that was revoked.
             if let Err(revoked) = self.sessions.revocations().check(&known.identity(), now) {
-                self.sessions.forget(&opened.session.id);
+                self.sessions.end(&known);
                 return Err(revoked);
             }
             known.ensure(&self.sessions, login.spec.renewal_grace).await?;

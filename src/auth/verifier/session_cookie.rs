@@ -8,7 +8,9 @@ use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
 use super::super::login::{Grant, LoginSession, LoginSessions, OpenLoginSocket};
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck};
-use super::super::{BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, Token, claims};
+use super::super::{
+    BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, SessionCookies, Token, claims,
+};
 use super::{ProviderState, Verified, Verifier, unix_seconds};
 
 impl Verifier {
@@ -75,8 +77,7 @@ impl Verifier {
         match socket.session().latest() {
             Some(next) => {
                 *socket = next.socket(sessions);
-                // Its backend has the token of the former one.
-                socket.forget_token();
+                socket.note_move();
                 true
             }
             None => socket.has_changed(),
@@ -90,6 +91,11 @@ impl Verifier {
     pub fn login_session_identity(&self, session: &LoginSession) -> Result<Identity, Rejection> {
         let gone = || Rejection::UnknownIssuer(session.provider.to_string());
         let login = self.logins.as_ref().and_then(|logins| logins.get(&session.provider)).ok_or_else(gone)?;
+        // A changed session secret ends every session, those too that are held open by a WebSocket.
+        let key = self.session_cookies.as_ref().map(SessionCookies::key_fingerprint);
+        if key != Some(session.session.key) {
+            return Err(Rejection::Malformed("the session's cookie is encrypted with another key"));
+        }
         if session.is_unavailable(login.spec.renewal_grace) {
             return Err(session.unavailable());
         }

@@ -66,7 +66,8 @@ pub(super) async fn serve(
     let mut location = SIGNED_OUT.to_owned();
     for (provider, known) in &ended {
         let Some(login) = provider.as_ref().and_then(|provider| visit.logins.get(provider)) else { continue };
-        let at_provider = if selects_account { None } else { provider_page(login, known.as_deref()).await };
+        let known = known.as_deref().filter(|known| known.is_of(login));
+        let at_provider = if selects_account { None } else { provider_page(login, known).await };
         let outcome = if at_provider.is_some() { "provider" } else { "local" };
         visit.shared.metrics.logins.signed_out(&login.spec.name, outcome);
         if let Some(url) = at_provider {
@@ -105,7 +106,8 @@ pub(in crate::browser) async fn end_at_provider(
     let logins = runtime.verifier.logins()?;
     let known = logins.sessions.forget(&session.id)?;
     shared.bell.ring();
-    if let (Some(token), Some(login)) = (known.refresh_token(), logins.get(&known.provider)) {
+    let login = logins.get(&known.provider).filter(|login| known.is_of(login));
+    if let (Some(token), Some(login)) = (known.refresh_token(), login) {
         let login = Arc::clone(login);
         let revoking = tokio::spawn(async move {
             if let Err(error) = login.revoke_refresh_token(&token).await {
