@@ -83,6 +83,7 @@ pub(super) fn unmet<'a, 'c>(
         .find(|(claim, expected)| {
             let Some(found) = claims(claim) else { return true };
             !expected.iter().any(|expected| match expected {
+                Expected::Present => !found.is_null(),
                 Expected::Value(value) => satisfies(claim, &found, value),
                 // A path variable that could not be decoded matches no claim.
                 Expected::Variable(name) => {

@@ -36,6 +36,9 @@ async fn online(policy: &Policy) -> ExitCode {
             auth::inspect_keys(provider, &mut inspection).await;
         }
         auth::inspect_remote(provider, &mut inspection).await;
+        if let Some(login) = policy.browser.logins.iter().find(|login| login.name == provider.name) {
+            auth::login::inspect(login, &mut inspection).await;
+        }
         for found in inspection.found {
             print_line(format_args!("  online      {}: {found}", provider.name));
         }

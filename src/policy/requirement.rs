@@ -94,6 +94,8 @@ pub enum Expected {
     Value(Value),
     /// What a path variable stands for.
     Variable(String),
+    /// Any value but null: `{ present: true }`.
+    Present,
 }
 
 /// Every claim must have one of its values. Empty: nothing is required.

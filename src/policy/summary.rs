@@ -328,6 +328,7 @@ fn demanded(claim: &Claim, expected: &[Expected], names: Names) -> String {
             Expected::Value(serde_json::Value::String(text)) => text.clone(),
             Expected::Value(value) => value.to_string(),
             Expected::Variable(name) => format!("{{{name}}} of the path"),
+            Expected::Present => "any value".to_owned(),
         })
         .collect();
     format!("{claim} is {}", shown.join(" or "))

@@ -458,8 +458,13 @@ impl Check {
                         }
                         expected.push(Expected::Variable(variable.to_owned()));
                     }
+                    serde_json::Value::Object(object)
+                        if object.len() == 1 && object.get("present") == Some(&serde_json::Value::Bool(true)) =>
+                    {
+                        expected.push(Expected::Present);
+                    }
                     serde_json::Value::Object(_) | serde_json::Value::Null => {
-                        self.wrong(&at, "must be text, a number, true or false, or a list of these");
+                        self.wrong(&at, "must be text, a number, true or false, a list of these, or { present: true }");
                     }
                     value => expected.push(Expected::Value(value)),
                 }

@@ -266,3 +266,54 @@ async fn used_attempts_beyond_the_limit_are_forgotten_the_oldest_first() {
         assert_eq!(fixture.provider.asked("/token").len(), exchanges, "{login_attempts}");
     }
 }
+
+#[tokio::test]
+async fn a_role_that_is_an_object_is_asked_for_by_its_presence() {
+    let roles = "\"/urn:zitadel:iam:org:project:roles/admin\": { present: true }";
+    let more = format!("routes: [{{ path: /x, require: {{ {roles} }} }}]\n");
+    let fixture = Fixture::start("", &more).await;
+    for (claims, status) in [
+        (json!({ "urn:zitadel:iam:org:project:roles": { "admin": { "1": "example.com" } } }), 200),
+        (json!({ "urn:zitadel:iam:org:project:roles": { "user": { "1": "example.com" } } }), 403),
+        (json!({ "urn:zitadel:iam:org:project:roles": { "admin": null } }), 403),
+        (json!({}), 403),
+    ] {
+        fixture.provider.set(|conduct| conduct.id_token = claims.clone());
+        let mut browser = fixture.browser();
+        assert_eq!(browser.sign_in(&fixture.provider, "/").await.status, 303);
+        let found = tokio::select! {
+            answer = browser.open("/x") => answer.status,
+            _ = fixture.backend.answer("served") => 200,
+        };
+        assert_eq!(found, status, "{claims}");
+    }
+}
+
+#[tokio::test]
+async fn check_says_what_to_register_and_online_what_the_provider_lacks() {
+    let provider = OpenId::start().await;
+    let backend = crate::support::backend::Backend::start().await;
+    let checked = |yaml: String| async move {
+        let file = TempFile::new(&yaml);
+        let path = file.path().to_owned();
+        let run = move || {
+            crate::support::proxy::command().args(["check", "--online", "--config", &path]).output().expect("runs")
+        };
+        let output = tokio::task::spawn_blocking(run).await.expect("done");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (code, text) = checked(Fixture::yaml(&provider, &backend, "", "")).await;
+    assert_eq!(code, Some(0), "{text}");
+    for part in [
+        "redirect URI: http://localhost/.vestibule/callback",
+        "post-logout redirect URI: http://localhost/.vestibule/signed-out",
+        "back-channel logout URI: http://localhost/.vestibule/backchannel-logout",
+        "scopes: openid email",
+        "it lists no offline_access",
+        "it has no back-channel logout",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let (code, text) = checked(Fixture::yaml(&provider, &backend, "pushed: required", "")).await;
+    assert!(code == Some(1) && text.contains("pushed: required, and it lists no such endpoint"), "{text}");
+}

@@ -1,0 +1,69 @@
+//! A look at what a provider lacks for the sign-in that is configured, for `vestibule check --online`.
+
+use std::sync::Arc;
+
+use super::discovery::Discovery;
+use super::{Metadata, TIMEOUT};
+use crate::auth::{Inspection, outbound};
+use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, Renew};
+
+/// Asks a provider for its discovery document and says what it means for this login.
+pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) {
+    let authority = match &spec.judged_by.keys {
+        KeySource::Fetched { authority, .. } => authority.as_ref(),
+        _ => None,
+    };
+    let metadata = match outbound::client(authority, TIMEOUT, 0) {
+        Ok(client) => Discovery::new(&spec.judged_by).get(&client).await.map_err(|error| error.to_string()),
+        Err(reason) => Err(reason),
+    };
+    match metadata {
+        Ok(metadata) => compare(spec, &metadata, inspection),
+        Err(reason) => inspection.problems.push(format!("sign-in is not possible: {reason}")),
+    }
+}
+
+fn compare(spec: &LoginSpec, metadata: &Arc<Metadata>, inspection: &mut Inspection) {
+    let Inspection { found, problems } = inspection;
+    found.push(format!("people sign in at {}", metadata.authorization_endpoint));
+    if spec.asks_userinfo && metadata.userinfo_endpoint.is_none() {
+        problems.push("claims_from: userinfo, and it lists no userinfo_endpoint".to_owned());
+    }
+    match (spec.pushed, &metadata.pushed_endpoint) {
+        (Pushed::Required, None) => problems.push("pushed: required, and it lists no such endpoint".to_owned()),
+        (Pushed::Off, _) if metadata.requires_pushed => {
+            problems.push("pushed: off, and it takes pushed requests only".to_owned());
+        }
+        _ => {}
+    }
+    let method = match (&spec.credential, spec.client_auth) {
+        (ClientCredential::Key(_) | ClientCredential::AssertionFile(_), _) => Some("private_key_jwt"),
+        (ClientCredential::Secret(_), Some(ClientAuth::Post)) => Some("client_secret_post"),
+        (ClientCredential::Secret(_), Some(ClientAuth::Basic)) => Some("client_secret_basic"),
+        _ => None,
+    };
+    let lists = |name: &str| metadata.auth_methods.iter().any(|known| known == name);
+    if let Some(method) = method.filter(|method| !metadata.auth_methods.is_empty() && !lists(method)) {
+        problems.push(format!("it does not list {method} for its token endpoint"));
+    }
+    if metadata.has_s256 == Some(false) {
+        found.push("it does not list PKCE with S256, which is sent all the same".to_owned());
+    }
+    if spec.renew != Renew::Off {
+        let asks = spec.scopes.iter().any(|scope| scope == "offline_access") || metadata.has_offline_access;
+        let by_parameter = spec.parameters.iter().any(|(name, _)| name == "access_type");
+        if !asks && !by_parameter {
+            found.push(
+                "it lists no offline_access: it may give no refresh token, and sessions last to max_age".to_owned(),
+            );
+        } else if asks && spec.prompt != Some(LoginPrompt::Consent) {
+            found.push("some providers give a refresh token only with prompt: consent".to_owned());
+        }
+    }
+    if spec.ends_provider_session && metadata.end_session_endpoint.is_none() {
+        found.push("it has no end_session_endpoint: a sign-out leaves its own session open".to_owned());
+    }
+    if !metadata.has_backchannel_logout {
+        found.push("it has no back-channel logout: whoever signs out there stays signed in here".to_owned());
+    }
+}
