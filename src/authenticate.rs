@@ -112,7 +112,7 @@ impl Authenticator<'_> {
     /// Verifies what a request presented, and notes carrier and user in its access line.
     pub async fn authenticate(&self, presented: Presented, line: &mut AccessLine) -> Authentication {
         let Presented { request, found } = presented;
-        let address = request.client().counted();
+        let address = request.client().limited_address();
         let verified = match found {
             Ok(Extracted::Token(token, carrier)) => {
                 line.carrier = Some(carrier.name());

@@ -78,19 +78,19 @@ mod unread;
 mod upstream;
 
 pub use admit::admit;
-pub use assertion::Signer;
-pub use body::{AnswerError, BodyEnd, ClientBody, CutWhen, Fate, ResponseBody};
-pub use cors::{answer_preflight, let_read, replace as replace_cors, unlisted_origin};
-pub use forwarding::{ClientAddress, Connection, Sharing};
+pub use assertion::AssertionSigner;
+pub use body::{AbortSignal, BodyEnd, BodyOutcome, ClientBody, ResponseBody, ResponseBodyError};
+pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unlisted_origin};
+pub use forwarding::{AddressSharing, ClientAddress, Connection};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public, strip_own_set_cookie};
-pub use lingering::{Lingering, Place};
+pub use lingering::{LingerLimit, LingerPermit};
 pub use refusal::{Challenge, Refusal, refusal_bytes, render_refusal};
 pub use request::{
     Admitted, Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,
 };
 pub use rule::{Ruled, rule};
-pub use socket::{Socket, tune};
-pub use stream::{ClientLimits, ClientStream, PacedStream, Phase};
+pub use socket::{Socket, set_tcp_options};
+pub use stream::{ClientLimits, ClientStream, RequestPhase, TimedStream};
 pub use unread::{DiscardLimits, UnreadBody};
 pub use upstream::{Answer, Upgraded, UpstreamError, Upstreams};

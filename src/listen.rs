@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::auth::LastToken;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, TLS_STATE_BYTES};
 use crate::drain::Drain;
-use crate::http::{ClientStream, Connection, Lingering, Phase, Refusal, Socket, tune};
+use crate::http::{ClientStream, Connection, LingerLimit, Refusal, RequestPhase, Socket, set_tcp_options};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
 use crate::runtime::{ConnectionCount, Limit, Shared};
@@ -130,7 +130,7 @@ impl Listeners {
             let acceptor = Acceptor {
                 shared: Arc::clone(shared),
                 tls,
-                lingering: Lingering::default(),
+                linger_limit: LingerLimit::default(),
                 open_connections: shared.metrics.connections(&name),
             };
             tokio::spawn(acceptor.accept(socket));
@@ -165,7 +165,7 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 struct Acceptor {
     shared: Arc<Shared>,
     tls: Option<TlsAcceptor>,
-    lingering: Lingering,
+    linger_limit: LingerLimit,
     /// The metric of this listener's open connections.
     open_connections: Gauge,
 }
@@ -213,7 +213,7 @@ impl Acceptor {
                     Arc::clone(&self.shared),
                     accepted,
                     self.tls.clone(),
-                    self.lingering.clone(),
+                    self.linger_limit.clone(),
                 ));
                 return;
             }
@@ -223,15 +223,15 @@ impl Acceptor {
             // A response needs a TLS handshake first, and there is no room for one.
             return;
         }
-        let place = match limit {
+        let permit = match limit {
             // No connection can be accepted, so waiting for a place blocks nobody. When all places are taken, accepting
             // pauses, and the system's queue is the next limit.
-            Limit::Connections | Limit::Unauthenticated => self.lingering.place().await,
+            Limit::Connections | Limit::Unauthenticated => self.linger_limit.acquire().await,
             // Other addresses must not wait for this one: without a free place the connection is closed unanswered.
-            Limit::PerAddress => self.lingering.free_place(),
+            Limit::PerAddress => self.linger_limit.try_acquire(),
         };
-        if let Some(place) = place {
-            place.refuse(socket, &Refusal::busy(limit.key()));
+        if let Some(permit) = permit {
+            permit.reject(socket, &Refusal::busy(limit.key()));
         }
     }
 }
@@ -272,7 +272,7 @@ async fn serve_connection(
     shared: Arc<Shared>,
     accepted: AcceptedConnection,
     tls: Option<TlsAcceptor>,
-    lingering: Lingering,
+    linger_limit: LingerLimit,
 ) {
     let drain_token = shared.drain.track();
     let header_timeout = shared.current().policy.limits.header_timeout;
@@ -284,12 +284,12 @@ async fn serve_connection(
         () = drain_grace_elapsed(&shared.drain) => false,
     };
     if has_begun {
-        Box::pin(serve_http(Arc::clone(&shared), accepted, tls, lingering)).await;
+        Box::pin(serve_http(Arc::clone(&shared), accepted, tls, linger_limit)).await;
     } else if reservation.is_evicted()
         && tls.is_none()
-        && let Some(place) = lingering.free_place()
+        && let Some(permit) = linger_limit.try_acquire()
     {
-        place.refuse(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
+        permit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
     }
     if reservation.is_evicted() {
         shared.gave_way();
@@ -298,7 +298,12 @@ async fn serve_connection(
 }
 
 /// Serves HTTP on a connection whose first bytes have arrived.
-async fn serve_http(shared: Arc<Shared>, accepted: AcceptedConnection, tls: Option<TlsAcceptor>, lingering: Lingering) {
+async fn serve_http(
+    shared: Arc<Shared>,
+    accepted: AcceptedConnection,
+    tls: Option<TlsAcceptor>,
+    linger_limit: LingerLimit,
+) {
     let AcceptedConnection { socket, peer, accepted_at, count, reservation } = accepted;
     let limits = shared.current().policy.limits.clone();
     let is_tls = tls.is_some();
@@ -309,9 +314,10 @@ async fn serve_http(shared: Arc<Shared>, accepted: AcceptedConnection, tls: Opti
             return;
         }
     };
-    let phase = Arc::new(Phase::default());
+    let phase = Arc::new(RequestPhase::default());
     let (stream_phase, stream_reservation) = (Arc::clone(&phase), Arc::clone(&reservation));
-    let stream = ClientStream::new(socket, accepted_at, (&limits).into(), stream_phase, stream_reservation, lingering);
+    let stream =
+        ClientStream::new(socket, accepted_at, (&limits).into(), stream_phase, stream_reservation, linger_limit);
     let connection = Connection { peer, tls: is_tls };
     let drain = shared.drain.clone();
     let count = Arc::new(count);
@@ -348,7 +354,7 @@ async fn prepare_socket(
     deadline: Instant,
 ) -> io::Result<Socket> {
     if let Socket::Tcp(tcp) = &socket {
-        tune(tcp);
+        set_tcp_options(tcp);
     }
     match (socket, tls) {
         (Socket::Tcp(tcp), Some(tls)) => {

@@ -21,9 +21,9 @@ use crate::authenticate::{Authentication, Authenticator, Presented};
 use crate::browser::answer_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
-    Admitted, Answer, ClientBody, Connection, Fate, Phase, ProtectedRequest, Refusal, ResponseBody, Ruled, Sealed,
-    UnreadBody, admit, answer_preflight, let_read, render_refusal, replace_cors, rule, seal, seal_preflight,
-    seal_public, strip_own_set_cookie, unlisted_origin,
+    Admitted, Answer, BodyOutcome, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase, ResponseBody,
+    Ruled, Sealed, UnreadBody, add_cors_headers, admit, answer_preflight, render_refusal, replace_cors_headers, rule,
+    seal, seal_preflight, seal_public, strip_own_set_cookie, unlisted_origin,
 };
 use crate::runtime::{ConnectionCount, Limit, Runtime, Shared};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome};
@@ -38,7 +38,7 @@ pub struct Caller {
     /// Whose it is.
     pub connection: Connection,
     /// Whether a request is under way on it.
-    pub phase: Arc<Phase>,
+    pub phase: Arc<RequestPhase>,
     /// Its place among `limits.connections`; a socket takes a share in it along.
     pub count: Arc<ConnectionCount>,
     /// What it holds as long as nobody was verified on it.
@@ -57,7 +57,7 @@ pub fn handle(
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
     // At once: hyper reads on before it asks for the answer, and the head is complete.
-    caller.phase.busy();
+    caller.phase.begin_request();
     caller.share.set_serving(true);
     answered(shared, caller, request)
 }
@@ -66,7 +66,7 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
     let runtime = shared.current();
     let head = RequestHead::of(&request, &runtime.policy);
     let limits = &runtime.policy.limits;
-    let unread = UnreadBody::of(&request, &caller.phase, limits);
+    let unread = UnreadBody::track(&request, &caller.phase, limits);
     let request =
         request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
     let mut entry = AccessEntry::new(head.access_line(&runtime.policy), head.started, Arc::clone(&shared));
@@ -101,7 +101,7 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
         Served::Answered(mut answer) => {
             entry.line.answered_by = AnsweredBy::Upstream;
             strip_own_set_cookie(answer.headers_mut());
-            replace_cors(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
+            replace_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             if entry.line.carrier == Some(Carrier::Cookie.name()) {
                 // A cache between us and the client would not see that this was one user's answer.
                 answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
@@ -114,7 +114,7 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
         }
         Served::Ours(mut answer) => {
             entry.line.answered_by = AnsweredBy::Vestibule;
-            let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
+            add_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
         }
         Served::Refused(refusal) => {
@@ -122,11 +122,11 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
             refusal.note(&mut entry.line);
             warn_of_refused_health_check(&refusal, &head);
             let mut answer =
-                render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::ours);
+                render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::own);
             if let Some(navigation) = &head.navigation {
                 answer_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
             }
-            let_read(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
+            add_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
         }
     };
@@ -135,22 +135,22 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
     }
     let has_body = unread.is_some();
     if let Some(unread) = unread {
-        unread.answer_is_ready(response.headers_mut());
-        response.body_mut().answers(unread);
+        unread.finish_response_head(response.headers_mut());
+        response.body_mut().set_request_body(unread);
     }
     entry.line.status = response.status().as_u16();
     response.body_mut().on_end(Box::new(move |bytes, fate| {
         // The whole entry moves in here and is written when this is done.
         let mut entry = entry;
         if !has_body {
-            caller.phase.idle();
+            caller.phase.end_request();
         }
         caller.share.set_serving(false);
         entry.line.bytes_out = bytes;
         match (fate, entry.line.outcome) {
-            (Fate::Cut(reason), _) => entry.line.outcome = Outcome::Cut(reason),
-            (Fate::BrokenOff, Outcome::Accepted) => entry.line.outcome = Outcome::BrokenOff,
-            (Fate::BrokenOff | Fate::Whole, _) => {}
+            (BodyOutcome::Stopped(reason), _) => entry.line.outcome = Outcome::Cut(reason),
+            (BodyOutcome::Aborted, Outcome::Accepted) => entry.line.outcome = Outcome::BrokenOff,
+            (BodyOutcome::Aborted | BodyOutcome::Complete, _) => {}
         }
     }));
     Ok(response)
@@ -253,7 +253,7 @@ impl RequestHandler<'_> {
                     && let Some(grace) = events_grace
                     && let Some(end) = events::end(self.shared, policy, &identity, grace)
                 {
-                    answer.body_mut().cut_when(end);
+                    answer.body_mut().abort_when(end);
                 }
                 served
             }

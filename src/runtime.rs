@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use crate::auth::{Identity, Revocations, Verifier, unix_seconds};
 use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
-use crate::http::{Signer, Upstreams};
+use crate::http::{AssertionSigner, Upstreams};
 use crate::policy::Policy;
 use crate::telemetry::{AccessLine, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
@@ -38,7 +38,7 @@ pub struct Runtime {
     /// Verifies tokens by the policy's providers.
     pub verifier: Verifier,
     /// Signs what goes up, where the policy says so.
-    pub signer: Option<Signer>,
+    pub signer: Option<AssertionSigner>,
     /// Speak to the policy's upstreams.
     pub upstreams: Upstreams,
 }
@@ -70,7 +70,7 @@ impl Runtime {
         }
         let generation = former.map_or(0, |former| former.generation + 1);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
-        let signer = policy.assertion.as_ref().map(Signer::new);
+        let signer = policy.assertion.as_ref().map(AssertionSigner::new);
         let routes = policy.routes.iter().map(|route| &route.label).chain([&*NO_ROUTE, &*OWN_ROUTE]);
         counted.introduce(routes, policy.trusted_headers.iter().map(|header| header.name.as_str()));
         Self { generation, policy, verifier, signer, upstreams }

@@ -224,7 +224,8 @@ fn wait_for_credential(context: Context, request: ProtectedRequest, upgrade: OnU
     let limits = &context.policy().limits;
     let client = request.client();
     // Where clients cannot be told apart, only the total counts.
-    let per_address = client.counted().map_or(limits.waiting_websockets, |_| limits.waiting_websockets_per_address);
+    let per_address =
+        client.limited_address().map_or(limits.waiting_websockets, |_| limits.waiting_websockets_per_address);
     let Some(seat) = context.shared.room.enter(client.address, limits.waiting_websockets, per_address) else {
         context.shared.metrics.limited("waiting_websockets");
         return Served::Refused(Refusal::busy("the waiting room is full"));

@@ -147,7 +147,7 @@ impl Visit<'_> {
 
     /// A redirect; with the cookie of the sign-in, where there is one.
     fn redirect(&self, status: StatusCode, location: &str) -> Answer {
-        let mut answer = Response::new(ResponseBody::ours(""));
+        let mut answer = Response::new(ResponseBody::own(""));
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

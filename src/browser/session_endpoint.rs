@@ -43,7 +43,7 @@ pub async fn serve(
             end_at_provider(shared, runtime, &session).await;
         }
         kept?;
-        let mut answer = Response::new(ResponseBody::ours(""));
+        let mut answer = Response::new(ResponseBody::own(""));
         *answer.status_mut() = StatusCode::NO_CONTENT;
         if let Some(gone) = name.as_deref().and_then(|name| cookie_line(name, "", 0)) {
             answer.headers_mut().insert(SET_COOKIE, gone);
@@ -73,7 +73,7 @@ async fn begin(
         Err(bad) => return Err(Refusal::bad_credential(bad)),
     };
     line.carrier = Some(Carrier::Header.name());
-    let judged = verify(shared, runtime, own.client().counted(), token, Carrier::Header, None).await;
+    let judged = verify(shared, runtime, own.client().limited_address(), token, Carrier::Header, None).await;
     let verified = judged.map_err(|refused| refused.refusal(policy.verbose_errors))?;
     let identity = verified.identity();
     line.user = Some(identity.user_id().to_owned());
@@ -101,7 +101,7 @@ async fn begin(
     let expires_in = issued.expires_at.saturating_sub(now);
     let cookie = cookie_line(name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
     let body = json!({"user_id": identity.user_id(), "expires_at": issued.expires_at, "expires_in": expires_in});
-    let mut answer = Response::new(ResponseBody::ours(body.to_string()));
+    let mut answer = Response::new(ResponseBody::own(body.to_string()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer.headers_mut().insert(SET_COOKIE, cookie);
     Ok(answer)

@@ -17,7 +17,7 @@ use super::run::executor;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
 use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
-use crate::http::Signer;
+use crate::http::AssertionSigner;
 use crate::policy::{AssertionKey, AssertionSpec};
 use crate::reload::Edition;
 use crate::runtime::Runtime;
@@ -273,7 +273,7 @@ pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
             None => return fail(&"identity.assertion is not set", 1),
         }
     };
-    print_line(format_args!("{:#}", Signer::new(&spec).public_keys()));
+    print_line(format_args!("{:#}", AssertionSigner::new(&spec).public_keys()));
     ExitCode::SUCCESS
 }
 

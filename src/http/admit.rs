@@ -1,4 +1,4 @@
-//! Admission: what hyper lets through and we do not.
+//! Admission: rejects malformed and ambiguous requests that hyper accepts.
 
 use hyper::body::Body as _;
 use hyper::header::{
@@ -7,14 +7,14 @@ use hyper::header::{
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Request, Version};
 
-use super::cors::announced;
+use super::cors::preflight_method;
 use super::{Admitted, ClientAddress, ClientBody, Connection, Refusal};
 use crate::policy::Policy;
 
-/// Admits a request, or says why not.
+/// Checks a request and turns it into an [`Admitted`]; nothing else makes one.
 ///
 /// # Errors
-/// A refusal of section 3: malformed, wrong method, Host not served, something over its limit.
+/// A refusal of docs/contract.md section 3: malformed, wrong method, Host not served, something over its limit.
 pub fn admit(
     mut request: Request<ClientBody>,
     connection: &Connection,
@@ -27,8 +27,8 @@ pub fn admit(
     };
     let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    // With its framing gone a chunked body shows by being there.
-    let announced = announced(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
+    // `check_framing` has removed the framing fields, so whether there is a body is asked of the body itself.
+    let announced = preflight_method(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
     Ok(Admitted { parts, body: Box::new(body), client, upgrade, announced })
 }
 
@@ -56,14 +56,15 @@ fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Ref
     is_websocket(request)
 }
 
-/// `get` is not `GET`, and a backend that thinks so would skip a rule by method.
+/// Whether a method is a known one in another case. Methods are case-sensitive, but a backend that treats `get` as
+/// `GET` would answer a request that no rule for `GET` was applied to.
 fn is_misspelt(method: &Method) -> bool {
     let name = method.as_str();
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
     known.iter().any(|known| known.eq_ignore_ascii_case(name) && *known != name)
 }
 
-/// The head's size as it was on the wire, give or take optional white space.
+/// Checks the size of the head as it was on the wire, except for optional white space.
 fn check_size(request: &Request<ClientBody>, limit: usize) -> Result<(), Refusal> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(1, |target| target.as_str().len())
@@ -84,15 +85,16 @@ fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), 
     };
     let text = host.to_str().map_err(|_| Refusal::bad_request("Host is not ASCII"))?;
     let host: Authority = text.parse().map_err(|_| Refusal::bad_request("Host is not host and port"))?;
-    // What the parser takes for a port may be any text.
+    // `Authority` accepts any text as a port.
     let port = text.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
     let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    // A comma makes a list of it to whoever looks for one.
+    // A program that expects a list would split the value at a comma.
     if text.contains(['@', ',']) || host.host().is_empty() || !port.is_none_or(is_port) {
         return Err(Refusal::bad_request("Host is not host and port"));
     }
     if let Some(authority) = request.uri().authority() {
-        // RFC 9112 section 3.2.2 lets the target win; two names for one request are a trap instead.
+        // RFC 9112 section 3.2.2 prefers the target. A request with two names is rejected instead, because other
+        // programs may prefer the Host.
         if !authority.as_str().eq_ignore_ascii_case(text) {
             return Err(Refusal::bad_request("an absolute target whose authority is not the Host"));
         }
@@ -117,7 +119,7 @@ fn check_framing(request: &mut Request<ClientBody>) -> Result<(), Refusal> {
         if !only_chunked || request.version() != Version::HTTP_11 {
             return Err(Refusal::bad_request("a transfer coding other than chunked"));
         }
-        // hyper's client encodes anew; nothing of the client's framing goes up.
+        // hyper's client frames the body anew, so nothing of the client's framing is forwarded.
         request.headers_mut().remove(TRANSFER_ENCODING);
         request.headers_mut().remove(CONTENT_LENGTH);
     } else if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
@@ -126,6 +128,7 @@ fn check_framing(request: &mut Request<ClientBody>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether a request is a complete WebSocket upgrade (RFC 6455 section 4.2.1); an incomplete one is an error.
 fn is_websocket(request: &Request<ClientBody>) -> Result<bool, Refusal> {
     let headers = request.headers();
     if !lists(headers, &UPGRADE, "websocket") {
@@ -153,7 +156,7 @@ fn is_websocket_key(key: &[u8]) -> bool {
     base64::engine::general_purpose::STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)
 }
 
-/// Whether a list-valued field has this member, without case.
+/// Whether a list-valued field has this member, compared without case.
 pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> bool {
     headers
         .get_all(name)
@@ -163,7 +166,7 @@ pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> boo
         .any(|value| value.trim().eq_ignore_ascii_case(member))
 }
 
-/// Whether a `%` is not followed by two hex digits: no two programs agree on what it means.
+/// Whether a `%` is not followed by two hex digits. Programs disagree on the meaning of such a path.
 fn has_broken_escape(path: &str) -> bool {
     let bytes = path.as_bytes();
     (0..bytes.len()).any(|at| {

@@ -1,5 +1,6 @@
-//! The signed assertion (docs/contract.md section 6): an ES256 JWT of one minute in a header of its own, for one
-//! upstream, one method and one path, so that a backend can tell our word from a neighbour's.
+//! The signed assertion (docs/contract.md section 6): an ES256 JWT, valid for one minute, in its own header. It is
+//! bound to one upstream, one method and one path, so that a backend can tell our requests from those of other hosts in
+//! its network.
 
 use std::sync::Arc;
 
@@ -15,24 +16,24 @@ use serde_json::{Value, json};
 use crate::auth::unix_seconds;
 use crate::policy::{AssertionSpec, UpstreamSpec};
 
-/// Seconds: long enough for a busy backend, short enough to be worth little elsewhere.
-const LIFE: u64 = 60;
-/// Who asserts.
+/// The validity in seconds: long enough for a busy backend, short enough to limit what a stolen assertion is worth.
+const LIFETIME: u64 = 60;
+/// The `iss` of every assertion.
 const ISSUER: &str = "vestibule";
 
 /// Signs assertions.
-pub struct Signer {
+pub struct AssertionSigner {
     key: Arc<EcdsaKeyPair>,
     random: SystemRandom,
-    /// `{"alg":"ES256",…}`, encoded: the same for every assertion.
+    /// The encoded JWS header, `{"alg":"ES256",…}`, which is the same for every assertion.
     header: String,
     key_id: String,
     name: HeaderName,
     audience: Option<String>,
 }
 
-impl Signer {
-    /// From the key of the policy.
+impl AssertionSigner {
+    /// Makes a signer with the key of the policy.
     #[must_use]
     pub fn new(spec: &AssertionSpec) -> Self {
         let key = Arc::clone(&spec.key.0);
@@ -42,7 +43,7 @@ impl Signer {
         Self { key, random: SystemRandom::new(), header, key_id, name, audience }
     }
 
-    /// The public key as a JWKS (RFC 7517), for whoever verifies.
+    /// The public key as a JWKS (RFC 7517), for the backends that verify assertions.
     #[must_use]
     pub fn public_keys(&self) -> Value {
         let (x, y) = coordinates(&self.key);
@@ -51,9 +52,9 @@ impl Signer {
         json!({ "keys": [key] })
     }
 
-    /// The header's name, and the assertion that this user asks this of this upstream. `None` when nothing could
-    /// be signed: then the request must not go up.
-    pub(super) fn assert(
+    /// Signs an assertion about this user, request and upstream, and returns the header for it. `None` when signing
+    /// failed: the request must not be forwarded then.
+    pub(super) fn sign(
         &self,
         user: &str,
         head: &Parts,
@@ -69,7 +70,7 @@ impl Signer {
             "sub": user,
             "aud": audience,
             "iat": issued,
-            "exp": issued + LIFE,
+            "exp": issued + LIFETIME,
             "jti": URL_SAFE_NO_PAD.encode(id),
             "method": head.method.as_str(),
             "path": head.uri.path(),
@@ -82,9 +83,9 @@ impl Signer {
     }
 }
 
-impl std::fmt::Debug for Signer {
+impl std::fmt::Debug for AssertionSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Signer({})", self.key_id)
+        write!(f, "AssertionSigner({})", self.key_id)
     }
 }
 
@@ -92,14 +93,14 @@ fn encode(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
-/// The public point without its leading 4, in halves.
+/// The coordinates of the public key: its uncompressed point without the leading byte, in halves.
 fn coordinates(key: &EcdsaKeyPair) -> (String, String) {
     let point = key.public_key().as_ref().get(1..).unwrap_or_default();
     let (x, y) = point.split_at(point.len() / 2);
     (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y))
 }
 
-/// RFC 7638: the same key has the same name wherever it is.
+/// The thumbprint of the key (RFC 7638), which serves as its key id.
 fn thumbprint(key: &EcdsaKeyPair) -> String {
     let (x, y) = coordinates(key);
     let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);

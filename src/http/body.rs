@@ -1,5 +1,5 @@
-//! Bodies on their way through, never collected: the client's with a size, an idle limit and a note
-//! of how it ended; the answer's with a lease on its upstream connection.
+//! Request and response bodies, streamed and never collected. A request body has a size limit and an idle timeout and
+//! records how it ended; a response body holds a lease on its upstream connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,100 +15,107 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::UnreadBody;
 use super::upstream::Lease;
 
-const GOING: u8 = 0;
+const STREAMING: u8 = 0;
 const ENDED: u8 = 1;
 const STALLED: u8 = 2;
 const TOO_LARGE: u8 = 3;
 const BROKEN: u8 = 4;
 
-/// How a request body ended; shared with whoever sends it up.
+/// The progress of a request body and how it ended; shared with the upstream client.
 #[derive(Clone, Debug)]
-pub struct BodyEnd(Arc<BodyState>);
+pub struct BodyEnd(Arc<BodyProgress>);
 
 #[derive(Debug)]
-struct BodyState {
+struct BodyProgress {
     state: AtomicU8,
     bytes: AtomicU64,
 }
 
 impl BodyEnd {
     fn new(state: u8) -> Self {
-        Self(Arc::new(BodyState { state: AtomicU8::new(state), bytes: AtomicU64::new(0) }))
+        Self(Arc::new(BodyProgress { state: AtomicU8::new(state), bytes: AtomicU64::new(0) }))
     }
 
-    /// How many bytes have gone up.
+    /// The number of bytes that were passed on.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// It was passed on completely.
+    /// Whether the body was passed on completely.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == ENDED
     }
 
-    /// The client sent nothing for `limits.body_idle_timeout`.
+    /// Whether the client sent nothing for `limits.body_idle_timeout`.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == STALLED
     }
 
-    /// It grew over `limits.body_bytes`.
+    /// Whether the body exceeded `limits.body_bytes`.
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == TOO_LARGE
     }
 
-    /// The client broke it off or its framing was wrong.
+    /// Whether the client aborted the body or its framing was invalid.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == BROKEN
     }
 }
 
-/// Why a request body cannot go on.
+/// The reason why a request body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The client sent nothing for too long.
+    /// The client sent nothing for `limits.body_idle_timeout`.
     #[error("the request body stalled")]
     Stalled,
-    /// Over `limits.body_bytes`.
+    /// The body exceeded `limits.body_bytes`.
     #[error("the request body is too large")]
     TooLarge,
-    /// The connection or its framing broke.
+    /// The connection failed or the framing was invalid.
     #[error("the request body broke off")]
     Broken(#[source] hyper::Error),
 }
 
-/// A request body on its way up. Trailers are dropped: they could hold any name.
+/// A request body on its way to the upstream. Trailers are dropped, because they could have the name of any header.
 #[derive(Debug)]
 pub struct ClientBody {
     incoming: Option<Incoming>,
-    left: Option<usize>,
-    idle: Duration,
+    bytes_left: Option<usize>,
+    idle_timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     end: BodyEnd,
-    /// Takes what is left when this is dropped before its end.
+    /// Takes the rest of the body when this is dropped before its end.
     unread: Option<UnreadBody>,
 }
 
 impl ClientBody {
-    /// Takes a request's body, with `limits.body_bytes` and `limits.body_idle_timeout`.
+    /// Wraps a request's body; `limit` is `limits.body_bytes`, `idle` is `limits.body_idle_timeout`.
     #[must_use]
     pub fn new(incoming: Incoming, limit: Option<usize>, idle: Duration, unread: Option<UnreadBody>) -> Self {
         let empty = incoming.is_end_stream();
-        let state = if empty { ENDED } else { GOING };
+        let state = if empty { ENDED } else { STREAMING };
         let end = BodyEnd::new(state);
-        Self { incoming: (!empty).then_some(incoming), left: limit, idle, timer: None, end, unread }
+        Self { incoming: (!empty).then_some(incoming), bytes_left: limit, idle_timeout: idle, timer: None, end, unread }
     }
 
-    /// An empty body, for a request sent again.
+    /// Makes an empty body, for a request that is retried.
     pub(super) fn empty() -> Self {
-        Self { incoming: None, left: None, idle: Duration::ZERO, timer: None, end: BodyEnd::new(ENDED), unread: None }
+        Self {
+            incoming: None,
+            bytes_left: None,
+            idle_timeout: Duration::ZERO,
+            timer: None,
+            end: BodyEnd::new(ENDED),
+            unread: None,
+        }
     }
 
-    /// How it ends.
+    /// The shared record of how the body ends.
     #[must_use]
     pub fn end(&self) -> BodyEnd {
         self.end.clone()
@@ -120,7 +127,7 @@ impl ClientBody {
         if state == ENDED
             && let Some(unread) = self.unread.take()
         {
-            unread.body_ended();
+            unread.on_body_end();
         }
     }
 }
@@ -128,7 +135,7 @@ impl ClientBody {
 impl Drop for ClientBody {
     fn drop(&mut self) {
         if let (Some(unread), Some(rest), false) = (self.unread.take(), self.incoming.take(), self.end.is_broken()) {
-            unread.unwanted(rest);
+            unread.abandon(rest);
         }
     }
 }
@@ -146,7 +153,7 @@ impl Body for ClientBody {
                     this.timer = None;
                     let Ok(data) = frame.into_data() else { continue };
                     this.end.0.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-                    if let Some(left) = &mut this.left {
+                    if let Some(left) = &mut this.bytes_left {
                         if let Some(rest) = left.checked_sub(data.len()) {
                             *left = rest;
                         } else {
@@ -168,7 +175,7 @@ impl Body for ClientBody {
                     return Poll::Ready(None);
                 }
                 Poll::Pending => {
-                    let idle = this.idle;
+                    let idle = this.idle_timeout;
                     let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + idle)));
                     ready!(timer.as_mut().poll(cx));
                     this.finish(STALLED);
@@ -187,49 +194,50 @@ impl Body for ClientBody {
     }
 }
 
-/// How an answer's body ended.
+/// How a response body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// All of it was given.
-    Whole,
-    /// The client left, or the upstream broke off.
-    BrokenOff,
-    /// We cut it, for this reason.
-    Cut(&'static str),
+pub enum BodyOutcome {
+    /// The whole body was given to hyper.
+    Complete,
+    /// The client disconnected or the upstream aborted.
+    Aborted,
+    /// An [`AbortSignal`] stopped the body, for this reason.
+    Stopped(&'static str),
 }
 
-/// Called once when an answer has been given or given up: with its bytes, and how it ended.
-pub(super) type OnEnd = Box<dyn FnOnce(u64, Fate) + Send + Sync>;
+/// A callback that runs once when a response body ends, with the number of its bytes and the outcome.
+pub(super) type OnEnd = Box<dyn FnOnce(u64, BodyOutcome) + Send + Sync>;
 
-/// Resolves, with the reason, when an answer must not go on.
-pub type CutWhen = Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>;
+/// A future that resolves, with the reason, when a response body must not continue.
+pub type AbortSignal = Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>;
 
-/// Why an answer's body does not go on; the connection breaks, so that nobody takes it for whole.
+/// The reason why a response body ended early. hyper then breaks the connection, so that the client cannot take the
+/// response for a complete one.
 #[derive(Debug, thiserror::Error)]
-pub enum AnswerError {
-    /// The upstream broke off.
+pub enum ResponseBodyError {
+    /// The upstream aborted its response.
     #[error("the upstream broke off")]
     Upstream(#[source] hyper::Error),
-    /// We cut it.
-    #[error("cut: {0}")]
-    Cut(&'static str),
+    /// An [`AbortSignal`] stopped the body.
+    #[error("response stopped: {0}")]
+    Stopped(&'static str),
 }
 
-/// An answer's body on its way to the client.
+/// A response body on its way to the client.
 pub struct ResponseBody {
-    kind: Kind,
+    source: BodySource,
     sent: u64,
-    fate: Fate,
-    cut_when: Option<CutWhen>,
+    outcome: BodyOutcome,
+    abort_signal: Option<AbortSignal>,
     /// The upstream broke off, and hyper does not know it yet.
     broken: Option<hyper::Error>,
     on_end: Option<OnEnd>,
-    /// The body of the request that this answers, when it has one.
+    /// The body of the request that this responds to, when it has one.
     request_body: Option<UnreadBody>,
 }
 
-enum Kind {
-    Ours(Option<Bytes>),
+enum BodySource {
+    Own(Option<Bytes>),
     Upstream { incoming: Incoming, lease: Option<Lease> },
 }
 
@@ -240,90 +248,98 @@ impl std::fmt::Debug for ResponseBody {
 }
 
 impl ResponseBody {
-    fn new(kind: Kind) -> Self {
-        Self { kind, sent: 0, fate: Fate::BrokenOff, cut_when: None, broken: None, on_end: None, request_body: None }
+    fn new(source: BodySource) -> Self {
+        Self {
+            source,
+            sent: 0,
+            outcome: BodyOutcome::Aborted,
+            abort_signal: None,
+            broken: None,
+            on_end: None,
+            request_body: None,
+        }
     }
 
-    /// Text of our own.
+    /// Makes a body that this proxy authored.
     #[must_use]
-    pub fn ours(bytes: impl Into<Bytes>) -> Self {
+    pub fn own(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self::new(Kind::Ours((!bytes.is_empty()).then_some(bytes)))
+        Self::new(BodySource::Own((!bytes.is_empty()).then_some(bytes)))
     }
 
-    /// The upstream's body; the connection goes back to its pool when it has ended cleanly.
+    /// Wraps the upstream's body; its connection returns to the pool when the body has ended completely.
     #[must_use]
     pub(super) fn upstream(incoming: Incoming, lease: Option<Lease>) -> Self {
-        let mut body = Self::new(Kind::Upstream { incoming, lease });
+        let mut body = Self::new(BodySource::Upstream { incoming, lease });
         if body.is_end_stream() {
-            body.ended();
+            body.complete();
         }
         body
     }
 
-    /// Cuts it off when this resolves.
-    pub fn cut_when(&mut self, cut_when: CutWhen) {
-        self.cut_when = Some(cut_when);
+    /// Stops the body when the signal resolves.
+    pub fn abort_when(&mut self, signal: AbortSignal) {
+        self.abort_signal = Some(signal);
     }
 
-    /// Lets the rest of the request's body be read once this answers it.
-    pub fn answers(&mut self, request_body: UnreadBody) {
+    /// Names the request body that this responds to, so that its rest is discarded once the response has started.
+    pub fn set_request_body(&mut self, request_body: UnreadBody) {
         self.request_body = Some(request_body);
     }
 
-    /// Sets what happens at the end, whatever the end is.
+    /// Sets the callback that runs at the end, with any outcome.
     pub fn on_end(&mut self, on_end: OnEnd) {
         self.on_end = Some(on_end);
     }
 
-    fn ended(&mut self) {
-        self.fate = Fate::Whole;
-        self.cut_when = None;
-        if let Kind::Upstream { lease, .. } = &mut self.kind
+    fn complete(&mut self) {
+        self.outcome = BodyOutcome::Complete;
+        self.abort_signal = None;
+        if let BodySource::Upstream { lease, .. } = &mut self.source
             && let Some(lease) = lease.take()
         {
-            lease.give_back();
+            lease.return_to_pool();
         }
     }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if self.fate == Fate::BrokenOff && self.is_end_stream() {
-            self.fate = Fate::Whole;
+        if self.outcome == BodyOutcome::Aborted && self.is_end_stream() {
+            self.outcome = BodyOutcome::Complete;
         }
         if let Some(on_end) = self.on_end.take() {
-            on_end(self.sent, self.fate);
+            on_end(self.sent, self.outcome);
         }
         if let Some(request_body) = self.request_body.take() {
-            request_body.answer_ended();
+            request_body.on_response_end();
         }
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = AnswerError;
+    type Error = ResponseBodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let this = self.get_mut();
         if let Some(request_body) = &this.request_body {
-            // hyper asks for the body when the head has been written.
-            request_body.answer_began();
+            // hyper polls the body first after it has written the head.
+            request_body.on_response_start();
         }
-        if let Fate::Cut(_) = this.fate {
+        if let BodyOutcome::Stopped(_) = this.outcome {
             return Poll::Ready(None);
         }
-        if let Some(cut_when) = &mut this.cut_when
-            && let Poll::Ready(reason) = cut_when.as_mut().poll(cx)
+        if let Some(signal) = &mut this.abort_signal
+            && let Poll::Ready(reason) = signal.as_mut().poll(cx)
         {
-            this.fate = Fate::Cut(reason);
-            return Poll::Ready(Some(Err(AnswerError::Cut(reason))));
+            this.outcome = BodyOutcome::Stopped(reason);
+            return Poll::Ready(Some(Err(ResponseBodyError::Stopped(reason))));
         }
-        let frame = match &mut this.kind {
-            Kind::Ours(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Upstream { incoming, .. } => match this.broken.take() {
-                Some(error) => Poll::Ready(Some(Err(AnswerError::Upstream(error)))),
+        let frame = match &mut this.source {
+            BodySource::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            BodySource::Upstream { incoming, .. } => match this.broken.take() {
+                Some(error) => Poll::Ready(Some(Err(ResponseBodyError::Upstream(error)))),
                 None => match Pin::new(incoming).poll_frame(cx) {
                     Poll::Ready(Some(Err(error))) if this.sent > 0 => {
                         // hyper drops the connection with what it has not written, and it writes when there is nothing
@@ -332,35 +348,35 @@ impl Body for ResponseBody {
                         cx.waker().wake_by_ref();
                         Poll::Pending
                     }
-                    frame => frame.map(|frame| frame.map(|frame| frame.map_err(AnswerError::Upstream))),
+                    frame => frame.map(|frame| frame.map(|frame| frame.map_err(ResponseBodyError::Upstream))),
                 },
             },
         };
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 this.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-                // Behind trailers nothing comes.
+                // Trailers are the last frame.
                 if frame.is_trailers() || this.is_end_stream() {
-                    this.ended();
+                    this.complete();
                 }
             }
-            Poll::Ready(None) => this.ended(),
+            Poll::Ready(None) => this.complete(),
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Ours(bytes) => bytes.is_none(),
-            Kind::Upstream { incoming, .. } => incoming.is_end_stream(),
+        match &self.source {
+            BodySource::Own(bytes) => bytes.is_none(),
+            BodySource::Upstream { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Ours(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Kind::Upstream { incoming, .. } => incoming.size_hint(),
+        match &self.source {
+            BodySource::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            BodySource::Upstream { incoming, .. } => incoming.size_hint(),
         }
     }
 }

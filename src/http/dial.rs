@@ -1,4 +1,4 @@
-//! Connecting to an upstream, wherever it is: a TCP port, a Unix socket, a port that speaks TLS.
+//! Connects to an upstream: over TCP, TLS, or a Unix socket.
 
 use std::io;
 use std::sync::Arc;
@@ -13,43 +13,44 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 
-use super::socket::tune;
+use super::socket::set_tcp_options;
 use super::{Socket, UpstreamError};
 use crate::policy::{UpstreamAddress, UpstreamSpec, UpstreamTls};
 
-/// How to connect to one upstream.
-pub(super) struct Dialler {
+/// Opens connections to one upstream.
+pub(super) struct UpstreamConnector {
     address: UpstreamAddress,
-    shown: String,
-    limit: Duration,
+    /// The URL as it was written, for error messages.
+    url: String,
+    timeout: Duration,
     tls: Option<Result<(TlsConnector, ServerName<'static>), String>>,
 }
 
-impl Dialler {
+impl UpstreamConnector {
     pub(super) fn new(spec: &UpstreamSpec) -> Self {
         let tls = match &spec.address {
-            UpstreamAddress::Tcp { tls: Some(tls), .. } => Some(connector(tls)),
+            UpstreamAddress::Tcp { tls: Some(tls), .. } => Some(tls_connector(tls)),
             UpstreamAddress::Tcp { tls: None, .. } | UpstreamAddress::Unix(_) => None,
         };
-        Self { address: spec.address.clone(), shown: spec.url.clone(), limit: spec.connect_timeout, tls }
+        Self { address: spec.address.clone(), url: spec.url.clone(), timeout: spec.connect_timeout, tls }
     }
 
-    /// A connection, its TLS handshake included, in time.
+    /// Opens a connection, including the TLS handshake, within `connect_timeout`.
     pub(super) async fn connect(&self) -> Result<Socket, UpstreamError> {
-        let upstream = || self.shown.clone();
-        timeout(self.limit, self.dial())
+        let upstream = || self.url.clone();
+        timeout(self.timeout, self.open())
             .await
             .map_err(|_| UpstreamError::ConnectTimeout { upstream: upstream() })?
             .map_err(|source| UpstreamError::Connect { upstream: upstream(), source })
     }
 
-    async fn dial(&self) -> io::Result<Socket> {
+    async fn open(&self) -> io::Result<Socket> {
         let (host, port) = match &self.address {
             UpstreamAddress::Unix(path) => return UnixStream::connect(path).await.map(Socket::Unix),
             UpstreamAddress::Tcp { host, port, .. } => (host.as_str(), *port),
         };
         let tcp = TcpStream::connect((host, port)).await?;
-        tune(&tcp);
+        set_tcp_options(&tcp);
         match &self.tls {
             None => Ok(Socket::Tcp(tcp)),
             Some(Ok((connector, name))) => {
@@ -61,22 +62,24 @@ impl Dialler {
     }
 }
 
-impl std::fmt::Debug for Dialler {
+impl std::fmt::Debug for UpstreamConnector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Dialler({})", self.shown)
+        write!(f, "UpstreamConnector({})", self.url)
     }
 }
 
-/// The system's certificate authorities and the one the file names. HTTP/1.1 only.
-fn connector(tls: &UpstreamTls) -> Result<(TlsConnector, ServerName<'static>), String> {
+/// Makes a TLS client that trusts the system's certificate authorities and those of the configured file, and offers
+/// HTTP/1.1 only.
+fn tls_connector(tls: &UpstreamTls) -> Result<(TlsConnector, ServerName<'static>), String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut further = Vec::new();
+    let mut extra_roots = Vec::new();
     if let Some(authority) = &tls.authority {
         for certificate in CertificateDer::pem_slice_iter(&authority.pem) {
-            further.push(certificate.map_err(|error| format!("{}: {error}", authority.file.display()))?);
+            extra_roots.push(certificate.map_err(|error| format!("{}: {error}", authority.file.display()))?);
         }
     }
-    let verifier = Verifier::new_with_extra_roots(further, Arc::clone(&provider)).map_err(|error| error.to_string())?;
+    let verifier =
+        Verifier::new_with_extra_roots(extra_roots, Arc::clone(&provider)).map_err(|error| error.to_string())?;
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?

@@ -1,5 +1,5 @@
-//! Who the client is, and the forwarding fields that say so (docs/contract.md section 3): believed from
-//! trusted proxies only, and made anew for the upstream in every case.
+//! The client's address and the forwarding headers (docs/contract.md section 3), which are believed from trusted
+//! proxies only and always written anew for the upstream.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,94 +15,95 @@ pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// More hops than this in `X-Forwarded-For` are cut off on the left, the far end.
-const HOPS: usize = 32;
-const REQUEST_ID_BYTES: usize = 128;
+/// The maximum number of addresses that are read from `X-Forwarded-For`, counted from the right, the near end.
+const MAX_HOPS: usize = 32;
+const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// One accepted connection.
+/// The addresses and transport of an accepted connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
-    /// The other end of a TCP connection; `None`: a caller over a Unix socket.
+    /// The peer of a TCP connection; `None` for a Unix socket.
     pub peer: Option<SocketAddr>,
-    /// Whether it came over TLS to us.
+    /// Whether the listener ended TLS for this connection.
     pub tls: bool,
 }
 
-/// Who asks, as far as it is known.
+/// The client of a request, as far as connection and forwarding headers tell.
 #[derive(Clone, Debug)]
 pub struct ClientAddress {
-    /// The client: the peer, or what a trusted proxy names.
+    /// The client's address: the peer's, or the one that a trusted proxy named.
     pub address: IpAddr,
-    /// `http` or `https`, as the client sees it.
+    /// The scheme that the client used: `http` or `https`.
     pub scheme: &'static str,
-    /// The chain for the upstream: the client, the trusted hops that followed it, the peer.
+    /// The `X-Forwarded-For` for the upstream: the client, the trusted proxies behind it, the peer.
     pub chain: String,
-    /// `X-Request-Id`.
+    /// The value of `X-Request-Id`.
     pub request_id: String,
-    /// How far limits per address apply.
-    pub shared: Sharing,
+    /// Whether other clients have the same address.
+    pub sharing: AddressSharing,
 }
 
-/// Who stands behind an address.
+/// Whether an address belongs to one client; limits per address apply only then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// One client, or one network of them: limits per address apply.
-    No,
-    /// A trusted proxy that named nobody: its clients share it.
+pub enum AddressSharing {
+    /// The address of one client, or of one network.
+    NotShared,
+    /// The address of a trusted proxy that named no client: all its clients share it.
     TrustedProxy,
-    /// A private peer that names clients and is not trusted, most likely a balancer: they all share it.
+    /// A private address whose peer sends `X-Forwarded-For` and is not trusted, most likely a load balancer: all its
+    /// clients share it.
     Balancer,
 }
 
 impl ClientAddress {
-    /// The address that limits count by; `None` where its clients cannot be told apart.
+    /// The address that limits per address apply to; `None` when several clients share it.
     #[must_use]
-    pub fn counted(&self) -> Option<IpAddr> {
-        (self.shared == Sharing::No).then_some(self.address)
+    pub fn limited_address(&self) -> Option<IpAddr> {
+        (self.sharing == AddressSharing::NotShared).then_some(self.address)
     }
 
     pub(super) fn of(connection: &Connection, headers: &HeaderMap, policy: &Policy) -> Self {
         let peer = connection.peer.map(|peer| peer.ip().to_canonical());
         let scheme = if connection.tls { "https" } else { "http" };
         let trusted = peer.map_or(policy.trusts_unix, |peer| policy.trusts(peer));
-        // Whoever comes over a Unix socket is on this machine.
-        let peer_or_here = peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        // A client over a Unix socket is on this host.
+        let peer_or_localhost = peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if !trusted {
-            let chain = peer_or_here.to_string();
-            let balancer = headers.contains_key(X_FORWARDED_FOR) && is_private(peer_or_here);
-            let shared = if balancer { Sharing::Balancer } else { Sharing::No };
-            return Self { address: peer_or_here, scheme, chain, request_id: new_request_id(), shared };
+            let chain = peer_or_localhost.to_string();
+            let balancer = headers.contains_key(X_FORWARDED_FOR) && is_private(peer_or_localhost);
+            let sharing = if balancer { AddressSharing::Balancer } else { AddressSharing::NotShared };
+            return Self { address: peer_or_localhost, scheme, chain, request_id: new_request_id(), sharing };
         }
         let hops = forwarded_for(headers);
-        // From the right, to the first address that is not one of our proxies.
+        // The client is the rightmost address that is not a trusted proxy's.
         let client = hops.iter().rposition(|hop| !policy.trusts(*hop)).unwrap_or(0);
         let mut chain: Vec<String> = hops.get(client..).unwrap_or_default().iter().map(IpAddr::to_string).collect();
         chain.extend(peer.map(|peer| peer.to_string()));
         if chain.is_empty() {
-            chain.push(peer_or_here.to_string());
+            chain.push(peer_or_localhost.to_string());
         }
         Self {
-            address: hops.get(client).copied().unwrap_or(peer_or_here),
+            address: hops.get(client).copied().unwrap_or(peer_or_localhost),
             scheme: forwarded_proto(headers, hops.len(), client).unwrap_or(scheme),
             chain: chain.join(", "),
-            request_id: kept_request_id(headers).unwrap_or_else(new_request_id),
-            shared: if hops.is_empty() { Sharing::TrustedProxy } else { Sharing::No },
+            request_id: valid_request_id(headers).unwrap_or_else(new_request_id),
+            sharing: if hops.is_empty() { AddressSharing::TrustedProxy } else { AddressSharing::NotShared },
         }
     }
 }
 
 /// The members of a forwarding field, left to right over all its lines; RFC 9110 section 5.6.1 ignores empty ones.
 fn members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'a str> {
-    // A line that is not ASCII is one member, and nothing that could be believed.
+    // A line that is not ASCII becomes one member that is neither an address nor a scheme.
     let lines = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
 }
 
 /// The scheme that the client uses, by `X-Forwarded-Proto`.
 ///
-/// Proxies that append to it write one member for each of `X-Forwarded-For`, so that of the client's own hop counts.
-/// Where the lists differ in length the leftmost does, which is the client's in every convention: taking http for
-/// https only withholds what https allows.
+/// Proxies that append to it write one member for each of `X-Forwarded-For`, so the member at the client's position
+/// counts. Where the lists differ in length the leftmost one counts, which is the client's in every convention: taking
+/// http for https only withholds what https allows.
 fn forwarded_proto(headers: &HeaderMap, hops: usize, client: usize) -> Option<&'static str> {
     let count = members(headers, &X_FORWARDED_PROTO).count();
     let at = if count == hops { client } else { 0 };
@@ -111,10 +112,10 @@ fn forwarded_proto(headers: &HeaderMap, hops: usize, client: usize) -> Option<&'
     Some(if is_https { "https" } else { "http" })
 }
 
-/// The addresses of `X-Forwarded-For`, left to right; what is no address ends the list there.
+/// The addresses of `X-Forwarded-For`, left to right. Read from the right, a member that is no address ends the list.
 fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
     let mut hops = Vec::new();
-    for entry in members(headers, &X_FORWARDED_FOR).rev().take(HOPS) {
+    for entry in members(headers, &X_FORWARDED_FOR).rev().take(MAX_HOPS) {
         let bare = entry.trim_start_matches('[').split(']').next().unwrap_or(entry);
         let address = bare.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()));
         match address {
@@ -126,16 +127,17 @@ fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
     hops
 }
 
-fn kept_request_id(headers: &HeaderMap) -> Option<String> {
+/// The client's request id, when there is exactly one and it is well-formed.
+fn valid_request_id(headers: &HeaderMap) -> Option<String> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     let id = values.next()?.to_str().ok()?;
     let well_formed = !id.is_empty()
-        && id.len() <= REQUEST_ID_BYTES
+        && id.len() <= MAX_REQUEST_ID_BYTES
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'=' | b':' | b'/' | b'+'));
     (well_formed && values.next().is_none()).then(|| id.to_owned())
 }
 
-/// Unique in this process and very likely beyond it; not a secret.
+/// Makes a request id that is unique in this process and very likely beyond it. It is not a secret.
 pub(crate) fn new_request_id() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
@@ -151,7 +153,7 @@ pub(crate) fn new_request_id() -> String {
     format!("{:016x}", id ^ (id >> 31))
 }
 
-/// Puts our fields in; whatever the client sent of the family is gone already.
+/// Inserts our forwarding headers and request id. Those that the client sent are removed before.
 pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, host: Option<&HeaderValue>) {
     if let Ok(chain) = HeaderValue::try_from(client.chain.as_str()) {
         headers.insert(X_FORWARDED_FOR, chain);

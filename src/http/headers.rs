@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::ClientBody;
 use super::admit::lists;
-use super::assertion::Signer;
+use super::assertion::AssertionSigner;
 use super::forwarding;
 use super::request::{Admitted, Allowed, PreflightRequest, PublicRequest};
 use crate::auth::{Identity, Token, token};
@@ -177,7 +177,7 @@ fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'st
 pub fn seal(
     allowed: Allowed,
     policy: &Policy,
-    signer: Option<&Signer>,
+    signer: Option<&AssertionSigner>,
 ) -> Result<(Sealed, Arc<Identity>, Option<Token>), Unsendable> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, route } = allowed;
@@ -193,7 +193,7 @@ pub fn seal(
         pass_on(&mut admitted, token, to);
     }
     if let Some(signer) = signer {
-        let assertion = signer.assert(identity.user_id(), &admitted.parts, to, route.upstream == 0);
+        let assertion = signer.sign(identity.user_id(), &admitted.parts, to, route.upstream == 0);
         let (name, value) = assertion.ok_or(Unsendable::Unsigned)?;
         admitted.parts.headers.insert(name, value);
     }

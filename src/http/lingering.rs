@@ -1,5 +1,5 @@
-//! Connections on their way out: a last answer is written, and the client has a moment to take it, since closing with
-//! bytes unread would reset the connection and take the answer with it.
+//! Lingering close of connections that are rejected before a request was read: the response is written, and the client
+//! has a second to read it. Closing with bytes unread would reset the connection, and the client would lose the response.
 
 use std::io;
 use std::sync::Arc;
@@ -13,46 +13,47 @@ use super::forwarding::new_request_id;
 use super::refusal::{Refusal, refusal_bytes};
 use super::socket::Socket;
 
-/// A client has this long to take its answer, and so many do at once.
-const TIME: Duration = Duration::from_secs(1);
-const AT_ONCE: usize = 64;
+/// The time that a client has to read its response.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum number of connections of one listener that linger at once.
+const MAX_LINGERING: usize = 64;
 
-/// The places of those that linger.
+/// Limits how many connections of a listener linger at once.
 #[derive(Clone, Debug)]
-pub struct Lingering(Arc<Semaphore>);
+pub struct LingerLimit(Arc<Semaphore>);
 
-/// The place of one of them.
+/// The permission for one connection to linger.
 #[derive(Debug)]
-pub struct Place(OwnedSemaphorePermit);
+pub struct LingerPermit(OwnedSemaphorePermit);
 
-impl Default for Lingering {
+impl Default for LingerLimit {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+        Self(Arc::new(Semaphore::new(MAX_LINGERING)))
     }
 }
 
-impl Lingering {
-    /// A place, as soon as one is free.
-    pub async fn place(&self) -> Option<Place> {
-        Arc::clone(&self.0).acquire_owned().await.ok().map(Place)
+impl LingerLimit {
+    /// Waits for a permit.
+    pub async fn acquire(&self) -> Option<LingerPermit> {
+        Arc::clone(&self.0).acquire_owned().await.ok().map(LingerPermit)
     }
 
-    /// A place, if one is free now.
+    /// Takes a permit if one is free now.
     #[must_use]
-    pub fn free_place(&self) -> Option<Place> {
-        Arc::clone(&self.0).try_acquire_owned().ok().map(Place)
+    pub fn try_acquire(&self) -> Option<LingerPermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok().map(LingerPermit)
     }
 }
 
-impl Place {
-    /// Answers without a request having been read, and closes.
-    pub fn refuse(self, mut socket: Socket, refusal: &Refusal) {
-        // A socket that cannot take this at once is dropped without it.
+impl LingerPermit {
+    /// Writes the response to a request that was not read, and closes the connection.
+    pub fn reject(self, mut socket: Socket, refusal: &Refusal) {
+        // A socket that cannot take the response without waiting is closed without it.
         if socket.write_now(&refusal_bytes(refusal, &new_request_id())).is_err() {
             return;
         }
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(TIME, async {
+            let _ = tokio::time::timeout(LINGER_TIMEOUT, async {
                 socket.shutdown().await?;
                 read_away(socket, usize::MAX).await
             })
@@ -61,11 +62,11 @@ impl Place {
         });
     }
 
-    /// Breaks an answer off, and reads on for a client that is still sending a body.
+    /// Aborts a response, and reads on for a client that is still sending a body.
     pub(super) fn discard(self, socket: Socket, limits: DiscardLimits) {
-        // Without a runtime the process is ending, and every connection with it.
+        // Without a runtime the process is ending, and all connections with it.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // Nobody may take what was given for whole.
+        // The client must not take what was sent for a complete response.
         if socket.break_off().is_err() {
             return;
         }

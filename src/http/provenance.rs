@@ -1,5 +1,5 @@
-//! Which page a request comes from. Browsers send cookies unasked, so a credential in one counts only
-//! on a request that our own pages, or those of `origins`, have made (docs/contract.md section 8).
+//! Checks which page made a request. Browsers send cookies with requests of any page, so a credential in a cookie counts
+//! only on a request of our own pages or of those in `origins` (docs/contract.md section 8).
 
 use hyper::header::{HOST, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
@@ -14,54 +14,55 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// Whether a cookie may be the credential of this request.
+/// Checks that a cookie may be the credential of this request.
 ///
 /// # Errors
 /// 403 `foreign_origin`.
-pub(super) fn check(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
+pub(super) fn check_cookie_origin(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
     let headers = &head.headers;
     let mut origins = headers.get_all(ORIGIN).iter();
     let Some(origin) = origins.next() else {
         let upgrade = headers.contains_key(UPGRADE);
         let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && !upgrade;
-        let fits = safe && (is_our_site(headers) || is_navigation(&head.method, headers));
-        return if fits { Ok(()) } else { Err(Refusal::foreign_origin("a request without Origin")) };
+        let is_allowed = safe && (is_same_origin_or_direct(headers) || is_navigation(&head.method, headers));
+        return if is_allowed { Ok(()) } else { Err(Refusal::foreign_origin("a request without Origin")) };
     };
     let text = origin.to_str().unwrap_or("not ASCII");
-    // A wildcard does not count here: whoever holds one name under it is not all of them.
+    // A wildcard does not count here: one host under it is not trusted with the cookies of all users.
     let listed = |pattern: &OriginPattern| matches!(pattern, OriginPattern::Exact(exact) if exact.as_str() == text);
-    if origins.next().is_none() && (is_ours(text, headers, client, policy) || policy.origins.iter().any(listed)) {
+    if origins.next().is_none() && (is_own_origin(text, headers, client, policy) || policy.origins.iter().any(listed)) {
         return Ok(());
     }
     Err(Refusal::foreign_origin(text))
 }
 
-/// Whether this may change something of ours: an `Origin` that is ours or listed, or no browser at all.
+/// Checks that a request may change state on our own endpoints: its `Origin` is ours or listed, or no browser sent it.
 ///
 /// # Errors
 /// 403 `foreign_origin`.
-pub(super) fn may_change(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
+pub(super) fn check_state_change(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
     let headers = &head.headers;
     if headers.contains_key(ORIGIN) {
-        return check(head, client, policy);
+        return check_cookie_origin(head, client, policy);
     }
     let is_browser = headers.keys().any(|name| name.as_str().starts_with("sec-fetch-"));
     if is_browser { Err(Refusal::foreign_origin("a page without Origin")) } else { Ok(()) }
 }
 
-/// Whether the client sees https.
-fn sees_https(client: &ClientAddress, policy: &Policy) -> bool {
+/// Whether the client uses https, as far as connection, forwarding headers and `public_url` tell.
+fn is_https(client: &ClientAddress, policy: &Policy) -> bool {
     client.scheme == "https" || policy.public_url.as_ref().is_some_and(|url| url.as_str().starts_with("https://"))
 }
 
-/// The name of our cookie for this client: with the port that it sees, where that is plain http.
+/// The name of the session cookie for this client. Over plain http it has the port in it, since cookies are shared
+/// between the ports of a host.
 pub(super) fn session_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
-    token::session_cookie_name(sees_https(&admitted.client, policy), port(admitted))
+    token::session_cookie_name(is_https(&admitted.client, policy), port(admitted))
 }
 
 /// The name of the cookie that binds a sign-in to this client's browser.
 pub(super) fn login_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
-    token::login_cookie_name(sees_https(&admitted.client, policy), port(admitted))
+    token::login_cookie_name(is_https(&admitted.client, policy), port(admitted))
 }
 
 fn port(admitted: &Admitted) -> u16 {
@@ -69,35 +70,37 @@ fn port(admitted: &Admitted) -> u16 {
     host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80)
 }
 
-/// Without https a session cookie would cross a network in the clear; on this machine there is none.
+/// Whether a session cookie can be set: over https, or on a loopback name, where it crosses no network in the clear.
 pub(super) fn can_have_cookie(admitted: &Admitted, policy: &Policy) -> bool {
     let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
-    sees_https(&admitted.client, policy) || is_loopback_name(name.trim_start_matches('[').trim_end_matches(']'))
+    is_https(&admitted.client, policy) || is_loopback_name(name.trim_start_matches('[').trim_end_matches(']'))
 }
 
-fn is(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
+fn has_value(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes())
 }
 
-/// No browser, or a browser that says the page is ours or no page at all asked.
-fn is_our_site(headers: &HeaderMap) -> bool {
+/// Whether no browser sent the request, or a browser reports that our own page or the user made it.
+fn is_same_origin_or_direct(headers: &HeaderMap) -> bool {
     !headers.contains_key(SEC_FETCH_SITE)
-        || is(headers, &SEC_FETCH_SITE, "same-origin")
-        || is(headers, &SEC_FETCH_SITE, "none")
+        || has_value(headers, &SEC_FETCH_SITE, "same-origin")
+        || has_value(headers, &SEC_FETCH_SITE, "none")
 }
 
 fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
-    method == Method::GET && is(headers, &SEC_FETCH_MODE, "navigate") && is(headers, &SEC_FETCH_DEST, "document")
+    method == Method::GET
+        && has_value(headers, &SEC_FETCH_MODE, "navigate")
+        && has_value(headers, &SEC_FETCH_DEST, "document")
 }
 
-/// Host and port as the client sees them. Where we know that it came by https, an http page is
-/// another site; where a balancer that is not trusted may stand before us, the page's own scheme says
-/// which port a Host without one means.
-fn is_ours(origin: &str, headers: &HeaderMap, client: &ClientAddress, policy: &Policy) -> bool {
+/// Whether an origin is our own: host and port as the client uses them. If the request is known to have come by https,
+/// an http page is another site. Since a balancer that is not trusted may be in front of us, the scheme of the page
+/// decides which port a Host without one means.
+fn is_own_origin(origin: &str, headers: &HeaderMap, client: &ClientAddress, policy: &Policy) -> bool {
     if let Some(public) = &policy.public_url {
         return public.as_str() == origin;
     }
@@ -106,10 +109,10 @@ fn is_ours(origin: &str, headers: &HeaderMap, client: &ClientAddress, policy: &P
         return false;
     }
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let Some(ours) = host.and_then(|host| Url::parse(&format!("{}://{host}", page.scheme())).ok()) else {
+    let Some(own) = host.and_then(|host| Url::parse(&format!("{}://{host}", page.scheme())).ok()) else {
         return false;
     };
-    ours.origin() == page.origin()
+    own.origin() == page.origin()
 }
 
 #[cfg(test)]
@@ -120,7 +123,7 @@ mod tests {
     use crate::policy::Origin;
 
     #[test]
-    fn ours_is_host_and_port_as_the_client_sees_them() {
+    fn our_origin_is_host_and_port_as_the_client_uses_them() {
         let policy = |public: Option<&str>| {
             let mut config = crate::config::Config::default();
             config.public_url = public.map(str::to_owned);
@@ -155,9 +158,9 @@ mod tests {
                 scheme,
                 chain: String::new(),
                 request_id: String::new(),
-                shared: crate::http::Sharing::No,
+                sharing: crate::http::AddressSharing::NotShared,
             };
-            let found = check(&head.into_parts().0, &client, &policy(public)).is_ok();
+            let found = check_cookie_origin(&head.into_parts().0, &client, &policy(public)).is_ok();
             assert_eq!(found, expected, "{public:?} {scheme} {host} {origin}");
         }
     }

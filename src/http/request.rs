@@ -51,7 +51,7 @@ impl OwnRequest {
     /// # Errors
     /// 403 `foreign_origin`.
     pub fn may_change(&self, policy: &Policy) -> Result<(), Refusal> {
-        provenance::may_change(&self.admitted.parts, &self.admitted.client, policy)
+        provenance::check_state_change(&self.admitted.parts, &self.admitted.client, policy)
     }
 
     /// The Bearer token that it carries, by the headers that the policy names.
@@ -272,7 +272,7 @@ impl ProtectedRequest {
     /// `missing_token`: the upstream is to get the token, and the session has none.
     pub fn authenticated(self, verified: Verified, policy: &Policy) -> Result<AuthenticatedRequest, Refusal> {
         if verified.carrier() == Carrier::Cookie {
-            provenance::check(&self.admitted.parts, &self.admitted.client, policy)?;
+            provenance::check_cookie_origin(&self.admitted.parts, &self.admitted.client, policy)?;
             if !verified.has_token() && policy.upstream(self.route()).wants_token(self.is_websocket()) {
                 return Err(Refusal::missing_token());
             }

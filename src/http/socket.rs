@@ -1,4 +1,4 @@
-//! A connected socket of any kind: TCP, Unix, or TLS over TCP. Everything above reads and writes bytes.
+//! A connected socket of any kind: TCP, Unix, or TLS over TCP.
 
 use std::io;
 use std::net::Shutdown;
@@ -22,55 +22,54 @@ pub enum Socket {
     Unix(UnixStream),
     /// TLS over TCP; boxed, since it is a hundred times the size of the others.
     Tls(Box<TlsStream<TcpStream>>),
-    /// None any more: reads end, writes fail.
+    /// A socket that was taken away: reads report the end, writes fail.
     Closed,
-    /// Memory, for tests that run on a paused clock.
+    /// An in-memory stream, for tests that run on a paused clock.
     #[cfg(test)]
     Memory(Box<dyn Memory>),
 }
 
-/// What stands for a socket in tests.
+/// A stream that replaces a socket in tests.
 #[cfg(test)]
 pub trait Memory: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug {}
 
 #[cfg(test)]
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug> Memory for T {}
 
-/// Sets what every TCP connection of ours wants, to a client or an upstream; a socket that refuses one of these is
-/// served all the same.
-pub fn tune(tcp: &TcpStream) {
+/// Sets the options of every TCP connection, to clients and upstreams. A socket that rejects one is used all the same.
+pub fn set_tcp_options(tcp: &TcpStream) {
     let socket = SockRef::from(tcp);
-    // Small answers and frames must not wait for an acknowledgement.
+    // Small responses and frames must not wait for an acknowledgement.
     let _ = socket.set_tcp_nodelay(true);
-    // A peer that vanished without a word must be noticed.
+    // A peer that disappeared without closing must be noticed.
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
     let _ = socket.set_tcp_keepalive(&keepalive);
 }
 
 impl Socket {
-    /// Writes past what the reactor knows of the socket: how many of `bytes` it took, or `Some(0)` when it took of what
-    /// waited inside it.
+    /// Writes without asking Tokio whether the socket is writable. Returns how many of `bytes` the system took;
+    /// `Some(0)` when it took bytes that TLS had buffered; `None` when it took nothing.
     ///
     /// The system reports a socket as writable only when a third of its buffer has gone, which at several megabytes
-    /// and a reader of 15 KB a second takes longer than `send_timeout`. Whoever judges a reader by that limit asks here
-    /// before.
-    pub fn takes_more(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// and a reader of 15 KB a second takes longer than `send_timeout`. So the timeout of a write must call this before
+    /// it takes the peer for stalled.
+    pub fn send_now(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Tcp(tcp) => SockRef::from(&*tcp).send(bytes).ok().filter(|taken| *taken > 0),
             Self::Unix(unix) => SockRef::from(&*unix).send(bytes).ok().filter(|taken| *taken > 0),
             Self::Closed => None,
             Self::Tls(tls) => {
-                let past = |tcp: &TcpStream, write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<usize>| {
+                let send = |tcp: &TcpStream, write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<usize>| {
                     write(&mut &*SockRef::from(tcp)).ok().filter(|taken| *taken > 0)
                 };
                 let taken = match &mut **tls {
                     TlsStream::Client(tls) => {
                         let (tcp, session) = tls.get_mut();
-                        past(tcp, &mut |out| session.write_tls(out))
+                        send(tcp, &mut |out| session.write_tls(out))
                     }
                     TlsStream::Server(tls) => {
                         let (tcp, session) = tls.get_mut();
-                        past(tcp, &mut |out| session.write_tls(out))
+                        send(tcp, &mut |out| session.write_tls(out))
                     }
                 };
                 taken.map(|_| 0)
@@ -161,24 +160,24 @@ impl Socket {
         }
     }
 
-    /// Writes what can be written without waiting: how much it was.
+    /// Writes without waiting, and returns how many bytes were written.
     ///
     /// # Errors
-    /// When the socket takes nothing, now or ever.
+    /// When the socket takes nothing now, or is closed.
     pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut cx = Context::from_waker(Waker::noop());
         let Poll::Ready(written) = Pin::new(&mut *self).poll_write(&mut cx, bytes) else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
-        // Of TLS some may still wait inside; whoever writes or flushes next sends it along.
+        // TLS may keep a part in its buffer; the next write or flush sends it.
         let _ = Pin::new(self).poll_flush(&mut cx);
         written
     }
 
-    /// Resolves when there is something to read, be it the end. A TLS connection has read before.
+    /// Resolves when there is something to read, or the end. A TLS socket resolves at once: its handshake was read.
     ///
     /// # Errors
-    /// When the socket is broken.
+    /// When the socket has failed.
     pub async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.readable().await,
@@ -189,9 +188,9 @@ impl Socket {
         }
     }
 
-    /// Whether bytes that were taken may still wait inside for a flush.
+    /// Whether written bytes may stay in a buffer until a flush.
     #[must_use]
-    pub fn holds_back(&self) -> bool {
+    pub fn has_write_buffer(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 }

@@ -1,8 +1,8 @@
-//! The two ends of a proxied connection, with the patience each deserves.
+//! The connections to clients and upstreams, with their timeouts.
 //!
 //! hyper's header-read timer is also its keep-alive timer, and it has none for writing. A
 //! [`ClientStream`] knows when a request's first byte came, so a head may take `header_timeout` while
-//! an idle connection may stay `keep_alive_timeout`; and neither side may take no byte for
+//! an idle connection may stay open for `keep_alive_timeout`. A write to either side fails when the peer takes no byte for
 //! `send_timeout`.
 
 use std::future::Future as _;
@@ -17,53 +17,53 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{DiscardLimits, Lingering, Refusal, Socket};
+use super::{DiscardLimits, LingerLimit, Refusal, Socket};
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation};
 use crate::policy::LimitSpec;
 
-/// hyper reads into a buffer of this size first; [`HTTP_CONNECTION_BYTES`] has it in it.
+/// The size of the buffer that hyper reads into first; [`HTTP_CONNECTION_BYTES`] includes it.
 const FIRST_BUFFER: usize = 8 << 10;
-/// So much at most is read at once from a client that is not known: hyper makes its buffer larger after a read that
-/// filled [`FIRST_BUFFER`].
-const READ_OF_STRANGERS: u64 = FIRST_BUFFER as u64 - 1;
+/// The maximum of one read from an unauthenticated client: hyper enlarges its buffer after a read that filled
+/// [`FIRST_BUFFER`].
+const MAX_UNAUTHENTICATED_READ: u64 = FIRST_BUFFER as u64 - 1;
 
-/// Where a client connection stands between two requests; shared with whoever answers.
+/// Whether a request is in progress on a client connection; shared by the connection and the request's handler.
 ///
-/// Counts up: even before a request, odd until one is answered and its body read. A count, because a quick answer may
-/// begin and end between two reads.
+/// It is a counter: even between requests, odd from a complete head until the response has ended and the body was read.
+/// A flag would not do, because a fast response may begin and end between two reads.
 #[derive(Debug, Default)]
-pub struct Phase {
+pub struct RequestPhase {
     count: AtomicU32,
-    /// The limits for reading a body that nobody wants were reached.
-    given_up: AtomicBool,
-    /// The connection's, while it waits for bytes of a request's body.
-    reading: AtomicWaker,
+    /// A limit for discarding the rest of a body was reached.
+    has_stopped_discarding: AtomicBool,
+    /// The waker of the connection, while it waits for bytes of a request's body.
+    reader: AtomicWaker,
 }
 
-impl Phase {
-    /// A request's head is complete.
-    pub fn busy(&self) {
+impl RequestPhase {
+    /// Marks the beginning of a request: its head is complete.
+    pub fn begin_request(&self) {
         self.count.fetch_or(1, Ordering::Relaxed);
     }
 
-    /// Its answer has been given, and its body read.
-    pub fn idle(&self) {
-        let busy = self.count.load(Ordering::Relaxed) | 1;
-        self.count.store(busy.wrapping_add(1), Ordering::Relaxed);
+    /// Marks the end of a request: its response has ended and its body was read.
+    pub fn end_request(&self) {
+        let in_progress = self.count.load(Ordering::Relaxed) | 1;
+        self.count.store(in_progress.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// What comes of the body is read no further, not when the connection closes either.
-    pub(super) fn give_up(&self) {
-        self.given_up.store(true, Ordering::Relaxed);
+    /// Stops reading the rest of a body, also while the connection is closing.
+    pub(super) fn stop_discarding(&self) {
+        self.has_stopped_discarding.store(true, Ordering::Relaxed);
     }
 
-    /// Lets the connection look again at where it stands.
-    pub(super) fn wake(&self) {
-        self.reading.wake();
+    /// Wakes the connection, so that it reads the phase again.
+    pub(super) fn wake_reader(&self) {
+        self.reader.wake();
     }
 }
 
-/// How long a client may take for what, and how much is read of what nobody wants.
+/// The timeouts of a client connection, and the limits for discarding the rest of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientLimits {
     header: Duration,
@@ -83,70 +83,71 @@ impl From<&LimitSpec> for ClientLimits {
     }
 }
 
+/// The part of a request that a client connection waits for; it decides the timeout.
 #[derive(Debug)]
-enum Waiting {
-    /// Nothing to wait for: a request is being answered.
-    No,
-    /// For a request's first byte.
-    Idle,
-    /// For the rest of a head.
+enum Awaiting {
+    /// A request is in progress, which has its own timeouts.
+    Nothing,
+    /// The first byte of a request.
+    FirstByte,
+    /// The rest of a head.
     Head,
 }
 
-/// Why a connection ends that gives way.
-const GIVES_WAY: &str = "limits.unauthenticated_bytes";
+/// The reason for the end of an evicted connection.
+const EVICTED: &str = "limits.unauthenticated_bytes";
 
-/// An accepted connection.
+/// A client's connection: reads with timeouts for heads and idle time, and reports its memory to the budget.
 #[derive(Debug)]
 pub struct ClientStream {
-    socket: PacedStream,
-    phase: Arc<Phase>,
-    /// The phase that was idle last.
-    seen: u32,
+    socket: TimedStream,
+    phase: Arc<RequestPhase>,
+    /// The last even count of `phase` that was seen.
+    last_idle_count: u32,
     limits: ClientLimits,
-    waiting: Waiting,
+    awaiting: Awaiting,
     timer: Pin<Box<Sleep>>,
-    /// Bytes that may still be read and thrown away; set once our end is closed.
+    /// The number of bytes that may still be read and discarded; set once our side is closed.
     left_to_discard: Option<usize>,
-    /// The client has said all it will say.
+    /// The client has closed its side.
     has_ended: bool,
-    /// What it counts for until its caller is known.
-    share: Arc<MemoryReservation>,
-    /// What it costs beside hyper's buffer.
-    cost: usize,
-    /// So many bytes have come that belong to no complete head yet, or did not when they were read.
-    head: usize,
-    lingering: Lingering,
+    /// The memory of this connection, which counts until the caller's user is verified.
+    reservation: Arc<MemoryReservation>,
+    /// The memory that this connection holds, including hyper's first buffer.
+    base_bytes: usize,
+    /// The number of bytes that belong to no complete head yet, or did not when they were read.
+    head_bytes: usize,
+    linger_limit: LingerLimit,
 }
 
 impl ClientStream {
-    /// Takes a socket; the clock of the first head runs since it was `accepted`.
+    /// Wraps a socket. The timeout of the first head runs from `accepted`, when the socket was accepted.
     #[must_use]
     pub fn new(
         socket: Socket,
         accepted: Instant,
         limits: ClientLimits,
-        phase: Arc<Phase>,
-        share: Arc<MemoryReservation>,
-        lingering: Lingering,
+        phase: Arc<RequestPhase>,
+        reservation: Arc<MemoryReservation>,
+        linger_limit: LingerLimit,
     ) -> Self {
         Self {
-            socket: PacedStream::new(socket, limits.send),
+            socket: TimedStream::new(socket, limits.send),
             phase,
-            seen: 0,
+            last_idle_count: 0,
             limits,
-            waiting: Waiting::Head,
+            awaiting: Awaiting::Head,
             timer: Box::pin(sleep_until(accepted + limits.header)),
             left_to_discard: None,
             has_ended: false,
-            cost: share.bytes().max(HTTP_CONNECTION_BYTES),
-            share,
-            head: 0,
-            lingering,
+            base_bytes: reservation.bytes().max(HTTP_CONNECTION_BYTES),
+            reservation,
+            head_bytes: 0,
+            linger_limit,
         }
     }
 
-    /// The bare socket, once HTTP is over.
+    /// Returns the socket, for use after HTTP.
     #[must_use]
     pub fn into_socket(mut self) -> Socket {
         self.take_socket()
@@ -154,60 +155,63 @@ impl ClientStream {
 
     /// Leaves this stream without a socket.
     fn take_socket(&mut self) -> Socket {
-        std::mem::replace(&mut self.socket, PacedStream::new(Socket::Closed, self.limits.send)).into_socket()
+        std::mem::replace(&mut self.socket, TimedStream::new(Socket::Closed, self.limits.send)).into_socket()
     }
 
-    fn look_at_phase(&mut self) {
+    /// Derives from the phase what the connection waits for, and starts the idle timeout after a request.
+    fn update_awaiting(&mut self) {
         let phase = self.phase.count.load(Ordering::Relaxed);
         if phase & 1 == 1 {
-            self.waiting = Waiting::No;
-            self.head = 0;
-        } else if phase != self.seen {
-            self.seen = phase;
-            self.waiting = Waiting::Idle;
-            self.head = 0;
+            self.awaiting = Awaiting::Nothing;
+            self.head_bytes = 0;
+        } else if phase != self.last_idle_count {
+            self.last_idle_count = phase;
+            self.awaiting = Awaiting::FirstByte;
+            self.head_bytes = 0;
             self.timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
         }
     }
 
-    /// Whether the client may be in the middle of a request although we have said our last word: closing now would
-    /// reset the connection and take that word away.
+    /// Whether the client may still be sending a request although the last response was written. Closing the connection
+    /// then would reset it, and the client would lose the response.
     fn may_be_sending(&mut self) -> bool {
-        self.is_in_request() || self.head > 0
+        self.is_in_request() || self.head_bytes > 0
     }
 
     /// Whether a request's answer, or the reading of its body, has not come to an end.
     fn is_in_request(&mut self) -> bool {
-        self.look_at_phase();
-        matches!(self.waiting, Waiting::No) && !self.phase.given_up.load(Ordering::Relaxed)
+        self.update_awaiting();
+        matches!(self.awaiting, Awaiting::Nothing) && !self.phase.has_stopped_discarding.load(Ordering::Relaxed)
     }
 
-    /// Says what hyper's buffer, with `spare` bytes free, makes this connection hold. A head that is complete after its
-    /// first read costs no word here. Whether it may go on.
-    fn account(&self, spare: usize) -> bool {
-        match self.waiting {
-            // What is left of a body that has been answered is no reason to stay.
-            Waiting::No => self.share.is_serving() || !self.share.is_evicted(),
-            Waiting::Idle => self.share.resize(self.cost),
-            Waiting::Head if self.head == 0 => !self.share.is_evicted(),
-            Waiting::Head => self.share.resize(self.cost + (self.head + spare).saturating_sub(FIRST_BUFFER)),
+    /// Reports the memory of this connection, whose hyper buffer has `spare` bytes free, to the budget. Returns whether
+    /// the connection may continue. A head that is complete after its first read takes no lock here.
+    fn report_memory(&self, spare: usize) -> bool {
+        match self.awaiting {
+            // Once the response was sent, discarding the rest of a body does not protect from eviction.
+            Awaiting::Nothing => self.reservation.is_serving() || !self.reservation.is_evicted(),
+            Awaiting::FirstByte => self.reservation.resize(self.base_bytes),
+            Awaiting::Head if self.head_bytes == 0 => !self.reservation.is_evicted(),
+            Awaiting::Head => {
+                self.reservation.resize(self.base_bytes + (self.head_bytes + spare).saturating_sub(FIRST_BUFFER))
+            }
         }
     }
 
-    /// Answers what can still be answered, and leaves hyper, and what it holds, without a socket.
-    fn give_way(&mut self) -> io::Error {
-        let refusal = match self.waiting {
-            Waiting::Head if self.head > 0 => Some(Refusal::head_too_large().because(GIVES_WAY)),
-            Waiting::Head => Some(Refusal::busy(GIVES_WAY)),
-            // Between two requests there is nothing to answer.
-            Waiting::Idle | Waiting::No => None,
+    /// Takes the socket away from hyper, so that hyper frees its memory, and responds to a request that has begun.
+    fn evict(&mut self) -> io::Error {
+        let refusal = match self.awaiting {
+            Awaiting::Head if self.head_bytes > 0 => Some(Refusal::head_too_large().because(EVICTED)),
+            Awaiting::Head => Some(Refusal::busy(EVICTED)),
+            // Between two requests there is nothing to respond to.
+            Awaiting::FirstByte | Awaiting::Nothing => None,
         };
-        let is_waiting = self.socket.is_waiting();
+        let has_pending_write = self.socket.has_pending_write();
         let socket = self.take_socket();
-        if let (Some(refusal), Some(place), false) = (refusal, self.lingering.free_place(), is_waiting) {
-            place.refuse(socket, &refusal);
+        if let (Some(refusal), Some(permit), false) = (refusal, self.linger_limit.try_acquire(), has_pending_write) {
+            permit.reject(socket, &refusal);
         }
-        io::Error::other(GIVES_WAY)
+        io::Error::other(EVICTED)
     }
 }
 
@@ -219,8 +223,8 @@ impl Drop for ClientStream {
             self.left_to_discard.is_none() && !self.has_ended && !matches!(self.socket.socket, Socket::Closed);
         if is_open
             && self.is_in_request()
-            && !self.share.is_evicted()
-            && let Some(place) = self.lingering.free_place()
+            && !self.reservation.is_evicted()
+            && let Some(place) = self.linger_limit.try_acquire()
         {
             place.discard(self.take_socket(), self.limits.discard);
         }
@@ -231,48 +235,48 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        this.look_at_phase();
-        let is_known = this.share.is_verified();
-        let read = if is_known {
+        this.update_awaiting();
+        let is_verified = this.reservation.is_verified();
+        let read = if is_verified {
             Pin::new(&mut this.socket).poll_read(cx, buf)?
         } else {
-            if !this.account(buf.remaining()) {
-                return Poll::Ready(Err(this.give_way()));
+            if !this.report_memory(buf.remaining()) {
+                return Poll::Ready(Err(this.evict()));
             }
-            Pin::new(&mut (&mut this.socket).take(READ_OF_STRANGERS)).poll_read(cx, buf)?
+            Pin::new(&mut (&mut this.socket).take(MAX_UNAUTHENTICATED_READ)).poll_read(cx, buf)?
         };
         let arrived = buf.filled().len() - before;
         if read.is_ready() && arrived == 0 && buf.remaining() > 0 && !this.has_ended {
-            // To hyper a client that ends its side is gone, and hyper looks for that before it lets a request be
-            // answered that came whole. What can be answered at once is, when the end is told a turn later.
+            // hyper drops a connection whose client has closed its side, even before it serves a request that came
+            // completely. So the end is reported one poll later, which lets responses that are ready go out.
             this.has_ended = true;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if read.is_pending() && this.phase.count.load(Ordering::Relaxed) & 1 == 1 {
-            // Before the look: what changes behind it wakes.
-            this.phase.reading.register(cx.waker());
+            // Registered before the phase is read, so that no change in between is missed.
+            this.phase.reader.register(cx.waker());
         }
-        this.look_at_phase();
-        if arrived > 0 && !matches!(this.waiting, Waiting::No) {
-            this.head += arrived;
-            if matches!(this.waiting, Waiting::Idle) {
-                this.waiting = Waiting::Head;
+        this.update_awaiting();
+        if arrived > 0 && !matches!(this.awaiting, Awaiting::Nothing) {
+            this.head_bytes += arrived;
+            if matches!(this.awaiting, Awaiting::FirstByte) {
+                this.awaiting = Awaiting::Head;
                 this.timer.as_mut().reset(Instant::now() + this.limits.header);
             }
         }
         if read.is_ready() {
             return read.map(Ok);
         }
-        if !is_known && !this.share.is_serving() && this.share.poll_evicted(cx).is_ready() {
-            return Poll::Ready(Err(this.give_way()));
+        if !is_verified && !this.reservation.is_serving() && this.reservation.poll_evicted(cx).is_ready() {
+            return Poll::Ready(Err(this.evict()));
         }
-        if matches!(this.waiting, Waiting::No) {
+        if matches!(this.awaiting, Awaiting::Nothing) {
             return Poll::Pending;
         }
         ready!(this.timer.as_mut().poll(cx));
-        if this.socket.is_waiting() {
-            // The end of an answer is still on its way to a slow reader, and has a limit of its own.
+        if this.socket.has_pending_write() {
+            // The end of a response is still being sent to a slow reader, which `send_timeout` limits.
             this.timer.as_mut().reset(Instant::now() + this.limits.keep_alive);
             ready!(this.timer.as_mut().poll(cx));
         }
@@ -299,20 +303,20 @@ impl AsyncWrite for ClientStream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // hyper may have asked for the next head before the answer ended and not ask again, but it
-        // flushes after the end: there the idle clock starts, and wakes the connection when it is due.
-        this.look_at_phase();
-        if !matches!(this.waiting, Waiting::No) {
+        // hyper may have polled for the next head before the response ended, and will not poll again. But it flushes
+        // after the end: the idle timeout starts here, and wakes the connection when it is due.
+        this.update_awaiting();
+        if !matches!(this.awaiting, Awaiting::Nothing) {
             let _ = this.timer.as_mut().poll(cx);
-            if !this.share.is_verified() && this.share.poll_evicted(cx).is_ready() {
-                // It is read from once more, and leaves there.
+            if !this.reservation.is_verified() && this.reservation.poll_evicted(cx).is_ready() {
+                // `poll_read` handles the eviction.
                 cx.waker().wake_by_ref();
             }
         }
         Pin::new(&mut this.socket).poll_flush(cx)
     }
 
-    /// Closes our end, and where the client may still be sending, reads on until it closes its own, within the limits.
+    /// Closes our side. If the client may still be sending, reads on until it closes its side, within the limits.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let mut left = if let Some(left) = this.left_to_discard {
@@ -327,13 +331,13 @@ impl AsyncWrite for ClientStream {
         };
         loop {
             this.left_to_discard = Some(left);
-            let gives_way = !this.share.is_verified() && this.share.poll_evicted(cx).is_ready();
-            if gives_way || this.timer.as_mut().poll(cx).is_ready() {
+            let is_evicted = !this.reservation.is_verified() && this.reservation.poll_evicted(cx).is_ready();
+            if is_evicted || this.timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             let mut discarded = [std::mem::MaybeUninit::uninit(); 8 << 10];
             let mut discarded = ReadBuf::uninit(&mut discarded);
-            // Gone in whatever way: nobody is left to hear us.
+            // After any error the connection is gone.
             let Ok(()) = ready!(Pin::new(&mut this.socket).poll_read(cx, &mut discarded)) else {
                 return Poll::Ready(Ok(()));
             };
@@ -346,73 +350,75 @@ impl AsyncWrite for ClientStream {
     }
 }
 
-/// A socket that must take bytes in time: the connection to the upstream, and the inside of a client's.
+/// A socket whose writes fail when the peer takes no byte for `send_timeout`: a connection to an upstream, or the inside
+/// of a [`ClientStream`].
 #[derive(Debug)]
-pub struct PacedStream {
+pub struct TimedStream {
     socket: Socket,
-    writing: Unhurried,
-    /// What the other end said last is still to be read when it takes nothing any more.
-    hears_last_words: bool,
+    write_timeout: WriteTimeout,
+    /// A failed write waits until reading has ended, since the peer may have responded before it closed.
+    delays_write_errors: bool,
 }
 
-impl PacedStream {
-    /// Takes a connected socket.
+impl TimedStream {
+    /// Wraps a connected socket; `send` is `limits.send_timeout`.
     #[must_use]
     pub fn new(socket: Socket, send: Duration) -> Self {
-        Self { socket, writing: Unhurried::new(send), hears_last_words: false }
+        Self { socket, write_timeout: WriteTimeout::new(send), delays_write_errors: false }
     }
 
-    /// Takes a socket to an upstream. One that answers before it has read the request and then closes makes our next
-    /// write fail; its answer stands in our receive buffer, and hyper would give up before it looks there. So a failed
-    /// write waits until reading has come to the end as well, at most for `send_timeout`.
+    /// Wraps a socket to an upstream. If the upstream responds before it has read the request and then closes, our next
+    /// write fails while its response is in our receive buffer, and hyper would give up without reading it. So a failed
+    /// write waits until reading has ended too, at most for `send_timeout`.
     #[must_use]
     pub fn to_upstream(socket: Socket, send: Duration) -> Self {
-        Self { hears_last_words: true, ..Self::new(socket, send) }
+        Self { delays_write_errors: true, ..Self::new(socket, send) }
     }
 
-    /// The bare socket, once HTTP is over.
+    /// Returns the socket, for use after HTTP.
     #[must_use]
     pub fn into_socket(self) -> Socket {
         self.socket
     }
 }
 
-impl PacedStream {
-    /// Whether a write waits for the other end to take it.
-    fn is_waiting(&self) -> bool {
-        self.writing.timer.is_some()
+impl TimedStream {
+    /// Whether a write waits for the peer to take bytes.
+    fn has_pending_write(&self) -> bool {
+        self.write_timeout.timer.is_some()
     }
 
-    fn written(
+    /// Applies the timeout to the result of a write.
+    fn limit_write(
         &mut self,
         cx: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match written {
-            Poll::Ready(Err(_)) if self.hears_last_words => self.writing.outlast(cx),
-            written => self.writing.judge(cx, written, &mut self.socket, bytes),
+            Poll::Ready(Err(_)) if self.delays_write_errors => self.write_timeout.poll_expired(cx),
+            written => self.write_timeout.limit(cx, written, &mut self.socket, bytes),
         }
     }
 }
 
-impl AsyncRead for PacedStream {
+impl AsyncRead for TimedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut this.socket).poll_read(cx, buf));
         if read.is_err() || (buf.filled().len() == before && buf.remaining() > 0) {
-            this.hears_last_words = false;
+            this.delays_write_errors = false;
         }
         Poll::Ready(read)
     }
 }
 
-impl AsyncWrite for PacedStream {
+impl AsyncWrite for TimedStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.socket).poll_write(cx, buf);
-        this.written(cx, written, buf)
+        this.limit_write(cx, written, buf)
     }
 
     fn poll_write_vectored(
@@ -423,7 +429,7 @@ impl AsyncWrite for PacedStream {
         let this = self.get_mut();
         let written = Pin::new(&mut this.socket).poll_write_vectored(cx, bufs);
         let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
-        this.written(cx, written, first)
+        this.limit_write(cx, written, first)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -434,7 +440,7 @@ impl AsyncWrite for PacedStream {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.socket).poll_flush(cx);
         match flushed {
-            Poll::Ready(Err(_)) if this.hears_last_words => this.writing.outlast(cx),
+            Poll::Ready(Err(_)) if this.delays_write_errors => this.write_timeout.poll_expired(cx),
             flushed => flushed,
         }
     }
@@ -444,27 +450,28 @@ impl AsyncWrite for PacedStream {
     }
 }
 
-/// Ends a write that has taken no byte for a while. The timer exists only while a write waits.
+/// The timeout of a write during which the peer takes no byte. The timer exists only while a write waits.
 #[derive(Debug)]
-struct Unhurried {
+struct WriteTimeout {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Unhurried {
+impl WriteTimeout {
     fn new(limit: Duration) -> Self {
         Self { limit, timer: None }
     }
 
-    /// Waits out a write that failed, for whoever reads meanwhile.
-    fn outlast<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    /// Waits until the timeout has expired, then fails; for a failed write while reading continues.
+    fn poll_expired<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let limit = self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no byte taken within send_timeout")))
     }
 
-    fn judge(
+    /// Passes on the result of a write, or fails when the peer has taken no byte in time.
+    fn limit(
         &mut self,
         cx: &mut Context<'_>,
         written: Poll<io::Result<usize>>,
@@ -479,7 +486,7 @@ impl Unhurried {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
         loop {
             ready!(timer.as_mut().poll(cx));
-            match socket.takes_more(bytes) {
+            match socket.send_now(bytes) {
                 Some(0) => timer.as_mut().reset(Instant::now() + limit),
                 Some(taken) => {
                     self.timer = None;

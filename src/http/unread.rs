@@ -1,10 +1,10 @@
-//! The rest of a request body that was answered before its end.
+//! The rest of a request body whose response was sent before the body ended.
 //!
-//! A connection that is closed with bytes unread is reset, and the reset takes the answer away from a client that is
-//! still sending; a proxy before us turns that into a 502. So the rest is read and thrown away (RFC 9112 section 9.6;
-//! nginx's `lingering_close`), within `limits.discard_body_bytes` and `limits.discard_body_timeout`. A body that ends
-//! within them keeps its connection. Where the connection closes anyway, the rest is read behind our own end of it,
-//! by [`ClientStream`](super::ClientStream).
+//! A connection that is closed with bytes unread is reset, and the reset discards the response at a client that is
+//! still sending; a proxy in front of us turns that into a 502. So the rest is read and discarded (RFC 9112 section 9.6;
+//! nginx's `lingering_close`), within `limits.discard_body_bytes` and `limits.discard_body_timeout`. The connection
+//! of a body that ends within them stays open. Where the connection closes anyway, the rest is read after our side was
+//! closed, by [`ClientStream`](super::ClientStream).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,16 +15,16 @@ use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::{HeaderMap, Request, Version};
 use tokio_util::sync::CancellationToken;
 
-use super::Phase;
+use super::RequestPhase;
 use super::admit::lists;
 use crate::policy::LimitSpec;
 
-/// How much of a body that nobody wants is read, and for how long.
+/// The limits for reading and discarding the rest of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct DiscardLimits {
-    /// `limits.discard_body_bytes`
+    /// The value of `limits.discard_body_bytes`.
     pub bytes: usize,
-    /// `limits.discard_body_timeout`, counted from the end of the answer.
+    /// The value of `limits.discard_body_timeout`, counted from the end of the response.
     pub timeout: Duration,
 }
 
@@ -34,89 +34,89 @@ impl From<&LimitSpec> for DiscardLimits {
     }
 }
 
-/// One request's body and its answer, of which either may end first; shared by both.
+/// Tracks a request body and its response, of which either may end first; shared by both.
 #[derive(Clone, Debug)]
-pub struct UnreadBody(Arc<Inner>);
+pub struct UnreadBody(Arc<Tracker>);
 
 #[derive(Debug)]
-struct Inner {
-    phase: Arc<Phase>,
+struct Tracker {
+    phase: Arc<RequestPhase>,
     limits: DiscardLimits,
-    /// The client said `Expect: 100-continue`, or what somebody may take for it: after an early answer it may send the
-    /// body or not, so nothing that comes behind the answer could be trusted to be a request.
+    /// The client sent `Expect` in any form. After an early response it may or may not send the body, so the next bytes
+    /// could not be trusted to be a request.
     expects_continue: bool,
-    /// Cancelled when the answer has ended.
-    answered: CancellationToken,
-    state: Mutex<State>,
+    /// Cancelled when the response has ended.
+    response_ended: CancellationToken,
+    state: Mutex<TrackerState>,
 }
 
 #[derive(Debug)]
-struct State {
-    answer: AnswerState,
+struct TrackerState {
+    response: ResponseState,
     body: BodyState,
-    /// The connection closes after the answer.
+    /// The connection closes after the response.
     closes: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AnswerState {
-    Awaited,
-    Begun,
+enum ResponseState {
+    Pending,
+    Started,
     Ended,
 }
 
 #[derive(Debug)]
 enum BodyState {
-    /// It is on its way up, or may still go.
+    /// The body is being forwarded, or may still be.
     InUse,
-    /// Nobody wants it; it is not read before the answer begins, or hyper would say `100 Continue`.
-    Unwanted(Incoming),
-    /// It is being thrown away, or broke off.
-    Gone,
-    /// It was read to its end.
+    /// The rest is to be discarded. It is not read before the response starts, or hyper would send `100 Continue`.
+    Abandoned(Incoming),
+    /// The rest is being discarded, or the body was aborted.
+    Discarding,
+    /// The body was read to its end.
     Read,
 }
 
-/// How reading the rest went.
-enum Rest {
+/// The outcome of reading the rest of a body.
+enum DiscardOutcome {
     Ended,
     TooLong,
     Broken,
 }
 
 impl UnreadBody {
-    /// Watches a request's body; `None` when it has none.
+    /// Tracks a request's body; `None` when it has none.
     #[must_use]
-    pub fn of(request: &Request<Incoming>, phase: &Arc<Phase>, limits: &LimitSpec) -> Option<Self> {
+    pub fn track(request: &Request<Incoming>, phase: &Arc<RequestPhase>, limits: &LimitSpec) -> Option<Self> {
         if request.body().is_end_stream() {
             return None;
         }
         let headers = request.headers();
         let closes = request.version() != Version::HTTP_11 || lists(headers, &CONNECTION, "close");
         let expects_continue = headers.contains_key(EXPECT);
-        Some(Self(Arc::new(Inner {
+        Some(Self(Arc::new(Tracker {
             phase: Arc::clone(phase),
             limits: limits.into(),
             expects_continue,
-            answered: CancellationToken::new(),
-            state: Mutex::new(State { answer: AnswerState::Awaited, body: BodyState::InUse, closes }),
+            response_ended: CancellationToken::new(),
+            state: Mutex::new(TrackerState { response: ResponseState::Pending, body: BodyState::InUse, closes }),
         })))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TrackerState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the whole head of the answer. `Connection: close` comes into it when the body will not be read to its end,
-    /// or may never come.
-    pub fn answer_is_ready(&self, answer: &mut HeaderMap) {
+    /// Adds `Connection: close` to the head of the response when the body will not be read to its end, or may never
+    /// come. To be called when the head is complete otherwise.
+    pub fn finish_response_head(&self, answer: &mut HeaderMap) {
         let mut state = self.state();
         let must_close = match &state.body {
-            BodyState::Unwanted(rest) => {
+            BodyState::Abandoned(rest) => {
                 self.0.expects_continue || rest.size_hint().lower() > self.0.limits.bytes as u64
             }
             BodyState::InUse => self.0.expects_continue,
-            BodyState::Gone | BodyState::Read => false,
+            BodyState::Discarding | BodyState::Read => false,
         };
         if must_close {
             answer.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -124,101 +124,102 @@ impl UnreadBody {
         state.closes |= lists(answer, &CONNECTION, "close");
     }
 
-    /// The head of the answer has been written.
-    pub(super) fn answer_began(&self) {
+    /// Called when the head of the response was written.
+    pub(super) fn on_response_start(&self) {
         let mut state = self.state();
-        if state.answer != AnswerState::Awaited {
+        if state.response != ResponseState::Pending {
             return;
         }
-        state.answer = AnswerState::Begun;
-        match std::mem::replace(&mut state.body, BodyState::Gone) {
-            BodyState::Unwanted(rest) => self.discard(rest),
+        state.response = ResponseState::Started;
+        match std::mem::replace(&mut state.body, BodyState::Discarding) {
+            BodyState::Abandoned(rest) => self.discard(rest),
             other => state.body = other,
         }
     }
 
-    /// The answer has been given or given up.
-    pub(super) fn answer_ended(&self) {
-        self.answer_began();
+    /// Called when the response has ended, completely or not.
+    pub(super) fn on_response_end(&self) {
+        self.on_response_start();
         let mut state = self.state();
-        state.answer = AnswerState::Ended;
-        self.0.answered.cancel();
+        state.response = ResponseState::Ended;
+        self.0.response_ended.cancel();
         if matches!(state.body, BodyState::Read) {
-            self.0.phase.idle();
+            self.0.phase.end_request();
         }
     }
 
-    /// The body was read to its end.
-    pub(super) fn body_ended(&self) {
+    /// Called when the body was read to its end.
+    pub(super) fn on_body_end(&self) {
         let mut state = self.state();
         state.body = BodyState::Read;
-        if state.answer == AnswerState::Ended {
-            self.0.phase.idle();
-            self.0.phase.wake();
+        if state.response == ResponseState::Ended {
+            self.0.phase.end_request();
+            self.0.phase.wake_reader();
         }
     }
 
-    /// Nobody wants the rest of the body.
-    pub(super) fn unwanted(&self, rest: Incoming) {
+    /// Takes the rest of the body, to discard it once the response has started.
+    pub(super) fn abandon(&self, rest: Incoming) {
         let mut state = self.state();
-        if state.answer == AnswerState::Awaited {
-            state.body = BodyState::Unwanted(rest);
+        if state.response == ResponseState::Pending {
+            state.body = BodyState::Abandoned(rest);
         } else {
-            state.body = BodyState::Gone;
+            state.body = BodyState::Discarding;
             self.discard(rest);
         }
     }
 
     fn discard(&self, rest: Incoming) {
-        // Without a runtime the process is ending, and every connection with it.
+        // Without a runtime the process is ending, and all connections with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(self.clone().read_away(rest));
+            runtime.spawn(self.clone().discard_rest(rest));
         }
     }
 
-    /// Ends with the body, the connection, or the limits; dropping the body tells hyper to read no further.
-    async fn read_away(self, mut rest: Incoming) {
+    /// Reads until the body ends, the connection ends, or a limit is reached. Dropping the body stops hyper's reading.
+    async fn discard_rest(self, mut rest: Incoming) {
         let DiscardLimits { bytes, timeout } = self.0.limits;
-        let in_time = async {
-            self.0.answered.cancelled().await;
-            // A connection that closes must say so before the rest is read: the client may wait for that.
+        let time_limit = async {
+            self.0.response_ended.cancelled().await;
+            // A connection that closes anyway must close its side before the rest is read: the client may wait for
+            // that.
             if !self.state().closes {
                 tokio::time::sleep(timeout).await;
             }
         };
         let read = tokio::select! {
-            read = within(bytes, &mut rest) => read,
-            () = in_time => Rest::TooLong,
+            read = read_at_most(bytes, &mut rest) => read,
+            () = time_limit => DiscardOutcome::TooLong,
         };
         match read {
-            Rest::Ended => self.body_ended(),
-            Rest::TooLong => {
-                // hyper would close, and reset, before the answer is whole.
-                self.0.answered.cancelled().await;
+            DiscardOutcome::Ended => self.on_body_end(),
+            DiscardOutcome::TooLong => {
+                // hyper would close, and so reset, the connection before the response is complete.
+                self.0.response_ended.cancelled().await;
                 if !self.state().closes {
-                    self.0.phase.give_up();
+                    self.0.phase.stop_discarding();
                 }
                 drop(rest);
-                // hyper may wait for the client's next bytes, and looks for the reader only when they come.
-                self.0.phase.wake();
+                // hyper may be waiting for the client's next bytes, and notices the dropped body only when it is woken.
+                self.0.phase.wake_reader();
             }
-            Rest::Broken => {}
+            DiscardOutcome::Broken => {}
         }
     }
 }
 
-/// Reads so many bytes at most.
-async fn within(mut left: usize, rest: &mut Incoming) -> Rest {
+/// Reads and discards at most `left` bytes.
+async fn read_at_most(mut left: usize, rest: &mut Incoming) -> DiscardOutcome {
     while let Some(frame) = rest.frame().await {
-        let Ok(frame) = frame else { return Rest::Broken };
+        let Ok(frame) = frame else { return DiscardOutcome::Broken };
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
             Some(further) => left = further,
-            None => return Rest::TooLong,
+            None => return DiscardOutcome::TooLong,
         }
-        // hyper keeps its end of a body of known length until the next request.
+        // With a known length hyper reports no end of the body before the next request.
         if rest.is_end_stream() {
             break;
         }
     }
-    Rest::Ended
+    DiscardOutcome::Ended
 }

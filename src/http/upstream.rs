@@ -18,9 +18,9 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
 use super::admit::lists;
-use super::dial::Dialler;
+use super::dial::UpstreamConnector;
 use super::headers::strip_hop_by_hop;
-use super::{BodyEnd, ClientBody, PacedStream, ResponseBody, Sealed, Socket};
+use super::{BodyEnd, ClientBody, ResponseBody, Sealed, Socket, TimedStream};
 use crate::policy::UpstreamSpec;
 
 /// Idle connections kept per lane; each open one belongs to a client connection, and those are
@@ -133,7 +133,7 @@ impl Upstreams {
 #[derive(Debug)]
 struct Upstream {
     spec: UpstreamSpec,
-    dialler: Dialler,
+    connector: UpstreamConnector,
     send_timeout: Duration,
     pools: [Arc<Pool>; 2],
 }
@@ -163,7 +163,7 @@ pub(super) struct Lease {
 impl Lease {
     /// Back to the pool, unless the request body was still on its way: then whatever answers it
     /// would be taken for the next answer.
-    pub(super) fn give_back(self) {
+    pub(super) fn return_to_pool(self) {
         let Some(pool) = self.pool.upgrade() else { return };
         if !self.body.is_complete() || self.sender.is_closed() {
             return;
@@ -197,7 +197,7 @@ async fn reap(pool: Weak<Pool>, keep: Duration) {
 
 impl Upstream {
     fn new(spec: UpstreamSpec, send_timeout: Duration) -> Self {
-        Self { dialler: Dialler::new(&spec), spec, send_timeout, pools: [Arc::default(), Arc::default()] }
+        Self { connector: UpstreamConnector::new(&spec), spec, send_timeout, pools: [Arc::default(), Arc::default()] }
     }
 
     async fn is_reachable(&self) -> bool {
@@ -278,7 +278,7 @@ impl Upstream {
         }
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(failed)?;
         let parts = upgraded
-            .downcast::<TokioIo<PacedStream>>()
+            .downcast::<TokioIo<TimedStream>>()
             .map_err(|_| UpstreamError::Failed("an upgraded stream of another type".to_owned()))?;
         // Copied out: even an empty slice of hyper's read buffer keeps the whole of it alive.
         let early = parts.read_buf.to_vec();
@@ -286,8 +286,8 @@ impl Upstream {
         Ok(Ok((head.headers, Upgraded { socket: parts.io.into_inner().into_socket(), early })))
     }
 
-    async fn connect(&self) -> Result<TokioIo<PacedStream>, UpstreamError> {
-        Ok(TokioIo::new(PacedStream::to_upstream(self.dialler.connect().await?, self.send_timeout)))
+    async fn connect(&self) -> Result<TokioIo<TimedStream>, UpstreamError> {
+        Ok(TokioIo::new(TimedStream::to_upstream(self.connector.connect().await?, self.send_timeout)))
     }
 
     async fn fresh(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::{Expiry, Identity, RevocationKeys, unix_seconds};
-use crate::http::CutWhen;
+use crate::http::AbortSignal;
 use crate::policy::Policy;
 use crate::runtime::Shared;
 
@@ -13,7 +13,7 @@ use crate::runtime::Shared;
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// What ends the stream of this identity, if anything can.
-pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, grace: Duration) -> Option<CutWhen> {
+pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, grace: Duration) -> Option<AbortSignal> {
     // A sign-out needs no control listener.
     let can_revoke = policy.control.is_some() || identity.browser_session().is_some();
     let revocation_keys = can_revoke.then(|| shared.revocations.keys_of(identity));

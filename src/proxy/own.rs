@@ -55,7 +55,7 @@ fn serve_file_or_health(shared: &Arc<Shared>, own: &OwnRequest, line: &mut Acces
     }
     line.quiet = true;
     line.outcome = Outcome::Own;
-    let mut response = Response::new(ResponseBody::ours(text));
+    let mut response = Response::new(ResponseBody::own(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::head::RequestHead;
-use crate::http::{ClientAddress, Refusal, Sharing};
+use crate::http::{AddressSharing, ClientAddress, Refusal};
 use crate::runtime::Shared;
 
 /// Whether a `User-Agent` is a load balancer's or an orchestrator's health check.
@@ -25,7 +25,7 @@ fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
 
 /// A peer whose clients cannot be told apart, because nobody said that it may name them.
 pub(super) fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
-    if client.shared == Sharing::Balancer && shared.addresses.is_a_new_balancer(client.address) {
+    if client.sharing == AddressSharing::Balancer && shared.addresses.is_a_new_balancer(client.address) {
         let address = client.address;
         tracing::warn!(
             "{address} sends X-Forwarded-For but is not in trusted_proxies: all its clients share one address, and the backend sees {}. Add trusted_proxies: [private_ranges]",

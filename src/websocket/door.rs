@@ -268,7 +268,7 @@ struct Relaying {
 fn open(mut context: Context, upgrade: OnUpgrade, head: HeaderMap, upstream: Upgraded, relaying: Relaying) -> Answer {
     let is_read = relaying.spec.dialect.is_some() || relaying.needs.introduced.is_some();
     let extensions = !is_read && head.contains_key(SEC_WEBSOCKET_EXTENSIONS);
-    let mut response = Response::new(ResponseBody::ours(""));
+    let mut response = Response::new(ResponseBody::own(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = head;
     let headers = response.headers_mut();

@@ -12,7 +12,7 @@ use crate::policy::WebSocketSpec;
 /// A 101 of our own (RFC 6455 section 4.2.2), without extensions.
 #[must_use]
 pub(super) fn switching(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::ours(""));
+    let mut response = Response::new(ResponseBody::own(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));

@@ -117,7 +117,7 @@ impl Waiting {
         context.line.carrier = Some(Carrier::Message.name());
         let mut room = Vestibule {
             session,
-            address: request.client().counted(),
+            address: request.client().limited_address(),
             intake,
             request: Some(request),
             sealed: None,

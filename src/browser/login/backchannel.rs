@@ -71,7 +71,7 @@ async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderL
 }
 
 fn answer(status: StatusCode, body: &'static str) -> Answer {
-    let mut answer = Response::new(ResponseBody::ours(body));
+    let mut answer = Response::new(ResponseBody::own(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer

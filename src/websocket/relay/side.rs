@@ -188,7 +188,7 @@ impl Side {
         if self.stalled.is_none() {
             return !self.is_delivered() && self.waiting_since().is_some_and(|since| since.elapsed() >= limit);
         }
-        let Some(taken) = self.socket.takes_more(&self.out[self.sent..]) else { return true };
+        let Some(taken) = self.socket.send_now(&self.out[self.sent..]) else { return true };
         self.sent += taken;
         self.wrote(taken);
         self.stalled = Some(Instant::now());
@@ -236,7 +236,7 @@ impl Side {
                     self.sent += written;
                     self.wrote(written);
                     self.stalled = None;
-                    self.unflushed = self.socket.holds_back();
+                    self.unflushed = self.socket.has_write_buffer();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
@@ -271,7 +271,7 @@ impl Side {
                 Poll::Ready(Ok(written)) => {
                     from += written;
                     self.wrote(written);
-                    self.unflushed = self.socket.holds_back();
+                    self.unflushed = self.socket.has_write_buffer();
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
