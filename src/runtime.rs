@@ -115,9 +115,9 @@ impl Shared {
         let metrics = Arc::new(Metrics::default());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
         let (bell, drain, budget) = (Bell::default(), Drain::default(), MemoryBudget::default());
-        budget.set_limit(runtime.policy.limits.unauthenticated_bytes);
+        budget.set_limit(runtime.policy.memory.unauthenticated_bytes);
         let held_messages = MemoryBudget::default();
-        held_messages.set_limit(runtime.policy.limits.held_message_bytes);
+        held_messages.set_limit(runtime.policy.memory.held_message_bytes);
         if let Some(sessions) = runtime.verifier.login_sessions() {
             let counted = Arc::clone(&metrics);
             sessions.on_renewal(Box::new(move |provider, outcome| counted.logins.renewed(provider, outcome)));
@@ -172,8 +172,8 @@ impl Shared {
     pub fn replace(&self, policy: Policy) {
         let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
         let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
-        self.budget.set_limit(runtime.policy.limits.unauthenticated_bytes);
-        self.held_messages.set_limit(runtime.policy.limits.held_message_bytes);
+        self.budget.set_limit(runtime.policy.memory.unauthenticated_bytes);
+        self.held_messages.set_limit(runtime.policy.memory.held_message_bytes);
         self.current.store(Arc::new(runtime));
         self.bell.ring();
     }

@@ -22,7 +22,7 @@ use url::Url;
 
 use super::outbound;
 use super::verifier::ProviderState;
-use crate::policy::{KeySource, LimitSpec, LoginPrompt, LoginSpec, Pushed, Renew, Secret};
+use crate::policy::{KeySource, Limits, LoginPrompt, LoginSpec, Pushed, Renew, Secret};
 use client::{Form, TIMEOUT};
 use discovery::Discovery;
 
@@ -305,8 +305,8 @@ pub struct LoginLimits {
     pub sign_outs: super::SignOutLimits,
 }
 
-impl From<&LimitSpec> for LoginLimits {
-    fn from(limits: &LimitSpec) -> Self {
+impl From<&Limits> for LoginLimits {
+    fn from(limits: &Limits) -> Self {
         Self {
             sessions: limits.login_sessions,
             attempts: limits.login_attempts,

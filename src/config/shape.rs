@@ -9,6 +9,7 @@ mod token_from;
 mod websocket;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
@@ -212,6 +213,18 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::E
     bool::deserialize(deserializer).map(Some)
 }
 
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Time::deserialize(deserializer).map(|time| time.0)
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    Size::deserialize(deserializer).map(|size| size.0)
+}
+
+fn optional_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
+}
+
 /// Tells a key that is written as `null` from one that is not written.
 #[expect(clippy::option_option, reason = "three states: not written, switched off, written")]
 fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
@@ -348,8 +361,12 @@ pub struct Limits {
     pub waiting_websockets_per_address: u32,
     pub websockets_per_user: u32,
     pub presence: usize,
-    pub unauthenticated_bytes: Option<Size>,
-    pub held_message_bytes: Option<Size>,
+    #[serde(deserialize_with = "optional_bytes")]
+    #[schemars(with = "Option<Size>")]
+    pub unauthenticated_bytes: Option<usize>,
+    #[serde(deserialize_with = "optional_bytes")]
+    #[schemars(with = "Option<Size>")]
+    pub held_message_bytes: Option<usize>,
     pub token_cache: usize,
     pub revocations: usize,
     pub sign_outs: usize,
@@ -358,15 +375,33 @@ pub struct Limits {
     pub login_attempts: usize,
     pub login_requests: usize,
     pub failed_tokens_per_minute: Option<u32>,
-    pub token_bytes: Size,
-    pub header_bytes: Size,
-    pub header_timeout: Time,
-    pub keep_alive_timeout: Time,
-    pub body_bytes: Option<Size>,
-    pub body_idle_timeout: Time,
-    pub discard_body_bytes: Size,
-    pub discard_body_timeout: Time,
-    pub send_timeout: Time,
+    #[serde(deserialize_with = "bytes")]
+    #[schemars(with = "Size")]
+    pub token_bytes: usize,
+    #[serde(deserialize_with = "bytes")]
+    #[schemars(with = "Size")]
+    pub header_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    #[schemars(with = "Time")]
+    pub header_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    #[schemars(with = "Time")]
+    pub keep_alive_timeout: Duration,
+    #[serde(deserialize_with = "optional_bytes")]
+    #[schemars(with = "Option<Size>")]
+    pub body_bytes: Option<usize>,
+    #[serde(deserialize_with = "duration")]
+    #[schemars(with = "Time")]
+    pub body_idle_timeout: Duration,
+    #[serde(deserialize_with = "bytes")]
+    #[schemars(with = "Size")]
+    pub discard_body_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    #[schemars(with = "Time")]
+    pub discard_body_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    #[schemars(with = "Time")]
+    pub send_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -388,15 +423,15 @@ impl Default for Limits {
             login_attempts: 10_000,
             login_requests: 32,
             failed_tokens_per_minute: Some(60),
-            token_bytes: Size(16 << 10),
-            header_bytes: Size(32 << 10),
-            header_timeout: Time::seconds(10),
-            keep_alive_timeout: Time::seconds(75),
+            token_bytes: 16 << 10,
+            header_bytes: 32 << 10,
+            header_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(75),
             body_bytes: None,
-            body_idle_timeout: Time::seconds(60),
-            discard_body_bytes: Size(8 << 20),
-            discard_body_timeout: Time::seconds(5),
-            send_timeout: Time::seconds(60),
+            body_idle_timeout: Duration::from_secs(60),
+            discard_body_bytes: 8 << 20,
+            discard_body_timeout: Duration::from_secs(5),
+            send_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -282,7 +282,7 @@ mod tests {
         let variables = [("N", "7"), ("T", "3s"), ("O", "https://a.example, https://b.example")];
         let config = load_with(yaml, &Flags::default(), &variables).expect("loads").config;
         assert_eq!(config.limits.connections, 7);
-        assert_eq!(config.limits.header_timeout, crate::config::Time::seconds(3));
+        assert_eq!(config.limits.header_timeout, std::time::Duration::from_secs(3));
         assert_eq!(config.origins, ["https://a.example", "https://b.example"]);
     }
 

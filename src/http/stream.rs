@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{DiscardLimits, LingerLimit, Refusal, Socket};
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation};
-use crate::policy::LimitSpec;
+use crate::policy::Limits;
 
 /// The size of the buffer that hyper reads into first; [`HTTP_CONNECTION_BYTES`] includes it.
 const FIRST_BUFFER: usize = 8 << 10;
@@ -72,8 +72,8 @@ pub struct ClientLimits {
     discard: DiscardLimits,
 }
 
-impl From<&LimitSpec> for ClientLimits {
-    fn from(limits: &LimitSpec) -> Self {
+impl From<&Limits> for ClientLimits {
+    fn from(limits: &Limits) -> Self {
         Self {
             header: limits.header_timeout,
             keep_alive: limits.keep_alive_timeout,

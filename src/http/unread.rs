@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RequestPhase;
 use super::admit::lists;
-use crate::policy::LimitSpec;
+use crate::policy::Limits;
 
 /// The limits for reading and discarding the rest of a body.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +28,8 @@ pub struct DiscardLimits {
     pub timeout: Duration,
 }
 
-impl From<&LimitSpec> for DiscardLimits {
-    fn from(limits: &LimitSpec) -> Self {
+impl From<&Limits> for DiscardLimits {
+    fn from(limits: &Limits) -> Self {
         Self { bytes: limits.discard_body_bytes, timeout: limits.discard_body_timeout }
     }
 }
@@ -87,7 +87,7 @@ enum DiscardOutcome {
 impl UnreadBody {
     /// Tracks a request's body; `None` when it has none.
     #[must_use]
-    pub fn track(request: &Request<Incoming>, phase: &Arc<RequestPhase>, limits: &LimitSpec) -> Option<Self> {
+    pub fn track(request: &Request<Incoming>, phase: &Arc<RequestPhase>, limits: &Limits) -> Option<Self> {
         if request.body().is_end_stream() {
             return None;
         }

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use super::check::Check;
 use super::origin::is_loopback_name;
-use super::validate::Check;
 use crate::config;
 
 /// The admin listener.
@@ -38,7 +38,7 @@ impl Check {
     pub(super) fn admin(&mut self, admin: &config::Admin) -> Option<AdminSpec> {
         for (index, host) in admin.hosts.iter().enumerate() {
             if host.is_empty() || host.contains(['/', ':', ' ']) {
-                self.wrong(
+                self.error(
                     format!("admin.hosts[{index}]"),
                     format!("\"{host}\" is not a host name; write it without scheme and port"),
                 );
@@ -51,7 +51,7 @@ impl Check {
                 let parsed = every.as_deref().unwrap_or(written).parse().map_err(|_| {
                     format!("\"{written}\" is not an address with a port; write 127.0.0.1:{PORT}, or admin: null to do without")
                 });
-                self.take("admin.listen", parsed)?
+                self.ok_or_report("admin.listen", parsed)?
             }
         };
         Some(AdminSpec { address, is_default: admin.listen.is_none(), hosts: admin.hosts.clone() })

@@ -8,7 +8,7 @@ use hyper::header::HeaderName;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::validate::Check;
+use super::check::Check;
 use crate::config::Config;
 
 /// A P-256 key. Cannot be printed.
@@ -60,7 +60,7 @@ impl Check {
         let name = assertion.header.as_deref().unwrap_or(HEADER);
         let header = self.header_name(&format!("{at}.header"), name)?;
         if config.identity.headers.keys().any(|other| super::fold(other) == super::fold(name)) {
-            self.wrong(
+            self.error(
                 format!("{at}.header"),
                 format!("\"{name}\" carries a claim already; give the assertion a header of its own"),
             );
@@ -70,7 +70,7 @@ impl Check {
             let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).ok();
             let made =
                 made.and_then(|key| AssertionKey::read(key.as_ref())).ok_or_else(|| "no key could be made".to_owned());
-            let key = self.take(at, made)?;
+            let key = self.ok_or_report(at, made)?;
             return Some(AssertionSpec { header, key, is_kept: false, audience });
         };
         let path = format!("{at}.key_file");
@@ -78,7 +78,7 @@ impl Check {
         let key = PrivatePkcs8KeyDer::from_pem_slice(&pem).ok();
         let key = key.and_then(|key| AssertionKey::read(key.secret_pkcs8_der()));
         let Some(key) = key else {
-            self.wrong(path, format!("{file} holds no P-256 private key in PKCS#8 PEM. Make one: vestibule token assertion-key --new {file}"));
+            self.error(path, format!("{file} holds no P-256 private key in PKCS#8 PEM. Make one: vestibule token assertion-key --new {file}"));
             return None;
         };
         Some(AssertionSpec { header, key, is_kept: true, audience })

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::validate::Check;
+use super::check::Check;
 
 /// A further certificate authority. What stood in the file counts: one that was renewed is another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl Check {
         let file = file?;
         let pem = self.file(path, file)?;
         if !holds_certificates(&pem) {
-            self.wrong(path, format!("{file} holds no certificate in PEM"));
+            self.error(path, format!("{file} holds no certificate in PEM"));
         }
         Some(CertificateAuthority { file: PathBuf::from(file), pem })
     }

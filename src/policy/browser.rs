@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::check::Check;
 use super::judgement::judge;
 use super::readings::Readings;
-use super::validate::Check;
 use super::{AuthMode, Contact, LoginSpec, Origin, ProviderSpec, Route, Secret, UpstreamSpec};
 use crate::config;
 
@@ -102,7 +102,7 @@ impl Check {
         let signs_in = browser.login.is_some();
         let usual = (preset_wants_session || signs_in).then(config::Session::default);
         if signs_in && matches!(browser.session, Some(None)) {
-            self.wrong("browser.session", "is null, and browser.login signs people in to sessions; leave it out");
+            self.error("browser.session", "is null, and browser.login signs people in to sessions; leave it out");
         }
         let session = match &browser.session {
             None => usual,
@@ -113,7 +113,7 @@ impl Check {
             for provider in providers.iter().filter(|provider| {
                 provider.remote.as_ref().is_some_and(|remote| !remote.instead && remote.question.carries_token())
             }) {
-                self.wrong(
+                self.error(
                     "browser.session.max_age",
                     format!(
                         "provider {} is asked about every token (remote.mode: also), and a session holds none to ask about; leave max_age out, so that it ends with its token",
@@ -126,7 +126,7 @@ impl Check {
         if session.is_some() && !signs_in {
             for upstream in upstreams.unwrap_or_default() {
                 if upstream.wants_token(false) || upstream.wants_token(true) {
-                    self.wrong(
+                    self.error(
                         "browser.session",
                         format!(
                             "a session of ours holds no token, and {} is to get one (upstream.token_to); remove one of the two",
@@ -154,7 +154,7 @@ impl Check {
         let Some(path) = browser.sign_in_url.as_ref().and_then(|url| url.path_here(public_url)) else { return };
         let Ok(readings) = Readings::of(path, true) else { return };
         if matches!(judge(routes, "GET", &readings).auth, AuthMode::Required | AuthMode::Deny) {
-            self.wrong(
+            self.error(
                 "browser.sign_in_url",
                 format!("{path} itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{{ path: {path}, auth: none }}]"),
             );
@@ -184,7 +184,7 @@ impl Check {
         let is_path = example.starts_with('/') && !example.starts_with("//");
         let is_url = url::Url::parse(&example).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
         if !(is_path || is_url) || example.contains(['{', '}', ' ', '\\']) {
-            self.wrong(
+            self.error(
                 path,
                 format!("\"{written}\" is neither a path nor an http or https URL; it may hold {{return_path}}, or {{return_url}}"),
             );
@@ -192,14 +192,14 @@ impl Check {
         }
         let at = written.find(['?', '#']).unwrap_or(written.len());
         if written[..at].contains('{') {
-            self.wrong(
+            self.error(
                 path,
                 "has a placeholder outside its query, where it could choose another site; write ?return={return_path}",
             );
             return None;
         }
         if written.contains("{return_url}") && public_url.is_none() {
-            self.wrong(
+            self.error(
                 path,
                 "holds {return_url}, and public_url is not set: the Host that a request came with must not choose it",
             );

@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use super::validate::Check;
+use super::check::Check;
 
 /// Longest contact, in bytes: it is one line of a small page.
 const MAX_BYTES: usize = 200;
@@ -80,7 +80,7 @@ fn is_mail_address(text: &str) -> bool {
 
 impl Check {
     pub(super) fn contact(&mut self, written: Option<&String>) -> Option<Contact> {
-        written.and_then(|written| self.take("browser.contact", Contact::parse(written)))
+        written.and_then(|written| self.ok_or_report("browser.contact", Contact::parse(written)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Secret;
-use super::validate::Check;
+use super::check::Check;
 use crate::config::{self, Time};
 
 /// The control listener.
@@ -50,32 +50,32 @@ impl Check {
     pub(super) fn control(&mut self, control: &config::Control) -> Option<ControlSpec> {
         let keep = control.revocation_keep.map_or(KEEP, |time| time.0);
         if keep < Duration::from_secs(60) {
-            self.wrong("control.revocation_keep", "must be longer than the longest life of a token, and at least 1m");
+            self.error("control.revocation_keep", "must be longer than the longest life of a token, and at least 1m");
         }
         let (value, file) = (control.token.as_ref(), control.token_file.as_ref());
         let token = self.secret("control.token", value, "control.token_file", file);
         let Some(listen) = control.listen.as_deref() else {
-            self.wrong("control", "has no listen; write listen: \"unix:/run/vestibule.sock\", or listen: \"127.0.0.1:9181\" with a token_file");
+            self.error("control", "has no listen; write listen: \"unix:/run/vestibule.sock\", or listen: \"127.0.0.1:9181\" with a token_file");
             return None;
         };
         let address = match (listen.strip_prefix("unix:"), listen.parse::<SocketAddr>()) {
             (Some(path), _) if path.starts_with('/') => ControlAddress::Unix(PathBuf::from(path)),
             (None, Ok(address)) if address.ip().is_loopback() => ControlAddress::Tcp(address),
             _ => {
-                self.wrong("control.listen", format!("\"{listen}\" is neither unix:/path nor a loopback address with a port: whoever reaches it\nends sessions. Write unix:/run/vestibule.sock or 127.0.0.1:9181"));
+                self.error("control.listen", format!("\"{listen}\" is neither unix:/path nor a loopback address with a port: whoever reaches it\nends sessions. Write unix:/run/vestibule.sock or 127.0.0.1:9181"));
                 return None;
             }
         };
         match (&address, &token) {
             (ControlAddress::Tcp(_), None) if value.is_none() && file.is_none() => {
-                self.wrong("control", "listens on loopback, which every program on this machine reaches; write token_file beside it, or listen on a Unix socket");
+                self.error("control", "listens on loopback, which every program on this machine reaches; write token_file beside it, or listen on a Unix socket");
             }
             // Anyone on this machine can try.
             (ControlAddress::Tcp(_), Some(token)) => {
                 self.hard_to_guess(if value.is_some() { "control.token" } else { "control.token_file" }, token);
             }
             (ControlAddress::Unix(_), Some(_)) => {
-                self.wrong("control", "has a token, and a Unix socket is guarded by its mode, 0600; leave one out");
+                self.error("control", "has a token, and a Unix socket is guarded by its mode, 0600; leave one out");
             }
             _ => {}
         }

@@ -3,7 +3,7 @@
 use hyper::Method;
 use hyper::header::{HeaderName, HeaderValue};
 
-use super::validate::Check;
+use super::check::Check;
 use crate::config::{self, Config};
 
 /// The fields of an answered preflight, ready to be sent.
@@ -20,14 +20,14 @@ pub struct CorsSpec {
 impl Check {
     pub(super) fn cors(&mut self, config: &Config, cors: &config::Cors) -> Option<CorsSpec> {
         if config.origins.is_empty() {
-            self.wrong(
+            self.error(
                 "cors",
                 "answers the pages of `origins`, and there are none; write origins: [https://app.example.com]",
             );
         }
         for (index, method) in cors.allowed_methods.iter().enumerate() {
             if method.parse::<Method>().is_err() || method.to_ascii_uppercase() != *method {
-                self.wrong(
+                self.error(
                     format!("cors.allowed_methods[{index}]"),
                     format!("\"{method}\" is not a method; write it in capitals, as in GET"),
                 );
@@ -35,7 +35,7 @@ impl Check {
         }
         for (index, header) in cors.allowed_headers.iter().enumerate() {
             if HeaderName::try_from(header.as_str()).is_err() || header == "*" {
-                self.wrong(
+                self.error(
                     format!("cors.allowed_headers[{index}]"),
                     format!("\"{header}\" is not a header name; a request with a credential needs each by name"),
                 );

@@ -4,11 +4,17 @@
 
 mod written;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{CookieSource, ReservedNames};
 pub use crate::config::FieldMode;
 pub(super) use written::is_sendable;
+
+/// The dialects of a configuration by name: those of ours and those that the file writes.
+pub(super) type Dialects = BTreeMap<String, Arc<DialectSpec>>;
 
 /// The message shapes of an in-band WebSocket handshake, and its close codes.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,9 +5,38 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::validate::Check;
-use super::{CertificateFiles, Hosts, ListenPlace, ListenSpec, Origin};
+use super::check::Check;
+use super::{Hosts, Origin};
 use crate::config::{self, Config, Finding, OneOrMany};
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSpec {
+    /// As written, for messages.
+    pub written: String,
+    /// Where it binds.
+    pub place: ListenPlace,
+    /// Its certificate, where it speaks TLS.
+    pub tls: Option<CertificateFiles>,
+}
+
+/// Where a listener binds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenPlace {
+    /// More than one address where `localhost` has two.
+    Tcp(Vec<SocketAddr>),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// A certificate chain and its key, both PEM; read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
 
 /// The first place that is listened on and whether TLS is spoken there, whatever the rest of the configuration says
 /// and whether its certificate can be read or not.
@@ -52,15 +81,15 @@ const NO_LISTENER: &str = "is empty; write an address such as 127.0.0.1:8080";
 impl Check {
     pub(super) fn listen(&mut self, config: &Config) -> Vec<ListenSpec> {
         if config.listen.is_empty() {
-            self.wrong("listen", NO_LISTENER);
+            self.error("listen", NO_LISTENER);
         }
         let mut out = Vec::new();
         for (index, listen) in config.listen.iter().enumerate() {
             let path = if config.listen.len() == 1 { "listen".to_owned() } else { format!("listen[{index}]") };
             let tls = listen.tls.as_ref().and_then(|tls| self.certificate(&path, tls));
-            if let Some(place) = self.take(&path, listen_place(&listen.address)) {
+            if let Some(place) = self.ok_or_report(&path, listen_place(&listen.address)) {
                 if tls.is_some() && matches!(place, ListenPlace::Unix(_)) {
-                    self.wrong(
+                    self.error(
                         format!("{path}.tls"),
                         "means nothing on a Unix socket, which stays on this machine; leave it out",
                     );
@@ -73,7 +102,7 @@ impl Check {
 
     fn certificate(&mut self, path: &str, tls: &config::ListenTls) -> Option<CertificateFiles> {
         let (Some(certificate), Some(key)) = (&tls.certificate_file, &tls.key_file) else {
-            self.wrong(format!("{path}.tls"), "needs certificate_file and key_file, both PEM");
+            self.error(format!("{path}.tls"), "needs certificate_file and key_file, both PEM");
             return None;
         };
         self.file(&format!("{path}.tls.certificate_file"), certificate);
@@ -97,7 +126,7 @@ impl Check {
         let mut names = Vec::new();
         for (index, host) in written.iter().enumerate() {
             if host.contains(['/', '*', ' ']) || (host.contains(':') && !host.starts_with('[')) {
-                self.wrong(
+                self.error(
                     format!("hosts[{index}]"),
                     format!("\"{host}\" is not a host name without port; write app.example.com, or `any`"),
                 );
@@ -120,7 +149,7 @@ impl Check {
             } else if let Ok(address) = text.parse::<IpAddr>() {
                 networks.push(IpNet::from(address));
             } else {
-                self.wrong(
+                self.error(
                     format!("trusted_proxies[{index}]"),
                     format!("\"{text}\" is no address, CIDR, `private_ranges` or `unix`; names are not resolved"),
                 );

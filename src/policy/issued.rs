@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{KeySource, ProviderSpec, QueryParameter};
+use super::{KeySource, ProviderSpec};
 
 /// What tells a token of ours from a parameter of the backend's own that has the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,13 +26,5 @@ impl IssuedTokens {
             no_issuer: providers.iter().any(|provider| provider.issuer.is_none()),
             opaque: providers.iter().any(|provider| provider.remote.as_ref().is_some_and(|remote| remote.instead)),
         }
-    }
-}
-
-impl QueryParameter {
-    /// Whether this is one of its names.
-    #[must_use]
-    pub fn is_named(&self, name: &str) -> bool {
-        self.names.iter().any(|known| known == name)
     }
 }

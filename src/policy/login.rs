@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::check::Check;
 use super::provider::{Kinds, Parties};
-use super::validate::Check;
 use super::{Audience, Claim, Family, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
 use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
 
@@ -145,16 +145,16 @@ impl Check {
         let logins = config.browser.login.as_ref().map_or(&[][..], |logins| &logins.0);
         if logins.is_empty() {
             if config.browser.login.is_some() {
-                self.wrong("browser.login", "is an empty list; name a provider, or write null");
+                self.error("browser.login", "is an empty list; name a provider, or write null");
             }
             return Vec::new();
         }
         if config.browser.sign_in_url.is_some() {
-            self.wrong("browser.sign_in_url", "stands beside browser.login, which has a page of its own; keep one");
+            self.error("browser.sign_in_url", "stands beside browser.login, which has a page of its own; keep one");
         }
         let Some(public_url) = public_url else {
             if config.public_url.is_none() {
-                self.wrong(
+                self.error(
                     "browser.login",
                     "needs public_url, from which the provider's way back is built: public_url: https://nb.example.com",
                 );
@@ -162,7 +162,7 @@ impl Check {
             return Vec::new();
         };
         if public_url.as_str().starts_with("http://") && !is_loopback_name(public_url.host()) {
-            self.wrong(
+            self.error(
                 "public_url",
                 "is plain http, and browser.login needs https: codes and cookies would cross the network in the clear",
             );
@@ -180,7 +180,7 @@ impl Check {
             let at = format!("browser.login[{index}]");
             let Some(provider) = self.login_provider(&at, login, providers, config) else { continue };
             if out.iter().any(|other| other.name == provider.name) {
-                self.wrong(format!("{at}.provider"), format!("provider {} stands here twice; keep one", provider.name));
+                self.error(format!("{at}.provider"), format!("provider {} stands here twice; keep one", provider.name));
             }
             let callback_path = if logins.len() == 1 {
                 "/.vestibule/callback".to_owned()
@@ -188,7 +188,7 @@ impl Check {
                 format!("/.vestibule/callback/{}", provider.name)
             };
             if logins.len() > 1 && !is_path_segment(&provider.name) {
-                self.wrong(
+                self.error(
                     format!("{at}.provider"),
                     format!("\"{}\" stands in the path of its callback; give the provider a name of letters, digits, - and _", provider.name),
                 );
@@ -211,7 +211,7 @@ impl Check {
         let found = match &login.provider {
             Some(name) => providers.iter().find(|provider| provider.name == *name),
             None if config.providers.len() > 1 => {
-                self.wrong(at, "does not name its provider, and there are several; write provider: NAME");
+                self.error(at, "does not name its provider, and there are several; write provider: NAME");
                 return None;
             }
             None => providers.first(),
@@ -225,7 +225,7 @@ impl Check {
                     .any(|written| written.name.as_deref().or(written.preset.as_deref()).unwrap_or("oidc") == name)
             {
                 let known: Vec<&str> = providers.iter().map(|provider| provider.name.as_str()).collect();
-                self.wrong(
+                self.error(
                     format!("{at}.provider"),
                     format!("\"{name}\" is not the name of a provider; known here: {}", known.join(", ")),
                 );
@@ -238,11 +238,11 @@ impl Check {
                 "supabase" => "Supabase signs people in on your own page: use sign_in_url and POST /.vestibule/session",
                 _ => "it has no OpenID Connect discovery; use preset oidc with its issuer",
             };
-            self.wrong(format!("{at}.provider"), format!("preset {} cannot sign people in: {remedy}", provider.preset));
+            self.error(format!("{at}.provider"), format!("preset {} cannot sign people in: {remedy}", provider.preset));
             return None;
         }
         if matches!(provider.keys, KeySource::Secret(_)) {
-            self.wrong(format!("{at}.provider"), "signs with a shared secret; ID tokens need public keys");
+            self.error(format!("{at}.provider"), "signs with a shared secret; ID tokens need public keys");
             return None;
         }
         Some(Arc::clone(provider))
@@ -261,18 +261,18 @@ impl Check {
     ) -> Option<LoginSpec> {
         let client_id = login.client_id.clone().filter(|id| !id.trim().is_empty());
         if client_id.is_none() {
-            self.wrong(at, "has no client_id; write the id of the client that you registered at the provider");
+            self.error(at, "has no client_id; write the id of the client that you registered at the provider");
         }
         let credential = self.client_credential(at, login);
         let scopes = login.scopes.clone().unwrap_or_else(|| vec!["openid".to_owned(), "email".to_owned()]);
         if !scopes.iter().any(|scope| scope == "openid") {
-            self.wrong(format!("{at}.scopes"), "lacks openid, without which a provider gives no ID token; add openid");
+            self.error(format!("{at}.scopes"), "lacks openid, without which a provider gives no ID token; add openid");
         }
         for (index, scope) in scopes.iter().enumerate() {
             // RFC 6749 section 3.3.
             let fits = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
             if scope.is_empty() || !scope.bytes().all(fits) {
-                self.wrong(
+                self.error(
                     format!("{at}.scopes[{index}]"),
                     format!("\"{scope}\" is not one scope; write each by itself"),
                 );
@@ -285,7 +285,7 @@ impl Check {
                     "prompt" | "max_age" | "client_id" => "; it is a key of its own",
                     _ => "",
                 };
-                self.wrong(format!("{at}.parameters.{name}"), format!("is set by Vestibule itself{key}"));
+                self.error(format!("{at}.parameters.{name}"), format!("is set by Vestibule itself{key}"));
             }
         }
         if provider.preset == "google" && provider.allow.is_empty() && provider.require.claims.is_empty() {

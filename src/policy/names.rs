@@ -8,6 +8,10 @@ mod known;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hyper::header::HeaderName;
+
+use super::check::Check;
+
 /// Names whose look-alikes are removed, while the name itself is ours to handle.
 pub(super) const PROTECTED: [&str; 6] =
     ["Host", "Content-Length", "Transfer-Encoding", "Authorization", "Cookie", "X-Request-Id"];
@@ -216,6 +220,17 @@ impl<T: Copy> Table<T> {
 /// Digits before letters, as in ASCII.
 fn number_of(letter: u8) -> usize {
     usize::from(if letter.is_ascii_digit() { letter - b'0' } else { letter.wrapping_sub(b'a').wrapping_add(10) })
+}
+
+impl Check {
+    pub(super) fn header_name(&mut self, path: &str, name: &str) -> Option<HeaderName> {
+        if name.len() > LONGEST {
+            self.error(path, format!("a header name longer than {LONGEST} bytes"));
+            return None;
+        }
+        let parsed = HeaderName::try_from(name).map_err(|_| format!("\"{name}\" is not a header name"));
+        self.ok_or_report(path, parsed)
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::fmt;
 
 use url::Url;
 
+use super::check::Check;
+
 /// Scheme, host and port, as a browser writes them in `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
@@ -162,6 +164,21 @@ pub fn is_loopback_name(host: &str) -> bool {
     host == "localhost"
         || host.ends_with(".localhost")
         || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+impl Check {
+    pub(super) fn origins(&mut self, path: &str, written: &[String]) -> Vec<OriginPattern> {
+        written
+            .iter()
+            .enumerate()
+            .filter_map(|(index, text)| self.ok_or_report(&format!("{path}[{index}]"), OriginPattern::parse(text)))
+            .collect()
+    }
+}
+
+/// Whether a URL's host is this machine's loopback.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(is_loopback_name)
 }
 
 #[cfg(test)]

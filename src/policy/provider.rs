@@ -6,11 +6,13 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use url::Url;
 
+use super::check::Check;
 use super::login::is_login_provider;
-use super::origin::missing_scheme;
-use super::preset::{ASYMMETRIC, DefaultKeys, Family, PRESETS, Preset, derived_issuer};
+use super::origin::{is_loopback, missing_scheme};
+use super::provider_preset::{
+    ASYMMETRIC, DefaultIssuer, DefaultKeys, Family, PRESETS, Preset, derived_issuer, preset_of,
+};
 use super::secret::is_published;
-use super::validate::{Check, is_loopback};
 use super::{CertificateAuthority, Claim, Expected, OriginPattern, RemoteSpec, Requirement, Secret};
 use crate::config::{self, Accept, Config, Time};
 
@@ -142,13 +144,13 @@ impl Check {
             let at = format!("providers[{index}]");
             let Some(spec) = self.provider(&at, config, provider) else { continue };
             if out.iter().any(|other| other.name == spec.name) {
-                self.wrong(
+                self.error(
                     format!("{at}.name"),
                     format!("\"{}\" is taken by another provider; give each its own name", spec.name),
                 );
             }
             if spec.issuer.is_some() && out.iter().any(|other| other.issuer == spec.issuer) {
-                self.wrong(
+                self.error(
                     format!("{at}.issuer"),
                     "another provider has the same issuer; a token could not tell which is meant",
                 );
@@ -157,14 +159,14 @@ impl Check {
             if asked(&spec)
                 && let Some(other) = out.iter().find(|other| asked(other))
             {
-                self.wrong(
+                self.error(
                     format!("{at}.remote.mode"),
                     format!("an opaque token goes to one provider, and \"{}\" has mode: instead already", other.name),
                 );
             }
             // An opaque token says no issuer, and goes to the one provider that is asked.
             if spec.issuer.is_none() && config.providers.len() > 1 && spec.keys != KeySource::Asked {
-                self.wrong(&at, "has no issuer, and there are several providers; only `iss` tells their tokens apart");
+                self.error(&at, "has no issuer, and there are several providers; only `iss` tells their tokens apart");
             }
             out.push(Arc::new(spec));
         }
@@ -179,7 +181,7 @@ impl Check {
         for (index, provider) in providers.iter().enumerate() {
             let at = format!("providers[{index}]");
             let Some(prefix) = provider.user_prefix.as_deref().filter(|prefix| !prefix.is_empty()) else {
-                self.wrong(at, "has no user_prefix: whoever runs one issuer could be any user of the other. Give each a user_prefix,\nor write `shared_user_ids: true` if they share one set of users");
+                self.error(at, "has no user_prefix: whoever runs one issuer could be any user of the other. Give each a user_prefix,\nor write `shared_user_ids: true` if they share one set of users");
                 continue;
             };
             let clash = providers[..index]
@@ -187,7 +189,7 @@ impl Check {
                 .filter_map(|other| other.user_prefix.as_deref())
                 .find(|other| other.starts_with(prefix) || prefix.starts_with(other));
             if let Some(other) = clash {
-                self.wrong(format!("{at}.user_prefix"), format!("\"{prefix}\" and \"{other}\" overlap, so one user id could belong to either; end both with a separator such as `:`"));
+                self.error(format!("{at}.user_prefix"), format!("\"{prefix}\" and \"{other}\" overlap, so one user id could belong to either; end both with a separator such as `:`"));
             }
         }
     }
@@ -195,15 +197,13 @@ impl Check {
     fn provider(&mut self, at: &str, config: &Config, provider: &config::Provider) -> Option<ProviderSpec> {
         let preset = self.preset(at, provider)?;
         let name = provider.name.clone().unwrap_or_else(|| preset.name.to_owned());
-        let before = self.found();
+        let before = self.error_count();
         let issuer = self.issuer(at, provider, preset);
         // Where what it comes from is wrong, that has been said.
-        if preset.keys.need_issuer() && issuer.is_none() && self.found() == before {
-            let instead = match preset.derived_from {
-                [] => String::new(),
-                keys => format!(",\nor {}", keys.join(" and ")),
-            };
-            self.wrong(
+        if preset.keys.need_issuer() && issuer.is_none() && self.error_count() == before {
+            let keys = preset.issuer_keys();
+            let instead = if keys.is_empty() { String::new() } else { format!(",\nor {}", keys.join(" and ")) };
+            self.error(
                 at,
                 format!(
                     "has no issuer; write the `iss` of its tokens, exactly: issuer: https://issuer.example.com{instead}"
@@ -219,7 +219,7 @@ impl Check {
         let user_id = match provider.user_id.as_deref() {
             // Here `sub` is the raw claim: this key is what defines the user id.
             None | Some("sub") => Some(Claim::Name("sub".to_owned())),
-            Some(text) => self.take(&format!("{at}.user_id"), Claim::parse(text)),
+            Some(text) => self.ok_or_report(&format!("{at}.user_id"), Claim::parse(text)),
         };
         if let Some(claim) = &user_id {
             self.warn_of_user_id(at, claim, provider, preset);
@@ -227,7 +227,7 @@ impl Check {
         if let Some(prefix) = &provider.user_prefix
             && !prefix.bytes().all(|b| (0x21..=0x7e).contains(&b))
         {
-            self.wrong(format!("{at}.user_prefix"), "must be visible ASCII, since it stands in a header");
+            self.error(format!("{at}.user_prefix"), "must be visible ASCII, since it stands in a header");
         }
         let mut require = self.requirement(&format!("{at}.require"), &provider.require, None);
         if preset.family == Family::Supabase && !provider.require.contains_key("role") {
@@ -239,10 +239,10 @@ impl Check {
         let usual = [preset.accept];
         let accept = provider.accept.as_deref().unwrap_or(&usual);
         if accept.contains(&Accept::Template) && preset.family != Family::Clerk {
-            self.wrong(format!("{at}.accept"), "template is a kind of Clerk's tokens");
+            self.error(format!("{at}.accept"), "template is a kind of Clerk's tokens");
         }
         if accept.is_empty() {
-            self.wrong(format!("{at}.accept"), "is empty: no token could be accepted");
+            self.error(format!("{at}.accept"), "is empty: no token could be accepted");
         }
         Some(ProviderSpec {
             name,
@@ -278,7 +278,7 @@ impl Check {
     /// A user id that its owner writes makes everyone anyone.
     fn warn_of_user_id(&mut self, at: &str, claim: &Claim, provider: &config::Provider, preset: &Preset) {
         // An administrator of Keycloak decides whether users may change theirs, and by default they may not.
-        let is_chosen = claim.is_chosen_by_users() && preset.name != "keycloak";
+        let is_chosen = claim.is_chosen_by_users() && !preset.quirks.names_are_fixed;
         if claim.is_written_by_users() {
             self.warn(format!("{at}.user_id: users can write the claim {claim} themselves, so anyone can be any user"));
         } else if is_chosen {
@@ -300,12 +300,12 @@ impl Check {
             for (index, member) in listed.iter().enumerate() {
                 let path = format!("{at}.allow.{key}[{index}]");
                 match key {
-                    _ if member.trim().is_empty() => self.wrong(path, "is empty: it lets nobody in"),
+                    _ if member.trim().is_empty() => self.error(path, "is empty: it lets nobody in"),
                     "emails" if !member.contains('@') => {
-                        self.wrong(path, format!("\"{member}\" is not an e-mail address; a user id goes into users"));
+                        self.error(path, format!("\"{member}\" is not an e-mail address; a user id goes into users"));
                     }
                     "email_domains" if member.contains('@') => {
-                        self.wrong(path, format!("\"{member}\" is not a domain; write example.com"));
+                        self.error(path, format!("\"{member}\" is not a domain; write example.com"));
                     }
                     _ => {}
                 }
@@ -319,20 +319,24 @@ impl Check {
         let derived = match derived_issuer(preset, provider) {
             Ok(derived) => derived,
             Err((key, message)) => {
-                self.wrong(format!("{at}.{key}"), message);
+                self.error(format!("{at}.{key}"), message);
                 return written;
             }
         };
         if let (Some(written), Some(derived)) = (&written, &derived)
             && written != derived
         {
-            let key = preset.derived_from[0];
-            self.wrong(format!("{at}.issuer"), format!("{key} says the issuer is {derived}; keep one of the two"));
+            let key = preset.issuer_keys().join(" and ");
+            self.error(format!("{at}.issuer"), format!("{key} says the issuer is {derived}; keep one of the two"));
         }
-        if preset.name == "auth0" && written.as_ref().is_some_and(|issuer| !issuer.ends_with('/')) {
+        if preset.quirks.issuer_ends_with_slash && written.as_ref().is_some_and(|issuer| !issuer.ends_with('/')) {
             self.warn(format!("{at}.issuer has no trailing slash; the tokens of Auth0 say their issuer with one"));
         }
-        written.or(derived).or_else(|| preset.issuer.map(str::to_owned))
+        let fixed = match preset.issuer {
+            DefaultIssuer::Fixed(issuer) => Some(issuer.to_owned()),
+            DefaultIssuer::None | DefaultIssuer::Derived { .. } => None,
+        };
+        written.or(derived).or(fixed)
     }
 
     fn parties(
@@ -345,14 +349,14 @@ impl Check {
     ) -> Parties {
         match &provider.authorized_parties {
             Some(parties) if parties.is_empty() => {
-                self.wrong(
+                self.error(
                     format!("{at}.authorized_parties"),
                     "is empty: no token could be accepted; leave it out, or name the parties",
                 );
                 Parties::Any
             }
             Some(parties) if parties.iter().any(|party| party.trim().is_empty()) => {
-                self.wrong(format!("{at}.authorized_parties"), "holds an empty member; name the parties");
+                self.error(format!("{at}.authorized_parties"), "holds an empty member; name the parties");
                 Parties::Any
             }
             Some(parties) => Parties::OneOf(parties.clone()),
@@ -372,12 +376,12 @@ impl Check {
 
     fn preset(&mut self, at: &str, provider: &config::Provider) -> Option<&'static Preset> {
         let name = provider.preset.as_deref().unwrap_or("oidc");
-        let found = PRESETS.iter().find(|preset| preset.name == name);
+        let found = preset_of(provider);
         if found.is_none() {
             let known: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
             let hint = config::nearest(name, known.iter().copied())
                 .map_or(String::new(), |near| format!(". Did you mean {near}?"));
-            self.wrong(format!("{at}.preset"), format!("\"{name}\" is not one of {}{hint}", known.join(", ")));
+            self.error(format!("{at}.preset"), format!("\"{name}\" is not one of {}{hint}", known.join(", ")));
         }
         found
     }
@@ -394,13 +398,13 @@ impl Check {
             [jwks.url.is_some(), jwks.file.is_some(), jwks.pem_file.is_some()].iter().filter(|named| **named).count();
         let secret_written = provider.secret.is_some() || provider.secret_file.is_some();
         if named > 1 {
-            self.wrong(format!("{at}.jwks"), "names more than one of url, file and pem_file; keep one");
+            self.error(format!("{at}.jwks"), "names more than one of url, file and pem_file; keep one");
             return None;
         }
         if preset.keys == DefaultKeys::Asked {
             if named > 0 || secret_written {
                 let key = if named > 0 { "jwks" } else { "secret" };
-                self.wrong(
+                self.error(
                     format!("{at}.{key}"),
                     format!("preset {} asks the provider about every token, and verifies no signature", preset.name),
                 );
@@ -411,7 +415,7 @@ impl Check {
         let legacy = preset.family == Family::Supabase && secret_written;
         if preset.keys == DefaultKeys::Secret || legacy {
             if named > 0 {
-                self.wrong(
+                self.error(
                     format!("{at}.jwks"),
                     "a shared secret and public keys in one provider invite algorithm confusion; make two providers",
                 );
@@ -420,7 +424,7 @@ impl Check {
         }
         if secret_written {
             let key = if provider.secret.is_some() { "secret" } else { "secret_file" };
-            self.wrong(
+            self.error(
                 format!("{at}.{key}"),
                 format!("preset {} verifies with public keys; use preset: shared-secret", preset.name),
             );
@@ -446,27 +450,27 @@ impl Check {
             }
             (None, _) if preset.keys.need_issuer() => return None,
             (None, _) => {
-                self.wrong(at, "has no keys; write jwks: { url: … }, { file: … } or { pem_file: … }");
+                self.error(at, "has no keys; write jwks: { url: … }, { file: … } or { pem_file: … }");
                 return None;
             }
         };
         let written = if discovery || below_issuer { issuer.unwrap_or_default() } else { &text };
         if let Some(message) = missing_scheme(written, None) {
-            self.wrong(path, message);
+            self.error(path, message);
             return None;
         }
         let url = match Url::parse(&text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => url,
             _ => {
-                self.wrong(path, format!("\"{text}\" is not an http or https URL"));
+                self.error(path, format!("\"{text}\" is not an http or https URL"));
                 return None;
             }
         };
         if url.scheme() == "http" && !is_loopback(&url) && !jwks.allow_http {
-            self.wrong(&path, "would fetch keys over plain http, where anyone on the way can replace them; use https,\nor set jwks.allow_http: true");
+            self.error(&path, "would fetch keys over plain http, where anyone on the way can replace them; use https,\nor set jwks.allow_http: true");
         }
         if jwks.refresh.is_some_and(|time| time.0 < Duration::from_secs(30)) {
-            self.wrong(format!("{at}.jwks.refresh"), "must be at least 30s");
+            self.error(format!("{at}.jwks.refresh"), "must be at least 30s");
         }
         let authority = self.authority(&format!("{at}.jwks.ca_file"), jwks.ca_file.as_ref());
         Some(KeySource::Fetched {
@@ -484,7 +488,7 @@ impl Check {
         let Some(bytes) = self.secret(&path, provider.secret.as_ref(), &file_path, provider.secret_file.as_ref())
         else {
             if provider.secret.is_none() && provider.secret_file.is_none() {
-                self.wrong(at, "has no secret; write secret_file: … or secret: ${SESSION_SECRET}");
+                self.error(at, "has no secret; write secret_file: … or secret: ${SESSION_SECRET}");
             }
             return None;
         };
@@ -515,14 +519,14 @@ impl Check {
                 out.push(algorithm);
             } else {
                 let known: Vec<String> = allowed.iter().map(|a| format!("{a:?}")).collect();
-                self.wrong(
+                self.error(
                     format!("{at}.algorithms[{index}]"),
                     format!("\"{name}\" is not one of {}", known.join(", ")),
                 );
             }
         }
         if written.is_empty() {
-            self.wrong(format!("{at}.algorithms"), "is empty: no token could be accepted");
+            self.error(format!("{at}.algorithms"), "is empty: no token could be accepted");
         }
         out
     }
@@ -545,7 +549,7 @@ impl Check {
                 Some(Audience::Any)
             }
             Some(audience) if audience.0.is_empty() || audience.0.iter().any(|name| name.trim().is_empty()) => {
-                self.wrong(
+                self.error(
                     format!("{at}.audience"),
                     "is empty; name whom the tokens are for, or write `audience: any`",
                 );
@@ -565,7 +569,7 @@ impl Check {
                 Some(Audience::Any)
             }
             None => {
-                self.wrong(at, format!("any token of this issuer would be accepted, also one made for another application;\nset {at}.audience, or write `audience: any`"));
+                self.error(at, format!("any token of this issuer would be accepted, also one made for another application;\nset {at}.audience, or write `audience: any`"));
                 None
             }
         }

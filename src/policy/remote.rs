@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::origin::missing_scheme;
-use super::preset::{DefaultKeys, Family, Preset};
-use super::validate::{Check, is_loopback};
+use super::check::Check;
+use super::origin::{is_loopback, missing_scheme};
+use super::provider_preset::{DefaultKeys, Family, Preset};
 use super::{CertificateAuthority, Secret};
 use crate::config::{self, RemoteMode, Time};
 
@@ -93,13 +93,13 @@ impl Check {
         let only_asked = preset.keys == DefaultKeys::Asked;
         let Some(remote) = &provider.remote else {
             if only_asked {
-                self.wrong(at, "is missing: preset introspection asks the provider about every token; write\nremote: { url: https://…/introspect, client_id: …, client_secret_file: … }");
+                self.error(at, "is missing: preset introspection asks the provider about every token; write\nremote: { url: https://…/introspect, client_id: …, client_secret_file: … }");
             }
             return None;
         };
         let instead = match remote.mode {
             Some(RemoteMode::Also) if only_asked => {
-                self.wrong(
+                self.error(
                     format!("{at}.mode"),
                     "preset introspection verifies no signature for `also` to stand beside; leave it out",
                 );
@@ -108,7 +108,7 @@ impl Check {
             Some(mode) => mode == RemoteMode::Instead,
             None if only_asked => true,
             None => {
-                self.wrong(&at, "has no mode; also: every token is asked about beside its signature; instead: only opaque tokens are");
+                self.error(&at, "has no mode; also: every token is asked about beside its signature; instead: only opaque tokens are");
                 return None;
             }
         };
@@ -117,7 +117,7 @@ impl Check {
         }
         let concurrency = remote.concurrency.unwrap_or(CONCURRENCY);
         if !(2..=1_000).contains(&concurrency) {
-            self.wrong(format!("{at}.concurrency"), "must be between 2 and 1000; half of it is kept for open sockets");
+            self.error(format!("{at}.concurrency"), "must be between 2 and 1000; half of it is kept for open sockets");
         }
         let authority = self.authority(&format!("{at}.ca_file"), remote.ca_file.as_ref());
         let question = self.question(&at, remote, preset, issuer)?;
@@ -150,7 +150,7 @@ impl Check {
         };
         for (key, _) in foreign.iter().filter(|(_, written)| *written) {
             let instead = if by_client { "client_id and client_secret_file" } else { "secret_key_file" };
-            self.wrong(format!("{at}.{key}"), format!("means nothing to preset {}; it takes {instead}", preset.name));
+            self.error(format!("{at}.{key}"), format!("means nothing to preset {}; it takes {instead}", preset.name));
         }
         let base = match preset.family {
             Family::Clerk => Some("https://api.clerk.com".to_owned()),
@@ -174,7 +174,7 @@ impl Check {
                 let secret = (remote.client_secret.as_ref(), remote.client_secret_file.as_ref());
                 let client_secret = self.remote_secret(&format!("{at}.client_secret"), secret);
                 let Some(client_id) = remote.client_id.clone().filter(|id| !id.is_empty()) else {
-                    self.wrong(
+                    self.error(
                         format!("{at}.client_id"),
                         "is missing: the endpoint answers only to a client it knows (RFC 7662 section 2.1)",
                     );
@@ -189,14 +189,14 @@ impl Check {
     fn remote_url(&mut self, at: &str, remote: &config::Remote, base: Option<String>) -> Option<Url> {
         let path = format!("{at}.url");
         let Some(text) = remote.url.clone().or(base) else {
-            self.wrong(
+            self.error(
                 path,
                 "is missing; write the introspection endpoint (RFC 7662), as its discovery document names it",
             );
             return None;
         };
         if let Some(message) = missing_scheme(&text, None) {
-            self.wrong(path, message);
+            self.error(path, message);
             return None;
         }
         let url = match Url::parse(&text) {
@@ -206,15 +206,15 @@ impl Check {
                 url
             }
             _ => {
-                self.wrong(path, format!("\"{text}\" is not an http or https URL without a query"));
+                self.error(path, format!("\"{text}\" is not an http or https URL without a query"));
                 return None;
             }
         };
         if !url.username().is_empty() || url.password().is_some() {
-            self.wrong(&path, "holds a user or a password; write them as client_id and client_secret_file");
+            self.error(&path, "holds a user or a password; write them as client_id and client_secret_file");
         }
         if url.scheme() == "http" && !is_loopback(&url) && !remote.allow_http {
-            self.wrong(
+            self.error(
                 &path,
                 "would send tokens and our secret over plain http; use https, or set remote.allow_http: true",
             );
@@ -226,13 +226,13 @@ impl Check {
         let file_path = format!("{path}_file");
         let Some(bytes) = self.secret(path, value, &file_path, file) else {
             if value.is_none() && file.is_none() {
-                self.wrong(file_path, "is missing: the provider answers only to a caller it knows");
+                self.error(file_path, "is missing: the provider answers only to a caller it knows");
             }
             return None;
         };
         let fits = |b: &u8| b.is_ascii_graphic();
         if bytes.is_empty() || !bytes.iter().all(fits) {
-            self.wrong(if value.is_some() { path } else { &file_path }, "is empty or holds other than visible ASCII");
+            self.error(if value.is_some() { path } else { &file_path }, "is empty or holds other than visible ASCII");
             return None;
         }
         Some(Secret::new(bytes))

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde_json::Value;
 
+use super::Pattern;
+use super::check::Check;
+
 /// Which claim is meant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Claim {
@@ -110,5 +113,54 @@ impl Requirement {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty()
+    }
+}
+
+impl Check {
+    pub(super) fn requirement(
+        &mut self,
+        path: &str,
+        written: &std::collections::BTreeMap<String, serde_json::Value>,
+        pattern: Option<&Pattern>,
+    ) -> Requirement {
+        let mut claims = Vec::new();
+        for (name, value) in written {
+            let at = format!("{path}.{name}");
+            let Some(claim) = self.ok_or_report(&at, Claim::parse(name)) else { continue };
+            if claim.is_written_by_users() {
+                self.warn(format!("{at}: users can write the claim {claim} themselves"));
+            }
+            let values = match value {
+                serde_json::Value::Array(values) if values.is_empty() => {
+                    self.error(&at, "an empty list: nothing could satisfy it");
+                    continue;
+                }
+                serde_json::Value::Array(values) => values.clone(),
+                value => vec![value.clone()],
+            };
+            let mut expected = Vec::new();
+            for value in values {
+                match value {
+                    serde_json::Value::String(text) if text.starts_with('{') && text.ends_with('}') => {
+                        let variable = &text[1..text.len() - 1];
+                        if !pattern.is_some_and(|pattern| pattern.variables().any(|name| name == variable)) {
+                            self.error(&at, format!("{text} is not a variable of the path"));
+                        }
+                        expected.push(Expected::Variable(variable.to_owned()));
+                    }
+                    serde_json::Value::Object(object)
+                        if object.len() == 1 && object.get("present") == Some(&serde_json::Value::Bool(true)) =>
+                    {
+                        expected.push(Expected::Present);
+                    }
+                    serde_json::Value::Object(_) | serde_json::Value::Null => {
+                        self.error(&at, "must be text, a number, true or false, a list of these, or { present: true }");
+                    }
+                    value => expected.push(Expected::Value(value)),
+                }
+            }
+            claims.push((claim, expected));
+        }
+        Requirement { claims }
     }
 }

@@ -1,7 +1,7 @@
 //! Secrets of the configuration: held without being printed, and judged before they protect anything.
 
-use super::preset::PUBLISHED_SECRETS;
-use super::validate::Check;
+use super::check::Check;
+use super::provider_preset::PUBLISHED_SECRETS;
 
 /// A shared secret. Cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Check {
     /// Reports a secret that others could guess: of tokens, of session cookies, of the control listener.
     pub(super) fn hard_to_guess(&mut self, path: &str, secret: &[u8]) {
         if let Some(problem) = weakness(secret) {
-            self.wrong(path, format!("{problem}. Make one: openssl rand -base64 48"));
+            self.error(path, format!("{problem}. Make one: openssl rand -base64 48"));
         }
     }
 }

@@ -8,7 +8,7 @@ use hyper::header::HeaderName;
 
 use super::memory;
 use super::{
-    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LimitSpec, LoginSpec, OnExpiry, Parties, Policy,
+    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LoginSpec, MemorySpec, OnExpiry, Parties, Policy,
     ProviderSpec, QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
 use crate::config::Time;
@@ -126,7 +126,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     if let Some(url) = policy.browser.sign_in_url.as_ref().filter(|_| policy.browser.logins.is_empty()) {
         line("sign-in", format!("pages without a credential go to {}", url.written()));
     }
-    let LimitSpec { unauthenticated_bytes, held_message_bytes, cgroup_bytes, .. } = policy.limits;
+    let MemorySpec { unauthenticated_bytes, held_message_bytes, cgroup_bytes } = policy.memory;
     let cgroup = cgroup_bytes.map_or_else(String::new, |bytes| format!("; the cgroup may use {} MiB", bytes >> 20));
     line(
         "memory",

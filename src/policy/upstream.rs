@@ -4,17 +4,112 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 use tokio_rustls::rustls::pki_types::ServerName;
 use url::Url;
 
-use super::backend::backend_preset;
+use super::check::Check;
+use super::dialect::Dialects;
 use super::origin::missing_scheme;
-use super::validate::Check;
-use super::{
-    AuthMode, CredentialSpec, DialectSpec, Route, TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls, fold,
-};
-use crate::config::{self, Config, HostHeader, Time};
+use super::upstream_preset::upstream_preset;
+use super::{CertificateAuthority, DialectSpec, Route, UpstreamPreset, fold};
+use crate::config::{self, AuthMode, Config, HostHeader, Time, TokenToHttp};
+
+/// A backend and how to speak to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamSpec {
+    /// As written, for people.
+    pub url: String,
+    /// A backend we know.
+    pub preset: Option<UpstreamPreset>,
+    /// Where to connect.
+    pub address: UpstreamAddress,
+    /// What it is called in `Host`, where it sees its own.
+    pub authority: String,
+    /// Whose `Host` the upstream sees.
+    pub host_header: HostHeader,
+    /// Until a connection stands.
+    pub connect_timeout: Duration,
+    /// Until a WebSocket upgrade is answered.
+    pub handshake_timeout: Duration,
+    /// Until a response head has come.
+    pub response_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub pool_idle_timeout: Duration,
+    /// Whether connections are used again at all.
+    pub reuse: bool,
+    /// Whether the verified token goes up on HTTP requests.
+    pub token_to_http: TokenToHttp,
+    /// Whether, and where, it goes up on WebSocket upgrades.
+    pub token_to_websocket: TokenToUpgrade,
+    /// The backend's own secret, sent for verified callers only.
+    pub credential: Option<CredentialSpec>,
+}
+
+impl UpstreamSpec {
+    /// Whether it is to get the verified token of an upgrade, or of any other request.
+    #[must_use]
+    pub fn wants_token(&self, is_websocket: bool) -> bool {
+        if is_websocket {
+            self.token_to_websocket != TokenToUpgrade::None
+        } else {
+            self.token_to_http != TokenToHttp::None
+        }
+    }
+}
+
+/// Where an upstream is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamAddress {
+    /// A name or an address, and a port.
+    Tcp {
+        /// To resolve, without brackets.
+        host: String,
+        /// To connect to.
+        port: u16,
+        /// What its certificate must be for, where it speaks TLS.
+        tls: Option<UpstreamTls>,
+    },
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// How the certificate of an upstream is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The name it must be for.
+    pub server_name: String,
+    /// A further certificate authority.
+    pub authority: Option<CertificateAuthority>,
+}
+
+/// Where the verified token stands on an upgrade that goes up.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenToUpgrade {
+    /// Nowhere.
+    None,
+    /// `Authorization: Bearer`.
+    Header,
+    /// This query parameter.
+    Query(String),
+    /// A first message in this dialect, said by us when the upstream's 101 has come.
+    FirstMessage(Arc<DialectSpec>),
+}
+
+/// A header the backend demands; its value is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CredentialSpec {
+    /// Header name.
+    pub header: HeaderName,
+    /// Header value, marked sensitive.
+    pub value: HeaderValue,
+}
+
+impl std::fmt::Debug for CredentialSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CredentialSpec").field("header", &self.header).finish_non_exhaustive()
+    }
+}
 
 /// A backend, and the dialect of its first message with the place where that is written.
 type Written = (UpstreamSpec, Option<(String, String)>);
@@ -30,7 +125,7 @@ pub(super) struct Upstreams {
 impl Check {
     pub(super) fn upstreams(&mut self, config: &Config) -> Option<Upstreams> {
         let Some(upstream) = &config.upstream else {
-            self.wrong("upstream", "missing: where is the backend? upstream: http://127.0.0.1:8000");
+            self.error("upstream", "missing: where is the backend? upstream: http://127.0.0.1:8000");
             return None;
         };
         let first = self.upstream("upstream", upstream);
@@ -43,7 +138,7 @@ impl Check {
             };
             let at = format!("routes[{index}].upstream");
             if route.auth == AuthMode::Deny {
-                self.wrong(&at, "is never reached: the rule says auth: deny");
+                self.error(&at, "is never reached: the rule says auth: deny");
             }
             let found = self.upstream(&at, upstream)?;
             // Routes that say the same share their connections.
@@ -60,11 +155,11 @@ impl Check {
 
     fn upstream(&mut self, at: &str, upstream: &config::Upstream) -> Option<Written> {
         let Some(text) = &upstream.url else {
-            self.wrong(at, "has no url; write upstream: { url: http://127.0.0.1:8000 }");
+            self.error(at, "has no url; write upstream: { url: http://127.0.0.1:8000 }");
             return None;
         };
         let path = format!("{at}.url");
-        let (mut address, authority) = self.take(&path, upstream_address(text))?;
+        let (mut address, authority) = self.ok_or_report(&path, upstream_address(text))?;
         self.upstream_tls(at, upstream, &mut address);
         let credential = upstream.credential.as_ref().and_then(|credential| self.credential(at, credential));
         let time = |value: Option<Time>, default: u64| value.map_or(Duration::from_secs(default), |time| time.0);
@@ -78,7 +173,7 @@ impl Check {
         let speaks_tls = matches!(address, UpstreamAddress::Tcp { tls: Some(_), .. });
         let usual = if speaks_tls { HostHeader::Upstream } else { HostHeader::Client };
         let preset = upstream.preset.as_deref();
-        let preset = preset.and_then(|name| self.take(&format!("{at}.preset"), backend_preset(name)));
+        let preset = preset.and_then(|name| self.ok_or_report(&format!("{at}.preset"), upstream_preset(name)));
         let spec = UpstreamSpec {
             url: text.clone(),
             preset,
@@ -108,10 +203,10 @@ impl Check {
                     tls.server_name.clone_from(name);
                 }
                 if ServerName::try_from(tls.server_name.as_str()).is_err() {
-                    self.wrong(format!("{at}.tls.server_name"), format!("\"{}\" is not a host name", tls.server_name));
+                    self.error(format!("{at}.tls.server_name"), format!("\"{}\" is not a host name", tls.server_name));
                 }
             }
-            _ if written => self.wrong(format!("{at}.tls"), "means nothing to an upstream without TLS; write https://"),
+            _ if written => self.error(format!("{at}.tls"), "means nothing to an upstream without TLS; write https://"),
             _ => {}
         }
     }
@@ -120,7 +215,7 @@ impl Check {
         let path = &format!("{at}.token_to.websocket");
         if written.first_message.is_some() {
             if written.form.is_some() || written.query.is_some() {
-                self.wrong(
+                self.error(
                     path,
                     "says two things; write one of none, header, { query: token }, { first_message: vestibule }",
                 );
@@ -132,12 +227,12 @@ impl Check {
             (None | Some("none"), None) => TokenToUpgrade::None,
             (Some("header"), None) => TokenToUpgrade::Header,
             (None, Some("")) => {
-                self.wrong(format!("{path}.query"), "is empty; write the parameter's name, such as token");
+                self.error(format!("{path}.query"), "is empty; write the parameter's name, such as token");
                 TokenToUpgrade::None
             }
             (None, Some(name)) => TokenToUpgrade::Query(name.to_owned()),
             (Some(other), _) => {
-                self.wrong(
+                self.error(
                     path,
                     format!(
                         "\"{other}\" is not one of none, header, {{ query: token }}, {{ first_message: vestibule }}"
@@ -149,22 +244,33 @@ impl Check {
     }
 
     /// The dialects in which we introduce users to upstreams ourselves.
-    pub(super) fn first_messages(&mut self, upstreams: Upstreams, routes: &[Arc<Route>]) -> Vec<UpstreamSpec> {
+    pub(super) fn first_messages(
+        &mut self,
+        upstreams: Upstreams,
+        routes: &[Arc<Route>],
+        dialects: &Dialects,
+    ) -> Vec<UpstreamSpec> {
         let Upstreams { mut specs, first_messages, .. } = upstreams;
         for (index, (spec, written)) in specs.iter_mut().zip(first_messages).enumerate() {
             let Some((name, path)) = written else { continue };
             let of_it: Vec<&Arc<Route>> = routes.iter().filter(|route| route.upstream == index).collect();
-            if let Some(dialect) = self.first_message(&name, &path, &of_it) {
+            if let Some(dialect) = self.first_message(&name, &path, &of_it, dialects) {
                 spec.token_to_websocket = TokenToUpgrade::FirstMessage(dialect);
             }
         }
         specs
     }
 
-    fn first_message(&mut self, name: &str, path: &str, routes: &[&Arc<Route>]) -> Option<Arc<DialectSpec>> {
-        let Some(dialect) = self.dialects.get(name).cloned() else {
-            let known: Vec<&str> = self.dialects.keys().map(String::as_str).collect();
-            self.wrong(path, format!("\"{name}\" is not a dialect with a first message; known: {}", known.join(", ")));
+    fn first_message(
+        &mut self,
+        name: &str,
+        path: &str,
+        routes: &[&Arc<Route>],
+        dialects: &Dialects,
+    ) -> Option<Arc<DialectSpec>> {
+        let Some(dialect) = dialects.get(name).cloned() else {
+            let known: Vec<&str> = dialects.keys().map(String::as_str).collect();
+            self.error(path, format!("\"{name}\" is not a dialect with a first message; known: {}", known.join(", ")));
             return None;
         };
         let protected = routes.iter().filter(|route| matches!(route.auth, AuthMode::Required | AuthMode::Optional));
@@ -175,13 +281,13 @@ impl Check {
                     "clients of {} speak {}, whose messages go on; the upstream cannot be spoken to in another dialect there",
                     route.label, spoken.name
                 );
-                self.wrong(path, message);
+                self.error(path, message);
             } else if !spoken.forwards() && dialect.acknowledge_literals() == 0 {
                 let message = format!(
                     "{name} has no acknowledge with a fixed member, so nobody could tell when the upstream accepted the user of {}",
                     route.label
                 );
-                self.wrong(path, message);
+                self.error(path, message);
             }
         }
         Some(dialect)
@@ -189,12 +295,12 @@ impl Check {
 
     fn credential(&mut self, at: &str, credential: &config::Credential) -> Option<CredentialSpec> {
         let Some(name) = &credential.header else {
-            self.wrong(format!("{at}.credential"), "has no header; write { header: Authorization, value_file: … }");
+            self.error(format!("{at}.credential"), "has no header; write { header: Authorization, value_file: … }");
             return None;
         };
         let header = self.header_name(&format!("{at}.credential.header"), name)?;
         if let b"host" | b"contentlength" | b"transferencoding" | b"connection" = fold(name).as_bytes() {
-            self.wrong(
+            self.error(
                 format!("{at}.credential.header"),
                 format!("{name} cannot carry a secret; write Authorization or a header of the backend's own"),
             );
@@ -202,7 +308,7 @@ impl Check {
         let (value, file) = (format!("{at}.credential.value"), format!("{at}.credential.value_file"));
         let Some(bytes) = self.secret(&value, credential.value.as_ref(), &file, credential.value_file.as_ref()) else {
             if credential.value.is_none() && credential.value_file.is_none() {
-                self.wrong(format!("{at}.credential"), "has no value; write value_file: … or value: ${BACKEND_SECRET}");
+                self.error(format!("{at}.credential"), "has no value; write value_file: … or value: ${BACKEND_SECRET}");
             }
             return None;
         };
@@ -213,7 +319,7 @@ impl Check {
                 Some(CredentialSpec { header, value })
             }
             _ => {
-                self.wrong(place, "is empty, or holds what cannot stand in a header (a line break?)");
+                self.error(place, "is empty, or holds what cannot stand in a header (a line break?)");
                 None
             }
         }

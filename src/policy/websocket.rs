@@ -1,14 +1,52 @@
 //! How `WebSockets` of a route live: what is written for the route, else for all, else by the backend's preset or the
 //! provider's, and what does not go together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::HeaderName;
 
+use super::check::Check;
+use super::dialect::Dialects;
 use super::dialect::is_sendable;
-use super::validate::Check;
-use super::{BackendPreset, WebSocketSpec};
+use super::provider_preset::{Quirks, preset_of};
+use super::{DialectSpec, OriginPattern, UpstreamPreset};
 use crate::config::{self, Config, DialectChoice, OnExpiry, Time};
+
+/// How `WebSockets` of a route live.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebSocketSpec {
+    /// The shape of the handshake; `None` for `dialect: none`.
+    pub dialect: Option<Arc<DialectSpec>>,
+    /// From the 101 to the complete first message.
+    pub auth_timeout: Option<Duration>,
+    /// Beyond `exp`, at least the clock skew.
+    pub grace: Duration,
+    /// Whether a socket ends with its token; under `keep` and `auto` `max_lifetime` is set.
+    pub on_expiry: OnExpiry,
+    /// Under `auto`: how long after its user was seen last.
+    pub presence: Duration,
+    /// How long a socket may live, whatever its tokens say.
+    pub max_lifetime: Option<Duration>,
+    /// How often the provider is asked about an open socket's session.
+    pub revalidate_every: Option<Duration>,
+    /// How long it may leave that unanswered.
+    pub revalidate_grace: Duration,
+    /// Silence after which a ping is sent.
+    pub ping_interval: Duration,
+    /// Silence after a ping that means dead.
+    pub ping_timeout: Duration,
+    /// Without a data frame for this long it is closed.
+    pub idle_timeout: Option<Duration>,
+    /// The longest message of a client in a dialect that reads them whole.
+    pub message_bytes: usize,
+    /// Subprotocols we may accept before the upstream was asked.
+    pub subprotocols: Vec<String>,
+    /// When set, every upgrade that sends an `Origin` is checked.
+    pub allowed_origins: Option<Vec<OriginPattern>>,
+    /// Close code on shutdown.
+    pub drain_code: u16,
+}
 
 /// Under `auto` a socket ends at the latest after this, unless `max_lifetime` says otherwise.
 const AUTO_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
@@ -24,7 +62,8 @@ impl Check {
         config: &Config,
         route: &config::RouteWebSocket,
         path: &str,
-        backend: Option<BackendPreset>,
+        backend: Option<UpstreamPreset>,
+        dialects: &Dialects,
     ) -> WebSocketSpec {
         let base = &config.websocket;
         let path_of =
@@ -33,10 +72,10 @@ impl Check {
         let name = if backend.is_some() { "none" } else { "vestibule" };
         let usual = DialectChoice { name: name.to_owned(), ..DialectChoice::default() };
         let choice = route.dialect.as_ref().or(base.dialect.as_ref()).unwrap_or(&usual);
-        let dialect = self.chosen_dialect(&path_of(route.dialect.is_some(), "dialect"), choice);
+        let dialect = self.chosen_dialect(&path_of(route.dialect.is_some(), "dialect"), choice, dialects);
         let drain_code = route.drain_code.unwrap_or(base.drain_code);
         if !is_sendable(drain_code) {
-            self.wrong(
+            self.error(
                 path_of(route.drain_code.is_some(), "drain_code"),
                 format!("{drain_code} cannot be sent in a Close; write 1012, 1001, or 3000 to 4999"),
             );
@@ -53,7 +92,7 @@ impl Check {
         let mut subprotocols = route.subprotocols.clone().unwrap_or_else(|| base.subprotocols.clone());
         for protocol in &subprotocols {
             if HeaderName::try_from(protocol.as_str()).is_err() {
-                self.wrong(
+                self.error(
                     path_of(route.subprotocols.is_some(), "subprotocols"),
                     format!("\"{protocol}\" is not a subprotocol name"),
                 );
@@ -65,10 +104,10 @@ impl Check {
         {
             subprotocols.push(own.to_owned());
         }
-        let all_clerk = !config.providers.is_empty()
-            && config.providers.iter().all(|provider| provider.preset.as_deref() == Some("clerk"));
-        // Clerk's tokens live a minute, and a page that cannot renew in band would lose its socket with them.
-        let usual = if all_clerk { OnExpiry::Auto } else { OnExpiry::Close };
+        let quirk_of = |provider, quirk: fn(&Quirks) -> bool| preset_of(provider).is_some_and(|row| quirk(&row.quirks));
+        let short_lived = !config.providers.is_empty()
+            && config.providers.iter().all(|provider| quirk_of(provider, |quirks| quirks.is_short_lived));
+        let usual = if short_lived { OnExpiry::Auto } else { OnExpiry::Close };
         let on_expiry = route.on_expiry.or(base.on_expiry).unwrap_or(usual);
         let mut max_lifetime = route.max_lifetime.unwrap_or(base.max_lifetime);
         if on_expiry == OnExpiry::Auto {
@@ -79,12 +118,12 @@ impl Check {
         let message_bytes = route.message_bytes.unwrap_or(base.message_bytes).0;
         if !(LEAST_MESSAGE..=MOST_MESSAGE).contains(&message_bytes) {
             let at = path_of(route.message_bytes.is_some(), "message_bytes");
-            self.wrong(at, "must be between 64KiB and 64MiB");
+            self.error(at, "must be between 64KiB and 64MiB");
         }
         self.not_zero(&path_of(route.max_lifetime.is_some(), "max_lifetime"), max_lifetime);
         if on_expiry == OnExpiry::Keep && max_lifetime.is_none() {
             let at = path_of(route.on_expiry.is_some(), "on_expiry");
-            self.wrong(at, "keep lets sockets outlive their tokens, so max_lifetime must be set beside it, as in max_lifetime: 12h");
+            self.error(at, "keep lets sockets outlive their tokens, so max_lifetime must be set beside it, as in max_lifetime: 12h");
         }
         let revalidate_every = route.revalidate_every.unwrap_or(base.revalidate_every);
         let at = path_of(route.revalidate_every.is_some(), "revalidate_every");
@@ -119,12 +158,12 @@ impl Check {
     fn can_be_asked(&mut self, config: &Config, at: &str, on_expiry: OnExpiry) {
         let mut asked = config.providers.iter().filter(|provider| provider.remote.is_some()).peekable();
         if asked.peek().is_none() && !config.providers.is_empty() {
-            self.wrong(at, "asks the provider about open sockets, and no provider has `remote`");
+            self.error(at, "asks the provider about open sockets, and no provider has `remote`");
         }
-        let by_token = asked.find(|provider| provider.preset.as_deref() != Some("clerk"));
+        let by_token = asked.find(|provider| preset_of(provider).is_none_or(|row| !row.quirks.answers_about_sessions));
         if let (Some(provider), true) = (by_token, on_expiry != OnExpiry::Close) {
             let name = provider.name.as_deref().or(provider.preset.as_deref()).unwrap_or("oidc");
-            self.wrong(
+            self.error(
                 at,
                 format!(
                     "provider {name} can be asked only about a token that has not ended, so sockets cannot outlive it;

@@ -129,7 +129,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\ncors: {{}}\n"), "cors: answers the pages of `origins`, and there are none"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [https://a.example]\ncors: {{ allowed_methods: [get] }}\n"), "cors.allowed_methods[0]: \"get\" is not a method"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [https://a.example]\ncors: {{ allowed_headers: [\"*\"] }}\n"), "cors.allowed_headers[0]: \"*\" is not a header name; a request with a credential needs each by name"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: {{ failed_tokens_per_minute: 0 }}\n"), "limits.failed_tokens_per_minute: is zero"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: {{ failed_tokens_per_minute: 0 }}\n"), "limits.failed_tokens_per_minute: must be greater than zero"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: [{{ address: \"unix:/x\", tls: {{ certificate_file: /dev/null, key_file: /dev/null }} }}]\n"), "listen.tls: means nothing on a Unix socket"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: health, auth: none }}]\n"), "routes[0].path: \"health\" must start with a slash: \"/health\""),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none, require: {{ a: b }} }}]\n"), "routes[0].require: needs a verified user, and this rule lets callers in without one"),

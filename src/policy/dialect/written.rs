@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{CLOSE_KEYS, DialectSpec, Expectation, FieldSpec, MessageSpec, PingSpec};
+use super::{CLOSE_KEYS, DialectSpec, Dialects, Expectation, FieldSpec, MessageSpec, PingSpec};
 use crate::config::{self, Config};
-use crate::policy::validate::Check;
+use crate::policy::check::Check;
 use crate::policy::{CookieSource, ReservedNames};
 
 /// Names a file cannot give to a dialect of its own.
@@ -24,8 +24,9 @@ impl Check {
         &mut self,
         config: &Config,
         reserved: &ReservedNames,
-    ) -> BTreeMap<String, Arc<DialectSpec>> {
-        let (credentials, cookies) = (credential_headers(config), self.credential_cookies(config));
+        cookie_suffixes: &[String],
+    ) -> Dialects {
+        let (credentials, cookies) = (credential_headers(config), credential_cookies(config, cookie_suffixes));
         let with_credentials = |mut spec: DialectSpec| {
             spec.credentials.clone_from(&credentials);
             spec.cookies.clone_from(&cookies);
@@ -36,7 +37,7 @@ impl Check {
         for (name, dialect) in &config.dialects {
             let at = format!("dialects.{name}");
             if BUILT_IN.contains(&name.as_str()) {
-                self.wrong(&at, "is the name of a built-in dialect; choose another");
+                self.error(&at, "is the name of a built-in dialect; choose another");
             }
             let (name, spec) = with_credentials(self.dialect(&at, name, dialect, reserved));
             out.insert(name, spec);
@@ -44,24 +45,17 @@ impl Check {
         out
     }
 
-    /// The cookies that carry tokens on any route.
-    fn credential_cookies(&self, config: &Config) -> Vec<CookieSource> {
-        let routes = config.routes.iter().filter_map(|route| route.token_from.cookie.as_ref()?.as_ref());
-        let names: BTreeSet<&String> = config.token_from.cookie.iter().chain(routes).collect();
-        let source = |name: &String| CookieSource { name: name.clone(), suffixes: self.cookie_suffixes.clone() };
-        names.into_iter().map(source).collect()
-    }
-
     /// The dialect a route names.
     pub(in crate::policy) fn chosen_dialect(
         &mut self,
         at: &str,
         choice: &config::DialectChoice,
+        dialects: &Dialects,
     ) -> Option<Arc<DialectSpec>> {
         if choice.name == "token-field" {
             let pointer = choice.field.as_deref().unwrap_or("/auth_token");
             let Some(rest) = pointer.strip_prefix('/') else {
-                self.wrong(
+                self.error(
                     format!("{at}.field"),
                     format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"),
                 );
@@ -72,23 +66,23 @@ impl Check {
             return Some(Arc::new(DialectSpec::token_field(field)));
         }
         if choice.field.is_some() || choice.upstream.is_some() {
-            self.wrong(
+            self.error(
                 at,
                 "field and upstream belong to the dialect token-field; write { name: token-field, field: /auth_token }",
             );
         }
-        let dialect = self.dialects.get(&choice.name).cloned();
+        let dialect = dialects.get(&choice.name).cloned();
         if dialect.is_none() && choice.name != "none" {
             let known: Vec<&str> = BUILT_IN
                 .into_iter()
-                .chain(self.dialects.keys().map(String::as_str).filter(|name| !BUILT_IN.contains(name)))
+                .chain(dialects.keys().map(String::as_str).filter(|name| !BUILT_IN.contains(name)))
                 .collect();
             let message = format!(
                 "\"{}\" is not one of {}; further ones are written under `dialects`",
                 choice.name,
                 known.join(", ")
             );
-            self.wrong(at, message);
+            self.error(at, message);
         }
         dialect
     }
@@ -114,7 +108,7 @@ impl Check {
             let path = format!("{at}.ping");
             let matches = self.matches(&path, &ping.matches);
             if ping.reply.is_none() {
-                self.wrong(&path, "has no reply; write reply: { type: pong }");
+                self.error(&path, "has no reply; write reply: { type: pong }");
             }
             ping.reply.clone().map(|reply| PingSpec { matches, reply })
         });
@@ -124,10 +118,10 @@ impl Check {
             match CLOSE_KEYS.iter().find(|(name, _)| name == key) {
                 None => {
                     let known: Vec<&str> = CLOSE_KEYS.iter().map(|(name, _)| *name).collect();
-                    self.wrong(path, format!("unknown key; known here: {}", known.join(", ")));
+                    self.error(path, format!("unknown key; known here: {}", known.join(", ")));
                 }
                 Some(_) if !is_sendable(*code) => {
-                    self.wrong(path, format!("{code} cannot be sent in a Close; write 1008, 1011, or 3000 to 4999"));
+                    self.error(path, format!("{code} cannot be sent in a Close; write 1008, 1011, or 3000 to 4999"));
                 }
                 Some((_, close_key)) => close.push((*close_key, *code)),
             }
@@ -135,7 +129,7 @@ impl Check {
         for (index, pointer) in dialect.header_maps.iter().enumerate() {
             if !pointer.starts_with('/') {
                 let at = format!("{at}.header_maps[{index}]");
-                self.wrong(at, format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"));
+                self.error(at, format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"));
             }
         }
         let mut copied = Vec::new();
@@ -169,7 +163,7 @@ impl Check {
 
     fn matches(&mut self, at: &str, written: &BTreeMap<String, Value>) -> Vec<(String, Expectation)> {
         if written.is_empty() {
-            self.wrong(at, "has no match: every message would be taken for it; write match: { type: authenticate }");
+            self.error(at, "has no match: every message would be taken for it; write match: { type: authenticate }");
         }
         let present = json!({"present": true});
         written
@@ -184,11 +178,11 @@ impl Check {
 
     fn pointers(&mut self, at: &str, written: &[String]) -> Vec<String> {
         if written.is_empty() {
-            self.wrong(at, "has no token; write where it stands, as in token: [/token]");
+            self.error(at, "has no token; write where it stands, as in token: [/token]");
         }
         for (index, pointer) in written.iter().enumerate() {
             if !pointer.starts_with('/') {
-                self.wrong(
+                self.error(
                     format!("{at}.token[{index}]"),
                     format!("\"{pointer}\" is not an RFC 6901 pointer; write /{pointer}"),
                 );
@@ -226,4 +220,12 @@ fn collect_pointers(template: &Value, out: &mut Vec<String>) {
         Value::Object(members) => members.values().for_each(|item| collect_pointers(item, out)),
         _ => {}
     }
+}
+
+/// The cookies that carry tokens on any route.
+fn credential_cookies(config: &Config, cookie_suffixes: &[String]) -> Vec<CookieSource> {
+    let routes = config.routes.iter().filter_map(|route| route.token_from.cookie.as_ref()?.as_ref());
+    let names: BTreeSet<&String> = config.token_from.cookie.iter().chain(routes).collect();
+    let source = |name: &String| CookieSource { name: name.clone(), suffixes: cookie_suffixes.to_vec() };
+    names.into_iter().map(source).collect()
 }

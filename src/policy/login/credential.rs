@@ -13,7 +13,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::super::validate::Check;
+use super::super::check::Check;
 use super::super::{AssertionKey, Secret};
 use crate::config::{self, ClientAuth};
 
@@ -87,7 +87,7 @@ impl Check {
         let has_secret = login.client_secret.is_some() || login.client_secret_file.is_some();
         let kinds = [has_secret, login.client_key_file.is_some(), login.client_assertion_file.is_some()];
         if kinds.iter().filter(|written| **written).count() > 1 {
-            self.wrong(
+            self.error(
                 at,
                 "has more than one of client_secret_file, client_key_file and client_assertion_file; keep one",
             );
@@ -102,7 +102,7 @@ impl Check {
             }
         };
         if !fits {
-            self.wrong(format!("{at}.client_auth"), needs);
+            self.error(format!("{at}.client_auth"), needs);
             return None;
         }
         if let Some(file) = &login.client_assertion_file {
@@ -112,7 +112,7 @@ impl Check {
             let path = format!("{at}.client_key_file");
             let pem = self.file(&path, file)?;
             let Some(key) = ClientKey::read(&pem) else {
-                self.wrong(path, format!("{file} holds no private key in PKCS#8 PEM, P-256 or RSA of 2048 bits. Make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {file}"));
+                self.error(path, format!("{file} holds no private key in PKCS#8 PEM, P-256 or RSA of 2048 bits. Make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {file}"));
                 return None;
             };
             return Some(ClientCredential::Key(key));
@@ -124,7 +124,7 @@ impl Check {
         let file = login.client_secret_file.as_ref();
         let secret = self.secret(&path, login.client_secret.as_ref(), &file_path, file)?;
         if secret.trim_ascii().is_empty() {
-            self.wrong(if file.is_some() { file_path } else { path }, "is empty");
+            self.error(if file.is_some() { file_path } else { path }, "is empty");
             return None;
         }
         Some(ClientCredential::Secret(Secret::new(secret)))

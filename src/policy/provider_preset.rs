@@ -43,6 +43,84 @@ pub enum Family {
     Cognito,
 }
 
+/// Where an issuer comes from that the file does not write.
+#[derive(Debug)]
+pub(super) enum DefaultIssuer {
+    /// From nowhere.
+    None,
+    /// There is only this one.
+    Fixed(&'static str),
+    /// From keys that people hold of their tenant, all of them needed.
+    Derived {
+        /// The keys.
+        from: &'static [HeldKey],
+        /// Makes the issuer of their values.
+        issuer: fn(&config::Provider) -> Result<String, KeyError>,
+    },
+}
+
+/// The key that is wrong, and what is wrong with it.
+pub(super) type KeyError = (&'static str, String);
+
+/// A key of a provider from which an issuer can be derived.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldKey {
+    /// Its name in the file.
+    pub(super) name: &'static str,
+    read: fn(&config::Provider) -> &Option<String>,
+}
+
+impl HeldKey {
+    fn value(self, provider: &config::Provider) -> Option<&str> {
+        (self.read)(provider).as_deref().filter(|value| !value.is_empty())
+    }
+
+    fn is(self, other: &Self) -> bool {
+        self.name == other.name
+    }
+
+    /// The value, where it is a plain name as in a host or a path.
+    fn plain(self, provider: &config::Provider) -> Result<&str, KeyError> {
+        let text = self.value(provider).unwrap_or_default();
+        if text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
+            Ok(text)
+        } else {
+            Err((self.name, format!("\"{text}\" is not a name; write it without scheme and slashes")))
+        }
+    }
+}
+
+const PUBLISHABLE_KEY: HeldKey = HeldKey { name: "publishable_key", read: |provider| &provider.publishable_key };
+const PROJECT: HeldKey = HeldKey { name: "project", read: |provider| &provider.project };
+const DOMAIN: HeldKey = HeldKey { name: "domain", read: |provider| &provider.domain };
+const REGION: HeldKey = HeldKey { name: "region", read: |provider| &provider.region };
+const USER_POOL_ID: HeldKey = HeldKey { name: "user_pool_id", read: |provider| &provider.user_pool_id };
+const URL: HeldKey = HeldKey { name: "url", read: |provider| &provider.url };
+const REALM: HeldKey = HeldKey { name: "realm", read: |provider| &provider.realm };
+
+/// Every key of a provider that derives an issuer: written beside a preset that does not use it, it is an error.
+const HELD_KEYS: [HeldKey; 7] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, USER_POOL_ID, URL, REALM];
+
+/// What a provider does that others do not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quirks {
+    /// Its users may not change the name claims of their tokens, unless an administrator lets them.
+    pub(super) names_are_fixed: bool,
+    /// Its issuers end with a slash.
+    pub(super) issuer_ends_with_slash: bool,
+    /// Its tokens live about a minute, so that a page which cannot renew them in band would lose its socket.
+    pub(super) is_short_lived: bool,
+    /// It is asked about a session, also after the token has ended; others are asked about the token.
+    pub(super) answers_about_sessions: bool,
+}
+
+const NO_QUIRKS: Quirks = Quirks {
+    names_are_fixed: false,
+    issuer_ends_with_slash: false,
+    is_short_lived: false,
+    answers_about_sessions: false,
+};
+
 /// A row of the table.
 #[derive(Debug)]
 pub(super) struct Preset {
@@ -50,14 +128,14 @@ pub(super) struct Preset {
     pub(super) keys: DefaultKeys,
     pub(super) algorithms: &'static [Algorithm],
     pub(super) family: Family,
-    /// The issuer, where there is only one.
-    pub(super) issuer: Option<&'static str>,
+    /// Where its issuer comes from when the file does not write it.
+    pub(super) issuer: DefaultIssuer,
     /// Whom its tokens are for, where that is fixed.
     pub(super) audience: Option<&'static str>,
     /// Which kind of token it gives to applications.
     pub(super) accept: config::Accept,
-    /// What the issuer may be derived from: the keys, all of them needed.
-    pub(super) derived_from: &'static [&'static str],
+    /// What the provider does that others do not.
+    pub(super) quirks: Quirks,
 }
 
 pub(super) const ASYMMETRIC: [Algorithm; 9] = [
@@ -77,10 +155,10 @@ const OIDC: Preset = Preset {
     keys: DefaultKeys::Discovery,
     algorithms: &ASYMMETRIC,
     family: Family::Generic,
-    issuer: None,
+    issuer: DefaultIssuer::None,
     audience: None,
     accept: config::Accept::AccessToken,
-    derived_from: &[],
+    quirks: NO_QUIRKS,
 };
 
 pub(super) const PRESETS: [Preset; 10] = [
@@ -90,7 +168,8 @@ pub(super) const PRESETS: [Preset; 10] = [
         keys: DefaultKeys::Below("/.well-known/jwks.json"),
         algorithms: &[Algorithm::RS256],
         family: Family::Clerk,
-        derived_from: &["publishable_key"],
+        issuer: DefaultIssuer::Derived { from: &[PUBLISHABLE_KEY], issuer: clerk_issuer },
+        quirks: Quirks { is_short_lived: true, answers_about_sessions: true, ..NO_QUIRKS },
         ..OIDC
     },
     Preset {
@@ -99,14 +178,15 @@ pub(super) const PRESETS: [Preset; 10] = [
         algorithms: &[Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA],
         family: Family::Supabase,
         audience: Some("authenticated"),
-        derived_from: &["project"],
+        issuer: DefaultIssuer::Derived { from: &[PROJECT], issuer: supabase_issuer },
         ..OIDC
     },
     Preset {
         name: "auth0",
         keys: DefaultKeys::Below("/.well-known/jwks.json"),
         algorithms: &[Algorithm::RS256, Algorithm::PS256],
-        derived_from: &["domain"],
+        issuer: DefaultIssuer::Derived { from: &[DOMAIN], issuer: auth0_issuer },
+        quirks: Quirks { issuer_ends_with_slash: true, ..NO_QUIRKS },
         ..OIDC
     },
     Preset {
@@ -114,14 +194,19 @@ pub(super) const PRESETS: [Preset; 10] = [
         keys: DefaultKeys::Below("/.well-known/jwks.json"),
         algorithms: &[Algorithm::RS256],
         family: Family::Cognito,
-        derived_from: &["region", "user_pool_id"],
+        issuer: DefaultIssuer::Derived { from: &[REGION, USER_POOL_ID], issuer: cognito_issuer },
         ..OIDC
     },
-    Preset { name: "keycloak", derived_from: &["url", "realm"], ..OIDC },
+    Preset {
+        name: "keycloak",
+        issuer: DefaultIssuer::Derived { from: &[URL, REALM], issuer: keycloak_issuer },
+        quirks: Quirks { names_are_fixed: true, ..NO_QUIRKS },
+        ..OIDC
+    },
     Preset {
         name: "google",
         algorithms: &[Algorithm::RS256],
-        issuer: Some("https://accounts.google.com"),
+        issuer: DefaultIssuer::Fixed("https://accounts.google.com"),
         accept: config::Accept::IdToken,
         ..OIDC
     },
@@ -130,58 +215,67 @@ pub(super) const PRESETS: [Preset; 10] = [
     Preset { name: "introspection", keys: DefaultKeys::Asked, algorithms: &[], ..OIDC },
 ];
 
-/// The keys an issuer can be derived from.
-const DERIVING: [&str; 7] = ["publishable_key", "project", "domain", "region", "user_pool_id", "url", "realm"];
+impl Preset {
+    /// The names of the keys from which the issuer can be derived.
+    pub(super) fn issuer_keys(&self) -> Vec<&'static str> {
+        match self.issuer {
+            DefaultIssuer::Derived { from, .. } => from.iter().map(|key| key.name).collect(),
+            DefaultIssuer::None | DefaultIssuer::Fixed(_) => Vec::new(),
+        }
+    }
+}
 
-/// The issuer from what people hold of a provider. `None`: nothing of it is written.
+/// The row that a provider of the file names. `None`: there is no such preset, which is an error of its own.
+pub(super) fn preset_of(provider: &config::Provider) -> Option<&'static Preset> {
+    let name = provider.preset.as_deref().unwrap_or(OIDC.name);
+    PRESETS.iter().find(|preset| preset.name == name)
+}
+
+/// The issuer that the preset gives, or that follows from what people hold of the provider. `None`: nothing of it is
+/// written.
 ///
 /// # Errors
 /// The key and what is wrong with it.
-pub(super) fn derived_issuer(
-    preset: &Preset,
-    provider: &config::Provider,
-) -> Result<Option<String>, (&'static str, String)> {
-    let value = |key: &str| {
-        let value = match key {
-            "publishable_key" => &provider.publishable_key,
-            "project" => &provider.project,
-            "domain" => &provider.domain,
-            "region" => &provider.region,
-            "user_pool_id" => &provider.user_pool_id,
-            "url" => &provider.url,
-            _ => &provider.realm,
-        };
-        value.as_deref().filter(|value| !value.is_empty())
+pub(super) fn derived_issuer(preset: &Preset, provider: &config::Provider) -> Result<Option<String>, KeyError> {
+    let (from, issuer) = match &preset.issuer {
+        DefaultIssuer::Derived { from, issuer } => (*from, Some(issuer)),
+        DefaultIssuer::None | DefaultIssuer::Fixed(_) => (&[][..], None),
     };
-    if let Some(foreign) = DERIVING.into_iter().find(|key| value(key).is_some() && !preset.derived_from.contains(key)) {
-        return Err((foreign, format!("means nothing to preset {}", preset.name)));
+    let is_foreign = |key: &HeldKey| key.value(provider).is_some() && !from.iter().any(|own| own.is(key));
+    if let Some(foreign) = HELD_KEYS.iter().find(|key| is_foreign(key)) {
+        return Err((foreign.name, format!("means nothing to preset {}", preset.name)));
     }
-    if preset.derived_from.iter().all(|key| value(key).is_none()) {
+    let (Some(first), Some(issuer)) = (from.first(), issuer) else { return Ok(None) };
+    if from.iter().all(|key| key.value(provider).is_none()) {
         return Ok(None);
     }
-    if let Some(missing) = preset.derived_from.iter().find(|key| value(key).is_none()) {
-        return Err((preset.derived_from[0], format!("needs {missing} beside it, or write issuer instead of both")));
+    if let Some(missing) = from.iter().find(|key| key.value(provider).is_none()) {
+        return Err((first.name, format!("needs {} beside it, or write issuer instead of both", missing.name)));
     }
-    let plain = |key: &'static str| {
-        let text = value(key).unwrap_or_default();
-        let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-        if fits {
-            Ok(text)
-        } else {
-            Err((key, format!("\"{text}\" is not a name; write it without scheme and slashes")))
-        }
-    };
-    let issuer = match preset.name {
-        "clerk" => format!("https://{}", frontend_api(value("publishable_key").unwrap_or_default())?),
-        "supabase" => format!("https://{}.supabase.co/auth/v1", plain("project")?),
-        // With its trailing slash: so the tokens say.
-        "auth0" => format!("https://{}/", plain("domain")?),
-        "cognito" => {
-            format!("https://cognito-idp.{}.amazonaws.com/{}", plain("region")?, plain("user_pool_id")?)
-        }
-        _ => format!("{}/realms/{}", value("url").unwrap_or_default().trim_end_matches('/'), plain("realm")?),
-    };
-    Ok(Some(issuer))
+    issuer(provider).map(Some)
+}
+
+fn clerk_issuer(provider: &config::Provider) -> Result<String, KeyError> {
+    Ok(format!("https://{}", frontend_api(PUBLISHABLE_KEY.value(provider).unwrap_or_default())?))
+}
+
+fn supabase_issuer(provider: &config::Provider) -> Result<String, KeyError> {
+    Ok(format!("https://{}.supabase.co/auth/v1", PROJECT.plain(provider)?))
+}
+
+/// Ends with a slash, as in the tokens.
+fn auth0_issuer(provider: &config::Provider) -> Result<String, KeyError> {
+    Ok(format!("https://{}/", DOMAIN.plain(provider)?))
+}
+
+fn cognito_issuer(provider: &config::Provider) -> Result<String, KeyError> {
+    let (region, pool) = (REGION.plain(provider)?, USER_POOL_ID.plain(provider)?);
+    Ok(format!("https://cognito-idp.{region}.amazonaws.com/{pool}"))
+}
+
+fn keycloak_issuer(provider: &config::Provider) -> Result<String, KeyError> {
+    let url = URL.value(provider).unwrap_or_default().trim_end_matches('/');
+    Ok(format!("{url}/realms/{}", REALM.plain(provider)?))
 }
 
 /// A Clerk publishable key is `pk_test_` or `pk_live_` and, in base64, the frontend API's host with a `$` behind.

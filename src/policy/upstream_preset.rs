@@ -7,7 +7,7 @@ use super::{Secret, UpstreamSpec};
 
 /// A backend we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackendPreset {
+pub struct UpstreamPreset {
     /// Its name in the configuration.
     pub name: &'static str,
     /// What answers without a token when it lives.
@@ -20,8 +20,8 @@ pub struct BackendPreset {
 
 /// All of them. Each runs its users' code, its page opens sockets by itself (so the credential comes on the upgrade),
 /// and comes back after 1012.
-const PRESETS: [BackendPreset; 2] = [
-    BackendPreset {
+const PRESETS: [UpstreamPreset; 2] = [
+    UpstreamPreset {
         name: "jupyter",
         health: "/api",
         credential: "credential: { header: Authorization, value: \"token ${JUPYTER_TOKEN}\" }",
@@ -43,7 +43,7 @@ X-User-Id is believed beside the token only:
   c.ServerApp.identity_provider_class = Vestibule
   c.IdentityProvider.token = \"\"",
     },
-    BackendPreset {
+    UpstreamPreset {
         name: "marimo",
         health: "/health",
         credential: "credential: { header: Authorization, value: \"Basic ${MARIMO_BASIC}\" }, MARIMO_BASIC being base64 of vestibule:<password>",
@@ -66,7 +66,7 @@ pub(super) fn echo(upstream: &UpstreamSpec) -> Option<Secret> {
 ///
 /// # Errors
 /// A sentence with the names.
-pub(super) fn backend_preset(name: &str) -> Result<BackendPreset, String> {
+pub(super) fn upstream_preset(name: &str) -> Result<UpstreamPreset, String> {
     let known = || PRESETS.iter().map(|preset| preset.name);
     PRESETS.into_iter().find(|preset| preset.name == name).ok_or_else(|| {
         let meant =
