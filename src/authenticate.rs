@@ -168,7 +168,7 @@ impl Authenticator<'_> {
             match self.runtime.verifier.verify_session_cookie(session).await {
                 Ok(verified) => return Ok(Some(verified)),
                 Err(rejection) if rejection.is_unavailable() => return Err(Unverified::Rejected(rejection)),
-                Err(rejection) => tracing::debug!("a session cookie is refused ({rejection}) and counts as absent"),
+                Err(rejection) => tracing::debug!(%rejection, "session cookie refused, treated as absent"),
             }
         }
         let Some(token) = cookies.token else { return Ok(None) };
@@ -176,7 +176,7 @@ impl Authenticator<'_> {
             Ok(verified) => Ok(Some(verified)),
             Err(unverified) if unverified.rejection().is_unavailable() => Err(unverified),
             Err(unverified) => {
-                tracing::debug!("the provider's cookie is refused ({}) and counts as absent", unverified.rejection());
+                tracing::debug!(rejection = %unverified.rejection(), "provider's cookie refused, treated as absent");
                 Ok(None)
             }
         }

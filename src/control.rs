@@ -119,13 +119,13 @@ impl Desk {
         let revocation = match self.shared.revocations.revoke(&issuer, &target, unix_seconds(), keep, limit) {
             Ok(revocation) => revocation,
             Err(full) => {
-                tracing::error!("a revocation was refused: {full}");
+                tracing::error!(error = %full, "revocation refused");
                 return said(StatusCode::INSUFFICIENT_STORAGE, "limits.revocations is reached; nothing was revoked\n");
             }
         };
         // What is open ends before the disk is waited for.
         self.shared.bell.ring();
-        tracing::info!(issuer = %issuer, "revoked: {target:?}");
+        tracing::info!(issuer = %issuer, subject = ?target, "revoked");
         let written = tokio::task::spawn_blocking(|| revocation.save()).await;
         let problem = match written {
             Ok(Ok(())) => {

@@ -147,7 +147,7 @@ impl Reload {
         self.shared.metrics.reloaded(true, &self.watched.digest);
         // Said at whichever of the two levels lets it be heard.
         telemetry::set_level(level.max(former.log.level).name());
-        tracing::info!("reloaded: {name}; open sockets are judged by it");
+        tracing::info!(config = name, "reloaded: open sockets are judged by the new configuration");
         telemetry::set_level(level.name());
     }
 

@@ -194,7 +194,7 @@ pub async fn serve(mut context: Context, request: ProtectedRequest, line: &mut A
     };
     let carrier = presented.carrier();
     if carrier == Some(Carrier::Query) && !presented.is_bad() {
-        tracing::debug!("the token was moved out of the URL of {}", presented.request().head().uri.path());
+        tracing::debug!(path = presented.request().head().uri.path(), "removed the token from the URL");
     }
     let door = Door::new(presented.request(), upgrade, carrier);
     let share = Arc::clone(&context.share);
@@ -257,7 +257,7 @@ fn count_query_token(shared: &Shared, presented: &Presented) {
     let mode = if presented.is_bad() { "deny" } else { "move" };
     shared.metrics.sockets.in_query(route, mode);
     if shared.query_tokens.count(route, &origin, unix_seconds()) {
-        tracing::warn!("deprecated ?token= from {origin} on {route}; send it as the first message");
+        tracing::warn!(%origin, %route, "deprecated: token in the query string; send it as the first message");
     }
 }
 

@@ -135,7 +135,7 @@ pub(super) async fn end(shared: &Shared, runtime: &Runtime, session: &BrowserSes
         let kept = shared.revocations.end_session(session, unix_millis(), until, limits);
         revocation = Some(kept.map_err(|full| {
             shared.metrics.limited(full.limit());
-            tracing::error!("a session could not be ended: {full}");
+            tracing::error!(error = %full, "ending a session failed");
             Refusal::not_signed_out(&full.to_string())
         })?);
         if sessions

@@ -21,7 +21,7 @@ pub(super) fn fit(policy: &mut Policy) {
         let raised = wanted.min(hard);
         match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
             Ok(()) => allowed = raised,
-            Err(error) => tracing::warn!("the limit of file descriptors could not be raised from {allowed}: {error}"),
+            Err(error) => tracing::warn!(%error, allowed, "raising the limit of file descriptors failed"),
         }
     }
     let room = room(allowed);

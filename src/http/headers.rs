@@ -334,7 +334,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy, token_headers: Token
     for (name, kind) in reserved {
         headers.remove(&name);
         if kind == Reserved::Identity {
-            tracing::debug!("identity header {name} sent by a client was removed");
+            tracing::debug!(header = %name, "removed an identity header sent by a client");
             identities.push(name);
         }
     }

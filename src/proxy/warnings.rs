@@ -28,8 +28,9 @@ pub(super) fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
     if client.sharing == AddressSharing::Balancer && shared.addresses.is_a_new_balancer(client.address) {
         let address = client.address;
         tracing::warn!(
-            "{address} sends X-Forwarded-For but is not in trusted_proxies: all its clients share one address, and the backend sees {}. Add trusted_proxies: [private_ranges]",
-            client.scheme
+            %address,
+            scheme = %client.scheme,
+            "a peer sends X-Forwarded-For but is not in trusted_proxies: all its clients share its address, and the backend sees its scheme; add trusted_proxies: [private_ranges]"
         );
     }
 }
@@ -40,7 +41,11 @@ pub(super) fn warn_of_refused_health_check(refusal: &Refusal, head: &RequestHead
         once_a_minute(&HEALTH_CHECKER, || {
             let (method, path, status) = (&head.method, &head.path, refusal.status.as_u16());
             tracing::warn!(
-                "health checker refused: {method} {path} from {agent} got {status}; add routes: [{{ path: {path}, auth: none }}] or ask /.vestibule/readyz"
+                %method,
+                %path,
+                user_agent = %agent,
+                status,
+                "health checker refused; add routes: [{{ path: …, auth: none }}] with this path, or let it request /.vestibule/readyz"
             );
         });
     }

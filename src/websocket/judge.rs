@@ -224,7 +224,7 @@ impl Refresh {
         {
             Ok(verified) => verified,
             Err(rejection) => {
-                tracing::debug!("a token presented later is refused: {rejection}");
+                tracing::debug!(%rejection, "refresh refused");
                 if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.of.restore())
                     && runtime.verifier.is_expired_token_of(token, &then).await
                 {
@@ -262,7 +262,7 @@ impl Refresh {
             self.shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
         }
         if let Some(identity) = identity {
-            tracing::debug!("refresh verified: still user {}", identity.user_id());
+            tracing::debug!(user = identity.user_id(), "refresh verified");
             self.shared.see(&runtime.policy, identity);
         }
     }

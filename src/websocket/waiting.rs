@@ -161,7 +161,7 @@ impl Waiting {
                 if context.line.outcome == LineOutcome::Undecided {
                     context.line.outcome = LineOutcome::Refused(ending.outcome());
                 }
-                tracing::debug!("socket refused: {}", ending.reason());
+                tracing::debug!(reason = ending.reason(), "socket refused");
                 // In an application's own messages nothing is said to a page that has said nothing: it would show
                 // the error of a socket that it has forgotten.
                 let is_silent = dialect.field.is_some() && !room.intake.has_spoken();
@@ -376,7 +376,7 @@ impl Vestibule {
             }
         };
         let Some(request) = self.request.take() else { return Event::End(Ending::Protocol) };
-        tracing::debug!("first message verified: user {}", verified.identity().user_id());
+        tracing::debug!(user = verified.identity().user_id(), "first message verified");
         let Context { shared, runtime, share, line, .. } = &mut *context;
         let authenticator = Authenticator { shared, runtime, share, last: None };
         let authenticated = match authenticator.accept(request, verified, line) {

@@ -264,8 +264,9 @@ async fn the_log_level_follows() {
         let _pair = house.socket("/ws", &house.issuer.token(user)).await;
         // What was said of it stands in the log before this.
         house.reload("routs: []\n").await;
-        let said = format!("first message verified: user {user}");
-        assert_eq!(house.proxy.log().iter().any(|line| line.contains(&said)), is_heard, "{level}");
+        let user = format!("\"user\":\"{user}\"");
+        let is_said = |line: &String| line.contains("\"first message verified\"") && line.contains(&user);
+        assert_eq!(house.proxy.log().iter().any(is_said), is_heard, "{level}");
     }
 }
 

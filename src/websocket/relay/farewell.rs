@@ -65,9 +65,9 @@ impl Relay {
             return;
         }
         match ending {
-            Ending::Revoked => tracing::info!("an open socket was revoked"),
+            Ending::Revoked => tracing::info!("closing an open socket after a revocation"),
             Ending::Drain(_) => {}
-            ending => tracing::info!("an open socket ends with the reload: {}", ending.reason()),
+            ending => tracing::info!(reason = ending.reason(), "closing an open socket after the reload"),
         }
         if self.client.told_close {
             // The upstream's Close is on its way to it, and the last that it hears; it is not waited for as long.
@@ -102,7 +102,7 @@ impl Relay {
         });
         let mut close = Vec::new();
         encode(&mut close, Opcode::Close, &close_payload(code, ending.reason()), None);
-        tracing::debug!("closing the socket: {code} {}", ending.reason());
+        tracing::debug!(code, reason = ending.reason(), "closing the socket");
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
         self.asking = None;
