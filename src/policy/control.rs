@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Secret;
 use super::check::Check;
+use super::{Audience, Policy, Secret};
 use crate::config::{self, Time};
 
 /// The control listener.
@@ -45,6 +45,23 @@ impl std::fmt::Display for ControlSpec {
 }
 
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+impl Policy {
+    /// How long a logout that the provider reports is remembered for the sake of this issuer's Bearer tokens, whose life
+    /// nothing here limits: as long as other revocations. Zero where sign-in alone uses the issuer.
+    #[must_use]
+    pub fn bearer_revocation_keep(&self, issuer: &str) -> Duration {
+        let takes_bearer = self.providers.iter().any(|provider| {
+            let for_sign_in_alone = matches!(&provider.audience, Audience::OneOf(names) if names.is_empty());
+            provider.issuer.as_deref() == Some(issuer) && !for_sign_in_alone
+        });
+        if takes_bearer {
+            self.control.as_ref().map_or(KEEP, |control| control.revocation_keep)
+        } else {
+            Duration::ZERO
+        }
+    }
+}
 
 impl Check {
     pub(super) fn control(&mut self, control: &config::Control) -> Option<ControlSpec> {

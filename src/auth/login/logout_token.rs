@@ -25,7 +25,7 @@ pub struct ProviderLogout {
     pub issuer: String,
     /// What is to be revoked; at least one.
     pub targets: Vec<RevocationTarget>,
-    /// How long that has to be remembered: until every session that it concerns has ended.
+    /// How long that has to be remembered at least: until every login session that it concerns has ended.
     pub keep: Duration,
     id: [u8; 16],
 }

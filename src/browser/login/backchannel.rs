@@ -52,9 +52,10 @@ pub(super) async fn serve(
 
 async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderLogout) -> Result<(), Refusal> {
     let limit = runtime.policy.limits.revocations;
+    let keep = logout.keep.max(runtime.policy.bearer_revocation_keep(&logout.issuer));
     let mut revocations = Vec::new();
     for target in &logout.targets {
-        let revoked = shared.revocations.revoke(&logout.issuer, target, unix_seconds(), logout.keep, limit);
+        let revoked = shared.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit);
         revocations.push(revoked.map_err(|full| {
             tracing::error!(reason = %full, "a provider's logout could not be kept");
             Refusal::not_signed_out(&full.to_string())

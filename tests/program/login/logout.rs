@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::{Browser, Fixture};
+use crate::support::client::get;
 use crate::support::issuer::{Key, RSA};
 use crate::support::now;
-use crate::support::openid::CLIENT;
+use crate::support::openid::{CLIENT, OpenId};
+use crate::support::proxy::TempFolder;
 
 const LOGOUT: &str = "/.vestibule/logout";
 const BACKCHANNEL: &str = "/.vestibule/backchannel-logout";
@@ -132,8 +134,51 @@ async fn the_provider_ends_a_session_by_its_sid_or_all_by_sub() {
 }
 
 #[tokio::test]
+async fn a_logout_is_remembered_as_long_as_a_bearer_token_may_live() {
+    let hour = 3_600;
+    for (audience, keep, expected) in [
+        ("audience: api", "", 30 * 24 * hour),
+        ("audience: api", ", revocation_keep: 2d", 48 * hour),
+        ("audience: api", ", revocation_keep: 1h", 12 * hour + 60),
+        ("", "", 12 * hour + 60),
+    ] {
+        let (provider, folder) = (OpenId::start().await, TempFolder::new());
+        let (socket, file) = (folder.0.join("control.sock"), folder.0.join("revocations"));
+        let more = format!(
+            "providers: [{{ preset: oidc, issuer: \"{}\", {audience} }}]\ncontrol: {{ listen: \"unix:{}\", revocation_file: \"{}\"{keep} }}\n",
+            provider.url,
+            socket.display(),
+            file.display()
+        );
+        let fixture = Fixture::at(provider, "", &more).await;
+        let claims = json!({ "iss": fixture.provider.url, "aud": "api", "sub": "alice", "sid": "sid-1" });
+        let bearer = format!("Authorization: Bearer {}", RSA.sign(&with_times(claims, 60 * 24 * hour)));
+        if !audience.is_empty() {
+            let fields = [bearer.as_str()];
+            let asking = get(fixture.proxy.address, "/x", &fields);
+            let (answer, _) = tokio::join!(asking, fixture.backend.answer("served"));
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+        let before = now();
+        assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({}))).await, 200);
+        assert_eq!(get(fixture.proxy.address, "/x", &[&bearer]).await.status, 401);
+        let written = std::fs::read_to_string(&file).expect("written");
+        let record: Value = serde_json::from_str(written.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(record["sid"], "sid-1");
+        let until = record["until"].as_u64().expect("a time");
+        assert!((before + expected..=now() + expected).contains(&until), "{audience} {keep}: {until} at {before}");
+    }
+}
+
+fn with_times(mut claims: Value, seconds: u64) -> Value {
+    claims["iat"] = now().into();
+    claims["exp"] = (now() + seconds).into();
+    claims
+}
+
+#[tokio::test]
 async fn a_user_whose_id_is_another_claim_is_found_by_the_raw_sub() {
-    let provider = crate::support::openid::OpenId::start().await;
+    let provider = OpenId::start().await;
     let providers = format!("providers: [{{ preset: oidc, issuer: \"{}\", user_id: upn }}]\n", provider.url);
     let fixture = Fixture::at(provider, "", &providers).await;
     fixture.provider.set(|conduct| conduct.id_token = json!({ "upn": "alice-at-work" }));
