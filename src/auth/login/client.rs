@@ -35,7 +35,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(300);
 pub struct ProviderToken(Arc<str>);
 
 impl ProviderToken {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         Self(text.into())
     }
 

@@ -47,6 +47,8 @@ struct State {
     next_try: u64,
     /// Whether a renewal is under way.
     is_renewing: bool,
+    /// Whether a task renews it for open sockets: one at most.
+    is_watched: bool,
     /// The last renewal failed.
     has_failed: bool,
 }
@@ -160,22 +162,33 @@ impl LoginSession {
     /// Registers an open socket; while there is one the session is renewed.
     #[must_use]
     pub fn socket(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> OpenLoginSocket {
-        if self.sockets.fetch_add(1, Ordering::AcqRel) == 0 {
+        // Counted before the lock is taken: a task that is about to end under it sees this socket.
+        self.sockets.fetch_add(1, Ordering::AcqRel);
+        let (renewals, was_watched) = {
+            let mut state = self.lock();
+            (state.renewals, std::mem::replace(&mut state.is_watched, true))
+        };
+        if !was_watched {
             tokio::spawn(Arc::clone(self).keep_renewed(Arc::clone(sessions)));
         }
-        let renewals = self.lock().renewals;
         // It was verified before it was registered, and a renewal may have come in between: it is looked at once.
         OpenLoginSocket { session: Arc::clone(self), seen: None, renewals: Some(renewals), has_moved: false }
     }
 
+    /// Whether the task that renews it has nothing more to do; then the next socket starts another.
+    fn stops_watching(&self) -> bool {
+        let mut state = self.lock();
+        let is_over = self.has_ended() || self.ends_at <= unix_seconds();
+        let has_work = state.refresh_token.is_some() && self.sockets.load(Ordering::Acquire) > 0;
+        state.is_watched = has_work && !is_over;
+        !state.is_watched
+    }
+
     /// Renews the session whenever that is due, as long as a socket of it is open.
     async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
-        loop {
+        while !self.stops_watching() {
             let (due, token_end, has_failed) = {
                 let state = self.lock();
-                if state.refresh_token.is_none() {
-                    return;
-                }
                 (state.renew_at.max(state.next_try), state.token_end, state.has_failed)
             };
             let grace = sessions.login(&self.provider).map_or(Duration::ZERO, |login| login.spec.renewal_grace);
@@ -188,10 +201,7 @@ impl LoginSession {
                 () = tokio::time::sleep(wait) => {}
                 () = self.socket_left.notified() => {}
             }
-            if self.has_ended() || self.ends_at <= unix_seconds() {
-                return;
-            }
-            if self.sockets.load(Ordering::Acquire) == 0 {
+            if self.stops_watching() {
                 return;
             }
             if self.is_unavailable(grace) {
@@ -548,6 +558,7 @@ impl LoginSessions {
                 renew_at: renewal_moment(now, token_end),
                 next_try: 0,
                 is_renewing: false,
+                is_watched: false,
                 has_failed: false,
             }),
             finished: watch::Sender::new(0),
@@ -618,6 +629,71 @@ impl LoginSessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::{KeyFingerprint, VerifiedBy, kind::KindHeader};
+
+    fn session() -> Arc<LoginSession> {
+        let text = "{upstream: 'http://127.0.0.1:1', providers: [{preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX}]}";
+        let policy = crate::policy::validate(&crate::config::load_yaml(text).expect("loads").config).expect("valid");
+        let provider = Arc::clone(&policy.providers[0]);
+        let (print, kind, claims) = (KeyFingerprint::default(), KindHeader::default(), serde_json::Map::new());
+        let by = VerifiedBy::Provider(print);
+        let identity = Identity::new(provider, "alice".into(), claims.clone(), Expiry::At(0), by, kind);
+        let algorithm = jsonwebtoken::Algorithm::RS256;
+        let end = unix_seconds() + 600;
+        Arc::new(LoginSession {
+            session: BrowserSession { id: "a".into(), owner: "b".into(), began: 0, last_end: end, key: print },
+            provider: "main".into(),
+            ends_at: end,
+            nonce: "c".into(),
+            first_auth_time: None,
+            issued_at: None,
+            state: Mutex::new(State {
+                identity: Arc::new(identity),
+                judged: Judged { claims, kind, print, algorithm, end, auth_time: None },
+                id_token: None,
+                access_token: None,
+                refresh_token: Some(ProviderToken::new("d")),
+                renewals: 0,
+                token_end: end,
+                renew_at: end * 1_000,
+                next_try: 0,
+                is_renewing: false,
+                is_watched: false,
+                has_failed: false,
+            }),
+            finished: watch::Sender::new(0),
+            version: AtomicU64::new(0),
+            has_ended: AtomicBool::new(false),
+            sockets: AtomicUsize::new(0),
+            passes_token: AtomicBool::new(false),
+            socket_left: Notify::new(),
+            last_used: AtomicU64::new(0),
+            successor: Mutex::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn one_task_at_most_renews_a_session_however_its_sockets_come_and_go() {
+        let session = session();
+        let sessions = Arc::new(LoginSessions::new(Arc::default()));
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let mut open = session.socket(&sessions);
+        for turn in 0..100 {
+            // Nothing else runs in between: the task has not seen that no socket was open.
+            drop(open);
+            open = session.socket(&sessions);
+            if turn % 10 == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(tasks(), 1, "turn {turn}");
+        }
+        drop(open);
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let _open = session.socket(&sessions);
+        assert_eq!(tasks(), 1, "the next socket starts it anew");
+    }
 
     #[test]
     fn a_renewal_is_due_in_the_last_third_of_a_token_s_life() {
