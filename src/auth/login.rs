@@ -211,12 +211,13 @@ impl Login {
             .ok_or_else(|| LoginError::refused("the authorization endpoint is not a URL".to_owned()))
     }
 
-    /// Revokes a refresh token at the provider, where it has an endpoint for that (RFC 7009).
-    ///
-    /// # Errors
-    /// When the provider cannot be had, or refuses.
-    pub async fn revoke_refresh_token(&self, token: &ProviderToken) -> Result<(), LoginError> {
-        self.revoke(&*self.metadata().await?, token).await
+    /// Revokes the refresh token of a session whose user has signed out at the provider, where it has an endpoint for that
+    /// (RFC 7009); a failure is in the log.
+    pub async fn revoke_after_sign_out(&self, token: &ProviderToken) {
+        let revoked = async { self.revoke(&*self.metadata().await?, token).await };
+        if let Err(error) = revoked.await {
+            tracing::warn!(provider = %self.spec.name, reason = %error, "refresh token could not be revoked at the provider");
+        }
     }
 
     /// Whether a JWT says that it is this provider's, unverified: for the count of those that are refused.

@@ -47,6 +47,8 @@ struct State {
     next_try: u64,
     /// Whether a renewal is under way.
     is_renewing: bool,
+    /// Whether its user has signed out: the refresh token was taken to be revoked, and so is one that comes later.
+    is_signed_out: bool,
     /// Whether a task renews it for open sockets: one at most.
     is_watched: bool,
     /// The last renewal failed.
@@ -109,10 +111,13 @@ impl LoginSession {
         self.lock().id_token.clone()
     }
 
-    /// The refresh token, to be revoked.
+    /// The refresh token of a session whose user has signed out, to be revoked; a renewal under way revokes the one that
+    /// it is given.
     #[must_use]
-    pub fn refresh_token(&self) -> Option<ProviderToken> {
-        self.lock().refresh_token.clone()
+    pub fn take_refresh_token(&self) -> Option<ProviderToken> {
+        let mut state = self.lock();
+        state.is_signed_out = true;
+        state.refresh_token.take()
     }
 
     /// Whether its tokens are those of this login's client at this login's provider: no other may see them, though a
@@ -260,7 +265,7 @@ impl LoginSession {
         let renewal = self.renew_if_due(sessions);
         let (is_over, is_renewable) = {
             let state = self.lock();
-            (state.token_end <= unix_seconds(), state.refresh_token.is_some())
+            (state.token_end <= unix_seconds(), state.refresh_token.is_some() || state.is_signed_out)
         };
         if !is_over || !is_renewable {
             return Ok(());
@@ -293,6 +298,7 @@ impl LoginSession {
                 tracing::debug!(provider = %self.provider, "login session renewed");
                 sessions.count_renewal(&self.provider, "renewed");
             }
+            Err(_) if self.has_ended() => sessions.count_renewal(&self.provider, "ended"),
             Err(LoginError::InvalidGrant | LoginError::Denied(_) | LoginError::Revoked(_)) => {
                 tracing::info!(provider = %self.provider, "login session ended: the provider does not renew it");
                 sessions.count_renewal(&self.provider, "ended");
@@ -316,6 +322,15 @@ impl LoginSession {
         self.finished.send_modify(|count| *count += 1);
     }
 
+    /// Keeps the refresh token that a renewal was given, if it was; returns whether its user has signed out meanwhile.
+    fn keep_refresh_token(&self, token: Option<&ProviderToken>) -> bool {
+        let mut state = self.lock();
+        if let (false, Some(token)) = (state.is_signed_out, token) {
+            state.refresh_token = Some(token.clone());
+        }
+        state.is_signed_out
+    }
+
     async fn try_renew(&self, login: &Arc<Login>, sessions: &LoginSessions) -> Result<(), LoginError> {
         let (refresh_token, mut judged) = {
             let state = self.lock();
@@ -324,8 +339,11 @@ impl LoginSession {
         let metadata = login.metadata().await?;
         let tokens = login.refresh(&metadata, &refresh_token).await?;
         // Kept at once: the former may be good no more, whatever becomes of the rest.
-        if let Some(token) = &tokens.refresh_token {
-            self.lock().refresh_token = Some(token.clone());
+        if self.keep_refresh_token(tokens.refresh_token.as_ref()) {
+            if let Some(token) = &tokens.refresh_token {
+                login.revoke_after_sign_out(token).await;
+            }
+            return Err(LoginError::Revoked("session"));
         }
         if let Some(token) = &tokens.id_token {
             let renewed = login.judge(token, Expected::Renewal { nonce: &self.nonce }).await?;
@@ -558,6 +576,7 @@ impl LoginSessions {
                 renew_at: renewal_moment(now, token_end),
                 next_try: 0,
                 is_renewing: false,
+                is_signed_out: false,
                 is_watched: false,
                 has_failed: false,
             }),
@@ -658,6 +677,7 @@ mod tests {
                 renew_at: end * 1_000,
                 next_try: 0,
                 is_renewing: false,
+                is_signed_out: false,
                 is_watched: false,
                 has_failed: false,
             }),

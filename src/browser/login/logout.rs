@@ -107,13 +107,9 @@ pub(in crate::browser) async fn end_at_provider(
     let known = logins.sessions.forget(&session.id)?;
     shared.bell.ring();
     let login = logins.get(&known.provider).filter(|login| known.is_of(login));
-    if let (Some(token), Some(login)) = (known.refresh_token(), login) {
+    if let (Some(token), Some(login)) = (known.take_refresh_token(), login) {
         let login = Arc::clone(login);
-        let revoking = tokio::spawn(async move {
-            if let Err(error) = login.revoke_refresh_token(&token).await {
-                tracing::warn!(provider = %login.spec.name, reason = %error, "refresh token could not be revoked at the provider");
-            }
-        });
+        let revoking = tokio::spawn(async move { login.revoke_after_sign_out(&token).await });
         let _ = tokio::time::timeout(WAIT, revoking).await;
     }
     Some(known)

@@ -49,6 +49,35 @@ async fn signing_out_ends_the_session_here_and_at_the_provider() {
 }
 
 #[tokio::test]
+async fn a_refresh_token_that_comes_after_the_sign_out_is_revoked_too() {
+    let fixture = Fixture::start("", "").await;
+    fixture.provider.set(|conduct| {
+        conduct.gives_refresh_token = true;
+        conduct.tokens = json!({ "expires_in": 0 });
+    });
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let provider = &fixture.provider;
+    provider.answerer.hold();
+    let before = provider.answerer.count();
+    let mut waiting = browser.clone();
+    let sign_out = async {
+        provider.answerer.asked_times(before + 1).await;
+        let revoked = async {
+            provider.answerer.asked_times(before + 2).await;
+            assert_eq!(provider.asked("/revoke").len(), 1, "the renewal has no answer yet");
+            provider.answerer.open();
+        };
+        tokio::join!(post(&mut browser, OURS, ""), revoked).0
+    };
+    let (renewing, signed_out) = tokio::join!(waiting.open("/x"), sign_out);
+    assert_eq!((renewing.status, signed_out.status), (302, 303));
+    provider.answerer.asked_times(before + 3).await;
+    assert_eq!(provider.conduct.lock().expect("lock").revoked, ["secret-refresh-2", "secret-refresh-3"]);
+    assert_eq!(provider.refreshes(), 1);
+}
+
+#[tokio::test]
 async fn only_our_own_pages_sign_out() {
     let fixture = Fixture::start("logout: local", "").await;
     let mut browser = fixture.browser();
