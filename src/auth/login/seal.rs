@@ -131,6 +131,8 @@ pub struct LoginState {
     pub(super) attempt: [u8; 16],
     /// At which provider.
     pub provider: String,
+    /// Which issuer that name stood for: a reload may give it to another.
+    issuer: [u8; 32],
     /// Where to go afterwards.
     pub return_path: String,
     /// When it began, milliseconds since the epoch.
@@ -148,7 +150,7 @@ impl LoginState {
     pub fn begin(
         keys: &LoginKeys,
         cookie: &LoginCookie,
-        provider: &str,
+        (provider, issuer): (&str, Option<&str>),
         return_path: &str,
         (tries, prompt): (u8, Option<LoginPrompt>),
         now: u64,
@@ -156,6 +158,7 @@ impl LoginState {
         Some(Self {
             attempt: random()?,
             provider: provider.to_owned(),
+            issuer: digest_of(issuer),
             return_path: local_path(return_path).to_owned(),
             at: now,
             tries,
@@ -168,8 +171,9 @@ impl LoginState {
     #[must_use]
     pub fn sealed(&self, keys: &LoginKeys) -> Option<String> {
         let content = json!({
-            "a": URL_SAFE_NO_PAD.encode(self.attempt), "p": self.provider, "r": self.return_path, "t": self.at,
-            "n": self.tries, "q": self.prompt.map(LoginPrompt::name), "c": URL_SAFE_NO_PAD.encode(self.cookie),
+            "a": URL_SAFE_NO_PAD.encode(self.attempt), "p": self.provider,
+            "i": URL_SAFE_NO_PAD.encode(self.issuer), "r": self.return_path, "t": self.at, "n": self.tries,
+            "q": self.prompt.map(LoginPrompt::name), "c": URL_SAFE_NO_PAD.encode(self.cookie),
         });
         keys.seal(STATE, &content)
     }
@@ -182,6 +186,7 @@ impl LoginState {
         Some(Self {
             attempt: bytes(text("a")?)?,
             provider: text("p")?.to_owned(),
+            issuer: bytes(text("i")?)?,
             return_path: local_path(text("r")?).to_owned(),
             at: content.get("t")?.as_u64()?,
             tries: u8::try_from(content.get("n")?.as_u64()?).ok()?,
@@ -195,6 +200,12 @@ impl LoginState {
     pub fn is_fresh(&self, now: u64) -> bool {
         // Clocks of two instances differ.
         self.at <= now.saturating_add(60_000) && now < self.at.saturating_add(STATE_LIFE)
+    }
+
+    /// Whether it was begun at this issuer: code and verifier go to no other.
+    #[must_use]
+    pub fn is_at(&self, issuer: Option<&str>) -> bool {
+        self.issuer == digest_of(issuer)
     }
 
     /// Whether it was begun in the browser that has this cookie.
@@ -217,6 +228,11 @@ impl LoginState {
 /// The S256 challenge of a PKCE verifier.
 pub(super) fn challenge(verifier: &str) -> String {
     URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes()))
+}
+
+fn digest_of(issuer: Option<&str>) -> [u8; 32] {
+    let digest = digest(&SHA256, issuer.unwrap_or_default().as_bytes());
+    digest.as_ref().first_chunk().copied().unwrap_or_default()
 }
 
 fn bytes<const LENGTH: usize>(text: &str) -> Option<[u8; LENGTH]> {
@@ -331,16 +347,24 @@ mod tests {
     fn a_state_fits_one_browser_and_one_key_only() {
         let (ours, theirs) = (keys(b"a"), keys(b"b"));
         let (cookie, other) = (LoginCookie::new(5).expect("random"), LoginCookie::new(5).expect("random"));
-        let state = LoginState::begin(&ours, &cookie, "main", "/lab?x=1", (1, Some(LoginPrompt::Login)), 1_000)
-            .expect("random");
+        let state = LoginState::begin(
+            &ours,
+            &cookie,
+            ("main", Some("https://a")),
+            "/lab?x=1",
+            (1, Some(LoginPrompt::Login)),
+            1_000,
+        )
+        .expect("random");
         let text = state.sealed(&ours).expect("sealed");
         assert_eq!(LoginState::open(&ours, &text).as_ref(), Some(&state));
         assert!(LoginState::open(&theirs, &text).is_none());
         assert!(LoginCookie::open(&ours, &text, 10).is_none(), "sealed for another purpose");
+        assert!(state.is_at(Some("https://a")) && !state.is_at(Some("https://b")) && !state.is_at(None));
         assert!(state.fits(&ours, &cookie) && !state.fits(&ours, &other));
         assert_ne!(state.nonce(&ours, &cookie), state.nonce(&ours, &other));
         assert_ne!(state.nonce(&ours, &cookie), state.verifier(&ours, &cookie));
-        let again = LoginState::begin(&ours, &cookie, "main", "/", (0, None), 1_000).expect("random");
+        let again = LoginState::begin(&ours, &cookie, ("main", None), "/", (0, None), 1_000).expect("random");
         assert_ne!(state.verifier(&ours, &cookie), again.verifier(&ours, &cookie), "of another attempt");
         assert!(state.is_fresh(600_999) && !state.is_fresh(601_000));
         let mut bytes = URL_SAFE_NO_PAD.decode(&text).expect("base64url");

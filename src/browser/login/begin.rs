@@ -127,7 +127,8 @@ impl Visit<'_> {
         tries: u8,
         prompt: Option<LoginPrompt>,
     ) -> Result<String, LoginError> {
-        let (keys, provider) = (&self.logins.keys, &login.spec.name);
+        let keys = &self.logins.keys;
+        let provider = (login.spec.name.as_str(), login.spec.judged_by.issuer.as_deref());
         let state = self
             .cookie
             .as_ref()

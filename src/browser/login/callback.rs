@@ -44,7 +44,8 @@ pub(super) async fn serve(
     }
     let now = visit.now;
     let cookie = visit.cookie.clone();
-    let fitting = cookie.filter(|cookie| state.is_fresh(now) && state.fits(&visit.logins.keys, cookie));
+    let is_good = state.is_fresh(now) && state.is_at(login.spec.judged_by.issuer.as_deref());
+    let fitting = cookie.filter(|cookie| is_good && state.fits(&visit.logins.keys, cookie));
     // Marked only when the cookie fits: nobody else can use an attempt up.
     let Some(cookie) = fitting.filter(|_| visit.logins.use_attempt(&state, now)) else {
         return visit.unfinished(own, login, &state).await;
@@ -116,7 +117,8 @@ impl Visit<'_> {
         Ok(self.redirect(StatusCode::SEE_OTHER, LOGIN))
     }
 
-    /// The state cannot be finished: its cookie is missing, it is too old, or it was used.
+    /// The state cannot be finished: its cookie is missing, it is too old, it was used, or its provider's name is another
+    /// issuer's by now.
     async fn unfinished(
         &mut self,
         own: &mut OwnRequest,

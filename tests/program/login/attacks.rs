@@ -228,6 +228,27 @@ async fn a_provider_that_takes_another_s_place_hears_none_of_its_tokens() {
 }
 
 #[tokio::test]
+async fn a_sign_in_begun_before_its_provider_became_another_begins_anew_there() {
+    let (first, second) = (provider(600).await, provider(600).await);
+    let backend = crate::support::backend::Backend::start().await;
+    let yaml = Fixture::yaml(&first, &backend, "", "").replace("login: {", SECRET);
+    let proxy = Proxy::start(&yaml).await;
+    let mut fixture = Fixture { provider: first, backend, proxy };
+    let mut browser = fixture.browser();
+    let location = browser.reach_provider("/lab").await;
+    let callback = fixture.provider.authorize(&location);
+    reload(&mut fixture.proxy, &yaml.replace(&fixture.provider.url, &second.url)).await;
+    let answer = browser.come_back(&callback).await;
+    assert_eq!(answer.status, 302, "{}", answer.body);
+    assert!(second.asked("/token").is_empty(), "neither code nor verifier is for it");
+    let location = Browser::location(&answer);
+    assert!(location.starts_with(&second.url), "{location}");
+    let answer = browser.come_back(&second.authorize(&location)).await;
+    assert_eq!((answer.status, answer.field("location")), (303, Some("/lab")));
+    assert!(fixture.provider.asked("/token").is_empty());
+}
+
+#[tokio::test]
 async fn a_renewed_token_of_someone_who_is_not_allowed_any_more_opens_nothing() {
     let provider = provider(2).await;
     let providers = format!(
