@@ -92,8 +92,9 @@ pub enum Failure {
     Bad(BadCredential),
     /// The token was not verified.
     Unverified(Unverified),
-    /// A cookie was verified, but the page that sent it is not ours.
-    ForeignOrigin(Refusal),
+    /// A cookie was verified, but this request may not use it: the page that sent it is not ours, or its session has no
+    /// token for an upstream that wants one.
+    CookieNotAccepted(Refusal),
 }
 
 impl Failure {
@@ -103,7 +104,7 @@ impl Failure {
         match self {
             Self::Bad(bad) => Refusal::bad_credential(bad),
             Self::Unverified(unverified) => unverified.refusal(verbose),
-            Self::ForeignOrigin(refusal) => refusal,
+            Self::CookieNotAccepted(refusal) => refusal,
         }
     }
 }
@@ -135,7 +136,7 @@ impl Authenticator<'_> {
         match verified {
             Ok(verified) => match self.accept(request, verified, line) {
                 Ok(authenticated) => Authentication::User(authenticated),
-                Err(refusal) => Authentication::Refused(Failure::ForeignOrigin(refusal)),
+                Err(refusal) => Authentication::Refused(Failure::CookieNotAccepted(refusal)),
             },
             Err(unverified) => Authentication::Refused(Failure::Unverified(unverified)),
         }
@@ -145,7 +146,8 @@ impl Authenticator<'_> {
     /// memory no longer counts as an unknown one's.
     ///
     /// # Errors
-    /// 403 `foreign_origin`, where the credential is a cookie and another origin's page sent it.
+    /// 403 `foreign_origin`, where the credential is a cookie and another origin's page sent it; 401 `missing_token`, where
+    /// its session has no token for an upstream that wants one.
     pub fn accept(
         &self,
         request: ProtectedRequest,

@@ -167,7 +167,7 @@ impl Ending {
             Failure::Bad(bad) if bad.problem == Problem::InUrl => Self::TokenInUrl,
             Failure::Bad(_) => Self::InvalidToken,
             Failure::Unverified(unverified) => Self::of_unverified(unverified),
-            Failure::ForeignOrigin(_) => Self::Denied,
+            Failure::CookieNotAccepted(_) => Self::Denied,
         }
     }
 
