@@ -457,7 +457,7 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
         assert_eq!((pushed["type"].as_str(), pushed["cell"].as_u64()), (Some("cell_updated"), Some(cell)));
     }
     // A client that people really use, with its defaults and its own reconnect.
-    let dying = issuer.token_with("alice", json!({"exp": support::now() - 3}));
+    let dying = issuer.token_with("alice", json!({"exp": support::now() - 2}));
     let client = Command::new(python)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/backends/websockets_client.py"))
         .env("SOCKET_URL", format!("ws://{}/ws/notebooks/n1", proxy.address))

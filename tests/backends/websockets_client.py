@@ -8,7 +8,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 URL = os.environ["SOCKET_URL"]
-TOKENS = os.environ["TOKENS"].split(",")  # one that ends within two seconds, then a good one
+TOKENS = os.environ["TOKENS"].split(",")  # one that ends within seconds, then a good one
 
 
 async def in_band() -> None:
@@ -21,11 +21,16 @@ async def in_band() -> None:
             assert said["type"] == "authenticated" and said["user_id"] == "alice", said
             for number in range(200):
                 await socket.send(json.dumps({"n": number, "pad": "x" * 2000}))
-                assert json.loads(await socket.recv())["message"]["n"] == number
-            await (await socket.ping())
-            if codes:
-                return await socket.close()
-            assert json.loads(await socket.recv())["message"] == "Token expired"
+                said = json.loads(await socket.recv())
+                # On a busy machine the first token ends before all of them were sent.
+                if not codes and number > 0 and said["message"] == "Token expired":
+                    break
+                assert said["message"]["n"] == number
+            else:
+                await (await socket.ping())
+                if codes:
+                    return await socket.close()
+                assert json.loads(await socket.recv())["message"] == "Token expired"
             await socket.recv()
         except ConnectionClosed as closed:
             codes.append(closed.rcvd.code)
