@@ -123,24 +123,17 @@ impl Desk {
                 return said(StatusCode::INSUFFICIENT_STORAGE, "limits.revocations is reached; nothing was revoked\n");
             }
         };
-        // What is open ends before the disk is waited for.
-        self.shared.bell.ring();
         tracing::info!(issuer = %issuer, subject = ?target, "revoked");
-        let written = tokio::task::spawn_blocking(|| revocation.save()).await;
-        let problem = match written {
-            Ok(Ok(())) => {
-                let mut answer = Response::new(Full::default());
-                *answer.status_mut() = StatusCode::NO_CONTENT;
-                return answer;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(broken_off) => broken_off.to_string(),
-        };
-        tracing::error!("control.revocation_file: {problem}");
-        said(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "in force until this process ends; control.revocation_file could not be written\n",
-        )
+        if let Err(problem) = self.shared.enforce_and_save(vec![revocation]).await {
+            tracing::error!("control.revocation_file: {problem}");
+            return said(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "in force until this process ends; control.revocation_file could not be written\n",
+            );
+        }
+        let mut answer = Response::new(Full::default());
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        answer
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::auth::{Identity, Revocations, Verifier, unix_seconds};
+use crate::auth::{Identity, Revocation, Revocations, Verifier, unix_seconds};
 use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
@@ -108,6 +108,17 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Has open sockets and streams end that are revoked by now, then writes the revocations to the file: what is open
+    /// does not wait for the disk.
+    ///
+    /// # Errors
+    /// Why the file could not be written. The revocations stay in force until the process ends.
+    pub async fn enforce_and_save(&self, revocations: Vec<Revocation>) -> Result<(), String> {
+        self.bell.ring();
+        let saving = tokio::task::spawn_blocking(|| revocations.into_iter().try_for_each(Revocation::save));
+        saving.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
     /// Puts a first policy in force. Must be called inside a tokio runtime.
     #[must_use]
     pub fn start(policy: Policy, revocations: Revocations) -> Self {

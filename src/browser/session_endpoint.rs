@@ -146,14 +146,13 @@ pub(super) async fn end(shared: &Shared, runtime: &Runtime, session: &BrowserSes
         }
     }
     let Some(revocation) = revocation else { return Ok(()) };
-    // What is open ends before the disk is waited for.
-    shared.bell.ring();
-    let written = tokio::task::spawn_blocking(|| revocation.save()).await;
-    if matches!(written, Ok(Ok(()))) {
-        return Ok(());
-    }
-    tracing::error!("control.revocation_file could not be written; a session is ended until this process ends");
-    Err(Refusal::not_signed_out("control.revocation_file could not be written"))
+    shared.enforce_and_save(vec![revocation]).await.map_err(|error| {
+        tracing::error!(
+            error,
+            "control.revocation_file could not be written; a session is ended until this process ends"
+        );
+        Refusal::not_signed_out("control.revocation_file could not be written")
+    })
 }
 
 /// While it was being ended time went on; a renewal meanwhile makes it longer than that.

@@ -7,7 +7,7 @@ use hyper::{Method, Response, StatusCode};
 
 use super::parameters;
 use crate::auth::login::{Logins, ProviderLogout};
-use crate::auth::{Revocation, unix_seconds};
+use crate::auth::unix_seconds;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
 
@@ -61,14 +61,13 @@ async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderL
             Refusal::not_signed_out(&full.to_string())
         })?);
     }
-    // What is open ends before the disk is waited for.
-    shared.bell.ring();
-    let saved = tokio::task::spawn_blocking(|| revocations.into_iter().try_for_each(Revocation::save));
-    if matches!(saved.await, Ok(Ok(()))) {
-        return Ok(());
-    }
-    tracing::error!("control.revocation_file could not be written; a logout is in force until this process ends");
-    Err(Refusal::not_signed_out("control.revocation_file could not be written"))
+    shared.enforce_and_save(revocations).await.map_err(|error| {
+        tracing::error!(
+            error,
+            "control.revocation_file could not be written; a logout is in force until this process ends"
+        );
+        Refusal::not_signed_out("control.revocation_file could not be written")
+    })
 }
 
 fn answer(status: StatusCode, body: &'static str) -> Answer {
