@@ -11,10 +11,25 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use serde_json::json;
+
 use crate::support::backend::Backend;
 use crate::support::client::{Answer, request};
 use crate::support::openid::{CLIENT, OpenId, SECRET};
 use crate::support::proxy::Proxy;
+
+/// The Origin of the proxy's own pages.
+const OURS: &str = "Origin: http://localhost";
+
+/// A provider that gives refresh tokens, and access tokens that live for so many seconds.
+async fn provider(seconds: u64) -> OpenId {
+    let provider = OpenId::start().await;
+    provider.set(|conduct| {
+        conduct.gives_refresh_token = true;
+        conduct.tokens = json!({ "expires_in": seconds });
+    });
+    provider
+}
 
 /// As much of a browser as a sign-in needs: cookies, and where it is sent.
 #[derive(Clone)]

@@ -4,28 +4,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Browser, Fixture};
+use super::{Browser, Fixture, OURS, provider};
 use crate::support::client::request;
 use crate::support::issuer::RSA;
 use crate::support::now;
-use crate::support::openid::{CLIENT, OpenId};
+use crate::support::openid::CLIENT;
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 use crate::support::within;
 
-const OURS: &str = "Origin: http://localhost";
 const LOGOUT: &str = "/.vestibule/logout";
 const SECRET: &str = "session: { secret: 0123456789abcdef0123456789abcdefXYZ }, login: {";
-
-/// A provider that gives refresh tokens, and access tokens that live so many seconds.
-async fn provider(seconds: u64) -> OpenId {
-    let provider = OpenId::start().await;
-    provider.set(|conduct| {
-        conduct.gives_refresh_token = true;
-        conduct.tokens = json!({ "expires_in": seconds });
-    });
-    provider
-}
 
 /// A socket of this browser's session, from both sides.
 async fn socket(fixture: &Fixture, browser: &Browser) -> (Socket, Socket) {

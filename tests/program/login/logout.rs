@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{Browser, Fixture};
+use super::{Browser, Fixture, OURS};
 use crate::support::client::get;
 use crate::support::issuer::{Key, RSA};
 use crate::support::now;
@@ -14,7 +14,6 @@ use crate::support::proxy::TempFolder;
 
 const LOGOUT: &str = "/.vestibule/logout";
 const BACKCHANNEL: &str = "/.vestibule/backchannel-logout";
-const OURS: &str = "Origin: http://localhost";
 
 async fn post(browser: &mut Browser, origin: &str, form: &str) -> crate::support::client::Answer {
     let fields = [origin, "Content-Type: application/x-www-form-urlencoded"];

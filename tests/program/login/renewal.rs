@@ -2,23 +2,10 @@
 
 use serde_json::json;
 
-use super::{Browser, Fixture};
+use super::{Browser, Fixture, OURS, provider};
 use crate::support::issuer::{Key, RSA};
-use crate::support::openid::OpenId;
 use crate::support::socket::Socket;
 use crate::support::within;
-
-const OURS: &str = "Origin: http://localhost";
-
-/// A provider whose tokens live so many seconds.
-async fn provider(seconds: u64) -> OpenId {
-    let provider = OpenId::start().await;
-    provider.set(|conduct| {
-        conduct.gives_refresh_token = true;
-        conduct.tokens = json!({ "expires_in": seconds });
-    });
-    provider
-}
 
 async fn start(seconds: u64, more: &str) -> (Fixture, Browser) {
     let fixture = Fixture::at(provider(seconds).await, "", more).await;

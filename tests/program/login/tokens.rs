@@ -2,14 +2,12 @@
 
 use serde_json::json;
 
-use super::{Browser, Fixture};
+use super::{Browser, Fixture, OURS};
 use crate::support::backend::Backend;
 use crate::support::client::get;
 use crate::support::openid::OpenId;
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
-
-const OURS: &str = "Origin: http://localhost";
 
 async fn start(seconds: u64, token_to: &str, session: &str) -> (Fixture, String, Browser) {
     let provider = OpenId::start().await;
