@@ -14,9 +14,9 @@ use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
 use crate::telemetry::AccessLine;
 
-/// A sign-in is begun again so often.
+/// How often a sign-in is begun again by itself.
 const RESTARTS: u8 = 1;
-/// Requests of other tabs are under way with the session that a newer one of the same user replaces.
+/// How long a session lives on that a newer one of the same user replaces: requests of other tabs are under way with it.
 const OVERLAP: Duration = Duration::from_secs(10);
 const DEFAULT_RETRY: u64 = 5;
 
@@ -209,18 +209,18 @@ impl Visit<'_> {
     pub(super) fn failed(&self, login: &Login, error: &LoginError) -> Answer {
         let provider = login.spec.name.as_str();
         let metrics = &self.shared.metrics.logins;
-        let (outcome, page, retry_after) = match error {
+        let failed = "sign_in_failed";
+        let (event, outcome, page, retry_after) = match error {
             LoginError::Unavailable { retry_after, .. } => {
                 let seconds = retry_after.map_or(DEFAULT_RETRY, |wait| wait.as_secs().max(1));
-                ("unavailable", pages::provider_down(), Some(seconds))
+                (failed, "unavailable", pages::provider_down(), Some(seconds))
             }
-            LoginError::PushRefused(_) => ("unavailable", pages::provider_down(), Some(DEFAULT_RETRY)),
-            LoginError::Denied(_) | LoginError::Revoked(_) => ("denied", pages::not_allowed(), None),
-            LoginError::NoRefreshToken => ("refused", pages::no_refresh_token(), None),
-            LoginError::InvalidGrant | LoginError::Refused(_) => ("invalid", pages::unusable(), None),
+            LoginError::PushRefused(_) => (failed, "unavailable", pages::provider_down(), Some(DEFAULT_RETRY)),
+            LoginError::Denied(_) | LoginError::Revoked(_) => ("denial", "denied", pages::not_allowed(), None),
+            LoginError::NoRefreshToken => (failed, "refused", pages::no_refresh_token(), None),
+            LoginError::InvalidGrant | LoginError::Refused(_) => (failed, "invalid", pages::unusable(), None),
         };
         metrics.signed_in(provider, outcome);
-        let event = if outcome == "denied" { "denial" } else { "sign_in_failed" };
         tracing::warn!(
             event,
             provider,
