@@ -1,0 +1,331 @@
+//! Renewals of a login session: when they are due, one at a time, and what each changes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::super::client::ProviderToken;
+use super::super::grant::Expected;
+use super::super::seal::random;
+use super::super::{Login, LoginError};
+use super::{LoginSession, LoginSessions};
+use crate::auth::identity::Expiry;
+use crate::auth::{Identity, Rejection, unix_millis, unix_seconds};
+
+/// The longest that a request at the token's end waits for the renewal.
+const WAIT: Duration = Duration::from_secs(10);
+/// The shortest time between a failed renewal and the next try, milliseconds.
+const RETRY: u64 = 5_000;
+/// The pause before the one second try of a renewal whose provider is down.
+const SECOND_TRY: Duration = Duration::from_secs(2);
+/// The life of a renewed token of which nothing says how long it lives, seconds.
+const UNKNOWN_LIFE: u64 = 300;
+
+/// Claims that are others in each token.
+const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
+
+impl LoginSession {
+    /// Whether the task that renews it has nothing more to do; then the next socket starts another.
+    fn stops_watching(&self) -> bool {
+        let mut state = self.lock();
+        let is_over = self.has_ended() || self.ends_at <= unix_seconds();
+        let has_work = state.refresh_token.is_some() && self.sockets.load(Ordering::Acquire) > 0;
+        state.is_watched = has_work && !is_over;
+        !state.is_watched
+    }
+
+    /// Renews the session whenever that is due, as long as a socket of it is open.
+    pub(super) async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
+        while !self.stops_watching() {
+            let (due, token_end, has_failed) = {
+                let state = self.lock();
+                (state.renew_at.max(state.next_try), state.token_end, state.has_failed)
+            };
+            let grace = sessions.login(&self.provider).map_or(Duration::ZERO, |login| login.spec.renewal_grace);
+            let gives_up = token_end.saturating_add(grace.as_secs()).saturating_mul(1_000);
+            let now = unix_millis();
+            // Sockets hear of the moment from which on nobody can say that the session is good.
+            let wake = if has_failed && gives_up > now { due.min(gives_up) } else { due };
+            let wait = Duration::from_millis(wake.saturating_sub(now)).min(Duration::from_secs(3_600));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.socket_left.notified() => {}
+            }
+            if self.stops_watching() {
+                return;
+            }
+            if self.is_unavailable(grace) {
+                self.note_change(&sessions);
+            }
+            if let Some(finished) = self.renew_if_due(&sessions) {
+                // Bounded by the requests that it makes.
+                self.renewed(finished).await;
+            }
+        }
+    }
+
+    pub(super) fn note_change(&self, sessions: &LoginSessions) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        sessions.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Starts a renewal where one is due and none is under way; returns where its end can be awaited, also of one that
+    /// is under way.
+    fn renew_if_due(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> Option<watch::Receiver<u64>> {
+        let mut state = self.lock();
+        let now = unix_millis();
+        if state.is_renewing {
+            return Some(self.finished.subscribe());
+        }
+        if state.refresh_token.is_none() || now < state.renew_at || now < state.next_try || self.has_ended() {
+            return None;
+        }
+        state.is_renewing = true;
+        let finished = self.finished.subscribe();
+        drop(state);
+        tokio::spawn(Arc::clone(self).renew(Arc::clone(sessions)));
+        Some(finished)
+    }
+
+    /// Waits for the end of a renewal, unless none is under way any more.
+    async fn renewed(&self, mut finished: watch::Receiver<u64>) {
+        let before = *finished.borrow();
+        // It says that it is over before it counts itself finished.
+        if self.lock().is_renewing {
+            let _ = finished.wait_for(|count| *count > before).await;
+        }
+    }
+
+    /// Sees that the tokens are good, and renews them in time: a request before their end is served while that is under
+    /// way, one after it waits.
+    pub(in crate::auth::login) async fn ensure(
+        self: &Arc<Self>,
+        sessions: &Arc<LoginSessions>,
+        grace: Duration,
+    ) -> Result<(), Rejection> {
+        self.last_used.store(unix_millis(), Ordering::Relaxed);
+        if self.has_ended() {
+            return Err(Rejection::Revoked("session"));
+        }
+        let renewal = self.renew_if_due(sessions);
+        let (is_over, is_renewable) = {
+            let state = self.lock();
+            (state.token_end <= unix_seconds(), state.refresh_token.is_some() || state.is_signed_out)
+        };
+        if !is_over || !is_renewable {
+            return Ok(());
+        }
+        if let Some(finished) = renewal {
+            // One that takes longer is judged by what is known now.
+            let _ = tokio::time::timeout(WAIT, self.renewed(finished)).await;
+        }
+        if self.has_ended() {
+            return Err(Rejection::Revoked("session"));
+        }
+        let ends = self.lock().token_end.saturating_add(grace.as_secs());
+        if unix_seconds() < ends { Ok(()) } else { Err(self.unavailable()) }
+    }
+
+    /// One renewal, with a second try where the provider is down.
+    async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
+        let outcome = match sessions.login(&self.provider).filter(|login| self.is_of(login)) {
+            None => Err(LoginError::down("its login is gone from the configuration".to_owned())),
+            Some(login) => match self.try_renew(&login, &sessions).await {
+                Err(LoginError::Unavailable { retry_after: None, .. }) => {
+                    tokio::time::sleep(SECOND_TRY).await;
+                    self.try_renew(&login, &sessions).await
+                }
+                other => other,
+            },
+        };
+        match outcome {
+            Ok(()) => {
+                tracing::debug!(provider = %self.provider, "login session renewed");
+                sessions.count_renewal(&self.provider, "renewed");
+            }
+            Err(_) if self.has_ended() => sessions.count_renewal(&self.provider, "ended"),
+            Err(LoginError::InvalidGrant | LoginError::Denied(_) | LoginError::Revoked(_)) => {
+                tracing::info!(provider = %self.provider, "login session ended: the provider does not renew it");
+                sessions.count_renewal(&self.provider, "ended");
+                sessions.end(&self);
+            }
+            Err(error) => {
+                let wait = match &error {
+                    LoginError::Unavailable { retry_after: Some(wait), .. } => {
+                        u64::try_from(wait.as_millis()).unwrap_or(RETRY).max(RETRY)
+                    }
+                    _ => RETRY,
+                };
+                tracing::warn!(provider = %self.provider, reason = %error, retry_in_ms = wait, "login session not renewed, retrying");
+                sessions.count_renewal(&self.provider, "unavailable");
+                let mut state = self.lock();
+                state.next_try = unix_millis().saturating_add(wait);
+                state.has_failed = true;
+            }
+        }
+        self.lock().is_renewing = false;
+        self.finished.send_modify(|count| *count += 1);
+    }
+
+    /// Keeps the refresh token that a renewal was given, if it was; returns whether its user has signed out meanwhile.
+    fn keep_refresh_token(&self, token: Option<&ProviderToken>) -> bool {
+        let mut state = self.lock();
+        if let (false, Some(token)) = (state.is_signed_out, token) {
+            state.refresh_token = Some(token.clone());
+        }
+        state.is_signed_out
+    }
+
+    async fn try_renew(&self, login: &Arc<Login>, sessions: &LoginSessions) -> Result<(), LoginError> {
+        let (refresh_token, mut judged) = {
+            let state = self.lock();
+            (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.judged.clone())
+        };
+        let metadata = login.metadata().await?;
+        let tokens = login.refresh(&metadata, &refresh_token).await?;
+        // Kept at once: the former may be good no more, whatever becomes of the rest.
+        if self.keep_refresh_token(tokens.refresh_token.as_ref()) {
+            if let Some(token) = &tokens.refresh_token {
+                login.revoke_after_sign_out(token).await;
+            }
+            return Err(LoginError::Revoked("session"));
+        }
+        if let Some(token) = &tokens.id_token {
+            let renewed = login.judge(token, Expected::Renewal { nonce: &self.nonce }).await?;
+            if renewed.claims.get("sub") != judged.claims.get("sub") {
+                return Err(LoginError::Denied("the renewed ID token is another user's".to_owned()));
+            }
+            let former = std::mem::replace(&mut judged, renewed);
+            // What a provider says at sign-in only still holds.
+            for name in ["sid", "auth_time"] {
+                if let (None, Some(value)) = (judged.claims.get(name), former.claims.get(name)) {
+                    judged.claims.insert(name.to_owned(), value.clone());
+                }
+            }
+        }
+        if let Some(max_age) = login.spec.max_age {
+            let limit = max_age.as_secs().saturating_add(login.spec.judged_by.clock_skew.as_secs());
+            let at = judged.auth_time.or(self.first_auth_time).unwrap_or_default();
+            if at.saturating_add(limit) < unix_seconds() {
+                return Err(LoginError::Denied("auth_time is longer ago than max_age".to_owned()));
+            }
+        }
+        if let Some(issued_at) = &self.issued_at {
+            judged.claims.insert("iat".to_owned(), issued_at.clone());
+        }
+        let more = login.more_claims(&metadata, &tokens, &judged.claims).await?;
+        // Another `sid` or `jti` must not bring back what the former one was revoked by.
+        if let Err(Rejection::Revoked(by)) = sessions.revocations.check(&self.identity(), unix_seconds()) {
+            return Err(LoginError::Revoked(by));
+        }
+        let identity = login.identity(&judged, more).map_err(|error| match error {
+            LoginError::Refused(reason) => LoginError::Denied(reason),
+            other => other,
+        })?;
+        let identity = identity.lasting(Expiry::At(self.ends_at)).in_session(Some(self.session.clone()));
+        let now = unix_seconds();
+        let mut state = self.lock();
+        let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
+        let by_id_token = tokens.id_token.is_some().then_some(judged.end);
+        let token_end = tokens.expires_in.map(|life| now.saturating_add(life)).or(by_id_token);
+        state.token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
+        state.renew_at = renewal_moment(unix_millis(), state.token_end);
+        state.next_try = unix_millis().saturating_add(1_000);
+        let was_unavailable = std::mem::replace(&mut state.has_failed, false);
+        let says = |identity: &Identity, name: &str| identity.claims().get(name).cloned();
+        let differs = |name: &String| says(&state.identity, name) != says(&identity, name);
+        // Thousands of sockets are not woken for a token that says the same.
+        let names = login.spec.claims.iter().filter(|name| !EACH_TIME.contains(&name.as_str()));
+        let has_changed =
+            was_unavailable || self.passes_token.load(Ordering::Relaxed) || names.into_iter().any(differs);
+        state.identity = Arc::new(identity);
+        state.judged = judged;
+        if tokens.id_token.is_some() {
+            state.id_token = tokens.id_token;
+        }
+        state.access_token = tokens.access_token;
+        state.renewals += 1;
+        drop(state);
+        if has_changed {
+            self.note_change(sessions);
+        }
+        Ok(())
+    }
+}
+
+/// The moment of a renewal, Unix milliseconds: at 70 to 90 % of the life that is left, and at least 30 s before the end of
+/// one of 150 s or more. Instances and sessions that began together renew at moments of their own.
+pub(super) fn renewal_moment(now: u64, token_end: u64) -> u64 {
+    let end = token_end.saturating_mul(1_000);
+    let life = end.saturating_sub(now);
+    let chance = u64::from(u16::from_le_bytes(random::<2>().unwrap_or([128, 0])));
+    // 700 to 900 thousandths.
+    let part = life / 1_000 * (700 + chance % 201);
+    let latest = if life >= 150_000 { end.saturating_sub(30_000) } else { end };
+    now.saturating_add(part).min(latest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::client::Tokens;
+    use super::super::super::grant::Judged;
+    use super::*;
+    use crate::auth::{BrowserSession, KeyFingerprint, VerifiedBy, kind::KindHeader};
+
+    fn session() -> Arc<LoginSession> {
+        let text = "{upstream: 'http://127.0.0.1:1', providers: [{preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX}]}";
+        let policy = crate::policy::validate(&crate::config::load_yaml(text).expect("loads").config).expect("valid");
+        let provider = Arc::clone(&policy.providers[0]);
+        let (print, kind, claims) = (KeyFingerprint::default(), KindHeader::default(), serde_json::Map::new());
+        let by = VerifiedBy::Provider(print);
+        let identity = Identity::new(provider, "alice".into(), claims.clone(), Expiry::At(0), by, kind);
+        let algorithm = jsonwebtoken::Algorithm::RS256;
+        let end = unix_seconds() + 600;
+        let session = BrowserSession { id: "a".into(), owner: "b".into(), began: 0, last_end: end, key: print };
+        let judged = Judged { claims, kind, print, algorithm, end, auth_time: None };
+        let refresh_token = Some(ProviderToken::new("d"));
+        let tokens = Tokens { id_token: None, access_token: None, refresh_token, expires_in: None };
+        LoginSession::new(session, end, "c".into(), identity, judged, tokens, end)
+    }
+
+    #[tokio::test]
+    async fn one_task_at_most_renews_a_session_however_its_sockets_come_and_go() {
+        let session = session();
+        let sessions = Arc::new(LoginSessions::new(Arc::default()));
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let mut open = session.socket(&sessions);
+        for turn in 0..100 {
+            // Nothing else runs in between: the task has not seen that no socket was open.
+            drop(open);
+            open = session.socket(&sessions);
+            if turn % 10 == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(tasks(), 1, "turn {turn}");
+        }
+        drop(open);
+        while tasks() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let _open = session.socket(&sessions);
+        assert_eq!(tasks(), 1, "the next socket starts it anew");
+    }
+
+    #[test]
+    fn a_renewal_is_due_in_the_last_third_of_a_token_s_life() {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let short = renewal_moment(1_000_000, 1_100);
+            assert!((1_070_000..=1_090_000).contains(&short), "{short}");
+            let hour = renewal_moment(1_000_000, 4_600);
+            assert!((3_520_000..=4_240_000).contains(&hour), "{hour}");
+            let least = renewal_moment(1_000_000, 1_150);
+            assert!((1_105_000..=1_120_000).contains(&least), "{least}: 30 s before the end");
+            seen.insert(hour);
+        }
+        assert!(seen.len() > 20, "at moments of their own");
+        assert_eq!(renewal_moment(2_000_000, 1_000), 1_000_000, "over already");
+    }
+}
