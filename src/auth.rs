@@ -22,6 +22,7 @@
 pub mod allow;
 mod cache;
 mod claims;
+mod clock;
 mod identify;
 mod identity;
 mod inspection;
@@ -30,6 +31,7 @@ mod keys;
 mod kind;
 pub mod login;
 mod outbound;
+mod provider_state;
 mod rejection;
 mod remote;
 mod revocation;
@@ -40,17 +42,19 @@ mod trace;
 mod verifier;
 
 pub use cache::LastToken;
+pub use clock::{unix_millis, unix_seconds};
 pub use identity::{BrowserSession, Expiry, Identity, User, VerifiedBy};
 pub use inspection::Inspection;
 pub use keys::{KeyFingerprint, KeyHealth, ProviderKeys, inspect as inspect_keys};
+pub use provider_state::Lookup;
 pub use rejection::Rejection;
 pub use remote::{RemoteCheck, inspect as inspect_remote};
 pub use revocation::{
     LimitReached, Revocation, RevocationFileError, RevocationKey, RevocationKeys, RevocationTarget, Revocations,
     SignOutLimits, issuer_or_name,
 };
-pub use session_cookie::{IssuedCookie, SessionCookie, SessionCookies};
+pub use session_cookie::{IssuedCookie, SessionCookies};
 pub use stored_identity::StoredIdentity;
-pub use token::{Carrier, NoCredential, Token};
+pub use token::{Carrier, NoCredential, SessionCookie, Token};
 pub use trace::Step;
-pub use verifier::{Explanation, Lookup, Revalidation, Verified, Verifier, unix_millis, unix_seconds};
+pub use verifier::{Explanation, Revalidation, Verified, Verifier};

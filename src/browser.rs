@@ -6,6 +6,7 @@
 mod client;
 mod login;
 mod pages;
+mod session_end;
 mod session_endpoint;
 
 pub use client::ClientFile;

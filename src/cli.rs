@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod descriptors;
 mod doctor;
+mod executor;
 mod healthcheck;
 mod output;
 mod place;

@@ -6,6 +6,7 @@
 //! that needs two keys at once, and every parsed URL, to `policy`.
 
 mod diagnostic;
+mod finding;
 mod read;
 pub mod reference;
 mod schema;
@@ -15,8 +16,9 @@ mod source;
 mod tree;
 mod value;
 
+pub use diagnostic::Report;
 pub(crate) use diagnostic::nearest;
-pub use diagnostic::{Finding, Report};
+pub use finding::Finding;
 pub use schema::schema;
 pub use shape::{
     Accept, Admin, Allow, Assertion, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, Cors, Credential,

@@ -5,12 +5,15 @@
 
 mod access;
 mod format;
+mod label;
 mod metrics;
 mod outcome;
 mod output;
+mod text;
 
 pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, access, observe};
 pub use format::{set_level, start};
-pub use metrics::{Label, Metrics, PassedBytes};
+pub use label::Label;
+pub use metrics::{Metrics, PassedBytes};
 pub use outcome::{AnsweredBy, Outcome};
 pub use output::{Format, flush};

@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use super::identity::resolve_pointer;
 use super::kind::{KindHeader, check_audience, check_kind, shown_audience};
 use super::trace::Trace;
 use crate::policy::{Claim, Parties, ProviderSpec};
@@ -157,6 +156,20 @@ pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Resul
         ));
     }
     Ok(format!("{}{id}", spec.user_prefix.as_deref().unwrap_or_default()))
+}
+
+/// Resolves a JSON pointer (RFC 6901) in an object.
+pub(super) fn resolve_pointer<'a>(claims: &'a Map<String, Value>, pointer: &str) -> Option<&'a Value> {
+    let rest = pointer.strip_prefix('/')?;
+    let (first, deeper) = match rest.split_once('/') {
+        Some((first, _)) => (first, Some(&rest[first.len()..])),
+        None => (rest, None),
+    };
+    let value = claims.get(&first.replace("~1", "/").replace("~0", "~"))?;
+    match deeper {
+        Some(deeper) => value.pointer(deeper),
+        None => Some(value),
+    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,9 @@ use serde_json::{Map, Value};
 use super::allow::unmet;
 use super::identity::{Expiry, VerifiedBy};
 use super::kind::{KindHeader, flattened};
-use super::remote::endpoint_fingerprint;
 use super::trace::Trace;
-use super::{Identity, Rejection, claims};
-use crate::policy::{PathVariables, ProviderSpec};
+use super::{Identity, KeyFingerprint, Rejection, claims};
+use crate::policy::{PathVariables, ProviderSpec, RemoteQuestion, RemoteSpec};
 
 /// The claims of a token whose signature and times have been checked.
 pub(super) struct VerifiedClaims {
@@ -77,4 +76,15 @@ pub(super) fn identify_again(
         }
     }
     identify(spec, verified, &mut ())
+}
+
+/// Returns a fingerprint of the endpoint that is asked, so that a token confirmed by one endpoint is not taken as
+/// confirmed by another.
+pub(super) fn endpoint_fingerprint(spec: &RemoteSpec) -> KeyFingerprint {
+    let (how, url) = match &spec.question {
+        RemoteQuestion::Introspection { url, .. } => (&b"introspection"[..], url),
+        RemoteQuestion::Clerk { base, .. } => (&b"clerk"[..], base),
+        RemoteQuestion::Supabase { base, .. } => (&b"supabase"[..], base),
+    };
+    KeyFingerprint::of(&[how, url.as_str().as_bytes()])
 }

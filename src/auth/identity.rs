@@ -208,17 +208,3 @@ impl std::fmt::Debug for Identity {
             .finish_non_exhaustive()
     }
 }
-
-/// Resolves a JSON pointer (RFC 6901) in an object.
-pub(super) fn resolve_pointer<'a>(claims: &'a Map<String, Value>, pointer: &str) -> Option<&'a Value> {
-    let rest = pointer.strip_prefix('/')?;
-    let (first, deeper) = match rest.split_once('/') {
-        Some((first, _)) => (first, Some(&rest[first.len()..])),
-        None => (rest, None),
-    };
-    let value = claims.get(&first.replace("~1", "/").replace("~0", "~"))?;
-    match deeper {
-        Some(deeper) => value.pointer(deeper),
-        None => Some(value),
-    }
-}

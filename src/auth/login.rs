@@ -21,9 +21,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::outbound;
-use super::verifier::ProviderState;
+use super::provider_state::ProviderState;
 use crate::policy::{KeySource, Limits, LoginPrompt, LoginSpec, Pushed, Renew, Secret};
-use client::{Form, TIMEOUT};
+use client::Form;
 use discovery::Discovery;
 
 pub use client::{ProviderToken, shown as shown_error_code};
@@ -33,6 +33,11 @@ pub use inspect::inspect;
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
 pub use seal::{LoginCookie, LoginKeys, LoginState, local_path};
+
+/// How long a provider may take for one answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Upper bound on the body of a provider's answer, in bytes.
+const BODY_BYTES: usize = 64 << 10;
 
 /// Why a sign-in, or a renewal, came to nothing. Never holds a code, a state or a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::Digest;
 use super::kind::is_kind_member;
-use super::{Inspection, KeyFingerprint, Token, outbound};
-use crate::policy::{ProviderSpec, RemoteQuestion, RemoteSpec};
+use super::{Inspection, Token, outbound};
+use crate::policy::{ProviderSpec, RemoteSpec};
 use crate::telemetry::{Label, Metrics};
 
 /// How long a check of an open session waits for a permit, which may be longer than a request waits.
@@ -33,17 +33,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(120);
 const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 /// Upper bound on unused connections to a provider.
 const IDLE_CONNECTIONS: usize = 4;
-
-/// Returns a fingerprint of the endpoint that is asked, so that a token confirmed by one endpoint is not taken as
-/// confirmed by another.
-pub(super) fn endpoint_fingerprint(spec: &RemoteSpec) -> KeyFingerprint {
-    let (how, url) = match &spec.question {
-        RemoteQuestion::Introspection { url, .. } => (&b"introspection"[..], url),
-        RemoteQuestion::Clerk { base, .. } => (&b"clerk"[..], base),
-        RemoteQuestion::Supabase { base, .. } => (&b"supabase"[..], base),
-    };
-    KeyFingerprint::of(&[how, url.as_str().as_bytes()])
-}
 
 /// A question to a provider about a token or a session. A session keeps one for as long as it is open.
 #[derive(Clone, Debug)]

@@ -18,38 +18,16 @@ use serde_json::{Map, Value, json};
 use super::identify::VerifiedClaims;
 use super::identity::{BrowserSession, Expiry, VerifiedBy};
 use super::kind::{Category, KindHeader};
-use super::{Identity, KeyFingerprint, issuer_or_name};
+use super::token::MAX_COOKIE_VALUE;
+use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
 use crate::policy::{Secret, SessionSpec};
 
 /// The associated data of the encryption, so that nothing encrypted for another purpose can be read as a cookie.
 const PURPOSE: &[u8] = b"vestibule session 2";
-/// The longest value, in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
-pub(super) const MAX_VALUE: usize = 3_900;
-
 /// How much later another replica's cookie of the same session may expire, where cookies expire with their tokens.
 const ONE_DAY: u64 = 86_400;
 /// Allowance for clocks of replicas that differ.
 const ONE_MINUTE: u64 = 60;
-
-/// The value of a session cookie as a browser sent it. It cannot be printed.
-pub struct SessionCookie(Box<str>);
-
-impl SessionCookie {
-    /// Takes a cookie's value, unless it is empty or too long to be one of ours.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        (!text.is_empty() && text.len() <= MAX_VALUE).then(|| Self(text.into()))
-    }
-
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SessionCookie {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SessionCookie({} bytes)", self.0.len())
-    }
-}
 
 /// A session cookie that was issued for a new or a renewed browser session.
 #[derive(Debug)]
@@ -202,7 +180,7 @@ impl SessionCookies {
         let mut bytes = nonce.to_vec();
         bytes.extend_from_slice(&encrypted);
         let value = URL_SAFE_NO_PAD.encode(bytes);
-        (value.len() <= MAX_VALUE).then_some(IssuedCookie { value, expires_at: until, session })
+        (value.len() <= MAX_COOKIE_VALUE).then_some(IssuedCookie { value, expires_at: until, session })
     }
 
     /// Returns the browser session of a cookie that can be decrypted, without any other check: a sign-out must work
@@ -241,7 +219,7 @@ impl SessionCookies {
 
     /// Decrypts a cookie. Returns `None` for any that was not encrypted with this key.
     pub(super) fn decrypt(&self, cookie: &SessionCookie) -> Option<CookieContent> {
-        let mut bytes = URL_SAFE_NO_PAD.decode(cookie.0.as_bytes()).ok()?;
+        let mut bytes = URL_SAFE_NO_PAD.decode(cookie.expose().as_bytes()).ok()?;
         if bytes.len() < NONCE_LEN {
             return None;
         }

@@ -16,11 +16,11 @@ use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER, SEC_WEBSOCK
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::SessionCookie;
 use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
+pub(in crate::auth) use cookie::MAX_COOKIE_VALUE;
 use cookie::take_cookie;
 pub use cookie::{
-    has_session_cookie, login_cookie_name, own_cookie_value, session_cookie_name, sets_session_cookie,
+    SessionCookie, has_session_cookie, login_cookie_name, own_cookie_value, session_cookie_name, sets_session_cookie,
     take_all_session_cookies, take_session_cookie, without_credentials,
 };
 pub(crate) use query::into_query;

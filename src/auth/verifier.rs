@@ -7,23 +7,24 @@
 mod session_cookie;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::Algorithm;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::cache::{CachedToken, Digest, LastToken, TokenCache};
 use super::claims;
-use super::identify::{VerifiedClaims, identify};
+use super::identify::{VerifiedClaims, endpoint_fingerprint, identify};
 use super::identity::{Expiry, VerifiedBy};
 use super::jwt::{self, Parsed};
-use super::keys::{Candidates, KeyFingerprint, ProviderKeys};
+use super::keys::ProviderKeys;
 use super::kind::{KindHeader, check_answer};
 use super::login::{LoginLimits, Logins};
-use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker, endpoint_fingerprint};
+use super::provider_state::{Lookup, ProviderState, verify_signature};
+use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::trace::{ClaimedProvider, Step, Trace};
-use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token};
+use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token, unix_seconds};
 use crate::policy::{Family, KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
@@ -89,15 +90,6 @@ pub enum Revalidation {
     Unavailable,
 }
 
-/// A provider with its keys and remote checks, which a reload keeps if the configuration of the provider is the same.
-pub(super) struct ProviderState {
-    pub(super) spec: Arc<ProviderSpec>,
-    /// The provider's name, for metrics.
-    label: Label,
-    keys: ProviderKeys,
-    remote: Option<RemoteChecker>,
-}
-
 /// Verifies tokens and session cookies by the providers of one configuration.
 pub struct Verifier {
     providers: Vec<Arc<ProviderState>>,
@@ -122,15 +114,6 @@ pub struct Explanation {
     pub steps: Vec<Step>,
     /// The result.
     pub verdict: Result<Arc<Identity>, Rejection>,
-}
-
-/// Whether verifying a token may cause requests to its provider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lookup {
-    /// Keys may be fetched and the provider may be asked.
-    MayFetch,
-    /// Only cached keys and answers are used, because the client has presented too many invalid tokens.
-    CachedOnly,
 }
 
 /// A token that is being verified.
@@ -617,49 +600,6 @@ fn check_times_and_identify(
     let answer_ttl = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
     let expiry = exp.map_or(Expiry::RevalidateAt(now.saturating_add(answer_ttl)), Expiry::At);
     identify(spec, VerifiedClaims { claims, kind, expiry, verified_by }, trace)
-}
-
-/// Returns the seconds since the Unix epoch by this machine's clock.
-#[must_use]
-pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
-}
-
-/// Returns the milliseconds since the Unix epoch by this machine's clock.
-#[must_use]
-pub fn unix_millis() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Verifies the signature with the keys that fit, after refetching the keys if none does, and returns the fingerprint
-/// of the key.
-pub(super) async fn verify_signature(
-    provider: &ProviderState,
-    parsed: &Parsed<'_>,
-    lookup: Lookup,
-    trace: &mut (impl Trace + Send),
-) -> Result<KeyFingerprint, Rejection> {
-    let id = parsed.key_id.as_deref();
-    let mut set = provider.keys.current().await?;
-    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && lookup == Lookup::MayFetch {
-        trace.step("key", format_args!("kid {} is not in the cached key set; fetching it again", id.unwrap_or("none")));
-        set = provider.keys.refetch().await?;
-    }
-    let keys = match set.candidates(parsed.algorithm, id) {
-        Candidates::Keys(keys) => keys,
-        Candidates::Unknown => return Err(Rejection::UnknownKey(parsed.key_id.clone())),
-    };
-    trace.step("key", format_args!("{} of the provider's keys match", keys.len()));
-    let verifies = |key: &DecodingKey| {
-        // An error means that the key or the signature is not usable with the algorithm, so nothing is verified.
-        jsonwebtoken::crypto::verify(parsed.signature, parsed.signed.as_bytes(), key, parsed.algorithm).unwrap_or(false)
-    };
-    let Some((_, fingerprint)) = keys.iter().find(|(key, _)| verifies(key)) else {
-        return Err(Rejection::BadSignature);
-    };
-    trace.step("signature", format_args!("verifies"));
-    Ok(*fingerprint)
 }
 
 impl NoCredential {

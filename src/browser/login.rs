@@ -15,7 +15,7 @@ use hyper::header::{CACHE_CONTROL, HeaderValue, LOCATION, SET_COOKIE};
 use hyper::{Method, Response, StatusCode};
 
 use super::pages::contact;
-use super::session_endpoint::cookie_line;
+use super::session_end::cookie_line;
 use crate::auth::login::{Login, LoginCookie, Logins};
 use crate::auth::{Rejection, Verified, unix_millis};
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use super::{CheckArguments, USAGE, fail, policy, print, print_line, run::executor};
+use super::{CheckArguments, USAGE, executor::executor, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Names, Policy, summary};
 use crate::reload::Edition;

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
-use super::run::executor;
+use super::executor::executor;
 use super::{DemoArguments, fail, print_line};
 use crate::auth::Revocations;
 use crate::config;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::place::Place;
-use super::{DoctorArguments, USAGE, fail, policy, print_line, run::executor};
+use super::{DoctorArguments, USAGE, executor::executor, fail, policy, print_line};
 use crate::policy::{ListenSpec, Policy};
 use crate::reload::Edition;
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::executor::executor;
 use super::{RunArguments, USAGE, descriptors, fail, policy, print_line, token};
 use crate::admin::Admin;
 use crate::auth::{RevocationFileError, Revocations, unix_seconds};
@@ -47,15 +48,6 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
 fn load(arguments: &RunArguments) -> Result<Edition, Report> {
     let dev = |loaded: &mut Loaded| if arguments.insecure_dev { token::add_dev_provider(loaded) } else { Vec::new() };
     policy(&arguments.config, dev)
-}
-
-/// One thread where there is one core: the scheduler of many would only cost.
-pub(super) fn executor() -> std::io::Result<tokio::runtime::Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if cores == 1 {
-        return tokio::runtime::Builder::new_current_thread().enable_all().build();
-    }
-    tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()
 }
 
 fn start_log(policy: &Policy) {

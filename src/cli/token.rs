@@ -13,7 +13,7 @@ use clap::Args;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
-use super::run::executor;
+use super::executor::executor;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
 use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};

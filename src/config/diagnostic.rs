@@ -2,47 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
-use super::tree::{Node, Place};
-
-/// Something wrong with the configuration, found at a key path such as `providers[0].audience`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub(crate) path: String,
-    pub(crate) message: String,
-    pub(crate) place: Option<Place>,
-}
-
-impl Finding {
-    /// A finding at `path`; its place is looked up in the tree when it is shown.
-    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), place: None }
-    }
-
-    pub(crate) fn at(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), place: Some(place) }
-    }
-
-    /// Names the flags in the place of the keys of a provider that flags describe.
-    fn name_flags(&mut self) {
-        for (key, flag) in FLAGS_OF_KEYS {
-            if self.message.contains(key) {
-                self.message = self.message.replace(key, flag);
-            }
-        }
-    }
-
-    /// The key path this is about.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// What is wrong and what to do.
-    #[must_use]
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-}
+use super::finding::{Finding, Place};
+use super::tree::Node;
 
 /// What stands for the file's name where there is none.
 pub(super) const FLAGS: &str = "flags";
@@ -57,6 +18,15 @@ const FLAGS_OF_KEYS: [(&str, &str); 4] = [
         "--issuer https://issuer.example.com --audience my-api",
     ),
 ];
+
+/// Replaces the keys of a provider that flags describe by the flags.
+fn name_flags(finding: &mut Finding) {
+    for (key, flag) in FLAGS_OF_KEYS {
+        if finding.message.contains(key) {
+            finding.message = finding.message.replace(key, flag);
+        }
+    }
+}
 
 /// Every finding of one configuration, ready to be read. Nothing was started.
 #[derive(Debug)]
@@ -79,7 +49,7 @@ impl Report {
             matches!(provider, Place::Flag(_) | Place::Variable(_)) || (source == FLAGS && provider == Place::Nowhere);
         for finding in &mut findings {
             if by_flags {
-                finding.name_flags();
+                name_flags(finding);
             }
             if finding.place.is_none() {
                 finding.place = Some(tree.place_of(&finding.path));

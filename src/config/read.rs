@@ -14,8 +14,9 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::diagnostic::{Finding, nearest};
-use super::tree::{Key, Node, Place, Value, join};
+use super::diagnostic::nearest;
+use super::finding::{Finding, Place};
+use super::tree::{Key, Node, Value, join};
 
 /// Structs that may be written as a single value, and the key that value stands for.
 pub(super) const SHORT_FORMS: [(&str, &str); 5] = [

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::diagnostic::{FLAGS, Finding, Report};
+use super::diagnostic::{FLAGS, Report};
+use super::finding::{Finding, Place};
 use super::read;
 use super::shape::Config;
-use super::tree::{self, Node, Place};
+use super::tree::{self, Node};
 
 /// What the command line says (docs/contract.md section 9); everything else is in the file.
 #[derive(Clone, Debug, Default)]

@@ -6,35 +6,7 @@
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
-use super::diagnostic::Finding;
-
-/// Where a value came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Line and column of the YAML, both from 1.
-    At {
-        /// Line, from 1.
-        line: usize,
-        /// Column in characters, from 1.
-        column: usize,
-    },
-    /// A command-line flag.
-    Flag(&'static str),
-    /// An environment variable.
-    Variable(&'static str),
-    /// A default.
-    Nowhere,
-}
-
-impl Place {
-    pub(super) fn order(self) -> (usize, usize) {
-        match self {
-            Self::At { line, column } => (line, column),
-            Self::Flag(_) | Self::Variable(_) => (0, 0),
-            Self::Nowhere => (usize::MAX, 0),
-        }
-    }
-}
+use super::finding::{Finding, Place};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Node {

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
+use super::pattern::Comparison;
 use super::readings::{Reading, Readings, TooManyReadings};
-use super::route::Comparison;
 use super::{PathVariables, Policy, Route};
 use crate::config::AuthMode;
 

@@ -124,15 +124,6 @@ const ALWAYS: [&str; 13] = [
     "client_id",
 ];
 
-/// Whether people sign in at this provider of the file.
-pub(super) fn is_login_provider(config: &Config, name: &str) -> bool {
-    let logins = config.browser.login.as_ref().map_or(&[][..], |logins| &logins.0);
-    logins.iter().any(|login| match &login.provider {
-        Some(provider) => provider == name,
-        None => config.providers.len() == 1,
-    })
-}
-
 impl Check {
     pub(super) fn logins(
         &mut self,

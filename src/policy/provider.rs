@@ -7,7 +7,6 @@ use jsonwebtoken::Algorithm;
 use url::Url;
 
 use super::check::Check;
-use super::login::is_login_provider;
 use super::origin::{is_loopback, missing_scheme};
 use super::provider_preset::{
     ASYMMETRIC, DefaultIssuer, DefaultKeys, Family, PRESETS, Preset, derived_issuer, preset_of,
@@ -574,4 +573,13 @@ impl Check {
             }
         }
     }
+}
+
+/// Whether people sign in at this provider of the file.
+fn is_login_provider(config: &Config, name: &str) -> bool {
+    let logins = config.browser.login.as_ref().map_or(&[][..], |logins| &logins.0);
+    logins.iter().any(|login| match &login.provider {
+        Some(provider) => provider == name,
+        None => config.providers.len() == 1,
+    })
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use tokio_rustls::rustls::pki_types::ServerName;
 use url::Url;
 
@@ -12,7 +12,7 @@ use super::check::Check;
 use super::dialect::Dialects;
 use super::origin::missing_scheme;
 use super::upstream_preset::upstream_preset;
-use super::{CertificateAuthority, DialectSpec, Route, UpstreamPreset, fold};
+use super::{CertificateAuthority, DialectSpec, Route, Secret, UpstreamPreset, fold};
 use crate::config::{self, AuthMode, Config, HostHeader, Time, TokenToHttp};
 
 /// A backend and how to speak to it.
@@ -55,6 +55,18 @@ impl UpstreamSpec {
         } else {
             self.token_to_http != TokenToHttp::None
         }
+    }
+
+    /// The secret that the pages of a known backend send back in `Authorization: token …` and `?token=…`, because the
+    /// backend writes its own secret into them. It is no credential of a user, so it counts as absent and the session
+    /// cookie decides.
+    pub(super) fn secret_in_pages(&self) -> Option<Secret> {
+        let credential = self.credential.as_ref().filter(|_| self.preset.is_some())?;
+        if credential.header != AUTHORIZATION {
+            return None;
+        }
+        let (_, secret) = credential.value.to_str().ok()?.split_once(' ')?;
+        Some(Secret::new(secret.as_bytes().to_vec()))
     }
 }
 

@@ -1,10 +1,6 @@
 //! Backends that people really have, by preset: what they need of us, and what `check` says they need themselves
 //! (docs/contract.md section 8). A row each; the backend keeps its own secret, and is never opened for us.
 
-use hyper::header::AUTHORIZATION;
-
-use super::{Secret, UpstreamSpec};
-
 /// A backend we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamPreset {
@@ -50,17 +46,6 @@ X-User-Id is believed beside the token only:
         setup: "marimo edit --headless --host 127.0.0.1 --token-password \"$MARIMO_PASSWORD\" --proxy <the host that browsers see>",
     },
 ];
-
-/// What the pages of a backend send back to us, since it writes its own secret into them: `Authorization: token …` and
-/// `?token=…`. It is a credential for the backend and none for us, so it counts as absent, and our cookie decides.
-pub(super) fn echo(upstream: &UpstreamSpec) -> Option<Secret> {
-    let credential = upstream.credential.as_ref().filter(|_| upstream.preset.is_some())?;
-    if credential.header != AUTHORIZATION {
-        return None;
-    }
-    let (_, secret) = credential.value.to_str().ok()?.split_once(' ')?;
-    Some(Secret::new(secret.as_bytes().to_vec()))
-}
 
 /// The preset of this name, or what there is.
 ///

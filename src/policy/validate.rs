@@ -9,9 +9,9 @@ use super::provider_preset::cookie_suffix;
 use super::summary::walls;
 use super::token_sources::{RouteContext, WrittenSources};
 use super::upstream::Upstreams;
-use super::upstream_preset::echo;
 use super::{
     AssertionSpec, IssuedTokens, ListenPlace, ListenSpec, Origin, Pattern, Policy, Requirement, ReservedNames, Route,
+    UpstreamSpec,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, Log, OnExpiry};
 
@@ -183,7 +183,7 @@ impl Check {
             let mut token_from = self.token_from(&format!("{at}.token_from"), &written, context);
             let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
             let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
-            token_from.echo = upstreams.and_then(|upstreams| echo(&upstreams.specs[upstream]));
+            token_from.echo = upstreams.and_then(|upstreams| upstreams.specs[upstream].secret_in_pages());
             let websocket =
                 self.websocket(config, &route.websocket, &format!("{at}.websocket"), backend, &context.dialects);
             let pattern = (path != "/**").then_some(pattern);
@@ -204,7 +204,7 @@ impl Check {
         let written = WrittenSources { header, message: base.message, query, subprotocols: &base.subprotocol, cookie };
         let mut token_from = self.token_from("token_from", &written, context);
         let first = upstreams.and_then(|upstreams| upstreams.specs.first());
-        token_from.echo = first.and_then(echo);
+        token_from.echo = first.and_then(UpstreamSpec::secret_in_pages);
         let backend = first.and_then(|first| first.preset);
         let websocket =
             self.websocket(config, &config::RouteWebSocket::default(), "websocket", backend, &context.dialects);

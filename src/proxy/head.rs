@@ -7,7 +7,6 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderValue, ORIGIN, USER_AGENT};
 use hyper::{Method, Request};
 
-use super::warnings::is_health_checker;
 use crate::browser::Navigation;
 use crate::policy::Policy;
 use crate::telemetry::{AccessLine, NO_ROUTE};
@@ -97,6 +96,11 @@ fn masked_where(query: &str, carries_tokens: impl Fn(&str) -> bool) -> String {
         if secret { format!("{name}=[masked]{separator}") } else { pair.to_owned() }
     });
     pairs.collect()
+}
+
+/// Whether a `User-Agent` is a load balancer's or an orchestrator's health check.
+fn is_health_checker(agent: &str) -> bool {
+    ["ELB-HealthChecker", "kube-probe", "GoogleHC", "Consul Health Check"].iter().any(|known| agent.contains(known))
 }
 
 #[cfg(test)]

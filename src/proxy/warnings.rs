@@ -6,11 +6,6 @@ use super::head::RequestHead;
 use crate::http::{AddressSharing, ClientAddress, Refusal};
 use crate::runtime::Shared;
 
-/// Whether a `User-Agent` is a load balancer's or an orchestrator's health check.
-pub(super) fn is_health_checker(agent: &str) -> bool {
-    ["ELB-HealthChecker", "kube-probe", "GoogleHC", "Consul Health Check"].iter().any(|known| agent.contains(known))
-}
-
 static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
 static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use hyper::Method;
 
-use super::format::{escape, quote, time};
-use super::metrics::Label;
+use super::label::Label;
 use super::outcome::{AnsweredBy, Outcome};
 use super::output::{self, Format};
+use super::text::{CUT, escape, quote, time};
 
 /// What an access line says (docs/contract.md section 7). The path is without its query, `user` comes
 /// from an identity only.
@@ -119,8 +119,6 @@ pub fn access(line: &AccessLine, enabled: bool) {
         Format::Silent => {}
     }
 }
-
-const CUT: usize = 256;
 
 fn json(line: &AccessLine) -> String {
     let mut out = String::with_capacity(384);

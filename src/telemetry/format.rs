@@ -1,10 +1,8 @@
 //! `tracing` events as our lines.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;
-use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -13,9 +11,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::access::{Observed, observed};
 use super::output::{self, Format};
-
-/// A string from outside is cut here.
-const CUT: usize = 256;
+use super::text::{CUT, escape, quote, time};
 
 /// Starts logging for this process; a second call changes nothing.
 ///
@@ -113,149 +109,4 @@ fn pretty(level: Level, fields: &Fields) -> String {
         escape(&mut out, value, CUT);
     }
     out
-}
-
-/// RFC 3339 in UTC, to the millisecond.
-pub(super) fn time(out: &mut String) {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (year, month, day) = civil(elapsed.as_secs() / 86_400);
-    let second = elapsed.as_secs() % 86_400;
-    let _ = write!(
-        out,
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        elapsed.subsec_millis()
-    );
-}
-
-/// Days since 1970 as year, month, day: years are counted from March, so that the leap day is last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let of_era = days % 146_097;
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
-}
-
-/// A text as it is written: without JWTs, in whatever path or field somebody put them, and cut.
-fn shown(text: &str, at: usize) -> Cow<'_, str> {
-    match without_jwts(text) {
-        Cow::Borrowed(text) => Cow::Borrowed(cut(text, at)),
-        Cow::Owned(text) => Cow::Owned(cut(&text, at).to_owned()),
-    }
-}
-
-/// Puts a word in place of whatever begins as JWTs do and is as long as the shortest of them.
-fn without_jwts(text: &str) -> Cow<'_, str> {
-    const BEGINNING: &str = "eyJ";
-    const SHORTEST: usize = 40;
-    let mut out = String::new();
-    let (mut rest, mut looked_at) = (text, 0);
-    while let Some(found) = rest[looked_at..].find(BEGINNING) {
-        let start = looked_at + found;
-        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let end = rest[start..].find(|c| !is_part(c)).map_or(rest.len(), |length| start + length);
-        if end - start >= SHORTEST && rest[start..end].contains('.') {
-            out.push_str(&rest[..start]);
-            out.push_str("[token]");
-            (rest, looked_at) = (&rest[end..], 0);
-        } else {
-            looked_at = end;
-        }
-    }
-    if rest.len() == text.len() {
-        return Cow::Borrowed(text);
-    }
-    out.push_str(rest);
-    Cow::Owned(out)
-}
-
-fn cut(text: &str, at: usize) -> &str {
-    let mut end = text.len().min(at);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-/// A JSON string.
-pub(super) fn quote(out: &mut String, text: &str, at: usize) {
-    out.push('"');
-    for character in shown(text, at).chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-}
-
-/// For a terminal: no control character and no direction override gets through.
-pub(super) fn escape(out: &mut String, text: &str, at: usize) {
-    for character in shown(text, at).chars() {
-        match character {
-            c if c.is_control()
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_are_civil() {
-        for (days, expected) in
-            [(0, (1970, 1, 1)), (19_782, (2024, 2, 29)), (19_783, (2024, 3, 1)), (20_454, (2026, 1, 1))]
-        {
-            assert_eq!(civil(days), expected);
-        }
-    }
-
-    #[test]
-    fn a_jwt_is_written_nowhere() {
-        let jwt = format!("eyJhbGciOiJub25lIn0.{}.c2lnbmF0dXJl", "eyJzdWIiOiJhbGljZSJ9".repeat(40));
-        for (text, expected) in [
-            (format!("/x/{jwt}"), "/x/[token]"),
-            (format!("Bearer%20{jwt}; a={jwt}&b"), "Bearer%20[token]; a=[token]&b"),
-            (jwt, "[token]"),
-            ("/keyJar/keyJar.tar.gz".to_owned(), "/keyJar/keyJar.tar.gz"),
-            (format!("/{}", "keyJar".repeat(20)), &format!("/{}", "keyJar".repeat(20))),
-        ] {
-            let mut out = String::new();
-            escape(&mut out, &text, CUT);
-            assert_eq!(out, expected);
-        }
-    }
-
-    #[test]
-    fn hostile_text_stays_one_valid_line() {
-        let hostile = "a\r\n{\"level\":\"error\"}\u{1b}[31m\u{7f}\u{2028}\"\\";
-        let mut out = String::new();
-        quote(&mut out, hostile, CUT);
-        assert_eq!(serde_json::from_str::<String>(&out).expect("JSON"), hostile);
-        assert!(!out.contains(['\n', '\r', '\u{1b}']));
-        let mut out = String::new();
-        escape(&mut out, hostile, CUT);
-        assert!(out.chars().all(|c| !c.is_control()));
-        let mut out = String::new();
-        quote(&mut out, &"é".repeat(1_000), CUT);
-        assert!(out.len() <= CUT + 2);
-    }
 }

@@ -8,7 +8,6 @@ mod requests;
 mod sockets;
 
 use std::fmt;
-use std::sync::Arc;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -17,14 +16,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::label::Label;
+
 pub(super) use credentials::Credentials;
 pub(super) use logins::LoginMetrics;
 pub(super) use requests::Requests;
 pub use sockets::PassedBytes;
 pub(super) use sockets::Sockets;
-
-/// A configured name: of a provider, a route, a listener.
-pub type Label = Arc<str>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRoute {

@@ -14,15 +14,11 @@ use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
 use super::seal::random;
-use super::{Login, LoginError, Metadata};
+use super::{BODY_BYTES, Login, LoginError, Metadata, TIMEOUT};
 use crate::auth::{Token, outbound, unix_seconds};
 use crate::json;
 use crate::policy::{ClientAuth, ClientCredential};
 
-/// For one answer of a provider.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest answer.
-pub(super) const BODY_BYTES: usize = 64 << 10;
 /// Longest assertion in a file.
 const ASSERTION_BYTES: u64 = 16 << 10;
 /// How long an assertion of ours is good, seconds.

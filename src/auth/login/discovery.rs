@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 use url::Url;
 
-use super::LoginError;
-use super::client::{BODY_BYTES, TIMEOUT};
+use super::{BODY_BYTES, LoginError, TIMEOUT};
 use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};

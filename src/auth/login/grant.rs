@@ -11,7 +11,7 @@ use super::{Login, LoginError, Logins, Metadata};
 use crate::auth::identify::{VerifiedClaims, identify};
 use crate::auth::identity::{Expiry, VerifiedBy};
 use crate::auth::kind::KindHeader;
-use crate::auth::verifier::{Lookup, verify_signature};
+use crate::auth::provider_state::{Lookup, verify_signature};
 use crate::auth::{Identity, KeyFingerprint, Rejection, allow, claims, jwt, unix_seconds};
 use crate::policy::Renew;
 

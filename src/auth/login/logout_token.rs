@@ -6,8 +6,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Map, Value};
 
 use super::{Login, Logins};
+use crate::auth::provider_state::{Lookup, verify_signature};
 use crate::auth::revocation::RevocationTarget;
-use crate::auth::verifier::{Lookup, verify_signature};
 use crate::auth::{Rejection, claims, jwt, unix_millis, unix_seconds};
 use crate::policy::Claim;
 

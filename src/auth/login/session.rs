@@ -14,7 +14,7 @@ use super::{Login, Logins};
 use crate::auth::identify::{VerifiedClaims, identify_again};
 use crate::auth::identity::{BrowserSession, Expiry, VerifiedBy};
 use crate::auth::kind::{Category, KindHeader};
-use crate::auth::session_cookie::MAX_VALUE;
+use crate::auth::token::MAX_COOKIE_VALUE;
 use crate::auth::{
     Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
 };
@@ -92,7 +92,7 @@ impl Logins {
                 "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
             });
             let value = format!("{PREFIX}{}", self.keys.seal(SESSION, &content)?);
-            (value.len() <= MAX_VALUE).then_some(value)
+            (value.len() <= MAX_COOKIE_VALUE).then_some(value)
         };
         let value = sealed(true).or_else(|| sealed(false))?;
         let kept = self.sessions.keep(grant, &session, ends_at);

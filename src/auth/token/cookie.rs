@@ -1,11 +1,35 @@
 //! Extracts credentials from cookies: our session cookie, and a token in the provider's cookie.
 
+use std::fmt;
+
 use hyper::HeaderMap;
 use hyper::header::{COOKIE, HeaderValue};
 
 use super::Token;
-use crate::auth::SessionCookie;
 use crate::policy::CookieSource;
+
+/// The longest value, in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
+pub(in crate::auth) const MAX_COOKIE_VALUE: usize = 3_900;
+
+/// The value of a session cookie as a browser sent it. It cannot be printed.
+pub struct SessionCookie(Box<str>);
+
+impl SessionCookie {
+    /// Takes a cookie's value, unless it is empty or too long to be one of ours.
+    pub(in crate::auth) fn parse(text: &str) -> Option<Self> {
+        (!text.is_empty() && text.len() <= MAX_COOKIE_VALUE).then(|| Self(text.into()))
+    }
+
+    pub(in crate::auth) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SessionCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionCookie({} bytes)", self.0.len())
+    }
+}
 
 /// The name of the session cookie on https.
 const OWN_COOKIE: &str = "__Host-vestibule";

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
 use super::super::login::{Grant, LoginSession, LoginSessions, OpenLoginSocket};
+use super::super::provider_state::ProviderState;
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck};
 use super::super::{
     BrowserSession, Carrier, Identity, IssuedCookie, Rejection, SessionCookie, SessionCookies, Token, claims,
+    unix_seconds,
 };
-use super::{ProviderState, Verified, Verifier, unix_seconds};
+use super::{Verified, Verifier};
 
 impl Verifier {
     /// Verifies a session cookie: decrypts it, and checks its expiry, everything that the current configuration would

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::header::{RETRY_AFTER, SET_COOKIE};
 
-use super::super::session_endpoint::{cookie_line, end};
+use super::super::session_end::{cookie_line, end};
 use super::{LOGIN, Visit, pages, parameters};
 use crate::auth::login::{Login, LoginCookie, LoginError, LoginState, shown_error_code};
 use crate::auth::unix_seconds;

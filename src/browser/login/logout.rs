@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::header::SET_COOKIE;
 use hyper::{Method, StatusCode};
 
-use super::super::session_endpoint::{cookie_line, end};
+use super::super::session_end::{cookie_line, end};
 use super::{LOGIN, SIGNED_OUT, Visit, pages, parameters};
 use crate::auth::BrowserSession;
 use crate::auth::login::{Login, LoginSession};

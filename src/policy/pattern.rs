@@ -1,0 +1,383 @@
+//! Path patterns, and how they are compared with one reading of a path.
+//!
+//! A comparison is exact, or it ignores letter case and trailing slashes.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_decode_str, percent_encode};
+
+use super::readings::Reading;
+
+/// `{name}` of a pattern and the segment it stood for, percent-decoded once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathVariables(Vec<(String, Option<String>)>);
+
+impl PathVariables {
+    /// The decoded segment; `None` when it is not UTF-8 or there is no such variable.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.as_deref())
+    }
+}
+
+impl PathVariables {
+    /// The first variable that stands for something else in `other`.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> Option<&str> {
+        self.0.iter().find(|(name, value)| other.get(name) != value.as_deref()).map(|(name, _)| name.as_str())
+    }
+}
+
+/// How a pattern is compared with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// Letter by letter.
+    Exact,
+    /// Ignoring letter case and trailing slashes; rules that open are compared exactly all the same.
+    Folded,
+}
+
+/// `/files/{user}/**`: `*` one segment, `**` any number including none, `{name}` one segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    /// Percent-decoded once.
+    Literal(Vec<u8>),
+    One,
+    Any,
+    Variable(String),
+}
+
+/// What is written as an escape in a segment of an example path.
+const IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// More segments than any real path has; with at most one `**` matching stays linear in the path.
+const SEGMENTS: usize = 64;
+
+/// More bytes than this a segment cannot have for each byte of a literal that it equals: three of an escape, times
+/// three of letters that become two or three, times four of one letter.
+const LONGEST_SAME: usize = 36;
+
+impl Pattern {
+    /// A path that it matches.
+    #[must_use]
+    pub fn example(&self, filling: &str) -> String {
+        let mut path = String::new();
+        for segment in &self.segments {
+            path.push('/');
+            match segment {
+                Segment::Literal(bytes) => path.extend(percent_encode(bytes, IN_SEGMENT)),
+                Segment::One | Segment::Any | Segment::Variable(_) => path.push_str(filling),
+            }
+        }
+        path
+    }
+
+    /// Parses a pattern.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong and what to write.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some(rest) = text.strip_prefix('/') else {
+            return Err(format!("\"{text}\" must start with a slash: \"/{text}\""));
+        };
+        if text.contains(['?', '#']) {
+            return Err("a rule looks at the path only; leave `?` and `#` and what follows out".to_owned());
+        }
+        let mut segments = Vec::new();
+        for part in rest.split('/') {
+            segments.push(match part {
+                "*" => Segment::One,
+                "**" => Segment::Any,
+                part if part.starts_with('{') && part.ends_with('}') && part.len() > 2 => {
+                    let name = &part[1..part.len() - 1];
+                    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+                        return Err(format!("{{{name}}} is not a variable name: letters, digits and _"));
+                    }
+                    Segment::Variable(name.to_owned())
+                }
+                part if part.contains(['*', '{', '}']) => {
+                    return Err(format!("\"{part}\": `*`, `**` and {{name}} stand for whole segments; write /a/*/b"));
+                }
+                part => Segment::Literal(percent_decode_str(part).collect()),
+            });
+        }
+        let mut names: Vec<&str> = segments.iter().filter_map(Segment::variable).collect();
+        names.sort_unstable();
+        if let Some([name, ..]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("{{{name}}} stands twice; give each variable a name of its own"));
+        }
+        if segments.len() > SEGMENTS || segments.iter().filter(|segment| **segment == Segment::Any).count() > 1 {
+            return Err(format!("more than {SEGMENTS} segments, or more than one `**`"));
+        }
+        Ok(Self { segments })
+    }
+
+    /// The names of its variables.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(Segment::variable)
+    }
+
+    /// Whether some path matches both patterns when letter case is ignored, and none does otherwise.
+    #[must_use]
+    pub fn overlaps_by_case_only(&self, other: &Self) -> bool {
+        let overlap = |comparison| overlaps(&self.segments, &other.segments, comparison);
+        overlap(Comparison::Folded) && !overlap(Comparison::Exact)
+    }
+
+    /// Whether any literal has a letter that is not small.
+    #[must_use]
+    pub fn has_other_than_small_letters(&self) -> bool {
+        self.segments.iter().any(|segment| match segment {
+            Segment::Literal(bytes) => !bytes.is_ascii() || bytes.iter().any(u8::is_ascii_uppercase),
+            _ => false,
+        })
+    }
+
+    pub(super) fn matches(&self, reading: Reading<'_>, comparison: Comparison) -> bool {
+        let (segments, rest) = self.compared(reading, comparison);
+        Matching { comparison, decoded: reading.decoded }.run(segments, rest, &mut |_, _| {})
+    }
+
+    pub(super) fn bind(&self, reading: Reading<'_>, comparison: Comparison) -> PathVariables {
+        let (segments, rest) = self.compared(reading, comparison);
+        let mut bound: Vec<(String, Option<String>)> = Vec::new();
+        Matching { comparison, decoded: reading.decoded }.run(segments, rest, &mut |name, value| {
+            let value = String::from_utf8(value.into_owned()).ok().filter(|value| !value.is_empty());
+            bound.push((name.to_owned(), value));
+        });
+        PathVariables(bound)
+    }
+
+    /// The segments and the path that are compared, without the trailing slashes of either where
+    /// these are ignored.
+    fn compared<'s, 'p>(&'s self, reading: Reading<'p>, comparison: Comparison) -> (&'s [Segment], Option<&'p [u8]>) {
+        let (mut segments, mut path) = (self.segments.as_slice(), reading.path.strip_prefix(b"/"));
+        if comparison == Comparison::Folded {
+            while let Some([rest @ .., b'/']) = path {
+                path = Some(rest);
+            }
+            while let [rest @ .., Segment::Literal(last)] = segments
+                && last.is_empty()
+                && !rest.is_empty()
+            {
+                segments = rest;
+            }
+        }
+        (segments, path)
+    }
+}
+
+impl Segment {
+    fn variable(&self) -> Option<&str> {
+        match self {
+            Self::Variable(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// How segments are compared with a path.
+#[derive(Clone, Copy)]
+struct Matching {
+    comparison: Comparison,
+    decoded: bool,
+}
+
+impl Matching {
+    /// Whether the segments match the rest of a path; `None` is a rest without any segment. Calls
+    /// `bind` with each variable on the way.
+    fn run(self, segments: &[Segment], rest: Option<&[u8]>, bind: &mut dyn FnMut(&str, Cow<'_, [u8]>)) -> bool {
+        let Some((segment, following)) = segments.split_first() else { return rest.is_none() };
+        if *segment == Segment::Any {
+            // No second one follows, so what follows takes as many segments as it has, the last ones.
+            return match following.len().checked_sub(1) {
+                None => true,
+                Some(before) => rest
+                    .and_then(|path| last_segments(path, before))
+                    .is_some_and(|last| self.run(following, Some(last), bind)),
+            };
+        }
+        let Some((part, others)) = rest.map(split) else { return false };
+        let fits = match segment {
+            Segment::Literal(literal) => self.is_same(literal, part),
+            _ => self.comparison == Comparison::Folded || !part.is_empty(),
+        };
+        if let (true, Some(name)) = (fits, segment.variable()) {
+            bind(name, self.decode(part));
+        }
+        fits && self.run(following, others, bind)
+    }
+
+    fn decode(self, part: &[u8]) -> Cow<'_, [u8]> {
+        if self.decoded { Cow::Borrowed(part) } else { percent_decode(part).into() }
+    }
+
+    fn is_same(self, literal: &[u8], part: &[u8]) -> bool {
+        if part.len() > literal.len() * LONGEST_SAME {
+            // A long part of a hostile path is not decoded for every literal of every rule.
+            return false;
+        }
+        let part = self.decode(part);
+        match self.comparison {
+            Comparison::Exact => *literal == *part,
+            Comparison::Folded => is_same_folded(literal, &part),
+        }
+    }
+}
+
+/// The last segment of a path and so many before it; `None` where it has fewer.
+fn last_segments(path: &[u8], before: usize) -> Option<&[u8]> {
+    let slashes = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/');
+    let mut starts = slashes.map(|(at, _)| at + 1).chain([0]);
+    starts.nth(before).map(|start| &path[start..])
+}
+
+/// The first segment of a path, and what follows its slash.
+fn split(path: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match path.iter().position(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], Some(&path[at + 1..])),
+        None => (path, None),
+    }
+}
+
+/// Equality without letter case, of letters outside ASCII too: to Python's `lower` the Kelvin sign is a `k`.
+fn is_same_folded(literal: &[u8], part: &[u8]) -> bool {
+    if literal.is_ascii() && part.is_ascii() {
+        return literal.eq_ignore_ascii_case(part);
+    }
+    let folded = |bytes| -> String {
+        String::from_utf8_lossy(bytes).chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+    };
+    folded(literal) == folded(part)
+}
+
+/// Whether some path matches both lists of segments.
+fn overlaps(one: &[Segment], other: &[Segment], comparison: Comparison) -> bool {
+    match (one, other) {
+        ([], []) => true,
+        ([Segment::Any, rest @ ..], _) => {
+            overlaps(rest, other, comparison) || (!other.is_empty() && overlaps(one, &other[1..], comparison))
+        }
+        (_, [Segment::Any, ..]) => overlaps(other, one, comparison),
+        ([], _) | (_, []) => false,
+        ([first, one @ ..], [second, other @ ..]) => {
+            let fits = match (first, second) {
+                (Segment::Literal(first), Segment::Literal(second)) if comparison == Comparison::Exact => {
+                    first == second
+                }
+                (Segment::Literal(first), Segment::Literal(second)) => is_same_folded(first, second),
+                _ => true,
+            };
+            fits && overlaps(one, other, comparison)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(path: &str) -> Reading<'_> {
+        Reading { path: path.as_bytes(), decoded: false }
+    }
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text).expect("pattern")
+    }
+
+    #[test]
+    fn patterns_match_as_documented() {
+        for (written, path, exact, folded) in [
+            ("/health", "/health", true, true),
+            ("/health", "/health/", false, true),
+            ("/health", "/Health", false, true),
+            ("/health", "/healthy", false, false),
+            ("/health", "/%68ealth", true, true),
+            ("/%68ealth", "/health", true, true),
+            ("/a%20b", "/a%20b", true, true),
+            ("/a b", "/a%20b", true, true),
+            ("/x/**", "/x", true, true),
+            ("/x/**", "/x/", true, true),
+            ("/x/**", "/x/a/b", true, true),
+            ("/x/**", "/xy", false, false),
+            ("/**", "/", true, true),
+            ("/**", "/a/b", true, true),
+            ("/", "/", true, true),
+            ("/", "/a", false, false),
+            ("/*/b", "/a/b", true, true),
+            ("/*/b", "//b", false, true),
+            ("/a/**/z", "/a/z", true, true),
+            ("/a/**/z", "/a/b/c/z", true, true),
+            ("/a/**/z", "/a/b/c", false, false),
+            ("/a/**/z", "/a", false, false),
+            ("/a/**/z", "/z", false, false),
+            ("/a/**/y/z", "/a/z", false, false),
+            ("/a/**/y/z", "/a/y/z", true, true),
+            ("/a/**/y/z", "/a/y/y/z", true, true),
+            ("/a/**/*", "/a/", false, false),
+            ("/a/**/", "/a/b/", true, true),
+            ("/**/z", "/z", true, true),
+            ("/**/z", "/", false, false),
+            ("/admin/", "/admin", false, true),
+            ("/admin/", "/ADMIN//", false, true),
+            ("/kelvin", "/\u{212a}elvin", false, true),
+        ] {
+            let pattern = pattern(written);
+            assert_eq!(pattern.matches(sent(path), Comparison::Exact), exact, "{written} {path} exactly");
+            assert_eq!(pattern.matches(sent(path), Comparison::Folded), folded, "{written} {path} without case");
+        }
+    }
+
+    #[test]
+    fn a_reading_that_is_decoded_is_compared_as_it_is() {
+        let reading = Reading { path: b"/a%20b", decoded: true };
+        assert!(!pattern("/a%20b").matches(reading, Comparison::Exact));
+        assert!(pattern("/a%2520b").matches(reading, Comparison::Exact));
+    }
+
+    #[test]
+    fn variables_are_decoded_once() {
+        let pattern = pattern("/files/{user}/**");
+        assert_eq!(pattern.bind(sent("/files/a%20b/c"), Comparison::Folded).get("user"), Some("a b"));
+        assert_eq!(pattern.bind(sent("/files/%ff/c"), Comparison::Folded).get("user"), None);
+        assert_eq!(pattern.bind(sent("/files/Bob/c"), Comparison::Folded).get("user"), Some("Bob"));
+    }
+
+    #[test]
+    fn a_variable_behind_any_number_of_segments_is_the_one_that_matched() {
+        let pattern = pattern("/a/**/u/{user}");
+        assert_eq!(pattern.bind(sent("/a/u/x/u/bob"), Comparison::Exact).get("user"), Some("bob"));
+    }
+
+    #[test]
+    fn patterns_that_would_mislead_are_refused() {
+        for pattern in ["health", "/a*", "/a/{b", "/x?y", "/{a-b}", "/a#b", "/**/a/**", "/a/{u}/b/{u}"] {
+            assert!(Pattern::parse(pattern).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_overlap_by_letter_case_only_are_found() {
+        for (one, other, found) in [
+            ("/API/**", "/api/x", true),
+            ("/API/**", "/api/**", true),
+            ("/a/{x}/B", "/a/*/b", true),
+            ("/api/**", "/api/x", false),
+            ("/API/**", "/b/**", false),
+            ("/**", "/API", false),
+        ] {
+            assert_eq!(pattern(one).overlaps_by_case_only(&pattern(other)), found, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn matching_is_bounded_on_hostile_paths() {
+        let path = "/a".repeat(4_000);
+        assert!(!pattern("/**/a/b").matches(sent(&path), Comparison::Folded));
+    }
+}
