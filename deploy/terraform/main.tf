@@ -1,10 +1,14 @@
-# Vestibule in front of a service that is there: a task definition with both containers, and a target group at
-# Vestibule's port. The service itself stays yours: its desired_count, its deployment settings, its network.
+# Vestibule in front of an existing service: a task definition with both containers, a target group at Vestibule's port,
+# the listener rule that divides the traffic, and the security group rules for Vestibule's port. The service itself stays
+# yours: its desired_count, its deployment settings, its network.
 
 locals {
   port = 8080
 
-  # What only Vestibule may read.
+  # The name of the environment variable from which the backend reads its own secret.
+  backend_variable = nonsensitive(var.backend_credential == null) ? null : nonsensitive(var.backend_credential.variable)
+
+  # The secrets of Vestibule.
   own_secrets = merge(
     nonsensitive(var.backend_credential == null) ? {} : { BACKEND_SECRET = var.backend_credential.secret_arn },
     var.secrets,
@@ -42,9 +46,14 @@ locals {
       environment = [
         for variable in try(var.backend_container.environment, []) : variable if !contains(var.provider_secret_names, variable.name)
       ]
-      secrets = [
-        for secret in try(var.backend_container.secrets, []) : secret if !contains(var.provider_secret_names, secret.name)
-      ]
+      # Its own secret, which it requires and Vestibule sends, goes to both containers.
+      secrets = concat(
+        [
+          for secret in try(var.backend_container.secrets, []) : secret
+          if !contains(var.provider_secret_names, secret.name) && secret.name != coalesce(local.backend_variable, "-")
+        ],
+        local.backend_variable == null ? [] : [{ name = local.backend_variable, valueFrom = var.backend_credential.secret_arn }],
+      )
     },
   )
 
@@ -85,11 +94,38 @@ resource "aws_ecs_task_definition" "this" {
   memory                   = var.task.memory
   execution_role_arn       = var.task.execution_role_arn
   task_role_arn            = var.task.task_role_arn
-  container_definitions    = jsonencode([local.backend, local.vestibule])
+  container_definitions    = jsonencode(concat([local.backend, local.vestibule], var.more_containers))
 
   runtime_platform {
     cpu_architecture        = var.task.architecture
     operating_system_family = "LINUX"
+  }
+
+  dynamic "volume" {
+    for_each = var.volumes
+
+    content {
+      name = volume.value.name
+
+      dynamic "efs_volume_configuration" {
+        for_each = volume.value.efs_file_system_id == null ? [] : [volume.value]
+
+        content {
+          file_system_id     = efs_volume_configuration.value.efs_file_system_id
+          root_directory     = efs_volume_configuration.value.root_directory
+          transit_encryption = "ENABLED"
+
+          dynamic "authorization_config" {
+            for_each = efs_volume_configuration.value.efs_access_point_id == null ? [] : [efs_volume_configuration.value]
+
+            content {
+              access_point_id = authorization_config.value.efs_access_point_id
+              iam             = "ENABLED"
+            }
+          }
+        }
+      }
+    }
   }
 }
 
@@ -131,8 +167,33 @@ resource "aws_lb_listener_rule" "this" {
   priority     = var.listener_priority
 
   action {
-    type             = "forward"
-    target_group_arn = aws_lb_target_group.this.arn
+    type = "forward"
+
+    forward {
+      target_group {
+        arn    = aws_lb_target_group.this.arn
+        weight = var.former_target_group_arn == null ? 100 : var.weight
+      }
+
+      dynamic "target_group" {
+        for_each = var.former_target_group_arn == null ? [] : [var.former_target_group_arn]
+
+        content {
+          arn    = target_group.value
+          weight = 100 - var.weight
+        }
+      }
+
+      # While both have traffic, a browser stays at one of them.
+      dynamic "stickiness" {
+        for_each = var.former_target_group_arn != null && var.weight > 0 && var.weight < 100 ? [3600] : []
+
+        content {
+          enabled  = true
+          duration = stickiness.value
+        }
+      }
+    }
   }
 
   condition {
@@ -140,6 +201,18 @@ resource "aws_lb_listener_rule" "this" {
       values = var.listener_hosts
     }
   }
+}
+
+# The balancer may reach Vestibule's port of the tasks.
+resource "aws_vpc_security_group_ingress_rule" "balancer" {
+  for_each = var.task_security_group_id == null ? toset([]) : toset(data.aws_lb.this.security_groups)
+
+  security_group_id            = var.task_security_group_id
+  referenced_security_group_id = each.value
+  ip_protocol                  = "tcp"
+  from_port                    = local.port
+  to_port                      = local.port
+  description                  = "From the load balancer to Vestibule"
 }
 
 data "aws_lb" "this" {

@@ -17,3 +17,8 @@ output "container_port" {
   description = "For load_balancer.container_port."
   value       = local.port
 }
+
+output "listener_rule_arn" {
+  description = "The listener rule, if the module makes one."
+  value       = one(aws_lb_listener_rule.this[*].arn)
+}

@@ -9,7 +9,7 @@ variable "image" {
 }
 
 variable "backend_container" {
-  description = "The backend's container definition, as it stands in its task definition now. Its published ports are taken away, and its provider secrets."
+  description = "The backend's container definition, unchanged from its task definition. The module removes its published ports and the provider's secrets."
   type        = any
 }
 
@@ -19,7 +19,7 @@ variable "backend_port" {
 }
 
 variable "provider_secret_names" {
-  description = "Environment variables of the backend that hold the identity provider's secrets. They are taken out of its container: it needs them no longer, and the code that it runs could read them."
+  description = "Environment variables of the backend that hold the identity provider's secrets. The module removes them from its container: it no longer needs them, and the code that it runs could read them."
   type        = list(string)
   default     = ["CLERK_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_JWT_SECRET", "AUTH0_CLIENT_SECRET"]
 }
@@ -48,13 +48,13 @@ variable "origins" {
 }
 
 variable "trusted_proxies" {
-  description = "Whose X-Forwarded-* is believed: the subnets of the load balancer, or private_ranges."
+  description = "Peers whose X-Forwarded-* fields are used: the subnets of the load balancer, or private_ranges."
   type        = list(string)
   default     = ["private_ranges"]
 }
 
 variable "public_paths" {
-  description = "Paths that need no token, such as the health check's."
+  description = "Paths that need no token."
   type        = list(string)
   default     = ["/health"]
 }
@@ -66,10 +66,11 @@ variable "more_configuration" {
 }
 
 variable "backend_credential" {
-  description = "The backend's own secret: the header it expects it in, and the ARN of the secret. null: none, and then `vestibule doctor` says so."
+  description = "The backend's own secret: the header in which it expects it, the ARN of the secret, and the environment variable from which the backend reads it. Both containers get it. null: none; `vestibule doctor` then reports that the backend is open to the code in the task."
   type = object({
     header     = string
     secret_arn = string
+    variable   = optional(string, "BACKEND_SECRET")
   })
   default   = null
   sensitive = true
@@ -80,6 +81,23 @@ variable "secrets" {
   type        = map(string)
   default     = {}
   sensitive   = true
+}
+
+variable "more_containers" {
+  description = "Further containers of the task, such as an agent for logs, as container definitions."
+  type        = any
+  default     = []
+}
+
+variable "volumes" {
+  description = "Volumes of the task. Containers name them in mountPoints. With efs_file_system_id the volume is on EFS, otherwise it lives as long as the task."
+  type = list(object({
+    name                = string
+    efs_file_system_id  = optional(string)
+    efs_access_point_id = optional(string)
+    root_directory      = optional(string, "/")
+  }))
+  default = []
 }
 
 variable "cpu" {
@@ -121,7 +139,7 @@ variable "vpc_id" {
 }
 
 variable "load_balancer_arn" {
-  description = "The load balancer, whose idle time-out is looked at."
+  description = "The load balancer. The module checks its idle time-out and reads its security groups."
   type        = string
 }
 
@@ -143,14 +161,37 @@ variable "listener_priority" {
   default     = 100
 }
 
-variable "health_check_path" {
-  description = "What the load balancer asks. The backend's own path through Vestibule tells of both; /.vestibule/readyz tells of Vestibule alone."
+variable "former_target_group_arn" {
+  description = "The target group that has the traffic today. The listener rule divides the traffic between it and Vestibule by `weight`. null: Vestibule gets all of it."
   type        = string
-  default     = "/health"
+  default     = null
+}
+
+variable "weight" {
+  description = "The share of the traffic that goes through Vestibule while former_target_group_arn is set: 0 to 100."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.weight >= 0 && var.weight <= 100
+    error_message = "The weight is a number from 0 to 100."
+  }
+}
+
+variable "task_security_group_id" {
+  description = "The security group of the tasks. The module allows Vestibule's port from the security groups of the load balancer. null: you allow it yourself."
+  type        = string
+  default     = null
+}
+
+variable "health_check_path" {
+  description = "The path that the load balancer requests. /.vestibule/readyz checks Vestibule; a path of the backend that is in public_paths checks both."
+  type        = string
+  default     = "/.vestibule/readyz"
 }
 
 variable "stickiness" {
-  description = "As the target group has it now: { type, cookie_duration }; null: none."
+  description = "Stickiness within the target group, as your target group has it now: { type, cookie_duration }; null: none."
   type = object({
     type            = string
     cookie_duration = number

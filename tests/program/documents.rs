@@ -64,7 +64,11 @@ fn the_configurations_in_the_documents_are_valid() {
 
 #[test]
 fn the_configurations_of_the_deployments_are_valid() {
-    for file in ["deploy/compose/vestibule.yaml", "deploy/kubernetes/example/vestibule.yaml"] {
+    for file in [
+        "deploy/compose/jupyter/vestibule.yaml",
+        "deploy/compose/fastapi/vestibule.yaml",
+        "deploy/kubernetes/example/vestibule.yaml",
+    ] {
         check(file, &std::fs::read_to_string(root().join(file)).expect(file));
     }
     let task = std::fs::read_to_string(root().join("deploy/ecs/task-definition.json")).expect("text");
@@ -74,6 +78,13 @@ fn the_configurations_of_the_deployments_are_valid() {
     check("ECS", vestibule["environment"][0]["value"].as_str().expect("text"));
     // What the platforms wait is above what the drain takes.
     assert!(vestibule["stopTimeout"].as_u64() > Some(25));
+}
+
+#[test]
+fn the_sample_backend_is_the_one_that_compose_runs() {
+    let app = std::fs::read_to_string(root().join("deploy/compose/fastapi/app.py")).expect("the app");
+    let page = std::fs::read_to_string(root().join("docs/backends/fastapi-notebook.md")).expect("the page");
+    assert!(page.contains(&format!("```python\n{app}```\n")), "docs/backends/fastapi-notebook.md shows another app");
 }
 
 /// As GitHub names them.

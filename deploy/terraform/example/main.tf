@@ -1,4 +1,4 @@
-# A service that was there, with Vestibule in front.
+# Vestibule in front of an existing service. The former service keeps running until all traffic has moved.
 
 module "vestibule" {
   source = "../"
@@ -17,6 +17,11 @@ module "vestibule" {
   listener_arn       = var.listener_arn
   listener_hosts     = ["notebook.example.com"]
 
+  # The cut-over: raise the weight in steps, and lower it to go back.
+  former_target_group_arn = var.former_target_group_arn
+  weight                  = var.weight
+  task_security_group_id  = var.security_groups[0]
+
   task = {
     cpu                = 512
     memory             = 1024
@@ -30,12 +35,21 @@ module "vestibule" {
   }
 }
 
-# Yours, with three lines changed; desired_count stays as it was found.
+# A second service. ECS accepts its target group only once a listener rule uses it: hence depends_on.
 resource "aws_ecs_service" "notebook" {
-  name            = "notebook"
+  name            = "notebook-vestibule"
   cluster         = var.cluster_arn
   launch_type     = "FARGATE"
+  desired_count   = 1
   task_definition = module.vestibule.task_definition_arn
+
+  health_check_grace_period_seconds = 60
+  enable_execute_command            = true
+
+  deployment_circuit_breaker {
+    enable   = true
+    rollback = true
+  }
 
   load_balancer {
     target_group_arn = module.vestibule.target_group_arn
@@ -47,6 +61,8 @@ resource "aws_ecs_service" "notebook" {
     subnets         = var.subnets
     security_groups = var.security_groups
   }
+
+  depends_on = [module.vestibule]
 
   lifecycle {
     ignore_changes = [desired_count]
@@ -61,6 +77,13 @@ variable "execution_role_arn" { type = string }
 variable "cluster_arn" { type = string }
 variable "subnets" { type = list(string) }
 variable "security_groups" { type = list(string) }
+
+variable "former_target_group_arn" { type = string }
+
+variable "weight" {
+  type    = number
+  default = 0
+}
 
 variable "backend_credential" {
   type = object({
