@@ -188,7 +188,7 @@ impl RequestHandler<'_> {
                 entry.line.route = Arc::clone(&public.route().label);
                 let context = self.context(&entry.line);
                 // Apart: an upgrade needs more room than a request, and every request would keep it.
-                self.upgraded(Box::pin(websocket::tunnel(context, public, &mut entry.line)).await)
+                self.upgraded(Box::pin(websocket::serve_public(context, public, &mut entry.line)).await)
             }
             Ruled::Public(public) => {
                 entry.line.route = Arc::clone(&public.route().label);
@@ -212,9 +212,9 @@ impl RequestHandler<'_> {
         }
     }
 
-    fn context(&self, line: &AccessLine) -> websocket::Context {
+    fn context(&self, line: &AccessLine) -> websocket::SocketContext {
         let Caller { count, share, .. } = self.caller;
-        websocket::Context::new(self.shared, self.runtime, count, share, line)
+        websocket::SocketContext::new(self.shared, self.runtime, count, share, line)
     }
 
     /// A socket that was refused as HTTP counts among those that never came to be.

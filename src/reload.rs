@@ -1,7 +1,7 @@
 //! Reload: another policy in force without a connection lost, when its files change or SIGHUP asks for it.
 //!
 //! Owns when it is tried, and all or nothing: a configuration that is wrong, or that would need a restart, changes
-//! nothing. What it is loaded from is `cli`'s, what a change does to open sockets is `websocket::judge`'s, and
+//! nothing. What it is loaded from is `cli`'s, what a change does to open sockets is `websocket::authorizer`'s, and
 //! certificates of listeners follow their files by themselves (`listen::tls`).
 
 use std::os::unix::fs::MetadataExt as _;

@@ -1,5 +1,5 @@
-//! Reads the messages of a dialect (docs/contract.md section 4.3): which of a client's messages are for us,
-//! where they keep their token, and what of one that goes on the upstream may see.
+//! Reads the messages of a dialect (docs/contract.md section 4.3): which of a client's messages are for the proxy, where
+//! they carry their token, and what the upstream gets of a message that is forwarded.
 
 #[cfg(test)]
 mod tests;
@@ -9,160 +9,167 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 
 use super::classify::{Kind, Rules, without_case};
-use super::ending::Ending;
+use super::close_reason::CloseReason;
 use super::field;
 use super::template::{Copies, Values, render};
 use crate::auth::{Token, token};
 use crate::json;
 use crate::policy::{DialectSpec, Expectation, MessageSpec, fold};
 
-/// What a client's first message was.
+/// What the first message of a client is.
 #[derive(Debug)]
-pub enum First {
-    /// It carries a token.
+pub(super) enum FirstMessage {
+    /// The message carries a token.
     Authenticate(Token),
-    /// A ping of the application's, and its answer; what follows is the first message.
+    /// A ping of the application, with its answer. The next message is the first one.
     Ping(String),
-    /// Not one JSON object, or with a member twice.
+    /// The text is not one JSON object, or has a member twice.
     InvalidMessage,
-    /// Another message.
+    /// Another message than the dialect's.
     Unexpected,
-    /// The right message without a token.
+    /// The dialect's message, without a token.
     MissingToken,
-    /// What it carries cannot be a token.
+    /// The dialect's message, with something that cannot be a token.
     NotAToken,
 }
 
-/// A first message, read.
+/// A first message after it was read.
 #[derive(Debug)]
-pub(super) struct FirstRead {
-    pub(super) first: First,
-    /// What its answer copies from it.
+pub(super) struct FirstMessageRead {
+    pub(super) message: FirstMessage,
+    /// What the answer copies from the message.
     pub(super) copies: Copies,
-    /// What of it goes on once the upstream stands.
+    /// What is forwarded of the message once the upstream is connected.
     pub(super) forward: Option<String>,
     /// Further messages in the same text, each on a line of its own.
-    pub(super) behind: String,
+    pub(super) lines_behind: String,
 }
 
-/// What a later message of a client is to us.
+/// A later message of a client that is for the proxy.
 #[derive(Debug)]
-pub enum Later {
-    /// `authenticate` again; answered as such.
-    Authenticate(Presented),
+pub(super) enum LaterMessage {
+    /// `authenticate` again, which is answered as such.
+    Authenticate(PresentedToken),
     /// A refresh.
-    Refresh(Presented),
-    /// A ping of the application's, and its answer.
+    Refresh(PresentedToken),
+    /// A ping of the application, with its answer.
     Ping(String),
 }
 
 /// The token of a later message.
 #[derive(Debug)]
-pub enum Presented {
-    /// One to verify.
+pub(super) enum PresentedToken {
+    /// A token to verify.
     Token(Token),
-    /// None there.
+    /// No token.
     Missing,
-    /// What is there cannot be one.
+    /// Something that cannot be a token.
     NotAToken,
 }
 
-/// What becomes of a later text.
+/// What is forwarded of a later text.
 #[derive(Debug)]
-pub(super) enum GoesOn {
-    /// Byte for byte.
-    AsItCame,
-    /// This in its place.
-    Instead(String),
-    /// Nothing until the verdict on its token: then this, or what of it needs no token.
-    Waits { accepted: String, refused: Option<String> },
-    /// It was for us alone.
+pub(super) enum Forward {
+    /// The text, byte for byte.
+    Unchanged,
+    /// This text in its place.
+    Rewritten(String),
+    /// Nothing until the verdict on its token: then `accepted`, or `refused`, which is what needs no token.
+    AfterVerdict { accepted: String, refused: Option<String> },
+    /// Nothing: the text was for the proxy alone.
     Nothing,
 }
 
-/// A later text, read.
+/// A later text after it was read.
 #[derive(Debug)]
-pub(super) struct LaterRead {
-    pub(super) said: Vec<(Later, Copies)>,
-    pub(super) goes_on: GoesOn,
+pub(super) struct LaterMessageRead {
+    /// The messages for the proxy, each with what its answer copies from it.
+    pub(super) messages: Vec<(LaterMessage, Copies)>,
+    pub(super) forward: Forward,
 }
 
-/// Reads the first message. `with_token`: the upstream is spoken to in this very dialect, so what goes on
-/// keeps its token.
+/// Reads the first message. With `with_token` the upstream reads this dialect itself, so what is forwarded keeps its
+/// token.
 #[must_use]
-pub(super) fn first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_token: bool) -> FirstRead {
-    let of = |first| FirstRead { first, copies: Vec::new(), forward: None, behind: String::new() };
+pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_token: bool) -> FirstMessageRead {
+    let of = |message| FirstMessageRead { message, copies: Vec::new(), forward: None, lines_behind: String::new() };
     if let Some(spec) = &dialect.field {
         return match field::read(spec, text) {
-            Err(_) => of(First::InvalidMessage),
-            Ok(read) => FirstRead {
+            Err(_) => of(FirstMessage::InvalidMessage),
+            Ok(read) => FirstMessageRead {
                 forward: Some(read.edited.clone().unwrap_or_else(|| text.to_owned())),
                 ..of(match read.token().map(|token| Token::parse(token, token_bytes)) {
-                    Some(Ok(token)) => First::Authenticate(token),
-                    Some(Err(_)) => First::NotAToken,
-                    None if read.is_no_text => First::NotAToken,
-                    None => First::MissingToken,
+                    Some(Ok(token)) => FirstMessage::Authenticate(token),
+                    Some(Err(_)) => FirstMessage::NotAToken,
+                    None if read.is_no_text => FirstMessage::NotAToken,
+                    None => FirstMessage::MissingToken,
                 })
             },
         };
     }
-    let (text, behind) = if dialect.lines { first_line(text) } else { (text, "") };
-    let behind = behind.to_owned();
-    let Some(message) = parsed(dialect, text) else { return FirstRead { behind, ..of(First::InvalidMessage) } };
+    let (text, lines_behind) = if dialect.lines { first_line(text) } else { (text, "") };
+    let lines_behind = lines_behind.to_owned();
+    let Some(message) = parsed(dialect, text) else {
+        return FirstMessageRead { lines_behind, ..of(FirstMessage::InvalidMessage) };
+    };
     let copies = copies(dialect, &message);
     if let Some(reply) = pong(dialect, &message, &copies) {
-        return FirstRead { copies, behind, ..of(First::Ping(reply)) };
+        return FirstMessageRead { copies, lines_behind, ..of(FirstMessage::Ping(reply)) };
     }
     let spec = &dialect.authenticate;
     if !matches(&spec.matches, &message) {
-        return FirstRead { copies, behind, ..of(First::Unexpected) };
+        return FirstMessageRead { copies, lines_behind, ..of(FirstMessage::Unexpected) };
     }
     match presented(spec, &message, token_bytes) {
-        Presented::Token(token) => {
+        PresentedToken::Token(token) => {
             let with = with_token.then_some(&token);
-            let forward = spec.forward.then(|| cleaned(dialect, spec, message, Some(&token), with));
-            FirstRead { first: First::Authenticate(token), copies, forward, behind }
+            let forward = spec.forward.then(|| without_credentials(dialect, spec, message, Some(&token), with));
+            FirstMessageRead { message: FirstMessage::Authenticate(token), copies, forward, lines_behind }
         }
-        Presented::Missing => FirstRead { copies, behind, ..of(First::MissingToken) },
-        Presented::NotAToken => FirstRead { copies, behind, ..of(First::NotAToken) },
+        PresentedToken::Missing => FirstMessageRead { copies, lines_behind, ..of(FirstMessage::MissingToken) },
+        PresentedToken::NotAToken => FirstMessageRead { copies, lines_behind, ..of(FirstMessage::NotAToken) },
     }
 }
 
-/// Whether a later text is for us, and what of it goes on. `in_force`: the verified token, where the
-/// upstream hears it in messages of this very dialect. `rules`: what the upstream acts on itself.
+/// Reads a later text: what in it is for the proxy, and what is forwarded. `current`: the verified token, where the
+/// upstream gets it in messages of this dialect. `rules`: the messages that the upstream acts on itself.
 ///
 /// # Errors
-/// For a text that the upstream could take for one of the dialect's and that is not it in every reading: what we
-/// would take, or clean, need not be what the upstream reads.
-pub(super) fn later(
+/// A text that the upstream could take for a message of the dialect, but that is none in every reading: what the proxy
+/// reads or rewrites need not be what the upstream reads.
+pub(super) fn read_later(
     dialect: &DialectSpec,
     text: &[u8],
     token_bytes: usize,
-    in_force: Option<&Token>,
+    current: Option<&Token>,
     rules: Option<&Rules>,
-) -> Result<LaterRead, Ending> {
-    let untouched = LaterRead { said: Vec::new(), goes_on: GoesOn::AsItCame };
+) -> Result<LaterMessageRead, CloseReason> {
+    let unchanged = LaterMessageRead { messages: Vec::new(), forward: Forward::Unchanged };
     let is_acted_on =
         |text: &str| rules.is_some_and(|rules| rules.kinds_of(text).into_iter().any(|kind| kind != Kind::OursAlone));
     if rules.is_none() {
         let rules = [Some(&dialect.authenticate.matches), dialect.refresh.as_ref().map(|refresh| &refresh.matches)];
         let rules = rules.into_iter().chain([dialect.ping.as_ref().map(|ping| &ping.matches)]);
         if !rules.flatten().any(|matches| could_match(matches, text)) {
-            return Ok(untouched);
+            return Ok(unchanged);
         }
     }
     let Ok(text) = std::str::from_utf8(text) else {
-        return if is_acted_on(&String::from_utf8_lossy(text)) { Err(Ending::InvalidMessage) } else { Ok(untouched) };
+        return if is_acted_on(&String::from_utf8_lossy(text)) {
+            Err(CloseReason::InvalidMessage)
+        } else {
+            Ok(unchanged)
+        };
     };
-    let mut said = Vec::new();
-    // What goes on of each line, and whether only once the token it carries is verified.
+    let mut messages = Vec::new();
+    // What is forwarded of each line, and whether only once the token that it carries is verified.
     let mut kept: Vec<(Cow<'_, str>, bool)> = Vec::new();
     let (mut changed, mut is_known) = (false, false);
     let lines = text.split(|c| dialect.lines && c == '\n').filter(|line| !dialect.lines || !line.trim().is_empty());
     for line in lines {
         let Some(message) = parsed(dialect, line) else {
             if is_acted_on(line) {
-                return Err(Ending::InvalidMessage);
+                return Err(CloseReason::InvalidMessage);
             }
             kept.push((line.into(), false));
             continue;
@@ -170,14 +177,14 @@ pub(super) fn later(
         let copies = copies(dialect, &message);
         if let Some(reply) = pong(dialect, &message, &copies) {
             changed = true;
-            said.push((Later::Ping(reply), copies));
+            messages.push((LaterMessage::Ping(reply), copies));
             continue;
         }
         let refresh = dialect.refresh.as_ref().filter(|refresh| matches(&refresh.matches, &message));
         let authenticate = Some(&dialect.authenticate).filter(|spec| matches(&spec.matches, &message));
         let Some(spec) = refresh.or(authenticate) else {
             if is_acted_on(line) {
-                return Err(Ending::InvalidMessage);
+                return Err(CloseReason::InvalidMessage);
             }
             kept.push((line.into(), false));
             continue;
@@ -186,24 +193,25 @@ pub(super) fn later(
         let found = presented(spec, &message, token_bytes);
         if spec.forward {
             let (with, waits) = match &found {
-                Presented::Token(token) if in_force.is_some() => (Some(token), true),
-                _ => (in_force, false),
+                PresentedToken::Token(token) if current.is_some() => (Some(token), true),
+                _ => (current, false),
             };
             let carried = match &found {
-                Presented::Token(token) => Some(token),
+                PresentedToken::Token(token) => Some(token),
                 _ => None,
             };
-            kept.push((cleaned(dialect, spec, message, carried, with).into(), waits));
+            kept.push((without_credentials(dialect, spec, message, carried, with).into(), waits));
         }
-        // One that goes on and carries no token is the upstream's affair alone.
-        if !(spec.forward && matches!(found, Presented::Missing)) {
-            let later = if refresh.is_some() { Later::Refresh(found) } else { Later::Authenticate(found) };
-            said.push((later, copies));
+        // A forwarded message without a token is the upstream's alone.
+        if !(spec.forward && matches!(found, PresentedToken::Missing)) {
+            let later =
+                if refresh.is_some() { LaterMessage::Refresh(found) } else { LaterMessage::Authenticate(found) };
+            messages.push((later, copies));
         }
     }
-    // Over its lines, as one text.
+    // A reader that does not split lines takes the text as one message.
     if !is_known && is_acted_on(text) {
-        return Err(Ending::InvalidMessage);
+        return Err(CloseReason::InvalidMessage);
     }
     let joined = |also_waiting: bool| {
         let lines: Vec<&str> =
@@ -211,38 +219,38 @@ pub(super) fn later(
         (!lines.is_empty()).then(|| lines.join("\n"))
     };
     let waits = kept.iter().any(|(_, waits)| *waits);
-    let goes_on = match joined(true) {
-        _ if !changed => GoesOn::AsItCame,
-        None => GoesOn::Nothing,
-        Some(accepted) if waits => GoesOn::Waits { accepted, refused: joined(false) },
-        Some(text) => GoesOn::Instead(text),
+    let forward = match joined(true) {
+        _ if !changed => Forward::Unchanged,
+        None => Forward::Nothing,
+        Some(accepted) if waits => Forward::AfterVerdict { accepted, refused: joined(false) },
+        Some(text) => Forward::Rewritten(text),
     };
-    Ok(LaterRead { said, goes_on })
+    Ok(LaterMessageRead { messages, forward })
 }
 
-/// Whether a text could be for us by its first byte that is no white space.
+/// Returns whether a text could be a message of the dialect, judged by its first byte that is not white space.
 #[must_use]
-pub(super) fn could_be_ours(dialect: &DialectSpec, text: &[u8]) -> bool {
+pub(super) fn may_be_dialect_message(dialect: &DialectSpec, text: &[u8]) -> bool {
     match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
         Some(first) => *first == b'{' || (*first == b'[' && dialect.takes_arrays()),
         None => true,
     }
 }
 
-/// The message with which we introduce a user to the upstream ourselves, or renew its token there.
+/// Writes the message by which the proxy authenticates a user to the upstream, or forwards a renewed token.
 #[must_use]
-pub(super) fn said_upstream(spec: &MessageSpec, token: &Token) -> String {
+pub(super) fn upstream_message(spec: &MessageSpec, token: &Token) -> String {
     let arrays = spec.matches.iter().all(|(key, _)| key.starts_with('/'))
         && spec.matches.iter().any(|(key, _)| key[1..].split('/').next().is_some_and(is_index));
     let mut message = if arrays { Value::Array(Vec::new()) } else { Value::Object(Map::new()) };
     for (key, expectation) in &spec.matches {
         let pointer = if key.starts_with('/') { key.clone() } else { format!("/{}", escaped(key)) };
         if let Expectation::Equals(value) = expectation {
-            put(&mut message, &pointer, value.clone());
+            set_member(&mut message, &pointer, value.clone());
         }
     }
     if let Some(pointer) = spec.token.first() {
-        put(&mut message, pointer, Value::String(token.expose().to_owned()));
+        set_member(&mut message, pointer, Value::String(token.expose().to_owned()));
     }
     message.to_string()
 }
@@ -252,7 +260,7 @@ fn parsed(dialect: &DialectSpec, text: &str) -> Option<Value> {
     (value.is_object() || (value.is_array() && dialect.takes_arrays())).then_some(value)
 }
 
-/// The first line that is not empty, and what stands behind it.
+/// Splits a text behind its first line that is not empty.
 fn first_line(text: &str) -> (&str, &str) {
     let text = text.trim_start_matches(['\n', '\r', ' ', '\t']);
     text.split_once('\n').unwrap_or((text, ""))
@@ -271,8 +279,8 @@ fn pong(dialect: &DialectSpec, message: &Value, copies: &Copies) -> Option<Strin
     matches(&ping.matches, message).then(|| render(&ping.reply, &Values { copies, ..Values::default() }))
 }
 
-/// Spares the parser the messages that cannot match: a literal or a member of the rule is not in the
-/// text, and no escape could spell it otherwise.
+/// Returns whether a text could match the rule, without parsing it: unless there are escapes, every literal and member
+/// of the rule must be in the text.
 fn could_match(matches: &[(String, Expectation)], text: &[u8]) -> bool {
     if text.contains(&b'\\') {
         return true;
@@ -313,26 +321,26 @@ fn matches(rule: &[(String, Expectation)], message: &Value) -> bool {
     })
 }
 
-fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> Presented {
+fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> PresentedToken {
     let Some((pointer, Value::String(text))) =
         spec.token.iter().find_map(|pointer| member(message, pointer).map(|found| (pointer, found)))
     else {
-        return Presented::Missing;
+        return PresentedToken::Missing;
     };
-    // A member called Authorization is read as the header of that name is.
+    // The value of a member called Authorization is read as that of the header.
     let text =
         if is_authorization(pointer.rsplit('/').next().unwrap_or(pointer)) { without_scheme(text) } else { text };
     if text.is_empty() {
-        return Presented::Missing;
+        return PresentedToken::Missing;
     }
-    Token::parse(text, limit).map_or(Presented::NotAToken, Presented::Token)
+    Token::parse(text, limit).map_or(PresentedToken::NotAToken, PresentedToken::Token)
 }
 
 fn is_authorization(name: &str) -> bool {
     fold(name).as_bytes() == b"authorization"
 }
 
-/// A token without a leading `Bearer `, which some front ends write everywhere.
+/// Returns a token without a leading `Bearer `, which some front ends write everywhere.
 pub(super) fn without_scheme(text: &str) -> &str {
     match text.split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer ") => rest.trim_start_matches(' '),
@@ -340,10 +348,10 @@ pub(super) fn without_scheme(text: &str) -> &str {
     }
 }
 
-/// A message that goes on, written anew: no token in any place that could carry one, and in the members
-/// that backends read as request headers no credential and no name that says who someone is (CVE-2026-71485).
-/// Members are found without regard to case, since some backends find them so.
-fn cleaned(
+/// Rewrites a message that is forwarded: no token in any place that could carry one, and in the members that backends
+/// read as request headers no credential and no trusted header (CVE-2026-71485). Members are compared without case, as
+/// some backends do. `with` is the token that the upstream gets.
+fn without_credentials(
     dialect: &DialectSpec,
     spec: &MessageSpec,
     mut message: Value,
@@ -351,7 +359,7 @@ fn cleaned(
     with: Option<&Token>,
 ) -> String {
     for pointer in dialect.token_places() {
-        take(&mut message, pointer);
+        remove_member(&mut message, pointer);
     }
     for map in &dialect.header_maps {
         let names_of_tokens: Vec<String> = dialect
@@ -360,20 +368,20 @@ fn cleaned(
             .filter(|name| !name.contains('/'))
             .map(|name| without_case(&unescaped(name)))
             .collect();
-        each_at(&mut message, &segments(map), &mut |found| {
+        for_each_at(&mut message, &segments(map), &mut |found| {
             if let Value::Object(members) = found {
-                clean_headers(dialect, members, &names_of_tokens, presented);
+                remove_credential_headers(dialect, members, &names_of_tokens, presented);
             }
         });
     }
     if let (Some(token), Some(pointer)) = (with, spec.token.first()) {
-        put(&mut message, pointer, Value::String(token.expose().to_owned()));
+        set_member(&mut message, pointer, Value::String(token.expose().to_owned()));
     }
     message.to_string()
 }
 
-/// Takes out of request headers what a request of this client would not carry to the upstream either.
-fn clean_headers(
+/// Removes from request headers what is also removed from the client's requests.
+fn remove_credential_headers(
     dialect: &DialectSpec,
     members: &mut Map<String, Value>,
     names_of_tokens: &[String],
@@ -388,13 +396,13 @@ fn clean_headers(
             return false;
         }
         if same(&plain, "cookie") {
-            clean_cookies(dialect, value);
+            remove_credential_cookies(dialect, value);
         }
         !presented.is_some_and(|token| holds(value, token.expose()))
     });
 }
 
-/// Whether a header's value holds the token, as a query or a subprotocol may.
+/// Returns whether a header's value holds the token, as a query or a subprotocol may.
 fn holds(value: &Value, token: &str) -> bool {
     match value {
         Value::String(text) => text.contains(token),
@@ -403,12 +411,12 @@ fn holds(value: &Value, token: &str) -> bool {
     }
 }
 
-/// Takes the cookies that are credentials out of a `Cookie` header, one line or several.
-fn clean_cookies(dialect: &DialectSpec, value: &mut Value) {
+/// Removes the cookies that are credentials from a `Cookie` header of one or several lines.
+fn remove_credential_cookies(dialect: &DialectSpec, value: &mut Value) {
     match value {
         Value::String(line) => *line = token::without_credentials(line, &dialect.cookies),
-        Value::Array(lines) => lines.iter_mut().for_each(|line| clean_cookies(dialect, line)),
-        // No backend reads a header of another type.
+        Value::Array(lines) => lines.iter_mut().for_each(|line| remove_credential_cookies(dialect, line)),
+        // No backend reads a header value of another type.
         other => *other = Value::Null,
     }
 }
@@ -417,31 +425,31 @@ fn segments(pointer: &str) -> Vec<String> {
     pointer.split('/').skip(1).map(|part| without_case(&unescaped(part))).collect()
 }
 
-/// Every value that a reader without regard to case may find at a pointer.
-fn each_at(message: &mut Value, segments: &[String], then: &mut impl FnMut(&mut Value)) {
+/// Calls `then` for every value that a reader without regard to case may find at a pointer.
+fn for_each_at(message: &mut Value, segments: &[String], then: &mut impl FnMut(&mut Value)) {
     let Some((first, rest)) = segments.split_first() else { return then(message) };
     match message {
         Value::Object(members) => {
             for (name, member) in members {
                 if without_case(name) == *first {
-                    each_at(member, rest, then);
+                    for_each_at(member, rest, then);
                 }
             }
         }
         Value::Array(items) => {
             if let Some(item) = first.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
-                each_at(item, rest, then);
+                for_each_at(item, rest, then);
             }
         }
         _ => {}
     }
 }
 
-/// Takes a member out; in an array, where the others must keep their places, null stands in for it.
-fn take(message: &mut Value, pointer: &str) {
+/// Removes a member. In an array, where the others must keep their places, null replaces it.
+fn remove_member(message: &mut Value, pointer: &str) {
     let segments = segments(pointer);
     let Some((last, parents)) = segments.split_last() else { return };
-    each_at(message, parents, &mut |parent| match parent {
+    for_each_at(message, parents, &mut |parent| match parent {
         Value::Object(members) => members.retain(|name, _| without_case(name) != *last),
         Value::Array(items) => {
             if let Some(item) = last.parse::<usize>().ok().and_then(|index| items.get_mut(index)) {
@@ -452,8 +460,8 @@ fn take(message: &mut Value, pointer: &str) {
     });
 }
 
-/// Puts a value where a pointer says, making what is missing on the way.
-fn put(message: &mut Value, pointer: &str, value: Value) {
+/// Sets the value at a pointer and creates the containers that are missing on the way.
+fn set_member(message: &mut Value, pointer: &str, value: Value) {
     let mut at = message;
     let segments: Vec<String> = pointer.split('/').skip(1).map(unescaped).collect();
     for (position, segment) in segments.iter().enumerate() {
@@ -463,7 +471,7 @@ fn put(message: &mut Value, pointer: &str, value: Value) {
         };
         at = match at {
             Value::Array(items) => {
-                // Written in the configuration, so no client chooses how long this gets.
+                // The index comes from the configuration, not from a client.
                 let Some(index) = segment.parse::<usize>().ok().filter(|index| *index < 64) else { return };
                 while items.len() <= index {
                     items.push(Value::Null);

@@ -1,14 +1,18 @@
-//! Frames (RFC 6455 section 5), without I/O: a header parser that checks what the section says, a
-//! walker that follows a byte stream frame by frame, and the few frames we write ourselves.
+//! Frames (RFC 6455 section 5), without I/O: a parser for headers that checks what the section demands, a parser that
+//! follows a stream frame by frame, and the encoding of the proxy's own frames.
 //!
-//! The walker never keeps payload: it says where each piece of the input belongs, and the bytes go on
-//! as they came.
+//! The parser keeps no payload. It returns ranges of its input, so payload is forwarded as it came.
 
 use std::ops::Range;
 
-/// Who sent a stream; clients mask, servers do not (section 5.1).
+use aws_lc_rs::rand;
+
+/// The payload of the proxy's pings, by which it recognises its pongs.
+pub(super) const PING: &[u8] = b"vestibule";
+
+/// The sender of a stream. Clients mask their frames, servers do not (section 5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
+pub(super) enum Sender {
     /// A client's frames.
     Client,
     /// A server's frames.
@@ -17,8 +21,7 @@ pub enum Sender {
 
 /// The opcodes of section 5.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named in RFC 6455 section 11.8")]
-pub enum Opcode {
+pub(super) enum Opcode {
     Continuation,
     Text,
     Binary,
@@ -51,71 +54,71 @@ impl Opcode {
         }
     }
 
-    /// Control frames may stand between the fragments of a message (section 5.4).
+    /// Returns whether this is a control frame, which may come between the fragments of a message (section 5.4).
     #[must_use]
-    pub const fn is_control(self) -> bool {
+    pub(super) const fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
 }
 
-/// A stream that breaks RFC 6455; the answer to a client is 1002.
+/// A violation of RFC 6455. The answer to a client is 1002.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// A reserved bit without an extension that gives it a meaning.
+pub(super) enum Violation {
+    /// A reserved bit is set without an extension that defines it.
     #[error("a reserved bit is set")]
     ReservedBits,
-    /// An opcode the RFC does not define.
+    /// The RFC does not define the opcode.
     #[error("an unknown opcode")]
     Opcode,
-    /// A control frame in pieces.
+    /// A control frame is fragmented.
     #[error("a fragmented control frame")]
     FragmentedControl,
-    /// A control frame longer than 125 bytes.
+    /// A control frame is longer than 125 bytes.
     #[error("a control frame longer than 125 bytes")]
     LongControl,
-    /// A length that fits a shorter form, or with its top bit set.
+    /// A length is not in its shortest form, or has its top bit set.
     #[error("a length that is not minimal")]
     Length,
-    /// A client that does not mask, or a server that does.
+    /// A client's frame is not masked, or a server's is.
     #[error("masking is wrong for this side")]
     Mask,
-    /// A Close with one byte, or with a code that no endpoint may send (section 7.4).
+    /// A Close has a single byte of payload, or a code that no endpoint may send (section 7.4).
     #[error("a Close with a code that may not be sent")]
     CloseCode,
-    /// A continuation of nothing.
+    /// A continuation without a message to continue.
     #[error("a continuation without a message")]
     Continuation,
-    /// A new message inside another.
+    /// A message begins inside another.
     #[error("a message inside another message")]
     Interleaved,
 }
 
-/// The longest header: two bytes, eight of length, four of mask.
+/// Length of the longest header: two bytes, eight of length, four of mask.
 const HEADER: usize = 14;
 
-/// One frame's header.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Whether this is the message's last frame.
-    pub fin: bool,
-    /// RSV1, RSV2, RSV3 as they stand in the first byte.
-    pub reserved: u8,
-    /// What it is.
-    pub opcode: Opcode,
+pub(super) struct Header {
+    /// Whether this is the last frame of its message.
+    pub(super) fin: bool,
+    /// RSV1, RSV2 and RSV3 at their places in the first byte.
+    pub(super) reserved: u8,
+    /// The opcode.
+    pub(super) opcode: Opcode,
     /// The masking key.
-    pub mask: Option<[u8; 4]>,
-    /// Payload bytes.
-    pub length: u64,
+    pub(super) mask: Option<[u8; 4]>,
+    /// Bytes of payload.
+    pub(super) length: u64,
     raw: [u8; HEADER],
     raw_length: u8,
 }
 
 impl Header {
-    /// Parses a header at the start of `bytes`; `None` when it is not complete yet.
+    /// Parses the header at the start of `bytes`; `None` when it is not complete yet.
     ///
     /// # Errors
-    /// The first thing that breaks the RFC.
-    pub fn parse(bytes: &[u8], sender: Sender, extensions: bool) -> Result<Option<Self>, Violation> {
+    /// The first violation.
+    pub(super) fn parse(bytes: &[u8], sender: Sender, extensions: bool) -> Result<Option<Self>, Violation> {
         let [first, second, ..] = *bytes else { return Ok(None) };
         let reserved = first & 0x70;
         if reserved != 0 && !extensions {
@@ -158,77 +161,78 @@ impl Header {
         Ok(Some(Self { fin, reserved, opcode, mask, length, raw, raw_length: u8::try_from(raw_length).unwrap_or(0) }))
     }
 
-    /// The header as it came.
+    /// Returns the header as it came.
     #[must_use]
-    pub fn raw(&self) -> &[u8] {
+    pub(super) fn raw(&self) -> &[u8] {
         &self.raw[..usize::from(self.raw_length)]
     }
 }
 
-/// What [`Walker::advance`] found next in its input.
+/// A part of a stream that [`FrameParser::advance`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// A frame begins. When its header stood whole in this input, `range` says where.
+pub(super) enum Piece {
+    /// The header of a frame, and its range when it was whole in this input.
     Header(Header, Option<Range<usize>>),
-    /// Payload bytes of the frame that began last.
+    /// Payload of the current frame.
     Payload {
-        /// Where in the input.
+        /// The range in the input.
         range: Range<usize>,
-        /// Where in the frame's payload the range begins.
+        /// The offset of the range in the frame's payload.
         offset: u64,
         /// Whether the frame ends with it.
         last: bool,
     },
 }
 
-/// Follows one direction of a WebSocket.
+/// Parses one direction of a WebSocket.
 #[derive(Clone, Debug)]
-pub struct Walker {
+pub(super) struct FrameParser {
     sender: Sender,
     extensions: bool,
     partial: [u8; HEADER],
     partial_length: u8,
-    /// Payload bytes of the current frame still to come, and how many there are in all.
+    /// Payload bytes of the current frame that are still to come, and all of them.
     left: u64,
     length: u64,
-    /// A fragmented message is open.
+    /// A message has begun whose last frame has not.
     open: bool,
 }
 
-impl Walker {
-    /// At the beginning of a stream. `extensions`: reserved bits have a meaning both ends agreed on.
+impl FrameParser {
+    /// Begins at the start of a stream. With `extensions` reserved bits are allowed, since both ends agreed on their
+    /// meaning.
     #[must_use]
-    pub fn new(sender: Sender, extensions: bool) -> Self {
+    pub(super) fn new(sender: Sender, extensions: bool) -> Self {
         Self { sender, extensions, partial: [0; HEADER], partial_length: 0, left: 0, length: 0, open: false }
     }
 
-    /// Whether it stands between two messages: here alone may a message of ours go out.
+    /// Returns whether the stream is between two messages, where the proxy may send a message of its own.
     #[must_use]
-    pub fn between_messages(&self) -> bool {
-        self.between_frames() && !self.open
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.is_between_frames() && !self.open
     }
 
-    /// Whether it stands between two frames: here a control frame may go out.
+    /// Returns whether the stream is between two frames, where the proxy may send a control frame.
     #[must_use]
-    pub fn between_frames(&self) -> bool {
+    pub(super) fn is_between_frames(&self) -> bool {
         self.left == 0 && self.partial_length == 0
     }
 
-    /// Forgets the bytes of a header that will not be finished; none of them was passed on.
-    pub fn abandon_header(&mut self) {
+    /// Drops the bytes of a header that will not be completed. None of them was forwarded.
+    pub(super) fn abandon_header(&mut self) {
         self.partial_length = 0;
     }
 
-    /// Forgets the rest of a control frame that will not be finished.
-    pub fn abandon_payload(&mut self) {
+    /// Drops the rest of a control frame that will not be completed.
+    pub(super) fn abandon_payload(&mut self) {
         self.left = 0;
     }
 
-    /// The next piece of `input` from `at` on, and where to go on; `None` when the input is used up.
+    /// Returns the next part of `input` from `at` on, and where it ends; `None` at the end of the input.
     ///
     /// # Errors
-    /// When the stream breaks the RFC; it cannot be followed further.
-    pub fn advance(&mut self, input: &[u8], at: usize) -> Result<Option<(Piece, usize)>, Violation> {
+    /// A violation, after which the stream cannot be parsed further.
+    pub(super) fn advance(&mut self, input: &[u8], at: usize) -> Result<Option<(Piece, usize)>, Violation> {
         let rest = &input[at..];
         if rest.is_empty() {
             return Ok(None);
@@ -246,7 +250,7 @@ impl Walker {
             let end = at + header.raw().len();
             (header, Some(at..end), end)
         } else {
-            // Split over two reads: collected byte by byte, at most fourteen.
+            // The header is split over two reads. It is collected byte by byte, at most fourteen.
             let mut next = at;
             loop {
                 let Some(byte) = input.get(next) else { return Ok(None) };
@@ -272,17 +276,17 @@ impl Walker {
     }
 }
 
-/// Masks or unmasks payload that begins `offset` bytes into its frame (section 5.3).
-pub fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
-    // The low two bits alone matter.
+/// Masks or unmasks payload that begins `offset` bytes into the payload of its frame (section 5.3).
+pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
+    // Only the low two bits matter.
     let start = (offset & 3) as usize;
     for (index, byte) in bytes.iter_mut().enumerate() {
         *byte ^= mask[(start + index) & 3];
     }
 }
 
-/// Writes one whole frame; `mask` when it goes to a server.
-pub fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
+/// Appends a whole frame to `out`, with a mask when it goes to a server.
+pub(super) fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
     out.push(0x80 | opcode.bits());
     let masked = if mask.is_some() { 0x80 } else { 0 };
     match payload.len() {
@@ -306,12 +310,12 @@ pub fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u
     }
 }
 
-/// Reads the code in the payload of a Close; `None` when it is empty.
+/// Returns the code in the payload of a Close; `None` when the payload is empty.
 ///
 /// # Errors
-/// When there is half a code, or one that no endpoint may send: 1004, 1005, 1006, 1015, unassigned ones below 3000, and
+/// A single byte, or a code that no endpoint may send: 1004, 1005, 1006, 1015, unassigned ones below 3000, and
 /// all outside of 1000 to 4999 (section 7.4; the registry of section 11.7 goes to 1014).
-pub fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
+pub(super) fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
     let Some(code) = payload.first_chunk() else {
         return if payload.is_empty() { Ok(None) } else { Err(Violation::CloseCode) };
     };
@@ -321,9 +325,9 @@ pub fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
     }
 }
 
-/// The payload of a Close: code and reason, within 125 bytes (section 5.5.1).
+/// Makes the payload of a Close: code and reason, within 125 bytes (section 5.5.1).
 #[must_use]
-pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
+pub(super) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     let mut payload = code.to_be_bytes().to_vec();
     let mut end = reason.len().min(123);
     while !reason.is_char_boundary(end) {
@@ -331,6 +335,15 @@ pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     }
     payload.extend_from_slice(&reason.as_bytes()[..end]);
     payload
+}
+
+/// Makes a masking key from the system's random source. Section 10.3 wants one that cannot be predicted: in some dialects
+/// the client chooses what the proxy's frames to the upstream hold.
+pub(super) fn masking_key() -> [u8; 4] {
+    let mut key = [0; 4];
+    // aws-lc ends the process where it has no entropy, so there is no error to handle.
+    let _ = rand::fill(&mut key);
+    key
 }
 
 #[cfg(test)]
@@ -373,13 +386,13 @@ mod tests {
     fn fragments_follow_section_5_4() {
         let frame = |first: u8| vec![first, 0x80, 0, 0, 0, 0];
         let walk = |frames: &[u8]| {
-            let mut walker = Walker::new(Sender::Client, false);
+            let mut parser = FrameParser::new(Sender::Client, false);
             let bytes: Vec<u8> = frames.iter().flat_map(|first| frame(*first)).collect();
             let mut at = 0;
-            while let Some((_, next)) = walker.advance(&bytes, at)? {
+            while let Some((_, next)) = parser.advance(&bytes, at)? {
                 at = next;
             }
-            Ok(walker.between_messages())
+            Ok(parser.is_between_messages())
         };
         assert_eq!(walk(&[0x01, 0x89, 0x00, 0x8a, 0x80]), Ok(true));
         assert_eq!(walk(&[0x01, 0x89]), Ok(false));
@@ -443,13 +456,13 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % (bytes.len() + 1)).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let mut walker = Walker::new(Sender::Client, false);
+            let mut parser = FrameParser::new(Sender::Client, false);
             let mut seen: Vec<(u8, Vec<u8>)> = Vec::new();
             let mut mask = [0; 4];
             for pair in cuts.windows(2) {
                 let input = &bytes[pair[0]..pair[1]];
                 let mut at = 0;
-                while let Some((piece, next)) = walker.advance(input, at).expect("valid") {
+                while let Some((piece, next)) = parser.advance(input, at).expect("valid") {
                     at = next;
                     match piece {
                         Piece::Header(header, range) => {
@@ -468,7 +481,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(seen, frames);
-            prop_assert!(walker.between_messages());
+            prop_assert!(parser.is_between_messages());
         }
     }
 }

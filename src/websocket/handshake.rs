@@ -1,17 +1,20 @@
-//! The upgrade as bytes: our own 101, which subprotocol it names, and who may open one from where.
+//! The opening handshake (RFC 6455 section 4): the 101 of the proxy, its subprotocol, the `Origin` check, and the client's
+//! socket behind it.
 
 use hyper::header::{
     CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
+use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::http::{Refusal, ResponseBody};
+use crate::http::{ClientStream, Refusal, ResponseBody, Socket};
 use crate::policy::WebSocketSpec;
 
-/// A 101 of our own (RFC 6455 section 4.2.2), without extensions.
+/// Makes a 101 of the proxy (RFC 6455 section 4.2.2), without extensions.
 #[must_use]
-pub(super) fn switching(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
+pub(super) fn switching_protocols(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::own(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -27,7 +30,7 @@ pub(super) fn switching(request: &HeaderMap, subprotocol: Option<&HeaderValue>) 
     response
 }
 
-/// The subprotocols a client offers, in its order.
+/// Returns the subprotocols that the client offers, in its order.
 fn offers(request: &HeaderMap) -> impl Iterator<Item = &str> {
     request
         .get_all(SEC_WEBSOCKET_PROTOCOL)
@@ -38,29 +41,29 @@ fn offers(request: &HeaderMap) -> impl Iterator<Item = &str> {
         .filter(|offer| !offer.is_empty())
 }
 
-/// The first offer that the route names, for a 101 that is given before the upstream was asked.
+/// Selects the first offer that the route names, for a 101 that is sent before the upstream is connected.
 #[must_use]
-pub(super) fn chosen(request: &HeaderMap, route: &WebSocketSpec) -> Option<HeaderValue> {
+pub(super) fn select_subprotocol(request: &HeaderMap, route: &WebSocketSpec) -> Option<HeaderValue> {
     let offer = offers(request).find(|offer| route.subprotocols.iter().any(|name| name == offer))?;
     HeaderValue::try_from(offer).ok()
 }
 
-/// The first offer, for a 101 that only refuses: without it Chromium shows the page 1006.
+/// Returns the first offer, for a 101 before a Close that refuses: without a subprotocol Chromium shows the page 1006.
 #[must_use]
-pub(super) fn first_offer(request: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn first_offered_subprotocol(request: &HeaderMap) -> Option<HeaderValue> {
     offers(request).next().and_then(|offer| HeaderValue::try_from(offer).ok())
 }
 
-/// Whether any subprotocol was offered.
+/// Returns whether the client offers any subprotocol.
 #[must_use]
-pub(super) fn offers_any(request: &HeaderMap) -> bool {
+pub(super) fn offers_subprotocols(request: &HeaderMap) -> bool {
     offers(request).next().is_some()
 }
 
-/// Where `allowed_origins` is written, every upgrade that sends an `Origin` is checked.
+/// Checks the `Origin` of an upgrade, where it sends one and the route has `allowed_origins`.
 ///
 /// # Errors
-/// The refusal, before anything else is decided.
+/// The refusal of a foreign origin.
 pub(super) fn check_origin(request: &HeaderMap, route: &WebSocketSpec) -> Result<(), Refusal> {
     let Some(allowed) = &route.allowed_origins else { return Ok(()) };
     for origin in request.get_all(ORIGIN) {
@@ -70,4 +73,19 @@ pub(super) fn check_origin(request: &HeaderMap, route: &WebSocketSpec) -> Result
         }
     }
     Ok(())
+}
+
+/// Returns whether the upstream accepted the one subprotocol that it was offered.
+pub(super) fn is_accepted(subprotocol: Option<&HeaderValue>, upstream_head: &HeaderMap) -> bool {
+    upstream_head.get(SEC_WEBSOCKET_PROTOCOL) == subprotocol
+}
+
+/// Awaits the end of the upgrade, and returns the client's bare socket with what the client has sent behind its request.
+/// `None`: the client left before its 101 was written.
+pub(super) async fn client_socket(upgrade: OnUpgrade) -> Option<(Socket, Vec<u8>)> {
+    let upgraded = upgrade.await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<ClientStream>>().ok()?;
+    // Copied, since even an empty slice keeps the whole of hyper's read buffer alive.
+    let early = parts.read_buf.to_vec();
+    Some((parts.io.into_inner().into_socket(), early))
 }

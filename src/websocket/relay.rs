@@ -6,15 +6,15 @@
 //! are held until whole, to know our own pongs and to see a Close; our messages go out between
 //! messages only.
 
-mod clocks;
+mod closing;
 mod directions;
-mod farewell;
 mod guarded;
 mod outcome;
-mod side;
+mod peer;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod timers;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -24,12 +24,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::ending::Ending;
-use super::frame::{Header, Opcode, Sender, Violation, Walker, encode};
-use super::judge::{Asking, Judge, Judging};
+use super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
+use super::clock::unix_millis;
+use super::close_reason::CloseReason;
+use super::frame::{FrameParser, Header, Opcode, Sender, Violation, encode, masking_key};
 use super::session::{Action, Event, Session};
 use crate::auth::Token;
 use crate::budget::MemoryBudget;
@@ -37,10 +37,10 @@ use crate::http::Socket;
 use crate::policy::DialectSpec;
 use crate::runtime::Listening;
 use crate::telemetry::PassedBytes;
-use farewell::Farewell;
-pub(super) use outcome::{ClosedBy, Outcome};
-use side::{Control, Held, Outgoing, Side};
-use texts::Extra;
+use closing::Closing;
+pub(super) use outcome::{ClosedBy, SocketOutcome};
+use peer::{Control, Held, Outgoing, Peer};
+use texts::RelayExtras;
 
 /// After a Close, or half of one, the other side has this long from when it was delivered. The client of a session that
 /// we end is given up when it takes nothing for this long.
@@ -50,13 +50,11 @@ const HALF_CLOSED: Duration = Duration::from_secs(60);
 /// How long a Close of ours waits for the end of a message, while the client takes what there is of it.
 const BOUNDARY: Duration = Duration::from_secs(2);
 /// Answers of ours that may wait for the end of the upstream's message.
-const SAYINGS: usize = 16;
+const MAX_QUEUED_MESSAGES: usize = 16;
 /// Answers to an application's pings that may wait likewise; of more the oldest are left out.
-const PONGS: usize = 64;
+const MAX_QUEUED_PONGS: usize = 64;
 /// Whether the key of its token still stands is asked this often.
 const JUDGED_AGAIN: Duration = Duration::from_secs(30);
-/// Our pings, to know our pongs.
-pub(super) const PING: &[u8] = b"vestibule";
 /// A thread reads through this much at a time.
 const SCRATCH: usize = 64 << 10;
 
@@ -83,7 +81,7 @@ impl From<Duration> for Millis {
 
 /// What a relay runs by.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
+pub(super) struct RelaySettings {
     /// Silence after which a ping is sent.
     pub ping_interval: Millis,
     /// Silence after a ping that means dead.
@@ -101,13 +99,13 @@ pub(super) struct Times {
 }
 
 /// A message of ours to the client, as a whole frame.
-struct Saying {
+struct QueuedMessage {
     frame: Vec<u8>,
     /// It answers an application's ping.
     is_pong: bool,
 }
 
-impl Saying {
+impl QueuedMessage {
     fn new(text: &str, is_pong: bool) -> Self {
         let mut frame = Vec::new();
         encode(&mut frame, Opcode::Text, text.as_bytes(), None);
@@ -117,30 +115,30 @@ impl Saying {
 
 /// Both directions of one session.
 pub(super) struct Relay {
-    client: Side,
-    upstream: Side,
-    from_client: Walker,
-    from_upstream: Walker,
+    client: Peer,
+    upstream: Peer,
+    from_client: FrameParser,
+    from_upstream: FrameParser,
     client_frame: Option<Header>,
     upstream_frame: Option<Header>,
     client_control: Control,
     upstream_control: Control,
     held: Option<Held>,
-    extra: Option<Box<Extra>>,
+    extra: Option<Box<RelayExtras>>,
     /// Our messages to the client.
-    say: VecDeque<Saying>,
+    say: VecDeque<QueuedMessage>,
     session: Session,
-    judge: Box<dyn Judge>,
-    verdict: Option<Judging>,
-    asking: Option<Asking>,
+    authorizer: Box<dyn SessionAuthorizer>,
+    verdict: Option<VerifyFuture>,
+    asking: Option<RevalidateFuture>,
     bell: Listening,
     timer: Pin<Box<Sleep>>,
-    times: Times,
+    settings: RelaySettings,
     /// When the last data frame began.
     last_data: Instant,
     /// When its token's key is looked at again.
     judged_again: Instant,
-    farewell: Option<Box<Farewell>>,
+    closing: Option<Box<Closing>>,
     /// Both sides have been told to go; what is left has until then.
     over: Option<Instant>,
     first_close: Option<(Option<u16>, ClosedBy)>,
@@ -151,25 +149,25 @@ pub(super) struct Relay {
 }
 
 /// What a relay begins with.
-pub(super) struct Beginning {
+pub(super) struct RelayInput {
     /// The client's socket.
     pub client: Socket,
     /// The upstream's.
     pub upstream: Socket,
-    /// What the client has sent already, from a frame's beginning.
+    /// What the client has sent already, from a frame's input.
     pub from_client: Vec<u8>,
     /// What the upstream sent right behind its 101.
     pub from_upstream: Vec<u8>,
-    /// What is said to the client before anything of the upstream's, each a text.
-    pub say: Vec<String>,
-    /// What goes up before anything else of the client's, a text.
-    pub first: Option<String>,
+    /// Messages of the proxy to the client, before those of the upstream.
+    pub first_to_client: Vec<String>,
+    /// A message to the upstream, before those of the client.
+    pub first_to_upstream: Option<String>,
     /// Whether both ends agreed on an extension.
-    pub extensions: bool,
+    pub has_extensions: bool,
     /// The session.
     pub session: Session,
-    /// The dialect in which the upstream hears of refreshes.
-    pub introduced: Option<Arc<DialectSpec>>,
+    /// The dialect in which refreshes are forwarded to the upstream.
+    pub upstream_dialect: Option<Arc<DialectSpec>>,
     /// The token in force, where it is needed further on.
     pub token: Option<Token>,
     /// The bound on the unfinished messages of all users that are read whole.
@@ -180,28 +178,38 @@ impl Relay {
     /// Sets a relay up; it runs when awaited.
     #[must_use]
     pub(super) fn new(
-        beginning: Beginning,
-        judge: Box<dyn Judge>,
+        input: RelayInput,
+        authorizer: Box<dyn SessionAuthorizer>,
         bell: Listening,
-        times: Times,
+        settings: RelaySettings,
         passed: PassedBytes,
     ) -> Self {
-        let Beginning { client, upstream, from_client, from_upstream, say, first, extensions, session, .. } = beginning;
-        let extra = Extra::new(
+        let RelayInput {
+            client,
+            upstream,
+            from_client,
+            from_upstream,
+            first_to_client,
+            first_to_upstream,
+            has_extensions,
+            session,
+            ..
+        } = input;
+        let extra = RelayExtras::new(
             session.dialect().map(|dialect| &**dialect),
-            beginning.introduced,
-            beginning.token,
-            times.message_bytes,
-            beginning.held_messages,
+            input.upstream_dialect,
+            input.token,
+            settings.message_bytes,
+            input.held_messages,
         );
         for socket in [&client, &upstream] {
             socket.limit_unsent();
         }
         let mut relay = Self {
-            client: Side::new(client),
-            upstream: Side::new(upstream),
-            from_client: Walker::new(Sender::Client, extensions),
-            from_upstream: Walker::new(Sender::Server, extensions),
+            client: Peer::new(client),
+            upstream: Peer::new(upstream),
+            from_client: FrameParser::new(Sender::Client, has_extensions),
+            from_upstream: FrameParser::new(Sender::Server, has_extensions),
             client_frame: None,
             upstream_frame: None,
             client_control: Control::default(),
@@ -210,32 +218,32 @@ impl Relay {
             extra,
             say: VecDeque::new(),
             session,
-            judge,
+            authorizer,
             verdict: None,
             asking: None,
             bell,
-            timer: Box::pin(sleep_until(Instant::now() + times.ping_interval.get())),
-            times,
+            timer: Box::pin(sleep_until(Instant::now() + settings.ping_interval.get())),
+            settings,
             last_data: Instant::now(),
             judged_again: Instant::now() + JUDGED_AGAIN,
-            farewell: None,
+            closing: None,
             over: None,
             first_close: None,
             bytes_in: 0,
             bytes_out: 0,
             passed,
         };
-        for text in say {
+        for text in first_to_client {
             encode(&mut relay.client.out, Opcode::Text, text.as_bytes(), None);
         }
         // What was said by someone who has been revoked meanwhile, or may not be here by a policy that came meanwhile,
         // does not go up.
-        if let Err(ending) = relay.may_go_on() {
-            relay.act_on(Event::End(ending));
+        if let Err(reason) = relay.may_go_on() {
+            relay.act_on(Event::Close(reason));
             return relay;
         }
-        if let Some(first) = first {
-            encode(&mut relay.upstream.out, Opcode::Text, first.as_bytes(), Some(mask()));
+        if let Some(first) = first_to_upstream {
+            encode(&mut relay.upstream.out, Opcode::Text, first.as_bytes(), Some(masking_key()));
         }
         relay.count_in(from_client.len());
         let (outgoing, violation) = relay.take_from_upstream(&from_upstream);
@@ -253,34 +261,34 @@ impl Relay {
 
     fn act_on(&mut self, event: Event) {
         let is_verdict = matches!(event, Event::Verdict(_));
-        for action in self.session.on(event, now()) {
+        for action in self.session.on(event, unix_millis()) {
             match action {
                 // Neither is said of a socket of nobody's.
                 Action::Verify(token) => {
-                    self.verdict = self.session.remembered().map(|of| self.judge.judge(of, token));
+                    self.verdict = self.session.identity().map(|of| self.authorizer.verify(of, token));
                 }
-                Action::AskAgain => {
-                    let asked = self.session.remembered().zip(self.session.question());
-                    self.asking = asked.map(|(of, question)| self.judge.ask(of, question));
+                Action::Revalidate => {
+                    let asked = self.session.identity().zip(self.session.revalidation_check());
+                    self.asking = asked.map(|(of, question)| self.authorizer.revalidate(of, question));
                 }
                 // Only an upstream that never ends its message lets this many wait.
-                Action::Say(_) if self.say.iter().filter(|said| !said.is_pong).count() >= SAYINGS => {
-                    self.begin_end(Ending::TooManyRefreshes);
+                Action::Send(_) if self.say.iter().filter(|said| !said.is_pong).count() >= MAX_QUEUED_MESSAGES => {
+                    self.begin_close(CloseReason::TooManyRefreshes);
                 }
-                Action::Say(text) => self.say.push_back(Saying::new(&text, false)),
-                Action::Pong(text) => {
+                Action::Send(text) => self.say.push_back(QueuedMessage::new(&text, false)),
+                Action::SendPong(text) => {
                     // A client that is still there has asked again since.
                     let mut pongs = self.say.iter().enumerate().filter(|(_, said)| said.is_pong);
-                    if let (Some((oldest, _)), true) = (pongs.next(), pongs.count() + 1 >= PONGS) {
+                    if let (Some((oldest, _)), true) = (pongs.next(), pongs.count() + 1 >= MAX_QUEUED_PONGS) {
                         self.say.remove(oldest);
                     }
-                    self.say.push_back(Saying::new(&text, true));
+                    self.say.push_back(QueuedMessage::new(&text, true));
                 }
-                Action::End(ending) => self.begin_end(ending),
-                Action::HandOn(token) => self.hand_on(token),
-                Action::Outlive => self.judge.expired("kept"),
+                Action::Close(reason) => self.begin_close(reason),
+                Action::ForwardToken(token) => self.hand_on(token),
+                Action::ContinueExpired => self.authorizer.count_expiry("kept"),
                 // Long done when a relay runs.
-                Action::Connect | Action::Relay => {}
+                Action::Connect | Action::StartRelay => {}
             }
         }
         if is_verdict {
@@ -292,9 +300,9 @@ impl Relay {
     /// as it would be without us.
     fn client_breaks_off(&mut self) {
         self.from_client.abandon_header();
-        self.act_on(Event::End(Ending::Protocol));
-        if let Some(farewell) = &mut self.farewell {
-            farewell.hears_upstream = true;
+        self.act_on(Event::Close(CloseReason::Protocol));
+        if let Some(closing) = &mut self.closing {
+            closing.hears_upstream = true;
         }
     }
 
@@ -307,7 +315,7 @@ impl Relay {
     fn upstream_breaks_off(&mut self) {
         self.from_upstream.abandon_header();
         self.upstream.eof = true;
-        self.act_on(Event::End(Ending::UpstreamLost));
+        self.act_on(Event::Close(CloseReason::UpstreamLost));
     }
 
     /// The client is given up. What it sent before still goes up, and its socket is closed meanwhile. Whether nothing is
@@ -318,8 +326,8 @@ impl Relay {
         self.client.socket = Socket::Closed;
         self.client.eof = true;
         self.over = None;
-        if self.farewell.is_some() && !self.upstream.told_close {
-            self.leave_upstream();
+        if self.closing.is_some() && !self.upstream.told_close {
+            self.close_upstream();
         }
         !self.upstream.pending() && self.upstream.is_delivered()
     }
@@ -333,9 +341,9 @@ impl Relay {
         if self.gives_way(cx) {
             return true;
         }
-        if self.farewell.is_some() && !self.upstream.told_close {
+        if self.closing.is_some() && !self.upstream.told_close {
             // At once, whatever the client reads, and behind all of its messages that were taken.
-            self.leave_upstream();
+            self.close_upstream();
         }
         if !self.upstream.shut {
             match self.upstream.poll_flush(cx) {
@@ -353,7 +361,7 @@ impl Relay {
                 Poll::Pending => {}
             }
             // The end itself comes only when the client has been told, so that the upstream can finish its message.
-            let left = self.farewell.is_some() && self.client.told_close;
+            let left = self.closing.is_some() && self.client.told_close;
             let done = self.client.eof || left;
             if done && !self.upstream.pending() && self.upstream.is_delivered() {
                 self.upstream.shut(cx);
@@ -362,7 +370,7 @@ impl Relay {
         } else if !self.upstream.poll_shut(cx) && self.client.eof {
             return false;
         }
-        if self.has_sayings_up() && !self.upstream.shut && self.farewell.is_none() {
+        if self.has_sayings_up() && !self.upstream.shut && self.closing.is_none() {
             let mut out = Outgoing::default();
             self.say_up_between(&[], &mut out);
             if !out.spill.is_empty() {
@@ -418,7 +426,7 @@ impl Relay {
     /// Passes on what the client sent, as far as it goes on.
     fn pass_up(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, Violation> {
         // After a Close nothing of this direction counts any more.
-        if self.upstream.told_close || self.upstream.shut || self.farewell.is_some() {
+        if self.upstream.told_close || self.upstream.shut || self.closing.is_some() {
             return Ok(input.len());
         }
         let (outgoing, violation) = self.take_from_client(input);
@@ -432,9 +440,9 @@ impl Relay {
         if !self.client.shut {
             let had_stalled = self.client.stalled.is_some();
             let flushed = self.client.poll_flush(cx);
-            if had_stalled && let Some(farewell) = &mut self.farewell {
+            if had_stalled && let Some(closing) = &mut self.closing {
                 // The upstream was not read, and so could not end its message.
-                farewell.boundary_since = Instant::now();
+                closing.boundary_since = Instant::now();
             }
             match flushed {
                 Poll::Ready(Ok(())) => {}
@@ -449,7 +457,7 @@ impl Relay {
                 }
                 Poll::Pending => {}
             }
-            if !self.say.is_empty() && self.farewell.is_none() && !self.client.told_close {
+            if !self.say.is_empty() && self.closing.is_none() && !self.client.told_close {
                 let mut out = Outgoing::default();
                 self.say_between(&[], &mut out);
                 if !out.spill.is_empty() {
@@ -460,13 +468,13 @@ impl Relay {
                     return true;
                 }
             }
-            if self.farewell.is_some() && !self.client.told_close {
-                self.say_farewell();
+            if self.closing.is_some() && !self.client.told_close {
+                self.send_close();
                 if self.client.told_close {
                     return true;
                 }
             }
-            let done = (self.client.told_close && self.farewell.is_some()) || self.upstream.eof;
+            let done = (self.client.told_close && self.closing.is_some()) || self.upstream.eof;
             if done && !self.client.pending() && self.client.is_delivered() {
                 self.client.shut(cx);
                 return true;
@@ -502,7 +510,7 @@ impl Relay {
             Some(Ok(0)) => {
                 self.upstream.eof = true;
                 if !self.upstream.said_close && !self.client.said_close && !self.client.eof {
-                    self.act_on(Event::End(Ending::UpstreamLost));
+                    self.act_on(Event::Close(CloseReason::UpstreamLost));
                 }
                 true
             }
@@ -522,7 +530,7 @@ impl Relay {
         if self.over.is_some() {
             return;
         }
-        let is_delivered = if self.farewell.is_some() {
+        let is_delivered = if self.closing.is_some() {
             (self.client.told_close || self.client.shut) && !self.client.pending() && self.client.is_delivered()
         } else {
             let closed = self.client.said_close
@@ -548,7 +556,7 @@ impl Relay {
     }
 
     /// Both sockets are closed without taking back what is on its way to their peers.
-    fn part(&mut self, cx: &mut Context<'_>) -> Outcome {
+    fn part(&mut self, cx: &mut Context<'_>) -> SocketOutcome {
         SCRATCH_BUFFER.with_borrow_mut(|scratch| {
             self.client.part(cx, scratch);
             self.upstream.part(cx, scratch);
@@ -566,9 +574,9 @@ impl Relay {
         self.passed.to_client.inc_by(bytes as u64);
     }
 
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> SocketOutcome {
         let (code, closed_by) = self.first_close.unwrap_or((None, ClosedBy::Upstream));
-        Outcome {
+        SocketOutcome {
             code,
             closed_by,
             bytes_in: self.bytes_in,
@@ -579,9 +587,9 @@ impl Relay {
 }
 
 impl Future for Relay {
-    type Output = Outcome;
+    type Output = SocketOutcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SocketOutcome> {
         let this = self.get_mut();
         loop {
             let mut progress = false;
@@ -630,19 +638,4 @@ impl Future for Relay {
             }
         }
     }
-}
-
-/// A fresh masking key from the system's random source. RFC 6455 section 10.3 wants one that cannot be predicted, and
-/// in some dialects the client chooses what these frames hold.
-pub(super) fn mask() -> [u8; 4] {
-    let mut key = [0; 4];
-    // aws-lc ends the process where it has no entropy, so there is no error to speak of.
-    let _ = rand::fill(&mut key);
-    key
-}
-
-/// Milliseconds since the epoch.
-pub(super) fn now() -> u64 {
-    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

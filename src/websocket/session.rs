@@ -1,575 +1,476 @@
-//! One authenticated WebSocket's life as a state machine, without I/O and without a clock: events in,
-//! actions out (docs/contract.md sections 4.2 and 4.5). Time comes with each event, in milliseconds since the
-//! epoch; [`Session::deadline`] says when to come back.
+//! The life of one authenticated WebSocket as a state machine without I/O and without a clock: events in, actions out
+//! (docs/contract.md sections 4.2 and 4.5). The time comes with each event, in milliseconds since the epoch;
+//! [`Session::deadline`] says when the next event is due.
 
-mod asking;
+mod event;
+mod refresh;
+mod revalidation;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::dialect::{First, Later, Presented};
-use super::ending::Ending;
+use super::close_reason::CloseReason;
+use super::dialect::{FirstMessage, LaterMessage, PresentedToken};
 use super::template::{Copies, Values, render};
-use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token};
-use crate::policy::{DialectSpec, OnExpiry};
-use asking::{Asking, Consequence};
+use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
+use crate::policy::{DialectSpec, OnExpiry, WebSocketSpec};
+use refresh::{Acknowledgement, Refreshes};
+use revalidation::{Consequence, Revalidator};
 
-pub use asking::Again;
+pub(super) use event::{Action, Event, Verdict};
+pub(super) use revalidation::RevalidationPlan;
 
-/// Refreshes: at most one a second, this many at once.
-const BURST: u64 = 5;
-const REFRESH_MILLIS: u64 = 1_000;
-/// This many refused refreshes in a row end the session.
-const REFUSALS: u8 = 5;
-
-/// What a session lives by: the end of its token, and who vouched for it.
+/// What a session depends on: its user, the end of the token, and how both can be revoked.
 #[derive(Clone, Debug)]
-pub struct Standing {
-    /// Whose it is, and until when: of a token without an end, when its provider is asked again.
-    pub remembered: StoredIdentity,
-    /// The token says no end: asking again is what ends it.
-    pub is_open_ended: bool,
-    /// How long beyond its end a socket of this provider may live, at least.
-    pub clock_skew: Duration,
-    /// What it can be revoked by, where anyone can revoke.
-    pub revocation_keys: Option<Box<RevocationKeys>>,
-    /// How its provider is asked again.
-    pub again: Option<Box<Again>>,
-    /// It came by a session of ours, whose page renews it: it ends with it, also under `auto`.
-    pub renews: bool,
+pub(super) struct Credential {
+    /// The user, and the end of the token; where the token has no end, when its provider is asked again.
+    pub(super) identity: StoredIdentity,
+    /// The token has no end, so only a revalidation ends the session.
+    pub(super) is_open_ended: bool,
+    /// The provider's clock skew: a session lives at least this long beyond the end of its token.
+    pub(super) clock_skew: Duration,
+    /// The keys by which the session can be revoked; `None` where nobody can revoke.
+    pub(super) revocation_keys: Option<Box<RevocationKeys>>,
+    /// How the provider is asked again.
+    pub(super) revalidation: Option<Box<RevalidationPlan>>,
+    /// A session cookie carried it, which the page renews: the session ends with the cookie's, also under `auto`.
+    pub(super) renews: bool,
 }
 
-/// What is kept of it for as long as the session lives.
+/// What is kept of a [`Credential`] as long as the session is open.
 #[derive(Debug)]
-struct Kept {
-    remembered: StoredIdentity,
+struct CurrentCredential {
+    identity: StoredIdentity,
     revocation_keys: Option<Box<RevocationKeys>>,
-}
-
-/// What became of a token.
-#[derive(Debug)]
-pub enum Verdict {
-    /// Verified and allowed.
-    Accepted {
-        /// With the provider's prefix.
-        user_id: String,
-        /// What it lives by from now on.
-        standing: Standing,
-        /// The token, where it is still needed.
-        token: Option<Token>,
-    },
-    /// Not verified, and the row that says why.
-    Refused(Ending),
-    /// Expired and otherwise good, and the same user's.
-    Expired {
-        /// With the provider's prefix.
-        user_id: String,
-    },
-    /// Verified, and not allowed on this route.
-    Denied,
-    /// A refresh with another user's token.
-    AnotherUser,
-    /// A refresh that would change a trusted header.
-    IdentityChanged,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The client's first message.
-    First(First, Copies),
-    /// A later message that is for us.
-    Later(Later, Copies),
-    /// A message of the application's that waits until the token it carries is verified.
-    Field(Token),
-    /// The verdict on the token under verification.
-    Verdict(Verdict),
-    /// The provider's answer to a question about the session.
-    Revalidation(Revalidation),
-    /// The upstream's 101 has come.
-    UpstreamOpen,
-    /// Something that ends it: a bound, a violation, the upstream, the drain.
-    End(Ending),
-    /// [`Session::deadline`] has passed.
-    Deadline {
-        /// When its user was seen last, milliseconds; what `auto` asks.
-        seen: Option<u64>,
-    },
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Verify this token; come back with the verdict.
-    Verify(Token),
-    /// Ask the provider [`Session::question`]; come back with the answer.
-    AskAgain,
-    /// Dial the upstream.
-    Connect,
-    /// Say this to the client, between two of the upstream's messages.
-    Say(String),
-    /// Answer an application's ping, likewise.
-    Pong(String),
-    /// Let messages flow.
-    Relay,
-    /// A later token was accepted: the upstream may have it, and the message that waited for it.
-    HandOn(Token),
-    /// Its token has ended, and it goes on: for the count.
-    Outlive,
-    /// Say the ending and close.
-    End(Ending),
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Phase {
-    /// For the first message.
-    Waiting,
-    /// For the verdict on it.
+    AwaitingFirstMessage,
+    /// The token of the first message is being verified.
     Verifying,
-    /// For the upstream.
-    Dialling,
-    /// Messages flow.
+    /// The upstream's 101 is awaited.
+    Connecting,
+    /// Messages are relayed.
     Open,
-    Ended,
+    Closed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Authenticated,
-    Refreshed,
-    /// The message goes on.
-    Field,
-}
-
-/// A token that waits for its turn.
-#[derive(Debug)]
-struct Queued {
-    token: Token,
-    answer: Answer,
-    copies: Copies,
-}
-
-/// How a session's life is bounded, as its route says.
+/// How long the sessions of a route may live.
 #[derive(Clone, Copy, Debug)]
-pub struct Life {
-    /// Beyond its token's end, at least the clock skew.
-    pub grace: Duration,
-    /// Whether it ends with its token.
-    pub on_expiry: OnExpiry,
-    /// Under `auto`: how long it lives after its user was seen last.
-    pub presence: Duration,
-    /// From its beginning, whatever its tokens say.
-    pub max_lifetime: Option<Duration>,
+pub(super) struct SessionLimits {
+    /// How long a session lives beyond the end of its token; at least the clock skew.
+    pub(super) grace: Duration,
+    /// Whether a session ends with its token.
+    pub(super) on_expiry: OnExpiry,
+    /// Under `auto`: how long a session lives after its user was last seen.
+    pub(super) presence: Duration,
+    /// How long a session lives at most, whatever its tokens say.
+    pub(super) max_lifetime: Option<Duration>,
 }
 
-impl Default for Life {
+impl SessionLimits {
+    /// Returns the limits of a route's sessions.
+    #[must_use]
+    pub(super) fn of(spec: &WebSocketSpec) -> Self {
+        let WebSocketSpec { grace, on_expiry, presence, max_lifetime, .. } = *spec;
+        Self { grace, on_expiry, presence, max_lifetime }
+    }
+}
+
+impl Default for SessionLimits {
     fn default() -> Self {
         Self { grace: Duration::ZERO, on_expiry: OnExpiry::Close, presence: Duration::ZERO, max_lifetime: None }
     }
 }
 
-/// The state of one socket.
+/// The state of one session. Times are milliseconds since the epoch, `u64::MAX` for never; durations are milliseconds.
+/// There are thousands of these.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     dialect: Option<Arc<DialectSpec>>,
     phase: Phase,
-    /// When waiting ends, milliseconds.
-    waiting_until: u64,
-    /// As [`Life`], in milliseconds; there are thousands of these.
+    first_message_deadline: u64,
     grace: u64,
     presence: u64,
     on_expiry: OnExpiry,
-    /// Milliseconds: the end of `max_lifetime`.
-    last_moment: u64,
-    /// The user id, until `authenticated` has been said.
+    /// The end of `max_lifetime`, or of the login session.
+    lifetime_end: u64,
+    /// The user id, until `authenticated` has been sent.
     user_id: Box<str>,
-    /// `None` until someone was verified, and on public routes.
-    standing: Option<Kept>,
-    /// Milliseconds: `exp + max(clock_skew, grace)`.
-    end: u64,
-    asking: Option<Box<Asking>>,
-    verifying: Option<Answer>,
-    queued: Option<Box<Queued>>,
-    /// What the answer to the message in hand copies from it.
-    answering: Copies,
-    /// The token bucket of refreshes: when it would be full again.
-    full_at: u64,
-    refusals: u8,
-    refreshes: u32,
+    /// `None` until a token was verified, and on public routes.
+    credential: Option<CurrentCredential>,
+    /// The end of the token and its grace.
+    credential_end: u64,
+    revalidator: Option<Box<Revalidator>>,
+    refreshes: Refreshes,
+    /// What the answer to the current message copies from it.
+    reply_copies: Copies,
     /// The client has shown that it can renew its token.
     renews: bool,
 }
 
 impl Session {
-    /// A socket that waits in the vestibule for its first message.
+    /// Begins a session that awaits its first message.
     #[must_use]
-    pub fn waiting(dialect: Arc<DialectSpec>, auth_timeout: Option<Duration>, life: Life, now: u64) -> Self {
-        let mut session = Self::new(Some(dialect), life, now);
-        session.waiting_until = auth_timeout.map_or(u64::MAX, |timeout| now.saturating_add(millis(timeout)));
+    pub(super) fn pending(
+        dialect: Arc<DialectSpec>,
+        auth_timeout: Option<Duration>,
+        limits: SessionLimits,
+        now: u64,
+    ) -> Self {
+        let mut session = Self::new(Some(dialect), limits, now);
+        session.first_message_deadline = auth_timeout.map_or(u64::MAX, |timeout| now.saturating_add(millis(timeout)));
         session
     }
 
-    /// A socket whose credential came on the upgrade, with the upstream's 101 in hand.
+    /// Begins a session whose credential came on the upgrade, after the upstream's 101.
     #[must_use]
-    pub fn open(dialect: Option<Arc<DialectSpec>>, life: Life, standing: Standing, now: u64) -> Self {
-        let mut session = Self::new(dialect, life, now);
+    pub(super) fn open(
+        dialect: Option<Arc<DialectSpec>>,
+        limits: SessionLimits,
+        credential: Credential,
+        now: u64,
+    ) -> Self {
+        let mut session = Self::new(dialect, limits, now);
         session.phase = Phase::Open;
-        session.stands_by(standing, now);
+        session.apply_credential(credential, now);
         session
     }
 
-    /// A socket of a public route: nobody's token ends it.
+    /// Begins a session on a public route, which no token ends.
     #[must_use]
-    pub fn unending() -> Self {
-        let mut session = Self::new(None, Life::default(), 0);
+    pub(super) fn public() -> Self {
+        let mut session = Self::new(None, SessionLimits::default(), 0);
         session.phase = Phase::Open;
         session
     }
 
-    fn new(dialect: Option<Arc<DialectSpec>>, life: Life, now: u64) -> Self {
+    fn new(dialect: Option<Arc<DialectSpec>>, limits: SessionLimits, now: u64) -> Self {
         Self {
             dialect,
-            phase: Phase::Waiting,
-            waiting_until: u64::MAX,
-            grace: millis(life.grace),
-            presence: millis(life.presence),
-            on_expiry: life.on_expiry,
-            last_moment: life.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
+            phase: Phase::AwaitingFirstMessage,
+            first_message_deadline: u64::MAX,
+            grace: millis(limits.grace),
+            presence: millis(limits.presence),
+            on_expiry: limits.on_expiry,
+            lifetime_end: limits.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
             user_id: Box::default(),
-            standing: None,
-            end: u64::MAX,
-            asking: None,
-            verifying: None,
-            queued: None,
-            answering: Vec::new(),
-            full_at: 0,
-            refusals: 0,
-            refreshes: 0,
+            credential: None,
+            credential_end: u64::MAX,
+            revalidator: None,
+            refreshes: Refreshes::default(),
+            reply_copies: Vec::new(),
             renews: false,
         }
     }
 
-    fn stands_by(&mut self, standing: Standing, now: u64) {
-        let beyond = self.grace.max(millis(standing.clock_skew));
-        self.end = match self.on_expiry {
+    fn apply_credential(&mut self, credential: Credential, now: u64) {
+        let grace = self.grace.max(millis(credential.clock_skew));
+        self.credential_end = match self.on_expiry {
             OnExpiry::Keep => u64::MAX,
-            _ if standing.is_open_ended => u64::MAX,
-            _ => standing.remembered.expires_at().saturating_mul(1_000).saturating_add(beyond),
+            _ if credential.is_open_ended => u64::MAX,
+            _ => credential.identity.expires_at().saturating_mul(1_000).saturating_add(grace),
         };
-        if let Some(at) = standing.remembered.login_session_ends_at() {
-            self.end = u64::MAX;
-            self.last_moment = self.last_moment.min(at.saturating_mul(1_000));
+        if let Some(at) = credential.identity.login_session_ends_at() {
+            self.credential_end = u64::MAX;
+            self.lifetime_end = self.lifetime_end.min(at.saturating_mul(1_000));
         }
-        self.asking = standing.again.map(|again| {
-            Box::new(match self.asking.take() {
-                Some(asking) => asking.renewed(*again, now),
-                None => Asking::new(*again, now),
+        self.revalidator = credential.revalidation.map(|plan| {
+            Box::new(match self.revalidator.take() {
+                Some(revalidator) => revalidator.renewed(*plan, now),
+                None => Revalidator::new(*plan, now),
             })
         });
-        self.renews |= standing.renews;
-        let Standing { remembered, revocation_keys, .. } = standing;
-        let former = self.standing.take().and_then(|standing| standing.revocation_keys);
-        // Whoever signs out of the session by which it came means this socket too.
+        self.renews |= credential.renews;
+        let Credential { identity, revocation_keys, .. } = credential;
+        let former = self.credential.take().and_then(|credential| credential.revocation_keys);
+        // A sign-out of the session cookie that opened the socket ends it also after a refresh by another token.
         let revocation_keys = match (revocation_keys, former) {
             (Some(revocation_keys), Some(former)) => Some(Box::new(revocation_keys.in_browser_session_of(&former))),
             (revocation_keys, former) => revocation_keys.or(former),
         };
-        self.standing = Some(Kept { remembered, revocation_keys });
+        self.credential = Some(CurrentCredential { identity, revocation_keys });
     }
 
-    /// What the provider is asked about it.
+    /// Returns what the provider is asked about the session.
     #[must_use]
-    pub fn question(&self) -> Option<&RemoteCheck> {
-        self.asking.as_ref().map(|asking| asking.question())
+    pub(super) fn revalidation_check(&self) -> Option<&RemoteCheck> {
+        self.revalidator.as_ref().map(|revalidator| revalidator.check())
     }
 
-    /// What it can be revoked by.
+    /// Returns the keys by which the session can be revoked.
     #[must_use]
-    pub fn revocation_keys(&self) -> Option<&RevocationKeys> {
-        self.standing.as_ref()?.revocation_keys.as_deref()
+    pub(super) fn revocation_keys(&self) -> Option<&RevocationKeys> {
+        self.credential.as_ref()?.revocation_keys.as_deref()
     }
 
-    /// Whose it is; nobody's on a public route.
+    /// Returns the identity of the user; `None` on a public route.
     #[must_use]
-    pub fn remembered(&self) -> Option<&StoredIdentity> {
-        self.standing.as_ref().map(|standing| &standing.remembered)
+    pub(super) fn identity(&self) -> Option<&StoredIdentity> {
+        self.credential.as_ref().map(|credential| &credential.identity)
     }
 
-    /// Whose it is while its token has not expired: an expired one is not judged by its key, or every rotation
-    /// would end the sockets that outlive their tokens.
+    /// Returns the identity of an open session while its token has not expired. The key of an expired token is not
+    /// checked: every rotation would end the sessions that outlive their tokens.
     #[must_use]
-    pub fn judged_by_key(&self, now: u64) -> Option<&StoredIdentity> {
-        let standing = self.remembered().filter(|remembered| now < remembered.expires_at().saturating_mul(1_000));
-        standing.filter(|_| self.phase == Phase::Open)
+    pub(super) fn unexpired_identity(&self, now: u64) -> Option<&StoredIdentity> {
+        let identity = self.identity().filter(|identity| now < identity.expires_at().saturating_mul(1_000));
+        identity.filter(|_| self.phase == Phase::Open)
     }
 
-    /// Its dialect; `None` for `none`.
+    /// Returns the dialect; `None` for `dialect: none`.
     #[must_use]
-    pub fn dialect(&self) -> Option<&Arc<DialectSpec>> {
+    pub(super) fn dialect(&self) -> Option<&Arc<DialectSpec>> {
         self.dialect.as_ref()
     }
 
-    /// What an answer to the message in hand copies from it.
+    /// Returns what the answer to the current message copies from it.
     #[must_use]
-    pub fn answering(&self) -> &Copies {
-        &self.answering
+    pub(super) fn reply_copies(&self) -> &Copies {
+        &self.reply_copies
     }
 
-    /// Whether a verdict is awaited, or a token waits for its turn.
+    /// Returns whether a later token is being verified, or waits to be.
     #[must_use]
-    pub fn is_judging(&self) -> bool {
-        self.verifying.is_some() || self.queued.is_some()
+    pub(super) fn is_verifying(&self) -> bool {
+        self.refreshes.is_verifying() || self.refreshes.is_queued()
     }
 
-    /// How many refreshes were accepted.
+    /// Returns how many refreshes were accepted.
     #[must_use]
-    pub fn refreshes(&self) -> u32 {
-        self.refreshes
+    pub(super) fn refreshes(&self) -> u32 {
+        self.refreshes.accepted()
     }
 
-    /// When [`Event::Deadline`] is due, milliseconds since the epoch.
+    /// Returns when [`Event::Deadline`] is due.
     #[must_use]
-    pub fn deadline(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Waiting => Self::known(self.waiting_until),
-            // The verdict and the dial have bounds of their own.
-            Phase::Verifying | Phase::Dialling | Phase::Ended => None,
+    pub(super) fn deadline(&self) -> Option<u64> {
+        let deadline = match self.phase {
+            Phase::AwaitingFirstMessage => self.first_message_deadline,
+            // Verifying and connecting have time limits of their own.
+            Phase::Verifying | Phase::Connecting | Phase::Closed => u64::MAX,
             Phase::Open => {
-                let asked = self.asking.as_ref().map_or(u64::MAX, |asking| asking.deadline());
-                let ends = match &self.queued {
-                    // A refresh under verification at the token's end is awaited.
-                    _ if self.verifying.is_some() => u64::MAX,
-                    Some(_) => self.end.min(self.next_refresh()),
-                    None => self.end,
+                // A refresh that is under verification when the token ends is awaited.
+                let expiry = if self.refreshes.is_verifying() {
+                    u64::MAX
+                } else if self.refreshes.is_queued() {
+                    self.credential_end.min(self.refreshes.next_at())
+                } else {
+                    self.credential_end
                 };
-                Self::known(ends.min(self.last_moment).min(asked))
+                let revalidation = self.revalidator.as_ref().map_or(u64::MAX, |revalidator| revalidator.deadline());
+                expiry.min(self.lifetime_end).min(revalidation)
             }
-        }
+        };
+        (deadline != u64::MAX).then_some(deadline)
     }
 
-    fn known(moment: u64) -> Option<u64> {
-        (moment != u64::MAX).then_some(moment)
-    }
-
-    /// When the bucket has room for one more.
-    fn next_refresh(&self) -> u64 {
-        self.full_at.saturating_sub((BURST - 1) * REFRESH_MILLIS)
-    }
-
-    /// Takes an event; `now` in milliseconds since the epoch.
-    pub fn on(&mut self, event: Event, now: u64) -> Vec<Action> {
+    /// Processes an event at `now`.
+    pub(super) fn on(&mut self, event: Event, now: u64) -> Vec<Action> {
         match (&self.phase, event) {
-            (Phase::Ended, _) => Vec::new(),
-            (_, Event::End(ending)) => self.finish(ending),
-            (Phase::Waiting, Event::First(first, copies)) => {
-                self.answering = copies;
-                self.first(first)
+            (Phase::Closed, _) => Vec::new(),
+            (_, Event::Close(reason)) => self.close(reason),
+            (Phase::AwaitingFirstMessage, Event::FirstMessage(message, copies)) => {
+                self.reply_copies = copies;
+                self.first_message(message)
             }
-            (Phase::Waiting, Event::Deadline { .. }) if now >= self.waiting_until => self.finish(Ending::Timeout),
-            (Phase::Verifying, Event::Verdict(verdict)) => self.admitted(verdict, now),
-            (Phase::Open, Event::Revalidation(answer)) => self.asked_again(&answer, now),
-            (Phase::Dialling, Event::UpstreamOpen) => self.opened(now),
-            (Phase::Open, Event::Later(later, copies)) => self.later(later, copies, now),
-            (Phase::Open, Event::Field(token)) => {
-                self.queued = Some(Box::new(Queued { token, answer: Answer::Field, copies: Vec::new() }));
-                self.next(now)
+            (Phase::AwaitingFirstMessage, Event::Deadline { .. }) if now >= self.first_message_deadline => {
+                self.close(CloseReason::Timeout)
             }
-            (Phase::Open, Event::Verdict(verdict)) => self.refreshed(verdict, now),
-            (Phase::Open, Event::Deadline { seen }) => self.due(now, seen),
-            // An event that came too late for its phase changes nothing.
+            (Phase::Verifying, Event::Verdict(verdict)) => self.first_verdict(verdict, now),
+            (Phase::Connecting, Event::UpstreamOpen) => self.upstream_opened(now),
+            (Phase::Open, Event::LaterMessage(message, copies)) => self.later_message(message, copies, now),
+            (Phase::Open, Event::FieldToken(token)) => {
+                self.refreshes.enqueue(token, Acknowledgement::None, Vec::new());
+                self.start_refresh(now)
+            }
+            (Phase::Open, Event::Verdict(verdict)) => self.refresh_verdict(verdict, now),
+            (Phase::Open, Event::Revalidation(answer)) => self.revalidated(&answer, now),
+            (Phase::Open, Event::Deadline { last_seen }) => self.deadline_passed(now, last_seen),
+            // An event that comes too late for its phase changes nothing.
             (_, _) => Vec::new(),
         }
     }
 
-    fn finish(&mut self, ending: Ending) -> Vec<Action> {
-        self.phase = Phase::Ended;
-        self.queued = None;
-        vec![Action::End(ending)]
+    fn close(&mut self, reason: CloseReason) -> Vec<Action> {
+        self.phase = Phase::Closed;
+        self.refreshes.clear_queue();
+        vec![Action::Close(reason)]
     }
 
-    fn first(&mut self, first: First) -> Vec<Action> {
-        match first {
-            First::Authenticate(token) => {
+    fn first_message(&mut self, message: FirstMessage) -> Vec<Action> {
+        match message {
+            FirstMessage::Authenticate(token) => {
                 self.phase = Phase::Verifying;
                 vec![Action::Verify(token)]
             }
-            First::Ping(reply) => vec![Action::Say(reply)],
-            First::InvalidMessage => self.finish(Ending::InvalidMessage),
-            First::Unexpected => self.finish(Ending::Unexpected),
-            First::MissingToken => self.finish(Ending::MissingToken),
-            First::NotAToken => self.finish(Ending::InvalidToken),
+            FirstMessage::Ping(reply) => vec![Action::Send(reply)],
+            FirstMessage::InvalidMessage => self.close(CloseReason::InvalidMessage),
+            FirstMessage::Unexpected => self.close(CloseReason::Unexpected),
+            FirstMessage::MissingToken => self.close(CloseReason::MissingToken),
+            FirstMessage::NotAToken => self.close(CloseReason::InvalidToken),
         }
     }
 
-    fn admitted(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
+    fn first_verdict(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         match verdict {
-            Verdict::Accepted { user_id, standing, .. } => {
-                self.phase = Phase::Dialling;
+            Verdict::Accepted { user_id, credential, .. } => {
+                self.phase = Phase::Connecting;
                 self.user_id = user_id.into();
-                self.stands_by(standing, now);
+                self.apply_credential(credential, now);
                 vec![Action::Connect]
             }
-            Verdict::Refused(ending) => self.finish(ending),
-            Verdict::Expired { .. } => self.finish(Ending::ExpiredOnArrival),
-            Verdict::Denied => self.finish(Ending::Denied),
-            // Neither can be said of a first token.
-            Verdict::AnotherUser | Verdict::IdentityChanged => self.finish(Ending::InvalidToken),
+            Verdict::Refused(reason) => self.close(reason),
+            Verdict::Expired { .. } => self.close(CloseReason::ExpiredOnArrival),
+            Verdict::Denied => self.close(CloseReason::Denied),
+            // A first token is compared with no other.
+            Verdict::AnotherUser | Verdict::IdentityChanged => self.close(CloseReason::InvalidToken),
         }
     }
 
-    fn opened(&mut self, now: u64) -> Vec<Action> {
+    fn upstream_opened(&mut self, now: u64) -> Vec<Action> {
         self.phase = Phase::Open;
         let user_id = std::mem::take(&mut self.user_id);
-        let mut actions: Vec<Action> = self.acknowledgement(Answer::Authenticated, &user_id, now).into_iter().collect();
-        self.answering = Vec::new();
-        actions.push(Action::Relay);
+        let mut actions: Vec<Action> =
+            self.acknowledge(Acknowledgement::Authenticated, &user_id, now).into_iter().collect();
+        self.reply_copies = Vec::new();
+        actions.push(Action::StartRelay);
         actions
     }
 
-    fn acknowledgement(&self, answer: Answer, user_id: &str, now: u64) -> Option<Action> {
+    fn acknowledge(&self, acknowledgement: Acknowledgement, user_id: &str, now: u64) -> Option<Action> {
         let dialect = self.dialect.as_ref()?;
-        let template = match answer {
-            Answer::Authenticated => dialect.authenticate.acknowledge.as_ref()?,
-            Answer::Refreshed => dialect.refresh.as_ref()?.acknowledge.as_ref()?,
-            Answer::Field => return None,
+        let template = match acknowledgement {
+            Acknowledgement::Authenticated => dialect.authenticate.acknowledge.as_ref()?,
+            Acknowledgement::Refreshed => dialect.refresh.as_ref()?.acknowledge.as_ref()?,
+            Acknowledgement::None => return None,
         };
-        let exp = self.standing.as_ref().map_or(0, |standing| standing.remembered.expires_at());
+        let exp = self.identity().map_or(0, StoredIdentity::expires_at);
         let expires_in = exp.saturating_sub(now / 1_000);
-        let values = Values { user_id, exp, expires_in, copies: &self.answering, ..Values::default() };
-        Some(Action::Say(render(template, &values)))
+        let values = Values { user_id, exp, expires_in, copies: &self.reply_copies, ..Values::default() };
+        Some(Action::Send(render(template, &values)))
     }
 
-    fn error(&self, message: &str) -> Vec<Action> {
-        let template = self.dialect.as_ref().and_then(|dialect| dialect.error.as_ref());
-        let values = Values { message, copies: &self.answering, ..Values::default() };
-        template.map(|template| Action::Say(render(template, &values))).into_iter().collect()
-    }
-
-    fn later(&mut self, later: Later, copies: Copies, now: u64) -> Vec<Action> {
-        let (presented, answer) = match later {
-            Later::Ping(reply) => return vec![Action::Pong(reply)],
-            Later::Authenticate(presented) => (presented, Answer::Authenticated),
-            Later::Refresh(presented) => (presented, Answer::Refreshed),
+    fn later_message(&mut self, message: LaterMessage, copies: Copies, now: u64) -> Vec<Action> {
+        let (presented, acknowledgement) = match message {
+            LaterMessage::Ping(reply) => return vec![Action::SendPong(reply)],
+            LaterMessage::Authenticate(presented) => (presented, Acknowledgement::Authenticated),
+            LaterMessage::Refresh(presented) => (presented, Acknowledgement::Refreshed),
         };
         match presented {
-            Presented::Token(token) => {
-                self.queued = Some(Box::new(Queued { token, answer, copies }));
-                self.next(now)
+            PresentedToken::Token(token) => {
+                self.refreshes.enqueue(token, acknowledgement, copies);
+                self.start_refresh(now)
             }
-            Presented::Missing => {
-                let before = std::mem::replace(&mut self.answering, copies);
-                let said = self.refusal("Missing token in refresh request");
-                self.answering = before;
-                said
+            PresentedToken::Missing => {
+                // A refresh under verification is answered later, with copies of its own.
+                let before = std::mem::replace(&mut self.reply_copies, copies);
+                let actions = self.refuse_refresh("Missing token in refresh request");
+                self.reply_copies = before;
+                actions
             }
-            Presented::NotAToken => {
-                self.refusal(&format!("Token refresh failed: {}", Ending::InvalidToken.message().unwrap_or_default()))
-            }
+            PresentedToken::NotAToken => self.refuse_refresh(&refresh_failed(CloseReason::InvalidToken)),
         }
     }
 
-    /// Starts the queued refresh when none is under way and the rate allows it.
-    fn next(&mut self, now: u64) -> Vec<Action> {
-        if self.verifying.is_some() || now < self.next_refresh() {
-            return Vec::new();
-        }
-        let Some(queued) = self.queued.take() else { return Vec::new() };
-        let Queued { token, answer, copies } = *queued;
-        self.answering = copies;
-        self.full_at = self.full_at.max(now).saturating_add(REFRESH_MILLIS);
-        self.verifying = Some(answer);
+    /// Starts the queued refresh, if there is one and it may start.
+    fn start_refresh(&mut self, now: u64) -> Vec<Action> {
+        let Some((token, copies)) = self.refreshes.start(now) else { return Vec::new() };
+        self.reply_copies = copies;
         vec![Action::Verify(token)]
     }
 
-    fn refusal(&mut self, message: &str) -> Vec<Action> {
-        self.refusals += 1;
-        if self.refusals >= REFUSALS {
-            return self.finish(Ending::TooManyRefreshes);
+    fn refuse_refresh(&mut self, message: &str) -> Vec<Action> {
+        if self.refreshes.count_refused() {
+            return self.close(CloseReason::TooManyRefreshes);
         }
-        self.error(message)
+        let template = self.dialect.as_ref().and_then(|dialect| dialect.error.as_ref());
+        let values = Values { message, copies: &self.reply_copies, ..Values::default() };
+        template.map(|template| Action::Send(render(template, &values))).into_iter().collect()
     }
 
-    fn refreshed(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
-        let answer = self.verifying.take().unwrap_or(Answer::Refreshed);
+    fn refresh_verdict(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
+        let acknowledgement = self.refreshes.finish();
         let verdict = match verdict {
-            Verdict::Expired { .. } if answer != Answer::Authenticated => Verdict::Refused(Ending::ExpiredOnArrival),
+            Verdict::Expired { .. } if acknowledgement != Acknowledgement::Authenticated => {
+                Verdict::Refused(CloseReason::ExpiredOnArrival)
+            }
             other => other,
         };
         let mut actions = match verdict {
-            // A front end that says its handshake with the token of its page load waits for this answer. It hears
-            // the end that holds now, which does not move.
+            // A front end that authenticates with the token of its page load waits for this answer. It says when the
+            // session ends, which does not change.
             Verdict::Expired { user_id } => {
-                self.acknowledgement(Answer::Authenticated, &user_id, now).into_iter().collect()
+                self.acknowledge(Acknowledgement::Authenticated, &user_id, now).into_iter().collect()
             }
-            Verdict::Accepted { user_id, standing, token } => {
-                self.refusals = 0;
-                self.refreshes += 1;
+            Verdict::Accepted { user_id, credential, token } => {
+                self.refreshes.count_accepted();
                 self.renews = true;
-                self.stands_by(standing, now);
-                let acknowledgement = self.acknowledgement(answer, &user_id, now);
-                token.map(Action::HandOn).into_iter().chain(acknowledgement).collect()
+                self.apply_credential(credential, now);
+                let acknowledgement = self.acknowledge(acknowledgement, &user_id, now);
+                token.map(Action::ForwardToken).into_iter().chain(acknowledgement).collect()
             }
-            // The message that carried it is dropped, and with it the order of those behind it.
-            Verdict::Refused(ending) if answer == Answer::Field => self.finish(ending),
-            Verdict::AnotherUser if answer == Answer::Field => self.finish(Ending::InvalidToken),
-            Verdict::Refused(ending) => {
-                self.refusal(&format!("Token refresh failed: {}", ending.message().unwrap_or_default()))
-            }
-            Verdict::AnotherUser => self.refusal("Token refresh failed: another user"),
-            Verdict::Denied => self.finish(Ending::Denied),
-            Verdict::IdentityChanged => self.finish(Ending::IdentityChanged),
+            // The message that carried the token is dropped, so those behind it cannot go on in order.
+            Verdict::Refused(reason) if acknowledgement == Acknowledgement::None => self.close(reason),
+            Verdict::AnotherUser if acknowledgement == Acknowledgement::None => self.close(CloseReason::InvalidToken),
+            Verdict::Refused(reason) => self.refuse_refresh(&refresh_failed(reason)),
+            Verdict::AnotherUser => self.refuse_refresh("Token refresh failed: another user"),
+            Verdict::Denied => self.close(CloseReason::Denied),
+            Verdict::IdentityChanged => self.close(CloseReason::IdentityChanged),
         };
         if self.phase == Phase::Open {
-            self.answering = Vec::new();
-            actions.extend(if self.may_outlive() {
-                // When its user was seen is known when the deadline comes, which is at once where the token has ended.
-                self.next(now)
+            self.reply_copies = Vec::new();
+            actions.extend(if self.may_outlive_token() {
+                // Whether the user was seen is known when the deadline comes, at once where the token has expired.
+                self.start_refresh(now)
             } else {
-                self.due(now, None)
+                self.deadline_passed(now, None)
             });
         }
         actions
     }
 
-    /// Whether it goes on after its token's end, as long as its user is seen.
-    fn may_outlive(&self) -> bool {
+    /// Returns whether the session continues after its token expires, as long as the user is seen.
+    fn may_outlive_token(&self) -> bool {
         self.on_expiry == OnExpiry::Auto && !self.renews
     }
 
-    fn due(&mut self, now: u64, seen: Option<u64>) -> Vec<Action> {
-        if now >= self.last_moment {
-            return self.finish(Ending::Lifetime);
+    fn deadline_passed(&mut self, now: u64, last_seen: Option<u64>) -> Vec<Action> {
+        if now >= self.lifetime_end {
+            return self.close(CloseReason::Lifetime);
         }
-        let asks = self.asking.as_mut().is_some_and(|asking| asking.begins(now));
-        let mut actions: Vec<Action> = asks.then_some(Action::AskAgain).into_iter().collect();
-        if self.verifying.is_some() {
+        let is_check_due = self.revalidator.as_mut().is_some_and(|revalidator| revalidator.start(now));
+        let mut actions: Vec<Action> = is_check_due.then_some(Action::Revalidate).into_iter().collect();
+        if self.refreshes.is_verifying() {
             return actions;
         }
-        if now >= self.end && self.may_outlive() {
-            let until = seen.map_or(0, |seen| seen.saturating_add(self.presence));
+        if now >= self.credential_end && self.may_outlive_token() {
+            let until = last_seen.map_or(0, |last_seen| last_seen.saturating_add(self.presence));
             if until > now {
-                self.end = until;
-                actions.push(Action::Outlive);
+                self.credential_end = until;
+                actions.push(Action::ContinueExpired);
             }
         }
-        if now >= self.end && self.queued.is_none() {
-            return self.finish(Ending::Expired);
+        let refresh = self.start_refresh(now);
+        if refresh.is_empty() && now >= self.credential_end {
+            return self.close(CloseReason::Expired);
         }
-        let verifies = self.next(now);
-        if verifies.is_empty() && now >= self.end {
-            return self.finish(Ending::Expired);
-        }
-        actions.extend(verifies);
+        actions.extend(refresh);
         actions
     }
 
-    fn asked_again(&mut self, answer: &Revalidation, now: u64) -> Vec<Action> {
-        match self.asking.as_mut().map(|asking| asking.answered(answer, now)) {
-            Some(Consequence::Ended) => self.finish(Ending::Revoked),
-            Some(Consequence::Unanswered) => self.finish(Ending::AuthUnavailable),
-            Some(Consequence::GoesOn) | None => Vec::new(),
+    fn revalidated(&mut self, answer: &Revalidation, now: u64) -> Vec<Action> {
+        match self.revalidator.as_mut().map(|revalidator| revalidator.answered(answer, now)) {
+            Some(Consequence::Revoked) => self.close(CloseReason::Revoked),
+            Some(Consequence::Unavailable) => self.close(CloseReason::AuthUnavailable),
+            Some(Consequence::Continue) | None => Vec::new(),
         }
     }
+}
+
+fn refresh_failed(reason: CloseReason) -> String {
+    format!("Token refresh failed: {}", reason.message().unwrap_or_default())
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,12 +1,12 @@
-//! Templates of a dialect's messages (docs/contract.md section 4.3): written by a JSON serializer, so that
-//! no value can break out of its place, and recognised by their fixed members.
+//! Templates of a dialect's messages (docs/contract.md section 4.3). A JSON serializer writes the messages, so no value
+//! can change their structure; a message of the upstream is recognised by the fixed members of its template.
 
 use serde_json::Value;
 
-/// What templates copy from the message being answered: pointer and value.
+/// What templates copy from the message that is answered: pointers with their values.
 pub(super) type Copies = Vec<(String, Value)>;
 
-/// What a template may speak of.
+/// The values of a template's placeholders.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Values<'a> {
     /// `{user_id}`
@@ -23,14 +23,13 @@ pub(super) struct Values<'a> {
     pub copies: &'a [(String, Value)],
 }
 
-/// Writes a message from a template. A string that is exactly one placeholder becomes the value with
-/// its JSON type.
+/// Writes a message from a template. A string that is exactly one placeholder becomes the value with its JSON type.
 #[must_use]
 pub(super) fn render(template: &Value, values: &Values<'_>) -> String {
-    filled(template, values).to_string()
+    fill(template, values).to_string()
 }
 
-fn filled(template: &Value, values: &Values<'_>) -> Value {
+fn fill(template: &Value, values: &Values<'_>) -> Value {
     match template {
         Value::String(text) => match text.as_str() {
             "{user_id}" => values.user_id.into(),
@@ -39,24 +38,24 @@ fn filled(template: &Value, values: &Values<'_>) -> Value {
             "{message}" => values.message.into(),
             "{code}" => values.code.into(),
             text if text.starts_with("{/") && text.find('}') == Some(text.len() - 1) => {
-                copied(values, &text[1..text.len() - 1]).cloned().unwrap_or(Value::Null)
+                find_copy(values, &text[1..text.len() - 1]).cloned().unwrap_or(Value::Null)
             }
-            _ => Value::String(replaced(text, values)),
+            _ => Value::String(interpolate(text, values)),
         },
-        Value::Array(items) => items.iter().map(|item| filled(item, values)).collect(),
+        Value::Array(items) => items.iter().map(|item| fill(item, values)).collect(),
         Value::Object(members) => {
-            Value::Object(members.iter().map(|(key, item)| (key.clone(), filled(item, values))).collect())
+            Value::Object(members.iter().map(|(key, item)| (key.clone(), fill(item, values))).collect())
         }
         other => other.clone(),
     }
 }
 
-fn copied<'a>(values: &Values<'a>, pointer: &str) -> Option<&'a Value> {
+fn find_copy<'a>(values: &Values<'a>, pointer: &str) -> Option<&'a Value> {
     values.copies.iter().find(|(name, _)| name == pointer).map(|(_, value)| value)
 }
 
-/// One pass over the text, so that a value is never looked at for placeholders itself.
-fn replaced(text: &str, values: &Values<'_>) -> String {
+/// Replaces the placeholders of a string in one pass, so that placeholders inside a value are not replaced.
+fn interpolate(text: &str, values: &Values<'_>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('{') {
@@ -73,7 +72,7 @@ fn replaced(text: &str, values: &Values<'_>) -> String {
             out.push_str(value);
             rest = &rest[name.len()..];
         } else if let Some(end) = rest.find('}').filter(|_| rest.starts_with("{/")) {
-            match copied(values, &rest[1..end]) {
+            match find_copy(values, &rest[1..end]) {
                 Some(Value::String(text)) => out.push_str(text),
                 Some(value) => out.push_str(&value.to_string()),
                 None => {}
@@ -88,27 +87,27 @@ fn replaced(text: &str, values: &Values<'_>) -> String {
     out
 }
 
-/// Whether a message is one that this template makes: its fixed values stand where they should.
+/// Returns whether this template could have made a message: all its fixed values are in their places.
 #[must_use]
-pub(super) fn resembles(template: &Value, message: &Value) -> bool {
+pub(super) fn matches_template(template: &Value, message: &Value) -> bool {
     match (template, message) {
         (Value::String(text), _) if text.contains('{') => true,
-        (Value::Object(members), Value::Object(found)) => {
-            members.iter().all(|(key, item)| found.get(key).map_or(is_free(item), |found| resembles(item, found)))
-        }
+        (Value::Object(members), Value::Object(found)) => members
+            .iter()
+            .all(|(key, item)| found.get(key).map_or(is_optional(item), |found| matches_template(item, found))),
         (Value::Array(items), Value::Array(found)) => {
-            items.len() == found.len() && items.iter().zip(found).all(|(item, found)| resembles(item, found))
+            items.len() == found.len() && items.iter().zip(found).all(|(item, found)| matches_template(item, found))
         }
         (template, message) => template == message,
     }
 }
 
-/// Whether nothing in it is fixed, so that it may be left out.
-fn is_free(template: &Value) -> bool {
+/// Returns whether no value of a template is fixed, so that a message may lack it.
+fn is_optional(template: &Value) -> bool {
     match template {
         Value::String(text) => text.contains('{'),
-        Value::Array(items) => items.iter().all(is_free),
-        Value::Object(members) => members.values().all(is_free),
+        Value::Array(items) => items.iter().all(is_optional),
+        Value::Object(members) => members.values().all(is_optional),
         _ => false,
     }
 }
@@ -140,9 +139,9 @@ mod tests {
             (json!({"type": "no", "user": "x", "data": {"v": 1}}), false),
             (json!(["ok"]), false),
         ] {
-            assert_eq!(resembles(&template, &message), expected, "{message}");
+            assert_eq!(matches_template(&template, &message), expected, "{message}");
         }
-        assert!(resembles(&json!(["{/0}", null, "phx_reply"]), &json!(["1", null, "phx_reply"])));
-        assert!(!resembles(&json!(["{/0}", null, "phx_reply"]), &json!(["1", null, "phx_close"])));
+        assert!(matches_template(&json!(["{/0}", null, "phx_reply"]), &json!(["1", null, "phx_reply"])));
+        assert!(!matches_template(&json!(["{/0}", null, "phx_reply"]), &json!(["1", null, "phx_close"])));
     }
 }

@@ -5,13 +5,13 @@ use serde_json::json;
 use super::*;
 
 fn first_of(text: &str) -> &'static str {
-    match first(&DialectSpec::vestibule(), text, 64, false).first {
-        First::Authenticate(_) => "token",
-        First::InvalidMessage => "invalid",
-        First::Unexpected => "unexpected",
-        First::MissingToken => "missing",
-        First::NotAToken => "not a token",
-        First::Ping(_) => "ping",
+    match read_first(&DialectSpec::vestibule(), text, 64, false).message {
+        FirstMessage::Authenticate(_) => "token",
+        FirstMessage::InvalidMessage => "invalid",
+        FirstMessage::Unexpected => "unexpected",
+        FirstMessage::MissingToken => "missing",
+        FirstMessage::NotAToken => "not a token",
+        FirstMessage::Ping(_) => "ping",
     }
 }
 
@@ -42,8 +42,8 @@ fn the_first_message_is_read_strictly() {
 fn later_messages_pass_unless_they_are_ours() {
     let dialect = DialectSpec::vestibule();
     let is_ours = |text: &str| {
-        let read = later(&dialect, text.as_bytes(), 64, None, None).expect("passes or is ours");
-        matches!(read.goes_on, GoesOn::Nothing) && read.said.len() == 1
+        let read = read_later(&dialect, text.as_bytes(), 64, None, None).expect("passes or is ours");
+        matches!(read.forward, Forward::Nothing) && read.messages.len() == 1
     };
     for (text, ours) in [
         (r#"{"type":"refresh_auth","token":"abc"}"#, true),
@@ -72,9 +72,9 @@ fn pings_of_an_application_are_answered_with_what_they_asked() {
         (r#"{"m":{"type":"ping"}}"#, None),
         (r#"{"m":{"type":"pong"},"n":1}"#, None),
     ] {
-        let mut read = later(&dialect, text.as_bytes(), 64, None, None).expect("read");
-        let found = match read.said.pop() {
-            Some((Later::Ping(reply), _)) => Some(reply),
+        let mut read = read_later(&dialect, text.as_bytes(), 64, None, None).expect("read");
+        let found = match read.messages.pop() {
+            Some((LaterMessage::Ping(reply), _)) => Some(reply),
             _ => None,
         };
         assert_eq!(found.as_deref(), expected, "{text}");
@@ -92,11 +92,11 @@ fn a_message_that_goes_on_has_no_token_and_no_name_of_ours() {
         "x_user.id": "bob", "X-Forwarded-For": "1.2.3.4", "Remote-User": "bob", "lang": "de",
         "headers": {"Authorization": "x", "X-USER-ID": "bob", "accept": "x"}, "authToken": "y"
     }});
-    let read = first(&graphql(), &init.to_string(), 64, false);
-    assert!(matches!(&read.first, First::Authenticate(token) if token.expose() == "abc"));
+    let read = read_first(&graphql(), &init.to_string(), 64, false);
+    assert!(matches!(&read.message, FirstMessage::Authenticate(token) if token.expose() == "abc"));
     let expected = r#"{"type":"connection_init","payload":{"lang":"de","headers":{"accept":"x"}}}"#;
     assert_eq!(read.forward.as_deref(), Some(expected));
-    let read = first(&graphql(), &init.to_string(), 64, true);
+    let read = read_first(&graphql(), &init.to_string(), 64, true);
     let forward = read.forward.expect("goes on");
     assert!(forward.contains(r#""Authorization":"abc""#) && forward.matches("Authorization").count() == 1, "{forward}");
 }
@@ -111,7 +111,7 @@ fn header_maps_carry_no_credential_on_in_any_spelling() {
         "Cookie": "a=1; __session=abd; __Host-vestibule=s; b=2", "cooKie": ["__session=abd", "c=3"],
         "cf_access_jwt_assertion": "abd", "Referer": "https://example.com/?token=abc", "lang": "de"
     }});
-    let read = first(&dialect, &init.to_string(), 64, false);
+    let read = read_first(&dialect, &init.to_string(), 64, false);
     let found: Value = serde_json::from_str(&read.forward.expect("goes on")).expect("json");
     assert_eq!(
         found,
@@ -124,7 +124,7 @@ fn header_maps_carry_no_credential_on_in_any_spelling() {
 #[test]
 fn where_messages_go_on_a_later_one_is_cleaned_and_one_with_two_readings_refused() {
     let rules = Rules::of(Some(&graphql()), None).expect("it forwards");
-    let read = |text: &[u8]| later(&graphql(), text, 64, None, Some(&rules));
+    let read = |text: &[u8]| read_later(&graphql(), text, 64, None, Some(&rules));
     for (text, expected) in [
         (
             r#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}"#,
@@ -137,11 +137,11 @@ fn where_messages_go_on_a_later_one_is_cleaned_and_one_with_two_readings_refused
         (r#"{"type":"subscribe","payload":{"query":"{\n a }"}}"#, None),
     ] {
         let read = read(text.as_bytes()).expect("one reading");
-        assert!(read.said.is_empty(), "{text}");
-        let found = match &read.goes_on {
-            GoesOn::Instead(text) => Some(text.as_str()),
-            GoesOn::AsItCame => None,
-            GoesOn::Nothing | GoesOn::Waits { .. } => Some(""),
+        assert!(read.messages.is_empty(), "{text}");
+        let found = match &read.forward {
+            Forward::Rewritten(text) => Some(text.as_str()),
+            Forward::Unchanged => None,
+            Forward::Nothing | Forward::AfterVerdict { .. } => Some(""),
         };
         assert_eq!(found, expected, "{text}");
     }
@@ -152,10 +152,10 @@ fn where_messages_go_on_a_later_one_is_cleaned_and_one_with_two_readings_refused
         br#"{"Type":"connection_init"}"#,
         br#"{"type":"connection_init","n":NaN}"#,
     ] {
-        assert_eq!(read(text).err(), Some(Ending::InvalidMessage), "{}", String::from_utf8_lossy(text));
+        assert_eq!(read(text).err(), Some(CloseReason::InvalidMessage), "{}", String::from_utf8_lossy(text));
     }
     let read = read(br#"{"type":"connection_init","payload":{"authToken":"abc"}}"#).expect("read");
-    assert!(matches!(read.said.as_slice(), [(Later::Authenticate(Presented::Token(_)), _)]));
+    assert!(matches!(read.messages.as_slice(), [(LaterMessage::Authenticate(PresentedToken::Token(_)), _)]));
 }
 
 #[test]
@@ -163,22 +163,23 @@ fn lines_are_looked_at_one_by_one_and_arrays_by_pointers() {
     let mut dialect = DialectSpec::vestibule();
     dialect.lines = true;
     let text = "\n{\"type\":\"authenticate\",\"token\":\"abc\"}\n{\"a\":1}\n";
-    let read = first(&dialect, text, 64, false);
-    assert!(matches!(read.first, First::Authenticate(_)));
-    assert_eq!(read.behind, "{\"a\":1}\n");
-    let read = later(&dialect, b"{\"a\":1}\n{\"type\":\"refresh_auth\",\"token\":\"abc\"}\n{\"b\":2}", 64, None, None)
-        .expect("read");
-    assert!(matches!(read.goes_on, GoesOn::Instead(text) if text == "{\"a\":1}\n{\"b\":2}"));
-    assert_eq!(read.said.len(), 1);
+    let read = read_first(&dialect, text, 64, false);
+    assert!(matches!(read.message, FirstMessage::Authenticate(_)));
+    assert_eq!(read.lines_behind, "{\"a\":1}\n");
+    let read =
+        read_later(&dialect, b"{\"a\":1}\n{\"type\":\"refresh_auth\",\"token\":\"abc\"}\n{\"b\":2}", 64, None, None)
+            .expect("read");
+    assert!(matches!(read.forward, Forward::Rewritten(text) if text == "{\"a\":1}\n{\"b\":2}"));
+    assert_eq!(read.messages.len(), 1);
     let mut dialect = DialectSpec::vestibule();
     dialect.authenticate.matches = vec![("/3".to_owned(), Expectation::Equals(json!("phx_join")))];
     dialect.authenticate.token = vec!["/4/token".to_owned()];
     assert!(matches!(
-        first(&dialect, r#"["1","1","t","phx_join",{"token":"abc"}]"#, 64, false).first,
-        First::Authenticate(_)
+        read_first(&dialect, r#"["1","1","t","phx_join",{"token":"abc"}]"#, 64, false).message,
+        FirstMessage::Authenticate(_)
     ));
     assert_eq!(
-        said_upstream(&dialect.authenticate, &Token::parse("abc", 9).expect("token")),
+        upstream_message(&dialect.authenticate, &Token::parse("abc", 9).expect("token")),
         r#"[null,null,null,"phx_join",{"token":"abc"}]"#
     );
 }

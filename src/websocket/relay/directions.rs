@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use tokio::time::Instant;
 
-use super::side::{Held, Outgoing};
+use super::peer::{Held, Outgoing};
 use super::texts::LOOKED_INTO;
-use super::{ClosedBy, PING, Relay};
-use crate::websocket::dialect::could_be_ours;
-use crate::websocket::frame::{Header, Opcode, Piece, Violation, apply_mask, close_code};
+use super::{ClosedBy, Relay};
+use crate::websocket::dialect::may_be_dialect_message;
+use crate::websocket::frame::{Header, Opcode, PING, Piece, Violation, apply_mask, close_code};
 
 impl Relay {
     /// Looks at what the client sent; what is returned goes up.
@@ -49,7 +49,7 @@ impl Relay {
                         unmask_onto(&mut self.client_control.payload, &input[range], header.mask, offset);
                     } else if self.is_guarded() {
                         self.guarded_payload(header, range, offset, input, &mut out);
-                        if self.farewell.is_some() {
+                        if self.closing.is_some() {
                             return (out, None);
                         }
                     } else if let Some(held) = &mut self.held {
@@ -64,7 +64,7 @@ impl Relay {
                     }
                 }
             }
-            if self.upstream.told_close || self.farewell.is_some() {
+            if self.upstream.told_close || self.closing.is_some() {
                 return (out, None);
             }
             if self.is_holding() {
@@ -91,7 +91,7 @@ impl Relay {
         {
             // Most texts show with their first byte that they are not for us, and are not copied.
             let first = input.get(next).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
-            if header.length == 0 || first.is_none_or(|first| could_be_ours(dialect, &[first])) {
+            if header.length == 0 || first.is_none_or(|first| may_be_dialect_message(dialect, &[first])) {
                 self.held = Some(Held::new(header.opcode));
             }
         }
@@ -109,7 +109,7 @@ impl Relay {
     /// Goes on at once as soon as it shows that it is not for us.
     fn decide_held(&mut self, input: &[u8], out: &mut Outgoing) {
         let (Some(held), Some(dialect)) = (&self.held, self.session.dialect()) else { return };
-        if !could_be_ours(dialect, &held.text) || held.text.len() > LOOKED_INTO {
+        if !may_be_dialect_message(dialect, &held.text) || held.text.len() > LOOKED_INTO {
             self.release(input, out);
         }
     }
@@ -156,7 +156,7 @@ impl Relay {
         loop {
             self.say_between(input, &mut out);
             // Once it is being ended, only what belongs to the open message still goes on.
-            if self.farewell.is_some() && self.from_upstream.between_messages() && !self.still_hears_upstream() {
+            if self.closing.is_some() && self.from_upstream.is_between_messages() && !self.still_hears_upstream() {
                 return (out, None);
             }
             let (piece, next) = match self.from_upstream.advance(input, at) {
@@ -232,7 +232,7 @@ impl Relay {
         match opcode {
             // That it lives is known by any byte of its.
             Opcode::Pong if control.payload == PING => {}
-            Opcode::Close if self.farewell.is_none() => {
+            Opcode::Close if self.closing.is_none() => {
                 let code = close_code(&control.payload)?;
                 self.upstream.said_close = true;
                 self.client.told_close = true;
@@ -248,7 +248,7 @@ impl Relay {
 
     /// Our messages go out between two of the upstream's.
     pub(super) fn say_between(&mut self, input: &[u8], out: &mut Outgoing) {
-        if !self.say.is_empty() && self.from_upstream.between_messages() && self.upstream_control.raw.is_empty() {
+        if !self.say.is_empty() && self.from_upstream.is_between_messages() && self.upstream_control.raw.is_empty() {
             for saying in self.say.drain(..) {
                 out.add(input, &saying.frame);
             }

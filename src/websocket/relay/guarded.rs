@@ -8,11 +8,11 @@
 use std::ops::Range;
 
 use super::Relay;
-use super::side::{Held, Outgoing};
+use super::peer::{Held, Outgoing};
 use super::texts::LOOKED_INTO;
 use crate::websocket::classify::{Classifier, Kind, Rules};
-use crate::websocket::ending::Ending;
-use crate::websocket::frame::{Header, Opcode, Piece, Sender, Walker, apply_mask};
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::frame::{FrameParser, Header, Opcode, Piece, Sender, apply_mask};
 use crate::websocket::session::Event;
 
 /// Masked payload is looked at through a buffer of this size.
@@ -152,7 +152,7 @@ impl Relay {
         let is_guarded = self.guard().is_some_and(|guard| guard.is_guarded());
         if is_guarded {
             tracing::debug!("the upstream could take a message that had begun to go on for one of the dialect's");
-            self.act_on(Event::End(Ending::InvalidMessage));
+            self.act_on(Event::Close(CloseReason::InvalidMessage));
         }
         is_guarded
     }
@@ -173,7 +173,7 @@ impl Relay {
             return;
         }
         if held.to_the_end || guard.is_whole {
-            return self.act_on(Event::End(Ending::TooLarge));
+            return self.act_on(Event::Close(CloseReason::TooLarge));
         }
         self.release(input, out);
     }
@@ -189,7 +189,7 @@ impl Relay {
         }
         if kinds.contains(&Kind::UpstreamAlone) {
             // Only we speak to the upstream in that dialect.
-            return self.act_on(Event::End(Ending::InvalidMessage));
+            return self.act_on(Event::Close(CloseReason::InvalidMessage));
         }
         self.client_message_ends(&held, input, out);
     }
@@ -197,10 +197,10 @@ impl Relay {
 
 /// What stands in these data frames, unmasked; the last one may not have ended yet.
 fn payload_of(raw: &[u8]) -> Vec<u8> {
-    let mut walker = Walker::new(Sender::Client, false);
+    let mut parser = FrameParser::new(Sender::Client, false);
     let (mut text, mut mask, mut at) = (Vec::new(), None, 0);
     // They were walked before, so there is no violation in them.
-    while let Ok(Some((piece, next))) = walker.advance(raw, at) {
+    while let Ok(Some((piece, next))) = parser.advance(raw, at) {
         at = next;
         match piece {
             Piece::Header(header, _) => mask = header.mask,

@@ -24,7 +24,7 @@ impl ClosedBy {
 
 /// What became of a session; for the access line.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::websocket) struct Outcome {
+pub(in crate::websocket) struct SocketOutcome {
     /// Code of the first Close, when there was one.
     pub code: Option<u16>,
     /// Who was first.
@@ -37,7 +37,7 @@ pub(in crate::websocket) struct Outcome {
     pub refreshes: u32,
 }
 
-impl Outcome {
+impl SocketOutcome {
     /// A socket that never came to anything: closed by us with this code.
     #[must_use]
     pub(in crate::websocket) const fn refused(code: u16) -> Self {

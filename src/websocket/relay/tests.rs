@@ -7,9 +7,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, 
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::super::frame::{apply_mask, close_payload};
-use super::super::judge::{Asking, Judge, Judging};
-use super::super::session::{Life, Session, Standing, Verdict};
+use super::super::session::{Credential, Session, SessionLimits, Verdict};
 use super::*;
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::runtime::Bell;
@@ -18,7 +18,7 @@ use crate::telemetry::Metrics;
 /// What fits between the relay and one of its ends.
 const ROOM: usize = 64 << 10;
 
-const TIMES: Times = Times {
+const TIMES: RelaySettings = RelaySettings {
     ping_interval: Millis(30_000),
     ping_timeout: Millis(10_000),
     idle_timeout: None,
@@ -31,12 +31,12 @@ const TIMES: Times = Times {
 /// Refuses the route from when it is told to.
 struct Doorkeeper(Arc<AtomicBool>);
 
-impl Judge for Doorkeeper {
-    fn judge(&self, _of: &StoredIdentity, _token: Token) -> Judging {
+impl SessionAuthorizer for Doorkeeper {
+    fn verify(&self, _of: &StoredIdentity, _token: Token) -> VerifyFuture {
         Box::pin(std::future::ready(Verdict::Denied))
     }
 
-    fn ask(&self, _of: &StoredIdentity, _question: &RemoteCheck) -> Asking {
+    fn revalidate(&self, _of: &StoredIdentity, _question: &RemoteCheck) -> RevalidateFuture {
         Box::pin(std::future::ready(Revalidation::Active))
     }
 
@@ -48,67 +48,67 @@ impl Judge for Doorkeeper {
         true
     }
 
-    fn judge_again(&mut self, _of: Option<&StoredIdentity>) -> Result<(), Ending> {
-        if self.0.load(Ordering::Relaxed) { Err(Ending::Denied) } else { Ok(()) }
+    fn reauthorize(&mut self, _of: Option<&StoredIdentity>) -> Result<(), CloseReason> {
+        if self.0.load(Ordering::Relaxed) { Err(CloseReason::Denied) } else { Ok(()) }
     }
 
     fn last_seen(&self) -> Option<u64> {
         None
     }
 
-    fn expired(&self, _action: &'static str) {}
+    fn count_expiry(&self, _action: &'static str) {}
 
-    fn limited(&self, _limit: &'static str) {}
+    fn count_limit(&self, _limit: &'static str) {}
 }
 
 /// A relay that runs, and what is at its two ends.
 struct Relayed {
     client: End,
     upstream: End,
-    relay: JoinHandle<Outcome>,
+    relay: JoinHandle<SocketOutcome>,
     bell: Bell,
     is_denied: Arc<AtomicBool>,
     begun: Instant,
 }
 
 impl Relayed {
-    fn start(times: Times) -> Self {
-        Self::with_room(times, ROOM)
+    fn start(settings: RelaySettings) -> Self {
+        Self::with_room(settings, ROOM)
     }
 
     /// With so much room between the relay and its client.
-    fn with_room(times: Times, room: usize) -> Self {
+    fn with_room(settings: RelaySettings, room: usize) -> Self {
         let (client, ours) = duplex(room);
-        Self::between(times, client, Socket::Memory(Box::new(ours)))
+        Self::between(settings, client, Socket::Memory(Box::new(ours)))
     }
 
-    fn between(times: Times, client: DuplexStream, ours: Socket) -> Self {
+    fn between(settings: RelaySettings, client: DuplexStream, ours: Socket) -> Self {
         let (upstream, theirs) = duplex(ROOM);
-        let standing = Standing {
-            remembered: StoredIdentity::example(u64::MAX / 2_000),
+        let credential = Credential {
+            identity: StoredIdentity::example(u64::MAX / 2_000),
             is_open_ended: false,
             clock_skew: Duration::ZERO,
             revocation_keys: None,
-            again: None,
+            revalidation: None,
             renews: false,
         };
-        let beginning = Beginning {
+        let input = RelayInput {
             client: ours,
             upstream: Socket::Memory(Box::new(theirs)),
             from_client: Vec::new(),
             from_upstream: Vec::new(),
-            say: Vec::new(),
-            first: None,
-            extensions: false,
-            session: Session::open(None, Life::default(), standing, now()),
-            introduced: None,
+            first_to_client: Vec::new(),
+            first_to_upstream: None,
+            has_extensions: false,
+            session: Session::open(None, SessionLimits::default(), credential, unix_millis()),
+            upstream_dialect: None,
             token: None,
             held_messages: MemoryBudget::default(),
         };
         let (bell, is_denied) = (Bell::default(), Arc::new(AtomicBool::new(false)));
-        let judge = Box::new(Doorkeeper(Arc::clone(&is_denied)));
+        let authorizer = Box::new(Doorkeeper(Arc::clone(&is_denied)));
         let passed = Metrics::default().sockets.opened(&"test".into(), None);
-        let relay = Relay::new(beginning, judge, bell.listen_in_turn(), times, passed);
+        let relay = Relay::new(input, authorizer, bell.listen_in_turn(), settings, passed);
         Self {
             client: End { stream: client, is_client: true },
             upstream: End { stream: upstream, is_client: false },
@@ -184,7 +184,7 @@ impl End {
 }
 
 /// One side sends a message of a megabyte, and the other reads none of it for 50 s.
-async fn outlasts_a_pause(pick: impl Fn(Relayed) -> (End, End, JoinHandle<Outcome>)) {
+async fn outlasts_a_pause(pick: impl Fn(Relayed) -> (End, End, JoinHandle<SocketOutcome>)) {
     let (mut sender, mut reader, relay) = pick(Relayed::start(TIMES));
     let message = vec![b'x'; 1 << 20];
     let sending = tokio::spawn(async move {
@@ -250,7 +250,7 @@ async fn a_side_that_answers_no_ping_is_dead_after_ping_timeout() {
 }
 
 /// One side says more than fits and closes; the other reads after 8 s.
-async fn is_delivered_to_the_last_byte(pick: impl Fn(Relayed) -> (End, End, JoinHandle<Outcome>)) {
+async fn is_delivered_to_the_last_byte(pick: impl Fn(Relayed) -> (End, End, JoinHandle<SocketOutcome>)) {
     let (mut sender, mut reader, relay) = pick(Relayed::start(TIMES));
     let message = vec![b'x'; 100 << 10];
     sender.send(Opcode::Binary, &message).await;
@@ -401,8 +401,8 @@ async fn a_half_closed_client_that_reads_slowly_is_served_to_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_long_frame_that_arrives_slowly_is_not_idle() {
-    let times = Times { idle_timeout: Some(Millis(25_000)), ..TIMES };
-    let mut relayed = Relayed::start(times);
+    let settings = RelaySettings { idle_timeout: Some(Millis(25_000)), ..TIMES };
+    let mut relayed = Relayed::start(settings);
     let frame = relayed.client.frame(Opcode::Binary, &[b'x'; 10_000]);
     let mut upstream = relayed.upstream;
     let answering = tokio::spawn(async move {

@@ -9,19 +9,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::guarded::Guard;
-use super::side::{Held, Outgoing};
-use super::{Relay, SAYINGS, mask};
+use super::peer::{Held, Outgoing};
+use super::{MAX_QUEUED_MESSAGES, Relay};
 use crate::auth::Token;
 use crate::budget::{MemoryBudget, MemoryReservation};
 use crate::json;
 use crate::policy::{DialectSpec, FieldSpec};
 use crate::websocket::classify::Rules;
-use crate::websocket::dialect::{self, GoesOn, said_upstream};
-use crate::websocket::ending::Ending;
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::dialect::{self, Forward, upstream_message};
 use crate::websocket::field;
-use crate::websocket::frame::{Opcode, encode};
+use crate::websocket::frame::{Opcode, encode, masking_key};
 use crate::websocket::session::Event;
-use crate::websocket::template::resembles;
+use crate::websocket::template::matches_template;
 
 /// Client texts longer than this are no handshake messages of ours, unless the dialect reads whole messages.
 pub(super) const LOOKED_INTO: usize = 16 << 10;
@@ -34,7 +34,7 @@ const NOT_COUNTED: usize = 64 << 10;
 
 /// What only some sockets keep, so that the others do not pay for it.
 #[derive(Default)]
-pub(super) struct Extra {
+pub(super) struct RelayExtras {
     /// How messages that the upstream acts on are recognised.
     pub(super) guard: Option<Guard>,
     /// The token in force: messages are compared with it, or carry it to the upstream.
@@ -63,7 +63,7 @@ struct Pending {
     refused: Option<Vec<u8>>,
 }
 
-impl Extra {
+impl RelayExtras {
     /// What these sockets need; `None` for most.
     pub(super) fn new(
         dialect: Option<&DialectSpec>,
@@ -82,7 +82,7 @@ impl Extra {
 
 fn to_upstream(opcode: Opcode, text: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
-    encode(&mut frame, opcode, text, Some(mask()));
+    encode(&mut frame, opcode, text, Some(masking_key()));
     frame
 }
 
@@ -131,8 +131,8 @@ impl Relay {
     }
 
     fn give_way(&mut self) {
-        self.judge.limited("held_message_bytes");
-        self.act_on(Event::End(Ending::TooManyConnections));
+        self.authorizer.count_limit("held_message_bytes");
+        self.act_on(Event::Close(CloseReason::TooManyConnections));
         self.held = None;
         self.forget_waiting();
         if let Some(extra) = &mut self.extra {
@@ -156,7 +156,7 @@ impl Relay {
 
     /// A verdict has come: without an accepted token only what needs none goes on.
     pub(super) fn settle_waiting(&mut self) {
-        let judging = self.session.is_judging();
+        let judging = self.session.is_verifying();
         let Some(extra) = &mut self.extra else { return };
         if !judging && let Some(Pending { refused: Some(frame), .. }) = extra.waiting.take() {
             extra.say.push_back(frame);
@@ -169,7 +169,7 @@ impl Relay {
         if let Some(dialect) = &extra.introduced
             && let Some(refresh) = &dialect.refresh
         {
-            extra.say.push_back(to_upstream(Opcode::Text, said_upstream(refresh, &token).as_bytes()));
+            extra.say.push_back(to_upstream(Opcode::Text, upstream_message(refresh, &token).as_bytes()));
             extra.awaited += u32::from(refresh.acknowledge.is_some());
             extra.awaited_until = Some(Instant::now() + ANSWER);
         }
@@ -179,15 +179,16 @@ impl Relay {
         if extra.token.is_some() {
             extra.token = Some(token);
         }
-        if extra.say.len() > SAYINGS {
+        if extra.say.len() > MAX_QUEUED_MESSAGES {
             // Only a client that never ends its message lets this many wait.
-            self.act_on(Event::End(Ending::TooManyRefreshes));
+            self.act_on(Event::Close(CloseReason::TooManyRefreshes));
         }
     }
 
     /// Our messages to the upstream go out between two of the client's.
     pub(super) fn say_up_between(&mut self, input: &[u8], out: &mut Outgoing) {
-        let between = self.from_client.between_messages() && self.held.is_none() && self.client_control.raw.is_empty();
+        let between =
+            self.from_client.is_between_messages() && self.held.is_none() && self.client_control.raw.is_empty();
         if let Some(extra) = &mut self.extra
             && between
         {
@@ -210,52 +211,52 @@ impl Relay {
         let extra = self.extra.as_ref();
         let in_force = extra.and_then(|extra| extra.token.as_ref());
         let rules = extra.and_then(|extra| extra.guard.as_ref()).map(|guard| &guard.rules);
-        let read = match dialect::later(&dialect, &held.text, self.times.token_bytes, in_force, rules) {
+        let read = match dialect::read_later(&dialect, &held.text, self.settings.token_bytes, in_force, rules) {
             Ok(read) => read,
-            Err(ending) => return self.act_on(Event::End(ending)),
+            Err(reason) => return self.act_on(Event::Close(reason)),
         };
-        match read.goes_on {
-            GoesOn::AsItCame if held.raw.is_empty() => out.add(input, &to_upstream(held.opcode, &held.text)),
-            GoesOn::AsItCame => out.add(input, &held.raw),
-            GoesOn::Instead(text) => out.add(input, &to_upstream(held.opcode, text.as_bytes())),
-            GoesOn::Waits { accepted, refused } => {
+        match read.forward {
+            Forward::Unchanged if held.raw.is_empty() => out.add(input, &to_upstream(held.opcode, &held.text)),
+            Forward::Unchanged => out.add(input, &held.raw),
+            Forward::Rewritten(text) => out.add(input, &to_upstream(held.opcode, text.as_bytes())),
+            Forward::AfterVerdict { accepted, refused } => {
                 if let Some(extra) = &mut self.extra {
                     let refused = refused.map(|text| to_upstream(held.opcode, text.as_bytes()));
                     extra.waiting = Some(Pending { accepted: to_upstream(held.opcode, accepted.as_bytes()), refused });
                 }
             }
-            GoesOn::Nothing => {}
+            Forward::Nothing => {}
         }
-        for (later, copies) in read.said {
-            self.act_on(Event::Later(later, copies));
+        for (later, copies) in read.messages {
+            self.act_on(Event::LaterMessage(later, copies));
         }
     }
 
     /// A message that may carry the token in a field.
     fn field_message(&mut self, spec: &FieldSpec, held: &Held, input: &[u8], out: &mut Outgoing) {
         let Ok(text) = std::str::from_utf8(&held.text) else {
-            return self.act_on(Event::End(Ending::NotUtf8));
+            return self.act_on(Event::Close(CloseReason::NotUtf8));
         };
         let Ok(read) = field::read(spec, text) else {
-            return self.act_on(Event::End(Ending::InvalidMessage));
+            return self.act_on(Event::Close(CloseReason::InvalidMessage));
         };
         let frame = to_upstream(Opcode::Text, read.edited.as_deref().unwrap_or(text).as_bytes());
         let in_force = self.extra.as_ref().and_then(|extra| extra.token.as_ref());
         let token = match read.token() {
-            None if read.is_no_text => return self.act_on(Event::End(Ending::InvalidToken)),
+            None if read.is_no_text => return self.act_on(Event::Close(CloseReason::InvalidToken)),
             None => return out.add(input, &frame),
             // Compared whole: it is the one that was verified.
             Some(token) if in_force.is_some_and(|known| known.expose() == token) => return out.add(input, &frame),
             Some(token) => token,
         };
-        match Token::parse(token, self.times.token_bytes) {
+        match Token::parse(token, self.settings.token_bytes) {
             Ok(token) => {
                 if let Some(extra) = &mut self.extra {
                     extra.waiting = Some(Pending { accepted: frame, refused: None });
                 }
-                self.act_on(Event::Field(token));
+                self.act_on(Event::FieldToken(token));
             }
-            Err(_) => self.act_on(Event::End(Ending::InvalidToken)),
+            Err(_) => self.act_on(Event::Close(CloseReason::InvalidToken)),
         }
     }
 
@@ -290,7 +291,7 @@ impl Relay {
         let Some(dialect) = &extra.introduced else { return out.add(input, &held.raw) };
         let answer = json::value(&held.text).ok();
         let says = |template: Option<&serde_json::Value>| {
-            template.zip(answer.as_ref()).is_some_and(|(template, answer)| resembles(template, answer))
+            template.zip(answer.as_ref()).is_some_and(|(template, answer)| matches_template(template, answer))
         };
         if says(dialect.refresh.as_ref().and_then(|refresh| refresh.acknowledge.as_ref())) {
             extra.awaited -= 1;

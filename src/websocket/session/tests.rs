@@ -1,43 +1,46 @@
 //! Each line of docs/contract.md sections 4.2 and 4.5 that a session decides, without a socket.
 
+use super::refresh::BURST;
 use super::*;
+use crate::auth::Token;
 use crate::policy::{FieldMode, FieldSpec};
 
 const NOW: u64 = 1_000_000_000;
 
-fn life(grace: u64) -> Life {
-    Life { grace: Duration::from_secs(grace), ..Life::default() }
+fn limits(grace: u64) -> SessionLimits {
+    SessionLimits { grace: Duration::from_secs(grace), ..SessionLimits::default() }
 }
 
 #[test]
 fn max_lifetime_holds_whatever_the_tokens_say() {
-    let life = Life { max_lifetime: Some(Duration::from_secs(40)), ..life(30) };
-    let mut session = Session::open(None, life, standing(NOW / 1_000 + 600), NOW);
+    let limits = SessionLimits { max_lifetime: Some(Duration::from_secs(40)), ..limits(30) };
+    let mut session = Session::open(None, limits, credential(NOW / 1_000 + 600), NOW);
     assert_eq!(session.deadline(), Some(NOW + 40_000));
     assert_eq!(
-        shown(&session.on(Event::Deadline { seen: None }, NOW + 40_000)),
+        shown(&session.on(Event::Deadline { last_seen: None }, NOW + 40_000)),
         ["Session expired 4401 Session expired"]
     );
-    let mut session = Session::open(None, life, standing(NOW / 1_000 + 600), NOW);
+    let mut session = Session::open(None, limits, credential(NOW / 1_000 + 600), NOW);
     refresh(&mut session, NOW + 39_000);
     assert_eq!(session.deadline(), Some(NOW + 40_000), "a refresh under verification does not hold it up");
 }
 
 #[test]
 fn keep_outlives_the_token_until_max_lifetime() {
-    let life = Life { on_expiry: OnExpiry::Keep, max_lifetime: Some(Duration::from_secs(900)), ..life(30) };
-    let mut session = Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
+    let limits =
+        SessionLimits { on_expiry: OnExpiry::Keep, max_lifetime: Some(Duration::from_secs(900)), ..limits(30) };
+    let mut session = Session::open(None, limits, credential(NOW / 1_000 + 60), NOW);
     assert_eq!(session.deadline(), Some(NOW + 900_000));
-    assert!(session.on(Event::Deadline { seen: None }, NOW + 500_000).is_empty());
+    assert!(session.on(Event::Deadline { last_seen: None }, NOW + 500_000).is_empty());
 }
 
-fn standing(expires_at: u64) -> Standing {
-    Standing {
-        remembered: StoredIdentity::example(expires_at),
+fn credential(expires_at: u64) -> Credential {
+    Credential {
+        identity: StoredIdentity::example(expires_at),
         is_open_ended: false,
         clock_skew: Duration::from_secs(5),
         revocation_keys: None,
-        again: None,
+        revalidation: None,
         renews: false,
     }
 }
@@ -47,16 +50,16 @@ fn token() -> Token {
 }
 
 fn accepted(expires_at: u64) -> Event {
-    Event::Verdict(Verdict::Accepted { user_id: "alice".into(), standing: standing(expires_at), token: None })
+    Event::Verdict(Verdict::Accepted { user_id: "alice".into(), credential: credential(expires_at), token: None })
 }
 
-fn waiting() -> Session {
-    Session::waiting(Arc::new(DialectSpec::vestibule()), Some(Duration::from_secs(10)), life(30), NOW)
+fn pending() -> Session {
+    Session::pending(Arc::new(DialectSpec::vestibule()), Some(Duration::from_secs(10)), limits(30), NOW)
 }
 
 fn opened() -> Session {
-    let mut session = waiting();
-    session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW);
+    let mut session = pending();
+    session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW);
     session.on(accepted(NOW / 1_000 + 60), NOW);
     session.on(Event::UpstreamOpen, NOW);
     session
@@ -68,70 +71,73 @@ fn shown(actions: &[Action]) -> Vec<String> {
         .map(|action| match action {
             Action::Verify(_) => "verify".to_owned(),
             Action::Connect => "connect".to_owned(),
-            Action::Say(text) | Action::Pong(text) => text.clone(),
-            Action::Relay => "relay".to_owned(),
-            Action::HandOn(_) => "hand on".to_owned(),
-            Action::AskAgain => "ask again".to_owned(),
-            Action::Outlive => "outlive".to_owned(),
-            Action::End(ending) => {
+            Action::Send(text) | Action::SendPong(text) => text.clone(),
+            Action::StartRelay => "start relay".to_owned(),
+            Action::ForwardToken(_) => "forward token".to_owned(),
+            Action::Revalidate => "revalidate".to_owned(),
+            Action::ContinueExpired => "continue expired".to_owned(),
+            Action::Close(reason) => {
                 let dialect = DialectSpec::vestibule();
-                format!("{} {} {}", ending.message().unwrap_or("-"), ending.code(Some(&dialect)), ending.reason())
+                format!("{} {} {}", reason.message().unwrap_or("-"), reason.code(Some(&dialect)), reason.text())
             }
         })
         .collect()
 }
 
 fn refresh(session: &mut Session, now: u64) -> Vec<String> {
-    shown(&session.on(Event::Later(Later::Refresh(Presented::Token(token())), Vec::new()), now))
+    shown(&session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Token(token())), Vec::new()), now))
 }
 
 #[test]
 fn a_good_first_message_dials_and_is_answered_when_the_upstream_stands() {
-    let mut session = waiting();
-    assert_eq!(shown(&session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW)), ["verify"]);
+    let mut session = pending();
+    assert_eq!(
+        shown(&session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW)),
+        ["verify"]
+    );
     assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)), ["connect"]);
     assert_eq!(
         shown(&session.on(Event::UpstreamOpen, NOW + 2_000)),
-        [r#"{"type":"authenticated","user_id":"alice","expires_at":1000060,"expires_in":58}"#, "relay"]
+        [r#"{"type":"authenticated","user_id":"alice","expires_at":1000060,"expires_in":58}"#, "start relay"]
     );
 }
 
 #[test]
 fn every_bad_first_message_ends_with_its_row() {
     for (first, expected) in [
-        (First::InvalidMessage, "Invalid message format 1008 Invalid message format"),
-        (First::Unexpected, "Expected authentication message 1008 Expected authentication message"),
-        (First::MissingToken, "Missing authentication token 1008 Missing token"),
-        (First::NotAToken, "Invalid authentication token 1008 Invalid token"),
+        (FirstMessage::InvalidMessage, "Invalid message format 1008 Invalid message format"),
+        (FirstMessage::Unexpected, "Expected authentication message 1008 Expected authentication message"),
+        (FirstMessage::MissingToken, "Missing authentication token 1008 Missing token"),
+        (FirstMessage::NotAToken, "Invalid authentication token 1008 Invalid token"),
     ] {
-        assert_eq!(shown(&waiting().on(Event::First(first, Vec::new()), NOW)), [expected]);
+        assert_eq!(shown(&pending().on(Event::FirstMessage(first, Vec::new()), NOW)), [expected]);
     }
 }
 
 #[test]
 fn every_refused_first_token_ends_with_its_row() {
     for (verdict, expected) in [
-        (Verdict::Refused(Ending::ExpiredOnArrival), "Token has expired 1008 Token expired"),
-        (Verdict::Refused(Ending::InvalidToken), "Invalid authentication token 1008 Invalid token"),
-        (Verdict::Refused(Ending::AuthUnavailable), "Authentication service unavailable 1013 Try again later"),
+        (Verdict::Refused(CloseReason::ExpiredOnArrival), "Token has expired 1008 Token expired"),
+        (Verdict::Refused(CloseReason::InvalidToken), "Invalid authentication token 1008 Invalid token"),
+        (Verdict::Refused(CloseReason::AuthUnavailable), "Authentication service unavailable 1013 Try again later"),
         (Verdict::Denied, "Access denied 1008 Access denied"),
     ] {
-        let mut session = waiting();
-        session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW);
+        let mut session = pending();
+        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW);
         assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
     }
 }
 
 #[test]
 fn waiting_ends_in_time_and_only_then() {
-    let mut session = waiting();
+    let mut session = pending();
     assert_eq!(session.deadline(), Some(NOW + 10_000));
-    assert!(session.on(Event::Deadline { seen: None }, NOW + 9_999).is_empty());
+    assert!(session.on(Event::Deadline { last_seen: None }, NOW + 9_999).is_empty());
     assert_eq!(
-        shown(&session.on(Event::Deadline { seen: None }, NOW + 10_000)),
+        shown(&session.on(Event::Deadline { last_seen: None }, NOW + 10_000)),
         ["Authentication timeout 1008 Authentication timeout"]
     );
-    assert!(session.on(Event::First(First::Authenticate(token()), Vec::new()), NOW + 10_001).is_empty());
+    assert!(session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW + 10_001).is_empty());
 }
 
 #[test]
@@ -150,7 +156,7 @@ fn a_refresh_moves_the_end() {
 #[test]
 fn authenticate_again_is_a_refresh_answered_as_authenticated() {
     let mut session = opened();
-    session.on(Event::Later(Later::Authenticate(Presented::Token(token())), Vec::new()), NOW);
+    session.on(Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Vec::new()), NOW);
     assert_eq!(
         shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
         [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
@@ -160,7 +166,7 @@ fn authenticate_again_is_a_refresh_answered_as_authenticated() {
 #[test]
 fn authenticate_with_the_users_old_token_is_answered_with_the_end_that_holds() {
     let mut session = opened();
-    let event = Event::Later(Later::Authenticate(Presented::Token(token())), Vec::new());
+    let event = Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Vec::new());
     assert_eq!(shown(&session.on(event, NOW)), ["verify"]);
     let old = || Event::Verdict(Verdict::Expired { user_id: "alice".to_owned() });
     let end = NOW / 1_000 + 60;
@@ -175,14 +181,20 @@ fn authenticate_with_the_users_old_token_is_answered_with_the_end_that_holds() {
         [r#"{"type":"error","message":"Token refresh failed: Token has expired"}"#]
     );
     assert_eq!(session.refreshes(), 0);
-    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+    assert_eq!(
+        shown(&session.on(Event::Deadline { last_seen: None }, NOW + 90_000)),
+        ["Token expired 4401 Token expired"]
+    );
 }
 
 #[test]
 fn the_end_comes_with_4401() {
     let mut session = opened();
-    assert!(session.on(Event::Deadline { seen: None }, NOW + 89_999).is_empty());
-    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+    assert!(session.on(Event::Deadline { last_seen: None }, NOW + 89_999).is_empty());
+    assert_eq!(
+        shown(&session.on(Event::Deadline { last_seen: None }, NOW + 90_000)),
+        ["Token expired 4401 Token expired"]
+    );
 }
 
 #[test]
@@ -190,8 +202,8 @@ fn a_refresh_under_verification_at_the_end_is_awaited() {
     let mut session = opened();
     refresh(&mut session, NOW + 89_000);
     assert_eq!(session.deadline(), None);
-    assert!(session.on(Event::Deadline { seen: None }, NOW + 95_000).is_empty());
-    let refused = Event::Verdict(Verdict::Refused(Ending::InvalidToken));
+    assert!(session.on(Event::Deadline { last_seen: None }, NOW + 95_000).is_empty());
+    let refused = Event::Verdict(Verdict::Refused(CloseReason::InvalidToken));
     assert_eq!(
         shown(&session.on(refused, NOW + 96_000)),
         [
@@ -221,11 +233,12 @@ fn refused_refreshes_keep_the_old_identity_and_five_in_a_row_end_it() {
 fn an_accepted_refresh_forgets_the_refusals() {
     let mut session = opened();
     for attempt in 0..4 {
-        session.on(Event::Later(Later::Refresh(Presented::Missing), Vec::new()), NOW + attempt);
+        session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Vec::new()), NOW + attempt);
     }
     refresh(&mut session, NOW + 10);
     session.on(accepted(NOW / 1_000 + 60), NOW + 10);
-    let said = shown(&session.on(Event::Later(Later::Refresh(Presented::Missing), Vec::new()), NOW + 20));
+    let said =
+        shown(&session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Vec::new()), NOW + 20));
     assert_eq!(said, [r#"{"type":"error","message":"Missing token in refresh request"}"#]);
 }
 
@@ -260,68 +273,74 @@ fn refreshes_beyond_the_burst_wait_for_their_second() {
     }
     assert!(refresh(&mut session, NOW).is_empty());
     assert_eq!(session.deadline(), Some(NOW + 1_000));
-    assert!(session.on(Event::Deadline { seen: None }, NOW + 999).is_empty());
-    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 1_000)), ["verify"]);
+    assert!(session.on(Event::Deadline { last_seen: None }, NOW + 999).is_empty());
+    assert_eq!(shown(&session.on(Event::Deadline { last_seen: None }, NOW + 1_000)), ["verify"]);
 }
 
 #[test]
 fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
-    let mut session = Session::open(None, life(30), standing(NOW / 1_000 + 60), NOW);
+    let mut session = Session::open(None, limits(30), credential(NOW / 1_000 + 60), NOW);
     assert_eq!(session.deadline(), Some(NOW + 90_000));
-    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
-    assert_eq!(Ending::Expired.said(None, &Vec::new()), None);
+    assert_eq!(
+        shown(&session.on(Event::Deadline { last_seen: None }, NOW + 90_000)),
+        ["Token expired 4401 Token expired"]
+    );
+    assert_eq!(CloseReason::Expired.error_message(None, &Vec::new()), None);
 }
 
 #[test]
 fn grace_is_at_least_the_clock_skew() {
-    let session = Session::open(None, Life::default(), standing(100), 0);
+    let session = Session::open(None, SessionLimits::default(), credential(100), 0);
     assert_eq!(session.deadline(), Some(105_000));
 }
 
 #[test]
 fn auto_lives_on_while_its_user_is_seen_and_closes_once_the_client_renews() {
-    let life = Life {
+    let limits = SessionLimits {
         on_expiry: OnExpiry::Auto,
         presence: Duration::from_secs(1_800),
         max_lifetime: Some(Duration::from_secs(43_200)),
-        ..life(30)
+        ..limits(30)
     };
-    let open = || Session::open(None, life, standing(NOW / 1_000 + 60), NOW);
+    let open = || Session::open(None, limits, credential(NOW / 1_000 + 60), NOW);
     let mut session = open();
     assert_eq!(session.deadline(), Some(NOW + 90_000));
-    let seen = Event::Deadline { seen: Some(NOW + 80_000) };
-    assert_eq!(shown(&session.on(seen, NOW + 90_000)), ["outlive"]);
+    let seen = Event::Deadline { last_seen: Some(NOW + 80_000) };
+    assert_eq!(shown(&session.on(seen, NOW + 90_000)), ["continue expired"]);
     assert_eq!(session.deadline(), Some(NOW + 1_880_000), "presence after it was seen");
-    let gone = session.on(Event::Deadline { seen: Some(NOW + 80_000) }, NOW + 1_880_000);
+    let gone = session.on(Event::Deadline { last_seen: Some(NOW + 80_000) }, NOW + 1_880_000);
     assert_eq!(shown(&gone), ["Token expired 4401 Token expired"]);
     let mut session = open();
-    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, NOW + 90_000)), ["Token expired 4401 Token expired"]);
+    assert_eq!(
+        shown(&session.on(Event::Deadline { last_seen: None }, NOW + 90_000)),
+        ["Token expired 4401 Token expired"]
+    );
     let mut session = open();
     refresh(&mut session, NOW + 50_000);
     session.on(accepted(NOW / 1_000 + 110), NOW + 50_000);
-    let seen = Event::Deadline { seen: Some(NOW + 139_000) };
+    let seen = Event::Deadline { last_seen: Some(NOW + 139_000) };
     assert_eq!(shown(&session.on(seen, NOW + 140_000)), ["Token expired 4401 Token expired"], "it can renew");
     let mut session = open();
-    let seen = Event::Deadline { seen: Some(NOW + 43_199_000) };
+    let seen = Event::Deadline { last_seen: Some(NOW + 43_199_000) };
     assert_eq!(shown(&session.on(seen, NOW + 43_200_000)), ["Session expired 4401 Session expired"]);
 }
 
 #[test]
 fn auto_outlives_a_refresh_that_is_refused_while_the_token_ends() {
-    let life = Life { on_expiry: OnExpiry::Auto, presence: Duration::from_secs(1_800), ..life(30) };
+    let limits = SessionLimits { on_expiry: OnExpiry::Auto, presence: Duration::from_secs(1_800), ..limits(30) };
     let dialect = Arc::new(DialectSpec::vestibule());
-    let mut session = Session::open(Some(dialect), life, standing(NOW / 1_000 + 60), NOW);
+    let mut session = Session::open(Some(dialect), limits, credential(NOW / 1_000 + 60), NOW);
     refresh(&mut session, NOW + 89_000);
-    let refused = Event::Verdict(Verdict::Refused(Ending::InvalidToken));
+    let refused = Event::Verdict(Verdict::Refused(CloseReason::InvalidToken));
     assert_eq!(
         shown(&session.on(refused, NOW + 91_000)),
         [r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#]
     );
     assert!(session.deadline().is_some_and(|deadline| deadline <= NOW + 91_000), "it is due at once");
-    let seen = Event::Deadline { seen: Some(NOW + 80_000) };
-    assert_eq!(shown(&session.on(seen, NOW + 91_000)), ["outlive"]);
+    let seen = Event::Deadline { last_seen: Some(NOW + 80_000) };
+    assert_eq!(shown(&session.on(seen, NOW + 91_000)), ["continue expired"]);
     // One whose user was not seen ends then.
-    let gone = Event::Deadline { seen: Some(NOW + 80_000) };
+    let gone = Event::Deadline { last_seen: Some(NOW + 80_000) };
     assert_eq!(shown(&session.on(gone, NOW + 1_880_000)), ["Token expired 4401 Token expired"]);
 }
 
@@ -330,34 +349,37 @@ fn a_refused_token_in_a_message_ends_it_with_the_row_of_its_refusal() {
     let dialect =
         || Arc::new(DialectSpec::token_field(FieldSpec { pointer: vec!["t".into()], upstream: FieldMode::Keep }));
     for (verdict, expected) in [
-        (Verdict::Refused(Ending::InvalidToken), (4001, "Invalid token")),
-        (Verdict::Refused(Ending::ExpiredOnArrival), (4001, "Token expired")),
+        (Verdict::Refused(CloseReason::InvalidToken), (4001, "Invalid token")),
+        (Verdict::Refused(CloseReason::ExpiredOnArrival), (4001, "Token expired")),
         (Verdict::AnotherUser, (4001, "Invalid token")),
         (Verdict::Denied, (4001, "Access denied")),
         (Verdict::IdentityChanged, (1012, "Identity changed")),
     ] {
-        let mut session = Session::open(Some(dialect()), life(30), standing(NOW / 1_000 + 60), NOW);
-        assert_eq!(shown(&session.on(Event::Field(token()), NOW)), ["verify"]);
+        let mut session = Session::open(Some(dialect()), limits(30), credential(NOW / 1_000 + 60), NOW);
+        assert_eq!(shown(&session.on(Event::FieldToken(token()), NOW)), ["verify"]);
         let ended = session.on(Event::Verdict(verdict), NOW);
-        let [Action::End(ending)] = ended.as_slice() else { panic!("{ended:?}") };
-        assert_eq!((ending.code(Some(&dialect())), ending.reason()), expected);
+        let [Action::Close(reason)] = ended.as_slice() else { panic!("{ended:?}") };
+        assert_eq!((reason.code(Some(&dialect())), reason.text()), expected);
     }
 }
 
-fn asked_about(expires_at: u64) -> Standing {
-    let again =
-        Again { question: RemoteCheck::example(), every: Duration::from_secs(60), grace: Duration::from_secs(25) };
-    Standing { again: Some(Box::new(again)), ..standing(expires_at) }
+fn asked_about(expires_at: u64) -> Credential {
+    let plan = RevalidationPlan {
+        check: RemoteCheck::example(),
+        interval: Duration::from_secs(60),
+        grace: Duration::from_secs(25),
+    };
+    Credential { revalidation: Some(Box::new(plan)), ..credential(expires_at) }
 }
 
 fn asked_session() -> Session {
-    Session::open(Some(Arc::new(DialectSpec::vestibule())), life(30), asked_about(NOW / 1_000 + 600), NOW)
+    Session::open(Some(Arc::new(DialectSpec::vestibule())), limits(30), asked_about(NOW / 1_000 + 600), NOW)
 }
 
 /// Comes back at the deadline, which must be to ask.
 fn asks(session: &mut Session) -> u64 {
     let at = session.deadline().expect("a deadline");
-    assert_eq!(shown(&session.on(Event::Deadline { seen: None }, at)), ["ask again"]);
+    assert_eq!(shown(&session.on(Event::Deadline { last_seen: None }, at)), ["revalidate"]);
     at
 }
 
@@ -415,7 +437,8 @@ fn a_no_about_a_token_that_was_renewed_meanwhile_ends_nothing() {
     let mut session = asked_session();
     let at = asks(&mut session);
     refresh(&mut session, at);
-    let renewed = Verdict::Accepted { user_id: "alice".into(), standing: asked_about(NOW / 1_000 + 900), token: None };
+    let renewed =
+        Verdict::Accepted { user_id: "alice".into(), credential: asked_about(NOW / 1_000 + 900), token: None };
     session.on(Event::Verdict(renewed), at);
     assert!(session.on(Event::Revalidation(Revalidation::Revoked), at + 1).is_empty());
     let again = asks(&mut session);
@@ -424,8 +447,8 @@ fn a_no_about_a_token_that_was_renewed_meanwhile_ends_nothing() {
 
 #[test]
 fn a_token_without_an_end_lives_by_its_provider_s_word_alone() {
-    let standing = Standing { is_open_ended: true, ..asked_about(NOW / 1_000 + 30) };
-    let mut session = Session::open(None, life(30), standing, NOW);
+    let credential = Credential { is_open_ended: true, ..asked_about(NOW / 1_000 + 30) };
+    let mut session = Session::open(None, limits(30), credential, NOW);
     for _ in 0..5 {
         let at = asks(&mut session);
         session.on(Event::Revalidation(Revalidation::Active), at);

@@ -1,15 +1,16 @@
 //! What is due when: the session's deadline, pings and their answers, idleness, writes that nobody takes,
-//! and the end of every farewell.
+//! and the end of every closing.
 
 use std::task::Context;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::side::Side;
-use super::{BOUNDARY, ClosedBy, HALF_CLOSED, JUDGED_AGAIN, LINGER, PING, Relay, Times, mask, now};
-use crate::websocket::ending::Ending;
-use crate::websocket::frame::{Opcode, encode};
+use super::peer::Peer;
+use super::{BOUNDARY, ClosedBy, HALF_CLOSED, JUDGED_AGAIN, LINGER, Relay, RelaySettings};
+use crate::websocket::clock::unix_millis;
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::frame::{Opcode, PING, encode, masking_key};
 use crate::websocket::session::Event;
 
 /// A ping that could not be sent is tried again after this.
@@ -31,14 +32,14 @@ impl Relay {
         }
         for side in [&self.client, &self.upstream] {
             if let Some(waiting) = side.waiting_since() {
-                consider(waiting + self.times.send_timeout.get());
+                consider(waiting + self.settings.send_timeout.get());
             }
             if side.awaits_delivery() {
                 consider(now_instant + DELIVERY_RETRY);
             }
         }
-        if let Some(farewell) = &self.farewell {
-            let boundary = farewell.boundary_since + BOUNDARY;
+        if let Some(closing) = &self.closing {
+            let boundary = closing.boundary_since + BOUNDARY;
             if !self.client.told_close && boundary > now_instant {
                 consider(boundary);
             }
@@ -51,9 +52,9 @@ impl Relay {
             return next;
         }
         if let Some(deadline) = self.session.deadline() {
-            consider(now_instant + Duration::from_millis(deadline.saturating_sub(now())));
+            consider(now_instant + Duration::from_millis(deadline.saturating_sub(unix_millis())));
         }
-        if self.session.judged_by_key(now()).is_some() {
+        if self.session.unexpired_identity(unix_millis()).is_some() {
             consider(self.judged_again);
         }
         if let Some(idle) = self.idle_at() {
@@ -61,7 +62,7 @@ impl Relay {
         }
         for side in [&self.client, &self.upstream] {
             if side.is_listened_to() {
-                consider(side.answer_due.unwrap_or_else(|| side.next_ping(&self.times)));
+                consider(side.answer_due.unwrap_or_else(|| side.next_ping(&self.settings)));
             }
         }
         next
@@ -70,9 +71,9 @@ impl Relay {
     /// When the client of a session that we end is given up: after a while in which it takes nothing, and however slowly
     /// it takes what there is.
     fn client_given_up_at(&self) -> Option<Instant> {
-        let farewell = self.farewell.as_ref().filter(|_| self.over.is_none() && !self.client.shut)?;
-        let latest = farewell.since + self.times.send_timeout.get();
-        let quiet = self.client.waiting_since().map(|since| since.max(farewell.since) + LINGER);
+        let closing = self.closing.as_ref().filter(|_| self.over.is_none() && !self.client.shut)?;
+        let latest = closing.since + self.settings.send_timeout.get();
+        let quiet = self.client.waiting_since().map(|since| since.max(closing.since) + LINGER);
         Some(quiet.map_or(latest, |quiet| quiet.min(latest)))
     }
 
@@ -82,24 +83,24 @@ impl Relay {
             return self.give_up_client(cx);
         }
         let now_instant = Instant::now();
-        if self.upstream.takes_nothing(self.times.send_timeout.get()) {
+        if self.upstream.takes_nothing(self.settings.send_timeout.get()) {
             self.upstream_is_dead();
         }
-        if self.farewell.is_some() || self.is_without_client() {
+        if self.closing.is_some() || self.is_without_client() {
             return false;
         }
-        if self.session.deadline().is_some_and(|deadline| now() >= deadline) {
-            self.act_on(Event::Deadline { seen: self.judge.last_seen() });
+        if self.session.deadline().is_some_and(|deadline| unix_millis() >= deadline) {
+            self.act_on(Event::Deadline { last_seen: self.authorizer.last_seen() });
         }
         if self.judged_again <= now_instant {
             self.judged_again = now_instant + JUDGED_AGAIN;
-            if self.session.judged_by_key(now()).is_some_and(|of| !self.judge.is_current(of)) {
+            if self.session.unexpired_identity(unix_millis()).is_some_and(|of| !self.authorizer.is_current(of)) {
                 tracing::info!("the key of an open socket's token was withdrawn");
-                self.act_on(Event::End(Ending::Expired));
+                self.act_on(Event::Close(CloseReason::Expired));
             }
         }
         if self.idle_at().is_some_and(|idle| idle <= now_instant) {
-            self.act_on(Event::End(Ending::Idle));
+            self.act_on(Event::Close(CloseReason::Idle));
         }
         self.ping(now_instant) && self.give_up_client(cx)
     }
@@ -120,12 +121,12 @@ impl Relay {
             return true;
         }
         if self.client_given_up_at().is_some_and(|given_up| given_up <= now_instant) {
-            let farewell = self.farewell.as_ref();
+            let closing = self.closing.as_ref();
             let is_latest =
-                farewell.is_some_and(|farewell| farewell.since + self.times.send_timeout.get() <= now_instant);
+                closing.is_some_and(|closing| closing.since + self.settings.send_timeout.get() <= now_instant);
             return is_latest || self.client.takes_nothing(LINGER);
         }
-        if self.client.takes_nothing(self.times.send_timeout.get()) {
+        if self.client.takes_nothing(self.settings.send_timeout.get()) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
             return true;
         }
@@ -139,27 +140,27 @@ impl Relay {
             && !self.client.said_close
             && !self.upstream.said_close
             && !self.client.shut
-            && self.farewell.is_none()
+            && self.closing.is_none()
     }
 
     /// When it has been idle for too long. While one side takes nothing there is something under way.
     fn idle_at(&self) -> Option<Instant> {
-        let idle = self.times.idle_timeout.filter(|_| !self.client.is_unread && !self.upstream.is_unread)?;
+        let idle = self.settings.idle_timeout.filter(|_| !self.client.is_unread && !self.upstream.is_unread)?;
         Some(self.last_data + idle.get())
     }
 
     fn upstream_is_dead(&mut self) {
         self.upstream.eof = true;
         self.upstream.give_up();
-        self.act_on(Event::End(Ending::UpstreamLost));
+        self.act_on(Event::Close(CloseReason::UpstreamLost));
     }
 
     /// Pings the silent; `true` when the client is dead.
     fn ping(&mut self, now_instant: Instant) -> bool {
-        let due = |side: &Side, times: &Times| {
-            side.is_listened_to() && side.answer_due.is_none() && side.next_ping(times) <= now_instant
+        let due = |side: &Peer, settings: &RelaySettings| {
+            side.is_listened_to() && side.answer_due.is_none() && side.next_ping(settings) <= now_instant
         };
-        let dead = |side: &Side| side.is_listened_to() && side.answer_due.is_some_and(|due| due <= now_instant);
+        let dead = |side: &Peer| side.is_listened_to() && side.answer_due.is_some_and(|due| due <= now_instant);
         if dead(&self.client) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
             return true;
@@ -170,22 +171,23 @@ impl Relay {
         }
         // A ping that does not fit now (a message is under way, a write waits) is tried again.
         let retry = now_instant + PING_RETRY;
-        if due(&self.client, &self.times) {
+        if due(&self.client, &self.settings) {
             // A control frame may stand between two fragments, and an upstream that never ends its message
             // must not keep a dead client.
-            if self.from_upstream.between_frames() && self.upstream_control.raw.is_empty() && !self.client.pending() {
-                self.client.was_pinged(&self.times);
+            if self.from_upstream.is_between_frames() && self.upstream_control.raw.is_empty() && !self.client.pending()
+            {
+                self.client.was_pinged(&self.settings);
                 encode(&mut self.client.out, Opcode::Ping, PING, None);
             } else {
                 self.client.ping_not_before = retry;
             }
         }
-        if due(&self.upstream, &self.times) {
+        if due(&self.upstream, &self.settings) {
             let between =
-                self.held.is_some() || (self.from_client.between_frames() && self.client_control.raw.is_empty());
+                self.held.is_some() || (self.from_client.is_between_frames() && self.client_control.raw.is_empty());
             if between && !self.upstream.pending() {
-                self.upstream.was_pinged(&self.times);
-                encode(&mut self.upstream.out, Opcode::Ping, PING, Some(mask()));
+                self.upstream.was_pinged(&self.settings);
+                encode(&mut self.upstream.out, Opcode::Ping, PING, Some(masking_key()));
             } else {
                 self.upstream.ping_not_before = retry;
             }

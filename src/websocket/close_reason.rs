@@ -1,4 +1,5 @@
-//! Why a session ends: the rows of the table in docs/contract.md section 4.2, with message, code and reason.
+//! Why the proxy closes a socket: the rows of the table in docs/contract.md section 4.2, with error message, close code
+//! and reason text.
 
 use super::template::{Copies, Values, render};
 use crate::auth::Rejection;
@@ -6,9 +7,9 @@ use crate::auth::token::Problem;
 use crate::authenticate::{Failure, Unverified};
 use crate::policy::{Close, DialectSpec};
 
-/// A row of the table in section 4.2: why a session ends.
+/// The reason why the proxy closes a socket: a row of the table in section 4.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(super) enum CloseReason {
     Timeout,
     InvalidMessage,
     TooLarge,
@@ -37,10 +38,10 @@ pub enum Ending {
     Drain(u16),
 }
 
-impl Ending {
-    /// What is said before the Close.
+impl CloseReason {
+    /// Returns the error message before the Close; `None` where there is none.
     #[must_use]
-    pub const fn message(self) -> Option<&'static str> {
+    pub(super) const fn message(self) -> Option<&'static str> {
         Some(match self {
             Self::Timeout => "Authentication timeout",
             Self::InvalidMessage => "Invalid message format",
@@ -71,9 +72,9 @@ impl Ending {
         })
     }
 
-    /// The reason in the Close frame.
+    /// Returns the reason text of the Close frame.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub(super) const fn text(self) -> &'static str {
         match self {
             Self::Timeout => "Authentication timeout",
             Self::InvalidMessage => "Invalid message format",
@@ -100,9 +101,9 @@ impl Ending {
         }
     }
 
-    /// What became of a socket that ends so before it was open; for its line and the count.
+    /// Returns the `outcome` of a socket that was refused for this reason, for its access line and the metrics.
     #[must_use]
-    pub const fn outcome(self) -> &'static str {
+    pub(super) const fn outcome(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
             Self::InvalidMessage => "invalid_message",
@@ -128,9 +129,9 @@ impl Ending {
         }
     }
 
-    /// The close code, in a dialect or without one.
+    /// Returns the close code, which a dialect may set.
     #[must_use]
-    pub fn code(self, dialect: Option<&DialectSpec>) -> u16 {
+    pub(super) fn code(self, dialect: Option<&DialectSpec>) -> u16 {
         let key = match self {
             Self::Timeout => Close::Timeout,
             Self::InvalidMessage => Close::InvalidMessage,
@@ -160,9 +161,9 @@ impl Ending {
         dialect.map_or(key.default_code(), |dialect| dialect.code(key))
     }
 
-    /// What ends a session whose credential was refused on the upgrade.
+    /// Returns the reason for a credential that was refused on the upgrade.
     #[must_use]
-    pub fn of_failure(failure: &Failure) -> Self {
+    pub(super) fn of_failure(failure: &Failure) -> Self {
         match failure {
             Failure::Bad(bad) if bad.problem == Problem::InUrl => Self::TokenInUrl,
             Failure::Bad(_) => Self::InvalidToken,
@@ -171,18 +172,18 @@ impl Ending {
         }
     }
 
-    /// What ends a session whose token was refused, for what it is or for those before it.
+    /// Returns the reason for a token that was not verified, for its own sake or because of too many failures before.
     #[must_use]
-    pub fn of_unverified(unverified: &Unverified) -> Self {
+    pub(super) fn of_unverified(unverified: &Unverified) -> Self {
         match unverified {
-            Unverified::Rejected(rejection) => Self::of(rejection),
+            Unverified::Rejected(rejection) => Self::of_rejection(rejection),
             Unverified::TooMany { .. } => Self::TooManyConnections,
         }
     }
 
-    /// What ends a session whose token was refused at the door.
+    /// Returns the reason for a token that the verifier rejected.
     #[must_use]
-    pub const fn of(rejection: &Rejection) -> Self {
+    pub(super) const fn of_rejection(rejection: &Rejection) -> Self {
         match rejection {
             Rejection::Expired { .. } => Self::ExpiredOnArrival,
             Rejection::KeysUnavailable { .. } | Rejection::RemoteUnavailable { .. } => Self::AuthUnavailable,
@@ -190,10 +191,10 @@ impl Ending {
         }
     }
 
-    /// The error message in a dialect's own shape; `None` where nothing is said. `copies` come from
-    /// the message it answers, when there is one.
+    /// Writes the error message in a dialect's form; `None` where there is none. `copies` come from the message that is
+    /// answered, if there is one.
     #[must_use]
-    pub fn said(self, dialect: Option<&DialectSpec>, copies: &Copies) -> Option<String> {
+    pub(super) fn error_message(self, dialect: Option<&DialectSpec>, copies: &Copies) -> Option<String> {
         let dialect = dialect?;
         let template = dialect.error.as_ref()?;
         let values = Values { message: self.message()?, code: self.code(Some(dialect)), copies, ..Values::default() };

@@ -3,14 +3,14 @@
 
 use tokio::time::Instant;
 
-use super::{BOUNDARY, ClosedBy, Relay, mask};
+use super::{BOUNDARY, ClosedBy, Relay};
 use crate::runtime::Ear;
-use crate::websocket::ending::Ending;
-use crate::websocket::frame::{Opcode, close_payload, encode};
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::frame::{Opcode, close_payload, encode, masking_key};
 use crate::websocket::session::Event;
 
 /// How a session of ours is being ended.
-pub(super) struct Farewell {
+pub(super) struct Closing {
     pub(super) since: Instant,
     /// Since when the end of the upstream's message is waited for.
     pub(super) boundary_since: Instant,
@@ -20,7 +20,7 @@ pub(super) struct Farewell {
     close: Vec<u8>,
 }
 
-impl Farewell {
+impl Closing {
     fn new(text: Option<Vec<u8>>, close: Vec<u8>) -> Self {
         let since = Instant::now();
         Self { since, boundary_since: since, hears_upstream: false, text, close }
@@ -37,102 +37,102 @@ impl Relay {
     ///
     /// # Errors
     /// How it ends.
-    pub(super) fn may_go_on(&mut self) -> Result<(), Ending> {
-        if self.session.revocation_keys().is_some_and(|keys| self.judge.is_revoked(keys)) {
-            return Err(Ending::Revoked);
+    pub(super) fn may_go_on(&mut self) -> Result<(), CloseReason> {
+        if self.session.revocation_keys().is_some_and(|keys| self.authorizer.is_revoked(keys)) {
+            return Err(CloseReason::Revoked);
         }
-        self.judge.judge_again(self.session.remembered())
+        self.authorizer.reauthorize(self.session.identity())
     }
 
     /// Something has changed that may end it.
     pub(super) fn hear(&mut self, ear: &Ear) {
-        let is_ending = self.farewell.is_some();
+        let is_ending = self.closing.is_some();
         let may_go_on = self.may_go_on();
         if may_go_on.is_ok()
             && !is_ending
-            && let Some(token) = self.judge.renewed_token()
+            && let Some(token) = self.authorizer.renewed_token()
         {
             self.hand_on(token);
         }
-        let ending = if let Err(ending) = may_go_on {
-            ending
+        let reason = if let Err(reason) = may_go_on {
+            reason
         } else if ear.must_leave() {
-            Ending::Drain(self.times.drain_code)
+            CloseReason::Drain(self.settings.drain_code)
         } else {
             return;
         };
         if is_ending {
             return;
         }
-        match ending {
-            Ending::Revoked => tracing::info!("closing an open socket after a revocation"),
-            Ending::Drain(_) => {}
-            ending => tracing::info!(reason = ending.reason(), "closing an open socket after the reload"),
+        match reason {
+            CloseReason::Revoked => tracing::info!("closing an open socket after a revocation"),
+            CloseReason::Drain(_) => {}
+            reason => tracing::info!(reason = reason.text(), "closing an open socket after the reload"),
         }
         if self.client.told_close {
             // The upstream's Close is on its way to it, and the last that it hears; it is not waited for as long.
-            self.leave_upstream();
-            self.farewell = Some(Box::new(Farewell::new(None, Vec::new())));
+            self.close_upstream();
+            self.closing = Some(Box::new(Closing::new(None, Vec::new())));
             return;
         }
-        self.act_on(Event::End(ending));
+        self.act_on(Event::Close(reason));
     }
 
-    /// Whether a farewell still waits for what the upstream has to say.
+    /// Whether a closing still waits for what the upstream has to say.
     pub(super) fn still_hears_upstream(&self) -> bool {
-        self.farewell.as_ref().is_some_and(|farewell| farewell.hears_upstream && !farewell.is_late())
+        self.closing.as_ref().is_some_and(|closing| closing.hears_upstream && !closing.is_late())
             && !self.client.told_close
             && !self.upstream.said_close
             && !self.upstream.eof
     }
 
-    pub(super) fn begin_end(&mut self, ending: Ending) {
-        if self.farewell.is_some() {
+    pub(super) fn begin_close(&mut self, reason: CloseReason) {
+        if self.closing.is_some() {
             return;
         }
-        if ending == Ending::Expired {
-            self.judge.expired("closed");
+        if reason == CloseReason::Expired {
+            self.authorizer.count_expiry("closed");
         }
         let dialect = self.session.dialect().map(|dialect| &**dialect);
-        let code = ending.code(dialect);
-        let text = ending.said(dialect, self.session.answering()).map(|text| {
+        let code = reason.code(dialect);
+        let text = reason.error_message(dialect, self.session.reply_copies()).map(|text| {
             let mut frame = Vec::new();
             encode(&mut frame, Opcode::Text, text.as_bytes(), None);
             frame
         });
         let mut close = Vec::new();
-        encode(&mut close, Opcode::Close, &close_payload(code, ending.reason()), None);
-        tracing::debug!(code, reason = ending.reason(), "closing the socket");
+        encode(&mut close, Opcode::Close, &close_payload(code, reason.text()), None);
+        tracing::debug!(code, reason = reason.text(), "closing the socket");
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verdict = None;
         self.asking = None;
         self.forget_waiting();
-        self.farewell = Some(Box::new(Farewell::new(text, close)));
+        self.closing = Some(Box::new(Closing::new(text, close)));
     }
 
     /// Says goodbye to the client when the stream to it allows it.
-    pub(super) fn say_farewell(&mut self) {
+    pub(super) fn send_close(&mut self) {
         if self.client.told_close || self.still_hears_upstream() {
             return;
         }
-        let Some(farewell) = &mut self.farewell else { return };
+        let Some(closing) = &mut self.closing else { return };
         // A message that nobody will finish is not waited for.
-        let late = farewell.is_late() || self.upstream.eof;
+        let late = closing.is_late() || self.upstream.eof;
         if late {
             self.upstream_control.abandon(&mut self.from_upstream);
         }
-        let between_frames = self.from_upstream.between_frames() && self.upstream_control.raw.is_empty();
-        if self.from_upstream.between_messages() && between_frames {
+        let between_frames = self.from_upstream.is_between_frames() && self.upstream_control.raw.is_empty();
+        if self.from_upstream.is_between_messages() && between_frames {
             for saying in self.say.drain(..) {
                 self.client.out.extend_from_slice(&saying.frame);
             }
-            if let Some(text) = farewell.text.take() {
+            if let Some(text) = closing.text.take() {
                 self.client.out.extend_from_slice(&text);
             }
-            self.client.out.extend_from_slice(&farewell.close);
+            self.client.out.extend_from_slice(&closing.close);
         } else if late && between_frames {
             // A control frame may stand between fragments; a message of ours may not.
-            self.client.out.extend_from_slice(&farewell.close);
+            self.client.out.extend_from_slice(&closing.close);
         } else if !late {
             return;
         }
@@ -141,12 +141,12 @@ impl Relay {
     }
 
     /// Toward the upstream a session that we end is a masked Close 1001.
-    pub(super) fn leave_upstream(&mut self) {
+    pub(super) fn close_upstream(&mut self) {
         self.client_control.abandon(&mut self.from_client);
         // Of a message that is being held nothing has gone up.
-        let between = self.from_client.between_frames() || self.held.is_some();
+        let between = self.from_client.is_between_frames() || self.held.is_some();
         if !self.upstream.told_close && between && !self.upstream.shut {
-            encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(mask()));
+            encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(masking_key()));
         }
         self.upstream.told_close = true;
         self.held = None;

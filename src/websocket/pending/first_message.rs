@@ -2,8 +2,8 @@
 //! ours from the first byte to the last. Nothing behind the first message may be lost, so nothing
 //! else ever reads this socket.
 
-use super::ending::Ending;
-use super::frame::{Opcode, Piece, Sender, Walker, apply_mask, close_code};
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::frame::{FrameParser, Opcode, Piece, Sender, apply_mask, close_code};
 
 /// The first message: one text of at most this many bytes, unless the dialect says otherwise…
 pub(super) const MESSAGE_BYTES: usize = 16 << 10;
@@ -16,7 +16,7 @@ pub(super) const BEHIND_BYTES: usize = 64 << 10;
 
 /// What the buffer holds next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Arrived {
+pub(super) enum Received {
     /// The whole first message.
     Message(Vec<u8>),
     /// A ping to answer.
@@ -27,11 +27,11 @@ pub(super) enum Arrived {
 
 /// The buffer and how far it has been looked through.
 #[derive(Debug)]
-pub(super) struct Intake {
+pub(super) struct FirstMessageReader {
     bytes: Vec<u8>,
     /// Everything before this has been looked at.
     at: usize,
-    walker: Walker,
+    parser: FrameParser,
     message_bytes: usize,
     message: Option<Vec<u8>>,
     opcode: Opcode,
@@ -44,10 +44,10 @@ pub(super) struct Intake {
     controls: usize,
     /// Pings of ours that the client has not answered.
     pinged: usize,
-    spoken: bool,
+    begun: bool,
 }
 
-impl Intake {
+impl FirstMessageReader {
     /// An empty one, whose first message may be this long.
     #[must_use]
     pub(super) fn new(message_bytes: usize) -> Self {
@@ -55,7 +55,7 @@ impl Intake {
             message_bytes,
             bytes: Vec::new(),
             at: 0,
-            walker: Walker::new(Sender::Client, false),
+            parser: FrameParser::new(Sender::Client, false),
             message: Some(Vec::new()),
             opcode: Opcode::Text,
             mask: [0; 4],
@@ -65,7 +65,7 @@ impl Intake {
             fragments: 0,
             controls: 0,
             pinged: 0,
-            spoken: false,
+            begun: false,
         }
     }
 
@@ -82,14 +82,14 @@ impl Intake {
 
     /// How much memory it has taken.
     #[must_use]
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn memory(&self) -> usize {
         self.bytes.capacity() + self.control.capacity() + self.message.as_ref().map_or(0, Vec::capacity)
     }
 
     /// Whether a fragment of the first message has come; a ping is no word.
     #[must_use]
-    pub(super) fn has_spoken(&self) -> bool {
-        self.spoken
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Whether the first message has begun and not ended.
@@ -114,10 +114,10 @@ impl Intake {
     ///
     /// # Errors
     /// When there were too many.
-    pub(super) fn another(&mut self) -> Result<(), Ending> {
+    pub(super) fn expect_another(&mut self) -> Result<(), CloseReason> {
         self.controls += 1;
         if self.controls > CONTROL_FRAMES {
-            return Err(Ending::ControlFrames);
+            return Err(CloseReason::ControlFrames);
         }
         self.message = Some(Vec::new());
         self.fragments = 0;
@@ -128,8 +128,8 @@ impl Intake {
     ///
     /// # Errors
     /// The row of section 4.2 that ends it.
-    pub(super) fn next(&mut self) -> Result<Option<Arrived>, Ending> {
-        while let Some((piece, next)) = self.walker.advance(&self.bytes, self.at).map_err(|_| Ending::Protocol)? {
+    pub(super) fn next(&mut self) -> Result<Option<Received>, CloseReason> {
+        while let Some((piece, next)) = self.parser.advance(&self.bytes, self.at).map_err(|_| CloseReason::Protocol)? {
             self.at = next;
             match piece {
                 Piece::Header(header, _) => {
@@ -140,7 +140,7 @@ impl Intake {
                             self.controls += 1;
                         }
                         if self.controls > CONTROL_FRAMES {
-                            return Err(Ending::ControlFrames);
+                            return Err(CloseReason::ControlFrames);
                         }
                         self.control.clear();
                         // Read only behind the first message, where the buffer holds the whole frame.
@@ -170,7 +170,7 @@ impl Intake {
                 }
             }
         }
-        // The walker keeps a header that is not complete yet.
+        // The parser keeps a header that is not complete yet.
         self.at = self.bytes.len();
         if self.message.is_some() {
             // What belongs to the first message is copied out already.
@@ -180,20 +180,20 @@ impl Intake {
         Ok(None)
     }
 
-    fn begin_fragment(&mut self, opcode: Opcode, length: u64) -> Result<(), Ending> {
+    fn begin_fragment(&mut self, opcode: Opcode, length: u64) -> Result<(), CloseReason> {
         if opcode == Opcode::Binary {
-            return Err(Ending::InvalidMessage);
+            return Err(CloseReason::InvalidMessage);
         }
-        self.spoken = true;
+        self.begun = true;
         self.fragments += 1;
         let so_far = self.message.as_ref().map_or(0, Vec::len) as u64;
         if so_far.saturating_add(length) > self.message_bytes as u64 || self.fragments > FRAGMENTS {
-            return Err(Ending::TooLarge);
+            return Err(CloseReason::TooLarge);
         }
         Ok(())
     }
 
-    fn frame_ended(&mut self) -> Result<Option<Arrived>, Ending> {
+    fn frame_ended(&mut self) -> Result<Option<Received>, CloseReason> {
         if self.opcode.is_control() {
             // It is answered here, so the upstream must not see it. Among the fragments of the first
             // message nothing is kept for the upstream anyway.
@@ -203,9 +203,9 @@ impl Intake {
             }
             let payload = std::mem::take(&mut self.control);
             return match self.opcode {
-                Opcode::Ping => Ok(Some(Arrived::Ping(payload))),
-                Opcode::Close if close_code(&payload).is_err() => Err(Ending::Protocol),
-                Opcode::Close => Ok(Some(Arrived::Close(payload))),
+                Opcode::Ping => Ok(Some(Received::Ping(payload))),
+                Opcode::Close if close_code(&payload).is_err() => Err(CloseReason::Protocol),
+                Opcode::Close => Ok(Some(Received::Close(payload))),
                 _ => Ok(None),
             };
         }
@@ -216,8 +216,8 @@ impl Intake {
         self.bytes.drain(..self.at);
         self.at = 0;
         match String::from_utf8(message) {
-            Ok(text) => Ok(Some(Arrived::Message(text.into_bytes()))),
-            Err(_) => Err(Ending::NotUtf8),
+            Ok(text) => Ok(Some(Received::Message(text.into_bytes()))),
+            Err(_) => Err(CloseReason::NotUtf8),
         }
     }
 }
@@ -226,8 +226,8 @@ impl Intake {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::frame::encode;
     use super::*;
+    use crate::websocket::frame::encode;
 
     fn frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
@@ -241,15 +241,15 @@ mod tests {
         bytes
     }
 
-    fn all(bytes: &[u8]) -> (Vec<Arrived>, Option<Ending>, Vec<u8>) {
-        let mut intake = Intake::new(MESSAGE_BYTES);
-        intake.push(bytes);
+    fn all(bytes: &[u8]) -> (Vec<Received>, Option<CloseReason>, Vec<u8>) {
+        let mut reader = FirstMessageReader::new(MESSAGE_BYTES);
+        reader.push(bytes);
         let mut arrived = Vec::new();
         loop {
-            match intake.next() {
+            match reader.next() {
                 Ok(Some(next)) => arrived.push(next),
-                Ok(None) => return (arrived, None, intake.into_rest()),
-                Err(ending) => return (arrived, Some(ending), Vec::new()),
+                Ok(None) => return (arrived, None, reader.into_rest()),
+                Err(reason) => return (arrived, Some(reason), Vec::new()),
             }
         }
     }
@@ -258,14 +258,14 @@ mod tests {
     fn bounds_before_authentication_are_rows_of_the_table() {
         let many = |count: usize, frame: Vec<u8>| frame.repeat(count);
         for (bytes, expected) in [
-            (frame(Opcode::Text, &vec![b'x'; MESSAGE_BYTES + 1]), Ending::TooLarge),
-            ([fragment(0x01, b"x"), many(FRAGMENTS, fragment(0x00, b"x"))].concat(), Ending::TooLarge),
-            (many(CONTROL_FRAMES + 1, frame(Opcode::Pong, b"")), Ending::ControlFrames),
-            (frame(Opcode::Binary, b"{}"), Ending::InvalidMessage),
-            (frame(Opcode::Text, b"\xff"), Ending::NotUtf8),
-            (vec![0x81, 0x00], Ending::Protocol),
-            (frame(Opcode::Close, b"x"), Ending::Protocol),
-            (frame(Opcode::Close, &1005_u16.to_be_bytes()), Ending::Protocol),
+            (frame(Opcode::Text, &vec![b'x'; MESSAGE_BYTES + 1]), CloseReason::TooLarge),
+            ([fragment(0x01, b"x"), many(FRAGMENTS, fragment(0x00, b"x"))].concat(), CloseReason::TooLarge),
+            (many(CONTROL_FRAMES + 1, frame(Opcode::Pong, b"")), CloseReason::ControlFrames),
+            (frame(Opcode::Binary, b"{}"), CloseReason::InvalidMessage),
+            (frame(Opcode::Text, b"\xff"), CloseReason::NotUtf8),
+            (vec![0x81, 0x00], CloseReason::Protocol),
+            (frame(Opcode::Close, b"x"), CloseReason::Protocol),
+            (frame(Opcode::Close, &1005_u16.to_be_bytes()), CloseReason::Protocol),
         ] {
             assert_eq!(all(&bytes).1, Some(expected));
         }
@@ -273,13 +273,13 @@ mod tests {
 
     #[test]
     fn a_ping_is_no_word_and_a_fragment_is_one() {
-        let mut intake = Intake::new(MESSAGE_BYTES);
-        intake.push(&frame(Opcode::Ping, b"p"));
-        assert_eq!(intake.next(), Ok(Some(Arrived::Ping(b"p".to_vec()))));
-        assert!(!intake.has_spoken());
-        intake.push(&fragment(0x01, b"{"));
-        assert_eq!(intake.next(), Ok(None));
-        assert!(intake.has_spoken());
+        let mut reader = FirstMessageReader::new(MESSAGE_BYTES);
+        reader.push(&frame(Opcode::Ping, b"p"));
+        assert_eq!(reader.next(), Ok(Some(Received::Ping(b"p".to_vec()))));
+        assert!(!reader.has_begun());
+        reader.push(&fragment(0x01, b"{"));
+        assert_eq!(reader.next(), Ok(None));
+        assert!(reader.has_begun());
     }
 
     proptest! {
@@ -301,22 +301,22 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % (bytes.len() + 1)).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let mut intake = Intake::new(MESSAGE_BYTES);
+            let mut reader = FirstMessageReader::new(MESSAGE_BYTES);
             let mut messages = Vec::new();
             let mut answered = 0;
             for pair in cuts.windows(2) {
-                intake.push(&bytes[pair[0]..pair[1]]);
-                while let Some(arrived) = intake.next().expect("valid") {
+                reader.push(&bytes[pair[0]..pair[1]]);
+                while let Some(arrived) = reader.next().expect("valid") {
                     match arrived {
-                        Arrived::Message(text) => messages.push(text),
-                        Arrived::Ping(_) => answered += 1,
-                        Arrived::Close(_) => prop_assert!(false),
+                        Received::Message(text) => messages.push(text),
+                        Received::Ping(_) => answered += 1,
+                        Received::Close(_) => prop_assert!(false),
                     }
                 }
             }
             prop_assert_eq!(messages, vec![b"abc".repeat(fragments)]);
             prop_assert_eq!(answered, pings + usize::from(pings > 0));
-            prop_assert_eq!(intake.into_rest(), behind);
+            prop_assert_eq!(reader.into_rest(), behind);
         }
     }
 }

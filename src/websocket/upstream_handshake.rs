@@ -4,11 +4,10 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::dialect::said_upstream;
-use super::ending::Ending;
-use super::frame::{Opcode, Piece, Sender, Walker, encode};
-use super::relay::mask;
-use super::template::resembles;
+use super::close_reason::CloseReason;
+use super::dialect::upstream_message;
+use super::frame::{FrameParser, Opcode, Piece, Sender, encode, masking_key};
+use super::template::matches_template;
 use crate::auth::Token;
 use crate::http::{Socket, Upgraded};
 use crate::json;
@@ -23,7 +22,11 @@ const REFUSALS: [u16; 3] = [1008, 4001, 4401];
 ///
 /// # Errors
 /// Why the upstream did not take it.
-pub(super) async fn introduce(upgraded: Upgraded, dialect: &DialectSpec, token: &Token) -> Result<Upgraded, Ending> {
+pub(super) async fn authenticate(
+    upgraded: Upgraded,
+    dialect: &DialectSpec,
+    token: &Token,
+) -> Result<Upgraded, CloseReason> {
     let mut reader = Reader::new(upgraded);
     if dialect.greeting.is_some() {
         let greeting = reader.message().await?;
@@ -31,14 +34,14 @@ pub(super) async fn introduce(upgraded: Upgraded, dialect: &DialectSpec, token: 
             reader.hold(&greeting)?;
         }
     }
-    reader.say(Opcode::Text, said_upstream(&dialect.authenticate, token).as_bytes()).await?;
+    reader.say(Opcode::Text, upstream_message(&dialect.authenticate, token).as_bytes()).await?;
     loop {
         let message = reader.message().await?;
         if says(&message, dialect.authenticate.acknowledge.as_ref()) {
             return Ok(reader.into_rest());
         }
         if says(&message, dialect.error.as_ref()) {
-            return Err(Ending::UpstreamRefused);
+            return Err(CloseReason::UpstreamRefused);
         }
         reader.hold(&message)?;
     }
@@ -52,14 +55,14 @@ struct Message {
 
 fn says(message: &Message, template: Option<&serde_json::Value>) -> bool {
     let read = message.text.as_ref().and_then(|text| json::value(text).ok());
-    template.zip(read).is_some_and(|(template, message)| resembles(template, &message))
+    template.zip(read).is_some_and(|(template, message)| matches_template(template, &message))
 }
 
 struct Reader {
     socket: Socket,
     /// Read and not yet looked at.
     input: Vec<u8>,
-    walker: Walker,
+    parser: FrameParser,
     held: Vec<u8>,
 }
 
@@ -68,21 +71,21 @@ impl Reader {
         Self {
             socket: upgraded.socket,
             input: upgraded.early,
-            walker: Walker::new(Sender::Server, false),
+            parser: FrameParser::new(Sender::Server, false),
             held: Vec::new(),
         }
     }
 
-    fn hold(&mut self, message: &Message) -> Result<(), Ending> {
+    fn hold(&mut self, message: &Message) -> Result<(), CloseReason> {
         self.held.extend_from_slice(&message.raw);
-        if self.held.len() > HELD { Err(Ending::UpstreamFailed) } else { Ok(()) }
+        if self.held.len() > HELD { Err(CloseReason::UpstreamFailed) } else { Ok(()) }
     }
 
-    async fn say(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), Ending> {
+    async fn say(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), CloseReason> {
         let mut frame = Vec::new();
-        encode(&mut frame, opcode, payload, Some(mask()));
-        self.socket.write_all(&frame).await.map_err(|_| Ending::UpstreamFailed)?;
-        self.socket.flush().await.map_err(|_| Ending::UpstreamFailed)
+        encode(&mut frame, opcode, payload, Some(masking_key()));
+        self.socket.write_all(&frame).await.map_err(|_| CloseReason::UpstreamFailed)?;
+        self.socket.flush().await.map_err(|_| CloseReason::UpstreamFailed)
     }
 
     /// What was held, and what has been read behind it.
@@ -93,18 +96,18 @@ impl Reader {
     }
 
     /// The next whole message; pings are answered, a Close ends it.
-    async fn message(&mut self) -> Result<Message, Ending> {
+    async fn message(&mut self) -> Result<Message, CloseReason> {
         let mut message = Message { raw: Vec::new(), text: None };
         let mut control = Vec::new();
         let (mut opcode, mut last) = (Opcode::Continuation, false);
         let mut at = 0;
         loop {
-            let piece = self.walker.advance(&self.input, at).map_err(|_| Ending::UpstreamFailed)?;
+            let piece = self.parser.advance(&self.input, at).map_err(|_| CloseReason::UpstreamFailed)?;
             let Some((piece, next)) = piece else {
                 self.input.clear();
                 at = 0;
-                if self.socket.read_buf(&mut self.input).await.map_err(|_| Ending::UpstreamFailed)? == 0 {
-                    return Err(Ending::UpstreamFailed);
+                if self.socket.read_buf(&mut self.input).await.map_err(|_| CloseReason::UpstreamFailed)? == 0 {
+                    return Err(CloseReason::UpstreamFailed);
                 }
                 continue;
             };
@@ -135,7 +138,7 @@ impl Reader {
                 }
             };
             if message.raw.len() > HELD {
-                return Err(Ending::UpstreamFailed);
+                return Err(CloseReason::UpstreamFailed);
             }
             if !ended {
                 continue;
@@ -146,7 +149,7 @@ impl Reader {
                 Opcode::Close => {
                     let code = control.first_chunk().map(|code| u16::from_be_bytes(*code));
                     let refused = code.is_some_and(|code| REFUSALS.contains(&code));
-                    return Err(if refused { Ending::UpstreamRefused } else { Ending::UpstreamFailed });
+                    return Err(if refused { CloseReason::UpstreamRefused } else { CloseReason::UpstreamFailed });
                 }
                 _ if last => {
                     self.input.drain(..at);

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::Times;
+use super::RelaySettings;
 use crate::http::Socket;
-use crate::websocket::frame::{Opcode, Walker};
+use crate::websocket::frame::{FrameParser, Opcode};
 
 /// The slowest reader that is waited for takes this many bytes a millisecond…
 const SLOWEST: u64 = 8;
@@ -25,7 +25,7 @@ const AT_THE_PEER: u64 = 256 << 10;
 const LAST_READS: usize = 16;
 
 /// One of the two sockets.
-pub(super) struct Side {
+pub(super) struct Peer {
     pub(super) socket: Socket,
     /// What it has taken may still wait inside it.
     pub(super) unflushed: bool,
@@ -63,7 +63,7 @@ struct Unsent {
     since: Instant,
 }
 
-impl Side {
+impl Peer {
     pub(super) fn new(socket: Socket) -> Self {
         Self {
             socket,
@@ -85,8 +85,8 @@ impl Side {
         }
     }
 
-    pub(super) fn next_ping(&self, times: &Times) -> Instant {
-        (self.last_heard + times.ping_interval.get()).max(self.ping_not_before)
+    pub(super) fn next_ping(&self, settings: &RelaySettings) -> Instant {
+        (self.last_heard + settings.ping_interval.get()).max(self.ping_not_before)
     }
 
     /// Reads what has come into `scratch`: its length, 0 at the end of the stream; `None` while there is
@@ -122,7 +122,7 @@ impl Side {
     }
 
     /// A ping of ours is on its way behind all that was written before.
-    pub(super) fn was_pinged(&mut self, times: &Times) {
+    pub(super) fn was_pinged(&mut self, settings: &RelaySettings) {
         let now = Instant::now();
         let mut taken_by = self.taken_by.max(now);
         if taken_by > now
@@ -130,7 +130,7 @@ impl Side {
         {
             taken_by = taken_by.min(now + Duration::from_millis((held as u64 + AT_THE_PEER) / SLOWEST));
         }
-        self.answer_due = Some(taken_by + times.ping_timeout.get());
+        self.answer_due = Some(taken_by + settings.ping_timeout.get());
     }
 
     /// Whether the system has sent all that it took, so that closing the socket takes nothing back. Asked before our end
@@ -330,10 +330,10 @@ pub(super) struct Control {
 impl Control {
     /// Of a header or a control frame that is not whole nothing has gone on: where it will not be finished, the stream
     /// stands where it stood before.
-    pub(super) fn abandon(&mut self, walker: &mut Walker) {
-        walker.abandon_header();
+    pub(super) fn abandon(&mut self, parser: &mut FrameParser) {
+        parser.abandon_header();
         if !self.raw.is_empty() {
-            walker.abandon_payload();
+            parser.abandon_payload();
             *self = Self::default();
         }
     }

@@ -1,0 +1,329 @@
+//! Authorizes a session while its socket is open: a refresh, a reload and a withdrawn key go through the same three
+//! functions that admitted the first token (`Policy::judge_path`, `allow::permits`, `TrustedHeaders::of`), under the
+//! policy now in force.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::close_reason::CloseReason;
+use super::session::{Credential, RevalidationPlan, Verdict};
+use crate::auth::login::OpenLoginSocket;
+use crate::auth::{
+    Carrier, Expiry, Identity, Lookup, Rejection, RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token,
+    Verified, allow, unix_seconds,
+};
+use crate::budget::MemoryReservation;
+use crate::http::TrustedHeaders;
+use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
+use crate::runtime::{Presence, Runtime, Shared};
+
+/// Resolves to the provider's answer about a session.
+pub(super) type RevalidateFuture = Pin<Box<dyn Future<Output = Revalidation> + Send>>;
+
+/// Resolves to the verdict on a token.
+pub(super) type VerifyFuture = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+
+/// Decides whether a session may go on. A relay asks it about refreshes, revocations, reloads and withdrawn keys.
+pub(super) trait SessionAuthorizer: Send + Sync {
+    /// Verifies a token that the client of this identity presents on its open socket.
+    fn verify(&self, identity: &StoredIdentity, token: Token) -> VerifyFuture;
+
+    /// Asks the provider whether the session is still active.
+    fn revalidate(&self, identity: &StoredIdentity, check: &RemoteCheck) -> RevalidateFuture;
+
+    /// Returns whether the session was revoked.
+    fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool;
+
+    /// Returns whether the key that verified the token is still in its provider's set.
+    fn is_current(&self, identity: &StoredIdentity) -> bool;
+
+    /// Checks that the session may go on under the policy now in force. Each policy is evaluated once.
+    ///
+    /// # Errors
+    /// Why the session ends.
+    fn reauthorize(&mut self, identity: Option<&StoredIdentity>) -> Result<(), CloseReason>;
+
+    /// Takes the token that a renewal of the login session brought, where the upstream wants new tokens.
+    fn renewed_token(&mut self) -> Option<Token> {
+        None
+    }
+
+    /// Returns when the user was last seen, in milliseconds since the epoch; `None` where presence does not matter.
+    fn last_seen(&self) -> Option<u64>;
+
+    /// Counts an expired token by what became of its socket: `closed` or `kept`.
+    fn count_expiry(&self, action: &'static str);
+
+    /// Counts a session that ends at a limit; `limit` is the limit's key.
+    fn count_limit(&self, limit: &'static str);
+}
+
+/// Authorizes the session of one user on one path.
+pub(super) struct UserAuthorizer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) path: Box<str>,
+    /// The trusted headers of the upgrade request. Their values follow from the stored identity.
+    pub(super) headers: Arc<[TrustedHeader]>,
+    /// Generation of the policy that was evaluated last.
+    pub(super) generation: u64,
+    /// Set where the session may outlive its token as long as the user is seen.
+    pub(super) presence: Option<Presence>,
+    /// Whether an accepted token is compared or forwarded later.
+    pub(super) keeps_token: bool,
+    /// The login session that opened the socket. It is renewed as long as the socket is open.
+    pub(super) login: Option<Box<OpenLoginSocket>>,
+}
+
+impl UserAuthorizer {
+    /// Returns the identity under the policy in force: that of the renewed login session, or the stored one.
+    ///
+    /// # Errors
+    /// Why the session ends.
+    fn current_identity(&self, runtime: &Runtime, stored: &StoredIdentity) -> Result<Identity, CloseReason> {
+        let Some(login) = self.login.as_ref().filter(|_| stored.login_session_ends_at().is_some()) else {
+            return stored.restore_under(&runtime.verifier).ok_or(CloseReason::Denied);
+        };
+        match runtime.verifier.login_session_identity(login.session()) {
+            Ok(identity) => Ok(identity),
+            Err(rejection) if rejection.is_unavailable() => Err(CloseReason::AuthUnavailable),
+            Err(_) => Err(CloseReason::Denied),
+        }
+    }
+
+    /// Returns whether the upstream would get the same trusted headers now as on the upgrade.
+    fn trusted_headers_unchanged(
+        upgrade: (&[TrustedHeader], &Identity),
+        current: (&[TrustedHeader], &Identity),
+    ) -> bool {
+        match (TrustedHeaders::of(upgrade.0, upgrade.1), TrustedHeaders::of(current.0, current.1)) {
+            (Ok(upgrade), Ok(current)) => upgrade == current,
+            _ => false,
+        }
+    }
+}
+
+impl Credential {
+    /// Returns what a session of this identity depends on, on a route with these settings.
+    pub(super) fn of(verified: &Verified, shared: &Shared, spec: &WebSocketSpec) -> Self {
+        let identity = verified.identity();
+        let provider = identity.provider();
+        let is_open_ended = matches!(identity.expiry(), Expiry::RevalidateAt(_));
+        // A token without an end is good for as long as the provider's answers are cached, and no longer.
+        let cache = provider.remote.as_ref().filter(|_| is_open_ended).map(|remote| remote.cache);
+        let interval = spec.revalidate_every.into_iter().chain(cache).min();
+        let grace = spec.revalidate_grace;
+        let revalidation = interval
+            .and_then(|interval| Some(Box::new(RevalidationPlan { check: verified.remote_check()?, interval, grace })));
+        let can_revoke = shared.current().policy.control.is_some() || identity.browser_session().is_some();
+        Self {
+            is_open_ended,
+            clock_skew: provider.clock_skew,
+            identity: StoredIdentity::new(identity),
+            revocation_keys: can_revoke.then(|| Box::new(shared.revocations.keys_of(identity))),
+            revalidation,
+            renews: identity.browser_session().is_some(),
+        }
+    }
+}
+
+impl SessionAuthorizer for UserAuthorizer {
+    fn verify(&self, identity: &StoredIdentity, token: Token) -> VerifyFuture {
+        let refresh = Refresh {
+            shared: Arc::clone(&self.shared),
+            path: self.path.clone(),
+            headers: Arc::clone(&self.headers),
+            identity: identity.clone(),
+            keeps_token: self.keeps_token,
+        };
+        Box::pin(async move {
+            loop {
+                let runtime = refresh.shared.current();
+                let (verdict, identity) = refresh.verdict(&runtime, &token).await;
+                // A policy that came into force while the token was verified has only been applied to the former one.
+                if refresh.shared.current().generation == runtime.generation {
+                    refresh.record(&runtime, &verdict, identity.as_deref());
+                    return verdict;
+                }
+            }
+        })
+    }
+
+    fn revalidate(&self, identity: &StoredIdentity, check: &RemoteCheck) -> RevalidateFuture {
+        let (runtime, provider) = (self.shared.current(), identity.provider().to_owned());
+        let check = check.clone();
+        Box::pin(async move { runtime.verifier.revalidate(&provider, &check).await })
+    }
+
+    fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool {
+        let (revocations, now) = (&self.shared.revocations, unix_seconds());
+        let by = revocations.revoked(revocation_keys, now);
+        let Some(login) = &self.login else { return by.is_some() };
+        // When the user signs in anew in the same browser, the socket belongs to the new session from then on.
+        let next = login.session().latest();
+        let has_moved = login.has_moved() || next.is_some();
+        let session = next.as_ref().unwrap_or_else(|| login.session());
+        // A renewal may have changed the keys by which the session can be revoked.
+        session.has_ended()
+            || revocations.check(&session.identity(), now).is_err()
+            || by.is_some_and(|by| by != "session" || !has_moved)
+    }
+
+    fn is_current(&self, identity: &StoredIdentity) -> bool {
+        self.shared.current().verifier.is_current(identity.provider(), identity.verified_by())
+    }
+
+    fn reauthorize(&mut self, identity: Option<&StoredIdentity>) -> Result<(), CloseReason> {
+        let runtime = self.shared.current();
+        let has_changed = self.login.as_mut().is_some_and(|login| runtime.verifier.follow_login_session(login));
+        if runtime.generation == self.generation && !has_changed {
+            return Ok(());
+        }
+        self.generation = runtime.generation;
+        let stored = identity.ok_or(CloseReason::Denied)?;
+        let current = self.current_identity(&runtime, stored)?;
+        let on_upgrade = stored.restore().ok_or(CloseReason::Denied)?;
+        if !runtime.policy.judge_path("GET", &self.path).is_some_and(|judgement| admits(&judgement, &current)) {
+            return Err(CloseReason::Denied);
+        }
+        let headers = &runtime.policy.trusted_headers;
+        let same = on_upgrade.user() == current.user()
+            && Self::trusted_headers_unchanged((&self.headers, &on_upgrade), (headers, &current));
+        if same { Ok(()) } else { Err(CloseReason::IdentityChanged) }
+    }
+
+    fn renewed_token(&mut self) -> Option<Token> {
+        self.login.as_mut().filter(|_| self.keeps_token)?.renewed_token()
+    }
+
+    fn last_seen(&self) -> Option<u64> {
+        let seen = self.shared.users.last_seen(self.presence?)?;
+        Some(seen.saturating_mul(1_000))
+    }
+
+    fn count_expiry(&self, action: &'static str) {
+        self.shared.metrics.sockets.expired(action);
+    }
+
+    fn count_limit(&self, limit: &'static str) {
+        self.shared.metrics.limited(limit);
+    }
+}
+
+/// A token presented on an open socket, and what decides about it beside the policy in force.
+struct Refresh {
+    shared: Arc<Shared>,
+    path: Box<str>,
+    /// The trusted headers of the upgrade request.
+    headers: Arc<[TrustedHeader]>,
+    /// The identity of the socket's user.
+    identity: StoredIdentity,
+    keeps_token: bool,
+}
+
+impl Refresh {
+    /// Returns the verdict under one policy, and the token's identity where it was accepted.
+    async fn verdict(&self, runtime: &Runtime, token: &Token) -> (Verdict, Option<Arc<Identity>>) {
+        let Some(judgement) = runtime.policy.judge_path("GET", &self.path) else { return (Verdict::Denied, None) };
+        let verified = match runtime.verifier.verify(token.duplicate(), Carrier::Message, None, Lookup::MayFetch).await
+        {
+            Ok(verified) => verified,
+            Err(rejection) => {
+                tracing::debug!(%rejection, "refresh refused");
+                if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.identity.restore())
+                    && runtime.verifier.is_expired_token_of(token, &then).await
+                {
+                    return (Verdict::Expired { user_id: then.user_id().to_owned() }, None);
+                }
+                return (Verdict::Refused(CloseReason::of_rejection(&rejection)), None);
+            }
+        };
+        let credential = Credential::of(&verified, &self.shared, &judgement.route.websocket);
+        let (identity, token) = verified.into_parts();
+        let Some(then) = self.identity.restore().filter(|then| then.user() == identity.user()) else {
+            return (Verdict::AnotherUser, None);
+        };
+        if !admits(&judgement, &identity) {
+            return (Verdict::Denied, None);
+        }
+        let headers = &runtime.policy.trusted_headers;
+        if !UserAuthorizer::trusted_headers_unchanged((&self.headers, &then), (headers, &identity)) {
+            return (Verdict::IdentityChanged, None);
+        }
+        let user_id = identity.user_id().to_owned();
+        (Verdict::Accepted { user_id, credential, token: token.filter(|_| self.keeps_token) }, Some(identity))
+    }
+
+    /// Counts a verdict. An accepted token also counts as its user's presence.
+    fn record(&self, runtime: &Runtime, verdict: &Verdict, identity: Option<&Identity>) {
+        if let Some(judgement) = runtime.policy.judge_path("GET", &self.path) {
+            let outcome = match verdict {
+                Verdict::Accepted { .. } => "accepted",
+                Verdict::Refused(_) | Verdict::Expired { .. } => "refused",
+                Verdict::AnotherUser => "another_user",
+                Verdict::Denied => "denied",
+                Verdict::IdentityChanged => "identity_changed",
+            };
+            self.shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
+        }
+        if let Some(identity) = identity {
+            tracing::debug!(user = identity.user_id(), "refresh verified");
+            self.shared.see(&runtime.policy, identity);
+        }
+    }
+}
+
+/// Returns whether the route admits this identity.
+fn admits(judgement: &Judgement, identity: &Identity) -> bool {
+    judgement.auth != AuthMode::Deny
+        && judgement.conflict(true).is_none()
+        && allow::permits(&judgement.demands, identity).is_ok()
+}
+
+/// Authorizes a socket on a public route: it has no token, and ends only when a reload makes the route protected.
+pub(super) struct PublicAuthorizer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) path: Box<str>,
+    pub(super) generation: u64,
+    /// The caller stays unauthenticated, so its memory stays reserved as long as the socket is open.
+    pub(super) _reservation: Arc<MemoryReservation>,
+}
+
+impl SessionAuthorizer for PublicAuthorizer {
+    fn verify(&self, _identity: &StoredIdentity, _token: Token) -> VerifyFuture {
+        Box::pin(std::future::ready(Verdict::Refused(CloseReason::InvalidToken)))
+    }
+
+    fn revalidate(&self, _identity: &StoredIdentity, _check: &RemoteCheck) -> RevalidateFuture {
+        Box::pin(std::future::ready(Revalidation::Active))
+    }
+
+    fn is_revoked(&self, _revocation_keys: &RevocationKeys) -> bool {
+        false
+    }
+
+    fn is_current(&self, _identity: &StoredIdentity) -> bool {
+        true
+    }
+
+    fn reauthorize(&mut self, _identity: Option<&StoredIdentity>) -> Result<(), CloseReason> {
+        let runtime = self.shared.current();
+        if runtime.generation == self.generation {
+            return Ok(());
+        }
+        self.generation = runtime.generation;
+        let judgement = runtime.policy.judge_path("GET", &self.path);
+        match judgement.filter(|judgement| judgement.conflict(true).is_none()).map(|judgement| judgement.auth) {
+            Some(AuthMode::None | AuthMode::Optional) => Ok(()),
+            Some(AuthMode::Required | AuthMode::Deny) | None => Err(CloseReason::Denied),
+        }
+    }
+
+    fn last_seen(&self) -> Option<u64> {
+        None
+    }
+
+    fn count_expiry(&self, _action: &'static str) {}
+
+    fn count_limit(&self, _limit: &'static str) {}
+}

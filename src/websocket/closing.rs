@@ -1,0 +1,45 @@
+//! Writes to a client whose socket is not relayed: small frames at once, and the Close that ends it.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use super::close_reason::CloseReason;
+use super::frame::{Opcode, encode};
+use crate::http::Socket;
+
+/// How long a client has to take the Close and answer it.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Writes a small frame without waiting. A client that does not read does not get it.
+///
+/// # Errors
+/// When only a part was written, after which the stream cannot be continued.
+pub(super) fn write_at_once(client: &mut Socket, opcode: Opcode, payload: &[u8]) -> Result<(), CloseReason> {
+    let mut frame = Vec::new();
+    encode(&mut frame, opcode, payload, None);
+    if client.write_now(&frame).is_ok_and(|written| written < frame.len()) {
+        return Err(CloseReason::Protocol);
+    }
+    Ok(())
+}
+
+/// Sends the message, if there is one, and the Close, then waits for the client to take both: closing a socket with
+/// unread bytes resets the connection and can discard what was sent.
+pub(super) async fn close_gracefully(mut client: Socket, message: Option<String>, close_payload: &[u8]) {
+    let mut bytes = Vec::new();
+    if let Some(message) = message {
+        encode(&mut bytes, Opcode::Text, message.as_bytes(), None);
+    }
+    encode(&mut bytes, Opcode::Close, close_payload, None);
+    // The socket is dropped whether the client was in time or not.
+    let _ = timeout(LINGER, async {
+        client.write_all(&bytes).await?;
+        client.shutdown().await?;
+        let mut discarded = [0; 512];
+        while client.read(&mut discarded).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    })
+    .await;
+}

@@ -1,0 +1,109 @@
+//! Connects to the upstream with the upgrade request, and authenticates the user there where it checks tokens itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::{HeaderMap, StatusCode};
+use tokio::time::timeout;
+
+use super::close_reason::CloseReason;
+use super::context::SocketContext;
+use super::token_forwarding::TokenForwarding;
+use super::upstream_handshake::authenticate;
+use crate::auth::Token;
+use crate::http::{Answer, Refusal, Sealed, Upgraded};
+use crate::runtime::{Runtime, Shared};
+use crate::telemetry::Label;
+
+/// What the upstream made of an upgrade.
+pub(super) enum UpgradeOutcome {
+    /// The upstream's 101 and its socket.
+    Open(HeaderMap, Upgraded),
+    /// Another answer of the upstream.
+    Answered(Answer),
+    /// No usable answer.
+    Failed(Refusal, CloseReason),
+}
+
+/// What connecting needs beside the request.
+pub(super) struct UpstreamContext {
+    shared: Arc<Shared>,
+    runtime: Arc<Runtime>,
+    route: Label,
+}
+
+impl UpstreamContext {
+    pub(super) fn of(context: &SocketContext) -> Self {
+        Self {
+            shared: Arc::clone(&context.shared),
+            runtime: Arc::clone(&context.runtime),
+            route: Arc::clone(&context.line.route),
+        }
+    }
+}
+
+/// Sends the upgrade request, and after the 101 the token, where the upstream wants it in the first message.
+pub(super) async fn connect_upstream(
+    context: UpstreamContext,
+    request: Sealed,
+    forwarding: &TokenForwarding,
+    token: Option<&Token>,
+) -> UpgradeOutcome {
+    let UpstreamContext { shared, runtime, route } = context;
+    let requests = &shared.metrics.requests;
+    for header in request.stripped() {
+        requests.stripped(header);
+    }
+    let sent = Instant::now();
+    let answered = runtime.upstreams.upgrade(request).await;
+    if answered.is_ok() {
+        requests.answered(&route, sent.elapsed());
+    }
+    let (head, upgraded) = match answered {
+        Ok(Ok(open)) => open,
+        Ok(Err(answer)) => return UpgradeOutcome::Answered(answer),
+        Err(error) => {
+            if let Some(reason) = error.reason() {
+                requests.upstream_failed(&route, reason);
+            }
+            return UpgradeOutcome::Failed(Refusal::of_upstream(&error), CloseReason::UpstreamFailed);
+        }
+    };
+    let Some((dialect, token)) = forwarding.upstream_dialect.as_deref().zip(token) else {
+        return UpgradeOutcome::Open(head, upgraded);
+    };
+    match timeout(forwarding.handshake_timeout, authenticate(upgraded, dialect, token)).await {
+        Ok(Ok(upgraded)) => UpgradeOutcome::Open(head, upgraded),
+        Ok(Err(CloseReason::UpstreamRefused)) => UpgradeOutcome::Failed(
+            Refusal::upstream_failed("the upstream refused the first message"),
+            CloseReason::UpstreamRefused,
+        ),
+        Ok(Err(reason)) => UpgradeOutcome::Failed(
+            Refusal::upstream_failed("the upstream did not acknowledge the first message"),
+            reason,
+        ),
+        Err(_) => UpgradeOutcome::Failed(
+            Refusal::upstream_timeout(
+                "the upstream did not acknowledge the first message within upstream.handshake_timeout",
+            ),
+            CloseReason::UpstreamFailed,
+        ),
+    }
+}
+
+/// Describes an upstream's refusal of an upgrade, and says what to do where it seems to want the token itself.
+pub(super) fn describe_refusal(status: StatusCode) -> String {
+    let checks_itself = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let hint = if checks_itself { "; if it checks tokens itself, set upstream.token_to.websocket" } else { "" };
+    format!("the upstream answered {} to the upgrade{hint}", status.as_u16())
+}
+
+/// Returns the row of section 4.2 for an upstream that answered an upgrade with this status.
+pub(super) fn close_reason_of(status: StatusCode) -> CloseReason {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => CloseReason::UpstreamRefused,
+        StatusCode::NOT_FOUND => CloseReason::UpstreamNotFound,
+        StatusCode::SERVICE_UNAVAILABLE => CloseReason::UpstreamBusy,
+        _ => CloseReason::UpstreamFailed,
+    }
+}

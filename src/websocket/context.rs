@@ -1,0 +1,141 @@
+//! What the handling of one socket needs from the proxy, and what the socket holds until its access line is written.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::StatusCode;
+
+use super::relay::{RelaySettings, SocketOutcome};
+use crate::auth::Identity;
+use crate::budget::MemoryReservation;
+use crate::policy::{OnExpiry, Policy, WebSocketSpec};
+use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
+use crate::telemetry::{AccessLine, AnsweredBy, Outcome, SocketLife};
+
+/// The reason of a refusal while the proxy drains.
+pub(super) const DRAINING: &str = "draining";
+
+/// What the handling of a socket needs from the proxy, from its upgrade request until messages are relayed.
+pub struct SocketContext {
+    pub(super) shared: Arc<Shared>,
+    pub(super) runtime: Arc<Runtime>,
+    /// The connection's place among `limits.connections`, held until the socket ends.
+    connection: Arc<ConnectionCount>,
+    /// The memory reserved for the caller while it is unauthenticated.
+    pub(super) reservation: Arc<MemoryReservation>,
+    /// The socket's place among its user's sockets, once the user is known.
+    pub(super) user_socket: Option<OpenSocket>,
+    pub(super) line: AccessLine,
+    started: Instant,
+}
+
+impl SocketContext {
+    /// Copies the access line of the request: until the socket is open the request may still need its own, also when its
+    /// client leaves meanwhile.
+    #[must_use]
+    pub fn new(
+        shared: &Arc<Shared>,
+        runtime: &Arc<Runtime>,
+        connection: &Arc<ConnectionCount>,
+        reservation: &Arc<MemoryReservation>,
+        line: &AccessLine,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            runtime: Arc::clone(runtime),
+            connection: Arc::clone(connection),
+            reservation: Arc::clone(reservation),
+            user_socket: None,
+            line: line.clone(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) fn policy(&self) -> &Policy {
+        &self.runtime.policy
+    }
+
+    /// Returns the handle to a user's presence on a route where a socket may outlive its token by it.
+    pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<Presence> {
+        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence(identity))
+    }
+
+    pub(super) fn relay_settings(&self, spec: &WebSocketSpec) -> RelaySettings {
+        RelaySettings {
+            ping_interval: spec.ping_interval.into(),
+            ping_timeout: spec.ping_timeout.into(),
+            idle_timeout: spec.idle_timeout.map(Into::into),
+            send_timeout: self.policy().limits.send_timeout.into(),
+            token_bytes: self.policy().limits.token_bytes,
+            message_bytes: spec.message_bytes,
+            drain_code: spec.drain_code,
+        }
+    }
+
+    /// Writes the access line of a client that left before its 101 could be written.
+    pub(super) fn client_left(mut self) {
+        self.line.outcome = Outcome::Left;
+        self.end_unopened(&SocketOutcome::left(None));
+    }
+
+    /// Writes the access line of a socket that was never open.
+    pub(super) fn end_unopened(self, outcome: &SocketOutcome) {
+        if self.line.outcome != Outcome::Left {
+            self.shared.metrics.sockets.refused(self.line.outcome.name());
+        }
+        self.into_record().write(outcome);
+    }
+
+    /// Keeps what an open socket needs. The runtime is dropped, since a reload may have replaced it.
+    pub(super) fn into_record(self) -> SocketRecord {
+        let Self { shared, connection, user_socket, line, started, .. } = self;
+        SocketRecord { shared, line, started, _connection: connection, _user_socket: user_socket }
+    }
+}
+
+/// What an open socket holds, and what its access line says in the end.
+pub(super) struct SocketRecord {
+    shared: Arc<Shared>,
+    line: AccessLine,
+    started: Instant,
+    _connection: Arc<ConnectionCount>,
+    _user_socket: Option<OpenSocket>,
+}
+
+impl SocketRecord {
+    /// Counts an open socket that has ended and writes its access line.
+    pub(super) fn close(self, outcome: &SocketOutcome) {
+        let (sockets, lifetime) = (&self.shared.metrics.sockets, self.started.elapsed());
+        sockets.closed(&self.line.route, outcome.code, outcome.closed_by.name(), lifetime);
+        self.write(outcome);
+    }
+
+    /// Writes the access line; the socket's places are free afterwards.
+    fn write(mut self, outcome: &SocketOutcome) {
+        self.line.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+        self.line.duration = self.started.elapsed();
+        self.line.bytes_in = outcome.bytes_in;
+        self.line.bytes_out = outcome.bytes_out;
+        if self.line.answered_by == AnsweredBy::Nobody {
+            self.line.answered_by = AnsweredBy::Vestibule;
+        }
+        self.line.socket = Some(SocketLife {
+            close_code: outcome.code,
+            closed_by: outcome.closed_by.name(),
+            refreshes: outcome.refreshes,
+        });
+        self.shared.finished(&self.line);
+    }
+}
+
+/// Awaits `future` until the proxy drains; `None` then. A provider or an upstream that does not answer must not hold the
+/// drain.
+pub(super) async fn until_drain<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {
+    let closing = shared.drain.closing_token();
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = closing.cancelled() => None,
+    }
+}

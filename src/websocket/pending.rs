@@ -1,0 +1,504 @@
+//! A pending socket: it was opened without a credential and waits for the first message, which carries the token. Three
+//! time limits follow each other: for the message, the verdict, and the upstream's 101.
+
+mod first_message;
+mod liveness;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use hyper::upgrade::OnUpgrade;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{Instant, sleep_until};
+
+use super::admission::{Admission, admit};
+use super::authorizer::{SessionAuthorizer as _, UserAuthorizer};
+use super::clock::unix_millis;
+use super::close_reason::CloseReason;
+use super::closing::{close_gracefully, write_at_once};
+use super::connect::{UpgradeOutcome, UpstreamContext, close_reason_of, connect_upstream, describe_refusal};
+use super::context::SocketContext;
+use super::dialect::{self, FirstMessage};
+use super::frame::{Opcode, PING, close_payload, encode, masking_key};
+use super::relay::{RelayInput, SocketOutcome};
+use super::session::{Action, Event, Session, SessionLimits, Verdict};
+use super::template::{Values, render};
+use super::token_forwarding::TokenForwarding;
+use super::{handshake, open_session};
+use crate::auth::{Carrier, NoCredential, Token, Verified};
+use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
+use crate::budget::CLOSING_SOCKET_BYTES;
+use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
+use crate::policy::{DialectSpec, WebSocketSpec};
+use crate::runtime::{Ear, Seat};
+use crate::telemetry::{AnsweredBy, Outcome};
+use first_message::{FirstMessageReader, MESSAGE_BYTES, Received};
+use liveness::{Liveness, LivenessDue};
+
+/// The longest first message in `token-field`: it is the application's own, so it may fill the whole buffer.
+const FIELD_MESSAGE_BYTES: usize = 64 << 10;
+/// Bytes read at a time; a token is seldom longer.
+const READ: usize = 4 << 10;
+
+/// An upgrade that was answered with a 101 before its user is known.
+pub(super) struct PendingUpgrade {
+    pub(super) request: ProtectedRequest,
+    /// Proves that the request carried no credential.
+    pub(super) _proof: NoCredential,
+    /// The socket's place among the pending ones.
+    pub(super) seat: Seat,
+    pub(super) dialect: Arc<DialectSpec>,
+    pub(super) subprotocol: Option<HeaderValue>,
+}
+
+/// Waits for the first message in a task of its own.
+pub(super) fn spawn(context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
+    let held = context.shared.drain.track();
+    tokio::spawn(async move {
+        run(context, upgrade, pending).await;
+        drop(held);
+    });
+}
+
+async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
+    let PendingUpgrade { mut request, seat, dialect, subprotocol, .. } = pending;
+    let spec = request.route().websocket.clone();
+    let forwarding = TokenForwarding::of(request.route(), context.policy());
+    let limits = SessionLimits::of(&spec);
+    let session = Session::pending(Arc::clone(&dialect), spec.auth_timeout, limits, unix_millis());
+    let Some((mut client, early)) = handshake::client_socket(upgrade).await else {
+        return context.client_left();
+    };
+    let message_bytes = if dialect.field.is_some() { FIELD_MESSAGE_BYTES } else { MESSAGE_BYTES };
+    let mut reader = FirstMessageReader::new(message_bytes);
+    reader.push(&early);
+    if let Some(greeting) = &dialect.greeting {
+        // The first bytes on a new socket always fit; a stream that broke is noticed when it is read.
+        let _ = write_at_once(&mut client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
+    }
+    request.offer(subprotocol.as_ref());
+    context.line.carrier = Some(Carrier::Message.name());
+    let mut pending = PendingSocket {
+        session,
+        limited_address: request.client().limited_address(),
+        reader,
+        request: Some(request),
+        admitted: None,
+        subprotocol,
+        forwarding,
+        first_to_client: Vec::new(),
+        first_to_upstream: None,
+        lines_behind: String::new(),
+    };
+    let end = pending.wait(&mut context, &mut client, &seat, &spec).await;
+    drop(seat);
+    match end {
+        End::Open { upstream, token, authorizer } => {
+            context.line.answered_by = AnsweredBy::Upstream;
+            context.line.outcome = Outcome::Accepted;
+            let held_messages = context.shared.held_messages.clone();
+            let input = pending.into_relay_input(client, upstream, token, held_messages);
+            open_session::spawn(context, input, authorizer, &spec);
+        }
+        End::Refused(reason) => {
+            if context.line.outcome == Outcome::Undecided {
+                context.line.outcome = Outcome::Refused(reason.outcome());
+            }
+            tracing::debug!(reason = reason.text(), "socket refused");
+            // Where messages are the application's own, a page that has not sent one gets no error: it would show the
+            // error of a socket that it no longer uses.
+            let is_silent = dialect.field.is_some() && !pending.reader.has_begun();
+            let message =
+                if is_silent { None } else { reason.error_message(Some(&dialect), pending.session.reply_copies()) };
+            // Neither the request nor what the client sent is needed while it takes the Close.
+            drop(pending);
+            context.reservation.resize(CLOSING_SOCKET_BYTES);
+            let code = reason.code(Some(&dialect));
+            close_gracefully(client, message, &close_payload(code, reason.text())).await;
+            context.end_unopened(&SocketOutcome::refused(code));
+        }
+        End::Left(close) => {
+            let code = close.as_deref().and_then(|payload| payload.first_chunk()).map(|code| u16::from_be_bytes(*code));
+            if let Some(payload) = close {
+                // RFC 6455 section 5.5.1: a Close is answered with its own code.
+                close_gracefully(client, None, &payload).await;
+            }
+            context.line.outcome = Outcome::Left;
+            context.end_unopened(&SocketOutcome::left(code));
+        }
+    }
+}
+
+type VerifyFuture = Pin<Box<dyn Future<Output = Result<Verified, Unverified>> + Send>>;
+type ConnectFuture = Pin<Box<dyn Future<Output = (UpgradeOutcome, Option<Token>)> + Send>>;
+
+/// What is awaited besides the client.
+enum Step {
+    Nothing,
+    Verifying(VerifyFuture),
+    Connecting(ConnectFuture),
+}
+
+impl Step {
+    async fn next(&mut self) -> Wake {
+        match self {
+            Self::Nothing => std::future::pending().await,
+            Self::Verifying(verdict) => Wake::Verified(verdict.await),
+            Self::Connecting(connecting) => {
+                let (outcome, token) = connecting.await;
+                Wake::Connected(outcome, token)
+            }
+        }
+    }
+}
+
+/// Why the task of a pending socket was woken.
+enum Wake {
+    Read(std::io::Result<usize>),
+    /// The deadline of the session has passed.
+    Deadline,
+    /// A deadline of [`Liveness`] has passed.
+    Liveness,
+    /// Another socket needs the place among the pending ones.
+    SeatEvicted,
+    /// Other callers need the memory.
+    MemoryEvicted,
+    Notified(Ear),
+    Verified(Result<Verified, Unverified>),
+    Connected(UpgradeOutcome, Option<Token>),
+}
+
+/// How waiting ended.
+enum End {
+    /// The user is admitted and the upstream connected.
+    Open {
+        upstream: Upgraded,
+        token: Option<Token>,
+        authorizer: Box<UserAuthorizer>,
+    },
+    Refused(CloseReason),
+    /// The client closed, with the payload of its Close, or left without one.
+    Left(Option<Vec<u8>>),
+}
+
+/// What a client sent first, apart from pings.
+enum Opening {
+    Message(Vec<u8>),
+    Close(Vec<u8>),
+}
+
+/// What an admitted user's socket needs until the upstream is connected.
+struct Admitted {
+    request: Option<(Sealed, Option<Token>)>,
+    authorizer: Box<UserAuthorizer>,
+}
+
+struct PendingSocket {
+    session: Session,
+    /// The client's address, where limits count by it.
+    limited_address: Option<IpAddr>,
+    reader: FirstMessageReader,
+    /// The upgrade request, until the user is admitted.
+    request: Option<ProtectedRequest>,
+    admitted: Option<Admitted>,
+    subprotocol: Option<HeaderValue>,
+    forwarding: TokenForwarding,
+    /// Messages of the proxy to the client, before those of the upstream.
+    first_to_client: Vec<String>,
+    /// What is forwarded of the first message.
+    first_to_upstream: Option<String>,
+    /// Further lines of the first message, in dialects where each line is a message.
+    lines_behind: String,
+}
+
+impl PendingSocket {
+    async fn wait(
+        &mut self,
+        context: &mut SocketContext,
+        client: &mut Socket,
+        seat: &Seat,
+        spec: &WebSocketSpec,
+    ) -> End {
+        // Pending sockets also leave one after the other when the proxy drains.
+        let mut bell = context.shared.bell.listen_in_turn();
+        let reservation = Arc::clone(&context.reservation);
+        // The request and the buffer that its head came in.
+        let request_bytes = reservation.bytes();
+        reservation.set_serving(false);
+        let mut step = Step::Nothing;
+        let mut scratch = vec![0; READ];
+        // A client that may wait for as long as it likes is pinged, to know whether it is still there.
+        let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(context.relay_settings(spec)));
+        loop {
+            match self.read_opening(client, seat) {
+                Ok(None) => {}
+                Ok(Some(Opening::Message(text))) => {
+                    let event = match self.read_first_message(text, context, client) {
+                        Ok(Some(event)) => event,
+                        Ok(None) => continue,
+                        Err(reason) => return End::Refused(reason),
+                    };
+                    if let Some(end) = self.process(event, context, &mut step) {
+                        return end;
+                    }
+                    continue;
+                }
+                Ok(Some(Opening::Close(payload))) => return End::Left(Some(payload)),
+                Err(reason) => {
+                    context.line.outcome = Outcome::Refused("malformed");
+                    return End::Refused(reason);
+                }
+            }
+            let deadline = self
+                .session
+                .deadline()
+                .map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(unix_millis())));
+            let is_awaiting_message = matches!(step, Step::Nothing);
+            let liveness_deadline = liveness
+                .as_mut()
+                .filter(|_| is_awaiting_message)
+                .map(|liveness| liveness.deadline(self.reader.is_in_message()));
+            let has_room = self.reader.has_room();
+            let wake = tokio::select! {
+                biased;
+                ear = &mut bell => Wake::Notified(ear),
+                () = seat.evicted(), if is_awaiting_message => Wake::SeatEvicted,
+                () = reservation.evicted() => Wake::MemoryEvicted,
+                wake = step.next() => wake,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
+                () = sleep_until(liveness_deadline.unwrap_or_else(Instant::now)), if liveness_deadline.is_some() => {
+                    Wake::Liveness
+                }
+                read = client.read(&mut scratch), if has_room => Wake::Read(read),
+            };
+            let event = match wake {
+                Wake::Read(Ok(0) | Err(_)) => return End::Left(None),
+                Wake::Read(Ok(length)) => {
+                    self.reader.push(&scratch[..length]);
+                    if let Some(liveness) = &mut liveness {
+                        liveness.received();
+                    }
+                    reservation.resize(request_bytes + self.reader.memory());
+                    continue;
+                }
+                Wake::Liveness => match liveness.as_mut().map(Liveness::due) {
+                    Some(LivenessDue::Ping) => {
+                        self.reader.expect_pong();
+                        match write_at_once(client, Opcode::Ping, PING) {
+                            Ok(()) => continue,
+                            Err(reason) => return End::Refused(reason),
+                        }
+                    }
+                    Some(LivenessDue::SlowMessage) => Event::Close(CloseReason::Timeout),
+                    Some(LivenessDue::Gone) | None => return End::Left(None),
+                },
+                Wake::Deadline => Event::Deadline { last_seen: None },
+                Wake::SeatEvicted => Event::Close(CloseReason::TooManyConnections),
+                Wake::MemoryEvicted => {
+                    context.shared.gave_way();
+                    return End::Refused(CloseReason::TooManyConnections);
+                }
+                Wake::Notified(ear) if ear.must_leave() => Event::Close(CloseReason::Drain(spec.drain_code)),
+                Wake::Notified(ear) => {
+                    bell = ear.listen();
+                    continue;
+                }
+                Wake::Verified(verdict) => {
+                    step = Step::Nothing;
+                    self.verified(verdict, context)
+                }
+                Wake::Connected(UpgradeOutcome::Open(head, upstream), token) => {
+                    return self.open(&head, upstream, token, context);
+                }
+                Wake::Connected(UpgradeOutcome::Answered(answer), _) => {
+                    context.line.outcome = Outcome::Refused("upstream_refused");
+                    context.line.reason = describe_refusal(answer.status());
+                    Event::Close(close_reason_of(answer.status()))
+                }
+                Wake::Connected(UpgradeOutcome::Failed(refusal, reason), _) => {
+                    refusal.note(&mut context.line);
+                    Event::Close(reason)
+                }
+            };
+            if let Some(end) = self.process(event, context, &mut step) {
+                return end;
+            }
+        }
+    }
+
+    /// Looks through what the client has sent: answers pings, and finds the first message or a Close.
+    fn read_opening(&mut self, client: &mut Socket, seat: &Seat) -> Result<Option<Opening>, CloseReason> {
+        loop {
+            let received = self.reader.next()?;
+            // Before anything is answered: a client that gets an answer to what it sent behind a fragment of its message
+            // must not lose its place any more.
+            if self.reader.has_begun() {
+                seat.has_spoken();
+            }
+            match received {
+                None => return Ok(None),
+                Some(Received::Message(text)) => return Ok(Some(Opening::Message(text))),
+                Some(Received::Close(payload)) => return Ok(Some(Opening::Close(payload))),
+                Some(Received::Ping(payload)) => write_at_once(client, Opcode::Pong, &payload)?,
+            }
+        }
+    }
+
+    /// Reads the first message. `None`: it was an application's ping, which has been answered, and the next message is
+    /// the first one.
+    fn read_first_message(
+        &mut self,
+        text: Vec<u8>,
+        context: &SocketContext,
+        client: &mut Socket,
+    ) -> Result<Option<Event>, CloseReason> {
+        let token_bytes = context.policy().limits.token_bytes;
+        // The reader has checked that it is UTF-8.
+        let mut text = String::from_utf8(text).map_err(|_| CloseReason::NotUtf8)?;
+        let dialect = self.session.dialect().cloned().ok_or(CloseReason::InvalidMessage)?;
+        loop {
+            let read = dialect::read_first(&dialect, &text, token_bytes, self.forwarding.in_first_message);
+            let FirstMessage::Ping(reply) = read.message else {
+                (self.first_to_upstream, self.lines_behind) = (read.forward, read.lines_behind);
+                return Ok(Some(Event::FirstMessage(read.message, read.copies)));
+            };
+            write_at_once(client, Opcode::Text, reply.as_bytes())?;
+            self.reader.expect_another()?;
+            if read.lines_behind.trim().is_empty() {
+                return Ok(None);
+            }
+            text = read.lines_behind;
+        }
+    }
+
+    fn process(&mut self, event: Event, context: &SocketContext, step: &mut Step) -> Option<End> {
+        for action in self.session.on(event, unix_millis()) {
+            match action {
+                Action::Verify(token) => *step = Step::Verifying(verify(context, self.limited_address, token)),
+                Action::Connect => {
+                    let (request, token) = self.admitted.as_mut()?.request.take()?;
+                    *step = Step::Connecting(connect(context, request, self.forwarding.clone(), token));
+                }
+                Action::Send(text) => self.first_to_client.push(text),
+                Action::Close(reason) => return Some(End::Refused(reason)),
+                // None of these comes before messages are relayed.
+                Action::StartRelay
+                | Action::ForwardToken(_)
+                | Action::Revalidate
+                | Action::ContinueExpired
+                | Action::SendPong(_) => {}
+            }
+        }
+        None
+    }
+
+    /// Admits the user of a verified token, and returns the event for the session.
+    fn verified(&mut self, verdict: Result<Verified, Unverified>, context: &mut SocketContext) -> Event {
+        let verified = match verdict {
+            Ok(verified) => verified,
+            Err(unverified) => {
+                unverified.refusal(false).note(&mut context.line);
+                return Event::Verdict(Verdict::Refused(CloseReason::of_unverified(&unverified)));
+            }
+        };
+        let Some(request) = self.request.take() else { return Event::Close(CloseReason::Protocol) };
+        tracing::debug!(user = verified.identity().user_id(), "first message verified");
+        let SocketContext { shared, runtime, reservation, line, .. } = &mut *context;
+        let authenticator = Authenticator { shared, runtime, share: reservation, last: None };
+        let authenticated = match authenticator.accept(request, verified, line) {
+            Ok(authenticated) => authenticated,
+            Err(refusal) => {
+                refusal.note(&mut context.line);
+                return Event::Close(CloseReason::Denied);
+            }
+        };
+        match admit(context, authenticated, &self.forwarding) {
+            Ok(Admission { sealed, token, mut authorizer, credential, user_id }) => {
+                // It may have waited for hours, and a reload may have changed the policy that it was admitted by.
+                if let Err(reason) = authorizer.reauthorize(Some(&credential.identity)) {
+                    return Event::Close(reason);
+                }
+                self.admitted = Some(Admitted { request: Some((sealed, token)), authorizer: Box::new(authorizer) });
+                Event::Verdict(Verdict::Accepted { user_id, credential, token: None })
+            }
+            Err((refusal, reason)) => {
+                refusal.note(&mut context.line);
+                Event::Close(reason)
+            }
+        }
+    }
+
+    /// Opens the session after the upstream's 101.
+    fn open(
+        &mut self,
+        head: &hyper::HeaderMap,
+        upstream: Upgraded,
+        token: Option<Token>,
+        context: &mut SocketContext,
+    ) -> End {
+        if !handshake::is_accepted(self.subprotocol.as_ref(), head) {
+            "the upstream did not take the subprotocol the client was given".clone_into(&mut context.line.reason);
+            return End::Refused(CloseReason::UpstreamFailed);
+        }
+        let Some(Admitted { authorizer, .. }) = self.admitted.take() else {
+            return End::Refused(CloseReason::Protocol);
+        };
+        for action in self.session.on(Event::UpstreamOpen, unix_millis()) {
+            if let Action::Send(text) = action {
+                self.first_to_client.push(text);
+            }
+        }
+        End::Open { upstream, token: token.filter(|_| self.forwarding.relay_keeps_token), authorizer }
+    }
+
+    /// Returns what the relay begins with. Whatever the client has sent behind its first message is in it, in order.
+    fn into_relay_input(
+        self,
+        client: Socket,
+        upstream: Upgraded,
+        token: Option<Token>,
+        held_messages: crate::budget::MemoryBudget,
+    ) -> RelayInput {
+        let mut from_client = Vec::new();
+        if !self.lines_behind.trim().is_empty() {
+            // Lines behind the first are a message like any other, and read as one.
+            encode(&mut from_client, Opcode::Text, self.lines_behind.as_bytes(), Some(masking_key()));
+        }
+        from_client.extend_from_slice(&self.reader.into_rest());
+        RelayInput {
+            client,
+            upstream: upstream.socket,
+            from_client,
+            from_upstream: upstream.early,
+            first_to_client: self.first_to_client,
+            first_to_upstream: self.first_to_upstream,
+            has_extensions: false,
+            session: self.session,
+            upstream_dialect: self.forwarding.upstream_dialect,
+            token,
+            held_messages,
+        }
+    }
+}
+
+fn verify(context: &SocketContext, limited_address: Option<IpAddr>, token: Token) -> VerifyFuture {
+    let shared = Arc::clone(&context.shared);
+    Box::pin(async move { verify_by_policy_in_force(&shared, limited_address, token, Carrier::Message).await })
+}
+
+fn connect(
+    context: &SocketContext,
+    request: Sealed,
+    forwarding: TokenForwarding,
+    token: Option<Token>,
+) -> ConnectFuture {
+    let upstream_context = UpstreamContext::of(context);
+    Box::pin(async move {
+        let outcome = connect_upstream(upstream_context, request, &forwarding, token.as_ref()).await;
+        (outcome, token)
+    })
+}

@@ -1,0 +1,64 @@
+//! Whether the client of a pending socket without `auth_timeout` is still there, and sends its message in time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::websocket::relay::RelaySettings;
+
+/// A first message that has begun must be complete within this.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is due when a deadline has passed.
+pub(super) enum LivenessDue {
+    Ping,
+    /// A message that has begun is not complete in time.
+    SlowMessage,
+    /// The client has not answered a ping.
+    Gone,
+}
+
+/// The timers of one client.
+pub(super) struct Liveness {
+    settings: RelaySettings,
+    last_received: Instant,
+    pinged: Option<Instant>,
+    message_begun: Option<Instant>,
+}
+
+impl Liveness {
+    pub(super) fn new(settings: RelaySettings) -> Self {
+        Self { settings, last_received: Instant::now(), pinged: None, message_begun: None }
+    }
+
+    /// Notes that the client has sent something.
+    pub(super) fn received(&mut self) {
+        (self.last_received, self.pinged) = (Instant::now(), None);
+    }
+
+    /// Returns when [`Self::due`] must be called.
+    pub(super) fn deadline(&mut self, is_in_message: bool) -> Instant {
+        if is_in_message {
+            self.message_begun.get_or_insert_with(Instant::now);
+        } else {
+            self.message_begun = None;
+        }
+        let silence = match self.pinged {
+            Some(pinged) => pinged + self.settings.ping_timeout.get(),
+            None => self.last_received + self.settings.ping_interval.get(),
+        };
+        self.message_begun.map_or(silence, |begun| silence.min(begun + MESSAGE_TIMEOUT))
+    }
+
+    /// Returns what is due now that the deadline has passed.
+    pub(super) fn due(&mut self) -> LivenessDue {
+        if self.message_begun.is_some_and(|begun| begun + MESSAGE_TIMEOUT <= Instant::now()) {
+            return LivenessDue::SlowMessage;
+        }
+        if self.pinged.is_some() {
+            return LivenessDue::Gone;
+        }
+        self.pinged = Some(Instant::now());
+        LivenessDue::Ping
+    }
+}

@@ -1,0 +1,100 @@
+//! The refreshes of a session: verified one at a time and at a bounded rate; of those that wait, only the newest is
+//! kept.
+
+use crate::auth::Token;
+use crate::websocket::template::Copies;
+
+/// So many refreshes may come at once.
+pub(super) const BURST: u64 = 5;
+/// After a burst, one refresh per so many milliseconds is verified.
+const INTERVAL_MILLIS: u64 = 1_000;
+/// So many refused refreshes in a row end the session.
+const MAX_REFUSALS: u8 = 5;
+
+/// How an accepted token is acknowledged to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Acknowledgement {
+    /// As the answer to `authenticate`.
+    Authenticated,
+    /// As the answer to a refresh.
+    Refreshed,
+    /// Not at all: the token came in a field of an application's message, which goes on.
+    None,
+}
+
+/// A token that waits to be verified.
+#[derive(Debug)]
+struct QueuedToken {
+    token: Token,
+    acknowledgement: Acknowledgement,
+    copies: Copies,
+}
+
+/// The state of a session's refreshes; times are milliseconds since the epoch.
+#[derive(Debug, Default)]
+pub(super) struct Refreshes {
+    verifying: Option<Acknowledgement>,
+    queued: Option<Box<QueuedToken>>,
+    /// When the token bucket of the rate limit would be full again.
+    bucket_full_at: u64,
+    refused_in_a_row: u8,
+    accepted: u32,
+}
+
+impl Refreshes {
+    /// Returns how many refreshes were accepted.
+    pub(super) const fn accepted(&self) -> u32 {
+        self.accepted
+    }
+
+    /// Returns whether a verdict is awaited.
+    pub(super) const fn is_verifying(&self) -> bool {
+        self.verifying.is_some()
+    }
+
+    /// Returns whether a token waits to be verified.
+    pub(super) const fn is_queued(&self) -> bool {
+        self.queued.is_some()
+    }
+
+    /// Queues a token in place of the one that waits.
+    pub(super) fn enqueue(&mut self, token: Token, acknowledgement: Acknowledgement, copies: Copies) {
+        self.queued = Some(Box::new(QueuedToken { token, acknowledgement, copies }));
+    }
+
+    pub(super) fn clear_queue(&mut self) {
+        self.queued = None;
+    }
+
+    /// Returns when the rate limit allows the next verification.
+    pub(super) const fn next_at(&self) -> u64 {
+        self.bucket_full_at.saturating_sub((BURST - 1) * INTERVAL_MILLIS)
+    }
+
+    /// Takes the queued token for verification, unless another is being verified or the rate limit forbids it.
+    pub(super) fn start(&mut self, now: u64) -> Option<(Token, Copies)> {
+        if self.verifying.is_some() || now < self.next_at() {
+            return None;
+        }
+        let QueuedToken { token, acknowledgement, copies } = *self.queued.take()?;
+        self.bucket_full_at = self.bucket_full_at.max(now).saturating_add(INTERVAL_MILLIS);
+        self.verifying = Some(acknowledgement);
+        Some((token, copies))
+    }
+
+    /// Ends the verification, and returns how the token is acknowledged if it was accepted.
+    pub(super) fn finish(&mut self) -> Acknowledgement {
+        self.verifying.take().unwrap_or(Acknowledgement::Refreshed)
+    }
+
+    pub(super) fn count_accepted(&mut self) {
+        self.refused_in_a_row = 0;
+        self.accepted += 1;
+    }
+
+    /// Counts a refused refresh, and returns whether it was one too many.
+    pub(super) fn count_refused(&mut self) -> bool {
+        self.refused_in_a_row += 1;
+        self.refused_in_a_row >= MAX_REFUSALS
+    }
+}

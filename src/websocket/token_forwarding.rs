@@ -1,0 +1,44 @@
+//! Where the tokens of a session are needed after they were verified.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::policy::{DialectSpec, Policy, Route, TokenToUpgrade};
+
+/// Says who needs the tokens of a session besides their verification.
+#[derive(Clone, Default)]
+pub(super) struct TokenForwarding {
+    /// The proxy authenticates the user to the upstream in this dialect, and forwards refreshes in it.
+    pub(super) upstream_dialect: Option<Arc<DialectSpec>>,
+    /// The relay keeps the current token: messages are compared with it, or carry it to the upstream.
+    pub(super) relay_keeps_token: bool,
+    /// The upstream wants the token in a first message, the proxy's or the client's own.
+    pub(super) in_first_message: bool,
+    /// How long the upstream has to acknowledge the proxy's first message.
+    pub(super) handshake_timeout: Duration,
+}
+
+impl TokenForwarding {
+    pub(super) fn of(route: &Route, policy: &Policy) -> Self {
+        let client_dialect = route.websocket.dialect.as_ref();
+        let compares = client_dialect.is_some_and(|dialect| dialect.field.is_some());
+        let upstream = policy.upstream(route);
+        let forwarding =
+            Self { relay_keeps_token: compares, handshake_timeout: upstream.handshake_timeout, ..Self::default() };
+        match &upstream.token_to_websocket {
+            // The client's own message is forwarded with its token; the proxy sends none.
+            TokenToUpgrade::FirstMessage(_) if client_dialect.is_some_and(|dialect| dialect.forwards()) => {
+                Self { relay_keeps_token: true, in_first_message: true, ..forwarding }
+            }
+            TokenToUpgrade::FirstMessage(dialect) => {
+                Self { upstream_dialect: Some(Arc::clone(dialect)), in_first_message: true, ..forwarding }
+            }
+            _ => forwarding,
+        }
+    }
+
+    /// Returns whether a token that is accepted later is needed.
+    pub(super) fn needs_later_tokens(&self) -> bool {
+        self.relay_keeps_token || self.upstream_dialect.is_some()
+    }
+}

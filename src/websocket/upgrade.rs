@@ -1,0 +1,306 @@
+//! An upgrade that can be answered at once: its credential came with the request, or it needs none. The upstream is
+//! connected first, and its answer is the client's. A refusal is sent in the form that the client can read.
+
+use std::sync::Arc;
+
+use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper::{HeaderMap, Response, StatusCode};
+
+use super::admission::{Admission, admit};
+use super::authorizer::{PublicAuthorizer, SessionAuthorizer};
+use super::clock::unix_millis;
+use super::close_reason::CloseReason;
+use super::closing::close_gracefully;
+use super::connect::{UpgradeOutcome, UpstreamContext, close_reason_of, connect_upstream, describe_refusal};
+use super::context::{DRAINING, SocketContext, until_drain};
+use super::frame::close_payload;
+use super::relay::{RelayInput, SocketOutcome};
+use super::session::{Session, SessionLimits};
+use super::token_forwarding::TokenForwarding;
+use super::{handshake, open_session};
+use crate::auth::{Carrier, Token};
+use crate::http::{
+    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Upgraded, seal_public,
+};
+use crate::policy::{DialectSpec, WebSocketSpec};
+use crate::telemetry::{AccessLine, AnsweredBy, Outcome};
+
+/// What a request was answered with.
+pub enum Served {
+    /// A 101. The socket writes its own access line when it ends.
+    Upgraded(Answer),
+    /// The upstream's answer.
+    Answered(Answer),
+    /// The answer of one of the proxy's own endpoints.
+    Ours(Answer),
+    /// The proxy's answer to a preflight.
+    Preflight(Answer),
+    /// A refusal of the proxy.
+    Refused(Refusal),
+}
+
+/// Serves an upgrade whose user is verified.
+pub(super) async fn serve_authenticated(
+    mut context: SocketContext,
+    authenticated: AuthenticatedRequest,
+    handshake: Handshake,
+    line: &mut AccessLine,
+) -> Served {
+    let route = authenticated.request().route();
+    let spec = route.websocket.clone();
+    let forwarding = TokenForwarding::of(route, context.policy());
+    let admission = match admit(&mut context, authenticated, &forwarding) {
+        Ok(admission) => admission,
+        Err((refusal, reason)) => return handshake.refuse(context, refusal, reason, line),
+    };
+    let Admission { sealed, token, authorizer, credential, .. } = admission;
+    let session = Session::open(spec.dialect.clone(), SessionLimits::of(&spec), credential, unix_millis());
+    let connecting = connect_upstream(UpstreamContext::of(&context), sealed, &forwarding, token.as_ref());
+    let Some(outcome) = until_drain(&context.shared, connecting).await else {
+        return handshake.refuse_for_drain(context, line);
+    };
+    match outcome {
+        UpgradeOutcome::Open(head, upgraded) => {
+            context.line.outcome = Outcome::Accepted;
+            // The 101 is the upstream's. The socket has an access line of its own.
+            line.answered_by = AnsweredBy::Upstream;
+            let token = token.filter(|_| forwarding.relay_keeps_token);
+            let start = SessionStart { session, authorizer: Box::new(authorizer), spec, forwarding, token };
+            Served::Upgraded(open(context, handshake.upgrade, head, upgraded, start))
+        }
+        UpgradeOutcome::Answered(answer) if handshake.is_answered_over_http() => {
+            context.line.outcome = Outcome::Accepted;
+            *line = context.line;
+            Served::Answered(answer)
+        }
+        UpgradeOutcome::Answered(answer) => {
+            let reason = close_reason_of(answer.status());
+            let refusal = Refusal::upstream_failed(describe_refusal(answer.status()));
+            handshake.refuse(context, refusal, reason, line)
+        }
+        UpgradeOutcome::Failed(refusal, reason) => handshake.refuse(context, refusal, reason, line),
+    }
+}
+
+/// Serves an upgrade without a user on a public route: messages are relayed and not read.
+pub(super) async fn serve_public(
+    mut context: SocketContext,
+    public: PublicRequest,
+    upgrade: OnUpgrade,
+    line: &mut AccessLine,
+) -> Served {
+    context.line.outcome = Outcome::Public;
+    let spec = WebSocketSpec { dialect: None, ..public.route().websocket.clone() };
+    let authorizer = PublicAuthorizer {
+        shared: Arc::clone(&context.shared),
+        path: public.head().uri.path().into(),
+        generation: context.runtime.generation,
+        _reservation: Arc::clone(&context.reservation),
+    };
+    let sealed = seal_public(public, context.policy());
+    let forwarding = TokenForwarding::default();
+    let connecting = connect_upstream(UpstreamContext::of(&context), sealed, &forwarding, None);
+    let Some(outcome) = until_drain(&context.shared, connecting).await else {
+        *line = context.line;
+        return Served::Refused(Refusal::busy(DRAINING));
+    };
+    match outcome {
+        UpgradeOutcome::Open(head, upgraded) => {
+            let authorizer = Box::new(authorizer);
+            let start = SessionStart { session: Session::public(), authorizer, spec, forwarding, token: None };
+            line.answered_by = AnsweredBy::Upstream;
+            Served::Upgraded(open(context, upgrade, head, upgraded, start))
+        }
+        UpgradeOutcome::Answered(answer) => {
+            *line = context.line;
+            Served::Answered(answer)
+        }
+        UpgradeOutcome::Failed(refusal, _) => {
+            *line = context.line;
+            Served::Refused(refusal)
+        }
+    }
+}
+
+/// The client's half of an upgrade, with what is needed to refuse it in the form that the client can read.
+pub(super) struct Handshake {
+    upgrade: OnUpgrade,
+    /// The 101 before a refusal that is sent as a Close.
+    switching_protocols: Answer,
+    carrier: Option<Carrier>,
+    dialect: Option<Arc<DialectSpec>>,
+    drain_code: u16,
+}
+
+impl Handshake {
+    pub(super) fn new(request: &ProtectedRequest, upgrade: OnUpgrade, carrier: Option<Carrier>) -> Self {
+        let headers = &request.head().headers;
+        let subprotocol = handshake::first_offered_subprotocol(headers);
+        let switching_protocols = handshake::switching_protocols(headers, subprotocol.as_ref());
+        let spec = &request.route().websocket;
+        Self { upgrade, switching_protocols, carrier, dialect: spec.dialect.clone(), drain_code: spec.drain_code }
+    }
+
+    pub(super) fn into_upgrade(self) -> OnUpgrade {
+        self.upgrade
+    }
+
+    /// Returns whether the client can read the status of an answer: one that sets a header can, and so it is with
+    /// cookies by contract.
+    fn is_answered_over_http(&self) -> bool {
+        matches!(self.carrier, Some(Carrier::Header | Carrier::Cookie) | None)
+    }
+
+    pub(super) fn refuse_for_drain(self, context: SocketContext, line: &mut AccessLine) -> Served {
+        let reason = CloseReason::Drain(self.drain_code);
+        self.refuse(context, Refusal::busy(DRAINING), reason, line)
+    }
+
+    /// Refuses over HTTP, or by a 101 and a Close where a page could not read the status (docs/contract.md section 4.1).
+    pub(super) fn refuse(
+        self,
+        mut context: SocketContext,
+        refusal: Refusal,
+        reason: CloseReason,
+        line: &mut AccessLine,
+    ) -> Served {
+        if self.is_answered_over_http() {
+            *line = context.line;
+            return Served::Refused(refusal);
+        }
+        refusal.note(&mut context.line);
+        let (upgrade, dialect) = (self.upgrade, self.dialect);
+        let held = context.shared.drain.track();
+        tokio::spawn(async move {
+            match handshake::client_socket(upgrade).await {
+                Some((client, _)) => {
+                    let dialect = dialect.as_deref();
+                    let code = reason.code(dialect);
+                    let message = reason.error_message(dialect, &Vec::new());
+                    close_gracefully(client, message, &close_payload(code, reason.text())).await;
+                    context.end_unopened(&SocketOutcome::refused(code));
+                }
+                None => context.client_left(),
+            }
+            drop(held);
+        });
+        Served::Upgraded(self.switching_protocols)
+    }
+}
+
+/// What a session begins with beside its two sockets.
+struct SessionStart {
+    session: Session,
+    authorizer: Box<dyn SessionAuthorizer>,
+    spec: WebSocketSpec,
+    forwarding: TokenForwarding,
+    token: Option<Token>,
+}
+
+/// Answers with the upstream's 101: its accept key, subprotocol and extensions. Messages are relayed once it is written.
+fn open(
+    mut context: SocketContext,
+    upgrade: OnUpgrade,
+    head: HeaderMap,
+    upstream: Upgraded,
+    start: SessionStart,
+) -> Answer {
+    // Compressed messages could not be read.
+    let reads_messages = start.spec.dialect.is_some() || start.forwarding.upstream_dialect.is_some();
+    let has_extensions = !reads_messages && head.contains_key(SEC_WEBSOCKET_EXTENSIONS);
+    let mut response = Response::new(ResponseBody::own(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = head;
+    let headers = response.headers_mut();
+    crate::http::strip_hop_by_hop(headers);
+    crate::http::strip_own_set_cookie(headers);
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    if reads_messages {
+        headers.remove(SEC_WEBSOCKET_EXTENSIONS);
+    }
+    context.line.answered_by = AnsweredBy::Upstream;
+    let held = context.shared.drain.track();
+    tokio::spawn(async move {
+        if let Some((client, from_client)) = handshake::client_socket(upgrade).await {
+            let SessionStart { session, authorizer, spec, forwarding, token } = start;
+            let input = RelayInput {
+                client,
+                upstream: upstream.socket,
+                from_client,
+                from_upstream: upstream.early,
+                first_to_client: Vec::new(),
+                first_to_upstream: None,
+                has_extensions,
+                session,
+                upstream_dialect: forwarding.upstream_dialect,
+                token,
+                held_messages: context.shared.held_messages.clone(),
+            };
+            open_session::spawn(context, input, authorizer, &spec);
+        } else {
+            context.client_left();
+        }
+        drop(held);
+    });
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use hyper::Request;
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+    use crate::auth::Revocations;
+    use crate::http::Socket;
+    use crate::runtime::Shared;
+    use crate::telemetry::{self, Observed};
+
+    /// The connection of such a client is reset while its 101 is written, a moment that no client can choose.
+    #[tokio::test]
+    async fn a_client_that_left_between_the_upstreams_101_and_ours_has_its_line() {
+        static LINES: Mutex<Vec<AccessLine>> = Mutex::new(Vec::new());
+        telemetry::observe(Box::new(|observed| {
+            if let Observed::Access(line) = observed {
+                LINES.lock().expect("lock").push(line.clone());
+            }
+        }));
+        let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let shared = Arc::new(Shared::start(policy, Revocations::default()));
+        let runtime = shared.current();
+        let (connection, reservation) =
+            shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");
+        let (connection, reservation) = (Arc::new(connection), Arc::new(reservation));
+        let line = AccessLine { request_id: "between".into(), outcome: Outcome::Accepted, ..AccessLine::default() };
+        let context = SocketContext::new(&shared, &runtime, &connection, &reservation, &line);
+        let (mut backend, upstream) = duplex(64);
+        let start = SessionStart {
+            session: Session::public(),
+            authorizer: Box::new(PublicAuthorizer {
+                shared: Arc::clone(&shared),
+                path: "/".into(),
+                generation: 0,
+                _reservation: Arc::clone(&reservation),
+            }),
+            spec: runtime.policy.routes[0].websocket.clone(),
+            forwarding: TokenForwarding::default(),
+            token: None,
+        };
+        let never = hyper::upgrade::on(Request::new(()));
+        let upgraded = Upgraded { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
+        let _ = open(context, never, HeaderMap::new(), upgraded, start);
+        assert_eq!(backend.read(&mut [0]).await.ok(), Some(0), "the upstream is disconnected");
+        while shared.drain.tracked_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let lines = LINES.lock().expect("lock");
+        let line = lines.iter().find(|line| &*line.request_id == "between").expect("its line");
+        assert_eq!((line.outcome, line.socket.as_ref().map(|life| life.closed_by)), (Outcome::Left, Some("client")));
+    }
+}
