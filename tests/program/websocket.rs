@@ -1,5 +1,6 @@
 //! docs/contract.md section 4.1, 4.2 and 4.5 over sockets, for the default dialect.
 
+mod access_lines;
 mod cookies;
 mod delivery;
 mod dialects;
