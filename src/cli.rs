@@ -3,11 +3,12 @@
 mod check;
 mod demo;
 mod descriptors;
+mod dev_key;
 mod doctor;
+mod endpoint;
 mod executor;
 mod healthcheck;
 mod output;
-mod place;
 mod run;
 mod schema;
 mod token;
@@ -202,12 +203,15 @@ struct DoctorArguments {
     /// File with a valid token; tries what a signed-in caller could spoof too
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Path at which the backend shows who it thinks the caller is
-    #[arg(long, value_name = "PATH", default_value = "/")]
-    whoami: String,
+    #[arg(
+        long,
+        value_name = "PATH",
+        help = "Path at which the backend shows who it thinks the caller is; found by itself for Jupyter, marimo and FastAPI"
+    )]
+    whoami: Option<String>,
 }
 
-const DOCTOR_EXAMPLES: &str = "It sends only GET requests and WebSocket upgrades, and no secret but the token of --token-file. Run it where the proxy runs, and once more where the backend runs. It takes the configuration flags of `vestibule run` too.
+const DOCTOR_EXAMPLES: &str = "It sends GET requests, WebSocket upgrades, and two POST requests to the sign-in that must be refused; no secret but the token of --token-file. Run it where the proxy runs, and once more where the backend runs. It takes the configuration flags of `vestibule run` too.
 
 Exit code 0: nothing is red; 1: something is; 2: the configuration is wrong.
 

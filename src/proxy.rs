@@ -29,6 +29,8 @@ use crate::runtime::{ConnectionCount, Limit, Runtime, Shared};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome};
 use crate::websocket::{self, Served};
 
+pub use head::DOCTOR_USER_AGENT;
+
 use access_entry::AccessEntry;
 use head::RequestHead;
 use warnings::{warn_of_balancer, warn_of_refused_health_check, warn_of_upstream_401};
@@ -73,18 +75,18 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
     let has_room = caller.share.resize(caller.share.bytes().max(HTTP_CONNECTION_BYTES));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) if !has_room => {
-            entry.set_client(admitted.client());
+            entry.set_client(admitted.client(), &head);
             shared.gave_way();
             Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
         }
         Ok(admitted) => {
-            entry.set_client(admitted.client());
+            entry.set_client(admitted.client(), &head);
             warn_of_balancer(&shared, admitted.client());
             let handler = RequestHandler { shared: &shared, runtime: &runtime, caller: &caller };
             handler.handle(admitted, &mut entry).await
         }
         Err((refusal, client)) => {
-            entry.set_client(&client);
+            entry.set_client(&client, &head);
             Served::Refused(refusal)
         }
     };

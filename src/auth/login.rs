@@ -29,7 +29,7 @@ use discovery::Discovery;
 pub use client::{ProviderToken, shown as shown_error_code};
 pub use discovery::Metadata;
 pub use grant::Grant;
-pub use inspect::inspect;
+pub use inspect::{authorization_answer, inspect};
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
 pub use seal::{LoginCookie, LoginKeys, LoginState, local_path};

@@ -1,9 +1,10 @@
-//! `vestibule check`: what it understood, so that a reviewer can read the policy off it, and with `--online` what
-//! each identity provider answers.
+//! `vestibule check`: prints the policy that the configuration means, for a reviewer, and with `--online` what each
+//! identity provider answers.
 
 use std::process::ExitCode;
 
-use super::{CheckArguments, USAGE, executor::executor, fail, policy, print, print_line};
+use super::executor::executor;
+use super::{CheckArguments, USAGE, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Names, Policy, summary};
 use crate::reload::Edition;
@@ -27,7 +28,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     }
 }
 
-/// Each provider in turn: a look at one may take as long as its time limit.
+/// Asks the providers one after the other; each may take up to its time limit.
 async fn online(policy: &Policy) -> ExitCode {
     let mut failed = false;
     for provider in &policy.providers {

@@ -109,11 +109,8 @@ async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Opt
     let upstream = policy.upstreams.first()?;
     let UpstreamAddress::Tcp { .. } = &upstream.address else { return None };
     let client = reqwest::Client::builder().timeout(PROBE).redirect(reqwest::redirect::Policy::none()).no_proxy();
-    // Jupyter answers its front page to anyone, with a redirection; this only to its secret.
-    let path = match preset {
-        Some("jupyter") => "/api/contents?content=0",
-        _ => "/",
-    };
+    // Front pages are often answered to anyone.
+    let path = upstream.preset.map_or("/", |preset| preset.guarded);
     let mut request = client.build().ok()?.get(format!("{}{path}", upstream.url.trim_end_matches('/')));
     if let Some(credential) = credential {
         request = request.header("Authorization", credential);

@@ -1,19 +1,19 @@
-//! File descriptors: as many as the connections we take need, and no more connections than there are descriptors
-//! for. A process without a descriptor left cannot even say that it is busy.
+//! Fits `limits.connections` and the limit of file descriptors to each other. A process without a free descriptor
+//! cannot even answer 503.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::policy::Policy;
 
-/// Listeners, the log, key fetches, connections on their way out with a refusal.
-const OURS: u64 = 128;
-/// A client's and the upstream's.
-const EACH: u64 = 2;
+/// Descriptors for listeners, the log, requests to providers, and connections that are being refused.
+const RESERVED: u64 = 128;
+/// Descriptors of one connection: the client's and the upstream's.
+const PER_CONNECTION: u64 = 2;
 
-/// Raises the soft limit as far as `limits.connections` asks and the system allows, and where that is not far enough
-/// takes fewer connections, so that the rest get their 503 instead of silence.
+/// Raises the soft limit of file descriptors to what `limits.connections` needs. Where the hard limit is lower, lowers
+/// `limits.connections` and adds a warning, so that further connections get 503 instead of no answer.
 pub(super) fn fit(policy: &mut Policy) {
-    let wanted = needed(policy.limits.connections);
+    let wanted = descriptors_for(policy.limits.connections);
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(u64::MAX);
     let mut allowed = limit.current.unwrap_or(u64::MAX);
@@ -24,22 +24,22 @@ pub(super) fn fit(policy: &mut Policy) {
             Err(error) => tracing::warn!(%error, allowed, "raising the limit of file descriptors failed"),
         }
     }
-    let room = room(allowed);
-    if room < policy.limits.connections {
+    let connections = connections_for(allowed);
+    if connections < policy.limits.connections {
         policy.warnings.push(format!(
-            "limits.connections is {}, and the system allows {allowed} file descriptors, two for each: {room} connections are taken, the rest get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to {wanted}",
+            "limits.connections is {}, and the system allows {allowed} file descriptors, two for each connection: {connections} connections are accepted, further ones get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to {wanted}",
             policy.limits.connections
         ));
-        policy.limits.connections = room;
+        policy.limits.connections = connections;
     }
 }
 
-fn needed(connections: u32) -> u64 {
-    u64::from(connections) * EACH + OURS
+fn descriptors_for(connections: u32) -> u64 {
+    u64::from(connections) * PER_CONNECTION + RESERVED
 }
 
-fn room(descriptors: u64) -> u32 {
-    u32::try_from(descriptors.saturating_sub(OURS) / EACH).unwrap_or(u32::MAX).max(1)
+fn connections_for(descriptors: u64) -> u32 {
+    u32::try_from(descriptors.saturating_sub(RESERVED) / PER_CONNECTION).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -49,10 +49,10 @@ mod tests {
     #[test]
     fn there_is_room_for_exactly_as_many_as_there_are_descriptors_for() {
         for connections in [1, 2, 1_000, 10_000, 1_000_000] {
-            assert_eq!(room(needed(connections)), connections);
-            assert_eq!(room(needed(connections) - 1), (connections - 1).max(1));
+            assert_eq!(connections_for(descriptors_for(connections)), connections);
+            assert_eq!(connections_for(descriptors_for(connections) - 1), (connections - 1).max(1));
         }
-        assert_eq!(room(0), 1);
-        assert_eq!(room(u64::MAX), u32::MAX);
+        assert_eq!(connections_for(0), 1);
+        assert_eq!(connections_for(u64::MAX), u32::MAX);
     }
 }

@@ -1,82 +1,69 @@
-//! `vestibule doctor`: replays what attackers try, and what deployments get wrong, against the running proxy of this
-//! configuration and the backend behind it. Each line says what was tried, what came of it, and what to do.
+//! `vestibule doctor`: tests the running proxy of this configuration, and the upstreams behind it, for known attacks and
+//! for common mistakes of deployment. Each line of its output says what was tried, what was found, and what to do.
 //!
-//! It asks only: GET and WebSocket upgrades, no secret of ours, a few dozen requests, each with its limit. What the
-//! proxy must withstand is in `proxy`, what must not be reachable around it in `around`.
+//! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a time
+//! limit, and no secret but the token of `--token-file`. `proxy` and `sign_in` test the proxy; `isolation` and
+//! `listeners` test what could be reached around it.
 
-mod around;
+mod isolation;
+mod listeners;
+mod paths;
+mod probe;
 mod proxy;
+mod sign_in;
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use super::place::Place;
-use super::{DoctorArguments, USAGE, executor::executor, fail, policy, print_line};
-use crate::policy::{ListenSpec, Policy};
-use crate::reload::Edition;
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 
-/// For one answer.
-const LIMIT: Duration = Duration::from_secs(5);
-/// Stands in every path that is made up, and in everything that is spoofed: what it is found in has let it through.
-const MARK: &str = "vestibule-doctor";
+use self::probe::{Answer, Request};
+use super::endpoint::Endpoint;
+use super::executor::executor;
+use super::{DoctorArguments, USAGE, fail, policy, print_line};
+use crate::policy::{Hosts, ListenSpec, Policy};
 
-/// What came of one thing that was tried.
+/// Part of every made-up path, and the made-up values of tokens, states and parameters.
+const MARKER: &str = "vestibule-doctor";
+
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
+enum Outcome {
     /// As it should be.
-    Good(String),
+    Passed(String),
     /// Not as it should be, with the remedy.
-    Red(String),
-    /// It could not be tried, and why.
+    Failed(String),
+    /// It could not be tested, and why.
     Skipped(String),
 }
 
-/// What is examined, and how.
-struct Patient<'a> {
+/// One line of the output: the check's name and its result.
+type Line = (String, Outcome);
+
+/// The running proxy that is tested, and what it is tested with.
+struct Target<'a> {
     policy: &'a Policy,
-    proxy: Place,
+    proxy: Endpoint,
+    /// The `Host` of requests to the proxy: one that it answers.
+    host: String,
+    /// The digest of the configuration, as metrics show it.
     digest: &'a str,
+    /// A valid token, from `--token-file`.
     token: Option<String>,
-    whoami: &'a str,
+    /// The path of `--whoami`.
+    whoami: Option<&'a str>,
+    /// A made-up user id, random: an answer that contains it shows that the upstream took it for the caller's.
+    spoofed_user: String,
 }
 
-/// An answer, as far as it is looked at.
-struct Answer {
-    status: u16,
-    text: String,
-}
-
-impl Answer {
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let status = text.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
-        Some(Self { status, text })
+impl Target<'_> {
+    /// Sends a GET request to the proxy.
+    async fn get(&self, path: &str) -> Result<Answer, String> {
+        self.get_with(path, &[]).await
     }
 
-    /// Whether it refuses, whoever does.
-    fn refuses(&self) -> bool {
-        matches!(self.status, 400..=403 | 405 | 421 | 429 | 431 | 503)
-    }
-
-    /// The machine-readable code of a refusal of ours.
-    fn code(&self) -> Option<String> {
-        let (_, body) = self.text.split_once("\r\n\r\n")?;
-        let problem: serde_json::Value = serde_json::from_str(body.trim_end()).ok()?;
-        Some(problem["code"].as_str()?.to_owned())
-    }
-}
-
-impl Place {
-    /// GET with these fields beside, each a whole line.
-    async fn get(&self, target: &str, host: &str, fields: &[String]) -> Result<Answer, String> {
-        let mut request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
-        for field in fields {
-            let _ = write!(request, "{field}\r\n");
-        }
-        request.push_str("\r\n");
-        let bytes = self.ask(request.as_bytes(), LIMIT).await.map_err(|error| error.to_string())?;
-        Answer::read(&bytes).ok_or_else(|| "no HTTP answer".to_owned())
+    /// Sends a GET request with further fields, each a whole line, to the proxy.
+    async fn get_with(&self, path: &str, fields: &[String]) -> Result<Answer, String> {
+        Request { target: path, host: &self.host, fields, ..Request::default() }.send(&self.proxy).await
     }
 }
 
@@ -85,7 +72,8 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
         Ok(edition) => edition,
         Err(report) => return fail(&report, USAGE),
     };
-    let proxy = match edition.policy.listen.first().ok_or_else(|| "listen is empty".to_owned()).and_then(reached) {
+    let listener = edition.policy.listen.first().ok_or_else(|| "listen is empty".to_owned());
+    let proxy = match listener.and_then(endpoint) {
         Ok(proxy) => proxy,
         Err(problem) => return fail(&problem, USAGE),
     };
@@ -93,44 +81,81 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
         Ok(token) => token.map(|token| token.trim().trim_start_matches("Bearer ").to_owned()),
         Err(error) => return fail(&format!("--token-file: {error}"), USAGE),
     };
-    if !arguments.whoami.starts_with('/') {
+    let whoami = arguments.whoami.as_deref();
+    if whoami.is_some_and(|path| !path.starts_with('/')) {
         return fail(&"--whoami: write a path, such as /api/whoami", USAGE);
     }
-    let executor = match executor() {
-        Ok(executor) => executor,
-        Err(error) => return fail(&format!("the runtime could not be started: {error}"), 1),
-    };
-    executor.block_on(examine(&edition, proxy, token, &arguments.whoami))
-}
-
-fn reached(listen: &ListenSpec) -> Result<Place, String> {
-    Place::of(listen.place.clone(), listen.tls.is_some())
-}
-
-async fn examine(edition: &Edition, proxy: Place, token: Option<String>, whoami: &str) -> ExitCode {
-    print_line(format_args!("{} at {proxy}", edition.name));
-    let patient = Patient { policy: &edition.policy, proxy, digest: &edition.digest, token, whoami };
-    let mut verdicts = proxy::examined(&patient).await;
-    verdicts.extend(around::examined(&patient).await);
-    let mut red = 0;
-    for (name, verdict) in &verdicts {
-        let (word, said) = match verdict {
-            Verdict::Good(said) => ("ok", said),
-            Verdict::Red(said) => {
-                red += 1;
-                ("RED", said)
-            }
-            Verdict::Skipped(said) => ("-", said),
-        };
-        print_line(format_args!("  {word:<4} {name:<18} {said}"));
+    let Some(spoofed_user) = random_user() else { return fail(&"the system gave no random bytes", 1) };
+    let host = answered_host(&edition.policy);
+    let digest = &edition.digest;
+    let target = Target { policy: &edition.policy, proxy, host, digest, token, whoami, spoofed_user };
+    match executor() {
+        Ok(executor) => executor.block_on(run_checks(&edition.name, &target)),
+        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
     }
-    if red == 0 {
+}
+
+fn endpoint(listen: &ListenSpec) -> Result<Endpoint, String> {
+    Endpoint::of_listener(listen.place.clone(), listen.tls.is_some())
+}
+
+/// A user id that no text contains by accident.
+fn random_user() -> Option<String> {
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(format!("doctor{:016x}", u64::from_be_bytes(bytes)))
+}
+
+/// A `Host` that the proxy answers; that of `public_url` where there is one, since cookies and redirects depend on it.
+fn answered_host(policy: &Policy) -> String {
+    if let Some(url) = &policy.public_url {
+        let authority = url.as_str().split_once("://").map_or(url.as_str(), |(_, authority)| authority);
+        return authority.to_owned();
+    }
+    match &policy.hosts {
+        Hosts::Listed { names, loopback: false } => names.first().cloned().unwrap_or_else(|| "localhost".to_owned()),
+        Hosts::Any | Hosts::Listed { .. } => "localhost".to_owned(),
+    }
+}
+
+async fn run_checks(name: &str, target: &Target<'_>) -> ExitCode {
+    print_line(format_args!("{name} at {}", target.proxy));
+    let mut lines = Vec::new();
+    let ready = proxy::is_ready(target).await;
+    let is_reachable = ready.is_ok();
+    lines.push(("ready".to_owned(), ready.unwrap_or_else(Outcome::Failed)));
+    let mut paths = Vec::new();
+    for index in 0..target.policy.upstreams.len() {
+        paths.push(paths::UpstreamPaths::find(target, index).await);
+    }
+    if is_reachable {
+        lines.extend(proxy::run_checks(target, &paths).await);
+        lines.extend(sign_in::run_checks(target).await);
+    }
+    lines.extend(isolation::run_checks(target, &paths).await);
+    lines.extend(listeners::run_checks(target).await);
+    report(&lines)
+}
+
+fn report(lines: &[Line]) -> ExitCode {
+    let mut failed = 0;
+    for (name, outcome) in lines {
+        let (word, text) = match outcome {
+            Outcome::Passed(text) => ("ok", text),
+            Outcome::Failed(text) => {
+                failed += 1;
+                ("RED", text)
+            }
+            Outcome::Skipped(text) => ("-", text),
+        };
+        // What an upstream or a provider wrote may be part of the text.
+        let text = text.replace(char::is_control, "?");
+        print_line(format_args!("  {word:<4} {name:<22}  {text}"));
+    }
+    if failed == 0 {
         print_line("Nothing is red.");
         return ExitCode::SUCCESS;
     }
-    print_line(format_args!("{red} of {} are red.", verdicts.len()));
+    print_line(format_args!("{failed} of {} are red.", lines.len()));
     ExitCode::from(1)
 }
-
-/// A line: its name and what came of it.
-type Line = (String, Verdict);

@@ -1,9 +1,6 @@
-//! The Tokio runtime of the commands that use the network.
+//! The Tokio runtime that the commands run on.
 
-/// Builds the runtime, with one thread on a machine with one core, where a scheduler of several would only cost.
-///
-/// # Errors
-/// When the system gives no threads or no event queue.
+/// Builds the Tokio runtime: single-threaded on one core, where the scheduler of several threads only costs.
 pub(super) fn executor() -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if cores == 1 {

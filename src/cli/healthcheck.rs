@@ -1,52 +1,52 @@
-//! `vestibule healthcheck`: asks the running proxy of this configuration whether it lives, or with `--ready` whether
-//! it may get traffic; for platforms that check a container by a command in it.
+//! `vestibule healthcheck`: asks the running proxy of this configuration whether it is alive, or with `--ready` whether
+//! it can take traffic, for platforms that check a container by a command in it.
 //!
-//! Exit code 0: yes; 1: no, or no answer; 2: it cannot be told where to ask.
+//! Exit code 0: yes; 1: no, or no answer; 2: the configuration has no address to ask.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::place::Place;
+use super::endpoint::Endpoint;
 use super::{HealthcheckArguments, USAGE, fail, print_line};
 use crate::config::{self, Environment};
 use crate::policy;
 
-/// Shorter than any platform waits, so that it is we who say what was wrong.
-const LIMIT: Duration = Duration::from_secs(3);
+/// Time limit for the answer. Platforms wait longer, so the reason is in the output of the command.
+const TIME_LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
     let loaded = match config::load(&arguments.config.flags(), &Environment::process()) {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
-    // Only this one key is looked at: what else has become wrong in the file since the start is the reload's affair,
-    // and no reason to end a process that serves.
-    let place = policy::first_listener(&loaded.config)
+    // Reads `listen` alone. Any other error in a file that has changed since the start is reported by the reload, and must
+    // not end a process that serves.
+    let endpoint = policy::first_listener(&loaded.config)
         .map_err(|finding| format!("{}: {}", finding.path(), finding.message()))
-        .and_then(|(place, speaks_tls)| Place::of(place, speaks_tls));
-    let place = match place {
-        Ok(place) => place,
+        .and_then(|(listener, uses_tls)| Endpoint::of_listener(listener, uses_tls));
+    let endpoint = match endpoint {
+        Ok(endpoint) => endpoint,
         Err(problem) => return fail(&format!("{}: {problem}", loaded.source), USAGE),
     };
     let path = if arguments.ready { "/.vestibule/readyz" } else { "/.vestibule/healthz" };
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let asked = executor.and_then(|executor| executor.block_on(place.ask(request.as_bytes(), LIMIT)));
-    match asked.map(|answer| Health::read(&answer)) {
+    let answer = executor.and_then(|executor| executor.block_on(endpoint.send(request.as_bytes(), TIME_LIMIT)));
+    match answer.map(|answer| Health::read(&answer)) {
         Ok(Health::Yes) => print_line("ok"),
         Ok(Health::Busy) if !arguments.ready => print_line("ok, though every connection is taken (limits.connections)"),
-        Ok(Health::Busy) => return fail(&format!("{place}: every connection is taken (limits.connections)"), 1),
-        Ok(Health::No(said)) => return fail(&format!("{place}{path}: {said}"), 1),
-        Err(error) => return fail(&format!("{place}: {error}"), 1),
+        Ok(Health::Busy) => return fail(&format!("{endpoint}: every connection is taken (limits.connections)"), 1),
+        Ok(Health::No(reason)) => return fail(&format!("{endpoint}{path}: {reason}"), 1),
+        Err(error) => return fail(&format!("{endpoint}: {error}"), 1),
     }
     ExitCode::SUCCESS
 }
 
-/// What the answer means.
+/// The meaning of an answer of `/healthz` or `/readyz`.
 #[derive(Debug, PartialEq, Eq)]
 enum Health {
     Yes,
-    /// It answers, that it has no room: alive, and ending it would make matters worse.
+    /// 503 because `limits.connections` is reached: the process is alive, and a restart would not help.
     Busy,
     No(String),
 }

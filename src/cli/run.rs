@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::executor::executor;
-use super::{RunArguments, USAGE, descriptors, fail, policy, print_line, token};
+use super::{RunArguments, USAGE, descriptors, dev_key, fail, policy, print_line};
 use crate::admin::Admin;
 use crate::auth::{RevocationFileError, Revocations, unix_seconds};
 use crate::config::{Loaded, Report};
@@ -46,7 +46,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
 }
 
 fn load(arguments: &RunArguments) -> Result<Edition, Report> {
-    let dev = |loaded: &mut Loaded| if arguments.insecure_dev { token::add_dev_provider(loaded) } else { Vec::new() };
+    let dev = |loaded: &mut Loaded| if arguments.insecure_dev { dev_key::add_provider(loaded) } else { Vec::new() };
     policy(&arguments.config, dev)
 }
 

@@ -1,4 +1,4 @@
-//! `vestibule token`: development tokens, and what the verifier thinks of one.
+//! `vestibule token`: makes development tokens, explains how a token is verified, prints assertion keys.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -13,18 +13,14 @@ use clap::Args;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
+use super::dev_key::{self, AUDIENCE, DevKey, ISSUER};
 use super::executor::executor;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
-use crate::config::{Finding, Jwks, Loaded, OneOrMany, Provider};
 use crate::http::AssertionSigner;
 use crate::policy::{AssertionKey, AssertionSpec};
 use crate::reload::Edition;
 use crate::runtime::Runtime;
-
-/// The issuer of development tokens; the domain can never be registered (RFC 6761).
-const ISSUER: &str = "https://dev.vestibule.invalid";
-const AUDIENCE: &str = "dev";
 
 const MINT_EXAMPLES: &str = "Examples:
   vestibule token mint --user alice
@@ -80,102 +76,8 @@ pub(super) struct AssertionKeyArguments {
     new: Option<PathBuf>,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum DevKeyError {
-    #[error("no place for the development key: set XDG_STATE_HOME or HOME")]
-    NoPlace,
-    #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a development key; remove it and mint again", path = path.display())]
-    NotAKey { path: PathBuf },
-    #[error("no key could be made")]
-    Unmade,
-}
-
-/// The development key: made at first use, readable by its owner alone.
-struct DevKey {
-    pkcs8: Vec<u8>,
-    public_pem: PathBuf,
-}
-
-impl DevKey {
-    fn path() -> Result<PathBuf, DevKeyError> {
-        let state = std::env::var_os("XDG_STATE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let home = || {
-            std::env::var_os("HOME")
-                .filter(|value| !value.is_empty())
-                .map(|home| PathBuf::from(home).join(".local/state"))
-        };
-        Ok(state.or_else(home).ok_or(DevKeyError::NoPlace)?.join("vestibule").join("dev-key"))
-    }
-
-    fn load_or_make() -> Result<Self, DevKeyError> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let path = Self::path()?;
-        let io = |source| DevKeyError::Io { path: path.clone(), source };
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(io)?;
-        }
-        let fresh = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-            .map_err(|_| DevKeyError::Unmade)?;
-        // Exclusive creation: of two first uses at once one makes the key and the other reads it.
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(mut file) => file.write_all(STANDARD.encode(fresh.as_ref()).as_bytes()).map_err(io)?,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(io(error)),
-        }
-        let text = std::fs::read_to_string(&path).map_err(io)?;
-        let pkcs8 = STANDARD.decode(text.trim()).map_err(|_| DevKeyError::NotAKey { path: path.clone() })?;
-        let public_pem = path.with_extension("pub.pem");
-        let pem = public_pem_of(&pkcs8).ok_or_else(|| DevKeyError::NotAKey { path: path.clone() })?;
-        std::fs::write(&public_pem, pem).map_err(|source| DevKeyError::Io { path: public_pem.clone(), source })?;
-        Ok(Self { pkcs8, public_pem })
-    }
-}
-
-fn public_pem_of(pkcs8: &[u8]) -> Option<String> {
-    use aws_lc_rs::encoding::AsDer as _;
-    use aws_lc_rs::signature::KeyPair as _;
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok()?;
-    let der: aws_lc_rs::encoding::PublicKeyX509Der<'_> = pair.public_key().as_der().ok()?;
-    Some(format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der.as_ref())))
-}
-
-/// Adds the provider of `run --insecure-dev`.
-pub(super) fn add_dev_provider(loaded: &mut Loaded) -> Vec<Finding> {
-    let everyone = |listen: &crate::config::Listen| {
-        let host = listen.address.rsplit_once(':').map_or("", |(host, _)| host);
-        !crate::policy::is_loopback_name(host)
-    };
-    if loaded.config.listen.iter().any(everyone) {
-        return vec![Finding::new(
-            "listen",
-            "--insecure-dev accepts tokens anyone on this machine can mint; listen on 127.0.0.1 only",
-        )];
-    }
-    match DevKey::load_or_make() {
-        Ok(key) => {
-            loaded.config.providers.push(Provider {
-                name: Some("dev".to_owned()),
-                preset: Some("jwt".to_owned()),
-                issuer: Some(ISSUER.to_owned()),
-                jwks: Jwks { pem_file: Some(key.public_pem.display().to_string()), ..Jwks::default() },
-                algorithms: Some(vec!["ES256".to_owned()]),
-                audience: Some(OneOrMany(vec![AUDIENCE.to_owned()])),
-                ..Provider::default()
-            });
-            // A development token names any user; that is what it is for.
-            loaded.config.shared_user_ids = true;
-            loaded.config.insecure_dev = true;
-            Vec::new()
-        }
-        Err(error) => vec![Finding::new("", error.to_string())],
-    }
-}
-
 pub(super) fn mint(arguments: &MintArguments) -> ExitCode {
-    let key = match DevKey::load_or_make() {
+    let key = match DevKey::load_or_create() {
         Ok(key) => key,
         Err(error) => return fail(&error, 1),
     };
@@ -228,7 +130,10 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
         Err(error) => return fail(&error, USAGE),
     };
     let loaded =
-        policy(&arguments.config, |loaded| if arguments.insecure_dev { add_dev_provider(loaded) } else { Vec::new() });
+        policy(
+            &arguments.config,
+            |loaded| if arguments.insecure_dev { dev_key::add_provider(loaded) } else { Vec::new() },
+        );
     let Edition { policy, name, .. } = match loaded {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
@@ -237,7 +142,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     let text = text.strip_prefix("Bearer ").unwrap_or(text);
     let token = match Token::parse(text, policy.limits.token_bytes) {
         Ok(token) => token,
-        Err(problem) => return fail(&format!("refused: this cannot be a token: {}", said(problem)), 1),
+        Err(problem) => return fail(&format!("refused: this cannot be a token: {}", token_problem(problem)), 1),
     };
     let executor = match executor() {
         Ok(executor) => executor,
@@ -280,8 +185,8 @@ pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
 fn new_assertion_key(path: &std::path::Path) -> Result<AssertionSpec, String> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
-    let key = made.map_err(|_| "no key could be made".to_owned())?;
+    let generated = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+    let key = generated.map_err(|_| "generating a key failed".to_owned())?;
     let encoded = STANDARD.encode(key.as_ref());
     let lines: Vec<String> =
         encoded.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
@@ -290,10 +195,10 @@ fn new_assertion_key(path: &std::path::Path) -> Result<AssertionSpec, String> {
     written
         .and_then(|mut file| file.write_all(pem.as_bytes()))
         .map_err(|error| format!("{}: {error}", path.display()))?;
-    AssertionKey::read(key.as_ref()).map(AssertionSpec::of_key).ok_or_else(|| "no key could be made".to_owned())
+    AssertionKey::read(key.as_ref()).map(AssertionSpec::of_key).ok_or_else(|| "generating a key failed".to_owned())
 }
 
-fn said(problem: crate::auth::token::TokenError) -> &'static str {
+fn token_problem(problem: crate::auth::token::TokenError) -> &'static str {
     use crate::auth::token::TokenError;
     match problem {
         TokenError::Empty => "nothing was read",
@@ -303,11 +208,11 @@ fn said(problem: crate::auth::token::TokenError) -> &'static str {
 }
 
 fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
-    const MOST: u64 = 1 << 20;
+    const MAX_BYTES: u64 = 1 << 20;
     let mut text = String::new();
     let read = match file {
-        Some(path) => std::fs::File::open(path).and_then(|file| file.take(MOST).read_to_string(&mut text)),
-        None => std::io::stdin().lock().take(MOST).read_to_string(&mut text),
+        Some(path) => std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text)),
+        None => std::io::stdin().lock().take(MAX_BYTES).read_to_string(&mut text),
     };
     match read {
         Ok(_) => Ok(text),
@@ -321,7 +226,7 @@ fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
 fn print_explanation(name: &str, token: &str, explanation: &Explanation) -> ExitCode {
     print_line(name);
     for (title, part) in [("header", token.split('.').next()), ("claims", token.split('.').nth(1))] {
-        // Shown whether good or not: to see what is in it is half of why one inspects.
+        // Printed also for a token that is refused: its claims often show why.
         let shown = part
             .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok())
             .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());

@@ -8,6 +8,8 @@ pub struct UpstreamPreset {
     pub name: &'static str,
     /// What answers without a token when it lives.
     pub health: &'static str,
+    /// A path that it serves to its own credential only.
+    pub guarded: &'static str,
     /// The credential that carries its own secret, as it is written.
     pub credential: &'static str,
     /// What it is to be started with, and configured by; for `check`.
@@ -20,6 +22,7 @@ const PRESETS: [UpstreamPreset; 2] = [
     UpstreamPreset {
         name: "jupyter",
         health: "/api",
+        guarded: "/api/status",
         credential: "credential: { header: Authorization, value: \"token ${JUPYTER_TOKEN}\" }",
         setup: "JUPYTER_TOKEN=… jupyter lab --no-browser --ServerApp.ip=127.0.0.1 --ServerApp.allow_remote_access=True --config jupyter_server_config.py
 jupyter_server_config.py, so that people have their own names there, and the token stands in no page and no kernel's environment;
@@ -42,6 +45,7 @@ X-User-Id is believed beside the token only:
     UpstreamPreset {
         name: "marimo",
         health: "/health",
+        guarded: "/api/version",
         credential: "credential: { header: Authorization, value: \"Basic ${MARIMO_BASIC}\" }, MARIMO_BASIC being base64 of vestibule:<password>",
         setup: "marimo edit --headless --host 127.0.0.1 --token-password \"$MARIMO_PASSWORD\" --proxy <the host that browsers see>",
     },

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::head::RequestHead;
 use crate::http::{BodyEnd, ClientAddress};
 use crate::runtime::Shared;
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome};
@@ -32,7 +33,9 @@ impl AccessEntry {
     }
 
     /// Notes who asks, and the request's id.
-    pub(super) fn set_client(&mut self, client: &ClientAddress) {
+    pub(super) fn set_client(&mut self, client: &ClientAddress, head: &RequestHead) {
+        // From this machine only: nobody else can keep refusals out of the list.
+        self.line.is_test = head.is_doctor && client.address.is_loopback();
         self.line.client = client.address.to_string().into();
         self.line.request_id = client.request_id.as_str().into();
     }

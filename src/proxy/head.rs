@@ -11,6 +11,11 @@ use crate::browser::Navigation;
 use crate::policy::Policy;
 use crate::telemetry::{AccessLine, NO_ROUTE};
 
+/// Fields that a proxy adds to the requests of its clients.
+const FORWARDING: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
+/// The `User-Agent` of `vestibule doctor`.
+pub const DOCTOR_USER_AGENT: &str = "vestibule-doctor";
+
 /// What of a request's head is needed after the request has gone on.
 pub(super) struct RequestHead {
     pub(super) started: Instant,
@@ -18,6 +23,8 @@ pub(super) struct RequestHead {
     pub(super) path: String,
     query: Option<String>,
     pub(super) user_agent: Option<String>,
+    /// Whether it says that it is a test by `vestibule doctor`, and no proxy has passed it on.
+    pub(super) is_doctor: bool,
     pub(super) wants_problem_json: bool,
     pub(super) origin: Option<HeaderValue>,
     /// Looked for only where people see pages.
@@ -34,6 +41,8 @@ impl RequestHead {
             path: request.uri().path().to_owned(),
             query: request.uri().query().map(str::to_owned),
             user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
+            is_doctor: text(USER_AGENT) == Some(DOCTOR_USER_AGENT)
+                && !FORWARDING.iter().any(|name| headers.contains_key(*name)),
             wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
             origin: headers.get(ORIGIN).cloned(),
             navigation: if policy.browser.is_on() {

@@ -39,7 +39,7 @@ impl Refusals {
             None if line.status < 400 || line.status == 499 => return,
             None => line.status,
         };
-        if line.answered_by != AnsweredBy::Vestibule {
+        if line.answered_by != AnsweredBy::Vestibule || line.is_test {
             return;
         }
         let refusal = Refusal {
@@ -82,6 +82,7 @@ mod tests {
         {
             refusals.note(&line(status, answered_by, "no"));
         }
+        refusals.note(&AccessLine { is_test: true, ..line(401, AnsweredBy::Vestibule, "test") });
         for number in 0..25 {
             refusals.note(&line(401, AnsweredBy::Vestibule, &number.to_string()));
         }

@@ -37,6 +37,8 @@ pub struct AccessLine {
     pub rule: Option<Rule>,
     /// Written at `debug` only: a probe, or a path in `log.quiet`.
     pub quiet: bool,
+    /// A request of `vestibule doctor`: it is logged, and not listed among the last refusals.
+    pub is_test: bool,
 }
 
 /// A rule that keeps known users, or foreign pages, out.

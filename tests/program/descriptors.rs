@@ -40,7 +40,7 @@ async fn a_low_soft_limit_is_raised_to_what_the_connections_need() {
 #[tokio::test]
 async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
     let (backend, issuer, mut proxy) = house("-n 168").await;
-    let warning = "limits.connections is 150, and the system allows 168 file descriptors, two for each: 20 connections are taken, the rest get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to 428";
+    let warning = "limits.connections is 150, and the system allows 168 file descriptors, two for each connection: 20 connections are accepted, further ones get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to 428";
     proxy.logged("the warning", |line| line.contains(warning)).await;
     // Each of them with a descriptor to the backend too.
     let token = issuer.token("alice");

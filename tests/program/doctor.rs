@@ -1,6 +1,8 @@
 //! `vestibule doctor`: a sound deployment has nothing red, and each thing that can be wrong turns its own line red and
 //! no other.
 
+mod deployments;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -51,7 +53,7 @@ async fn doctor(at: SocketAddr, yaml: &str, arguments: &[&str]) -> (Option<i32>,
     let output = tokio::task::spawn_blocking(move || command.output().expect("runs")).await.expect("ran");
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     let red = text.lines().filter_map(|line| line.strip_prefix("  RED  "));
-    let red = red.map(|line| line.get(..18).unwrap_or(line).trim().to_owned()).collect();
+    let red = red.map(|line| line.split("  ").next().unwrap_or(line).trim().to_owned()).collect();
     (output.status.code(), red, text)
 }
 
@@ -68,7 +70,7 @@ async fn a_sound_deployment_has_nothing_red() {
     let (code, red, text) = doctor(proxy.address, &yaml, &["--token-file", token.path()]).await;
     assert_eq!((code, red), (Some(0), BTreeSet::new()), "{text}");
     for said in [
-        "ok   lives",
+        "ok   ready",
         "ok   anonymous",
         "ok   forged tokens",
         "ok   path spellings",
@@ -77,13 +79,13 @@ async fn a_sound_deployment_has_nothing_red() {
         "ok   token in URL",
         "ok   foreign host",
         "ok   spoofed identity",
-        "ok   wall: credential",
+        "ok   isolation: credential",
     ] {
         assert!(text.contains(said), "{said}\n{text}");
     }
-    // And its secrets stay its own.
+    // No secret is printed.
     assert!(!text.contains(SECRET) && !text.contains(&issuer.token("alice")), "{text}");
-    // Nobody was asked with anything but GET.
+    // The backend received GET requests alone.
     assert!(backend.asked().iter().all(|asked| asked.line().starts_with("GET ")));
 }
 
@@ -91,7 +93,7 @@ async fn a_sound_deployment_has_nothing_red() {
 async fn nobody_there_is_red_alone() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
     let (code, red, text) = doctor(([127, 0, 0, 1], 1).into(), &yaml(&issuer, &backend, ""), &[]).await;
-    assert_eq!((code, red), (Some(1), only("lives")), "{text}");
+    assert_eq!((code, red), (Some(1), only("ready")), "{text}");
 }
 
 #[tokio::test]
@@ -135,7 +137,8 @@ async fn what_the_configuration_itself_leaves_open_is_red() {
 fn impostor(wrong: &'static str) -> impl Fn(&Asked) -> Reply + Send + 'static {
     move |asked| {
         let path = asked.line().strip_prefix("GET ").unwrap_or_default();
-        let refused = |status: u16, code: &str| (status, String::new(), json!({"code": code}).to_string());
+        let refused =
+            |status: u16, code: &str| (status, String::new(), json!({"code": code, "request_id": "1"}).to_string());
         let served = || ok(json!({}));
         let decoded = path.to_ascii_lowercase().replace("%2e", ".");
         match path {
@@ -212,20 +215,20 @@ async fn a_backend_that_speaks_on_a_socket_without_a_token_is_red() {
 }
 
 #[tokio::test]
-async fn each_wall_that_does_not_stand_is_red() {
+async fn an_upstream_without_isolation_is_red() {
     let issuer = Issuer::start().await;
     let backend = Answerer::start(open).await;
     let provider = issuer.provider();
     for (more, expected) in [
-        (format!("upstream: {}\n", backend.url), "wall"),
+        (format!("upstream: {}\n", backend.url), "isolation"),
         (
             format!(
                 "upstream: {{ url: \"{}\", credential: {{ header: X-Backend-Secret, value: {SECRET} }} }}\n",
                 backend.url
             ),
-            "wall: credential",
+            "isolation: credential",
         ),
-        (format!("upstream: {}\nidentity: {{ assertion: {{ }} }}\n", backend.url), "wall: assertion"),
+        (format!("upstream: {}\nidentity: {{ assertion: {{ }} }}\n", backend.url), "isolation: assertion"),
     ] {
         let yaml = yaml(&issuer, &backend, &more);
         let proxy = Proxy::start(&yaml).await;
@@ -237,7 +240,7 @@ async fn each_wall_that_does_not_stand_is_red() {
     let alone = yaml(&issuer, &backend, &format!("upstream: {}\nproviders: [{alone}]\n", backend.url));
     let everyone = yaml(&issuer, &backend, &format!("upstream: {}\n", backend.url));
     for (runs, user, expected) in [
-        (&everyone, "bob", only("wall: one user")),
+        (&everyone, "bob", only("isolation: one user")),
         (&alone, "alice", BTreeSet::new()),
         (&alone, "bob", BTreeSet::new()),
     ] {
@@ -245,7 +248,7 @@ async fn each_wall_that_does_not_stand_is_red() {
         let proxy = Proxy::start(runs).await;
         let (_, red, text) = doctor(proxy.address, &alone, &["--token-file", token.path()]).await;
         assert_eq!(red, expected, "{user}: {text}");
-        assert_eq!(text.contains("ok   wall: one user"), expected != only("wall: one user"), "{text}");
+        assert_eq!(text.contains("ok   isolation: one user"), expected != only("isolation: one user"), "{text}");
     }
 }
 
@@ -261,7 +264,7 @@ async fn a_unix_socket_that_everyone_opens_is_red() {
         &format!("upstream: unix:{}\nroutes: [{{ path: /admin/**, auth: deny }}]\n", path.display()),
     );
     let proxy = Proxy::start(&yaml).await;
-    for (mode, expected) in [(0o666, only("wall: unix socket")), (0o660, BTreeSet::new())] {
+    for (mode, expected) in [(0o666, only("isolation: unix socket")), (0o660, BTreeSet::new())] {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("set");
         let (_, red, text) = doctor(proxy.address, &yaml, &[]).await;
         assert_eq!(red, expected, "{mode:o}: {text}");

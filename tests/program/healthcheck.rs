@@ -127,7 +127,7 @@ fn nobody_somebody_else_and_somebody_silent_are_not_alive() {
 #[test]
 fn where_it_cannot_know_the_address_it_says_so() {
     for (listen, expected) in [
-        ("127.0.0.1:0", "the system chooses that port"),
+        ("127.0.0.1:0", "port 0 is chosen anew at each start"),
         ("8080", "has no address"),
         ("unix:relative", "is not a whole path"),
     ] {

@@ -7,20 +7,42 @@ use super::{Metadata, TIMEOUT};
 use crate::auth::{Inspection, outbound};
 use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, Renew};
 
-/// Asks a provider for its discovery document and says what it means for this login.
-pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) {
-    let authority = match &spec.judged_by.keys {
-        KeySource::Fetched { authority, .. } => authority.as_ref(),
-        _ => None,
-    };
-    let metadata = match outbound::client(authority, TIMEOUT, 0) {
+/// Asks a provider for its discovery document, returns it, and says what it means for this login.
+pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Arc<Metadata>> {
+    let metadata = match client(spec) {
         Ok(client) => Discovery::new(&spec.judged_by).get(&client).await.map_err(|error| error.to_string()),
         Err(reason) => Err(reason),
     };
     match metadata {
-        Ok(metadata) => compare(spec, &metadata, inspection),
-        Err(reason) => inspection.problems.push(format!("sign-in is not possible: {reason}")),
+        Ok(metadata) => {
+            compare(spec, &metadata, inspection);
+            Some(metadata)
+        }
+        Err(reason) => {
+            inspection.problems.push(format!("sign-in is not possible: {reason}"));
+            None
+        }
     }
+}
+
+/// Sends an authorization request to the provider, as a browser without a session there would, and returns the status
+/// and the `Location` of the answer.
+///
+/// # Errors
+/// The reason why there is no answer.
+pub async fn authorization_answer(spec: &LoginSpec, url: &str) -> Result<(u16, Option<String>), String> {
+    let request = client(spec)?.get(url).header("Accept", "text/html");
+    let response = request.send().await.map_err(|error| outbound::reason(&error, TIMEOUT))?;
+    let location = response.headers().get("location").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Ok((response.status().as_u16(), location))
+}
+
+fn client(spec: &LoginSpec) -> Result<reqwest::Client, String> {
+    let authority = match &spec.judged_by.keys {
+        KeySource::Fetched { authority, .. } => authority.as_ref(),
+        _ => None,
+    };
+    outbound::client(authority, TIMEOUT, 0)
 }
 
 fn compare(spec: &LoginSpec, metadata: &Arc<Metadata>, inspection: &mut Inspection) {

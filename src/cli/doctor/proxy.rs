@@ -1,25 +1,24 @@
-//! What the running proxy must withstand, asked as any stranger asks.
+//! Tests the running proxy with the requests of an attacker who has no valid token, or another user's.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::timeout;
 
-use super::{LIMIT, Line, MARK, Patient, Verdict};
-use crate::http::Socket;
-use crate::policy::{AuthMode, Hosts, ListenPlace, QueryMode, Route};
+use super::paths::{UpstreamPaths, closed_rules, demanding_rules, example};
+use super::probe::{Request, Upgrade, upgrade};
+use super::{Endpoint, Line, MARKER, Outcome, Target};
+use crate::policy::{AuthMode, Claim, Hosts, ListenPlace, QueryMode, TrustedHeader};
 
-/// Signed by nobody, in every way that some verifier once took.
+/// Header and signature of tokens that no issuer signed, in the ways that some verifier has accepted.
 const FORGED: [(&str, &str); 4] = [
     (r#"{"alg":"none"}"#, ""),
     (r#"{"alg":"NonE","typ":"JWT"}"#, "AAAA"),
     (r#"{"alg":"HS256","typ":"JWT"}"#, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
     (
         r#"{"alg":"ES256","typ":"JWT"}"#,
-        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
     ),
 ];
-/// Names that proxies and their backends give an identity, beside our own.
+/// Headers in which other proxies send an identity.
 const SPOOFED: [&str; 6] = [
     "Remote-User",
     "X-Forwarded-User",
@@ -29,174 +28,170 @@ const SPOOFED: [&str; 6] = [
     "Cf-Access-Authenticated-User-Email",
 ];
 
-pub(super) async fn examined(patient: &Patient<'_>) -> Vec<Line> {
-    let mut lines = Vec::new();
-    let lives = lives(patient).await;
-    let dead = matches!(lives, Verdict::Red(_));
-    lines.push(("lives".to_owned(), lives));
-    if dead {
-        return lines;
+/// Asks whether the proxy is ready.
+///
+/// # Errors
+/// The reason why nothing else can be tested, for the user: there is no proxy at this address.
+pub(super) async fn is_ready(target: &Target<'_>) -> Result<Outcome, String> {
+    let proxy = &target.proxy;
+    match target.get("/.vestibule/readyz").await {
+        Ok(answer) if answer.status == 200 => Ok(Outcome::Passed("the proxy answers and is ready".to_owned())),
+        Ok(answer) if answer.status == 503 => Ok(Outcome::Failed(
+            "the proxy answers and is not ready: no provider has keys yet, or it is draining; `vestibule check --online` asks the providers".to_owned(),
+        )),
+        Ok(answer) => Err(format!(
+            "{proxy} answers {} to /.vestibule/readyz: it is not Vestibule, or it is behind another proxy",
+            answer.status
+        )),
+        Err(problem) => Err(format!("{proxy}: {problem}; start the proxy with this configuration")),
     }
-    for (name, verdict) in [
-        ("configuration", configuration(patient).await),
-        ("anonymous", anonymous(patient).await),
-        ("forged tokens", forged(patient).await),
-        ("path spellings", spellings(patient).await),
-        ("own prefix", own_prefix(patient).await),
-        ("socket", socket(patient).await),
-        ("token in URL", token_in_url(patient).await),
-        ("foreign host", foreign_host(patient).await),
-        ("spoofed identity", spoofed(patient).await),
+}
+
+pub(super) async fn run_checks(target: &Target<'_>, paths: &[UpstreamPaths]) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for (name, outcome) in [
+        ("configuration", configuration(target).await),
+        ("anonymous", anonymous(target).await),
+        ("forged tokens", forged_tokens(target).await),
+        ("path spellings", path_spellings(target).await),
+        ("own prefix", own_prefix(target).await),
+        ("socket", socket(target).await),
+        ("token in URL", token_in_url(target).await),
+        ("foreign host", foreign_host(target).await),
+        ("spoofed identity", spoofed_identity(target, paths).await),
     ] {
-        lines.push((name.to_owned(), verdict));
+        lines.push((name.to_owned(), outcome));
     }
     lines
 }
 
-async fn lives(patient: &Patient<'_>) -> Verdict {
-    match patient.proxy.get("/.vestibule/readyz", "localhost", &[]).await {
-        Ok(answer) if answer.status == 200 => Verdict::Good("answers, and is ready".to_owned()),
-        Ok(answer) if answer.status == 503 => {
-            Verdict::Good("answers, and is not ready: no provider has keys yet, or it drains".to_owned())
-        }
-        Ok(answer) => Verdict::Red(format!(
-            "{} answers {} to /.vestibule/readyz: that is no Vestibule, or one behind another proxy",
-            patient.proxy, answer.status
-        )),
-        Err(problem) => Verdict::Red(format!("{}: {problem}; start it with this configuration", patient.proxy)),
-    }
-}
-
-/// Whether the process serves what stands in the file.
-async fn configuration(patient: &Patient<'_>) -> Verdict {
-    let Some(admin) = &patient.policy.admin else {
-        return Verdict::Skipped("admin is off, so nobody can say which configuration is in force".to_owned());
+/// Compares the configuration in force with this one, by the digest that the admin listener shows.
+async fn configuration(target: &Target<'_>) -> Outcome {
+    let Some(admin) = &target.policy.admin else {
+        return Outcome::Skipped(
+            "admin is off, and only the admin listener shows which configuration is in force".to_owned(),
+        );
     };
-    let Ok(place) = super::Place::of(ListenPlace::Tcp(vec![admin.address]), false) else {
-        return Verdict::Skipped("admin.listen has no fixed port".to_owned());
+    let Ok(endpoint) = Endpoint::of_listener(ListenPlace::Tcp(vec![admin.address]), false) else {
+        return Outcome::Skipped("admin.listen has port 0".to_owned());
     };
-    match place.get("/metrics", "localhost", &[]).await {
-        Ok(answer) if answer.text.contains(&format!("vestibule_config_info{{digest=\"{}\"}} 1", patient.digest)) => {
-            Verdict::Good(format!("{} is in force", patient.digest))
+    let digest = target.digest;
+    match (Request { target: "/metrics", host: "localhost", ..Request::default() }).send(&endpoint).await {
+        Ok(answer) if answer.contains(&format!("vestibule_config_info{{digest=\"{digest}\"}} 1")) => {
+            Outcome::Passed(format!("{digest} is in force"))
         }
-        Ok(answer) if answer.text.contains("vestibule_config_info{") => Verdict::Red(
-            "the process serves another configuration than this one: its log says why a reload was refused, or which flags and variables it has".to_owned(),
+        Ok(answer) if answer.contains("vestibule_config_info{") => Outcome::Failed(
+            "the process serves another configuration than this one: a reload was rejected (its log says why), or the process has other flags and variables".to_owned(),
         ),
-        Ok(_) => Verdict::Skipped(format!("{place} is not this proxy's admin listener")),
-        Err(problem) => Verdict::Skipped(format!("admin: {place}: {problem}")),
+        Ok(_) => Outcome::Skipped(format!("{endpoint} is not the admin listener of this proxy")),
+        Err(problem) => Outcome::Skipped(format!("admin: {endpoint}: {problem}")),
     }
 }
 
-/// A path that falls under this rule, by GET.
-fn example(patient: &Patient<'_>, route: &Route) -> Option<String> {
-    let path = route.pattern.as_ref().map_or_else(|| format!("/{MARK}"), |pattern| pattern.example(MARK));
-    let found = patient.policy.judge_path("GET", &path)?.route;
-    (found.label == route.label && std::ptr::eq(&raw const *found, route)).then_some(path)
-}
-
-/// Rules that demand something, with a path each.
-fn closed<'a>(patient: &'a Patient<'_>) -> Vec<(&'a Route, String)> {
-    let demanding =
-        patient.policy.routes.iter().filter(|route| matches!(route.auth, AuthMode::Required | AuthMode::Deny));
-    demanding.filter_map(|route| Some((&**route, example(patient, route)?))).collect()
-}
-
-async fn anonymous(patient: &Patient<'_>) -> Verdict {
-    let closed = closed(patient);
+async fn anonymous(target: &Target<'_>) -> Outcome {
+    let closed = closed_rules(target);
     for (route, path) in &closed {
-        match patient.proxy.get(path, "localhost", &[]).await {
-            Ok(answer) if matches!(answer.code().as_deref(), Some("missing_token" | "forbidden")) => {}
+        match target.get(path).await {
+            Ok(answer) if matches!(answer.refusal_code().as_deref(), Some("missing_token" | "forbidden")) => {}
             Ok(answer) => {
-                return Verdict::Red(format!(
-                    "GET {path} without a token is answered {}: the rule {} is not what is in force there",
+                return Outcome::Failed(format!(
+                    "GET {path} without a token is answered {}: the rule {} is not in force there",
                     answer.status, route.label
                 ));
             }
-            Err(problem) => return Verdict::Red(format!("GET {path}: {problem}")),
+            Err(problem) => return Outcome::Failed(format!("GET {path}: {problem}")),
         }
     }
     match closed.len() {
-        0 => Verdict::Skipped("no rule demands anything of a GET".to_owned()),
-        count => Verdict::Good(format!("{count} rules tried without a token, all refuse")),
+        0 => Outcome::Skipped("no rule demands a token of a GET request".to_owned()),
+        1 => Outcome::Passed("1 rule tried without a token: it refuses".to_owned()),
+        count => Outcome::Passed(format!("{count} rules tried without a token: all refuse")),
     }
 }
 
-/// Where a token is demanded, and nothing else.
-fn demanding(patient: &Patient<'_>) -> Option<String> {
-    closed(patient).into_iter().rev().find(|(route, _)| route.auth == AuthMode::Required).map(|(_, path)| path)
+/// A path for which a token is demanded.
+fn protected_path(target: &Target<'_>) -> Option<String> {
+    demanding_rules(target).into_iter().next().map(|(_, path)| path)
 }
 
-fn token_nobody_signed(issuer: Option<&str>, header: &str, signature: &str) -> String {
-    let issuer = issuer.unwrap_or("x");
-    let claims =
-        serde_json::json!({"iss": issuer, "sub": MARK, "aud": MARK, "azp": MARK, "exp": 4_102_444_800_u64, "iat": 0});
+/// A token that no issuer signed; without `iss` where the provider has no issuer.
+fn forged_token(issuer: Option<&str>, header: &str, signature: &str) -> String {
+    let mut claims =
+        serde_json::json!({"sub": MARKER, "aud": MARKER, "azp": MARKER, "exp": 4_102_444_800_u64, "iat": 0});
+    if let Some(issuer) = issuer {
+        claims["iss"] = issuer.into();
+    }
     format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 
-async fn forged(patient: &Patient<'_>) -> Verdict {
-    let Some(path) = demanding(patient) else { return Verdict::Skipped("no rule demands a token".to_owned()) };
-    for provider in &patient.policy.providers {
+async fn forged_tokens(target: &Target<'_>) -> Outcome {
+    let Some(path) = protected_path(target) else { return no_protected_path() };
+    for provider in &target.policy.providers {
         for (header, signature) in FORGED {
-            let token = token_nobody_signed(provider.issuer.as_deref(), header, signature);
-            match patient.proxy.get(&path, "localhost", &[format!("Authorization: Bearer {token}")]).await {
-                Ok(answer) if answer.refuses() => {}
+            let token = forged_token(provider.issuer.as_deref(), header, signature);
+            match target.get_with(&path, &[format!("Authorization: Bearer {token}")]).await {
+                Ok(answer) if answer.is_refusal() => {}
                 Ok(answer) => {
-                    return Verdict::Red(format!(
-                        "GET {path} with a token that nobody signed ({header}) is answered {}",
+                    return Outcome::Failed(format!(
+                        "GET {path} with a token that no issuer signed ({header}) is answered {}",
                         answer.status
                     ));
                 }
-                Err(problem) => return Verdict::Red(format!("GET {path} with a forged token: {problem}")),
+                Err(problem) => return Outcome::Failed(format!("GET {path} with a forged token: {problem}")),
             }
         }
     }
-    Verdict::Good(format!("{} kinds for each provider, all refused", FORGED.len()))
+    Outcome::Passed(format!("{} kinds for each provider: all are refused", FORGED.len()))
 }
 
-/// Other ways to write the paths of rules that close.
-async fn spellings(patient: &Patient<'_>) -> Verdict {
+fn no_protected_path() -> Outcome {
+    Outcome::Skipped("no rule demands a token".to_owned())
+}
+
+/// Other spellings of the paths that a rule closes.
+async fn path_spellings(target: &Target<'_>) -> Outcome {
     let mut tried = 0;
-    for (route, path) in closed(patient).iter().filter(|(route, _)| route.pattern.is_some()) {
-        // Where the plain one is open already, that is said elsewhere.
-        if !patient.proxy.get(path, "localhost", &[]).await.is_ok_and(|answer| answer.refuses()) {
+    for (route, path) in closed_rules(target).iter().filter(|(route, _)| route.pattern.is_some()) {
+        // A rule that is open in its plain spelling fails the check `anonymous`.
+        if !target.get(path).await.is_ok_and(|answer| answer.is_refusal()) {
             continue;
         }
-        let tail = path.trim_start_matches('/');
-        let encoded = tail
+        let rest = path.trim_start_matches('/');
+        let encoded = rest
             .chars()
             .next()
-            .map_or_else(String::new, |first| format!("/%{:02x}{}", u32::from(first), &tail[first.len_utf8()..]));
+            .map_or_else(String::new, |first| format!("/%{:02x}{}", u32::from(first), &rest[first.len_utf8()..]));
         for spelling in [
             path.to_ascii_uppercase(),
             format!("{path}/"),
             format!("/{path}"),
-            format!("/./{tail}"),
-            format!("/{MARK}/../{tail}"),
-            format!("/{MARK}/%2e%2e/{tail}"),
+            format!("/./{rest}"),
+            format!("/{MARKER}/../{rest}"),
+            format!("/{MARKER}/%2e%2e/{rest}"),
             format!("{path};x=y"),
             path.replacen('/', "/%2f", 1),
             encoded,
         ] {
             tried += 1;
-            match patient.proxy.get(&spelling, "localhost", &[]).await {
-                Ok(answer) if answer.refuses() => {}
+            match target.get(&spelling).await {
+                Ok(answer) if answer.is_refusal() => {}
                 Ok(answer) => {
-                    return Verdict::Red(format!(
-                        "GET {spelling} is answered {}, and the rule {} should close it",
+                    return Outcome::Failed(format!(
+                        "GET {spelling} is answered {}, and the rule {} should refuse it",
                         answer.status, route.label
                     ));
                 }
-                Err(problem) => return Verdict::Red(format!("GET {spelling}: {problem}")),
+                Err(problem) => return Outcome::Failed(format!("GET {spelling}: {problem}")),
             }
         }
     }
     if tried == 0 {
-        return Verdict::Skipped("no rule closes a path".to_owned());
+        return Outcome::Skipped("no rule closes a path of its own".to_owned());
     }
-    Verdict::Good(format!("{tried} ways to write paths that a rule closes, all refused"))
+    Outcome::Passed(format!("{tried} spellings of paths that a rule closes: all are refused"))
 }
 
-async fn own_prefix(patient: &Patient<'_>) -> Verdict {
+async fn own_prefix(target: &Target<'_>) -> Outcome {
     for path in [
         "/.vestibule/vestibule-doctor",
         "/.VESTIBULE/vestibule-doctor",
@@ -204,180 +199,161 @@ async fn own_prefix(patient: &Patient<'_>) -> Verdict {
         "//.vestibule/x",
         "/.vestibule/../.vestibule/x",
     ] {
-        match patient.proxy.get(path, "localhost", &[]).await {
-            Ok(answer) if matches!(answer.code().as_deref(), Some("not_found" | "bad_request")) => {}
+        match target.get(path).await {
+            Ok(answer) if matches!(answer.refusal_code().as_deref(), Some("not_found" | "bad_request")) => {}
             Ok(answer) => {
-                return Verdict::Red(format!(
-                    "GET {path} is answered {}, and should never leave Vestibule",
+                return Outcome::Failed(format!(
+                    "GET {path} is answered {}, and must never reach the upstream",
                     answer.status
                 ));
             }
-            Err(problem) => return Verdict::Red(format!("GET {path}: {problem}")),
+            Err(problem) => return Outcome::Failed(format!("GET {path}: {problem}")),
         }
     }
-    Verdict::Good("nothing under /.vestibule goes to the backend".to_owned())
+    Outcome::Passed("no path under /.vestibule reaches the upstream".to_owned())
 }
 
-/// An upgrade. Returns its status, and the first frame's opcode and payload behind a 101; opcode 0: none came.
-async fn upgraded(patient: &Patient<'_>, target: &str, say: Option<&[u8]>) -> Result<(u16, u8, Vec<u8>), String> {
-    let attempt = async {
-        let mut socket = patient.proxy.connect().await?;
-        let request = format!(
-            "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dmVzdGlidWxlLWRvY3Rvcg==\r\n\r\n"
-        );
-        socket.write_all(request.as_bytes()).await?;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") && head.len() < 16 << 10 {
-            head.push(socket.read_u8().await?);
+/// A socket whose first message is no token must not reach the upstream.
+async fn socket(target: &Target<'_>) -> Outcome {
+    let Some(path) = protected_path(target) else { return no_protected_path() };
+    match upgrade(&target.proxy, &target.host, &path, Some(MARKER)).await {
+        Ok(Upgrade::Closed) => Outcome::Passed("a socket whose first message is no token is closed".to_owned()),
+        Ok(Upgrade::Silent) => {
+            Outcome::Failed(format!("a socket on {path} whose first message was no token stays open"))
         }
-        let status = std::str::from_utf8(&head).ok().and_then(|head| head.get(9..12)?.parse().ok()).unwrap_or(0);
-        if status != 101 {
-            return Ok((status, 0, Vec::new()));
+        Ok(Upgrade::Message) => {
+            Outcome::Failed(format!("a socket on {path} receives messages of the upstream without a token"))
         }
-        if let Some(text) = say {
-            let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap_or(125), 0, 0, 0, 0];
-            frame.extend_from_slice(text);
-            socket.write_all(&frame).await?;
+        Ok(Upgrade::Refused(401 | 403 | 429 | 503)) => {
+            Outcome::Passed("an upgrade without a credential is refused".to_owned())
         }
-        let (opcode, payload) = first_close_or_data(&mut socket).await?;
-        Ok::<_, std::io::Error>((status, opcode, payload))
-    };
-    match timeout(LIMIT, attempt).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Ok((101, 0, Vec::new())),
+        Ok(Upgrade::Refused(status)) => {
+            Outcome::Failed(format!("an upgrade on {path} without a token is answered {status}"))
+        }
+        Err(problem) => Outcome::Failed(format!("an upgrade on {path}: {problem}")),
     }
 }
 
-/// Skips what is only said: the frame that counts is the Close, or anything that is not of ours.
-async fn first_close_or_data(socket: &mut Socket) -> std::io::Result<(u8, Vec<u8>)> {
-    loop {
-        let opcode = socket.read_u8().await? & 0x0f;
-        let length = match socket.read_u8().await? & 0x7f {
-            126 => usize::from(socket.read_u16().await?),
-            127 => return Ok((opcode, Vec::new())),
-            short => usize::from(short),
-        };
-        let mut payload = vec![0; length];
-        socket.read_exact(&mut payload).await?;
-        // A refusal is said as an error before its Close.
-        if opcode == 1 && payload.windows(7).any(|window| window == b"\"error\"") {
-            continue;
-        }
-        return Ok((opcode, payload));
-    }
-}
-
-/// A socket that says anything but who it is must not reach the backend.
-async fn socket(patient: &Patient<'_>) -> Verdict {
-    let Some(path) = demanding(patient) else { return Verdict::Skipped("no rule demands a token".to_owned()) };
-    match upgraded(patient, &path, Some(MARK.as_bytes())).await {
-        Ok((101, 8, _)) => Verdict::Good("one that does not say who it is is closed".to_owned()),
-        Ok((101, 0, _)) => {
-            Verdict::Red(format!("a socket on {path} that said something else than its token stays open"))
-        }
-        Ok((101, ..)) => Verdict::Red(format!("a socket on {path} hears the backend without a token")),
-        Ok((401 | 403 | 429 | 503, ..)) => Verdict::Good("refused without a credential on the upgrade".to_owned()),
-        Ok((status, ..)) => Verdict::Red(format!("an upgrade on {path} without a token is answered {status}")),
-        Err(problem) => Verdict::Red(format!("an upgrade on {path}: {problem}")),
-    }
-}
-
-/// A query token is taken out, or refused; else it stands in the backend's log.
-async fn token_in_url(patient: &Patient<'_>) -> Verdict {
-    let Some(path) = demanding(patient) else { return Verdict::Skipped("no rule demands a token".to_owned()) };
-    let Some(route) = patient.policy.judge_path("GET", &path).map(|judgement| judgement.route) else {
-        return Verdict::Skipped("no rule demands a token".to_owned());
-    };
+/// A token in the URL must be taken out or refused, or it is in the upstream's log.
+async fn token_in_url(target: &Target<'_>) -> Outcome {
+    let rules = demanding_rules(target);
+    let Some((route, path)) = rules.first() else { return no_protected_path() };
     let Some(query) = &route.token_from.query else {
-        return Verdict::Red(
+        return Outcome::Failed(
             "token_from.query is off: a page that still sends ?token= sends it on into the backend's log; write query: { name: token, mode: deny }".to_owned(),
         );
     };
-    // What could not be a token of ours is the backend's own parameter, and passes.
-    let issuer = patient.policy.providers.first().and_then(|provider| provider.issuer.as_deref());
+    if !query.websocket {
+        return Outcome::Skipped("token_from.query is not read on WebSockets, where this is tried".to_owned());
+    }
+    // Only a token that names a configured issuer is one of ours; other values are the backend's own and pass.
+    let issuer = target.policy.providers.first().and_then(|provider| provider.issuer.as_deref());
     let (header, signature) = FORGED[0];
-    let token = token_nobody_signed(issuer, header, signature);
+    let token = forged_token(issuer, header, signature);
     let name = query.names.first().map_or("token", String::as_str);
-    match upgraded(patient, &format!("{path}?{name}={token}"), None).await {
-        Ok((101, 8, _)) => Verdict::Good(match query.mode {
-            QueryMode::Move => "taken out of a socket's URL before anything logs or forwards it".to_owned(),
-            QueryMode::Deny => "refused".to_owned(),
+    match upgrade(&target.proxy, &target.host, &format!("{path}?{name}={token}"), None).await {
+        Ok(Upgrade::Closed) => Outcome::Passed(match query.mode {
+            QueryMode::Move => format!("?{name}= is taken out of a socket's URL before it is logged or forwarded"),
+            QueryMode::Deny => format!("?{name}= is refused"),
         }),
-        Ok((400..=499 | 503, ..)) => Verdict::Good("refused on the upgrade".to_owned()),
-        Ok((status, ..)) => Verdict::Red(format!(
-            "an upgrade with ?{name}= is answered {status} as if it were not there: it goes on to the backend"
+        Ok(Upgrade::Refused(400..=499 | 503)) => Outcome::Passed(format!("an upgrade with ?{name}= is refused")),
+        Ok(Upgrade::Refused(status)) => {
+            Outcome::Failed(format!("an upgrade with ?{name}= is answered {status}: the token goes on to the backend"))
+        }
+        Ok(Upgrade::Silent | Upgrade::Message) => Outcome::Failed(format!(
+            "an upgrade with ?{name}= is accepted as if the token were not there: it goes on to the backend"
         )),
-        Err(problem) => Verdict::Red(format!("an upgrade with ?{name}=: {problem}")),
+        Err(problem) => Outcome::Failed(format!("an upgrade with ?{name}=: {problem}")),
     }
 }
 
-/// On a loopback listener a website that points its name here must hear nothing.
-async fn foreign_host(patient: &Patient<'_>) -> Verdict {
-    let is_loopback = patient.policy.listen.iter().any(|listen| match &listen.place {
+/// A website that points its name at a loopback listener (DNS rebinding) must be refused.
+async fn foreign_host(target: &Target<'_>) -> Outcome {
+    const FOREIGN: &str = "vestibule-doctor.example";
+    let is_loopback = target.policy.listen.iter().any(|listen| match &listen.place {
         ListenPlace::Tcp(addresses) => addresses.iter().any(|address| address.ip().is_loopback()),
         ListenPlace::Unix(_) => false,
     });
-    if !is_loopback && matches!(patient.policy.hosts, Hosts::Any) {
-        return Verdict::Skipped(
-            "any host is answered; list yours in hosts where the load balancer does not".to_owned(),
+    if !is_loopback && matches!(target.policy.hosts, Hosts::Any) {
+        return Outcome::Skipped(
+            "any Host is answered; list your host names in hosts if no load balancer checks them".to_owned(),
         );
     }
-    match patient.proxy.get("/", "vestibule-doctor.example", &[]).await {
-        Ok(answer) if answer.status == 421 => Verdict::Good("hears 421".to_owned()),
-        Ok(answer) => Verdict::Red(format!(
-            "Host: vestibule-doctor.example is answered {}: a website that points its name at this machine reads along; leave hosts unset, or list yours",
+    match (Request { target: "/", host: FOREIGN, ..Request::default() }).send(&target.proxy).await {
+        Ok(answer) if answer.status == 421 => Outcome::Passed("a foreign Host is answered 421".to_owned()),
+        Ok(answer) => Outcome::Failed(format!(
+            "Host: {FOREIGN} is answered {}: a website that points its name at this machine can read the answers; leave hosts unset, or list your host names",
             answer.status
         )),
-        Err(problem) => Verdict::Red(problem),
+        Err(problem) => Outcome::Failed(problem),
     }
 }
 
-/// Whatever a client sends as an identity must not show in what the backend answers.
-async fn spoofed(patient: &Patient<'_>) -> Verdict {
-    let configured = patient.policy.trusted_headers.iter().map(|header| header.written.as_str());
+/// The value that is sent in a trusted header.
+pub(super) fn spoofed_value(target: &Target<'_>, header: &TrustedHeader) -> String {
+    if matches!(&header.claim, Claim::Name(name) if name == "email") {
+        format!("{}@{MARKER}.example", target.spoofed_user)
+    } else {
+        target.spoofed_user.clone()
+    }
+}
+
+/// Identity headers of a client must not show in the answers of the upstream.
+async fn spoofed_identity(target: &Target<'_>, paths: &[UpstreamPaths]) -> Outcome {
+    let user = &target.spoofed_user;
+    let configured = target.policy.trusted_headers.iter();
+    let configured = configured.map(|header| (header.written.clone(), spoofed_value(target, header)));
     let mut fields = Vec::new();
-    for name in configured.chain(SPOOFED) {
-        for name in [name.to_owned(), name.replace('-', "_"), name.replace('-', ".")] {
-            fields.push(format!("{name}: {MARK}"));
+    for (name, value) in configured.chain(SPOOFED.map(|name| (name.to_owned(), user.clone()))) {
+        for name in [name.replace('-', "_"), name.replace('-', "."), name] {
+            fields.push(format!("{name}: {value}"));
         }
     }
     let mut tried = Vec::new();
-    if let Some(token) = &patient.token {
+    if let Some(token) = &target.token {
         let mut fields = fields.clone();
         fields.push(format!("Authorization: Bearer {token}"));
-        match patient.proxy.get(patient.whoami, "localhost", &fields).await {
-            Ok(answer) if answer.refuses() => {
-                return Verdict::Skipped(format!(
-                    "the token of --token-file is refused there: {} {}",
-                    answer.status,
-                    answer.code().unwrap_or_default()
-                ));
+        for path in paths.iter().flat_map(|paths| &paths.paths) {
+            let path = &path.path;
+            match target.get_with(path, &fields).await {
+                Ok(answer) if answer.contains(user) => return spoofed(path),
+                Ok(answer) => match answer.refusal_code().as_deref() {
+                    None => tried.push(path.clone()),
+                    // Not allowed on this route; another one may be open to this user.
+                    Some("forbidden") => {}
+                    Some(code) => {
+                        return Outcome::Skipped(format!(
+                            "GET {path} with the token of --token-file is answered {} {code}",
+                            answer.status
+                        ));
+                    }
+                },
+                Err(problem) => return Outcome::Failed(format!("GET {path}: {problem}")),
             }
-            Ok(answer) if answer.text.contains(MARK) => return arrived(patient.whoami),
-            Ok(_) => tried.push(patient.whoami.to_owned()),
-            Err(problem) => return Verdict::Red(format!("GET {}: {problem}", patient.whoami)),
         }
     }
-    for route in patient.policy.routes.iter().filter(|route| matches!(route.auth, AuthMode::None | AuthMode::Optional))
-    {
-        let Some(path) = example(patient, route) else { continue };
-        match patient.proxy.get(&path, "localhost", &fields).await {
-            // What it answers with the path in it says nothing.
-            Ok(answer) if answer.text.replace(&path, "").contains(MARK) => return arrived(&path),
+    for route in target.policy.routes.iter().filter(|route| matches!(route.auth, AuthMode::None | AuthMode::Optional)) {
+        let Some(path) = example(target, route) else { continue };
+        match target.get_with(&path, &fields).await {
+            Ok(answer) if answer.contains(user) => return spoofed(&path),
             Ok(_) => tried.push(path),
-            Err(problem) => return Verdict::Red(format!("GET {path}: {problem}")),
+            Err(problem) => return Outcome::Failed(format!("GET {path}: {problem}")),
         }
     }
     if tried.is_empty() {
-        return Verdict::Skipped(
-            "needs a valid token: --token-file, and --whoami for where the backend shows its caller".to_owned(),
+        return Outcome::Skipped(
+            "needs a valid token: --token-file, and --whoami with a path where the backend shows its caller".to_owned(),
         );
     }
-    Verdict::Good(format!("{} names do not show in the answers of {}", fields.len(), tried.join(" ")))
+    Outcome::Passed(format!(
+        "{} headers that name a user do not show in the answers of {}",
+        fields.len(),
+        tried.join(" ")
+    ))
 }
 
-fn arrived(path: &str) -> Verdict {
-    Verdict::Red(format!(
-        "GET {path} shows an identity that the client made up: the backend believes a header that is neither in identity.headers nor in identity.strip, or the process serves another configuration"
+fn spoofed(path: &str) -> Outcome {
+    Outcome::Failed(format!(
+        "GET {path} shows a user that the client made up: the backend believes a header that is neither in identity.headers nor in identity.strip, or the process serves another configuration"
     ))
 }

@@ -37,6 +37,8 @@ pub struct Conduct {
     pub tokens: Value,
     /// The token endpoint answers this.
     pub token_reply: Option<Reply>,
+    /// So does the page where people sign in.
+    pub authorize_reply: Reply,
     /// So does the endpoint of pushed requests.
     pub push_reply: Option<Reply>,
     pub userinfo: Value,
@@ -83,6 +85,7 @@ impl OpenId {
             raw_id_token: None,
             tokens: json!({}),
             token_reply: None,
+            authorize_reply: (200, String::new(), "<form></form>".to_owned()),
             push_reply: None,
             userinfo: json!({}),
             gives_refresh_token: false,
@@ -188,6 +191,7 @@ impl Conduct {
                 ok(json!({}))
             }
             "/userinfo" => ok(self.userinfo.clone()),
+            path if path.starts_with("/authorize?") => self.authorize_reply.clone(),
             _ => (404, String::new(), "{}".to_owned()),
         }
     }

@@ -1,0 +1,174 @@
+//! Paths at which an upstream is likely to check its callers, or to show who they are.
+//!
+//! `/` is seldom one: Jupyter redirects it, a `FastAPI` application often has none, a front end serves it to everyone. So
+//! the paths come from `--whoami`, from the preset, from the route rules, and from the list that the upstream publishes
+//! itself (`OpenAPI`).
+
+use serde_json::Value;
+
+use super::probe::Request;
+use super::{MARKER, Target};
+use crate::cli::endpoint::Endpoint;
+use crate::policy::{AuthMode, Route, UpstreamAddress, UpstreamSpec};
+
+/// Where frameworks publish their `OpenAPI` document (`FastAPI`'s default).
+const OPENAPI: &str = "/openapi.json";
+/// How many paths of an `OpenAPI` document are asked.
+const MAX_DESCRIBED: usize = 5;
+/// Words in the name of an operation that may change something, although it is a GET, or that never ends.
+const SKIPPED_WORDS: [&str; 16] = [
+    "callback", "cancel", "delete", "disable", "download", "export", "kill", "login", "logout", "remove", "reset",
+    "restart", "revoke", "shutdown", "stop", "stream",
+];
+/// Last segments of paths that show who the caller is.
+const CALLER_WORDS: [&str; 7] = ["me", "whoami", "user", "userinfo", "account", "profile", "session"];
+
+/// A path of an upstream for which the configuration demands a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UpstreamPath {
+    pub(super) path: String,
+    /// Whether the upstream is known to check its callers there: so `--whoami` or the preset says.
+    pub(super) is_guarded: bool,
+}
+
+/// What is asked of one upstream, and by which addresses it can be asked directly.
+pub(super) struct UpstreamPaths {
+    pub(super) paths: Vec<UpstreamPath>,
+    pub(super) endpoints: Vec<Endpoint>,
+}
+
+impl UpstreamPaths {
+    pub(super) async fn find(target: &Target<'_>, index: usize) -> Self {
+        let upstream = &target.policy.upstreams[index];
+        let endpoints = endpoints(upstream).await;
+        let mut found = Vec::new();
+        if let Some(path) = target.whoami.filter(|path| leads_to(target, path, index)) {
+            found.push(UpstreamPath { path: path.to_owned(), is_guarded: true });
+        }
+        if let Some(preset) = upstream.preset {
+            found.push(UpstreamPath { path: preset.guarded.to_owned(), is_guarded: true });
+        }
+        let mut others = described(target, upstream, &endpoints).await;
+        others.extend(demanding_rules(target).into_iter().map(|(_, path)| path));
+        others.extend(["/".to_owned(), OPENAPI.to_owned()]);
+        for path in others {
+            if found.iter().all(|known| known.path != path) {
+                found.push(UpstreamPath { path, is_guarded: false });
+            }
+        }
+        found.retain(|path| is_protected(target, &path.path, index));
+        Self { paths: found, endpoints }
+    }
+}
+
+/// The addresses of an upstream; none where its name does not resolve.
+async fn endpoints(upstream: &UpstreamSpec) -> Vec<Endpoint> {
+    match &upstream.address {
+        UpstreamAddress::Unix(path) => vec![Endpoint::Unix(path.clone())],
+        UpstreamAddress::Tcp { host, port, tls } => {
+            let Ok(found) = tokio::net::lookup_host((host.as_str(), *port)).await else { return Vec::new() };
+            found
+                .map(|address| if tls.is_some() { Endpoint::Https(address) } else { Endpoint::Http(address) })
+                .collect()
+        }
+    }
+}
+
+fn leads_to(target: &Target<'_>, path: &str, upstream: usize) -> bool {
+    let path = path.split('?').next().unwrap_or_default();
+    target.policy.judge_path("GET", path).is_some_and(|judgement| judgement.route.upstream == upstream)
+}
+
+fn is_protected(target: &Target<'_>, path: &str, upstream: usize) -> bool {
+    let path = path.split('?').next().unwrap_or_default();
+    let judgement = target.policy.judge_path("GET", path);
+    judgement.is_some_and(|judgement| judgement.route.upstream == upstream && judgement.auth == AuthMode::Required)
+}
+
+/// A path that falls under this rule, by GET.
+pub(super) fn example(target: &Target<'_>, route: &Route) -> Option<String> {
+    let path = route.pattern.as_ref().map_or_else(|| format!("/{MARKER}"), |pattern| pattern.example(MARKER));
+    let found = target.policy.judge_path("GET", &path)?.route;
+    (found.label == route.label && std::ptr::eq(&raw const *found, route)).then_some(path)
+}
+
+/// The rules that refuse callers without a credential, with a path each.
+pub(super) fn closed_rules<'a>(target: &'a Target<'_>) -> Vec<(&'a Route, String)> {
+    let closed = target.policy.routes.iter().filter(|route| matches!(route.auth, AuthMode::Required | AuthMode::Deny));
+    closed.filter_map(|route| Some((&**route, example(target, route)?))).collect()
+}
+
+/// The rules that demand a credential, with a path each; the rule for all other paths comes first.
+pub(super) fn demanding_rules<'a>(target: &'a Target<'_>) -> Vec<(&'a Route, String)> {
+    closed_rules(target).into_iter().rev().filter(|(route, _)| route.auth == AuthMode::Required).collect()
+}
+
+/// The paths that the upstream lists itself: asked directly, else through the proxy.
+async fn described(target: &Target<'_>, upstream: &UpstreamSpec, endpoints: &[Endpoint]) -> Vec<String> {
+    let direct = Request { target: OPENAPI, host: &upstream.authority, ..Request::default() };
+    for endpoint in endpoints {
+        if let Ok(answer) = direct.send(endpoint).await
+            && answer.is_success()
+        {
+            return described_paths(&answer.body);
+        }
+    }
+    let Some(token) = &target.token else { return Vec::new() };
+    match target.get_with(OPENAPI, &[format!("Authorization: Bearer {token}")]).await {
+        Ok(answer) if answer.is_success() => described_paths(&answer.body),
+        _ => Vec::new(),
+    }
+}
+
+/// The GET operations of an `OpenAPI` document that need no parameter and whose names sound harmless, those that show the
+/// caller first.
+fn described_paths(document: &str) -> Vec<String> {
+    let Ok(document) = serde_json::from_str::<Value>(document) else { return Vec::new() };
+    let base = document["servers"][0]["url"].as_str().filter(|url| url.starts_with('/')).unwrap_or_default();
+    let mut found: Vec<String> = Vec::new();
+    for (path, item) in document["paths"].as_object().into_iter().flatten() {
+        let path = format!("{}{path}", base.trim_end_matches('/'));
+        let lower = path.to_ascii_lowercase();
+        let is_plain = path.starts_with('/') && path.len() <= 200 && path.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_plain
+            && item["get"].is_object()
+            && !path.contains(['{', '?', '#'])
+            && ![item, &item["get"]].into_iter().any(needs_parameter)
+            && !SKIPPED_WORDS.iter().any(|word| lower.contains(word))
+        {
+            found.push(path);
+        }
+    }
+    let shows_caller = |path: &String| path.rsplit('/').next().is_some_and(|last| CALLER_WORDS.contains(&last));
+    found.sort_by_key(|path| !shows_caller(path));
+    found.truncate(MAX_DESCRIBED);
+    found
+}
+
+/// Whether a query parameter, or a header that is no identity, must be sent. Frameworks describe the trusted header as
+/// a parameter too, and it is sent.
+fn needs_parameter(described: &Value) -> bool {
+    let parameters = described["parameters"].as_array();
+    parameters.into_iter().flatten().any(|parameter| parameter["required"] == true && parameter["in"] != "header")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn harmless_operations_without_parameters_are_found_and_those_that_show_the_caller_come_first() {
+        let document = serde_json::json!({"paths": {
+            "/api/cells": {"get": {"parameters": [{"name": "x-user-id", "in": "header", "required": true}]}},
+            "/api/search": {"get": {"parameters": [{"name": "q", "in": "query", "required": true}]}},
+            "/api/cells/{id}": {"get": {}},
+            "/api/kernels": {"post": {}},
+            "/api/Shutdown": {"get": {}},
+            "/api/me": {"get": {}},
+        }});
+        assert_eq!(described_paths(&document.to_string()), ["/api/me", "/api/cells"]);
+        let based = serde_json::json!({"servers": [{"url": "/v1/"}], "paths": {"/a": {"get": {}}}});
+        assert_eq!(described_paths(&based.to_string()), ["/v1/a"]);
+        assert!(described_paths("<html>").is_empty() && described_paths("[]").is_empty());
+    }
+}
