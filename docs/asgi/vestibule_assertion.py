@@ -1,12 +1,12 @@
-"""Believes X-Vestibule-Assertion and nobody else: for an ASGI backend (FastAPI, Starlette, Quart, Django).
+"""Verifies X-Vestibule-Assertion in an ASGI backend (FastAPI, Starlette, Quart, Django).
 
     app.add_middleware(AssertionMiddleware, keys=open("assertion-keys.json").read(), audience="notebook")
 
 Every request and every WebSocket must carry an assertion that Vestibule signed for this backend, this method and this
-path, not older than a minute; anything else ends with 403, before the application sees it. The user is then in
+path, and that is not older than a minute. Any other gets 403, and the application does not see it. The user is in
 `scope["state"]["vestibule_user"]` (in FastAPI `request.state.vestibule_user`).
 
-`keys` is what `vestibule token assertion-key` prints. Needs PyJWT with cryptography.
+`keys` is the output of `vestibule token assertion-key`. It needs PyJWT with cryptography.
 """
 
 import json
@@ -28,7 +28,7 @@ class AssertionMiddleware:
             return await self.app(scope, receive, send)
         try:
             user = self.user(scope)
-        except Exception:  # whatever is wrong with it, it is not believed
+        except Exception:  # any defect of the assertion is a refusal
             return await refuse(scope, receive, send)
         scope.setdefault("state", {})["vestibule_user"] = user
         return await self.app(scope, receive, send)
@@ -45,7 +45,7 @@ class AssertionMiddleware:
             leeway=5,
             options={"require": ["exp", "iat", "sub", "aud", "iss", "jti"]},
         )
-        # As it was sent: `path` alone is decoded.
+        # The path as it was sent: `scope["path"]` is decoded.
         path = scope["raw_path"].split(b"?")[0].decode("ascii")
         if claims["method"] != scope.get("method", "GET") or claims["path"] != path:
             raise ValueError("an assertion for another request")
@@ -58,7 +58,7 @@ async def refuse(scope, receive, send):
         # Closed before it was accepted: the server answers 403.
         await send({"type": "websocket.close", "code": 1008})
         return
-    body = b'{"detail":"Not by way of Vestibule."}'
+    body = b'{"detail":"Access denied."}'
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 403, "headers": headers})
     await send({"type": "http.response.body", "body": body})
