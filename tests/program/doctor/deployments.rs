@@ -90,7 +90,7 @@ async fn nothing_is_red_in_a_sound_deployment_of_jupyter_fastapi_or_files() {
             ),
             // Compose: the container answers to the names of its published port alone.
             "hosts: [nb.example.com]\ntrusted_proxies: [private_ranges]\nroutes: []\n".to_owned(),
-            "isolation: credential  GET /api/status sent to",
+            "GET /api/status sent to",
         ),
         (
             credential(&fastapi.url),
