@@ -1,6 +1,6 @@
-//! The admin listener: what operators look at. It answers GET only and changes nothing.
+//! The admin listener: health, metrics and the status page. It serves GET only and changes nothing.
 //!
-//! Owns its endpoints, under which Host it answers them, and the page of `/status`. What is counted is `telemetry`'s.
+//! This module owns the endpoints, the check of `Host`, and the page of `/status`. `telemetry` owns the metrics.
 
 mod status;
 
@@ -14,9 +14,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::policy::AdminSpec;
 use crate::runtime::Shared;
-use crate::small_server::{Answer, Listener, said};
+use crate::small_server::{FullResponse, Listener, text_response};
 
-/// Why the admin listener could not be had.
+/// The reason why the admin listener could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("admin.listen: {address}: {source}; write another address, or admin: null to do without")]
 pub struct AdminError {
@@ -24,24 +24,26 @@ pub struct AdminError {
     source: io::Error,
 }
 
-/// Bound, not answering yet.
+/// An admin listener that is bound and does not accept yet.
 #[derive(Debug)]
 pub struct Admin {
     listener: Listener,
 }
 
 impl Admin {
-    /// Binds it. `None` where nobody asked for it and its usual place is taken.
+    /// Binds the address of the policy. `None` if `admin` is not configured and the default address is in use.
     ///
     /// # Errors
-    /// When an address that was written cannot be had.
+    /// When a configured address cannot be bound.
     pub fn bind(spec: &AdminSpec) -> Result<Option<Self>, AdminError> {
         match Listener::tcp(spec.address) {
             Ok(listener) => Ok(Some(Self { listener })),
             Err(source) if spec.is_default => {
                 let address = spec.address;
                 tracing::warn!(
-                    "no admin listener: {address}: {source}; write admin: {{ listen: … }} for another place"
+                    %address,
+                    error = %source,
+                    "admin listener not started; set admin.listen to another address"
                 );
                 Ok(None)
             }
@@ -49,37 +51,40 @@ impl Admin {
         }
     }
 
-    /// Where it listens.
+    /// The bound address.
     #[must_use]
     pub fn address(&self) -> Option<std::net::SocketAddr> {
         self.listener.address()
     }
 
-    /// Answers until the handle is dropped.
+    /// Serves requests until the handle is dropped.
     pub fn serve(self, shared: &Arc<Shared>) -> AbortOnDropHandle<()> {
         let shared = Arc::clone(shared);
         self.listener.serve(move |request| std::future::ready(answer(&shared, &request)))
     }
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
+fn answer(shared: &Shared, request: &Request<Incoming>) -> FullResponse {
     let runtime = shared.current();
     let mut hosts = request.headers().get_all(HOST).iter().filter_map(|host| host.to_str().ok());
     let is_ours = |host: &str| runtime.policy.admin.as_ref().is_some_and(|admin| admin.answers(host));
     if !(hosts.next().is_some_and(is_ours) && hosts.next().is_none()) {
-        return said(StatusCode::MISDIRECTED_REQUEST, "Host not served here; list it in admin.hosts\n");
+        return text_response(StatusCode::MISDIRECTED_REQUEST, "Host not served here; list it in admin.hosts\n");
     }
     if request.method() != Method::GET {
-        let mut answer = said(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
+        let mut answer = text_response(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return answer;
     }
     match request.uri().path() {
-        "/healthz" => said(StatusCode::OK, "ok\n"),
-        "/readyz" if shared.is_ready() => said(StatusCode::OK, "ready\n"),
-        "/readyz" => said(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        "/healthz" => text_response(StatusCode::OK, "ok\n"),
+        "/readyz" if shared.is_ready() => text_response(StatusCode::OK, "ready\n"),
+        "/readyz" => text_response(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => {
-            let mut answer = said(StatusCode::OK, shared.metrics.text(shared.room.len(), shared.drain.is_draining()));
+            let mut answer = text_response(
+                StatusCode::OK,
+                shared.metrics.text(shared.pending_sockets.len(), shared.drain.is_draining()),
+            );
             let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             answer.headers_mut().insert(CONTENT_TYPE, format);
             answer
@@ -88,12 +93,12 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Answer {
         "/assertion-keys.json" => {
             let keys = runtime.signer.as_ref().map(|signer| signer.public_keys().to_string());
             let mut answer = match keys {
-                Some(keys) => said(StatusCode::OK, keys),
-                None => return said(StatusCode::NOT_FOUND, "identity.assertion is not set\n"),
+                Some(keys) => text_response(StatusCode::OK, keys),
+                None => return text_response(StatusCode::NOT_FOUND, "identity.assertion is not set\n"),
             };
             answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
             answer
         }
-        _ => said(StatusCode::NOT_FOUND, "/status, /healthz, /readyz, /metrics or /assertion-keys.json\n"),
+        _ => text_response(StatusCode::NOT_FOUND, "/status, /healthz, /readyz, /metrics or /assertion-keys.json\n"),
     }
 }

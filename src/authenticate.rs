@@ -68,7 +68,7 @@ pub struct Authenticator<'a> {
     /// The policy and verifier that the request began with.
     pub runtime: &'a Runtime,
     /// What the connection holds as long as nobody was verified on it.
-    pub share: &'a MemoryReservation,
+    pub reservation: &'a MemoryReservation,
     /// The token that the connection presented last, where it presents many.
     pub last: Option<&'a LastToken>,
 }
@@ -157,8 +157,8 @@ impl Authenticator<'_> {
         let policy = &self.runtime.policy;
         let authenticated = request.authenticated(verified, policy)?;
         let identity = authenticated.verified().identity();
-        self.share.mark_verified();
-        self.shared.see(policy, identity);
+        self.reservation.mark_verified();
+        self.shared.record_presence(policy, identity);
         line.user = Some(identity.user_id().to_owned());
         Ok(authenticated)
     }
@@ -206,7 +206,7 @@ pub async fn verify(
 ) -> Result<Verified, Unverified> {
     let limit = runtime.policy.limits.failed_tokens_per_minute;
     let counted = client.zip(limit);
-    let over = counted.and_then(|(address, _)| shared.addresses.is_over(address));
+    let over = counted.and_then(|(address, _)| shared.addresses.failure_limit_wait(address));
     let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
     let rejection = match runtime.verifier.verify(token, carrier, last, lookup).await {
         Ok(verified) => return Ok(verified),
@@ -214,7 +214,7 @@ pub async fn verify(
     };
     if rejection.counts()
         && let Some((address, per_minute)) = counted
-        && let Some(retry_after) = shared.addresses.failed(address, per_minute)
+        && let Some(retry_after) = shared.addresses.record_failure(address, per_minute)
     {
         shared.metrics.limited("failed_tokens_per_minute");
         return Err(Unverified::TooMany { rejection, retry_after });

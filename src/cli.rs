@@ -21,7 +21,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use self::output::{print, print_error, print_line};
 use crate::config::{self, Environment, Finding, Flags, Loaded, Report};
 use crate::policy;
-use crate::reload::Edition;
+use crate::reload::LoadedPolicy;
 
 /// A failure of usage or configuration.
 const USAGE: u8 = 2;
@@ -353,14 +353,17 @@ fn completions(arguments: &CompletionsArguments) -> ExitCode {
 }
 
 /// Loads and validates; everything wrong comes at once.
-fn policy(arguments: &ConfigArguments, adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>) -> Result<Edition, Report> {
+fn policy(
+    arguments: &ConfigArguments,
+    adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,
+) -> Result<LoadedPolicy, Report> {
     let mut loaded = config::load(&arguments.flags(), &Environment::process())?;
     let mut findings = adjust(&mut loaded);
     let name = format!("{} ({})", loaded.source, loaded.digest);
     let (digest, file) = (loaded.digest.clone(), loaded.file.clone());
     let validated = policy::validate(&loaded.config).map_err(|found| findings.extend(found));
     let policy = loaded.conclude(validated, findings)?;
-    Ok(Edition { policy, name, digest, file })
+    Ok(LoadedPolicy { policy, name, digest, file })
 }
 
 fn fail(message: &dyn std::fmt::Display, code: u8) -> ExitCode {

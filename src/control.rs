@@ -1,7 +1,7 @@
-//! The control listener: revocations and the drain, asked for from outside.
+//! The control listener: revokes users, sessions and tokens, and starts the drain.
 //!
-//! Owns who may ask (the mode of a Unix socket, or a token on loopback), the two endpoints and their answers. What
-//! a revocation does is `auth`'s and everything that listens to the bell.
+//! This module owns the authorization of callers (the mode of a Unix socket, or a token on loopback), the two endpoints
+//! and their responses. `auth` records revocations, and the notifier's subscribers end what is revoked.
 
 use std::io;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::auth::{self, RevocationTarget, unix_seconds};
 use crate::json;
 use crate::policy::{ControlAddress, ControlSpec, Policy};
 use crate::runtime::Shared;
-use crate::small_server::{Answer, Listener, said};
+use crate::small_server::{FullResponse, Listener, text_response};
 
-/// No issuer and no id is longer.
-const BODY_BYTES: usize = 16 << 10;
+/// Upper bound on a request body: an issuer and an id.
+const MAX_BODY_BYTES: usize = 16 << 10;
 
-/// Why the control listener could not be had.
+/// The reason why the control listener could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("control.listen: {address}: {source}")]
 pub struct ControlError {
@@ -31,17 +31,17 @@ pub struct ControlError {
     source: io::Error,
 }
 
-/// Bound, not answering yet.
+/// A control listener that is bound and does not accept yet.
 #[derive(Debug)]
 pub struct Control {
     listener: Listener,
 }
 
 impl Control {
-    /// Binds it.
+    /// Binds the address of the policy.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// When the address cannot be bound.
     pub fn bind(spec: &ControlSpec) -> Result<Self, ControlError> {
         let (address, bound) = match &spec.address {
             ControlAddress::Unix(path) => (format!("unix:{}", path.display()), Listener::unix(path, 0o600)),
@@ -51,51 +51,52 @@ impl Control {
         Ok(Self { listener })
     }
 
-    /// Answers until the handle is dropped.
+    /// Serves requests until the handle is dropped.
     pub fn serve(self, shared: &Arc<Shared>) -> AbortOnDropHandle<()> {
-        let desk = Desk { shared: Arc::clone(shared) };
+        let handler = ControlHandler { shared: Arc::clone(shared) };
         self.listener.serve(move |request| {
-            let desk = desk.clone();
-            async move { desk.answer(request).await }
+            let handler = handler.clone();
+            async move { handler.handle(request).await }
         })
     }
 }
 
 #[derive(Clone)]
-struct Desk {
+struct ControlHandler {
     shared: Arc<Shared>,
 }
 
-impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        if !self.may_ask(&request) {
-            let mut answer = said(StatusCode::UNAUTHORIZED, "the token of control.token_file is missing or another\n");
+impl ControlHandler {
+    async fn handle(&self, request: Request<Incoming>) -> FullResponse {
+        if !self.is_authorized(&request) {
+            let mut answer =
+                text_response(StatusCode::UNAUTHORIZED, "the token is missing or is not that of control.token_file\n");
             let challenge = HeaderValue::from_static("Bearer realm=\"vestibule control\"");
             answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
             return answer;
         }
         let (path, method) = (request.uri().path().to_owned(), request.method().clone());
         match (path.as_str(), method) {
-            ("/revoke", Method::POST) => match Limited::new(request.into_body(), BODY_BYTES).collect().await {
+            ("/revoke", Method::POST) => match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
                 Ok(body) => self.revoke(body.to_bytes()).await,
-                Err(_) => said(StatusCode::BAD_REQUEST, "the body is too long or broke off\n"),
+                Err(_) => text_response(StatusCode::BAD_REQUEST, "the body is too long or incomplete\n"),
             },
             ("/drain", Method::POST) => {
-                tracing::info!("a drain was asked for on the control listener");
+                tracing::info!("drain requested on the control listener");
                 self.shared.drain.request();
-                said(StatusCode::ACCEPTED, "draining\n")
+                text_response(StatusCode::ACCEPTED, "draining\n")
             }
             ("/revoke" | "/drain", _) => {
-                let mut answer = said(StatusCode::METHOD_NOT_ALLOWED, "POST only\n");
+                let mut answer = text_response(StatusCode::METHOD_NOT_ALLOWED, "POST only\n");
                 answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
                 answer
             }
-            _ => said(StatusCode::NOT_FOUND, "POST /revoke or POST /drain\n"),
+            _ => text_response(StatusCode::NOT_FOUND, "POST /revoke or POST /drain\n"),
         }
     }
 
-    fn may_ask(&self, request: &Request<Incoming>) -> bool {
-        // By the policy now in force: the token may have been changed.
+    fn is_authorized(&self, request: &Request<Incoming>) -> bool {
+        // The current policy decides, because a reload may have changed the token.
         let runtime = self.shared.current();
         let Some(control) = &runtime.policy.control else { return false };
         let Some(token) = &control.token else { return true };
@@ -106,27 +107,30 @@ impl Desk {
         scheme.eq_ignore_ascii_case(b"Bearer ") && verify_slices_are_equal(rest, token.expose()).is_ok()
     }
 
-    async fn revoke(&self, body: Bytes) -> Answer {
+    async fn revoke(&self, body: Bytes) -> FullResponse {
         let policy = &self.shared.current().policy;
-        let (issuer, target) = match read(&body, policy) {
+        let (issuer, target) = match parse_revocation(&body, policy) {
             Ok(read) => read,
-            Err(problem) => return said(StatusCode::BAD_REQUEST, format!("{problem}; nothing was revoked\n")),
+            Err(problem) => return text_response(StatusCode::BAD_REQUEST, format!("{problem}; nothing was revoked\n")),
         };
         let Some(keep) = policy.control.as_ref().map(|control| control.revocation_keep) else {
-            return said(StatusCode::NOT_FOUND, "control is switched off\n");
+            return text_response(StatusCode::NOT_FOUND, "control is switched off\n");
         };
         let limit = policy.limits.revocations;
         let revocation = match self.shared.revocations.revoke(&issuer, &target, unix_seconds(), keep, limit) {
             Ok(revocation) => revocation,
             Err(full) => {
                 tracing::error!(error = %full, "revocation refused");
-                return said(StatusCode::INSUFFICIENT_STORAGE, "limits.revocations is reached; nothing was revoked\n");
+                return text_response(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "limits.revocations is reached; nothing was revoked\n",
+                );
             }
         };
         tracing::info!(issuer = %issuer, subject = ?target, "revoked");
         if let Err(problem) = self.shared.enforce_and_save(vec![revocation]).await {
-            tracing::error!("control.revocation_file: {problem}");
-            return said(
+            tracing::error!(error = %problem, "writing control.revocation_file failed, revocations are in force until the process ends");
+            return text_response(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "in force until this process ends; control.revocation_file could not be written\n",
             );
@@ -137,8 +141,8 @@ impl Desk {
     }
 }
 
-/// `issuer`, and one of `sub`, `sid` and `jti`; nothing else.
-fn read(body: &[u8], policy: &Policy) -> Result<(String, RevocationTarget), String> {
+/// Parses the body of `POST /revoke`: `issuer` and one of `sub`, `sid` and `jti`, without other members.
+fn parse_revocation(body: &[u8], policy: &Policy) -> Result<(String, RevocationTarget), String> {
     const FORM: &str = r#"write {"issuer": "…", "sub": "…"}, or sid or jti instead of sub"#;
     let object = json::object(body).map_err(|_| format!("not a JSON object with each member once; {FORM}"))?;
     let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);

@@ -1,16 +1,17 @@
-//! A request's way from the listener to the upstream, as types: each step takes what the step
-//! before made, so a skipped check does not compile.
+//! The steps of a request from the listener to the upstream, as types: each step consumes the value that the step before
+//! made, so that a skipped check does not compile.
 //!
 //! ```text
-//! Request ─admit─► Admitted ─rule─► Protected ─(authenticate)─► AuthenticatedRequest
-//!                                 │                               │ allow
-//!                                 └► Public ─seal_public─┐    Allowed ─seal─► Sealed ─► Upstream
+//! Request ─admit─► Admitted ─rule─► ProtectedRequest ─authenticated─► AuthenticatedRequest ─allow─► Allowed
+//!                                 │                                                                   │ prepare
+//!                                 └───► PublicRequest ───────────── prepare_public ──────────► UpstreamRequest ─► Upstreams
 //! ```
 //!
-//! Owns admission, rules applied to requests, refusals as values, header rules, bodies and the
-//! upstream client. What a token means is `auth`'s.
+//! This module owns admission, matching of rules, refusals and how they are rendered as JSON, header rules, bodies, and
+//! the upstream client. `proxy` decides which refusal is sent, and `browser` turns the refusal of a page navigation into
+//! a page. What a token means is decided by `auth`.
 //!
-//! Nobody is allowed anything without a verified user:
+//! A request without a verified user cannot be allowed:
 //!
 //! ```compile_fail
 //! fn forget_to_verify(request: vestibule::http::ProtectedRequest) {
@@ -18,7 +19,7 @@
 //! }
 //! ```
 //!
-//! (with one it is decided:
+//! (a request with a verified user can be decided:
 //!
 //! ```
 //! fn decides(request: vestibule::http::AuthenticatedRequest) {
@@ -27,35 +28,35 @@
 //! ```
 //! )
 //!
-//! A request that was not allowed cannot be sealed:
+//! A request that was not allowed cannot be prepared for the upstream:
 //!
 //! ```compile_fail
 //! fn forget_to_allow(request: vestibule::http::AuthenticatedRequest, policy: &vestibule::policy::Policy) {
-//!     let sealed = vestibule::http::seal(request, policy, None);
+//!     let prepared = vestibule::http::prepare(request, policy, None);
 //! }
 //! ```
 //!
-//! (what was allowed can:
+//! (an allowed request can:
 //!
 //! ```
-//! fn seals(allowed: vestibule::http::Allowed, policy: &vestibule::policy::Policy) {
-//!     let sealed = vestibule::http::seal(allowed, policy, None);
+//! fn prepares(allowed: vestibule::http::Allowed, policy: &vestibule::policy::Policy) {
+//!     let prepared = vestibule::http::prepare(allowed, policy, None);
 //! }
 //! ```
 //! )
 //!
-//! and what is not sealed cannot be sent:
+//! and a request that was not prepared cannot be sent:
 //!
 //! ```compile_fail
-//! async fn forget_to_seal(upstream: &vestibule::http::Upstreams, request: hyper::Request<hyper::body::Incoming>) {
+//! async fn forget_to_prepare(upstream: &vestibule::http::Upstreams, request: hyper::Request<hyper::body::Incoming>) {
 //!     upstream.send(request).await.ok();
 //! }
 //! ```
-//! (what is sealed can:
+//! (a prepared request can:
 //!
 //! ```
-//! async fn sends(upstream: &vestibule::http::Upstreams, sealed: vestibule::http::Sealed) {
-//!     upstream.send(sealed).await.ok();
+//! async fn sends(upstream: &vestibule::http::Upstreams, prepared: vestibule::http::UpstreamRequest) {
+//!     upstream.send(prepared).await.ok();
 //! }
 //! ```
 //! )
@@ -83,7 +84,10 @@ pub use body::{AbortSignal, BodyEnd, BodyOutcome, ClientBody, ResponseBody, Resp
 pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unlisted_origin};
 pub use forwarding::{AddressSharing, ClientAddress, Connection};
 pub(crate) use headers::strip_hop_by_hop;
-pub use headers::{Sealed, TrustedHeaders, Unsendable, seal, seal_preflight, seal_public, strip_own_set_cookie};
+pub use headers::{
+    IdentityHeaderError, TrustedHeaders, UpstreamRequest, prepare, prepare_preflight, prepare_public,
+    strip_own_set_cookie,
+};
 pub use lingering::{LingerLimit, LingerPermit};
 pub use refusal::{Challenge, Refusal, refusal_bytes, render_refusal};
 pub use request::{

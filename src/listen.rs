@@ -292,7 +292,7 @@ async fn serve_connection(
         permit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
     }
     if reservation.is_evicted() {
-        shared.gave_way();
+        shared.record_memory_eviction();
     }
     drop(drain_token);
 }
@@ -321,7 +321,7 @@ async fn serve_http(
     let connection = Connection { peer, tls: is_tls };
     let drain = shared.drain.clone();
     let count = Arc::new(count);
-    let caller = Arc::new(Caller { connection, phase, count, share: reservation, last_token: LastToken::default() });
+    let caller = Arc::new(Caller { connection, phase, count, reservation, last_token: LastToken::default() });
     let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper may exceed its own limit; `admit` counts exactly.

@@ -1,6 +1,6 @@
-//! The path of every request, from top to bottom: admit, rule, authenticate, allow, seal, forward.
+//! The path of every request: admit, rule, authenticate, allow, prepare, forward.
 //!
-//! Owns the order of the steps. What each step decides is its own module's.
+//! This module owns the order of the steps and which response is sent. Each step is implemented in its own module.
 
 mod access_entry;
 mod events;
@@ -22,11 +22,11 @@ use crate::browser::answer_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
     Admitted, Answer, BodyOutcome, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase, ResponseBody,
-    Ruled, Sealed, UnreadBody, add_cors_headers, admit, answer_preflight, render_refusal, replace_cors_headers, rule,
-    seal, seal_preflight, seal_public, strip_own_set_cookie, unlisted_origin,
+    Ruled, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare, prepare_preflight,
+    prepare_public, render_refusal, replace_cors_headers, rule, strip_own_set_cookie, unlisted_origin,
 };
 use crate::runtime::{ConnectionCount, Limit, Runtime, Shared};
-use crate::telemetry::{AccessLine, AnsweredBy, Outcome};
+use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_request};
 use crate::websocket::{self, Served};
 
 pub use head::DOCTOR_USER_AGENT;
@@ -35,36 +35,36 @@ use access_entry::AccessEntry;
 use head::RequestHead;
 use warnings::{warn_of_balancer, warn_of_refused_health_check, warn_of_upstream_401};
 
-/// One connection of a client's.
+/// One connection of a client.
 pub struct Caller {
-    /// Whose it is.
+    /// The addresses and transport of the connection.
     pub connection: Connection,
-    /// Whether a request is under way on it.
+    /// Whether a request is in progress on the connection.
     pub phase: Arc<RequestPhase>,
-    /// Its place among `limits.connections`; a socket takes a share in it along.
+    /// Counts the connection toward `limits.connections`. A WebSocket shares it, so that it counts as long.
     pub count: Arc<ConnectionCount>,
-    /// What it holds as long as nobody was verified on it.
-    pub share: Arc<MemoryReservation>,
-    /// The token it presented last.
+    /// The memory of the connection, which counts until a user was verified on it.
+    pub reservation: Arc<MemoryReservation>,
+    /// The token that was verified last on the connection.
     pub last_token: LastToken,
 }
 
-/// Answers one request.
+/// Handles one request.
 ///
 /// # Errors
-/// Never: whatever goes wrong is an answer.
+/// Never; every failure is a response.
 pub fn handle(
     shared: Arc<Shared>,
     caller: Arc<Caller>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
-    // At once: hyper reads on before it asks for the answer, and the head is complete.
+    // Not in the future: hyper continues to read before it polls that, and the head is complete now.
     caller.phase.begin_request();
-    caller.share.set_serving(true);
-    answered(shared, caller, request)
+    caller.reservation.set_serving(true);
+    in_request(respond(shared, caller, request))
 }
 
-async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let runtime = shared.current();
     let head = RequestHead::of(&request, &runtime.policy);
     let limits = &runtime.policy.limits;
@@ -72,11 +72,11 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
     let request =
         request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
     let mut entry = AccessEntry::new(head.access_line(&runtime.policy), head.started, Arc::clone(&shared));
-    let has_room = caller.share.resize(caller.share.bytes().max(HTTP_CONNECTION_BYTES));
+    let has_room = caller.reservation.resize(caller.reservation.bytes().max(HTTP_CONNECTION_BYTES));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) if !has_room => {
             entry.set_client(admitted.client(), &head);
-            shared.gave_way();
+            shared.record_memory_eviction();
             Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
         }
         Ok(admitted) => {
@@ -105,7 +105,7 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
             strip_own_set_cookie(answer.headers_mut());
             replace_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             if entry.line.carrier == Some(Carrier::Cookie.name()) {
-                // A cache between us and the client would not see that this was one user's answer.
+                // A cache between us and the client cannot see that the response is for one user.
                 answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
             }
             answer
@@ -121,7 +121,7 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
         }
         Served::Refused(refusal) => {
             entry.line.answered_by = AnsweredBy::Vestibule;
-            refusal.note(&mut entry.line);
+            refusal.record(&mut entry.line);
             warn_of_refused_health_check(&refusal, &head);
             let mut answer =
                 render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::own);
@@ -141,15 +141,15 @@ async fn answered(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inc
         response.body_mut().set_request_body(unread);
     }
     entry.line.status = response.status().as_u16();
-    response.body_mut().on_end(Box::new(move |bytes, fate| {
-        // The whole entry moves in here and is written when this is done.
+    response.body_mut().on_end(Box::new(move |bytes, outcome| {
+        // The entry is moved in here, and written when it is dropped.
         let mut entry = entry;
         if !has_body {
             caller.phase.end_request();
         }
-        caller.share.set_serving(false);
+        caller.reservation.set_serving(false);
         entry.line.bytes_out = bytes;
-        match (fate, entry.line.outcome) {
+        match (outcome, entry.line.outcome) {
             (BodyOutcome::Stopped(reason), _) => entry.line.outcome = Outcome::Cut(reason),
             (BodyOutcome::Aborted, Outcome::Accepted) => entry.line.outcome = Outcome::BrokenOff,
             (BodyOutcome::Aborted | BodyOutcome::Complete, _) => {}
@@ -173,7 +173,7 @@ impl RequestHandler<'_> {
             Err(refusal) => return Served::Refused(refusal),
         };
         match ruled {
-            // Apart, as below: these are rare and need more room than a request.
+            // Boxed, as below: these are rare, and their futures are larger than that of a request.
             Ruled::Own(own) => Box::pin(own::serve(self.shared, self.runtime, own, &mut entry.line)).await,
             Ruled::Preflight(preflight) => {
                 entry.line.route = Arc::clone(&preflight.route().label);
@@ -184,28 +184,28 @@ impl RequestHandler<'_> {
                     }
                     return Served::Preflight(answer_preflight(&preflight.head().headers, policy));
                 }
-                self.forward(seal_preflight(preflight, policy), entry).await
+                self.forward(prepare_preflight(preflight, policy), entry).await
             }
             Ruled::Public(public) if public.is_websocket() => {
                 entry.line.route = Arc::clone(&public.route().label);
                 let context = self.context(&entry.line);
-                // Apart: an upgrade needs more room than a request, and every request would keep it.
-                self.upgraded(Box::pin(websocket::serve_public(context, public, &mut entry.line)).await)
+                // Boxed: the future of an upgrade is larger, and every request would have that size.
+                self.count_refused_upgrade(Box::pin(websocket::serve_public(context, public, &mut entry.line)).await)
             }
             Ruled::Public(public) => {
                 entry.line.route = Arc::clone(&public.route().label);
                 entry.line.outcome = Outcome::Public;
-                let share = &self.caller.share;
-                if !share.resize(share.bytes().max(PUBLIC_REQUEST_BYTES)) {
-                    self.shared.gave_way();
+                let reservation = &self.caller.reservation;
+                if !reservation.resize(reservation.bytes().max(PUBLIC_REQUEST_BYTES)) {
+                    self.shared.record_memory_eviction();
                     return Served::Refused(Refusal::busy(Limit::Unauthenticated.key()));
                 }
-                self.forward(seal_public(public, policy), entry).await
+                self.forward(prepare_public(public, policy), entry).await
             }
             Ruled::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
-                self.upgraded(Box::pin(websocket::serve(context, request, &mut entry.line)).await)
+                self.count_refused_upgrade(Box::pin(websocket::serve(context, request, &mut entry.line)).await)
             }
             Ruled::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
@@ -215,12 +215,12 @@ impl RequestHandler<'_> {
     }
 
     fn context(&self, line: &AccessLine) -> websocket::SocketContext {
-        let Caller { count, share, .. } = self.caller;
-        websocket::SocketContext::new(self.shared, self.runtime, count, share, line)
+        let Caller { count, reservation, .. } = self.caller;
+        websocket::SocketContext::new(self.shared, self.runtime, count, reservation, line)
     }
 
-    /// A socket that was refused as HTTP counts among those that never came to be.
-    fn upgraded(&self, served: Served) -> Served {
+    /// Counts an upgrade that was refused with an HTTP response.
+    fn count_refused_upgrade(&self, served: Served) -> Served {
         if let Served::Refused(refusal) = &served {
             self.shared.metrics.sockets.refused(refusal.outcome);
         }
@@ -229,14 +229,15 @@ impl RequestHandler<'_> {
 
     async fn protected(&self, request: ProtectedRequest, entry: &mut AccessEntry) -> Served {
         let policy = &self.runtime.policy;
-        let Caller { share, last_token, .. } = self.caller;
-        let authenticator = Authenticator { shared: self.shared, runtime: self.runtime, share, last: Some(last_token) };
+        let Caller { reservation, last_token, .. } = self.caller;
+        let authenticator =
+            Authenticator { shared: self.shared, runtime: self.runtime, reservation, last: Some(last_token) };
         let presented = Presented::extract(request, policy);
         let authenticated = match authenticator.authenticate(presented, &mut entry.line).await {
             Authentication::User(authenticated) => authenticated,
             Authentication::Public(public) => {
                 entry.line.outcome = Outcome::Public;
-                return self.forward(seal_public(public, policy), entry).await;
+                return self.forward(prepare_public(public, policy), entry).await;
             }
             Authentication::Missing(..) => return Served::Refused(Refusal::missing_token()),
             Authentication::Refused(failure) => return Served::Refused(failure.refusal(policy.verbose_errors)),
@@ -247,31 +248,31 @@ impl RequestHandler<'_> {
             Ok(allowed) => allowed,
             Err(refusal) => return Served::Refused(refusal),
         };
-        match seal(allowed, policy, self.runtime.signer.as_ref()) {
-            Ok((sealed, identity, ..)) => {
+        match prepare(allowed, policy, self.runtime.signer.as_ref()) {
+            Ok((upstream_request, identity, ..)) => {
                 entry.line.outcome = Outcome::Accepted;
-                let mut served = self.forward(sealed, entry).await;
+                let mut served = self.forward(upstream_request, entry).await;
                 if let Served::Answered(answer) = &mut served
                     && let Some(grace) = events_grace
-                    && let Some(end) = events::end(self.shared, policy, &identity, grace)
+                    && let Some(end) = events::abort_signal(self.shared, policy, &identity, grace)
                 {
                     answer.body_mut().abort_when(end);
                 }
                 served
             }
-            Err(unsendable) => Served::Refused(Refusal::unsendable(&unsendable.to_string())),
+            Err(error) => Served::Refused(Refusal::unusable_identity(&error.to_string())),
         }
     }
 
-    async fn forward(&self, sealed: Sealed, entry: &mut AccessEntry) -> Served {
-        let verified = sealed.is_verified();
-        entry.received = Some(sealed.body_end());
+    async fn forward(&self, upstream_request: UpstreamRequest, entry: &mut AccessEntry) -> Served {
+        let verified = upstream_request.is_verified();
+        entry.received = Some(upstream_request.body_end());
         let requests = &self.shared.metrics.requests;
-        for header in sealed.stripped() {
+        for header in upstream_request.stripped() {
             requests.stripped(header);
         }
         let sent = Instant::now();
-        match self.runtime.upstreams.send(sealed).await {
+        match self.runtime.upstreams.send(upstream_request).await {
             Ok(answer) => {
                 requests.answered(&entry.line.route, sent.elapsed());
                 if verified && answer.status() == StatusCode::UNAUTHORIZED {

@@ -1,8 +1,7 @@
-//! Reload: another policy in force without a connection lost, when its files change or SIGHUP asks for it.
+//! Reload: replaces the policy without closing a connection, when its files change or on SIGHUP.
 //!
-//! Owns when it is tried, and all or nothing: a configuration that is wrong, or that would need a restart, changes
-//! nothing. What it is loaded from is `cli`'s, what a change does to open sockets is `websocket::authorizer`'s, and
-//! certificates of listeners follow their files by themselves (`listen::tls`).
+//! This module decides when to reload. A configuration that is invalid, or that needs a restart, changes nothing. `cli`
+//! loads the configuration, `websocket` authorizes open sockets again, and `listen::tls` reloads certificates by itself.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -16,152 +15,162 @@ use crate::policy::Policy;
 use crate::runtime::Shared;
 use crate::telemetry;
 
-/// The files are looked at this often. By their metadata, which costs microseconds and works on every file system;
-/// events of the kernel do not come from network mounts, nor for the targets of links that `ConfigMap`s swap.
-const LOOK: Duration = Duration::from_secs(1);
-/// What was refused is tried again, for a file that it names and that was not there yet.
-const AGAIN: Duration = Duration::from_secs(30);
+/// The interval at which the files' metadata is read. Polling costs microseconds and works on every file system; kernel
+/// events do not come from network mounts, nor for the targets of links that `ConfigMap`s swap.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval at which a rejected configuration is loaded again, for a file that it names and that did not exist yet.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A policy and what it was read from.
+/// A validated policy and its source.
 #[derive(Debug)]
-pub struct Edition {
-    /// The rules.
+pub struct LoadedPolicy {
+    /// The policy.
     pub policy: Policy,
-    /// Where they stand and which version it is: `vestibule.yaml (3f9a1c)`.
+    /// The source and digest: `vestibule.yaml (3f9a1c)`.
     pub name: String,
-    /// The version alone.
+    /// The digest of the configuration.
     pub digest: String,
-    /// The configuration's own file.
+    /// The configuration file, if it is a file.
     pub file: Option<PathBuf>,
 }
 
-/// The files of an edition, and how they were when it was read.
+/// The files of a policy, with their metadata from before they were read.
 #[derive(Debug)]
 pub struct Watched {
     name: String,
     digest: String,
     files: Vec<PathBuf>,
-    known: Vec<Stamp>,
+    known: Vec<Fingerprint>,
 }
 
 impl Watched {
-    /// To be called before the edition is put in force: what changes from here on is a change.
+    /// Reads the metadata of the policy's files. Must be called before the policy is used, so that no later change is
+    /// missed.
     #[must_use]
-    pub fn of(edition: &Edition) -> Self {
-        let files: Vec<_> = edition.file.iter().chain(&edition.policy.files).cloned().collect();
-        Self { name: edition.name.clone(), digest: edition.digest.clone(), known: stamps(&files), files }
+    pub fn of(loaded_policy: &LoadedPolicy) -> Self {
+        let files: Vec<_> = loaded_policy.file.iter().chain(&loaded_policy.policy.files).cloned().collect();
+        Self {
+            name: loaded_policy.name.clone(),
+            digest: loaded_policy.digest.clone(),
+            known: fingerprints(&files),
+            files,
+        }
     }
 }
 
-/// Loads and validates; what is wrong is one line.
-pub type Load = Box<dyn Fn() -> Result<Edition, String> + Send + Sync>;
+/// Loads and validates the configuration; the error is one line.
+pub type Load = Box<dyn Fn() -> Result<LoadedPolicy, String> + Send + Sync>;
 
-/// Keeps the policy as its files are.
+/// Reloads the policy when its files change.
 pub struct Reload {
     shared: Arc<Shared>,
     load: Arc<Load>,
     watched: Watched,
-    /// As the files were a look ago: whoever writes a file may not be done.
-    last: Vec<Stamp>,
-    refused: Option<Refused>,
+    /// The metadata at the last poll: a file that differs from it may still be written.
+    last: Vec<Fingerprint>,
+    rejected: Option<Rejected>,
 }
 
-struct Refused {
+struct Rejected {
     reason: String,
     at: Instant,
 }
 
-/// Tells one state of a file from another; `None`: it is not there.
-type Stamp = Option<[i64; 5]>;
+/// Metadata that differs between two versions of a file; `None` if the file does not exist.
+type Fingerprint = Option<[i64; 5]>;
 
 impl Reload {
-    /// Over the policy in force, which was made from what is watched.
+    /// Creates it for the current policy, which was loaded from the watched files.
     #[must_use]
     pub fn new(shared: &Arc<Shared>, load: Load, watched: Watched) -> Self {
-        shared.metrics.serves(&watched.digest);
-        shared.call(&watched.name);
+        shared.metrics.set_config_digest(&watched.digest);
+        shared.set_policy_name(&watched.name);
         let last = watched.known.clone();
-        Self { shared: Arc::clone(shared), load: Arc::new(load), watched, last, refused: None }
+        Self { shared: Arc::clone(shared), load: Arc::new(load), watched, last, rejected: None }
     }
 
     /// Reloads until the process drains.
     pub async fn run(mut self, mut hangup: Signal) {
-        let leaving = self.shared.drain.closing_token();
+        let closing = self.shared.drain.closing_token();
         loop {
-            let asked = tokio::select! {
-                () = leaving.cancelled() => return,
+            let is_requested = tokio::select! {
+                () = closing.cancelled() => return,
                 _ = hangup.recv() => true,
-                () = sleep(LOOK) => false,
+                () = sleep(POLL_INTERVAL) => false,
             };
-            if asked || self.is_due().await {
-                self.reload(asked).await;
+            if is_requested || self.is_due().await {
+                self.reload(is_requested).await;
             }
         }
     }
 
-    /// Whether something has changed and stays as it is, or a refusal is old enough to be tried again.
+    /// Whether a file has changed and was not changed since the last poll, or a rejected configuration should be retried.
     async fn is_due(&mut self) -> bool {
         let files = self.watched.files.clone();
-        let Ok(found) = tokio::task::spawn_blocking(move || stamps(&files)).await else { return false };
-        let settled = found == self.last;
+        let Ok(found) = tokio::task::spawn_blocking(move || fingerprints(&files)).await else { return false };
+        let is_settled = found == self.last;
         self.last = found;
-        let again = self.refused.as_ref().is_some_and(|refused| refused.at.elapsed() >= AGAIN);
-        (settled && self.last != self.watched.known) || again
+        let should_retry = self.rejected.as_ref().is_some_and(|rejected| rejected.at.elapsed() >= RETRY_INTERVAL);
+        (is_settled && self.last != self.watched.known) || should_retry
     }
 
-    async fn reload(&mut self, asked: bool) {
+    async fn reload(&mut self, is_requested: bool) {
         let (load, files) = (Arc::clone(&self.load), self.watched.files.clone());
         let loading = tokio::task::spawn_blocking(move || {
-            // Before it is read: what is written meanwhile is another change.
-            let before = stamps(&files);
+            // Before the files are read, so that a write meanwhile counts as another change.
+            let before = fingerprints(&files);
             (load(), before)
         });
         let Ok((loaded, before)) = loading.await else { return };
         self.watched.known.clone_from(&before);
         self.last = before;
         let former = self.shared.current();
-        let loaded = loaded.and_then(|edition| match needs_restart(&former.policy, &edition.policy) {
-            Some(key) => Err(format!("{key}: needs a restart")),
-            None => Ok(edition),
+        let loaded = loaded.and_then(|loaded_policy| match needs_restart(&former.policy, &loaded_policy.policy) {
+            Some(key) => Err(format!("{key}: cannot be changed by a reload; restart required")),
+            None => Ok(loaded_policy),
         });
         match loaded {
-            Ok(edition) => self.take(edition, &former.policy),
-            Err(reason) => self.refuse(reason, asked),
+            Ok(loaded_policy) => self.apply(loaded_policy, &former.policy),
+            Err(reason) => self.reject(reason, is_requested),
         }
     }
 
-    fn take(&mut self, edition: Edition, former: &Policy) {
-        self.refused = None;
+    fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) {
+        self.rejected = None;
         let known = std::mem::take(&mut self.watched.known);
-        let watched = Watched::of(&edition);
-        // Of the same files the state before they were read counts.
+        let watched = Watched::of(&loaded_policy);
+        // If the files are the same, their metadata from before they were read counts.
         self.watched = if watched.files == self.watched.files { Watched { known, ..watched } } else { watched };
         self.last.clone_from(&self.watched.known);
-        let Edition { policy, name, .. } = edition;
+        let LoadedPolicy { policy, name, .. } = loaded_policy;
         for warning in policy.warnings.iter().filter(|warning| !former.warnings.contains(warning)) {
             tracing::warn!("{warning}");
         }
         let level = policy.log.level;
         self.shared.replace(policy);
-        self.shared.call(&name);
+        self.shared.set_policy_name(&name);
         self.shared.metrics.reloaded(true, &self.watched.digest);
-        // Said at whichever of the two levels lets it be heard.
+        // Logged at the more verbose of the two levels.
         telemetry::set_level(level.max(former.log.level).name());
-        tracing::info!(config = name, "reloaded: open sockets are judged by the new configuration");
+        tracing::info!(config = name, "configuration reloaded, authorizing open sockets again");
         telemetry::set_level(level.name());
     }
 
-    fn refuse(&mut self, reason: String, asked: bool) {
-        let is_new = self.refused.as_ref().is_none_or(|refused| refused.reason != reason);
-        if asked || is_new {
+    fn reject(&mut self, reason: String, is_requested: bool) {
+        let is_new = self.rejected.as_ref().is_none_or(|rejected| rejected.reason != reason);
+        if is_requested || is_new {
             self.shared.metrics.reloaded(false, &self.watched.digest);
-            tracing::error!("reload refused, still serving {}: {reason}", self.watched.digest);
+            tracing::error!(
+                config = self.watched.name,
+                error = reason,
+                "reload rejected, keeping the current configuration"
+            );
         }
-        self.refused = Some(Refused { reason, at: Instant::now() });
+        self.rejected = Some(Rejected { reason, at: Instant::now() });
     }
 }
 
-/// The first key whose change only a restart can follow.
+/// Returns the first changed key that needs a restart.
 fn needs_restart(former: &Policy, next: &Policy) -> Option<&'static str> {
     let admin = |policy: &Policy| policy.admin.as_ref().map(|admin| admin.address);
     let control = |policy: &Policy| {
@@ -177,11 +186,11 @@ fn needs_restart(former: &Policy, next: &Policy) -> Option<&'static str> {
     .find_map(|(differs, key)| differs.then_some(key))
 }
 
-fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
-    let stamp = |file: &PathBuf| {
+fn fingerprints(files: &[PathBuf]) -> Vec<Fingerprint> {
+    let fingerprint = |file: &PathBuf| {
         let meta = std::fs::metadata(file).ok()?;
         let size = i64::try_from(meta.size()).unwrap_or(i64::MAX);
         Some([meta.ino().cast_signed(), size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
     };
-    files.iter().map(stamp).collect()
+    files.iter().map(fingerprint).collect()
 }

@@ -1,11 +1,11 @@
-//! What a request runs with: the policy in force with its verifier and upstream client, and what
-//! outlives a change of policy (the waiting room, the drain, counts).
+//! The state that requests run with: the current policy with its verifier and upstream client, and the registries that
+//! outlive a reload (pending sockets, users, limits per address, revocations, metrics, the drain).
 
 mod addresses;
-mod bell;
+mod notifier;
+mod pending_sockets;
 mod query_tokens;
 mod refusals;
-mod room;
 mod users;
 
 use std::net::IpAddr;
@@ -23,34 +23,34 @@ use crate::policy::Policy;
 use crate::telemetry::{AccessLine, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
-pub use bell::{Bell, Ear, Listening};
+pub use notifier::{Notified, Notifier, Subscription};
+pub use pending_sockets::{PendingSlot, PendingSockets};
 pub use query_tokens::QueryTokens;
-pub use refusals::Refusals;
-pub use room::{Room, Seat};
-pub use users::{OpenSocket, Presence, Users};
+pub use refusals::{RecentRefusal, RecentRefusals};
+pub use users::{OpenSocket, PresenceKey, Users};
 
-/// One policy and everything made from it. A request ends with the runtime it began with.
+/// One policy and everything made from it. A request keeps the runtime that it began with.
 pub struct Runtime {
-    /// Which one it is: 0 at start, one more with every reload.
+    /// The number of reloads before this runtime.
     pub generation: u64,
-    /// The rules.
+    /// The validated configuration.
     pub policy: Policy,
-    /// Verifies tokens by the policy's providers.
+    /// Verifies tokens of the policy's providers.
     pub verifier: Verifier,
-    /// Signs what goes up, where the policy says so.
+    /// Signs identity assertions, if the policy has `identity.assertion`.
     pub signer: Option<AssertionSigner>,
-    /// Speak to the policy's upstreams.
+    /// The clients of the policy's upstreams.
     pub upstreams: Upstreams,
 }
 
 impl Runtime {
-    /// Makes a first runtime from a policy and starts fetching keys. Must be called inside a tokio runtime.
+    /// Creates the first runtime from a policy and starts to fetch keys. Must be called inside a Tokio runtime.
     #[must_use]
     pub fn start(policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
         Self::following(None, policy, revocations, metrics)
     }
 
-    /// What is the same as in `former` keeps its own.
+    /// Creates a runtime. Providers that are the same as in `former` keep their keys and caches.
     fn following(former: Option<&Self>, policy: Policy, revocations: Arc<Revocations>, metrics: Arc<Metrics>) -> Self {
         let counted = Arc::clone(&metrics);
         let former_verifier = former.map(|former| &former.verifier);
@@ -77,127 +77,127 @@ impl Runtime {
     }
 }
 
-/// The runtime in force, behind one atomic pointer, and what outlives it.
+/// The current runtime, behind one atomic pointer, and the registries that outlive it.
 pub struct Shared {
     current: ArcSwap<Runtime>,
-    /// Sockets that wait for their first message.
-    pub room: Room,
-    /// What callers hold that are not known.
+    /// Sockets that have not authenticated yet.
+    pub pending_sockets: PendingSockets,
+    /// The memory that unauthenticated callers hold.
     pub budget: MemoryBudget,
-    /// What the unfinished messages of known users hold that are read whole.
+    /// The memory that incomplete messages of authenticated users hold.
     pub held_messages: MemoryBudget,
-    /// Who still puts tokens into URLs.
+    /// Counts of tokens in URLs, by route and origin.
     pub query_tokens: QueryTokens,
-    /// Who has sockets open, and who was seen when.
+    /// The open sockets of each user, and when each user was last seen.
     pub users: Users,
-    /// Who is refused although its token is good.
+    /// The users, sessions and tokens that are revoked.
     pub revocations: Arc<Revocations>,
-    /// What each address has done.
+    /// The connections and failed tokens of each address.
     pub addresses: Addresses,
-    /// What the policy in force is called: `vestibule.yaml (3f9a1c)`.
-    name: ArcSwap<String>,
-    /// What is counted.
+    /// The source and digest of the current policy: `vestibule.yaml (3f9a1c)`.
+    policy_name: ArcSwap<String>,
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Who was refused last.
-    pub refusals: Refusals,
-    /// Rings when something may end what is open.
-    pub bell: Bell,
-    /// Stopping.
+    /// The latest refusals.
+    pub refusals: RecentRefusals,
+    /// Notifies open sockets and streams of changes that may end them.
+    pub notifier: Notifier,
+    /// The state of the drain.
     pub drain: Drain,
     connections: AtomicU32,
 }
 
 impl Shared {
-    /// Has open sockets and streams end that are revoked by now, then writes the revocations to the file: what is open
-    /// does not wait for the disk.
+    /// Ends open sockets and streams that are revoked, then writes the revocations to the file. In this order, because
+    /// what is open must not wait for the disk.
     ///
     /// # Errors
-    /// Why the file could not be written. The revocations stay in force until the process ends.
+    /// The reason why the file could not be written. The revocations stay in force until the process ends.
     pub async fn enforce_and_save(&self, revocations: Vec<Revocation>) -> Result<(), String> {
-        self.bell.ring();
+        self.notifier.notify();
         let saving = tokio::task::spawn_blocking(|| revocations.into_iter().try_for_each(Revocation::save));
         saving.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 
-    /// Puts a first policy in force. Must be called inside a tokio runtime.
+    /// Starts with a first policy. Must be called inside a Tokio runtime.
     #[must_use]
     pub fn start(policy: Policy, revocations: Revocations) -> Self {
         let revocations = Arc::new(revocations);
         let metrics = Arc::new(Metrics::default());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
-        let (bell, drain, budget) = (Bell::default(), Drain::default(), MemoryBudget::default());
+        let (notifier, drain, budget) = (Notifier::default(), Drain::default(), MemoryBudget::default());
         budget.set_limit(runtime.policy.memory.unauthenticated_bytes);
         let held_messages = MemoryBudget::default();
         held_messages.set_limit(runtime.policy.memory.held_message_bytes);
         if let Some(sessions) = runtime.verifier.login_sessions() {
             let counted = Arc::clone(&metrics);
             sessions.on_renewal(Box::new(move |provider, outcome| counted.logins.renewed(provider, outcome)));
-            let (rung, mut changes) = (bell.clone(), sessions.changes());
+            let (notifier, mut changes) = (notifier.clone(), sessions.changes());
             tokio::spawn(async move {
                 while changes.changed().await.is_ok() {
-                    rung.ring();
+                    notifier.notify();
                 }
             });
         }
-        let (rung, closing) = (bell.clone(), drain.clone());
+        let (on_close, closing) = (notifier.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing_token().cancelled().await;
-            rung.ring_closing(closing.close_window());
+            on_close.notify_closing(closing.close_window());
         });
         Self {
             current: ArcSwap::from_pointee(runtime),
-            room: Room::default(),
+            pending_sockets: PendingSockets::default(),
             budget,
             held_messages,
             query_tokens: QueryTokens::default(),
             users: Users::default(),
             revocations,
             addresses: Addresses::default(),
-            name: ArcSwap::default(),
+            policy_name: ArcSwap::default(),
             metrics,
-            refusals: Refusals::default(),
-            bell,
+            refusals: RecentRefusals::default(),
+            notifier,
             drain,
             connections: AtomicU32::new(0),
         }
     }
 
-    /// The runtime in force now.
+    /// Returns the current runtime.
     #[must_use]
     pub fn current(&self) -> Arc<Runtime> {
         self.current.load_full()
     }
 
-    /// What the policy in force is called; empty where nobody has said.
+    /// The source and digest of the current policy; empty before [`Shared::set_policy_name`].
     #[must_use]
-    pub fn in_force(&self) -> Arc<String> {
-        self.name.load_full()
+    pub fn policy_name(&self) -> Arc<String> {
+        self.policy_name.load_full()
     }
 
-    /// Says what the policy in force is called.
-    pub fn call(&self, name: &str) {
-        self.name.store(Arc::new(name.to_owned()));
+    /// Sets the source and digest of the current policy.
+    pub fn set_policy_name(&self, name: &str) {
+        self.policy_name.store(Arc::new(name.to_owned()));
     }
 
-    /// Puts another policy in force: for requests from now on, and for every open socket, which is judged by it.
+    /// Replaces the policy: new requests use it, and open sockets are authorized again by it.
     pub fn replace(&self, policy: Policy) {
         let (revocations, metrics) = (Arc::clone(&self.revocations), Arc::clone(&self.metrics));
         let runtime = Runtime::following(Some(&self.current()), policy, revocations, metrics);
         self.budget.set_limit(runtime.policy.memory.unauthenticated_bytes);
         self.held_messages.set_limit(runtime.policy.memory.held_message_bytes);
         self.current.store(Arc::new(runtime));
-        self.bell.ring();
+        self.notifier.notify();
     }
 
-    /// Notes that a valid token of this identity was presented, where any socket's life hangs on that.
-    pub fn see(&self, policy: &Policy, identity: &Identity) {
+    /// Records that a valid token of this identity was presented, if the policy has sockets that depend on presence.
+    pub fn record_presence(&self, policy: &Policy, identity: &Identity) {
         if let Some(presence) = policy.longest_presence {
-            self.users.see(identity, unix_seconds(), policy.limits.presence, presence.as_secs());
+            self.users.record_presence(identity, unix_seconds(), policy.limits.presence, presence.as_secs());
         }
     }
 
-    /// A request or a socket has come to its end.
-    pub fn finished(&self, line: &AccessLine) {
+    /// Records the end of a request or a socket: access line, metrics, latest refusals.
+    pub fn record_end(&self, line: &AccessLine) {
         access(line, self.current().policy.log.access);
         if line.socket.is_none() {
             self.metrics.requests.finished(line);
@@ -205,25 +205,25 @@ impl Shared {
         if let Some(rule) = line.rule {
             self.metrics.requests.denied(&line.route, rule);
         }
-        self.refusals.note(line);
+        self.refusals.record(line);
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Notes that a caller gave way at `limits.unauthenticated_bytes`.
-    pub fn gave_way(&self) {
+    /// Counts a caller that was evicted or rejected at `limits.unauthenticated_bytes`.
+    pub fn record_memory_eviction(&self) {
         self.metrics.limited("unauthenticated_bytes");
     }
 
-    /// Counts a connection of a listener, unless `limits.connections` of them are open, or `limits.connections_per_address` of
-    /// this peer's, or callers that are not known hold as much as they may.
+    /// Counts a connection of a listener and reserves its memory, unless `limits.connections`,
+    /// `limits.connections_per_address` or `limits.unauthenticated_bytes` is reached.
     ///
     /// # Errors
-    /// Which limit.
+    /// The limit that is reached.
     pub fn connect(
         self: &Arc<Self>,
         peer: Option<IpAddr>,
@@ -238,23 +238,23 @@ impl Shared {
         }
         listener.inc();
         let mut count = ConnectionCount { shared: Arc::clone(self), address: None, listener: listener.clone() };
-        // Behind these stand many clients.
-        let is_one = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_a_balancer(*peer);
-        if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one) {
+        // The address of a trusted proxy or a load balancer stands for many clients.
+        let is_one_client = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_balancer(*peer);
+        if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one_client) {
             if !self.addresses.connect(address, limits.connections_per_address) {
                 self.metrics.limited("connections_per_address");
                 return Err(Limit::PerAddress);
             }
             count.address = Some(address);
         }
-        let Some(share) = self.budget.reserve(SILENT_CONNECTION_BYTES) else {
-            self.gave_way();
+        let Some(reservation) = self.budget.reserve(SILENT_CONNECTION_BYTES) else {
+            self.record_memory_eviction();
             return Err(Limit::Unauthenticated);
         };
-        Ok((count, share))
+        Ok((count, reservation))
     }
 
-    /// Whether one attempt on every provider has ended and at least one has keys, and nothing drains.
+    /// Whether every provider has been asked once, at least one has keys, and the process does not drain.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let runtime = self.current();
@@ -269,7 +269,7 @@ impl Shared {
     }
 }
 
-/// Why there is no room for a connection.
+/// The limit that a connection was rejected at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// `limits.connections`.
@@ -281,7 +281,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Its key, for the log.
+    /// The limit's configuration key.
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {
@@ -295,7 +295,7 @@ impl Limit {
 /// One open connection; counted until dropped.
 pub struct ConnectionCount {
     shared: Arc<Shared>,
-    /// Where it counts among those of its address too.
+    /// The address whose limit it counts toward, unless many clients share the address.
     address: Option<IpAddr>,
     listener: Gauge,
 }

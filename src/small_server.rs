@@ -1,7 +1,8 @@
-//! A small HTTP server for listeners of our own: a few callers at once, one request each, a few seconds for it. When it
-//! is full the caller that has dawdled longest gives way, so that connections which ask nothing keep nobody out.
+//! A small HTTP server for the admin and control listeners: at most 16 connections, one request each, a few seconds per
+//! request. At the limit the oldest connection without a complete request head is closed, so that idle connections
+//! block nobody.
 //!
-//! A leaf: it knows sockets and bounds; what is answered is its caller's.
+//! A leaf: it owns sockets and limits; the handler makes the responses.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,24 +29,25 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Callers at once.
-const CONNECTIONS: usize = 16;
-/// For a whole request.
-const TIME: Duration = Duration::from_secs(10);
-/// For its head: callers stand on this machine or near it.
-const HEAD_TIME: Duration = Duration::from_secs(1);
-/// A caller has this long to take its answer while it may still be sending, and so much of what it sends is read.
-const LINGER_TIME: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1 << 20;
-/// A request's head.
-const HEAD_BYTES: usize = 16 << 10;
-/// How long accepting rests when the system has no file descriptor left.
+/// The maximum number of connections.
+const MAX_CONNECTIONS: usize = 16;
+/// The time limit of a request, from accept to response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time limit of a request head; short, because clients are on this host or near it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time that a client which may still be sending has to read its response.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum number of bytes that are read and discarded meanwhile.
+const MAX_LINGER_BYTES: usize = 1 << 20;
+/// Upper bound on a request head.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// The pause before accepting is retried, when no file descriptor is free.
 pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// An answer, whole.
-pub type Answer = Response<Full<Bytes>>;
+/// A complete response.
+pub type FullResponse = Response<Full<Bytes>>;
 
-/// Bound, not answering yet.
+/// A listener that is bound and does not accept yet.
 #[derive(Debug)]
 pub enum Listener {
     /// A Unix socket and its file.
@@ -54,12 +56,12 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-/// A socket's file, which goes with it.
+/// The file of a Unix socket; removed when dropped.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
 impl SocketFile {
-    /// Where it is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
@@ -68,7 +70,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may have been removed already.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -82,23 +84,23 @@ impl Listener {
     /// Binds a TCP address. Must be called inside a runtime.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When the address cannot be bound.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener).map(Self::Tcp)
     }
 
-    /// Binds a Unix socket of this mode. Must be called inside a runtime.
+    /// Binds a Unix socket with this mode. Must be called inside a runtime.
     ///
     /// # Errors
-    /// When it cannot be had, or another process answers there.
+    /// When the path cannot be bound, or another process listens there.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
-        let backlog = i32::try_from(CONNECTIONS).unwrap_or(i32::MAX);
+        let backlog = i32::try_from(MAX_CONNECTIONS).unwrap_or(i32::MAX);
         unix_listener(path, mode, backlog).map(|(listener, file)| Self::Unix(listener, file))
     }
 
-    /// The address bound, of a TCP listener.
+    /// The bound address; `None` for a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
@@ -107,11 +109,11 @@ impl Listener {
         }
     }
 
-    /// Answers until the handle is dropped.
+    /// Serves requests until the handle is dropped.
     pub fn serve<H, F>(self, handler: H) -> AbortOnDropHandle<()>
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Answer> + Send + 'static,
+        F: Future<Output = FullResponse> + Send + 'static,
     {
         AbortOnDropHandle::new(tokio::spawn(self.accept(handler)))
     }
@@ -119,10 +121,10 @@ impl Listener {
     async fn accept<H, F>(self, handler: H)
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Answer> + Send + 'static,
+        F: Future<Output = FullResponse> + Send + 'static,
     {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut callers: VecDeque<Caller> = VecDeque::new();
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections: VecDeque<ConnectionState> = VecDeque::new();
         loop {
             let accepted = match &self {
                 Self::Unix(listener, _file) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
@@ -131,33 +133,34 @@ impl Listener {
             let handler = handler.clone();
             match accepted {
                 Ok(stream) => {
-                    callers.retain(|caller| !caller.leaves.is_cancelled());
-                    if room.available_permits() == 0
-                        && let Some(at) = callers.iter().position(|caller| !caller.is_served.load(Ordering::Relaxed))
-                        && let Some(slowest) = callers.remove(at)
+                    connections.retain(|connection| !connection.closed.is_cancelled());
+                    if permits.available_permits() == 0
+                        && let Some(at) =
+                            connections.iter().position(|connection| !connection.is_served.load(Ordering::Relaxed))
+                        && let Some(oldest) = connections.remove(at)
                     {
-                        slowest.leaves.cancel();
+                        oldest.closed.cancel();
                     }
-                    // Never closed, so there is always a permit to come.
-                    let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-                    let caller = Caller::default();
-                    callers.push_back(caller.clone());
+                    // The semaphore is never closed.
+                    let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+                    let state = ConnectionState::default();
+                    connections.push_back(state.clone());
                     tokio::spawn(async move {
-                        let (leaves, is_served) = (caller.leaves, caller.is_served);
+                        let ConnectionState { closed, is_served } = state;
                         let served = async {
                             match stream {
-                                Stream::Unix(stream) => one_request(stream, handler, &is_served).await,
-                                Stream::Tcp(stream) => one_request(stream, handler, &is_served).await,
+                                Stream::Unix(stream) => serve_request(stream, handler, &is_served).await,
+                                Stream::Tcp(stream) => serve_request(stream, handler, &is_served).await,
                             }
                         };
                         tokio::select! {
-                            () = leaves.cancelled() => {}
-                            () = served => leaves.cancel(),
+                            () = closed.cancelled() => {}
+                            () = served => closed.cancel(),
                         }
                         drop(permit);
                     });
                 }
-                // A full table of file descriptors needs a moment.
+                // Mostly no file descriptor is free, which takes time to change.
                 Err(error) => {
                     tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
@@ -167,22 +170,22 @@ impl Listener {
     }
 }
 
-/// A connection, as the acceptor knows it.
+/// The state of a connection that the acceptor sees.
 #[derive(Clone, Default)]
-struct Caller {
-    /// Its request is complete up to the head, and its answer is being made.
+struct ConnectionState {
+    /// The request head is complete, and the response is being made.
     is_served: Arc<AtomicBool>,
-    /// Cancelled when it has to give way, and when it is over.
-    leaves: CancellationToken,
+    /// Cancelled to close the connection, and when it has ended.
+    closed: CancellationToken,
 }
 
-async fn one_request<H, F>(
+async fn serve_request<H, F>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     handler: H,
     is_served: &AtomicBool,
 ) where
     H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Answer>,
+    F: Future<Output = FullResponse>,
 {
     let service = service_fn(move |request| {
         is_served.store(true, Ordering::Relaxed);
@@ -194,20 +197,23 @@ async fn one_request<H, F>(
         }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).keep_alive(false).max_buf_size(HEAD_BYTES);
-    // A caller that is too slow or breaks off hears nothing.
-    let served = tokio::time::timeout(TIME, server.serve_connection(TokioIo::new(stream), service).without_shutdown());
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false).max_buf_size(MAX_HEAD_BYTES);
+    // A client that is too slow or disconnects gets no response.
+    let served = tokio::time::timeout(
+        REQUEST_TIMEOUT,
+        server.serve_connection(TokioIo::new(stream), service).without_shutdown(),
+    );
     if let Ok(Ok(parts)) = served.await {
-        let _ = tokio::time::timeout(LINGER_TIME, close(parts.io.into_inner())).await;
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, close_gracefully(parts.io.into_inner())).await;
     }
 }
 
-/// Closes our end and reads on until the caller closes its own: closed with bytes unread, as of a body that nobody wants,
-/// the connection would be reset, and the reset would take the answer away.
-async fn close(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+/// Closes our side and reads until the client closes its side. Closing with bytes unread would reset the connection, and
+/// the client would lose the response.
+async fn close_gracefully(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.shutdown().await?;
     let mut discarded = [0; 1024];
-    let mut left = LINGER_BYTES;
+    let mut left = MAX_LINGER_BYTES;
     while left > 0 {
         match stream.read(&mut discarded).await? {
             0 => break,
@@ -217,22 +223,21 @@ async fn close(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()
     Ok(())
 }
 
-/// Binds a Unix socket of this mode; a file left over from a process that was killed is taken over. Must be called
-/// inside a runtime.
+/// Binds a Unix socket with this mode. The file of a process that was killed is replaced. Must be called inside a runtime.
 ///
 /// # Errors
-/// When it cannot be had, or another process answers there.
+/// When the path cannot be bound, or another process listens there.
 pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
         }
         std::fs::remove_file(path)?;
     }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile(path.to_owned());
-    // Nobody connects before it listens, and it listens only once its mode is set.
+    // The mode is set before the socket listens, so that nobody connects before it.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(backlog)?;
     socket.set_nonblocking(true)?;
@@ -240,9 +245,9 @@ pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixLi
     Ok((UnixListener::from_std(listener)?, file))
 }
 
-/// A text, not to be kept.
+/// Makes a plain-text response that is not cached.
 #[must_use]
-pub fn said(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+pub fn text_response(status: StatusCode, text: impl Into<Bytes>) -> FullResponse {
     let mut answer = Response::new(Full::new(text.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -1,7 +1,7 @@
-//! Log lines and access lines: JSON, or pretty on a terminal, through one bounded writer; and what is counted.
+//! Log lines and access lines, as JSON or as text for a terminal, through one bounded writer; and the metrics.
 //!
-//! A leaf: it takes plain values and knows nothing of requests. Every string from outside is cut at
-//! 256 bytes and escaped, in both formats (CVE-2026-54338, CVE-2025-25294).
+//! A leaf: it takes plain values. Every string from outside is truncated at 256 bytes and escaped, in both formats
+//! (CVE-2026-54338, CVE-2025-25294).
 
 mod access;
 mod format;
@@ -9,6 +9,7 @@ mod label;
 mod metrics;
 mod outcome;
 mod output;
+mod request_id;
 mod text;
 
 pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, access, observe};
@@ -17,3 +18,4 @@ pub use label::Label;
 pub use metrics::{Metrics, PassedBytes};
 pub use outcome::{AnsweredBy, Outcome};
 pub use output::{Format, flush};
+pub use request_id::{InRequest, in_current_request, in_request, in_request_with_id, set_request_id};

@@ -63,7 +63,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
     }
     let handshake = Handshake::new(presented.request(), upgrade, carrier);
     let reservation = Arc::clone(&context.reservation);
-    let authenticator = Authenticator { shared: &shared, runtime: &runtime, share: &reservation, last: None };
+    let authenticator = Authenticator { shared: &shared, runtime: &runtime, reservation: &reservation, last: None };
     let authentication = until_drain(&shared, authenticator.authenticate(presented, line)).await;
     (context.line.carrier, context.line.user) = (line.carrier, line.user.clone());
     match authentication {
@@ -115,9 +115,9 @@ fn await_first_message(
     // Where clients cannot be told apart by address, only the total counts.
     let per_address =
         client.limited_address().map_or(limits.waiting_websockets, |_| limits.waiting_websockets_per_address);
-    let Some(seat) = context.shared.room.enter(client.address, limits.waiting_websockets, per_address) else {
+    let Some(slot) = context.shared.pending_sockets.add(client.address, limits.waiting_websockets, per_address) else {
         context.shared.metrics.limited("waiting_websockets");
-        return Served::Refused(Refusal::busy("the waiting room is full"));
+        return Served::Refused(Refusal::busy("limits.waiting_websockets or limits.waiting_websockets_per_address"));
     };
     let headers = &request.head().headers;
     let subprotocol = handshake::select_subprotocol(headers, &route.websocket);
@@ -128,7 +128,7 @@ fn await_first_message(
     pending::spawn(
         context,
         upgrade,
-        pending::PendingUpgrade { request, _proof: proof, seat, dialect: Arc::clone(dialect), subprotocol },
+        pending::PendingUpgrade { request, _proof: proof, slot, dialect: Arc::clone(dialect), subprotocol },
     );
     Served::Upgraded(response)
 }

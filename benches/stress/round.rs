@@ -203,7 +203,7 @@ impl Round {
         summary.drained_in = drain.elapsed();
         upstream.abort();
         let log = proxy.log();
-        summary.reloads = log.iter().filter(|line| line.contains("\"msg\":\"reloaded: ")).count() as u64;
+        summary.reloads = log.iter().filter(|line| line.contains("configuration reloaded")).count() as u64;
         let mut of_sockets = lines(&log);
         summary.lines = of_sockets.values().map(|lines| lines.len() as u64).sum();
         for life in &lives {
@@ -217,7 +217,7 @@ impl Round {
         if broken > 0 {
             summary.violations.push(format!("{broken} sockets saw what is against RFC 6455"));
         }
-        if code != Some(0) || log.iter().any(|line| line.contains("the drain's time is over")) {
+        if code != Some(0) || log.iter().any(|line| line.contains("drain timeout exceeded")) {
             summary.violations.push(format!("the drain did not end in time: {code:?}"));
         }
         summary.judge_memory(&memory);

@@ -1,5 +1,5 @@
-//! `/status`: what an operator who was woken up wants to see first. A state in one word, then providers, sockets,
-//! limits, the last refusals, who still puts tokens into URLs, and the policy in force. No token, no user id.
+//! The page of `/status`: the state in one word, then upstreams, providers, traffic, limits, the latest refusals, tokens
+//! in URLs, and the current policy. It shows no token and no user id.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use crate::auth::KeyHealth;
 use crate::page::{self, Escaped, Layout};
 use crate::policy::{KeySource, Names, ProviderSpec, summary};
 use crate::runtime::{Runtime, Shared};
-use crate::small_server::{Answer, said};
+use crate::small_server::{FullResponse, text_response};
 
-/// Seconds after which it comes again by itself.
-const REFRESH: u32 = 10;
-/// Rows of clients with query tokens.
-const CLIENTS: usize = 20;
+/// The time after which a browser reloads the page, in seconds.
+const REFRESH_SECONDS: u32 = 10;
+/// The maximum number of rows in the table of tokens in URLs.
+const MAX_QUERY_TOKEN_ROWS: usize = 20;
 
-/// The page as an answer.
-pub(super) fn page(shared: &Shared, runtime: &Runtime) -> Answer {
-    let mut answer = said(StatusCode::OK, html(shared, runtime));
+/// Makes the response with the page.
+pub(super) fn page(shared: &Shared, runtime: &Runtime) -> FullResponse {
+    let mut answer = text_response(StatusCode::OK, html(shared, runtime));
     page::describe(answer.headers_mut());
     answer
 }
@@ -32,7 +32,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
         body,
         "<h1 class=\"{class}\">{word}</h1>\n<p class=\"soft\">vestibule {} · configuration {}</p>\n",
         env!("CARGO_PKG_VERSION"),
-        Escaped(&shared.in_force())
+        Escaped(&shared.policy_name())
     );
     if shared.drain.is_draining() {
         let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", shared.drain.tracked_count());
@@ -46,7 +46,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
         let _ = writeln!(body, "  warning     {}", Escaped(warning));
     }
     body.push_str("</pre>\n");
-    page::page(word, &body, Layout { refresh: Some(REFRESH), ..Layout::default() })
+    page::page(word, &body, Layout { refresh: Some(REFRESH_SECONDS), ..Layout::default() })
 }
 
 fn state(shared: &Shared) -> (&'static str, &'static str) {
@@ -66,13 +66,13 @@ fn providers(body: &mut String, runtime: &Runtime) {
             body,
             "<p><strong>{}</strong> {}</p>",
             Escaped(&spec.name),
-            Escaped(&said_of(spec, &keys.health()))
+            Escaped(&provider_sentence(spec, &keys.health()))
         );
     }
 }
 
-/// A provider's keys in a sentence.
-fn said_of(spec: &ProviderSpec, health: &KeyHealth) -> String {
+/// Describes the keys of a provider in a sentence.
+fn provider_sentence(spec: &ProviderSpec, health: &KeyHealth) -> String {
     if spec.keys == KeySource::Asked {
         return "is asked about every token.".to_owned();
     }
@@ -100,14 +100,14 @@ fn limits(body: &mut String, shared: &Shared, runtime: &Runtime) {
         body,
         "<h2>Sockets and limits</h2>\n<p>{} sockets open, {} waiting for their first message.</p>",
         shared.metrics.sockets.open(),
-        shared.room.len()
+        shared.pending_sockets.len()
     );
     body.push_str("<div class=\"wide\"><table><tr><th>limit</th><th>used</th><th>of</th></tr>\n");
     for (name, used, most) in [
         ("connections", shared.connections() as usize, limits.connections as usize),
-        ("waiting_websockets", shared.room.len(), limits.waiting_websockets as usize),
+        ("waiting_websockets", shared.pending_sockets.len(), limits.waiting_websockets as usize),
         ("token_cache", runtime.verifier.cached_tokens(), limits.token_cache),
-        ("presence", shared.users.seen(), limits.presence),
+        ("presence", shared.users.presence_entries(), limits.presence),
         ("revocations", shared.revocations.count(), limits.revocations),
         ("sign_outs", shared.revocations.sign_outs(), limits.sign_outs),
     ] {
@@ -149,7 +149,7 @@ fn query_tokens(body: &mut String, shared: &Shared) {
         return;
     }
     body.push_str("<div class=\"wide\"><table><tr><th>origin</th><th>route</th><th>count</th></tr>\n");
-    for (route, origin, count) in counted.iter().take(CLIENTS) {
+    for (route, origin, count) in counted.iter().take(MAX_QUERY_TOKEN_ROWS) {
         let _ = writeln!(
             body,
             "<tr><td>{}</td><td><code>{}</code></td><td class=\"number\">{count}</td></tr>",
@@ -160,7 +160,7 @@ fn query_tokens(body: &mut String, shared: &Shared) {
     body.push_str("</table></div>\n");
 }
 
-/// A duration as people say it.
+/// Formats a duration in seconds, minutes or hours.
 fn shown(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ 0..=119 => format!("{seconds} s"),
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_provider_is_said_in_a_sentence() {
+    fn a_provider_is_described_in_a_sentence() {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: oidc, issuer: \"https://i.example\", audience: api }]\n";
         let policy = crate::policy::validate(&crate::config::load_yaml(yaml).expect("loads").config).expect("valid");
         let health = |good: Option<u64>, failed: Option<u64>| KeyHealth {
@@ -195,7 +195,7 @@ mod tests {
             ),
             (None, Some(3), "has no keys. The last failed fetch was 3 s ago: connection refused."),
         ] {
-            assert_eq!(said_of(&policy.providers[0], &health(good, failed)), expected);
+            assert_eq!(provider_sentence(&policy.providers[0], &health(good, failed)), expected);
         }
     }
 }

@@ -23,7 +23,7 @@ use super::cache::Digest;
 use super::kind::is_kind_member;
 use super::{Inspection, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteSpec};
-use crate::telemetry::{Label, Metrics};
+use crate::telemetry::{Label, Metrics, in_current_request};
 
 /// How long a check of an open session waits for a permit, which may be longer than a request waits.
 const REVALIDATION_WAIT: Duration = Duration::from_secs(30);
@@ -206,7 +206,7 @@ impl RemoteChecker {
         let asked = PendingCheck { outcome: Arc::downgrade(&send), admission_waits: admission_waits.clone() };
         pending.insert(check.digest, asked);
         let (inner, check) = (Arc::clone(&self.inner), check.clone());
-        tokio::spawn(async move {
+        tokio::spawn(in_current_request(async move {
             let began = Instant::now();
             let Some(permit) = inner.permit_or_abandoned(&check, priority, &admission_waits, &send).await else {
                 return;
@@ -225,7 +225,7 @@ impl RemoteChecker {
             // Cached before it stops being pending, so that no caller in between asks again.
             inner.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&check.digest);
             send.send_replace(Some(answered));
-        });
+        }));
         outcome
     }
 }

@@ -31,7 +31,7 @@ pub async fn serve(
     if !matches!(method, Method::POST | Method::DELETE) {
         return Err(Refusal::method_not_allowed(Some("POST, DELETE")));
     }
-    own.may_change(&runtime.policy)?;
+    own.check_state_change(&runtime.policy)?;
     let mut answer = if method == Method::DELETE {
         let (cookies, name) = own.take_sessions(&runtime.policy);
         let mut kept = Ok(());
@@ -89,7 +89,7 @@ async fn begin(
         }
     }
     let name = name.ok_or_else(Refusal::needs_https)?;
-    shared.see(policy, identity);
+    shared.record_presence(policy, identity);
     let now = unix_seconds();
     // One that began with a sign-in is another session than one made of a token: it ends where this one begins.
     if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {

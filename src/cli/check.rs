@@ -7,10 +7,10 @@ use super::executor::executor;
 use super::{CheckArguments, USAGE, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Names, Policy, summary};
-use crate::reload::Edition;
+use crate::reload::LoadedPolicy;
 
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
-    let Edition { policy, name, .. } = match policy(&arguments.config, |_| Vec::new()) {
+    let LoadedPolicy { policy, name, .. } = match policy(&arguments.config, |_| Vec::new()) {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };

@@ -17,27 +17,27 @@ use crate::control::Control;
 use crate::drain::DrainTimes;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, carriers, sockets};
-use crate::reload::{Edition, Load, Reload, Watched};
+use crate::reload::{Load, LoadedPolicy, Reload, Watched};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::{self, Format};
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     let started = Instant::now();
-    let mut edition = match load(arguments) {
-        Ok(edition) => edition,
+    let mut loaded = match load(arguments) {
+        Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
-    start_log(&edition.policy);
-    descriptors::fit(&mut edition.policy);
+    start_log(&loaded.policy);
+    descriptors::fit(&mut loaded.policy);
     let again = arguments.clone();
     let reload: Load = Box::new(move || {
-        let mut edition = load(&again).map_err(|report| report.line())?;
-        descriptors::fit(&mut edition.policy);
-        Ok(edition)
+        let mut loaded = load(&again).map_err(|report| report.line())?;
+        descriptors::fit(&mut loaded.policy);
+        Ok(loaded)
     });
     match executor() {
         Ok(executor) => {
-            let code = executor.block_on(serve(edition, reload, started));
+            let code = executor.block_on(serve(loaded, reload, started));
             telemetry::flush();
             code
         }
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     }
 }
 
-fn load(arguments: &RunArguments) -> Result<Edition, Report> {
+fn load(arguments: &RunArguments) -> Result<LoadedPolicy, Report> {
     let dev = |loaded: &mut Loaded| if arguments.insecure_dev { dev_key::add_provider(loaded) } else { Vec::new() };
     policy(&arguments.config, dev)
 }
@@ -59,9 +59,9 @@ fn start_log(policy: &Policy) {
     telemetry::start(format, policy.log.level.name());
 }
 
-async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
-    let watched = Watched::of(&edition);
-    let Edition { policy, name, .. } = edition;
+async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
+    let watched = Watched::of(&loaded);
+    let LoadedPolicy { policy, name, .. } = loaded;
     let listeners = match Listeners::bind(&policy) {
         Ok(listeners) => listeners,
         Err(error) => return fail(&error, 1),
@@ -95,10 +95,11 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
     say_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
     let times = signals.first(&shared).await;
     shared.drain.begin();
-    let held = shared.drain.tracked_count();
+    let open = shared.drain.tracked_count();
     tracing::info!(
-        "draining: {held} connections and sockets, done within {} s; the platform must wait longer (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)",
-        times.timeout.as_secs()
+        open,
+        timeout_s = times.timeout.as_secs(),
+        "draining; the platform must wait longer than timeout_s (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)"
     );
     telemetry::flush();
     tokio::select! {
@@ -106,7 +107,8 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
             if done {
                 tracing::info!("drained");
             } else {
-                tracing::warn!("the drain's time is over; what is left is dropped");
+                let open = shared.drain.tracked_count();
+                tracing::warn!(open, "drain timeout exceeded, dropping open connections");
             }
             ExitCode::SUCCESS
         }
@@ -114,13 +116,13 @@ async fn serve(edition: Edition, load: Load, started: Instant) -> ExitCode {
     }
 }
 
-/// Takes up the revocations of earlier runs.
+/// Loads the revocations of earlier runs.
 fn revocations(policy: &Policy) -> Result<Revocations, RevocationFileError> {
     let revocations = Revocations::default();
     if let Some(path) = policy.control.as_ref().and_then(|control| control.revocation_file.as_ref()) {
         let count =
             revocations.attach_file(path, policy.limits.revocations + policy.limits.sign_outs, unix_seconds())?;
-        tracing::info!(count, "revocations taken up");
+        tracing::info!(count, "loaded revocations");
     }
     Ok(revocations)
 }

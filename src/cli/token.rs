@@ -19,7 +19,7 @@ use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
 use crate::http::AssertionSigner;
 use crate::policy::{AssertionKey, AssertionSpec};
-use crate::reload::Edition;
+use crate::reload::LoadedPolicy;
 use crate::runtime::Runtime;
 
 const MINT_EXAMPLES: &str = "Examples:
@@ -134,7 +134,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
             &arguments.config,
             |loaded| if arguments.insecure_dev { dev_key::add_provider(loaded) } else { Vec::new() },
         );
-    let Edition { policy, name, .. } = match loaded {
+    let LoadedPolicy { policy, name, .. } = match loaded {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
@@ -163,7 +163,7 @@ pub(super) fn assertion_key(arguments: &AssertionKeyArguments) -> ExitCode {
             Err(problem) => return fail(&problem, 1),
         }
     } else {
-        let Edition { policy, .. } = match policy(&arguments.config, |_| Vec::new()) {
+        let LoadedPolicy { policy, .. } = match policy(&arguments.config, |_| Vec::new()) {
             Ok(loaded) => loaded,
             Err(report) => return fail(&report, USAGE),
         };

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::DemoError;
 use super::issuer::Issuer;
 use crate::page::{Escaped, Layout, page};
-use crate::small_server::{Answer, Listener};
+use crate::small_server::{FullResponse, Listener};
 
 /// Where it stands; public, and not the backend's.
 pub(super) const PATH: &str = "/vestibule-demo";
@@ -50,7 +50,7 @@ pub(super) fn start(issuer: Arc<Issuer>, users: Vec<String>) -> Result<SignIn, D
 }
 
 impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>) -> FullResponse {
         let path = request.uri().path().strip_prefix(PATH).unwrap_or("/nowhere").to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "" | "/") => said("text/html; charset=utf-8", self.page()),
@@ -69,7 +69,7 @@ impl Desk {
         page("Sign in to the demo", &body, Layout { narrow: true, ..Layout::default() })
     }
 
-    async fn token(&self, request: Request<Incoming>) -> Answer {
+    async fn token(&self, request: Request<Incoming>) -> FullResponse {
         let Ok(body) = Limited::new(request.into_body(), BODY).collect().await else {
             return status(StatusCode::BAD_REQUEST);
         };
@@ -82,7 +82,7 @@ impl Desk {
     }
 }
 
-fn said(kind: &'static str, text: String) -> Answer {
+fn said(kind: &'static str, text: String) -> FullResponse {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -96,7 +96,7 @@ fn said(kind: &'static str, text: String) -> Answer {
     answer
 }
 
-fn status(status: StatusCode) -> Answer {
+fn status(status: StatusCode) -> FullResponse {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = status;
     answer

@@ -1,5 +1,5 @@
 //! Request and response bodies, streamed and never collected. A request body has a size limit and an idle timeout and
-//! records how it ended; a response body holds a lease on its upstream connection.
+//! records how it ended; a response body holds its upstream connection until it can return to the pool.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::UnreadBody;
-use super::upstream::Lease;
+use super::upstream::PooledConnection;
 
 const STREAMING: u8 = 0;
 const ENDED: u8 = 1;
@@ -77,7 +77,7 @@ pub enum BodyError {
     #[error("the request body is too large")]
     TooLarge,
     /// The connection failed or the framing was invalid.
-    #[error("the request body broke off")]
+    #[error("the request body was aborted")]
     Broken(#[source] hyper::Error),
 }
 
@@ -216,7 +216,7 @@ pub type AbortSignal = Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>
 #[derive(Debug, thiserror::Error)]
 pub enum ResponseBodyError {
     /// The upstream aborted its response.
-    #[error("the upstream broke off")]
+    #[error("the upstream aborted its response")]
     Upstream(#[source] hyper::Error),
     /// An [`AbortSignal`] stopped the body.
     #[error("response stopped: {0}")]
@@ -229,7 +229,7 @@ pub struct ResponseBody {
     sent: u64,
     outcome: BodyOutcome,
     abort_signal: Option<AbortSignal>,
-    /// The upstream broke off, and hyper does not know it yet.
+    /// The upstream has aborted its response, which was not reported to hyper yet.
     broken: Option<hyper::Error>,
     on_end: Option<OnEnd>,
     /// The body of the request that this responds to, when it has one.
@@ -238,7 +238,7 @@ pub struct ResponseBody {
 
 enum BodySource {
     Own(Option<Bytes>),
-    Upstream { incoming: Incoming, lease: Option<Lease> },
+    Upstream { incoming: Incoming, connection: Option<PooledConnection> },
 }
 
 impl std::fmt::Debug for ResponseBody {
@@ -269,8 +269,8 @@ impl ResponseBody {
 
     /// Wraps the upstream's body; its connection returns to the pool when the body has ended completely.
     #[must_use]
-    pub(super) fn upstream(incoming: Incoming, lease: Option<Lease>) -> Self {
-        let mut body = Self::new(BodySource::Upstream { incoming, lease });
+    pub(super) fn upstream(incoming: Incoming, connection: Option<PooledConnection>) -> Self {
+        let mut body = Self::new(BodySource::Upstream { incoming, connection });
         if body.is_end_stream() {
             body.complete();
         }
@@ -295,10 +295,10 @@ impl ResponseBody {
     fn complete(&mut self) {
         self.outcome = BodyOutcome::Complete;
         self.abort_signal = None;
-        if let BodySource::Upstream { lease, .. } = &mut self.source
-            && let Some(lease) = lease.take()
+        if let BodySource::Upstream { connection, .. } = &mut self.source
+            && let Some(connection) = connection.take()
         {
-            lease.return_to_pool();
+            connection.return_to_pool();
         }
     }
 }
@@ -343,7 +343,7 @@ impl Body for ResponseBody {
                 None => match Pin::new(incoming).poll_frame(cx) {
                     Poll::Ready(Some(Err(error))) if this.sent > 0 => {
                         // hyper drops the connection with what it has not written, and it writes when there is nothing
-                        // more for now. An answer of which nothing but the head came is better not given at all.
+                        // more for now. A response of which only the head arrived is not sent at all.
                         this.broken = Some(error);
                         cx.waker().wake_by_ref();
                         Poll::Pending

@@ -1,6 +1,6 @@
-//! The seal: everything a client must not say is stripped, then what we vouch for is inserted. In
-//! that order, so that nothing a client sends (`Connection: X-User-Id`, a look-alike, a second copy)
-//! can remove or double ours (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
+//! The headers of a request to the upstream: identity headers that the client sent are removed first, then the trusted
+//! headers of the verified user are set. In this order, so that nothing a client sends (`Connection: X-User-Id`, a
+//! similar name, a second copy) can remove or duplicate ours (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
 
 use std::sync::Arc;
 
@@ -24,86 +24,86 @@ use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUp
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// RFC 3986 unreserved characters stay.
+/// The characters that percent-encoding keeps: the unreserved ones of RFC 3986.
 const PERCENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A request that may go to the upstream: nothing in it is the client's word for who it is.
+/// A request that may be sent to the upstream: no identity header in it comes from the client.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct UpstreamRequest {
     request: Request<ClientBody>,
     verified: bool,
-    /// Which of the policy's upstreams it is for.
+    /// The index of the upstream in the policy.
     upstream: usize,
-    /// The client takes trailers (RFC 9110 section 10.1.4).
+    /// The client accepts trailers (RFC 9110 section 10.1.4).
     takes_trailers: bool,
-    /// Identity headers that the client had sent; mostly none.
+    /// The identity headers that were removed from the client's request.
     stripped: Vec<HeaderName>,
 }
 
-impl Sealed {
-    /// Identity headers that the client had sent.
+impl UpstreamRequest {
+    /// The identity headers that were removed from the client's request.
     pub fn stripped(&self) -> impl Iterator<Item = &str> {
         self.stripped.iter().map(HeaderName::as_str)
     }
 
-    /// Whether a verified user stands behind it; connections are not shared between the two.
+    /// Whether the user was verified. Verified and anonymous requests do not share upstream connections.
     #[must_use]
     pub fn is_verified(&self) -> bool {
         self.verified
     }
 
-    /// Which upstream it is for: it holds that one's secret, and no other may see it.
+    /// The index of the upstream in the policy. The request may hold a credential for that upstream only.
     pub(super) fn upstream(&self) -> usize {
         self.upstream
     }
 
-    /// Whether announced trailers of the answer may go on.
+    /// Whether announced trailers of the response may be forwarded.
     pub(super) fn takes_trailers(&self) -> bool {
         self.takes_trailers
     }
 
-    /// The request, for the upstream client alone.
+    /// Returns the request, for the upstream client only.
     pub(super) fn into_request(self) -> Request<ClientBody> {
         self.request
     }
 
-    /// The method, for what may be sent twice.
+    /// The method.
     #[must_use]
     pub fn method(&self) -> &hyper::Method {
         self.request.method()
     }
 
-    /// `Sec-WebSocket-Key` of an upgrade, as the client sent it.
+    /// The `Sec-WebSocket-Key` of an upgrade, as the client sent it.
     #[must_use]
     pub fn websocket_key(&self) -> Option<&HeaderValue> {
         self.request.headers().get(hyper::header::SEC_WEBSOCKET_KEY)
     }
 
-    /// How its body ended, once it has.
+    /// The shared record of how the body ends.
     #[must_use]
     pub fn body_end(&self) -> super::BodyEnd {
         self.request.body().end()
     }
 }
 
-/// The trusted headers of one identity. Comparable: a refreshed token must not change them.
+/// The trusted headers of one identity. They are comparable, because a refreshed token must not change them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustedHeaders(Vec<(HeaderName, HeaderValue)>);
 
-/// Why an identity cannot be handed on; for the log.
+/// The reason why an identity cannot be passed to the upstream; for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unsendable {
-    /// A claim cannot stand in its header.
+pub enum IdentityHeaderError {
+    /// A claim is not a valid header value.
     #[error("claim {claim} {problem}, so header {header} cannot be made")]
     Claim {
         /// The header.
         header: String,
         /// The claim.
         claim: String,
-        /// What is wrong with it.
+        /// The problem with the claim.
         problem: &'static str,
     },
-    /// An assertion is due, and none could be signed.
+    /// The identity assertion could not be signed.
     #[error("no assertion could be signed")]
     Unsigned,
 }
@@ -112,22 +112,22 @@ impl TrustedHeaders {
     /// Makes the headers for an identity. An absent claim means no header.
     ///
     /// # Errors
-    /// When a claim cannot stand in a header; nothing is truncated or guessed.
-    pub fn of(headers: &[TrustedHeader], identity: &Identity) -> Result<Self, Unsendable> {
+    /// When a claim is not a valid header value; nothing is truncated or guessed.
+    pub fn of(headers: &[TrustedHeader], identity: &Identity) -> Result<Self, IdentityHeaderError> {
         let mut out = Vec::with_capacity(headers.len());
         for header in headers {
             let Some(value) = identity.claim(&header.claim) else { continue };
-            let unsendable = |problem| Unsendable::Claim {
+            let error = |problem| IdentityHeaderError::Claim {
                 header: header.name.to_string(),
                 claim: header.claim.to_string(),
                 problem,
             };
-            let text = text(&value, header.encode).map_err(unsendable)?;
+            let text = text(&value, header.encode).map_err(error)?;
             let visible = text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text;
             let value = HeaderValue::from_str(&text).ok().filter(|_| visible);
             out.push((
                 header.name.clone(),
-                value.ok_or_else(|| unsendable("holds other than visible ASCII (encode: percent allows any text)"))?,
+                value.ok_or_else(|| error("holds other than visible ASCII (encode: percent allows any text)"))?,
             ));
         }
         Ok(Self(out))
@@ -169,16 +169,16 @@ fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'st
     }
 }
 
-/// Seals an allowed request: the verified user's headers in, everything that could contradict them
-/// out.
+/// Prepares an allowed request: removes every header that could contradict the verified user, then sets the user's
+/// trusted headers.
 ///
 /// # Errors
-/// When a claim cannot stand in its header.
-pub fn seal(
+/// When a claim is not a valid header value, or the assertion cannot be signed.
+pub fn prepare(
     allowed: Allowed,
     policy: &Policy,
     signer: Option<&AssertionSigner>,
-) -> Result<(Sealed, Arc<Identity>, Option<Token>), Unsendable> {
+) -> Result<(UpstreamRequest, Arc<Identity>, Option<Token>), IdentityHeaderError> {
     let trusted = TrustedHeaders::of(&policy.trusted_headers, &allowed.identity)?;
     let Allowed { mut admitted, identity, token, route } = allowed;
     let to = policy.upstream(&route);
@@ -194,7 +194,7 @@ pub fn seal(
     }
     if let Some(signer) = signer {
         let assertion = signer.sign(identity.user_id(), &admitted.parts, to, route.upstream == 0);
-        let (name, value) = assertion.ok_or(Unsendable::Unsigned)?;
+        let (name, value) = assertion.ok_or(IdentityHeaderError::Unsigned)?;
         admitted.parts.headers.insert(name, value);
     }
     let headers = &mut admitted.parts.headers;
@@ -202,16 +202,17 @@ pub fn seal(
         headers.insert(credential.header.clone(), credential.value.clone());
     }
     let upstream = route.upstream;
-    let sealed = Sealed { request: rebuilt(admitted, to), verified: true, upstream, takes_trailers, stripped };
-    Ok((sealed, identity, token))
+    let upstream_request =
+        UpstreamRequest { request: rebuilt(admitted, to), verified: true, upstream, takes_trailers, stripped };
+    Ok((upstream_request, identity, token))
 }
 
-/// Hands the token on where the configuration says that the backend checks it again.
+/// Passes the token on if `upstream.token_to` says so, for a backend that verifies it again.
 fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
     let parts = &mut admitted.parts;
     let in_header = if parts.headers.contains_key(UPGRADE) {
         match &to.token_to_websocket {
-            // What we say first once the upstream's 101 has come.
+            // Sent as our first message, after the upstream's 101.
             TokenToUpgrade::None | TokenToUpgrade::FirstMessage(_) => false,
             TokenToUpgrade::Header => true,
             TokenToUpgrade::Query(name) => {
@@ -229,21 +230,21 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
     }
 }
 
-/// Seals a public request: every identity header out, none in.
+/// Prepares a public request: removes every identity header and sets none.
 #[must_use]
-pub fn seal_public(public: PublicRequest, policy: &Policy) -> Sealed {
+pub fn prepare_public(public: PublicRequest, policy: &Policy) -> UpstreamRequest {
     let PublicRequest { mut admitted, route } = public;
     // Webhooks bring an Authorization of their own.
     let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false, TokenHeaders::Kept);
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, to);
-    Sealed { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
+    UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
 }
 
-/// Seals a preflight: a request made by us, of the path without its query, `Origin`, what the page asks for, and
-/// nothing else of the client's.
+/// Prepares a preflight: only the path without its query, `Origin` and the `Access-Control-Request-*` headers of the
+/// client's request are kept.
 #[must_use]
-pub fn seal_preflight(preflight: PreflightRequest, policy: &Policy) -> Sealed {
+pub fn prepare_preflight(preflight: PreflightRequest, policy: &Policy) -> UpstreamRequest {
     let PreflightRequest { mut admitted, route, .. } = preflight;
     let parts = &mut admitted.parts;
     let is_kept =
@@ -257,7 +258,7 @@ pub fn seal_preflight(preflight: PreflightRequest, policy: &Policy) -> Sealed {
     }
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, to);
-    Sealed { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
+    UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
 }
 
 fn rebuilt(admitted: Admitted, to: &UpstreamSpec) -> Request<ClientBody> {
@@ -275,26 +276,26 @@ fn rebuilt(admitted: Admitted, to: &UpstreamSpec) -> Request<ClientBody> {
     };
     parts.headers.append(VIA, HeaderValue::from_static(via));
     parts.version = Version::HTTP_11;
-    // Extensions hold the connection's own state, which ends here.
+    // Extensions hold the state of the client's connection.
     parts.extensions.clear();
     if !body.is_end_stream() && !parts.headers.contains_key(CONTENT_LENGTH) {
-        // Its framing went when it was admitted. hyper would send no body at all with GET and HEAD unless told so.
+        // `admit` removed the framing fields. Without this field hyper would send no body with GET and HEAD.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     Request::from_parts(parts, *body)
 }
 
-/// What becomes of `Authorization` and the other headers that may carry a token, in their own spelling.
+/// Whether `Authorization` and the other headers that may carry a token are removed, in their exact spelling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TokenHeaders {
-    /// Nobody reads them here, so they are the upstream's.
+    /// They are kept, because they are not read here and belong to the upstream.
     Kept,
-    /// Whether or not one was the credential: what was not verified must not look as if it were.
+    /// They are removed, also those that were not the credential: the upstream could take them for verified.
     Removed,
 }
 
-/// Takes out what must not go up. Returns whether the client takes trailers, which the upstream is told anew, and
-/// the identity headers that were there.
+/// Removes the headers that must not reach the upstream. Returns whether the client accepts trailers, and the identity
+/// headers that were removed.
 fn strip(
     headers: &mut HeaderMap,
     policy: &Policy,
@@ -304,7 +305,7 @@ fn strip(
     let websocket = lists(headers, &UPGRADE, "websocket");
     let takes_trailers = !websocket && lists(headers, &TE, "trailers");
     let stripped = strip_reserved(headers, policy, token_headers);
-    // Whether or not it was the credential: our cookies are nobody else's.
+    // Our cookies never reach the upstream, whether or not one of them was the credential.
     let _ = token::take_session_cookie(headers, "");
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
@@ -312,7 +313,7 @@ fn strip(
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         if websocket_is_read {
-            // Compressed messages cannot be read, and swallowing one breaks the rest.
+            // Compressed messages cannot be read, and removing one from the stream would break those after it.
             headers.remove(SEC_WEBSOCKET_EXTENSIONS);
         }
     }
@@ -341,7 +342,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy, token_headers: Token
     identities
 }
 
-/// Takes what an upstream says of our cookies out of its answer: it cannot set them.
+/// Removes every `Set-Cookie` from an upstream's response that would set one of our cookies.
 pub fn strip_own_set_cookie(headers: &mut HeaderMap) {
     let is_own = |value: &HeaderValue| token::sets_session_cookie(value.as_bytes());
     if !headers.get_all(SET_COOKIE).iter().any(is_own) {
@@ -354,8 +355,8 @@ pub fn strip_own_set_cookie(headers: &mut HeaderMap) {
     }
 }
 
-/// RFC 9110 section 7.6.1: what `Connection` names (all its lines, any case), then the fixed ones.
-/// Fields that decide about the message itself stay, whoever names them.
+/// Removes hop-by-hop fields (RFC 9110 section 7.6.1): those that `Connection` names, then the fixed ones. `Host`,
+/// `Content-Length`, `Cookie` and `Sec-WebSocket-*` stay, even if `Connection` names them.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -382,7 +383,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_become_text_or_a_refusal() {
+    fn claim_values_become_text_or_an_error() {
         for (value, encode, expected) in [
             (json!("a"), None, Ok("a")),
             (json!(7), None, Ok("7")),
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_takes_what_it_names_but_not_the_message_itself() {
+    fn connection_removes_the_fields_it_names_but_not_framing() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "close, X-Custom"),
@@ -455,7 +456,7 @@ mod tests {
 
         proptest! {
             #[test]
-            fn every_identity_header_is_ours_alone_or_not_there(fields in prop::collection::vec((name(), value()), 0..24)) {
+            fn an_identity_header_is_only_ever_ours(fields in prop::collection::vec((name(), value()), 0..24)) {
                 let policy = policy();
                 let mut headers = HeaderMap::new();
                 for (name, value) in &fields {
@@ -467,9 +468,9 @@ mod tests {
                 strip(&mut headers, &policy, false, TokenHeaders::Kept);
                 let ours = ["x-user-id", "x-team", "x-own"].map(fold);
                 for name in headers.keys() {
-                    prop_assert!(!ours.contains(&fold(name.as_str())), "{name} of the client's stays");
+                    prop_assert!(!ours.contains(&fold(name.as_str())), "{name} of the client stays");
                 }
-                // What `seal` puts in afterwards is there once, whatever was named in `Connection`.
+                // What `prepare` sets afterwards is there once, whatever was named in `Connection`.
                 for trusted in policy.trusted_headers.iter() {
                     headers.insert(trusted.name.clone(), HeaderValue::from_static("alice"));
                 }

@@ -1,4 +1,4 @@
-//! What we refuse, and with which words (docs/contract.md section 3): one constructor a row of the table.
+//! Refusals and their texts (docs/contract.md section 3): one constructor for each row of the table.
 
 mod render;
 
@@ -20,9 +20,9 @@ pub use render::{refusal_bytes, render_refusal};
 /// The `WWW-Authenticate` of a refusal (RFC 6750 section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Challenge {
-    /// None.
+    /// No challenge.
     Absent,
-    /// `Bearer realm="…"`: no credential came, so no error code.
+    /// `Bearer realm="…"`, without an error code, because no credential was sent.
     Realm,
     /// `Bearer error="invalid_request"`.
     InvalidRequest,
@@ -32,30 +32,30 @@ pub enum Challenge {
     InsufficientScope,
 }
 
-/// A refusal as a value; [`render_refusal`] makes an answer of it.
+/// A refusal; [`render_refusal`] turns it into a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// HTTP status.
+    /// The HTTP status.
     pub status: StatusCode,
-    /// Stable machine-readable code.
+    /// The stable machine-readable code.
     pub code: &'static str,
-    /// What the client reads.
+    /// The text for the client.
     pub detail: String,
-    /// The challenge.
+    /// The `WWW-Authenticate` challenge.
     pub challenge: Challenge,
-    /// Whole seconds.
+    /// The `Retry-After` in seconds.
     pub retry_after: Option<u64>,
-    /// Value of `Allow`.
+    /// The value of `Allow`.
     pub allow: Option<&'static str>,
-    /// Whether the connection closes after the answer.
+    /// Whether the connection closes after the response.
     pub close: bool,
-    /// For the log only: why, in detail; the `outcome` label.
+    /// The detailed reason, for the log only.
     pub reason: String,
-    /// The `outcome` of access line and metrics.
+    /// The `outcome` of the access line and the metrics.
     pub outcome: &'static str,
-    /// The rule that kept the caller out.
+    /// The kind of rule that refused the request.
     pub rule: Option<Rule>,
-    /// The pattern of that rule, where it is another than the request's.
+    /// The pattern of the route that refused it, if it is not the request's own.
     pub route: Option<Arc<str>>,
 }
 
@@ -81,8 +81,8 @@ impl Refusal {
         self
     }
 
-    /// Notes in a request's or socket's line what became of it.
-    pub fn note(&self, line: &mut AccessLine) {
+    /// Records the refusal in the access line of the request or socket.
+    pub fn record(&self, line: &mut AccessLine) {
         line.outcome = Outcome::Refused(self.outcome);
         line.reason.clone_from(&self.reason);
         line.rule = self.rule;
@@ -106,14 +106,14 @@ impl Refusal {
         self
     }
 
-    /// No credential.
+    /// No credential was sent.
     #[must_use]
     pub fn missing_token() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "missing_token", "Missing authorization header. Please sign in.")
             .challenging(Challenge::Realm)
     }
 
-    /// What was presented is not one token.
+    /// The credential is not one well-formed token.
     #[must_use]
     pub fn bad_credential(bad: BadCredential) -> Self {
         match bad.problem {
@@ -138,7 +138,7 @@ impl Refusal {
         }
     }
 
-    /// What the verifier said; `verbose` repeats its reason to the client (for development).
+    /// The verifier rejected the token; `verbose` tells the client its reason (for development).
     #[must_use]
     pub fn rejected(rejection: &Rejection, verbose: bool) -> Self {
         match rejection {
@@ -175,7 +175,7 @@ impl Refusal {
         }
     }
 
-    /// A token that fails, from an address over its limit.
+    /// The token was rejected, and the address is over its limit of failed tokens.
     #[must_use]
     pub fn too_many_failures(rejection: &Rejection, retry_after: Duration) -> Self {
         let mut refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many failed attempts.")
@@ -202,7 +202,7 @@ impl Refusal {
         self
     }
 
-    /// Verified, and not allowed here.
+    /// The user is verified and does not meet the requirements.
     #[must_use]
     pub fn denied(denied: &Denied) -> Self {
         let refusal = Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
@@ -214,25 +214,25 @@ impl Refusal {
         }
     }
 
-    /// An identity that cannot stand in a trusted header.
+    /// A claim of the identity is not a valid header value.
     #[must_use]
-    pub fn unsendable(reason: &str) -> Self {
+    pub fn unusable_identity(reason: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
             .challenging(Challenge::InsufficientScope)
             .because(reason)
             .by(Rule::Require)
     }
 
-    /// `auth: deny`, whoever asks.
+    /// The route has `auth: deny`.
     #[must_use]
     pub fn closed_route(route: &Route) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
-            .because("the rule says auth: deny")
+            .because("the route has auth: deny")
             .by(Rule::Deny)
             .on(&route.label)
     }
 
-    /// The readings of a path lead to different upstreams or settings.
+    /// The readings of the path match routes with different upstreams or settings.
     #[must_use]
     pub fn readings_differ(conflict: Conflict) -> Self {
         Self::bad_request(match conflict {
@@ -242,13 +242,13 @@ impl Refusal {
         })
     }
 
-    /// A session of another user's is in force there.
+    /// Another user has a session in this browser.
     #[must_use]
     pub fn other_user() -> Self {
         Self::new(StatusCode::CONFLICT, "other_user", "Another user is signed in here. Sign out first.")
     }
 
-    /// A session that could not be ended, or not for longer than this process lives: to be asked again.
+    /// The session could not be ended, or only until this process ends; the client should retry.
     #[must_use]
     pub fn not_signed_out(reason: &str) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -258,21 +258,21 @@ impl Refusal {
         refusal
     }
 
-    /// A session cookie would cross a network in the clear.
+    /// A session cookie would be sent unencrypted over a network.
     #[must_use]
     pub fn needs_https() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", "A session needs https.").because(
-            "a session was asked for by plain http; behind a balancer that speaks https write trusted_proxies, or public_url",
+            "a session was requested over plain http; behind a load balancer that terminates https set trusted_proxies or public_url",
         )
     }
 
-    /// What the token says does not fit a cookie.
+    /// The token's claims do not fit into a cookie.
     #[must_use]
     pub fn session_too_large() -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The token says more than a cookie can hold.")
     }
 
-    /// An `Origin` that is not ours or listed.
+    /// The `Origin` is neither ours nor listed.
     #[must_use]
     pub fn foreign_origin(origin: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "foreign_origin", "Origin not allowed.")
@@ -280,13 +280,13 @@ impl Refusal {
             .by(Rule::Origin)
     }
 
-    /// What a client hears when there is no usable answer.
+    /// The upstream gave no usable response.
     #[must_use]
     pub fn of_upstream(error: &UpstreamError) -> Self {
         match error {
             UpstreamError::BodyStalled => Self::body_stalled(),
             UpstreamError::BodyTooLarge => Self::body_too_large(),
-            UpstreamError::BodyBroken => Self::bad_request("the request body broke off"),
+            UpstreamError::BodyBroken => Self::bad_request("the request body was aborted"),
             UpstreamError::ConnectTimeout { .. } | UpstreamError::ResponseTimeout { .. } => {
                 Self::upstream_timeout(error.to_string())
             }
@@ -294,19 +294,19 @@ impl Refusal {
         }
     }
 
-    /// Upstream refused, reset, or answered unusably.
+    /// The upstream refused or reset the connection, or its response is not usable.
     #[must_use]
     pub fn upstream_failed(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "upstream_failed", "Upstream unavailable.").because(reason)
     }
 
-    /// Upstream too slow.
+    /// The upstream did not respond in time.
     #[must_use]
     pub fn upstream_timeout(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "Upstream did not answer in time.").because(reason)
     }
 
-    /// A malformed request or ambiguous path; the connection closes.
+    /// The request is malformed or its path ambiguous; the connection closes.
     #[must_use]
     pub fn bad_request(reason: &str) -> Self {
         let mut refusal = Self::new(StatusCode::BAD_REQUEST, "bad_request", "Malformed request.").because(reason);
@@ -314,7 +314,7 @@ impl Refusal {
         refusal
     }
 
-    /// A method that is never forwarded, or wrong on an endpoint of ours.
+    /// The method is never forwarded, or not supported by one of our endpoints.
     #[must_use]
     pub fn method_not_allowed(allow: Option<&'static str>) -> Self {
         let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed.");
@@ -323,7 +323,7 @@ impl Refusal {
         refusal
     }
 
-    /// Unknown under our prefix.
+    /// The path under our prefix is no endpoint.
     #[must_use]
     pub fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "Not found.")
@@ -337,7 +337,7 @@ impl Refusal {
         refusal
     }
 
-    /// A Host that is not answered here.
+    /// The Host is not served here.
     #[must_use]
     pub fn host_not_served() -> Self {
         let mut refusal = Self::new(StatusCode::MISDIRECTED_REQUEST, "host_not_served", "Host not served here.");
@@ -345,7 +345,7 @@ impl Refusal {
         refusal
     }
 
-    /// Request head over its limit.
+    /// The request head exceeds its limit.
     #[must_use]
     pub fn head_too_large() -> Self {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -354,7 +354,7 @@ impl Refusal {
         refusal
     }
 
-    /// Request target over its limit.
+    /// The request target exceeds its limit.
     #[must_use]
     pub fn target_too_long() -> Self {
         let mut refusal = Self::new(StatusCode::URI_TOO_LONG, "target_too_long", "Request target too long.");
@@ -362,7 +362,7 @@ impl Refusal {
         refusal
     }
 
-    /// Request body over its limit.
+    /// The request body exceeds its limit.
     #[must_use]
     pub fn body_too_large() -> Self {
         let mut refusal = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "Request body too large.");
@@ -370,13 +370,13 @@ impl Refusal {
         refusal
     }
 
-    /// A WebSocket version other than 13 (RFC 6455 section 4.4).
+    /// The WebSocket version is not 13 (RFC 6455 section 4.4).
     #[must_use]
     pub fn websocket_version() -> Self {
         Self::new(StatusCode::UPGRADE_REQUIRED, "websocket_version", "WebSocket version 13 required.")
     }
 
-    /// At a limit, or draining.
+    /// A limit on connections is reached, or the process drains.
     #[must_use]
     pub fn busy(reason: &str) -> Self {
         let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many connections.").because(reason);

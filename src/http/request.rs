@@ -1,4 +1,4 @@
-//! The types a request goes through. Each is made in one place and consumed by the next.
+//! The types that a request goes through. Each is created in one place and consumed by the next step.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Carrier, Identity, NoCredential, SessionCookie, Token, Verified, allow};
 use crate::policy::{Judgement, Policy, Route, TokenSources};
 
-/// A request with one valid Host, sane framing and a path without broken escapes. Made by [`admit`](super::admit()) only.
+/// A request with one valid Host, unambiguous framing and a path without broken escapes. Only [`admit`](super::admit())
+/// creates it.
 #[derive(Debug)]
 pub struct Admitted {
     pub(super) parts: Parts,
-    /// Boxed: it goes through every step by value.
+    /// Boxed, because it is moved through every step.
     pub(super) body: Box<ClientBody>,
     pub(super) client: ClientAddress,
-    /// The client's side of a WebSocket upgrade that RFC 6455 section 4.2.1 accepts; it resolves
-    /// once the 101 has been written.
+    /// The client's side of a valid WebSocket upgrade (RFC 6455 section 4.2.1); it resolves once the 101 was written.
     pub(super) upgrade: Option<OnUpgrade>,
     /// The method that a preflight announces; `None` for any other request.
     pub(super) announced: Option<Method>,
@@ -34,30 +34,30 @@ pub struct OwnRequest {
 }
 
 impl OwnRequest {
-    /// Its head.
+    /// The head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
     }
 
-    /// Who asks.
+    /// The client.
     #[must_use]
     pub fn client(&self) -> &ClientAddress {
         &self.admitted.client
     }
 
-    /// Whether a page of ours asks, or no browser at all: whoever changes something here.
+    /// Checks that the request may change state here: it comes from our own page or a listed one, or from no browser.
     ///
     /// # Errors
     /// 403 `foreign_origin`.
-    pub fn may_change(&self, policy: &Policy) -> Result<(), Refusal> {
+    pub fn check_state_change(&self, policy: &Policy) -> Result<(), Refusal> {
         provenance::check_state_change(&self.admitted.parts, &self.admitted.client, policy)
     }
 
-    /// The Bearer token that it carries, by the headers that the policy names.
+    /// Takes the token out of the headers that the policy names.
     ///
     /// # Errors
-    /// When what was found is not one token.
+    /// When a credential is present but is not one well-formed token.
     pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
         let headers_only = TokenSources {
             headers: policy.routes.last().map_or_else(Vec::new, |route| route.token_from.headers.clone()),
@@ -71,8 +71,8 @@ impl OwnRequest {
         token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes)
     }
 
-    /// The session of ours that came along, and the cookie's name; `None` for a client that could not be given one: it
-    /// speaks plain http over a network.
+    /// Takes the session cookie out of the request. Returns it with the cookie's name; the name is `None` for a client that
+    /// cannot have one, because it uses plain http over a network.
     pub fn take_session(&mut self, policy: &Policy) -> (Option<SessionCookie>, Option<String>) {
         let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
@@ -80,23 +80,23 @@ impl OwnRequest {
         (session, can_have.then_some(name))
     }
 
-    /// Whether this client can be given a session cookie: it does not speak plain http over a network.
+    /// Whether this client can have a session cookie: it does not use plain http over a network.
     #[must_use]
     pub fn can_have_session(&self, policy: &Policy) -> bool {
         provenance::can_have_cookie(&self.admitted, policy)
     }
 
-    /// The cookie that binds a sign-in to its browser, left where it stands, and its name.
+    /// Reads the cookie that binds a sign-in to its browser. Returns its value and its name.
     #[must_use]
     pub fn login_cookie(&self, policy: &Policy) -> (Option<String>, String) {
         let name = provenance::login_cookie_name(&self.admitted, policy);
         (token::own_cookie_value(&self.admitted.parts.headers, &name), name)
     }
 
-    /// The whole body, of at most so many bytes.
+    /// Reads the whole body, of at most `limit` bytes.
     ///
     /// # Errors
-    /// 413 for a longer one, 408 for one that stalls, 400 for one that breaks off.
+    /// 413 for a longer body, 408 for one that stalls, 400 for one that is aborted.
     pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
         let end = self.admitted.body.end();
         let mut bytes = Vec::new();
@@ -107,7 +107,7 @@ impl OwnRequest {
                 } else if end.is_too_large() {
                     Refusal::body_too_large()
                 } else {
-                    Refusal::bad_request("the request body broke off")
+                    Refusal::bad_request("the request body was aborted")
                 });
             };
             let Some(data) = frame.data_ref() else { continue };
@@ -119,7 +119,7 @@ impl OwnRequest {
         Ok(bytes)
     }
 
-    /// As [`Self::take_session`], but every session of ours that came along, to end them all.
+    /// Takes all session cookies out of the request, to end all their sessions; otherwise like [`Self::take_session`].
     pub fn take_sessions(&mut self, policy: &Policy) -> (Vec<SessionCookie>, Option<String>) {
         let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
@@ -128,7 +128,7 @@ impl OwnRequest {
     }
 }
 
-/// A preflight: a page's browser asks whether it may ask. It has no credential and gets no identity.
+/// A CORS preflight. It has no credential and gets no identity.
 #[derive(Debug)]
 pub struct PreflightRequest {
     pub(super) admitted: Admitted,
@@ -137,26 +137,26 @@ pub struct PreflightRequest {
 }
 
 impl PreflightRequest {
-    /// Its rule, found by the method it announces.
+    /// The route that matches the announced method.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.route
     }
 
-    /// Its head.
+    /// The head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
     }
 
-    /// Whether we answer it, and the upstream never sees it.
+    /// Whether it is answered here and not forwarded.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         self.is_ours
     }
 }
 
-/// A request whose rule needs no credential, or that came without one where that is optional.
+/// A request whose route needs no credential, or that has none where it is optional.
 #[derive(Debug)]
 pub struct PublicRequest {
     pub(super) admitted: Admitted,
@@ -170,25 +170,25 @@ impl PublicRequest {
         self.admitted.upgrade.is_some()
     }
 
-    /// Its rule.
+    /// The matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.route
     }
 
-    /// Its head.
+    /// The head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
     }
 
-    /// The client's side of the upgrade, when it is one.
+    /// Takes the client's side of the upgrade, if the request is one.
     pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
         self.admitted.upgrade.take()
     }
 }
 
-/// A request whose rule needs a verified token, or verifies one that is sent.
+/// A request whose route requires a verified token, or verifies one that is present.
 #[derive(Debug)]
 pub struct ProtectedRequest {
     pub(super) admitted: Admitted,
@@ -196,19 +196,19 @@ pub struct ProtectedRequest {
 }
 
 impl ProtectedRequest {
-    /// Its rule.
+    /// The matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.judgement.route
     }
 
-    /// Its head.
+    /// The head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
     }
 
-    /// Who asks.
+    /// The client.
     #[must_use]
     pub fn client(&self) -> &ClientAddress {
         &self.admitted.client
@@ -220,14 +220,13 @@ impl ProtectedRequest {
         self.admitted.upgrade.is_some()
     }
 
-    /// The client's side of the upgrade, when it is one.
+    /// Takes the client's side of the upgrade, if the request is one.
     pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
         self.admitted.upgrade.take()
     }
 
-    /// Offers the upstream exactly one subprotocol, or none: the client was given its choice before
-    /// the upstream was asked.
-    pub fn offer(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
+    /// Sets the one subprotocol that is offered to the upstream, or none: the client was answered before the upstream.
+    pub fn set_subprotocol(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
         use hyper::header::SEC_WEBSOCKET_PROTOCOL;
         match subprotocol {
             Some(chosen) => {
@@ -239,7 +238,7 @@ impl ProtectedRequest {
         }
     }
 
-    /// Whether it asks for server-sent events.
+    /// Whether the client accepts server-sent events.
     #[must_use]
     pub fn wants_events(&self) -> bool {
         let Parts { method, headers, .. } = &self.admitted.parts;
@@ -247,10 +246,10 @@ impl ProtectedRequest {
         method == Method::GET && accepts.flat_map(|value| value.split(',')).any(is_event_stream)
     }
 
-    /// Takes the token out of the request, by the rule's carriers and their precedence.
+    /// Takes the token out of the request, by the route's token sources in their order.
     ///
     /// # Errors
-    /// When what was found is not one token.
+    /// When a credential is present but is not one well-formed token.
     pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
         let purpose = if self.is_websocket() {
             Purpose::WebSocket
@@ -265,7 +264,7 @@ impl ProtectedRequest {
         token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)
     }
 
-    /// Joins it with its verified user.
+    /// Adds the verified user.
     ///
     /// # Errors
     /// 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours. 401
@@ -280,11 +279,11 @@ impl ProtectedRequest {
         Ok(AuthenticatedRequest { request: self, verified })
     }
 
-    /// Becomes public: only with the proof that nothing was presented, and only where the rule says
-    /// `auth: optional`.
+    /// Turns the request into a public one, if the route has `auth: optional`. The proof shows that no credential was
+    /// presented.
     ///
     /// # Errors
-    /// Itself and the proof, where the rule demands a credential.
+    /// The request and the proof, if the route requires a credential.
     pub fn without_credential(self, proof: NoCredential) -> Result<PublicRequest, (Self, NoCredential)> {
         if self.judgement.auth != crate::policy::AuthMode::Optional {
             return Err((self, proof));
@@ -293,7 +292,7 @@ impl ProtectedRequest {
     }
 }
 
-/// A request whose user is verified. Made by [`ProtectedRequest::authenticated`] only.
+/// A request whose user is verified. Only [`ProtectedRequest::authenticated`] creates it.
 #[derive(Debug)]
 pub struct AuthenticatedRequest {
     request: ProtectedRequest,
@@ -307,13 +306,13 @@ impl AuthenticatedRequest {
         &self.request
     }
 
-    /// The user.
+    /// The verified user.
     #[must_use]
     pub fn verified(&self) -> &Verified {
         &self.verified
     }
 
-    /// Decides whether the user may do this here.
+    /// Checks that the user meets the route's requirements.
     ///
     /// # Errors
     /// The refusal, with its reason for the log.
@@ -333,7 +332,7 @@ fn is_event_stream(range: &str) -> bool {
     range.split(';').next().unwrap_or(range).trim().eq_ignore_ascii_case("text/event-stream")
 }
 
-/// A request whose user was verified and may do this here.
+/// A request whose user is verified and meets the route's requirements.
 #[derive(Debug)]
 pub struct Allowed {
     pub(super) admitted: Admitted,
@@ -343,19 +342,19 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// Its rule.
+    /// The matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.route
     }
 
-    /// Who it is.
+    /// The user's identity.
     #[must_use]
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
 
-    /// The client's side of the upgrade, when it is one.
+    /// Takes the client's side of the upgrade, if the request is one.
     pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
         self.admitted.upgrade.take()
     }

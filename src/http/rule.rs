@@ -1,36 +1,36 @@
-//! Which rule a request falls under. Consumes the [`Admitted`]; what comes out says what may follow.
+//! Matches a request with the routes. Consumes the [`Admitted`]; the type of the result decides the next step.
 
 use std::sync::Arc;
 
 use super::{Admitted, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::{AuthMode, Conflict, Policy};
 
-/// A request and what its rule makes of it.
+/// A request by the kind of its route.
 #[derive(Debug)]
 pub enum Ruled {
-    /// Under `/.vestibule`: never routed upstream.
+    /// A request under `/.vestibule`, which is never forwarded.
     Own(OwnRequest),
-    /// CORS asks first.
+    /// A CORS preflight.
     Preflight(PreflightRequest),
-    /// `auth: none`.
+    /// A request of a route with `auth: none`.
     Public(PublicRequest),
-    /// A credential is needed, or verified when sent.
+    /// A request whose credential is required, or verified if present.
     Protected(ProtectedRequest),
 }
 
-/// Finds the rule.
+/// Finds the route of a request.
 ///
 /// # Errors
-/// `auth: deny` is a refusal, before any credential is read.
+/// A refusal if the route has `auth: deny`, before any credential is read, or if the path is ambiguous.
 pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, Refusal> {
-    // The prefix of our endpoints comes before the bound on readings and before every rule.
+    // The prefix of our endpoints is checked before the limit on readings and before every route.
     let readings = match policy.readings(admitted.parts.uri.path()) {
         Ok(readings) if readings.is_own() => return Ok(own(policy, admitted)),
         Ok(readings) => readings,
         Err(too_many) if too_many.may_be_own => return Ok(own(policy, admitted)),
         Err(_) => return Err(Refusal::bad_request("a path with too many readings")),
     };
-    // A preflight is ruled by the method it announces: what may not be asked need not be asked about.
+    // A preflight is matched by the method that it announces, so that a denied method is refused at once.
     let method = admitted.announced.as_ref().unwrap_or(&admitted.parts.method);
     let judgement = policy.judge(method.as_str(), &readings);
     if judgement.auth == AuthMode::Deny {
@@ -54,7 +54,7 @@ pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, Refusal> {
     })
 }
 
-/// What is under our own prefix; a preflight there is always answered by us.
+/// Returns a request under our own prefix; a preflight there is always answered here.
 fn own(policy: &Policy, admitted: Admitted) -> Ruled {
     match policy.routes.last() {
         Some(route) if admitted.announced.is_some() => {

@@ -1,9 +1,9 @@
-//! The upstream client: our own pool over hyper's HTTP/1 connections.
+//! The upstream client: a connection pool over hyper's HTTP/1 connections.
 //!
-//! The pool keeps what the legacy client does not: a request that was never written is sent once
-//! more, one that may have been written only when it is idempotent and has no body; a connection goes
-//! back only after both bodies ended cleanly; and anonymous callers never share one with verified
-//! ones, since one desynchronised answer would be a leak between users.
+//! It is not hyper-util's legacy client, because that one does not guarantee the following. A request that was never
+//! written is retried once; a request that may have been written is retried only if it is idempotent and has no body. A
+//! connection returns to the pool only after both bodies ended completely. Anonymous and verified requests never share
+//! a connection, because one desynchronized response would be a leak between users.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -20,54 +20,54 @@ use tokio::time::{Instant, timeout};
 use super::admit::lists;
 use super::dial::UpstreamConnector;
 use super::headers::strip_hop_by_hop;
-use super::{BodyEnd, ClientBody, ResponseBody, Sealed, Socket, TimedStream};
+use super::{BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamRequest};
 use crate::policy::UpstreamSpec;
 
-/// Idle connections kept per lane; each open one belongs to a client connection, and those are
-/// limited.
-const IDLE: usize = 256;
-/// A head of the upstream larger than this is broken off.
-const HEAD_BYTES: usize = 256 << 10;
+/// The number of idle connections that are kept per pool. Open connections need no limit of their own: each belongs to
+/// a client connection, and those are limited.
+const MAX_IDLE_CONNECTIONS: usize = 256;
+/// Upper bound on the head of an upstream's response.
+const MAX_RESPONSE_HEAD_BYTES: usize = 256 << 10;
 
-/// Why the upstream gave no usable answer.
+/// The reason why there is no usable response of an upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// No connection.
+    /// The connection failed.
     #[error("connecting to {upstream}: {source}")]
     Connect {
-        /// Where to.
+        /// The upstream's address.
         upstream: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// No connection in time.
+    /// The connection was not established within `connect_timeout`.
     #[error("connecting to {upstream}: no answer within connect_timeout")]
     ConnectTimeout {
-        /// Where to.
+        /// The upstream's address.
         upstream: String,
     },
-    /// No response head in time.
+    /// The head of the response did not arrive within `response_timeout`.
     #[error("no response head within {limit:?}")]
     ResponseTimeout {
         /// The limit that was reached.
         limit: Duration,
     },
-    /// Reset, closed, or answered what is not HTTP.
+    /// The upstream reset or closed the connection, or its response is not valid HTTP.
     #[error("{0}")]
     Failed(String),
-    /// The client's body stalled on its way up.
+    /// The client stopped sending its body.
     #[error("the request body stalled")]
     BodyStalled,
-    /// The client's body was too large.
+    /// The client's body exceeded `limits.body_bytes`.
     #[error("the request body is too large")]
     BodyTooLarge,
-    /// The client's body broke off.
-    #[error("the client broke its body off")]
+    /// The client aborted its body.
+    #[error("the client aborted the request body")]
     BodyBroken,
 }
 
 impl UpstreamError {
-    /// Its name in metrics; `None` where the fault was the client's.
+    /// The `reason` label of metrics; `None` if the client caused the error.
     #[must_use]
     pub const fn reason(&self) -> Option<&'static str> {
         Some(match self {
@@ -80,30 +80,30 @@ impl UpstreamError {
     }
 }
 
-/// An answer on its way back.
+/// A response to a client.
 pub type Answer = Response<ResponseBody>;
 
-/// An upgraded upstream connection and what it had said already.
+/// An upgraded connection to an upstream.
 #[derive(Debug)]
 pub struct Upgraded {
-    /// The bare socket.
+    /// The socket, without HTTP.
     pub socket: Socket,
-    /// Bytes the upstream sent right behind its 101.
+    /// The bytes that the upstream sent directly after its 101.
     pub early: Vec<u8>,
 }
 
-/// Every upstream of a policy. What is sealed for one is sent to no other.
+/// The clients of all upstreams of a policy.
 #[derive(Debug)]
 pub struct Upstreams(Vec<Upstream>);
 
 impl Upstreams {
-    /// Clients for these, in the policy's order; they connect when asked to.
+    /// Creates the clients, in the policy's order. They connect when a request is sent.
     #[must_use]
     pub fn new(specs: &[UpstreamSpec], send_timeout: Duration) -> Self {
         Self(specs.iter().map(|spec| Upstream::new(spec.clone(), send_timeout)).collect())
     }
 
-    /// Whether anyone listens now at the first; for the start's sentence.
+    /// Whether the first upstream accepts a connection now.
     pub async fn is_reachable(&self) -> bool {
         match self.0.first() {
             Some(upstream) => upstream.is_reachable().await,
@@ -111,25 +111,28 @@ impl Upstreams {
         }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of the response.
     ///
     /// # Errors
-    /// When there is no usable answer; see [`UpstreamError`].
-    pub async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
-        // `seal` takes the number from the policy these were made from.
-        self.0[sealed.upstream()].send(sealed).await
+    /// When there is no usable response; see [`UpstreamError`].
+    pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
+        // `prepare` takes the index from the policy that these clients were made from.
+        self.0[upstream_request.upstream()].send(upstream_request).await
     }
 
-    /// Sends an upgrade on a connection of its own. `Ok(Err(answer))` is an answer that is no 101.
+    /// Sends an upgrade on a new connection. `Ok(Err(response))` is a response other than 101.
     ///
     /// # Errors
-    /// When there is no usable answer.
-    pub async fn upgrade(&self, sealed: Sealed) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
-        self.0[sealed.upstream()].upgrade(sealed).await
+    /// When there is no usable response.
+    pub async fn upgrade(
+        &self,
+        upstream_request: UpstreamRequest,
+    ) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
+        self.0[upstream_request.upstream()].upgrade(upstream_request).await
     }
 }
 
-/// One upstream and its idle connections.
+/// The client of one upstream, with its idle connections: one pool for anonymous and one for verified requests.
 #[derive(Debug)]
 struct Upstream {
     spec: UpstreamSpec,
@@ -140,56 +143,56 @@ struct Upstream {
 
 #[derive(Debug, Default)]
 struct Pool {
-    idle: Mutex<Vec<Idle>>,
-    /// Set while a task is dropping idle connections in time.
-    reaping: std::sync::atomic::AtomicBool,
+    idle: Mutex<Vec<IdleConnection>>,
+    /// Set while a task removes idle connections that are too old.
+    is_reaping: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Debug)]
-struct Idle {
+struct IdleConnection {
     sender: SendRequest<ClientBody>,
     since: Instant,
 }
 
-/// The right to give a connection back once its answer has ended.
+/// A connection in use, which can return to its pool once the response has ended.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(super) struct PooledConnection {
     sender: SendRequest<ClientBody>,
     pool: Weak<Pool>,
     body: BodyEnd,
-    keep: Duration,
+    idle_timeout: Duration,
 }
 
-impl Lease {
-    /// Back to the pool, unless the request body was still on its way: then whatever answers it
-    /// would be taken for the next answer.
+impl PooledConnection {
+    /// Returns the connection to its pool, unless the request body was not sent completely: a later response to it would
+    /// be taken for the response to the next request.
     pub(super) fn return_to_pool(self) {
         let Some(pool) = self.pool.upgrade() else { return };
         if !self.body.is_complete() || self.sender.is_closed() {
             return;
         }
         let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() >= IDLE {
+        if idle.len() >= MAX_IDLE_CONNECTIONS {
             return;
         }
-        idle.push(Idle { sender: self.sender, since: Instant::now() });
+        idle.push(IdleConnection { sender: self.sender, since: Instant::now() });
         drop(idle);
-        if !pool.reaping.swap(true, std::sync::atomic::Ordering::AcqRel) {
-            tokio::spawn(reap(Arc::downgrade(&pool), self.keep));
+        if !pool.is_reaping.swap(true, std::sync::atomic::Ordering::AcqRel) {
+            tokio::spawn(remove_idle(Arc::downgrade(&pool), self.idle_timeout));
         }
     }
 }
 
-/// Drops idle connections in time, until there is none.
-async fn reap(pool: Weak<Pool>, keep: Duration) {
+/// Removes connections that are idle for `idle_timeout`, until the pool is empty.
+async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
     loop {
-        tokio::time::sleep(keep.max(Duration::from_millis(50))).await;
+        tokio::time::sleep(idle_timeout.max(Duration::from_millis(50))).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|connection| connection.since.elapsed() < keep && !connection.sender.is_closed());
+        idle.retain(|connection| connection.since.elapsed() < idle_timeout && !connection.sender.is_closed());
         if idle.is_empty() {
             idle.shrink_to_fit();
-            pool.reaping.store(false, std::sync::atomic::Ordering::Release);
+            pool.is_reaping.store(false, std::sync::atomic::Ordering::Release);
             return;
         }
     }
@@ -204,83 +207,90 @@ impl Upstream {
         matches!(timeout(Duration::from_millis(300), self.connect()).await, Ok(Ok(_)))
     }
 
-    async fn send(&self, sealed: Sealed) -> Result<Answer, UpstreamError> {
-        let pool = &self.pools[usize::from(sealed.is_verified())];
-        let (end, takes_trailers) = (sealed.body_end(), sealed.takes_trailers());
-        let mut request = sealed.into_request();
+    async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
+        let pool = &self.pools[usize::from(upstream_request.is_verified())];
+        let (end, takes_trailers) = (upstream_request.body_end(), upstream_request.takes_trailers());
+        let mut request = upstream_request.into_request();
         if !self.spec.reuse {
-            // A server that does not read a body takes it for the next request, unless it was told that none comes.
+            // A server that does not read a body takes it for the next request, unless it knows that none follows.
             request.headers_mut().remove(TE);
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let is_head = *request.method() == Method::HEAD;
-        let (mut sender, reused) = self.sender(pool).await?;
-        let again = if reused { sendable_again(&request, &end) } else { None };
+        let (mut sender, reused) = self.acquire(pool).await?;
+        let retry = if reused { retryable_copy(&request, &end) } else { None };
         let first = self.exchange(&mut sender, request, &end).await;
         let (response, sender) = match first {
             Ok(response) => (response, sender),
-            Err(Failure { unsent: Some(request), .. }) if reused => {
-                let mut sender = self.fresh().await?;
+            Err(ExchangeError { unsent: Some(request), .. }) if reused => {
+                let mut sender = self.open().await?;
                 (self.exchange(&mut sender, *request, &end).await.map_err(|failure| failure.error)?, sender)
             }
-            Err(Failure { lost: true, error, .. }) if reused => {
-                let Some(request) = again else { return Err(error) };
-                let mut sender = self.fresh().await?;
+            Err(ExchangeError { is_lost: true, error, .. }) if reused => {
+                let Some(request) = retry else { return Err(error) };
+                let mut sender = self.open().await?;
                 (self.exchange(&mut sender, request, &end).await.map_err(|failure| failure.error)?, sender)
             }
             Err(failure) => return Err(failure.error),
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(UpstreamError::Failed("101 to a request that asked for no upgrade".to_owned()));
+            return Err(UpstreamError::Failed("101 to a request that was no upgrade".to_owned()));
         }
         let (mut parts, incoming) = response.into_parts();
-        let sound = framed(&mut parts.headers)? && !may_bring_a_stray_body(is_head, &parts);
-        let keep = sound && self.spec.reuse && !lists(&parts.headers, &CONNECTION, "close");
-        let lease =
-            keep.then(|| Lease { sender, pool: Arc::downgrade(pool), body: end, keep: self.spec.pool_idle_timeout });
+        let is_reusable = check_framing(&mut parts.headers)? && !may_have_unexpected_body(is_head, &parts);
+        let keep = is_reusable && self.spec.reuse && !lists(&parts.headers, &CONNECTION, "close");
+        let connection = keep.then(|| PooledConnection {
+            sender,
+            pool: Arc::downgrade(pool),
+            body: end,
+            idle_timeout: self.spec.pool_idle_timeout,
+        });
         let announced = parts.headers.get(TRAILER).cloned().filter(|_| takes_trailers);
         strip_hop_by_hop(&mut parts.headers);
         if let Some(announced) = announced {
-            // hyper passes on those that are announced, and none that frames, routes or authenticates.
+            // hyper forwards announced trailers only, and none of framing, routing or authentication.
             parts.headers.insert(TRAILER, announced);
         }
-        // Framing is ours to choose, also for an upstream that speaks 1.0.
+        // Framing towards the client is chosen here, also for a response of HTTP/1.0.
         parts.version = Version::HTTP_11;
-        Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease)))
+        Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, connection)))
     }
 
-    async fn upgrade(&self, sealed: Sealed) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
+    async fn upgrade(
+        &self,
+        upstream_request: UpstreamRequest,
+    ) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
         let limit = self.spec.handshake_timeout;
-        let expected = sealed
+        let expected = upstream_request
             .websocket_key()
             .map(|key| tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()));
         let exchange = async {
             let io = self.connect().await?;
             let (mut sender, connection) = builder().handshake(io).await.map_err(failed)?;
             tokio::spawn(async move {
-                // Its end is told to whoever holds the sender or the upgraded stream.
+                // The owner of the sender or of the upgraded stream sees the error too.
                 let _ = connection.with_upgrades().await;
             });
-            sender.send_request(sealed.into_request()).await.map_err(failed)
+            sender.send_request(upstream_request.into_request()).await.map_err(failed)
         };
         let mut response = timeout(limit, exchange).await.map_err(|_| UpstreamError::ResponseTimeout { limit })??;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (mut parts, incoming) = response.into_parts();
-            framed(&mut parts.headers)?;
+            check_framing(&mut parts.headers)?;
             strip_hop_by_hop(&mut parts.headers);
             return Ok(Err(Response::from_parts(parts, ResponseBody::upstream(incoming, None))));
         }
         let accept = response.headers().get(hyper::header::SEC_WEBSOCKET_ACCEPT);
-        let right = lists(response.headers(), &hyper::header::UPGRADE, "websocket")
+        let is_valid = lists(response.headers(), &hyper::header::UPGRADE, "websocket")
             && accept.is_some_and(|accept| expected.as_deref().is_some_and(|expected| accept == expected));
-        if !right {
-            return Err(UpstreamError::Failed("101 without the right Sec-WebSocket-Accept".to_owned()));
+        if !is_valid {
+            return Err(UpstreamError::Failed("101 without the expected Sec-WebSocket-Accept".to_owned()));
         }
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(failed)?;
         let parts = upgraded
             .downcast::<TokioIo<TimedStream>>()
             .map_err(|_| UpstreamError::Failed("an upgraded stream of another type".to_owned()))?;
-        // Copied out: even an empty slice of hyper's read buffer keeps the whole of it alive.
+        // A copy, because even an empty slice keeps hyper's whole read buffer alive.
         let early = parts.read_buf.to_vec();
         let (head, _) = response.into_parts();
         Ok(Ok((head.headers, Upgraded { socket: parts.io.into_inner().into_socket(), early })))
@@ -290,17 +300,17 @@ impl Upstream {
         Ok(TokioIo::new(TimedStream::to_upstream(self.connector.connect().await?, self.send_timeout)))
     }
 
-    async fn fresh(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {
+    async fn open(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {
         let io = self.connect().await?;
         let (sender, connection) = builder().handshake(io).await.map_err(failed)?;
         tokio::spawn(async move {
-            // Its end is told to whoever holds the sender.
+            // The owner of the sender sees the error too.
             let _ = connection.await;
         });
         Ok(sender)
     }
 
-    async fn sender(&self, pool: &Arc<Pool>) -> Result<(SendRequest<ClientBody>, bool), UpstreamError> {
+    async fn acquire(&self, pool: &Arc<Pool>) -> Result<(SendRequest<ClientBody>, bool), UpstreamError> {
         if self.spec.reuse {
             loop {
                 let candidate = pool.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -308,13 +318,13 @@ impl Upstream {
                 if idle.since.elapsed() >= self.spec.pool_idle_timeout || idle.sender.is_closed() {
                     continue;
                 }
-                // Resolves at once: both bodies had ended when it came back.
+                // Resolves at once, because both bodies had ended when the connection returned.
                 if matches!(timeout(Duration::from_millis(100), idle.sender.ready()).await, Ok(Ok(()))) {
                     return Ok((idle.sender, true));
                 }
             }
         }
-        Ok((self.fresh().await?, false))
+        Ok((self.open().await?, false))
     }
 
     async fn exchange(
@@ -322,46 +332,45 @@ impl Upstream {
         sender: &mut SendRequest<ClientBody>,
         request: Request<ClientBody>,
         end: &BodyEnd,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Incoming>, ExchangeError> {
         let limit = self.spec.response_timeout;
         let mut sending = std::pin::pin!(sender.try_send_request(request));
         let answered = loop {
             match timeout(limit, sending.as_mut()).await {
                 Ok(answered) => break answered,
-                // The limit is for the head: an upload under way has its own limits.
+                // The limit is for the response head. A body that is being sent has its own limits.
                 Err(_) if !end.is_complete() && !end.is_stalled() && !end.is_too_large() && !end.is_broken() => {}
-                Err(_) => return Err(Failure::plain(UpstreamError::ResponseTimeout { limit })),
+                Err(_) => return Err(ExchangeError::final_error(UpstreamError::ResponseTimeout { limit })),
             }
         };
         answered.map_err(|mut error| {
             let unsent = error.take_message().map(Box::new);
             let error = error.into_error();
             if end.is_stalled() {
-                return Failure::plain(UpstreamError::BodyStalled);
+                return ExchangeError::final_error(UpstreamError::BodyStalled);
             }
             if end.is_too_large() {
-                return Failure::plain(UpstreamError::BodyTooLarge);
+                return ExchangeError::final_error(UpstreamError::BodyTooLarge);
             }
             if end.is_broken() {
-                return Failure::plain(UpstreamError::BodyBroken);
+                return ExchangeError::final_error(UpstreamError::BodyBroken);
             }
-            let lost = error.is_incomplete_message() || error.is_closed() || error.is_canceled() || is_reset(&error);
-            Failure { unsent, lost, error: failed(error) }
+            let is_lost = error.is_incomplete_message() || error.is_closed() || error.is_canceled() || is_reset(&error);
+            ExchangeError { unsent, is_lost, error: failed(error) }
         })
     }
 }
 
-/// An answer's framing has one reading, or it is no answer (RFC 9112 section 6.3): hyper takes a length written
-/// twice or as a list, and any coding before `chunked`, and would pass both on. Returns whether the connection may be
-/// used again.
-fn framed(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
-    let unsound = |what: &str| Err(UpstreamError::Failed(format!("an answer with {what}")));
+/// Checks that the framing of a response is unambiguous (RFC 9112 section 6.3): hyper accepts a length that is repeated
+/// or a list, and any coding before `chunked`, and would forward both. Returns whether the connection may be reused.
+fn check_framing(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
+    let invalid = |what: &str| Err(UpstreamError::Failed(format!("a response with {what}")));
     let coded = headers.contains_key(TRANSFER_ENCODING);
     if coded {
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         let only_chunked = codings.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"));
         if !only_chunked || codings.next().is_some() {
-            return unsound("a transfer coding other than chunked");
+            return invalid("a transfer coding other than chunked");
         }
     }
     let lengths = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap_or(""));
@@ -369,11 +378,11 @@ fn framed(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
     let Some(length) = lengths.next().map(str::to_owned) else { return Ok(true) };
     let is_number = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
     if !is_number || lengths.any(|other| other != length) {
-        return unsound("a length that has no one reading");
+        return invalid("an ambiguous Content-Length");
     }
     headers.remove(CONTENT_LENGTH);
     if coded {
-        // Chunked it was, and the length is a trap for whoever reads on; so is the connection.
+        // A response with both a length and chunked may be an attempt at response smuggling, so the connection closes.
         return Ok(false);
     }
     if let Ok(length) = HeaderValue::try_from(length) {
@@ -382,10 +391,10 @@ fn framed(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
     Ok(true)
 }
 
-/// Whether an answer has no body, by its status or its request's method, and describes one all the same. Some servers
-/// send that body (gunicorn before 24, when the application makes one), and whoever is served next on the connection
-/// would be answered with it.
-fn may_bring_a_stray_body(is_head: bool, answer: &Parts) -> bool {
+/// Whether a response must have no body, by its status or the request's method, but has fields that describe one. Some
+/// servers send that body (gunicorn before 24, when the application makes one), and the next request on the connection
+/// would get it as its response.
+fn may_have_unexpected_body(is_head: bool, answer: &Parts) -> bool {
     let has_none = is_head || matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let fields = &answer.headers;
     has_none
@@ -394,23 +403,23 @@ fn may_bring_a_stray_body(is_head: bool, answer: &Parts) -> bool {
             || fields.get(CONTENT_LENGTH).is_some_and(|length| length != "0"))
 }
 
-struct Failure {
-    /// The request, when it was never written.
+struct ExchangeError {
+    /// The request, if it was never written.
     unsent: Option<Box<Request<ClientBody>>>,
-    /// The connection was lost before an answer began.
-    lost: bool,
+    /// The connection was lost before a response began.
+    is_lost: bool,
     error: UpstreamError,
 }
 
-impl Failure {
-    fn plain(error: UpstreamError) -> Self {
-        Self { unsent: None, lost: false, error }
+impl ExchangeError {
+    fn final_error(error: UpstreamError) -> Self {
+        Self { unsent: None, is_lost: false, error }
     }
 }
 
-/// A copy of what may be sent a second time although the first may have arrived (RFC 9110 section
-/// 9.2.2): idempotent and without a body.
-fn sendable_again(request: &Request<ClientBody>, end: &BodyEnd) -> Option<Request<ClientBody>> {
+/// Returns a copy of a request that may be sent a second time although the upstream may have processed the first: it is
+/// idempotent (RFC 9110 section 9.2.2) and has no body.
+fn retryable_copy(request: &Request<ClientBody>, end: &BodyEnd) -> Option<Request<ClientBody>> {
     let idempotent =
         matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
     if !idempotent || !end.is_complete() {
@@ -425,7 +434,7 @@ fn sendable_again(request: &Request<ClientBody>, end: &BodyEnd) -> Option<Reques
 
 fn builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES);
+    builder.max_buf_size(MAX_RESPONSE_HEAD_BYTES);
     builder
 }
 

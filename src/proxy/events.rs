@@ -1,5 +1,5 @@
-//! When a stream of events must not go on (docs/contract.md section 4.5): its user was revoked, or its token has
-//! ended and `events.on_expiry` says that it counts. Any other answer, once begun, is never cut.
+//! Ends streams of server-sent events (docs/contract.md section 4.5) when the user is revoked, or when the token expires
+//! and `events.on_expiry` is `close`. Any other response that has begun is never ended early.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,17 @@ use crate::http::AbortSignal;
 use crate::policy::Policy;
 use crate::runtime::Shared;
 
-/// A token that ends later than this ends no stream.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// Upper bound on the time until a stream ends, which keeps additions to the clock in range.
+const MAX_TIME_LEFT: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// What ends the stream of this identity, if anything can.
-pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, grace: Duration) -> Option<AbortSignal> {
-    // A sign-out needs no control listener.
+/// Returns the signal that ends the stream of this identity; `None` if nothing can end it.
+pub(super) fn abort_signal(
+    shared: &Arc<Shared>,
+    policy: &Policy,
+    identity: &Identity,
+    grace: Duration,
+) -> Option<AbortSignal> {
+    // Browser sessions end by sign-out, also without a control listener.
     let can_revoke = policy.control.is_some() || identity.browser_session().is_some();
     let revocation_keys = can_revoke.then(|| shared.revocations.keys_of(identity));
     let expires = match identity.expiry() {
@@ -22,7 +27,7 @@ pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, gr
         Expiry::At(_) | Expiry::RevalidateAt(_) => None,
     };
     let left = expires.map(|at| {
-        let left = Duration::from_secs(at.saturating_sub(unix_seconds())).min(LONGEST);
+        let left = Duration::from_secs(at.saturating_sub(unix_seconds())).min(MAX_TIME_LEFT);
         left + grace.max(identity.provider().clock_skew)
     });
     if revocation_keys.is_none() && left.is_none() {
@@ -32,20 +37,20 @@ pub(super) fn end(shared: &Arc<Shared>, policy: &Policy, identity: &Identity, gr
     Some(Box::pin(async move {
         tokio::select! {
             () = revoked(&shared, revocation_keys) => "revoked",
-            () = over(left) => "expired",
+            () = expired(left) => "expired",
         }
     }))
 }
 
 async fn revoked(shared: &Shared, revocation_keys: Option<RevocationKeys>) {
     let Some(revocation_keys) = revocation_keys else { return std::future::pending().await };
-    let mut bell = shared.bell.listen();
+    let mut notified = shared.notifier.subscribe();
     while shared.revocations.revoked(&revocation_keys, unix_seconds()).is_none() {
-        bell = bell.await.listen();
+        notified = notified.await.notified();
     }
 }
 
-async fn over(left: Option<Duration>) {
+async fn expired(left: Option<Duration>) {
     match left {
         Some(left) => tokio::time::sleep(left).await,
         None => std::future::pending().await,

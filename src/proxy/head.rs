@@ -1,4 +1,4 @@
-//! What of a request's head is needed after the request has gone on, and the access line it begins with.
+//! The parts of a request's head that are needed after it was forwarded, and the request's access line.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +16,7 @@ const FORWARDING: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-real-ip
 /// The `User-Agent` of `vestibule doctor`.
 pub const DOCTOR_USER_AGENT: &str = "vestibule-doctor";
 
-/// What of a request's head is needed after the request has gone on.
+/// The parts of a request's head that are needed after it was forwarded.
 pub(super) struct RequestHead {
     pub(super) started: Instant,
     pub(super) method: Method,
@@ -27,7 +27,7 @@ pub(super) struct RequestHead {
     pub(super) is_doctor: bool,
     pub(super) wants_problem_json: bool,
     pub(super) origin: Option<HeaderValue>,
-    /// Looked for only where people see pages.
+    /// A page navigation; looked for only where pages are configured.
     pub(super) navigation: Option<Navigation>,
 }
 
@@ -69,7 +69,7 @@ impl RequestHead {
     }
 }
 
-/// Values whose parameter's name sounds like a secret are not logged.
+/// Masks the values of parameters whose name suggests a secret.
 fn masked(query: &str, policy: &Policy) -> String {
     let carries_tokens = |name: &str| {
         policy.routes.iter().filter_map(|route| route.token_from.query.as_ref()).any(|query| query.is_named(name))
@@ -95,7 +95,7 @@ fn masked_where(query: &str, carries_tokens: impl Fn(&str) -> bool) -> String {
         "assertion",
     ];
     let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-    // Some servers take `;` for `&`.
+    // Some servers accept `;` for `&`.
     let pairs = query.split_inclusive(['&', ';']).map(|pair| {
         let separator = if pair.ends_with(['&', ';']) { &pair[pair.len() - 1..] } else { "" };
         let Some((name, _)) = pair.split_once('=') else { return pair.to_owned() };

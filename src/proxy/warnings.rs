@@ -1,4 +1,4 @@
-//! Warnings about how this program is set up, which requests reveal: each at most once a minute, or once a peer.
+//! Warnings about the configuration that requests reveal: each at most once a minute, or once per peer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,9 +18,9 @@ fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
     }
 }
 
-/// A peer whose clients cannot be told apart, because nobody said that it may name them.
+/// Warns of a load balancer that is not in `trusted_proxies`, whose clients cannot be distinguished.
 pub(super) fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
-    if client.sharing == AddressSharing::Balancer && shared.addresses.is_a_new_balancer(client.address) {
+    if client.sharing == AddressSharing::Balancer && shared.addresses.record_balancer(client.address) {
         let address = client.address;
         tracing::warn!(
             %address,
@@ -30,8 +30,9 @@ pub(super) fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
     }
 }
 
+/// Warns that a health check was refused.
 pub(super) fn warn_of_refused_health_check(refusal: &Refusal, head: &RequestHead) {
-    // It only speaks; a user agent never grants.
+    // A warning only: a user agent never grants access.
     if let Some(agent) = &head.user_agent {
         once_a_minute(&HEALTH_CHECKER, || {
             let (method, path, status) = (&head.method, &head.path, refusal.status.as_u16());

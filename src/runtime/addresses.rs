@@ -1,8 +1,8 @@
-//! What one address may do: how many connections it has, and how many of its tokens failed lately. An address is a
-//! network: an IPv6 host has a whole /64.
+//! Limits per address: open connections, and failed tokens in the last minute. An IPv6 address counts by its /64,
+//! because a single host has that many addresses.
 //!
-//! Where many clients share one address (a balancer that nobody named in `trusted_proxies`) these limits would lock
-//! out everyone for one, so they do not apply there; who such a balancer is is noted here too.
+//! The limits do not apply to a load balancer that is not in `trusted_proxies`: its clients share one address, and one
+//! of them could lock out all others. The addresses of such balancers are kept here too.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -16,12 +16,12 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-/// Addresses whose failures are remembered; the longest quiet is forgotten first.
-const REMEMBERED: usize = 10_000;
-/// More balancers than this no one has.
-const BALANCERS: usize = 256;
+/// The number of addresses whose failed tokens are counted; the least recently used is dropped first.
+const MAX_FAILING_ADDRESSES: usize = 10_000;
+/// Upper bound on load balancers that are kept.
+const MAX_BALANCERS: usize = 256;
 
-/// Every address that counts.
+/// The counts of all addresses.
 pub struct Addresses {
     connections: Mutex<HashMap<IpAddr, u32>>,
     failures: Cache<IpAddr, Arc<Failures>>,
@@ -31,10 +31,10 @@ pub struct Addresses {
 struct Failures {
     limiter: DefaultDirectRateLimiter,
     per_minute: u32,
-    over_until: Mutex<Option<Instant>>,
+    limited_until: Mutex<Option<Instant>>,
 }
 
-/// Clients of one network count as one.
+/// Returns the network that an address counts as: an IPv4 address itself, an IPv6 address's /64.
 pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
@@ -47,19 +47,19 @@ pub(super) fn network(address: IpAddr) -> IpAddr {
 
 impl Default for Addresses {
     fn default() -> Self {
-        Self { connections: Mutex::default(), failures: Cache::new(REMEMBERED), balancers: Mutex::default() }
+        Self { connections: Mutex::default(), failures: Cache::new(MAX_FAILING_ADDRESSES), balancers: Mutex::default() }
     }
 }
 
 impl Addresses {
-    /// Counts a connection of an address, unless it has `limit` of them. Whoever is told `true` says
+    /// Counts a connection of an address, unless `limit` of them are open. After `true` the caller must call
     /// [`Self::disconnect`] once.
     pub(super) fn connect(&self, address: IpAddr, limit: u32) -> bool {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let count = connections.entry(network(address)).or_insert(0);
-        let room = *count < limit;
-        *count += u32::from(room);
-        room
+        let is_allowed = *count < limit;
+        *count += u32::from(is_allowed);
+        is_allowed
     }
 
     pub(super) fn disconnect(&self, address: IpAddr) {
@@ -72,41 +72,41 @@ impl Addresses {
         }
     }
 
-    /// How much longer an address is over its limit of failed tokens.
+    /// The remaining time for which an address is over its limit of failed tokens.
     #[must_use]
-    pub fn is_over(&self, address: IpAddr) -> Option<Duration> {
+    pub fn failure_limit_wait(&self, address: IpAddr) -> Option<Duration> {
         let failures = self.failures.get(&network(address))?;
-        let over_until = *failures.over_until.lock().unwrap_or_else(PoisonError::into_inner);
-        over_until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        let limited_until = *failures.limited_until.lock().unwrap_or_else(PoisonError::into_inner);
+        limited_until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Notes a failed token. `Some`: that was one too many, and for so long no further one is worth a question to
-    /// anybody.
+    /// Counts a failed token. Returns `Some` when the address is over its limit: for that long, its unknown tokens cause no
+    /// key fetch and no remote check.
     #[must_use]
-    pub fn failed(&self, address: IpAddr, per_minute: u32) -> Option<Duration> {
+    pub fn record_failure(&self, address: IpAddr, per_minute: u32) -> Option<Duration> {
         let Some(quota) = NonZeroU32::new(per_minute).map(Quota::per_minute) else { return Some(MINUTE) };
         let network = network(address);
         let known = self.failures.get(&network).filter(|failures| failures.per_minute == per_minute);
         let failures = known.unwrap_or_else(|| {
             let limiter = RateLimiter::direct(quota);
-            let failures = Arc::new(Failures { limiter, per_minute, over_until: Mutex::default() });
+            let failures = Arc::new(Failures { limiter, per_minute, limited_until: Mutex::default() });
             self.failures.insert(network, Arc::clone(&failures));
             failures
         });
         let not_until = failures.limiter.check().err()?;
         let wait = not_until.wait_time_from(DefaultClock::default().now());
-        *failures.over_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + wait);
+        *failures.limited_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + wait);
         Some(wait)
     }
 
-    /// Notes that many clients stand behind this address; `true` the first time.
+    /// Records that many clients share this address; `true` the first time.
     #[must_use]
-    pub fn is_a_new_balancer(&self, address: IpAddr) -> bool {
+    pub fn record_balancer(&self, address: IpAddr) -> bool {
         let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
-        balancers.len() < BALANCERS && balancers.insert(address)
+        balancers.len() < MAX_BALANCERS && balancers.insert(address)
     }
 
-    pub(super) fn is_a_balancer(&self, address: IpAddr) -> bool {
+    pub(super) fn is_balancer(&self, address: IpAddr) -> bool {
         self.balancers.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
     }
 }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_host_is_its_64() {
+    fn an_ipv6_address_counts_by_its_64() {
         let a: IpAddr = "2001:db8::1".parse().expect("address");
         let b: IpAddr = "2001:db8::ffff:1".parse().expect("address");
         let c: IpAddr = "2001:db8:0:1::1".parse().expect("address");
@@ -127,23 +127,23 @@ mod tests {
     }
 
     #[test]
-    fn an_address_fails_so_often_and_another_has_its_own_count() {
+    fn failed_tokens_are_limited_per_address() {
         let addresses = Addresses::default();
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         for _ in 0..3 {
-            assert_eq!(addresses.failed(one, 3), None);
+            assert_eq!(addresses.record_failure(one, 3), None);
         }
-        assert_eq!(addresses.is_over(one), None);
-        let wait = addresses.failed(one, 3).expect("one too many");
+        assert_eq!(addresses.failure_limit_wait(one), None);
+        let wait = addresses.record_failure(one, 3).expect("one too many");
         assert!(wait <= Duration::from_secs(20), "{wait:?}");
-        assert!(addresses.is_over(one).is_some());
-        assert_eq!(addresses.is_over(other), None);
-        assert_eq!(addresses.failed(other, 3), None);
-        assert!(addresses.failed(other, 0).is_some(), "none at all");
+        assert!(addresses.failure_limit_wait(one).is_some());
+        assert_eq!(addresses.failure_limit_wait(other), None);
+        assert_eq!(addresses.record_failure(other, 3), None);
+        assert!(addresses.record_failure(other, 0).is_some(), "none at all");
     }
 
     #[test]
-    fn connections_are_counted_and_given_back() {
+    fn connections_are_counted_until_disconnected() {
         let addresses = Addresses::default();
         let one = IpAddr::from([192, 0, 2, 1]);
         assert!(addresses.connect(one, 2) && addresses.connect(one, 2) && !addresses.connect(one, 2));

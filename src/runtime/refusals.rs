@@ -1,39 +1,39 @@
-//! The last refusals, for whoever looks at `/status` at night: when, where and why, and the request id by which the
-//! log has the rest. No token, no user, no address.
+//! The latest refusals, for `/status`: time, route, reason, and the request id that finds the details in the log. They
+//! hold no token, no user and no address.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome};
 
-/// So many are kept.
-const KEPT: usize = 20;
+/// The number of refusals that are kept.
+const MAX_REFUSALS: usize = 20;
 
-/// One of them.
+/// One refusal.
 #[derive(Clone, Debug)]
-pub struct Refusal {
-    /// When.
+pub struct RecentRefusal {
+    /// The time of the refusal.
     pub at: SystemTime,
-    /// The pattern of its route.
+    /// The pattern of the route.
     pub route: Label,
-    /// The `outcome` of its line.
+    /// The `outcome` of the access line.
     pub outcome: Outcome,
-    /// HTTP status, or the close code of a socket.
+    /// The HTTP status, or the close code of a socket.
     pub code: u16,
-    /// As in the log.
-    pub request_id: Box<str>,
+    /// The request id, as in the log.
+    pub request_id: Arc<str>,
 }
 
-/// The last of them, oldest first.
+/// The latest refusals, oldest first.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<VecDeque<Refusal>>);
+pub struct RecentRefusals(Mutex<VecDeque<RecentRefusal>>);
 
-impl Refusals {
-    /// Keeps it where it is one of ours.
-    pub fn note(&self, line: &AccessLine) {
+impl RecentRefusals {
+    /// Keeps a refusal. Lines of accepted requests, and of those that the upstream answered, are ignored.
+    pub fn record(&self, line: &AccessLine) {
         let code = match &line.socket {
-            // One that was open, or that its client left, was not refused.
+            // A socket that was open, or that its client closed first, was not refused.
             Some(_) if !line.outcome.is_refused_socket() => return,
             Some(life) => life.close_code.unwrap_or(0),
             None if line.status < 400 || line.status == 499 => return,
@@ -42,23 +42,23 @@ impl Refusals {
         if line.answered_by != AnsweredBy::Vestibule || line.is_test {
             return;
         }
-        let refusal = Refusal {
+        let refusal = RecentRefusal {
             at: SystemTime::now(),
             route: Label::clone(&line.route),
             outcome: line.outcome,
             code,
-            request_id: line.request_id.clone(),
+            request_id: Arc::clone(&line.request_id),
         };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT {
+        if kept.len() == MAX_REFUSALS {
             kept.pop_front();
         }
         kept.push_back(refusal);
     }
 
-    /// The newest first.
+    /// Returns the refusals, newest first.
     #[must_use]
-    pub fn newest(&self) -> Vec<Refusal> {
+    pub fn newest(&self) -> Vec<RecentRefusal> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 }
@@ -68,8 +68,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_twenty_of_ours_are_kept() {
-        let refusals = Refusals::default();
+    fn the_latest_twenty_are_kept_without_those_of_the_upstream() {
+        let refusals = RecentRefusals::default();
         let line = |status, answered_by, request_id: &str| AccessLine {
             status,
             answered_by,
@@ -80,11 +80,11 @@ mod tests {
         for (status, answered_by) in
             [(200, AnsweredBy::Vestibule), (401, AnsweredBy::Upstream), (499, AnsweredBy::Vestibule)]
         {
-            refusals.note(&line(status, answered_by, "no"));
+            refusals.record(&line(status, answered_by, "no"));
         }
-        refusals.note(&AccessLine { is_test: true, ..line(401, AnsweredBy::Vestibule, "test") });
+        refusals.record(&AccessLine { is_test: true, ..line(401, AnsweredBy::Vestibule, "test") });
         for number in 0..25 {
-            refusals.note(&line(401, AnsweredBy::Vestibule, &number.to_string()));
+            refusals.record(&line(401, AnsweredBy::Vestibule, &number.to_string()));
         }
         let ids: Vec<_> = refusals.newest().iter().map(|refusal| refusal.request_id.to_string()).collect();
         assert_eq!((ids.len(), ids[0].as_str(), ids[19].as_str()), (20, "24", "5"));

@@ -1,7 +1,6 @@
-//! Who is about: how many sockets each user has open, and when each was seen last with a valid token.
+//! The users that are active: how many sockets each of them has open, and when each last presented a valid token.
 //!
-//! Both are kept by fingerprints under keys of this process, so that an entry costs the same whatever a
-//! user is called.
+//! Users are kept as fingerprints under keys of this process, so that every entry has the same size.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,36 +9,35 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::auth::{Identity, User};
 
-/// Forgetting everyone who was seen long ago is tried again only after this many seconds, since it looks at
-/// every entry.
+/// The minimum time between two removals of expired presence entries, in seconds: a removal visits every entry.
 const SWEEP_SECONDS: u64 = 10;
 
-/// Two independent hashes: nobody chooses users whose fingerprints meet.
+/// Two independent keyed hashes, so that nobody can choose users with the same fingerprint.
 type Fingerprint = (u64, u64);
 
-/// Every user that is about.
+/// All active users; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Users {
-    inner: Arc<Inner>,
+    state: Arc<UsersState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct UsersState {
     hashers: (RandomState, RandomState),
-    open: Mutex<HashMap<Fingerprint, u32>>,
-    seen: Mutex<Seen>,
+    open_sockets: Mutex<HashMap<Fingerprint, u32>>,
+    presence: Mutex<PresenceTable>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
-    /// Seconds since the epoch.
-    at: HashMap<Fingerprint, u64>,
-    swept: u64,
+struct PresenceTable {
+    /// The time of the last valid token, in seconds since the epoch.
+    last_seen: HashMap<Fingerprint, u64>,
+    swept_at: u64,
 }
 
-/// A user and, where its tokens name one, the provider's session: what presence is kept by.
+/// Identifies a presence entry: a user and, if its tokens name one, the provider session id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Presence(Fingerprint);
+pub struct PresenceKey(Fingerprint);
 
 /// One open socket of a user; counted until dropped.
 #[derive(Debug)]
@@ -50,14 +48,14 @@ pub struct OpenSocket {
 
 impl Users {
     fn fingerprint(&self, key: &impl std::hash::Hash) -> Fingerprint {
-        (self.inner.hashers.0.hash_one(key), self.inner.hashers.1.hash_one(key))
+        (self.state.hashers.0.hash_one(key), self.state.hashers.1.hash_one(key))
     }
 
     /// Counts a socket, unless its user has `limit` open.
     #[must_use]
-    pub fn open(&self, user: &User, limit: u32) -> Option<OpenSocket> {
+    pub fn open_socket(&self, user: &User, limit: u32) -> Option<OpenSocket> {
         let user = self.fingerprint(user);
-        let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.state.open_sockets.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(user).or_insert(0);
         if *count >= limit {
             return None;
@@ -66,47 +64,47 @@ impl Users {
         Some(OpenSocket { users: self.clone(), user })
     }
 
-    /// What presence of this identity is kept by.
+    /// The key of an identity's presence entry.
     #[must_use]
-    pub fn presence(&self, identity: &Identity) -> Presence {
-        Presence(self.fingerprint(&(identity.user(), identity.session_id())))
+    pub fn presence_key(&self, identity: &Identity) -> PresenceKey {
+        PresenceKey(self.fingerprint(&(identity.user(), identity.session_id())))
     }
 
-    /// How many were seen with a valid token, where presence counts.
+    /// The number of presence entries.
     #[must_use]
-    pub fn seen(&self) -> usize {
-        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).at.len()
+    pub fn presence_entries(&self) -> usize {
+        self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.len()
     }
 
-    /// Notes that a valid token of this identity was seen. `limit` entries are kept, each for `keep` seconds;
-    /// a newcomer to a full table is not noted, so its sockets end with their tokens.
-    pub fn see(&self, identity: &Identity, now: u64, limit: usize, keep: u64) {
-        let Presence(key) = self.presence(identity);
-        let mut seen = self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = &mut *seen;
-        if seen.at.len() >= limit && !seen.at.contains_key(&key) {
-            if now < seen.swept + SWEEP_SECONDS {
+    /// Records that a valid token of this identity was presented. At most `limit` entries are kept, each for `keep`
+    /// seconds. When the table is full a new user is not recorded, so its sockets close when their tokens expire.
+    pub fn record_presence(&self, identity: &Identity, now: u64, limit: usize, keep: u64) {
+        let PresenceKey(key) = self.presence_key(identity);
+        let mut table = self.state.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        let PresenceTable { last_seen, swept_at } = &mut *table;
+        if last_seen.len() >= limit && !last_seen.contains_key(&key) {
+            if now < *swept_at + SWEEP_SECONDS {
                 return;
             }
-            seen.swept = now;
-            seen.at.retain(|_, at| *at + keep > now);
-            if seen.at.len() >= limit {
+            *swept_at = now;
+            last_seen.retain(|_, at| *at + keep > now);
+            if last_seen.len() >= limit {
                 return;
             }
         }
-        seen.at.insert(key, now);
+        last_seen.insert(key, now);
     }
 
-    /// When it was seen last, seconds since the epoch.
+    /// The time of the last valid token, in seconds since the epoch.
     #[must_use]
-    pub fn last_seen(&self, presence: Presence) -> Option<u64> {
-        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner).at.get(&presence.0).copied()
+    pub fn last_seen(&self, presence: PresenceKey) -> Option<u64> {
+        self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.get(&presence.0).copied()
     }
 }
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        let mut open = self.users.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.users.state.open_sockets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(mut count) = open.entry(self.user) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {

@@ -1,8 +1,8 @@
-//! One line a request and one a socket life, encoded by hand: through `tracing` each would cost ten
-//! times as much.
+//! Access lines: one per request and one per socket. They are encoded here, because `tracing` would cost ten times as
+//! much.
 
 use std::fmt::Write as _;
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 use hyper::Method;
@@ -10,14 +10,14 @@ use hyper::Method;
 use super::label::Label;
 use super::outcome::{AnsweredBy, Outcome};
 use super::output::{self, Format};
-use super::text::{CUT, escape, quote, time};
+use super::text::{MAX_VALUE_BYTES, escape, quote, time};
 
-/// What an access line says (docs/contract.md section 7). The path is without its query, `user` comes
-/// from an identity only.
+/// The fields of an access line (docs/contract.md section 7). `path` has no query, and `user` comes from a verified
+/// identity only.
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct AccessLine {
-    pub request_id: Box<str>,
+    pub request_id: Arc<str>,
     pub client: Box<str>,
     pub method: Method,
     pub path: Box<str>,
@@ -27,38 +27,38 @@ pub struct AccessLine {
     pub user: Option<String>,
     pub carrier: Option<&'static str>,
     pub outcome: Outcome,
-    /// Why it was refused; for the log alone.
+    /// The reason of a refusal; for the log only.
     pub reason: String,
     pub duration: Duration,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub socket: Option<SocketLife>,
-    /// The rule that kept the caller out.
+    /// The kind of rule that refused the request.
     pub rule: Option<Rule>,
-    /// Written at `debug` only: a probe, or a path in `log.quiet`.
+    /// Whether the line is written at `debug` only: a health check, or a path in `log.quiet`.
     pub quiet: bool,
     /// A request of `vestibule doctor`: it is logged, and not listed among the last refusals.
     pub is_test: bool,
 }
 
-/// A rule that keeps known users, or foreign pages, out.
+/// The kind of rule that refused a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// `auth: deny`.
     Deny,
-    /// `allow` of a provider.
+    /// A provider's `allow`.
     Allow,
-    /// `require` of a route, or an identity that no header can carry.
+    /// A route's `require`, or a claim that is not a valid header value.
     Require,
-    /// An `Origin` that may not use this credential.
+    /// The origin check of cookies and sockets.
     Origin,
 }
 
 impl Rule {
-    /// Each.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Deny, Self::Allow, Self::Require, Self::Origin];
 
-    /// Its name in metrics.
+    /// The name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -70,12 +70,12 @@ impl Rule {
     }
 }
 
-/// The route of what was refused before any rule was looked for.
+/// The route of requests that were refused before a route was matched.
 pub static NO_ROUTE: LazyLock<Label> = LazyLock::new(|| "none".into());
 /// The route of our own endpoints.
 pub static OWN_ROUTE: LazyLock<Label> = LazyLock::new(|| "/.vestibule".into());
 
-/// What a socket's line says beside.
+/// The further fields of a socket's access line.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct SocketLife {
@@ -84,21 +84,21 @@ pub struct SocketLife {
     pub refreshes: u32,
 }
 
-/// What an observer hears.
+/// A line that an observer receives.
 #[derive(Clone, Copy, Debug)]
 pub enum Observed<'a> {
-    /// A request or a socket's life, as it ends.
+    /// The access line of a request or a socket.
     Access(&'a AccessLine),
     /// The message of a log line.
     Message(&'a str),
 }
 
-/// Hears of every line in this process; the demo's page shows them.
+/// Receives every line of this process, for the page of `vestibule demo`.
 pub type Observer = Box<dyn Fn(Observed<'_>) + Send + Sync>;
 
 static OBSERVER: OnceLock<Observer> = OnceLock::new();
 
-/// Sets the one observer of this process; a second is ignored.
+/// Sets the observer of this process; a second call has no effect.
 pub fn observe(observer: Observer) {
     let _ = OBSERVER.set(observer);
 }
@@ -131,7 +131,7 @@ fn json(line: &AccessLine) -> String {
     out.push('"');
     let mut text = |name: &str, value: &str| {
         let _ = write!(out, ",\"{name}\":");
-        quote(&mut out, value, CUT);
+        quote(&mut out, value, MAX_VALUE_BYTES);
     };
     text("request_id", &line.request_id);
     text("client", &line.client);
@@ -174,15 +174,15 @@ fn pretty(line: &AccessLine) -> String {
     let _ = write!(out, "{} ", line.status);
     escape(&mut out, line.method.as_str(), 16);
     out.push(' ');
-    escape(&mut out, &line.path, CUT);
+    escape(&mut out, &line.path, MAX_VALUE_BYTES);
     if let Some(user) = &line.user {
         out.push_str("  user=");
-        escape(&mut out, user, CUT);
+        escape(&mut out, user, MAX_VALUE_BYTES);
     }
     let _ = write!(out, "  by={} outcome={} {} ms", line.answered_by, line.outcome, line.duration.as_millis());
     if !line.reason.is_empty() {
         out.push_str("  reason=");
-        escape(&mut out, &line.reason, CUT);
+        escape(&mut out, &line.reason, MAX_VALUE_BYTES);
     }
     if let Some(socket) = &line.socket {
         let _ = write!(

@@ -1,4 +1,4 @@
-//! `tracing` events as our lines.
+//! Formats `tracing` events as log lines.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -11,18 +11,22 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use super::access::{Observed, observed};
 use super::output::{self, Format};
-use super::text::{CUT, escape, quote, time};
+use super::request_id::current_request_id;
+use super::text::{MAX_VALUE_BYTES, escape, quote, time};
 
-/// Starts logging for this process; a second call changes nothing.
+/// Upper bound on a message and on an error, in bytes.
+const MAX_MESSAGE_BYTES: usize = 1024;
+
+/// Starts logging for this process; a second call has no effect.
 ///
-/// `format`: `None` is pretty on a terminal, JSON elsewhere. `level`: `error` to `trace`, for our own
-/// events; libraries stay at `warn`, since theirs may print what we must not.
+/// `format`: `None` is pretty on a terminal and JSON elsewhere. `level`: `error` to `trace`, for our own events; those of
+/// libraries stay at `warn`, since more verbose ones may contain secrets.
 pub fn start(format: Option<Format>, level: &str) {
     let format = format.unwrap_or_else(|| if std::io::stdout().is_terminal() { Format::Pretty } else { Format::Json });
     output::start(format);
     let (filter, handle) = reload::Layer::new(filter(level));
     let subscriber = tracing_subscriber::registry().with(filter).with(Lines);
-    // A second start, in a test, keeps the first.
+    // It fails on a second call, which happens in tests.
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         let _ = FILTER.set(handle);
     }
@@ -30,10 +34,10 @@ pub fn start(format: Option<Format>, level: &str) {
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Another level from now on; before [`start`] nothing happens.
+/// Changes the level; without effect before [`start`].
 pub fn set_level(level: &str) {
     if let Some(handle) = FILTER.get() {
-        // It fails only where the subscriber has gone.
+        // It fails only if the subscriber was dropped.
         let _ = handle.reload(filter(level));
     }
 }
@@ -48,6 +52,9 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if let Some(id) = current_request_id().filter(|_| !fields.has("request_id")) {
+            fields.others.insert(0, Value { name: "request_id", text: id.as_ref().to_owned(), is_json: false });
+        }
         let level = *event.metadata().level();
         observed(Observed::Message(&fields.message));
         match output::format() {
@@ -61,20 +68,52 @@ impl<S: Subscriber> Layer<S> for Lines {
 #[derive(Default)]
 struct Fields {
     message: String,
-    others: Vec<(&'static str, String)>,
+    others: Vec<Value>,
+}
+
+/// The value of one field.
+struct Value {
+    name: &'static str,
+    text: String,
+    /// Whether the text is a JSON number or boolean.
+    is_json: bool,
+}
+
+impl Value {
+    /// The maximum length in bytes. Errors and warnings are longer than other values: they name a key, a place in a file
+    /// and a remedy.
+    fn limit(&self) -> usize {
+        if matches!(self.name, "error" | "warning") { MAX_MESSAGE_BYTES } else { MAX_VALUE_BYTES }
+    }
 }
 
 impl Fields {
+    fn has(&self, name: &str) -> bool {
+        self.others.iter().any(|value| value.name == name)
+    }
+
     fn take(&mut self, field: &Field, value: String) {
         if field.name() == "message" {
             self.message = value;
         } else {
-            self.others.push((field.name(), value));
+            self.others.push(Value { name: field.name(), text: value, is_json: false });
         }
     }
 }
 
 impl Visit for Fields {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.others.push(Value { name: field.name(), text: value.to_string(), is_json: true });
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.others.push(Value { name: field.name(), text: value.to_string(), is_json: true });
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.others.push(Value { name: field.name(), text: value.to_string(), is_json: true });
+    }
+
     fn record_str(&mut self, field: &Field, value: &str) {
         self.take(field, value.to_owned());
     }
@@ -89,11 +128,15 @@ fn json(level: Level, fields: &Fields) -> String {
     out.push_str("{\"time\":\"");
     time(&mut out);
     let _ = write!(out, "\",\"level\":\"{}\",\"msg\":", level.as_str().to_ascii_lowercase());
-    // A message of ours may quote what came from outside, at length a start-up text has no bound.
-    quote(&mut out, &fields.message, 4 * CUT);
-    for (name, value) in &fields.others {
-        let _ = write!(out, ",\"{name}\":");
-        quote(&mut out, value, CUT);
+    // Messages may be longer than values: warnings at start name keys and remedies.
+    quote(&mut out, &fields.message, MAX_MESSAGE_BYTES);
+    for value in &fields.others {
+        let _ = write!(out, ",\"{}\":", value.name);
+        if value.is_json {
+            out.push_str(&value.text);
+        } else {
+            quote(&mut out, &value.text, value.limit());
+        }
     }
     out.push('}');
     out
@@ -103,10 +146,10 @@ fn pretty(level: Level, fields: &Fields) -> String {
     let mut out = String::with_capacity(160);
     time(&mut out);
     let _ = write!(out, " {:<5} ", level.as_str().to_ascii_lowercase());
-    escape(&mut out, &fields.message, 4 * CUT);
-    for (name, value) in &fields.others {
-        let _ = write!(out, "  {name}=");
-        escape(&mut out, value, CUT);
+    escape(&mut out, &fields.message, MAX_MESSAGE_BYTES);
+    for value in &fields.others {
+        let _ = write!(out, "  {}=", value.name);
+        escape(&mut out, &value.text, value.limit());
     }
     out
 }

@@ -2,5 +2,5 @@
 
 use std::sync::Arc;
 
-/// A configured name: of a provider, a route, a listener.
+/// A configured name of a provider, a route or a listener.
 pub type Label = Arc<str>;

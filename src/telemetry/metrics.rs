@@ -1,5 +1,5 @@
-//! What is counted, for Prometheus. Names, labels and the values that start at zero stand here alone; no label is
-//! ever a user, an address, a path or anything else that a client chooses.
+//! The metrics for Prometheus, with their names, labels and initial values. No label is a user, an address, a path or
+//! anything else that a client chooses.
 
 mod credentials;
 mod logins;
@@ -55,7 +55,7 @@ struct Build {
     revision: &'static str,
 }
 
-/// Keys of `limits` that refuse.
+/// The keys of `limits` at which requests or connections are refused.
 const LIMITS: [&str; 8] = [
     "connections",
     "connections_per_address",
@@ -67,22 +67,22 @@ const LIMITS: [&str; 8] = [
     "held_message_bytes",
 ];
 const RELOADS: [&str; 2] = ["ok", "refused"];
-/// Which source it was built from, where the build was told.
+/// The source revision, if the build set it.
 const REVISION: &str = match option_env!("VESTIBULE_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
 
-/// Everything that is counted.
+/// All metrics.
 pub struct Metrics {
     registry: Registry,
-    /// Tokens and providers.
+    /// The metrics of tokens and providers.
     pub credentials: Credentials,
-    /// Sign-ins by `OpenID Connect`.
+    /// The metrics of sign-ins by `OpenID Connect`.
     pub logins: LoginMetrics,
-    /// Requests.
+    /// The metrics of requests.
     pub requests: Requests,
-    /// `WebSockets`.
+    /// The metrics of `WebSockets`.
     pub sockets: Sockets,
     limited: Family<Limit, Counter>,
     connections: Family<OfListener, Gauge>,
@@ -108,18 +108,18 @@ impl Default for Metrics {
             reloads.get_or_create_owned(&Outcome { outcome });
         }
         build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION"), revision: REVISION }).set(1);
-        registry.register("limited", "Refused at a limit", limited.clone());
-        registry.register("connections_open", "Connections of clients, sockets among them", connections.clone());
-        registry.register("config_reloads", "Configurations loaded while running", reloads.clone());
-        registry.register("config_info", "The configuration in force", config.clone());
-        registry.register("build_info", "This program", build);
-        registry.register("draining", "Whether it is on its way out", draining.clone());
+        registry.register("limited", "Requests and connections that were refused at a limit", limited.clone());
+        registry.register("connections_open", "Client connections, including sockets", connections.clone());
+        registry.register("config_reloads", "Reloads of the configuration", reloads.clone());
+        registry.register("config_info", "The current configuration", config.clone());
+        registry.register("build_info", "Version and revision of this program", build);
+        registry.register("draining", "Whether the process is draining", draining.clone());
         Self { registry: all, credentials, logins, requests, sockets, limited, connections, reloads, config, draining }
     }
 }
 
 impl Metrics {
-    /// What a policy names starts at zero: its routes, and the headers that carry an identity.
+    /// Creates the values of a policy's routes and trusted headers, which start at zero.
     pub fn introduce<'a>(&self, routes: impl Iterator<Item = &'a Label>, headers: impl Iterator<Item = &'a str>) {
         for route in routes {
             self.requests.introduce(route);
@@ -128,30 +128,31 @@ impl Metrics {
         self.requests.introduce_headers(headers);
     }
 
-    /// Someone was refused at this key of `limits`.
+    /// Counts a refusal at this key of `limits`.
     pub fn limited(&self, limit: &'static str) {
         self.limited.get_or_create(&Limit { limit }).inc();
     }
 
-    /// Counts the connections of a listener.
+    /// Returns the number of a listener's open connections.
     #[must_use]
     pub fn connections(&self, listener: &str) -> Gauge {
         self.connections.get_or_create_owned(&OfListener { listener: listener.into() })
     }
 
-    /// The configuration with this digest is in force.
-    pub fn serves(&self, digest: &str) {
+    /// Sets the digest of the current configuration.
+    pub fn set_config_digest(&self, digest: &str) {
         self.config.clear();
         self.config.get_or_create(&Version { digest: digest.to_owned() }).set(1);
     }
 
-    /// Another configuration was taken, or refused; `digest` is the one in force now.
-    pub fn reloaded(&self, taken: bool, digest: &str) {
-        self.reloads.get_or_create(&Outcome { outcome: if taken { "ok" } else { "refused" } }).inc();
-        self.serves(digest);
+    /// Counts a reload, which was accepted or rejected; `digest` is that of the current configuration.
+    pub fn reloaded(&self, accepted: bool, digest: &str) {
+        self.reloads.get_or_create(&Outcome { outcome: if accepted { "ok" } else { "refused" } }).inc();
+        self.set_config_digest(digest);
     }
 
-    /// The whole of it, in the text format of `OpenMetrics`, with what is not counted but looked at.
+    /// Encodes all metrics as `OpenMetrics` text. `waiting` and `draining` are the values of the gauges that are read at
+    /// each scrape.
     #[must_use]
     pub fn text(&self, waiting: usize, draining: bool) -> String {
         self.sockets.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_known_starts_at_zero_and_is_counted() {
+    fn known_label_values_start_at_zero_and_are_counted() {
         let metrics = Metrics::default();
         let main: Label = "main".into();
         metrics.introduce([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());

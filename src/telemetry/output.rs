@@ -1,5 +1,5 @@
-//! The writer: lines are collected and written at 64 KiB or every 100 ms, whichever comes first, so
-//! that no request waits for a terminal or a pipe.
+//! The log writer: lines are buffered and written at 64 KiB or every 100 ms, whichever comes first, so that no request
+//! waits for a terminal or a pipe.
 
 use std::io::Write as _;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 const BUFFER: usize = 64 << 10;
 const INTERVAL: Duration = Duration::from_millis(100);
-/// What may wait for a reader that does not read; more is dropped and counted.
-const WAITING: usize = 4 << 20;
+/// The maximum number of bytes that wait to be written; further lines are dropped and counted.
+const MAX_WAITING_BYTES: usize = 4 << 20;
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For a person.
+    /// Text for a terminal.
     Pretty,
-    /// Nothing is written; an observer hears everything all the same.
+    /// Nothing is written; an observer still receives every line.
     Silent,
 }
 
@@ -38,7 +38,7 @@ static OUTPUT: OnceLock<Output> = OnceLock::new();
 pub(super) fn start(format: Format) {
     if OUTPUT.set(Output { format, waiting: Mutex::default() }).is_ok() {
         let writer = std::thread::Builder::new().name("log".to_owned());
-        // Without the thread lines are written when the buffer fills and at the end.
+        // Without the thread, lines are written when the buffer is full and at exit.
         let _ = writer.spawn(|| {
             loop {
                 std::thread::sleep(INTERVAL);
@@ -52,12 +52,12 @@ pub(super) fn format() -> Format {
     OUTPUT.get().map_or(Format::Json, |output| output.format)
 }
 
-/// Takes one line, without its line break.
+/// Appends one line, given without its line break.
 pub(super) fn line(line: &str) {
     let Some(output) = OUTPUT.get() else { return };
     let full = {
         let mut waiting = output.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.bytes.len() + line.len() > WAITING {
+        if waiting.bytes.len() + line.len() > MAX_WAITING_BYTES {
             waiting.dropped += 1;
             return;
         }
@@ -70,23 +70,23 @@ pub(super) fn line(line: &str) {
     }
 }
 
-/// Writes what waits; also called at the end of the process.
+/// Writes the buffered lines; also called at exit.
 pub fn flush() {
     static WRITING: Mutex<()> = Mutex::new(());
     let Some(output) = OUTPUT.get() else { return };
-    // One writer at a time, so that lines stay in order; the others go on without waiting for it.
+    // One writer at a time, so that lines stay in order; other callers do not wait for it.
     let Ok(_writing) = WRITING.try_lock() else { return };
     let taken = std::mem::take(&mut *output.waiting.lock().unwrap_or_else(PoisonError::into_inner));
     if taken.bytes.is_empty() {
         return;
     }
     let mut out = std::io::stdout().lock();
-    // A log that cannot be written must not stop a proxy.
+    // An error here must not stop the proxy.
     let _ = out.write_all(&taken.bytes);
     if taken.dropped > 0 {
         let _ = writeln!(
             out,
-            "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped: nobody reads them fast enough\"}}",
+            "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped because they were not read fast enough\"}}",
             taken.dropped
         );
     }

@@ -1,13 +1,13 @@
-//! Text as log lines hold it: times, and strings from outside, cut, escaped and without tokens.
+//! Text in log lines: times, and strings from outside, truncated, escaped and without tokens.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
 /// Upper bound on a string from outside, in bytes; the rest is cut off.
-pub(super) const CUT: usize = 256;
+pub(super) const MAX_VALUE_BYTES: usize = 256;
 
-/// RFC 3339 in UTC, to the millisecond.
+/// Appends the time in RFC 3339, UTC, with milliseconds.
 pub(super) fn time(out: &mut String) {
     let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil(elapsed.as_secs() / 86_400);
@@ -22,7 +22,7 @@ pub(super) fn time(out: &mut String) {
     );
 }
 
-/// Days since 1970 as year, month, day: years are counted from March, so that the leap day is last.
+/// Converts days since 1970 to year, month and day. Years are counted from March, so that the leap day is the last one.
 fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let era = days / 146_097;
@@ -35,7 +35,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// A text as it is written: without JWTs, in whatever path or field somebody put them, and cut.
+/// Returns a text as it may be logged: every JWT in it replaced, then truncated.
 fn shown(text: &str, at: usize) -> Cow<'_, str> {
     match without_jwts(text) {
         Cow::Borrowed(text) => Cow::Borrowed(cut(text, at)),
@@ -43,7 +43,7 @@ fn shown(text: &str, at: usize) -> Cow<'_, str> {
     }
 }
 
-/// Puts a word in place of whatever begins as JWTs do and is as long as the shortest of them.
+/// Replaces everything that begins like a JWT and is at least as long as the shortest one.
 fn without_jwts(text: &str) -> Cow<'_, str> {
     const BEGINNING: &str = "eyJ";
     const SHORTEST: usize = 40;
@@ -76,7 +76,7 @@ fn cut(text: &str, at: usize) -> &str {
     &text[..end]
 }
 
-/// A JSON string.
+/// Appends a JSON string.
 pub(super) fn quote(out: &mut String, text: &str, at: usize) {
     out.push('"');
     for character in shown(text, at).chars() {
@@ -93,7 +93,7 @@ pub(super) fn quote(out: &mut String, text: &str, at: usize) {
     out.push('"');
 }
 
-/// For a terminal: no control character and no direction override gets through.
+/// Appends a text for a terminal, with control characters and direction overrides escaped.
 pub(super) fn escape(out: &mut String, text: &str, at: usize) {
     for character in shown(text, at).chars() {
         match character {
@@ -131,7 +131,7 @@ mod tests {
             (format!("/{}", "keyJar".repeat(20)), &format!("/{}", "keyJar".repeat(20))),
         ] {
             let mut out = String::new();
-            escape(&mut out, &text, CUT);
+            escape(&mut out, &text, MAX_VALUE_BYTES);
             assert_eq!(out, expected);
         }
     }
@@ -140,14 +140,14 @@ mod tests {
     fn hostile_text_stays_one_valid_line() {
         let hostile = "a\r\n{\"level\":\"error\"}\u{1b}[31m\u{7f}\u{2028}\"\\";
         let mut out = String::new();
-        quote(&mut out, hostile, CUT);
+        quote(&mut out, hostile, MAX_VALUE_BYTES);
         assert_eq!(serde_json::from_str::<String>(&out).expect("JSON"), hostile);
         assert!(!out.contains(['\n', '\r', '\u{1b}']));
         let mut out = String::new();
-        escape(&mut out, hostile, CUT);
+        escape(&mut out, hostile, MAX_VALUE_BYTES);
         assert!(out.chars().all(|c| !c.is_control()));
         let mut out = String::new();
-        quote(&mut out, &"é".repeat(1_000), CUT);
-        assert!(out.len() <= CUT + 2);
+        quote(&mut out, &"é".repeat(1_000), MAX_VALUE_BYTES);
+        assert!(out.len() <= MAX_VALUE_BYTES + 2);
     }
 }

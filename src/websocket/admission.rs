@@ -1,5 +1,5 @@
 //! The steps from a verified token to a session that may begin: allowed on the route, counted among the user's sockets,
-//! sealed for the upstream. They are the same whether the token came on the upgrade or in a message.
+//! prepared for the upstream. They are the same whether the token came on the upgrade or in a message.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use super::context::SocketContext;
 use super::session::Credential;
 use super::token_forwarding::TokenForwarding;
 use crate::auth::Token;
-use crate::http::{AuthenticatedRequest, Refusal, Sealed, seal};
+use crate::http::{AuthenticatedRequest, Refusal, UpstreamRequest, prepare};
 
 /// A user who may have a session on the route.
 pub(super) struct Admission {
     /// The upgrade request for the upstream.
-    pub(super) sealed: Sealed,
+    pub(super) upstream_request: UpstreamRequest,
     /// The token, where it is needed later.
     pub(super) token: Option<Token>,
     pub(super) authorizer: UserAuthorizer,
@@ -38,14 +38,14 @@ pub(super) fn admit(
     let user = verified.identity().user();
     let credential = Credential::of(verified, &context.shared, spec);
     let allowed = authenticated.allow().map_err(|refusal| (refusal, CloseReason::Denied))?;
-    context.user_socket = context.shared.users.open(&user, context.policy().limits.websockets_per_user);
+    context.user_socket = context.shared.users.open_socket(&user, context.policy().limits.websockets_per_user);
     if context.user_socket.is_none() {
         context.shared.metrics.limited("websockets_per_user");
         let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
         return Err((refusal, CloseReason::TooManyConnections));
     }
-    let (sealed, identity, token) = seal(allowed, context.policy(), context.runtime.signer.as_ref())
-        .map_err(|unsendable| (Refusal::unsendable(&unsendable.to_string()), CloseReason::Denied))?;
+    let (upstream_request, identity, token) = prepare(allowed, context.policy(), context.runtime.signer.as_ref())
+        .map_err(|error| (Refusal::unusable_identity(&error.to_string()), CloseReason::Denied))?;
     let keeps_token = forwarding.needs_later_tokens();
     let mut login = identity.browser_session().and_then(|session| context.runtime.verifier.open_login_socket(session));
     if let Some(login) = login.as_mut().filter(|_| forwarding.upstream_dialect.is_some()) {
@@ -61,7 +61,7 @@ pub(super) fn admit(
         login: login.map(Box::new),
     };
     Ok(Admission {
-        sealed,
+        upstream_request,
         token: token.filter(|_| keeps_token),
         authorizer,
         credential,

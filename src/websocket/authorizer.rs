@@ -16,7 +16,7 @@ use crate::auth::{
 use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
-use crate::runtime::{Presence, Runtime, Shared};
+use crate::runtime::{PresenceKey, Runtime, Shared};
 
 /// Resolves to the provider's answer about a session.
 pub(super) type RevalidateFuture = Pin<Box<dyn Future<Output = Revalidation> + Send>>;
@@ -68,7 +68,7 @@ pub(super) struct UserAuthorizer {
     /// Generation of the policy that was evaluated last.
     pub(super) generation: u64,
     /// Set where the session may outlive its token as long as the user is seen.
-    pub(super) presence: Option<Presence>,
+    pub(super) presence: Option<PresenceKey>,
     /// Whether an accepted token is compared or forwarded later.
     pub(super) keeps_token: bool,
     /// The login session that opened the socket. It is renewed as long as the socket is open.
@@ -268,7 +268,7 @@ impl Refresh {
         }
         if let Some(identity) = identity {
             tracing::debug!(user = identity.user_id(), "refresh verified");
-            self.shared.see(&runtime.policy, identity);
+            self.shared.record_presence(&runtime.policy, identity);
         }
     }
 }

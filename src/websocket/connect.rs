@@ -11,7 +11,7 @@ use super::context::SocketContext;
 use super::token_forwarding::TokenForwarding;
 use super::upstream_handshake::authenticate;
 use crate::auth::Token;
-use crate::http::{Answer, Refusal, Sealed, Upgraded};
+use crate::http::{Answer, Refusal, Upgraded, UpstreamRequest};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::Label;
 
@@ -45,7 +45,7 @@ impl UpstreamContext {
 /// Sends the upgrade request, and after the 101 the token, where the upstream wants it in the first message.
 pub(super) async fn connect_upstream(
     context: UpstreamContext,
-    request: Sealed,
+    request: UpstreamRequest,
     forwarding: &TokenForwarding,
     token: Option<&Token>,
 ) -> UpgradeOutcome {

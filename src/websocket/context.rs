@@ -10,7 +10,7 @@ use super::relay::{RelaySettings, SocketOutcome};
 use crate::auth::Identity;
 use crate::budget::MemoryReservation;
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
-use crate::runtime::{ConnectionCount, OpenSocket, Presence, Runtime, Shared};
+use crate::runtime::{ConnectionCount, OpenSocket, PresenceKey, Runtime, Shared};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, SocketLife};
 
 /// The reason of a refusal while the proxy drains.
@@ -57,8 +57,8 @@ impl SocketContext {
     }
 
     /// Returns the handle to a user's presence on a route where a socket may outlive its token by it.
-    pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<Presence> {
-        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence(identity))
+    pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<PresenceKey> {
+        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence_key(identity))
     }
 
     pub(super) fn relay_settings(&self, spec: &WebSocketSpec) -> RelaySettings {
@@ -125,7 +125,7 @@ impl SocketRecord {
             closed_by: outcome.closed_by.name(),
             refreshes: outcome.refreshes,
         });
-        self.shared.finished(&self.line);
+        self.shared.record_end(&self.line);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The task of an open socket: relays its messages and writes its access line.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -9,6 +10,7 @@ use super::authorizer::SessionAuthorizer;
 use super::context::{SocketContext, SocketRecord};
 use super::relay::{Relay, RelayInput};
 use crate::policy::WebSocketSpec;
+use crate::telemetry::in_request_with_id;
 
 /// Relays messages in a task of its own. The relay lives for hours, and must not keep the memory that the handshake
 /// needed.
@@ -18,11 +20,13 @@ pub(super) fn spawn(
     authorizer: Box<dyn SessionAuthorizer>,
     spec: &WebSocketSpec,
 ) {
-    let bell = context.shared.bell.listen_in_turn();
+    let notified = context.shared.notifier.subscribe_staggered();
     let passed = context.shared.metrics.sockets.opened(&context.line.route, context.line.carrier);
-    let relay = Relay::new(input, authorizer, bell, context.relay_settings(spec), passed);
+    let relay = Relay::new(input, authorizer, notified, context.relay_settings(spec), passed);
     let held = context.shared.drain.track();
-    tokio::spawn(OpenSession { relay, record: Some(context.into_record()), _held: held });
+    let id = Arc::clone(&context.line.request_id);
+    let session = OpenSession { relay, record: Some(context.into_record()), _held: held };
+    tokio::spawn(in_request_with_id(id, session));
 }
 
 /// Runs a relay and then writes the access line. Written by hand: an `async` block that awaits the relay reserves its
@@ -49,11 +53,12 @@ impl Future for OpenSession {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::InRequest;
 
     /// Each is one allocation, together with the executor's own bytes.
     #[test]
     fn an_open_session_stays_small() {
-        let size = std::mem::size_of::<OpenSession>();
+        let size = std::mem::size_of::<InRequest<OpenSession>>();
         assert!(size <= 1_408, "{size} bytes do not fit the allocator's class of 1,536 with the executor's own");
     }
 }

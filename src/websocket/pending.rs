@@ -32,10 +32,10 @@ use super::{handshake, open_session};
 use crate::auth::{Carrier, NoCredential, Token, Verified};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
 use crate::budget::CLOSING_SOCKET_BYTES;
-use crate::http::{ProtectedRequest, Sealed, Socket, Upgraded};
+use crate::http::{ProtectedRequest, Socket, Upgraded, UpstreamRequest};
 use crate::policy::{DialectSpec, WebSocketSpec};
-use crate::runtime::{Ear, Seat};
-use crate::telemetry::{AnsweredBy, Outcome};
+use crate::runtime::{PendingSlot, Subscription};
+use crate::telemetry::{AnsweredBy, Outcome, in_current_request};
 use first_message::{FirstMessageReader, MESSAGE_BYTES, Received};
 use liveness::{Liveness, LivenessDue};
 
@@ -50,7 +50,7 @@ pub(super) struct PendingUpgrade {
     /// Proves that the request carried no credential.
     pub(super) _proof: NoCredential,
     /// The socket's place among the pending ones.
-    pub(super) seat: Seat,
+    pub(super) slot: PendingSlot,
     pub(super) dialect: Arc<DialectSpec>,
     pub(super) subprotocol: Option<HeaderValue>,
 }
@@ -58,14 +58,14 @@ pub(super) struct PendingUpgrade {
 /// Waits for the first message in a task of its own.
 pub(super) fn spawn(context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
     let held = context.shared.drain.track();
-    tokio::spawn(async move {
+    tokio::spawn(in_current_request(async move {
         run(context, upgrade, pending).await;
         drop(held);
-    });
+    }));
 }
 
 async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
-    let PendingUpgrade { mut request, seat, dialect, subprotocol, .. } = pending;
+    let PendingUpgrade { mut request, slot, dialect, subprotocol, .. } = pending;
     let spec = request.route().websocket.clone();
     let forwarding = TokenForwarding::of(request.route(), context.policy());
     let limits = SessionLimits::of(&spec);
@@ -80,7 +80,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
         // The first bytes on a new socket always fit; a stream that broke is noticed when it is read.
         let _ = write_at_once(&mut client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
     }
-    request.offer(subprotocol.as_ref());
+    request.set_subprotocol(subprotocol.as_ref());
     context.line.carrier = Some(Carrier::Message.name());
     let mut pending = PendingSocket {
         session,
@@ -94,8 +94,8 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
         first_to_upstream: None,
         lines_behind: String::new(),
     };
-    let end = pending.wait(&mut context, &mut client, &seat, &spec).await;
-    drop(seat);
+    let end = pending.wait(&mut context, &mut client, &slot, &spec).await;
+    drop(slot);
     match end {
         End::Open { upstream, token, authorizer } => {
             context.line.answered_by = AnsweredBy::Upstream;
@@ -164,10 +164,10 @@ enum Wake {
     /// A deadline of [`Liveness`] has passed.
     Liveness,
     /// Another socket needs the place among the pending ones.
-    SeatEvicted,
+    Evicted,
     /// Other callers need the memory.
     MemoryEvicted,
-    Notified(Ear),
+    Notified(Subscription),
     Verified(Result<Verified, Unverified>),
     Connected(UpgradeOutcome, Option<Token>),
 }
@@ -193,7 +193,7 @@ enum Opening {
 
 /// What an admitted user's socket needs until the upstream is connected.
 struct Admitted {
-    request: Option<(Sealed, Option<Token>)>,
+    request: Option<(UpstreamRequest, Option<Token>)>,
     authorizer: Box<UserAuthorizer>,
 }
 
@@ -220,11 +220,11 @@ impl PendingSocket {
         &mut self,
         context: &mut SocketContext,
         client: &mut Socket,
-        seat: &Seat,
+        slot: &PendingSlot,
         spec: &WebSocketSpec,
     ) -> End {
         // Pending sockets also leave one after the other when the proxy drains.
-        let mut bell = context.shared.bell.listen_in_turn();
+        let mut notified = context.shared.notifier.subscribe_staggered();
         let reservation = Arc::clone(&context.reservation);
         // The request and the buffer that its head came in.
         let request_bytes = reservation.bytes();
@@ -234,7 +234,7 @@ impl PendingSocket {
         // A client that may wait for as long as it likes is pinged, to know whether it is still there.
         let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(context.relay_settings(spec)));
         loop {
-            match self.read_opening(client, seat) {
+            match self.read_opening(client, slot) {
                 Ok(None) => {}
                 Ok(Some(Opening::Message(text))) => {
                     let event = match self.read_first_message(text, context, client) {
@@ -265,8 +265,8 @@ impl PendingSocket {
             let has_room = self.reader.has_room();
             let wake = tokio::select! {
                 biased;
-                ear = &mut bell => Wake::Notified(ear),
-                () = seat.evicted(), if is_awaiting_message => Wake::SeatEvicted,
+                subscription = &mut notified => Wake::Notified(subscription),
+                () = slot.evicted(), if is_awaiting_message => Wake::Evicted,
                 () = reservation.evicted() => Wake::MemoryEvicted,
                 wake = step.next() => wake,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => Wake::Deadline,
@@ -297,14 +297,16 @@ impl PendingSocket {
                     Some(LivenessDue::Gone) | None => return End::Left(None),
                 },
                 Wake::Deadline => Event::Deadline { last_seen: None },
-                Wake::SeatEvicted => Event::Close(CloseReason::TooManyConnections),
+                Wake::Evicted => Event::Close(CloseReason::TooManyConnections),
                 Wake::MemoryEvicted => {
-                    context.shared.gave_way();
+                    context.shared.record_memory_eviction();
                     return End::Refused(CloseReason::TooManyConnections);
                 }
-                Wake::Notified(ear) if ear.must_leave() => Event::Close(CloseReason::Drain(spec.drain_code)),
-                Wake::Notified(ear) => {
-                    bell = ear.listen();
+                Wake::Notified(subscription) if subscription.should_close() => {
+                    Event::Close(CloseReason::Drain(spec.drain_code))
+                }
+                Wake::Notified(subscription) => {
+                    notified = subscription.notified();
                     continue;
                 }
                 Wake::Verified(verdict) => {
@@ -320,7 +322,7 @@ impl PendingSocket {
                     Event::Close(close_reason_of(answer.status()))
                 }
                 Wake::Connected(UpgradeOutcome::Failed(refusal, reason), _) => {
-                    refusal.note(&mut context.line);
+                    refusal.record(&mut context.line);
                     Event::Close(reason)
                 }
             };
@@ -331,13 +333,13 @@ impl PendingSocket {
     }
 
     /// Looks through what the client has sent: answers pings, and finds the first message or a Close.
-    fn read_opening(&mut self, client: &mut Socket, seat: &Seat) -> Result<Option<Opening>, CloseReason> {
+    fn read_opening(&mut self, client: &mut Socket, slot: &PendingSlot) -> Result<Option<Opening>, CloseReason> {
         loop {
             let received = self.reader.next()?;
             // Before anything is answered: a client that gets an answer to what it sent behind a fragment of its message
             // must not lose its place any more.
             if self.reader.has_begun() {
-                seat.has_spoken();
+                slot.mark_message_begun();
             }
             match received {
                 None => return Ok(None),
@@ -401,32 +403,33 @@ impl PendingSocket {
         let verified = match verdict {
             Ok(verified) => verified,
             Err(unverified) => {
-                unverified.refusal(false).note(&mut context.line);
+                unverified.refusal(false).record(&mut context.line);
                 return Event::Verdict(Verdict::Refused(CloseReason::of_unverified(&unverified)));
             }
         };
         let Some(request) = self.request.take() else { return Event::Close(CloseReason::Protocol) };
         tracing::debug!(user = verified.identity().user_id(), "first message verified");
         let SocketContext { shared, runtime, reservation, line, .. } = &mut *context;
-        let authenticator = Authenticator { shared, runtime, share: reservation, last: None };
+        let authenticator = Authenticator { shared, runtime, reservation, last: None };
         let authenticated = match authenticator.accept(request, verified, line) {
             Ok(authenticated) => authenticated,
             Err(refusal) => {
-                refusal.note(&mut context.line);
+                refusal.record(&mut context.line);
                 return Event::Close(CloseReason::Denied);
             }
         };
         match admit(context, authenticated, &self.forwarding) {
-            Ok(Admission { sealed, token, mut authorizer, credential, user_id }) => {
+            Ok(Admission { upstream_request, token, mut authorizer, credential, user_id }) => {
                 // It may have waited for hours, and a reload may have changed the policy that it was admitted by.
                 if let Err(reason) = authorizer.reauthorize(Some(&credential.identity)) {
                     return Event::Close(reason);
                 }
-                self.admitted = Some(Admitted { request: Some((sealed, token)), authorizer: Box::new(authorizer) });
+                self.admitted =
+                    Some(Admitted { request: Some((upstream_request, token)), authorizer: Box::new(authorizer) });
                 Event::Verdict(Verdict::Accepted { user_id, credential, token: None })
             }
             Err((refusal, reason)) => {
-                refusal.note(&mut context.line);
+                refusal.record(&mut context.line);
                 Event::Close(reason)
             }
         }
@@ -492,7 +495,7 @@ fn verify(context: &SocketContext, limited_address: Option<IpAddr>, token: Token
 
 fn connect(
     context: &SocketContext,
-    request: Sealed,
+    request: UpstreamRequest,
     forwarding: TokenForwarding,
     token: Option<Token>,
 ) -> ConnectFuture {

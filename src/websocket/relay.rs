@@ -35,7 +35,7 @@ use crate::auth::Token;
 use crate::budget::MemoryBudget;
 use crate::http::Socket;
 use crate::policy::DialectSpec;
-use crate::runtime::Listening;
+use crate::runtime::Notified;
 use crate::telemetry::PassedBytes;
 use closing::Closing;
 pub(super) use outcome::{ClosedBy, SocketOutcome};
@@ -131,7 +131,7 @@ pub(super) struct Relay {
     authorizer: Box<dyn SessionAuthorizer>,
     verdict: Option<VerifyFuture>,
     asking: Option<RevalidateFuture>,
-    bell: Listening,
+    notified: Notified,
     timer: Pin<Box<Sleep>>,
     settings: RelaySettings,
     /// When the last data frame began.
@@ -180,7 +180,7 @@ impl Relay {
     pub(super) fn new(
         input: RelayInput,
         authorizer: Box<dyn SessionAuthorizer>,
-        bell: Listening,
+        notified: Notified,
         settings: RelaySettings,
         passed: PassedBytes,
     ) -> Self {
@@ -221,7 +221,7 @@ impl Relay {
             authorizer,
             verdict: None,
             asking: None,
-            bell,
+            notified,
             timer: Box::pin(sleep_until(Instant::now() + settings.ping_interval.get())),
             settings,
             last_data: Instant::now(),
@@ -607,9 +607,9 @@ impl Future for Relay {
                 this.act_on(Event::Revalidation(answer));
                 progress = true;
             }
-            if let Poll::Ready(ear) = this.bell.as_mut().poll(cx) {
-                this.hear(&ear);
-                this.bell = ear.listen();
+            if let Poll::Ready(subscription) = this.notified.as_mut().poll(cx) {
+                this.hear(&subscription);
+                this.notified = subscription.notified();
                 progress = true;
             }
             progress |= this.pump_from_client(cx);

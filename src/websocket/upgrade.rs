@@ -21,10 +21,10 @@ use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session};
 use crate::auth::{Carrier, Token};
 use crate::http::{
-    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Upgraded, seal_public,
+    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Upgraded, prepare_public,
 };
 use crate::policy::{DialectSpec, WebSocketSpec};
-use crate::telemetry::{AccessLine, AnsweredBy, Outcome};
+use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_current_request};
 
 /// What a request was answered with.
 pub enum Served {
@@ -54,9 +54,9 @@ pub(super) async fn serve_authenticated(
         Ok(admission) => admission,
         Err((refusal, reason)) => return handshake.refuse(context, refusal, reason, line),
     };
-    let Admission { sealed, token, authorizer, credential, .. } = admission;
+    let Admission { upstream_request, token, authorizer, credential, .. } = admission;
     let session = Session::open(spec.dialect.clone(), SessionLimits::of(&spec), credential, unix_millis());
-    let connecting = connect_upstream(UpstreamContext::of(&context), sealed, &forwarding, token.as_ref());
+    let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, token.as_ref());
     let Some(outcome) = until_drain(&context.shared, connecting).await else {
         return handshake.refuse_for_drain(context, line);
     };
@@ -98,9 +98,9 @@ pub(super) async fn serve_public(
         generation: context.runtime.generation,
         _reservation: Arc::clone(&context.reservation),
     };
-    let sealed = seal_public(public, context.policy());
+    let upstream_request = prepare_public(public, context.policy());
     let forwarding = TokenForwarding::default();
-    let connecting = connect_upstream(UpstreamContext::of(&context), sealed, &forwarding, None);
+    let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, None);
     let Some(outcome) = until_drain(&context.shared, connecting).await else {
         *line = context.line;
         return Served::Refused(Refusal::busy(DRAINING));
@@ -169,10 +169,10 @@ impl Handshake {
             *line = context.line;
             return Served::Refused(refusal);
         }
-        refusal.note(&mut context.line);
+        refusal.record(&mut context.line);
         let (upgrade, dialect) = (self.upgrade, self.dialect);
         let held = context.shared.drain.track();
-        tokio::spawn(async move {
+        tokio::spawn(in_current_request(async move {
             match handshake::client_socket(upgrade).await {
                 Some((client, _)) => {
                     let dialect = dialect.as_deref();
@@ -184,7 +184,7 @@ impl Handshake {
                 None => context.client_left(),
             }
             drop(held);
-        });
+        }));
         Served::Upgraded(self.switching_protocols)
     }
 }
@@ -222,7 +222,7 @@ fn open(
     }
     context.line.answered_by = AnsweredBy::Upstream;
     let held = context.shared.drain.track();
-    tokio::spawn(async move {
+    tokio::spawn(in_current_request(async move {
         if let Some((client, from_client)) = handshake::client_socket(upgrade).await {
             let SessionStart { session, authorizer, spec, forwarding, token } = start;
             let input = RelayInput {
@@ -243,7 +243,7 @@ fn open(
             context.client_left();
         }
         drop(held);
-    });
+    }));
     response
 }
 

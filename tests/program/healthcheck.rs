@@ -50,7 +50,7 @@ async fn a_proxy_that_drains_is_alive_and_not_ready() {
     let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
     let mut proxy = Proxy::start(&yaml).await;
     proxy.signal("TERM");
-    proxy.logged("the drain", |line| line.contains("draining:")).await;
+    proxy.logged("the drain", |line| line.contains("draining; ")).await;
     let address = proxy.address.to_string();
     assert_eq!(seen(&healthcheck(&["--listen", &address])), OK);
     let (code, said) = healthcheck(&["--listen", &address, "--ready"]);

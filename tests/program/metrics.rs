@@ -182,7 +182,9 @@ async fn a_usual_port_that_is_taken_does_not_stop_the_start_and_a_written_one_do
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let yaml = |admin: &str| format!("{admin}upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
     let mut proxy = Proxy::start(&yaml("admin: {}\n")).await;
-    proxy.logged("a warning", |line| line.contains("no admin listener: 127.0.0.1:9180")).await;
+    proxy
+        .logged("a warning", |line| line.contains("admin listener not started") && line.contains("127.0.0.1:9180"))
+        .await;
     let busy = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = busy.local_addr().expect("address");
     let file = crate::support::proxy::TempFile::new(&format!(

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::{Issuer, Key, Mood};
-use crate::support::proxy::{Proxy, TempFile, TempFolder};
+use crate::support::proxy::{Proxy, TempFile, TempFolder, is_reload};
 use crate::support::socket::Socket;
 
 struct House {
@@ -27,7 +27,7 @@ impl House {
         let before = self.proxy.log().len();
         self.proxy.rewrite(&yaml(&self.issuer, &self.backend, more));
         self.proxy.signal("HUP");
-        self.proxy.logged_after(before, "a reload", |line| line.contains("\"reload")).await
+        self.proxy.logged_after(before, "a reload", is_reload).await
     }
 
     async fn socket(&self, target: &str, token: &str) -> (Socket, Socket) {
@@ -62,7 +62,7 @@ async fn sighup_puts_another_policy_in_force_on_connections_that_are_open() {
 async fn a_changed_file_is_followed_without_being_asked() {
     let mut house = House::with("").await;
     house.proxy.rewrite(&yaml(&house.issuer, &house.backend, "routes: [{ path: /health, auth: deny }]\n"));
-    house.proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    house.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
     assert_eq!(get(house.proxy.address, "/health", &[]).await.status, 403);
 }
 
@@ -83,7 +83,7 @@ async fn a_swapped_link_is_followed_as_configmaps_swap_them() {
     let mut proxy = Proxy::of_file(&file).await;
     assert_eq!(get(proxy.address, "/health", &[]).await.status, 401);
     version("second", "routes: [{ path: /health, auth: deny }]\n");
-    proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
     assert_eq!(get(proxy.address, "/health", &[]).await.status, 403);
 }
 
@@ -94,29 +94,32 @@ async fn a_broken_file_changes_nothing_and_the_error_says_where() {
         ("routs: []\n", "routs: unknown key; did you mean `routes`?"),
         ("limits: { connections: many }\n", "limits.connections: \\\"many\\\" is not a whole number"),
         ("routes: [{ path: nowhere }]\n", "routes[0].path"),
-        ("listen: 127.0.0.1:1\n", "listen: needs a restart"),
-        ("admin: { listen: 127.0.0.1:0 }\n", "admin: needs a restart"),
-        ("control: { listen: \"unix:/tmp/vestibule-never-made.sock\" }\n", "control: needs a restart"),
+        ("listen: 127.0.0.1:1\n", "listen: cannot be changed by a reload; restart required"),
+        ("admin: { listen: 127.0.0.1:0 }\n", "admin: cannot be changed by a reload; restart required"),
+        (
+            "control: { listen: \"unix:/tmp/vestibule-never-made.sock\" }\n",
+            "control: cannot be changed by a reload; restart required",
+        ),
         ("providers: []\n", "providers: no provider: nobody could sign in."),
     ] {
         let said = house.reload(more).await;
-        assert!(said.contains("reload refused, still serving ") && said.contains(expected), "{more}: {said}");
+        assert!(said.contains("reload rejected") && said.contains(expected), "{more}: {said}");
         let token = house.issuer.token("alice");
         let field = bearer(&token);
         let fields = [field.as_str()];
         let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
         assert_eq!(answer.status, 200, "{more}");
     }
-    assert!(house.reload("").await.contains("\"reloaded: "), "what is right again is taken");
+    assert!(house.reload("").await.contains("configuration reloaded"), "what is right again is taken");
 }
 
 #[tokio::test]
 async fn a_file_that_is_gone_is_refused_and_taken_when_it_is_back() {
     let mut house = House::with("").await;
     house.proxy.remove_file();
-    house.proxy.logged("the refusal", |line| line.contains("reload refused") && line.contains("cannot be read")).await;
+    house.proxy.logged("the refusal", |line| line.contains("reload rejected") && line.contains("cannot be read")).await;
     house.proxy.rewrite(&yaml(&house.issuer, &house.backend, "routes: [{ path: /health, auth: deny }]\n"));
-    house.proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    house.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
     assert_eq!(get(house.proxy.address, "/health", &[]).await.status, 403);
 }
 
@@ -157,7 +160,7 @@ async fn a_secret_is_read_again_when_its_file_changes() {
     assert_eq!(answer.status, 200);
     assert_eq!(get(proxy.address, "/x", &[&second]).await.status, 401);
     std::fs::write(secret.path(), "second-0123456789abcdef0123456789abcdef\n").expect("written");
-    proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+    proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
     assert_eq!(get(proxy.address, "/x", &fields).await.status, 401, "the old secret is worth nothing");
     let fields = [second.as_str()];
     let (answer, _) = tokio::join!(get(proxy.address, "/x", &fields), backend.answer("served"));
@@ -284,7 +287,7 @@ async fn a_refresh_that_was_being_verified_is_judged_by_the_policy_in_force() {
     client.say("marker").await;
     assert_eq!(upstream.next_text().await, "marker");
     let said = house.reload("routes: [{ path: /**, require: { role: admin } }]\n").await;
-    assert!(said.contains("\"reloaded: "), "{said}");
+    assert!(said.contains("configuration reloaded"), "{said}");
     gate.open();
     assert!(client.next_text().await.contains("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
@@ -303,10 +306,10 @@ async fn a_socket_that_waited_through_a_reload_is_judged_by_the_policy_in_force(
         format!("providers: [{}]\n", provider.replace(" }", ", allow: { users: [bob] } }")),
         format!("providers: [{}]\n", stranger.provider()),
     ] {
-        assert!(house.reload("websocket: { dialect: token-field }\n").await.contains("\"reloaded: "));
+        assert!(house.reload("websocket: { dialect: token-field }\n").await.contains("configuration reloaded"));
         let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
         let said = house.reload(&format!("websocket: {{ dialect: token-field }}\n{changed}")).await;
-        assert!(said.contains("\"reloaded: "), "{said}");
+        assert!(said.contains("configuration reloaded"), "{said}");
         client.say(&json!({"prompt": "hello", "auth_token": token}).to_string()).await;
         assert!(client.next_text().await.contains("\"error\""), "{changed}");
         assert_eq!(client.next_close().await.0, 4001, "{changed}");

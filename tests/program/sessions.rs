@@ -290,7 +290,7 @@ async fn sessions_survive_a_reload_and_with_a_secret_a_restart() {
         let cookie = house.signed_in(&house.issuer.token("alice")).await;
         house.proxy.rewrite(&format!("{yaml}routes: [{{ path: /health, auth: none }}]\n"));
         house.proxy.signal("HUP");
-        house.proxy.logged("the reload", |line| line.contains("\"reloaded: ")).await;
+        house.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
         assert_eq!(house.page(&cookie).await, 200);
         house.proxy = Proxy::start(&yaml).await;
         assert_eq!(house.page(&cookie).await == 200, survives_restart, "{more}");

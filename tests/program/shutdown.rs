@@ -34,7 +34,7 @@ async fn sigterm_finishes_requests_tells_sockets_1012_and_exits_0() {
     assert_eq!(proxy.ended().await, Some(0));
     let log = proxy.log();
     assert!(
-        log.iter().any(|line| line.contains("draining:")) && log.iter().any(|line| line.contains("drained")),
+        log.iter().any(|line| line.contains("draining; ")) && log.iter().any(|line| line.contains("drained")),
         "{log:#?}"
     );
 }
@@ -74,7 +74,7 @@ async fn many_sockets_are_told_in_turn_and_the_process_waits_for_the_last() {
 async fn during_the_delay_it_is_not_ready_but_serves() {
     let (backend, issuer, mut proxy) = house("drain: { delay: 2s, timeout: 5s }\n").await;
     proxy.signal("TERM");
-    proxy.logged("the drain", |line| line.contains("draining:")).await;
+    proxy.logged("the drain", |line| line.contains("draining; ")).await;
     assert_eq!(get(proxy.address, "/.vestibule/readyz", &[]).await.status, 503);
     let credential = bearer(&issuer.token("alice"));
     let fields = [credential.as_str()];
@@ -99,7 +99,7 @@ async fn what_does_not_end_in_time_is_dropped_and_a_second_signal_ends_at_once()
     let mut conn = backend.accept().await;
     conn.request().await;
     proxy.signal("INT");
-    proxy.logged("the drain", |line| line.contains("draining:")).await;
+    proxy.logged("the drain", |line| line.contains("draining; ")).await;
     proxy.signal("INT");
     assert_eq!(proxy.ended().await, Some(130));
 }

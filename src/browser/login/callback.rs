@@ -12,7 +12,7 @@ use crate::auth::login::{Login, LoginCookie, LoginError, LoginState, shown_error
 use crate::auth::unix_seconds;
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
-use crate::telemetry::AccessLine;
+use crate::telemetry::{AccessLine, in_current_request};
 
 /// How often a sign-in is begun again by itself.
 const RESTARTS: u8 = 1;
@@ -178,14 +178,14 @@ impl Visit<'_> {
                 self.logins.sessions.supersede(&known, &session);
             }
             let (shared, runtime) = (Arc::clone(self.shared), Arc::clone(self.runtime));
-            tokio::spawn(async move {
+            tokio::spawn(in_current_request(async move {
                 tokio::time::sleep(OVERLAP).await;
                 // What went wrong is in the log.
                 let _ = end(&shared, &runtime, &former).await;
                 if let Some(logins) = runtime.verifier.logins() {
                     logins.sessions.forget(&former.id);
                 }
-            });
+            }));
         }
         cookie.note_completed(&provider, self.now);
         self.cookie = Some(cookie);

@@ -12,7 +12,7 @@ use crate::auth::BrowserSession;
 use crate::auth::login::{Login, LoginSession};
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::runtime::{Runtime, Shared};
-use crate::telemetry::AccessLine;
+use crate::telemetry::{AccessLine, in_current_request};
 
 /// A form of ours is shorter.
 const FORM_BYTES: usize = 4 << 10;
@@ -28,7 +28,7 @@ pub(super) async fn serve(
     let policy = &visit.runtime.policy;
     let is_post = own.head().method == Method::POST;
     let form = if is_post {
-        own.may_change(policy)?;
+        own.check_state_change(policy)?;
         String::from_utf8(own.body(FORM_BYTES).await?).ok()
     } else {
         own.head().uri.query().map(str::to_owned)
@@ -105,11 +105,11 @@ pub(in crate::browser) async fn end_at_provider(
 ) -> Option<Arc<LoginSession>> {
     let logins = runtime.verifier.logins()?;
     let known = logins.sessions.forget(&session.id)?;
-    shared.bell.ring();
+    shared.notifier.notify();
     let login = logins.get(&known.provider).filter(|login| known.is_of(login));
     if let (Some(token), Some(login)) = (known.take_refresh_token(), login) {
         let login = Arc::clone(login);
-        let revoking = tokio::spawn(async move { login.revoke_after_sign_out(&token).await });
+        let revoking = tokio::spawn(in_current_request(async move { login.revoke_after_sign_out(&token).await }));
         let _ = tokio::time::timeout(WAIT, revoking).await;
     }
     Some(known)

@@ -1,4 +1,4 @@
-//! How a refusal looks on the wire: one rendering, whether hyper writes it or nobody has read a request.
+//! Renders refusals as HTTP responses: for hyper, or as bytes where no request was read.
 
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
@@ -53,7 +53,8 @@ fn quotable(text: &str) -> String {
     text.chars().map(|c| if (' '..='~').contains(&c) && c != '"' && c != '\\' { c } else { '\'' }).collect()
 }
 
-/// Renders a refusal as the bytes of a whole HTTP/1.1 answer that closes its connection, where hyper does not write it.
+/// Renders a refusal as the bytes of a complete HTTP/1.1 response with `Connection: close`, for connections that hyper
+/// does not serve.
 #[must_use]
 pub fn refusal_bytes(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     let mut response = render_refusal(refusal, request_id, false);
@@ -73,7 +74,7 @@ pub fn refusal_bytes(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     bytes
 }
 
-/// The members of RFC 9457, in our order.
+/// The body: the members of RFC 9457, in the order of the contract.
 fn problem(refusal: &Refusal, request_id: &str) -> String {
     json!({
         "type": "about:blank",

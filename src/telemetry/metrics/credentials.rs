@@ -1,4 +1,4 @@
-//! Tokens judged, and what was asked of providers for it.
+//! Metrics of token verification, key fetches and remote checks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,14 +35,14 @@ struct Attempt {
     outcome: &'static str,
 }
 
-/// Where a token that was verified before was found: on its own connection, in the cache, nowhere.
+/// Where a verified token was found: on its connection, in the cache, or nowhere.
 const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
 const FETCHES: [&str; 2] = ["ok", "failed"];
 const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];
-/// Seconds: a provider nearby answers in the first, `remote.timeout` is mostly the last.
+/// The buckets of remote checks, in seconds, up to the usual `remote.timeout`.
 const CHECK_SECONDS: [f64; 8] = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 
-/// What is counted of tokens and providers.
+/// The metrics of tokens and providers.
 #[derive(Debug)]
 pub struct Credentials {
     verifications: Family<Verification, Counter>,
@@ -68,19 +68,23 @@ impl Credentials {
         for result in LOOKUPS {
             this.lookups.get_or_create_owned(&Lookup { result });
         }
-        registry.register("token_verifications", "Tokens judged", this.verifications.clone());
-        registry.register("token_cache_lookups", "Tokens looked for among those verified before", this.lookups.clone());
+        registry.register("token_verifications", "Token verifications", this.verifications.clone());
+        registry.register(
+            "token_cache_lookups",
+            "Lookups of tokens in the cache of verified tokens",
+            this.lookups.clone(),
+        );
         registry.register("jwks_keys", "Usable keys of a provider", this.keys.clone());
-        let at = "When the keys of a provider were fetched last";
+        let at = "Time of the last successful key fetch";
         registry.register("jwks_last_success_timestamp_seconds", at, this.keys_last_success.clone());
         registry.register("jwks_fetches", "Fetches of a provider's keys", this.key_fetches.clone());
-        registry.register("remote_checks", "Questions to a provider", this.remote_checks.clone());
-        let took = "How long a provider took to answer a question";
+        registry.register("remote_checks", "Remote checks at a provider", this.remote_checks.clone());
+        let took = "Duration of remote checks";
         registry.register("remote_check_duration_seconds", took, this.remote_check_duration.clone());
         this
     }
 
-    /// A provider's values start at zero; `outcomes` are those of a verification.
+    /// Creates the values of a provider, which start at zero; `outcomes` are those of a verification.
     pub fn introduce(&self, provider: &Label, carriers: &[&'static str], outcomes: &[&'static str], is_asked: bool) {
         for (carrier, outcome) in carriers.iter().flat_map(|carrier| outcomes.iter().map(move |o| (*carrier, *o))) {
             let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
@@ -91,7 +95,7 @@ impl Credentials {
         }
     }
 
-    /// A provider has keys, so far none.
+    /// Creates the key metrics of a provider.
     pub fn introduce_keys(&self, provider: &Label) {
         self.keys.get_or_create_owned(&OfProvider { provider: Arc::clone(provider) });
         for outcome in FETCHES {
@@ -99,18 +103,18 @@ impl Credentials {
         }
     }
 
-    /// A token was judged.
+    /// Counts a token verification.
     pub fn verified(&self, provider: &Label, carrier: &'static str, outcome: &'static str) {
         let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
         self.verifications.get_or_create(&labels).inc();
     }
 
-    /// A token was looked for; `result` is `connection`, `hit` or `miss`.
+    /// Counts a lookup in the cache; `result` is `connection`, `hit` or `miss`.
     pub fn looked_up(&self, result: &'static str) {
         self.lookups.get_or_create(&Lookup { result }).inc();
     }
 
-    /// Keys were fetched, at this Unix second, or could not be.
+    /// Counts a key fetch at this Unix time; `keys` is `None` if it failed.
     pub fn keys_fetched(&self, provider: &Label, keys: Option<usize>, now: u64) {
         let outcome = if keys.is_some() { "ok" } else { "failed" };
         self.key_fetches.get_or_create(&Attempt { provider: Arc::clone(provider), outcome }).inc();
@@ -121,13 +125,13 @@ impl Credentials {
         }
     }
 
-    /// So many keys of a provider are usable.
+    /// Sets the number of usable keys of a provider.
     pub fn keys_at_hand(&self, provider: &Label, keys: usize) {
         let of = OfProvider { provider: Arc::clone(provider) };
         self.keys.get_or_create(&of).set(i64::try_from(keys).unwrap_or(i64::MAX));
     }
 
-    /// A provider was asked; `outcome` is `yes`, `no` or `unanswered`.
+    /// Counts a remote check; `outcome` is `yes`, `no` or `unanswered`.
     pub fn asked(&self, provider: &Label, outcome: &'static str, took: Duration) {
         let labels = Attempt { provider: Arc::clone(provider), outcome };
         self.remote_checks.get_or_create(&labels).inc();

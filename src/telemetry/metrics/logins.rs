@@ -1,4 +1,4 @@
-//! Sign-ins by OpenID Connect, the renewals of their sessions, and sign-outs.
+//! Metrics of sign-ins by OpenID Connect, of session renewals, and of sign-outs.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -17,7 +17,7 @@ const SIGN_INS: [&str; 6] = ["accepted", "denied", "refused", "invalid", "unavai
 const RENEWALS: [&str; 3] = ["renewed", "ended", "unavailable"];
 const LOGOUTS: [&str; 4] = ["local", "provider", "backchannel", "refused"];
 
-/// What is counted of sign-ins.
+/// The metrics of sign-ins.
 #[derive(Debug)]
 pub struct LoginMetrics {
     sign_ins: Family<Outcome, Counter>,
@@ -28,13 +28,13 @@ pub struct LoginMetrics {
 impl LoginMetrics {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let this = Self { sign_ins: Family::default(), renewals: Family::default(), logouts: Family::default() };
-        registry.register("sign_ins", "Sign-ins that came back from a provider, by outcome", this.sign_ins.clone());
+        registry.register("sign_ins", "Sign-ins that returned from a provider, by outcome", this.sign_ins.clone());
         registry.register("session_renewals", "Renewals of login sessions", this.renewals.clone());
-        registry.register("logouts", "Sign-outs of login sessions, by where they ended", this.logouts.clone());
+        registry.register("logouts", "Sign-outs of login sessions, by what ended them", this.logouts.clone());
         this
     }
 
-    /// What is counted of a provider starts at zero.
+    /// Creates the values of a provider, which start at zero.
     pub fn introduce(&self, provider: &str) {
         let families = [(&self.sign_ins, &SIGN_INS[..]), (&self.renewals, &RENEWALS), (&self.logouts, &LOGOUTS)];
         for (family, outcomes) in families {
@@ -44,17 +44,17 @@ impl LoginMetrics {
         }
     }
 
-    /// A sign-in came to this.
+    /// Counts a sign-in with this outcome.
     pub fn signed_in(&self, provider: &str, outcome: &'static str) {
         self.sign_ins.get_or_create(&Outcome { provider: provider.into(), outcome }).inc();
     }
 
-    /// A renewal came to this.
+    /// Counts a renewal with this outcome.
     pub fn renewed(&self, provider: &str, outcome: &'static str) {
         self.renewals.get_or_create(&Outcome { provider: provider.into(), outcome }).inc();
     }
 
-    /// Someone signed out.
+    /// Counts a sign-out.
     pub fn signed_out(&self, provider: &str, outcome: &'static str) {
         self.logouts.get_or_create(&Outcome { provider: provider.into(), outcome }).inc();
     }

@@ -1,4 +1,4 @@
-//! The usual `process_*` values, read from the system when someone asks.
+//! The standard `process_*` metrics, read from the system at each scrape.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,7 +17,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Of a process that has just started.
+    /// Creates it; to be called when the process starts.
     pub(super) fn new() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { started: since.as_secs_f64() }
@@ -37,7 +37,7 @@ impl Collector for Process {
             say("process_resident_memory_bytes", "Resident memory", &ConstGauge::new(resident))?;
         }
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            // One of them is this look.
+            // One of them is the directory that is read here.
             let open = i64::try_from(open.count().saturating_sub(1)).unwrap_or(i64::MAX);
             say("process_open_fds", "File descriptors open", &ConstGauge::new(open))?;
         }
@@ -49,7 +49,7 @@ impl Collector for Process {
     }
 }
 
-/// Bytes of virtual and of resident memory.
+/// Returns the bytes of virtual and of resident memory.
 fn memory() -> Option<(i64, i64)> {
     let text = fs::read_to_string("/proc/self/statm").ok()?;
     let page = i64::try_from(rustix::param::page_size()).ok()?;

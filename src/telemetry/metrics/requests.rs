@@ -1,4 +1,4 @@
-//! Requests, and what the upstream made of them.
+//! Metrics of requests and upstream responses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,12 +45,12 @@ struct Stripped {
     header: Label,
 }
 
-/// Why an upstream gave no usable answer.
+/// The reasons why there is no usable response of an upstream.
 const FAILURES: [&str; 4] = ["connect", "connect_timeout", "response_timeout", "broken"];
-/// Seconds: from a cached answer to a slow model's.
+/// The buckets of response times, in seconds: from a cached response to that of a slow model.
 const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// What is counted of requests.
+/// The metrics of requests.
 #[derive(Debug)]
 pub struct Requests {
     answered: Family<Request, Counter>,
@@ -71,19 +71,23 @@ impl Requests {
             denied: Family::default(),
             stripped: Family::default(),
         };
-        registry.register("http_requests", "Requests, upgrades among them", this.answered.clone());
-        let took = "From a request's head to the end of its answer, sockets not among them";
+        registry.register("http_requests", "Requests, including upgrades", this.answered.clone());
+        let took = "Time from a request's head to the end of its response, without sockets";
         registry.register("http_request_duration_seconds", took, this.duration.clone());
-        let head = "From sending a request to the head of the upstream's answer";
+        let head = "Time from sending a request to the head of the upstream's response";
         registry.register("upstream_response_head_seconds", head, this.upstream_head.clone());
-        registry.register("upstream_errors", "Requests without a usable answer", this.upstream_errors.clone());
-        registry.register("access_denied", "Callers that a rule kept out", this.denied.clone());
-        let stripped = "Identity headers that clients sent, and that were removed";
+        registry.register(
+            "upstream_errors",
+            "Requests without a usable response of the upstream",
+            this.upstream_errors.clone(),
+        );
+        registry.register("access_denied", "Requests that a rule denied", this.denied.clone());
+        let stripped = "Identity headers that clients sent and that were removed";
         registry.register("identity_headers_stripped", stripped, this.stripped.clone());
         this
     }
 
-    /// A route's values start at zero.
+    /// Creates the values of a route, which start at zero.
     pub(super) fn introduce(&self, route: &Label) {
         for reason in FAILURES {
             self.upstream_errors.get_or_create_owned(&Failure { route: Arc::clone(route), reason });
@@ -93,21 +97,21 @@ impl Requests {
         }
     }
 
-    /// These names, and `other`, start at zero.
+    /// Creates the values of these header names and of `other`, which start at zero.
     pub(super) fn introduce_headers<'a>(&self, names: impl Iterator<Item = &'a str>) {
         for header in names.chain(["other"]) {
             self.stripped.get_or_create_owned(&Stripped { header: header.into() });
         }
     }
 
-    /// A request has its whole answer.
+    /// Counts a request whose response has ended.
     pub fn finished(&self, line: &AccessLine) {
         self.counted(line);
         let labels = Answered { route: Arc::clone(&line.route), answered_by: line.answered_by.name() };
         self.duration.get_or_create(&labels).observe(line.duration.as_secs_f64());
     }
 
-    /// A request has its status; the socket it became lives on.
+    /// Counts a request, without its duration: its socket is still open.
     pub fn counted(&self, line: &AccessLine) {
         let labels = Request {
             route: Arc::clone(&line.route),
@@ -118,22 +122,22 @@ impl Requests {
         self.answered.get_or_create(&labels).inc();
     }
 
-    /// The upstream's head has come.
+    /// Observes the time until the head of an upstream's response.
     pub fn answered(&self, route: &Label, took: Duration) {
         self.upstream_head.get_or_create(&OfRoute { route: Arc::clone(route) }).observe(took.as_secs_f64());
     }
 
-    /// The upstream gave no usable answer: `connect`, `connect_timeout`, `response_timeout` or `broken`.
+    /// Counts a request without a usable response of the upstream: `connect`, `connect_timeout`, `response_timeout` or `broken`.
     pub fn upstream_failed(&self, route: &Label, reason: &'static str) {
         self.upstream_errors.get_or_create(&Failure { route: Arc::clone(route), reason }).inc();
     }
 
-    /// A rule kept someone out.
+    /// Counts a request that a rule denied.
     pub fn denied(&self, route: &Label, rule: Rule) {
         self.denied.get_or_create(&Denial { route: Arc::clone(route), rule: rule.name() }).inc();
     }
 
-    /// A client sent an identity header of this name.
+    /// Counts an identity header that a client sent.
     pub fn stripped(&self, header: &str) {
         let known = Stripped { header: header.into() };
         match self.stripped.get(&known) {
@@ -143,7 +147,7 @@ impl Requests {
     }
 }
 
-/// A label is never what a client makes up.
+/// Returns the method as a label; unknown methods share one, because clients can invent them.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

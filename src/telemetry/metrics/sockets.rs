@@ -1,4 +1,4 @@
-//! `WebSockets`, from the waiting room to their end.
+//! Metrics of `WebSockets`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,15 +57,15 @@ const REFRESHES: [&str; 5] = ["accepted", "refused", "denied", "another_user", "
 const EXPIRIES: [&str; 2] = ["closed", "kept"];
 const DIRECTIONS: [&str; 2] = ["in", "out"];
 const MODES: [&str; 2] = ["move", "deny"];
-/// Seconds: from a page that was left at once to a working day.
+/// The buckets of socket durations, in seconds: from a page that is closed at once to a whole day.
 const SECONDS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 43_200.0, 86_400.0];
 
-/// What is counted of `WebSockets`.
+/// The metrics of `WebSockets`.
 #[derive(Debug)]
 pub struct Sockets {
     open: Family<OfRoute, Gauge>,
     pub(super) waiting: Gauge,
-    /// Over all routes.
+    /// The open sockets of all routes.
     all_open: Gauge,
     opened: Family<Opened, Counter>,
     refused: Family<Refused, Counter>,
@@ -77,12 +77,12 @@ pub struct Sockets {
     query_tokens: Family<InQuery, Counter>,
 }
 
-/// Counts what one route's sockets pass on: no lookup where the bytes are.
+/// The byte counters of one route, which a socket looks up once instead of at each message.
 #[derive(Clone, Debug, Default)]
 pub struct PassedBytes {
-    /// From clients.
+    /// Bytes from clients.
     pub from_client: Counter,
-    /// To clients.
+    /// Bytes to clients.
     pub to_client: Counter,
 }
 
@@ -104,21 +104,25 @@ impl Sockets {
         for action in EXPIRIES {
             this.expiries.get_or_create_owned(&Expired { action });
         }
-        registry.register("websockets_open", "Sockets open, authenticated or public", this.open.clone());
+        registry.register("websockets_open", "Open sockets, authenticated or public", this.open.clone());
         registry.register("websockets_waiting", "Sockets that wait for their first message", this.waiting.clone());
         registry.register("websockets_opened", "Sockets that reached the upstream", this.opened.clone());
-        registry.register("websockets_refused", "Sockets that did not", this.refused.clone());
-        registry.register("websockets_closed", "Sockets that ended; code 0 is no Close", this.closed.clone());
-        registry.register("websocket_duration_seconds", "How long sockets lived", this.duration.clone());
+        registry.register(
+            "websockets_refused",
+            "Sockets that were refused before they reached the upstream",
+            this.refused.clone(),
+        );
+        registry.register("websockets_closed", "Sockets that ended; code 0: without a Close", this.closed.clone());
+        registry.register("websocket_duration_seconds", "Duration of sockets", this.duration.clone());
         registry.register("websocket_refreshes", "Tokens presented on open sockets", this.refreshes.clone());
-        let expiries = "Sockets whose token ended: closed, or kept while their user is seen";
+        let expiries = "Sockets whose token expired: closed, or kept while their user is active";
         registry.register("websocket_expiries", expiries, this.expiries.clone());
-        registry.register("websocket_bytes", "Bytes of sockets, frame heads among them", this.bytes.clone());
+        registry.register("websocket_bytes", "Bytes of sockets, including frame headers", this.bytes.clone());
         registry.register("query_tokens", "Tokens in URLs, deprecated", this.query_tokens.clone());
         this
     }
 
-    /// A route's values start at zero.
+    /// Creates the values of a route, which start at zero.
     pub(super) fn introduce(&self, route: &Label) {
         let route = || Arc::clone(route);
         self.open.get_or_create_owned(&OfRoute { route: route() });
@@ -133,7 +137,7 @@ impl Sockets {
         }
     }
 
-    /// A socket has reached the upstream; what it passes on is counted by what comes back.
+    /// Counts a socket that reached the upstream. Returns the counters of its bytes.
     #[must_use]
     pub fn opened(&self, route: &Label, carrier: Option<&'static str>) -> PassedBytes {
         let labels = Opened { route: Arc::clone(route), carrier: carrier.unwrap_or("none") };
@@ -144,13 +148,13 @@ impl Sockets {
         PassedBytes { from_client: bytes("in"), to_client: bytes("out") }
     }
 
-    /// How many are open now.
+    /// The number of open sockets.
     #[must_use]
     pub fn open(&self) -> i64 {
         self.all_open.get()
     }
 
-    /// One that was open has ended.
+    /// Counts the end of an open socket.
     pub fn closed(&self, route: &Label, code: Option<u16>, closed_by: &'static str, lived: Duration) {
         let of = OfRoute { route: Arc::clone(route) };
         self.open.get_or_create(&of).dec();
@@ -159,28 +163,28 @@ impl Sockets {
         self.closed.get_or_create(&Closed { code: known(code), closed_by }).inc();
     }
 
-    /// One never came to be open; `reason` is the outcome of its line.
+    /// Counts a socket that did not open; `reason` is the `outcome` of its access line.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&Refused { reason }).inc();
     }
 
-    /// A token was presented on an open socket: `accepted`, `refused`, `denied`, `another_user`, `identity_changed`.
+    /// Counts a token that was presented on an open socket: `accepted`, `refused`, `denied`, `another_user`, `identity_changed`.
     pub fn refreshed(&self, route: &Label, outcome: &'static str) {
         self.refreshes.get_or_create(&Refreshed { route: Arc::clone(route), outcome }).inc();
     }
 
-    /// A token ended on an open socket, which was `closed` or `kept`.
+    /// Counts a token that expired on an open socket, which was `closed` or `kept`.
     pub fn expired(&self, action: &'static str) {
         self.expiries.get_or_create(&Expired { action }).inc();
     }
 
-    /// A token stood in a URL.
+    /// Counts a token in a URL.
     pub fn in_query(&self, route: &Label, mode: &'static str) {
         self.query_tokens.get_or_create(&InQuery { route: Arc::clone(route), mode }).inc();
     }
 }
 
-/// A peer may send any code from 3000 to 4999; as a label those that mean nothing to us are one.
+/// Returns the close code as a label. A peer may send any code from 3000 to 4999; unknown ones share a label.
 fn known(code: Option<u16>) -> u16 {
     match code.unwrap_or(0) {
         code @ (0 | 1000..=1015 | 4001 | 4400..=4429 | 3000) => code,

@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 
 use super::{BOUNDARY, ClosedBy, Relay};
-use crate::runtime::Ear;
+use crate::runtime::Subscription;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, close_payload, encode, masking_key};
 use crate::websocket::session::Event;
@@ -45,7 +45,7 @@ impl Relay {
     }
 
     /// Something has changed that may end it.
-    pub(super) fn hear(&mut self, ear: &Ear) {
+    pub(super) fn hear(&mut self, subscription: &Subscription) {
         let is_ending = self.closing.is_some();
         let may_go_on = self.may_go_on();
         if may_go_on.is_ok()
@@ -56,7 +56,7 @@ impl Relay {
         }
         let reason = if let Err(reason) = may_go_on {
             reason
-        } else if ear.must_leave() {
+        } else if subscription.should_close() {
             CloseReason::Drain(self.settings.drain_code)
         } else {
             return;

@@ -12,7 +12,7 @@ use super::super::frame::{apply_mask, close_payload};
 use super::super::session::{Credential, Session, SessionLimits, Verdict};
 use super::*;
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
-use crate::runtime::Bell;
+use crate::runtime::Notifier;
 use crate::telemetry::Metrics;
 
 /// What fits between the relay and one of its ends.
@@ -66,7 +66,7 @@ struct Relayed {
     client: End,
     upstream: End,
     relay: JoinHandle<SocketOutcome>,
-    bell: Bell,
+    notifier: Notifier,
     is_denied: Arc<AtomicBool>,
     begun: Instant,
 }
@@ -105,15 +105,15 @@ impl Relayed {
             token: None,
             held_messages: MemoryBudget::default(),
         };
-        let (bell, is_denied) = (Bell::default(), Arc::new(AtomicBool::new(false)));
+        let (notifier, is_denied) = (Notifier::default(), Arc::new(AtomicBool::new(false)));
         let authorizer = Box::new(Doorkeeper(Arc::clone(&is_denied)));
         let passed = Metrics::default().sockets.opened(&"test".into(), None);
-        let relay = Relay::new(input, authorizer, bell.listen_in_turn(), settings, passed);
+        let relay = Relay::new(input, authorizer, notifier.subscribe_staggered(), settings, passed);
         Self {
             client: End { stream: client, is_client: true },
             upstream: End { stream: upstream, is_client: false },
             relay: tokio::spawn(relay),
-            bell,
+            notifier,
             is_denied,
             begun: Instant::now(),
         }
@@ -122,7 +122,7 @@ impl Relayed {
     /// Its route refuses it from now on.
     fn denies(&self) {
         self.is_denied.store(true, Ordering::Relaxed);
-        self.bell.ring();
+        self.notifier.notify();
     }
 
     fn seconds(&self) -> u64 {
@@ -344,7 +344,7 @@ async fn a_drain_does_not_wait_for_a_client_that_does_not_take_the_upstreams_clo
     relayed.upstream.send(Opcode::Binary, &vec![0; 100 << 10]).await;
     relayed.upstream.close(1000).await;
     sleep(Duration::from_secs(20)).await;
-    relayed.bell.ring_closing(Duration::ZERO);
+    relayed.notifier.notify_closing(Duration::ZERO);
     relayed.relay.await.expect("ends");
     assert_eq!(relayed.begun.elapsed().as_secs(), 25);
 }
@@ -357,7 +357,7 @@ async fn a_half_closed_client_hears_an_ending() {
         relayed.upstream.send(Opcode::Text, b"still").await;
         assert_eq!(relayed.client.next().await, Some((1, b"still".to_vec())));
         if is_drain {
-            relayed.bell.ring_closing(Duration::ZERO);
+            relayed.notifier.notify_closing(Duration::ZERO);
         } else {
             relayed.denies();
         }
@@ -498,7 +498,7 @@ async fn an_ending_waits_for_the_end_of_a_message_while_the_client_does_not_read
     let sending = tokio::spawn(async move { upstream.send(Opcode::Binary, &message).await });
     sleep(Duration::from_secs(1)).await;
     relayed.is_denied.store(true, Ordering::Relaxed);
-    relayed.bell.ring();
+    relayed.notifier.notify();
     // Longer than a message of the upstream's is waited for, and shorter than a client that takes nothing.
     sleep(Duration::from_secs(4)).await;
     assert_eq!(relayed.client.next().await, Some((2, expected)));
@@ -517,7 +517,7 @@ async fn ends_for_a_reader(bytes_a_second: usize) -> (Vec<u8>, u64) {
     });
     sleep(Duration::from_secs(1)).await;
     relayed.is_denied.store(true, Ordering::Relaxed);
-    relayed.bell.ring();
+    relayed.notifier.notify();
     let mut taken = Vec::new();
     let mut chunk = vec![0; bytes_a_second / 10];
     loop {

@@ -54,7 +54,7 @@ pub(super) struct RelayExtras {
     behind: Vec<u8>,
     /// What the unfinished messages of all users may hold, and the share of this one.
     held_messages: MemoryBudget,
-    share: Option<MemoryReservation>,
+    reservation: Option<MemoryReservation>,
 }
 
 struct Pending {
@@ -106,14 +106,14 @@ impl Relay {
         let waiting = extra.waiting.as_ref().map_or(0, |pending| pending.accepted.len());
         let held = held + waiting + extra.behind.len();
         if held <= NOT_COUNTED {
-            extra.share = None;
+            extra.reservation = None;
             return;
         }
-        let fits = if let Some(share) = &extra.share {
-            share.resize(held)
+        let fits = if let Some(reservation) = &extra.reservation {
+            reservation.resize(held)
         } else {
-            extra.share = extra.held_messages.reserve(held);
-            extra.share.is_some()
+            extra.reservation = extra.held_messages.reserve(held);
+            extra.reservation.is_some()
         };
         if !fits {
             self.give_way();
@@ -122,8 +122,8 @@ impl Relay {
 
     /// Whether the message gives way to those of other users, and the session ends.
     pub(super) fn gives_way(&mut self, cx: &mut Context<'_>) -> bool {
-        let share = self.extra.as_ref().and_then(|extra| extra.share.as_ref());
-        let gives_way = share.is_some_and(|share| share.poll_evicted(cx).is_ready());
+        let reservation = self.extra.as_ref().and_then(|extra| extra.reservation.as_ref());
+        let gives_way = reservation.is_some_and(|reservation| reservation.poll_evicted(cx).is_ready());
         if gives_way {
             self.give_way();
         }
@@ -136,7 +136,7 @@ impl Relay {
         self.held = None;
         self.forget_waiting();
         if let Some(extra) = &mut self.extra {
-            extra.share = None;
+            extra.reservation = None;
         }
     }
 

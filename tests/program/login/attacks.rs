@@ -57,7 +57,7 @@ async fn reload(proxy: &mut Proxy, yaml: &str) {
     let before = proxy.log().len();
     proxy.rewrite(yaml);
     proxy.signal("HUP");
-    proxy.logged_after(before, "a reload", |line| line.contains("\"reloaded: ")).await;
+    proxy.logged_after(before, "a reload", |line| line.contains("configuration reloaded")).await;
 }
 
 /// The provider says that the session with this `sid` has ended.

@@ -11,7 +11,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{bearer, get, request};
 use crate::support::issuer::{AUDIENCE, Issuer, Key, Mood};
 use crate::support::now;
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, is_reload};
 use crate::support::socket::Socket;
 
 const SHARED: &str = "browser: { session: { secret: 0123456789abcdef0123456789abcdefXYZ, max_age: 1h } }\n";
@@ -40,8 +40,8 @@ impl House {
         let before = self.proxy.log().len();
         self.proxy.rewrite(&yaml(&self.backend, provider, ""));
         self.proxy.signal("HUP");
-        let said = self.proxy.logged_after(before, "a reload", |line| line.contains("\"reload")).await;
-        assert!(said.contains("\"reloaded: "), "{said}");
+        let said = self.proxy.logged_after(before, "a reload", is_reload).await;
+        assert!(said.contains("configuration reloaded"), "{said}");
     }
 
     /// What one credential gets at an instance.

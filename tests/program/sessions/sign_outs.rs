@@ -67,7 +67,7 @@ async fn signing_out_ends_a_session_that_the_policy_does_not_take_at_that_moment
         let before = house.proxy.log().len();
         house.proxy.rewrite(&text);
         house.proxy.signal("HUP");
-        house.proxy.logged_after(before, "the reload", |line| line.contains("\"reloaded: ")).await;
+        house.proxy.logged_after(before, "the reload", |line| line.contains("configuration reloaded")).await;
         assert_eq!(house.sign_out(&cookie).await.status, 204);
         assert_eq!(house.page(&cookie).await, status);
     }

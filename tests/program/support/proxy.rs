@@ -223,3 +223,8 @@ fn ready(log: &[String]) -> Option<SocketAddr> {
         line["listen"].as_str()?.split(' ').next()?.split_once("://")?.1.parse().ok()
     })
 }
+
+/// Whether a log line reports a reload, accepted or rejected.
+pub fn is_reload(line: &str) -> bool {
+    line.contains("configuration reloaded") || line.contains("reload rejected")
+}
