@@ -84,12 +84,19 @@ pub(super) fn check_kind(
         Family::Cognito if !says("token_use", "access") && !says("token_use", "id") => {
             return Err(Rejection::WrongKind("token_use is neither access nor id"));
         }
-        Family::Generic | Family::Supabase | Family::Cognito => {}
+        Family::Generic | Family::Supabase | Family::Cognito | Family::Google | Family::Entra => {}
     }
-    let is_id_token = named == Some(NamedKind::Id) || claims.contains_key("at_hash") || claims.contains_key("c_hash");
-    // Google's ID tokens may lack `at_hash`, and its access tokens are opaque.
-    let only_id_tokens = spec.preset == "google";
-    match (is_id_token || only_id_tokens, spec.accept.id_token, spec.accept.access_token) {
+    let has = |name: &str| claims.contains_key(name);
+    let is_id_token = match spec.family {
+        // Its ID tokens may lack `at_hash`, and its access tokens are opaque.
+        Family::Google => true,
+        // Its ID tokens lack `at_hash` where they come with a code. Access tokens name the client that they were issued
+        // to: `azp` in version 2.0, `appid` in version 1.0.
+        Family::Entra => !has("azp") && !has("appid"),
+        Family::Generic | Family::Clerk | Family::Supabase | Family::Cognito => false,
+    };
+    let is_id_token = is_id_token || named == Some(NamedKind::Id) || has("at_hash") || has("c_hash");
+    match (is_id_token, spec.accept.id_token, spec.accept.access_token) {
         (true, true, _) => Ok("ID token"),
         (true, false, _) => Err(Rejection::WrongKind("an ID token; accept: [id_token] would accept it")),
         (false, _, true) => Ok("access token"),

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::check::Check;
 use super::provider::{Kinds, Parties};
-use super::{Audience, Claim, Family, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
+use super::provider_preset::{SignIn, preset_named};
+use super::{Audience, Claim, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
 use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
 
 pub use crate::config::{LoginPrompt, Pushed, Renew};
@@ -103,9 +104,6 @@ const OURS: [&str; 17] = [
     "request_uri",
     "id_token_hint",
 ];
-
-/// Presets whose issuers sign people in by OpenID Connect.
-const CAPABLE: [&str; 6] = ["oidc", "google", "keycloak", "auth0", "cognito", "entra"];
 
 /// Claims that say whose token it is, for whom, and of which kind: a session is judged by them at each use.
 const ALWAYS: [&str; 13] = [
@@ -223,12 +221,8 @@ impl Check {
             }
             return None;
         };
-        if !CAPABLE.contains(&provider.preset) || provider.issuer.is_none() {
-            let remedy = match provider.preset {
-                "clerk" => "Clerk signs people in on its own page: use sign_in_url and POST /.vestibule/session",
-                "supabase" => "Supabase signs people in on your own page: use sign_in_url and POST /.vestibule/session",
-                _ => "it has no OpenID Connect discovery; use preset oidc with its issuer",
-            };
+        let sign_in = preset_named(provider.preset).map(|preset| preset.sign_in);
+        if let Some(SignIn::Unavailable(remedy)) = sign_in {
             self.error(format!("{at}.provider"), format!("preset {} cannot sign people in: {remedy}", provider.preset));
             return None;
         }
@@ -279,9 +273,10 @@ impl Check {
                 self.error(format!("{at}.parameters.{name}"), format!("is set by Vestibule itself{key}"));
             }
         }
-        if provider.preset == "google" && provider.allow.is_empty() && provider.require.claims.is_empty() {
+        let is_open = preset_named(provider.preset).is_some_and(|preset| preset.quirks.is_open_to_everyone);
+        if is_open && provider.allow.is_empty() && provider.require.claims.is_empty() {
             self.warn(format!(
-                "{at}: everyone with a Google account may sign in; set allow: {{ emails: […] }} or {{ email_domains: […] }} of provider {}",
+                "{at}: everyone with an account of this provider may sign in; set allow: {{ emails: […] }} or {{ email_domains: […] }} of provider {}",
                 provider.name
             ));
         }
@@ -329,7 +324,7 @@ fn judged_by(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
         audience: Audience::OneOf(vec![client_id.to_owned()]),
         authorized_parties: Parties::Client(client_id.to_owned()),
         // The kind is known from where it came: an ID token need not say that it is one.
-        accept: Kinds { access_token: provider.family != Family::Clerk, id_token: true, template: false },
+        accept: Kinds { access_token: true, id_token: true, template: false },
         remote: None,
         ..provider.clone()
     }

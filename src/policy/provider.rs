@@ -229,15 +229,14 @@ impl Check {
             self.error(format!("{at}.user_prefix"), "must be visible ASCII, since it stands in a header");
         }
         let mut require = self.requirement(&format!("{at}.require"), &provider.require, None);
-        if preset.family == Family::Supabase && !provider.require.contains_key("role") {
-            // The keys of anonymous and service access are tokens of this issuer too.
-            let role = Expected::Value("authenticated".into());
-            require.claims.push((Claim::Name("role".to_owned()), vec![role]));
+        if let Some((claim, value)) = preset.required_claim.filter(|(claim, _)| !provider.require.contains_key(*claim))
+        {
+            require.claims.push((Claim::Name(claim.to_owned()), vec![Expected::Value(value.into())]));
         }
         self.allowed(at, &provider.allow);
         let usual = [preset.accept];
         let accept = provider.accept.as_deref().unwrap_or(&usual);
-        if accept.contains(&Accept::Template) && preset.family != Family::Clerk {
+        if accept.contains(&Accept::Template) && !preset.quirks.has_template_tokens {
             self.error(format!("{at}.accept"), "template is a kind of Clerk's tokens");
         }
         if accept.is_empty() {
@@ -315,6 +314,13 @@ impl Check {
     /// As written, or derived from what people hold of the provider.
     fn issuer(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Option<String> {
         let written = provider.issuer.clone().filter(|issuer| !issuer.is_empty());
+        if written.as_ref().is_some_and(|issuer| issuer.contains(['{', '}'])) {
+            // Entra's discovery document for all tenants has one, and no token does.
+            self.error(
+                format!("{at}.issuer"),
+                "holds a placeholder, and a token names its tenant there; write the issuer of one tenant, and a provider for each tenant (Entra: preset: entra, tenant: …)",
+            );
+        }
         let derived = match derived_issuer(preset, provider) {
             Ok(derived) => derived,
             Err((key, message)) => {
@@ -359,13 +365,13 @@ impl Check {
                 Parties::Any
             }
             Some(parties) => Parties::OneOf(parties.clone()),
-            None if preset.family == Family::Clerk && config.origins.is_empty() => {
+            None if preset.quirks.azp_is_page_origin && config.origins.is_empty() => {
                 self.warn(format!(
                     "provider {name}: no origins, so tokens made for any page of this Clerk application are accepted"
                 ));
                 Parties::Any
             }
-            None if preset.family == Family::Clerk => {
+            None if preset.quirks.azp_is_page_origin => {
                 // What is wrong with an origin is said where it stands.
                 Parties::Origins(config.origins.iter().filter_map(|text| OriginPattern::parse(text).ok()).collect())
             }
@@ -410,8 +416,7 @@ impl Check {
             }
             return Some(KeySource::Asked);
         }
-        // Supabase's projects of old sign with a secret.
-        let legacy = preset.family == Family::Supabase && secret_written;
+        let legacy = preset.quirks.may_sign_with_secret && secret_written;
         if preset.keys == DefaultKeys::Secret || legacy {
             if named > 0 {
                 self.error(
@@ -503,7 +508,8 @@ impl Check {
     }
 
     fn algorithms(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Vec<Algorithm> {
-        let legacy = preset.family == Family::Supabase && (provider.secret.is_some() || provider.secret_file.is_some());
+        let legacy =
+            preset.quirks.may_sign_with_secret && (provider.secret.is_some() || provider.secret_file.is_some());
         let Some(written) = &provider.algorithms else {
             return if legacy { vec![Algorithm::HS256] } else { preset.algorithms.to_vec() };
         };
@@ -562,7 +568,7 @@ impl Check {
                 Some(Audience::OneOf(preset.audience.into_iter().map(str::to_owned).collect()))
             }
             // Its issuer is one application's, and `azp` says which page asked.
-            None if preset.family == Family::Clerk => Some(Audience::Any),
+            None if preset.quirks.azp_is_page_origin => Some(Audience::Any),
             None if matches!(keys, Some(KeySource::Secret(_) | KeySource::Pem(_))) => {
                 self.warn(format!("provider {name}: no audience; every token signed with this key is accepted"));
                 Some(Audience::Any)

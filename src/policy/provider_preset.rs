@@ -41,6 +41,30 @@ pub enum Family {
     Supabase,
     /// `token_use`; an access token's audience is its `client_id`.
     Cognito,
+    /// ID tokens that may lack `at_hash`; access tokens are opaque.
+    Google,
+    /// Access tokens name their client (`azp`), ID tokens do not.
+    Entra,
+}
+
+/// Whether people sign in at a provider by `browser.login`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SignIn {
+    /// By OpenID Connect, with the endpoints of discovery.
+    Discovery,
+    /// Not; this is what to do instead.
+    Unavailable(&'static str),
+}
+
+/// Which API is asked under `remote`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RemoteApi {
+    /// RFC 7662, by client id and secret.
+    Introspection,
+    /// Clerk's Backend API, by secret key.
+    Clerk,
+    /// The user endpoint of Supabase, by API key.
+    Supabase,
 }
 
 /// Where an issuer comes from that the file does not write.
@@ -97,9 +121,10 @@ const REGION: HeldKey = HeldKey { name: "region", read: |provider| &provider.reg
 const USER_POOL_ID: HeldKey = HeldKey { name: "user_pool_id", read: |provider| &provider.user_pool_id };
 const URL: HeldKey = HeldKey { name: "url", read: |provider| &provider.url };
 const REALM: HeldKey = HeldKey { name: "realm", read: |provider| &provider.realm };
+const TENANT: HeldKey = HeldKey { name: "tenant", read: |provider| &provider.tenant };
 
 /// Every key of a provider that derives an issuer: written beside a preset that does not use it, it is an error.
-const HELD_KEYS: [HeldKey; 7] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, USER_POOL_ID, URL, REALM];
+const HELD_KEYS: [HeldKey; 8] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, USER_POOL_ID, URL, REALM, TENANT];
 
 /// What a provider does that others do not.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +137,14 @@ pub(super) struct Quirks {
     pub(super) is_short_lived: bool,
     /// It is asked about a session, also after the token has ended; others are asked about the token.
     pub(super) answers_about_sessions: bool,
+    /// It issues tokens from templates, which have no session: `accept: [template]`.
+    pub(super) has_template_tokens: bool,
+    /// Its issuer is one application's, and the `azp` of a token is the origin of the page that asked for it.
+    pub(super) azp_is_page_origin: bool,
+    /// Old projects sign with a shared secret.
+    pub(super) may_sign_with_secret: bool,
+    /// Everyone can have an account there.
+    pub(super) is_open_to_everyone: bool,
 }
 
 const NO_QUIRKS: Quirks = Quirks {
@@ -119,6 +152,10 @@ const NO_QUIRKS: Quirks = Quirks {
     issuer_ends_with_slash: false,
     is_short_lived: false,
     answers_about_sessions: false,
+    has_template_tokens: false,
+    azp_is_page_origin: false,
+    may_sign_with_secret: false,
+    is_open_to_everyone: false,
 };
 
 /// A row of the table.
@@ -134,6 +171,12 @@ pub(super) struct Preset {
     pub(super) audience: Option<&'static str>,
     /// Which kind of token it gives to applications.
     pub(super) accept: config::Accept,
+    /// A claim and the value that every token must have, unless `require` names the claim.
+    pub(super) required_claim: Option<(&'static str, &'static str)>,
+    /// Whether people can sign in there.
+    pub(super) sign_in: SignIn,
+    /// What is asked under `remote`.
+    pub(super) remote: RemoteApi,
     /// What the provider does that others do not.
     pub(super) quirks: Quirks,
 }
@@ -158,10 +201,15 @@ const OIDC: Preset = Preset {
     issuer: DefaultIssuer::None,
     audience: None,
     accept: config::Accept::AccessToken,
+    required_claim: None,
+    sign_in: SignIn::Discovery,
+    remote: RemoteApi::Introspection,
     quirks: NO_QUIRKS,
 };
 
-pub(super) const PRESETS: [Preset; 10] = [
+const NO_DISCOVERY: SignIn = SignIn::Unavailable("it has no OpenID Connect discovery; use preset oidc with its issuer");
+
+pub(super) const PRESETS: [Preset; 11] = [
     OIDC,
     Preset {
         name: "clerk",
@@ -169,7 +217,17 @@ pub(super) const PRESETS: [Preset; 10] = [
         algorithms: &[Algorithm::RS256],
         family: Family::Clerk,
         issuer: DefaultIssuer::Derived { from: &[PUBLISHABLE_KEY], issuer: clerk_issuer },
-        quirks: Quirks { is_short_lived: true, answers_about_sessions: true, ..NO_QUIRKS },
+        sign_in: SignIn::Unavailable(
+            "Clerk signs people in on its own page: use sign_in_url and POST /.vestibule/session",
+        ),
+        remote: RemoteApi::Clerk,
+        quirks: Quirks {
+            is_short_lived: true,
+            answers_about_sessions: true,
+            has_template_tokens: true,
+            azp_is_page_origin: true,
+            ..NO_QUIRKS
+        },
         ..OIDC
     },
     Preset {
@@ -178,6 +236,13 @@ pub(super) const PRESETS: [Preset; 10] = [
         algorithms: &[Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA],
         family: Family::Supabase,
         audience: Some("authenticated"),
+        // The keys of anonymous and service access are tokens of this issuer too.
+        required_claim: Some(("role", "authenticated")),
+        sign_in: SignIn::Unavailable(
+            "Supabase signs people in on your own page: use sign_in_url and POST /.vestibule/session",
+        ),
+        remote: RemoteApi::Supabase,
+        quirks: Quirks { may_sign_with_secret: true, ..NO_QUIRKS },
         issuer: DefaultIssuer::Derived { from: &[PROJECT], issuer: supabase_issuer },
         ..OIDC
     },
@@ -204,15 +269,30 @@ pub(super) const PRESETS: [Preset; 10] = [
         ..OIDC
     },
     Preset {
-        name: "google",
+        name: "entra",
         algorithms: &[Algorithm::RS256],
-        issuer: DefaultIssuer::Fixed("https://accounts.google.com"),
-        accept: config::Accept::IdToken,
+        family: Family::Entra,
+        issuer: DefaultIssuer::Derived { from: &[TENANT], issuer: entra_issuer },
         ..OIDC
     },
-    Preset { name: "jwt", keys: DefaultKeys::Named, ..OIDC },
-    Preset { name: "shared-secret", keys: DefaultKeys::Secret, algorithms: &[Algorithm::HS256], ..OIDC },
-    Preset { name: "introspection", keys: DefaultKeys::Asked, algorithms: &[], ..OIDC },
+    Preset {
+        name: "google",
+        algorithms: &[Algorithm::RS256],
+        family: Family::Google,
+        issuer: DefaultIssuer::Fixed("https://accounts.google.com"),
+        accept: config::Accept::IdToken,
+        quirks: Quirks { is_open_to_everyone: true, ..NO_QUIRKS },
+        ..OIDC
+    },
+    Preset { name: "jwt", keys: DefaultKeys::Named, sign_in: NO_DISCOVERY, ..OIDC },
+    Preset {
+        name: "shared-secret",
+        keys: DefaultKeys::Secret,
+        algorithms: &[Algorithm::HS256],
+        sign_in: NO_DISCOVERY,
+        ..OIDC
+    },
+    Preset { name: "introspection", keys: DefaultKeys::Asked, algorithms: &[], sign_in: NO_DISCOVERY, ..OIDC },
 ];
 
 impl Preset {
@@ -228,6 +308,11 @@ impl Preset {
 /// The row that a provider of the file names. `None`: there is no such preset, which is an error of its own.
 pub(super) fn preset_of(provider: &config::Provider) -> Option<&'static Preset> {
     let name = provider.preset.as_deref().unwrap_or(OIDC.name);
+    preset_named(name)
+}
+
+/// The row of this name.
+pub(super) fn preset_named(name: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name == name)
 }
 
@@ -276,6 +361,32 @@ fn cognito_issuer(provider: &config::Provider) -> Result<String, KeyError> {
 fn keycloak_issuer(provider: &config::Provider) -> Result<String, KeyError> {
     let url = URL.value(provider).unwrap_or_default().trim_end_matches('/');
     Ok(format!("{url}/realms/{}", REALM.plain(provider)?))
+}
+
+/// The issuer of version 2.0 tokens. They name the tenant by its id, never by a domain.
+fn entra_issuer(provider: &config::Provider) -> Result<String, KeyError> {
+    let tenant = TENANT.value(provider).unwrap_or_default();
+    if let "common" | "organizations" | "consumers" = tenant {
+        let message = format!(
+            "\"{tenant}\" stands for many tenants, and a token names one; write the tenant's id, and a provider for each tenant"
+        );
+        return Err((TENANT.name, message));
+    }
+    if !is_uuid(tenant) {
+        let message =
+            format!("\"{tenant}\" is not a tenant's id; write the one of 36 characters that Entra's overview shows");
+        return Err((TENANT.name, message));
+    }
+    Ok(format!("https://login.microsoftonline.com/{}/v2.0", tenant.to_ascii_lowercase()))
+}
+
+/// Whether this is a UUID as text (RFC 9562 section 4).
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, b)| match at {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_hexdigit(),
+        })
 }
 
 /// A Clerk publishable key is `pk_test_` or `pk_live_` and, in base64, the frontend API's host with a `$` behind.
@@ -363,6 +474,13 @@ mod tests {
             p.realm = some("team");
         };
         assert_eq!(derived("keycloak", keycloak), Ok(some("https://id.example.com/realms/team")));
+        assert_eq!(
+            derived("entra", |p| p.tenant = some("8EAEF023-2B34-4DA1-9BAA-8BC8C9D6A490")),
+            Ok(some("https://login.microsoftonline.com/8eaef023-2b34-4da1-9baa-8bc8c9d6a490/v2.0"))
+        );
+        for wrong in ["common", "contoso.onmicrosoft.com", "{tenantid}", "8eaef023-2b34-4da1-9baa-8bc8c9d6a49"] {
+            assert_eq!(derived("entra", |p| p.tenant = some(wrong)), Err("tenant"), "{wrong}");
+        }
         assert_eq!(derived("oidc", |p| p.project = some("x")), Err("project"));
         assert_eq!(derived("clerk", |_| ()), Ok(None));
     }

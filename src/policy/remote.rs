@@ -8,7 +8,7 @@ use url::Url;
 
 use super::check::Check;
 use super::origin::{is_loopback, missing_scheme};
-use super::provider_preset::{DefaultKeys, Family, Preset};
+use super::provider_preset::{DefaultKeys, Preset, RemoteApi};
 use super::{CertificateAuthority, Secret};
 use crate::config::{self, RemoteMode, Time};
 
@@ -138,7 +138,7 @@ impl Check {
         preset: &Preset,
         issuer: Option<&str>,
     ) -> Option<RemoteQuestion> {
-        let by_client = !matches!(preset.family, Family::Clerk | Family::Supabase);
+        let by_client = preset.remote == RemoteApi::Introspection;
         let foreign: &[(&str, bool)] = if by_client {
             &[("secret_key", remote.secret_key.is_some()), ("secret_key_file", remote.secret_key_file.is_some())]
         } else {
@@ -152,25 +152,25 @@ impl Check {
             let instead = if by_client { "client_id and client_secret_file" } else { "secret_key_file" };
             self.error(format!("{at}.{key}"), format!("means nothing to preset {}; it takes {instead}", preset.name));
         }
-        let base = match preset.family {
-            Family::Clerk => Some("https://api.clerk.com".to_owned()),
+        let base = match preset.remote {
+            RemoteApi::Clerk => Some("https://api.clerk.com".to_owned()),
             // The issuer is <base>/auth/v1.
-            Family::Supabase => issuer.map(|issuer| issuer.trim_end_matches("/auth/v1").to_owned()),
-            Family::Generic | Family::Cognito => None,
+            RemoteApi::Supabase => issuer.map(|issuer| issuer.trim_end_matches("/auth/v1").to_owned()),
+            RemoteApi::Introspection => None,
         };
         let url = self.remote_url(at, remote, base)?;
         let url_path = format!("{at}.secret_key");
         let key = (remote.secret_key.as_ref(), remote.secret_key_file.as_ref());
-        match preset.family {
-            Family::Clerk => {
+        match preset.remote {
+            RemoteApi::Clerk => {
                 let secret_key = self.remote_secret(&url_path, key)?;
                 Some(RemoteQuestion::Clerk { base: url, secret_key })
             }
-            Family::Supabase => {
+            RemoteApi::Supabase => {
                 let apikey = self.remote_secret(&url_path, key)?;
                 Some(RemoteQuestion::Supabase { base: url, apikey })
             }
-            Family::Generic | Family::Cognito => {
+            RemoteApi::Introspection => {
                 let secret = (remote.client_secret.as_ref(), remote.client_secret_file.as_ref());
                 let client_secret = self.remote_secret(&format!("{at}.client_secret"), secret);
                 let Some(client_id) = remote.client_id.clone().filter(|id| !id.is_empty()) else {

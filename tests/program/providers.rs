@@ -250,6 +250,90 @@ async fn keycloak() {
     }
 }
 
+/// Microsoft Entra ID, tokens of version 2.0.
+#[tokio::test]
+async fn entra() {
+    const TENANT: &str = "8eaef023-2b34-4da1-9baa-8bc8c9d6a490";
+    let issuer = issuer().await;
+    let good = json!({
+        "aud": "6e74172b-be56-4843-9ff4-e66a39bb12e3", "azp": "0f3a1b2c-0000-4000-8000-000000000001", "azpacr": "0",
+        "oid": "690222be-ff1a-4d56-abd1-7e4f7d38e474", "sub": "HKZpfaHyWadeOouYlitjrI-KffTm222X5rrV3xDqfKQ",
+        "preferred_username": "abe@example.com", "rh": "I", "scp": "notebook.read notebook.write", "tid": TENANT,
+        "uti": "fqiBqXLPj0eQa82S", "ver": "2.0", "nbf": now(),
+    });
+    let provider = "preset: entra, audience: 6e74172b-be56-4843-9ff4-e66a39bb12e3, user_id: oid";
+    let more = "routes: [{ path: /write, require: { scp: notebook.write } }, { path: /part, require: { scp: notebook } }, { path: /admin, require: { roles: admin } }]\n";
+    let entra = Provider::start(&issuer.url, provider, more, good).await;
+    let user = "690222be-ff1a-4d56-abd1-7e4f7d38e474";
+    entra
+        .table(&[
+            ("access token", json!({}), json!({}), user),
+            ("of an application itself", json!({}), json!({"scp": null, "roles": ["admin"], "idtyp": "app"}), user),
+            ("for Microsoft Graph", json!({}), json!({"aud": "00000003-0000-0000-c000-000000000000"}), "invalid_token"),
+            (
+                "an ID token",
+                json!({}),
+                json!({"azp": null, "azpacr": null, "scp": null, "nonce": "n"}),
+                "invalid_token",
+            ),
+            ("an ID token with a hash", json!({}), json!({"at_hash": "x"}), "invalid_token"),
+            (
+                "of version 1.0",
+                json!({}),
+                json!({"iss": format!("https://sts.windows.net/{TENANT}/"), "azp": null, "appid": "spa", "ver": "1.0"}),
+                "invalid_token",
+            ),
+            (
+                "of another tenant",
+                json!({}),
+                json!({"iss": "https://login.microsoftonline.com/9188040d-6c67-4c5b-b112-36a304b66dad/v2.0"}),
+                "invalid_token",
+            ),
+            ("without oid", json!({}), json!({"oid": null}), "missing_user"),
+        ])
+        .await;
+    assert_eq!(entra.asks(&json!({}), &json!({}), "/write").await, user, "scp matches by word");
+    assert_eq!(entra.asks(&json!({}), &json!({}), "/part").await, "forbidden", "and never by a part of one");
+    assert_eq!(entra.asks(&json!({}), &json!({"roles": ["reader", "admin"]}), "/admin").await, user);
+    // More groups than fit: a rule about them lets nobody in.
+    let overage = json!({"_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": {"endpoint": "https://graph.microsoft.com/"}}});
+    assert_eq!(entra.asks(&json!({}), &overage, "/admin").await, "forbidden");
+    let ids = json!({"aud": "spa", "sub": "s", "nonce": "n", "tid": TENANT, "ver": "2.0"});
+    let ids = Provider::start(&issuer.url, "preset: entra, audience: spa, accept: [id_token]", "", ids).await;
+    ids.table(&[
+        ("ID token", json!({}), json!({}), "s"),
+        ("an access token", json!({}), json!({"azp": "spa", "scp": "a"}), "invalid_token"),
+    ])
+    .await;
+}
+
+/// Two tenants of Entra: a provider each, so that a token is of the tenant whose keys and issuer it has.
+#[tokio::test]
+async fn entra_with_two_tenants() {
+    let (one, other) = (issuer().await, issuer().await);
+    let backend = Backend::start().await;
+    let provider = |name: &str, issuer: &str| {
+        format!("{{ preset: entra, name: {name}, issuer: \"{issuer}\", audience: api, require: {{ tid: {name} }} }}")
+    };
+    let yaml = format!(
+        "upstream: {}\nshared_user_ids: true\nproviders: [{}, {}]\n",
+        backend.url(),
+        provider("one", &one.url),
+        provider("other", &other.url)
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let claims = |issuer: &str, tid: &str| json!({"iss": issuer, "aud": "api", "azp": "spa", "sub": tid, "tid": tid, "iat": now(), "exp": now() + 60});
+    let entra = Provider { backend, proxy, claims: json!({}) };
+    for (issuer, tid, expected) in [
+        (&one.url, "one", "one"),
+        (&other.url, "other", "other"),
+        (&one.url, "other", "invalid_token"),
+        (&"https://login.microsoftonline.com/third/v2.0".to_owned(), "one", "invalid_token"),
+    ] {
+        assert_eq!(entra.outcome(&RSA.sign(&claims(issuer, tid)), "/x").await, expected, "{issuer} {tid}");
+    }
+}
+
 #[tokio::test]
 async fn google() {
     let issuer = issuer().await;

@@ -21,6 +21,7 @@ pub struct Provider {
     pub user_pool_id: Option<String>,
     pub url: Option<String>,
     pub realm: Option<String>,
+    pub tenant: Option<String>,
     pub jwks: Jwks,
     pub secret: Option<String>,
     pub secret_file: Option<String>,

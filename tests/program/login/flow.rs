@@ -40,6 +40,37 @@ async fn a_page_leads_to_the_provider_and_back_and_the_user_is_known() {
     assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"));
 }
 
+/// Entra's ID tokens have no `at_hash` and no `azp`; it gives refresh tokens for `offline_access`, which it lists, and
+/// lists no code challenge methods. `user_id: oid` is one of its claims.
+#[tokio::test]
+async fn people_sign_in_at_entra() {
+    let provider = super::provider(600).await;
+    provider.set(|conduct| {
+        conduct.metadata = json!({
+            "scopes_supported": ["openid", "profile", "email", "offline_access"], "revocation_endpoint": null,
+            "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt", "client_secret_basic"],
+        });
+        conduct.id_token =
+            json!({ "oid": "690222be", "tid": "8eaef023", "ver": "2.0", "rh": "I", "roles": ["notebook"] });
+    });
+    let providers = format!(
+        "providers: [{{ preset: entra, issuer: \"{}\", user_id: oid, require: {{ roles: notebook }} }}]\n",
+        provider.url
+    );
+    let fixture = Fixture::at(provider, "", &providers).await;
+    let mut browser = fixture.browser();
+    let location = browser.reach_provider("/lab").await;
+    assert_eq!(fixture.provider.parameters(&location)["scope"], "openid email offline_access");
+    let answer = browser.come_back(&fixture.provider.authorize(&location)).await;
+    assert_eq!((answer.status, answer.field("location")), (303, Some("/lab")), "{}", answer.body);
+    assert_eq!(fixture.user(&mut browser).await, "690222be");
+    // Nobody without the role enters, also where their groups and roles did not fit into the token.
+    fixture.provider.set(|conduct| {
+        conduct.id_token = json!({ "oid": "690222be", "_claim_names": { "roles": "src1" } });
+    });
+    assert_eq!(fixture.browser().sign_in(&fixture.provider, "/").await.status, 403);
+}
+
 #[tokio::test]
 async fn a_return_path_never_leads_elsewhere() {
     let fixture = Fixture::start("", "").await;
