@@ -397,3 +397,19 @@ fn completions_are_scripts_that_know_every_command() {
     let unknown = command().args(["completions", "tcsh"]).output().expect("runs");
     assert_eq!(unknown.status.code(), Some(2));
 }
+
+#[test]
+fn the_packages_have_one_version_and_the_changelog_has_the_next_one() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let package = std::fs::read_to_string(root.join("packages/client/package.json")).expect("the npm package");
+    let package: serde_json::Value = serde_json::from_str(&package).expect("json");
+    assert_eq!(package["version"], env!("CARGO_PKG_VERSION"));
+    let changelog = std::fs::read_to_string(root.join("CHANGELOG.md")).expect("the changelog");
+    assert_eq!(changelog.matches("\n## Unreleased\n").count(), 1);
+    // A kind of change twice in a section is found by nobody.
+    for section in changelog.split("\n## ").skip(1) {
+        let kinds: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+        let distinct: std::collections::BTreeSet<&str> = kinds.iter().copied().collect();
+        assert_eq!(kinds.len(), distinct.len(), "{kinds:?}");
+    }
+}
