@@ -25,8 +25,8 @@ struct DrainState {
     /// Cancelled when no more connections and upgrades are accepted, responses close their connection, and sockets
     /// get their Close.
     closing: CancellationToken,
-    /// The time over which the sockets' Closes are spread.
-    close_window: OnceLock<Duration>,
+    /// The durations of the drain, once closing has begun.
+    times: OnceLock<DrainTimes>,
     tasks: TaskTracker,
 }
 
@@ -63,7 +63,15 @@ impl Drain {
     /// The time, from the beginning of closing, over which the sockets' Closes are spread; zero before that.
     #[must_use]
     pub fn close_window(&self) -> Duration {
-        self.state.close_window.get().copied().unwrap_or_default()
+        self.state.times.get().map(|times| times.close_window).unwrap_or_default()
+    }
+
+    /// The time, from the beginning of closing, after which a socket is ended whatever its client still has to read:
+    /// soon enough before the end of the process for its access line to be written. Zero before closing begins.
+    #[must_use]
+    pub fn socket_limit(&self) -> Duration {
+        let timeout = self.state.times.get().map(|times| times.timeout).unwrap_or_default();
+        timeout.saturating_sub((timeout / 4).min(Duration::from_secs(1)))
     }
 
     /// Counts a task that must end before the process does, until the returned token is dropped.
@@ -86,14 +94,14 @@ impl Drain {
     /// Drains: for `delay` the process is not ready but accepts connections, then it waits at most `timeout` for
     /// the tracked tasks. Sockets get their Close within the first `close_window` of that. Returns whether all
     /// tasks have ended.
-    pub async fn run(&self, DrainTimes { delay, timeout, close_window }: DrainTimes) -> bool {
+    pub async fn run(&self, times: DrainTimes) -> bool {
         self.begin();
-        tokio::time::sleep(delay).await;
+        tokio::time::sleep(times.delay).await;
         // `set` fails on a second call only, and there is one drain in a process.
-        let _ = self.state.close_window.set(close_window);
+        let _ = self.state.times.set(times);
         self.state.closing.cancel();
         self.state.tasks.close();
-        tokio::time::timeout(timeout, self.state.tasks.wait()).await.is_ok()
+        tokio::time::timeout(times.timeout, self.state.tasks.wait()).await.is_ok()
     }
 }
 

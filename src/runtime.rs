@@ -142,7 +142,7 @@ impl Shared {
         let (on_close, closing) = (notifier.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing_token().cancelled().await;
-            on_close.notify_closing(closing.close_window());
+            on_close.notify_closing(closing.close_window(), closing.socket_limit());
         });
         Self {
             current: ArcSwap::from_pointee(runtime),

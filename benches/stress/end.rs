@@ -28,8 +28,10 @@ pub(crate) struct Record {
     pub(crate) is_over: bool,
     /// That was inside of a message.
     pub(crate) is_torn: bool,
-    /// When its reader stood still for a second or longer.
+    /// When its reader stood still. Rests between which it took less than [`FELT`] are one.
     pub(crate) pauses: Vec<(Instant, Instant)>,
+    /// What had been read when it last began to stand still.
+    read_before: usize,
     pub(crate) is_authenticated: bool,
     pub(crate) refreshes_asked: u32,
     pub(crate) refreshes_accepted: u32,
@@ -275,6 +277,9 @@ fn code_of(payload: &[u8]) -> u16 {
     payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))
 }
 
+/// The sender is told of less only later: the system opens its window once a sixteenth of the receive buffer is free,
+/// and a record of TLS is read from it as a whole.
+const FELT: usize = 32 << 10;
 /// A slow reader rests after so many bytes, for 30 ms on average: it takes some 100 KB a second.
 const SLOW_BYTES: usize = 4 << 10;
 
@@ -298,7 +303,7 @@ impl Reader {
         loop {
             if !is_more {
                 if taken >= rests_at {
-                    self.rest().await;
+                    self.rest(taken).await;
                     rests_at = taken + if self.manner.is_slow { SLOW_BYTES } else { 1 };
                 }
                 let size = if self.manner.is_slow { SLOW_BYTES } else { 16 << 10 };
@@ -332,7 +337,7 @@ impl Reader {
     }
 
     /// Now and then a reader does not read.
-    async fn rest(&mut self) {
+    async fn rest(&mut self, taken: usize) {
         if self.stopped.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
@@ -347,9 +352,13 @@ impl Reader {
         };
         let began = Instant::now();
         sleep(pause).await;
-        if began.elapsed() >= Duration::from_secs(1) {
-            self.record.lock().expect("lock").pauses.push((began, Instant::now()));
+        let mut record = self.record.lock().expect("lock");
+        let is_felt = taken >= record.read_before + FELT;
+        match record.pauses.last_mut().filter(|_| !is_felt) {
+            Some(last) => last.1 = Instant::now(),
+            None => record.pauses.push((began, Instant::now())),
         }
+        record.read_before = taken;
     }
 
     fn take(&mut self, fin: bool, opcode: u8, payload: Vec<u8>) {

@@ -27,6 +27,8 @@ struct CloseSchedule {
     start: Instant,
     interval: Duration,
     window: Duration,
+    /// The time at which every socket has ended, however slowly its client reads.
+    end: Instant,
     next_position: AtomicU32,
 }
 
@@ -71,12 +73,13 @@ impl Default for Notifier {
 
 impl Notifier {
     /// Makes staggered subscriptions close: a hundred a second, or as many more as it takes to close all within `window`.
-    pub fn notify_closing(&self, window: Duration) {
+    /// Each must have ended within `limit`, however slowly its client reads.
+    pub fn notify_closing(&self, window: Duration, limit: Duration) {
         let subscriptions = u32::try_from(self.0.receiver_count()).unwrap_or(u32::MAX).max(1);
         let interval = (window / subscriptions).min(MAX_CLOSE_INTERVAL);
         self.0.send_modify(|state| {
-            let next_position = AtomicU32::new(0);
-            state.closing = Some(CloseSchedule { start: Instant::now(), interval, window, next_position });
+            let (start, next_position) = (Instant::now(), AtomicU32::new(0));
+            state.closing = Some(CloseSchedule { start, interval, window, end: start + limit, next_position });
         });
     }
 
@@ -110,6 +113,12 @@ impl Subscription {
     #[must_use]
     pub fn should_close(&self) -> bool {
         self.close_turn == CloseTurn::Reached
+    }
+
+    /// The time at which this socket must have ended, once everything closes.
+    #[must_use]
+    pub fn ends_by(&self) -> Option<Instant> {
+        self.state.borrow().closing.as_ref().map(|schedule| schedule.end)
     }
 
     /// Waits for the next notification, or for the turn to close.
@@ -168,7 +177,7 @@ mod tests {
         // Each has received the first notification and waits.
         tokio::time::sleep(Duration::from_millis(1)).await;
         let notified_at = begun.elapsed().as_millis();
-        notifier.notify_closing(window);
+        notifier.notify_closing(window, window * 2);
         // Another notification meanwhile does not hasten any close.
         tokio::time::sleep(Duration::from_millis(1)).await;
         notifier.notify();
@@ -203,7 +212,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_socket_that_subscribes_while_others_close_closes_within_the_window() {
         let notifier = Notifier::default();
-        notifier.notify_closing(Duration::from_millis(50));
+        notifier.notify_closing(Duration::from_millis(50), Duration::from_millis(100));
         let begun = Instant::now();
         for _ in 0..100 {
             let mut subscription = notifier.subscribe_staggered().await;

@@ -14,6 +14,8 @@ pub(super) struct Closing {
     pub(super) since: Instant,
     /// Since when the end of the upstream's message is waited for.
     pub(super) boundary_since: Instant,
+    /// The end of the time that a drain leaves to all sockets.
+    pub(super) ends_by: Option<Instant>,
     /// What the upstream still answers to what stood before the end goes on, until it has closed too.
     pub(super) hears_upstream: bool,
     text: Option<Vec<u8>>,
@@ -23,7 +25,7 @@ pub(super) struct Closing {
 impl Closing {
     fn new(text: Option<Vec<u8>>, close: Vec<u8>) -> Self {
         let since = Instant::now();
-        Self { since, boundary_since: since, hears_upstream: false, text, close }
+        Self { since, boundary_since: since, ends_by: None, hears_upstream: false, text, close }
     }
 
     /// Whether a message that the upstream has not ended is waited for no longer.
@@ -46,6 +48,13 @@ impl Relay {
 
     /// Something has changed that may end it.
     pub(super) fn hear(&mut self, subscription: &Subscription) {
+        self.hear_change(subscription);
+        if let Some(closing) = &mut self.closing {
+            closing.ends_by = subscription.ends_by();
+        }
+    }
+
+    fn hear_change(&mut self, subscription: &Subscription) {
         let is_ending = self.closing.is_some();
         let may_go_on = self.may_go_on();
         if may_go_on.is_ok()

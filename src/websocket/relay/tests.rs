@@ -344,7 +344,7 @@ async fn a_drain_does_not_wait_for_a_client_that_does_not_take_the_upstreams_clo
     relayed.upstream.send(Opcode::Binary, &vec![0; 100 << 10]).await;
     relayed.upstream.close(1000).await;
     sleep(Duration::from_secs(20)).await;
-    relayed.notifier.notify_closing(Duration::ZERO);
+    relayed.notifier.notify_closing(Duration::ZERO, Duration::from_secs(25));
     relayed.relay.await.expect("ends");
     assert_eq!(relayed.begun.elapsed().as_secs(), 25);
 }
@@ -357,7 +357,7 @@ async fn a_half_closed_client_hears_an_ending() {
         relayed.upstream.send(Opcode::Text, b"still").await;
         assert_eq!(relayed.client.next().await, Some((1, b"still".to_vec())));
         if is_drain {
-            relayed.notifier.notify_closing(Duration::ZERO);
+            relayed.notifier.notify_closing(Duration::ZERO, Duration::from_secs(25));
         } else {
             relayed.denies();
         }
@@ -397,6 +397,51 @@ async fn a_half_closed_client_that_reads_slowly_is_served_to_the_end() {
     sleep(Duration::from_secs(20)).await;
     assert_eq!(relayed.client.next().await, Some((2, expected)));
     sending.await.expect("sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_close_that_answers_a_half_closed_client_reaches_it_however_late_it_is_read() {
+    let mut relayed = Relayed::start(TIMES);
+    relayed.client.stream.shutdown().await.expect("half closed");
+    // By then there is nothing to deliver, and the five seconds after a half-close run.
+    sleep(Duration::from_secs(2)).await;
+    let mut expected = relayed.upstream.frame(Opcode::Binary, &vec![b'x'; 200 << 10]);
+    expected.extend(relayed.upstream.frame(Opcode::Close, &close_payload(1000, "")));
+    let (bytes, mut upstream) = (expected.clone(), relayed.upstream.stream);
+    let sending = tokio::spawn(async move { upstream.write_all(&bytes).await });
+    sleep(Duration::from_secs(2)).await;
+    // What is left of it, and the Close behind it, has been read from the upstream; the client rests again.
+    let mut read = vec![0; 100 << 10];
+    relayed.client.stream.read_exact(&mut read).await.expect("half of it");
+    sleep(Duration::from_secs(12)).await;
+    relayed.client.stream.read_to_end(&mut read).await.expect("the rest");
+    assert!(read == expected, "{} of {} bytes", read.len(), expected.len());
+    sending.await.expect("runs").expect("sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_holds_a_drain_no_longer_than_its_time() {
+    let relayed = Relayed::start(TIMES);
+    let flood = relayed.upstream.frame(Opcode::Binary, &vec![0; 1 << 20]);
+    let (mut reader, mut writer) = (relayed.client.stream, relayed.upstream.stream);
+    let flooding = tokio::spawn(async move {
+        // The rest of it is read by nobody once the relay has ended.
+        let _ = writer.write_all(&flood).await;
+        writer
+    });
+    let reading = tokio::spawn(async move {
+        let mut read = [0; 1_000];
+        while reader.read(&mut read).await.is_ok_and(|length| length > 0) {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    // The relay is full by then.
+    sleep(Duration::from_millis(1)).await;
+    relayed.notifier.notify_closing(Duration::ZERO, Duration::from_secs(9));
+    let outcome = relayed.relay.await.expect("ends");
+    assert_eq!((outcome.code, relayed.begun.elapsed().as_secs()), (Some(1012), 9));
+    flooding.await.expect("ends");
+    reading.await.expect("ends");
 }
 
 #[tokio::test(start_paused = true)]

@@ -39,6 +39,9 @@ impl Relay {
             }
         }
         if let Some(closing) = &self.closing {
+            if let Some(end) = closing.ends_by {
+                consider(end);
+            }
             let boundary = closing.boundary_since + BOUNDARY;
             if !self.client.told_close && boundary > now_instant {
                 consider(boundary);
@@ -79,10 +82,13 @@ impl Relay {
 
     /// Does what is due; `true` when the session is simply over.
     pub(super) fn on_time(&mut self, cx: &mut Context<'_>) -> bool {
+        let now_instant = Instant::now();
+        if self.closing.as_ref().and_then(|closing| closing.ends_by).is_some_and(|end| end <= now_instant) {
+            return true;
+        }
         if self.client_is_over() {
             return self.give_up_client(cx);
         }
-        let now_instant = Instant::now();
         if self.upstream.takes_nothing(self.settings.send_timeout.get()) {
             self.upstream_is_dead();
         }
@@ -112,10 +118,14 @@ impl Relay {
             // The upstream still has something to say to a client that sends no more, or would have if it were read.
             let heard = if self.upstream.is_unread { now_instant } else { self.upstream.last_heard };
             let quiet_at = heard + LINGER;
-            if !self.is_half_closed() || quiet_at <= now_instant {
+            if self.is_half_closed() && quiet_at > now_instant {
+                self.over = Some(quiet_at);
+            } else if self.awaits_delivery_alone() {
+                // The time begins again once that is delivered.
+                self.over = None;
+            } else {
                 return true;
             }
-            self.over = Some(quiet_at);
         }
         if self.is_half_closed() && self.client.last_heard + HALF_CLOSED <= now_instant {
             return true;
@@ -141,6 +151,19 @@ impl Relay {
             && !self.upstream.said_close
             && !self.client.shut
             && self.closing.is_none()
+    }
+
+    /// Both sides have closed within their time, and the last of what they said has not been taken yet. How long that
+    /// may take is for `send_timeout` alone.
+    fn awaits_delivery_alone(&mut self) -> bool {
+        let has_ended = |side: &Peer| side.said_close || side.eof;
+        self.closing.is_none()
+            && has_ended(&self.client)
+            && has_ended(&self.upstream)
+            && (self.client.pending()
+                || self.upstream.pending()
+                || !self.client.is_delivered()
+                || !self.upstream.is_delivered())
     }
 
     /// When it has been idle for too long. While one side takes nothing there is something under way.
