@@ -78,6 +78,15 @@ fn the_configurations_of_the_deployments_are_valid() {
     check("ECS", vestibule["environment"][0]["value"].as_str().expect("text"));
     // What the platforms wait is above what the drain takes.
     assert!(vestibule["stopTimeout"].as_u64() > Some(25));
+    // The backend requires the secret that Vestibule sends.
+    let backend = &task["containerDefinitions"][0];
+    assert!(backend["secrets"].is_array());
+    assert_eq!(backend["secrets"], vestibule["secrets"]);
+    let service = std::fs::read_to_string(root().join("deploy/ecs/service.json")).expect("text");
+    let service: serde_json::Value = serde_json::from_str(&service).expect("JSON");
+    let balancer = &service["loadBalancers"][0];
+    assert_eq!(balancer["containerName"], vestibule["name"]);
+    assert_eq!(balancer["containerPort"], vestibule["portMappings"][0]["containerPort"]);
 }
 
 #[test]
