@@ -33,6 +33,7 @@ pub use inspect::{authorization_answer, inspect};
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
 pub use seal::{LoginCookie, LoginKeys, LoginState, local_path};
+pub use session::SessionKey;
 
 /// How long a provider may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);

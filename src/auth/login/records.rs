@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use super::client::{ProviderToken, Tokens};
 use super::grant::{Grant, Judged};
-use super::{Login, LoginLimits};
+use super::{Login, LoginLimits, SessionKey};
 use crate::auth::identity::Expiry;
 use crate::auth::{BrowserSession, Identity, Rejection, Revocations, Token, unix_millis, unix_seconds};
 use crate::policy::Renew;
@@ -53,6 +53,8 @@ struct State {
 pub struct LoginSession {
     /// The session that its cookie names.
     pub session: BrowserSession,
+    /// The key that only its cookie holds beside this process.
+    pub key: SessionKey,
     /// The name of the provider whose login began it.
     pub provider: Box<str>,
     /// The absolute end, which no renewal moves, Unix seconds.
@@ -87,7 +89,7 @@ impl LoginSession {
     /// Begins a session with what a sign-in gave; its tokens end at `token_end`, Unix seconds.
     fn new(
         session: BrowserSession,
-        ends_at: u64,
+        key: SessionKey,
         nonce: Box<str>,
         identity: Identity,
         judged: Judged,
@@ -97,12 +99,12 @@ impl LoginSession {
         let now = unix_millis();
         Arc::new(Self {
             provider: identity.provider().name.as_str().into(),
-            ends_at,
+            ends_at: session.last_end,
             nonce,
             first_auth_time: judged.auth_time,
             issued_at: judged.claims.get("iat").cloned(),
             state: Mutex::new(State {
-                identity: Arc::new(identity.lasting(Expiry::At(ends_at)).in_session(Some(session.clone()))),
+                identity: Arc::new(identity.lasting(Expiry::At(session.last_end)).in_session(Some(session.clone()))),
                 judged,
                 id_token: tokens.id_token,
                 access_token: tokens.access_token,
@@ -117,6 +119,7 @@ impl LoginSession {
                 has_failed: false,
             }),
             session,
+            key,
             finished: watch::Sender::new(0),
             version: AtomicU64::new(0),
             has_ended: AtomicBool::new(false),
@@ -277,12 +280,12 @@ impl LoginSessions {
     }
 
     /// Keeps what a sign-in gave.
-    pub(super) fn keep(&self, grant: Grant, session: &BrowserSession, ends_at: u64) -> Arc<LoginSession> {
+    pub(super) fn keep(&self, grant: Grant, session: &BrowserSession, key: SessionKey) -> Arc<LoginSession> {
         let Grant { login, identity, judged, mut tokens, nonce, token_end } = grant;
         if login.spec.renew == Renew::Off {
             tokens.refresh_token = None;
         }
-        let kept = LoginSession::new(session.clone(), ends_at, nonce.into(), identity, judged, tokens, token_end);
+        let kept = LoginSession::new(session.clone(), key, nonce.into(), identity, judged, tokens, token_end);
         let limit = self.config.load().limits.map_or(1, |limits| limits.sessions);
         let mut by_id = self.lock();
         if by_id.len() >= limit {

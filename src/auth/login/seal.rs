@@ -19,7 +19,7 @@ use crate::policy::{LoginPrompt, Secret};
 const PURPOSE: &[u8] = b"vestibule login 1";
 const STATE: &[u8] = b"vestibule login state 1";
 const COOKIE: &[u8] = b"vestibule login cookie 1";
-pub(super) const SESSION: &[u8] = b"vestibule login session 1";
+pub(super) const SESSION: &[u8] = b"vestibule login session 2";
 
 /// How long a state is good, milliseconds.
 pub(super) const STATE_LIFE: u64 = 10 * 60 * 1_000;

@@ -1,8 +1,13 @@
-//! The session cookie of a sign-in: the claims that the policy uses, sealed once, and judged at each use by the policy in
-//! force and by what this process knows of the session.
+//! The session cookie of a sign-in: the claims that the policy uses, encrypted once, and checked at each use by the current
+//! policy and by what this process knows of the session.
+//!
+//! The cookie also contains the [`SessionKey`], 16 random bytes that are stored nowhere else than in the cookie and in the
+//! memory of the processes that have read it ([`LoginSession::key`]). A record of the session that leaves this process is
+//! to be encrypted with a key derived from it, so that whoever can read the store cannot read the record.
 
 use std::sync::Arc;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
@@ -24,9 +29,39 @@ const PREFIX: &str = "login.";
 /// What is left of the claims where all of them are too many for a cookie.
 const FEWEST: [&str; 7] = ["iss", "sub", "aud", "azp", "iat", "sid", "token_use"];
 
+/// The key of one login session. It cannot be printed.
+#[derive(Clone)]
+pub struct SessionKey([u8; 16]);
+
+impl SessionKey {
+    /// Generates a random key, or returns `None` when the system has no random numbers.
+    pub(super) fn generate() -> Option<Self> {
+        random().map(Self)
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok().map(Self)
+    }
+
+    fn to_text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    fn equals(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl std::fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionKey")
+    }
+}
+
 /// What a cookie of a login session holds.
 pub(in crate::auth) struct OpenedLogin {
     pub(in crate::auth) session: BrowserSession,
+    key: SessionKey,
     pub(in crate::auth) provider: String,
     preset: String,
     claims: Map<String, Value>,
@@ -72,6 +107,7 @@ impl Logins {
             last_end: ends_at,
             key: seal,
         };
+        let key = SessionKey::generate()?;
         let (print, algorithm) = match identity.verified_by() {
             VerifiedBy::Key { fingerprint, algorithm, .. } => (fingerprint, format!("{algorithm:?}")),
             VerifiedBy::Provider(print) => (print, String::new()),
@@ -86,7 +122,7 @@ impl Logins {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect();
             let content = json!({
-                "i": &*session.id, "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
+                "i": &*session.id, "x": key.to_text(), "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
                 "p": spec.name, "f": spec.judged_by.preset, "k": print.text(), "a": algorithm,
                 "t": kind.is_access_token, "y": kind.category.name(),
                 "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
@@ -95,7 +131,7 @@ impl Logins {
             (value.len() <= MAX_COOKIE_VALUE).then_some(value)
         };
         let value = sealed(true).or_else(|| sealed(false))?;
-        let kept = self.sessions.keep(grant, &session, ends_at);
+        let kept = self.sessions.keep(grant, &session, key);
         Some((IssuedCookie { value, expires_at: ends_at, session }, kept))
     }
 
@@ -120,6 +156,7 @@ impl Logins {
                 last_end: number("l")?,
                 key: seal,
             },
+            key: SessionKey::from_text(text("x")?)?,
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
             claims: held.get("c")?.as_object()?.clone(),
@@ -146,6 +183,9 @@ impl Logins {
             return Err(Rejection::Expired { exp: ends_at, now });
         }
         if let Some(known) = self.sessions.get(&opened.session.id) {
+            if !known.key.equals(&opened.key) {
+                return Err(Rejection::Malformed("the cookie has another key than its session"));
+            }
             if !known.is_of(login) {
                 return Err(gone());
             }

@@ -285,9 +285,10 @@ mod tests {
         let end = unix_seconds() + 600;
         let session = BrowserSession { id: "a".into(), owner: "b".into(), began: 0, last_end: end, key: print };
         let judged = Judged { claims, kind, print, algorithm, end, auth_time: None };
+        let key = super::super::SessionKey::generate().expect("random");
         let refresh_token = Some(ProviderToken::new("d"));
         let tokens = Tokens { id_token: None, access_token: None, refresh_token, expires_in: None };
-        LoginSession::new(session, end, "c".into(), identity, judged, tokens, end)
+        LoginSession::new(session, key, "c".into(), identity, judged, tokens, end)
     }
 
     #[tokio::test]
