@@ -1,13 +1,15 @@
 //! People at browsers: sessions by cookie, since a page load, an image or an event stream cannot carry a header, and
 //! pages instead of JSON where someone looks at them.
 //!
-//! Owns the session endpoint and what a navigation is answered. The seal is `auth`'s, the rule about origins `http`'s.
+//! Owns the session endpoint, the sign-in endpoints and their pages, and the answer to a refused navigation. `auth` owns
+//! the encryption of cookies, `http` the rule about origins.
 
 mod client;
 mod login;
 mod pages;
-mod session_end;
 mod session_endpoint;
+mod set_cookie;
+mod sign_out;
 
 pub use client::ClientFile;
 pub use login::{is_login_path, serve as serve_login};

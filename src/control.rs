@@ -19,6 +19,7 @@ use crate::json;
 use crate::policy::{ControlAddress, ControlSpec, Policy};
 use crate::runtime::Shared;
 use crate::small_server::{FullResponse, Listener, text_response};
+use crate::telemetry::{Audit, AuditEvent};
 
 /// Upper bound on a request body: an issuer and an id.
 const MAX_BODY_BYTES: usize = 16 << 10;
@@ -128,6 +129,7 @@ impl ControlHandler {
             }
         };
         tracing::info!(issuer = %issuer, subject = ?target, "revoked");
+        audit(policy, &issuer, &target);
         if let Err(problem) = self.shared.enforce_and_save(vec![revocation]).await {
             tracing::error!(error = %problem, "writing control.revocation_file failed, revocations are in force until the process ends");
             return text_response(
@@ -139,6 +141,20 @@ impl ControlHandler {
         *answer.status_mut() = StatusCode::NO_CONTENT;
         answer
     }
+}
+
+/// Writes the audit event of a revocation.
+fn audit(policy: &Policy, issuer: &str, target: &RevocationTarget) {
+    let provider = policy.providers.iter().find(|provider| auth::issuer_or_name(provider) == issuer);
+    let digest = target.id_digest();
+    let mut audit = Audit { provider: provider.map(|provider| provider.name.as_str()), ..Audit::default() };
+    match target {
+        RevocationTarget::User(id) => audit.user = Some(id),
+        RevocationTarget::Session(_) => audit.provider_session = digest.as_deref(),
+        RevocationTarget::Token(_) => audit.token = digest.as_deref(),
+        RevocationTarget::Subject(_) => {}
+    }
+    audit.log(AuditEvent::Revocation);
 }
 
 /// Parses the body of `POST /revoke`: `issuer` and one of `sub`, `sid` and `jti`, without other members.

@@ -4,6 +4,7 @@
 //! (CVE-2026-54338, CVE-2025-25294).
 
 mod access;
+mod audit;
 mod format;
 mod label;
 mod metrics;
@@ -13,9 +14,10 @@ mod request_id;
 mod text;
 
 pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, access, observe};
+pub use audit::{Audit, AuditEvent};
 pub use format::{set_level, start};
 pub use label::Label;
-pub use metrics::{Metrics, PassedBytes};
+pub use metrics::{LogoutOutcome, Metrics, PassedBytes, RenewalOutcome, SignInOutcome};
 pub use outcome::{AnsweredBy, Outcome};
 pub use output::{Format, flush};
 pub use request_id::{InRequest, in_current_request, in_request, in_request_with_id, set_request_id};

@@ -45,9 +45,14 @@ impl BrowserSession {
     /// Returns a digest of the id, for the log. Nobody can use it to end or to resume the session.
     #[must_use]
     pub fn digest(&self) -> String {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.id.as_bytes());
-        digest.as_ref().iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+        log_digest(&self.id)
     }
+}
+
+/// Returns the first eight bytes of the SHA-256 digest of an id, in hexadecimal, for the log.
+pub(super) fn log_digest(id: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, id.as_bytes());
+    digest.as_ref().iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 /// When a token stops being valid, Unix seconds.

@@ -1,23 +1,26 @@
-//! Sign-in by OpenID Connect: what goes to a provider and what comes back, and the sessions that follow from it
+//! Sign-in by OpenID Connect: the requests to a provider and its responses, and the sessions that begin with a sign-in
 //! (docs/sign-in.md).
 //!
-//! An ID token is judged by the same functions as any token of its provider; only whom it is for is asked differently.
-//! What browsers see of it is `browser`'s.
+//! ID tokens are verified by the same functions as any token of the provider; only the expected audience differs.
+//! `browser::login` owns the endpoints and the pages.
 
 mod client;
+mod completion;
+mod cookie;
 mod discovery;
-mod grant;
 mod inspect;
+mod keys;
 mod logout_token;
 mod records;
-mod seal;
+mod request_limit;
 mod session;
+mod state;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::outbound;
@@ -25,50 +28,58 @@ use super::provider_state::ProviderState;
 use crate::policy::{KeySource, Limits, LoginPrompt, LoginSpec, Pushed, Renew, Secret};
 use client::Form;
 use discovery::Discovery;
+use request_limit::{RequestLimit, RequestPermit};
 
-pub use client::{ProviderToken, shown as shown_error_code};
+pub use client::{ProviderToken, printable as printable_error_code};
+pub use completion::CompletedSignIn;
+pub use cookie::LoginCookie;
 pub use discovery::Metadata;
-pub use grant::Grant;
 pub use inspect::{authorization_answer, inspect};
+pub use keys::LoginKeys;
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
-pub use seal::{LoginCookie, LoginKeys, LoginState, local_path};
 pub use session::SessionKey;
+pub use state::{LoginState, local_path};
 
-/// How long a provider may take for one answer.
+/// The time limit of a request to a provider.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Upper bound on the body of a provider's answer, in bytes.
+/// The longest response of a provider, bytes.
 const BODY_BYTES: usize = 64 << 10;
 
-/// Why a sign-in, or a renewal, came to nothing. Never holds a code, a state or a token.
+/// Why a sign-in or a renewal failed. It never contains a code, a state or a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginError {
-    /// The provider cannot be had, or there are too many requests to it.
+    /// The provider cannot be reached, or too many requests to it are under way.
     #[error("{reason}")]
     Unavailable {
         /// For the log.
         reason: String,
-        /// What the provider said of when to come back.
+        /// The provider's `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// The provider does not take a pushed request.
+    /// The provider refused a pushed authorization request.
     #[error("the pushed authorization request endpoint answered {0}")]
     PushRefused(String),
-    /// The code or refresh token is not good, or no longer.
+    /// The provider does not accept the code or the refresh token.
     #[error("the provider answered invalid_grant")]
     InvalidGrant,
-    /// The ID token is refused, or an answer is none that the protocol has.
+    /// The ID token was rejected, or a response is not what the protocol defines.
     #[error("{0}")]
     Refused(String),
-    /// `renew: required`, and no refresh token came.
+    /// The provider gave no refresh token, and `renew: required` demands one.
     #[error("renew: required, and the provider gave no refresh token")]
     NoRefreshToken,
-    /// The user, or the provider's session, was revoked at this very moment.
+    /// The user or the provider's session is revoked.
     #[error("revoked by {0}")]
     Revoked(&'static str),
-    /// The user is not one of those who may enter.
-    #[error("{0}")]
-    Denied(String),
+    /// The provider's `allow` or `require` does not admit the user, or a renewal is of another user.
+    #[error("{reason}")]
+    Denied {
+        /// The user id, where the claims have one.
+        user: Option<String>,
+        /// For the log.
+        reason: String,
+    },
 }
 
 impl LoginError {
@@ -76,7 +87,11 @@ impl LoginError {
         Self::Unavailable { reason, retry_after }
     }
 
-    /// Something of ours is missing.
+    fn too_many_requests() -> Self {
+        Self::down("too many requests to the provider are under way (limits.login_requests)".to_owned())
+    }
+
+    /// Reports a fault on our side as unavailable.
     fn down(reason: String) -> Self {
         Self::unavailable(reason, None)
     }
@@ -84,31 +99,35 @@ impl LoginError {
     fn refused(reason: String) -> Self {
         Self::Refused(reason)
     }
+
+    fn denied(reason: &str) -> Self {
+        Self::Denied { user: None, reason: reason.to_owned() }
+    }
 }
 
 /// Sign-in at one provider.
 pub struct Login {
-    /// As configured.
+    /// The configuration.
     pub spec: Arc<LoginSpec>,
     provider: Arc<ProviderState>,
     http: Result<reqwest::Client, String>,
     discovery: Discovery,
-    /// Requests to the provider under way: of sign-ins, and apart from them of open sessions.
-    requests: Arc<Semaphore>,
-    renewals: Arc<Semaphore>,
+    /// Limits the requests of sign-ins, and separately those of open sessions.
+    requests: RequestLimit,
+    renewals: RequestLimit,
 }
 
 impl Login {
     fn new(spec: &Arc<LoginSpec>, provider: &Arc<ProviderState>, requests: usize) -> Self {
-        let authority = match &spec.judged_by.keys {
+        let authority = match &spec.provider_spec.keys {
             KeySource::Fetched { authority, .. } => authority.as_ref(),
             _ => None,
         };
         Self {
             http: outbound::client(authority, TIMEOUT, 2),
-            discovery: Discovery::new(&spec.judged_by),
-            requests: Arc::new(Semaphore::new(requests)),
-            renewals: Arc::new(Semaphore::new(requests)),
+            discovery: Discovery::new(&spec.provider_spec),
+            requests: RequestLimit::new(requests),
+            renewals: RequestLimit::new(requests),
             provider: Arc::clone(provider),
             spec: Arc::clone(spec),
         }
@@ -118,23 +137,17 @@ impl Login {
         self.http.as_ref().map_err(Clone::clone)
     }
 
-    /// A place among the requests that people who are not signed in cause: without one nobody waits.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, LoginError> {
-        Arc::clone(&self.requests)
-            .try_acquire_owned()
-            .map_err(|_| LoginError::down("limits.login_requests are under way".to_owned()))
+    /// Takes a place for a request of a sign-in, which anyone can cause. Does not wait.
+    fn sign_in_permit(&self, client: Option<IpAddr>) -> Result<RequestPermit, LoginError> {
+        self.requests.try_acquire(client).ok_or_else(LoginError::too_many_requests)
     }
 
-    /// A place among the requests for sessions that are open: waited for, since no stranger can take them all.
-    async fn renewal_permit(&self) -> Result<OwnedSemaphorePermit, LoginError> {
-        let permit = Arc::clone(&self.renewals).acquire_owned();
-        match tokio::time::timeout(TIMEOUT, permit).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(LoginError::down("limits.login_requests are under way".to_owned())),
-        }
+    /// Takes a place for a request of an open session. Waits, since only signed-in users can cause such requests.
+    async fn session_permit(&self) -> Result<RequestPermit, LoginError> {
+        self.renewals.acquire(TIMEOUT).await.ok_or_else(LoginError::too_many_requests)
     }
 
-    /// What the provider says of itself.
+    /// Returns the provider's discovery document.
     ///
     /// # Errors
     /// [`LoginError::Unavailable`].
@@ -142,10 +155,10 @@ impl Login {
         self.discovery.get(self.http().map_err(LoginError::down)?).await
     }
 
-    /// The origins of its pages, as far as they are known by now: where a form of ours may lead.
+    /// Returns the origins of the provider's pages, as far as they are known: a form of ours may lead there.
     #[must_use]
     pub fn origins(&self) -> Vec<String> {
-        let Some(metadata) = self.discovery.known() else { return Vec::new() };
+        let Some(metadata) = self.discovery.last_document() else { return Vec::new() };
         let endpoints = [Some(&metadata.authorization_endpoint), metadata.end_session_endpoint.as_ref()];
         let origin = |text: &String| Url::parse(text).ok().map(|url| url.origin().ascii_serialization());
         let mut origins: Vec<String> = endpoints.into_iter().flatten().filter_map(origin).collect();
@@ -153,21 +166,22 @@ impl Login {
         origins
     }
 
-    /// Where the browser goes to sign in.
+    /// Returns the URL at which the user signs in. `client` is the address of the client, if it is one client's.
     ///
     /// # Errors
-    /// When the provider cannot be had, or would not take the request as the configuration wants it.
+    /// When the provider cannot be reached, or does not support what the configuration demands.
     pub async fn authorization_url(
         &self,
         keys: &LoginKeys,
         cookie: &LoginCookie,
         state: &LoginState,
+        client: Option<IpAddr>,
     ) -> Result<String, LoginError> {
         let metadata = self.metadata().await?;
-        let broken = || LoginError::down("the state could not be sealed".to_owned());
+        let broken = || LoginError::down("the state could not be encrypted".to_owned());
         let nonce = state.nonce(keys, cookie).ok_or_else(broken)?;
         let verifier = state.verifier(keys, cookie).ok_or_else(broken)?;
-        let sealed = state.sealed(keys).ok_or_else(broken)?;
+        let encrypted = state.encrypt(keys).ok_or_else(broken)?;
         let mut scopes = self.spec.scopes.clone();
         let offline = "offline_access";
         if metadata.has_offline_access && self.spec.renew != Renew::Off && !scopes.iter().any(|scope| scope == offline)
@@ -179,13 +193,13 @@ impl Login {
             ("client_id", self.spec.client_id.clone()),
             ("redirect_uri", self.spec.redirect_uri()),
             ("scope", scopes.join(" ")),
-            ("state", sealed),
+            ("state", encrypted),
             ("nonce", nonce),
-            ("code_challenge", seal::challenge(&verifier)),
+            ("code_challenge", state::challenge(&verifier)),
             ("code_challenge_method", "S256".to_owned()),
         ];
         if let Some(prompt) = state.prompt.or(self.spec.prompt) {
-            // A provider that has no page to choose an account from refuses the request; it can ask who it is.
+            // A provider without a page to choose an account from refuses the request; it can show its sign-in page.
             let lacks = |name: &str| metadata.prompts.as_ref().is_some_and(|known| known.iter().all(|it| it != name));
             let cannot_choose = prompt == LoginPrompt::SelectAccount && lacks(prompt.name());
             let prompt = if cannot_choose { LoginPrompt::Login } else { prompt };
@@ -197,7 +211,7 @@ impl Login {
         pairs.extend(self.spec.parameters.iter().map(|(name, value)| (name.as_str(), value.clone())));
         let pushed = match (self.spec.pushed, &metadata.pushed_endpoint) {
             (Pushed::Off, _) if metadata.requires_pushed => {
-                return Err(LoginError::down("pushed: off, and the provider takes pushed requests only".to_owned()));
+                return Err(LoginError::down("pushed: off, and the provider accepts pushed requests only".to_owned()));
             }
             (Pushed::Off, _) | (Pushed::Auto, None) => None,
             (Pushed::Required, None) => {
@@ -210,29 +224,30 @@ impl Login {
             for (name, value) in &pairs {
                 form.add(name, value);
             }
-            let uri = self.push(&metadata, endpoint, form).await?;
+            let uri = self.push(&metadata, endpoint, form, client).await?;
             pairs = vec![("client_id", self.spec.client_id.clone()), ("request_uri", uri)];
         }
         with_query(&metadata.authorization_endpoint, &pairs)
             .ok_or_else(|| LoginError::refused("the authorization endpoint is not a URL".to_owned()))
     }
 
-    /// Revokes the refresh token of a session whose user has signed out at the provider, where it has an endpoint for that
-    /// (RFC 7009); a failure is in the log.
+    /// Revokes the refresh token of a user who has signed out, if the provider has an endpoint for that (RFC 7009). A
+    /// failure is logged.
     pub async fn revoke_after_sign_out(&self, token: &ProviderToken) {
         let revoked = async { self.revoke(&*self.metadata().await?, token).await };
         if let Err(error) = revoked.await {
-            tracing::warn!(provider = %self.spec.name, reason = %error, "refresh token could not be revoked at the provider");
+            tracing::warn!(provider = %self.spec.name, reason = %error, "revoking a refresh token at the provider failed");
         }
     }
 
-    /// Whether a JWT says that it is this provider's, unverified: for the count of those that are refused.
+    /// Whether a JWT names this provider's issuer, unverified; for the metric of rejected logout tokens.
     #[must_use]
     pub fn is_named_by(&self, token: &str) -> bool {
-        super::jwt::claimed_issuer(token) == self.spec.judged_by.issuer
+        super::jwt::claimed_issuer(token) == self.spec.provider_spec.issuer
     }
 
-    /// Where the browser goes to sign out at the provider too; `None` where it has no such page.
+    /// Returns the URL at which the user signs out at the provider, if it has such a page (OpenID Connect RP-Initiated
+    /// Logout 1.0).
     #[must_use]
     pub fn end_session_url(&self, metadata: &Metadata, id_token: Option<&ProviderToken>) -> Option<String> {
         let endpoint = metadata.end_session_endpoint.as_ref()?;
@@ -245,17 +260,17 @@ impl Login {
     }
 }
 
-/// A URL with these parameters behind those it has.
+/// Appends parameters to those that a URL has.
 fn with_query(url: &str, pairs: &[(&str, String)]) -> Option<String> {
     let mut url = Url::parse(url).ok()?;
     url.query_pairs_mut().extend_pairs(pairs.iter().map(|(name, value)| (*name, value.as_str())));
     Some(url.into())
 }
 
-/// Attempts whose state has been used, for as long as a state is good.
+/// The ids that were used, for as long as a state can be used.
 #[derive(Debug, Default)]
 struct UsedAttempts {
-    /// When each was used, milliseconds.
+    /// When each id was used, Unix milliseconds.
     used: Mutex<HashMap<[u8; 16], u64>>,
 }
 
@@ -264,18 +279,18 @@ impl UsedAttempts {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).contains_key(attempt)
     }
 
-    /// Marks one; `false` where it was used before. At `limit` the oldest are forgotten: code, PKCE and cookie bind it
-    /// still.
+    /// Marks an id as used and returns whether it was unused. At `limit` the oldest are forgotten; the code, PKCE and the
+    /// cookie still protect those attempts.
     fn mark(&self, attempt: [u8; 16], now: u64, limit: usize) -> bool {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.contains_key(&attempt) {
             return false;
         }
         if used.len() >= limit {
-            used.retain(|_, at| now < at.saturating_add(seal::STATE_LIFE));
+            used.retain(|_, at| now < at.saturating_add(keys::STATE_LIFE));
         }
         if used.len() >= limit {
-            // A tenth at once, so that a full table is not sorted at every sign-in.
+            // A tenth at a time, so that a full table is not sorted at every sign-in.
             let mut moments: Vec<u64> = used.values().copied().collect();
             moments.sort_unstable();
             let oldest = moments.get(limit / 10).copied().unwrap_or_default();
@@ -286,15 +301,15 @@ impl UsedAttempts {
     }
 }
 
-/// Sign-in at every provider that has it, and the sessions that came of it.
+/// All configured logins, and the sessions that began with them.
 pub struct Logins {
     all: Vec<Arc<Login>>,
-    /// Seals what browsers keep.
+    /// The keys for state and cookies.
     pub keys: Arc<LoginKeys>,
     attempts: Arc<UsedAttempts>,
-    /// Logout tokens that ended something.
+    /// The logout tokens that have taken effect.
     logout_tokens: Arc<UsedAttempts>,
-    /// What is known of open sessions.
+    /// The records of open sessions.
     pub sessions: Arc<LoginSessions>,
     limits: LoginLimits,
 }
@@ -302,13 +317,13 @@ pub struct Logins {
 /// `limits.login_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct LoginLimits {
-    /// Sessions whose tokens are kept.
+    /// The number of sessions whose tokens are kept.
     pub sessions: usize,
-    /// Used attempts remembered.
+    /// The number of used attempts that are remembered.
     pub attempts: usize,
-    /// Requests to one provider at once.
+    /// The number of requests to one provider that are under way at once.
     pub requests: usize,
-    /// Sign-outs kept in all, and of one user.
+    /// The number of sign-outs that are kept, in all and of one user.
     pub sign_outs: super::SignOutLimits,
 }
 
@@ -324,7 +339,7 @@ impl From<&Limits> for LoginLimits {
 }
 
 impl Logins {
-    /// What is the same as in `former` keeps its own.
+    /// Creates the logins. A login that has not changed since `former` keeps its state.
     pub(super) fn new(
         specs: &[Arc<LoginSpec>],
         providers: &[Arc<ProviderState>],
@@ -360,30 +375,30 @@ impl Logins {
         })
     }
 
-    /// Every one, in the order of the file.
+    /// Returns the logins in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Login>> {
         self.all.iter()
     }
 
-    /// How many there are.
+    /// The number of logins.
     #[must_use]
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Whether nobody can sign in.
+    /// Whether there is no login.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    /// The one at this provider.
+    /// Finds a login by its provider's name.
     #[must_use]
     pub fn get(&self, provider: &str) -> Option<&Arc<Login>> {
         self.all.iter().find(|login| login.spec.name == provider)
     }
 
-    /// Uses an attempt up; `false` where it was used before.
+    /// Marks an attempt as used and returns whether it was unused.
     #[must_use]
     pub fn use_attempt(&self, state: &LoginState, now: u64) -> bool {
         self.attempts.mark(state.attempt, now, self.limits.attempts)

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::claims::numeric_date;
+use super::identity::log_digest;
 use super::{BrowserSession, Identity, Rejection};
 use crate::policy::{Claim, ProviderSpec};
 
@@ -37,6 +38,17 @@ pub enum RevocationTarget {
     Session(String),
     /// One token (`jti`).
     Token(String),
+}
+
+impl RevocationTarget {
+    /// Returns a digest of the id, for the log: whoever reads it cannot use the id.
+    #[must_use]
+    pub fn id_digest(&self) -> Option<String> {
+        match self {
+            Self::User(_) | Self::Subject(_) => None,
+            Self::Session(id) | Self::Token(id) => Some(log_digest(id)),
+        }
+    }
 }
 
 /// Stands for the issuer in records of browser sessions; no provider's issuer is a path.

@@ -214,7 +214,7 @@ impl Verifier {
     /// Finds the current provider that takes the place of a former one; for a login session that of its login.
     pub(super) fn spec_like(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
         if matches!(former.authorized_parties, Parties::Client(_)) {
-            return self.logins()?.get(&former.name).map(|login| &login.spec.judged_by);
+            return self.logins()?.get(&former.name).map(|login| &login.spec.provider_spec);
         }
         self.provider(&former.name)
     }

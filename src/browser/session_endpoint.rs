@@ -6,9 +6,10 @@ use std::sync::Arc;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, SET_COOKIE};
 use hyper::{Method, Response, StatusCode};
 use serde_json::json;
+use tokio::time::Instant;
 
-use super::login::end_at_provider;
-use super::session_end::{cookie_line, end};
+use super::set_cookie::cookie_line;
+use super::sign_out::{PROVIDER_WAIT, SignOutScope, end_at_provider, end_session, sign_out};
 use crate::auth::token::Extracted;
 use crate::auth::{BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, allow, unix_millis, unix_seconds};
 use crate::authenticate::verify;
@@ -34,14 +35,7 @@ pub async fn serve(
     own.check_state_change(&runtime.policy)?;
     let mut answer = if method == Method::DELETE {
         let (cookies, name) = own.take_sessions(&runtime.policy);
-        let mut kept = Ok(());
-        for cookie in &cookies {
-            let Some(session) = runtime.verifier.browser_session_of(cookie) else { continue };
-            line.user = runtime.verifier.session_cookie_user(cookie);
-            kept = kept.and(end(shared, runtime, &session).await);
-            end_at_provider(shared, runtime, &session).await;
-        }
-        kept?;
+        sign_out(shared, runtime, &cookies, SignOutScope::Local, own.client(), line).await?;
         let mut answer = Response::new(ResponseBody::own(""));
         *answer.status_mut() = StatusCode::NO_CONTENT;
         if let Some(gone) = name.as_deref().and_then(|name| cookie_line(name, "", 0)) {
@@ -93,8 +87,8 @@ async fn begin(
     let now = unix_seconds();
     // One that began with a sign-in is another session than one made of a token: it ends where this one begins.
     if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {
-        end(shared, runtime, &session).await?;
-        end_at_provider(shared, runtime, &session).await;
+        end_session(shared, runtime, &session).await?;
+        end_at_provider(shared, runtime, &session, Instant::now() + PROVIDER_WAIT).await;
     }
     let issued = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);

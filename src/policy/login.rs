@@ -25,7 +25,7 @@ pub struct LoginSpec {
     pub name: String,
     /// The provider as ID tokens and login sessions are judged: the client id is the audience, and what its Bearer
     /// tokens are asked (`audience`, `authorized_parties`, `accept`, `remote`) is not.
-    pub judged_by: Arc<ProviderSpec>,
+    pub provider_spec: Arc<ProviderSpec>,
     /// Our name at the provider.
     pub client_id: String,
     /// How we prove to be that client.
@@ -283,7 +283,7 @@ impl Check {
         let client_id = client_id?;
         Some(LoginSpec {
             name: provider.name.clone(),
-            judged_by: Arc::new(judged_by(provider, &client_id)),
+            provider_spec: Arc::new(provider_spec(provider, &client_id)),
             credential: credential?,
             client_auth: login.client_auth,
             scopes,
@@ -319,7 +319,7 @@ fn is_path_segment(text: &str) -> bool {
 }
 
 /// The provider as its ID tokens for this client are judged.
-fn judged_by(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
+fn provider_spec(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
     ProviderSpec {
         audience: Audience::OneOf(vec![client_id.to_owned()]),
         authorized_parties: Parties::Client(client_id.to_owned()),
@@ -456,7 +456,7 @@ mod tests {
         let policy = validate(&config).expect("valid");
         assert_eq!(policy.providers[0].audience, Audience::OneOf(Vec::new()), "for Bearer tokens");
         let login = &policy.browser.logins[0];
-        assert_eq!(login.judged_by.audience, Audience::OneOf(vec!["a".to_owned()]));
+        assert_eq!(login.provider_spec.audience, Audience::OneOf(vec!["a".to_owned()]));
         assert_eq!(login.redirect_uri(), "https://nb.example.com/.vestibule/callback");
         assert_eq!(login.session_max_age, Duration::from_secs(43_200));
         assert!(login.claims.contains(&"groups".to_owned()) && !login.claims.contains(&"email".to_owned()));

@@ -358,8 +358,8 @@ fn described(route: &Route, default: Option<&Arc<Route>>, names: Names) -> Strin
 }
 /// Where people sign in, and what to register there, as lines to copy.
 fn sign_in(login: &LoginSpec) -> [(&'static str, String); 5] {
-    let LoginSpec { name, judged_by, client_id, session_max_age, scopes, .. } = login;
-    let issuer = judged_by.issuer.as_deref().unwrap_or_default();
+    let LoginSpec { name, provider_spec, client_id, session_max_age, scopes, .. } = login;
+    let issuer = provider_spec.issuer.as_deref().unwrap_or_default();
     [
         ("sign-in", format!("at {name} {issuer}, as client {client_id}; at most {}", Time(*session_max_age))),
         ("", format!("register there as redirect URI: {}", login.redirect_uri())),

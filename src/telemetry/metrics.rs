@@ -20,6 +20,7 @@ use super::label::Label;
 
 pub(super) use credentials::Credentials;
 pub(super) use logins::LoginMetrics;
+pub use logins::{LogoutOutcome, RenewalOutcome, SignInOutcome};
 pub(super) use requests::Requests;
 pub use sockets::PassedBytes;
 pub(super) use sockets::Sockets;

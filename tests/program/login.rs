@@ -1,6 +1,7 @@
 //! Sign-in by OpenID Connect, against a provider of ours that is honest or not.
 
 mod attacks;
+mod audit;
 mod clients;
 mod flow;
 mod hostile;

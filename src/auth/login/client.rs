@@ -1,9 +1,10 @@
-//! Requests to a provider as its client: the token, pushed-authorization, revocation and `UserInfo` endpoints.
-//! No redirects, 64 KiB, ten seconds.
+//! Sends requests to a provider as its client: to the token, pushed-authorization, revocation and `UserInfo` endpoints.
+//! Redirects are not followed; a response has at most 64 KiB and ten seconds.
 //!
-//! Written here instead of taking the `oauth2` crate: of that we would use the parameter names, and it brings a second
-//! implementation of SHA-256, a second `rand` and `chrono`.
+//! The `oauth2` crate is not used: only its parameter names would be, and it depends on a second implementation of
+//! SHA-256, a second `rand` and `chrono`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,20 +14,20 @@ use jsonwebtoken::Header;
 use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
-use super::seal::random;
+use super::keys::random;
 use super::{BODY_BYTES, Login, LoginError, Metadata, TIMEOUT};
 use crate::auth::{Token, outbound, unix_seconds};
 use crate::json;
 use crate::policy::{ClientAuth, ClientCredential};
 
-/// Longest assertion in a file.
+/// The longest assertion file, bytes.
 const ASSERTION_BYTES: u64 = 16 << 10;
-/// How long an assertion of ours is good, seconds.
+/// How long an assertion that we sign is valid, seconds.
 const ASSERTION_LIFE: u64 = 60;
-/// Longest `Retry-After` that counts.
+/// The longest `Retry-After` that is kept to.
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
-/// A token of the provider's. Cannot be printed.
+/// A token from the provider. It cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProviderToken(Arc<str>);
 
@@ -35,12 +36,12 @@ impl ProviderToken {
         Self(text.into())
     }
 
-    /// As the credential that goes to a backend; `None` where it could not stand in an `Authorization` header.
+    /// Converts the token for forwarding, or returns `None` if an `Authorization` header cannot carry it.
     pub(super) fn to_token(&self) -> Option<Token> {
         Token::parse(&self.0, BODY_BYTES).ok()
     }
 
-    /// The token itself.
+    /// Returns the token's text, for requests to the provider.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -53,23 +54,23 @@ impl std::fmt::Debug for ProviderToken {
     }
 }
 
-/// What the token endpoint gave.
+/// A response of the token endpoint.
 #[derive(Debug)]
 pub(super) struct Tokens {
     pub(super) id_token: Option<ProviderToken>,
-    /// Only where it is a Bearer token.
+    /// Present only if its type is Bearer.
     pub(super) access_token: Option<ProviderToken>,
     pub(super) refresh_token: Option<ProviderToken>,
-    /// Seconds.
+    /// The life of the access token, seconds.
     pub(super) expires_in: Option<u64>,
 }
 
 impl Tokens {
-    fn read(answer: &Map<String, Value>) -> Result<Self, LoginError> {
+    fn from_response(answer: &Map<String, Value>) -> Result<Self, LoginError> {
         let token = |name: &str| match answer.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
-            // What could not stand in a header or a form is nobody's token.
+            // A header or a form can carry visible ASCII only.
             Some(Value::String(text)) if text.bytes().all(|b| (0x21..=0x7e).contains(&b)) => {
                 Ok(Some(ProviderToken::new(text)))
             }
@@ -81,7 +82,7 @@ impl Tokens {
         };
         let expires_in = answer.get("expires_in").and_then(|value| match value {
             Value::Number(number) => number.as_u64(),
-            // Some write the number as a text.
+            // Some providers write the number as a string.
             Value::String(text) => text.parse().ok(),
             _ => None,
         });
@@ -94,7 +95,7 @@ impl Tokens {
     }
 }
 
-/// A form to send.
+/// A form in a request body.
 #[derive(Default)]
 pub(super) struct Form(Vec<(String, String)>);
 
@@ -108,7 +109,7 @@ impl Form {
         self
     }
 
-    /// Adds it unless it is there.
+    /// Adds a parameter unless the form has it.
     fn add_once(&mut self, name: &str, value: &str) -> &mut Self {
         if self.0.iter().all(|(known, _)| known != name) {
             self.add(name, value);
@@ -116,76 +117,88 @@ impl Form {
         self
     }
 
-    pub(super) fn finish(self) -> String {
+    fn encode(self) -> String {
         form_urlencoded::Serializer::new(String::new()).extend_pairs(self.0).finish()
     }
 }
 
-/// An answer read whole.
-struct Answered {
+/// A response that was read completely.
+struct ProviderResponse {
     status: u16,
     retry_after: Option<Duration>,
     body: Vec<u8>,
 }
 
 impl Login {
-    /// Exchanges a code.
-    pub(super) async fn exchange(&self, metadata: &Metadata, code: &str, verifier: &str) -> Result<Tokens, LoginError> {
+    /// Exchanges a code for tokens.
+    pub(super) async fn exchange(
+        &self,
+        metadata: &Metadata,
+        code: &str,
+        verifier: &str,
+        client: Option<IpAddr>,
+    ) -> Result<Tokens, LoginError> {
         let mut form = Form::new();
         form.add("grant_type", "authorization_code").add("code", code).add("code_verifier", verifier);
         form.add("redirect_uri", &self.spec.redirect_uri());
-        let _permit = self.permit()?;
+        let _permit = self.sign_in_permit(client)?;
         self.tokens(metadata, form).await
     }
 
-    /// Exchanges a refresh token.
+    /// Exchanges a refresh token for new tokens.
     pub(super) async fn refresh(&self, metadata: &Metadata, token: &ProviderToken) -> Result<Tokens, LoginError> {
         let mut form = Form::new();
         form.add("grant_type", "refresh_token").add("refresh_token", token.expose());
-        let _permit = self.renewal_permit().await?;
+        let _permit = self.session_permit().await?;
         self.tokens(metadata, form).await
     }
 
     async fn tokens(&self, metadata: &Metadata, form: Form) -> Result<Tokens, LoginError> {
-        let answered = self.post(metadata, &metadata.token_endpoint, form).await?;
+        let response = self.post(metadata, &metadata.token_endpoint, form).await?;
         let what = "the token endpoint";
-        let Ok(answer) = json::object(&answered.body) else { return Err(answered.odd(what)) };
-        match answered.status {
-            200 => Tokens::read(&answer),
+        let Ok(answer) = json::object(&response.body) else { return Err(response.unexpected(what)) };
+        match response.status {
+            200 => Tokens::from_response(&answer),
             400 | 401 => match answer.get("error").and_then(Value::as_str) {
                 Some("invalid_grant") => Err(LoginError::InvalidGrant),
-                Some(code) => Err(LoginError::refused(format!("{what} answered {}", shown(code)))),
-                None => Err(answered.odd(what)),
+                Some(code) => Err(LoginError::refused(format!("{what} answered {}", printable(code)))),
+                None => Err(response.unexpected(what)),
             },
-            _ => Err(answered.odd(what)),
+            _ => Err(response.unexpected(what)),
         }
     }
 
     /// Pushes an authorization request (RFC 9126) and returns its `request_uri`.
-    pub(super) async fn push(&self, metadata: &Metadata, endpoint: &str, form: Form) -> Result<String, LoginError> {
-        let _permit = self.permit()?;
-        let answered = self.post(metadata, endpoint, form).await?;
+    pub(super) async fn push(
+        &self,
+        metadata: &Metadata,
+        endpoint: &str,
+        form: Form,
+        client: Option<IpAddr>,
+    ) -> Result<String, LoginError> {
+        let _permit = self.sign_in_permit(client)?;
+        let response = self.post(metadata, endpoint, form).await?;
         let what = "the pushed authorization request endpoint";
-        let answer = json::object(&answered.body).ok();
+        let answer = json::object(&response.body).ok();
         let text = |name: &str| answer.as_ref().and_then(|answer| answer.get(name)).and_then(Value::as_str);
-        match (answered.status, text("request_uri"), text("error")) {
+        match (response.status, text("request_uri"), text("error")) {
             (200 | 201, Some(uri), _) if !uri.is_empty() => Ok(uri.to_owned()),
-            (400..=499, _, Some(code)) => Err(LoginError::PushRefused(shown(code))),
-            (status, ..) => Err(LoginError::unavailable(format!("{what} answered {status}"), answered.retry_after)),
+            (400..=499, _, Some(code)) => Err(LoginError::PushRefused(printable(code))),
+            (status, ..) => Err(LoginError::unavailable(format!("{what} answered {status}"), response.retry_after)),
         }
     }
 
-    /// Revokes a token (RFC 7009), where the provider has that endpoint.
+    /// Revokes a token (RFC 7009), if the provider has that endpoint.
     pub(super) async fn revoke(&self, metadata: &Metadata, token: &ProviderToken) -> Result<(), LoginError> {
         let Some(endpoint) = &metadata.revocation_endpoint else { return Ok(()) };
         let mut form = Form::new();
         form.add("token", token.expose()).add("token_type_hint", "refresh_token");
-        let _permit = self.renewal_permit().await?;
-        let answered = self.post(metadata, endpoint, form).await?;
-        if answered.status == 200 { Ok(()) } else { Err(answered.odd("the revocation endpoint")) }
+        let _permit = self.session_permit().await?;
+        let response = self.post(metadata, endpoint, form).await?;
+        if response.status == 200 { Ok(()) } else { Err(response.unexpected("the revocation endpoint")) }
     }
 
-    /// Asks for the claims of the user whose access token this is.
+    /// Requests the claims of the user to whom the access token belongs.
     pub(super) async fn userinfo(
         &self,
         metadata: &Metadata,
@@ -197,15 +210,15 @@ impl Login {
         };
         let request = self.http().map_err(LoginError::down)?.get(endpoint.as_str());
         let request = request.bearer_auth(token.expose()).header("accept", "application/json");
-        let answered = read(request).await?;
-        match json::object(&answered.body) {
-            Ok(claims) if answered.status == 200 => Ok(claims),
-            _ => Err(answered.odd(what)),
+        let response = read(request).await?;
+        match json::object(&response.body) {
+            Ok(claims) if response.status == 200 => Ok(claims),
+            _ => Err(response.unexpected(what)),
         }
     }
 
-    /// Posts a form as this client.
-    async fn post(&self, metadata: &Metadata, endpoint: &str, mut form: Form) -> Result<Answered, LoginError> {
+    /// Posts a form with the client's authentication.
+    async fn post(&self, metadata: &Metadata, endpoint: &str, mut form: Form) -> Result<ProviderResponse, LoginError> {
         let client_id = self.spec.client_id.as_str();
         let mut basic = None;
         match &self.spec.credential {
@@ -215,7 +228,7 @@ impl Login {
             ClientCredential::Secret(secret) => {
                 let secret = String::from_utf8_lossy(secret.expose()).into_owned();
                 if self.sends_basic(metadata) {
-                    // RFC 6749 section 2.3.1: both are form-encoded first.
+                    // RFC 6749 section 2.3.1: both are form-encoded before Base64.
                     let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
                     basic = Some(STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(&secret))));
                 } else {
@@ -231,17 +244,18 @@ impl Login {
         }
         let request = self.http().map_err(LoginError::down)?.post(endpoint);
         let request = request.header("content-type", "application/x-www-form-urlencoded");
-        let mut request = request.header("accept", "application/json").body(form.finish());
+        let mut request = request.header("accept", "application/json").body(form.encode());
         if let Some(basic) = basic {
             let mut value = reqwest::header::HeaderValue::try_from(format!("Basic {basic}"))
-                .map_err(|_| LoginError::refused("the client's secret cannot stand in a header".to_owned()))?;
+                .map_err(|_| LoginError::refused("the client's secret cannot be sent in a header".to_owned()))?;
             value.set_sensitive(true);
             request = request.header("authorization", value);
         }
         read(request).await
     }
 
-    /// Basic, unless the file says otherwise or the provider lists `client_secret_post` alone.
+    /// Whether the secret is sent by HTTP Basic: unless configured, it is unless discovery lists only
+    /// `client_secret_post`.
     fn sends_basic(&self, metadata: &Metadata) -> bool {
         let lists = |name: &str| metadata.auth_methods.iter().any(|method| method == name);
         match self.spec.client_auth {
@@ -251,7 +265,7 @@ impl Login {
         }
     }
 
-    /// What proves to the provider that we are its client (RFC 7523): signed here, or by someone else into a file.
+    /// Returns the client assertion (RFC 7523): signed here, or read from the file that the platform writes.
     async fn assertion(&self) -> Result<String, LoginError> {
         match &self.spec.credential {
             ClientCredential::Key(key) => {
@@ -261,7 +275,7 @@ impl Login {
                 let now = unix_seconds();
                 let claims = json!({
                     "iss": self.spec.client_id, "sub": self.spec.client_id,
-                    "aud": self.spec.judged_by.issuer, "jti": URL_SAFE_NO_PAD.encode(id),
+                    "aud": self.spec.provider_spec.issuer, "jti": URL_SAFE_NO_PAD.encode(id),
                     "iat": now, "exp": now + ASSERTION_LIFE,
                 });
                 jsonwebtoken::encode(&header, &claims, &key.key)
@@ -284,10 +298,10 @@ impl Login {
     }
 }
 
-impl Answered {
-    /// An answer that the protocol does not have: down where the status says so, else odd.
-    fn odd(&self, what: &str) -> LoginError {
-        let reason = format!("{what} answered {} without what was asked for", self.status);
+impl ProviderResponse {
+    /// Returns the error for a response that lacks what was requested: unavailable if its status says so, else refused.
+    fn unexpected(&self, what: &str) -> LoginError {
+        let reason = format!("{what} answered {} without what was requested", self.status);
         match self.status {
             429 | 500..=599 => LoginError::unavailable(reason, self.retry_after),
             _ => LoginError::refused(reason),
@@ -295,7 +309,7 @@ impl Answered {
     }
 }
 
-async fn read(request: reqwest::RequestBuilder) -> Result<Answered, LoginError> {
+async fn read(request: reqwest::RequestBuilder) -> Result<ProviderResponse, LoginError> {
     let failed = |error: reqwest::Error| LoginError::unavailable(outbound::reason(&error, TIMEOUT), None);
     let response = request.send().await.map_err(failed)?;
     let status = response.status().as_u16();
@@ -307,12 +321,12 @@ async fn read(request: reqwest::RequestBuilder) -> Result<Answered, LoginError> 
     let body = outbound::body(response, BODY_BYTES).await.map_err(failed)?;
     let body =
         body.ok_or_else(|| LoginError::refused(format!("the provider answered more than {BODY_BYTES} bytes")))?;
-    Ok(Answered { status, retry_after, body })
+    Ok(ProviderResponse { status, retry_after, body })
 }
 
-/// An error code of a provider's for log and page: RFC 6749 section 5.2 allows visible ASCII.
+/// Cuts a provider's error code and replaces what is not visible ASCII (RFC 6749 section 5.2), for log and page.
 #[must_use]
-pub fn shown(code: &str) -> String {
+pub fn printable(code: &str) -> String {
     code.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).take(64).collect()
 }
 
@@ -322,7 +336,7 @@ mod tests {
 
     #[test]
     fn tokens_are_read_strictly_and_never_printed() {
-        let read = |answer: Value| Tokens::read(answer.as_object().expect("object"));
+        let read = |answer: Value| Tokens::from_response(answer.as_object().expect("object"));
         let tokens = read(json!({
             "id_token": "a.b.c", "access_token": "secret-access", "token_type": "bearer", "expires_in": "300",
             "refresh_token": null,

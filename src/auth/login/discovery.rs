@@ -1,5 +1,5 @@
-//! What a provider says of itself (OpenID Connect Discovery 1.0): fetched when a sign-in needs it, kept for as long as
-//! its keys are fresh, one request however many wait.
+//! Fetches a provider's discovery document (OpenID Connect Discovery 1.0) when a sign-in needs it, and caches it for as
+//! long as the provider's keys. Concurrent callers share one request.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,52 +13,52 @@ use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
-/// How long a document is fresh, where the provider's keys do not say.
+/// How long a document is fresh, if the configuration has no refresh interval for keys.
 const FRESH: Duration = Duration::from_secs(600);
-/// After a failed fetch nobody asks again for so long.
+/// The pause after a failed request.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The endpoints and abilities that sign-in uses.
+/// The endpoints and capabilities of a provider that sign-in uses.
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
-    /// Where people sign in.
+    /// The authorization endpoint.
     pub authorization_endpoint: String,
-    /// Where codes and refresh tokens are exchanged.
+    /// The token endpoint.
     pub token_endpoint: String,
-    /// Where claims are asked for.
+    /// The `UserInfo` endpoint.
     pub userinfo_endpoint: Option<String>,
-    /// RFC 7009.
+    /// The token revocation endpoint (RFC 7009).
     pub revocation_endpoint: Option<String>,
-    /// RFC 9126.
+    /// The pushed authorization request endpoint (RFC 9126).
     pub pushed_endpoint: Option<String>,
-    /// Whether the provider takes pushed requests only.
+    /// Whether the provider accepts pushed requests only.
     pub requires_pushed: bool,
-    /// RP-Initiated Logout.
+    /// The sign-out page (OpenID Connect RP-Initiated Logout 1.0).
     pub end_session_endpoint: Option<String>,
-    /// RFC 9207: whether a callback names its issuer.
+    /// Whether callbacks have `iss` (RFC 9207).
     pub names_issuer: bool,
-    /// Whether `offline_access` is one of its scopes.
+    /// Whether `offline_access` is one of the scopes.
     pub has_offline_access: bool,
-    /// Client authentication at the token endpoint; empty where it does not say.
+    /// The client authentication methods of the token endpoint; empty if the document lists none.
     pub auth_methods: Vec<String>,
-    /// Whether it reports sign-outs by back channel.
+    /// Whether the provider supports back-channel logout.
     pub has_backchannel_logout: bool,
-    /// Whether ID and logout tokens hold the same `sid`.
+    /// Whether ID tokens and logout tokens have the same `sid`.
     pub logout_names_session: bool,
-    /// What it can be told to ask its user; `None` where it does not say.
+    /// The supported values of `prompt`; `None` if the document lists none.
     pub prompts: Option<Vec<String>>,
-    /// Whether S256 is among its code challenge methods; `None` where it does not say.
+    /// Whether S256 is among the code challenge methods; `None` if the document lists none.
     pub has_s256: Option<bool>,
 }
 
 impl Metadata {
-    fn read(document: &Map<String, Value>, url: &Url, allow_http: bool) -> Result<Self, String> {
+    fn from_document(document: &Map<String, Value>, url: &Url, allow_http: bool) -> Result<Self, String> {
         let endpoint = |name: &str| match document.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => {
-                checked(text, url, allow_http).map(Some).map_err(|why| format!("{name} {why}"))
+                check_endpoint(text, url, allow_http).map(Some).map_err(|why| format!("{name} {why}"))
             }
-            Some(_) => Err(format!("{name} is not a text")),
+            Some(_) => Err(format!("{name} is not a string")),
         };
         let required = |name: &str| endpoint(name)?.ok_or_else(|| format!("has no {name}"));
         let flag = |name: &str| document.get(name).and_then(Value::as_bool).unwrap_or(false);
@@ -87,8 +87,8 @@ impl Metadata {
     }
 }
 
-/// An endpoint is https, unless it and the document are on this machine or plain http was allowed.
-fn checked(text: &str, document: &Url, allow_http: bool) -> Result<String, String> {
+/// Checks that an endpoint is https, unless endpoint and document are on this machine or `allow_http` is set.
+fn check_endpoint(text: &str, document: &Url, allow_http: bool) -> Result<String, String> {
     let url = Url::parse(text).map_err(|_| "is not a URL".to_owned())?;
     if url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() || url.host_str().is_none() {
         return Err("is not a plain URL".to_owned());
@@ -102,7 +102,7 @@ fn checked(text: &str, document: &Url, allow_http: bool) -> Result<String, Strin
 }
 
 #[derive(Default)]
-struct Known {
+struct Cached {
     document: Option<(Arc<Metadata>, Instant)>,
     failed: Option<(String, Instant)>,
 }
@@ -113,7 +113,7 @@ pub(super) struct Discovery {
     url: Result<Url, String>,
     allow_http: bool,
     fresh: Duration,
-    known: Mutex<Known>,
+    cache: Mutex<Cached>,
     fetching: tokio::sync::Mutex<()>,
 }
 
@@ -131,33 +131,36 @@ impl Discovery {
             issuer,
             allow_http,
             fresh,
-            known: Mutex::default(),
+            cache: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
         }
     }
 
-    /// The document, from memory while it is fresh. A stale one serves while the provider is down.
+    /// Returns the document, from the cache while it is fresh. A stale document is used while the provider is down.
+    ///
+    /// # Errors
+    /// [`LoginError::Unavailable`] when there is no document.
     pub(super) async fn get(&self, client: &reqwest::Client) -> Result<Arc<Metadata>, LoginError> {
-        if let Some(known) = self.at_hand() {
+        if let Some(known) = self.cached() {
             return known;
         }
-        // Whoever waited takes what the one before has fetched.
+        // A caller that has waited takes the document of the one before it.
         let _turn = self.fetching.lock().await;
-        if let Some(known) = self.at_hand() {
+        if let Some(known) = self.cached() {
             return known;
         }
         let fetched = self.fetch(client).await;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         match fetched {
             Ok(document) => {
                 let document = Arc::new(document);
-                *known = Known { document: Some((Arc::clone(&document), Instant::now())), failed: None };
+                *cache = Cached { document: Some((Arc::clone(&document), Instant::now())), failed: None };
                 Ok(document)
             }
             Err(reason) => {
                 tracing::warn!(issuer = %self.issuer, reason, "discovery failed");
-                known.failed = Some((reason.clone(), Instant::now()));
-                match &known.document {
+                cache.failed = Some((reason.clone(), Instant::now()));
+                match &cache.document {
                     Some((document, _)) => Ok(Arc::clone(document)),
                     None => Err(LoginError::unavailable(reason, Some(RETRY))),
                 }
@@ -165,16 +168,16 @@ impl Discovery {
         }
     }
 
-    /// The last document, however old.
-    pub(super) fn known(&self) -> Option<Arc<Metadata>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.document.as_ref().map(|(document, _)| Arc::clone(document))
+    /// Returns the last document, however old.
+    pub(super) fn last_document(&self) -> Option<Arc<Metadata>> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.document.as_ref().map(|(document, _)| Arc::clone(document))
     }
 
-    fn at_hand(&self) -> Option<Result<Arc<Metadata>, LoginError>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_just_failed = known.failed.as_ref().filter(|(_, at)| at.elapsed() < RETRY);
-        match (&known.document, has_just_failed) {
+    fn cached(&self) -> Option<Result<Arc<Metadata>, LoginError>> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_just_failed = cache.failed.as_ref().filter(|(_, at)| at.elapsed() < RETRY);
+        match (&cache.document, has_just_failed) {
             (Some((document, at)), failed) if at.elapsed() < self.fresh || failed.is_some() => {
                 Some(Ok(Arc::clone(document)))
             }
@@ -205,7 +208,7 @@ impl Discovery {
             }
             None => return Err(format!("{url} is not an OIDC discovery document")),
         }
-        Metadata::read(&document, url, self.allow_http).map_err(|why| format!("{url}: {why}"))
+        Metadata::from_document(&document, url, self.allow_http).map_err(|why| format!("{url}: {why}"))
     }
 }
 
@@ -223,7 +226,7 @@ mod tests {
             document[name] = value.clone();
         }
         let document = document.as_object().expect("object").clone();
-        Metadata::read(&document, &Url::parse(url).expect("a URL"), allow_http)
+        Metadata::from_document(&document, &Url::parse(url).expect("a URL"), allow_http)
     }
 
     #[test]

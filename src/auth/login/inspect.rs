@@ -10,7 +10,7 @@ use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginS
 /// Asks a provider for its discovery document, returns it, and says what it means for this login.
 pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Arc<Metadata>> {
     let metadata = match client(spec) {
-        Ok(client) => Discovery::new(&spec.judged_by).get(&client).await.map_err(|error| error.to_string()),
+        Ok(client) => Discovery::new(&spec.provider_spec).get(&client).await.map_err(|error| error.to_string()),
         Err(reason) => Err(reason),
     };
     match metadata {
@@ -38,7 +38,7 @@ pub async fn authorization_answer(spec: &LoginSpec, url: &str) -> Result<(u16, O
 }
 
 fn client(spec: &LoginSpec) -> Result<reqwest::Client, String> {
-    let authority = match &spec.judged_by.keys {
+    let authority = match &spec.provider_spec.keys {
         KeySource::Fetched { authority, .. } => authority.as_ref(),
         _ => None,
     };

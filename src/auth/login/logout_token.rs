@@ -31,18 +31,18 @@ pub struct ProviderLogout {
 }
 
 impl Logins {
-    /// Judges a logout token.
+    /// Verifies a logout token.
     ///
     /// # Errors
     /// Why it is refused, or that keys cannot be had now.
-    pub async fn judge_logout_token(&self, token: &str) -> Result<ProviderLogout, Rejection> {
+    pub async fn verify_logout_token(&self, token: &str) -> Result<ProviderLogout, Rejection> {
         let parsed = jwt::parse_logout(token)?;
-        let login = self.iter().find(|login| login.is_ours(&parsed.claims).is_ok());
+        let login = self.iter().find(|login| login.check_issuer(&parsed.claims).is_ok());
         let login = login.ok_or_else(|| {
             let issuer = parsed.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
             Rejection::UnknownIssuer(issuer.chars().take(256).collect())
         })?;
-        let spec = &login.spec.judged_by;
+        let spec = &login.spec.provider_spec;
         if parsed.kind.is_access_token {
             return Err(Rejection::WrongKind("an access token"));
         }
@@ -67,7 +67,7 @@ impl Logins {
 
 impl Login {
     fn logout_of(&self, claims: &Map<String, Value>, says_sid: bool, now: u64) -> Result<ProviderLogout, Rejection> {
-        let spec = &self.spec.judged_by;
+        let spec = &self.spec.provider_spec;
         let wrong = |claim: &str, problem: &'static str| Rejection::Claim { claim: claim.to_owned(), problem };
         claims::check_times(spec, claims, now, &mut ())?;
         claims::required_exp(claims)?;

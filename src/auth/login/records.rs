@@ -1,5 +1,5 @@
-//! What this process keeps of open login sessions: their tokens, whom they are of, and their renewal. Bounded by
-//! `limits.login_sessions`; one that was forgotten goes on by its cookie alone, until the end that was sealed into it.
+//! Keeps the records of open login sessions in memory: tokens, identity and renewal. `limits.login_sessions` bounds their
+//! number. A session whose record has given way goes on by its cookie alone, until the cookie's soft end.
 
 mod open_socket;
 mod renewal;
@@ -14,20 +14,21 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
 use super::client::{ProviderToken, Tokens};
-use super::grant::{Grant, Judged};
+use super::completion::{CompletedSignIn, VerifiedIdToken};
 use super::{Login, LoginLimits, SessionKey};
 use crate::auth::identity::Expiry;
 use crate::auth::{BrowserSession, Identity, Rejection, Revocations, Token, unix_millis, unix_seconds};
 use crate::policy::Renew;
+use crate::telemetry::RenewalOutcome;
 use renewal::renewal_moment;
 
 pub use open_socket::OpenLoginSocket;
 
-/// What may change while a session is open.
+/// The part of a record that changes while the session is open.
 struct State {
     identity: Arc<Identity>,
-    /// The last ID token's claims, which `UserInfo` is merged with anew.
-    judged: Judged,
+    /// The last verified ID token. The claims of `UserInfo` are merged into it at each renewal.
+    verified_id_token: VerifiedIdToken,
     id_token: Option<ProviderToken>,
     access_token: Option<ProviderToken>,
     refresh_token: Option<ProviderToken>,
@@ -41,41 +42,41 @@ struct State {
     next_try: u64,
     /// Whether a renewal is under way.
     is_renewing: bool,
-    /// Whether its user has signed out: the refresh token was taken to be revoked, and so is one that comes later.
+    /// Whether the user has signed out: the refresh token was taken to be revoked, and one that comes later is revoked too.
     is_signed_out: bool,
-    /// Whether a task renews it for open sockets: one at most.
+    /// Whether a task renews the session for its open sockets. There is at most one.
     is_watched: bool,
     /// Whether the last renewal failed.
     has_failed: bool,
 }
 
-/// One session that began with a sign-in.
+/// The record of one session that began with a sign-in.
 pub struct LoginSession {
-    /// The session that its cookie names.
+    /// The session that the cookie names.
     pub session: BrowserSession,
-    /// The key that only its cookie holds beside this process.
+    /// The key that is stored nowhere else than in the cookie.
     pub key: SessionKey,
-    /// The name of the provider whose login began it.
+    /// The name of the provider whose login began the session.
     pub provider: Box<str>,
-    /// The absolute end, which no renewal moves, Unix seconds.
+    /// The absolute end by the configuration at the sign-in, Unix seconds. No renewal moves it.
     pub ends_at: u64,
     nonce: Box<str>,
     first_auth_time: Option<u64>,
-    /// The `iat` of the ID token of the sign-in: what was revoked since then does not come back by a renewal.
+    /// The `iat` of the sign-in's ID token. A renewed identity keeps it, so that a revocation since then stays in force.
     issued_at: Option<Value>,
     state: Mutex<State>,
     /// A count that grows with each finished renewal.
     finished: watch::Sender<u64>,
-    /// A count that grows with each change that open sockets have to be judged by.
+    /// A count that grows with each change that open sockets must be checked for.
     version: AtomicU64,
     has_ended: AtomicBool,
     sockets: AtomicUsize,
-    /// Whether a backend behind one of the sockets is sent each new token.
+    /// Whether the upstream of one of the sockets receives each new token.
     passes_token: AtomicBool,
     socket_left: Notify,
     /// The time of the last use, Unix milliseconds.
     last_used: AtomicU64,
-    /// The session that took this one's place in its browser.
+    /// The session that replaced this one in its browser.
     successor: Mutex<Option<Arc<LoginSession>>>,
 }
 
@@ -86,13 +87,13 @@ impl std::fmt::Debug for LoginSession {
 }
 
 impl LoginSession {
-    /// Begins a session with what a sign-in gave; its tokens end at `token_end`, Unix seconds.
+    /// Creates the record of a new session. The tokens expire at `token_end`, Unix seconds.
     fn new(
         session: BrowserSession,
         key: SessionKey,
         nonce: Box<str>,
         identity: Identity,
-        judged: Judged,
+        id_token: VerifiedIdToken,
         tokens: Tokens,
         token_end: u64,
     ) -> Arc<Self> {
@@ -101,11 +102,11 @@ impl LoginSession {
             provider: identity.provider().name.as_str().into(),
             ends_at: session.last_end,
             nonce,
-            first_auth_time: judged.auth_time,
-            issued_at: judged.claims.get("iat").cloned(),
+            first_auth_time: id_token.auth_time,
+            issued_at: id_token.claims.get("iat").cloned(),
             state: Mutex::new(State {
                 identity: Arc::new(identity.lasting(Expiry::At(session.last_end)).in_session(Some(session.clone()))),
-                judged,
+                verified_id_token: id_token,
                 id_token: tokens.id_token,
                 access_token: tokens.access_token,
                 refresh_token: tokens.refresh_token,
@@ -135,25 +136,25 @@ impl LoginSession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The user as the last renewal has it.
+    /// The user, as of the last renewal.
     #[must_use]
     pub fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.lock().identity)
     }
 
-    /// The access token, for a backend that is to get it.
+    /// The access token, for an upstream that receives it.
     pub(in crate::auth) fn passed_token(&self) -> Option<Token> {
         self.lock().access_token.as_ref().and_then(ProviderToken::to_token)
     }
 
-    /// The last ID token, for the provider's page of sign-out.
+    /// The last ID token, for the provider's sign-out page.
     #[must_use]
     pub fn id_token(&self) -> Option<ProviderToken> {
         self.lock().id_token.clone()
     }
 
-    /// The refresh token of a session whose user has signed out, to be revoked; a renewal under way revokes the one that
-    /// it is given.
+    /// Takes the refresh token of a user who has signed out, to revoke it. A renewal under way revokes the one that it
+    /// receives.
     #[must_use]
     pub fn take_refresh_token(&self) -> Option<ProviderToken> {
         let mut state = self.lock();
@@ -161,22 +162,22 @@ impl LoginSession {
         state.refresh_token.take()
     }
 
-    /// Whether its tokens are those of this login's client at this login's provider: no other may see them, though a
-    /// reload gave it the same name.
+    /// Whether the tokens are those of this login's client at this login's provider. A reload may have given the name to
+    /// another provider, which must not see them.
     #[must_use]
     pub fn is_of(&self, login: &Login) -> bool {
         let identity = self.identity();
-        let (began_by, now) = (identity.provider(), &login.spec.judged_by);
+        let (began_by, now) = (identity.provider(), &login.spec.provider_spec);
         began_by.issuer == now.issuer && began_by.audience == now.audience
     }
 
-    /// Whether it was ended.
+    /// Whether the session has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// The session that took its place, where its user signed in again in the same browser: the last of them.
+    /// The session that has replaced this one because its user signed in again in the same browser; the last of them.
     #[must_use]
     pub fn latest(&self) -> Option<Arc<Self>> {
         let successor = |session: &Self| session.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -187,7 +188,7 @@ impl LoginSession {
         Some(last)
     }
 
-    /// Says that nobody can tell now whether it is good.
+    /// Returns the rejection for a session that cannot be renewed now.
     #[must_use]
     pub fn unavailable(&self) -> Rejection {
         let next_try = self.lock().next_try;
@@ -198,7 +199,7 @@ impl LoginSession {
         }
     }
 
-    /// Whether tokens have ended for longer than the provider may be away.
+    /// Whether renewals have failed and the grace after the tokens' end has passed.
     #[must_use]
     pub fn is_unavailable(&self, grace: Duration) -> bool {
         let state = self.lock();
@@ -206,17 +207,17 @@ impl LoginSession {
     }
 }
 
-/// Every login session that this process knows more of than its cookie says.
+/// The records of all login sessions.
 pub struct LoginSessions {
     revocations: Arc<Revocations>,
     by_id: Mutex<HashMap<Arc<str>, Arc<LoginSession>>>,
     config: ArcSwap<Config>,
-    /// A count that grows when open sockets have to look at their sessions.
+    /// A count that grows when open sockets must check their sessions.
     changes: watch::Sender<u64>,
     renewals: Mutex<Option<CountRenewal>>,
 }
 
-type CountRenewal = Box<dyn Fn(&str, &'static str) + Send + Sync>;
+type CountRenewal = Box<dyn Fn(&str, RenewalOutcome) + Send + Sync>;
 
 struct Config {
     logins: Vec<Arc<Login>>,
@@ -234,12 +235,12 @@ impl LoginSessions {
         }
     }
 
-    /// Calls this with each renewal's provider and outcome.
+    /// Sets the function that is called with the provider and outcome of each renewal.
     pub fn on_renewal(&self, count: CountRenewal) {
         *self.renewals.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
     }
 
-    fn count_renewal(&self, provider: &str, outcome: &'static str) {
+    fn count_renewal(&self, provider: &str, outcome: RenewalOutcome) {
         if let Some(count) = &*self.renewals.lock().unwrap_or_else(PoisonError::into_inner) {
             count(provider, outcome);
         }
@@ -253,7 +254,7 @@ impl LoginSessions {
         &self.revocations
     }
 
-    /// Tells of each change that open sockets have to look at.
+    /// Returns a receiver of changes that open sockets must check their sessions for.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -267,25 +268,31 @@ impl LoginSessions {
         self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session of this id, if it is known here.
+    /// Finds a record by the session's id.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Arc<LoginSession>> {
         self.lock().get(id).map(Arc::clone)
     }
 
-    /// The number of known sessions.
+    /// The number of records.
     #[must_use]
     pub fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// Keeps what a sign-in gave.
-    pub(super) fn keep(&self, grant: Grant, session: &BrowserSession, key: SessionKey) -> Arc<LoginSession> {
-        let Grant { login, identity, judged, mut tokens, nonce, token_end } = grant;
+    /// Adds the record of a new session. At `limits.login_sessions` the record that was not used for the longest time
+    /// gives way, those of sessions with open sockets and of ended ones last.
+    pub(super) fn insert(
+        &self,
+        completed: CompletedSignIn,
+        session: &BrowserSession,
+        key: SessionKey,
+    ) -> Arc<LoginSession> {
+        let CompletedSignIn { login, identity, id_token, mut tokens, nonce, token_end } = completed;
         if login.spec.renew == Renew::Off {
             tokens.refresh_token = None;
         }
-        let kept = LoginSession::new(session.clone(), key, nonce.into(), identity, judged, tokens, token_end);
+        let kept = LoginSession::new(session.clone(), key, nonce.into(), identity, id_token, tokens, token_end);
         let limit = self.config.load().limits.map_or(1, |limits| limits.sessions);
         let mut by_id = self.lock();
         if by_id.len() >= limit {
@@ -297,7 +304,7 @@ impl LoginSessions {
                 .iter()
                 .min_by_key(|(_, known)| {
                     let is_open = known.sockets.load(Ordering::Relaxed) > 0;
-                    (is_open, known.last_used.load(Ordering::Relaxed))
+                    (is_open || known.has_ended(), known.last_used.load(Ordering::Relaxed))
                 })
                 .map(|(id, _)| Arc::clone(id));
             let Some(oldest) = oldest else { break };
@@ -307,7 +314,7 @@ impl LoginSessions {
         kept
     }
 
-    /// Ends a session for every cookie of it.
+    /// Ends a session with all its cookies.
     pub(super) fn end(&self, session: &LoginSession) {
         session.has_ended.store(true, Ordering::Release);
         if let Some(limits) = self.config.load().limits {
@@ -321,14 +328,14 @@ impl LoginSessions {
                         }
                     });
                 }
-                // What is kept here of the session says that it has ended.
-                Err(full) => tracing::error!(reason = %full, "an ended session could not be written down"),
+                // The record stays, and with it the session is rejected.
+                Err(full) => tracing::error!(reason = %full, "the end of a session could not be recorded"),
             }
         }
         session.note_change(self);
     }
 
-    /// Forgets what is kept of a session that was ended elsewhere.
+    /// Removes the record of a session whose end has been recorded.
     pub fn forget(&self, id: &str) -> Option<Arc<LoginSession>> {
         let known = self.lock().remove(id)?;
         known.has_ended.store(true, Ordering::Release);
@@ -336,7 +343,15 @@ impl LoginSessions {
         Some(known)
     }
 
-    /// Says that a newer session took this one's place: its sockets move there.
+    /// Marks a session as ended and keeps its record, which from then on keeps its cookies from being accepted.
+    pub fn mark_ended(&self, id: &str) -> Option<Arc<LoginSession>> {
+        let known = self.get(id)?;
+        known.has_ended.store(true, Ordering::Release);
+        known.socket_left.notify_one();
+        Some(known)
+    }
+
+    /// Records that a newer session has replaced this one. Its sockets move to the newer one.
     pub fn supersede(&self, former: &LoginSession, by: &Arc<LoginSession>) {
         *former.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(by));
     }

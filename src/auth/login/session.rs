@@ -12,9 +12,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
-use super::grant::Grant;
+use super::completion::CompletedSignIn;
+use super::keys::{Purpose, random};
 use super::records::LoginSession;
-use super::seal::{SESSION, random};
 use super::{Login, Logins};
 use crate::auth::identify::{VerifiedClaims, identify_again};
 use crate::auth::identity::{BrowserSession, Expiry, VerifiedBy};
@@ -24,9 +24,9 @@ use crate::auth::{
     Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
 };
 
-/// In front of the value: told from a cookie that was made of a Bearer token.
+/// The prefix of the value, which tells it from a cookie that was issued for a Bearer token.
 const PREFIX: &str = "login.";
-/// What is left of the claims where all of them are too many for a cookie.
+/// The claims that remain in the cookie when the policy's claims do not fit.
 const FEWEST: [&str; 7] = ["iss", "sub", "aud", "azp", "iat", "sid", "token_use"];
 
 /// The key of one login session. It cannot be printed.
@@ -58,8 +58,8 @@ impl std::fmt::Debug for SessionKey {
     }
 }
 
-/// What a cookie of a login session holds.
-pub(in crate::auth) struct OpenedLogin {
+/// The decrypted content of a login session's cookie.
+pub(in crate::auth) struct LoginSessionCookie {
     pub(in crate::auth) session: BrowserSession,
     key: SessionKey,
     pub(in crate::auth) provider: String,
@@ -67,14 +67,15 @@ pub(in crate::auth) struct OpenedLogin {
     claims: Map<String, Value>,
     kind: KindHeader,
     verified_by: VerifiedBy,
-    /// Until when it is good by itself, Unix seconds.
+    /// Until when the cookie is accepted without a record of the session, Unix seconds.
     soft_end: u64,
-    /// Whether the claims are all that the policy used, and a digest of which those were.
+    /// Whether the cookie has all claims that the policy used.
     is_whole: bool,
+    /// A digest of the names of those claims.
     names: String,
 }
 
-impl OpenedLogin {
+impl LoginSessionCookie {
     pub(in crate::auth) fn claims(&self) -> &Map<String, Value> {
         &self.claims
     }
@@ -86,15 +87,20 @@ fn digest_of(names: &[String]) -> String {
 }
 
 impl Logins {
-    /// Begins a session: the cookie, and what is kept here. `None` where it could not be sealed.
+    /// Begins a session: issues its cookie and keeps its record. Returns `None` when the claims do not fit the cookie or
+    /// the system has no random numbers.
     #[must_use]
-    pub fn begin(&self, grant: Grant, seal: KeyFingerprint) -> Option<(IssuedCookie, Arc<LoginSession>)> {
-        let login = Arc::clone(&grant.login);
+    pub fn begin(
+        &self,
+        completed: CompletedSignIn,
+        cookie_key: KeyFingerprint,
+    ) -> Option<(IssuedCookie, Arc<LoginSession>)> {
+        let login = Arc::clone(&completed.login);
         let spec = &login.spec;
         let now = unix_millis();
         let ends_at = (now / 1_000).saturating_add(spec.session_max_age.as_secs());
-        let soft_end = if grant.is_renewable() { grant.token_end.min(ends_at) } else { ends_at };
-        let identity = &grant.identity;
+        let soft_end = if completed.is_renewable() { completed.token_end.min(ends_at) } else { ends_at };
+        let identity = &completed.identity;
         let owner = KeyFingerprint::of(&[
             b"user",
             issuer_or_name(identity.provider()).as_bytes(),
@@ -105,7 +111,7 @@ impl Logins {
             owner: owner.text().into(),
             began: now,
             last_end: ends_at,
-            key: seal,
+            key: cookie_key,
         };
         let key = SessionKey::generate()?;
         let (print, algorithm) = match identity.verified_by() {
@@ -113,7 +119,7 @@ impl Logins {
             VerifiedBy::Provider(print) => (print, String::new()),
         };
         let kind = identity.kind();
-        let sealed = |is_whole: bool| {
+        let encrypted = |is_whole: bool| {
             let keeps = |name: &str| {
                 if is_whole { spec.claims.iter().any(|known| known == name) } else { FEWEST.contains(&name) }
             };
@@ -123,43 +129,41 @@ impl Logins {
                 .collect();
             let content = json!({
                 "i": &*session.id, "x": key.to_text(), "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
-                "p": spec.name, "f": spec.judged_by.preset, "k": print.text(), "a": algorithm,
+                "p": spec.name, "f": spec.provider_spec.preset, "k": print.text(), "a": algorithm,
                 "t": kind.is_access_token, "y": kind.category.name(),
                 "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
             });
-            let value = format!("{PREFIX}{}", self.keys.seal(SESSION, &content)?);
+            let value = format!("{PREFIX}{}", self.keys.encrypt(Purpose::SessionCookie, &content)?);
             (value.len() <= MAX_COOKIE_VALUE).then_some(value)
         };
-        let value = sealed(true).or_else(|| sealed(false))?;
-        let kept = self.sessions.keep(grant, &session, key);
+        let value = encrypted(true).or_else(|| encrypted(false))?;
+        let kept = self.sessions.insert(completed, &session, key);
         Some((IssuedCookie { value, expires_at: ends_at, session }, kept))
     }
 
-    /// The provider of the login session that a cookie is of, by its seal alone.
-    #[must_use]
-    pub fn provider_of(&self, cookie: &SessionCookie) -> Option<String> {
-        self.open(cookie, KeyFingerprint::default()).map(|opened| opened.provider)
-    }
-
-    /// Opens a cookie, if it is one of a login session.
-    pub(in crate::auth) fn open(&self, cookie: &SessionCookie, seal: KeyFingerprint) -> Option<OpenedLogin> {
-        let held = self.keys.open(SESSION, cookie.expose().strip_prefix(PREFIX)?)?;
-        let text = |name: &str| held.get(name).and_then(Value::as_str);
-        let number = |name: &str| held.get(name).and_then(Value::as_u64);
-        let flag = |name: &str| held.get(name).and_then(Value::as_bool);
+    /// Decrypts a cookie, if it is one of a login session. `cookie_key` is the fingerprint of the current key.
+    pub(in crate::auth) fn decrypt_session_cookie(
+        &self,
+        cookie: &SessionCookie,
+        cookie_key: KeyFingerprint,
+    ) -> Option<LoginSessionCookie> {
+        let content = self.keys.decrypt(Purpose::SessionCookie, cookie.expose().strip_prefix(PREFIX)?)?;
+        let text = |name: &str| content.get(name).and_then(Value::as_str);
+        let number = |name: &str| content.get(name).and_then(Value::as_u64);
+        let flag = |name: &str| content.get(name).and_then(Value::as_bool);
         let print = KeyFingerprint::from_text(text("k")?)?;
-        Some(OpenedLogin {
+        Some(LoginSessionCookie {
             session: BrowserSession {
                 id: text("i")?.into(),
                 owner: text("o")?.into(),
                 began: number("b")?,
                 last_end: number("l")?,
-                key: seal,
+                key: cookie_key,
             },
             key: SessionKey::from_text(text("x")?)?,
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
-            claims: held.get("c")?.as_object()?.clone(),
+            claims: content.get("c")?.as_object()?.clone(),
             kind: KindHeader { is_access_token: flag("t")?, category: Category::from_name(text("y")?)? },
             verified_by: VerifiedBy::Key { fingerprint: print, algorithm: text("a")?.parse().ok()?, until: 0 },
             soft_end: number("s")?,
@@ -168,68 +172,77 @@ impl Logins {
         })
     }
 
-    /// Judges a login session by the policy in force. Revocations are the caller's to ask.
-    pub(in crate::auth) async fn judge_session(
+    /// Verifies a login session by the current policy. The caller checks revocations of the returned identity.
+    ///
+    /// # Errors
+    /// Why the session is not accepted, or that this cannot be decided now.
+    pub(in crate::auth) async fn verify_session(
         &self,
-        opened: OpenedLogin,
+        cookie: LoginSessionCookie,
     ) -> Result<(Identity, Option<Arc<LoginSession>>), Rejection> {
-        let gone = || Rejection::UnknownIssuer(opened.provider.clone());
-        let login = self.get(&opened.provider).ok_or_else(gone)?;
+        let gone = || Rejection::UnknownIssuer(cookie.provider.clone());
+        let login = self.get(&cookie.provider).ok_or_else(gone)?;
         let now = unix_seconds();
-        let began = opened.session.began / 1_000;
-        // By the policy in force, which another may have sealed.
-        let ends_at = opened.session.last_end.min(began.saturating_add(login.spec.session_max_age.as_secs()));
+        let began = cookie.session.began / 1_000;
+        // `session.max_age` may be shorter now than when the session began.
+        let ends_at = cookie.session.last_end.min(began.saturating_add(login.spec.session_max_age.as_secs()));
         if now >= ends_at {
             return Err(Rejection::Expired { exp: ends_at, now });
         }
-        if let Some(known) = self.sessions.get(&opened.session.id) {
-            if !known.key.equals(&opened.key) {
+        if let Some(known) = self.sessions.get(&cookie.session.id) {
+            if !known.key.equals(&cookie.key) {
                 return Err(Rejection::Malformed("the cookie has another key than its session"));
             }
             if !known.is_of(login) {
                 return Err(gone());
             }
-            // What was revoked is not renewed first. It ends for good: the claims in its cookie are older, and may say
-            // another `sid` than the one that was revoked.
+            // A revoked session is not renewed. It ends for good, because the cookie may have an older `sid` than the one
+            // that was revoked.
             if let Err(revoked) = self.sessions.revocations().check(&known.identity(), now) {
                 self.sessions.end(&known);
                 return Err(revoked);
             }
             known.ensure(&self.sessions, login.spec.renewal_grace).await?;
-            let identity = login.judge_again(&known.identity(), ends_at)?;
-            return Ok((identity.in_session(Some(opened.session)), Some(known)));
+            let identity = login.reidentify(&known.identity(), ends_at)?;
+            return Ok((identity.in_session(Some(cookie.session)), Some(known)));
         }
-        // Begun by another process, or before this one started.
-        if !opened.is_whole || opened.names != digest_of(&login.spec.claims) {
-            return Err(Rejection::Malformed("a session of which this process knows too little"));
+        // The session began in another process, before a restart, or its record has given way to newer ones. The cookie
+        // alone is accepted until its soft end, so its claims are at most as old as one token.
+        if !cookie.is_whole || cookie.names != digest_of(&login.spec.claims) {
+            return Err(Rejection::Malformed(
+                "the cookie has not all claims that the policy uses, and there is no record",
+            ));
         }
-        let until = opened.soft_end.min(ends_at);
+        let until = cookie.soft_end.min(ends_at);
         if now >= until {
             return Err(Rejection::Expired { exp: until, now });
         }
-        let said = VerifiedClaims {
-            claims: opened.claims,
-            kind: opened.kind,
+        let verified = VerifiedClaims {
+            claims: cookie.claims,
+            kind: cookie.kind,
             expiry: Expiry::At(until),
-            verified_by: opened.verified_by,
+            verified_by: cookie.verified_by,
         };
-        let identity = identify_again(&login.spec.judged_by, &opened.preset, said)?;
-        Ok((identity.in_session(Some(opened.session)), None))
+        let identity = identify_again(&login.spec.provider_spec, &cookie.preset, verified)?;
+        Ok((identity.in_session(Some(cookie.session)), None))
     }
 }
 
 impl Login {
-    /// Who a session is of, by the policy in force.
-    pub(in crate::auth) fn judge_again(&self, identity: &Identity, ends_at: u64) -> Result<Identity, Rejection> {
-        if **identity.provider_spec() == *self.spec.judged_by {
+    /// Checks the identity of a session by the current policy.
+    ///
+    /// # Errors
+    /// Why the current policy does not accept it.
+    pub(in crate::auth) fn reidentify(&self, identity: &Identity, ends_at: u64) -> Result<Identity, Rejection> {
+        if **identity.provider_spec() == *self.spec.provider_spec {
             return Ok(identity.clone().lasting(Expiry::At(ends_at)));
         }
-        let said = VerifiedClaims {
+        let verified = VerifiedClaims {
             claims: identity.claims().clone(),
             kind: identity.kind(),
             expiry: Expiry::At(ends_at),
             verified_by: identity.verified_by(),
         };
-        identify_again(&self.spec.judged_by, identity.provider().preset, said)
+        identify_again(&self.spec.provider_spec, identity.provider().preset, verified)
     }
 }

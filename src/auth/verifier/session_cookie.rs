@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
-use super::super::login::{Grant, LoginSession, LoginSessions, OpenLoginSocket};
+use super::super::login::{CompletedSignIn, LoginSession, LoginSessions, OpenLoginSocket};
 use super::super::provider_state::ProviderState;
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck};
 use super::super::{
@@ -32,17 +32,21 @@ impl Verifier {
         result.map(|(identity, token)| Verified { identity: Arc::new(identity), token, carrier: Carrier::Cookie })
     }
 
-    /// Reads the user id from a session cookie that can be decrypted, without any other check; for the log.
+    /// Reads the provider's name, and the user id if the configuration still has the provider, from a session cookie that
+    /// can be decrypted, without any other check; for the log.
     #[must_use]
-    pub fn session_cookie_user(&self, cookie: &SessionCookie) -> Option<String> {
+    pub fn session_cookie_owner(&self, cookie: &SessionCookie) -> Option<(String, Option<String>)> {
         let sessions = self.session_cookies.as_ref()?;
+        let user = |provider: &str, claims| claims::user_id(self.provider(provider)?, claims).ok();
         if let Some(logins) = &self.logins
-            && let Some(opened) = logins.open(cookie, sessions.key_fingerprint())
+            && let Some(opened) = logins.decrypt_session_cookie(cookie, sessions.key_fingerprint())
         {
-            return claims::user_id(self.provider(&opened.provider)?, opened.claims()).ok();
+            let user = user(&opened.provider, opened.claims());
+            return Some((opened.provider, user));
         }
         let content = sessions.decrypt(cookie)?;
-        claims::user_id(self.provider(&content.provider)?, &content.claims).ok()
+        let user = user(&content.provider, &content.claims);
+        Some((content.provider, user))
     }
 
     /// Returns the browser session of a cookie that can be decrypted, without any other check, to end it.
@@ -54,14 +58,15 @@ impl Verifier {
     /// Like [`Self::browser_session_of`], but only for sessions that began with a sign-in.
     #[must_use]
     pub fn login_session_of(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
-        let opened = self.logins.as_ref()?.open(cookie, self.session_cookies.as_ref()?.key_fingerprint())?;
+        let opened =
+            self.logins.as_ref()?.decrypt_session_cookie(cookie, self.session_cookies.as_ref()?.key_fingerprint())?;
         Some(opened.session)
     }
 
-    /// Begins a login session after a sign-in.
+    /// Begins a login session after a completed sign-in.
     #[must_use]
-    pub fn begin_login_session(&self, grant: Grant) -> Option<(IssuedCookie, Arc<LoginSession>)> {
-        self.logins.as_ref()?.begin(grant, self.session_cookies.as_ref()?.key_fingerprint())
+    pub fn begin_login_session(&self, completed: CompletedSignIn) -> Option<(IssuedCookie, Arc<LoginSession>)> {
+        self.logins.as_ref()?.begin(completed, self.session_cookies.as_ref()?.key_fingerprint())
     }
 
     /// Registers an open WebSocket of a login session, or returns `None` when this process does not know the session.
@@ -101,7 +106,7 @@ impl Verifier {
         if session.is_unavailable(login.spec.renewal_grace) {
             return Err(session.unavailable());
         }
-        login.judge_again(&session.identity(), session.ends_at)
+        login.reidentify(&session.identity(), session.ends_at)
     }
 
     /// Returns the login sessions that this process knows.
@@ -115,13 +120,13 @@ impl Verifier {
         let cookies =
             self.session_cookies.as_ref().ok_or(Rejection::Malformed("session cookies are not configured"))?;
         if let Some(logins) = &self.logins
-            && let Some(opened) = logins.open(cookie, cookies.key_fingerprint())
+            && let Some(opened) = logins.decrypt_session_cookie(cookie, cookies.key_fingerprint())
         {
             // Checked before the renewal too, so that an ended session is not renewed.
             if self.revocations.is_ended(&opened.session, unix_seconds()) {
                 return Err(Rejection::Revoked("session"));
             }
-            let (identity, known) = logins.judge_session(opened).await?;
+            let (identity, known) = logins.verify_session(opened).await?;
             // Checked last, so that a revocation that arrives while the provider is asked takes effect.
             self.revocations.check(&identity, unix_seconds())?;
             return Ok((identity, known.and_then(|known| known.passed_token())));

@@ -1,4 +1,5 @@
-//! `POST /.vestibule/backchannel-logout`: the provider says that a session of one of its users has ended.
+//! `POST /.vestibule/backchannel-logout`: a provider reports that a session of one of its users has ended (OpenID
+//! Connect Back-Channel Logout 1.0).
 
 use std::sync::Arc;
 
@@ -7,14 +8,18 @@ use hyper::{Method, Response, StatusCode};
 
 use super::parameters;
 use crate::auth::login::{Logins, ProviderLogout};
-use crate::auth::unix_seconds;
-use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
+use crate::auth::{RevocationTarget, unix_seconds};
+use crate::http::{Answer, ClientAddress, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{Runtime, Shared};
+use crate::telemetry::{Audit, AuditEvent, LogoutOutcome};
 
-/// A logout token is bounded as any token is; the form around it takes little more.
+/// The longest form: a logout token has the size limit of any token, and the form adds little.
 const FORM_BYTES: usize = 32 << 10;
 
 /// Serves the endpoint.
+///
+/// # Errors
+/// 405 for another method, 503 when the token cannot be verified now or the logout cannot be recorded.
 pub(super) async fn serve(
     shared: &Arc<Shared>,
     runtime: &Arc<Runtime>,
@@ -29,24 +34,23 @@ pub(super) async fn serve(
     let Some([Some(token)]) = parameters(form, ["logout_token"]) else {
         return Ok(answer(StatusCode::BAD_REQUEST, "{\"error\":\"invalid_request\"}"));
     };
-    let request_id = own.client().request_id.as_str();
-    let logout = match logins.judge_logout_token(&token).await {
+    let logout = match logins.verify_logout_token(&token).await {
         Ok(logout) => logout,
         Err(rejection) if rejection.is_unavailable() => {
             return Err(Refusal::rejected(&rejection, false));
         }
         Err(rejection) => {
             for login in logins.iter().filter(|login| login.is_named_by(&token)) {
-                shared.metrics.logins.signed_out(&login.spec.name, "refused");
+                shared.metrics.logins.signed_out(&login.spec.name, LogoutOutcome::Refused);
             }
-            tracing::warn!(reason = %rejection, request_id, "logout token refused");
+            tracing::warn!(reason = %rejection, "logout token refused");
             return Ok(answer(StatusCode::BAD_REQUEST, "{\"error\":\"invalid_request\"}"));
         }
     };
     revoke(shared, runtime, &logout).await?;
     logins.use_logout_token(&logout);
-    shared.metrics.logins.signed_out(&logout.provider, "backchannel");
-    tracing::info!(event = "backchannel_logout", provider = logout.provider, request_id, "audit");
+    shared.metrics.logins.signed_out(&logout.provider, LogoutOutcome::Backchannel);
+    audit(&logout, own.client());
     Ok(answer(StatusCode::OK, ""))
 }
 
@@ -57,7 +61,7 @@ async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderL
     for target in &logout.targets {
         let revoked = shared.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit);
         revocations.push(revoked.map_err(|full| {
-            tracing::error!(reason = %full, "a provider's logout could not be kept");
+            tracing::error!(reason = %full, "a provider's logout could not be recorded");
             Refusal::not_signed_out(&full.to_string())
         })?);
     }
@@ -68,6 +72,26 @@ async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderL
         );
         Refusal::not_signed_out("control.revocation_file could not be written")
     })
+}
+
+fn audit(logout: &ProviderLogout, client: &ClientAddress) {
+    let (mut user, mut session) = (None, None);
+    for target in &logout.targets {
+        match target {
+            RevocationTarget::User(id) => user = Some(id.as_str()),
+            RevocationTarget::Session(_) => session = target.id_digest(),
+            RevocationTarget::Subject(_) | RevocationTarget::Token(_) => {}
+        }
+    }
+    let address = client.address.to_string();
+    Audit {
+        user,
+        provider: Some(&logout.provider),
+        provider_session: session.as_deref(),
+        client: Some(&address),
+        ..Audit::default()
+    }
+    .log(AuditEvent::BackchannelLogout);
 }
 
 fn answer(status: StatusCode, body: &'static str) -> Answer {

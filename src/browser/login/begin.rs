@@ -1,8 +1,8 @@
-//! `GET /.vestibule/login`: to the provider, or to the page to choose one from.
+//! `GET /.vestibule/login`: sends the browser to the provider, or shows the page to choose one from.
 
 use hyper::StatusCode;
 
-use super::{LOGIN, Visit, pages, parameters};
+use super::{LOGIN, SignInRequest, pages, parameters};
 use crate::auth::login::{Login, LoginCookie, LoginError, LoginState, local_path};
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
@@ -10,59 +10,58 @@ use crate::telemetry::AccessLine;
 
 /// Serves the endpoint.
 pub(super) async fn serve(
-    visit: &mut Visit<'_>,
+    request: &mut SignInRequest<'_>,
     own: &mut OwnRequest,
     line: &mut AccessLine,
 ) -> Result<Answer, Refusal> {
     let names = ["return_path", "provider", "prompt", "fragment"];
     let Some([return_path, provider, prompt, fragment]) = parameters(own.head().uri.query(), names) else {
-        return Ok(visit.page(&pages::bad_request()));
+        return Ok(request.page(&pages::bad_request()));
     };
     let return_path = local_path(return_path.as_deref().unwrap_or("/")).to_owned();
     let prompt = match prompt.as_deref() {
         None => None,
         Some(name) => match LoginPrompt::named(name).filter(|prompt| *prompt != LoginPrompt::Consent) {
             Some(prompt) => Some(prompt),
-            None => return Ok(visit.page(&pages::bad_request())),
+            None => return Ok(request.page(&pages::bad_request())),
         },
     };
     let login = match &provider {
-        None => visit.only_login(),
-        Some(name) => match visit.logins.get(name) {
+        None => request.only_login(),
+        Some(name) => match request.logins.get(name) {
             Some(login) => Some(std::sync::Arc::clone(login)),
-            None => return Ok(visit.page(&pages::bad_request())),
+            None => return Ok(request.page(&pages::bad_request())),
         },
     };
-    if !own.can_have_session(&visit.runtime.policy) {
+    if !own.can_have_session(&request.runtime.policy) {
         return Err(Refusal::needs_https());
     }
-    let session = visit.valid_session(own).await?;
+    let session = request.valid_session(own).await?;
     if let Some(session) = &session {
         line.user = Some(session.identity().user_id().to_owned());
     }
     if session.is_some() && prompt.is_none() && provider.is_none() {
-        return Ok(visit.redirect(StatusCode::SEE_OTHER, &return_path));
+        return Ok(request.redirect(StatusCode::SEE_OTHER, &return_path));
     }
-    let now = visit.now;
-    if session.is_none() && visit.cookie.as_mut().is_some_and(|cookie| cookie.note_begin(now)) {
+    let now = request.now;
+    if session.is_none() && request.cookie.as_mut().is_some_and(|cookie| cookie.note_begin(now)) {
         tracing::warn!(
-            request_id = %visit.request_id,
             "session cookie not kept: a browser came back three times within a minute right after signing in"
         );
-        let mut answer = visit.page(&pages::cookie_not_kept());
-        visit.keep_cookie(&mut answer);
+        let mut answer = request.page(&pages::cookie_not_kept());
+        request.set_login_cookie(&mut answer);
         return Ok(answer);
     }
     let Some(login) = login else {
-        let last = visit.cookie.as_ref().and_then(|cookie| cookie.provider.clone());
-        let choices: Vec<pages::Choice> = (visit.logins.iter())
+        let last = request.cookie.as_ref().and_then(|cookie| cookie.provider.clone());
+        let choices: Vec<pages::Choice> = (request.logins.iter())
             .map(|login| pages::Choice {
                 label: login.spec.label.clone(),
                 target: target(&return_path, Some(&login.spec.name), prompt),
                 is_last: last.as_ref() == Some(&login.spec.name),
             })
             .collect();
-        return Ok(visit.page(&pages::chooser(&choices)));
+        return Ok(request.page(&pages::chooser(&choices)));
     };
     if login.spec.keep_fragment && fragment.is_none() && !return_path.contains('#') {
         return Ok(pages::keep_fragment(&target(&return_path, Some(&login.spec.name), prompt)));
@@ -71,13 +70,13 @@ pub(super) async fn serve(
         Some(fragment) => format!("{return_path}#{fragment}"),
         None => return_path.clone(),
     };
-    // One that does not fit is dropped, and the path stays.
-    let kept = local_path(&with_fragment);
-    let return_path = if kept == "/" { return_path } else { kept.to_owned() };
-    Ok(visit.go(&login, &return_path, 0, prompt).await)
+    // A fragment that makes the return path too long is dropped.
+    let checked = local_path(&with_fragment);
+    let return_path = if checked == "/" { return_path } else { checked.to_owned() };
+    Ok(request.redirect_to_provider(&login, &return_path, 0, prompt).await)
 }
 
-/// The endpoint with these parameters.
+/// Returns the endpoint's URL with these parameters.
 fn target(return_path: &str, provider: Option<&str>, prompt: Option<LoginPrompt>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("return_path", return_path);
@@ -90,9 +89,9 @@ fn target(return_path: &str, provider: Option<&str>, prompt: Option<LoginPrompt>
     format!("{LOGIN}?{}", query.finish())
 }
 
-impl Visit<'_> {
-    /// Sends the browser to the provider, for the first time or again.
-    pub(super) async fn go(
+impl SignInRequest<'_> {
+    /// Redirects the browser to the provider, for the first time or again.
+    pub(super) async fn redirect_to_provider(
         &mut self,
         login: &Login,
         return_path: &str,
@@ -103,12 +102,12 @@ impl Visit<'_> {
         if self.cookie.as_ref().is_none_or(|cookie| !cookie.outlives_a_state(now)) {
             let former = self.cookie.take();
             self.cookie = LoginCookie::new(now).map(|cookie| match former {
-                Some(former) => cookie.following(former),
+                Some(former) => cookie.succeeding(former),
                 None => cookie,
             });
         }
         let url = match self.authorization_url(login, return_path, tries, prompt).await {
-            // A provider that has no page to choose an account from can ask who it is.
+            // A provider without a page to choose an account from can show its sign-in page.
             Err(LoginError::PushRefused(_)) if prompt == Some(LoginPrompt::SelectAccount) => {
                 self.authorization_url(login, return_path, tries, Some(LoginPrompt::Login)).await
             }
@@ -116,7 +115,7 @@ impl Visit<'_> {
         };
         match url {
             Ok(url) => self.redirect(StatusCode::FOUND, &url),
-            Err(error) => self.failed(login, &error),
+            Err(error) => self.failure(login, &error),
         }
     }
 
@@ -128,14 +127,14 @@ impl Visit<'_> {
         prompt: Option<LoginPrompt>,
     ) -> Result<String, LoginError> {
         let keys = &self.logins.keys;
-        let provider = (login.spec.name.as_str(), login.spec.judged_by.issuer.as_deref());
+        let provider = (login.spec.name.as_str(), login.spec.provider_spec.issuer.as_deref());
         let state = self
             .cookie
             .as_ref()
-            .and_then(|cookie| LoginState::begin(keys, cookie, provider, return_path, (tries, prompt), self.now));
+            .and_then(|cookie| LoginState::new(keys, cookie, provider, return_path, (tries, prompt), self.now));
         let (Some(cookie), Some(state)) = (&self.cookie, state) else {
-            return Err(LoginError::Refused("no random bytes".to_owned()));
+            return Err(LoginError::Refused("the system has no random numbers".to_owned()));
         };
-        login.authorization_url(keys, cookie, &state).await
+        login.authorization_url(keys, cookie, &state, self.client.limited_address()).await
     }
 }

@@ -210,7 +210,7 @@ async fn back_channel(target: &Target<'_>) -> Outcome {
     const PATH: &str = "/.vestibule/backchannel-logout";
     let login = target.policy.browser.logins.first();
     let claims = serde_json::json!({
-        "iss": login.and_then(|login| login.judged_by.issuer.as_deref()),
+        "iss": login.and_then(|login| login.provider_spec.issuer.as_deref()),
         "aud": login.map(|login| &login.client_id),
         "sub": MARKER,
         "jti": target.spoofed_user,

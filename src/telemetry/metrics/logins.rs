@@ -1,4 +1,4 @@
-//! Metrics of sign-ins by OpenID Connect, of session renewals, and of sign-outs.
+//! Metrics of sign-ins by OpenID Connect, of the renewals of their sessions, and of sign-outs.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,17 +7,101 @@ use prometheus_client::registry::Registry;
 
 use crate::telemetry::Label;
 
+/// The result of a sign-in that came back from its provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignInOutcome {
+    /// A session began.
+    Accepted,
+    /// The user may not enter here, or cancelled at the provider.
+    Denied,
+    /// The provider refused, or gave no refresh token where one is required.
+    Refused,
+    /// The state or the provider's answer could not be accepted.
+    Invalid,
+    /// The provider could not be reached.
+    Unavailable,
+    /// The sign-in was started again.
+    Restarted,
+}
+
+impl SignInOutcome {
+    const ALL: [Self; 6] =
+        [Self::Accepted, Self::Denied, Self::Refused, Self::Invalid, Self::Unavailable, Self::Restarted];
+
+    /// The value of the label `outcome`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Denied => "denied",
+            Self::Refused => "refused",
+            Self::Invalid => "invalid",
+            Self::Unavailable => "unavailable",
+            Self::Restarted => "restarted",
+        }
+    }
+}
+
+/// The result of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenewalOutcome {
+    /// The provider gave new tokens.
+    Renewed,
+    /// The provider does not renew the session, which has ended.
+    Ended,
+    /// The provider could not be reached, or its answer could not be accepted; the renewal is tried again.
+    Unavailable,
+}
+
+impl RenewalOutcome {
+    const ALL: [Self; 3] = [Self::Renewed, Self::Ended, Self::Unavailable];
+
+    /// The value of the label `outcome`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Renewed => "renewed",
+            Self::Ended => "ended",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Where a sign-out took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogoutOutcome {
+    /// Here only.
+    Local,
+    /// Here, and the browser was sent to the provider's sign-out page.
+    Provider,
+    /// The provider reported it.
+    Backchannel,
+    /// The provider's report was refused.
+    Refused,
+}
+
+impl LogoutOutcome {
+    const ALL: [Self; 4] = [Self::Local, Self::Provider, Self::Backchannel, Self::Refused];
+
+    /// The value of the label `outcome`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Provider => "provider",
+            Self::Backchannel => "backchannel",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     provider: Label,
     outcome: &'static str,
 }
 
-const SIGN_INS: [&str; 6] = ["accepted", "denied", "refused", "invalid", "unavailable", "restarted"];
-const RENEWALS: [&str; 3] = ["renewed", "ended", "unavailable"];
-const LOGOUTS: [&str; 4] = ["local", "provider", "backchannel", "refused"];
-
-/// The metrics of sign-ins.
+/// Counters by provider and outcome.
 #[derive(Debug)]
 pub struct LoginMetrics {
     sign_ins: Family<Outcome, Counter>,
@@ -34,28 +118,34 @@ impl LoginMetrics {
         this
     }
 
-    /// Creates the values of a provider, which start at zero.
+    /// Makes every counter of a provider appear, at zero.
     pub fn introduce(&self, provider: &str) {
-        let families = [(&self.sign_ins, &SIGN_INS[..]), (&self.renewals, &RENEWALS), (&self.logouts, &LOGOUTS)];
-        for (family, outcomes) in families {
-            for outcome in outcomes {
-                family.get_or_create_owned(&Outcome { provider: provider.into(), outcome });
-            }
+        let make = |family: &Family<Outcome, Counter>, outcome| {
+            family.get_or_create_owned(&Outcome { provider: provider.into(), outcome });
+        };
+        for outcome in SignInOutcome::ALL {
+            make(&self.sign_ins, outcome.name());
+        }
+        for outcome in RenewalOutcome::ALL {
+            make(&self.renewals, outcome.name());
+        }
+        for outcome in LogoutOutcome::ALL {
+            make(&self.logouts, outcome.name());
         }
     }
 
-    /// Counts a sign-in with this outcome.
-    pub fn signed_in(&self, provider: &str, outcome: &'static str) {
-        self.sign_ins.get_or_create(&Outcome { provider: provider.into(), outcome }).inc();
+    /// Counts a sign-in.
+    pub fn signed_in(&self, provider: &str, outcome: SignInOutcome) {
+        self.sign_ins.get_or_create(&Outcome { provider: provider.into(), outcome: outcome.name() }).inc();
     }
 
-    /// Counts a renewal with this outcome.
-    pub fn renewed(&self, provider: &str, outcome: &'static str) {
-        self.renewals.get_or_create(&Outcome { provider: provider.into(), outcome }).inc();
+    /// Counts a renewal.
+    pub fn renewed(&self, provider: &str, outcome: RenewalOutcome) {
+        self.renewals.get_or_create(&Outcome { provider: provider.into(), outcome: outcome.name() }).inc();
     }
 
     /// Counts a sign-out.
-    pub fn signed_out(&self, provider: &str, outcome: &'static str) {
-        self.logouts.get_or_create(&Outcome { provider: provider.into(), outcome }).inc();
+    pub fn signed_out(&self, provider: &str, outcome: LogoutOutcome) {
+        self.logouts.get_or_create(&Outcome { provider: provider.into(), outcome: outcome.name() }).inc();
     }
 }

@@ -124,7 +124,7 @@ async fn delete_is_the_same_without_the_redirect() {
     assert_eq!(fixture.provider.conduct.lock().expect("lock").revoked.len(), 1);
 }
 
-fn logout_token(fixture: &Fixture, overrides: &Value) -> String {
+pub(super) fn logout_token(fixture: &Fixture, overrides: &Value) -> String {
     let mut claims = json!({
         "iss": fixture.provider.url, "aud": CLIENT, "iat": now(), "exp": now() + 60, "jti": format!("{overrides}"),
         "events": { "http://schemas.openid.net/event/backchannel-logout": {} }, "sid": "sid-1",
@@ -139,7 +139,7 @@ fn logout_token(fixture: &Fixture, overrides: &Value) -> String {
     RSA.sign_with(&json!({ "typ": "logout+jwt" }), &claims)
 }
 
-async fn tell(fixture: &Fixture, token: &str) -> u16 {
+pub(super) async fn tell(fixture: &Fixture, token: &str) -> u16 {
     let form = format!("logout_token={token}");
     let answer = fixture.browser().send("POST", BACKCHANNEL, &[], &form).await;
     assert_eq!(answer.field("cache-control"), Some("no-store"));
@@ -277,4 +277,40 @@ async fn a_sign_in_in_a_revoked_session_of_the_provider_asks_for_a_new_one() {
     assert_eq!(browser.come_back(&fixture.provider.authorize(&location)).await.status, 403);
     fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "anew" }));
     assert_eq!(browser.sign_in(&fixture.provider, "/lab").await.status, 303);
+}
+
+/// The provider repeats what is answered 503; a logout that is answered 200 must be in force.
+#[tokio::test]
+async fn a_provider_s_logout_that_cannot_be_recorded_is_503() {
+    let folder = TempFolder::new();
+    let socket = folder.0.join("control.sock");
+    let more = format!("control: {{ listen: \"unix:{}\" }}\nlimits: {{ revocations: 1 }}\n", socket.display());
+    let fixture = Fixture::start("", &more).await;
+    let body = json!({ "issuer": fixture.provider.url, "sub": "mallory" }).to_string();
+    assert_eq!(crate::support::control::post(&socket, "/revoke", &body).await, 204);
+    let form = format!("logout_token={}", logout_token(&fixture, &json!({})));
+    let answer = fixture.browser().send("POST", BACKCHANNEL, &[], &form).await;
+    assert_eq!((answer.status, answer.field("retry-after")), (503, Some("5")), "{}", answer.body);
+    // The same token again: it was not used up.
+    assert_eq!(fixture.browser().send("POST", BACKCHANNEL, &[], &form).await.status, 503);
+}
+
+#[tokio::test]
+async fn a_slow_revocation_endpoint_holds_the_sign_out_for_three_seconds() {
+    let fixture = Fixture::start("", "").await;
+    fixture.provider.set(|conduct| conduct.gives_refresh_token = true);
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let copy = browser.clone();
+    fixture.provider.answerer.hold();
+    let began = std::time::Instant::now();
+    let answer = post(&mut browser, OURS, "").await;
+    let took = began.elapsed();
+    assert_eq!(answer.status, 303, "{}", answer.body);
+    assert!(Browser::location(&answer).starts_with(&format!("{}/end?", fixture.provider.url)), "it goes on there");
+    assert!((3.0..6.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert_eq!(fixture.provider.asked("/revoke").len(), 1);
+    assert_eq!(copy.clone().open("/x").await.status, 302);
+    // What has taken longer goes on by itself.
+    fixture.provider.answerer.open();
 }

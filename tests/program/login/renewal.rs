@@ -288,3 +288,77 @@ async fn renewals_are_counted() {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
 }
+
+#[tokio::test]
+async fn a_provider_that_is_down_is_asked_again_after_two_seconds() {
+    let (fixture, mut browser) = start(0, "websocket: { revalidate_grace: 0s }\n").await;
+    let provider = &fixture.provider;
+    provider.set(|conduct| conduct.token_reply = Some(status(502)));
+    let before = std::time::Instant::now();
+    let mend = async {
+        provider.refreshed_times(1).await;
+        provider.set(|conduct| {
+            conduct.token_reply = None;
+            conduct.tokens = json!({ "expires_in": 600 });
+        });
+        let heard = fixture.backend.answer("served").await;
+        assert_eq!(heard.all("x-user-id"), ["alice"]);
+    };
+    let (answer, ()) = tokio::join!(browser.open("/x"), mend);
+    assert_eq!(answer.status, 200, "the request waits for the second try");
+    assert!(before.elapsed() >= std::time::Duration::from_secs(2));
+    assert_eq!(provider.refreshes(), 2);
+    let tokens: Vec<String> = provider
+        .asked("/token")
+        .iter()
+        .filter_map(|asked| {
+            let mut form = url::form_urlencoded::parse(asked.body.as_bytes());
+            form.find(|(name, _)| name == "refresh_token").map(|(_, value)| value.into_owned())
+        })
+        .collect();
+    assert_eq!(tokens, ["secret-refresh-2", "secret-refresh-2"]);
+}
+
+#[tokio::test]
+async fn retry_after_is_kept_to_at_renewals() {
+    let (mut fixture, mut browser) = start(0, "websocket: { revalidate_grace: 0s }\n").await;
+    let busy = (429, "Retry-After: 60\r\n".to_owned(), "{}".to_owned());
+    fixture.provider.set(|conduct| conduct.token_reply = Some(busy));
+    let answer = browser.open("/x").await;
+    let wait: u64 = answer.field("retry-after").expect("a wait").parse().expect("seconds");
+    assert!(answer.status == 503 && (50..=60).contains(&wait), "{} {wait}", answer.status);
+    fixture.proxy.logged("the failure", |line| line.contains("\"retry_in_ms\":60000")).await;
+    fixture.provider.set(|conduct| conduct.token_reply = None);
+    assert_eq!(browser.open("/x").await.status, 503, "not before that");
+    assert_eq!(fixture.provider.refreshes(), 1, "no second try either");
+}
+
+#[tokio::test]
+async fn userinfo_is_asked_again_at_renewals() {
+    let more = "identity: { headers: { X-User-Id: sub, X-Role: role } }\nwebsocket: { revalidate_grace: 0s }\n";
+    let fixture = Fixture::at(provider(0).await, "claims_from: userinfo", more).await;
+    let claims = |role: &str| json!({ "sub": "alice", "role": role });
+    fixture.provider.set(|conduct| conduct.userinfo = claims("user"));
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    fixture.provider.set(|conduct| {
+        conduct.userinfo = claims("admin");
+        conduct.tokens = json!({ "expires_in": 600 });
+    });
+    let (answer, heard) = tokio::join!(browser.open("/x"), fixture.backend.answer("served"));
+    assert_eq!((answer.status, heard.all("x-role")), (200, vec!["admin"]));
+    assert_eq!(fixture.provider.asked("/userinfo").len(), 2);
+}
+
+#[tokio::test]
+async fn a_renewal_without_the_user_s_claims_of_userinfo_has_failed() {
+    let more = "websocket: { revalidate_grace: 0s }\n";
+    let fixture = Fixture::at(provider(0).await, "claims_from: userinfo", more).await;
+    fixture.provider.set(|conduct| conduct.userinfo = json!({ "sub": "alice" }));
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    fixture.provider.set(|conduct| conduct.userinfo = json!({ "sub": "bob" }));
+    let answer = browser.open("/x").await;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(browser.has_session());
+}

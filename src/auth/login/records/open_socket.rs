@@ -1,4 +1,4 @@
-//! Open sockets of a login session: while there is one the session is renewed, and each learns of what that changes.
+//! Open sockets of a login session. While there is one, the session is renewed, and each is told of changes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ impl LoginSession {
     /// Registers an open socket; while there is one the session is renewed.
     #[must_use]
     pub fn socket(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> OpenLoginSocket {
-        // Counted before the lock is taken: a task that is about to end under it sees this socket.
+        // Counted before the lock is taken, so that a task that is about to end sees this socket.
         self.sockets.fetch_add(1, Ordering::AcqRel);
         let (renewals, was_watched) = {
             let mut state = self.lock();
@@ -20,7 +20,7 @@ impl LoginSession {
         if !was_watched {
             tokio::spawn(Arc::clone(self).keep_renewed(Arc::clone(sessions)));
         }
-        // It was verified before it was registered, and a renewal may have come in between: it is looked at once.
+        // A renewal may have come between verification and registration, so the first check reports a change.
         OpenLoginSocket { session: Arc::clone(self), seen: None, renewals: Some(renewals), has_moved: false }
     }
 }
@@ -29,11 +29,11 @@ impl LoginSession {
 #[derive(Debug)]
 pub struct OpenLoginSocket {
     session: Arc<LoginSession>,
-    /// The version of the session that it was judged by last.
+    /// The version of the session at the last check.
     seen: Option<u64>,
-    /// The number of the renewal whose token the backend has; `None`: it has that of another session.
+    /// The number of the renewal whose token the upstream has; `None` if it has the token of another session.
     renewals: Option<u64>,
-    /// Whether it came by another session, which this one replaced.
+    /// Whether the socket was opened by another session, which this one replaced.
     has_moved: bool,
 }
 
@@ -44,12 +44,12 @@ impl OpenLoginSocket {
         &self.session
     }
 
-    /// The session's token is told to the backend of this socket: each new one is asked for by [`Self::renewed_token`].
+    /// Marks the socket as one whose upstream receives each new token, by [`Self::renewed_token`].
     pub fn pass_tokens(&mut self) {
         self.session.passes_token.store(true, Ordering::Relaxed);
     }
 
-    /// The access token, if it is another than this gave last.
+    /// Returns the access token if it has changed since the last call.
     pub fn renewed_token(&mut self) -> Option<Token> {
         let state = self.session.lock();
         if self.renewals.replace(state.renewals) == Some(state.renewals) {
@@ -58,19 +58,19 @@ impl OpenLoginSocket {
         state.access_token.as_ref().and_then(ProviderToken::to_token)
     }
 
-    /// Says that it came by another session: its backend has the token of that one.
+    /// Marks the socket as opened by another session: its upstream has the token of that one.
     pub(in crate::auth) fn note_move(&mut self) {
         self.renewals = None;
         self.has_moved = true;
     }
 
-    /// Whether its session replaced the one that it came by.
+    /// Whether the session has replaced the one that the socket was opened by.
     #[must_use]
     pub fn has_moved(&self) -> bool {
         self.has_moved
     }
 
-    /// Whether the session has changed since this was last asked.
+    /// Whether the session has changed since the last call.
     pub fn has_changed(&mut self) -> bool {
         let version = self.session.version.load(Ordering::Acquire);
         self.seen.replace(version) != Some(version)

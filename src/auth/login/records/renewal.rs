@@ -1,4 +1,4 @@
-//! Renewals of a login session: when they are due, one at a time, and what each changes.
+//! Renews login sessions: decides when a renewal is due, runs one at a time, and applies its result.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::super::client::ProviderToken;
-use super::super::grant::Expected;
-use super::super::seal::random;
+use super::super::completion::IdTokenUse;
+use super::super::keys::random;
 use super::super::{Login, LoginError};
 use super::{LoginSession, LoginSessions};
 use crate::auth::identity::Expiry;
 use crate::auth::{Identity, Rejection, unix_millis, unix_seconds};
+use crate::telemetry::{Audit, AuditEvent, RenewalOutcome};
 
 /// The longest that a request at the token's end waits for the renewal.
 const WAIT: Duration = Duration::from_secs(10);
@@ -20,15 +21,15 @@ const WAIT: Duration = Duration::from_secs(10);
 const RETRY: u64 = 5_000;
 /// The pause before the one second try of a renewal whose provider is down.
 const SECOND_TRY: Duration = Duration::from_secs(2);
-/// The life of a renewed token of which nothing says how long it lives, seconds.
+/// The assumed life of a renewed token if the provider does not tell it, seconds.
 const UNKNOWN_LIFE: u64 = 300;
 
-/// Claims that are others in each token.
+/// Claims that differ in every token.
 const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
 
 impl LoginSession {
-    /// Whether the task that renews it has nothing more to do; then the next socket starts another.
-    fn stops_watching(&self) -> bool {
+    /// Whether the renewal task has nothing more to do. Then the next socket starts another one.
+    fn should_stop(&self) -> bool {
         let mut state = self.lock();
         let is_over = self.has_ended() || self.ends_at <= unix_seconds();
         let has_work = state.refresh_token.is_some() && self.sockets.load(Ordering::Acquire) > 0;
@@ -36,9 +37,9 @@ impl LoginSession {
         !state.is_watched
     }
 
-    /// Renews the session whenever that is due, as long as a socket of it is open.
+    /// Renews the session whenever a renewal is due, while one of its sockets is open.
     pub(super) async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
-        while !self.stops_watching() {
+        while !self.should_stop() {
             let (due, token_end, has_failed) = {
                 let state = self.lock();
                 (state.renew_at.max(state.next_try), state.token_end, state.has_failed)
@@ -46,21 +47,21 @@ impl LoginSession {
             let grace = sessions.login(&self.provider).map_or(Duration::ZERO, |login| login.spec.renewal_grace);
             let gives_up = token_end.saturating_add(grace.as_secs()).saturating_mul(1_000);
             let now = unix_millis();
-            // Sockets hear of the moment from which on nobody can say that the session is good.
+            // Open sockets close when the grace after a failed renewal ends.
             let wake = if has_failed && gives_up > now { due.min(gives_up) } else { due };
             let wait = Duration::from_millis(wake.saturating_sub(now)).min(Duration::from_secs(3_600));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.socket_left.notified() => {}
             }
-            if self.stops_watching() {
+            if self.should_stop() {
                 return;
             }
             if self.is_unavailable(grace) {
                 self.note_change(&sessions);
             }
             if let Some(finished) = self.renew_if_due(&sessions) {
-                // Bounded by the requests that it makes.
+                // The time limits of its requests bound the wait.
                 self.renewed(finished).await;
             }
         }
@@ -71,7 +72,7 @@ impl LoginSession {
         sessions.changes.send_modify(|count| *count += 1);
     }
 
-    /// Starts a renewal where one is due and none is under way; returns where its end can be awaited, also of one that
+    /// Starts a renewal if one is due and none is under way. Returns a receiver of its end, or of the end of the one that
     /// is under way.
     fn renew_if_due(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> Option<watch::Receiver<u64>> {
         let mut state = self.lock();
@@ -89,17 +90,20 @@ impl LoginSession {
         Some(finished)
     }
 
-    /// Waits for the end of a renewal, unless none is under way any more.
+    /// Waits for the end of a renewal, if one is still under way.
     async fn renewed(&self, mut finished: watch::Receiver<u64>) {
         let before = *finished.borrow();
-        // It says that it is over before it counts itself finished.
+        // `is_renewing` is cleared before the count grows.
         if self.lock().is_renewing {
             let _ = finished.wait_for(|count| *count > before).await;
         }
     }
 
-    /// Sees that the tokens are good, and renews them in time: a request before their end is served while that is under
-    /// way, one after it waits.
+    /// Ensures that the session's tokens have not expired. A request before their end is served while the renewal is
+    /// under way; a request after it waits.
+    ///
+    /// # Errors
+    /// [`Rejection::Revoked`] when the session has ended, [`Rejection::RemoteUnavailable`] past the grace.
     pub(in crate::auth::login) async fn ensure(
         self: &Arc<Self>,
         sessions: &Arc<LoginSessions>,
@@ -118,7 +122,7 @@ impl LoginSession {
             return Ok(());
         }
         if let Some(finished) = renewal {
-            // One that takes longer is judged by what is known now.
+            // A longer renewal does not change the answer to this request.
             let _ = tokio::time::timeout(WAIT, self.renewed(finished)).await;
         }
         if self.has_ended() {
@@ -128,10 +132,10 @@ impl LoginSession {
         if unix_seconds() < ends { Ok(()) } else { Err(self.unavailable()) }
     }
 
-    /// One renewal, with a second try where the provider is down.
+    /// Runs one renewal, with a second try if the provider is unavailable.
     async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
         let outcome = match sessions.login(&self.provider).filter(|login| self.is_of(login)) {
-            None => Err(LoginError::down("its login is gone from the configuration".to_owned())),
+            None => Err(LoginError::down("the configuration no longer has its login".to_owned())),
             Some(login) => match self.try_renew(&login, &sessions).await {
                 Err(LoginError::Unavailable { retry_after: None, .. }) => {
                     tokio::time::sleep(SECOND_TRY).await;
@@ -142,13 +146,13 @@ impl LoginSession {
         };
         match outcome {
             Ok(()) => {
-                tracing::debug!(provider = %self.provider, "login session renewed");
-                sessions.count_renewal(&self.provider, "renewed");
+                sessions.count_renewal(&self.provider, RenewalOutcome::Renewed);
+                self.audit(AuditEvent::Renewal, None, None);
             }
-            Err(_) if self.has_ended() => sessions.count_renewal(&self.provider, "ended"),
-            Err(LoginError::InvalidGrant | LoginError::Denied(_) | LoginError::Revoked(_)) => {
-                tracing::info!(provider = %self.provider, "login session ended: the provider does not renew it");
-                sessions.count_renewal(&self.provider, "ended");
+            Err(_) if self.has_ended() => sessions.count_renewal(&self.provider, RenewalOutcome::Ended),
+            Err(error @ (LoginError::InvalidGrant | LoginError::Denied { .. } | LoginError::Revoked(_))) => {
+                sessions.count_renewal(&self.provider, RenewalOutcome::Ended);
+                self.audit(AuditEvent::RenewalFailed(RenewalOutcome::Ended), Some(&error), None);
                 sessions.end(&self);
             }
             Err(error) => {
@@ -158,8 +162,8 @@ impl LoginSession {
                     }
                     _ => RETRY,
                 };
-                tracing::warn!(provider = %self.provider, reason = %error, retry_in_ms = wait, "login session not renewed, retrying");
-                sessions.count_renewal(&self.provider, "unavailable");
+                sessions.count_renewal(&self.provider, RenewalOutcome::Unavailable);
+                self.audit(AuditEvent::RenewalFailed(RenewalOutcome::Unavailable), Some(&error), Some(wait));
                 let mut state = self.lock();
                 state.next_try = unix_millis().saturating_add(wait);
                 state.has_failed = true;
@@ -169,7 +173,21 @@ impl LoginSession {
         self.finished.send_modify(|count| *count += 1);
     }
 
-    /// Keeps the refresh token that a renewal was given, if it was; returns whether its user has signed out meanwhile.
+    fn audit(&self, event: AuditEvent, error: Option<&LoginError>, retry_in_ms: Option<u64>) {
+        let (identity, session) = (self.identity(), self.session.digest());
+        let reason = error.map(ToString::to_string);
+        Audit {
+            user: Some(identity.user_id()),
+            provider: Some(&self.provider),
+            session: Some(&session),
+            reason: reason.as_deref(),
+            retry_in_ms,
+            ..Audit::default()
+        }
+        .log(event);
+    }
+
+    /// Stores the refresh token of a renewal, if it brought one, and returns whether the user has signed out meanwhile.
     fn keep_refresh_token(&self, token: Option<&ProviderToken>) -> bool {
         let mut state = self.lock();
         if let (false, Some(token)) = (state.is_signed_out, token) {
@@ -179,13 +197,13 @@ impl LoginSession {
     }
 
     async fn try_renew(&self, login: &Arc<Login>, sessions: &LoginSessions) -> Result<(), LoginError> {
-        let (refresh_token, mut judged) = {
+        let (refresh_token, mut id_token) = {
             let state = self.lock();
-            (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.judged.clone())
+            (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.verified_id_token.clone())
         };
         let metadata = login.metadata().await?;
         let tokens = login.refresh(&metadata, &refresh_token).await?;
-        // Kept at once: the former may be good no more, whatever becomes of the rest.
+        // Stored first: with rotation the former token is spent, even if the rest fails.
         if self.keep_refresh_token(tokens.refresh_token.as_ref()) {
             if let Some(token) = &tokens.refresh_token {
                 login.revoke_after_sign_out(token).await;
@@ -193,42 +211,43 @@ impl LoginSession {
             return Err(LoginError::Revoked("session"));
         }
         if let Some(token) = &tokens.id_token {
-            let renewed = login.judge(token, Expected::Renewal { nonce: &self.nonce }).await?;
-            if renewed.claims.get("sub") != judged.claims.get("sub") {
-                return Err(LoginError::Denied("the renewed ID token is another user's".to_owned()));
+            let renewed = login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.nonce }).await?;
+            if renewed.claims.get("sub") != id_token.claims.get("sub") {
+                return Err(LoginError::denied("the renewed ID token is of another user"));
             }
-            let former = std::mem::replace(&mut judged, renewed);
-            // What a provider says at sign-in only still holds.
+            let former = std::mem::replace(&mut id_token, renewed);
+            // Some providers send these claims at sign-in only.
             for name in ["sid", "auth_time"] {
-                if let (None, Some(value)) = (judged.claims.get(name), former.claims.get(name)) {
-                    judged.claims.insert(name.to_owned(), value.clone());
+                if let (None, Some(value)) = (id_token.claims.get(name), former.claims.get(name)) {
+                    id_token.claims.insert(name.to_owned(), value.clone());
                 }
             }
         }
         if let Some(max_age) = login.spec.max_age {
-            let limit = max_age.as_secs().saturating_add(login.spec.judged_by.clock_skew.as_secs());
-            let at = judged.auth_time.or(self.first_auth_time).unwrap_or_default();
+            let limit = max_age.as_secs().saturating_add(login.spec.provider_spec.clock_skew.as_secs());
+            let at = id_token.auth_time.or(self.first_auth_time).unwrap_or_default();
             if at.saturating_add(limit) < unix_seconds() {
-                return Err(LoginError::Denied("auth_time is longer ago than max_age".to_owned()));
+                return Err(LoginError::denied("auth_time is longer ago than max_age"));
             }
         }
         if let Some(issued_at) = &self.issued_at {
-            judged.claims.insert("iat".to_owned(), issued_at.clone());
+            id_token.claims.insert("iat".to_owned(), issued_at.clone());
         }
-        let more = login.more_claims(&metadata, &tokens, &judged.claims).await?;
-        // Another `sid` or `jti` must not bring back what the former one was revoked by.
+        let userinfo = login.userinfo_claims(&metadata, &tokens, &id_token.claims).await?;
+        // A new `sid` or `jti` must not bring back a session that was revoked by the former one.
         if let Err(Rejection::Revoked(by)) = sessions.revocations.check(&self.identity(), unix_seconds()) {
             return Err(LoginError::Revoked(by));
         }
-        let identity = login.identity(&judged, more).map_err(|error| match error {
-            LoginError::Refused(reason) => LoginError::Denied(reason),
+        let identity = login.identity(&id_token, userinfo).map_err(|error| match error {
+            LoginError::Refused(reason) => LoginError::denied(&reason),
             other => other,
         })?;
+        tokens.check_size(&identity)?;
         let identity = identity.lasting(Expiry::At(self.ends_at)).in_session(Some(self.session.clone()));
         let now = unix_seconds();
         let mut state = self.lock();
         let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
-        let by_id_token = tokens.id_token.is_some().then_some(judged.end);
+        let by_id_token = tokens.id_token.is_some().then_some(id_token.expires_at);
         let token_end = tokens.expires_in.map(|life| now.saturating_add(life)).or(by_id_token);
         state.token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
         state.renew_at = renewal_moment(unix_millis(), state.token_end);
@@ -236,12 +255,12 @@ impl LoginSession {
         let was_unavailable = std::mem::replace(&mut state.has_failed, false);
         let says = |identity: &Identity, name: &str| identity.claims().get(name).cloned();
         let differs = |name: &String| says(&state.identity, name) != says(&identity, name);
-        // Thousands of sockets are not woken for a token that says the same.
+        // Thousands of sockets are not woken for a token with the same claims.
         let names = login.spec.claims.iter().filter(|name| !EACH_TIME.contains(&name.as_str()));
         let has_changed =
             was_unavailable || self.passes_token.load(Ordering::Relaxed) || names.into_iter().any(differs);
         state.identity = Arc::new(identity);
-        state.judged = judged;
+        state.verified_id_token = id_token;
         if tokens.id_token.is_some() {
             state.id_token = tokens.id_token;
         }
@@ -255,8 +274,8 @@ impl LoginSession {
     }
 }
 
-/// The moment of a renewal, Unix milliseconds: at 70 to 90 % of the life that is left, and at least 30 s before the end of
-/// one of 150 s or more. Instances and sessions that began together renew at moments of their own.
+/// Returns the time of the next renewal, Unix milliseconds: at random between 70 and 90 % of the remaining life, so that
+/// sessions that began together do not renew together, and at least 30 s before the end of a life of 150 s or more.
 pub(super) fn renewal_moment(now: u64, token_end: u64) -> u64 {
     let end = token_end.saturating_mul(1_000);
     let life = end.saturating_sub(now);
@@ -270,7 +289,7 @@ pub(super) fn renewal_moment(now: u64, token_end: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::super::client::Tokens;
-    use super::super::super::grant::Judged;
+    use super::super::super::completion::VerifiedIdToken;
     use super::*;
     use crate::auth::{BrowserSession, KeyFingerprint, VerifiedBy, kind::KindHeader};
 
@@ -284,11 +303,12 @@ mod tests {
         let algorithm = jsonwebtoken::Algorithm::RS256;
         let end = unix_seconds() + 600;
         let session = BrowserSession { id: "a".into(), owner: "b".into(), began: 0, last_end: end, key: print };
-        let judged = Judged { claims, kind, print, algorithm, end, auth_time: None };
+        let id_token =
+            VerifiedIdToken { claims, kind, key_fingerprint: print, algorithm, expires_at: end, auth_time: None };
         let key = super::super::SessionKey::generate().expect("random");
         let refresh_token = Some(ProviderToken::new("d"));
         let tokens = Tokens { id_token: None, access_token: None, refresh_token, expires_in: None };
-        LoginSession::new(session, key, "c".into(), identity, judged, tokens, end)
+        LoginSession::new(session, key, "c".into(), identity, id_token, tokens, end)
     }
 
     #[tokio::test]

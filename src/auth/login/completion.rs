@@ -1,0 +1,304 @@
+//! Completes a sign-in: exchanges the code, verifies the ID token as any token of its provider is verified, and adds the
+//! claims of the `UserInfo` endpoint.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::client::{ProviderToken, Tokens};
+use super::{Login, LoginCookie, LoginError, LoginState, Logins, Metadata};
+use crate::auth::identify::{VerifiedClaims, identify};
+use crate::auth::identity::{Expiry, VerifiedBy};
+use crate::auth::kind::KindHeader;
+use crate::auth::provider_state::{Lookup, verify_signature};
+use crate::auth::{Identity, KeyFingerprint, Rejection, allow, claims, jwt, unix_seconds};
+use crate::policy::Renew;
+
+/// The result of a completed sign-in.
+pub struct CompletedSignIn {
+    pub(super) login: Arc<Login>,
+    pub(super) identity: Identity,
+    pub(super) id_token: VerifiedIdToken,
+    pub(super) tokens: Tokens,
+    pub(super) nonce: String,
+    /// When the access token expires, or the ID token if that is not known, Unix seconds.
+    pub(super) token_end: u64,
+}
+
+impl std::fmt::Debug for CompletedSignIn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CompletedSignIn({:?})", self.identity)
+    }
+}
+
+impl CompletedSignIn {
+    /// The user who signed in.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether the session can be renewed.
+    #[must_use]
+    pub fn is_renewable(&self) -> bool {
+        self.tokens.refresh_token.is_some() && self.login.spec.renew != Renew::Off
+    }
+}
+
+/// A verified ID token.
+#[derive(Clone)]
+pub(super) struct VerifiedIdToken {
+    pub(super) claims: Map<String, Value>,
+    pub(super) kind: KindHeader,
+    pub(super) key_fingerprint: KeyFingerprint,
+    pub(super) algorithm: jsonwebtoken::Algorithm,
+    /// The token's `exp`, Unix seconds.
+    pub(super) expires_at: u64,
+    /// When the user last signed in at the provider, if the token says so.
+    pub(super) auth_time: Option<u64>,
+}
+
+/// What an ID token was issued for, which decides what it must contain.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum IdTokenUse<'a> {
+    /// A sign-in: the nonce must be present.
+    SignIn { nonce: &'a str },
+    /// A renewal: nonce and `auth_time` may be absent (OpenID Connect Core section 12.2).
+    Renewal { nonce: &'a str },
+}
+
+impl Logins {
+    /// Completes a sign-in whose state belongs to the browser's cookie and was not used before. `client` is the address of
+    /// the client, if it is one client's.
+    ///
+    /// # Errors
+    /// Why the sign-in failed.
+    pub async fn complete(
+        &self,
+        login: &Arc<Login>,
+        state: &LoginState,
+        cookie: &LoginCookie,
+        code: &str,
+        client: Option<IpAddr>,
+    ) -> Result<CompletedSignIn, LoginError> {
+        let metadata = login.metadata().await?;
+        let broken = || LoginError::down("the state's secrets could not be derived".to_owned());
+        let verifier = state.verifier(&self.keys, cookie).ok_or_else(broken)?;
+        let nonce = state.nonce(&self.keys, cookie).ok_or_else(broken)?;
+        let tokens = login.exchange(&metadata, code, &verifier, client).await?;
+        let missing = || LoginError::refused("the token endpoint gave no id_token".to_owned());
+        let id_token = tokens.id_token.as_ref().ok_or_else(missing)?;
+        let id_token = login.verify_id_token(id_token, IdTokenUse::SignIn { nonce: &nonce }).await?;
+        let userinfo = login.userinfo_claims(&metadata, &tokens, &id_token.claims).await?;
+        let identity = login.identity(&id_token, userinfo)?;
+        tokens.check_size(&identity)?;
+        allow::permits(&[], &identity).map_err(|denied| LoginError::Denied {
+            user: Some(identity.user_id().to_owned()),
+            reason: denied.to_string(),
+        })?;
+        if login.spec.renew == Renew::Required && tokens.refresh_token.is_none() {
+            return Err(LoginError::NoRefreshToken);
+        }
+        let now = unix_seconds();
+        if let Err(Rejection::Revoked(by)) = self.sessions.revocations().check(&identity, now) {
+            return Err(LoginError::Revoked(by));
+        }
+        let token_end = tokens.expires_in.map_or(id_token.expires_at, |life| now.saturating_add(life));
+        Ok(CompletedSignIn { login: Arc::clone(login), identity, id_token, tokens, nonce, token_end })
+    }
+}
+
+/// The most bytes that the tokens and claims of one session may have. With `limits.login_sessions` it bounds the memory.
+const SESSION_BYTES: usize = 64 << 10;
+
+impl Tokens {
+    /// Checks that a session's tokens and claims are not too large to be kept.
+    ///
+    /// # Errors
+    /// [`LoginError::Refused`] with the size and the remedy.
+    pub(super) fn check_size(&self, identity: &Identity) -> Result<(), LoginError> {
+        let tokens = [&self.id_token, &self.access_token, &self.refresh_token];
+        let tokens: usize = tokens.into_iter().flatten().map(|token| token.expose().len()).sum();
+        let claims = serde_json::to_string(identity.claims()).map_or(SESSION_BYTES, |text| text.len());
+        let size = tokens.saturating_add(claims);
+        if size <= SESSION_BYTES {
+            return Ok(());
+        }
+        Err(LoginError::refused(format!(
+            "tokens and claims have {size} bytes, at most {SESSION_BYTES} are kept of a session; request fewer scopes, or assign fewer groups to the application"
+        )))
+    }
+}
+
+impl Login {
+    /// Verifies an ID token that came from the token endpoint.
+    pub(super) async fn verify_id_token(
+        &self,
+        token: &ProviderToken,
+        usage: IdTokenUse<'_>,
+    ) -> Result<VerifiedIdToken, LoginError> {
+        self.verify_jwt(token.expose(), usage).await.map_err(|rejection| match rejection {
+            Rejection::KeysUnavailable { reason, retry_after, .. } => {
+                LoginError::unavailable(reason, Some(retry_after))
+            }
+            other => LoginError::refused(format!("ID token rejected: {other}")),
+        })
+    }
+
+    async fn verify_jwt(&self, token: &str, usage: IdTokenUse<'_>) -> Result<VerifiedIdToken, Rejection> {
+        let spec = &self.spec.provider_spec;
+        let parsed = jwt::parse(token)?;
+        self.check_issuer(&parsed.claims)?;
+        if !spec.algorithms.contains(&parsed.algorithm) {
+            return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
+        }
+        let key_fingerprint = verify_signature(&self.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
+        let now = unix_seconds();
+        claims::check_times(spec, &parsed.claims, now, &mut ())?;
+        let expires_at = claims::required_exp(&parsed.claims)?;
+        claims::check_audience_and_kind(spec, parsed.kind, &parsed.claims, &mut ())?;
+        let wrong = |claim: &str, problem: &'static str| Rejection::Claim { claim: claim.to_owned(), problem };
+        let has = |name: &str| parsed.claims.contains_key(name);
+        if !has("iat") {
+            return Err(wrong("iat", "is missing"));
+        }
+        // OpenID Connect Core section 3.1.3.7.
+        let has_several = parsed.claims.get("aud").and_then(Value::as_array).is_some_and(|aud| aud.len() > 1);
+        if has_several && !has("azp") {
+            return Err(wrong("azp", "is missing beside several audiences"));
+        }
+        match (usage, parsed.claims.get("nonce")) {
+            (IdTokenUse::SignIn { nonce } | IdTokenUse::Renewal { nonce }, Some(Value::String(found)))
+                if found == nonce => {}
+            (IdTokenUse::Renewal { .. }, None) => {}
+            (_, None) => return Err(wrong("nonce", "is missing")),
+            (_, Some(_)) => return Err(wrong("nonce", "is of another sign-in")),
+        }
+        let auth_time = claims::numeric_date(&parsed.claims, "auth_time", f64::floor)?;
+        if let Some(max_age) = self.spec.max_age {
+            let limit = max_age.as_secs().saturating_add(spec.clock_skew.as_secs());
+            match (auth_time, usage) {
+                // At a renewal the caller checks it, because the session ends.
+                (_, IdTokenUse::Renewal { .. }) => {}
+                (None, _) => return Err(wrong("auth_time", "is missing, and max_age asks for it")),
+                (Some(at), _) if at.saturating_add(limit) < now => {
+                    return Err(wrong("auth_time", "is longer ago than max_age"));
+                }
+                (Some(_), _) => {}
+            }
+        }
+        let algorithm = parsed.algorithm;
+        Ok(VerifiedIdToken {
+            kind: parsed.kind,
+            claims: parsed.claims,
+            key_fingerprint,
+            algorithm,
+            expires_at,
+            auth_time,
+        })
+    }
+
+    /// Checks that these claims name the provider's issuer.
+    ///
+    /// # Errors
+    /// When `iss` is missing or another.
+    pub(super) fn check_issuer(&self, claims: &Map<String, Value>) -> Result<(), Rejection> {
+        let spec = &self.spec.provider_spec;
+        match claims.get("iss") {
+            Some(Value::String(issuer)) if Some(issuer) == spec.issuer.as_ref() => Ok(()),
+            Some(Value::String(issuer)) => Err(Rejection::UnknownIssuer(issuer.chars().take(256).collect())),
+            _ => Err(Rejection::Claim { claim: "iss".to_owned(), problem: "is missing or no string" }),
+        }
+    }
+
+    /// Returns the claims of the `UserInfo` endpoint, or `None` unless `claims_from: userinfo` is configured.
+    pub(super) async fn userinfo_claims(
+        &self,
+        metadata: &Metadata,
+        tokens: &Tokens,
+        claims: &Map<String, Value>,
+    ) -> Result<Option<Map<String, Value>>, LoginError> {
+        if !self.spec.asks_userinfo {
+            return Ok(None);
+        }
+        let access = tokens.access_token.as_ref();
+        let access = access.ok_or_else(|| {
+            LoginError::refused("claims_from: userinfo, and the token endpoint gave no access token".to_owned())
+        })?;
+        let userinfo = self.userinfo(metadata, access).await?;
+        // OpenID Connect Core section 5.3.2.
+        let subject = claims.get("sub").and_then(Value::as_str);
+        if subject.is_none() || userinfo.get("sub").and_then(Value::as_str) != subject {
+            return Err(LoginError::refused("userinfo has another sub than the ID token".to_owned()));
+        }
+        Ok(Some(userinfo))
+    }
+
+    /// Makes an identity of an ID token and the claims of `UserInfo`. Where both have a claim, the ID token's counts.
+    ///
+    /// # Errors
+    /// When the provider's configuration does not accept the claims.
+    pub(super) fn identity(
+        &self,
+        id_token: &VerifiedIdToken,
+        userinfo: Option<Map<String, Value>>,
+    ) -> Result<Identity, LoginError> {
+        let mut claims = userinfo.unwrap_or_default();
+        // Issuer, audience, kind and times come from the ID token only.
+        claims.retain(|name, _| !crate::auth::kind::is_kind_member(name) && !PROTOCOL.contains(&name.as_str()));
+        // `email` and `email_verified` come from the same source.
+        if EMAIL.iter().any(|name| id_token.claims.contains_key(*name)) {
+            claims.retain(|name, _| !EMAIL.contains(&name.as_str()));
+        }
+        for (name, value) in &id_token.claims {
+            claims.insert(name.clone(), value.clone());
+        }
+        let has_overage = claims.contains_key("_claim_names");
+        let user = claims::user_id(&self.spec.provider_spec, &claims).ok();
+        let verified = VerifiedClaims {
+            claims,
+            kind: id_token.kind,
+            expiry: Expiry::At(id_token.expires_at),
+            // Whether the key is still current is not asked of a login session, or each key rotation would end it.
+            verified_by: VerifiedBy::Key {
+                fingerprint: id_token.key_fingerprint,
+                algorithm: id_token.algorithm,
+                until: 0,
+            },
+        };
+        identify(&self.spec.provider_spec, verified, &mut ()).map_err(|rejection| match rejection {
+            Rejection::Required(claim) => {
+                if has_overage {
+                    tracing::warn!(
+                        provider = %self.spec.name,
+                        claim,
+                        "group overage: the provider left the groups out of the ID token because there are too many; use claims_from: userinfo, or assign fewer groups to the application"
+                    );
+                }
+                LoginError::Denied { user, reason: format!("required claim {claim} is not satisfied") }
+            }
+            other => LoginError::refused(format!("ID token rejected: {other}")),
+        })
+    }
+}
+
+const EMAIL: [&str; 2] = ["email", "email_verified"];
+
+/// Claims that are taken from the ID token only.
+const PROTOCOL: [&str; 14] = [
+    "iss",
+    "aud",
+    "azp",
+    "exp",
+    "nbf",
+    "iat",
+    "jti",
+    "sid",
+    "nonce",
+    "auth_time",
+    "at_hash",
+    "c_hash",
+    "events",
+    "client_id",
+];

@@ -1,0 +1,134 @@
+//! The keys of the sign-in, derived from `browser.session.secret_file` or random for this process. They encrypt what
+//! browsers and providers carry for us, and derive nonces and PKCE verifiers from it, so that nothing is stored here.
+
+use std::sync::Arc;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use crate::policy::Secret;
+
+/// The salt of the key derivation, so that no other use of the same secret has the same keys.
+const SALT: &[u8] = b"vestibule login 1";
+
+/// How long a state can be used, milliseconds.
+pub(super) const STATE_LIFE: u64 = 10 * 60 * 1_000;
+
+/// What is encrypted: the associated data, so that nothing encrypted for one purpose can be read for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A [`LoginState`](super::LoginState).
+    State,
+    /// A [`LoginCookie`](super::LoginCookie).
+    LoginCookie,
+    /// The session cookie of a sign-in.
+    SessionCookie,
+}
+
+impl Purpose {
+    const fn associated_data(self) -> &'static [u8] {
+        match self {
+            Self::State => b"vestibule login state 1",
+            Self::LoginCookie => b"vestibule login cookie 1",
+            Self::SessionCookie => b"vestibule login session 2",
+        }
+    }
+}
+
+/// The keys of the sign-in. They cannot be printed.
+pub struct LoginKeys {
+    encryption: LessSafeKey,
+    digest: hmac::Key,
+    derivation: Prk,
+    /// Whether the keys were made by this process, and not from a secret.
+    is_random: bool,
+}
+
+impl LoginKeys {
+    /// Derives the keys from the secret of `browser.session`, or makes random ones, which a reload takes over from
+    /// `former`. Returns `None` when the system has no random numbers.
+    pub(super) fn new(secret: Option<&Secret>, former: Option<&Arc<Self>>) -> Option<Arc<Self>> {
+        if secret.is_none()
+            && let Some(former) = former.filter(|former| former.is_random)
+        {
+            return Some(Arc::clone(former));
+        }
+        let derivation = match secret {
+            Some(secret) => Salt::new(HKDF_SHA256, SALT).extract(secret.expose()),
+            None => Salt::new(HKDF_SHA256, SALT).extract(&random::<32>()?),
+        };
+        let key = |name: &[u8]| {
+            let mut bytes = [0; 32];
+            derivation.expand(&[name], HKDF_SHA256).ok()?.fill(&mut bytes).ok()?;
+            Some(bytes)
+        };
+        let encryption = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key(b"seal")?).ok()?);
+        let digest = hmac::Key::new(hmac::HMAC_SHA256, &key(b"digest")?);
+        Some(Arc::new(Self { encryption, digest, derivation, is_random: secret.is_none() }))
+    }
+
+    /// Encrypts an object as base64url text: a random nonce, then the ciphertext (AES-256-GCM).
+    pub(super) fn encrypt(&self, purpose: Purpose, content: &Value) -> Option<String> {
+        let nonce = random::<NONCE_LEN>()?;
+        let mut encrypted = content.to_string().into_bytes();
+        let associated_data = Aad::from(purpose.associated_data());
+        self.encryption
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), associated_data, &mut encrypted)
+            .ok()?;
+        let mut bytes = nonce.to_vec();
+        bytes.extend_from_slice(&encrypted);
+        Some(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// Decrypts an object, or returns `None` if another key or another purpose was used.
+    pub(super) fn decrypt(&self, purpose: Purpose, text: &str) -> Option<Map<String, Value>> {
+        let mut bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        if bytes.len() < NONCE_LEN {
+            return None;
+        }
+        let mut encrypted = bytes.split_off(NONCE_LEN);
+        let nonce = Nonce::try_assume_unique_for_key(&bytes).ok()?;
+        let associated_data = Aad::from(purpose.associated_data());
+        let content = self.encryption.open_in_place(nonce, associated_data, &mut encrypted).ok()?;
+        match serde_json::from_slice(content).ok()? {
+            Value::Object(content) => Some(content),
+            _ => None,
+        }
+    }
+
+    /// Derives a secret of one attempt: its nonce or its PKCE verifier.
+    pub(super) fn derive(&self, what: &'static [u8], secret: &[u8; 32], attempt: &[u8; 16]) -> Option<String> {
+        let mut bytes = [0; 32];
+        self.derivation.expand(&[what, secret, attempt], HKDF_SHA256).ok()?.fill(&mut bytes).ok()?;
+        Some(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// Returns a keyed digest of a login cookie's secret.
+    pub(super) fn digest_of(&self, secret: &[u8; 32]) -> [u8; 32] {
+        let tag = hmac::sign(&self.digest, secret);
+        tag.as_ref().first_chunk().copied().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for LoginKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LoginKeys")
+    }
+}
+
+/// Returns random bytes, or `None` when the system has none.
+pub(super) fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Decodes base64url text of a fixed length.
+pub(super) fn bytes<const LENGTH: usize>(text: &str) -> Option<[u8; LENGTH]> {
+    URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+}

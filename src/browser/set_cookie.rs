@@ -1,0 +1,13 @@
+//! Formats the `Set-Cookie` lines of our cookies.
+
+use hyper::header::HeaderValue;
+
+/// Formats a line that sets a cookie for this host alone, out of the reach of scripts, for `max_age` seconds; 0 removes
+/// the cookie. A `__Host-` name is sent over https only. Returns `None` if name or value cannot be sent.
+pub(super) fn cookie_line(name: &str, value: &str, max_age: u64) -> Option<HeaderValue> {
+    let secure = if name.starts_with("__Host-") { "; Secure" } else { "" };
+    let line = format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}{secure}");
+    let mut line = HeaderValue::try_from(line).ok()?;
+    line.set_sensitive(true);
+    Some(line)
+}

@@ -1,0 +1,155 @@
+//! Ends sessions: here, with every copy of their cookies and every open socket, and at the provider, where their refresh
+//! tokens are revoked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::auth::login::{Login, LoginSession};
+use crate::auth::{BrowserSession, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
+use crate::http::{ClientAddress, Refusal};
+use crate::runtime::{Runtime, Shared};
+use crate::telemetry::{AccessLine, Audit, AuditEvent, LogoutOutcome, in_current_request};
+
+/// The longest that an answer waits for providers; what they have not answered by then goes on in the background.
+pub(super) const PROVIDER_WAIT: Duration = Duration::from_secs(3);
+
+/// A renewal that moves the end of a session by no more than this did not happen while the session was being ended:
+/// that much time may have passed in between. Seconds.
+const CLOCK_ALLOWANCE: u64 = 10;
+
+/// Whether the browser goes on to the provider's own sign-out page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SignOutScope {
+    /// The sign-out ends here.
+    Local,
+    /// It goes on where the login asks for that and the provider has such a page.
+    Provider,
+}
+
+/// Ends every session whose cookie came with a request, and returns the provider's sign-out page if the browser is to go
+/// there. A session that cannot be ended does not keep the others open.
+///
+/// # Errors
+/// 503 when the end of a session could not be recorded, so that the client asks again.
+pub(super) async fn sign_out(
+    shared: &Arc<Shared>,
+    runtime: &Arc<Runtime>,
+    cookies: &[SessionCookie],
+    scope: SignOutScope,
+    client: &ClientAddress,
+    line: &mut AccessLine,
+) -> Result<Option<String>, Refusal> {
+    let verifier = &runtime.verifier;
+    let deadline = Instant::now() + PROVIDER_WAIT;
+    let (mut location, mut failure) = (None, None);
+    for cookie in cookies {
+        let Some(session) = verifier.browser_session_of(cookie) else { continue };
+        let Some((provider, user)) = verifier.session_cookie_owner(cookie) else { continue };
+        let ended = end_session(shared, runtime, &session).await;
+        let record = end_at_provider(shared, runtime, &session, deadline).await;
+        let user = record.as_ref().map(|record| record.identity().user_id().to_owned()).or(user);
+        let (digest, address) = (session.digest(), client.address.to_string());
+        let audit = Audit {
+            user: user.as_deref(),
+            provider: Some(&provider),
+            session: Some(&digest),
+            client: Some(&address),
+            ..Audit::default()
+        };
+        match &ended {
+            Ok(()) => audit.log(AuditEvent::SignOut),
+            Err(refusal) => {
+                Audit { reason: Some(&refusal.reason), ..audit }.log(AuditEvent::SignOutFailed);
+            }
+        }
+        if user.is_some() {
+            line.user.clone_from(&user);
+        }
+        if let Err(refusal) = ended {
+            failure.get_or_insert(refusal);
+            continue;
+        }
+        let login = verifier.login_session_of(cookie).and_then(|_| verifier.logins()?.get(&provider));
+        let Some(login) = login else { continue };
+        let record = record.as_deref().filter(|record| record.is_of(login));
+        let page = match scope {
+            SignOutScope::Local => None,
+            SignOutScope::Provider => provider_page(login, record, deadline).await,
+        };
+        let outcome = if page.is_some() { LogoutOutcome::Provider } else { LogoutOutcome::Local };
+        shared.metrics.logins.signed_out(&provider, outcome);
+        location = page.or(location);
+    }
+    failure.map_or(Ok(location), Err)
+}
+
+/// Ends a session here until the last of its cookies expires, whatever provider and policy make of it now: they may make
+/// something else of it later.
+///
+/// # Errors
+/// 503 when that could not be recorded.
+pub(super) async fn end_session(shared: &Shared, runtime: &Runtime, session: &BrowserSession) -> Result<(), Refusal> {
+    let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(()) };
+    let limits = &runtime.policy.limits;
+    let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
+    let mut revocation = None;
+    // Once more if the session was renewed meanwhile.
+    while let Some(until) = sessions.keep_ended_until(session, unix_seconds()) {
+        let kept = shared.revocations.end_session(session, unix_millis(), until, limits);
+        revocation = Some(kept.map_err(|full| {
+            shared.metrics.limited(full.limit());
+            tracing::error!(error = %full, "ending a session failed");
+            Refusal::not_signed_out(&full.to_string())
+        })?);
+        if sessions
+            .keep_ended_until(session, unix_seconds())
+            .is_none_or(|again| again <= until.saturating_add(CLOCK_ALLOWANCE))
+        {
+            break;
+        }
+    }
+    let Some(revocation) = revocation else { return Ok(()) };
+    shared.enforce_and_save(vec![revocation]).await.map_err(|error| {
+        tracing::error!(
+            error,
+            "control.revocation_file could not be written; a session is ended until this process ends"
+        );
+        Refusal::not_signed_out("control.revocation_file could not be written")
+    })
+}
+
+/// Drops the record of a session that has ended, and revokes its refresh token at the provider. Waits until `deadline`;
+/// a slower provider is left to a background task.
+pub(super) async fn end_at_provider(
+    shared: &Arc<Shared>,
+    runtime: &Arc<Runtime>,
+    session: &BrowserSession,
+    deadline: Instant,
+) -> Option<Arc<LoginSession>> {
+    let logins = runtime.verifier.logins()?;
+    let record = if shared.revocations.is_ended(session, unix_seconds()) {
+        logins.sessions.forget(&session.id)?
+    } else {
+        // Without a recorded sign-out the record alone keeps the cookie from being accepted.
+        logins.sessions.mark_ended(&session.id)?
+    };
+    shared.notifier.notify();
+    let login = logins.get(&record.provider).filter(|login| record.is_of(login));
+    if let (Some(token), Some(login)) = (record.take_refresh_token(), login) {
+        let login = Arc::clone(login);
+        let revoking = tokio::spawn(in_current_request(async move { login.revoke_after_sign_out(&token).await }));
+        let _ = timeout_at(deadline, revoking).await;
+    }
+    Some(record)
+}
+
+/// Returns the provider's sign-out page, if the login goes on there and the provider has one.
+async fn provider_page(login: &Login, record: Option<&LoginSession>, deadline: Instant) -> Option<String> {
+    if !login.spec.ends_provider_session {
+        return None;
+    }
+    let metadata = timeout_at(deadline, login.metadata()).await.ok()?.ok()?;
+    login.end_session_url(&metadata, record.and_then(LoginSession::id_token).as_ref())
+}
