@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { after, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
-import { house, now } from './house.mjs';
+import { now, startFixture } from './fixture.mjs';
 
 const CONFIGURATION = `
 listen: \${LISTEN}
@@ -37,7 +37,7 @@ async function served(t) {
     response.setHeader('Content-Type', 'text/html');
     response.end(`<!doctype html><title>ours</title><p id="user">${request.headers['x-user-id'] ?? 'nobody'}</p>`);
   };
-  const here = await house(t, CONFIGURATION, echo, { page });
+  const here = await startFixture(t, CONFIGURATION, echo, { page });
   const context = await browser.newContext();
   t.after(() => context.close());
   const origin = here.url.replace('ws', 'http').replace('127.0.0.1', 'localhost');
@@ -89,7 +89,7 @@ test('client.js on a page: fetch and sockets show who it is, and renew', async (
   assert.equal(result.heard, result.sent);
   assert(result.inOrder && result.renewals >= 2 && result.state === 1, JSON.stringify(result));
   assert.equal(here.seen.length, 1);
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
 });
 
 test('a class that extends the browser\'s WebSocket keeps its methods, with client.js and without it for a URL', async (t) => {

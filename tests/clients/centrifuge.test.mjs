@@ -4,11 +4,11 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Centrifuge } from 'centrifuge';
 import { WebSocket } from 'ws';
-import { awaited, example, house } from './house.mjs';
+import { example, queue, startFixture } from './fixture.mjs';
 
 async function served(t) {
   const commands = [];
-  const here = await house(t, example('centrifugo'), (socket, request) => {
+  const here = await startFixture(t, example('centrifugo'), (socket, request) => {
     socket.on('message', (data) => {
       const replies = [];
       for (const line of String(data).split('\n').filter(Boolean)) {
@@ -36,7 +36,7 @@ test('connect, subscribe and call as the verified user', async (t) => {
     getToken: async () => here.token('alice'),
     headers: { 'X-User-Id': 'bob', 'X-Lang': 'de' },
   });
-  const published = awaited();
+  const published = queue();
   const subscription = client.newSubscription('news');
   subscription.on('publication', ({ data }) => published.push(data));
   subscription.subscribe();
@@ -48,7 +48,7 @@ test('connect, subscribe and call as the verified user', async (t) => {
   assert.equal(here.commands[0].connect.token, undefined);
   assert.deepEqual(here.commands[0].connect.headers, { 'X-Lang': 'de' });
   assert(!JSON.stringify(here.commands).includes('eyJ'));
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
 });
 
 test('an expired token makes it fetch a fresh one and come back by itself', async (t) => {
@@ -59,7 +59,7 @@ test('an expired token makes it fetch a fresh one and come back by itself', asyn
     token: here.expired('alice'),
     getToken: async () => (asked++, here.token('alice')),
   });
-  const connected = awaited();
+  const connected = queue();
   client.on('connected', (context) => connected.push(context.client));
   client.connect();
   assert.equal(await connected.next('a connection'), 'c');
@@ -72,10 +72,10 @@ test('when its token ends while it is connected it comes back with a fresh one',
   let asked = 0;
   const client = new Centrifuge(`${here.url}/connection/websocket`, {
     websocket: WebSocket,
-    getToken: async () => (asked++ === 0 ? here.dying('alice') : here.token('alice')),
+    getToken: async () => (asked++ === 0 ? here.nearlyExpired('alice') : here.token('alice')),
     minReconnectDelay: 10,
   });
-  const connected = awaited();
+  const connected = queue();
   client.on('connected', () => connected.push());
   client.connect();
   await connected.next('the first connection');

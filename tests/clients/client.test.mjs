@@ -9,7 +9,7 @@ import { createClient } from 'graphql-ws';
 import { useServer } from 'graphql-ws/use/ws';
 import ReconnectingWebSocket from 'reconnecting-websocket';
 import { WebSocket as Ws } from 'ws';
-import { awaited, house, now, within } from './house.mjs';
+import { now, queue, startFixture, within } from './fixture.mjs';
 
 globalThis.WebSocket ??= Ws;
 const platform = { fetch: globalThis.fetch, WebSocket: globalThis.WebSocket };
@@ -141,7 +141,7 @@ test('a second call takes over, each clean-up undoes its own, and the last resto
 
 /** A socket with its events in order. */
 function opened(socket) {
-  const events = awaited();
+  const events = queue();
   socket.onopen = () => events.push('open');
   socket.onmessage = ({ data }) => events.push(data);
   socket.onclose = ({ code, reason }) => events.push(`${code} ${reason}`);
@@ -151,7 +151,7 @@ function opened(socket) {
 const echo = (socket) => socket.on('message', (data) => socket.send(`${data}`));
 
 test('a socket is open once it is known, and what was said before comes in order', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   installed(t, { getToken: () => here.token('alice'), origins: [here.url.replace('ws', 'http')] });
   const socket = new WebSocket(`${here.url}/ws`);
   assert(socket instanceof WebSocket && socket instanceof AuthenticatedWebSocket);
@@ -170,11 +170,11 @@ test('a socket is open once it is known, and what was said before comes in order
   socket.close(1000, 'done');
   assert.equal(await events.next('its close'), '1000 done');
   assert.equal(socket.readyState, WebSocket.CLOSED);
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
 });
 
 test('it renews before the end, and no message is lost meanwhile', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   const asked = [];
   const getToken = ({ reason }) => (asked.push(reason), here.token('alice', { exp: now() + 8 }));
   installed(t, { getToken, origins: [here.url.replace('ws', 'http')] });
@@ -194,7 +194,7 @@ test('it renews before the end, and no message is lost meanwhile', async (t) => 
 });
 
 test('signed out, or another user, at the time of a renewal closes it', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   for (const [later, reason] of [[() => null, 'Signed out'], [() => here.token('bob'), 'Another user']]) {
     const getToken = ({ reason }) => (reason === 'expiring' ? later() : here.token('alice', { exp: now() + 6 }));
     const undo = installAuth({ getToken, origins: [here.url.replace('ws', 'http')] });
@@ -206,7 +206,7 @@ test('signed out, or another user, at the time of a renewal closes it', async (t
 });
 
 test('closed before it opened it opens nothing, and says so', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   let give;
   installed(t, { getToken: () => new Promise((resolve) => (give = resolve)), origins: [here.url.replace('ws', 'http')] });
   const socket = new WebSocket(`${here.url}/ws`);
@@ -232,7 +232,7 @@ test('no token goes over plain ws to another machine', async (t) => {
 });
 
 test('sockets that are not ours are the platform\'s own', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   const origins = [here.url.replace('ws', 'http')];
   for (const sockets of [false, (url) => url.pathname !== '/hot-reload']) {
     const undo = installAuth({ getToken: () => here.token('alice'), origins, sockets });
@@ -245,7 +245,7 @@ test('sockets that are not ours are the platform\'s own', async (t) => {
 });
 
 test('a refusal brings one fresh token, and a second in a row is final', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   const asked = [];
   let signedOut = 0;
   const getToken = ({ skipCache }) => (asked.push(skipCache), skipCache ? here.token('alice') : here.expired('alice'));
@@ -267,7 +267,7 @@ test('a refusal brings one fresh token, and a second in a row is final', async (
 });
 
 test('many sockets refused the same token at once have nobody signed out', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   let signedOut = 0;
   const getToken = ({ skipCache }) => (skipCache ? here.token('alice') : here.expired('alice'));
   installed(t, { getToken, origins: [here.url.replace('ws', 'http')], onSignedOut: () => signedOut++, reconnect: true });
@@ -278,7 +278,7 @@ test('many sockets refused the same token at once have nobody signed out', async
 
 test('what looks like ours and is the application\'s arrives', async (t) => {
   const texts = ['{"type":"error', '{"type":"error","message":"Token refresh failed"}', '{"type":"authenticated"}'];
-  const here = await house(t, CONFIGURATION, (socket) => texts.forEach((text) => socket.send(text)));
+  const here = await startFixture(t, CONFIGURATION, (socket) => texts.forEach((text) => socket.send(text)));
   installed(t, { getToken: () => here.token('alice'), origins: [here.url.replace('ws', 'http')] });
   const events = opened(new WebSocket(`${here.url}/ws`));
   assert.equal(await events.next('open'), 'open');
@@ -286,7 +286,7 @@ test('what looks like ours and is the application\'s arrives', async (t) => {
 });
 
 test('beside a session of ours it opens first, loses nothing, and another user\'s token ends it', async (t) => {
-  const here = await house(t, `${CONFIGURATION}browser: { session: {} }\n`, (socket) => {
+  const here = await startFixture(t, `${CONFIGURATION}browser: { session: {} }\n`, (socket) => {
     socket.send('welcome');
     echo(socket);
   });
@@ -313,7 +313,7 @@ test('beside a session of ours it opens first, loses nothing, and another user\'
 
 test('it comes back after a restart when it is asked to', async (t) => {
   let first = true;
-  const here = await house(t, CONFIGURATION, (socket) => {
+  const here = await startFixture(t, CONFIGURATION, (socket) => {
     echo(socket);
     if (first) socket.close(1012);
     first = false;
@@ -329,10 +329,10 @@ test('it comes back after a restart when it is asked to', async (t) => {
 });
 
 test('reconnecting-websocket takes it as its constructor', async (t) => {
-  const here = await house(t, CONFIGURATION, echo);
+  const here = await startFixture(t, CONFIGURATION, echo);
   installed(t, { getToken: () => here.token('alice'), origins: [here.url.replace('ws', 'http')], sockets: false });
   const socket = new ReconnectingWebSocket(`${here.url}/ws`, [], { WebSocket: AuthenticatedWebSocket });
-  const events = awaited();
+  const events = queue();
   socket.addEventListener('message', ({ data }) => events.push(data));
   socket.addEventListener('open', () => socket.send('hello'));
   assert.equal(await within('an echo', events.next('an echo')), 'hello');
@@ -343,7 +343,7 @@ test('reconnecting-websocket takes it as its constructor', async (t) => {
 });
 
 test('graphql-ws takes it too, and its subprotocol with it', async (t) => {
-  const here = await house(t, CONFIGURATION, undefined, { handleProtocols: () => 'graphql-transport-ws' });
+  const here = await startFixture(t, CONFIGURATION, undefined, { handleProtocols: () => 'graphql-transport-ws' });
   const whoami = (_, context) => context.extra.request.headers['x-user-id'];
   useServer({ schema: buildSchema('type Query { whoami: String }'), roots: { query: { whoami } }, context: (it) => it }, here.upstream);
   installed(t, { getToken: () => here.token('alice'), origins: [here.url.replace('ws', 'http')], sockets: false });

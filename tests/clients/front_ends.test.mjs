@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
 import { WebSocket as Ws } from 'ws';
-import { awaited, house, now } from './house.mjs';
+import { now, queue, startFixture } from './fixture.mjs';
 import { packed, project, tool } from './packed.mjs';
 
 const FOLDER = 'front-ends-test';
@@ -49,7 +49,7 @@ async function served(t, connected) {
     if (!file) return response.writeHead(404).end();
     response.setHeader('Content-Type', request.url.endsWith('.js') ? 'text/javascript' : 'text/html').end(file);
   };
-  const here = await house(t, CONFIGURATION, connected, { page });
+  const here = await startFixture(t, CONFIGURATION, connected, { page });
   const context = await browser.newContext();
   t.after(() => context.close());
   const window = await context.newPage();
@@ -71,7 +71,7 @@ const events = (window) => window.evaluate(() => globalThis.events);
 
 /** Resolves when the program ends a socket whose token this is: by its clock, not by ours. */
 function ended(here, token) {
-  const closes = awaited();
+  const closes = queue();
   const socket = new Ws(`${here.url}/elsewhere`);
   socket.on('open', () => socket.send(JSON.stringify({ type: 'authenticate', token })));
   socket.on('close', (code) => closes.push(code));
@@ -83,7 +83,7 @@ const notebook = (socket) => socket.on('message', (data) => socket.send(`${data}
 test('an old tab whose token has expired comes back once and stops, instead of once a second for ever', async (t) => {
   const here = await served(t, notebook);
   await here.window.clock.install();
-  await here.open('notebook', { token: here.dying('alice') });
+  await here.open('notebook', { token: here.nearlyExpired('alice') });
   await shows(here.window, 'state', 'ready');
   await here.window.waitForFunction(() => globalThis.closes.length === 1, undefined, { timeout: 30_000 });
   await here.window.clock.runFor(1_500);
@@ -92,13 +92,13 @@ test('an old tab whose token has expired comes back once and stops, instead of o
   await here.window.clock.runFor(60_000);
   assert.equal(here.sockets.length, 2, 'and none in the minute that follows');
   await screenshot(here, 'notebook');
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
 });
 
 test('beside client.js the same front end goes on with a stale token of its own, and what it queued arrives', async (t) => {
   const here = await served(t, notebook);
   await here.window.exposeFunction('mint', () => here.token('alice'));
-  const stale = here.dying('alice');
+  const stale = here.nearlyExpired('alice');
   await here.open('notebook', { token: stale });
   await shows(here.window, 'state', 'ready');
   await here.window.evaluate(() => globalThis.run('one'));
@@ -111,7 +111,7 @@ test('beside client.js the same front end goes on with a stale token of its own,
   await shows(here.window, 'cells', 'onetwo');
   await shows(here.window, 'state', 'ready');
   assert.deepEqual(await here.window.evaluate(() => globalThis.closes), [1012]);
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
 });
 
 test('a chat that connects at page load and speaks later is not timed out, nor is the socket that Strict Mode left', async (t) => {
@@ -121,7 +121,7 @@ test('a chat that connects at page load and speaks later is not timed out, nor i
   await here.open('chat', { token: here.token('alice') });
   await here.window.waitForSelector('h1');
   // A socket of another dialect that says nothing either tells when the limit is over.
-  const silent = awaited();
+  const silent = queue();
   new Ws(`${here.url}/elsewhere`).on('close', (code, reason) => silent.push(`${code} ${reason}`));
   assert.equal(await silent.next('its end'), '1008 Authentication timeout');
   assert.deepEqual(await here.window.evaluate(() => globalThis.closes), []);

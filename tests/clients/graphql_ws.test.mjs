@@ -5,7 +5,7 @@ import { buildSchema } from 'graphql';
 import { createClient } from 'graphql-ws';
 import { useServer } from 'graphql-ws/use/ws';
 import { WebSocket } from 'ws';
-import { house, within } from './house.mjs';
+import { startFixture, within } from './fixture.mjs';
 
 const CONFIGURATION = `
 listen: \${LISTEN}
@@ -17,7 +17,7 @@ routes: [{ path: /graphql, websocket: { dialect: graphql-transport-ws } }]
 
 async function served(t) {
   const parameters = [];
-  const here = await house(t, CONFIGURATION, undefined, {
+  const here = await startFixture(t, CONFIGURATION, undefined, {
     handleProtocols: (offers) => (offers.has('graphql-transport-ws') ? 'graphql-transport-ws' : false),
   });
   useServer(
@@ -62,7 +62,7 @@ test('a query comes back as the verified user, and the token stops at us', async
   }
   assert(here.parameters.every((seen) => seen.lang === 'de'));
   assert(!JSON.stringify(here.parameters).match(/eyJ|bob/), JSON.stringify(here.parameters));
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
 });
 
 test('when its token ends it comes back by itself with a fresh one, and its subscription goes on', async (t) => {
@@ -72,7 +72,7 @@ test('when its token ends it comes back by itself with a fresh one, and its subs
   const client = createClient({
     url: `${here.url}/graphql`,
     webSocketImpl: WebSocket,
-    connectionParams: () => ({ authToken: ++asked === 1 ? here.dying('alice') : here.token('alice') }),
+    connectionParams: () => ({ authToken: ++asked === 1 ? here.nearlyExpired('alice') : here.token('alice') }),
     on: { closed: (event) => closes.push(event.code) },
   });
   let restarted;

@@ -2,14 +2,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { WebSocket } from 'ws';
-import { awaited, example, house } from './house.mjs';
+import { example, queue, startFixture } from './fixture.mjs';
 
 globalThis.WebSocket = WebSocket;
 const { Auth, createConnection, ERR_INVALID_AUTH } = await import('home-assistant-js-websocket');
 
 async function served(t) {
   const messages = [];
-  const here = await house(t, example('home-assistant'), (socket, request) => {
+  const here = await startFixture(t, example('home-assistant'), (socket, request) => {
     socket.on('message', (data) => {
       const list = [JSON.parse(String(data))].flat();
       messages.push(...list);
@@ -39,7 +39,7 @@ test('it is greeted, authenticates and calls as the verified user', async (t) =>
   assert.equal(await connection.sendMessagePromise({ type: 'whoami' }), 'alice');
   await connection.ping();
   assert(!JSON.stringify(here.messages).match(/eyJ|access_token/));
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
   connection.close();
 });
 
@@ -53,9 +53,9 @@ test('a refused token is its own invalid auth', async (t) => {
 test('when its token ends it comes back by itself with a fresh one', async (t) => {
   const here = await served(t);
   let asked = 0;
-  const auth = new OurAuth(here, () => (asked++ === 0 ? here.dying('alice') : here.token('alice')));
+  const auth = new OurAuth(here, () => (asked++ === 0 ? here.nearlyExpired('alice') : here.token('alice')));
   const connection = await createConnection({ auth });
-  const ready = awaited();
+  const ready = queue();
   connection.addEventListener('ready', () => ready.push());
   await ready.next('the second connection');
   assert.equal(await connection.sendMessagePromise({ type: 'whoami' }), 'alice');

@@ -2,8 +2,8 @@
 //! talking to an upstream that knows nothing of tokens through the built program. The tests themselves are
 //! the `.mjs` files beside this one.
 //!
-//! The packages are installed once into `target/clients`. On a machine without `npm` these tests say so
-//! and pass, except where `CI` is set.
+//! The packages are installed once into `target/clients`, those of Python into `target/clients/python`. On a machine
+//! without `npm` these tests say so and pass, except where `CI` is set.
 
 #![allow(clippy::expect_used, reason = "in a test a failed expectation is the answer")]
 #![allow(clippy::print_stderr)]
@@ -54,6 +54,45 @@ fn installed() -> PathBuf {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     std::fs::write(&marker, wanted).expect("written");
     folder
+}
+
+/// The Python of an environment with `requirements.txt`; `None` where it cannot be had.
+fn python() -> Option<&'static Path> {
+    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PYTHON
+        .get_or_init(|| {
+            let installed = install_python();
+            if let Err(error) = &installed {
+                assert!(
+                    std::env::var_os("CI").is_none(),
+                    "tests/clients/requirements.txt cannot be installed: {error}"
+                );
+                eprintln!("skipped: tests/clients/requirements.txt cannot be installed: {error}");
+            }
+            installed.ok()
+        })
+        .as_deref()
+}
+
+fn install_python() -> Result<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let requirements = root.join("tests/clients/requirements.txt");
+    let folder = root.join("target/clients/python");
+    let python = folder.join("bin/python");
+    let wanted = std::fs::read_to_string(&requirements).expect("requirements");
+    let marker = folder.join("installed.txt");
+    if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    let run = |command: &mut Command| {
+        let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {errors}")) }
+    };
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements))?;
+    std::fs::write(&marker, wanted).expect("written");
+    Ok(python)
 }
 
 fn passes(file: &str) {
@@ -120,7 +159,25 @@ fn a_real_browser() {
 #[test]
 fn sign_in_at_a_real_provider() {
     let Some(chromium) = chromium() else { return };
-    passes_with("login.test.mjs", &[("CHROMIUM", chromium.as_path())]);
+    passes_with("sign_in.test.mjs", &[("CHROMIUM", chromium.as_path())]);
+}
+
+#[test]
+fn the_pages_of_sign_in() {
+    let Some(chromium) = chromium() else { return };
+    passes_with("sign_in_pages.test.mjs", &[("CHROMIUM", chromium.as_path())]);
+}
+
+#[test]
+fn sign_in_at_a_provider_of_another_make() {
+    let (Some(chromium), Some(python)) = (chromium(), python()) else { return };
+    passes_with("canaille.test.mjs", &[("CHROMIUM", chromium.as_path()), ("PYTHON", python)]);
+}
+
+#[test]
+fn jupyterlab_with_sign_in() {
+    let (Some(chromium), Some(python)) = (chromium(), python()) else { return };
+    passes_with("jupyterlab.test.mjs", &[("CHROMIUM", chromium.as_path()), ("PYTHON", python)]);
 }
 
 #[test]

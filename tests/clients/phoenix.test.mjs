@@ -5,11 +5,11 @@ import { test } from 'node:test';
 import { RealtimeClient } from '@supabase/realtime-js';
 import { Socket } from 'phoenix';
 import { WebSocket } from 'ws';
-import { awaited, example, house, within } from './house.mjs';
+import { example, queue, startFixture, within } from './fixture.mjs';
 
 async function served(t) {
   const messages = [];
-  const here = await house(t, example('phoenix'), (socket, request) => {
+  const here = await startFixture(t, example('phoenix'), (socket, request) => {
     socket.on('message', (data) => {
       // Binary frames are pushes of serializer 2.0.0: kind, four lengths, then the parts.
       if (data[0] === 3) {
@@ -54,14 +54,14 @@ test('phoenix: the token comes with the first join and goes no further', async (
   const joins = here.messages.filter(([, , , event]) => event === 'phx_join').map(([, , , , payload]) => payload);
   assert.deepEqual(joins, [{ lang: 'de' }, { lang: 'fr' }]);
   assert(!here.messages.some(([, , topic]) => topic === 'phoenix'), 'heartbeats are answered on the way');
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
   socket.disconnect();
 });
 
 test('phoenix: heartbeats before the first join keep it waiting, a refused join says so', async (t) => {
   const here = await served(t);
   const socket = new Socket(`${here.url}/socket`, { transport: WebSocket });
-  const opened = awaited();
+  const opened = queue();
   socket.onOpen(() => opened.push());
   socket.connect();
   await opened.next('the socket');
@@ -77,21 +77,21 @@ test('phoenix: authToken comes in a subprotocol, and a token that ends brings it
   let asked = 0;
   const socket = new Socket(`${here.url}/socket`, {
     transport: WebSocket,
-    authToken: () => (asked++ === 0 ? here.dying('alice') : here.token('alice')),
+    authToken: () => (asked++ === 0 ? here.nearlyExpired('alice') : here.token('alice')),
     reconnectAfterMs: () => 50,
     rejoinAfterMs: () => 50,
   });
-  const closed = awaited();
+  const closed = queue();
   socket.onClose(({ code }) => closed.push(code));
   socket.connect();
-  const joined = awaited();
+  const joined = queue();
   const room = socket.channel('room:lobby', {});
   room.join().receive('ok', (value) => joined.push(value));
   assert.deepEqual(await joined.next('the join'), { user: 'alice' });
   assert.equal(await closed.next('the end of its token'), 4401);
   assert.deepEqual(await joined.next('the rejoin'), { user: 'alice' });
   assert.equal(here.seen.length, 2);
-  here.nothingLeaked();
+  here.assertNoTokenLeaked();
   socket.disconnect();
 });
 
@@ -108,7 +108,7 @@ for (const [vsn, path] of [
       accessToken: async () => here.token('alice'),
     });
     await client.setAuth();
-    const statuses = awaited();
+    const statuses = queue();
     const channel = client.channel('room', { config: { broadcast: { ack: true } } });
     channel.subscribe((status) => statuses.push(status));
     assert.equal(await statuses.next('a status'), 'SUBSCRIBED');

@@ -1,5 +1,5 @@
-// What every client test stands on: an issuer with a real key, the built program with an example
-// configuration, and an upstream that knows nothing of tokens.
+// The parts that all client tests share: an issuer with a real key, the built program, and an upstream that knows nothing
+// of tokens.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { generateKeyPairSync, sign } from 'node:crypto';
@@ -14,11 +14,11 @@ const SAFETY = 30_000;
 
 export const now = () => Math.floor(Date.now() / 1000);
 
-/** Awaits under a safety net; never what is measured. */
-export function within(what, promise) {
+/** Awaits a promise, with a time limit as a safety net. */
+export function within(what, promise, limit = SAFETY) {
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`nothing within ${SAFETY} ms: ${what}`)), SAFETY);
+    timer = setTimeout(() => reject(new Error(`nothing within ${limit} ms: ${what}`)), limit);
   });
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
@@ -68,10 +68,10 @@ export async function program(yaml, environment) {
 }
 
 /**
- * A house for one test. `connected(socket, request)` is the upstream: an ordinary `ws` server.
- * Sockets end right at their tokens' end (no grace), so that a test need not wait for it.
+ * Starts an issuer, the program with this configuration and an upstream; all of them end with the test.
+ * `connected(socket, request)` handles each connection of the upstream, an ordinary `ws` server.
  */
-export async function house(test, yaml, connected, { page, ...options } = {}) {
+export async function startFixture(test, yaml, connected, { page, ...options } = {}) {
   const provider = await issuer();
   const web = createServer(page ?? ((_, response) => response.writeHead(404).end()));
   const upstream = new WebSocketServer({ server: web, ...options });
@@ -95,28 +95,28 @@ export async function house(test, yaml, connected, { page, ...options } = {}) {
   return {
     url: `ws://${address}`,
     token: provider.token,
-    /** Good when it arrives; its socket ends within two seconds (the clock skew is five). */
-    dying: (user) => provider.token(user, { exp: now() - 3 }),
+    /** Accepted when it arrives; its socket ends within two seconds (the clock skew is five). */
+    nearlyExpired: (user) => provider.token(user, { exp: now() - 3 }),
     expired: (user) => provider.token(user, { exp: now() - 600 }),
     seen,
     upstream,
     log,
-    /** No token reached the upstream or a log line. */
-    nothingLeaked() {
+    /** Asserts that no token reached the upstream or a log line. */
+    assertNoTokenLeaked() {
       const text = JSON.stringify(seen) + log.join('\n');
       assert(!text.includes('eyJ'), text);
     },
   };
 }
 
-/** An example configuration of the documentation, as it stands. */
+/** Reads an example configuration of the documentation. */
 export function example(name) {
   const text = readFileSync(`${process.env.EXAMPLES}/${name}.yaml`, 'utf8');
   return `${text}\nwebsocket: { grace: 0s }\n`;
 }
 
-/** A value that a test waits for. */
-export function awaited() {
+/** A queue whose `next` waits for a value. */
+export function queue() {
   const values = [];
   const waiting = [];
   return {
