@@ -30,7 +30,7 @@ variable "issuer" {
 }
 
 variable "preset" {
-  description = "oidc, clerk, supabase, auth0, cognito, keycloak or google."
+  description = "oidc, clerk, supabase, auth0, cognito, keycloak, entra or google."
   type        = string
   default     = "oidc"
 }
