@@ -6,6 +6,7 @@
 //! is good, and `http` what the upstream gets on the upgrade.
 
 mod admission;
+mod assembler;
 mod authorizer;
 mod classify;
 mod clock;

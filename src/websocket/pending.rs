@@ -187,7 +187,7 @@ enum End {
 
 /// What a client sent first, apart from pings.
 enum Opening {
-    Message(Vec<u8>),
+    Message(String),
     Close(Vec<u8>),
 }
 
@@ -354,13 +354,11 @@ impl PendingSocket {
     /// the first one.
     fn read_first_message(
         &mut self,
-        text: Vec<u8>,
+        mut text: String,
         context: &SocketContext,
         client: &mut Socket,
     ) -> Result<Option<Event>, CloseReason> {
         let token_bytes = context.policy().limits.token_bytes;
-        // The reader has checked that it is UTF-8.
-        let mut text = String::from_utf8(text).map_err(|_| CloseReason::NotUtf8)?;
         let dialect = self.session.dialect().cloned().ok_or(CloseReason::InvalidMessage)?;
         loop {
             let read = dialect::read_first(&dialect, &text, token_bytes, self.forwarding.in_first_message);

@@ -1,109 +1,102 @@
-//! Introduces a user to an upstream that checks tokens itself and wants them in its first message
-//! (docs/contract.md section 4.4): our message in its dialect goes up as soon as its 101 has come, its
-//! acknowledgement is swallowed, and its refusal is a row of section 4.2.
+//! The handshake with an upstream that checks tokens itself and wants them in its first message (docs/contract.md
+//! section 4.4). The proxy's message is sent as soon as the upstream's 101 has come; its acknowledgement is dropped, and
+//! its refusal is a row of section 4.2.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::assembler::{ControlFrame, FrameReader, Keep, MessageBuffer, Part};
 use super::close_reason::CloseReason;
 use super::dialect::upstream_message;
-use super::frame::{FrameParser, Opcode, Piece, Sender, encode, masking_key};
+use super::frame::{Opcode, Sender, encode, masking_key};
 use super::template::matches_template;
 use crate::auth::Token;
 use crate::http::{Socket, Upgraded};
 use crate::json;
 use crate::policy::DialectSpec;
 
-/// What an upstream says before it acknowledges is held, and follows.
-const HELD: usize = 64 << 10;
-/// Codes with which backends close on a token they do not like.
+/// So much of what an upstream sends before its acknowledgement is kept, and forwarded later.
+const MAX_KEPT_BYTES: usize = 64 << 10;
+/// The close codes by which backends refuse a token.
 const REFUSALS: [u16; 3] = [1008, 4001, 4401];
 
-/// Says who it is; the caller bounds the time.
+/// Authenticates the user to the upstream. The caller bounds the time.
 ///
 /// # Errors
-/// Why the upstream did not take it.
+/// Why the upstream did not accept the token.
 pub(super) async fn authenticate(
     upgraded: Upgraded,
     dialect: &DialectSpec,
     token: &Token,
 ) -> Result<Upgraded, CloseReason> {
-    let mut reader = Reader::new(upgraded);
+    let mut connection = Connection::new(upgraded);
     if dialect.greeting.is_some() {
-        let greeting = reader.message().await?;
-        if !says(&greeting, dialect.greeting.as_ref()) {
-            reader.hold(&greeting)?;
+        let greeting = connection.next_message().await?;
+        if !matches(&greeting, dialect.greeting.as_ref()) {
+            connection.keep(&greeting)?;
         }
     }
-    reader.say(Opcode::Text, upstream_message(&dialect.authenticate, token).as_bytes()).await?;
+    connection.send(Opcode::Text, upstream_message(&dialect.authenticate, token).as_bytes()).await?;
     loop {
-        let message = reader.message().await?;
-        if says(&message, dialect.authenticate.acknowledge.as_ref()) {
-            return Ok(reader.into_rest());
+        let message = connection.next_message().await?;
+        if matches(&message, dialect.authenticate.acknowledge.as_ref()) {
+            return Ok(connection.into_upgraded());
         }
-        if says(&message, dialect.error.as_ref()) {
+        if matches(&message, dialect.error.as_ref()) {
             return Err(CloseReason::UpstreamRefused);
         }
-        reader.hold(&message)?;
+        connection.keep(&message)?;
     }
 }
 
-/// One message as it came, and what it says when it is a text.
-struct Message {
-    raw: Vec<u8>,
-    text: Option<Vec<u8>>,
+/// Returns whether a text matches a template.
+fn matches(message: &MessageBuffer, template: Option<&serde_json::Value>) -> bool {
+    let value = Some(message).filter(|message| message.opcode == Opcode::Text);
+    let value = value.and_then(|message| json::value(&message.payload).ok());
+    template.zip(value).is_some_and(|(template, message)| matches_template(template, &message))
 }
 
-fn says(message: &Message, template: Option<&serde_json::Value>) -> bool {
-    let read = message.text.as_ref().and_then(|text| json::value(text).ok());
-    template.zip(read).is_some_and(|(template, message)| matches_template(template, &message))
-}
-
-struct Reader {
+/// The connection to the upstream until the user is authenticated.
+struct Connection {
     socket: Socket,
-    /// Read and not yet looked at.
+    /// What was received and not read yet.
     input: Vec<u8>,
-    parser: FrameParser,
-    held: Vec<u8>,
+    frames: FrameReader,
+    /// Messages that are forwarded later.
+    kept: Vec<u8>,
 }
 
-impl Reader {
+impl Connection {
     fn new(upgraded: Upgraded) -> Self {
-        Self {
-            socket: upgraded.socket,
-            input: upgraded.early,
-            parser: FrameParser::new(Sender::Server, false),
-            held: Vec::new(),
-        }
+        let frames = FrameReader::new(Sender::Server, false);
+        Self { socket: upgraded.socket, input: upgraded.early, frames, kept: Vec::new() }
     }
 
-    fn hold(&mut self, message: &Message) -> Result<(), CloseReason> {
-        self.held.extend_from_slice(&message.raw);
-        if self.held.len() > HELD { Err(CloseReason::UpstreamFailed) } else { Ok(()) }
+    fn keep(&mut self, message: &MessageBuffer) -> Result<(), CloseReason> {
+        self.kept.extend_from_slice(&message.raw);
+        if self.kept.len() > MAX_KEPT_BYTES { Err(CloseReason::UpstreamFailed) } else { Ok(()) }
     }
 
-    async fn say(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), CloseReason> {
+    async fn send(&mut self, opcode: Opcode, payload: &[u8]) -> Result<(), CloseReason> {
         let mut frame = Vec::new();
         encode(&mut frame, opcode, payload, Some(masking_key()));
         self.socket.write_all(&frame).await.map_err(|_| CloseReason::UpstreamFailed)?;
         self.socket.flush().await.map_err(|_| CloseReason::UpstreamFailed)
     }
 
-    /// What was held, and what has been read behind it.
-    fn into_rest(self) -> Upgraded {
-        let mut early = self.held;
+    /// Returns the socket with what was kept, and what was received behind it.
+    fn into_upgraded(self) -> Upgraded {
+        let mut early = self.kept;
         early.extend_from_slice(&self.input);
         Upgraded { socket: self.socket, early }
     }
 
-    /// The next whole message; pings are answered, a Close ends it.
-    async fn message(&mut self) -> Result<Message, CloseReason> {
-        let mut message = Message { raw: Vec::new(), text: None };
-        let mut control = Vec::new();
-        let (mut opcode, mut last) = (Opcode::Continuation, false);
+    /// Returns the next whole message. Pings before it are answered.
+    async fn next_message(&mut self) -> Result<MessageBuffer, CloseReason> {
+        let mut message: Option<MessageBuffer> = None;
         let mut at = 0;
         loop {
-            let piece = self.parser.advance(&self.input, at).map_err(|_| CloseReason::UpstreamFailed)?;
-            let Some((piece, next)) = piece else {
+            let part = self.frames.next(&self.input, &mut at).map_err(|_violation| CloseReason::UpstreamFailed)?;
+            let Some(part) = part else {
                 self.input.clear();
                 at = 0;
                 if self.socket.read_buf(&mut self.input).await.map_err(|_| CloseReason::UpstreamFailed)? == 0 {
@@ -111,52 +104,39 @@ impl Reader {
                 }
                 continue;
             };
-            at = next;
-            let ended = match piece {
-                Piece::Header(header, _) => {
-                    opcode = header.opcode;
-                    if !opcode.is_control() {
-                        last = header.fin;
-                        message.raw.extend_from_slice(header.raw());
-                        if opcode == Opcode::Text {
-                            message.text = Some(Vec::new());
-                        }
-                    }
-                    header.length == 0
+            let ends_message = part.ends_message();
+            match part {
+                Part::Control(control) => self.read_control(control).await?,
+                Part::DataHeader(header, _) => {
+                    message
+                        .get_or_insert_with(|| MessageBuffer::new(header.opcode, Keep::RawAndPayload))
+                        .push_header(&header);
                 }
-                Piece::Payload { range, last, .. } => {
-                    let payload = &self.input[range];
-                    if opcode.is_control() {
-                        control.extend_from_slice(payload);
-                    } else {
-                        message.raw.extend_from_slice(payload);
-                        if let Some(text) = &mut message.text {
-                            text.extend_from_slice(payload);
-                        }
+                Part::Payload { header, range, offset, .. } => {
+                    if let Some(message) = &mut message {
+                        message.push_payload(&self.input[range], &header, offset);
                     }
-                    last
                 }
-            };
-            if message.raw.len() > HELD {
+            }
+            if message.as_ref().is_some_and(|message| message.raw.len() > MAX_KEPT_BYTES) {
                 return Err(CloseReason::UpstreamFailed);
             }
-            if !ended {
-                continue;
+            if ends_message && let Some(message) = message.take() {
+                self.input.drain(..at);
+                return Ok(message);
             }
-            match opcode {
-                Opcode::Ping => self.say(Opcode::Pong, &std::mem::take(&mut control)).await?,
-                Opcode::Pong => control.clear(),
-                Opcode::Close => {
-                    let code = control.first_chunk().map(|code| u16::from_be_bytes(*code));
-                    let refused = code.is_some_and(|code| REFUSALS.contains(&code));
-                    return Err(if refused { CloseReason::UpstreamRefused } else { CloseReason::UpstreamFailed });
-                }
-                _ if last => {
-                    self.input.drain(..at);
-                    return Ok(message);
-                }
-                _ => {}
+        }
+    }
+
+    async fn read_control(&mut self, control: ControlFrame) -> Result<(), CloseReason> {
+        match control.opcode {
+            Opcode::Ping => self.send(Opcode::Pong, &control.payload).await,
+            Opcode::Close => {
+                let code = control.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+                let is_refused = code.is_some_and(|code| REFUSALS.contains(&code));
+                Err(if is_refused { CloseReason::UpstreamRefused } else { CloseReason::UpstreamFailed })
             }
+            _ => Ok(()),
         }
     }
 }

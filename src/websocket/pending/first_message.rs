@@ -1,224 +1,192 @@
-//! What a waiting client has sent: its first message, and the bytes behind it, in a buffer that is
-//! ours from the first byte to the last. Nothing behind the first message may be lost, so nothing
-//! else ever reads this socket.
+//! Reads the first message of a pending client. Whatever the client sends behind it is kept, byte for byte, for the
+//! relay. Nothing else reads the socket meanwhile.
 
+use crate::websocket::assembler::{ControlFrame, FrameReader, Keep, MessageBuffer, Part};
 use crate::websocket::close_reason::CloseReason;
-use crate::websocket::frame::{FrameParser, Opcode, Piece, Sender, apply_mask, close_code};
+use crate::websocket::frame::{Header, Opcode, Sender, close_code};
 
-/// The first message: one text of at most this many bytes, unless the dialect says otherwise…
+/// The longest first message, unless the dialect allows more.
 pub(super) const MESSAGE_BYTES: usize = 16 << 10;
-/// …in at most this many frames…
-const FRAGMENTS: usize = 64;
-/// …beside at most this many control frames.
-const CONTROL_FRAMES: usize = 16;
-/// What is kept of what comes behind it until the upstream stands.
-pub(super) const BEHIND_BYTES: usize = 64 << 10;
+/// The most fragments of a first message.
+const MAX_FRAGMENTS: usize = 64;
+/// The most control frames before and inside a first message.
+const MAX_CONTROL_FRAMES: usize = 16;
+/// So much of what a client sends behind its first message is read before the upstream is connected.
+const BUFFER_BYTES: usize = 64 << 10;
 
-/// What the buffer holds next.
+/// Something that a client has sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
     /// The whole first message.
-    Message(Vec<u8>),
-    /// A ping to answer.
+    Message(String),
+    /// A ping to answer, with its payload.
     Ping(Vec<u8>),
     /// A Close, with its payload.
     Close(Vec<u8>),
 }
 
-/// The buffer and how far it has been looked through.
+/// Reads what a client sends before it is authenticated.
 #[derive(Debug)]
 pub(super) struct FirstMessageReader {
-    bytes: Vec<u8>,
-    /// Everything before this has been looked at.
+    buffer: Vec<u8>,
+    /// Everything in the buffer before this was read.
     at: usize,
-    parser: FrameParser,
-    message_bytes: usize,
-    message: Option<Vec<u8>>,
-    opcode: Opcode,
-    mask: [u8; 4],
-    last: bool,
-    control: Vec<u8>,
-    /// Where the current control frame began in the buffer.
-    control_from: usize,
+    frames: FrameReader,
+    max_message_bytes: usize,
+    /// The first message, until it is complete.
+    message: Option<MessageBuffer>,
     fragments: usize,
-    controls: usize,
-    /// Pings of ours that the client has not answered.
-    pinged: usize,
-    begun: bool,
+    control_frames: usize,
+    /// Pings of the proxy that the client has not answered.
+    awaited_pongs: usize,
+    has_begun: bool,
 }
 
 impl FirstMessageReader {
-    /// An empty one, whose first message may be this long.
     #[must_use]
-    pub(super) fn new(message_bytes: usize) -> Self {
+    pub(super) fn new(max_message_bytes: usize) -> Self {
         Self {
-            message_bytes,
-            bytes: Vec::new(),
+            buffer: Vec::new(),
             at: 0,
-            parser: FrameParser::new(Sender::Client, false),
-            message: Some(Vec::new()),
-            opcode: Opcode::Text,
-            mask: [0; 4],
-            last: false,
-            control: Vec::new(),
-            control_from: 0,
+            frames: FrameReader::new(Sender::Client, false),
+            max_message_bytes,
+            message: Some(MessageBuffer::new(Opcode::Text, Keep::Payload)),
             fragments: 0,
-            controls: 0,
-            pinged: 0,
-            begun: false,
+            control_frames: 0,
+            awaited_pongs: 0,
+            has_begun: false,
         }
     }
 
-    /// Appends what was read.
+    /// Appends what was read from the socket.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
     }
 
-    /// Whether there is room to read more.
+    /// Returns whether there is room to read more.
     #[must_use]
     pub(super) fn has_room(&self) -> bool {
-        self.bytes.len() < BEHIND_BYTES
+        self.buffer.len() < BUFFER_BYTES
     }
 
-    /// How much memory it has taken.
+    /// Returns how much memory the reader has taken.
     #[must_use]
     pub(super) fn memory(&self) -> usize {
-        self.bytes.capacity() + self.control.capacity() + self.message.as_ref().map_or(0, Vec::capacity)
+        self.buffer.capacity() + self.message.as_ref().map_or(0, MessageBuffer::memory)
     }
 
-    /// Whether a fragment of the first message has come; a ping is no word.
+    /// Returns whether a fragment of the first message has come. A ping is none.
     #[must_use]
     pub(super) fn has_begun(&self) -> bool {
-        self.begun
+        self.has_begun
     }
 
-    /// Whether the first message has begun and not ended.
+    /// Returns whether the first message has begun and is not complete.
     #[must_use]
     pub(super) fn is_in_message(&self) -> bool {
         self.message.is_some() && self.fragments > 0
     }
 
-    /// A ping of ours has been sent: one pong does not count among the control frames.
+    /// Notes that the proxy has sent a ping: one pong is not counted among the control frames.
     pub(super) fn expect_pong(&mut self) {
-        self.pinged += 1;
+        self.awaited_pongs += 1;
     }
 
-    /// What is left behind the first message, as it came, for the relay.
+    /// Returns what the client has sent behind the first message, as it came.
     #[must_use]
     pub(super) fn into_rest(self) -> Vec<u8> {
-        self.bytes
+        self.buffer
     }
 
-    /// The message was an application's ping: the next one is the first message. Pings count among the
-    /// control frames, since a socket may not be kept waiting by them.
+    /// Expects another first message, since the last one was an application's ping. Such pings are counted among the
+    /// control frames, since a client must not keep its place by them.
     ///
     /// # Errors
     /// When there were too many.
     pub(super) fn expect_another(&mut self) -> Result<(), CloseReason> {
-        self.controls += 1;
-        if self.controls > CONTROL_FRAMES {
-            return Err(CloseReason::ControlFrames);
-        }
-        self.message = Some(Vec::new());
+        self.count_control_frame()?;
+        self.message = Some(MessageBuffer::new(Opcode::Text, Keep::Payload));
         self.fragments = 0;
         Ok(())
     }
 
-    /// Looks on; `None` when more bytes are needed.
+    /// Reads on; `None` when more bytes are needed.
     ///
     /// # Errors
-    /// The row of section 4.2 that ends it.
+    /// The row of section 4.2 that ends the socket.
     pub(super) fn next(&mut self) -> Result<Option<Received>, CloseReason> {
-        while let Some((piece, next)) = self.parser.advance(&self.bytes, self.at).map_err(|_| CloseReason::Protocol)? {
-            self.at = next;
-            match piece {
-                Piece::Header(header, _) => {
-                    if header.opcode.is_control() {
-                        if header.opcode == Opcode::Pong && self.pinged > 0 {
-                            self.pinged -= 1;
-                        } else {
-                            self.controls += 1;
-                        }
-                        if self.controls > CONTROL_FRAMES {
-                            return Err(CloseReason::ControlFrames);
-                        }
-                        self.control.clear();
-                        // Read only behind the first message, where the buffer holds the whole frame.
-                        self.control_from = next.saturating_sub(header.raw().len());
-                    } else if self.message.is_some() {
-                        self.begin_fragment(header.opcode, header.length)?;
-                        self.last = header.fin;
-                    }
-                    self.opcode = header.opcode;
-                    self.mask = header.mask.unwrap_or_default();
-                    if header.length == 0
-                        && let Some(arrived) = self.frame_ended()?
-                    {
-                        return Ok(Some(arrived));
+        while let Some(part) =
+            self.frames.next(&self.buffer, &mut self.at).map_err(|_violation| CloseReason::Protocol)?
+        {
+            let ends_message = part.ends_message();
+            match part {
+                Part::Control(control) => {
+                    if let Some(received) = self.read_control(control)? {
+                        return Ok(Some(received));
                     }
                 }
-                Piece::Payload { range, offset, last } => {
-                    let target = if self.opcode.is_control() { Some(&mut self.control) } else { self.message.as_mut() };
-                    if let Some(target) = target {
-                        let start = target.len();
-                        target.extend_from_slice(&self.bytes[range]);
-                        apply_mask(&mut target[start..], self.mask, offset);
-                    }
-                    if last && let Some(arrived) = self.frame_ended()? {
-                        return Ok(Some(arrived));
+                Part::DataHeader(header, _) => self.begin_fragment(&header)?,
+                Part::Payload { header, range, offset, .. } => {
+                    if let Some(message) = &mut self.message {
+                        message.push_payload(&self.buffer[range], &header, offset);
                     }
                 }
             }
+            if ends_message && let Some(message) = self.message.take() {
+                self.buffer.drain(..self.at);
+                self.at = 0;
+                let text = String::from_utf8(message.payload).map_err(|_| CloseReason::NotUtf8)?;
+                return Ok(Some(Received::Message(text)));
+            }
         }
-        // The parser keeps a header that is not complete yet.
-        self.at = self.bytes.len();
+        // A header that is not complete is kept by the frame reader.
+        self.at = self.buffer.len();
         if self.message.is_some() {
-            // What belongs to the first message is copied out already.
-            self.bytes.clear();
+            // What belongs to the first message was copied out of the buffer.
+            self.buffer.clear();
             self.at = 0;
         }
         Ok(None)
     }
 
-    fn begin_fragment(&mut self, opcode: Opcode, length: u64) -> Result<(), CloseReason> {
-        if opcode == Opcode::Binary {
+    fn begin_fragment(&mut self, header: &Header) -> Result<(), CloseReason> {
+        let Some(message) = &self.message else { return Ok(()) };
+        if header.opcode == Opcode::Binary {
             return Err(CloseReason::InvalidMessage);
         }
-        self.begun = true;
+        self.has_begun = true;
         self.fragments += 1;
-        let so_far = self.message.as_ref().map_or(0, Vec::len) as u64;
-        if so_far.saturating_add(length) > self.message_bytes as u64 || self.fragments > FRAGMENTS {
+        let bytes = (message.payload.len() as u64).saturating_add(header.length);
+        if bytes > self.max_message_bytes as u64 || self.fragments > MAX_FRAGMENTS {
             return Err(CloseReason::TooLarge);
         }
         Ok(())
     }
 
-    fn frame_ended(&mut self) -> Result<Option<Received>, CloseReason> {
-        if self.opcode.is_control() {
-            // It is answered here, so the upstream must not see it. Among the fragments of the first
-            // message nothing is kept for the upstream anyway.
-            if self.message.is_none() {
-                self.bytes.drain(self.control_from..self.at);
-                self.at = self.control_from;
-            }
-            let payload = std::mem::take(&mut self.control);
-            return match self.opcode {
-                Opcode::Ping => Ok(Some(Received::Ping(payload))),
-                Opcode::Close if close_code(&payload).is_err() => Err(CloseReason::Protocol),
-                Opcode::Close => Ok(Some(Received::Close(payload))),
-                _ => Ok(None),
-            };
+    fn read_control(&mut self, control: ControlFrame) -> Result<Option<Received>, CloseReason> {
+        if control.opcode == Opcode::Pong && self.awaited_pongs > 0 {
+            self.awaited_pongs -= 1;
+        } else {
+            self.count_control_frame()?;
         }
-        if !self.last {
-            return Ok(None);
+        if self.message.is_none() {
+            // The upstream must not see a frame that is answered here. Behind the first message the buffer holds the
+            // whole frame.
+            let begin = self.at - control.raw.len();
+            self.buffer.drain(begin..self.at);
+            self.at = begin;
         }
-        let Some(message) = self.message.take() else { return Ok(None) };
-        self.bytes.drain(..self.at);
-        self.at = 0;
-        match String::from_utf8(message) {
-            Ok(text) => Ok(Some(Received::Message(text.into_bytes()))),
-            Err(_) => Err(CloseReason::NotUtf8),
+        match control.opcode {
+            Opcode::Ping => Ok(Some(Received::Ping(control.payload))),
+            Opcode::Close if close_code(&control.payload).is_err() => Err(CloseReason::Protocol),
+            Opcode::Close => Ok(Some(Received::Close(control.payload))),
+            _ => Ok(None),
         }
+    }
+
+    fn count_control_frame(&mut self) -> Result<(), CloseReason> {
+        self.control_frames += 1;
+        if self.control_frames > MAX_CONTROL_FRAMES { Err(CloseReason::ControlFrames) } else { Ok(()) }
     }
 }
 
@@ -259,8 +227,8 @@ mod tests {
         let many = |count: usize, frame: Vec<u8>| frame.repeat(count);
         for (bytes, expected) in [
             (frame(Opcode::Text, &vec![b'x'; MESSAGE_BYTES + 1]), CloseReason::TooLarge),
-            ([fragment(0x01, b"x"), many(FRAGMENTS, fragment(0x00, b"x"))].concat(), CloseReason::TooLarge),
-            (many(CONTROL_FRAMES + 1, frame(Opcode::Pong, b"")), CloseReason::ControlFrames),
+            ([fragment(0x01, b"x"), many(MAX_FRAGMENTS, fragment(0x00, b"x"))].concat(), CloseReason::TooLarge),
+            (many(MAX_CONTROL_FRAMES + 1, frame(Opcode::Pong, b"")), CloseReason::ControlFrames),
             (frame(Opcode::Binary, b"{}"), CloseReason::InvalidMessage),
             (frame(Opcode::Text, b"\xff"), CloseReason::NotUtf8),
             (vec![0x81, 0x00], CloseReason::Protocol),
@@ -314,7 +282,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert_eq!(messages, vec![b"abc".repeat(fragments)]);
+            prop_assert_eq!(messages, vec!["abc".repeat(fragments)]);
             prop_assert_eq!(answered, pings + usize::from(pings > 0));
             prop_assert_eq!(reader.into_rest(), behind);
         }

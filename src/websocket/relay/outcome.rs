@@ -1,18 +1,18 @@
-//! What became of a session, for its access line and the counts.
+//! How a socket ended, for its access line and the metrics.
 
-/// Who ended a session.
+/// Who closed a socket first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::websocket) enum ClosedBy {
     /// The client, by a Close or by leaving.
     Client,
     /// The upstream.
     Upstream,
-    /// We.
+    /// This program.
     Vestibule,
 }
 
 impl ClosedBy {
-    /// For the access line.
+    /// Returns the name in access lines and metrics.
     pub(in crate::websocket) const fn name(self) -> &'static str {
         match self {
             Self::Client => "client",
@@ -22,29 +22,28 @@ impl ClosedBy {
     }
 }
 
-/// What became of a session; for the access line.
+/// How a socket ended.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::websocket) struct SocketOutcome {
-    /// Code of the first Close, when there was one.
-    pub code: Option<u16>,
-    /// Who was first.
-    pub closed_by: ClosedBy,
-    /// Bytes from the client.
-    pub bytes_in: u64,
-    /// Bytes to the client.
-    pub bytes_out: u64,
+    /// The code of the first Close, if there was one.
+    pub(in crate::websocket) code: Option<u16>,
+    pub(in crate::websocket) closed_by: ClosedBy,
+    /// Bytes received from the client.
+    pub(in crate::websocket) bytes_in: u64,
+    /// Bytes sent to the client.
+    pub(in crate::websocket) bytes_out: u64,
     /// Accepted refreshes.
-    pub refreshes: u32,
+    pub(in crate::websocket) refreshes: u32,
 }
 
 impl SocketOutcome {
-    /// A socket that never came to anything: closed by us with this code.
+    /// Returns the outcome of a socket that was never open and that the proxy closed with this code.
     #[must_use]
     pub(in crate::websocket) const fn refused(code: u16) -> Self {
         Self { code: Some(code), closed_by: ClosedBy::Vestibule, bytes_in: 0, bytes_out: 0, refreshes: 0 }
     }
 
-    /// A client that left before it was anyone.
+    /// Returns the outcome of a socket that was never open and that its client left.
     #[must_use]
     pub(in crate::websocket) const fn left(code: Option<u16>) -> Self {
         Self { code, closed_by: ClosedBy::Client, bytes_in: 0, bytes_out: 0, refreshes: 0 }

@@ -1,7 +1,8 @@
-//! The clocks of a relay between two ends in memory, on a paused clock: what is written here as a minute takes none.
+//! The timers of a relay between two peers in memory, on a paused clock: no test waits for real time.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::task::JoinHandle;
@@ -10,12 +11,13 @@ use tokio::time::{sleep, timeout};
 use super::super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::super::frame::{apply_mask, close_payload};
 use super::super::session::{Credential, Session, SessionLimits, Verdict};
+use super::settings::Millis;
 use super::*;
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::runtime::Notifier;
 use crate::telemetry::Metrics;
 
-/// What fits between the relay and one of its ends.
+/// Bytes that fit between the relay and one of its peers.
 const ROOM: usize = 64 << 10;
 
 const TIMES: RelaySettings = RelaySettings {
@@ -28,15 +30,15 @@ const TIMES: RelaySettings = RelaySettings {
     drain_code: 1012,
 };
 
-/// Refuses the route from when it is told to.
-struct Doorkeeper(Arc<AtomicBool>);
+/// Denies the route once it is told to.
+struct TestAuthorizer(Arc<AtomicBool>);
 
-impl SessionAuthorizer for Doorkeeper {
-    fn verify(&self, _of: &StoredIdentity, _token: Token) -> VerifyFuture {
+impl SessionAuthorizer for TestAuthorizer {
+    fn verify(&self, _identity: &StoredIdentity, _token: Token) -> VerifyFuture {
         Box::pin(std::future::ready(Verdict::Denied))
     }
 
-    fn revalidate(&self, _of: &StoredIdentity, _question: &RemoteCheck) -> RevalidateFuture {
+    fn revalidate(&self, _identity: &StoredIdentity, _check: &RemoteCheck) -> RevalidateFuture {
         Box::pin(std::future::ready(Revalidation::Active))
     }
 
@@ -44,11 +46,11 @@ impl SessionAuthorizer for Doorkeeper {
         false
     }
 
-    fn is_current(&self, _of: &StoredIdentity) -> bool {
+    fn is_current(&self, _identity: &StoredIdentity) -> bool {
         true
     }
 
-    fn reauthorize(&mut self, _of: Option<&StoredIdentity>) -> Result<(), CloseReason> {
+    fn reauthorize(&mut self, _identity: Option<&StoredIdentity>) -> Result<(), CloseReason> {
         if self.0.load(Ordering::Relaxed) { Err(CloseReason::Denied) } else { Ok(()) }
     }
 
@@ -61,22 +63,22 @@ impl SessionAuthorizer for Doorkeeper {
     fn count_limit(&self, _limit: &'static str) {}
 }
 
-/// A relay that runs, and what is at its two ends.
-struct Relayed {
-    client: End,
-    upstream: End,
+/// A running relay with its two peers.
+struct TestRelay {
+    client: TestPeer,
+    upstream: TestPeer,
     relay: JoinHandle<SocketOutcome>,
     notifier: Notifier,
     is_denied: Arc<AtomicBool>,
     begun: Instant,
 }
 
-impl Relayed {
+impl TestRelay {
     fn start(settings: RelaySettings) -> Self {
         Self::with_room(settings, ROOM)
     }
 
-    /// With so much room between the relay and its client.
+    /// Starts with room for this many bytes between the relay and its client.
     fn with_room(settings: RelaySettings, room: usize) -> Self {
         let (client, ours) = duplex(room);
         Self::between(settings, client, Socket::Memory(Box::new(ours)))
@@ -106,12 +108,12 @@ impl Relayed {
             held_messages: MemoryBudget::default(),
         };
         let (notifier, is_denied) = (Notifier::default(), Arc::new(AtomicBool::new(false)));
-        let authorizer = Box::new(Doorkeeper(Arc::clone(&is_denied)));
+        let authorizer = Box::new(TestAuthorizer(Arc::clone(&is_denied)));
         let passed = Metrics::default().sockets.opened(&"test".into(), None);
         let relay = Relay::new(input, authorizer, notifier.subscribe_staggered(), settings, passed);
         Self {
-            client: End { stream: client, is_client: true },
-            upstream: End { stream: upstream, is_client: false },
+            client: TestPeer { stream: client, is_client: true },
+            upstream: TestPeer { stream: upstream, is_client: false },
             relay: tokio::spawn(relay),
             notifier,
             is_denied,
@@ -119,7 +121,7 @@ impl Relayed {
         }
     }
 
-    /// Its route refuses it from now on.
+    /// Denies the route from now on.
     fn denies(&self) {
         self.is_denied.store(true, Ordering::Relaxed);
         self.notifier.notify();
@@ -130,12 +132,12 @@ impl Relayed {
     }
 }
 
-struct End {
+struct TestPeer {
     stream: DuplexStream,
     is_client: bool,
 }
 
-impl End {
+impl TestPeer {
     fn frame(&self, opcode: Opcode, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         encode(&mut bytes, opcode, payload, self.is_client.then_some([0; 4]));
@@ -184,8 +186,8 @@ impl End {
 }
 
 /// One side sends a message of a megabyte, and the other reads none of it for 50 s.
-async fn outlasts_a_pause(pick: impl Fn(Relayed) -> (End, End, JoinHandle<SocketOutcome>)) {
-    let (mut sender, mut reader, relay) = pick(Relayed::start(TIMES));
+async fn outlasts_a_pause(pick: impl Fn(TestRelay) -> (TestPeer, TestPeer, JoinHandle<SocketOutcome>)) {
+    let (mut sender, mut reader, relay) = pick(TestRelay::start(TIMES));
     let message = vec![b'x'; 1 << 20];
     let sending = tokio::spawn(async move {
         sender.send(Opcode::Binary, &message).await;
@@ -214,7 +216,7 @@ async fn an_upstream_lives_through_a_pause_of_its_client() {
 
 #[tokio::test(start_paused = true)]
 async fn a_side_that_takes_nothing_is_judged_by_send_timeout_alone() {
-    let Relayed { client: _client, mut upstream, relay, begun, .. } = Relayed::start(TIMES);
+    let TestRelay { client: _client, mut upstream, relay, begun, .. } = TestRelay::start(TIMES);
     let _flood = tokio::spawn(async move {
         let message = vec![0; 1 << 20];
         upstream.send(Opcode::Binary, &message).await;
@@ -225,7 +227,7 @@ async fn a_side_that_takes_nothing_is_judged_by_send_timeout_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_steady_reader_is_not_dead_while_our_ping_stands_behind_what_it_reads() {
-    let Relayed { mut client, mut upstream, relay, begun, .. } = Relayed::with_room(TIMES, 4 << 20);
+    let TestRelay { mut client, mut upstream, relay, begun, .. } = TestRelay::with_room(TIMES, 4 << 20);
     let message = vec![0; 3 << 20];
     upstream.send(Opcode::Binary, &message).await;
     // The upstream answers our pings, whenever they come.
@@ -243,15 +245,15 @@ async fn a_steady_reader_is_not_dead_while_our_ping_stands_behind_what_it_reads(
 
 #[tokio::test(start_paused = true)]
 async fn a_side_that_answers_no_ping_is_dead_after_ping_timeout() {
-    let Relayed { client: _client, mut upstream, relay, begun, .. } = Relayed::start(TIMES);
+    let TestRelay { client: _client, mut upstream, relay, begun, .. } = TestRelay::start(TIMES);
     tokio::spawn(async move { upstream.next_close().await });
     assert_eq!(relay.await.expect("ends").closed_by, ClosedBy::Vestibule);
     assert_eq!(begun.elapsed().as_secs(), 40);
 }
 
 /// One side says more than fits and closes; the other reads after 8 s.
-async fn is_delivered_to_the_last_byte(pick: impl Fn(Relayed) -> (End, End, JoinHandle<SocketOutcome>)) {
-    let (mut sender, mut reader, relay) = pick(Relayed::start(TIMES));
+async fn is_delivered_to_the_last_byte(pick: impl Fn(TestRelay) -> (TestPeer, TestPeer, JoinHandle<SocketOutcome>)) {
+    let (mut sender, mut reader, relay) = pick(TestRelay::start(TIMES));
     let message = vec![b'x'; 100 << 10];
     sender.send(Opcode::Binary, &message).await;
     sender.close(1000).await;
@@ -276,7 +278,7 @@ async fn what_stands_before_the_clients_close_reaches_a_late_upstream() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_client_sent_before_it_left_goes_up_though_it_takes_no_answer() {
-    let Relayed { mut client, mut upstream, relay, .. } = Relayed::start(TIMES);
+    let TestRelay { mut client, mut upstream, relay, .. } = TestRelay::start(TIMES);
     let message = vec![b'x'; 170 << 10];
     // More than the upstream and the relay take, so that the client is not read when it leaves.
     client.send(Opcode::Binary, &message).await;
@@ -294,7 +296,7 @@ async fn what_a_client_sent_before_it_left_goes_up_though_it_takes_no_answer() {
 async fn a_client_hears_1011_when_its_upstream_is_lost_inside_what_had_not_gone_on() {
     let control_frame = [0x89, 5, b'p', b'i'];
     for begun in [&[0x82][..], &[0x82, 126, 1], &control_frame] {
-        let Relayed { mut client, mut upstream, .. } = Relayed::start(TIMES);
+        let TestRelay { mut client, mut upstream, .. } = TestRelay::start(TIMES);
         upstream.send(Opcode::Text, b"whole").await;
         upstream.stream.write_all(begun).await.expect("taken");
         drop(upstream);
@@ -306,7 +308,7 @@ async fn a_client_hears_1011_when_its_upstream_is_lost_inside_what_had_not_gone_
 #[tokio::test(start_paused = true)]
 async fn an_ending_reaches_both_sides_while_each_is_inside_what_has_not_gone_on() {
     for begun in [&[0x82][..], &[0x89, 0x85, 0, 0, 0, 0, b'p']] {
-        let mut relayed = Relayed::start(TIMES);
+        let mut relayed = TestRelay::start(TIMES);
         relayed.client.stream.write_all(begun).await.expect("taken");
         relayed.upstream.stream.write_all(&[0x89, 5, b'p']).await.expect("taken");
         sleep(Duration::from_secs(1)).await;
@@ -318,7 +320,7 @@ async fn an_ending_reaches_both_sides_while_each_is_inside_what_has_not_gone_on(
 
 #[tokio::test(start_paused = true)]
 async fn five_seconds_after_a_close_was_delivered_it_is_over() {
-    let Relayed { mut client, upstream: mut silent, relay, begun, .. } = Relayed::start(TIMES);
+    let TestRelay { mut client, upstream: mut silent, relay, begun, .. } = TestRelay::start(TIMES);
     client.close(1000).await;
     assert_eq!(silent.next_close().await, Some(1000));
     relay.await.expect("ends");
@@ -327,7 +329,7 @@ async fn five_seconds_after_a_close_was_delivered_it_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn an_ending_reaches_the_upstream_at_once_and_is_over_in_five_seconds_whatever_the_client_reads() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     let flood = relayed.upstream.frame(Opcode::Binary, &vec![0; 1 << 20]);
     let taken = timeout(Duration::from_secs(20), relayed.upstream.stream.write_all(&flood)).await;
     assert!(taken.is_err(), "more than fits anywhere");
@@ -340,7 +342,7 @@ async fn an_ending_reaches_the_upstream_at_once_and_is_over_in_five_seconds_what
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_a_client_that_does_not_take_the_upstreams_close() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     relayed.upstream.send(Opcode::Binary, &vec![0; 100 << 10]).await;
     relayed.upstream.close(1000).await;
     sleep(Duration::from_secs(20)).await;
@@ -352,7 +354,7 @@ async fn a_drain_does_not_wait_for_a_client_that_does_not_take_the_upstreams_clo
 #[tokio::test(start_paused = true)]
 async fn a_half_closed_client_hears_an_ending() {
     for is_drain in [false, true] {
-        let mut relayed = Relayed::start(TIMES);
+        let mut relayed = TestRelay::start(TIMES);
         relayed.client.stream.shutdown().await.expect("half closed");
         relayed.upstream.send(Opcode::Text, b"still").await;
         assert_eq!(relayed.client.next().await, Some((1, b"still".to_vec())));
@@ -370,7 +372,7 @@ async fn a_half_closed_client_hears_an_ending() {
 
 #[tokio::test(start_paused = true)]
 async fn a_half_closed_client_lives_no_longer_than_a_minute() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     relayed.client.stream.shutdown().await.expect("half closed");
     let mut upstream = relayed.upstream;
     let talking = tokio::spawn(async move {
@@ -388,7 +390,7 @@ async fn a_half_closed_client_lives_no_longer_than_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_half_closed_client_that_reads_slowly_is_served_to_the_end() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     relayed.client.stream.shutdown().await.expect("half closed");
     let message = vec![b'x'; 200 << 10];
     let expected = message.clone();
@@ -401,7 +403,7 @@ async fn a_half_closed_client_that_reads_slowly_is_served_to_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn the_close_that_answers_a_half_closed_client_reaches_it_however_late_it_is_read() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     relayed.client.stream.shutdown().await.expect("half closed");
     // By then there is nothing to deliver, and the five seconds after a half-close run.
     sleep(Duration::from_secs(2)).await;
@@ -421,7 +423,7 @@ async fn the_close_that_answers_a_half_closed_client_reaches_it_however_late_it_
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_holds_a_drain_no_longer_than_its_time() {
-    let relayed = Relayed::start(TIMES);
+    let relayed = TestRelay::start(TIMES);
     let flood = relayed.upstream.frame(Opcode::Binary, &vec![0; 1 << 20]);
     let (mut reader, mut writer) = (relayed.client.stream, relayed.upstream.stream);
     let flooding = tokio::spawn(async move {
@@ -447,7 +449,7 @@ async fn a_slow_reader_holds_a_drain_no_longer_than_its_time() {
 #[tokio::test(start_paused = true)]
 async fn a_long_frame_that_arrives_slowly_is_not_idle() {
     let settings = RelaySettings { idle_timeout: Some(Millis(25_000)), ..TIMES };
-    let mut relayed = Relayed::start(settings);
+    let mut relayed = TestRelay::start(settings);
     let frame = relayed.client.frame(Opcode::Binary, &[b'x'; 10_000]);
     let mut upstream = relayed.upstream;
     let answering = tokio::spawn(async move {
@@ -474,7 +476,7 @@ async fn a_long_frame_that_arrives_slowly_is_not_idle() {
 #[tokio::test(start_paused = true)]
 async fn a_close_with_a_code_that_may_not_be_sent_is_1002() {
     for code in [999, 1005, 1006, 1015, 2000, 5000] {
-        let mut relayed = Relayed::start(TIMES);
+        let mut relayed = TestRelay::start(TIMES);
         relayed.client.send(Opcode::Text, b"before").await;
         relayed.client.close(code).await;
         assert_eq!(relayed.upstream.next().await, Some((1, b"before".to_vec())));
@@ -487,7 +489,7 @@ async fn a_close_with_a_code_that_may_not_be_sent_is_1002() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upstreams_close_with_a_code_that_may_not_be_sent_is_1011() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     relayed.upstream.send(Opcode::Text, b"before").await;
     relayed.upstream.close(1006).await;
     assert_eq!(relayed.client.next().await, Some((1, b"before".to_vec())));
@@ -527,7 +529,7 @@ impl tokio::io::AsyncWrite for Stubborn {
 async fn an_end_that_the_socket_does_not_take_at_once_is_given_to_it_again() {
     let (client, ours) = duplex(ROOM);
     let wait = Box::pin(sleep_until(Instant::now() + Duration::from_secs(2)));
-    let mut relayed = Relayed::between(TIMES, client, Socket::Memory(Box::new(Stubborn { stream: ours, wait })));
+    let mut relayed = TestRelay::between(TIMES, client, Socket::Memory(Box::new(Stubborn { stream: ours, wait })));
     relayed.denies();
     assert_eq!(relayed.client.next_close().await, Some(1008));
     assert_eq!(relayed.client.next().await, None, "its end, while the client has not answered");
@@ -536,7 +538,7 @@ async fn an_end_that_the_socket_does_not_take_at_once_is_given_to_it_again() {
 
 #[tokio::test(start_paused = true)]
 async fn an_ending_waits_for_the_end_of_a_message_while_the_client_does_not_read_it() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     let message = vec![b'x'; 200 << 10];
     let expected = message.clone();
     let mut upstream = relayed.upstream;
@@ -554,7 +556,7 @@ async fn an_ending_waits_for_the_end_of_a_message_while_the_client_does_not_read
 /// The session ends while the client, which takes so many bytes a second, reads a message of 200 KiB. What it has
 /// received to the end, and after how many seconds that came.
 async fn ends_for_a_reader(bytes_a_second: usize) -> (Vec<u8>, u64) {
-    let mut relayed = Relayed::with_room(TIMES, 4 << 10);
+    let mut relayed = TestRelay::with_room(TIMES, 4 << 10);
     let mut upstream = relayed.upstream;
     tokio::spawn(async move {
         upstream.send(Opcode::Binary, &vec![b'x'; 200 << 10]).await;
@@ -592,7 +594,7 @@ async fn a_client_of_an_ended_session_has_no_longer_than_send_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_client_sent_before_its_session_was_ended_reaches_an_upstream_that_pauses() {
-    let mut relayed = Relayed::start(TIMES);
+    let mut relayed = TestRelay::start(TIMES);
     let message = vec![b'x'; 100 << 10];
     relayed.client.send(Opcode::Binary, &message).await;
     sleep(Duration::from_secs(1)).await;

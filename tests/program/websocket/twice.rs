@@ -24,9 +24,13 @@ impl Scene {
         Self::with(yaml, busy, json!({}), json!({})).await
     }
 
-    /// A session with these claims; when busy, the refresh under verification has the others.
-    async fn with(yaml: &str, busy: bool, first: Value, second: Value) -> Self {
+    /// Opens a session with the claims `first`; when busy, the refresh under verification has `second`. The claim
+    /// `expires_in` becomes `exp` once the proxy has started, since a start can take longer than a token lives.
+    async fn with(yaml: &str, busy: bool, mut first: Value, second: Value) -> Self {
         let house = house(yaml).await;
+        if let Some(expires_in) = first.as_object_mut().and_then(|claims| claims.remove("expires_in")) {
+            first["exp"] = json!(now().saturating_add_signed(expires_in.as_i64().expect("seconds")));
+        }
         let (client, upstream) = house.session(&house.issuer.token_with("alice", first)).await;
         let mut scene = Self { house, client, upstream, busy: None };
         if busy {
@@ -209,7 +213,7 @@ async fn a_refreshed_identity_that_would_change_a_trusted_header_ends_it() {
 async fn an_expired_token_ends_it_and_a_refresh_under_verification_is_awaited() {
     for busy in [false, true] {
         // The clock skew of five seconds makes this one end in two.
-        let dying = json!({"exp": now() - 3});
+        let dying = json!({"expires_in": -3});
         let mut scene = Scene::with("websocket: { grace: 0s }\n", busy, dying, json!({"sub": "bob"})).await;
         if busy {
             // Past its end it lives, until the verdict is there.
@@ -228,7 +232,7 @@ async fn an_expired_token_ends_it_and_a_refresh_under_verification_is_awaited() 
 #[tokio::test]
 async fn a_refresh_in_time_keeps_it_open_beyond_its_first_token() {
     for busy in [false, true] {
-        let dying = json!({"exp": now() - 3});
+        let dying = json!({"expires_in": -3});
         let mut scene = Scene::with("websocket: { grace: 0s }\n", busy, dying, json!({})).await;
         scene.refresh(json!({})).await;
         scene.message_ends().await;
@@ -258,7 +262,7 @@ async fn max_lifetime_ends_it_whatever_is_under_verification() {
 async fn keep_outlives_its_token() {
     for busy in [false, true] {
         let yaml = "websocket: { on_expiry: keep, max_lifetime: 1h, grace: 0s }\n";
-        let mut scene = Scene::with(yaml, busy, json!({"exp": now() - 3}), json!({})).await;
+        let mut scene = Scene::with(yaml, busy, json!({"expires_in": -3}), json!({})).await;
         // Its token's end passes, and nothing is to happen at it.
         tokio::time::sleep(Duration::from_secs(3)).await;
         scene.message_ends().await;

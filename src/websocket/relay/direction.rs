@@ -1,0 +1,104 @@
+//! What both directions of a relay have in common: frames are read, control frames forwarded, and messages of the proxy
+//! sent between two messages of the stream.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::outgoing::Outgoing;
+use crate::websocket::assembler::{ControlFrame, FrameReader};
+use crate::websocket::frame::{Header, Opcode, PING, Sender};
+
+/// So many messages of the proxy may wait for the end of the stream's message.
+const MAX_QUEUED_MESSAGES: usize = 16;
+/// So many answers to an application's pings may wait likewise. The oldest are dropped for newer ones.
+const MAX_QUEUED_PONGS: usize = 64;
+
+/// A message of the proxy.
+#[derive(Debug)]
+struct QueuedMessage {
+    frame: Vec<u8>,
+    /// The message answers an application's ping.
+    is_pong: bool,
+}
+
+/// Too many messages wait. Only a sender that never ends its message lets this happen.
+#[derive(Debug)]
+pub(super) struct QueueFull;
+
+/// One direction of a relay.
+#[derive(Debug)]
+pub(super) struct Direction {
+    pub(super) frames: FrameReader,
+    /// Messages of the proxy that wait for the end of the stream's message.
+    queue: VecDeque<QueuedMessage>,
+}
+
+impl Direction {
+    pub(super) fn new(sender: Sender, has_extensions: bool) -> Self {
+        Self { frames: FrameReader::new(sender, has_extensions), queue: VecDeque::new() }
+    }
+
+    pub(super) fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Queues a message of the proxy, which is a whole frame.
+    ///
+    /// # Errors
+    /// When too many wait.
+    pub(super) fn enqueue(&mut self, frame: Vec<u8>) -> Result<(), QueueFull> {
+        if self.queue.iter().filter(|queued| !queued.is_pong).count() >= MAX_QUEUED_MESSAGES {
+            return Err(QueueFull);
+        }
+        self.queue.push_back(QueuedMessage { frame, is_pong: false });
+        Ok(())
+    }
+
+    /// Queues an answer to an application's ping. When too many wait, the oldest is dropped: a client that is still
+    /// there has asked again since.
+    pub(super) fn enqueue_pong(&mut self, frame: Vec<u8>) {
+        let mut pongs = self.queue.iter().enumerate().filter(|(_, queued)| queued.is_pong);
+        if let (Some((oldest, _)), true) = (pongs.next(), pongs.count() + 1 >= MAX_QUEUED_PONGS) {
+            self.queue.remove(oldest);
+        }
+        self.queue.push_back(QueuedMessage { frame, is_pong: true });
+    }
+
+    pub(super) fn clear_queue(&mut self) {
+        self.queue.clear();
+    }
+
+    /// Takes the queued messages where they may be sent: between two messages of the stream.
+    pub(super) fn take_queued(&mut self) -> Option<Vec<u8>> {
+        if self.queue.is_empty() || !self.frames.is_between_messages() {
+            return None;
+        }
+        Some(self.queue.drain(..).flat_map(|queued| queued.frame).collect())
+    }
+
+    /// Sends the queued messages behind what is forwarded so far, where they may be sent.
+    pub(super) fn send_queued(&mut self, input: &[u8], out: &mut Outgoing) {
+        if let Some(messages) = self.take_queued() {
+            out.insert(input, &messages);
+        }
+    }
+}
+
+/// Forwards a header that is not kept back.
+pub(super) fn forward_header(header: &Header, range: Option<Range<usize>>, input: &[u8], out: &mut Outgoing) {
+    match range {
+        Some(range) => out.forward(input, range),
+        None => out.insert(input, header.raw()),
+    }
+}
+
+/// Forwards a control frame, except for the pongs that answer the proxy's own pings. A Close is returned instead.
+pub(super) fn forward_control(control: ControlFrame, input: &[u8], out: &mut Outgoing) -> Option<ControlFrame> {
+    match control.opcode {
+        Opcode::Close => return Some(control),
+        // Any byte of a peer shows that it is there, so nothing else is done with the pong.
+        Opcode::Pong if control.payload == PING => {}
+        _ => out.insert(input, &control.raw),
+    }
+    None
+}

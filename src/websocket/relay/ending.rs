@@ -1,0 +1,228 @@
+//! How a session ends: why the proxy may end it, the error and the Close to the client, the Close to the upstream, which
+//! waits for nobody, and the end of both connections.
+
+use std::task::Context;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::closing::Closing;
+use super::scratch::with_scratch;
+use super::{ClosedBy, Relay, encode_to_client};
+use crate::http::Socket;
+use crate::runtime::Subscription;
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::frame::{Opcode, close_payload, encode, masking_key};
+use crate::websocket::session::Event;
+
+/// How long the other side has from when a Close, or the end of one stream, was delivered to it. The client of a session
+/// that the proxy ends is given up when it takes nothing for this long.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+impl Relay {
+    /// Checks the session against the revocations and the policy in force.
+    ///
+    /// # Errors
+    /// Why the session ends.
+    pub(super) fn reauthorize(&mut self) -> Result<(), CloseReason> {
+        if self.session.revocation_keys().is_some_and(|keys| self.authorizer.is_revoked(keys)) {
+            return Err(CloseReason::Revoked);
+        }
+        self.authorizer.reauthorize(self.session.identity())
+    }
+
+    /// Processes a notification of a drain, a revocation or a reload.
+    pub(super) fn process_notification(&mut self, subscription: &Subscription) {
+        self.close_if_notified(subscription);
+        if let Some(closing) = &mut self.closing {
+            closing.ends_at = subscription.ends_by();
+        }
+    }
+
+    fn close_if_notified(&mut self, subscription: &Subscription) {
+        let is_closing = self.closing.is_some();
+        let authorized = self.reauthorize();
+        if authorized.is_ok()
+            && !is_closing
+            && let Some(token) = self.authorizer.renewed_token()
+        {
+            self.forward_token(token);
+        }
+        let reason = match authorized {
+            Err(reason) => reason,
+            Ok(()) if subscription.should_close() => CloseReason::Drain(self.settings.drain_code),
+            Ok(()) => return,
+        };
+        if is_closing {
+            return;
+        }
+        match reason {
+            CloseReason::Revoked => tracing::info!("closing an open socket after a revocation"),
+            CloseReason::Drain(_) => {}
+            reason => tracing::info!(reason = reason.text(), "closing an open socket after the reload"),
+        }
+        if self.client.close_sent {
+            // The upstream's Close is on its way to the client, and is the last that it gets. It is not awaited as long.
+            self.close_upstream();
+            self.closing = Some(Box::new(Closing::new(None, Vec::new())));
+            return;
+        }
+        self.process(Event::Close(reason));
+    }
+
+    /// Ends the session when other users' messages need the memory of the one that is kept.
+    pub(super) fn evict_kept(&mut self) {
+        self.authorizer.count_limit("held_message_bytes");
+        self.process(Event::Close(CloseReason::TooManyConnections));
+        self.from_client.evict();
+    }
+
+    /// The client's stream cannot be read further. What came before the violation was forwarded, and is answered.
+    pub(super) fn client_violated(&mut self) {
+        self.from_client.direction.frames.abandon_partial();
+        self.process(Event::Close(CloseReason::Protocol));
+        if let Some(closing) = &mut self.closing {
+            closing.awaits_upstream = true;
+        }
+    }
+
+    pub(super) fn upstream_violated(&mut self) {
+        self.from_upstream.direction.frames.abandon_partial();
+        self.upstream.eof = true;
+        self.process(Event::Close(CloseReason::UpstreamLost));
+    }
+
+    /// The client takes nothing any more. What it sent before is still forwarded, and the end of its stream follows.
+    pub(super) fn client_stopped_reading(&mut self) {
+        self.client.abandon();
+        self.first_close.get_or_insert((None, ClosedBy::Client));
+    }
+
+    pub(super) fn upstream_died(&mut self) {
+        self.upstream.eof = true;
+        self.upstream.abandon();
+        self.process(Event::Close(CloseReason::UpstreamLost));
+    }
+
+    /// Disconnects the client. What it sent before is still forwarded. Returns whether nothing is left to do.
+    pub(super) fn disconnect_client(&mut self, cx: &mut Context<'_>) -> bool {
+        with_scratch(|scratch| self.client.disconnect(cx, scratch));
+        self.client.abandon();
+        self.client.socket = Socket::Closed;
+        self.client.eof = true;
+        self.disconnect_at = None;
+        if self.closing.is_some() && !self.upstream.close_sent {
+            self.close_upstream();
+        }
+        !self.upstream.has_pending_writes() && self.upstream.is_delivered()
+    }
+
+    /// Returns whether only what the upstream is still to take keeps the relay alive.
+    pub(super) fn is_without_client(&self) -> bool {
+        self.client.eof && self.client.shut
+    }
+
+    /// Returns whether a session that is being ended still waits for the upstream's answers.
+    pub(super) fn awaits_upstream(&self) -> bool {
+        self.closing.as_ref().is_some_and(|closing| closing.awaits_upstream && !closing.is_late())
+            && !self.client.close_sent
+            && !self.upstream.close_received
+            && !self.upstream.eof
+    }
+
+    /// Begins to end the session. The Close is sent by [`Self::send_close`] and [`Self::close_upstream`].
+    pub(super) fn begin_close(&mut self, reason: CloseReason) {
+        if self.closing.is_some() {
+            return;
+        }
+        if reason == CloseReason::Expired {
+            self.authorizer.count_expiry("closed");
+        }
+        let dialect = self.session.dialect().map(|dialect| &**dialect);
+        let code = reason.code(dialect);
+        let error = reason.error_message(dialect, self.session.reply_copies()).map(|text| encode_to_client(&text));
+        let mut close = Vec::new();
+        encode(&mut close, Opcode::Close, &close_payload(code, reason.text()), None);
+        tracing::debug!(code, reason = reason.text(), "closing the socket");
+        self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
+        self.verification = None;
+        self.revalidation = None;
+        self.from_client.drop_waiting();
+        self.closing = Some(Box::new(Closing::new(error, close)));
+    }
+
+    /// Sends the error and the Close to the client where its stream allows it: both between two messages of the upstream,
+    /// or after a while the Close alone between two frames.
+    pub(super) fn send_close(&mut self) {
+        if self.client.close_sent || self.awaits_upstream() {
+            return;
+        }
+        let Some(closing) = &mut self.closing else { return };
+        let direction = &mut self.from_upstream.direction;
+        let is_late = closing.is_late() || self.upstream.eof;
+        if is_late {
+            direction.frames.abandon_partial();
+        }
+        if direction.frames.is_between_messages() {
+            self.client.out.extend(direction.take_queued().into_iter().flatten());
+            self.client.out.extend(closing.error.take().into_iter().flatten());
+            self.client.out.extend_from_slice(&closing.close);
+        } else if is_late && direction.frames.is_between_frames() {
+            self.client.out.extend_from_slice(&closing.close);
+        } else if !is_late {
+            return;
+        }
+        // Late and inside a frame, nothing can be sent any more, and the connection just ends.
+        self.client.close_sent = true;
+    }
+
+    /// Sends the upstream a Close with 1001, where the stream to it allows that.
+    pub(super) fn close_upstream(&mut self) {
+        self.from_client.direction.frames.abandon_partial();
+        if !self.upstream.close_sent && !self.upstream.shut && self.from_client.may_send_control() {
+            encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(masking_key()));
+        }
+        self.upstream.close_sent = true;
+        self.from_client.drop_kept();
+    }
+
+    /// Schedules the end of both connections once one side has closed or gone, and everything that was accepted for
+    /// either is delivered.
+    pub(super) fn schedule_disconnect(&mut self) {
+        if self.disconnect_at.is_some() {
+            return;
+        }
+        let is_delivered = if self.closing.is_some() {
+            (self.client.close_sent || self.client.shut)
+                && !self.client.has_pending_writes()
+                && self.client.is_delivered()
+        } else {
+            let is_closed = self.client.close_received
+                || self.upstream.close_received
+                || self.client.eof
+                || self.upstream.eof
+                || self.client.shut;
+            is_closed
+                && !self.client.has_pending_writes()
+                && !self.upstream.has_pending_writes()
+                && self.client.is_delivered()
+                && self.upstream.is_delivered()
+        };
+        if is_delivered {
+            self.disconnect_at = Some(Instant::now() + LINGER);
+        }
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        // A client that has gone needs nothing more from the upstream.
+        self.client.eof && self.client.has_shut() && self.upstream.has_shut()
+    }
+
+    /// Closes both sockets without discarding what is on its way to their peers.
+    pub(super) fn disconnect(&mut self, cx: &mut Context<'_>) {
+        with_scratch(|scratch| {
+            self.client.disconnect(cx, scratch);
+            self.upstream.disconnect(cx, scratch);
+        });
+    }
+}

@@ -1,0 +1,514 @@
+//! What the upstream gets of the client's stream. Most messages are forwarded as they came. A text that may be for the
+//! proxy is kept until that is known.
+//!
+//! Where the upstream acts on messages of a dialect itself (docs/contract.md section 4.4), a message that it could take
+//! for one is kept until it is whole and then read. As soon as a message cannot be one that the proxy reads, its bytes
+//! are forwarded as they come, and are still classified: if another reading of it shows up later, its last byte is
+//! never forwarded, and no reader acts on a message that has not ended.
+
+mod guard;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::Context;
+
+use super::direction::{Direction, QueueFull, forward_control, forward_header};
+use super::outgoing::Outgoing;
+use crate::auth::Token;
+use crate::budget::{MemoryBudget, MemoryReservation};
+use crate::policy::{DialectSpec, FieldSpec};
+use crate::websocket::assembler::{ControlFrame, Keep, MessageBuffer, Part};
+use crate::websocket::classify::{Kind, Rules};
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::dialect::{self, Forward, may_be_dialect_message, upstream_message};
+use crate::websocket::field;
+use crate::websocket::frame::{Header, Opcode, Sender, Violation, encode, masking_key};
+use crate::websocket::session::Event;
+use guard::Guard;
+
+/// A longer text is no handshake message of the client, unless the dialect reads whole messages.
+const HANDSHAKE_BYTES: usize = 16 << 10;
+/// Kept messages up to this length are not counted toward `limits.held_message_bytes`: they are part of what a socket
+/// may cost.
+const UNCOUNTED_BYTES: usize = 64 << 10;
+
+/// What [`FromClient::next`] has found.
+#[derive(Debug)]
+pub(super) enum FromClientEvent {
+    /// Events for the session.
+    Session(Vec<Event>),
+    /// A Close, which is not forwarded yet.
+    Close(ControlFrame),
+}
+
+/// How the messages of a client are read.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub(super) dialect: Option<&'a DialectSpec>,
+    /// The largest token that is read from a message.
+    pub(super) token_bytes: usize,
+}
+
+/// The direction from the client to the upstream.
+pub(super) struct FromClient {
+    pub(super) direction: Direction,
+    /// The message that is kept until it is known what becomes of it.
+    kept: Option<MessageBuffer>,
+    extras: Option<Box<RelayExtras>>,
+}
+
+/// What only some sockets need, so that the others do not pay for it.
+#[derive(Default)]
+struct RelayExtras {
+    /// Recognises messages that the upstream acts on.
+    guard: Option<Guard>,
+    /// The current token: messages are compared with it, or carry it to the upstream.
+    token: Option<Token>,
+    /// The proxy has authenticated the user to the upstream in this dialect, and forwards refreshes in it.
+    upstream_dialect: Option<Arc<DialectSpec>>,
+    awaiting_verdict: Option<AwaitingVerdict>,
+    /// What the client sent behind a message that awaits its verdict.
+    behind: Vec<u8>,
+    /// The limit on the kept messages of all users, and the share of this socket.
+    held_messages: MemoryBudget,
+    reservation: Option<MemoryReservation>,
+}
+
+/// A message that is forwarded once its token is verified.
+struct AwaitingVerdict {
+    accepted: Vec<u8>,
+    /// What is forwarded of it if the token is refused.
+    refused: Option<Vec<u8>>,
+}
+
+/// What the client direction of a relay begins with.
+pub(super) struct FromClientInput<'a> {
+    pub(super) has_extensions: bool,
+    pub(super) dialect: Option<&'a DialectSpec>,
+    pub(super) upstream_dialect: Option<Arc<DialectSpec>>,
+    pub(super) token: Option<Token>,
+    /// The largest message of a dialect that reads whole messages.
+    pub(super) message_bytes: usize,
+    pub(super) held_messages: MemoryBudget,
+}
+
+impl RelayExtras {
+    /// Returns `None` for most sockets.
+    fn new(input: FromClientInput<'_>) -> Option<Box<Self>> {
+        let FromClientInput { dialect, upstream_dialect, token, message_bytes, held_messages, .. } = input;
+        let reads_whole = dialect.is_some_and(|dialect| dialect.field.is_some() || dialect.forwards());
+        // A handshake message of the proxy's own dialect is never longer, whatever the messages of the route may be.
+        let max_kept_bytes = if reads_whole { message_bytes } else { message_bytes.min(HANDSHAKE_BYTES) };
+        let guard =
+            Rules::of(dialect, upstream_dialect.as_deref()).map(|rules| Guard::new(rules, reads_whole, max_kept_bytes));
+        if guard.is_none() && token.is_none() {
+            return None;
+        }
+        Some(Box::new(Self { guard, token, upstream_dialect, held_messages, ..Self::default() }))
+    }
+}
+
+impl FromClient {
+    pub(super) fn new(input: FromClientInput<'_>) -> Self {
+        let direction = Direction::new(Sender::Client, input.has_extensions);
+        Self { direction, kept: None, extras: RelayExtras::new(input) }
+    }
+
+    /// Returns whether the client must not be read until a verdict has come.
+    pub(super) fn is_awaiting_verdict(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.awaiting_verdict.is_some())
+    }
+
+    /// Returns whether a control frame may be sent to the upstream. Of a message that is kept nothing was forwarded.
+    pub(super) fn may_send_control(&self) -> bool {
+        self.kept.is_some() || self.direction.frames.is_between_frames()
+    }
+
+    /// Drops the message that is kept.
+    pub(super) fn drop_kept(&mut self) {
+        self.kept = None;
+    }
+
+    /// Drops everything that waits to be forwarded.
+    pub(super) fn drop_waiting(&mut self) {
+        self.direction.clear_queue();
+        if let Some(extras) = &mut self.extras {
+            extras.awaiting_verdict = None;
+            extras.behind = Vec::new();
+        }
+    }
+
+    /// Keeps what the client sent behind a message that awaits its verdict. It is in memory already, and nothing more is
+    /// read meanwhile.
+    pub(super) fn keep_behind(&mut self, bytes: &[u8]) {
+        if let Some(extras) = &mut self.extras {
+            extras.behind.extend_from_slice(bytes);
+        }
+    }
+
+    /// Takes what the client sent behind a message that awaited its verdict.
+    pub(super) fn take_behind(&mut self) -> Vec<u8> {
+        self.extras.as_mut().map(|extras| std::mem::take(&mut extras.behind)).unwrap_or_default()
+    }
+
+    /// Reserves memory for what is kept, under `limits.held_message_bytes`. Returns whether it fits.
+    pub(super) fn reserve_kept(&mut self) -> bool {
+        let kept = self.kept.as_ref().map_or(0, MessageBuffer::len);
+        let Some(extras) = &mut self.extras else { return true };
+        let awaiting = extras.awaiting_verdict.as_ref().map_or(0, |message| message.accepted.len());
+        let bytes = kept + awaiting + extras.behind.len();
+        if bytes <= UNCOUNTED_BYTES {
+            extras.reservation = None;
+            return true;
+        }
+        if let Some(reservation) = &extras.reservation {
+            return reservation.resize(bytes);
+        }
+        extras.reservation = extras.held_messages.reserve(bytes);
+        extras.reservation.is_some()
+    }
+
+    /// Returns whether the messages of other users need the memory of what is kept.
+    pub(super) fn is_evicted(&self, cx: &mut Context<'_>) -> bool {
+        let reservation = self.extras.as_ref().and_then(|extras| extras.reservation.as_ref());
+        reservation.is_some_and(|reservation| reservation.poll_evicted(cx).is_ready())
+    }
+
+    /// Drops everything that is kept, and its reservation.
+    pub(super) fn evict(&mut self) {
+        self.drop_kept();
+        self.drop_waiting();
+        if let Some(extras) = &mut self.extras {
+            extras.reservation = None;
+        }
+    }
+
+    /// Ends the wait for a verdict. Where the token was not accepted, only what needs none of its message is forwarded.
+    ///
+    /// # Errors
+    /// When too many messages wait.
+    pub(super) fn verdict_received(&mut self) -> Result<(), QueueFull> {
+        let message = self.extras.as_mut().and_then(|extras| extras.awaiting_verdict.take());
+        match message {
+            Some(AwaitingVerdict { refused: Some(frame), .. }) => self.direction.enqueue(frame),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forwards an accepted token to whoever needs it: the upstream, and the message that carried it. Returns the dialect
+    /// in which the upstream will acknowledge it.
+    ///
+    /// # Errors
+    /// When too many messages wait.
+    pub(super) fn forward_token(&mut self, token: Token) -> Result<Option<Arc<DialectSpec>>, QueueFull> {
+        let Some(extras) = &mut self.extras else { return Ok(None) };
+        let mut acknowledged_in = None;
+        if let Some(dialect) = &extras.upstream_dialect
+            && let Some(refresh) = &dialect.refresh
+        {
+            acknowledged_in = refresh.acknowledge.as_ref().map(|_| Arc::clone(dialect));
+            self.direction.enqueue(encode_text(upstream_message(refresh, &token).as_bytes()))?;
+        }
+        if let Some(message) = extras.awaiting_verdict.take() {
+            self.direction.enqueue(message.accepted)?;
+        }
+        if extras.token.is_some() {
+            extras.token = Some(token);
+        }
+        Ok(acknowledged_in)
+    }
+
+    /// Reads `input` from `at` on and forwards it to `out`, up to its end or to something that the relay must process.
+    ///
+    /// # Errors
+    /// A violation, after which the stream cannot be read further.
+    pub(super) fn next(
+        &mut self,
+        input: &[u8],
+        at: &mut usize,
+        out: &mut Outgoing,
+        reading: Reading<'_>,
+    ) -> Result<Option<FromClientEvent>, Violation> {
+        loop {
+            self.direction.send_queued(input, out);
+            let Some(part) = self.direction.frames.next(input, at)? else { return Ok(None) };
+            let ends_message = part.ends_message();
+            let result = match part {
+                Part::Control(control) => {
+                    if let Some(close) = forward_control(control, input, out) {
+                        // The rest of a message that is kept will not come.
+                        self.kept = None;
+                        return Ok(Some(FromClientEvent::Close(close)));
+                    }
+                    Ok(())
+                }
+                part if self.has_guard() => self.read_guarded(part, input, out),
+                Part::DataHeader(header, range) => {
+                    self.begin_frame(&header, range, input, *at, out, reading.dialect);
+                    Ok(())
+                }
+                Part::Payload { header, range, offset, .. } => {
+                    self.read_payload(&header, range, offset, input, out, reading.dialect);
+                    Ok(())
+                }
+            };
+            let events = match result {
+                Ok(()) if ends_message => self.end_message(input, out, reading),
+                other => other.map(|()| Vec::new()),
+            };
+            match events {
+                Ok(events) if events.is_empty() && !self.is_awaiting_verdict() => {}
+                Ok(events) => return Ok(Some(FromClientEvent::Session(events))),
+                Err(reason) => return Ok(Some(FromClientEvent::Session(vec![Event::Close(reason)]))),
+            }
+        }
+    }
+
+    fn begin_frame(
+        &mut self,
+        header: &Header,
+        range: Option<Range<usize>>,
+        input: &[u8],
+        payload_at: usize,
+        out: &mut Outgoing,
+        dialect: Option<&DialectSpec>,
+    ) {
+        if header.opcode == Opcode::Text
+            && header.length <= HANDSHAKE_BYTES as u64
+            && let Some(dialect) = dialect
+        {
+            // The first byte of most texts shows that they are not for the proxy, and they are not copied.
+            let first = input.get(payload_at).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
+            if header.length == 0 || first.is_none_or(|first| may_be_dialect_message(dialect, &[first])) {
+                self.kept = Some(MessageBuffer::new(header.opcode, Keep::RawAndPayload));
+            }
+        }
+        if self.kept.as_ref().is_some_and(|kept| kept.raw.len() > 2 * HANDSHAKE_BYTES) {
+            // Fragments without end and without content are no refresh.
+            self.release(input, out);
+        }
+        match &mut self.kept {
+            Some(kept) => kept.push_header(header),
+            None => forward_header(header, range, input, out),
+        }
+    }
+
+    fn read_payload(
+        &mut self,
+        header: &Header,
+        range: Range<usize>,
+        offset: u64,
+        input: &[u8],
+        out: &mut Outgoing,
+        dialect: Option<&DialectSpec>,
+    ) {
+        let Some(kept) = &mut self.kept else { return out.forward(input, range) };
+        kept.push_payload(&input[range], header, offset);
+        // Released as soon as it is known not to be for the proxy.
+        let is_released = dialect.is_some_and(|dialect| {
+            !may_be_dialect_message(dialect, &kept.payload) || kept.payload.len() > HANDSHAKE_BYTES
+        });
+        if is_released {
+            self.release(input, out);
+        }
+    }
+
+    /// Forwards the message that is kept, and the rest of it as it comes.
+    fn release(&mut self, input: &[u8], out: &mut Outgoing) {
+        if let Some(kept) = self.kept.take() {
+            out.insert(input, &kept.raw);
+        }
+    }
+
+    fn has_guard(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.guard.is_some())
+    }
+
+    fn guard(&mut self) -> Option<&mut Guard> {
+        self.extras.as_mut()?.guard.as_mut()
+    }
+
+    /// Reads a part of a data frame where the upstream acts on messages itself.
+    fn read_guarded(&mut self, part: Part, input: &[u8], out: &mut Outgoing) -> Result<(), CloseReason> {
+        let ends_message = part.ends_message();
+        match part {
+            Part::Control(_) => Ok(()),
+            Part::DataHeader(header, range) => {
+                let Some(guard) = self.guard() else { return Ok(()) };
+                if header.opcode != Opcode::Continuation {
+                    guard.begin_message(header.opcode);
+                }
+                if ends_message {
+                    guard.end_message();
+                }
+                if header.opcode != Opcode::Continuation {
+                    // The proxy never reads a binary message.
+                    let is_text = header.opcode == Opcode::Text;
+                    self.kept = is_text.then(|| MessageBuffer::new(header.opcode, Keep::Raw));
+                }
+                let Some(kept) = &mut self.kept else {
+                    if ends_message {
+                        self.check_forwarded()?;
+                    }
+                    forward_header(&header, range, input, out);
+                    return Ok(());
+                };
+                kept.push_header(&header);
+                self.limit_kept(header.length, input, out)
+            }
+            Part::Payload { header, range, offset, .. } => {
+                let announced = header.length - offset - range.len() as u64;
+                let Some(guard) = self.guard() else { return Ok(()) };
+                guard.push_payload(&input[range.clone()], &header, offset);
+                if ends_message {
+                    guard.end_message();
+                }
+                let (concerns_upstream, may_be_read) = (guard.concerns_upstream(), guard.may_be_read());
+                let Some(kept) = &mut self.kept else {
+                    self.check_forwarded()?;
+                    out.forward(input, range);
+                    return Ok(());
+                };
+                kept.push_payload(&input[range], &header, offset);
+                if concerns_upstream && !kept.is_payload_only() {
+                    // From here on the message is forwarded only as the proxy writes it.
+                    kept.keep_payload_only();
+                } else if !concerns_upstream && !may_be_read {
+                    self.release(input, out);
+                    return Ok(());
+                }
+                self.limit_kept(announced, input, out)
+            }
+        }
+    }
+
+    /// Refuses a message whose beginning was forwarded, before what would complete it is.
+    fn check_forwarded(&mut self) -> Result<(), CloseReason> {
+        if self.guard().is_some_and(|guard| guard.concerns_upstream()) {
+            tracing::debug!("the upstream could take a message that was partly forwarded for one of the dialect's");
+            return Err(CloseReason::InvalidMessage);
+        }
+        Ok(())
+    }
+
+    /// Limits the length of what is kept; `announced` more bytes of the current frame will come.
+    fn limit_kept(&mut self, announced: u64, input: &[u8], out: &mut Outgoing) -> Result<(), CloseReason> {
+        let Some(guard) = self.extras.as_ref().and_then(|extras| extras.guard.as_ref()) else { return Ok(()) };
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let limit = guard.max_kept_bytes;
+        // Announced bytes count only for a message that is read as a whole.
+        let is_too_long = if kept.is_payload_only() {
+            (kept.payload.len() as u64).saturating_add(announced) > limit as u64
+        } else {
+            // With its headers: fragments without content have a limit of their own.
+            kept.raw.len() > limit + HANDSHAKE_BYTES
+        };
+        if !is_too_long {
+            return Ok(());
+        }
+        if kept.is_payload_only() || guard.reads_whole_messages {
+            return Err(CloseReason::TooLarge);
+        }
+        self.release(input, out);
+        Ok(())
+    }
+
+    /// Processes a whole message that was kept. Returns the events for the session.
+    fn end_message(
+        &mut self,
+        input: &[u8],
+        out: &mut Outgoing,
+        reading: Reading<'_>,
+    ) -> Result<Vec<Event>, CloseReason> {
+        let Some(mut kept) = self.kept.take() else { return Ok(Vec::new()) };
+        if let Some(guard) = self.guard() {
+            let kinds = guard.kinds();
+            if kinds.is_empty() {
+                out.insert(input, &kept.raw);
+                return Ok(Vec::new());
+            }
+            if kinds.contains(&Kind::UpstreamAlone) {
+                // Only the proxy speaks that dialect to the upstream.
+                return Err(CloseReason::InvalidMessage);
+            }
+            kept.read_payload();
+        }
+        let Some(dialect) = reading.dialect else { return Ok(Vec::new()) };
+        match &dialect.field {
+            Some(field) => self.read_field(field, &kept, input, out, reading.token_bytes),
+            None => self.read_message(dialect, &kept, input, out, reading.token_bytes),
+        }
+    }
+
+    /// Reads a text that may be for the proxy.
+    fn read_message(
+        &mut self,
+        dialect: &DialectSpec,
+        kept: &MessageBuffer,
+        input: &[u8],
+        out: &mut Outgoing,
+        token_bytes: usize,
+    ) -> Result<Vec<Event>, CloseReason> {
+        let extras = self.extras.as_ref();
+        let token = extras.and_then(|extras| extras.token.as_ref());
+        let rules = extras.and_then(|extras| extras.guard.as_ref()).map(|guard| &guard.rules);
+        let read = dialect::read_later(dialect, &kept.payload, token_bytes, token, rules)?;
+        match read.forward {
+            Forward::Unchanged if kept.raw.is_empty() => {
+                out.insert(input, &encode_masked(kept.opcode, &kept.payload));
+            }
+            Forward::Unchanged => out.insert(input, &kept.raw),
+            Forward::Rewritten(text) => out.insert(input, &encode_masked(kept.opcode, text.as_bytes())),
+            Forward::AfterVerdict { accepted, refused } => {
+                if let Some(extras) = &mut self.extras {
+                    extras.awaiting_verdict = Some(AwaitingVerdict {
+                        accepted: encode_masked(kept.opcode, accepted.as_bytes()),
+                        refused: refused.map(|text| encode_masked(kept.opcode, text.as_bytes())),
+                    });
+                }
+            }
+            Forward::Nothing => {}
+        }
+        Ok(read.messages.into_iter().map(|(message, copies)| Event::LaterMessage(message, copies)).collect())
+    }
+
+    /// Reads a message that may carry the token in a field.
+    fn read_field(
+        &mut self,
+        spec: &FieldSpec,
+        kept: &MessageBuffer,
+        input: &[u8],
+        out: &mut Outgoing,
+        token_bytes: usize,
+    ) -> Result<Vec<Event>, CloseReason> {
+        let text = std::str::from_utf8(&kept.payload).map_err(|_| CloseReason::NotUtf8)?;
+        let read = field::read(spec, text).map_err(|_| CloseReason::InvalidMessage)?;
+        let frame = encode_text(read.edited.as_deref().unwrap_or(text).as_bytes());
+        let current = self.extras.as_ref().and_then(|extras| extras.token.as_ref());
+        let token = match read.token() {
+            None if read.is_no_text => return Err(CloseReason::InvalidToken),
+            // A token that is equal to the current one was verified already.
+            Some(token) if current.is_none_or(|current| current.expose() != token) => token,
+            _ => {
+                out.insert(input, &frame);
+                return Ok(Vec::new());
+            }
+        };
+        let token = Token::parse(token, token_bytes).map_err(|_| CloseReason::InvalidToken)?;
+        if let Some(extras) = &mut self.extras {
+            extras.awaiting_verdict = Some(AwaitingVerdict { accepted: frame, refused: None });
+        }
+        Ok(vec![Event::FieldToken(token)])
+    }
+}
+
+/// Encodes a message of the proxy to the upstream.
+fn encode_text(text: &[u8]) -> Vec<u8> {
+    encode_masked(Opcode::Text, text)
+}
+
+fn encode_masked(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    encode(&mut frame, opcode, payload, Some(masking_key()));
+    frame
+}

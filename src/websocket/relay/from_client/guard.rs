@@ -1,0 +1,64 @@
+//! Recognises the client's messages that the upstream may act on itself (docs/contract.md section 4.4).
+
+use crate::websocket::classify::{Classifier, Kind, Rules};
+use crate::websocket::frame::{Header, Opcode, apply_mask};
+
+/// Masked payload is classified through a buffer of this size.
+const CHUNK: usize = 1 << 10;
+
+/// The rules by which messages are recognised, and what is known of the current message.
+#[derive(Debug)]
+pub(super) struct Guard {
+    pub(super) rules: Rules,
+    message: Option<Classifier>,
+    /// The longest message that is kept.
+    pub(super) max_kept_bytes: usize,
+    /// The dialect reads whole messages, so one that is longer and undecided ends the session.
+    pub(super) reads_whole_messages: bool,
+}
+
+impl Guard {
+    pub(super) fn new(rules: Rules, reads_whole_messages: bool, max_kept_bytes: usize) -> Self {
+        Self { rules, message: None, max_kept_bytes, reads_whole_messages }
+    }
+
+    pub(super) fn begin_message(&mut self, opcode: Opcode) {
+        self.message = Some(Classifier::new(&self.rules, opcode == Opcode::Text));
+    }
+
+    /// Classifies payload that begins `offset` bytes into the payload of its frame.
+    pub(super) fn push_payload(&mut self, payload: &[u8], header: &Header, offset: u64) {
+        let Some(message) = &mut self.message else { return };
+        let mut chunk = [0; CHUNK];
+        let mut at = offset;
+        for part in payload.chunks(CHUNK) {
+            let plain = &mut chunk[..part.len()];
+            plain.copy_from_slice(part);
+            if let Some(mask) = header.mask {
+                apply_mask(plain, mask, at);
+            }
+            message.feed(&self.rules, plain);
+            at += part.len() as u64;
+        }
+    }
+
+    pub(super) fn end_message(&mut self) {
+        if let Some(message) = &mut self.message {
+            message.end(&self.rules);
+        }
+    }
+
+    /// Returns whether the upstream could act on the message.
+    pub(super) fn concerns_upstream(&self) -> bool {
+        self.message.as_ref().is_some_and(|message| message.is_guarded(&self.rules))
+    }
+
+    pub(super) fn kinds(&self) -> Vec<Kind> {
+        self.message.as_ref().map(|message| message.kinds(&self.rules).collect()).unwrap_or_default()
+    }
+
+    /// Returns whether the message is one that the proxy reads, or may still turn out to be one.
+    pub(super) fn may_be_read(&self) -> bool {
+        self.message.as_ref().is_some_and(|message| message.could_be_sound() || message.kinds(&self.rules).count() > 0)
+    }
+}

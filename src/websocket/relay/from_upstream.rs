@@ -1,0 +1,132 @@
+//! What the client gets of the upstream's stream: all of it as it came, but for the answers to refreshes that the proxy
+//! has forwarded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::direction::{Direction, forward_control, forward_header};
+use super::outgoing::Outgoing;
+use crate::json;
+use crate::policy::DialectSpec;
+use crate::websocket::assembler::{ControlFrame, Keep, MessageBuffer, Part};
+use crate::websocket::frame::{Opcode, Sender, Violation};
+use crate::websocket::template::matches_template;
+
+/// How long the upstream has to answer a refresh. A later answer is forwarded like any message.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A longer text is no answer to a refresh.
+const ANSWER_BYTES: u64 = 16 << 10;
+
+/// Answers of the upstream to refreshes that the proxy has forwarded.
+#[derive(Debug)]
+struct AwaitedAnswers {
+    dialect: Arc<DialectSpec>,
+    count: u32,
+    until: Instant,
+    /// A text that may be an answer.
+    text: Option<MessageBuffer>,
+}
+
+/// The direction from the upstream to the client.
+#[derive(Debug)]
+pub(super) struct FromUpstream {
+    pub(super) direction: Direction,
+    awaited: Option<Box<AwaitedAnswers>>,
+}
+
+impl FromUpstream {
+    pub(super) fn new(has_extensions: bool) -> Self {
+        Self { direction: Direction::new(Sender::Server, has_extensions), awaited: None }
+    }
+
+    /// Expects one more answer to a refresh in this dialect.
+    pub(super) fn await_answer(&mut self, dialect: Arc<DialectSpec>) {
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        match &mut self.awaited {
+            Some(awaited) => (awaited.count, awaited.until) = (awaited.count + 1, until),
+            None => self.awaited = Some(Box::new(AwaitedAnswers { dialect, count: 1, until, text: None })),
+        }
+    }
+
+    /// Reads `input` from `at` on and forwards it to `out`, up to its end or to a Close, which is returned. With
+    /// `stops_between_messages` only the rest of a message that has begun is forwarded.
+    ///
+    /// # Errors
+    /// A violation, after which the stream cannot be read further.
+    pub(super) fn next(
+        &mut self,
+        input: &[u8],
+        at: &mut usize,
+        out: &mut Outgoing,
+        stops_between_messages: bool,
+    ) -> Result<Option<ControlFrame>, Violation> {
+        loop {
+            self.direction.send_queued(input, out);
+            if stops_between_messages && self.direction.frames.is_between_messages() {
+                return Ok(None);
+            }
+            let Some(part) = self.direction.frames.next(input, at)? else { return Ok(None) };
+            let ends_message = part.ends_message();
+            match part {
+                Part::Control(control) => {
+                    if let Some(close) = forward_control(control, input, out) {
+                        return Ok(Some(close));
+                    }
+                }
+                part if self.awaited.is_some() => self.read_answer(part, input, out),
+                Part::DataHeader(header, range) => forward_header(&header, range, input, out),
+                Part::Payload { range, .. } => out.forward(input, range),
+            }
+            if ends_message {
+                self.end_message(input, out);
+            }
+        }
+    }
+
+    /// Keeps a text that may be an answer, and forwards everything else.
+    fn read_answer(&mut self, part: Part, input: &[u8], out: &mut Outgoing) {
+        let Some(awaited) = &mut self.awaited else { return };
+        match part {
+            Part::DataHeader(header, range) => {
+                if header.opcode == Opcode::Text && awaited.count > 0 && Instant::now() < awaited.until {
+                    awaited.text = Some(MessageBuffer::new(Opcode::Text, Keep::RawAndPayload));
+                }
+                let text = awaited.text.take_if(|text| text.raw.len() as u64 + header.length > ANSWER_BYTES);
+                if let Some(text) = text {
+                    out.insert(input, &text.raw);
+                }
+                match &mut awaited.text {
+                    Some(text) => text.push_header(&header),
+                    None => forward_header(&header, range, input, out),
+                }
+            }
+            Part::Payload { header, range, offset, .. } => match &mut awaited.text {
+                Some(text) => text.push_payload(&input[range], &header, offset),
+                None => out.forward(input, range),
+            },
+            Part::Control(_) => {}
+        }
+    }
+
+    /// Drops an acknowledgement that was awaited, and forwards another text that was kept.
+    fn end_message(&mut self, input: &[u8], out: &mut Outgoing) {
+        let Some(awaited) = &mut self.awaited else { return };
+        let Some(text) = awaited.text.take() else { return };
+        let answer = json::value(&text.payload).ok();
+        let matches = |template: Option<&serde_json::Value>| {
+            template.zip(answer.as_ref()).is_some_and(|(template, answer)| matches_template(template, answer))
+        };
+        if matches(awaited.dialect.refresh.as_ref().and_then(|refresh| refresh.acknowledge.as_ref())) {
+            awaited.count -= 1;
+            return;
+        }
+        if matches(awaited.dialect.error.as_ref()) {
+            awaited.count -= 1;
+            // It may also be an error of the application, which must not be lost.
+            tracing::warn!("the upstream says an error after a refresh whose token was verified here");
+        }
+        out.insert(input, &text.raw);
+    }
+}

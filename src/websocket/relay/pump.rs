@@ -1,0 +1,285 @@
+//! Moves bytes between the two peers: reads one, forwards what goes on, and writes the other.
+
+use std::task::{Context, Poll};
+
+use tokio::time::Instant;
+
+use super::from_client::{FromClientEvent, Reading};
+use super::outgoing::Outgoing;
+use super::scratch::with_scratch;
+use super::{ClosedBy, Relay};
+use crate::websocket::close_reason::CloseReason;
+use crate::websocket::frame::{Violation, close_code};
+use crate::websocket::session::Event;
+
+impl Relay {
+    /// Forwards what both peers had sent before the relay began.
+    pub(super) fn forward_early(&mut self, from_client: &[u8], from_upstream: &[u8]) {
+        self.traffic.count_in(from_client.len());
+        let (outgoing, violation) = self.read_from_upstream(from_upstream);
+        self.client.out.extend_from_slice(outgoing.bytes(from_upstream));
+        if violation.is_some() {
+            self.upstream_violated();
+        }
+        if self.closing.is_some() {
+            return;
+        }
+        let (outgoing, violation) = self.read_from_client(from_client);
+        self.upstream.out.extend_from_slice(outgoing.bytes(from_client));
+        if violation.is_some() {
+            self.client_violated();
+        }
+    }
+
+    /// Reads input of the client, and returns what is forwarded of it.
+    fn read_from_client(&mut self, input: &[u8]) -> (Outgoing, Option<Violation>) {
+        let mut out = Outgoing::default();
+        let mut at = 0;
+        let violation = loop {
+            let reading = Reading {
+                dialect: self.session.dialect().map(|dialect| &**dialect),
+                token_bytes: self.settings.token_bytes,
+            };
+            match self.from_client.next(input, &mut at, &mut out, reading) {
+                Ok(None) => break None,
+                Ok(Some(FromClientEvent::Session(events))) => {
+                    for event in events {
+                        self.process(event);
+                    }
+                }
+                Ok(Some(FromClientEvent::Close(close))) => match close_code(&close.payload) {
+                    Ok(code) => {
+                        self.client.close_received = true;
+                        self.upstream.close_sent = true;
+                        self.first_close.get_or_insert((code, ClosedBy::Client));
+                        out.insert(input, &close.raw);
+                    }
+                    Err(violation) => break Some(violation),
+                },
+                Err(violation) => break Some(violation),
+            }
+            if self.upstream.close_sent || self.closing.is_some() {
+                break None;
+            }
+            if self.from_client.is_awaiting_verdict() {
+                self.from_client.keep_behind(&input[at..]);
+                break None;
+            }
+        };
+        if self.from_client.direction.frames.take_has_read_data() {
+            self.last_data = Instant::now();
+        }
+        (out, violation)
+    }
+
+    /// Reads input of the upstream, and returns what is forwarded of it.
+    fn read_from_upstream(&mut self, input: &[u8]) -> (Outgoing, Option<Violation>) {
+        let mut out = Outgoing::default();
+        let mut at = 0;
+        let violation = loop {
+            // Once the session is being ended, only the rest of a message that has begun is forwarded.
+            let stops_between_messages = self.closing.is_some() && !self.awaits_upstream();
+            match self.from_upstream.next(input, &mut at, &mut out, stops_between_messages) {
+                Ok(None) => break None,
+                // A second Close would follow; the one of the proxy is on its way.
+                Ok(Some(_)) if self.closing.is_some() => self.upstream.close_received = true,
+                Ok(Some(close)) => match close_code(&close.payload) {
+                    Ok(code) => {
+                        self.upstream.close_received = true;
+                        self.client.close_sent = true;
+                        self.first_close.get_or_insert((code, ClosedBy::Upstream));
+                        out.insert(input, &close.raw);
+                    }
+                    Err(violation) => break Some(violation),
+                },
+                Err(violation) => break Some(violation),
+            }
+            if self.client.close_sent {
+                break None;
+            }
+        };
+        if self.from_upstream.direction.frames.take_has_read_data() {
+            self.last_data = Instant::now();
+        }
+        (out, violation)
+    }
+
+    /// Writes to the upstream and reads the client. Returns whether anything has happened.
+    pub(super) fn pump_from_client(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.from_client.is_evicted(cx) {
+            self.evict_kept();
+            return true;
+        }
+        if self.closing.is_some() && !self.upstream.close_sent {
+            // At once, whatever the client reads, and behind all of its messages that were accepted.
+            self.close_upstream();
+        }
+        if !self.upstream.shut {
+            match self.upstream.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    // It may still have sent something. The end of its stream follows.
+                    self.upstream.abandon();
+                    return true;
+                }
+                // Behind a Close nothing of the client is forwarded. Only its own Close, or its end, is awaited.
+                Poll::Pending if !self.upstream.close_sent => {
+                    self.client.is_paused = true;
+                    return false;
+                }
+                Poll::Pending => {}
+            }
+            // The stream ends only once the client got its Close, so that the upstream can end its message.
+            let is_closed = self.closing.is_some() && self.client.close_sent;
+            let is_done = self.client.eof || is_closed;
+            if is_done && !self.upstream.has_pending_writes() && self.upstream.is_delivered() {
+                self.upstream.shut(cx);
+                return true;
+            }
+        } else if !self.upstream.poll_shut(cx) && self.client.eof {
+            return false;
+        }
+        if self.from_client.direction.has_queued()
+            && !self.upstream.shut
+            && self.closing.is_none()
+            && let Some(messages) = self.from_client.direction.take_queued()
+        {
+            if self.upstream.write_now(cx, &messages).is_err() {
+                self.upstream.shut = true;
+            }
+            return true;
+        }
+        if self.client.eof {
+            return false;
+        }
+        if self.from_client.is_awaiting_verdict() {
+            self.client.is_paused = true;
+            return false;
+        }
+        if self.client.resume_reading() {
+            self.last_data = Instant::now();
+        }
+        let behind = self.from_client.take_behind();
+        let read = if behind.is_empty() {
+            with_scratch(|scratch| {
+                let length = self.client.read(cx, scratch)?;
+                if length == 0 {
+                    return Some(Ok(0));
+                }
+                self.traffic.count_in(length);
+                Some(self.forward_to_upstream(cx, &scratch[..length]))
+            })
+        } else {
+            Some(self.forward_to_upstream(cx, &behind))
+        };
+        match read {
+            None => return false,
+            Some(Ok(0)) => {
+                self.client.record_received();
+                self.client.eof = true;
+                self.first_close.get_or_insert((None, ClosedBy::Client));
+            }
+            Some(Ok(_)) => {
+                self.client.record_received();
+                if !self.from_client.reserve_kept() {
+                    self.evict_kept();
+                }
+            }
+            Some(Err(_)) => self.client_violated(),
+        }
+        true
+    }
+
+    /// Forwards input of the client. Returns how much was read.
+    fn forward_to_upstream(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, Violation> {
+        // After a Close the rest of this direction is dropped.
+        if self.upstream.close_sent || self.upstream.shut || self.closing.is_some() {
+            return Ok(input.len());
+        }
+        let (outgoing, violation) = self.read_from_client(input);
+        if self.upstream.write_now(cx, outgoing.bytes(input)).is_err() {
+            self.upstream.shut = true;
+        }
+        violation.map_or(Ok(input.len()), Err)
+    }
+
+    /// Writes to the client and reads the upstream. Returns whether anything has happened.
+    pub(super) fn pump_from_upstream(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.client.shut {
+            let was_write_pending = self.client.write_pending_since.is_some();
+            let flushed = self.client.poll_flush(cx);
+            if was_write_pending && let Some(closing) = &mut self.closing {
+                // The upstream was not read, and so could not end its message.
+                closing.awaiting_message_end_since = Instant::now();
+            }
+            match flushed {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    self.client_stopped_reading();
+                    return true;
+                }
+                // Behind a Close nothing of the upstream is forwarded. Only its end is awaited.
+                Poll::Pending if !self.client.close_sent => {
+                    self.upstream.is_paused = true;
+                    return false;
+                }
+                Poll::Pending => {}
+            }
+            if self.closing.is_none()
+                && !self.client.close_sent
+                && let Some(messages) = self.from_upstream.direction.take_queued()
+            {
+                self.write_to_client(cx, &messages);
+                return true;
+            }
+            if self.closing.is_some() && !self.client.close_sent {
+                self.send_close();
+                if self.client.close_sent {
+                    return true;
+                }
+            }
+            let is_done = (self.client.close_sent && self.closing.is_some()) || self.upstream.eof;
+            if is_done && !self.client.has_pending_writes() && self.client.is_delivered() {
+                self.client.shut(cx);
+                return true;
+            }
+        } else if !self.client.poll_shut(cx) && self.upstream.eof {
+            return false;
+        }
+        if self.upstream.eof {
+            return false;
+        }
+        if self.upstream.resume_reading() {
+            self.last_data = Instant::now();
+        }
+        let read = with_scratch(|scratch| {
+            let length = self.upstream.read(cx, scratch)?;
+            let input = &scratch[..length];
+            if length == 0 || self.client.close_sent || self.client.shut {
+                return Some(Ok(length));
+            }
+            let (outgoing, violation) = self.read_from_upstream(input);
+            self.write_to_client(cx, outgoing.bytes(input));
+            Some(violation.map_or(Ok(length), Err))
+        });
+        match read {
+            None => return false,
+            Some(Ok(0)) => {
+                self.upstream.eof = true;
+                if !self.upstream.close_received && !self.client.close_received && !self.client.eof {
+                    self.process(Event::Close(CloseReason::UpstreamLost));
+                }
+            }
+            Some(Ok(_)) => self.upstream.record_received(),
+            Some(Err(_)) => self.upstream_violated(),
+        }
+        true
+    }
+
+    fn write_to_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        self.traffic.count_out(bytes.len());
+        if self.client.write_now(cx, bytes).is_err() {
+            self.client_stopped_reading();
+        }
+    }
+}
