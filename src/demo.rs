@@ -1,25 +1,23 @@
-//! The two things the demo brings itself: an issuer with new keys at every start, and a small live
-//! notebook as backend; and the configuration that stands between them, as a user would write it.
+//! The parts of `vestibule demo` beside the proxy: an issuer with new keys at every start, a small live notebook as
+//! backend, and the configuration of the proxy between them, as a user would write it.
 //!
-//! Owns neither the proxy nor the terminal: `cli` starts the real one before this backend, and hands
-//! on what it says, for the page's column *Vestibule did*.
+//! `cli` starts the proxy, and passes its log lines on for the page's column *Vestibule did*.
 
+mod event_log;
 mod expression;
 mod issuer;
 mod notebook;
 mod sign_in;
-mod story;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::telemetry::{Observed, Observer};
 
+use event_log::EventLog;
 use issuer::Issuer;
-use story::Story;
 
-/// Beyond their token's end the demo's sockets live this much longer: long enough to see, short enough
-/// to wait for.
+/// The time that the demo's sockets live after their token's end: long enough to see, short enough to wait for.
 const GRACE: &str = "2s";
 
 /// Why the demo's own parts could not be started.
@@ -29,32 +27,32 @@ pub enum DemoError {
     #[error("the demo could not be started: {0}")]
     Io(#[from] std::io::Error),
     /// The cryptography library made no key.
-    #[error("no key could be made")]
+    #[error("generating a key failed")]
     Key,
 }
 
-/// Someone's own backend, before which the demo's issuer and sign-in page stand.
+/// A backend of the user's own, for which the demo is issuer and sign-in page.
 #[derive(Clone, Debug, Default)]
 pub struct OwnBackend {
-    /// Where it is.
+    /// Its URL.
     pub url: String,
-    /// What it is.
+    /// The name of its preset.
     pub preset: Option<String>,
-    /// Its own secret: header value of `Authorization`.
+    /// Its own secret, as a value of `Authorization`.
     pub credential: Option<String>,
-    /// The one who may sign in; without, Alice and Bob.
+    /// The only user who may sign in; otherwise alice and bob may.
     pub user: Option<String>,
 }
 
-/// The demo's issuer and sign-in page before someone's own backend.
-pub struct Front {
+/// The issuer and the sign-in page for a backend of the user's own. The page is served until this is dropped.
+pub struct OwnBackendDemo {
     issuer: Arc<Issuer>,
     sign_in: sign_in::SignIn,
     backend: OwnBackend,
 }
 
-impl Front {
-    /// Starts both on free loopback ports. The sign-in page answers as long as this lives.
+impl OwnBackendDemo {
+    /// Starts both on free loopback ports.
     ///
     /// # Errors
     /// When there is no port, or no key.
@@ -68,7 +66,7 @@ impl Front {
         Ok(Self { issuer, sign_in, backend })
     }
 
-    /// The configuration for a proxy at `listen` before that backend; JSON is YAML.
+    /// Returns the configuration of a proxy at `listen` for that backend, as JSON, which is YAML too.
     #[must_use]
     pub fn configuration(&self, listen: SocketAddr) -> String {
         let mut upstream = serde_json::json!({"url": self.backend.url});
@@ -99,7 +97,7 @@ impl Front {
         .to_string()
     }
 
-    /// A token for a user, good for an hour.
+    /// Signs a token for a user that is valid for an hour.
     ///
     /// # Errors
     /// When it cannot be signed.
@@ -107,33 +105,33 @@ impl Front {
         self.issuer.token(self.user(), 3_600)
     }
 
-    /// Who may sign in, or the first of them.
+    /// Returns the user who may sign in, or the first of them.
     #[must_use]
     pub fn user(&self) -> &str {
         self.backend.user.as_deref().unwrap_or("alice")
     }
 }
 
-/// The issuer and the backend, running.
+/// The running issuer and backend.
 pub struct Demo {
     issuer: Arc<Issuer>,
-    story: Arc<Story>,
+    log: Arc<EventLog>,
     backend: SocketAddr,
 }
 
 impl Demo {
-    /// Starts both on free loopback ports. The sign-in page answers as long as this lives.
+    /// Starts issuer and backend on free loopback ports.
     ///
     /// # Errors
     /// When there is no port, or no key.
     pub async fn start() -> Result<Self, DemoError> {
-        let story = Arc::new(Story::default());
+        let log = Arc::new(EventLog::default());
         let issuer = Arc::new(Issuer::start().await?);
-        let backend = notebook::start(Arc::clone(&story), Arc::clone(&issuer)).await?;
-        Ok(Self { issuer, story, backend })
+        let backend = notebook::start(Arc::clone(&log), Arc::clone(&issuer)).await?;
+        Ok(Self { issuer, log, backend })
     }
 
-    /// The configuration for a proxy at `listen` before this backend.
+    /// Returns the configuration of a proxy at `listen` for this backend.
     #[must_use]
     pub fn configuration(&self, listen: SocketAddr) -> String {
         format!(
@@ -153,7 +151,7 @@ routes:
         )
     }
 
-    /// A token for a user, good for an hour.
+    /// Signs a token for a user that is valid for an hour.
     ///
     /// # Errors
     /// When it cannot be signed.
@@ -161,13 +159,13 @@ routes:
         self.issuer.token(user, 3_600)
     }
 
-    /// Hears what the proxy says, for the page.
+    /// Returns the observer that adds what the proxy logs to the page.
     #[must_use]
     pub fn observer(&self) -> Observer {
-        let story = Arc::clone(&self.story);
+        let log = Arc::clone(&self.log);
         Box::new(move |observed| match observed {
-            Observed::Access(line) => story.vestibule_answered(line),
-            Observed::Message(message) => story.vestibule_said(message),
+            Observed::Access(line) => log.push_access(line),
+            Observed::Message(message) => log.push_message(message),
         })
     }
 }

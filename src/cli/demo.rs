@@ -1,4 +1,5 @@
-//! `vestibule demo`: the real proxy before the demo's backend, in one process, on this machine only.
+//! `vestibule demo`: runs the proxy with a backend, in one process, on this machine only. The backend is the demo's own, or
+//! the one of `--upstream`.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -14,15 +15,15 @@ use super::executor::executor;
 use super::{DemoArguments, fail, print_line};
 use crate::auth::Revocations;
 use crate::config;
-use crate::demo::{Demo, DemoError, Front, OwnBackend};
+use crate::demo::{Demo, DemoError, OwnBackend, OwnBackendDemo};
 use crate::drain::DrainTimes;
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy, UpstreamAddress};
 use crate::runtime::Shared;
 use crate::telemetry::{self, Format};
 
-/// A taken port moves on at most this far.
-const PORTS: u16 = 50;
+/// How many ports are tried when the first is in use.
+const MAX_PORTS: u16 = 50;
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -36,7 +37,7 @@ enum Failure {
     Demo(#[from] DemoError),
     #[error("--upstream {upstream}: {message}")]
     Upstream {
-        /// Without what stands behind its path, which may hold a secret.
+        /// Without its query, which may hold a secret.
         upstream: String,
         message: String,
     },
@@ -64,14 +65,17 @@ async fn run(arguments: &DemoArguments) -> Result<(), Failure> {
         telemetry::start(None, "info");
         let backend = own_backend(upstream, arguments)?;
         let credential = backend.credential.clone();
-        let front = Front::start(backend).await?;
-        let (policy, listeners) = bind(address, Some(upstream), |address| front.configuration(address))?;
+        let demo = OwnBackendDemo::start(backend).await?;
+        let (policy, listeners) = bind(address, Some(upstream), |address| demo.configuration(address))?;
         for warning in &policy.warnings {
             tracing::warn!("{warning}");
         }
-        let token = front.token()?;
+        let token = demo.token()?;
         let problem = upstream_problem(&policy, arguments.upstream_preset.as_deref(), credential.as_deref()).await;
-        return serve(policy, listeners, |url| print_front(url, &front, upstream, problem.as_deref(), &token)).await;
+        return serve(policy, listeners, |url| {
+            print_own_backend(url, demo.user(), upstream, problem.as_deref(), &token);
+        })
+        .await;
     }
     telemetry::start(Some(Format::Silent), "debug");
     let demo = Demo::start().await?;
@@ -88,7 +92,7 @@ async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str))
     for (_, keys) in shared.current().verifier.providers() {
         keys.first_attempt().await;
     }
-    // Before the welcome: whoever has read it may already stop the demo.
+    // Before the output is printed: its reader may stop the demo at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     welcome(&url);
@@ -101,14 +105,16 @@ async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str))
     Ok(())
 }
 
-/// How long the backend may take to answer before the welcome is printed.
-const PROBE: Duration = Duration::from_secs(3);
+/// The time limit of the request to the backend before the output is printed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks the backend once and says what is wrong: it does not answer, or refuses the secret that it printed.
+/// Sends the backend one request, and returns the problem for the user: it does not answer, or refuses the secret that it
+/// printed.
 async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Option<&str>) -> Option<String> {
     let upstream = policy.upstreams.first()?;
     let UpstreamAddress::Tcp { .. } = &upstream.address else { return None };
-    let client = reqwest::Client::builder().timeout(PROBE).redirect(reqwest::redirect::Policy::none()).no_proxy();
+    let client =
+        reqwest::Client::builder().timeout(PROBE_TIMEOUT).redirect(reqwest::redirect::Policy::none()).no_proxy();
     // Front pages are often answered to anyone.
     let path = upstream.preset.map_or("/", |preset| preset.guarded);
     let mut request = client.build().ok()?.get(format!("{}{path}", upstream.url.trim_end_matches('/')));
@@ -134,7 +140,7 @@ async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Opt
     }
 }
 
-/// A backend prints its address with its own secret in it, ready to be copied; taken apart again here.
+/// Takes the address apart that a backend prints, with its own secret in it, to be copied.
 fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, Failure> {
     let url = Url::parse(written).ok().filter(|url| url.host().is_some() || url.scheme() == "unix");
     let url = url.ok_or_else(|| Failure::Upstream {
@@ -157,7 +163,7 @@ fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, F
     Ok(OwnBackend { url: place, preset, credential, user })
 }
 
-/// The demo's configuration goes the way of every configuration.
+/// Reads the demo's configuration as any other.
 fn policy(yaml: &str) -> Result<Policy, config::Report> {
     let loaded = config::load_yaml(yaml)?;
     let mut findings = Vec::new();
@@ -165,13 +171,13 @@ fn policy(yaml: &str) -> Result<Policy, config::Report> {
     loaded.conclude(validated, findings)
 }
 
-/// Listens at `address`, or on the next port that is free. `upstream` is the backend that `--upstream` names.
+/// Listens at `address`, or on the next port that is free. `upstream` is the URL of `--upstream`.
 fn bind(
     mut address: SocketAddr,
     upstream: Option<&str>,
     configuration: impl Fn(SocketAddr) -> String,
 ) -> Result<(Policy, Listeners), Failure> {
-    let mut left = PORTS;
+    let mut left = MAX_PORTS;
     loop {
         let policy = policy(&configuration(address)).map_err(|report| {
             let of_upstream = report.findings().iter().find(|finding| finding.path().starts_with("upstream"));
@@ -217,8 +223,8 @@ Ctrl-C stops."
     ));
 }
 
-fn print_front(url: &str, front: &Front, upstream: &str, problem: Option<&str>, token: &str) {
-    // What stands behind the address may be the backend's own secret.
+fn print_own_backend(url: &str, user: &str, upstream: &str, problem: Option<&str>, token: &str) {
+    // The query may be the backend's own secret.
     let upstream = upstream.split('?').next().unwrap_or_default();
     let problem = problem.map_or_else(String::new, |problem| format!("  PROBLEM   {problem}\n"));
     print_line(format_args!(
@@ -232,11 +238,10 @@ fn print_front(url: &str, front: &Front, upstream: &str, problem: Option<&str>, 
             curl -i -H \"Authorization: Bearer $TOKEN\" {url}/
               → the backend's own answer
 
-            with a token for {}, good for 1 h:
+            with a token for {user}, good for 1 h:
             TOKEN={token}
 
   For real  the same with your identity provider: upstream, preset and credential in a file, see docs/
 Ctrl-C stops.",
-        front.user()
     ));
 }

@@ -1,20 +1,22 @@
-//! The notebook's language: numbers, `+ - * /`, brackets, names and `name = …`. Its own, never Python
-//! or a shell.
+//! The language of the demo's notebook: numbers, `+ - * /`, brackets, names and `name = …`. It is its own, so that no cell
+//! runs code on this machine.
 
 use std::collections::BTreeMap;
 
-/// A cell longer than this is no sum.
-const LENGTH: usize = 200;
-const DEPTH: usize = 32;
-const NAMES: usize = 50;
+/// The longest cell, in bytes.
+const MAX_LENGTH: usize = 200;
+/// The most brackets around a number.
+const MAX_DEPTH: usize = 32;
+/// The most names of one user.
+const MAX_NAMES: usize = 50;
 
-/// Evaluates a cell over the names of its user.
+/// Evaluates a cell with the names of its user, and returns the value as text.
 ///
 /// # Errors
-/// A sentence for the person who wrote it.
+/// The sentence for the person who wrote the cell.
 pub(super) fn evaluate(cell: &str, names: &mut BTreeMap<String, f64>) -> Result<String, String> {
-    if cell.len() > LENGTH {
-        return Err(format!("a cell has at most {LENGTH} characters"));
+    if cell.len() > MAX_LENGTH {
+        return Err(format!("a cell has at most {MAX_LENGTH} characters"));
     }
     let (name, text) = match cell.split_once('=') {
         Some((name, text)) => (Some(name.trim()), text),
@@ -30,8 +32,8 @@ pub(super) fn evaluate(cell: &str, names: &mut BTreeMap<String, f64>) -> Result<
         if !is_name || name.len() > 20 {
             return Err("a name is made of letters".to_owned());
         }
-        if names.len() >= NAMES && !names.contains_key(name) {
-            return Err(format!("at most {NAMES} names"));
+        if names.len() >= MAX_NAMES && !names.contains_key(name) {
+            return Err(format!("at most {MAX_NAMES} names"));
         }
         names.insert(name.to_owned(), value);
     }
@@ -45,7 +47,7 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn take(&mut self, character: char) -> bool {
+    fn skip(&mut self, character: char) -> bool {
         let Some(rest) = self.rest.strip_prefix(character) else { return false };
         self.rest = rest.trim_start();
         true
@@ -54,9 +56,9 @@ impl Parser<'_> {
     fn sum(&mut self) -> Result<f64, String> {
         let mut value = self.product()?;
         loop {
-            if self.take('+') {
+            if self.skip('+') {
                 value += self.product()?;
-            } else if self.take('-') {
+            } else if self.skip('-') {
                 value -= self.product()?;
             } else {
                 return Ok(value);
@@ -67,9 +69,9 @@ impl Parser<'_> {
     fn product(&mut self) -> Result<f64, String> {
         let mut value = self.factor()?;
         loop {
-            if self.take('*') {
+            if self.skip('*') {
                 value *= self.factor()?;
-            } else if self.take('/') {
+            } else if self.skip('/') {
                 value /= self.factor()?;
             } else {
                 return Ok(value);
@@ -79,16 +81,16 @@ impl Parser<'_> {
 
     fn factor(&mut self) -> Result<f64, String> {
         self.depth += 1;
-        if self.depth > DEPTH {
+        if self.depth > MAX_DEPTH {
             return Err("too many brackets".to_owned());
         }
-        let value = if self.take('(') {
+        let value = if self.skip('(') {
             let value = self.sum()?;
-            if !self.take(')') {
+            if !self.skip(')') {
                 return Err("a bracket is open".to_owned());
             }
             value
-        } else if self.take('-') {
+        } else if self.skip('-') {
             -self.factor()?
         } else {
             self.atom()?

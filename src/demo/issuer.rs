@@ -1,5 +1,4 @@
-//! The demo's issuer: a key made at every start, discovery and JWKS over loopback, tokens for Alice and
-//! Bob.
+//! The demo's issuer: a key made at every start, discovery document and JWKS over loopback, and tokens.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,9 +20,11 @@ use tokio::net::TcpListener;
 use super::DemoError;
 use crate::auth::unix_seconds;
 
+/// The audience of its tokens.
 pub(super) const AUDIENCE: &str = "vestibule-demo";
 const KEY_ID: &str = "demo";
 
+/// A running issuer. It serves until the process ends.
 pub(super) struct Issuer {
     url: String,
     key: EncodingKey,
@@ -51,7 +52,7 @@ impl Issuer {
         &self.url
     }
 
-    /// A token for `user`, good for `ttl` seconds.
+    /// Signs a token for `user` that is valid for `ttl` seconds.
     pub(super) fn token(&self, user: &str, ttl: u64) -> Result<String, DemoError> {
         let now = unix_seconds();
         let mut header = Header::new(Algorithm::ES256);
@@ -62,7 +63,7 @@ impl Issuer {
 }
 
 async fn serve(listener: TcpListener, documents: Arc<(String, String)>) {
-    // Ends with the process; a connection that fails is one that its client asks for again.
+    // A client repeats a request whose connection failed.
     while let Ok((stream, _)) = listener.accept().await {
         let documents = Arc::clone(&documents);
         tokio::spawn(async move {

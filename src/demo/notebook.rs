@@ -1,5 +1,5 @@
-//! The demo's backend: a small live notebook that believes `X-User-Id`, as the backends Vestibule is
-//! made for do. It knows nothing of tokens.
+//! The demo's backend: a small live notebook that believes `X-User-Id`, as the backends that Vestibule is made for do, and
+//! does not know tokens.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -26,40 +26,40 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
 use super::DemoError;
+use super::event_log::EventLog;
 use super::expression::evaluate;
 use super::issuer::Issuer;
-use super::story::Story;
 
 const HTML: &str = include_str!("page.html");
 const CSS: &str = include_str!("page.css");
 const JS: &str = include_str!("page.js");
-/// How long "stop the backend" lasts.
-const STOPPED: Duration = Duration::from_secs(4);
-/// The longest request body the demo reads.
-const BODY: usize = 4 << 10;
+/// The time from "stop the backend" to its next start.
+const RESTART_DELAY: Duration = Duration::from_secs(4);
+/// The longest request body that is read.
+const MAX_BODY_BYTES: usize = 4 << 10;
 
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+type FullResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 struct Notebook {
-    story: Arc<Story>,
+    log: Arc<EventLog>,
     issuer: Arc<Issuer>,
     names: Mutex<HashMap<String, BTreeMap<String, f64>>>,
-    /// Cancelled to stop everything that runs; a new one begins with the next start.
+    /// Cancelled to stop every connection; each start makes a new one.
     running: Mutex<CancellationToken>,
 }
 
 /// Starts the backend on a free port.
-pub(super) async fn start(story: Arc<Story>, issuer: Arc<Issuer>) -> Result<SocketAddr, DemoError> {
+pub(super) async fn start(log: Arc<EventLog>, issuer: Arc<Issuer>) -> Result<SocketAddr, DemoError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let notebook = Arc::new(Notebook { story, issuer, names: Mutex::default(), running: Mutex::default() });
-    tokio::spawn(notebook.live(listener, address));
+    let notebook = Arc::new(Notebook { log, issuer, names: Mutex::default(), running: Mutex::default() });
+    tokio::spawn(notebook.run(listener, address));
     Ok(address)
 }
 
 impl Notebook {
-    /// Serves; when stopped, closes everything, waits, and starts again on the same port.
-    async fn live(self: Arc<Self>, listener: TcpListener, address: SocketAddr) {
+    /// Serves until it is stopped; then closes every connection, waits, and starts again on the same port.
+    async fn run(self: Arc<Self>, listener: TcpListener, address: SocketAddr) {
         let mut listener = Some(listener);
         loop {
             let running = CancellationToken::new();
@@ -67,13 +67,13 @@ impl Notebook {
             if let Some(listener) = listener.take() {
                 Arc::clone(&self).accept(&listener, &running).await;
             }
-            self.story.backend_saw("stopped: every connection is closed");
-            tokio::time::sleep(STOPPED).await;
+            self.log.push_backend("stopped: every connection is closed");
+            tokio::time::sleep(RESTART_DELAY).await;
             match TcpListener::bind(address).await {
                 Ok(again) => listener = Some(again),
                 Err(_) => continue,
             }
-            self.story.backend_saw("started again");
+            self.log.push_backend("started again");
         }
     }
 
@@ -90,7 +90,7 @@ impl Notebook {
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     let notebook = Arc::clone(&notebook);
-                    async move { Ok::<_, Infallible>(notebook.answer(request).await) }
+                    async move { Ok::<_, Infallible>(notebook.respond(request).await) }
                 });
                 let connection =
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
@@ -102,7 +102,7 @@ impl Notebook {
         }
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+    async fn respond(self: Arc<Self>, request: Request<Incoming>) -> FullResponse {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/") => text("text/html; charset=utf-8", HTML),
@@ -112,7 +112,7 @@ impl Notebook {
             (&Method::POST, "/demo/sign-in") => self.sign_in(request).await,
             (&Method::POST, "/demo/stop") => {
                 let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                // The answer goes out first.
+                // The response is sent first.
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     running.cancel();
@@ -120,14 +120,14 @@ impl Notebook {
                 text("text/plain", "stopping\n")
             }
             (&Method::GET, "/api/whoami") => {
-                let user = self.note(&request);
+                let user = self.log_request(&request);
                 text("text/plain; charset=utf-8", &format!("{user}\n"))
             }
             (&Method::POST, "/api/run") => {
-                let user = self.note(&request);
+                let user = self.log_request(&request);
                 match body(request).await {
                     Some(cell) => {
-                        text("application/json", &self.run(&user, cell["cell"].as_str().unwrap_or("")).to_string())
+                        text("application/json", &self.run_cell(&user, cell["cell"].as_str().unwrap_or("")).to_string())
                     }
                     None => status(StatusCode::BAD_REQUEST),
                 }
@@ -137,18 +137,18 @@ impl Notebook {
         }
     }
 
-    /// Says what it sees of a request, and whose it is.
-    fn note(&self, request: &Request<Incoming>) -> String {
+    /// Logs a request, and returns its user.
+    fn log_request(&self, request: &Request<Incoming>) -> String {
         let users: Vec<&str> =
             request.headers().get_all("x-user-id").iter().filter_map(|value| value.to_str().ok()).collect();
         let user = users.join(" and ");
         let token = if request.headers().contains_key("authorization") { ", a token" } else { ", no token" };
         let target = request.uri().path_and_query().map_or("", |target| target.as_str());
-        self.story.backend_saw(&format!("{} {target} from X-User-Id: {user}{token}", request.method()));
+        self.log.push_backend(&format!("{} {target} from X-User-Id: {user}{token}", request.method()));
         user
     }
 
-    fn run(&self, user: &str, cell: &str) -> Value {
+    fn run_cell(&self, user: &str, cell: &str) -> Value {
         let mut all = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let names = all.entry(user.to_owned()).or_default();
         match evaluate(cell, names) {
@@ -157,7 +157,7 @@ impl Notebook {
         }
     }
 
-    async fn sign_in(&self, request: Request<Incoming>) -> Answer {
+    async fn sign_in(&self, request: Request<Incoming>) -> FullResponse {
         let Some(asked) = body(request).await else { return status(StatusCode::BAD_REQUEST) };
         let (user, ttl) = (asked["user"].as_str().unwrap_or(""), asked["ttl"].as_u64().unwrap_or(60));
         if !matches!(user, "alice" | "bob") || !(1..=3_600).contains(&ttl) {
@@ -169,25 +169,25 @@ impl Notebook {
         }
     }
 
-    /// The story as server-sent events; a page that reconnects says where it was.
-    fn events(&self, request: &Request<Incoming>) -> Answer {
+    /// Sends the log as server-sent events. A page that reconnects names the last line that it has (`Last-Event-ID`).
+    fn events(&self, request: &Request<Incoming>) -> FullResponse {
         let seen =
             request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).and_then(|id| id.parse().ok());
-        let seen: u64 = seen.unwrap_or_else(|| *self.story.news().borrow());
-        let (story, news) = (Arc::clone(&self.story), self.story.news());
-        let frames = stream::unfold((seen, story, news, true), |(mut seen, story, mut news, first)| async move {
-            // A first comment opens the stream at once.
+        let seen: u64 = seen.unwrap_or_else(|| *self.log.subscribe().borrow());
+        let (log, changes) = (Arc::clone(&self.log), self.log.subscribe());
+        let frames = stream::unfold((seen, log, changes, true), |(mut seen, log, mut changes, first)| async move {
+            // A first field opens the stream at once.
             let mut out = if first { "retry: 500\n\n".to_owned() } else { String::new() };
             while out.is_empty() {
-                for (number, line) in story.since(seen) {
+                for (number, line) in log.since(seen) {
                     let _ = write!(out, "id: {number}\ndata: {line}\n\n");
                     seen = number;
                 }
-                if out.is_empty() && news.changed().await.is_err() {
+                if out.is_empty() && changes.changed().await.is_err() {
                     return None;
                 }
             }
-            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(out))), (seen, story, news, false)))
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(out))), (seen, log, changes, false)))
         });
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -195,8 +195,8 @@ impl Notebook {
         response
     }
 
-    fn socket(self: Arc<Self>, mut request: Request<Incoming>) -> Answer {
-        let user = self.note(&request);
+    fn socket(self: Arc<Self>, mut request: Request<Incoming>) -> FullResponse {
+        let user = self.log_request(&request);
         let Some(key) = request.headers().get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes())) else {
             return status(StatusCode::BAD_REQUEST);
         };
@@ -207,7 +207,7 @@ impl Notebook {
             let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
             tokio::select! {
                 () = running.cancelled() => {}
-                () = self.talk(socket, &user) => {}
+                () = self.serve_socket(socket, &user) => {}
             }
         });
         let mut response = status(StatusCode::SWITCHING_PROTOCOLS);
@@ -220,26 +220,26 @@ impl Notebook {
         response
     }
 
-    async fn talk(&self, mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>, user: &str) {
+    async fn serve_socket(&self, mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>, user: &str) {
         while let Some(Ok(message)) = socket.next().await {
-            let Message::Text(said) = message else { continue };
-            self.story.backend_saw(&format!("message of {user}: {said}"));
-            let cell = serde_json::from_str::<Value>(&said).ok();
-            let answer = self.run(user, cell.as_ref().and_then(|cell| cell["cell"].as_str()).unwrap_or(""));
+            let Message::Text(text) = message else { continue };
+            self.log.push_backend(&format!("message of {user}: {text}"));
+            let cell = serde_json::from_str::<Value>(&text).ok();
+            let answer = self.run_cell(user, cell.as_ref().and_then(|cell| cell["cell"].as_str()).unwrap_or(""));
             if socket.send(Message::text(answer.to_string())).await.is_err() {
                 return;
             }
         }
-        self.story.backend_saw(&format!("socket of {user} closed"));
+        self.log.push_backend(&format!("socket of {user} closed"));
     }
 }
 
 async fn body(request: Request<Incoming>) -> Option<Value> {
-    let bytes = Limited::new(request.into_body(), BODY).collect().await.ok()?.to_bytes();
+    let bytes = Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await.ok()?.to_bytes();
     serde_json::from_slice(&bytes).ok()
 }
 
-fn text(kind: &'static str, text: &str) -> Answer {
+fn text(kind: &'static str, text: &str) -> FullResponse {
     let mut response = Response::new(Full::new(Bytes::copy_from_slice(text.as_bytes())).boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -251,7 +251,7 @@ fn text(kind: &'static str, text: &str) -> Answer {
     response
 }
 
-fn status(status: StatusCode) -> Answer {
+fn status(status: StatusCode) -> FullResponse {
     let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = status;
     response

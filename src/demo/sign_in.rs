@@ -1,5 +1,8 @@
-//! The sign-in page of `demo --upstream`: who do you want to be? It takes the place of an identity provider's own, so
-//! it gives a token to whoever asks, on this machine only.
+//! The sign-in page of `demo --upstream`, in place of an identity provider's own: it gives anyone a token, on this machine
+//! only, and the page makes a session of it (`POST /.vestibule/session`).
+//!
+//! `browser.login` is not used. An OpenID provider sends people back to one registered address, while this page works at
+//! whatever address it was opened by: 127.0.0.1, localhost, or a port that ssh or an editor forwards.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,44 +20,44 @@ use super::issuer::Issuer;
 use crate::page::{Escaped, Layout, page};
 use crate::small_server::{FullResponse, Listener};
 
-/// Where it stands; public, and not the backend's.
+/// The path of the page, for which a rule of its own asks no credential.
 pub(super) const PATH: &str = "/vestibule-demo";
-/// No request is longer.
-const BODY: usize = 1_024;
-/// A session lasts as long as its token.
-const HOURS: u64 = 8;
+/// The longest request body that is read.
+const MAX_BODY_BYTES: usize = 1_024;
+/// The lifetime of a token, and so of its session, in seconds.
+const TOKEN_SECONDS: u64 = 8 * 3_600;
 
 const SCRIPT: &str = include_str!("sign_in.js");
 
-struct Desk {
+struct SignInHandler {
     issuer: Arc<Issuer>,
     users: Vec<String>,
 }
 
-/// The page, answering until it is dropped.
+/// The server of the page. It stops when this is dropped.
 pub(super) struct SignIn {
     pub(super) address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
 }
 
-/// Starts it on a free loopback port.
+/// Starts the server on a free loopback port.
 pub(super) fn start(issuer: Arc<Issuer>, users: Vec<String>) -> Result<SignIn, DemoError> {
     let listener = Listener::tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let address = listener.address().ok_or_else(|| std::io::Error::other("no address"))?;
-    let desk = Arc::new(Desk { issuer, users });
+    let handler = Arc::new(SignInHandler { issuer, users });
     let serving = listener.serve(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { desk.answer(request).await }
+        let handler = Arc::clone(&handler);
+        async move { handler.respond(request).await }
     });
     Ok(SignIn { address, _serving: serving })
 }
 
-impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> FullResponse {
+impl SignInHandler {
+    async fn respond(&self, request: Request<Incoming>) -> FullResponse {
         let path = request.uri().path().strip_prefix(PATH).unwrap_or("/nowhere").to_owned();
         match (request.method(), path.as_str()) {
-            (&Method::GET, "" | "/") => said("text/html; charset=utf-8", self.page()),
-            (&Method::GET, "/sign-in.js") => said("text/javascript; charset=utf-8", SCRIPT.to_owned()),
+            (&Method::GET, "" | "/") => response("text/html; charset=utf-8", self.page()),
+            (&Method::GET, "/sign-in.js") => response("text/javascript; charset=utf-8", SCRIPT.to_owned()),
             (&Method::POST, "/token") => self.token(request).await,
             _ => status(StatusCode::NOT_FOUND),
         }
@@ -70,34 +73,34 @@ impl Desk {
     }
 
     async fn token(&self, request: Request<Incoming>) -> FullResponse {
-        let Ok(body) = Limited::new(request.into_body(), BODY).collect().await else {
+        let Ok(body) = Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await else {
             return status(StatusCode::BAD_REQUEST);
         };
         let asked: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
         let user = self.users.iter().find(|user| asked["user"].as_str() == Some(user));
-        match user.and_then(|user| self.issuer.token(user, HOURS * 3_600).ok()) {
-            Some(token) => said("application/json", json!({ "token": token }).to_string()),
+        match user.and_then(|user| self.issuer.token(user, TOKEN_SECONDS).ok()) {
+            Some(token) => response("application/json", json!({ "token": token }).to_string()),
             None => status(StatusCode::BAD_REQUEST),
         }
     }
 }
 
-fn said(kind: &'static str, text: String) -> FullResponse {
-    let mut answer = Response::new(Full::new(Bytes::from(text)));
-    let headers = answer.headers_mut();
+fn response(kind: &'static str, text: String) -> FullResponse {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // The pages' own, and the one script that signs in.
+    // The policy of every page, and the one script that signs in.
     let policy =
         crate::page::POLICY.replace("default-src 'none'", "default-src 'none'; script-src 'self'; connect-src 'self'");
     if let Ok(policy) = HeaderValue::try_from(policy) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
-    answer
+    response
 }
 
 fn status(status: StatusCode) -> FullResponse {
-    let mut answer = Response::new(Full::default());
-    *answer.status_mut() = status;
-    answer
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
 }

@@ -493,16 +493,33 @@ async fn the_demo_signs_people_in_before_ones_own_backend() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_says_that_its_backend_is_down_or_refuses_its_token() {
-    let start = |upstream: String, more: &'static [&'static str]| async move {
+    let start = |upstream: String, more: Vec<&'static str>| async move {
         let mut arguments = vec!["--upstream".to_owned(), upstream];
-        arguments.extend(more.iter().map(|&more| more.to_owned()));
+        arguments.extend(more.into_iter().map(str::to_owned));
         Demo::start(arguments).await.said.clone()
     };
-    let down = start("http://127.0.0.1:1".to_owned(), &[]).await;
+    let down = start("http://127.0.0.1:1".to_owned(), Vec::new()).await;
     assert!(down.contains("  PROBLEM   http://127.0.0.1:1 does not answer: start the backend"), "{down}");
-    for (query, expected) in [
-        ("?token=wrong", "the backend answered 403 to its token: copy the address again"),
-        ("", "the backend answered 403 without its token: give --upstream the address as it prints it"),
+    // A path that the backend guards: front pages answer a wrong token as they answer none.
+    for (preset, guarded, query, expected) in [
+        (
+            ["--upstream-preset", "marimo"],
+            "/api/version",
+            "?access_token=wrong",
+            "the backend answered 403 to its token: copy the address again",
+        ),
+        (
+            ["--upstream-preset", "jupyter"],
+            "/api/status",
+            "?token=wrong",
+            "the backend answered 403 to its token: copy the address again",
+        ),
+        (
+            ["--upstream-preset", "jupyter"],
+            "/api/status",
+            "",
+            "the backend answered 403 without its token: give --upstream the address as it prints it",
+        ),
     ] {
         let backend = Backend::start().await;
         let refusing = async {
@@ -512,9 +529,9 @@ async fn the_demo_says_that_its_backend_is_down_or_refuses_its_token() {
             heard
         };
         let upstream = format!("{}/lab{query}", backend.url());
-        let (said, heard) = tokio::join!(start(upstream, &["--upstream-preset", "jupyter"]), refusing);
+        let (said, heard) = tokio::join!(start(upstream, preset.to_vec()), refusing);
         assert!(said.contains(expected) && !said.contains("wrong"), "{said}");
-        assert_eq!(heard.has("authorization"), !query.is_empty());
+        assert_eq!((heard.target(), heard.has("authorization")), (guarded, !query.is_empty()));
     }
 }
 

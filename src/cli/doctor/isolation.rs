@@ -53,6 +53,9 @@ enum DirectAccess {
 
 /// Sends requests to the upstream itself, each once without and once with a user's name. The worst result decides.
 async fn direct_access(target: &Target<'_>, upstream: &UpstreamSpec, paths: &UpstreamPaths) -> DirectAccess {
+    if paths.paths.is_empty() {
+        return DirectAccess::Undecided(vec!["no rule demands a token of a GET request".to_owned()]);
+    }
     let mut reason = "its name does not resolve".to_owned();
     let mut guarded = None;
     let mut undecided = Vec::new();

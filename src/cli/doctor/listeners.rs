@@ -59,20 +59,29 @@ async fn admin(target: &Target<'_>) -> Outcome {
     if endpoint.connect().await.is_err() {
         return Outcome::Passed(format!("nothing listens at {}", admin.address));
     }
-    let outer = if admin.address.ip().is_loopback() {
-        None
-    } else {
-        outer_address().map(|outer| SocketAddr::new(outer, admin.address.port()))
-    };
-    match outer {
-        Some(address) if Endpoint::Http(address).connect().await.is_ok() => Outcome::Failed(format!(
-            "{address} answers other machines; listen on 127.0.0.1, or let only your scraper reach it"
-        )),
-        _ => Outcome::Passed(format!(
+    // A page that points its name at this listener (DNS rebinding) must not read it.
+    let foreign = Request { target: "/status", host: "vestibule-doctor.example", ..Request::default() };
+    match foreign.send(&endpoint).await {
+        Ok(answer) if answer.status == 421 => {}
+        Ok(answer) => {
+            return Outcome::Failed(format!(
+                "{} answers {} to a foreign Host, and should answer 421: another program listens there, or admin.hosts lists it",
+                admin.address, answer.status
+            ));
+        }
+        Err(problem) => return Outcome::Skipped(format!("{}: {problem}", admin.address)),
+    }
+    if admin.address.ip().is_loopback() {
+        return Outcome::Passed(format!(
             "{} answers this machine only, the code that the backend runs included: GET, no token, no user id; admin: null turns it off",
             admin.address
-        )),
+        ));
     }
+    // Who reaches it is decided elsewhere, and does not show from this machine.
+    Outcome::Skipped(format!(
+        "{} answers other machines too, as admin.listen says: GET, no token, no user id; let only your scraper reach it (NetworkPolicy, a port published on 127.0.0.1)",
+        admin.address
+    ))
 }
 
 async fn control(target: &Target<'_>) -> Outcome {

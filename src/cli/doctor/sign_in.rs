@@ -22,10 +22,13 @@ pub(super) async fn run_checks(target: &Target<'_>) -> Vec<Line> {
         let suffix = if logins.len() > 1 { format!(" {}", login.name) } else { String::new() };
         let mut inspection = Inspection::default();
         let metadata = inspect(login, &mut inspection).await;
+        let is_available = inspection.problems.is_empty();
         lines.push((format!("sign-in: discovery{suffix}"), discovery(inspection)));
         let (request, url) = match authorization_url(target, login, logins.len() > 1).await {
             Ok(url) => (authorization_request(login, metadata.as_deref(), &url), Some(url)),
-            Err(problem) => (Outcome::Failed(problem), None),
+            // One cause is one red line.
+            Err((503, _)) if !is_available => (Outcome::Skipped("the provider is not available".to_owned()), None),
+            Err((_, problem)) => (Outcome::Failed(problem), None),
         };
         lines.push((format!("sign-in: request{suffix}"), request));
         lines.push((format!("sign-in: provider{suffix}"), at_provider(login, url.as_ref()).await));
@@ -47,23 +50,26 @@ fn discovery(inspection: Inspection) -> Outcome {
 }
 
 /// Begins a sign-in as a browser does, and returns where it leads.
-async fn authorization_url(target: &Target<'_>, login: &LoginSpec, has_several: bool) -> Result<Url, String> {
+///
+/// # Errors
+/// The status of the answer, 0 where there is none, and the text for the user.
+async fn authorization_url(target: &Target<'_>, login: &LoginSpec, has_several: bool) -> Result<Url, (u16, String)> {
     // An empty fragment skips the page that saves the real one.
     let mut path = format!("/.vestibule/login?return_path=%2F{MARKER}&fragment=");
     if has_several {
         path = format!("{path}&provider={}", login.name);
     }
-    let answer = target.get(&path).await.map_err(|problem| format!("GET {path}: {problem}"))?;
-    match (answer.status, answer.header("location")) {
-        (302, Some(location)) => {
-            Url::parse(location).map_err(|_| format!("GET {path} leads to {location}, and not to a provider"))
-        }
-        (404, _) => Err("/.vestibule/login is 404: browser.login is not in force in this process".to_owned()),
-        (503, _) => {
-            Err("/.vestibule/login is 503: the proxy cannot reach the provider; its log has the reason".to_owned())
-        }
-        (status, _) => Err(format!("GET {path} is answered {status}, and should lead to the provider")),
-    }
+    let answer = target.get(&path).await.map_err(|problem| (0, format!("GET {path}: {problem}")))?;
+    let problem = match (answer.status, answer.header("location")) {
+        (302, Some(location)) => match Url::parse(location) {
+            Ok(url) => return Ok(url),
+            Err(_) => format!("GET {path} leads to {location}, and not to a provider"),
+        },
+        (404, _) => "/.vestibule/login is 404: browser.login is not in force in this process".to_owned(),
+        (503, _) => "/.vestibule/login is 503: the proxy cannot reach the provider; its log has the reason".to_owned(),
+        (status, _) => format!("GET {path} is answered {status}, and should lead to the provider"),
+    };
+    Err((answer.status, problem))
 }
 
 /// Checks the authorization request of a sign-in.

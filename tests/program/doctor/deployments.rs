@@ -152,6 +152,25 @@ async fn a_backend_that_does_not_check_its_callers_is_red_at_a_path_that_was_fou
     assert_eq!(red, only("isolation: credential"), "{text}");
 }
 
+/// Compose and Kubernetes publish the metrics: who reaches them is decided there.
+#[tokio::test]
+async fn an_admin_listener_for_a_scraper_is_not_red() {
+    let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
+    let mut proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"0.0.0.0:0\" }\n")).await;
+    let port = admin_address(&mut proxy).await.port();
+    let says = yaml(&issuer, &backend, &format!("admin: {{ listen: \":{port}\" }}\n"));
+    let (_, red, text) = doctor(proxy.address, &says, &[]).await;
+    // The port that the system chose is in no file.
+    assert_eq!(red, only("configuration"), "{text}");
+    assert!(text.contains("-    admin"), "{text}");
+}
+
+async fn admin_address(proxy: &mut Proxy) -> std::net::SocketAddr {
+    let ready = proxy.logged("ready", |line| line.contains("\"admin\"")).await;
+    let ready: serde_json::Value = serde_json::from_str(&ready).expect("json");
+    ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok()).expect("an address")
+}
+
 #[tokio::test]
 async fn a_proxy_that_is_not_ready_is_red() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
@@ -165,9 +184,7 @@ async fn a_proxy_that_is_not_ready_is_red() {
 async fn the_last_refusals_stay_those_of_the_clients() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
     let mut proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n")).await;
-    let ready = proxy.logged("ready", |line| line.contains("ready in")).await;
-    let ready: serde_json::Value = serde_json::from_str(&ready).expect("json");
-    let admin = ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok()).expect("an address");
+    let admin = admin_address(&mut proxy).await;
     let refused = client::request(proxy.address, "GET", "/x", &["X-Request-Id: y"], "").await;
     assert_eq!(refused.status, 401);
     let id = refused.json()["request_id"].as_str().expect("an id").to_owned();
@@ -240,6 +257,18 @@ async fn each_endpoint_of_the_sign_in_has_a_line() {
         assert_eq!(red, only("sign-in: provider"), "{text}");
         assert!(text.contains(said), "{said}\n{text}");
     }
+}
+
+#[tokio::test]
+async fn a_provider_without_discovery_is_red_once() {
+    let backend = Answerer::start(guarded).await;
+    let provider = OpenId::start().await;
+    let keys = format!("providers: [{{ preset: oidc, issuer: \"{0}\", jwks: {{ url: \"{0}/jwks\" }} }}]", provider.url);
+    let yaml = login(&provider, &backend, "").replace(&format!("providers: [{}]", provider.provider()), &keys);
+    provider.set(|conduct| conduct.metadata = json!({ "authorization_endpoint": null }));
+    let proxy = Proxy::start(&yaml).await;
+    let (_, red, text) = doctor(proxy.address, &yaml, &[]).await;
+    assert_eq!(red, only("sign-in: discovery"), "{text}");
 }
 
 /// What answers in Vestibule's place and does one thing of the sign-in wrong.

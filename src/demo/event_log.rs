@@ -1,4 +1,4 @@
-//! What happened, line by line, for the demo's page: two of its three columns are told from here.
+//! The log of what proxy and backend did, line by line, for two of the three columns of the demo's page.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -8,43 +8,47 @@ use tokio::sync::watch;
 
 use crate::telemetry::AccessLine;
 
-/// Lines kept for a page that reconnects.
-const KEPT: usize = 200;
+/// The number of lines kept for a page that reconnects.
+const MAX_LINES: usize = 200;
 
-pub(super) struct Story {
+/// Numbered lines, the newest last.
+pub(super) struct EventLog {
     lines: Mutex<(u64, VecDeque<(u64, String)>)>,
     last: watch::Sender<u64>,
 }
 
-impl Default for Story {
+impl Default for EventLog {
     fn default() -> Self {
         Self { lines: Mutex::default(), last: watch::Sender::new(0) }
     }
 }
 
-impl Story {
-    fn tell(&self, column: &str, text: &str) {
+impl EventLog {
+    fn push(&self, column: &str, text: &str) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.0 += 1;
         let number = lines.0;
         lines.1.push_back((number, json!({"column": column, "text": text}).to_string()));
-        if lines.1.len() > KEPT {
+        if lines.1.len() > MAX_LINES {
             lines.1.pop_front();
         }
         drop(lines);
         self.last.send_replace(number);
     }
 
-    pub(super) fn backend_saw(&self, text: &str) {
-        self.tell("backend", text);
+    /// Adds a line to the column *backend saw*.
+    pub(super) fn push_backend(&self, text: &str) {
+        self.push("backend", text);
     }
 
-    pub(super) fn vestibule_said(&self, message: &str) {
-        self.tell("vestibule", message);
+    /// Adds a log line of the proxy to the column *Vestibule did*.
+    pub(super) fn push_message(&self, message: &str) {
+        self.push("vestibule", message);
     }
 
-    pub(super) fn vestibule_answered(&self, line: &AccessLine) {
-        // The page's own plumbing is no part of the story.
+    /// Adds an access line to the column *Vestibule did*.
+    pub(super) fn push_access(&self, line: &AccessLine) {
+        // The page's own requests are left out.
         if &*line.path == "/" || line.path.starts_with("/demo/") || &*line.path == "/favicon.ico" {
             return;
         }
@@ -56,15 +60,15 @@ impl Story {
             }
             None => format!("{} {} → {} {}{user}", line.method, line.path, line.status, line.outcome),
         };
-        self.tell("vestibule", &text);
+        self.push("vestibule", &text);
     }
 
-    /// The number of the newest line; changes are news.
-    pub(super) fn news(&self) -> watch::Receiver<u64> {
+    /// Returns the number of the newest line, which changes with each line.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.last.subscribe()
     }
 
-    /// Lines after this number.
+    /// Returns the lines after this number.
     pub(super) fn since(&self, number: u64) -> Vec<(u64, String)> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.1.iter().filter(|(line, _)| *line > number).cloned().collect()
@@ -76,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_that_reconnects_hears_what_it_missed_and_no_more_is_kept() {
-        let story = Story::default();
+    fn a_page_that_reconnects_gets_the_lines_it_missed_and_the_log_is_bounded() {
+        let log = EventLog::default();
         for number in 0..300 {
-            story.backend_saw(&number.to_string());
+            log.push_backend(&number.to_string());
         }
-        assert_eq!(story.since(298).len(), 2);
-        assert_eq!(story.since(0).len(), KEPT);
+        assert_eq!(log.since(298).len(), 2);
+        assert_eq!(log.since(0).len(), MAX_LINES);
     }
 }
