@@ -1,103 +1,125 @@
-//! The reference: what `config.example.yaml` says of each key, for the JSON Schema and for `docs/configuration.md`.
-//! One text says it all, and a test holds its keys and defaults to the code.
+//! The reference of every key, `docs/configuration.md`: what the documentation of the shapes says of it, and the value
+//! that `config.example.yaml` shows.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-/// The commented example.
+use schemars::generate::SchemaSettings;
+use serde_json::Value;
+
+use super::shape::Config;
+use super::tree::{self, Node};
+
+/// The example, which shows each key with its default or, where it has none, with a value of its own.
 const EXAMPLE: &str = include_str!("../../config.example.yaml");
 
-/// A key of the example.
+/// Shapes of a route whose keys are those of the same section above.
+const AS_ABOVE: [&str; 2] = ["RouteTokenFrom", "RouteWebSocket"];
+
+/// A key of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it stands: `providers[].jwks.refresh`.
-    pub path: String,
-    /// Its default, or an example; empty where keys stand below it.
-    pub value: String,
-    /// What is said of it.
-    pub comment: String,
+struct Entry {
+    /// The path of the key: `providers[].jwks.refresh`.
+    path: String,
+    /// The value in the example; empty where the example shows none, or keys below it.
+    value: String,
+    /// What the key does, and the values of an enumeration.
+    description: String,
 }
 
-/// Every key once, in the order of the example.
-#[must_use]
-pub fn entries() -> Vec<Entry> {
-    let mut found: Vec<Entry> = Vec::new();
-    // Indentation and path of what the line stands under.
-    let mut above: Vec<(usize, String)> = Vec::new();
-    for line in EXAMPLE.lines() {
-        let indent = line.len() - line.trim_start().len();
-        let text = line.trim_start();
-        if let Some(comment) = text.strip_prefix('#') {
-            let comment = comment.trim();
-            // A line of comment alone belongs to the key above it, or shows a key that is not set.
-            match key_of(comment).filter(|_| indent > 0 && indent < 12) {
-                Some((key, value, comment)) => {
-                    above.retain(|(at, _)| *at < indent);
-                    add(&mut found, path(&above, key), value, comment);
-                }
-                None if indent >= 12 => {
-                    if let Some(last) = found.last_mut() {
-                        let so_far = std::mem::take(&mut last.comment);
-                        last.comment = [so_far.as_str(), comment].join(" ").trim_start().into();
-                    }
-                }
-                None => {}
-            }
-            continue;
-        }
-        let (indent, text) = match text.strip_prefix("- ") {
-            Some(item) => {
-                above.retain(|(at, _)| *at < indent + 1);
-                (indent + 2, item)
-            }
-            None => (indent, text),
-        };
-        let Some((key, value, comment)) = key_of(text) else { continue };
-        above.retain(|(at, _)| *at < indent);
-        let is_item = line.trim_start().starts_with("- ") || above.last().is_some_and(|(at, _)| at % 2 == 1);
-        if is_item && let Some((at, under)) = above.last_mut() {
-            if !under.ends_with("[]") {
-                under.push_str("[]");
-            }
-            *at |= 1;
-        }
-        let here = path(&above, key);
-        add(&mut found, here.clone(), value, comment);
-        above.push((indent, here));
-    }
-    found
-}
-
-fn path(above: &[(usize, String)], key: &str) -> String {
-    above.last().map_or_else(|| key.to_owned(), |(_, under)| format!("{under}.{key}"))
-}
-
-fn add(found: &mut Vec<Entry>, path: String, value: &str, comment: &str) {
-    // What is shown again in another example of the same list says nothing new.
-    if found.iter().any(|known| known.path == path) {
-        return;
-    }
-    found.push(Entry { path, value: value.to_owned(), comment: comment.to_owned() });
-}
-
-/// `key: value   # comment`.
-fn key_of(line: &str) -> Option<(&str, &str, &str)> {
-    let (key, rest) = line.split_once(':')?;
-    let is_key = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if !is_key || !(rest.is_empty() || rest.starts_with(' ')) {
-        return None;
-    }
-    let (value, comment) = match rest.split_once(" #") {
-        Some((value, comment)) => (value, comment),
-        None => (rest, ""),
+/// Every key once, in the order of the shapes. A shape that is used twice is described at its first use.
+fn entries() -> Vec<Entry> {
+    let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
+    let example = tree::parse(EXAMPLE).ok();
+    let mut collector = Collector {
+        definitions: schema.get("$defs").unwrap_or(&Value::Null),
+        seen: BTreeSet::new(),
+        found: Vec::new(),
     };
-    Some((key, value.trim(), comment.trim()))
+    let examples: Vec<&Node> = example.iter().collect();
+    collector.keys_of(&schema, "", &examples);
+    collector.found
+}
+
+struct Collector<'s> {
+    definitions: &'s Value,
+    /// Shapes that have been described.
+    seen: BTreeSet<&'s str>,
+    found: Vec<Entry>,
+}
+
+impl<'s> Collector<'s> {
+    /// Describes the keys of a mapping; `examples` are the places where the example shows such a mapping.
+    fn keys_of(&mut self, mapping: &'s Value, above: &str, examples: &[&Node]) {
+        for (key, property) in mapping.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            // The short form of a value; nobody writes its key.
+            if key == "form" {
+                continue;
+            }
+            let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+            let values: Vec<&Node> = examples.iter().filter_map(|example| example.get(key)).collect();
+            let described = property.get("description").and_then(Value::as_str).unwrap_or_default();
+            let at = self.found.len();
+            let (shape, suffix) = self.shape_of(property);
+            let variants = shape.map(variants).unwrap_or_default();
+            let description = [&described.replace('\n', " "), &variants].map(|text| text.trim()).join(" ");
+            let value = values.first().map(|value| value.flow()).unwrap_or_default();
+            self.found.push(Entry { path: path.clone(), value, description: description.trim().to_owned() });
+            let Some(shape) = shape.filter(|shape| shape.get("properties").is_some()) else { continue };
+            let inner: Vec<&Node> =
+                values.iter().flat_map(|value| value.members(suffix == "[]", suffix == ".NAME")).collect();
+            self.keys_of(shape, &format!("{path}{suffix}"), &inner);
+            let has_example_below = self.found[at + 1..].iter().any(|entry| !entry.value.is_empty());
+            if has_example_below && self.found.len() > at + 1 {
+                self.found[at].value.clear();
+            }
+        }
+    }
+
+    /// The shape behind references, optional values, lists and maps, and what a path says of those. `None` where it
+    /// has been described, or is described elsewhere.
+    fn shape_of(&mut self, schema: &'s Value) -> (Option<&'s Value>, &'static str) {
+        if let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next()) {
+            let Some(definition) = self.definitions.get(name) else { return (None, "") };
+            let Some((name, _)) = self.definitions.as_object().and_then(|all| all.get_key_value(name)) else {
+                return (None, "");
+            };
+            let is_mapping = definition.get("properties").is_some();
+            if AS_ABOVE.contains(&name.as_str()) || (is_mapping && !self.seen.insert(name)) {
+                return (None, "");
+            }
+            return self.shape_of(definition);
+        }
+        if let Some(members) = schema.get("anyOf").and_then(Value::as_array) {
+            return members.first().map_or((None, ""), |member| self.shape_of(member));
+        }
+        if let Some(items) = schema.get("items") {
+            return (self.shape_of(items).0, "[]");
+        }
+        if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
+            return (self.shape_of(values).0, ".NAME");
+        }
+        (Some(schema), "")
+    }
+}
+
+/// The values of an enumeration, each with what it means.
+fn variants(schema: &Value) -> String {
+    let variants = schema.get("oneOf").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let texts = variants.iter().filter_map(|variant| {
+        let name = variant.get("const")?.as_str()?;
+        let meaning = variant.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
+        Some(format!("`{name}`: {}", meaning.trim_end_matches('.')))
+    });
+    let texts: Vec<String> = texts.collect();
+    if texts.is_empty() { String::new() } else { format!("{}.", texts.join("; ")) }
 }
 
 /// The reference as Markdown: a table for each key of the first level.
 #[must_use]
 pub fn markdown() -> String {
     let mut out = String::from(
-        "# Configuration\n\nEvery key, with its default or, where it has none, an example. Made by `vestibule schema --markdown` from\n[`config.example.yaml`](../config.example.yaml); `vestibule schema` prints the JSON Schema for your editor. `[]` stands for\nan entry of a list.\n\nWhere the configuration comes from: `--config FILE`, else `VESTIBULE_CONFIG` (a path), else `VESTIBULE_CONFIG_YAML` (the YAML\nitself), else `/etc/vestibule/vestibule.yaml` if it exists, else flags alone. A flag stands above its environment variable,\nand that above the file. `${NAME}` and `${NAME:-default}` are replaced inside values, after parsing; `$$` is a dollar.\nDurations are written `250ms`, `30s`, `5m`, `12h`, `1d`; sizes `512`, `16KiB`, `1MiB`. `null` switches a feature off where the key says so.\nWhere a list is expected one text is split at commas. A list, a member of one, a claim's value or a secret that a variable leaves empty is an\nerror; `[]` is the empty list.\n",
+        "# Configuration\n\nEvery key, with its default or, where it has none, an example. Made by `vestibule schema --markdown`;\n`vestibule schema` prints the JSON Schema for your editor. [`config.example.yaml`](../config.example.yaml) shows the keys in one file.\n`[]` stands for an entry of a list, `NAME` for a name of your own.\n\nWhere the configuration comes from: `--config FILE`, else `VESTIBULE_CONFIG` (a path), else `VESTIBULE_CONFIG_YAML` (the YAML\nitself), else `/etc/vestibule/vestibule.yaml` if it exists, else flags alone. A flag stands above its environment variable,\nand that above the file. `${NAME}` and `${NAME:-default}` are replaced inside values, after parsing; `$$` is a dollar.\nDurations are written `250ms`, `30s`, `5m`, `12h`, `1d`; sizes `512`, `16KiB`, `1MiB`. `null` switches a feature off where the key says so.\nWhere a list is expected one text is split at commas. A list, a member of one, a claim's value or a secret that a variable leaves empty is an\nerror; `[]` is the empty list.\n",
     );
     let entries = entries();
     let first = |entry: &Entry| entry.path.split(['.', '[']).next().unwrap_or_default().to_owned();
@@ -120,35 +142,37 @@ const HEAD: &str = "\n| key | default or example | |\n|---|---|---|\n";
 fn row(out: &mut String, entry: &Entry) {
     let cell = |text: &str| text.replace('|', "\\|");
     let value = if entry.value.is_empty() { String::new() } else { format!("`{}`", cell(&entry.value)) };
-    let _ = writeln!(out, "| `{}` | {value} | {} |", entry.path, cell(&entry.comment));
-}
-
-/// What is said of a key.
-pub(super) fn comment<'a>(entries: &'a [Entry], path: &str) -> Option<&'a str> {
-    let entry = entries.iter().find(|entry| entry.path == path)?;
-    Some(entry.comment.as_str()).filter(|comment| !comment.is_empty())
+    let _ = writeln!(out, "| `{}` | {value} | {} |", entry.path, cell(&entry.description));
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::read::SHORT_FORMS;
     use super::*;
 
     #[test]
-    fn keys_are_found_with_their_values_and_comments() {
+    fn every_key_is_described_once_with_the_value_of_the_example() {
         let entries = entries();
         let of = |path: &str| entries.iter().find(|entry| entry.path == path).unwrap_or_else(|| panic!("{path}"));
         assert_eq!(of("errors").value, "generic");
         assert_eq!(of("providers[].jwks.refresh").value, "10m");
-        assert_eq!(of("providers[].region").comment, "cognito, with");
         assert_eq!(of("providers[].remote.client_id").value, "vestibule");
         assert_eq!(of("routes[].require").value, "{ org_role: admin }");
-        assert_eq!(of("dialects.my-app.refresh.token").value, "[/token]");
-        assert!(of("hosts").comment.ends_with("elsewhere any"), "{:?}", of("hosts"));
-        assert!(of("limits.connections_per_address").comment.starts_with("IPv6 by /64"));
-        let mut paths: Vec<_> = entries.iter().map(|entry| &entry.path).collect();
-        let count = paths.len();
-        paths.sort();
-        paths.dedup();
-        assert_eq!(paths.len(), count, "each once");
+        assert_eq!(of("dialects.NAME.refresh.token").value, "[/token]");
+        assert_eq!(of("upstream").value, "", "its keys have values");
+        assert!(of("errors").description.contains("`generic`: That it is invalid"), "{:?}", of("errors"));
+        for entry in &entries {
+            assert!(!entry.description.is_empty(), "{} is not described", entry.path);
+            assert_eq!(entries.iter().filter(|other| other.path == entry.path).count(), 1, "{}", entry.path);
+        }
+        assert!(entries.len() > 200, "{}", entries.len());
+    }
+
+    #[test]
+    fn short_forms_are_keys_of_their_shapes() {
+        let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
+        for (shape, key) in SHORT_FORMS {
+            assert!(schema.pointer(&format!("/$defs/{shape}/properties/{key}")).is_some(), "{shape}.{key}");
+        }
     }
 }

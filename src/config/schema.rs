@@ -1,12 +1,11 @@
-//! The JSON Schema of the file, for editors and for checks before a deploy: the shape as the code reads it, with what
-//! the example says of each key.
+//! The JSON Schema of the file, for editors and for checks before a deploy: the shapes as the code reads them, with
+//! their documentation.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::read::{ONE_OR_LIST, SHORT_FORMS};
-use super::reference::{Entry, comment, entries};
 use super::shape::Config;
 use super::value::{Size, Time};
 
@@ -35,7 +34,6 @@ impl JsonSchema for Size {
 pub fn schema() -> Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
     widen(&mut schema);
-    let entries = entries();
     if let Some(definitions) = schema.get_mut("$defs").and_then(Value::as_object_mut) {
         for (name, key) in SHORT_FORMS {
             if let Some(whole) = definitions.get_mut(name) {
@@ -52,47 +50,10 @@ pub fn schema() -> Value {
             }
         }
     }
-    let definitions = schema.get("$defs").cloned().unwrap_or_default();
-    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        describe(properties, "", &entries);
-    }
-    // Where a definition is used in one place only, its keys can be described there.
-    for (name, under) in [
-        ("Upstream", "upstream"),
-        ("Provider", "providers[]"),
-        ("Jwks", "providers[].jwks"),
-        ("Remote", "providers[].remote"),
-        ("TokenFrom", "token_from"),
-        ("Identity", "identity"),
-        ("Route", "routes[]"),
-        ("WebSocket", "websocket"),
-        ("Login", "browser.login"),
-        ("Limits", "limits"),
-        ("Log", "log"),
-        ("Drain", "drain"),
-    ] {
-        if definitions.get(name).is_some()
-            && let Some(definition) = schema.pointer_mut(&format!("/$defs/{name}"))
-        {
-            let whole =
-                if definition.get("anyOf").is_some() { definition.pointer_mut("/anyOf/1") } else { Some(definition) };
-            if let Some(properties) = whole.and_then(|whole| whole.get_mut("properties")?.as_object_mut()) {
-                describe(properties, &format!("{under}."), &entries);
-            }
-        }
-    }
     if let Some(root) = schema.as_object_mut() {
         root.insert("title".to_owned(), "Vestibule".into());
     }
     schema
-}
-
-fn describe(properties: &mut Map<String, Value>, under: &str, entries: &[Entry]) {
-    for (key, property) in properties {
-        if let (Some(said), Some(property)) = (comment(entries, &format!("{under}{key}")), property.as_object_mut()) {
-            property.insert("description".to_owned(), said.into());
-        }
-    }
 }
 
 /// What the reader takes beyond the shape: a variable may stand for a number or a truth, one text for a list. And what
@@ -113,6 +74,8 @@ fn widen(schema: &mut Value) {
                     kind == name || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == name))
                 })
             };
+            // The comment of a key is broken into lines, and stands beside its forms.
+            let description = object.get("description").and_then(Value::as_str).map(|text| text.replace('\n', " "));
             if (is("integer") || is("boolean")) && !is("string") {
                 let variable = json!({ "type": "string", "pattern": r"\$\{[A-Z0-9_]+(:-.*)?\}" });
                 let plain = Value::Object(std::mem::take(object));
@@ -120,6 +83,13 @@ fn widen(schema: &mut Value) {
             } else if is("array") && !is("string") {
                 let plain = Value::Object(std::mem::take(object));
                 object.insert("anyOf".to_owned(), json!([plain, { "type": "string" }]));
+            }
+            if let Some(description) = description {
+                object.shift_remove("description");
+                if let Some(plain) = object.get_mut("anyOf").and_then(|forms| forms.get_mut(0)?.as_object_mut()) {
+                    plain.shift_remove("description");
+                }
+                object.insert("description".to_owned(), description.into());
             }
         }
         Value::Array(items) => items.iter_mut().for_each(widen),

@@ -1,23 +1,29 @@
-//! The keys of the file and their defaults (config.example.yaml), as far as they exist.
+//! The keys of the file, their defaults and their documentation.
 //!
-//! A key stands here from the moment it does something; `config.example.yaml` shows each with its
-//! default, and a test holds the two together.
+//! The comment of a key is its text in the JSON Schema and in `docs/configuration.md`. `config.example.yaml` shows each key
+//! with its default, and tests hold the two together. A key stands here from the moment it does something.
 
+mod browser;
+mod limits;
 mod login;
+mod operation;
 mod provider;
 mod token_from;
+mod upstream;
 mod websocket;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
-use super::value::{Size, Time};
+pub use browser::{Browser, Cors, Events, EventsOnExpiry, Session};
+pub use limits::Limits;
 pub use login::{ClaimsFrom, ClientAuth, Login, LoginPrompt, Logins, LogoutScope, Pushed, Renew};
+pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFormat, LogLevel};
 pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
 pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
+pub use upstream::{Credential, HostHeader, Toggle, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls};
 pub use websocket::{
     Dialect, DialectChoice, DialectMessage, DialectPing, DialectRefresh, FieldMode, OnExpiry, RouteWebSocket, WebSocket,
 };
@@ -25,32 +31,58 @@ pub use websocket::{
 /// A JSON value of the file: what a claim must equal.
 pub(super) type Json = serde_json::Value;
 
-/// The whole file. Plain data: may be wrong, `policy::validate` says where.
+/// The whole file. Plain data that may be wrong; `policy::validate` says where.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Config {
+    /// Where to listen: one address or a list of them. `127.0.0.1:8080`, `":8080"` (every address) or `unix:/path`
+    /// (mode 0660).
     pub listen: Vec<Listen>,
+    /// The address of this proxy as browsers see it, such as `https://app.example.com`.
     pub public_url: Option<String>,
+    /// The `Host` values that are answered: names without port, or `any`. Unset: localhost, `*.localhost`, loopback
+    /// addresses and the host of `public_url` where every listener is on loopback, else any.
     pub hosts: Option<OneOrMany>,
+    /// Whose `X-Forwarded-*` headers are believed: addresses, CIDRs, `private_ranges`, `unix`.
     pub trusted_proxies: Vec<String>,
+    /// The origins of your front ends: `https://app.example.com`, `https://*.example.com`.
     pub origins: Vec<String>,
+    /// The listener for operators: `/status`, `/metrics`, `/healthz`, `/readyz`, GET only. Unset: `127.0.0.1:9180`
+    /// if that port is free; null: none.
     pub admin: Option<Admin>,
+    /// The listener on which revocations and the drain are requested. null: none.
     pub control: Option<Control>,
+    /// The server behind the proxy. The URL alone may be written in place of the mapping.
     pub upstream: Option<Upstream>,
+    /// The identity providers whose tokens are accepted.
     pub providers: Vec<Provider>,
+    /// Whether several providers share one set of users, so that no `user_prefix` is needed.
     pub shared_user_ids: bool,
+    /// Where a token is looked for. Each key stands alone: writing one leaves the others as they are.
     pub token_from: TokenFrom,
+    /// What the upstream is told about the verified user.
     pub identity: Identity,
+    /// The rules by path and method. The first match wins; a request that matches none needs a valid token.
     pub routes: Vec<Route>,
+    /// How WebSockets authenticate, live and end.
     pub websocket: WebSocket,
+    /// The message shapes of other protocols, by the name that `websocket.dialect` uses.
     pub dialects: BTreeMap<String, Dialect>,
+    /// Preflights are answered by the proxy, for `origins`. null: the upstream answers them.
     pub cors: Option<Cors>,
+    /// Event streams (`text/event-stream`).
     pub events: Events,
+    /// What people at browsers get: session cookies, pages, sign-in.
     pub browser: Browser,
+    /// Limits of connections, memory, sizes and times.
     pub limits: Limits,
+    /// What a client is told about a refused token.
     pub errors: Errors,
+    /// Allows `errors: verbose` on listeners that other machines reach.
     pub insecure_verbose_errors: bool,
+    /// Logging.
     pub log: Log,
+    /// The shutdown after SIGTERM.
     pub drain: Drain,
     /// Set by `run --insecure-dev` and by nothing in the file.
     #[serde(skip)]
@@ -88,114 +120,7 @@ impl Default for Config {
     }
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-pub struct Listen {
-    pub address: String,
-    #[serde(default)]
-    pub tls: Option<ListenTls>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct ListenTls {
-    pub certificate_file: Option<String>,
-    pub key_file: Option<String>,
-}
-
-/// What operators look at, on a listener of its own; without `listen` at its usual place, if that is free.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Admin {
-    pub listen: Option<String>,
-    pub hosts: Vec<String>,
-}
-
-/// What changes state from outside, on a listener of its own.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Control {
-    pub listen: Option<String>,
-    pub token: Option<String>,
-    pub token_file: Option<String>,
-    pub revocation_file: Option<String>,
-    pub revocation_keep: Option<Time>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Upstream {
-    pub url: Option<String>,
-    pub preset: Option<String>,
-    pub host: Option<HostHeader>,
-    pub connect_timeout: Option<Time>,
-    pub handshake_timeout: Option<Time>,
-    pub response_timeout: Option<Time>,
-    pub pool_idle_timeout: Option<Time>,
-    pub reuse: Toggle<true>,
-    pub tls: UpstreamTls,
-    pub token_to: TokenTo,
-    pub credential: Option<Credential>,
-}
-
-/// How an `https` upstream is known.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct UpstreamTls {
-    pub ca_file: Option<String>,
-    pub server_name: Option<String>,
-}
-
-/// A boolean with its default in the type, so that a partly written struct keeps it.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Toggle<const DEFAULT: bool>(pub bool);
-
-impl<const DEFAULT: bool> Default for Toggle<DEFAULT> {
-    fn default() -> Self {
-        Self(DEFAULT)
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum HostHeader {
-    Client,
-    Upstream,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct TokenTo {
-    pub http: TokenToHttp,
-    pub websocket: TokenToWebSocket,
-}
-
-/// `none`, `header`, `{ query: token }` or `{ first_message: vestibule }`.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct TokenToWebSocket {
-    pub form: Option<String>,
-    pub query: Option<String>,
-    pub first_message: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenToHttp {
-    #[default]
-    None,
-    Header,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Credential {
-    pub header: Option<String>,
-    pub value: Option<String>,
-    pub value_file: Option<String>,
-}
-
-/// One string, or a list of them; one string is split at commas.
+/// One text, or a list of them; one text is split at commas.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct OneOrMany(pub Vec<String>);
@@ -213,38 +138,33 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::E
     bool::deserialize(deserializer).map(Some)
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    Time::deserialize(deserializer).map(|time| time.0)
-}
-
-fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    Size::deserialize(deserializer).map(|size| size.0)
-}
-
-fn optional_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
-}
-
 /// Tells a key that is written as `null` from one that is not written.
 #[expect(clippy::option_option, reason = "three states: not written, switched off, written")]
 fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
+/// What the upstream is told about the verified user.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Identity {
+    /// The trusted headers and the claim that each carries: a claim, or `{ claim: name, encode: percent }`.
     pub headers: BTreeMap<String, HeaderClaim>,
+    /// Further header names that no client may send.
     pub strip: Vec<String>,
+    /// A signed header beside the trusted ones, which the upstream can verify. null: none.
     pub assertion: Option<Assertion>,
 }
 
-/// The signed assertion of who asks.
+/// The signed assertion of who asks. `vestibule token assertion-key` prints the public key.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Assertion {
+    /// The header that carries the assertion. null: `X-Vestibule-Assertion`.
     pub header: Option<String>,
+    /// The private key, P-256 in PKCS#8 PEM. null: a new key at each start.
     pub key_file: Option<String>,
+    /// The audience of the assertion. null: the upstream's URL.
     pub audience: Option<String>,
 }
 
@@ -255,256 +175,57 @@ impl Default for Identity {
     }
 }
 
+/// The claim that a trusted header carries.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct HeaderClaim {
+    /// The claim: a name, or an RFC 6901 pointer.
     pub claim: String,
+    /// How the value is encoded. null: as it is, and a value that no header can carry is refused.
     #[serde(default)]
     pub encode: Option<Encode>,
 }
 
+/// How a value is encoded for a header.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Encode {
+    /// Percent-encoded, so that any text fits.
     Percent,
 }
 
+/// One rule.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Route {
+    /// The pattern: `*` is one segment, `**` any number of them, `{name}` a variable. `/api/admin/**` matches
+    /// `/api/admin` too.
     pub path: Option<String>,
+    /// The methods. GET includes HEAD; null: every method.
     pub methods: Option<Vec<String>>,
+    /// Whether a token is needed.
     pub auth: AuthMode,
+    /// The claims that the user must have: a value, a list of values, `{ present: true }`, or `"{name}"` for a
+    /// variable of the path.
     pub require: BTreeMap<String, Json>,
+    /// Another upstream, with keys of its own. Keys of `upstream` above do not apply to it.
     pub upstream: Option<Upstream>,
+    /// Keys of `token_from` for this rule.
     pub token_from: RouteTokenFrom,
+    /// Keys of `websocket` for this rule.
     pub websocket: RouteWebSocket,
 }
 
+/// Whether a request needs a token.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
+    /// A valid token is needed.
     #[default]
     Required,
+    /// A token is verified where one is sent.
     Optional,
+    /// No token is looked for.
     None,
+    /// Nobody is let in.
     Deny,
-}
-
-/// Preflights are answered here, for `origins`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Cors {
-    pub allowed_methods: Vec<String>,
-    pub allowed_headers: Vec<String>,
-    pub max_age: Time,
-}
-
-impl Default for Cors {
-    fn default() -> Self {
-        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Self {
-            allowed_methods: list(&["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
-            allowed_headers: list(&["Authorization", "Content-Type"]),
-            max_age: Time::seconds(600),
-        }
-    }
-}
-
-/// What browsers get.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Browser {
-    /// Not written: as the upstream's preset wants it.
-    #[serde(deserialize_with = "written")]
-    pub session: Option<Option<Session>>,
-    pub sign_in_url: Option<String>,
-    pub contact: Option<String>,
-    pub login: Option<Logins>,
-}
-
-/// Sessions by cookie.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Session {
-    pub max_age: Option<Time>,
-    pub secret: Option<String>,
-    pub secret_file: Option<String>,
-    pub revalidate_every: Option<Time>,
-}
-
-/// `text/event-stream`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Events {
-    pub on_expiry: EventsOnExpiry,
-}
-
-impl Default for Events {
-    fn default() -> Self {
-        Self { on_expiry: EventsOnExpiry::Keep }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum EventsOnExpiry {
-    Keep,
-    Close,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Limits {
-    pub connections: u32,
-    pub connections_per_address: u32,
-    pub waiting_websockets: u32,
-    pub waiting_websockets_per_address: u32,
-    pub websockets_per_user: u32,
-    pub presence: usize,
-    #[serde(deserialize_with = "optional_bytes")]
-    #[schemars(with = "Option<Size>")]
-    pub unauthenticated_bytes: Option<usize>,
-    #[serde(deserialize_with = "optional_bytes")]
-    #[schemars(with = "Option<Size>")]
-    pub held_message_bytes: Option<usize>,
-    pub token_cache: usize,
-    pub revocations: usize,
-    pub sign_outs: usize,
-    pub sign_outs_per_user: usize,
-    pub login_sessions: usize,
-    pub login_attempts: usize,
-    pub login_requests: usize,
-    pub failed_tokens_per_minute: Option<u32>,
-    #[serde(deserialize_with = "bytes")]
-    #[schemars(with = "Size")]
-    pub token_bytes: usize,
-    #[serde(deserialize_with = "bytes")]
-    #[schemars(with = "Size")]
-    pub header_bytes: usize,
-    #[serde(deserialize_with = "duration")]
-    #[schemars(with = "Time")]
-    pub header_timeout: Duration,
-    #[serde(deserialize_with = "duration")]
-    #[schemars(with = "Time")]
-    pub keep_alive_timeout: Duration,
-    #[serde(deserialize_with = "optional_bytes")]
-    #[schemars(with = "Option<Size>")]
-    pub body_bytes: Option<usize>,
-    #[serde(deserialize_with = "duration")]
-    #[schemars(with = "Time")]
-    pub body_idle_timeout: Duration,
-    #[serde(deserialize_with = "bytes")]
-    #[schemars(with = "Size")]
-    pub discard_body_bytes: usize,
-    #[serde(deserialize_with = "duration")]
-    #[schemars(with = "Time")]
-    pub discard_body_timeout: Duration,
-    #[serde(deserialize_with = "duration")]
-    #[schemars(with = "Time")]
-    pub send_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 10_000,
-            connections_per_address: 1_000,
-            waiting_websockets: 1_000,
-            waiting_websockets_per_address: 50,
-            websockets_per_user: 100,
-            presence: 100_000,
-            unauthenticated_bytes: None,
-            held_message_bytes: None,
-            token_cache: 10_000,
-            revocations: 100_000,
-            sign_outs: 100_000,
-            sign_outs_per_user: 100,
-            login_sessions: 10_000,
-            login_attempts: 10_000,
-            login_requests: 32,
-            failed_tokens_per_minute: Some(60),
-            token_bytes: 16 << 10,
-            header_bytes: 32 << 10,
-            header_timeout: Duration::from_secs(10),
-            keep_alive_timeout: Duration::from_secs(75),
-            body_bytes: None,
-            body_idle_timeout: Duration::from_secs(60),
-            discard_body_bytes: 8 << 20,
-            discard_body_timeout: Duration::from_secs(5),
-            send_timeout: Duration::from_secs(60),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum Errors {
-    Generic,
-    Verbose,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Log {
-    pub format: LogFormat,
-    pub level: LogLevel,
-    pub access: bool,
-    pub query: bool,
-    pub quiet: Vec<String>,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::Auto,
-            level: LogLevel::Info,
-            access: true,
-            query: false,
-            quiet: vec!["/health".to_owned()],
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    Auto,
-    Json,
-    Pretty,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl LogLevel {
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Drain {
-    pub delay: Time,
-    pub timeout: Time,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self { delay: Time::seconds(0), timeout: Time::seconds(25) }
-    }
 }

@@ -81,6 +81,29 @@ impl Node {
         }
     }
 
+    /// The entries of a list or the values of a map; the node itself where it is neither.
+    pub(super) fn members(&self, is_list: bool, is_map: bool) -> Vec<&Self> {
+        match &self.value {
+            Value::Sequence(items) if is_list => items.iter().collect(),
+            Value::Mapping(entries) if is_map => entries.iter().map(|(_, value)| value).collect(),
+            _ => vec![self],
+        }
+    }
+
+    /// The value on one line, as YAML's flow style writes it.
+    pub(super) fn flow(&self) -> String {
+        match &self.value {
+            Value::Scalar { text, plain: true } => text.clone(),
+            Value::Scalar { text, plain: false } => format!("\"{text}\""),
+            Value::Sequence(items) => format!("[{}]", items.iter().map(Self::flow).collect::<Vec<_>>().join(", ")),
+            Value::Mapping(entries) if entries.is_empty() => "{}".to_owned(),
+            Value::Mapping(entries) => {
+                let members = entries.iter().map(|(key, value)| format!("{}: {}", key.name, value.flow()));
+                format!("{{ {} }}", members.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+
     /// Sets the value at a path of keys, making the mappings on the way; a flag wins over the file.
     pub(super) fn set(&mut self, path: &[&str], node: Self) {
         let Some((first, rest)) = path.split_first() else {
