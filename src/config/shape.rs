@@ -64,7 +64,7 @@ pub struct Config {
     pub identity: Identity,
     /// The rules by path and method. The first match wins; a request that matches none needs a valid token.
     pub routes: Vec<Route>,
-    /// How WebSockets authenticate, live and end.
+    /// How WebSocket connections authenticate, live and end.
     pub websocket: WebSocket,
     /// The message shapes of other protocols, by the name that `websocket.dialect` uses.
     pub dialects: BTreeMap<String, Dialect>,

@@ -28,11 +28,11 @@ pub struct Limits {
     /// Client connections of one address (IPv6: one /64). Trusted proxies, and balancers that name their clients,
     /// are not counted.
     pub connections_per_address: u32,
-    /// WebSockets at once that have not authenticated yet.
+    /// WebSocket connections at once that have not authenticated yet.
     pub waiting_websockets: u32,
     /// The same, of one address.
     pub waiting_websockets_per_address: u32,
-    /// WebSockets of one user at once.
+    /// WebSocket connections of one user at once.
     pub websockets_per_user: u32,
     /// Users that are remembered for `on_expiry: auto`.
     pub presence: usize,

@@ -72,7 +72,7 @@ pub enum ClaimsFrom {
     /// The ID token.
     #[default]
     IdToken,
-    /// The UserInfo endpoint too; members of the ID token win.
+    /// The userinfo endpoint too; members of the ID token win.
     Userinfo,
 }
 

@@ -45,7 +45,7 @@ pub enum FieldMode {
     Replace,
 }
 
-/// How WebSockets authenticate, live and end.
+/// How WebSocket connections authenticate, live and end.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WebSocket {
