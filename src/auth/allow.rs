@@ -14,8 +14,13 @@ use crate::policy::{AllowSpec, Claim, Demand, Expected, PathVariables, Requireme
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The user is not in the provider's `allow`.
-    #[error("the user is not in `allow` of provider {0}")]
-    NotAllowed(String),
+    #[error("the user is not in `allow` of provider {provider}{}", if *lacks_email { "; there is no `email` claim beside `email_verified: true`" } else { "" })]
+    NotAllowed {
+        /// The provider's name.
+        provider: String,
+        /// Whether addresses are allowed, and the identity has none that counts.
+        lacks_email: bool,
+    },
     /// A claim the route requires is absent or has another value.
     #[error("claim {claim} is not what the route requires{}", differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default())]
     Claim {
@@ -35,7 +40,10 @@ pub enum Denied {
 pub fn permits(demands: &[Demand], identity: &Identity) -> Result<(), Denied> {
     let provider = identity.provider();
     if !is_allowed(&provider.allow, identity) {
-        return Err(Denied::NotAllowed(provider.name.clone()));
+        let allow = &provider.allow;
+        let needs_email = !allow.emails.is_empty() || !allow.email_domains.is_empty();
+        let lacks_email = needs_email && identity.claim(&Claim::Name("email".to_owned())).is_none();
+        return Err(Denied::NotAllowed { provider: provider.name.clone(), lacks_email });
     }
     for Demand { route, variables } in demands {
         if let Some(claim) = unmet(&route.require, variables, |claim| identity.claim(claim)) {

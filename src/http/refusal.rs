@@ -209,7 +209,7 @@ impl Refusal {
             .challenging(Challenge::InsufficientScope)
             .because(denied.to_string());
         match denied {
-            Denied::NotAllowed(_) => refusal.by(Rule::Allow),
+            Denied::NotAllowed { .. } => refusal.by(Rule::Allow),
             Denied::Claim { route, .. } => refusal.by(Rule::Require).on(route),
         }
     }

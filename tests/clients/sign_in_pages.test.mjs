@@ -73,7 +73,7 @@ test('signing out', async (t) => {
   const window = await open(t);
   await signIn(window, fixture);
   await visit(window, fixture, '/.vestibule/logout', 200, 'sign-out', { title: 'Sign out' });
-  await visit(window, fixture, '/.vestibule/logout?then=select_account', 200, 'sign-out-other', { title: 'Sign out' });
+  await visit(window, fixture, '/.vestibule/logout?then=select_account', 200, 'sign-out-other', { title: 'Sign in as someone else' });
   await visit(window, fixture, '/.vestibule/signed-out', 200, 'signed-out', { title: 'Signed out' });
 });
 
@@ -166,6 +166,8 @@ test('several providers to choose from', async (t) => {
   const fixture = await startSignIn(t, { second });
   const window = await open(t);
   await visit(window, fixture, '/lab', 200, 'chooser', { title: 'Sign in' });
+  const { height } = await window.page.getByRole('link', { name: 'Staff' }).boundingBox();
+  assert(height >= 40, `a finger needs more than ${height} px`);
   await window.page.click('text=Staff');
   await signInAtProvider(window.page);
   await window.page.waitForURL(`${fixture.origin}/lab`);

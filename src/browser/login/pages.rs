@@ -77,7 +77,7 @@ pub(super) fn chooser(choices: &[Choice]) -> Page {
     let mut list = String::from("<ul class=\"choices\">\n");
     for Choice { label, target, is_last } in choices {
         let last = if *is_last { " <span class=\"soft\">last used</span>" } else { "" };
-        let _ = writeln!(list, "<li><a href=\"{}\">{}</a>{last}</li>", Escaped(target), Escaped(label));
+        let _ = writeln!(list, "<li><a href=\"{}\">{}{last}</a></li>", Escaped(target), Escaped(label));
     }
     list.push_str("</ul>\n");
     let mut page = Page::new(StatusCode::OK, "Sign in", "Choose where you sign in.").with(&list);
@@ -86,13 +86,14 @@ pub(super) fn chooser(choices: &[Choice]) -> Page {
 }
 
 pub(super) fn sign_out(selects_account: bool) -> Page {
-    let form = if selects_account {
-        SOMEONE_ELSE
+    let (title, text, form) = if selects_account {
+        let text = "This ends your session here first, on every page that is open.";
+        ("Sign in as someone else", text, SOMEONE_ELSE)
     } else {
-        "<form method=\"post\" action=\"/.vestibule/logout\"><button>Sign out</button></form>\n"
+        let form = "<form method=\"post\" action=\"/.vestibule/logout\"><button>Sign out</button></form>\n";
+        ("Sign out", "This ends your session here, on every page that is open.", form)
     };
-    let mut page =
-        Page::new(StatusCode::OK, "Sign out", "This ends your session here, on every page that is open.").with(form);
+    let mut page = Page::new(StatusCode::OK, title, text).with(form);
     page.shows_request_id = false;
     page.has_form = true;
     page
@@ -106,7 +107,7 @@ pub(super) fn signed_out() -> Page {
 }
 
 pub(super) fn bad_request() -> Page {
-    Page::new(StatusCode::BAD_REQUEST, "This link does not work", "The address of this page is not one that we make.")
+    Page::new(StatusCode::BAD_REQUEST, "This link does not work", "The address of this page is wrong or incomplete.")
         .with(&try_again("/"))
 }
 
@@ -144,7 +145,7 @@ pub(super) fn provider_error(code: &str, is_denied: bool, return_path: &str) -> 
         (StatusCode::BAD_REQUEST, "Your provider did not complete the sign-in.")
     };
     Page::new(status, "You are not signed in", text)
-        .with(&format!("<p class=\"soft\">It said: <code>{}</code></p>\n", Escaped(code)))
+        .with(&format!("<p class=\"soft\">Error from your provider: <code>{}</code></p>\n", Escaped(code)))
         .with(&try_again(return_path))
 }
 
@@ -163,7 +164,7 @@ pub(super) fn provider_down() -> Page {
     Page::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "Signing in is not possible now",
-        "The sign-in service cannot be reached. Try again in a moment; whoever is signed in stays so.",
+        "The sign-in service cannot be reached. Try again in a moment. People who are signed in stay signed in.",
     )
     .with(&try_again("/"))
 }

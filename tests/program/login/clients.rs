@@ -227,6 +227,21 @@ async fn an_address_and_the_word_that_it_is_verified_come_from_one_place() {
 }
 
 #[tokio::test]
+async fn the_log_says_that_an_allowed_address_is_not_in_the_token() {
+    let provider = OpenId::start().await;
+    let providers = format!(
+        "providers: [{{ preset: oidc, issuer: \"{}\", allow: {{ emails: [boss@example.com] }} }}]\n",
+        provider.url
+    );
+    let mut fixture = Fixture::at(provider, "", &providers).await;
+    // Some providers put the address into the UserInfo response alone.
+    fixture.provider.set(|conduct| conduct.id_token = json!({}));
+    assert_eq!(fixture.browser().sign_in(&fixture.provider, "/").await.status, 403);
+    let cause = "there is no `email` claim beside `email_verified: true`";
+    fixture.proxy.logged("the cause", |line| line.contains("denial") && line.contains(cause)).await;
+}
+
+#[tokio::test]
 async fn a_group_list_too_big_for_a_cookie_stays_here() {
     let more = "routes: [{ path: /x, require: { groups: staff } }]\nidentity: { headers: { X-User-Id: sub } }\n";
     let fixture = Fixture::start("", more).await;
