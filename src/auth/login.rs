@@ -35,10 +35,9 @@ pub use completion::CompletedSignIn;
 pub use cookie::LoginCookie;
 pub use discovery::Metadata;
 pub use inspect::{authorization_answer, inspect};
-pub use keys::LoginKeys;
+pub use keys::{LoginKeys, SessionKey};
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
-pub use session::SessionKey;
 pub use state::{LoginState, local_path};
 
 /// The time limit of a request to a provider.

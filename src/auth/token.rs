@@ -6,17 +6,15 @@
 
 mod cookie;
 mod query;
+mod subprotocol;
 
 use std::fmt;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER};
 use hyper::{HeaderMap, Uri};
-use percent_encoding::percent_decode_str;
 
-use crate::policy::{Secret, TokenEncoding, TokenSources, TokenSubprotocol};
+use crate::policy::{Secret, TokenSources};
 pub(in crate::auth) use cookie::MAX_COOKIE_VALUE;
 use cookie::take_cookie;
 pub use cookie::{
@@ -26,6 +24,7 @@ pub use cookie::{
 pub(crate) use query::into_query;
 pub use query::without_tokens;
 use query::{QueryTokens, credential};
+use subprotocol::take_subprotocol;
 
 /// A token as it was presented. It has no `Display` and no `Serialize`, and `Debug` shows only its length.
 pub struct Token(Box<str>);
@@ -268,52 +267,16 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, echo: Option<&Secret>
     }
 }
 
-/// Removes the subprotocol with the token and keeps the other subprotocols that are offered.
-fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubprotocol], limit: usize) -> Found {
-    let mut siblings: Vec<String> = Vec::new();
-    let mut tokens: Vec<Option<String>> = Vec::new();
-    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().map(|value| value.to_str().unwrap_or_default());
-    for entry in lines.flat_map(|line| line.split(',')).map(str::trim).filter(|entry| !entry.is_empty()) {
-        let carried = sources.iter().find_map(|source| entry.strip_prefix(&source.prefix).map(|rest| (source, rest)));
-        match carried {
-            Some((source, rest)) => tokens.push(decoded(source.encoding, rest)),
-            None => siblings.push(entry.to_owned()),
-        }
-    }
-    if tokens.is_empty() {
-        return None;
-    }
-    headers.remove(SEC_WEBSOCKET_PROTOCOL);
-    if let Ok(left) = HeaderValue::try_from(siblings.join(", "))
-        && !siblings.is_empty()
-    {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, left);
-    }
-    let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Subprotocol, problem }));
-    match tokens.as_slice() {
-        [Some(token)] => match Token::parse(token, limit) {
-            Ok(token) => Some(Ok((token, Carrier::Subprotocol))),
-            Err(_) => bad(Problem::NotAToken),
-        },
-        [_] => bad(Problem::NotAToken),
-        _ => bad(Problem::Twice),
-    }
-}
-
-fn decoded(encoding: TokenEncoding, text: &str) -> Option<String> {
-    match encoding {
-        TokenEncoding::Plain => Some(text.to_owned()),
-        TokenEncoding::Base64url => String::from_utf8(URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).ok()?).ok(),
-        TokenEncoding::Url => percent_decode_str(text).decode_utf8().ok().map(std::borrow::Cow::into_owned),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use hyper::header::SEC_WEBSOCKET_PROTOCOL;
+
     use super::*;
-    use crate::policy::{CookieSource, IssuedTokens, QueryMode, QueryParameter};
+    use crate::policy::{CookieSource, IssuedTokens, QueryMode, QueryParameter, TokenEncoding, TokenSubprotocol};
 
     fn sources() -> TokenSources {
         TokenSources {

@@ -4,29 +4,33 @@
 //! the provider's answer where it is asked, and revocations last. [`Verifier::verify`] runs them for a request and
 //! caches the result; [`Verifier::explain`] runs the same checks and reports each step (`vestibule token inspect`).
 
+mod remote_token;
 mod session_cookie;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jsonwebtoken::Algorithm;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::cache::{CachedToken, Digest, LastToken, TokenCache};
 use super::claims;
-use super::identify::{VerifiedClaims, endpoint_fingerprint, identify};
+use super::identify::{VerifiedClaims, identify};
 use super::identity::{Expiry, VerifiedBy};
-use super::jwt::{self, Parsed};
+use super::jwt;
 use super::keys::ProviderKeys;
-use super::kind::{KindHeader, check_answer};
+use super::kind::KindHeader;
 use super::login::{LoginLimits, Logins};
 use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::trace::{ClaimedProvider, Step, Trace};
 use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token, unix_seconds};
-use crate::policy::{Family, KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
+use crate::policy::{KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
+
+use remote_token::{
+    ask_provider, check_agreement, identity_confirmed_remotely, identity_from_answer, remote_signature_check,
+};
 
 /// A verified identity, how its credential came, and the token if it was one. Only [`Verifier::verify`] and
 /// [`Verifier::verify_session_cookie`] construct one.
@@ -476,114 +480,6 @@ fn cache_ttl(identity: &Identity) -> Duration {
     match (identity.verified_by(), &spec.remote) {
         (VerifiedBy::Provider(_), Some(remote)) => spec.cache_ttl.min(remote.cache),
         _ => spec.cache_ttl,
-    }
-}
-
-/// Returns the remote check for a token whose signature only the provider can verify: the provider publishes no keys,
-/// or the token is signed with the legacy secret of a Supabase project that has keys now.
-fn remote_signature_check(provider: &ProviderState, algorithm: Algorithm) -> Option<&RemoteChecker> {
-    let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
-    let spec = &provider.spec;
-    let by_legacy_secret =
-        spec.family == Family::Supabase && algorithm == Algorithm::HS256 && !spec.algorithms.contains(&algorithm);
-    (spec.keys == KeySource::Asked || by_legacy_secret).then_some(remote)
-}
-
-/// Makes an identity of the claims in the provider's answer.
-async fn identity_from_answer(
-    spec: &Arc<ProviderSpec>,
-    remote: &RemoteChecker,
-    presented: &PresentedToken<'_>,
-    trace: &mut (impl Trace + Send),
-) -> Result<Identity, Rejection> {
-    let answer = ask_provider(spec, remote, presented, None).await?;
-    trace.step("remote", format_args!("the provider confirms it"));
-    let mut claims = Map::clone(&answer);
-    claims.shift_remove("active");
-    match (&spec.issuer, claims.get("iss")) {
-        // The endpoint belongs to the issuer, so an answer without `iss` is the issuer's.
-        (Some(issuer), None) => {
-            claims.insert("iss".to_owned(), issuer.as_str().into());
-        }
-        (Some(issuer), Some(Value::String(found))) if found == issuer => {}
-        (Some(_), Some(found)) => {
-            return Err(Rejection::UnknownIssuer(found.as_str().unwrap_or_default().chars().take(256).collect()));
-        }
-        (None, _) => {}
-    }
-    let verified_by = VerifiedBy::Provider(endpoint_fingerprint(remote.spec()));
-    check_times_and_identify(spec, KindHeader::default(), claims, verified_by, presented.now, trace)
-}
-
-/// Makes an identity of a token's own claims, after the provider has confirmed the token.
-async fn identity_confirmed_remotely(
-    spec: &Arc<ProviderSpec>,
-    remote: &RemoteChecker,
-    presented: &PresentedToken<'_>,
-    parsed: Parsed<'_>,
-    trace: &mut (impl Trace + Send),
-) -> Result<Identity, Rejection> {
-    if spec.keys == KeySource::Asked {
-        return identity_from_answer(spec, remote, presented, trace).await;
-    }
-    // The claims are checked first, so that the provider is not asked about tokens that are rejected anyway.
-    claims::required_exp(&parsed.claims)?;
-    let verified_by = VerifiedBy::Provider(endpoint_fingerprint(remote.spec()));
-    let identity = check_times_and_identify(spec, parsed.kind, parsed.claims, verified_by, presented.now, trace)?;
-    let answer = ask_provider(spec, remote, presented, identity.session_id()).await?;
-    check_agreement(spec, identity.claims(), &answer)?;
-    trace.step("remote", format_args!("the provider confirms it, and with it the signature"));
-    Ok(identity)
-}
-
-/// Asks the provider about a token, or takes its cached answer.
-///
-/// # Errors
-/// [`Rejection::NoSession`] if the answer is no, [`Rejection::RemoteUnavailable`] if there is none.
-async fn ask_provider(
-    spec: &ProviderSpec,
-    remote: &RemoteChecker,
-    presented: &PresentedToken<'_>,
-    session: Option<&str>,
-) -> Result<Arc<Map<String, Value>>, Rejection> {
-    let provider = || spec.name.clone();
-    // The token is copied only when a request is made.
-    let outcome = if let Some(answer) = remote.cached(&presented.digest) {
-        Ok(answer)
-    } else if presented.lookup == Lookup::CachedOnly {
-        let reason = "not asked, because too many tokens from this address were rejected".to_owned();
-        return Err(Rejection::NoSession { provider: provider(), reason });
-    } else {
-        let check = RemoteCheck::token(presented.token, presented.digest, session);
-        remote.ask(&check, Priority::Admission).await
-    };
-    match outcome {
-        Ok(RemoteAnswer::Active(claims)) => Ok(claims),
-        Ok(RemoteAnswer::Inactive(reason)) => {
-            Err(Rejection::NoSession { provider: provider(), reason: reason.to_string() })
-        }
-        Err(error) => Err(Rejection::RemoteUnavailable {
-            provider: provider(),
-            reason: error.reason,
-            retry_after: error.retry_after,
-        }),
-    }
-}
-
-/// Checks that the provider's answer is about the same issuer and user as the token, and about an accepted kind.
-fn check_agreement(
-    spec: &ProviderSpec,
-    claims: &Map<String, Value>,
-    answer: &Map<String, Value>,
-) -> Result<(), Rejection> {
-    let differs = |name: &&str| answer.get(*name).is_some_and(|answered| claims.get(*name) != Some(answered));
-    check_answer(spec, answer)?;
-    match ["sub", "iss"].into_iter().find(differs) {
-        None => Ok(()),
-        Some(name) => Err(Rejection::NoSession {
-            provider: spec.name.clone(),
-            reason: format!("{name} in the provider's answer differs from the token's"),
-        }),
     }
 }
 

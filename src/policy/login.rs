@@ -65,6 +65,22 @@ pub struct LoginSpec {
 }
 
 impl LoginSpec {
+    /// Returns why this login may get no refresh token, and what would change that; `None` where the provider gives one
+    /// without being asked.
+    #[must_use]
+    pub fn refresh_token_doubt(&self) -> Option<String> {
+        let has_parameter = self.parameters.iter().any(|(name, value)| name == "access_type" && value == "offline");
+        let has_scope = self.scopes.iter().any(|scope| scope == "offline_access");
+        match self.provider_spec.preset {
+            _ if self.renew == Renew::Off => Some("renew: off".to_owned()),
+            "google" if has_parameter => None,
+            "google" => Some("Google gives a refresh token only with parameters: { access_type: offline }".to_owned()),
+            "keycloak" | "cognito" => None,
+            _ if has_scope => None,
+            _ => Some("a provider that does not list the scope offline_access may give no refresh token".to_owned()),
+        }
+    }
+
     /// Where the provider sends people back.
     #[must_use]
     pub fn redirect_uri(&self) -> String {

@@ -357,14 +357,22 @@ fn described(route: &Route, default: Option<&Arc<Route>>, names: Names) -> Strin
     text
 }
 /// Where people sign in, and what to register there, as lines to copy.
-fn sign_in(login: &LoginSpec) -> [(&'static str, String); 5] {
+fn sign_in(login: &LoginSpec) -> Vec<(&'static str, String)> {
     let LoginSpec { name, provider_spec, client_id, session_max_age, scopes, .. } = login;
     let issuer = provider_spec.issuer.as_deref().unwrap_or_default();
-    [
+    let mut lines = vec![
         ("sign-in", format!("at {name} {issuer}, as client {client_id}; at most {}", Time(*session_max_age))),
         ("", format!("register there as redirect URI: {}", login.redirect_uri())),
         ("", format!("as post-logout redirect URI: {}", login.signed_out_uri())),
         ("", format!("as back-channel logout URI: {}", login.backchannel_logout_uri())),
         ("", format!("scopes: {}", scopes.join(" "))),
-    ]
+    ];
+    if let Some(doubt) = login.refresh_token_doubt() {
+        let age = Time(*session_max_age);
+        lines.push((
+            "",
+            format!("{doubt}; without one, a person who is removed at {name} stays signed in for up to {age}"),
+        ));
+    }
+    lines
 }

@@ -87,6 +87,8 @@ impl UserAuthorizer {
         match runtime.verifier.login_session_identity(login.session()) {
             Ok(identity) => Ok(identity),
             Err(rejection) if rejection.is_unavailable() => Err(CloseReason::AuthUnavailable),
+            // `session.max_age` has passed, which a reload may have made shorter.
+            Err(Rejection::Expired { .. }) => Err(CloseReason::Lifetime),
             Err(_) => Err(CloseReason::Denied),
         }
     }

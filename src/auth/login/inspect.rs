@@ -1,4 +1,4 @@
-//! A look at what a provider lacks for the sign-in that is configured, for `vestibule check --online`.
+//! Compares a provider's discovery document with the configured sign-in, for `vestibule check --online`.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::{Metadata, TIMEOUT};
 use crate::auth::{Inspection, outbound};
 use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, Renew};
 
-/// Asks a provider for its discovery document, returns it, and says what it means for this login.
+/// Requests a provider's discovery document, returns it, and reports what it lacks for this login.
 pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Arc<Metadata>> {
     let metadata = match client(spec) {
         Ok(client) => Discovery::new(&spec.provider_spec).get(&client).await.map_err(|error| error.to_string()),
@@ -71,16 +71,22 @@ fn compare(spec: &LoginSpec, metadata: &Arc<Metadata>, inspection: &mut Inspecti
     if metadata.has_s256 == Some(false) {
         found.push("it does not list PKCE with S256, which is sent all the same".to_owned());
     }
-    if spec.renew != Renew::Off {
-        let asks = spec.scopes.iter().any(|scope| scope == "offline_access") || metadata.has_offline_access;
-        let by_parameter = spec.parameters.iter().any(|(name, _)| name == "access_type");
-        if !asks && !by_parameter {
-            found.push(
-                "it lists no offline_access: it may give no refresh token, and sessions last to max_age".to_owned(),
-            );
-        } else if asks && spec.prompt != Some(LoginPrompt::Consent) {
+    // A provider that lists the scope is asked for it.
+    let doubt = spec.refresh_token_doubt().filter(|_| spec.renew != Renew::Off);
+    let is_listed = metadata.has_offline_access && spec.provider_spec.preset != "google";
+    let doubt = doubt.filter(|_| !is_listed).map(|doubt| match spec.provider_spec.preset {
+        "google" => doubt,
+        _ => "it lists no offline_access".to_owned(),
+    });
+    match doubt {
+        Some(doubt) if spec.renew == Renew::Required => problems.push(format!("renew: required, and {doubt}")),
+        Some(doubt) => {
+            found.push(format!("{doubt}: it may give no refresh token, and sessions last to max_age"));
+        }
+        None if is_listed && spec.prompt != Some(LoginPrompt::Consent) => {
             found.push("some providers give a refresh token only with prompt: consent".to_owned());
         }
+        None => {}
     }
     if spec.ends_provider_session && metadata.end_session_endpoint.is_none() {
         found.push("it has no end_session_endpoint: a sign-out leaves its own session open".to_owned());

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
@@ -118,6 +119,36 @@ impl LoginKeys {
 impl std::fmt::Debug for LoginKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("LoginKeys")
+    }
+}
+
+/// The key of one login session. It cannot be printed.
+#[derive(Clone)]
+pub struct SessionKey([u8; 16]);
+
+impl SessionKey {
+    /// Generates a random key, or returns `None` when the system has no random numbers.
+    pub(super) fn generate() -> Option<Self> {
+        random().map(Self)
+    }
+
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        bytes(text).map(Self)
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// Compares two keys in constant time.
+    pub(super) fn equals(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl std::fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionKey")
     }
 }
 

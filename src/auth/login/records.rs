@@ -15,7 +15,8 @@ use tokio::sync::{Notify, watch};
 
 use super::client::{ProviderToken, Tokens};
 use super::completion::{CompletedSignIn, VerifiedIdToken};
-use super::{Login, LoginLimits, SessionKey};
+use super::keys::SessionKey;
+use super::{Login, LoginLimits};
 use crate::auth::identity::Expiry;
 use crate::auth::{BrowserSession, Identity, Rejection, Revocations, Token, unix_millis, unix_seconds};
 use crate::policy::Renew;
@@ -73,7 +74,8 @@ pub struct LoginSession {
     sockets: AtomicUsize,
     /// Whether the upstream of one of the sockets receives each new token.
     passes_token: AtomicBool,
-    socket_left: Notify,
+    /// Wakes the renewal task: a socket has closed, or the configuration has changed.
+    wake: Notify,
     /// The time of the last use, Unix milliseconds.
     last_used: AtomicU64,
     /// The session that replaced this one in its browser.
@@ -126,7 +128,7 @@ impl LoginSession {
             has_ended: AtomicBool::new(false),
             sockets: AtomicUsize::new(0),
             passes_token: AtomicBool::new(false),
-            socket_left: Notify::new(),
+            wake: Notify::new(),
             last_used: AtomicU64::new(now),
             successor: Mutex::default(),
         })
@@ -169,6 +171,13 @@ impl LoginSession {
         let identity = self.identity();
         let (began_by, now) = (identity.provider(), &login.spec.provider_spec);
         began_by.issuer == now.issuer && began_by.audience == now.audience
+    }
+
+    /// Returns the absolute end by the current configuration of the login, Unix seconds: a reload may have made
+    /// `session.max_age` shorter.
+    pub(in crate::auth) fn ends_at_under(&self, login: &Login) -> u64 {
+        let by_current = (self.session.began / 1_000).saturating_add(login.spec.session_max_age.as_secs());
+        self.ends_at.min(by_current)
     }
 
     /// Whether the session has ended.
@@ -248,6 +257,9 @@ impl LoginSessions {
 
     pub(super) fn reconfigure(&self, logins: &[Arc<Login>], limits: LoginLimits) {
         self.config.store(Arc::new(Config { logins: logins.to_vec(), limits: Some(limits) }));
+        for record in self.lock().values().filter(|record| record.sockets.load(Ordering::Acquire) > 0) {
+            record.wake.notify_one();
+        }
     }
 
     pub(super) fn revocations(&self) -> &Revocations {
@@ -339,7 +351,7 @@ impl LoginSessions {
     pub fn forget(&self, id: &str) -> Option<Arc<LoginSession>> {
         let known = self.lock().remove(id)?;
         known.has_ended.store(true, Ordering::Release);
-        known.socket_left.notify_one();
+        known.wake.notify_one();
         Some(known)
     }
 
@@ -347,7 +359,7 @@ impl LoginSessions {
     pub fn mark_ended(&self, id: &str) -> Option<Arc<LoginSession>> {
         let known = self.get(id)?;
         known.has_ended.store(true, Ordering::Release);
-        known.socket_left.notify_one();
+        known.wake.notify_one();
         Some(known)
     }
 

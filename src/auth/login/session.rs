@@ -7,13 +7,12 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use super::completion::CompletedSignIn;
-use super::keys::{Purpose, random};
+use super::keys::{Purpose, SessionKey, random};
 use super::records::LoginSession;
 use super::{Login, Logins};
 use crate::auth::identify::{VerifiedClaims, identify_again};
@@ -28,35 +27,6 @@ use crate::auth::{
 const PREFIX: &str = "login.";
 /// The claims that remain in the cookie when the policy's claims do not fit.
 const FEWEST: [&str; 7] = ["iss", "sub", "aud", "azp", "iat", "sid", "token_use"];
-
-/// The key of one login session. It cannot be printed.
-#[derive(Clone)]
-pub struct SessionKey([u8; 16]);
-
-impl SessionKey {
-    /// Generates a random key, or returns `None` when the system has no random numbers.
-    pub(super) fn generate() -> Option<Self> {
-        random().map(Self)
-    }
-
-    fn from_text(text: &str) -> Option<Self> {
-        URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok().map(Self)
-    }
-
-    fn to_text(&self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0)
-    }
-
-    fn equals(&self, other: &Self) -> bool {
-        verify_slices_are_equal(&self.0, &other.0).is_ok()
-    }
-}
-
-impl std::fmt::Debug for SessionKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SessionKey")
-    }
-}
 
 /// The decrypted content of a login session's cookie.
 pub(in crate::auth) struct LoginSessionCookie {

@@ -103,10 +103,14 @@ impl Verifier {
         if key != Some(session.session.key) {
             return Err(Rejection::Malformed("the session's cookie is encrypted with another key"));
         }
+        let (ends_at, now) = (session.ends_at_under(login), unix_seconds());
+        if now >= ends_at {
+            return Err(Rejection::Expired { exp: ends_at, now });
+        }
         if session.is_unavailable(login.spec.renewal_grace) {
             return Err(session.unavailable());
         }
-        login.reidentify(&session.identity(), session.ends_at)
+        login.reidentify(&session.identity(), ends_at)
     }
 
     /// Returns the login sessions that this process knows.

@@ -437,3 +437,77 @@ async fn nothing_secret_is_logged_even_at_trace() {
     }
     assert!(log.contains("\"event\":\"sign_in\""), "{log}");
 }
+
+#[tokio::test]
+async fn behind_https_both_cookies_are_host_cookies() {
+    let provider = OpenId::start().await;
+    let backend = crate::support::backend::Backend::start().await;
+    let yaml = Fixture::yaml(&provider, &backend, "", "trusted_proxies: [127.0.0.1]\n");
+    let yaml = yaml.replace("public_url: http://localhost", "public_url: https://localhost");
+    let proxy = crate::support::proxy::Proxy::start(&yaml).await;
+    let mut browser = Browser::new(proxy.address);
+    let fields = ["X-Forwarded-Proto: https", "Sec-Fetch-Mode: navigate"];
+    let answer = browser.send("GET", "/.vestibule/login?return_path=/lab", &fields, "").await;
+    let is_host_cookie = |answer: &crate::support::client::Answer, name: &str| {
+        let line = answer.field("set-cookie").expect("a cookie").to_owned();
+        assert!(line.starts_with(&format!("{name}=")), "{line}");
+        for attribute in ["; Path=/", "; HttpOnly", "; SameSite=Lax", "; Secure"] {
+            assert!(line.contains(attribute), "{line}");
+        }
+        assert!(!line.contains("Domain"), "{line}");
+    };
+    is_host_cookie(&answer, "__Host-vestibule-login");
+    let location = Browser::location(&answer);
+    assert_eq!(provider.parameters(&location)["redirect_uri"], "https://localhost/.vestibule/callback");
+    let query = provider.authorize(&location);
+    let answer = browser.send("GET", &format!("/.vestibule/callback?{query}"), &fields, "").await;
+    assert_eq!((answer.status, answer.field("location")), (303, Some("/lab")), "{}", answer.body);
+    assert_eq!(browser.cookies.keys().collect::<Vec<_>>(), ["__Host-vestibule", "__Host-vestibule-login"]);
+    let lines = answer.head.lines().filter(|line| line.to_ascii_lowercase().starts_with("set-cookie: "));
+    let lines: Vec<&str> = lines.collect();
+    assert!(lines.len() == 2 && lines.iter().all(|line| line.ends_with("; Secure")), "{lines:?}");
+    let fetch = browser.send("GET", "/x", &fields, "");
+    let (answer, heard) = tokio::join!(fetch, backend.answer("served"));
+    assert_eq!((answer.status, heard.all("x-user-id")), (200, vec!["alice"]));
+}
+
+/// With `limits.login_sessions` the bound on one session bounds the memory.
+#[tokio::test]
+async fn a_session_of_more_than_64_kib_does_not_begin() {
+    let mut fixture = Fixture::start("", "").await;
+    let groups = |count: usize| json!({ "groups": vec!["g".repeat(48); count] });
+    fixture.provider.set(|conduct| conduct.id_token = groups(600));
+    let mut browser = fixture.browser();
+    assert_eq!(browser.sign_in(&fixture.provider, "/").await.status, 502);
+    let line = fixture.proxy.logged("the reason", |line| line.contains("are kept of a session")).await;
+    assert!(line.contains("sign_in_failed") && line.contains("at most 65536"), "{line}");
+    fixture.provider.set(|conduct| conduct.id_token = groups(300));
+    assert_eq!(browser.sign_in(&fixture.provider, "/").await.status, 303, "more than fits a cookie is in the record");
+    assert_eq!(fixture.user(&mut browser).await, "alice");
+}
+
+#[tokio::test]
+async fn one_client_cannot_take_every_place_at_a_slow_provider() {
+    let provider = OpenId::start().await;
+    let url = provider.url.clone();
+    provider.set(|conduct| conduct.metadata = json!({ "pushed_authorization_request_endpoint": format!("{url}/par") }));
+    let more = "trusted_proxies: [127.0.0.1]\nlimits: { login_requests: 4 }\n";
+    let fixture = Fixture::at(provider, "", more).await;
+    let address = fixture.proxy.address;
+    let login = |client: &'static str| async move {
+        let from = format!("X-Forwarded-For: {client}");
+        let fields = [from.as_str(), "Sec-Fetch-Mode: navigate"];
+        Browser::new(address).send("GET", "/.vestibule/login", &fields, "").await.status
+    };
+    assert_eq!(login("203.0.113.1").await, 302);
+    fixture.provider.answerer.hold();
+    let before = fixture.provider.answerer.count();
+    let first = tokio::spawn(login("203.0.113.1"));
+    fixture.provider.answerer.asked_times(before + 1).await;
+    assert_eq!(login("203.0.113.1").await, 503, "a quarter of them is under way for this client");
+    let other = tokio::spawn(login("203.0.113.2"));
+    fixture.provider.answerer.asked_times(before + 2).await;
+    fixture.provider.answerer.open();
+    assert_eq!((first.await.expect("ends"), other.await.expect("ends")), (302, 302));
+    assert_eq!(login("203.0.113.1").await, 302, "its place is free again");
+}

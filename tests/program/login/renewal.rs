@@ -362,3 +362,26 @@ async fn a_renewal_without_the_user_s_claims_of_userinfo_has_failed() {
     assert_eq!(answer.status, 503, "{}", answer.body);
     assert!(browser.has_session());
 }
+
+#[tokio::test]
+async fn a_shorter_max_age_ends_the_sockets_that_are_open() {
+    for refreshes in [true, false] {
+        let provider = provider(600).await;
+        provider.set(|conduct| conduct.gives_refresh_token = refreshes);
+        let (fixture, browser) = {
+            let fixture = Fixture::at(provider, "", "").await;
+            let mut browser = fixture.browser();
+            browser.sign_in(&fixture.provider, "/").await;
+            (fixture, browser)
+        };
+        let (mut client, mut upstream) = fixture.socket(&browser).await;
+        let yaml = Fixture::yaml(&fixture.provider, &fixture.backend, "", "");
+        let with_max_age = |age: &str| yaml.replace("login: {", &format!("session: {{ max_age: {age} }}, login: {{"));
+        fixture.proxy.rewrite(&with_max_age("1h"));
+        fixture.proxy.signal("HUP");
+        passes(&mut client, &mut upstream, "an hour is not over").await;
+        fixture.proxy.rewrite(&with_max_age("3s"));
+        fixture.proxy.signal("HUP");
+        assert_eq!(ending(&mut client).await, (4401, "Session expired".to_owned()), "refresh token: {refreshes}");
+    }
+}

@@ -8,7 +8,7 @@ use super::{LoginSession, LoginSessions};
 use crate::auth::Token;
 
 impl LoginSession {
-    /// Registers an open socket; while there is one the session is renewed.
+    /// Registers an open socket. While there is one, a task renews the session.
     #[must_use]
     pub fn socket(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> OpenLoginSocket {
         // Counted before the lock is taken, so that a task that is about to end sees this socket.
@@ -80,7 +80,7 @@ impl OpenLoginSocket {
 impl Drop for OpenLoginSocket {
     fn drop(&mut self) {
         if self.session.sockets.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.session.socket_left.notify_one();
+            self.session.wake.notify_one();
         }
     }
 }

@@ -28,34 +28,42 @@ const UNKNOWN_LIFE: u64 = 300;
 const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
 
 impl LoginSession {
-    /// Whether the renewal task has nothing more to do. Then the next socket starts another one.
-    fn should_stop(&self) -> bool {
+    /// The absolute end by the current configuration, Unix seconds.
+    fn current_end(&self, sessions: &LoginSessions) -> u64 {
+        sessions.login(&self.provider).map_or(self.ends_at, |login| self.ends_at_under(&login))
+    }
+
+    /// Whether the task of the open sockets has nothing more to do. Then the next socket starts another one.
+    fn should_stop(&self, sessions: &LoginSessions) -> bool {
+        let is_over = self.has_ended() || self.current_end(sessions) <= unix_seconds();
         let mut state = self.lock();
-        let is_over = self.has_ended() || self.ends_at <= unix_seconds();
-        let has_work = state.refresh_token.is_some() && self.sockets.load(Ordering::Acquire) > 0;
-        state.is_watched = has_work && !is_over;
+        state.is_watched = self.sockets.load(Ordering::Acquire) > 0 && !is_over;
         !state.is_watched
     }
 
-    /// Renews the session whenever a renewal is due, while one of its sockets is open.
+    /// Renews the session whenever a renewal is due, while one of its sockets is open, and has the sockets closed at the
+    /// session's end.
     pub(super) async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
-        while !self.should_stop() {
+        while !self.should_stop(&sessions) {
             let (due, token_end, has_failed) = {
                 let state = self.lock();
-                (state.renew_at.max(state.next_try), state.token_end, state.has_failed)
+                let due = state.refresh_token.as_ref().map(|_| state.renew_at.max(state.next_try));
+                (due, state.token_end, state.has_failed)
             };
             let grace = sessions.login(&self.provider).map_or(Duration::ZERO, |login| login.spec.renewal_grace);
-            let gives_up = token_end.saturating_add(grace.as_secs()).saturating_mul(1_000);
+            let grace_end = token_end.saturating_add(grace.as_secs()).saturating_mul(1_000);
             let now = unix_millis();
             // Open sockets close when the grace after a failed renewal ends.
-            let wake = if has_failed && gives_up > now { due.min(gives_up) } else { due };
+            let grace_end = (has_failed && grace_end > now).then_some(grace_end);
+            let end = self.current_end(&sessions).saturating_mul(1_000);
+            let wake = [due, grace_end].into_iter().flatten().fold(end, u64::min);
             let wait = Duration::from_millis(wake.saturating_sub(now)).min(Duration::from_secs(3_600));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.socket_left.notified() => {}
+                () = self.wake.notified() => {}
             }
-            if self.should_stop() {
-                return;
+            if self.should_stop(&sessions) {
+                break;
             }
             if self.is_unavailable(grace) {
                 self.note_change(&sessions);
@@ -64,6 +72,9 @@ impl LoginSession {
                 // The time limits of its requests bound the wait.
                 self.renewed(finished).await;
             }
+        }
+        if self.current_end(&sessions) <= unix_seconds() {
+            self.note_change(&sessions);
         }
     }
 
@@ -305,7 +316,7 @@ mod tests {
         let session = BrowserSession { id: "a".into(), owner: "b".into(), began: 0, last_end: end, key: print };
         let id_token =
             VerifiedIdToken { claims, kind, key_fingerprint: print, algorithm, expires_at: end, auth_time: None };
-        let key = super::super::SessionKey::generate().expect("random");
+        let key = super::super::super::keys::SessionKey::generate().expect("random");
         let refresh_token = Some(ProviderToken::new("d"));
         let tokens = Tokens { id_token: None, access_token: None, refresh_token, expires_in: None };
         LoginSession::new(session, key, "c".into(), identity, id_token, tokens, end)
