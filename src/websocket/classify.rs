@@ -1,11 +1,11 @@
 //! Decides whether a client's message could be one of a dialect's in any reading of its members
 //! (docs/contract.md section 4.4), byte by byte and without keeping the bytes.
 //!
-//! What stands behind us may read a message otherwise than we do: without regard to case (Go, .NET), the first or
-//! the last of doubled members, NaN and comments and single quotes, any depth, UTF-16 and UTF-32 in binary
-//! frames. So nothing is parsed here. A lexer that accepts what any of them accepts follows the members that the
-//! rules name, and a rule fits as soon as every member of it has been seen once with a value that fits. That
-//! errs on one side only: it may take an odd message for a dialect's, and never the other way.
+//! The upstream may read a message in other ways than the proxy: without regard to case (Go, .NET), the first or the last
+//! of doubled members, NaN and comments and single quotes, any depth, UTF-16 and UTF-32 in binary frames. So nothing is
+//! parsed here. A lexer that accepts what any of them accepts follows the members that the rules name, and a rule fits
+//! as soon as each of its members was seen once with a value that fits. This errs on one side only: an odd message may be
+//! taken for one of the dialect's, never the other way round.
 
 mod scanner;
 #[cfg(test)]
@@ -16,20 +16,20 @@ use serde_json::Value;
 use crate::policy::{DialectSpec, Expectation};
 use scanner::{LineEnds, Outcome, Scanner};
 
-/// What a message that fits a rule is.
+/// Whose messages a rule recognises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A message of the client's dialect that the upstream acts on too.
+pub(super) enum MessageKind {
+    /// Messages of the client's dialect that the upstream acts on too.
     Shared,
-    /// A message of the client's dialect that means nothing to the upstream: also an application's ping.
-    OursAlone,
-    /// A message that holds the field of `token-field`.
+    /// Messages of the client's dialect that mean nothing to the upstream, and an application's pings.
+    ProxyOnly,
+    /// Messages that hold the field of `token-field`.
     Field,
-    /// A message of the dialect in which only we speak to the upstream.
-    UpstreamAlone,
+    /// Messages of the dialect in which only the proxy speaks to the upstream.
+    UpstreamOnly,
 }
 
-/// What members must hold.
+/// The value that a member must hold.
 #[derive(Clone, Debug, PartialEq)]
 enum Wanted {
     Present,
@@ -59,12 +59,12 @@ struct Key {
 
 #[derive(Clone, Debug)]
 struct Rule {
-    kind: Kind,
+    kind: MessageKind,
     /// A bit for each of its keys.
     keys: u64,
 }
 
-/// How to recognise the messages of the dialects that a socket speaks.
+/// The rules by which the messages of a socket's dialects are recognised.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     keys: Vec<Key>,
@@ -85,10 +85,11 @@ pub(super) struct Rules {
 const LONG_NUMBER: usize = 64;
 
 impl Rules {
-    /// The rules for a client that speaks `dialect` to an upstream to which we speak `introduced`; `None` where
-    /// the upstream acts on no message of either.
-    pub(super) fn of(dialect: Option<&DialectSpec>, introduced: Option<&DialectSpec>) -> Option<Self> {
-        let guards = introduced.is_some() || dialect.is_some_and(|spoken| spoken.field.is_some() || spoken.forwards());
+    /// Makes the rules for a client that uses `dialect` and an upstream to which the proxy uses `upstream_dialect`; `None`
+    /// where the upstream acts on no message of either.
+    pub(super) fn of(dialect: Option<&DialectSpec>, upstream_dialect: Option<&DialectSpec>) -> Option<Self> {
+        let guards =
+            upstream_dialect.is_some() || dialect.is_some_and(|spoken| spoken.field.is_some() || spoken.forwards());
         if !guards {
             return None;
         }
@@ -96,36 +97,36 @@ impl Rules {
             keys: Vec::new(),
             rules: Vec::new(),
             given: 0,
-            lines: dialect.into_iter().chain(introduced).any(|dialect| dialect.lines),
+            lines: dialect.into_iter().chain(upstream_dialect).any(|dialect| dialect.lines),
             depth: 0,
             longest: LONG_NUMBER,
             arrays: false,
         };
         if let Some(field) = dialect.and_then(|dialect| dialect.field.as_ref()) {
             let path = field.pointer.iter().map(|name| Segment::of(name)).collect();
-            rules.add(Kind::Field, vec![Key { path, wanted: Wanted::Present }]);
+            rules.add(MessageKind::Field, vec![Key { path, wanted: Wanted::Present }]);
         } else if let Some(spoken) = dialect {
-            let shared = spoken.forwards() || introduced == Some(spoken);
-            let kind = if shared { Kind::Shared } else { Kind::OursAlone };
+            let shared = spoken.forwards() || upstream_dialect == Some(spoken);
+            let kind = if shared { MessageKind::Shared } else { MessageKind::ProxyOnly };
             rules.add_messages(kind, spoken);
             if let Some(ping) = &spoken.ping {
-                rules.add(Kind::OursAlone, keys(&ping.matches));
+                rules.add(MessageKind::ProxyOnly, keys(&ping.matches));
             }
         }
-        if let Some(introduced) = introduced.filter(|introduced| dialect != Some(introduced)) {
-            rules.add_messages(Kind::UpstreamAlone, introduced);
+        if let Some(upstream_dialect) = upstream_dialect.filter(|upstream_dialect| dialect != Some(upstream_dialect)) {
+            rules.add_messages(MessageKind::UpstreamOnly, upstream_dialect);
         }
         Some(rules)
     }
 
-    fn add_messages(&mut self, kind: Kind, dialect: &DialectSpec) {
+    fn add_messages(&mut self, kind: MessageKind, dialect: &DialectSpec) {
         let later = dialect.refresh.as_ref().map(|refresh| &refresh.matches);
         for matches in [Some(&dialect.authenticate.matches), later].into_iter().flatten() {
             self.add(kind, keys(matches));
         }
     }
 
-    fn add(&mut self, kind: Kind, keys: Vec<Key>) {
+    fn add(&mut self, kind: MessageKind, keys: Vec<Key>) {
         let mut rule = Rule { kind, keys: 0 };
         for key in keys {
             // A key without a bit is left out: then the rule fits more, never less.
@@ -146,15 +147,15 @@ impl Rules {
         self.rules.push(rule);
     }
 
-    /// What a whole text could be; empty when no rule fits.
-    pub(super) fn kinds_of(&self, text: &str) -> Vec<Kind> {
+    /// Returns what a whole text could be; empty when no rule fits.
+    pub(super) fn kinds_of(&self, text: &str) -> Vec<MessageKind> {
         let mut classifier = Classifier::new(self, true);
         classifier.feed(self, text.as_bytes());
         classifier.end(self);
         classifier.kinds(self).collect()
     }
 
-    /// The rules that fit once these members have been seen with values that fit.
+    /// Returns the rules that fit once these members were seen with values that fit.
     fn fitting(&self, satisfied: u64) -> u32 {
         let mut fits = 0;
         for (index, rule) in self.rules.iter().enumerate() {
@@ -199,8 +200,8 @@ impl Wanted {
     }
 }
 
-/// A text as readers compare names that do so without case: Go's `encoding/json` takes the Kelvin sign for a k and
-/// the long s for an s. What decoders put in the place of a broken sequence, or leave out, is left out.
+/// Folds a text as readers without regard to case do: Go's `encoding/json` takes the Kelvin sign for a k and the long s
+/// for an s. What decoders put in the place of a broken sequence, or leave out, is left out.
 pub(super) fn without_case(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -244,7 +245,7 @@ impl Encoding {
         Self::Wide { width, big_endian, bytes: [0; 4], count: 0, high: None }
     }
 
-    /// The character that ends with this byte; broken sequences are left out.
+    /// Returns the character that ends with this byte. Broken sequences are left out.
     fn push(&mut self, byte: u8) -> Option<char> {
         match self {
             Self::Utf8 { needs, value } => match byte {
@@ -255,7 +256,7 @@ impl Encoding {
                 0x80..=0xbf if *needs > 0 => {
                     *needs -= 1;
                     *value = *value << 6 | u32::from(byte & 0x3f);
-                    // A longer form of an ASCII character than the shortest is nothing to any decoder in use.
+                    // No decoder in use accepts an overlong form of an ASCII character.
                     if *needs == 0 { char::from_u32(*value).filter(|c| !c.is_ascii()) } else { None }
                 }
                 0xc2..=0xf4 => {
@@ -297,10 +298,10 @@ fn paired(high: u32, low: u32) -> Option<char> {
     char::from_u32(0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00))
 }
 
-/// More readings of one message than this are taken for every message that there is.
+/// A message with more readings than this is taken for a message of every rule.
 const READINGS: usize = 16;
 
-/// One message in one encoding, in each way its lines and comments can be taken.
+/// One message in one encoding, with a scanner for each way in which its lines and comments can be read.
 #[derive(Debug)]
 struct Reading {
     encoding: Encoding,
@@ -316,7 +317,7 @@ impl Reading {
         Self { encoding, scanners }
     }
 
-    /// Whether there were too many ways to take it.
+    /// Reads on, and returns whether there are too many readings.
     #[must_use]
     fn feed(&mut self, rules: &Rules, bytes: &[u8]) -> bool {
         let mut at = 0;
@@ -349,7 +350,7 @@ impl Reading {
     }
 }
 
-/// An encoding shows in this many bytes.
+/// Bytes that show the encoding.
 const HEAD: usize = 4;
 
 /// What is known of one message so far.
@@ -361,12 +362,12 @@ pub(super) struct Classifier {
     readings: Vec<Reading>,
     /// The rules that fit already, a bit for each.
     fits: u32,
-    /// The first reading, which is the only one that we take a message in, may still fit a rule.
+    /// The reading of the proxy may still fit a rule.
     is_sound: bool,
 }
 
 impl Classifier {
-    /// At the beginning of a message, in a text or a binary frame.
+    /// Begins a message in a text or a binary frame.
     pub(super) fn new(rules: &Rules, is_text: bool) -> Self {
         let readings = vec![Reading::new(Encoding::UTF8, rules)];
         Self { head: Vec::new(), readings, fits: 0, is_sound: is_text }
@@ -411,25 +412,25 @@ impl Classifier {
                 self.fits |= scanner.fits();
             }
         }
-        // We split at line feeds.
+        // The proxy splits lines at line feeds.
         let ours = rules.lines.then_some(LineEnds::Feed);
         self.is_sound &= self.readings.first().is_some_and(|first| {
             first.scanners.iter().any(|scanner| scanner.lines() == ours && scanner.could_be_sound(rules))
         });
     }
 
-    /// What it is in some reading.
-    pub(super) fn kinds<'r>(&self, rules: &'r Rules) -> impl Iterator<Item = Kind> + use<'r> {
+    /// Returns what the message is in any reading.
+    pub(super) fn kinds<'r>(&self, rules: &'r Rules) -> impl Iterator<Item = MessageKind> + use<'r> {
         let fits = self.fits;
         rules.rules.iter().enumerate().filter(move |(index, _)| fits >> index & 1 == 1).map(|(_, rule)| rule.kind)
     }
 
-    /// Whether the upstream could take it for a message of a dialect that it acts on.
+    /// Returns whether the upstream could take the message for one that it acts on.
     pub(super) fn is_guarded(&self, rules: &Rules) -> bool {
-        self.kinds(rules).any(|kind| kind != Kind::OursAlone)
+        self.kinds(rules).any(|kind| kind != MessageKind::ProxyOnly)
     }
 
-    /// Whether it may still turn out to be a message that we would take: one text without a second reading.
+    /// Returns whether the message may still be one that the proxy reads: a text without a second reading.
     pub(super) fn could_be_sound(&self) -> bool {
         self.is_sound
     }

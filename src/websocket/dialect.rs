@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-use super::classify::{Kind, Rules, without_case};
+use super::classify::{MessageKind, Rules, without_case};
 use super::close_reason::CloseReason;
 use super::field;
 use super::template::{Copies, Values, render};
@@ -101,7 +101,7 @@ pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, 
                 ..of(match read.token().map(|token| Token::parse(token, token_bytes)) {
                     Some(Ok(token)) => FirstMessage::Authenticate(token),
                     Some(Err(_)) => FirstMessage::NotAToken,
-                    None if read.is_no_text => FirstMessage::NotAToken,
+                    None if read.is_not_text => FirstMessage::NotAToken,
                     None => FirstMessage::MissingToken,
                 })
             },
@@ -145,8 +145,9 @@ pub(super) fn read_later(
     rules: Option<&Rules>,
 ) -> Result<LaterMessageRead, CloseReason> {
     let unchanged = LaterMessageRead { messages: Vec::new(), forward: Forward::Unchanged };
-    let is_acted_on =
-        |text: &str| rules.is_some_and(|rules| rules.kinds_of(text).into_iter().any(|kind| kind != Kind::OursAlone));
+    let is_acted_on = |text: &str| {
+        rules.is_some_and(|rules| rules.kinds_of(text).into_iter().any(|kind| kind != MessageKind::ProxyOnly))
+    };
     if rules.is_none() {
         let rules = [Some(&dialect.authenticate.matches), dialect.refresh.as_ref().map(|refresh| &refresh.matches)];
         let rules = rules.into_iter().chain([dialect.ping.as_ref().map(|ping| &ping.matches)]);

@@ -1,8 +1,8 @@
-//! The dialect `token-field`: finds the member of a client's message that may carry the token, and takes it
-//! out or empties it with every other byte as it came (docs/contract.md section 4.3).
+//! The dialect `token-field`: finds the member of a client's message that may carry the token, and removes or empties it
+//! with every other byte as it came (docs/contract.md section 4.3).
 //!
-//! The message is walked by `serde_json`, which says where each value stands; only what lies between two
-//! values (white space, a comma, the next member's name) is looked at here.
+//! `serde_json` parses the message and says where each value is. Only what is between two values (white space, a comma,
+//! the next member's name) is parsed here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,35 +15,35 @@ use super::classify::without_case;
 use super::dialect::without_scheme;
 use crate::policy::{FieldMode, FieldSpec};
 
-/// What a message holds in the field.
+/// A message after its field was read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Read<'a> {
-    /// A token; absent, null and empty are the same.
+pub(super) struct FieldRead<'a> {
+    /// The text in the field; `None` where the field is absent, null or empty.
     pub(super) token: Option<Cow<'a, str>>,
-    /// Neither text nor null stands there.
-    pub(super) is_no_text: bool,
+    /// The field holds neither a text nor null.
+    pub(super) is_not_text: bool,
     /// The message for the upstream, where it differs.
     pub(super) edited: Option<String>,
 }
 
-impl Read<'_> {
-    /// The token, without a leading `Bearer `.
+impl FieldRead<'_> {
+    /// Returns the token without a leading `Bearer `.
     pub(super) fn token(&self) -> Option<&str> {
         self.token.as_deref().map(without_scheme).filter(|token| !token.is_empty())
     }
 }
 
-/// Not one JSON object, or one with the field twice, or in another case.
+/// The message is not one JSON object, or holds the field twice or in another letter case.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not one JSON object with the field at most once")]
-pub(super) struct NotReadable;
+pub(super) struct UnreadableMessage;
 
 /// Reads one message.
 ///
 /// # Errors
-/// When it is not one JSON object, or the field, or an object that holds it, stands there twice, or in a spelling
-/// that only readers without regard to case take for it.
-pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<Read<'a>, NotReadable> {
+/// When the message is not one JSON object, or holds the field, or an object around it, twice or in a spelling that only
+/// readers without regard to case accept.
+pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<FieldRead<'a>, UnreadableMessage> {
     let mut within = text;
     let mut found = None;
     for (depth, name) in spec.pointer.iter().enumerate() {
@@ -56,15 +56,15 @@ pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<Read<'a>, NotR
             break;
         }
     }
-    let Some((object, member)) = found else { return Ok(Read { token: None, is_no_text: false, edited: None }) };
+    let Some((object, member)) = found else { return Ok(FieldRead { token: None, is_not_text: false, edited: None }) };
     let value = member.value.get();
     let token: Option<Cow<'a, str>> = match value.as_bytes() {
         [b'"', body @ .., b'"'] if !body.contains(&b'\\') => Some(Cow::Borrowed(&value[1..value.len() - 1])),
-        [b'"', ..] => Some(Cow::Owned(serde_json::from_str(value).map_err(|_| NotReadable)?)),
+        [b'"', ..] => Some(Cow::Owned(serde_json::from_str(value).map_err(|_| UnreadableMessage)?)),
         _ => None,
     };
-    let is_no_text = token.is_none() && value != "null";
-    // Where the value stands in the whole text: both are parts of one allocation.
+    let is_not_text = token.is_none() && value != "null";
+    // The place of the value in the whole text: both are parts of one allocation.
     let start = value.as_ptr().addr() - text.as_ptr().addr();
     let at = start..start + value.len();
     let edited = match spec.upstream {
@@ -74,19 +74,19 @@ pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<Read<'a>, NotR
             let object_start = object.as_ptr().addr() - text.as_ptr().addr();
             let before =
                 member.before.map(|value| value.get().as_ptr().addr() - text.as_ptr().addr() + value.get().len());
-            let out = extent(text, object_start, before, at);
+            let out = member_range(text, object_start, before, at);
             Some(format!("{}{}", &text[..out.start], &text[out.end..]))
         }
     };
-    Ok(Read { token: token.filter(|token| !token.is_empty()), is_no_text, edited })
+    Ok(FieldRead { token: token.filter(|token| !token.is_empty()), is_not_text, edited })
 }
 
-/// A member with the comma before it, or, when it stands first, the one behind it.
-fn extent(text: &str, object_start: usize, before: Option<usize>, value: Range<usize>) -> Range<usize> {
+/// Returns the range of a member with the comma before it, or behind it when it is the first.
+fn member_range(text: &str, object_start: usize, before: Option<usize>, value: Range<usize>) -> Range<usize> {
     let next =
         |from: usize, wanted: u8| text.as_bytes()[from..].iter().position(|byte| *byte == wanted).map(|at| from + at);
     if let Some(before) = before {
-        // Between two values only white space and the comma can stand before the next name.
+        // Between two values there can only be white space and the comma before the next name.
         return next(before, b',').unwrap_or(before)..value.end;
     }
     let name = next(object_start + 1, b'"').unwrap_or(value.start);
@@ -99,15 +99,15 @@ fn extent(text: &str, object_start: usize, before: Option<usize>, value: Range<u
 
 struct Member<'a> {
     value: &'a RawValue,
-    /// The value that stands before it in its object.
+    /// The value before it in its object.
     before: Option<&'a RawValue>,
 }
 
-/// Finds a member of an object, and sees that everything around it is JSON.
-fn find<'a>(object: &'a str, name: &str) -> Result<Option<Member<'a>>, NotReadable> {
+/// Finds a member of an object, and checks that everything around it is JSON.
+fn find<'a>(object: &'a str, name: &str) -> Result<Option<Member<'a>>, UnreadableMessage> {
     let mut deserializer = serde_json::Deserializer::from_str(object);
-    let found = Find { name }.deserialize(&mut deserializer).map_err(|_| NotReadable)?;
-    deserializer.end().map_err(|_| NotReadable)?;
+    let found = Find { name }.deserialize(&mut deserializer).map_err(|_| UnreadableMessage)?;
+    deserializer.end().map_err(|_| UnreadableMessage)?;
     Ok(found)
 }
 
@@ -144,16 +144,16 @@ impl<'de> Visitor<'de> for Find<'_> {
     }
 }
 
-/// What a member's name is.
+/// How a member's name compares with that of the field.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Name {
     Field,
-    /// The same without regard to case.
+    /// Equal without regard to case.
     LooksAlike,
     Another,
 }
 
-/// Compares a member's name after its escapes were read.
+/// Compares a member's name, after its escapes were resolved, with that of the field.
 struct Named<'n>(&'n str);
 
 impl<'de> DeserializeSeed<'de> for Named<'_> {
@@ -208,7 +208,7 @@ mod tests {
             (r#"{"auth_token":false}"#, None, true),
         ] {
             let read = read(&spec(&["auth_token"], FieldMode::Keep), text).expect(text);
-            assert_eq!((read.token.as_deref(), read.is_no_text, read.edited), (expected, no_text, None), "{text}");
+            assert_eq!((read.token.as_deref(), read.is_not_text, read.edited), (expected, no_text, None), "{text}");
         }
     }
 
@@ -228,11 +228,11 @@ mod tests {
             "hello",
             "",
         ] {
-            assert_eq!(read(&spec(&["auth_token"], FieldMode::Keep), text), Err(NotReadable), "{text}");
+            assert_eq!(read(&spec(&["auth_token"], FieldMode::Keep), text), Err(UnreadableMessage), "{text}");
         }
         let nested = spec(&["meta", "token"], FieldMode::Keep);
-        assert_eq!(read(&nested, r#"{"meta":{"token":"a"},"meta":{"token":"b"}}"#), Err(NotReadable));
-        assert_eq!(read(&nested, r#"{"meta":{"token":"a","token":"b"}}"#), Err(NotReadable));
+        assert_eq!(read(&nested, r#"{"meta":{"token":"a"},"meta":{"token":"b"}}"#), Err(UnreadableMessage));
+        assert_eq!(read(&nested, r#"{"meta":{"token":"a","token":"b"}}"#), Err(UnreadableMessage));
     }
 
     #[test]

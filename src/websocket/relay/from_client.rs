@@ -18,7 +18,7 @@ use crate::auth::Token;
 use crate::budget::{MemoryBudget, MemoryReservation};
 use crate::policy::{DialectSpec, FieldSpec};
 use crate::websocket::assembler::{ControlFrame, Keep, MessageBuffer, Part};
-use crate::websocket::classify::{Kind, Rules};
+use crate::websocket::classify::{MessageKind, Rules};
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::dialect::{self, Forward, may_be_dialect_message, upstream_message};
 use crate::websocket::field;
@@ -427,7 +427,7 @@ impl FromClient {
                 out.insert(input, &kept.raw);
                 return Ok(Vec::new());
             }
-            if kinds.contains(&Kind::UpstreamAlone) {
+            if kinds.contains(&MessageKind::UpstreamOnly) {
                 // Only the proxy speaks that dialect to the upstream.
                 return Err(CloseReason::InvalidMessage);
             }
@@ -486,7 +486,7 @@ impl FromClient {
         let frame = encode_text(read.edited.as_deref().unwrap_or(text).as_bytes());
         let current = self.extras.as_ref().and_then(|extras| extras.token.as_ref());
         let token = match read.token() {
-            None if read.is_no_text => return Err(CloseReason::InvalidToken),
+            None if read.is_not_text => return Err(CloseReason::InvalidToken),
             // A token that is equal to the current one was verified already.
             Some(token) if current.is_none_or(|current| current.expose() != token) => token,
             _ => {

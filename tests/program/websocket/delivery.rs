@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt as _;
+
 use crate::fixture::house;
 use crate::support::socket::Socket;
 
@@ -40,4 +42,40 @@ async fn what_stands_before_the_upstreams_close_reaches_a_client_that_pauses() {
     let house = house("").await;
     let (client, upstream) = house.session(&house.issuer.token("alice")).await;
     reaches_a_peer_that_pauses(upstream, client).await;
+}
+
+/// The proxy's ping is behind what the client still has to read, so the client cannot answer it in time.
+#[tokio::test]
+async fn a_client_that_reads_slowly_is_not_ended_by_ping_timeout() {
+    const BYTES: usize = 240 << 10;
+    const CHUNK: usize = 4 << 10;
+    const HEADER: usize = 10;
+    let house = house("websocket: { ping_interval: 1s, ping_timeout: 1s }\n").await;
+    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    upstream.send(0x82, vec![7; BYTES]).await;
+    // The upstream answers the proxy's pings.
+    let upstream = tokio::spawn(async move {
+        loop {
+            let frame = upstream.next().await;
+            match frame.opcode {
+                9 => upstream.send(0x8a, &frame.payload).await,
+                _ => return frame,
+            }
+        }
+    });
+    // Six seconds, in which the client sends nothing. Its pace is what is tested.
+    let mut received = Vec::new();
+    while received.len() < HEADER + BYTES {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut chunk = vec![0; CHUNK.min(HEADER + BYTES - received.len())];
+        let length = client.stream.read(&mut chunk).await.expect("bytes");
+        assert!(length > 0, "ended after {} of {BYTES} bytes", received.len());
+        received.extend_from_slice(&chunk[..length]);
+    }
+    assert!(received[HEADER..].iter().all(|byte| *byte == 7));
+    let ping = client.next().await;
+    assert_eq!((ping.opcode, ping.text()), (9, "vestibule"));
+    client.send(0x8a, &ping.payload).await;
+    client.say("still here").await;
+    assert_eq!(upstream.await.expect("a message").text(), "still here");
 }

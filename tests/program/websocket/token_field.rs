@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{House, house};
 use crate::support::client::bearer;
 use crate::support::socket::{Side, Socket, frame};
+use crate::support::within;
 
 const CHAT: &str = "websocket: { dialect: token-field }\n";
 
@@ -157,6 +158,27 @@ async fn of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_
         }
         assert_eq!(heard.text(), text);
     }
+}
+
+#[tokio::test]
+async fn a_message_gives_way_while_its_upstream_takes_nothing() {
+    let house =
+        house("websocket: { dialect: token-field, message_bytes: 1MiB }\nlimits: { held_message_bytes: 1MiB }\n").await;
+    let (mut alice, alice_upstream) = chat(&house, &house.issuer.token("alice")).await;
+    let token = house.issuer.token("bob");
+    let (mut bob, mut bob_upstream) = chat(&house, &token).await;
+    // Held until its token is verified, and longer than what an upstream takes that does not read.
+    let (key, gate) = house.issuer.rotates();
+    let newer = key.sign(&house.issuer.claims("alice"));
+    alice.say(&message(&"x".repeat(900_000), newer.as_str())).await;
+    gate.open();
+    within("the message to reach the upstream", alice_upstream.stream.readable()).await.expect("readable");
+    let text = message(&"y".repeat(350_000), token.as_str());
+    bob.send(0x01, &text.as_bytes()[..300_000]).await;
+    assert!(alice.next_text().await.contains("Too many connections"));
+    assert_eq!(alice.next_close().await, (1013, "Try again later".into()));
+    bob.send(0x80, &text.as_bytes()[300_000..]).await;
+    assert_eq!(bob_upstream.next_text().await, text);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Recognises the client's messages that the upstream may act on itself (docs/contract.md section 4.4).
 
-use crate::websocket::classify::{Classifier, Kind, Rules};
+use crate::websocket::classify::{Classifier, MessageKind, Rules};
 use crate::websocket::frame::{Header, Opcode, apply_mask};
 
 /// Masked payload is classified through a buffer of this size.
@@ -53,7 +53,7 @@ impl Guard {
         self.message.as_ref().is_some_and(|message| message.is_guarded(&self.rules))
     }
 
-    pub(super) fn kinds(&self) -> Vec<Kind> {
+    pub(super) fn kinds(&self) -> Vec<MessageKind> {
         self.message.as_ref().map(|message| message.kinds(&self.rules).collect()).unwrap_or_default()
     }
 
