@@ -2,6 +2,8 @@
 //!
 //! This module owns the endpoints, the check of `Host`, and the page of `/status`. `telemetry` owns the metrics.
 
+mod duration;
+mod instances;
 mod status;
 
 use std::io;
@@ -81,6 +83,9 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> FullResponse {
         "/readyz" if shared.is_ready() => text_response(StatusCode::OK, "ready\n"),
         "/readyz" => text_response(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => {
+            if let Some(instances) = &shared.instances {
+                instances.observe();
+            }
             let mut answer = text_response(
                 StatusCode::OK,
                 shared.metrics.text(shared.pending_sockets.len(), shared.drain.is_draining()),

@@ -23,6 +23,7 @@ pub mod allow;
 mod cache;
 mod claims;
 mod clock;
+pub mod digest;
 mod identify;
 mod identity;
 mod inspection;
@@ -35,6 +36,7 @@ mod provider_state;
 mod rejection;
 mod remote;
 mod revocation;
+mod revocation_keys;
 mod session_cookie;
 mod stored_identity;
 pub mod token;
@@ -50,9 +52,10 @@ pub use provider_state::Lookup;
 pub use rejection::Rejection;
 pub use remote::{RemoteCheck, inspect as inspect_remote};
 pub use revocation::{
-    LimitReached, Revocation, RevocationFileError, RevocationKey, RevocationKeys, RevocationTarget, Revocations,
-    SignOutLimits, issuer_or_name,
+    CopyDigest, EntryKind, Gate, LimitReached, NAME_BYTES, Publish, Revocation, RevocationFileError, RevocationTarget,
+    Revocations, SharedEntry, SignOutLimits, TIMES_BYTES, boot_millis, issuer_or_name,
 };
+pub use revocation_keys::{RevocationKey, RevocationKeys};
 pub use session_cookie::{IssuedCookie, SessionCookies};
 pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, SessionCookie, Token};

@@ -9,6 +9,7 @@ mod endpoint;
 mod executor;
 mod healthcheck;
 mod output;
+mod revoke;
 mod run;
 mod schema;
 mod token;
@@ -62,6 +63,8 @@ enum Command {
     Healthcheck(HealthcheckArguments),
     /// Test the running proxy and its backend against a list of attacks
     Doctor(DoctorArguments),
+    /// End a user, a session or a token at every instance (needs `shared`)
+    Revoke(RevokeArguments),
     /// Make and inspect tokens, print assertion keys
     #[command(subcommand)]
     Token(TokenCommand),
@@ -222,6 +225,30 @@ Examples:
     --whoami /api/whoami
   kubectl exec deploy/notebook -c vestibule -- /vestibule doctor";
 
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = REVOKE_EXAMPLES)]
+struct RevokeArguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// User id, as it appears in the log: ends everything that this user holds until now
+    #[arg(long, value_name = "ID", group = "target")]
+    user: Option<String>,
+    /// Session id of the provider (`sid`)
+    #[arg(long, value_name = "ID", group = "target")]
+    sid: Option<String>,
+    /// Token id (`jti`)
+    #[arg(long, value_name = "ID", group = "target")]
+    jti: Option<String>,
+}
+
+const REVOKE_EXAMPLES: &str = "It writes through the engine of `shared`, with the configuration of the running instances, from any place that reaches the engine. Without `shared` revoke at the control listener.
+
+Exit code 0: written; 1: not written; 2: the configuration or the arguments are wrong.
+
+Examples:
+  vestibule revoke --config vestibule.yaml --user user_2abc
+  vestibule revoke --config vestibule.yaml --sid sess_2def";
+
 #[derive(Args, Clone, Debug)]
 #[command(after_help = DEMO_EXAMPLES)]
 struct DemoArguments {
@@ -317,10 +344,14 @@ fn command_line() -> clap::Command {
     let token =
         |command: clap::Command| command.mut_subcommand("inspect", hidden).mut_subcommand("assertion-key", hidden);
     let mut command = hidden(Cli::command()).mut_arg("insecure_dev", |arg| arg.hide(true));
-    for name in ["check", "healthcheck", "doctor"] {
+    for name in ["check", "healthcheck", "doctor", "revoke"] {
         command = command.mut_subcommand(name, hidden);
     }
-    command.mut_subcommand("token", token)
+    let revoke = |command: clap::Command| {
+        let help = "Issuer of the user, session or token, where there are several providers";
+        command.mut_arg("issuer", |arg| arg.hide(false).help(help))
+    };
+    command.mut_subcommand("token", token).mut_subcommand("revoke", revoke)
 }
 
 /// Runs the program.
@@ -336,6 +367,7 @@ pub fn main() -> ExitCode {
         Some(Command::Check(arguments)) => check::check(&arguments),
         Some(Command::Doctor(arguments)) => doctor::doctor(&arguments),
         Some(Command::Healthcheck(arguments)) => healthcheck::healthcheck(&arguments),
+        Some(Command::Revoke(arguments)) => revoke::revoke(&arguments),
         Some(Command::Schema(arguments)) => schema::schema(&arguments),
         Some(Command::Completions(arguments)) => completions(&arguments),
         Some(Command::Token(TokenCommand::Mint(arguments))) => token::mint(&arguments),

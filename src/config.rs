@@ -23,9 +23,9 @@ pub use shape::{
     Accept, Admin, Allow, Assertion, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, Cors, Credential,
     Dialect, DialectChoice, DialectMessage, DialectPing, DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry,
     FieldMode, HeaderClaim, HostHeader, Identity, Jwks, Limits, Listen, ListenTls, Log, LogFormat, LogLevel, Login,
-    LoginPrompt, Logins, LogoutScope, OnExpiry, OneOrMany, Provider, Pushed, QueryMode, QuerySource, QueryUse, Remote,
-    RemoteMode, Renew, Route, RouteTokenFrom, RouteWebSocket, Session, SubprotocolSource, Toggle, TokenEncoding,
-    TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls, WebSocket,
+    LoginPrompt, Logins, LogoutScope, OnExpiry, OnLoss, OneOrMany, Provider, Pushed, QueryMode, QuerySource, QueryUse,
+    Remote, RemoteMode, Renew, Route, RouteTokenFrom, RouteWebSocket, Session, SharedState, SubprotocolSource, Toggle,
+    TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls, WebSocket,
 };
 pub use source::{Environment, Flags, Loaded, load, load_yaml};
 pub use value::{Size, Time};

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::auth::{self, RevocationTarget, unix_seconds};
 use crate::json;
 use crate::policy::{ControlAddress, ControlSpec, Policy};
-use crate::runtime::Shared;
+use crate::runtime::{NotSaved, Shared};
 use crate::small_server::{FullResponse, Listener, text_response};
 use crate::telemetry::{Audit, AuditEvent};
 
@@ -130,12 +130,18 @@ impl ControlHandler {
         };
         tracing::info!(issuer = %issuer, subject = ?target, "revoked");
         audit(policy, &issuer, &target);
-        if let Err(problem) = self.shared.enforce_and_save(vec![revocation]).await {
-            tracing::error!(error = %problem, "writing control.revocation_file failed, revocations are in force until the process ends");
-            return text_response(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "in force until this process ends; control.revocation_file could not be written\n",
-            );
+        if let Err(error) = self.shared.enforce_and_save(vec![revocation]).await {
+            error.log();
+            return match error {
+                NotSaved::File(_) => text_response(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "in force until this process ends; control.revocation_file could not be written\n",
+                ),
+                NotSaved::NotShared => text_response(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "in force at this instance and queued for the others; the shared state could not be written. Repeat it\n",
+                ),
+            };
         }
         let mut answer = Response::new(Full::default());
         *answer.status_mut() = StatusCode::NO_CONTENT;

@@ -82,6 +82,7 @@ pub use admit::admit;
 pub use assertion::AssertionSigner;
 pub use body::{AbortSignal, BodyEnd, BodyOutcome, ClientBody, ResponseBody, ResponseBodyError};
 pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unlisted_origin};
+pub use dial::tls_client;
 pub use forwarding::{AddressSharing, ClientAddress, Connection};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{

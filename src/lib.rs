@@ -19,7 +19,7 @@
 //! Imports point one way, from left to right, and a test holds them to it:
 //!
 //! ```text
-//! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → http → auth → policy → config
+//! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
 //! leaves that take plain values: telemetry, drain, budget, json, page, small_server
 //! ```
 //!
@@ -50,6 +50,7 @@ pub mod policy;
 pub mod proxy;
 pub mod reload;
 pub mod runtime;
+pub mod shared;
 pub mod small_server;
 pub mod telemetry;
 pub mod websocket;

@@ -30,6 +30,7 @@ mod remote;
 mod requirement;
 mod route;
 mod secret;
+mod shared;
 mod summary;
 mod token_sources;
 mod trusted_header;
@@ -69,6 +70,7 @@ pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};
 pub use route::Route;
 pub use secret::Secret;
+pub use shared::{EngineAddress, EngineTls, SharedSpec};
 pub use summary::{Names, Wall, carriers, sockets, summary, walls};
 pub use token_sources::{QueryParameter, TokenSources, TokenSubprotocol};
 pub use trusted_header::TrustedHeader;
@@ -78,8 +80,8 @@ pub use validate::validate;
 pub use websocket::WebSocketSpec;
 
 pub use crate::config::{
-    AuthMode, ClientAuth, Encode, HostHeader, Limits, Log, LogFormat, LogLevel, OnExpiry, QueryMode, TokenEncoding,
-    TokenToHttp,
+    AuthMode, ClientAuth, Encode, HostHeader, Limits, Log, LogFormat, LogLevel, OnExpiry, OnLoss, QueryMode,
+    TokenEncoding, TokenToHttp,
 };
 
 /// Everything that was decided before the first request.
@@ -101,6 +103,8 @@ pub struct Policy {
     pub admin: Option<AdminSpec>,
     /// Where revocations and drains are asked for.
     pub control: Option<ControlSpec>,
+    /// What the instances of one deployment share.
+    pub shared: Option<SharedSpec>,
     /// The backends: that of every route which names none comes first.
     pub upstreams: Vec<UpstreamSpec>,
     /// Who issues tokens.

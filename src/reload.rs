@@ -85,6 +85,7 @@ impl Reload {
     pub fn new(shared: &Arc<Shared>, load: Load, watched: Watched) -> Self {
         shared.metrics.set_config_digest(&watched.digest);
         shared.set_policy_name(&watched.name);
+        shared.describe(&watched.digest);
         let last = watched.known.clone();
         Self { shared: Arc::clone(shared), load: Arc::new(load), watched, last, rejected: None }
     }
@@ -149,6 +150,7 @@ impl Reload {
         let level = policy.log.level;
         self.shared.replace(policy);
         self.shared.set_policy_name(&name);
+        self.shared.describe(&self.watched.digest);
         self.shared.metrics.reloaded(true, &self.watched.digest);
         // Logged at the more verbose of the two levels.
         telemetry::set_level(level.max(former.log.level).name());
@@ -180,6 +182,7 @@ fn needs_restart(former: &Policy, next: &Policy) -> Option<&'static str> {
         (former.listen != next.listen, "listen"),
         (admin(former) != admin(next), "admin"),
         (control(former) != control(next), "control"),
+        (former.shared != next.shared, "shared"),
         (former.log.format != next.log.format, "log.format"),
     ]
     .into_iter()

@@ -20,6 +20,7 @@ use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
 use crate::policy::Policy;
+use crate::shared::{About, EngineError, SharedState};
 use crate::telemetry::{AccessLine, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
@@ -92,6 +93,8 @@ pub struct Shared {
     pub users: Users,
     /// The users, sessions and tokens that are revoked.
     pub revocations: Arc<Revocations>,
+    /// What this instance and others tell each other, where there are others.
+    pub instances: Option<SharedState>,
     /// The connections and failed tokens of each address.
     pub addresses: Addresses,
     /// The source and digest of the current policy: `vestibule.yaml (3f9a1c)`.
@@ -112,16 +115,30 @@ impl Shared {
     /// what is open must not wait for the disk.
     ///
     /// # Errors
-    /// The reason why the file could not be written. The revocations stay in force until the process ends.
-    pub async fn enforce_and_save(&self, revocations: Vec<Revocation>) -> Result<(), String> {
+    /// Where the file could not be written, or other instances cannot know of them yet. The revocations are in force here
+    /// either way.
+    pub async fn enforce_and_save(&self, mut revocations: Vec<Revocation>) -> Result<(), NotSaved> {
         self.notifier.notify();
+        let published: Vec<_> = revocations.iter_mut().filter_map(Revocation::published).collect();
+        let limit = self.instances.as_ref().map(SharedState::timeout).unwrap_or_default();
         let saving = tokio::task::spawn_blocking(|| revocations.into_iter().try_for_each(Revocation::save));
-        saving.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        let publishing = tokio::time::timeout(limit, async {
+            for written in published {
+                written.await.map_err(|_| NotSaved::NotShared)?;
+            }
+            Ok(())
+        });
+        let (saved, published) = tokio::join!(saving, publishing);
+        let file = |error: String| NotSaved::File(error);
+        saved.map_err(|error| file(error.to_string()))?.map_err(|error| file(error.to_string()))?;
+        published.unwrap_or(Err(NotSaved::NotShared))
     }
 
     /// Starts with a first policy. Must be called inside a Tokio runtime.
-    #[must_use]
-    pub fn start(policy: Policy, revocations: Revocations) -> Self {
+    ///
+    /// # Errors
+    /// Where the shared state cannot be used at all. An engine that does not answer is no error.
+    pub fn start(policy: Policy, revocations: Revocations) -> Result<Self, EngineError> {
         let revocations = Arc::new(revocations);
         let metrics = Arc::new(Metrics::default());
         let runtime = Runtime::start(policy, Arc::clone(&revocations), Arc::clone(&metrics));
@@ -139,12 +156,19 @@ impl Shared {
                 }
             });
         }
+        let limits = &runtime.policy.limits;
+        let instances = runtime.policy.shared.as_ref().map(|spec| {
+            let (limit, notifier) = (limits.revocations + limits.sign_outs, notifier.clone());
+            let notify = Box::new(move || notifier.notify());
+            SharedState::start(spec, limit, Arc::clone(&revocations), Arc::clone(&metrics), notify)
+        });
+        let instances = instances.transpose()?;
         let (on_close, closing) = (notifier.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing_token().cancelled().await;
             on_close.notify_closing(closing.close_window(), closing.socket_limit());
         });
-        Self {
+        Ok(Self {
             current: ArcSwap::from_pointee(runtime),
             pending_sockets: PendingSockets::default(),
             budget,
@@ -152,6 +176,7 @@ impl Shared {
             query_tokens: QueryTokens::default(),
             users: Users::default(),
             revocations,
+            instances,
             addresses: Addresses::default(),
             policy_name: ArcSwap::default(),
             metrics,
@@ -159,7 +184,7 @@ impl Shared {
             notifier,
             drain,
             connections: AtomicU32::new(0),
-        }
+        })
     }
 
     /// Returns the current runtime.
@@ -168,10 +193,25 @@ impl Shared {
         self.current.load_full()
     }
 
+    /// Whether something may end what is open of an identity without a browser session before its time.
+    #[must_use]
+    pub fn can_revoke(&self) -> bool {
+        self.instances.is_some() || self.current().policy.control.is_some()
+    }
+
     /// The source and digest of the current policy; empty before [`Shared::set_policy_name`].
     #[must_use]
     pub fn policy_name(&self) -> Arc<String> {
         self.policy_name.load_full()
+    }
+
+    /// Tells other instances what the current configuration is, by its digest.
+    pub fn describe(&self, digest: &str) {
+        let runtime = self.current();
+        let secret = runtime.policy.browser.session.as_ref().and_then(|session| session.secret.as_ref());
+        if let Some(instances) = &self.instances {
+            instances.describe(About::new(digest, secret));
+        }
     }
 
     /// Sets the source and digest of the current policy.
@@ -254,7 +294,8 @@ impl Shared {
         Ok((count, reservation))
     }
 
-    /// Whether every provider has been asked once, at least one has keys, and the process does not drain.
+    /// Whether every provider has been asked once, at least one has keys, what other instances revoked is known, and the
+    /// process does not drain.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let runtime = self.current();
@@ -265,7 +306,33 @@ impl Shared {
             attempted &= health.attempted;
             usable |= health.keys > 0;
         }
-        !self.drain.is_draining() && attempted && usable
+        !self.drain.is_draining() && attempted && usable && self.revocations.gate.check().is_ok()
+    }
+}
+
+/// A revocation is in force here, and that is all.
+#[derive(Debug, thiserror::Error)]
+pub enum NotSaved {
+    /// It ends with the process.
+    #[error("control.revocation_file could not be written: {0}")]
+    File(String),
+    /// It is queued: other instances hear of it as soon as the engine answers.
+    #[error("the shared state could not be written")]
+    NotShared,
+}
+
+impl NotSaved {
+    /// Logs it.
+    pub fn log(&self) {
+        match self {
+            Self::File(error) => tracing::error!(
+                error,
+                "writing control.revocation_file failed, revocations are in force until the process ends"
+            ),
+            Self::NotShared => {
+                tracing::error!("writing to the shared state failed, revocations are in force here and queued");
+            }
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 //! in URLs, and the current policy. It shows no token and no user id.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use hyper::StatusCode;
 
+use super::duration::shown;
+use super::instances;
 use crate::auth::KeyHealth;
 use crate::page::{self, Escaped, Layout};
 use crate::policy::{KeySource, Names, ProviderSpec, summary};
@@ -38,6 +39,9 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
         let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", shared.drain.tracked_count());
     }
     providers(&mut body, runtime);
+    if let Some(instances) = &shared.instances {
+        instances::section(&mut body, &instances.status());
+    }
     limits(&mut body, shared, runtime);
     refusals(&mut body, shared);
     query_tokens(&mut body, shared);
@@ -160,17 +164,10 @@ fn query_tokens(body: &mut String, shared: &Shared) {
     body.push_str("</table></div>\n");
 }
 
-/// Formats a duration in seconds, minutes or hours.
-fn shown(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ 0..=119 => format!("{seconds} s"),
-        seconds @ 120..=7_199 => format!("{} min", seconds / 60),
-        seconds => format!("{} h", seconds / 3_600),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

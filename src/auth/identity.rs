@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::claims::value;
 use super::keys::KeyFingerprint;
 use super::kind::KindHeader;
+use super::revocation_keys::RevocationKeys;
 use crate::policy::{Claim, ProviderSpec};
 
 /// A verified user with the claims of the token.
@@ -23,6 +24,8 @@ pub struct Identity {
     kind: KindHeader,
     /// The browser session, where a session cookie was presented.
     browser_session: Option<BrowserSession>,
+    /// Computed when they are first asked for, and remembered with the token.
+    revocation_keys: OnceLock<Box<RevocationKeys>>,
 }
 
 /// A browser session: everything from signing in with a token to signing out. A renewal issues another cookie of the
@@ -90,7 +93,16 @@ impl Identity {
         verified_by: VerifiedBy,
         kind: KindHeader,
     ) -> Self {
-        Self { provider, user_id, claims, expiry, verified_by, kind, browser_session: None }
+        Self {
+            provider,
+            user_id,
+            claims,
+            expiry,
+            verified_by,
+            kind,
+            browser_session: None,
+            revocation_keys: OnceLock::new(),
+        }
     }
 
     /// Replaces the expiry, for a session that outlives its token.
@@ -102,7 +114,13 @@ impl Identity {
     /// Marks the identity as one that came from a session cookie.
     pub(super) fn in_session(mut self, session: Option<BrowserSession>) -> Self {
         self.browser_session = session;
+        self.revocation_keys = OnceLock::new();
         self
+    }
+
+    /// The keys by which this can be revoked, computed once.
+    pub(super) fn revocation_keys(&self, compute: impl FnOnce() -> RevocationKeys) -> &RevocationKeys {
+        self.revocation_keys.get_or_init(|| Box::new(compute()))
     }
 
     /// The browser session, where a session cookie was presented.

@@ -81,6 +81,14 @@ pub enum Rejection {
     /// The user, the session or the token was revoked.
     #[error("revoked by {0}")]
     Revoked(&'static str),
+    /// What other instances have revoked is not known here.
+    #[error("{reason}")]
+    RevocationsUnknown {
+        /// Why not.
+        reason: &'static str,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The provider could not be asked.
     #[error("provider {provider} could not be asked: {reason}")]
     RemoteUnavailable {
@@ -120,15 +128,15 @@ impl Rejection {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::KeysUnavailable { retry_after, .. } | Self::RemoteUnavailable { retry_after, .. } => {
-                Some(*retry_after)
-            }
+            Self::KeysUnavailable { retry_after, .. }
+            | Self::RemoteUnavailable { retry_after, .. }
+            | Self::RevocationsUnknown { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
 
     /// All values of [`Self::outcome`], and `accepted`.
-    pub const OUTCOMES: [&str; 20] = [
+    pub const OUTCOMES: [&str; 21] = [
         "accepted",
         "malformed",
         "algorithm",
@@ -147,6 +155,7 @@ impl Rejection {
         "unusable_user",
         "no_session",
         "revoked",
+        "revocations_unknown",
         "remote_unavailable",
         "keys_unavailable",
     ];
@@ -172,6 +181,7 @@ impl Rejection {
             Self::UnusableUser(_) => "unusable_user",
             Self::NoSession { .. } => "no_session",
             Self::Revoked(_) => "revoked",
+            Self::RevocationsUnknown { .. } => "revocations_unknown",
             Self::RemoteUnavailable { .. } => "remote_unavailable",
             Self::KeysUnavailable { .. } => "keys_unavailable",
         }

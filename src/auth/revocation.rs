@@ -6,26 +6,33 @@
 //!
 //! `control` decides who may revoke, and `runtime` notifies open sessions.
 
+mod entry;
 mod file;
+mod gate;
 mod sign_outs;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::claims::numeric_date;
+use super::digest::DigestKeys;
 use super::identity::log_digest;
-use super::{BrowserSession, Identity, Rejection};
+use super::revocation_keys::{BrowserSessionKeys, RevocationKey, RevocationKeys};
+use super::{BrowserSession, Identity, Rejection, unix_seconds};
 use crate::policy::{Claim, ProviderSpec};
 
+use entry::Tally;
+pub use entry::{CopyDigest, EntryKind, NAME_BYTES, SharedEntry, TIMES_BYTES};
 pub use file::RevocationFileError;
 use file::{Record, RevocationFile};
+pub use gate::{Gate, boot_millis};
 pub use sign_outs::SignOutLimits;
-use sign_outs::{BrowserSessionKeys, RecordedSignOut, SignOuts};
+use sign_outs::{Change, RecordedSignOut, SignOuts};
 
 /// What is revoked: a user, session or token of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,16 +61,6 @@ impl RevocationTarget {
 /// Stands for the issuer in records of browser sessions; no provider's issuer is a path.
 const BROWSER_SESSIONS: &str = "/.vestibule/session";
 
-impl RevocationKeys {
-    /// Adds the browser session of the former token. A WebSocket that was opened with a session cookie ends with that
-    /// browser session even after a refresh with a token.
-    #[must_use]
-    pub fn in_browser_session_of(mut self, former: &Self) -> Self {
-        self.browser_session = self.browser_session.or(former.browser_session);
-        self
-    }
-}
-
 /// A limit is reached: nothing was revoked, and no earlier revocation was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limits.{0} is reached")]
@@ -77,6 +74,12 @@ impl LimitReached {
     }
 }
 
+/// Tells other instances of what is revoked here.
+pub trait Publish: Send + Sync {
+    /// Takes the entries that were added and those that they replaced. Resolves when the others can know them.
+    fn publish(&self, added: SharedEntry, removed: &[SharedEntry]) -> oneshot::Receiver<()>;
+}
+
 /// A revocation that is in force but not yet saved.
 #[derive(Debug)]
 #[must_use = "a revocation that is not saved is lost when the process stops"]
@@ -84,9 +87,15 @@ pub struct Revocation {
     record: Record,
     now: u64,
     file: Option<Arc<RevocationFile>>,
+    published: Option<oneshot::Receiver<()>>,
 }
 
 impl Revocation {
+    /// Resolves when other instances can know of it; `None` where there are none, or this was asked before.
+    pub fn published(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.published.take()
+    }
+
     /// Appends it to the file, if there is one, and blocks until it is on the disk.
     ///
     /// # Errors
@@ -97,43 +106,150 @@ impl Revocation {
     }
 }
 
-/// The key of a revocation: two independent hashes with random keys, so nobody can choose names whose keys collide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RevocationKey(u64, u64);
-
-/// The keys by which an identity can be revoked. An open session keeps them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RevocationKeys {
-    user: RevocationKey,
-    /// By the raw `sub`, where the user id is another claim.
-    subject: Option<RevocationKey>,
-    session: Option<RevocationKey>,
-    token: Option<RevocationKey>,
-    browser_session: Option<BrowserSessionKeys>,
-    /// The token's `iat`; a token without it counts as issued before any revocation.
-    issued_at: Option<u64>,
-    clock_skew: u64,
-}
-
 /// When something was revoked and until when that is kept, Unix seconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RevokedAt {
     at: u64,
     until: u64,
 }
 
 /// All revocations.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Revocations {
-    hashers: (RandomState, RandomState),
+    digests: DigestKeys,
     entries: RwLock<HashMap<RevocationKey, RevokedAt>>,
     /// The number of entries, so that requests need not take the lock while there are none.
     count: AtomicUsize,
     sign_outs: SignOuts,
     file: Mutex<Option<Arc<RevocationFile>>>,
+    tally: Mutex<Tally>,
+    publish: OnceLock<Box<dyn Publish>>,
+    /// Whether what is known here may be relied on.
+    pub gate: Gate,
+    /// How far the clock that all instances see is ahead of this one's, milliseconds.
+    clock_lead: AtomicU64,
+}
+
+impl std::fmt::Debug for Revocations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Revocations")
+    }
+}
+
+impl RevokedAt {
+    fn entry(self, key: RevocationKey) -> SharedEntry {
+        let owner = RevocationKey::default();
+        SharedEntry { kind: EntryKind::Revocation, owner, key, at: self.at.saturating_mul(1_000), until: self.until }
+    }
 }
 
 impl Revocations {
+    /// Without any revocation, by digests that other instances compute alike.
+    #[must_use]
+    pub fn with_keys(digests: DigestKeys) -> Self {
+        Self { digests, ..Self::default() }
+    }
+
+    /// The keys of the digests.
+    #[must_use]
+    pub fn digests(&self) -> &DigestKeys {
+        &self.digests
+    }
+
+    /// Tells other instances of each revocation and sign-out from now on, by this. The first call counts.
+    pub fn publish_by(&self, publish: Box<dyn Publish>) {
+        let _ = self.publish.set(publish);
+    }
+
+    /// Sets how far the clock that all instances see is ahead of this one's, milliseconds.
+    pub fn set_clock_lead(&self, lead: u64) {
+        self.clock_lead.store(lead, Ordering::Relaxed);
+    }
+
+    /// Adds an entry that another instance made, whatever the limits are. Returns whether that changed anything.
+    pub fn merge(&self, entry: &SharedEntry, now: u64) -> bool {
+        if entry.until <= now {
+            return false;
+        }
+        if entry.kind != EntryKind::Revocation {
+            let change = self.sign_outs.merge(entry);
+            return self.note(&change);
+        }
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let heard = RevokedAt { at: entry.at / 1_000, until: entry.until };
+        let (former, merged) = Self::merged(&entries, entry.key, heard);
+        if former == Some(merged) {
+            return false;
+        }
+        self.insert(&mut entries, entry.key, merged);
+        true
+    }
+
+    /// Every revocation and sign-out that has not expired.
+    #[must_use]
+    pub fn live(&self, now: u64) -> Vec<SharedEntry> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let live = entries.iter().filter(|(_, entry)| entry.until > now);
+        let mut live: Vec<SharedEntry> = live.map(|(key, entry)| entry.entry(*key)).collect();
+        drop(entries);
+        self.sign_outs.for_each_live(now, |entry| live.push(entry));
+        live
+    }
+
+    /// The digest of the revocations and sign-outs that end after this minute, counted from the epoch.
+    #[must_use]
+    pub fn copy_digest(&self, minute: u64) -> CopyDigest {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.forget_before(unix_seconds() / 60);
+        tally.digest(minute)
+    }
+
+    /// The entry of a revocation that is made elsewhere than in a running proxy.
+    #[must_use]
+    pub fn entry_of(&self, issuer: &str, target: &RevocationTarget, now_ms: u64, keep: Duration) -> SharedEntry {
+        let now = now_ms / 1_000;
+        RevokedAt { at: now, until: now.saturating_add(keep.as_secs()) }.entry(self.key(0, issuer, target))
+    }
+
+    /// What is known of a key, and what it is together with what is heard.
+    fn merged(
+        entries: &HashMap<RevocationKey, RevokedAt>,
+        key: RevocationKey,
+        heard: RevokedAt,
+    ) -> (Option<RevokedAt>, RevokedAt) {
+        let former = entries.get(&key).copied();
+        // A clock that was set back must not shorten a revocation.
+        let merged = former
+            .map_or(heard, |former| RevokedAt { at: heard.at.max(former.at), until: heard.until.max(former.until) });
+        (former, merged)
+    }
+
+    fn insert(&self, entries: &mut HashMap<RevocationKey, RevokedAt>, key: RevocationKey, entry: RevokedAt) {
+        let former = entries.insert(key, entry);
+        self.count.store(entries.len(), Ordering::Release);
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = former {
+            tally.remove(&former.entry(key));
+        }
+        tally.add(&entry.entry(key));
+    }
+
+    /// Keeps the digest as a change of the sign-outs makes it; returns whether there was one.
+    fn note(&self, change: &Change) -> bool {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in &change.removed {
+            tally.remove(entry);
+        }
+        if let Some(entry) = &change.added {
+            tally.add(entry);
+        }
+        change.added.is_some()
+    }
+
+    fn now_of_all(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_add(self.clock_lead.load(Ordering::Relaxed))
+    }
+
     /// Loads the revocations in a file and appends to it from now on. Returns how many were loaded.
     ///
     /// # Errors
@@ -148,9 +264,8 @@ impl Revocations {
                 continue;
             }
             let entry = RevokedAt { at: record.at, until: record.until };
-            entries.insert(self.key(&record.issuer, &record.target), entry);
+            self.insert(&mut entries, self.key(0, &record.issuer, &record.target), entry);
         }
-        self.count.store(entries.len(), Ordering::Release);
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
         Ok(count)
     }
@@ -174,23 +289,24 @@ impl Revocations {
         keep: Duration,
         limit: usize,
     ) -> Result<Revocation, LimitReached> {
-        let key = self.key(issuer, target);
-        let mut entry = RevokedAt { at: now, until: now.saturating_add(keep.as_secs()) };
+        let key = self.key(0, issuer, target);
+        let moment = self.now_of_all(now.saturating_mul(1_000)) / 1_000;
+        let heard = RevokedAt { at: moment, until: now.saturating_add(keep.as_secs()) };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(earlier) = entries.get(&key) {
-            // A clock that was set back must not shorten a revocation.
-            entry = RevokedAt { at: entry.at.max(earlier.at), until: entry.until.max(earlier.until) };
-        }
-        if !entries.contains_key(&key) && entries.len() >= limit {
+        let (former, entry) = Self::merged(&entries, key, heard);
+        if former.is_none() && entries.len() >= limit {
             entries.retain(|_, entry| entry.until > now);
             if entries.len() >= limit {
                 return Err(LimitReached("revocations"));
             }
         }
-        entries.insert(key, entry);
-        self.count.store(entries.len(), Ordering::Release);
+        self.insert(&mut entries, key, entry);
+        drop(entries);
         let (at, until) = (entry.at, entry.until);
-        Ok(self.to_write(Record { issuer: issuer.to_owned(), target: target.clone(), at, until }, now))
+        // Also one that was in force already: what was published of it before may be lost.
+        let published = self.publish.get().map(|publish| publish.publish(entry.entry(key), &[]));
+        let record = Record { issuer: issuer.to_owned(), target: target.clone(), at, until };
+        Ok(self.to_write(record, now, published))
     }
 
     /// Ends a browser session with all its cookies at `now`, milliseconds since the epoch, and keeps that until
@@ -206,30 +322,37 @@ impl Revocations {
         until: u64,
         limits: SignOutLimits,
     ) -> Result<Revocation, LimitReached> {
-        let keys = self.browser_session_keys(session);
-        let record = match self.sign_outs.end(&keys, now, until, limits).ok_or(LimitReached("sign_outs"))? {
+        let keys = self.browser_session_keys(0, session);
+        let moment = self.now_of_all(now);
+        let (kept, change) = self.sign_outs.end(&keys, moment, until, limits).ok_or(LimitReached("sign_outs"))?;
+        self.note(&change);
+        let record = match kept {
             RecordedSignOut::Session { until } => {
                 // A line has one field for an id, so it has both the owner's and the session's.
                 let target = RevocationTarget::Session(format!("{}/{}", session.owner, session.id));
-                Record { issuer: BROWSER_SESSIONS.to_owned(), target, at: now / 1_000, until }
+                Record { issuer: BROWSER_SESSIONS.to_owned(), target, at: moment / 1_000, until }
             }
             RecordedSignOut::AllBefore { until } => {
                 tracing::warn!("limits.sign_outs_per_user reached, ended all earlier browser sessions of one user");
                 Record {
                     issuer: BROWSER_SESSIONS.to_owned(),
                     target: RevocationTarget::User(session.owner.to_string()),
-                    at: now,
+                    at: moment,
                     until,
                 }
             }
         };
-        Ok(self.to_write(record, now / 1_000))
+        let entry = change.added.or_else(|| self.sign_outs.entry_of(&keys));
+        let published = self.publish.get().zip(entry).map(|(publish, entry)| publish.publish(entry, &change.removed));
+        Ok(self.to_write(record, now / 1_000, published))
     }
 
     /// Whether a browser session was ended.
     #[must_use]
     pub fn is_ended(&self, session: &BrowserSession, now: u64) -> bool {
-        self.sign_outs.has_ended(&self.browser_session_keys(session), now)
+        self.sign_outs.count() > 0
+            && (0..self.digests.len())
+                .any(|secret| self.sign_outs.has_ended(&self.browser_session_keys(secret, session), now))
     }
 
     /// The number of sign-outs, including some that have just expired.
@@ -238,39 +361,37 @@ impl Revocations {
         self.sign_outs.count()
     }
 
-    fn to_write(&self, record: Record, now: u64) -> Revocation {
+    fn to_write(&self, record: Record, now: u64, published: Option<oneshot::Receiver<()>>) -> Revocation {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Revocation { record, now, file }
+        Revocation { record, now, file, published }
     }
 
     /// Restores a sign-out from the file. To be called in the file's order.
     fn restore_sign_out(&self, record: &Record) {
-        match &record.target {
+        let (owner, id, kind, at) = match &record.target {
             RevocationTarget::Session(name) => {
                 // Earlier versions wrote ids of cookies that can no longer be decrypted.
                 let Some((owner, id)) = name.split_once('/') else { return };
-                let keys = self.browser_session_keys_of(owner, id, 0);
-                self.sign_outs.restore_session(&keys, record.until);
+                (owner, id, EntryKind::SignOut, record.at.saturating_mul(1_000))
             }
-            RevocationTarget::User(owner) => {
-                self.sign_outs.restore_all_before(
-                    self.browser_session_keys_of(owner, "", 0).owner,
-                    record.at,
-                    record.until,
-                );
-            }
-            RevocationTarget::Subject(_) | RevocationTarget::Token(_) => {}
-        }
+            RevocationTarget::User(owner) => (owner.as_str(), "", EntryKind::AllSessions, record.at),
+            RevocationTarget::Subject(_) | RevocationTarget::Token(_) => return,
+        };
+        let keys = self.browser_session_keys_of(0, owner, id, 0);
+        let key = if kind == EntryKind::SignOut { keys.session } else { RevocationKey::default() };
+        let entry = SharedEntry { kind, owner: keys.owner, key, at, until: record.until };
+        let change = self.sign_outs.merge(&entry);
+        self.note(&change);
     }
 
-    fn browser_session_keys(&self, session: &BrowserSession) -> BrowserSessionKeys {
-        self.browser_session_keys_of(&session.owner, &session.id, session.began)
+    fn browser_session_keys(&self, secret: usize, session: &BrowserSession) -> BrowserSessionKeys {
+        self.browser_session_keys_of(secret, &session.owner, &session.id, session.began)
     }
 
-    fn browser_session_keys_of(&self, owner: &str, id: &str, began: u64) -> BrowserSessionKeys {
+    fn browser_session_keys_of(&self, secret: usize, owner: &str, id: &str, began: u64) -> BrowserSessionKeys {
         BrowserSessionKeys {
-            owner: self.key(BROWSER_SESSIONS, &RevocationTarget::User(owner.to_owned())),
-            session: self.key(BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned())),
+            owner: self.key(secret, BROWSER_SESSIONS, &RevocationTarget::User(owner.to_owned())),
+            session: self.key(secret, BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned())),
             began,
         }
     }
@@ -278,19 +399,32 @@ impl Revocations {
     /// Computes the keys by which an identity can be revoked.
     #[must_use]
     pub fn keys_of(&self, identity: &Identity) -> RevocationKeys {
+        identity.revocation_keys(|| self.compute_keys(identity)).clone()
+    }
+
+    fn compute_keys(&self, identity: &Identity) -> RevocationKeys {
+        let former = (1..self.digests.len()).rev().fold(None, |former, secret| {
+            Some(Box::new(RevocationKeys { former, ..self.keys_under(secret, identity) }))
+        });
+        RevocationKeys { former, ..self.keys_under(0, identity) }
+    }
+
+    fn keys_under(&self, secret: usize, identity: &Identity) -> RevocationKeys {
         let provider = identity.provider();
         let text = |name: &str| identity.claims().get(name).and_then(Value::as_str).map(str::to_owned);
         let issuer = issuer_or_name(provider);
+        let key = |target| self.key(secret, issuer, &target);
         RevocationKeys {
-            user: self.key(issuer, &RevocationTarget::User(identity.user_id().to_owned())),
+            user: key(RevocationTarget::User(identity.user_id().to_owned())),
             subject: (provider.user_id != Claim::Name("sub".to_owned()))
-                .then(|| text("sub").map(|sub| self.key(issuer, &RevocationTarget::Subject(sub))))
+                .then(|| text("sub").map(|sub| key(RevocationTarget::Subject(sub))))
                 .flatten(),
-            session: text("sid").map(|sid| self.key(issuer, &RevocationTarget::Session(sid))),
-            token: text("jti").map(|jti| self.key(issuer, &RevocationTarget::Token(jti))),
-            browser_session: identity.browser_session().map(|session| self.browser_session_keys(session)),
+            session: text("sid").map(|sid| key(RevocationTarget::Session(sid))),
+            token: text("jti").map(|jti| key(RevocationTarget::Token(jti))),
+            browser_session: identity.browser_session().map(|session| self.browser_session_keys(secret, session)),
             issued_at: numeric_date(identity.claims(), "iat", f64::floor).ok().flatten(),
             clock_skew: provider.clock_skew.as_secs(),
+            former: None,
         }
     }
 
@@ -315,7 +449,20 @@ impl Revocations {
         if keys.session.as_ref().and_then(in_force).is_some() {
             return Some("sid");
         }
-        keys.token.as_ref().and_then(in_force).map(|_| "jti")
+        if keys.token.as_ref().and_then(in_force).is_some() {
+            return Some("jti");
+        }
+        drop(entries);
+        keys.former.as_ref().and_then(|former| self.revoked(former, now))
+    }
+
+    /// Admits an identity that is not revoked, as far as what is known here of revocations may be relied on.
+    ///
+    /// # Errors
+    /// [`Rejection::Revoked`], or [`Rejection::RevocationsUnknown`].
+    pub fn admit(&self, identity: &Identity, now: u64) -> Result<(), Rejection> {
+        self.gate.check()?;
+        self.check(identity, now)
     }
 
     /// Rejects a revoked identity.
@@ -326,15 +473,22 @@ impl Revocations {
         if self.is_empty() {
             return Ok(());
         }
-        self.revoked(&self.keys_of(identity), now).map_or(Ok(()), |by| Err(Rejection::Revoked(by)))
+        let keys = identity.revocation_keys(|| self.compute_keys(identity));
+        self.revoked(keys, now).map_or(Ok(()), |by| Err(Rejection::Revoked(by)))
     }
 
     fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0 && self.sign_outs.count() == 0
     }
 
-    fn key(&self, issuer: &str, target: &RevocationTarget) -> RevocationKey {
-        RevocationKey(self.hashers.0.hash_one((issuer, target)), self.hashers.1.hash_one((issuer, target)))
+    fn key(&self, secret: usize, issuer: &str, target: &RevocationTarget) -> RevocationKey {
+        let (kind, id) = match target {
+            RevocationTarget::User(id) => ("user", id),
+            RevocationTarget::Subject(id) => ("subject", id),
+            RevocationTarget::Session(id) => ("session", id),
+            RevocationTarget::Token(id) => ("token", id),
+        };
+        RevocationKey(self.digests.with(secret, &[kind.as_bytes(), issuer.as_bytes(), id.as_bytes()]))
     }
 }
 
@@ -351,7 +505,7 @@ mod tests {
     const KEEP: Duration = Duration::from_secs(60);
 
     fn example_keys(of: &Revocations, issued_at: Option<u64>) -> RevocationKeys {
-        let key = |target| of.key("https://i", &target);
+        let key = |target| of.key(0, "https://i", &target);
         RevocationKeys {
             user: key(RevocationTarget::User("alice".into())),
             subject: None,
@@ -360,6 +514,7 @@ mod tests {
             browser_session: None,
             issued_at,
             clock_skew: 5,
+            former: None,
         }
     }
 

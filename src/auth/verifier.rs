@@ -354,7 +354,7 @@ impl Verifier {
             trace.step("remote", format_args!("the provider confirms it"));
         }
         // Checked last, so that a revocation that arrives while the provider is asked takes effect.
-        self.revocations.check(identity, presented.now)
+        self.revocations.admit(identity, presented.now)
     }
 
     /// Asks a provider again about an open session.

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::set_cookie::cookie_line;
-use super::sign_out::{PROVIDER_WAIT, SignOutScope, end_at_provider, end_session, sign_out};
+use super::sign_out::{PROVIDER_WAIT, SignOutScope, end_at_provider, end_former_session, sign_out};
 use crate::auth::token::Extracted;
 use crate::auth::{BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, allow, unix_millis, unix_seconds};
 use crate::authenticate::verify;
@@ -35,10 +35,13 @@ pub async fn serve(
     own.check_state_change(&runtime.policy)?;
     let mut answer = if method == Method::DELETE {
         let (cookies, name) = own.take_sessions(&runtime.policy);
-        sign_out(shared, runtime, &cookies, SignOutScope::Local, own.client(), line).await?;
+        let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
+        sign_out(shared, runtime, &cookies, SignOutScope::Local, own.client(), line)
+            .await
+            .map_err(|refusal| refusal.taking_back(gone.clone()))?;
         let mut answer = Response::new(ResponseBody::own(""));
         *answer.status_mut() = StatusCode::NO_CONTENT;
-        if let Some(gone) = name.as_deref().and_then(|name| cookie_line(name, "", 0)) {
+        if let Some(gone) = gone {
             answer.headers_mut().insert(SET_COOKIE, gone);
         }
         answer
@@ -87,7 +90,7 @@ async fn begin(
     let now = unix_seconds();
     // One that began with a sign-in is another session than one made of a token: it ends where this one begins.
     if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {
-        end_session(shared, runtime, &session).await?;
+        end_former_session(shared, runtime, &session).await?;
         end_at_provider(shared, runtime, &session, Instant::now() + PROVIDER_WAIT).await;
     }
     let issued = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;

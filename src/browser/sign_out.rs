@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::auth::login::{Login, LoginSession};
 use crate::auth::{BrowserSession, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
 use crate::http::{ClientAddress, Refusal};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{NotSaved, Runtime, Shared};
 use crate::telemetry::{AccessLine, Audit, AuditEvent, LogoutOutcome, in_current_request};
 
 /// The longest that an answer waits for providers; what they have not answered by then goes on in the background.
@@ -59,6 +59,7 @@ pub(super) async fn sign_out(
             ..Audit::default()
         };
         match &ended {
+            Err(refusal) if refusal.is_in_force => audit.log(AuditEvent::SignOut),
             Ok(()) => audit.log(AuditEvent::SignOut),
             Err(refusal) => {
                 Audit { reason: Some(&refusal.reason), ..audit }.log(AuditEvent::SignOutFailed);
@@ -68,7 +69,10 @@ pub(super) async fn sign_out(
             line.user.clone_from(&user);
         }
         if let Err(refusal) = ended {
-            failure.get_or_insert(refusal);
+            // One that goes on weighs more than one that others hear of later.
+            if failure.as_ref().is_none_or(|failure: &Refusal| failure.is_in_force) {
+                failure = Some(refusal);
+            }
             continue;
         }
         let login = verifier.login_session_of(cookie).and_then(|_| verifier.logins()?.get(&provider));
@@ -112,12 +116,31 @@ pub(super) async fn end_session(shared: &Shared, runtime: &Runtime, session: &Br
     }
     let Some(revocation) = revocation else { return Ok(()) };
     shared.enforce_and_save(vec![revocation]).await.map_err(|error| {
-        tracing::error!(
-            error,
-            "control.revocation_file could not be written; a session is ended until this process ends"
-        );
-        Refusal::not_signed_out("control.revocation_file could not be written")
+        error.log();
+        not_saved(&error)
     })
+}
+
+/// The answer where the end of a session, or a logout, is in force here and that is all.
+pub(super) fn not_saved(error: &NotSaved) -> Refusal {
+    match error {
+        NotSaved::File(_) => Refusal::not_signed_out("control.revocation_file could not be written"),
+        NotSaved::NotShared => Refusal::not_shared(),
+    }
+}
+
+/// Ends a session whose place a new one takes. Where other instances hear of that later the new one begins all the same.
+///
+/// # Errors
+/// 503 when that could not be recorded.
+pub(super) async fn end_former_session(
+    shared: &Shared,
+    runtime: &Runtime,
+    session: &BrowserSession,
+) -> Result<(), Refusal> {
+    end_session(shared, runtime, session)
+        .await
+        .or_else(|refusal| if refusal.is_in_force { Ok(()) } else { Err(refusal) })
 }
 
 /// Drops the record of a session that has ended, and revokes its refresh token at the provider. Waits until `deadline`;

@@ -8,6 +8,7 @@ use super::{CheckArguments, USAGE, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Names, Policy, summary};
 use crate::reload::LoadedPolicy;
+use crate::shared;
 
 pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     let LoadedPolicy { policy, name, .. } = match policy(&arguments.config, |_| Vec::new()) {
@@ -40,13 +41,24 @@ async fn online(policy: &Policy) -> ExitCode {
         if let Some(login) = policy.browser.logins.iter().find(|login| login.name == provider.name) {
             auth::login::inspect(login, &mut inspection).await;
         }
-        for found in inspection.found {
-            print_line(format_args!("  online      {}: {found}", provider.name));
-        }
-        for problem in inspection.problems {
-            failed = true;
-            print_line(format_args!("  PROBLEM     {}: {problem}", provider.name));
-        }
+        failed |= print_inspection(&provider.name, inspection);
+    }
+    if let Some(spec) = &policy.shared {
+        let mut inspection = Inspection::default();
+        shared::inspect(spec, &mut inspection).await;
+        failed |= print_inspection("shared", inspection);
     }
     if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }
+}
+
+/// Prints what was found; returns whether there was a problem.
+fn print_inspection(what: &str, inspection: Inspection) -> bool {
+    for found in inspection.found {
+        print_line(format_args!("  online      {what}: {found}"));
+    }
+    let has_problem = !inspection.problems.is_empty();
+    for problem in inspection.problems {
+        print_line(format_args!("  PROBLEM     {what}: {problem}"));
+    }
+    has_problem
 }

@@ -20,6 +20,7 @@ use crate::drain::DrainTimes;
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy, UpstreamAddress};
 use crate::runtime::Shared;
+use crate::shared::EngineError;
 use crate::telemetry::{self, Format};
 
 /// How many ports are tried when the first is in use.
@@ -35,6 +36,8 @@ enum Failure {
     Bind(#[from] ListenError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error(transparent)]
+    Shared(#[from] EngineError),
     #[error("--upstream {upstream}: {message}")]
     Upstream {
         /// Without its query, which may hold a secret.
@@ -87,7 +90,7 @@ async fn run(arguments: &DemoArguments) -> Result<(), Failure> {
 
 async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str)) -> Result<(), Failure> {
     let url = listeners.addresses().first().cloned().unwrap_or_default();
-    let shared = Arc::new(Shared::start(policy, Revocations::default()));
+    let shared = Arc::new(Shared::start(policy, Revocations::default())?);
     listeners.serve(&shared)?;
     for (_, keys) in shared.current().verifier.providers() {
         keys.first_attempt().await;

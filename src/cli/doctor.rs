@@ -2,7 +2,8 @@
 //! for common mistakes of deployment. Each line of its output says what was tried, what was found, and what to do.
 //!
 //! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a time
-//! limit, and no secret but the token of `--token-file`. `proxy` and `sign_in` test the proxy; `isolation` and
+//! limit, and no secret but the token of `--token-file`. Where instances share it revokes a session that nobody has.
+//! `proxy` and `sign_in` test the proxy; `isolation` and
 //! `listeners` test what could be reached around it.
 
 mod isolation;
@@ -10,6 +11,7 @@ mod listeners;
 mod paths;
 mod probe;
 mod proxy;
+mod shared;
 mod sign_in;
 
 use std::process::ExitCode;
@@ -134,6 +136,7 @@ async fn run_checks(name: &str, target: &Target<'_>) -> ExitCode {
     }
     lines.extend(isolation::run_checks(target, &paths).await);
     lines.extend(listeners::run_checks(target).await);
+    lines.extend(shared::run_checks(target).await);
     report(&lines)
 }
 

@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::executor::executor;
 use super::{RunArguments, USAGE, descriptors, dev_key, fail, policy, print_line};
 use crate::admin::Admin;
+use crate::auth::digest::DigestKeys;
 use crate::auth::{RevocationFileError, Revocations, unix_seconds};
 use crate::config::{Loaded, Report};
 use crate::control::Control;
@@ -83,7 +84,10 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let addresses = listeners.addresses();
-    let shared = Arc::new(Shared::start(policy, revocations));
+    let shared = match Shared::start(policy, revocations) {
+        Ok(shared) => Arc::new(shared),
+        Err(error) => return fail(&error, 1),
+    };
     if let Err(error) = listeners.serve(&shared) {
         return fail(&error, 1);
     }
@@ -104,6 +108,9 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
     telemetry::flush();
     tokio::select! {
         done = shared.drain.run(times) => {
+            if let Some(instances) = &shared.instances {
+                instances.flush(instances.timeout() * 4).await;
+            }
             if done {
                 tracing::info!("drained");
             } else {
@@ -118,7 +125,8 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
 
 /// Loads the revocations of earlier runs.
 fn revocations(policy: &Policy) -> Result<Revocations, RevocationFileError> {
-    let revocations = Revocations::default();
+    let keys = policy.shared.as_ref().and_then(|shared| DigestKeys::derived(&shared.secrets, &shared.name));
+    let revocations = Revocations::with_keys(keys.unwrap_or_default());
     if let Some(path) = policy.control.as_ref().and_then(|control| control.revocation_file.as_ref()) {
         let count =
             revocations.attach_file(path, policy.limits.revocations + policy.limits.sign_outs, unix_seconds())?;

@@ -19,9 +19,10 @@ use super::finding::{Finding, Place};
 use super::tree::{Key, Node, Value, join};
 
 /// Structs that may be written as a single value, and the key that value stands for.
-pub(super) const SHORT_FORMS: [(&str, &str); 5] = [
+pub(super) const SHORT_FORMS: [(&str, &str); 6] = [
     ("TokenToWebSocket", "form"),
     ("Upstream", "url"),
+    ("SharedState", "url"),
     ("Listen", "address"),
     ("HeaderClaim", "claim"),
     ("DialectChoice", "name"),

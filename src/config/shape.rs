@@ -8,6 +8,7 @@ mod limits;
 mod login;
 mod operation;
 mod provider;
+mod shared;
 mod token_from;
 mod upstream;
 mod websocket;
@@ -22,6 +23,7 @@ pub use limits::Limits;
 pub use login::{ClaimsFrom, ClientAuth, Login, LoginPrompt, Logins, LogoutScope, Pushed, Renew};
 pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFormat, LogLevel};
 pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
+pub use shared::{OnLoss, SharedState};
 pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
 pub use upstream::{Credential, HostHeader, Toggle, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls};
 pub use websocket::{
@@ -52,6 +54,9 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// The listener on which revocations and the drain are requested. null: none.
     pub control: Option<Control>,
+    /// What several instances tell each other, through Redis or Valkey. null: nothing. The URL alone may be written in
+    /// place of the mapping. A change needs a restart.
+    pub shared: Option<SharedState>,
     /// The server behind the proxy. The URL alone may be written in place of the mapping.
     pub upstream: Option<Upstream>,
     /// The identity providers whose tokens are accepted.
@@ -99,6 +104,7 @@ impl Default for Config {
             origins: Vec::new(),
             admin: Some(Admin::default()),
             control: None,
+            shared: None,
             upstream: None,
             providers: Vec::new(),
             shared_user_ids: false,

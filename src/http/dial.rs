@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 
 use super::socket::set_tcp_options;
 use super::{Socket, UpstreamError};
-use crate::policy::{UpstreamAddress, UpstreamSpec, UpstreamTls};
+use crate::policy::{CertificateAuthority, UpstreamAddress, UpstreamSpec, UpstreamTls};
 
 /// Opens connections to one upstream.
 pub(super) struct UpstreamConnector {
@@ -68,12 +68,22 @@ impl std::fmt::Debug for UpstreamConnector {
     }
 }
 
-/// Makes a TLS client that trusts the system's certificate authorities and those of the configured file, and offers
-/// HTTP/1.1 only.
+/// Makes the TLS client of an upstream, which offers HTTP/1.1 only.
 fn tls_connector(tls: &UpstreamTls) -> Result<(TlsConnector, ServerName<'static>), String> {
+    let connector = tls_client(tls.authority.as_ref(), &[b"http/1.1"])?;
+    let name = ServerName::try_from(tls.server_name.clone()).map_err(|error| error.to_string())?;
+    Ok((connector, name))
+}
+
+/// Makes a TLS client that trusts the system's certificate authorities and those of the configured file, and offers
+/// these application protocols.
+///
+/// # Errors
+/// Why the client cannot be made.
+pub fn tls_client(authority: Option<&CertificateAuthority>, protocols: &[&[u8]]) -> Result<TlsConnector, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut extra_roots = Vec::new();
-    if let Some(authority) = &tls.authority {
+    if let Some(authority) = authority {
         for certificate in CertificateDer::pem_slice_iter(&authority.pem) {
             extra_roots.push(certificate.map_err(|error| format!("{}: {error}", authority.file.display()))?);
         }
@@ -86,7 +96,6 @@ fn tls_connector(tls: &UpstreamTls) -> Result<(TlsConnector, ServerName<'static>
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let name = ServerName::try_from(tls.server_name.clone()).map_err(|error| error.to_string())?;
-    Ok((TlsConnector::from(Arc::new(config)), name))
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(TlsConnector::from(Arc::new(config)))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 
 use super::UpstreamError;
 use super::cors::not_in_origins;
@@ -47,6 +48,10 @@ pub struct Refusal {
     pub retry_after: Option<u64>,
     /// The value of `Allow`.
     pub allow: Option<&'static str>,
+    /// A cookie that the answer takes back.
+    pub set_cookie: Option<HeaderValue>,
+    /// Whether what was asked for is in force at this instance all the same.
+    pub is_in_force: bool,
     /// Whether the connection closes after the response.
     pub close: bool,
     /// The detailed reason, for the log only.
@@ -68,6 +73,8 @@ impl Refusal {
             challenge: Challenge::Absent,
             retry_after: None,
             allow: None,
+            set_cookie: None,
+            is_in_force: false,
             close: false,
             reason: String::new(),
             outcome: code,
@@ -160,7 +167,9 @@ impl Refusal {
                     .because(rejection.to_string())
                     .with_outcome(rejection.outcome())
             }
-            Rejection::KeysUnavailable { retry_after, .. } | Rejection::RemoteUnavailable { retry_after, .. } => {
+            Rejection::KeysUnavailable { retry_after, .. }
+            | Rejection::RemoteUnavailable { retry_after, .. }
+            | Rejection::RevocationsUnknown { retry_after, .. } => {
                 let mut refusal = Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "auth_unavailable",
@@ -256,6 +265,20 @@ impl Refusal {
             .because(format!("not signed out: {reason}"));
         refusal.retry_after = Some(5);
         refusal
+    }
+
+    /// Nobody is signed in here any more, and other instances do not know it yet.
+    #[must_use]
+    pub fn not_shared() -> Self {
+        let refusal =
+            Self::not_signed_out("in force at this instance and queued; the shared state could not be written");
+        Self { is_in_force: true, ..refusal }
+    }
+
+    /// The same with a cookie that the answer takes back, where what was asked for is in force.
+    #[must_use]
+    pub fn taking_back(self, cookie: Option<HeaderValue>) -> Self {
+        if self.is_in_force { Self { set_cookie: cookie, ..self } } else { self }
     }
 
     /// A session cookie would be sent unencrypted over a network.

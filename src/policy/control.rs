@@ -47,6 +47,12 @@ impl std::fmt::Display for ControlSpec {
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Policy {
+    /// How long a revocation is kept.
+    #[must_use]
+    pub fn revocation_keep(&self) -> Duration {
+        self.control.as_ref().map_or(KEEP, |control| control.revocation_keep)
+    }
+
     /// How long a logout that the provider reports is remembered for the sake of this issuer's Bearer tokens, whose life
     /// nothing here limits: as long as other revocations. Zero where sign-in alone uses the issuer.
     #[must_use]
@@ -55,11 +61,7 @@ impl Policy {
             let for_sign_in_alone = matches!(&provider.audience, Audience::OneOf(names) if names.is_empty());
             provider.issuer.as_deref() == Some(issuer) && !for_sign_in_alone
         });
-        if takes_bearer {
-            self.control.as_ref().map_or(KEEP, |control| control.revocation_keep)
-        } else {
-            Duration::ZERO
-        }
+        if takes_bearer { self.revocation_keep() } else { Duration::ZERO }
     }
 }
 

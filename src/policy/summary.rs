@@ -38,6 +38,9 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     if let Some(control) = &policy.control {
         line("control", control.to_string());
     }
+    if let Some(shared) = &policy.shared {
+        line("shared", shared.to_string());
+    }
     match &policy.hosts {
         Hosts::Any => line("hosts", "any".to_owned()),
         Hosts::Listed { names, loopback } => {

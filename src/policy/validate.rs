@@ -72,6 +72,7 @@ impl Check {
         let mut browser = self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), known);
         self.sign_in_is_open(&browser, &routes, public_url.as_ref());
         browser.sign_in_with(logins);
+        let shared = config.shared.as_ref().and_then(|shared| self.shared(shared, browser.session.as_ref()));
         self.check_quiet_paths(&config.log);
         let longest_message = routes.iter().map(|route| route.websocket.message_bytes).max().unwrap_or_default();
         let memory = self.limits(&config.limits, longest_message);
@@ -93,6 +94,7 @@ impl Check {
             origins,
             admin,
             control,
+            shared,
             upstreams: upstreams?,
             providers,
             assertion,

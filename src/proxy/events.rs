@@ -20,7 +20,7 @@ pub(super) fn abort_signal(
     grace: Duration,
 ) -> Option<AbortSignal> {
     // Browser sessions end by sign-out, also without a control listener.
-    let can_revoke = policy.control.is_some() || identity.browser_session().is_some();
+    let can_revoke = shared.can_revoke() || identity.browser_session().is_some();
     let revocation_keys = can_revoke.then(|| shared.revocations.keys_of(identity));
     let expires = match identity.expiry() {
         Expiry::At(at) if policy.events_end_with_token => Some(at),

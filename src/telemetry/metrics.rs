@@ -1,10 +1,12 @@
 //! The metrics for Prometheus, with their names, labels and initial values. No label is a user, an address, a path or
 //! anything else that a client chooses.
 
+mod collected;
 mod credentials;
 mod logins;
 mod process;
 mod requests;
+mod shared;
 mod sockets;
 
 use std::fmt;
@@ -22,6 +24,7 @@ pub(super) use credentials::Credentials;
 pub(super) use logins::LoginMetrics;
 pub use logins::{LogoutOutcome, RenewalOutcome, SignInOutcome};
 pub(super) use requests::Requests;
+pub(super) use shared::SharedMetrics;
 pub use sockets::PassedBytes;
 pub(super) use sockets::Sockets;
 
@@ -83,6 +86,8 @@ pub struct Metrics {
     pub logins: LoginMetrics,
     /// The metrics of requests.
     pub requests: Requests,
+    /// The metrics of the state that instances share.
+    pub shared: SharedMetrics,
     /// The metrics of `WebSockets`.
     pub sockets: Sockets,
     limited: Family<Limit, Counter>,
@@ -99,6 +104,7 @@ impl Default for Metrics {
         let registry = all.sub_registry_with_prefix("vestibule");
         let (credentials, requests) = (Credentials::registered(registry), Requests::registered(registry));
         let (sockets, logins) = (Sockets::registered(registry), LoginMetrics::registered(registry));
+        let shared = SharedMetrics::registered(registry);
         let (limited, connections) = (Family::<Limit, Counter>::default(), Family::<OfListener, Gauge>::default());
         let (reloads, config) = (Family::<Outcome, Counter>::default(), Family::<Version, Gauge>::default());
         let (build, draining) = (Family::<Build, Gauge>::default(), Gauge::default());
@@ -115,7 +121,19 @@ impl Default for Metrics {
         registry.register("config_info", "The current configuration", config.clone());
         registry.register("build_info", "Version and revision of this program", build);
         registry.register("draining", "Whether the process is draining", draining.clone());
-        Self { registry: all, credentials, logins, requests, sockets, limited, connections, reloads, config, draining }
+        Self {
+            registry: all,
+            credentials,
+            logins,
+            requests,
+            shared,
+            sockets,
+            limited,
+            connections,
+            reloads,
+            config,
+            draining,
+        }
     }
 }
 

@@ -117,7 +117,7 @@ impl Credential {
         let grace = spec.revalidate_grace;
         let revalidation = interval
             .and_then(|interval| Some(Box::new(RevalidationPlan { check: verified.remote_check()?, interval, grace })));
-        let can_revoke = shared.current().policy.control.is_some() || identity.browser_session().is_some();
+        let can_revoke = shared.can_revoke() || identity.browser_session().is_some();
         Self {
             is_open_ended,
             clock_skew: provider.clock_skew,

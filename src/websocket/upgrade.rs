@@ -272,7 +272,7 @@ mod tests {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
         let config = crate::config::load_yaml(yaml).expect("loads").config;
         let policy = crate::policy::validate(&config).expect("valid");
-        let shared = Arc::new(Shared::start(policy, Revocations::default()));
+        let shared = Arc::new(Shared::start(policy, Revocations::default()).expect("starts"));
         let runtime = shared.current();
         let (connection, reservation) =
             shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");

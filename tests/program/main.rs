@@ -40,6 +40,7 @@ mod reload;
 mod remote;
 mod request_fields;
 mod sessions;
+mod shared;
 mod shutdown;
 mod strangers;
 mod transport;

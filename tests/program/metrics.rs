@@ -238,6 +238,9 @@ async fn the_documents_name_every_metric_and_no_other() {
     let rows: String = written.lines().filter(|line| line.starts_with("| `")).collect();
     // Of a provider that is asked.
     served.extend(["vestibule_remote_checks_total", "vestibule_remote_check_duration_seconds"].map(str::to_owned));
+    // Of instances that share, whose tests read them.
+    let of_shared = ["up", "lag_seconds", "instances", "entries_refused_total", "resyncs_total"];
+    served.extend(of_shared.map(|name| format!("vestibule_shared_{name}")));
     // Of sign-in by OpenID Connect, whose tests read them.
     served.extend(
         ["vestibule_sign_ins_total", "vestibule_session_renewals_total", "vestibule_logouts_total"].map(str::to_owned),

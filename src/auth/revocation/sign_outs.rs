@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use super::RevocationKey;
+use super::entry::{EntryKind, SharedEntry};
+use crate::auth::revocation_keys::{BrowserSessionKeys, RevocationKey};
 
 /// Limits on the number of sign-outs that are kept.
 #[derive(Clone, Copy, Debug)]
@@ -14,15 +15,6 @@ pub struct SignOutLimits {
     pub all: usize,
     /// For one user, `limits.sign_outs_per_user`.
     pub per_user: usize,
-}
-
-/// The keys by which a browser session is ended. A WebSocket that was opened with its cookie keeps them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BrowserSessionKeys {
-    pub(super) owner: RevocationKey,
-    pub(super) session: RevocationKey,
-    /// Milliseconds since the epoch.
-    pub(super) began: u64,
 }
 
 /// The entry that a sign-out created, and until when it is kept, Unix seconds.
@@ -34,13 +26,39 @@ pub(super) enum RecordedSignOut {
     AllBefore { until: u64 },
 }
 
+/// The entries that a sign-out added, and those that it replaced.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    pub(super) added: Option<SharedEntry>,
+    pub(super) removed: Vec<SharedEntry>,
+}
+
+/// When something ended, milliseconds since the epoch, and until when that is kept, Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct EndedAt {
+    at: u64,
+    until: u64,
+}
+
+impl EndedAt {
+    /// The later moment and the later end of two: a clock that was set back must not shorten an earlier sign-out.
+    fn merged(self, other: Self) -> Self {
+        Self { at: self.at.max(other.at), until: self.until.max(other.until) }
+    }
+
+    /// Whether an entry that ends all sessions says more than this.
+    fn is_covered_by(self, all: Self) -> bool {
+        self.at <= all.at && self.until <= all.until
+    }
+}
+
 /// The sign-outs of one user.
 #[derive(Debug, Default)]
 struct UserSignOuts {
-    /// Ends all sessions begun until this moment, milliseconds since the epoch; with the time until which that is kept.
-    before: Option<(u64, u64)>,
-    /// Single sessions, each with the time until which its entry is kept.
-    sessions: Vec<(RevocationKey, u64)>,
+    /// Ends all sessions begun until its moment.
+    before: Option<EndedAt>,
+    /// Single sessions.
+    sessions: Vec<(RevocationKey, EndedAt)>,
 }
 
 impl UserSignOuts {
@@ -50,9 +68,60 @@ impl UserSignOuts {
 
     /// Removes expired entries.
     fn remove_expired(&mut self, now: u64) {
-        self.sessions.retain(|(_, until)| *until > now);
-        self.before = self.before.filter(|(_, until)| *until > now);
+        self.sessions.retain(|(_, ended)| ended.until > now);
+        self.before = self.before.filter(|ended| ended.until > now);
     }
+
+    fn entries(&self, owner: RevocationKey) -> impl Iterator<Item = SharedEntry> {
+        let sessions = self.sessions.iter().map(move |(session, ended)| single(owner, *session, *ended));
+        sessions.chain(self.before.map(|ended| all_before(owner, ended)))
+    }
+
+    /// Adds an entry, wherever it comes from: the result does not depend on the order in which entries come.
+    fn merge(&mut self, entry: &SharedEntry) -> Change {
+        let (owner, ended) = (entry.owner, EndedAt { at: entry.at, until: entry.until });
+        let mut change = Change::default();
+        if entry.kind == EntryKind::AllSessions {
+            let merged = self.before.map_or(ended, |known| known.merged(ended));
+            if self.before == Some(merged) {
+                return change;
+            }
+            change.removed.extend(self.before.map(|known| all_before(owner, known)));
+            self.before = Some(merged);
+            change.added = Some(all_before(owner, merged));
+            self.sessions.retain(|(session, known)| {
+                let is_covered = known.is_covered_by(merged);
+                if is_covered {
+                    change.removed.push(single(owner, *session, *known));
+                }
+                !is_covered
+            });
+            return change;
+        }
+        if self.before.is_some_and(|all| ended.is_covered_by(all)) {
+            return change;
+        }
+        if let Some((_, known)) = self.sessions.iter_mut().find(|(session, _)| *session == entry.key) {
+            let merged = known.merged(ended);
+            if *known != merged {
+                change.removed.push(single(owner, entry.key, *known));
+                change.added = Some(single(owner, entry.key, merged));
+                *known = merged;
+            }
+        } else {
+            self.sessions.push((entry.key, ended));
+            change.added = Some(single(owner, entry.key, ended));
+        }
+        change
+    }
+}
+
+fn single(owner: RevocationKey, key: RevocationKey, EndedAt { at, until }: EndedAt) -> SharedEntry {
+    SharedEntry { kind: EntryKind::SignOut, owner, key, at, until }
+}
+
+fn all_before(owner: RevocationKey, EndedAt { at, until }: EndedAt) -> SharedEntry {
+    SharedEntry { kind: EntryKind::AllSessions, owner, key: RevocationKey::default(), at, until }
 }
 
 /// All sign-outs.
@@ -77,8 +146,8 @@ impl SignOuts {
         }
         let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
         by_owner.get(&of.owner).is_some_and(|owned| {
-            owned.before.is_some_and(|(at, until)| until > now && of.began <= at)
-                || owned.sessions.iter().any(|(session, until)| *session == of.session && *until > now)
+            owned.before.is_some_and(|all| all.until > now && of.began <= all.at)
+                || owned.sessions.iter().any(|(session, ended)| *session == of.session && ended.until > now)
         })
     }
 
@@ -89,13 +158,16 @@ impl SignOuts {
         now_ms: u64,
         until: u64,
         limits: SignOutLimits,
-    ) -> Option<RecordedSignOut> {
+    ) -> Option<(RecordedSignOut, Change)> {
         let now = now_ms / 1_000;
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let known = by_owner.get_mut(&of.owner);
-        if let Some((_, known)) = known.and_then(|owned| owned.sessions.iter_mut().find(|(id, _)| *id == of.session)) {
-            *known = until.max(*known);
-            return Some(RecordedSignOut::Session { until: *known });
+        if let Some(owned) = known
+            && owned.sessions.iter().any(|(id, _)| *id == of.session)
+        {
+            let change = owned.merge(&single(of.owner, of.session, EndedAt { at: now_ms, until }));
+            let kept = owned.sessions.iter().find(|(id, _)| *id == of.session).map(|(_, ended)| ended.until);
+            return Some((RecordedSignOut::Session { until: kept.unwrap_or(until) }, change));
         }
         let mut count = self.count();
         if count >= limits.all {
@@ -115,36 +187,46 @@ impl SignOuts {
         let owned = by_owner.entry(of.owner).or_default();
         count -= owned.len();
         owned.remove_expired(now);
-        let kept = if owned.sessions.len() >= limits.per_user {
-            let untils = owned.sessions.iter().map(|(_, until)| *until).chain(owned.before.map(|(_, until)| until));
-            let until = untils.fold(until, u64::max);
-            // A clock that was set back must not shorten an earlier sign-out.
-            let at = owned.before.map_or(now_ms, |(at, _)| at.max(now_ms)).max(of.began);
-            *owned = UserSignOuts { before: Some((at, until)), sessions: Vec::new() };
-            RecordedSignOut::AllBefore { until }
+        let (kept, change) = if owned.sessions.len() >= limits.per_user {
+            let first = EndedAt { at: now_ms.max(of.began), until };
+            let all = owned.sessions.iter().map(|(_, ended)| *ended).chain(owned.before);
+            // Of another instance's the moment may lie ahead of this clock.
+            let all = all.fold(first, EndedAt::merged);
+            (RecordedSignOut::AllBefore { until: all.until }, owned.merge(&all_before(of.owner, all)))
         } else {
-            owned.sessions.push((of.session, until));
-            RecordedSignOut::Session { until }
+            let ended = EndedAt { at: now_ms, until };
+            (RecordedSignOut::Session { until }, owned.merge(&single(of.owner, of.session, ended)))
         };
         count += owned.len();
         self.count.store(count, Ordering::Release);
-        Some(kept)
+        Some((kept, change))
     }
 
-    /// Restores the sign-out of one session from the file.
-    pub(super) fn restore_session(&self, of: &BrowserSessionKeys, until: u64) {
+    /// Adds an entry from the file or from another instance, whatever the limits are.
+    pub(super) fn merge(&self, entry: &SharedEntry) -> Change {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
-        by_owner.entry(of.owner).or_default().sessions.push((of.session, until));
-        self.count.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Restores the sign-out of all sessions of a user from the file.
-    pub(super) fn restore_all_before(&self, owner: RevocationKey, at: u64, until: u64) {
-        let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
-        let owned = by_owner.entry(owner).or_default();
+        let owned = by_owner.entry(entry.owner).or_default();
         let former = owned.len();
-        owned.before = Some((at, until));
-        self.count.fetch_add(owned.len() - former, Ordering::AcqRel);
+        let change = owned.merge(entry);
+        let count = self.count().saturating_sub(former) + owned.len();
+        self.count.store(count, Ordering::Release);
+        change
+    }
+
+    /// The entry that ends a session, if there is one.
+    pub(super) fn entry_of(&self, of: &BrowserSessionKeys) -> Option<SharedEntry> {
+        let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
+        let owned = by_owner.get(&of.owner)?;
+        let (_, ended) = owned.sessions.iter().find(|(session, _)| *session == of.session)?;
+        Some(single(of.owner, of.session, *ended))
+    }
+
+    /// Calls this with each entry that has not expired.
+    pub(super) fn for_each_live(&self, now: u64, mut f: impl FnMut(SharedEntry)) {
+        let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
+        for (owner, owned) in &*by_owner {
+            owned.entries(*owner).filter(|entry| entry.until > now).for_each(&mut f);
+        }
     }
 }
 
@@ -154,19 +236,29 @@ mod tests {
 
     const LIMITS: SignOutLimits = SignOutLimits { all: 10, per_user: 3 };
 
+    fn key(number: u64) -> RevocationKey {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        RevocationKey(crate::auth::digest::Digest(bytes))
+    }
+
+    fn end(ended: &SignOuts, of: &BrowserSessionKeys, now: u64, until: u64) -> Option<RecordedSignOut> {
+        ended.end(of, now, until, LIMITS).map(|(kept, _)| kept)
+    }
+
     fn session(owner: u64, id: u64, began: u64) -> BrowserSessionKeys {
-        BrowserSessionKeys { owner: RevocationKey(owner, 0), session: RevocationKey(id, 1), began }
+        BrowserSessionKeys { owner: key(owner), session: key(id + 100), began }
     }
 
     #[test]
     fn beyond_a_user_s_limit_one_entry_ends_all_sessions_begun_before() {
         let ended = SignOuts::default();
         for id in 0..3 {
-            let kept = ended.end(&session(1, id, 100), 5_000, 50 + id, LIMITS);
+            let kept = end(&ended, &session(1, id, 100), 5_000, 50 + id);
             assert_eq!(kept, Some(RecordedSignOut::Session { until: 50 + id }));
         }
         assert!(!ended.has_ended(&session(1, 9, 4_000), 5), "another of the same user's");
-        assert_eq!(ended.end(&session(1, 3, 100), 6_000, 40, LIMITS), Some(RecordedSignOut::AllBefore { until: 52 }));
+        assert_eq!(end(&ended, &session(1, 3, 100), 6_000, 40), Some(RecordedSignOut::AllBefore { until: 52 }));
         assert_eq!(ended.count(), 1);
         for id in [0, 3, 9] {
             assert!(ended.has_ended(&session(1, id, 6_000), 6) && !ended.has_ended(&session(1, id, 6_000), 52), "{id}");
@@ -179,13 +271,43 @@ mod tests {
     fn when_full_nothing_is_ended_and_what_is_over_makes_room() {
         let ended = SignOuts::default();
         for owner in 0..10 {
-            assert!(ended.end(&session(owner, 1, 0), 1_000, 100, LIMITS).is_some());
+            assert!(end(&ended, &session(owner, 1, 0), 1_000, 100).is_some());
         }
-        assert_eq!(ended.end(&session(11, 1, 0), 1_000, 200, LIMITS), None);
+        assert_eq!(end(&ended, &session(11, 1, 0), 1_000, 200), None);
         assert!(!ended.has_ended(&session(11, 1, 0), 1));
-        let again = ended.end(&session(3, 1, 0), 1_000, 150, LIMITS);
+        let again = end(&ended, &session(3, 1, 0), 1_000, 150);
         assert_eq!(again, Some(RecordedSignOut::Session { until: 150 }), "one that has ended needs no room");
-        assert!(ended.end(&session(11, 1, 0), 100_000, 200, LIMITS).is_some(), "nine are over");
+        assert!(end(&ended, &session(11, 1, 0), 100_000, 200).is_some(), "nine are over");
         assert_eq!(ended.count(), 2);
+    }
+
+    #[test]
+    fn what_is_known_in_the_end_does_not_depend_on_the_order_in_which_it_was_heard() {
+        let owner = key(1);
+        let entries = [
+            single(owner, key(10), EndedAt { at: 1_000, until: 50 }),
+            single(owner, key(11), EndedAt { at: 2_000, until: 90 }),
+            single(owner, key(11), EndedAt { at: 2_500, until: 80 }),
+            all_before(owner, EndedAt { at: 2_000, until: 60 }),
+            all_before(owner, EndedAt { at: 2_100, until: 70 }),
+            single(owner, key(12), EndedAt { at: 3_000, until: 40 }),
+        ];
+        let known = |order: &[usize]| {
+            let ended = SignOuts::default();
+            for index in order {
+                ended.merge(&entries[*index]);
+            }
+            let mut known = Vec::new();
+            ended.for_each_live(0, |entry| known.push((entry.key, entry.at, entry.until)));
+            assert_eq!(known.len(), ended.count());
+            known.sort_unstable();
+            known
+        };
+        let expected = known(&[0, 1, 2, 3, 4, 5]);
+        assert_eq!(expected, [(key(0), 2_100, 70), (key(11), 2_500, 90), (key(12), 3_000, 40)]);
+        for order in [[5, 4, 3, 2, 1, 0], [4, 0, 2, 1, 5, 3], [3, 3, 1, 2, 0, 4]] {
+            let order: Vec<usize> = order.into_iter().chain([5, 4, 0, 1, 2, 3]).collect();
+            assert_eq!(known(&order), expected, "{order:?}");
+        }
     }
 }

@@ -132,7 +132,7 @@ impl Verifier {
             }
             let (identity, known) = logins.verify_session(opened).await?;
             // Checked last, so that a revocation that arrives while the provider is asked takes effect.
-            self.revocations.check(&identity, unix_seconds())?;
+            self.revocations.admit(&identity, unix_seconds())?;
             return Ok((identity, known.and_then(|known| known.passed_token())));
         }
         let content = cookies
@@ -165,7 +165,7 @@ impl Verifier {
         }
         self.revalidate_browser_session(&identity, cookies.spec().revalidate_every).await?;
         // Checked last, so that a revocation that arrives while the provider is asked takes effect.
-        self.revocations.check(&identity, now)?;
+        self.revocations.admit(&identity, now)?;
         Ok((identity, None))
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 
+use super::super::sign_out::not_saved;
 use super::parameters;
 use crate::auth::login::{Logins, ProviderLogout};
 use crate::auth::{RevocationTarget, unix_seconds};
@@ -66,11 +67,8 @@ async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderL
         })?);
     }
     shared.enforce_and_save(revocations).await.map_err(|error| {
-        tracing::error!(
-            error,
-            "control.revocation_file could not be written; a logout is in force until this process ends"
-        );
-        Refusal::not_signed_out("control.revocation_file could not be written")
+        error.log();
+        not_saved(&error)
     })
 }
 

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use hyper::header::{RETRY_AFTER, SET_COOKIE};
 
 use super::super::set_cookie::cookie_line;
-use super::super::sign_out::end_session;
+use super::super::sign_out::end_former_session;
 use super::{LOGIN, SignInRequest, pages, parameters};
 use crate::auth::login::{CompletedSignIn, Login, LoginCookie, LoginError, LoginState, printable_error_code};
 use crate::auth::unix_seconds;
@@ -191,7 +191,7 @@ impl SignInRequest<'_> {
                 continue;
             }
             if former.owner != session.session.owner {
-                end_session(self.shared, self.runtime, &former).await?;
+                end_former_session(self.shared, self.runtime, &former).await?;
                 self.logins.sessions.forget(&former.id);
                 continue;
             }
@@ -202,7 +202,7 @@ impl SignInRequest<'_> {
             tokio::spawn(in_current_request(async move {
                 tokio::time::sleep(OVERLAP).await;
                 // A failure is logged where it happens.
-                let _ = end_session(&shared, &runtime, &former).await;
+                let _ = end_former_session(&shared, &runtime, &former).await;
                 if let Some(logins) = runtime.verifier.logins() {
                     logins.sessions.forget(&former.id);
                 }

@@ -43,7 +43,10 @@ pub(super) async fn serve(
     let (cookies, name) = own.take_sessions(policy);
     // Someone who wants another account goes on to the provider's sign-in, not to its sign-out.
     let scope = if selects_account { SignOutScope::Local } else { SignOutScope::Provider };
-    let location = sign_out(request.shared, request.runtime, &cookies, scope, &request.client, line).await?;
+    let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
+    let location = sign_out(request.shared, request.runtime, &cookies, scope, &request.client, line)
+        .await
+        .map_err(|refusal| refusal.taking_back(gone.clone()))?;
     let location = if selects_account {
         format!("{LOGIN}?prompt=select_account")
     } else {
@@ -53,7 +56,7 @@ pub(super) async fn serve(
         cookie.note_signed_out();
     }
     let mut answer = request.redirect(StatusCode::SEE_OTHER, &location);
-    if let Some(gone) = name.as_deref().and_then(|name| cookie_line(name, "", 0)) {
+    if let Some(gone) = gone {
         answer.headers_mut().append(SET_COOKIE, gone);
     }
     Ok(answer)

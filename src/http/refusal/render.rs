@@ -2,7 +2,7 @@
 
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
-    WWW_AUTHENTICATE,
+    SET_COOKIE, WWW_AUTHENTICATE,
 };
 use hyper::{Response, StatusCode};
 use serde_json::json;
@@ -35,6 +35,9 @@ pub fn render_refusal(refusal: &Refusal, request_id: &str, wants_problem_json: b
     }
     if let Some(allow) = refusal.allow {
         headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    if let Some(cookie) = &refusal.set_cookie {
+        headers.insert(SET_COOKIE, cookie.clone());
     }
     if refusal.status == StatusCode::UPGRADE_REQUIRED {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));

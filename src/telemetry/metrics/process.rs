@@ -4,11 +4,13 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
+
+use super::collected::Encode;
 
 /// Where there is no `/proc`, what is read from it is left out.
 #[derive(Debug)]
@@ -26,7 +28,7 @@ impl Process {
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut say = |name: &str, help: &str, metric: &dyn Encode| metric.say(&mut encoder, name, help);
+        let mut say = |name: &str, help: &str, metric: &dyn Encode| metric.encode_as(&mut encoder, name, help);
         let used = clock_gettime(ClockId::ProcessCPUTime);
         #[expect(clippy::cast_precision_loss, reason = "seconds of processor time are no astronomic number")]
         let seconds = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
@@ -55,15 +57,4 @@ fn memory() -> Option<(i64, i64)> {
     let page = i64::try_from(rustix::param::page_size()).ok()?;
     let mut pages = text.split(' ').map_while(|word| word.parse::<i64>().ok());
     Some((pages.next()?.checked_mul(page)?, pages.next()?.checked_mul(page)?))
-}
-
-trait Encode {
-    fn say(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error>;
-}
-
-impl<T: EncodeMetric> Encode for T {
-    fn say(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error> {
-        let metric = encoder.encode_descriptor(name, help, None, self.metric_type())?;
-        self.encode(metric)
-    }
 }

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod backend;
 pub mod client;
 pub mod control;
+pub mod engine;
 pub mod issuer;
 pub mod openid;
 pub mod proxy;

@@ -1,0 +1,63 @@
+//! The instances on `/status`: who shares, and what makes one of them another than this one. The login loop whose cause
+//! is a session secret that differs is found here.
+
+use std::fmt::Write as _;
+
+use super::duration::shown;
+use crate::page::Escaped;
+use crate::shared::{Instance, Status};
+
+/// Writes the section.
+pub(super) fn section(body: &mut String, status: &Status) {
+    let state = match (status.is_up, status.is_complete) {
+        (true, true) => "The engine of the shared state answers.",
+        (true, false) => "The first copy of the shared revocations is not complete: credentials get 503.",
+        (false, true) => "The engine of the shared state does not answer; this instance serves by its last copy.",
+        (false, false) => {
+            "The engine of the shared state does not answer, and nothing was loaded: credentials get 503."
+        }
+    };
+    // Writing into a string does not fail.
+    let _ = write!(body, "<h2>Instances</h2>\n<p>{state}");
+    if let Some(lag) = status.lag {
+        let _ = write!(body, " The copy is {} old.", shown(lag));
+    }
+    if status.queued > 0 {
+        let _ = write!(body, " {} revocations and sign-outs wait to be written.", status.queued);
+    }
+    if let Some(error) = &status.last_error {
+        let _ = write!(body, " The last error: {}.", Escaped(error));
+    }
+    body.push_str("</p>\n");
+    let Some(this) = status.instances.iter().find(|instance| instance.is_this) else { return };
+    body.push_str("<div class=\"wide\"><table><tr><th>instance</th><th>version</th><th>configuration</th><th>heard</th><th></th></tr>\n");
+    for instance in &status.instances {
+        let _ = writeln!(
+            body,
+            "<tr><td>{}</td><td>{}</td><td><code>{}</code></td><td>{} ago</td><td>{}</td></tr>",
+            Escaped(&instance.host),
+            Escaped(&instance.version),
+            Escaped(&instance.config),
+            shown(instance.heard_ago),
+            notes(instance, this).join("; ")
+        );
+    }
+    body.push_str("</table></div>\n");
+}
+
+fn notes(instance: &Instance, this: &Instance) -> Vec<&'static str> {
+    [
+        (instance.is_this, "this one"),
+        (
+            !instance.is_verified || instance.secret != this.secret,
+            "has another shared secret: nothing is shared with it",
+        ),
+        (instance.session_secret != this.session_secret, "has another session secret: its sessions fail elsewhere"),
+        (instance.config != this.config, "has another configuration"),
+        (instance.version != this.version, "is another version"),
+        (!instance.is_complete, "is not ready: its copy is not complete"),
+    ]
+    .into_iter()
+    .filter_map(|(is_so, note)| is_so.then_some(note))
+    .collect()
+}

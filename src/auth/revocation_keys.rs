@@ -1,0 +1,45 @@
+//! The keys by which an identity can be revoked: keyed digests of its user, sessions and token.
+
+use super::digest::Digest;
+
+/// The key of a revocation: the keyed digest of an issuer and an id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RevocationKey(pub(super) Digest);
+
+/// The keys by which an identity can be revoked. An open session keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevocationKeys {
+    pub(super) user: RevocationKey,
+    /// By the raw `sub`, where the user id is another claim.
+    pub(super) subject: Option<RevocationKey>,
+    pub(super) session: Option<RevocationKey>,
+    pub(super) token: Option<RevocationKey>,
+    pub(super) browser_session: Option<BrowserSessionKeys>,
+    /// The token's `iat`; a token without it counts as issued before any revocation.
+    pub(super) issued_at: Option<u64>,
+    pub(super) clock_skew: u64,
+    /// The same under a secret that is being replaced.
+    pub(super) former: Option<Box<Self>>,
+}
+
+/// The keys by which a browser session is ended. A WebSocket that was opened with its cookie keeps them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BrowserSessionKeys {
+    pub(super) owner: RevocationKey,
+    pub(super) session: RevocationKey,
+    /// Milliseconds since the epoch.
+    pub(super) began: u64,
+}
+
+impl RevocationKeys {
+    /// Adds the browser session of the former token. A WebSocket that was opened with a session cookie ends with that
+    /// browser session even after a refresh with a token.
+    #[must_use]
+    pub fn in_browser_session_of(mut self, former: &Self) -> Self {
+        self.browser_session = self.browser_session.or(former.browser_session);
+        if let (Some(of_former_secret), Some(former)) = (self.former.take(), &former.former) {
+            self.former = Some(Box::new(of_former_secret.in_browser_session_of(former)));
+        }
+        self
+    }
+}

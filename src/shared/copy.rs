@@ -1,0 +1,203 @@
+//! The whole copy: loading it, writing what it lacks, removing what is over.
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::time::Duration;
+
+use redis::{Value, cmd, pipe};
+
+use super::engine::{Connection, EngineError, text};
+use super::message::Message;
+use super::outbox::{Name, Outbox, Outgoing};
+use super::state::{Inner, StreamId, random};
+use crate::auth::{EntryKind, SharedEntry, TIMES_BYTES, unix_seconds};
+
+/// One step of a scan, of a load or of writing.
+const CHUNK: usize = 500;
+/// The limit for one step of a scan.
+const STEP: Duration = Duration::from_secs(5);
+/// What one entry may take of the bytes that are loaded, its field and its value; twice what ours take.
+const ENTRY_BYTES: usize = 256;
+/// So much is always loaded.
+const LEAST_BYTES: usize = 16 << 20;
+/// What is over is removed from the engine this much later, for instances whose clocks are behind.
+const KEPT: u64 = 3_600;
+
+/// What a load found.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    /// What this instance knows and the copy lacked.
+    pub(super) lacking: Vec<SharedEntry>,
+    /// What is over, or said by another entry.
+    pub(super) over: Vec<Name>,
+}
+
+/// Entries that are being written: put back unless they were.
+struct InFlight<'a> {
+    outbox: &'a Outbox,
+    entries: Vec<Outgoing>,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if !self.entries.is_empty() {
+            self.outbox.put_back(std::mem::take(&mut self.entries));
+        }
+    }
+}
+
+impl Inner {
+    /// Finds the end of the log, before the copy is loaded: what is written meanwhile is read from there.
+    pub(super) async fn begin(&self, connection: &mut Connection) -> Result<StreamId, EngineError> {
+        self.read_epoch(connection).await?;
+        let mut last = cmd("XREVRANGE");
+        last.arg(self.key("log")).arg("+").arg("-").arg("COUNT").arg(1);
+        let found: Vec<Value> = connection.ask(&last).await?;
+        Ok(found.first().and_then(message_id).unwrap_or_default())
+    }
+
+    /// Reads the random number that the engine loses with everything else; writes one where there is none. Returns
+    /// whether it is another than before.
+    pub(super) async fn read_epoch(&self, connection: &mut Connection) -> Result<bool, EngineError> {
+        let new = random().map(u128::from_le_bytes).unwrap_or_default();
+        let mut both = pipe();
+        both.cmd("SET").arg(self.key("epoch")).arg(format!("{new:032x}")).arg("NX").ignore();
+        both.cmd("GET").arg(self.key("epoch"));
+        let found: Vec<Value> = connection.ask_all(&both).await?;
+        let epoch = found.first().and_then(text);
+        let mut progress = self.lock();
+        let is_other = progress.epoch.is_some() && progress.epoch != epoch;
+        progress.epoch = epoch;
+        Ok(is_other)
+    }
+
+    /// Loads the whole copy, and finds what it lacks.
+    pub(super) async fn load(&self, connection: &Connection) -> Result<Loaded, EngineError> {
+        let mut connection = connection.with_limit(STEP.max(self.spec.timeout));
+        let most = self.limit.saturating_mul(ENTRY_BYTES).max(LEAST_BYTES);
+        let (mut bytes, mut refused, mut has_changed) = (0_usize, 0_u64, false);
+        let mut seen: HashMap<Name, [u8; TIMES_BYTES]> = HashMap::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut step = cmd("HSCAN");
+            step.arg(self.key("revoked")).arg(&cursor).arg("COUNT").arg(CHUNK);
+            let (next, found): (String, Vec<Vec<u8>>) = connection.ask(&step).await?;
+            let now = unix_seconds();
+            for pair in found.chunks_exact(2) {
+                let (field, value) = (&pair[0], &pair[1]);
+                bytes = bytes.saturating_add(field.len()).saturating_add(value.len());
+                let Some(entry) = self.codes.open_entry(field, value) else {
+                    refused += 1;
+                    continue;
+                };
+                has_changed |= self.revocations.merge(&entry, now);
+                seen.insert(entry.name(), entry.times());
+            }
+            if bytes > most {
+                return Err(EngineError::TooLarge(most));
+            }
+            if next == "0" {
+                break;
+            }
+            cursor = next;
+        }
+        self.metrics.shared.resynced();
+        self.metrics.shared.refused(refused);
+        if has_changed {
+            (self.notify)();
+        }
+        Ok(self.compare(&seen))
+    }
+
+    /// Compares what the copy has with what is known here.
+    fn compare(&self, seen: &HashMap<Name, [u8; TIMES_BYTES]>) -> Loaded {
+        let now = unix_seconds();
+        let mut loaded = Loaded::default();
+        let mut known = HashSet::new();
+        for entry in self.revocations.live(now) {
+            if seen.get(&entry.name()) != Some(&entry.times()) {
+                loaded.lacking.push(entry);
+            }
+            known.insert(entry.name());
+        }
+        for (name, times) in seen {
+            let Some(entry) = SharedEntry::read(name, times) else { continue };
+            let is_covered = entry.kind == EntryKind::SignOut && entry.until > now && !known.contains(name);
+            if is_covered || entry.until.saturating_add(KEPT) < now {
+                loaded.over.push(*name);
+            }
+        }
+        loaded
+    }
+
+    /// Writes what the copy lacked, and tells the others to load it.
+    pub(super) async fn heal(&self, connection: &mut Connection, lacking: &[SharedEntry]) -> Result<(), EngineError> {
+        for chunk in lacking.chunks(CHUNK) {
+            let mut writes = cmd("HSET");
+            writes.arg(self.key("revoked"));
+            for entry in chunk {
+                writes.arg(&entry.name()[..]).arg(self.codes.seal_entry(entry));
+            }
+            let _: Value = connection.ask(&writes).await?;
+        }
+        tracing::info!(count = lacking.len(), "wrote revocations that the shared state had lost");
+        self.tell(connection, &Message::LoadAgain).await?;
+        Ok(())
+    }
+
+    /// Removes from the copy what is over.
+    pub(super) async fn sweep(&self, connection: &mut Connection, over: &[Name]) -> Result<(), EngineError> {
+        for chunk in over.chunks(CHUNK) {
+            let mut removal = cmd("HDEL");
+            removal.arg(self.key("revoked"));
+            for name in chunk {
+                removal.arg(&name[..]);
+            }
+            let _: Value = connection.ask(&removal).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a message into the log; returns its id.
+    pub(super) async fn tell(&self, connection: &mut Connection, message: &Message) -> Result<StreamId, EngineError> {
+        let mut write = cmd("XADD");
+        write.arg(self.key("log")).arg("MAXLEN").arg("~").arg(self.limit).arg("*");
+        write.arg("m").arg(self.codes.seal(message.bytes()));
+        let id: String = connection.ask(&write).await?;
+        StreamId::read(&id).ok_or_else(|| EngineError::Refused("the engine gave no id".to_owned()))
+    }
+
+    /// Writes what is revoked here.
+    pub(super) async fn publish(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
+        loop {
+            loop {
+                let mut batch = InFlight { outbox: &self.outbox, entries: self.outbox.take(CHUNK) };
+                if batch.entries.is_empty() {
+                    break;
+                }
+                let mut writes = pipe();
+                writes.atomic();
+                for Outgoing { entry, removed, .. } in &batch.entries {
+                    for name in removed {
+                        writes.cmd("HDEL").arg(self.key("revoked")).arg(&name[..]).ignore();
+                    }
+                    let value = self.codes.seal_entry(entry);
+                    writes.cmd("HSET").arg(self.key("revoked")).arg(&entry.name()[..]).arg(value).ignore();
+                    writes.cmd("XADD").arg(self.key("log")).arg("MAXLEN").arg("~").arg(self.limit).arg("*");
+                    writes.arg("m").arg(self.codes.seal(Message::Entry(*entry, None).bytes())).ignore();
+                }
+                let _: Value = connection.ask_all(&writes).await?;
+                for written in std::mem::take(&mut batch.entries) {
+                    written.written();
+                }
+            }
+            self.outbox.changed().await;
+        }
+    }
+}
+
+/// The id of a message as `XRANGE` and `XREAD` return it.
+pub(super) fn message_id(message: &Value) -> Option<StreamId> {
+    let Value::Array(parts) = message else { return None };
+    StreamId::read(&text(parts.first()?)?)
+}

@@ -1,0 +1,297 @@
+//! Connections to the engine: by plain TCP or TLS, to the master that Sentinels name, or to the node of a cluster that
+//! holds our keys (all of them have one hash tag, so that it is one node).
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError, Value, cmd};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::config::Time;
+use crate::http::tls_client;
+use crate::policy::{EngineAddress, SharedSpec};
+
+/// The limit for a connection, with TLS, Sentinels and the search for a cluster's node.
+const CONNECT: Duration = Duration::from_secs(5);
+/// No answer is longer. It holds what one step of a scan returns, also where the engine keeps a small hash in one piece.
+const ANSWER_BYTES: usize = 16 << 20;
+/// No error of an engine is shown further.
+const SHOWN: usize = 200;
+
+/// Why the engine could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No connection to an address.
+    #[error("{address}: {source}")]
+    Connect {
+        /// The address.
+        address: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// No connection in time.
+    #[error("no connection within {}", Time(*.0))]
+    ConnectTimeout(Duration),
+    /// No answer in time.
+    #[error("no answer within {}", Time(*.0))]
+    Timeout(Duration),
+    /// The password cannot be read.
+    #[error("shared.password_file: {0}")]
+    Password(String),
+    /// TLS cannot be used.
+    #[error("shared: {0}")]
+    Tls(String),
+    /// The engine refused a command, or the connection ended.
+    #[error("{0}")]
+    Refused(String),
+    /// The engine holds more than may be loaded.
+    #[error(
+        "the copy of the shared revocations is larger than {0} bytes; raise limits.revocations and limits.sign_outs, or remove what others wrote into its keys"
+    )]
+    TooLarge(usize),
+    /// Neither Sentinels nor cluster nodes know where to connect.
+    #[error("{0}")]
+    NotFound(String),
+}
+
+impl From<RedisError> for EngineError {
+    fn from(error: RedisError) -> Self {
+        // Its text comes from the engine.
+        let shown: String = error.to_string().chars().take(SHOWN).filter(|c| !c.is_control()).collect();
+        Self::Refused(shown)
+    }
+}
+
+/// How to connect.
+pub(super) struct Engine {
+    spec: SharedSpec,
+    tls: Option<TlsConnector>,
+}
+
+impl Engine {
+    pub(super) fn new(spec: &SharedSpec) -> Result<Self, EngineError> {
+        let tls = spec.tls.as_ref().map(|tls| tls_client(tls.authority.as_ref(), &[]));
+        Ok(Self { spec: spec.clone(), tls: tls.transpose().map_err(EngineError::Tls)? })
+    }
+
+    /// Connects; a command on this connection may take as long as `limit`.
+    pub(super) async fn connect(&self, limit: Duration) -> Result<Connection, EngineError> {
+        let connecting = async {
+            match &self.spec.sentinel {
+                Some(master) => self.by_sentinel(master, limit).await,
+                None if self.spec.is_cluster => self.in_cluster(limit).await,
+                None => match self.spec.addresses.first() {
+                    Some(address) => self.open(address, limit, true).await,
+                    None => Err(EngineError::NotFound("shared.url names no address".to_owned())),
+                },
+            }
+        };
+        timeout(CONNECT, connecting).await.map_err(|_| EngineError::ConnectTimeout(CONNECT))?
+    }
+
+    async fn by_sentinel(&self, master: &str, limit: Duration) -> Result<Connection, EngineError> {
+        let mut last = None;
+        for address in &self.spec.addresses {
+            match self.master_of(address, master).await {
+                Ok(found) => {
+                    let mut connection = self.open(&found, limit, true).await?;
+                    let role: Vec<Value> = connection.ask(&cmd("ROLE")).await?;
+                    if role.first().and_then(text).as_deref() == Some("master") {
+                        return Ok(connection);
+                    }
+                    last = Some(EngineError::NotFound(format!("{found} is not the master that a Sentinel says it is")));
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| EngineError::NotFound("shared.url names no Sentinel".to_owned())))
+    }
+
+    async fn master_of(&self, sentinel: &EngineAddress, master: &str) -> Result<EngineAddress, EngineError> {
+        let mut question = cmd("SENTINEL");
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+        // Sentinels have passwords of their own, mostly none.
+        let asked = match self.open(sentinel, self.spec.timeout, false).await {
+            Ok(mut connection) => connection.ask::<Value>(&question).await,
+            Err(error) => Err(error),
+        };
+        let answer = match asked {
+            Err(EngineError::Refused(reason)) if reason.contains("NOAUTH") => {
+                self.open(sentinel, self.spec.timeout, true).await?.ask(&question).await?
+            }
+            other => other?,
+        };
+        let unknown = || EngineError::NotFound(format!("the Sentinel {sentinel} knows no master named {master}"));
+        let Value::Array(parts) = answer else { return Err(unknown()) };
+        let [host, port] = &parts[..] else { return Err(unknown()) };
+        let port = text(port).and_then(|port| port.parse().ok()).ok_or_else(unknown)?;
+        Ok(EngineAddress { host: text(host).ok_or_else(unknown)?, port })
+    }
+
+    async fn in_cluster(&self, limit: Duration) -> Result<Connection, EngineError> {
+        let mut last = None;
+        for address in &self.spec.addresses {
+            match self.node_from(address).await {
+                Ok(found) if found == *address => return self.open(&found, limit, true).await,
+                Ok(found) => match self.open(&found, limit, true).await {
+                    Ok(connection) => return Ok(connection),
+                    // The node that was asked may not know yet that this one is gone.
+                    Err(error) => last = Some(error),
+                },
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| EngineError::NotFound("shared.url names no cluster node".to_owned())))
+    }
+
+    /// The master of our keys' slot, as one node knows it.
+    async fn node_from(&self, address: &EngineAddress) -> Result<EngineAddress, EngineError> {
+        let mut connection = self.open(address, self.spec.timeout, true).await?;
+        let mut question = cmd("CLUSTER");
+        question.arg("KEYSLOT").arg(key(&self.spec.name, "log"));
+        let slot: i64 = connection.ask(&question).await?;
+        let mut question = cmd("CLUSTER");
+        question.arg("SLOTS");
+        let ranges: Vec<Value> = connection.ask(&question).await?;
+        let found = ranges.iter().find_map(|range| {
+            let Value::Array(range) = range else { return None };
+            let [Value::Int(first), Value::Int(last), Value::Array(node), ..] = &range[..] else { return None };
+            let [host, Value::Int(port), ..] = &node[..] else { return None };
+            let port = u16::try_from(*port).ok()?;
+            // A node that does not know its own name leaves it out.
+            let host = text(host).filter(|host| !host.is_empty()).unwrap_or_else(|| address.host.clone());
+            (*first <= slot && slot <= *last).then_some(EngineAddress { host, port })
+        });
+        found.ok_or_else(|| EngineError::NotFound(format!("{address} knows no cluster node for slot {slot}")))
+    }
+
+    async fn open(&self, address: &EngineAddress, limit: Duration, login: bool) -> Result<Connection, EngineError> {
+        let failed = |source| EngineError::Connect { address: address.to_string(), source };
+        let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
+        // Small commands, each waited for.
+        let _ = tcp.set_nodelay(true);
+        let local = tcp.local_addr().map_err(failed)?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(tcp),
+            Some(tls) => {
+                let name =
+                    ServerName::try_from(address.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+                Box::new(tls.connect(name, tcp).await.map_err(failed)?)
+            }
+        };
+        let budget = Arc::new(AtomicUsize::new(ANSWER_BYTES));
+        let bounded = Bounded { stream, budget: Arc::clone(&budget) };
+        let mut info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        if let Some(file) = self.spec.password_file.as_ref().filter(|_| login) {
+            let file = file.clone();
+            let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await;
+            let password = read.map_err(io::Error::other).and_then(|read| read);
+            let password = password.map_err(|error| EngineError::Password(error.to_string()))?;
+            info = info.set_password(password.trim_end_matches(['\r', '\n']));
+            if let Some(username) = &self.spec.username {
+                info = info.set_username(username);
+            }
+        }
+        // The time limit is ours: the crate's would end a blocking read.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+        let (connection, driver) = MultiplexedConnection::new_with_config(&info, bounded, config).await?;
+        let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
+        Ok(Connection { connection, budget, limit, local, _driver: driver })
+    }
+}
+
+/// A connection. Clones share it; their commands are answered in the order in which they are sent.
+#[derive(Clone)]
+pub(super) struct Connection {
+    connection: MultiplexedConnection,
+    budget: Arc<AtomicUsize>,
+    limit: Duration,
+    /// This side's address.
+    pub(super) local: SocketAddr,
+    _driver: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Connection {
+    /// Sends a command and waits for its answer.
+    pub(super) async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, EngineError> {
+        self.budget.store(ANSWER_BYTES, Ordering::Relaxed);
+        let asked = command.query_async(&mut self.connection);
+        Ok(timeout(self.limit, asked).await.map_err(|_| EngineError::Timeout(self.limit))??)
+    }
+
+    /// Sends commands together and waits for their answers.
+    pub(super) async fn ask_all<T: FromRedisValue>(&mut self, commands: &Pipeline) -> Result<T, EngineError> {
+        self.budget.store(ANSWER_BYTES, Ordering::Relaxed);
+        let asked = commands.query_async(&mut self.connection);
+        Ok(timeout(self.limit, asked).await.map_err(|_| EngineError::Timeout(self.limit))??)
+    }
+
+    /// The same connection, on which a command may take longer.
+    pub(super) fn with_limit(&self, limit: Duration) -> Self {
+        Self { limit, ..self.clone() }
+    }
+}
+
+/// A key of ours: the braces keep all of them on one node of a cluster.
+pub(super) fn key(name: &str, what: &str) -> String {
+    format!("{{vestibule:{name}}}:{what}")
+}
+
+/// A text of the engine's.
+pub(super) fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        Value::SimpleString(text) => Some(text.clone()),
+        Value::Int(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Reads no further than the budget, so that no engine fills the memory.
+struct Bounded {
+    stream: Box<dyn Stream>,
+    budget: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            let read = buf.filled().len() - before;
+            let left = |budget: usize| budget.checked_sub(read);
+            if self.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_err() {
+                return Poll::Ready(Err(io::Error::other(format!("an answer is longer than {ANSWER_BYTES} bytes"))));
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,228 @@
+//! Tending a connection: heartbeats, answers to whoever asks, loading anew when something does not add up, healing.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use redis::{Value, cmd};
+use tokio::time::{Instant, sleep_until};
+
+use super::copy::{Loaded, message_id};
+use super::engine::{Connection, EngineError};
+use super::message::{Beat, Id, Message};
+use super::peers::BEAT;
+use super::state::{ALONE, Inner, Progress, StreamId, fraction};
+use crate::auth::{SharedEntry, boot_millis, unix_millis, unix_seconds};
+
+/// Between two heartbeats of an instance whose copy is not complete, or that is asked.
+const SOON: Duration = Duration::from_secs(1);
+/// Between two loads of the whole copy.
+const LOADS: Duration = Duration::from_secs(2);
+/// Between two loads that changed nothing: doubled with each.
+const LONGEST_LOADS: Duration = Duration::from_secs(5 * 60);
+/// Up to when one of several instances writes what the copy lacked.
+const HEAL: Duration = Duration::from_secs(3);
+const SWEEP: Duration = Duration::from_secs(3_600);
+/// Heartbeats that were not read back; an older one says nothing any more.
+const BEATS: usize = 16;
+
+/// When what is due.
+struct Due {
+    beat: Instant,
+    last_beat: Instant,
+    last_load: Instant,
+    load_gap: Duration,
+    heal: Option<(Instant, Vec<SharedEntry>)>,
+    sweep: Instant,
+}
+
+/// What must lie between two loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LoadGap {
+    /// Something was lost or added: [`LOADS`].
+    Short,
+    /// A copy differs, which the last loads did not change.
+    Growing,
+}
+
+impl LoadGap {
+    fn of(progress: &Progress) -> Option<Self> {
+        match (progress.wants_load, progress.wants_comparison) {
+            (true, _) => Some(Self::Short),
+            (false, true) => Some(Self::Growing),
+            (false, false) => None,
+        }
+    }
+}
+
+impl Due {
+    fn may_load(&self, gap: LoadGap) -> Instant {
+        self.last_load + if gap == LoadGap::Short { LOADS } else { self.load_gap }
+    }
+
+    /// What the copy lacked is written a little later, unless another instance does.
+    fn schedule_heal(&mut self, loaded: Loaded) {
+        self.heal = (!loaded.lacking.is_empty()).then(|| (Instant::now() + HEAL.mul_f64(fraction()), loaded.lacking));
+    }
+}
+
+/// What was asked for since the last look.
+struct Wanted {
+    load: Option<LoadGap>,
+    beat: bool,
+    questions: Vec<Id>,
+    is_complete: bool,
+    /// When this instance is complete without hearing of another.
+    alone: Option<Instant>,
+}
+
+impl Inner {
+    /// Tends a connection whose copy was just loaded.
+    pub(super) async fn tend(&self, mut connection: Connection, loaded: Loaded) -> Result<Infallible, EngineError> {
+        let now = Instant::now();
+        let sweep = now + SWEEP.mul_f64(0.5 + fraction());
+        let mut due = Due { beat: now, last_beat: now, last_load: now, load_gap: LOADS, heal: None, sweep };
+        due.schedule_heal(loaded);
+        loop {
+            let wanted = self.wanted();
+            if wanted.alone.is_some_and(|alone| alone <= Instant::now()) {
+                self.set_complete("no other instance");
+                continue;
+            }
+            for question in wanted.questions {
+                let instance = self.instance.to_le_bytes();
+                self.tell(&mut connection, &Message::Taken { question, instance }).await?;
+            }
+            if wanted.load.is_some_and(|gap| due.may_load(gap) <= Instant::now()) {
+                self.load_again(&connection, &mut due).await?;
+            }
+            if due.heal.as_ref().is_some_and(|(at, _)| *at <= Instant::now())
+                && let Some((_, lacking)) = due.heal.take()
+            {
+                self.heal(&mut connection, &lacking).await?;
+            }
+            if due.sweep <= Instant::now() {
+                due.sweep = Instant::now() + SWEEP.mul_f64(0.5 + fraction());
+                self.sweep_in_turn(&mut connection).await?;
+            }
+            if wanted.beat || !wanted.is_complete {
+                due.beat = due.beat.min(due.last_beat + SOON);
+            }
+            if due.beat <= Instant::now() {
+                due.last_beat = Instant::now();
+                due.beat = due.last_beat + BEAT.mul_f64(0.95 + fraction() / 10.0);
+                self.beat(&mut connection).await?;
+            }
+            let mut next = due.beat.min(due.sweep);
+            if let Some(gap) = self.wanted_load() {
+                // Asked for and too early: not forgotten.
+                next = next.min(due.may_load(gap));
+            }
+            next = next.min(due.heal.as_ref().map_or(next, |(at, _)| *at)).min(wanted.alone.unwrap_or(next));
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = self.attention.notified() => {}
+            }
+        }
+    }
+
+    fn wanted_load(&self) -> Option<LoadGap> {
+        LoadGap::of(&self.lock())
+    }
+
+    fn wanted(&self) -> Wanted {
+        let mut progress = self.lock();
+        let since = progress.complete_peer.max(progress.loaded);
+        let alone = since.filter(|_| !progress.is_complete).map(|since| since + ALONE);
+        Wanted {
+            // Taken back when it is done.
+            load: LoadGap::of(&progress),
+            beat: std::mem::take(&mut progress.wants_beat),
+            questions: std::mem::take(&mut progress.questions),
+            is_complete: progress.is_complete,
+            alone,
+        }
+    }
+
+    async fn load_again(&self, connection: &Connection, due: &mut Due) -> Result<(), EngineError> {
+        {
+            let mut progress = self.lock();
+            progress.wants_load = false;
+            progress.wants_comparison = false;
+        }
+        let before = self.revocations.copy_digest(unix_seconds() / 60);
+        let loaded = self.load(connection).await?;
+        self.peers.forget_differences();
+        let has_changed = before != self.revocations.copy_digest(unix_seconds() / 60) || !loaded.lacking.is_empty();
+        due.last_load = Instant::now();
+        due.load_gap = if has_changed { LOADS } else { (due.load_gap * 2).min(LONGEST_LOADS) };
+        due.schedule_heal(loaded);
+        Ok(())
+    }
+
+    /// About once an hour one of the instances removes what is over.
+    async fn sweep_in_turn(&self, connection: &mut Connection) -> Result<(), EngineError> {
+        let instances = u32::try_from(self.peers.live(self.instance)).unwrap_or(u32::MAX);
+        if fraction() * f64::from(instances) >= 1.0 {
+            return Ok(());
+        }
+        let loaded = self.load(connection).await?;
+        self.sweep(connection, &loaded.over).await
+    }
+
+    /// Tells that this instance lives and what it knows, and sees whether the engine is still the one that it was.
+    async fn beat(&self, connection: &mut Connection) -> Result<(), EngineError> {
+        let minute = unix_seconds() / 60;
+        let digest = self.revocations.copy_digest(minute);
+        let about = self.about.load_full();
+        let (number, beat) = {
+            let mut progress = self.lock();
+            progress.number += 1;
+            let number = progress.number;
+            progress.beats.push((number, boot_millis()));
+            let excess = progress.beats.len().saturating_sub(BEATS);
+            progress.beats.drain(..excess);
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let local = progress.local.map_or_else(String::new, |local| format!(" {}", local.ip()));
+            let beat = Beat {
+                instance: self.instance,
+                number,
+                at: unix_millis(),
+                host: format!("{host}{local}"),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                config: about.config.clone(),
+                secret: self.codes.fingerprint().to_owned(),
+                session_secret: about.session_secret.clone(),
+                minute,
+                count: digest.count,
+                sum: digest.sum,
+                is_complete: progress.is_complete,
+            };
+            (number, beat)
+        };
+        let id = self.tell(connection, &Message::Beat(beat)).await?;
+        if id < self.lock().cursor {
+            return Err(EngineError::Refused("the engine's log began anew".to_owned()));
+        }
+        if number % 2 == 0 && self.read_epoch(connection).await? {
+            tracing::warn!("the engine of the shared state has lost its data, writing it again");
+            self.want_load();
+        }
+        if number % 8 == 0 {
+            self.see_first_message(connection).await?;
+        }
+        Ok(())
+    }
+
+    /// Loads the copy where messages were removed from the log before they were read here.
+    async fn see_first_message(&self, connection: &mut Connection) -> Result<(), EngineError> {
+        let mut first = cmd("XRANGE");
+        first.arg(self.key("log")).arg("-").arg("+").arg("COUNT").arg(1);
+        let cursor = self.lock().cursor;
+        let found: Vec<Value> = connection.ask(&first).await?;
+        let first = found.first().and_then(message_id);
+        if first.is_some_and(|first: StreamId| first > cursor) {
+            self.want_load();
+        }
+        Ok(())
+    }
+}

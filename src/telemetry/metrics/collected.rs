@@ -1,0 +1,16 @@
+//! Metrics whose values are looked at when someone asks.
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+
+/// Writes a metric with its description.
+pub(super) trait Encode {
+    /// Writes it under this name.
+    fn encode_as(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error>;
+}
+
+impl<T: EncodeMetric> Encode for T {
+    fn encode_as(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error> {
+        let metric = encoder.encode_descriptor(name, help, None, self.metric_type())?;
+        self.encode(metric)
+    }
+}

@@ -1,0 +1,83 @@
+//! The state that instances share. Nothing of it is exported where there is none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::collected::Encode;
+
+#[derive(Debug, Default)]
+struct Values {
+    is_shared: AtomicBool,
+    is_up: AtomicBool,
+    lag_millis: AtomicU64,
+    instances: AtomicU64,
+    entries_refused: AtomicU64,
+    resyncs: AtomicU64,
+}
+
+/// Metrics of the shared state.
+#[derive(Clone, Debug, Default)]
+pub struct SharedMetrics(Arc<Values>);
+
+impl SharedMetrics {
+    pub(super) fn registered(registry: &mut Registry) -> Self {
+        let this = Self::default();
+        registry.register_collector(Box::new(this.clone()));
+        this
+    }
+
+    /// Starts all metrics.
+    pub fn introduce(&self) {
+        self.0.instances.store(1, Ordering::Relaxed);
+        self.0.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets whether the engine answers.
+    pub fn set_up(&self, is_up: bool) {
+        self.0.is_up.store(is_up, Ordering::Relaxed);
+    }
+
+    /// Sets what is looked at when the metrics are asked for.
+    pub fn observe(&self, lag: Duration, instances: usize) {
+        self.0.lag_millis.store(u64::try_from(lag.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.instances.store(instances as u64, Ordering::Relaxed);
+    }
+
+    /// Counts entries that do not verify.
+    pub fn refused(&self, count: u64) {
+        self.0.entries_refused.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts a load of the whole copy.
+    pub fn resynced(&self) {
+        self.0.resyncs.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Collector for SharedMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        if !self.0.is_shared.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut put = |name: &str, help: &str, metric: &dyn Encode| metric.encode_as(&mut encoder, name, help);
+        let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let up = i64::from(self.0.is_up.load(Ordering::Relaxed));
+        put("shared_up", "Whether the engine of the shared state answers", &ConstGauge::new(up))?;
+        let lag = Duration::from_millis(count(&self.0.lag_millis)).as_secs_f64();
+        let help = "How long ago this instance wrote the last heartbeat that it has read back from the engine";
+        put("shared_lag_seconds", help, &ConstGauge::new(lag))?;
+        let help = "Live instances with the same shared secret, this one among them";
+        let instances = i64::try_from(count(&self.0.instances)).unwrap_or(i64::MAX);
+        put("shared_instances", help, &ConstGauge::new(instances))?;
+        let help = "Entries in the engine that no shared secret authenticates";
+        put("shared_entries_refused", help, &ConstCounter::new(count(&self.0.entries_refused)))?;
+        put("shared_resyncs", "Loads of the whole copy", &ConstCounter::new(count(&self.0.resyncs)))
+    }
+}

@@ -1,0 +1,9 @@
+//! Several instances and an engine: what is revoked at one is revoked at all, whatever becomes of the engine meanwhile.
+
+mod fleet;
+
+mod commands;
+mod engines;
+mod revocations;
+mod scale;
+mod settings;
