@@ -109,8 +109,8 @@ fn is_signed_in(refusal: &Refusal) -> bool {
     refusal.status == StatusCode::FORBIDDEN && matches!(refusal.rule, Some(Rule::Allow | Rule::Require))
 }
 
-/// The title and the sentence of a page. Neither holds anything of the request: a page must not show what a stranger
-/// wrote into a link.
+/// Returns the title and the sentence of a page. Neither repeats anything of the request, because anyone can write a URL
+/// into a link.
 fn title_and_text(refusal: &Refusal) -> (&'static str, &'static str) {
     match refusal.status {
         StatusCode::UNAUTHORIZED => (

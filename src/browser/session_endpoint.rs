@@ -88,12 +88,12 @@ async fn begin(
     let name = name.ok_or_else(Refusal::needs_https)?;
     shared.record_presence(policy, identity);
     let now = unix_seconds();
-    // One that began with a sign-in is another session than one made of a token: it ends where this one begins.
+    // A session from a sign-in is not continued by a token: it ends, and another one begins.
     if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {
         end_former_session(shared, runtime, &session).await?;
         end_at_provider(shared, runtime, &session, Instant::now() + PROVIDER_WAIT).await;
     }
-    let issued = sealed(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
+    let issued = issue_cookie(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);
     let cookie = cookie_line(name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
     let body = json!({"user_id": identity.user_id(), "expires_at": issued.expires_at, "expires_in": expires_in});
@@ -103,9 +103,9 @@ async fn begin(
     Ok(answer)
 }
 
-/// Seals what an identity says, in the session that the cookie is of where that is theirs and has not ended: also where
-/// the policy no longer takes that cookie, so that a sign-out ends every cookie of the session.
-fn sealed(
+/// Issues a cookie for an identity. It continues the session of the cookie that came, if that is the same user's and has
+/// not ended, even if the policy no longer accepts that cookie: so a sign-out ends every cookie of the session.
+fn issue_cookie(
     shared: &Shared,
     runtime: &Runtime,
     identity: &Identity,
@@ -115,6 +115,6 @@ fn sealed(
     let has_ended = |session: &BrowserSession| shared.revocations.is_ended(session, unix_seconds());
     let former = cookie.and_then(|cookie| sessions.decrypt_session(cookie)).filter(|session| !has_ended(session));
     let issued = sessions.issue(identity, former.as_ref(), unix_millis())?;
-    // A sign-out that came in between has seen this cookie's end, or is seen here.
+    // A sign-out in between has either counted this cookie's end, or is found here.
     if has_ended(&issued.session) { sessions.issue(identity, None, unix_millis()) } else { Some(issued) }
 }

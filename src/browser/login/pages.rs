@@ -1,5 +1,5 @@
-//! The pages that people see on their way in and out: one quiet style, no outside request, nothing of what a stranger
-//! wrote into a link.
+//! The pages of sign-in and sign-out. They share one style, cause no request to another host, and repeat nothing of the
+//! request's URL, which anyone can write into a link.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
