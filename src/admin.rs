@@ -8,6 +8,7 @@ mod status;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
@@ -17,6 +18,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::policy::AdminSpec;
 use crate::runtime::Shared;
 use crate::small_server::{FullResponse, Listener, text_response};
+
+/// The time that the status page waits for checks of upstreams. A check on the same host ends within it; the result of a
+/// slower one is on the page when it is loaded again.
+const UPSTREAM_CHECK_WAIT: Duration = Duration::from_millis(100);
 
 /// The reason why the admin listener could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -62,15 +67,29 @@ impl Admin {
     /// Serves requests until the handle is dropped.
     pub fn serve(self, shared: &Arc<Shared>) -> AbortOnDropHandle<()> {
         let shared = Arc::clone(shared);
-        self.listener.serve(move |request| std::future::ready(answer(&shared, &request)))
+        self.listener.serve(move |request| {
+            let shared = Arc::clone(&shared);
+            async move {
+                if request.uri().path() == "/status" && is_served(&shared, &request) {
+                    shared.current().upstreams.check(UPSTREAM_CHECK_WAIT).await;
+                }
+                answer(&shared, &request)
+            }
+        })
     }
+}
+
+/// Whether the request has one `Host`, which is served on this listener.
+fn is_served(shared: &Shared, request: &Request<Incoming>) -> bool {
+    let runtime = shared.current();
+    let mut hosts = request.headers().get_all(HOST).iter().filter_map(|host| host.to_str().ok());
+    let is_ours = |host: &str| runtime.policy.admin.as_ref().is_some_and(|admin| admin.answers(host));
+    hosts.next().is_some_and(is_ours) && hosts.next().is_none()
 }
 
 fn answer(shared: &Shared, request: &Request<Incoming>) -> FullResponse {
     let runtime = shared.current();
-    let mut hosts = request.headers().get_all(HOST).iter().filter_map(|host| host.to_str().ok());
-    let is_ours = |host: &str| runtime.policy.admin.as_ref().is_some_and(|admin| admin.answers(host));
-    if !(hosts.next().is_some_and(is_ours) && hosts.next().is_none()) {
+    if !is_served(shared, request) {
         return text_response(StatusCode::MISDIRECTED_REQUEST, "Host not served here; list it in admin.hosts\n");
     }
     if request.method() != Method::GET {

@@ -41,6 +41,7 @@ mod session_cookie;
 mod stored_identity;
 pub mod token;
 mod trace;
+mod unverified;
 mod verifier;
 
 pub use cache::LastToken;
@@ -60,4 +61,5 @@ pub use session_cookie::{IssuedCookie, SessionCookies};
 pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, SessionCookie, Token};
 pub use trace::Step;
-pub use verifier::{Explanation, Revalidation, Verified, Verifier};
+pub use unverified::unverified_claims;
+pub use verifier::{Explanation, RejectedToken, Revalidation, Verified, Verifier};

@@ -1,22 +1,26 @@
 //! Authentication: turns the credential of a request into a verified user, or into its proven absence.
 //!
 //! Owns the only match on what a request presented, for plain requests and for WebSocket upgrades, and how often an
-//! address may fail. A step that is skipped does not compile: `allow` and `seal` need the [`AuthenticatedRequest`]
+//! address may fail. A step that is skipped does not compile: `allow` and `prepare` need the [`AuthenticatedRequest`]
 //! that comes out here, and it cannot be made from a cookie without the check of the page's origin. Whether a token
 //! is good is `auth`'s.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, ORIGIN, USER_AGENT};
 use hyper::upgrade::OnUpgrade;
 
 use crate::auth::token::{BadCredential, Cookies, Extracted};
-use crate::auth::{Carrier, LastToken, Lookup, NoCredential, Rejection, Token, Verified};
+use crate::auth::{
+    Carrier, LastToken, Lookup, NoCredential, RejectedToken, Rejection, Token, Verified, unverified_claims,
+};
 use crate::budget::MemoryReservation;
 use crate::http::{AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::Policy;
 use crate::runtime::{Runtime, Shared};
-use crate::telemetry::AccessLine;
+use crate::telemetry::{AccessLine, UnverifiedCredential};
 
 /// A protected request whose credential has been taken out of it, and is not verified yet.
 pub struct Presented {
@@ -131,14 +135,21 @@ impl Authenticator<'_> {
                 }
             }
             Ok(Extracted::Nothing(proof)) => return without_credential(request, proof),
-            Err(bad) => return Authentication::Refused(Failure::Bad(bad)),
+            Err(bad) => {
+                let claims = with_request(UnverifiedCredential::default(), &request.head().headers);
+                line.unverified = Some(Box::new(claims));
+                return Authentication::Refused(Failure::Bad(bad));
+            }
         };
         match verified {
             Ok(verified) => match self.accept(request, verified, line) {
                 Ok(authenticated) => Authentication::User(authenticated),
                 Err(refusal) => Authentication::Refused(Failure::CookieNotAccepted(refusal)),
             },
-            Err(unverified) => Authentication::Refused(Failure::Unverified(unverified)),
+            Err(unverified) => {
+                line.unverified = Some(Box::new(unverified.claimed(&request.head().headers)));
+                Authentication::Refused(Failure::Unverified(unverified))
+            }
         }
     }
 
@@ -169,7 +180,9 @@ impl Authenticator<'_> {
         if let Some(session) = &cookies.session {
             match self.runtime.verifier.verify_session_cookie(session).await {
                 Ok(verified) => return Ok(Some(verified)),
-                Err(rejection) if rejection.is_unavailable() => return Err(Unverified::Rejected(rejection)),
+                Err(rejection) if rejection.is_unavailable() => {
+                    return Err(Unverified::Rejected { rejection, claims: Box::default() });
+                }
                 Err(rejection) => tracing::debug!(%rejection, "session cookie refused, treated as absent"),
             }
         }
@@ -208,18 +221,18 @@ pub async fn verify(
     let counted = client.zip(limit);
     let over = counted.and_then(|(address, _)| shared.addresses.failure_limit_wait(address));
     let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
-    let rejection = match runtime.verifier.verify(token, carrier, last, lookup).await {
+    let (rejection, claims) = match runtime.verifier.verify(token, carrier, last, lookup).await {
         Ok(verified) => return Ok(verified),
-        Err(rejection) => rejection,
+        Err(RejectedToken { rejection, token }) => (rejection, Box::new(unverified_claims(&token))),
     };
     if rejection.counts()
         && let Some((address, per_minute)) = counted
         && let Some(retry_after) = shared.addresses.record_failure(address, per_minute)
     {
         shared.metrics.limited("failed_tokens_per_minute");
-        return Err(Unverified::TooMany { rejection, retry_after });
+        return Err(Unverified::TooMany { rejection, claims, retry_after });
     }
-    Err(Unverified::Rejected(rejection))
+    Err(Unverified::Rejected { rejection, claims })
 }
 
 /// Verifies a token as [`verify`] does, by the policy in force when the answer comes: a socket may wait for hours before
@@ -242,15 +255,33 @@ pub async fn verify_by_policy_in_force(
     }
 }
 
+/// Adds the `Origin` and the `User-Agent` of the request.
+fn with_request(claims: UnverifiedCredential, headers: &HeaderMap) -> UnverifiedCredential {
+    /// Upper bound on a value, in characters.
+    const MAX_CHARACTERS: usize = 256;
+    let text = |name: &HeaderName| {
+        let value = headers.get(name)?;
+        Some(String::from_utf8_lossy(value.as_bytes()).chars().take(MAX_CHARACTERS).collect())
+    };
+    UnverifiedCredential { origin: text(&ORIGIN), user_agent: text(&USER_AGENT), ..claims }
+}
+
 /// How a token was refused.
 #[derive(Debug)]
 pub enum Unverified {
-    /// The token itself is no good, or cannot be verified now.
-    Rejected(Rejection),
+    /// The token was rejected, or cannot be verified now.
+    Rejected {
+        /// The reason.
+        rejection: Rejection,
+        /// What the token claims.
+        claims: Box<UnverifiedCredential>,
+    },
     /// The token is no good, and too many before it from this address were not.
     TooMany {
         /// Why it is no good.
         rejection: Rejection,
+        /// What the token claims.
+        claims: Box<UnverifiedCredential>,
         /// When the next may be presented.
         retry_after: Duration,
     },
@@ -261,7 +292,17 @@ impl Unverified {
     #[must_use]
     pub fn rejection(&self) -> &Rejection {
         match self {
-            Self::Rejected(rejection) | Self::TooMany { rejection, .. } => rejection,
+            Self::Rejected { rejection, .. } | Self::TooMany { rejection, .. } => rejection,
+        }
+    }
+
+    /// What the token claims, without verification, with the `Origin` and `User-Agent` of its request; for the log.
+    #[must_use]
+    pub fn claimed(&self, headers: &HeaderMap) -> UnverifiedCredential {
+        match self {
+            Self::Rejected { claims, .. } | Self::TooMany { claims, .. } => {
+                with_request(UnverifiedCredential::clone(claims), headers)
+            }
         }
     }
 
@@ -269,8 +310,8 @@ impl Unverified {
     #[must_use]
     pub fn refusal(&self, verbose: bool) -> Refusal {
         match self {
-            Self::Rejected(rejection) => Refusal::rejected(rejection, verbose),
-            Self::TooMany { rejection, retry_after } => Refusal::too_many_failures(rejection, *retry_after),
+            Self::Rejected { rejection, .. } => Refusal::rejected(rejection, verbose),
+            Self::TooMany { rejection, retry_after, .. } => Refusal::too_many_failures(rejection, *retry_after),
         }
     }
 }

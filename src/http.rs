@@ -98,4 +98,4 @@ pub use rule::{Ruled, rule};
 pub use socket::{Socket, set_tcp_options};
 pub use stream::{ClientLimits, ClientStream, RequestPhase, TimedStream};
 pub use unread::{DiscardLimits, UnreadBody};
-pub use upstream::{Answer, Upgraded, UpstreamError, Upstreams};
+pub use upstream::{Answer, Upgraded, UpstreamError, UpstreamHealth, Upstreams};

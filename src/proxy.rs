@@ -96,7 +96,7 @@ async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inco
             if entry.line.answered_by == AnsweredBy::Nobody {
                 entry.line.answered_by = AnsweredBy::Vestibule;
             }
-            shared.metrics.requests.counted(&entry.line);
+            shared.record_upgrade(&entry.line);
             entry.discard();
             return Ok(response);
         }

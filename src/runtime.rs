@@ -11,6 +11,7 @@ mod users;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
@@ -21,7 +22,7 @@ use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
 use crate::policy::Policy;
 use crate::shared::{About, EngineError, SharedState};
-use crate::telemetry::{AccessLine, Metrics, NO_ROUTE, OWN_ROUTE, access};
+use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
 pub use notifier::{Notified, Notifier, Subscription};
@@ -103,11 +104,23 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The latest refusals.
     pub refusals: RecentRefusals,
+    /// The requests and the refusals of the last minute.
+    pub traffic: Traffic,
     /// Notifies open sockets and streams of changes that may end them.
     pub notifier: Notifier,
     /// The state of the drain.
     pub drain: Drain,
+    started: Instant,
     connections: AtomicU32,
+}
+
+/// Counts of the last minute.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// All requests, including upgrades.
+    pub requests: LastMinute,
+    /// The requests and sockets that were refused here.
+    pub refusals: LastMinute,
 }
 
 impl Shared {
@@ -181,6 +194,8 @@ impl Shared {
             policy_name: ArcSwap::default(),
             metrics,
             refusals: RecentRefusals::default(),
+            traffic: Traffic::default(),
+            started: Instant::now(),
             notifier,
             drain,
             connections: AtomicU32::new(0),
@@ -241,11 +256,26 @@ impl Shared {
         access(line, self.current().policy.log.access);
         if line.socket.is_none() {
             self.metrics.requests.finished(line);
+            self.traffic.requests.record(unix_seconds());
         }
         if let Some(rule) = line.rule {
             self.metrics.requests.denied(&line.route, rule);
         }
-        self.refusals.record(line);
+        if self.refusals.record(line) {
+            self.traffic.refusals.record(unix_seconds());
+        }
+    }
+
+    /// Counts an upgrade that was answered with 101, whose access line is written when the socket ends.
+    pub fn record_upgrade(&self, line: &AccessLine) {
+        self.metrics.requests.counted(line);
+        self.traffic.requests.record(unix_seconds());
+    }
+
+    /// The time since the start.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// The number of open connections.
@@ -299,14 +329,32 @@ impl Shared {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let runtime = self.current();
-        let mut providers = runtime.verifier.providers().map(|(_, keys)| keys.health()).peekable();
-        let none = providers.peek().is_none();
-        let (mut attempted, mut usable) = (true, none);
-        for health in providers {
-            attempted &= health.attempted;
-            usable |= health.keys > 0;
+        !self.drain.is_draining() && runtime.verifier.is_ready() && self.revocations.gate.check().is_ok()
+    }
+
+    /// Waits until [`Shared::is_ready`], through reloads. Never resolves once the process drains.
+    pub async fn until_ready(&self) {
+        let mut notified = self.notifier.subscribe();
+        loop {
+            let runtime = self.current();
+            let is_settled = tokio::select! {
+                () = runtime.verifier.until_ready() => true,
+                subscription = &mut notified => {
+                    notified = subscription.notified();
+                    false
+                }
+            };
+            if is_settled {
+                if self.is_ready() {
+                    return;
+                }
+                // A reload came meanwhile, the process drains, or the shared state is not readable, which nothing notifies.
+                tokio::select! {
+                    subscription = &mut notified => notified = subscription.notified(),
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                }
+            }
         }
-        !self.drain.is_draining() && attempted && usable && self.revocations.gate.check().is_ok()
     }
 }
 

@@ -10,14 +10,19 @@ mod label;
 mod metrics;
 mod outcome;
 mod output;
+mod rate;
 mod request_id;
 mod text;
 
-pub use access::{AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, access, observe};
+pub use access::{
+    AccessLine, NO_ROUTE, OWN_ROUTE, Observed, Observer, Rule, SocketLife, UnverifiedCredential, access, observe,
+};
 pub use audit::{Audit, AuditEvent};
 pub use format::{set_level, start};
 pub use label::Label;
 pub use metrics::{LogoutOutcome, Metrics, PassedBytes, RenewalOutcome, SignInOutcome};
 pub use outcome::{AnsweredBy, Outcome};
 pub use output::{Format, flush};
+pub use rate::LastMinute;
 pub use request_id::{InRequest, in_current_request, in_request, in_request_with_id, set_request_id};
+pub use text::printable;

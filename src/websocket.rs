@@ -67,6 +67,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
     let authenticator = Authenticator { shared: &shared, runtime: &runtime, reservation: &reservation, last: None };
     let authentication = until_drain(&shared, authenticator.authenticate(presented, line)).await;
     (context.line.carrier, context.line.user) = (line.carrier, line.user.clone());
+    context.line.unverified.clone_from(&line.unverified);
     match authentication {
         None => handshake.refuse_for_drain(context, line),
         Some(Authentication::User(authenticated)) => {

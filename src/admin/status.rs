@@ -7,7 +7,8 @@ use hyper::StatusCode;
 
 use super::duration::shown;
 use super::instances;
-use crate::auth::KeyHealth;
+use crate::auth::{KeyHealth, unix_seconds};
+use crate::http::UpstreamHealth;
 use crate::page::{self, Escaped, Layout};
 use crate::policy::{KeySource, Names, ProviderSpec, summary};
 use crate::runtime::{Runtime, Shared};
@@ -31,13 +32,16 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
     // Writing into a string does not fail.
     let _ = write!(
         body,
-        "<h1 class=\"{class}\">{word}</h1>\n<p class=\"soft\">vestibule {} · configuration {}</p>\n",
+        "<h1 class=\"{class}\">{word}</h1>\n<p class=\"soft\">vestibule {} · up {} · configuration {}</p>\n",
         env!("CARGO_PKG_VERSION"),
+        shown(shared.uptime()),
         Escaped(&shared.policy_name())
     );
     if shared.drain.is_draining() {
         let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", shared.drain.tracked_count());
     }
+    traffic(&mut body, shared);
+    upstreams(&mut body, runtime);
     providers(&mut body, runtime);
     if let Some(instances) = &shared.instances {
         instances::section(&mut body, &instances.status());
@@ -45,7 +49,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
     limits(&mut body, shared, runtime);
     refusals(&mut body, shared);
     query_tokens(&mut body, shared);
-    let _ = write!(body, "<h2>Policy in force</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, Names::Counted)));
+    let _ = write!(body, "<h2>Current policy</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, Names::Counted)));
     for warning in &runtime.policy.warnings {
         let _ = writeln!(body, "  warning     {}", Escaped(warning));
     }
@@ -60,6 +64,42 @@ fn state(shared: &Shared) -> (&'static str, &'static str) {
         ("ready", "good")
     } else {
         ("not ready", "bad")
+    }
+}
+
+fn traffic(body: &mut String, shared: &Shared) {
+    let now = unix_seconds();
+    let (requests, refusals) = (shared.traffic.requests.count(now), shared.traffic.refusals.count(now));
+    let _ = writeln!(body, "<p>In the last minute: requests {requests}, refusals {refusals}.</p>");
+}
+
+fn upstreams(body: &mut String, runtime: &Runtime) {
+    body.push_str("<h2>Upstreams</h2>\n");
+    for (url, health) in runtime.upstreams.health() {
+        let class = if health.is_failing() { " class=\"bad\"" } else { "" };
+        let sentence = upstream_sentence(&health);
+        let _ = writeln!(body, "<p{class}><strong>{}</strong> {}</p>", Escaped(url), Escaped(&sentence));
+    }
+}
+
+/// Describes in a sentence whether an upstream answers.
+fn upstream_sentence(health: &UpstreamHealth) -> String {
+    let responded = health.responded.map(|ago| format!("the last response was {} ago", shown(ago)));
+    let failed = health.failed.as_ref().map(|(ago, error)| format!("{} ago: {error}", shown(*ago)));
+    match (responded, failed) {
+        (None, Some(failed)) if health.is_failing() => format!("does not answer. The last attempt was {failed}."),
+        (Some(responded), Some(failed)) if health.is_failing() => {
+            format!("does not answer. The last attempt was {failed}; {responded}.")
+        }
+        (responded, failed) => {
+            let state = match (responded, health.connected) {
+                (Some(responded), _) => format!("answers; {responded}"),
+                (None, Some(_)) => "accepts connections; no request has been forwarded yet".to_owned(),
+                (None, None) => "is being checked".to_owned(),
+            };
+            let failed = failed.map_or_else(String::new, |failed| format!(". The last failure was {failed}"));
+            format!("{state}{failed}.")
+        }
     }
 }
 
@@ -129,13 +169,14 @@ fn refusals(body: &mut String, shared: &Shared) {
         return;
     }
     body.push_str(
-        "<div class=\"wide\"><table><tr><th>time</th><th>route</th><th>reason</th><th>status or close code</th><th>request id</th></tr>\n",
+        "<div class=\"wide\"><table class=\"refusals\"><tr><th>time</th><th>path</th><th>route</th><th>reason</th><th>status or close code</th><th>request id</th></tr>\n",
     );
     for refusal in newest {
         let _ = writeln!(
             body,
-            "<tr><td>{}</td><td><code>{}</code></td><td>{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
+            "<tr><td>{}</td><td><code>{}</code></td><td><code>{}</code></td><td>{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
             httpdate::fmt_http_date(refusal.at),
+            Escaped(&refusal.path),
             Escaped(&refusal.route),
             refusal.outcome,
             refusal.code,
@@ -169,6 +210,33 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn an_upstream_is_described_in_a_sentence() {
+        let seconds = |seconds: Option<u64>| seconds.map(Duration::from_secs);
+        for (responded, connected, failed, expected) in [
+            (None, None, None, "is being checked."),
+            (None, Some(0), None, "accepts connections; no request has been forwarded yet."),
+            (Some(3), Some(9), None, "answers; the last response was 3 s ago."),
+            (None, None, Some(1), "does not answer. The last attempt was 1 s ago: connection refused."),
+            (
+                Some(90),
+                Some(95),
+                Some(1),
+                "does not answer. The last attempt was 1 s ago: connection refused; the last response was 90 s ago.",
+            ),
+            (
+                Some(3),
+                None,
+                Some(60),
+                "answers; the last response was 3 s ago. The last failure was 60 s ago: connection refused.",
+            ),
+        ] {
+            let failed = seconds(failed).map(|ago| (ago, "connection refused".to_owned()));
+            let health = UpstreamHealth { responded: seconds(responded), connected: seconds(connected), failed };
+            assert_eq!(upstream_sentence(&health), expected);
+        }
+    }
 
     #[test]
     fn a_provider_is_described_in_a_sentence() {

@@ -45,6 +45,12 @@ struct FetchState {
     next: Option<Instant>,
 }
 
+impl FetchState {
+    fn has_keys(&self) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.len() > 0)
+    }
+}
+
 /// A fetch that was requested because of an unknown `kid`.
 #[derive(Clone, Copy, Debug)]
 struct RefetchRequest {
@@ -172,6 +178,27 @@ impl ProviderKeys {
     fn usable<'a>(&self, state: &'a FetchState) -> Option<&'a Arc<KeySet>> {
         let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
         state.keys.as_ref().filter(|_| state.last_good.is_some_and(|good| !stale(good)))
+    }
+
+    /// Whether the first fetch has finished, successfully or not.
+    #[must_use]
+    pub fn is_attempted(&self) -> bool {
+        self.state.borrow().finished > 0
+    }
+
+    /// Whether tokens of this provider can be verified: there are keys, or the provider is asked about every token.
+    #[must_use]
+    pub fn can_verify(&self) -> bool {
+        self.provider.keys == KeySource::Asked || self.state.borrow().has_keys()
+    }
+
+    /// Waits until there are keys. Never resolves if the provider is asked about every token and has none.
+    pub async fn until_usable(&self) {
+        let mut state = self.state.clone();
+        if state.wait_for(FetchState::has_keys).await.is_err() {
+            // Keys in the configuration do not change.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until the first fetch has finished, successfully or not.

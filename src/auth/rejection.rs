@@ -21,7 +21,7 @@ pub enum Rejection {
     #[error("the signature does not verify")]
     BadSignature,
     /// `exp` has passed.
-    #[error("expired at {exp}, now {now}")]
+    #[error("expired {} s ago, at {exp}", .now.saturating_sub(*.exp))]
     Expired {
         /// The token's `exp`, Unix seconds.
         exp: u64,

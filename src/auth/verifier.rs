@@ -130,6 +130,15 @@ struct PresentedToken<'a> {
     may_be_expired: bool,
 }
 
+/// A token that was not verified.
+#[derive(Debug)]
+pub struct RejectedToken {
+    /// The reason.
+    pub rejection: Rejection,
+    /// The token, to log what it claims.
+    pub token: Token,
+}
+
 impl Verifier {
     /// Creates a verifier for these providers that caches at most `cache_limit` tokens, and starts fetching keys. Must
     /// be called inside a Tokio runtime. A provider that has not changed since `former` keeps its keys and cached
@@ -204,6 +213,24 @@ impl Verifier {
         self.providers.iter().map(|provider| (&*provider.spec, &provider.keys))
     }
 
+    /// Whether every provider has been asked for its keys once, and at least one is usable: it has keys, or needs none.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let keys = || self.providers.iter().map(|provider| &provider.keys);
+        keys().all(ProviderKeys::is_attempted) && (self.providers.is_empty() || keys().any(ProviderKeys::can_verify))
+    }
+
+    /// Waits until [`Verifier::is_ready`]. It stays ready, because keys are replaced but never dropped.
+    pub async fn until_ready(&self) {
+        for provider in &self.providers {
+            provider.keys.first_attempt().await;
+        }
+        if !self.is_ready() {
+            let usable = self.providers.iter().map(|provider| Box::pin(provider.keys.until_usable()));
+            futures_util::future::select_all(usable).await;
+        }
+    }
+
     /// The number of cached tokens.
     #[must_use]
     pub fn cached_tokens(&self) -> usize {
@@ -240,21 +267,24 @@ impl Verifier {
     /// is the last token of the connection, which saves computing a digest when it is the same.
     ///
     /// # Errors
-    /// Why the token is rejected.
+    /// The rejected token, with the reason.
     pub async fn verify(
         &self,
         token: Token,
         carrier: Carrier,
         last: Option<&LastToken>,
         lookup: Lookup,
-    ) -> Result<Verified, Rejection> {
+    ) -> Result<Verified, RejectedToken> {
         let mut claimed = ClaimedProvider::default();
         let result = self.verify_cached(&token, last, lookup, &mut claimed).await;
         let outcome = result.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
         let provider = claimed.0.and_then(|index| self.providers.get(index));
         let label = provider.map_or(&self.no_provider, |provider| &provider.label);
         self.metrics.credentials.verified(label, carrier.name(), outcome);
-        result.map(|identity| Verified { identity, token: Some(token), carrier })
+        match result {
+            Ok(identity) => Ok(Verified { identity, token: Some(token), carrier }),
+            Err(rejection) => Err(RejectedToken { rejection, token }),
+        }
     }
 
     /// Returns what issues and reads session cookies, or `None` without `browser.session`.

@@ -96,7 +96,7 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
     // Held until the end: with it goes its socket file.
     let _control = control.map(|control| control.serve(&shared));
     tokio::spawn(Reload::new(&shared, load, watched).run(hangup));
-    say_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
+    announce_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
     let times = signals.first(&shared).await;
     shared.drain.begin();
     let open = shared.drain.tracked_count();
@@ -167,38 +167,44 @@ impl Signals {
     }
 }
 
-/// Says what holds: on a terminal in two columns, elsewhere as one line.
-async fn say_start(shared: &Shared, name: &str, addresses: &[String], admin: Option<&str>, started: Instant) {
+/// Announces the start: on a terminal in two columns, elsewhere as log lines. `listening` comes at once, `ready` when
+/// `/.vestibule/readyz` is 200.
+async fn announce_start(shared: &Arc<Shared>, name: &str, addresses: &[String], admin: Option<&str>, started: Instant) {
     let runtime = shared.current();
-    // The start does not wait for anyone; keys that come at once are worth a word, though.
-    let first_keys = async {
-        for (_, keys) in runtime.verifier.providers() {
-            keys.first_attempt().await;
-        }
-    };
-    let _ = tokio::time::timeout(Duration::from_millis(300), first_keys).await;
-    let ready = started.elapsed().as_millis();
+    let is_for_people = std::io::stdout().is_terminal() || runtime.policy.log.format == LogFormat::Pretty;
     for warning in &runtime.policy.warnings {
         tracing::warn!("{warning}");
     }
-    if !std::io::stdout().is_terminal() && runtime.policy.log.format != LogFormat::Pretty {
-        tracing::info!(listen = %addresses.join(" "), admin = admin.unwrap_or("none"), config = name, "ready in {ready} ms");
+    if !is_for_people {
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(listen = %addresses.join(" "), admin = admin.unwrap_or("none"), config = name, version, "listening");
         telemetry::flush();
+        tokio::spawn(log_ready(Arc::clone(shared), started));
         return;
     }
+    // A summary that is printed a moment later can name the keys.
+    let is_ready = tokio::time::timeout(Duration::from_millis(300), shared.until_ready()).await.is_ok();
+    let elapsed = started.elapsed().as_millis();
     telemetry::flush();
-    // For a person at a terminal a look at the upstream is worth a connection.
     let reachable = runtime.upstreams.is_reachable().await;
-    print_start(&runtime, name, (addresses, admin), reachable, ready);
+    print_start(&runtime, name, (addresses, admin), reachable);
+    if is_ready {
+        print_line(format_args!("ready in {elapsed} ms"));
+    } else {
+        print_line(format_args!("not ready yet: waiting for the keys of a provider"));
+        tokio::spawn(log_ready(Arc::clone(shared), started));
+    }
 }
 
-fn print_start(
-    runtime: &Runtime,
-    name: &str,
-    (addresses, admin): (&[String], Option<&str>),
-    reachable: bool,
-    ready: u128,
-) {
+/// Logs that the process is ready, once it is.
+async fn log_ready(shared: Arc<Shared>, started: Instant) {
+    shared.until_ready().await;
+    let after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(after_ms, "ready");
+    telemetry::flush();
+}
+
+fn print_start(runtime: &Runtime, name: &str, (addresses, admin): (&[String], Option<&str>), reachable: bool) {
     let policy = &runtime.policy;
     let mut out = String::new();
     let mut line = |name: &str, text: &str| {
@@ -235,5 +241,5 @@ fn print_start(
     if !public.is_empty() {
         line("public", &public.join(" "));
     }
-    print_line(format_args!("vestibule {} · {name}\n{out}ready in {ready} ms", env!("CARGO_PKG_VERSION")));
+    print_line(format_args!("vestibule {} · {name}\n{}", env!("CARGO_PKG_VERSION"), out.trim_end_matches('\n')));
 }

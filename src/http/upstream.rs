@@ -5,6 +5,8 @@
 //! connection returns to the pool only after both bodies ended completely. Anonymous and verified requests never share
 //! a connection, because one desynchronized response would be a leak between users.
 
+mod health;
+
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -22,10 +24,15 @@ use super::dial::UpstreamConnector;
 use super::headers::strip_hop_by_hop;
 use super::{BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamRequest};
 use crate::policy::UpstreamSpec;
+use health::HealthRecord;
+
+pub use health::UpstreamHealth;
 
 /// The number of idle connections that are kept per pool. Open connections need no limit of their own: each belongs to
 /// a client connection, and those are limited.
 const MAX_IDLE_CONNECTIONS: usize = 256;
+/// The age at which an observation is too old for the status page, so that the upstream is checked.
+const CHECK_AGE: Duration = Duration::from_secs(5);
 /// Upper bound on the head of an upstream's response.
 const MAX_RESPONSE_HEAD_BYTES: usize = 256 << 10;
 
@@ -94,13 +101,13 @@ pub struct Upgraded {
 
 /// The clients of all upstreams of a policy.
 #[derive(Debug)]
-pub struct Upstreams(Vec<Upstream>);
+pub struct Upstreams(Vec<Arc<Upstream>>);
 
 impl Upstreams {
     /// Creates the clients, in the policy's order. They connect when a request is sent.
     #[must_use]
     pub fn new(specs: &[UpstreamSpec], send_timeout: Duration) -> Self {
-        Self(specs.iter().map(|spec| Upstream::new(spec.clone(), send_timeout)).collect())
+        Self(specs.iter().map(|spec| Arc::new(Upstream::new(spec.clone(), send_timeout))).collect())
     }
 
     /// Whether the first upstream accepts a connection now.
@@ -111,13 +118,35 @@ impl Upstreams {
         }
     }
 
+    /// The URL of each upstream, and what is known about it.
+    pub fn health(&self) -> impl Iterator<Item = (&str, UpstreamHealth)> {
+        self.0.iter().map(|upstream| (upstream.spec.url.as_str(), upstream.health.get()))
+    }
+
+    /// Connects to each upstream of which nothing was observed for [`CHECK_AGE`], and waits for the results, but no longer
+    /// than `wait`. A check that takes longer continues; only one runs per upstream.
+    pub async fn check(&self, wait: Duration) {
+        let due = self.0.iter().filter(|upstream| upstream.health.begin_check(CHECK_AGE));
+        let checks: Vec<_> = due.map(|upstream| tokio::spawn(Arc::clone(upstream).check())).collect();
+        let all = async {
+            for check in checks {
+                // A check that panicked has no result.
+                let _ = check.await;
+            }
+        };
+        let _ = timeout(wait, all).await;
+    }
+
     /// Sends a request and waits for the head of the response.
     ///
     /// # Errors
     /// When there is no usable response; see [`UpstreamError`].
     pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
         // `prepare` takes the index from the policy that these clients were made from.
-        self.0[upstream_request.upstream()].send(upstream_request).await
+        let upstream = &self.0[upstream_request.upstream()];
+        let sent = upstream.send(upstream_request).await;
+        upstream.observe(sent.as_ref().err());
+        sent
     }
 
     /// Sends an upgrade on a new connection. `Ok(Err(response))` is a response other than 101.
@@ -128,7 +157,10 @@ impl Upstreams {
         &self,
         upstream_request: UpstreamRequest,
     ) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
-        self.0[upstream_request.upstream()].upgrade(upstream_request).await
+        let upstream = &self.0[upstream_request.upstream()];
+        let upgraded = upstream.upgrade(upstream_request).await;
+        upstream.observe(upgraded.as_ref().err());
+        upgraded
     }
 }
 
@@ -139,6 +171,7 @@ struct Upstream {
     connector: UpstreamConnector,
     send_timeout: Duration,
     pools: [Arc<Pool>; 2],
+    health: HealthRecord,
 }
 
 #[derive(Debug, Default)]
@@ -200,7 +233,28 @@ async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
 
 impl Upstream {
     fn new(spec: UpstreamSpec, send_timeout: Duration) -> Self {
-        Self { connector: UpstreamConnector::new(&spec), spec, send_timeout, pools: [Arc::default(), Arc::default()] }
+        Self {
+            connector: UpstreamConnector::new(&spec),
+            spec,
+            send_timeout,
+            pools: [Arc::default(), Arc::default()],
+            health: HealthRecord::default(),
+        }
+    }
+
+    /// Records the result of a request, unless the client caused the error.
+    fn observe(&self, error: Option<&UpstreamError>) {
+        match error {
+            None => self.health.record_response(),
+            Some(error) if error.reason().is_some() => self.health.record_failure(error),
+            Some(_) => {}
+        }
+    }
+
+    /// Opens a connection and closes it again.
+    async fn check(self: Arc<Self>) {
+        let connected = self.connect().await;
+        self.health.end_check(connected.as_ref().err().map(|error| error as _));
     }
 
     async fn is_reachable(&self) -> bool {

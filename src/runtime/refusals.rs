@@ -1,11 +1,11 @@
 //! The latest refusals, for `/status`: time, route, reason, and the request id that finds the details in the log. They
-//! hold no token, no user and no address.
+//! hold no token, no query and no address.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome};
+use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome, printable};
 
 /// The number of refusals that are kept.
 const MAX_REFUSALS: usize = 20;
@@ -15,6 +15,8 @@ const MAX_REFUSALS: usize = 20;
 pub struct RecentRefusal {
     /// The time of the refusal.
     pub at: SystemTime,
+    /// The path without its query, truncated and without tokens.
+    pub path: Box<str>,
     /// The pattern of the route.
     pub route: Label,
     /// The `outcome` of the access line.
@@ -25,25 +27,36 @@ pub struct RecentRefusal {
     pub request_id: Arc<str>,
 }
 
+/// The maximum length of a path, in bytes.
+const MAX_PATH_BYTES: usize = 120;
+
+/// Returns a path as the status page may show it: without its query, which `log.query` adds to access lines.
+fn shown_path(path: &str) -> Box<str> {
+    let path = path.split('?').next().unwrap_or_default();
+    let shown = printable(path, MAX_PATH_BYTES);
+    if shown.len() < path.len() && !shown.contains("[token]") { format!("{shown}…").into() } else { shown.into() }
+}
+
 /// The latest refusals, oldest first.
 #[derive(Debug, Default)]
 pub struct RecentRefusals(Mutex<VecDeque<RecentRefusal>>);
 
 impl RecentRefusals {
-    /// Keeps a refusal. Lines of accepted requests, and of those that the upstream answered, are ignored.
-    pub fn record(&self, line: &AccessLine) {
+    /// Keeps a refusal. Returns `false` for the line of an accepted request, or of one that the upstream answered.
+    pub fn record(&self, line: &AccessLine) -> bool {
         let code = match &line.socket {
             // A socket that was open, or that its client closed first, was not refused.
-            Some(_) if !line.outcome.is_refused_socket() => return,
+            Some(_) if !line.outcome.is_refused_socket() => return false,
             Some(life) => life.close_code.unwrap_or(0),
-            None if line.status < 400 || line.status == 499 => return,
+            None if line.status < 400 || line.status == 499 => return false,
             None => line.status,
         };
         if line.answered_by != AnsweredBy::Vestibule || line.is_test {
-            return;
+            return false;
         }
         let refusal = RecentRefusal {
             at: SystemTime::now(),
+            path: shown_path(&line.path),
             route: Label::clone(&line.route),
             outcome: line.outcome,
             code,
@@ -54,6 +67,7 @@ impl RecentRefusals {
             kept.pop_front();
         }
         kept.push_back(refusal);
+        true
     }
 
     /// Returns the refusals, newest first.
@@ -66,6 +80,19 @@ impl RecentRefusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_shown_without_query_and_tokens_and_truncated() {
+        let token = format!("eyJhbGciOiJub25lIn0.{}.c2ln", "eyJzdWIiOiJhbGljZSJ9".repeat(4));
+        for (path, expected) in [
+            ("/a/b", "/a/b".to_owned()),
+            ("/a?secret=1", "/a".to_owned()),
+            (&format!("/x/{token}/y"), "/x/[token]/y".to_owned()),
+            (&format!("/{}", "a".repeat(500)), format!("/{}…", "a".repeat(MAX_PATH_BYTES - 1))),
+        ] {
+            assert_eq!(&*shown_path(path), expected);
+        }
+    }
 
     #[test]
     fn the_latest_twenty_are_kept_without_those_of_the_upstream() {

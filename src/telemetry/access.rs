@@ -33,12 +33,44 @@ pub struct AccessLine {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub socket: Option<SocketLife>,
+    /// What a refused credential claims, without verification.
+    pub unverified: Option<Box<UnverifiedCredential>>,
     /// The kind of rule that refused the request.
     pub rule: Option<Rule>,
     /// Whether the line is written at `debug` only: a health check, or a path in `log.quiet`.
     pub quiet: bool,
     /// A request of `vestibule doctor`: it is logged, and not listed among the last refusals.
     pub is_test: bool,
+}
+
+/// What a refused credential and its request claim. Nothing of it is verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnverifiedCredential {
+    /// The token's `iss`.
+    pub issuer: Option<String>,
+    /// The `kid` of the token's header.
+    pub key_id: Option<String>,
+    /// The first 16 hex digits of the SHA-256 of the token's `sub`.
+    pub subject_digest: Option<String>,
+    /// The request's `Origin`.
+    pub origin: Option<String>,
+    /// The request's `User-Agent`.
+    pub user_agent: Option<String>,
+}
+
+impl UnverifiedCredential {
+    /// The names and values of the fields that are present.
+    fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("unverified_issuer", &self.issuer),
+            ("unverified_kid", &self.key_id),
+            ("unverified_sub_digest", &self.subject_digest),
+            ("origin", &self.origin),
+            ("user_agent", &self.user_agent),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
 }
 
 /// The kind of rule that refused a request.
@@ -149,6 +181,9 @@ fn json(line: &AccessLine) -> String {
     if !line.reason.is_empty() {
         text("reason", &line.reason);
     }
+    for (name, value) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
+        text(name, value);
+    }
     let _ = write!(
         out,
         ",\"status\":{},\"duration_ms\":{},\"bytes_in\":{},\"bytes_out\":{}",
@@ -183,6 +218,10 @@ fn pretty(line: &AccessLine) -> String {
     if !line.reason.is_empty() {
         out.push_str("  reason=");
         escape(&mut out, &line.reason, MAX_VALUE_BYTES);
+    }
+    for (name, value) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
+        let _ = write!(out, "  {name}=");
+        escape(&mut out, value, MAX_VALUE_BYTES);
     }
     if let Some(socket) = &line.socket {
         let _ = write!(

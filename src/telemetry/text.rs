@@ -36,7 +36,8 @@ fn civil(days: u64) -> (u64, u64, u64) {
 }
 
 /// Returns a text as it may be logged: every JWT in it replaced, then truncated.
-fn shown(text: &str, at: usize) -> Cow<'_, str> {
+#[must_use]
+pub fn printable(text: &str, at: usize) -> Cow<'_, str> {
     match without_jwts(text) {
         Cow::Borrowed(text) => Cow::Borrowed(cut(text, at)),
         Cow::Owned(text) => Cow::Owned(cut(&text, at).to_owned()),
@@ -79,7 +80,7 @@ fn cut(text: &str, at: usize) -> &str {
 /// Appends a JSON string.
 pub(super) fn quote(out: &mut String, text: &str, at: usize) {
     out.push('"');
-    for character in shown(text, at).chars() {
+    for character in printable(text, at).chars() {
         match character {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -95,7 +96,7 @@ pub(super) fn quote(out: &mut String, text: &str, at: usize) {
 
 /// Appends a text for a terminal, with control characters and direction overrides escaped.
 pub(super) fn escape(out: &mut String, text: &str, at: usize) {
-    for character in shown(text, at).chars() {
+    for character in printable(text, at).chars() {
         match character {
             c if c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>

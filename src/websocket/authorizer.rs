@@ -10,8 +10,8 @@ use super::close_reason::CloseReason;
 use super::session::{Credential, RevalidationPlan, Verdict};
 use crate::auth::login::OpenLoginSocket;
 use crate::auth::{
-    Carrier, Expiry, Identity, Lookup, Rejection, RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token,
-    Verified, allow, unix_seconds,
+    Carrier, Expiry, Identity, Lookup, RejectedToken, Rejection, RemoteCheck, Revalidation, RevocationKeys,
+    StoredIdentity, Token, Verified, allow, unix_seconds,
 };
 use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
@@ -230,7 +230,7 @@ impl Refresh {
         let verified = match runtime.verifier.verify(token.duplicate(), Carrier::Message, None, Lookup::MayFetch).await
         {
             Ok(verified) => verified,
-            Err(rejection) => {
+            Err(RejectedToken { rejection, .. }) => {
                 tracing::debug!(%rejection, "refresh refused");
                 if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.identity.restore())
                     && runtime.verifier.is_expired_token_of(token, &then).await

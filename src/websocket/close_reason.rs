@@ -176,7 +176,7 @@ impl CloseReason {
     #[must_use]
     pub(super) fn of_unverified(unverified: &Unverified) -> Self {
         match unverified {
-            Unverified::Rejected(rejection) => Self::of_rejection(rejection),
+            Unverified::Rejected { rejection, .. } => Self::of_rejection(rejection),
             Unverified::TooMany { .. } => Self::TooManyConnections,
         }
     }

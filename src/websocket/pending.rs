@@ -402,6 +402,8 @@ impl PendingSocket {
             Ok(verified) => verified,
             Err(unverified) => {
                 unverified.refusal(false).record(&mut context.line);
+                let headers = self.request.as_ref().map(|request| &request.head().headers);
+                context.line.unverified = headers.map(|headers| Box::new(unverified.claimed(headers)));
                 return Event::Verdict(Verdict::Refused(CloseReason::of_unverified(&unverified)));
             }
         };

@@ -59,7 +59,7 @@ export async function program(yaml, environment) {
       createInterface({ input: stream }).on('line', (line) => {
         log.push(line);
         const ready = line.startsWith('{') && JSON.parse(line);
-        if (ready && ready.msg?.startsWith('ready in')) resolve(ready.listen.split(' ')[0].replace('http://', ''));
+        if (ready && ready.msg === 'listening') resolve(ready.listen.split(' ')[0].replace('http://', ''));
       });
     }
     child.on('exit', (code) => reject(new Error(`it ended with ${code}: ${log.join('\n')}`)));

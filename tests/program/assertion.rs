@@ -87,10 +87,8 @@ async fn a_key_of_the_start_s_own_is_shown_on_the_admin_listener() {
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::start(&yaml).await;
-    let ready = proxy.logged("ready", |line| line.contains("ready in")).await;
-    let ready: Value = serde_json::from_str(&ready).expect("json");
-    let admin = ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok()).expect("an address");
+    let proxy = Proxy::start(&yaml).await;
+    let admin = proxy.admin();
     let keys: JwkSet = serde_json::from_str(&get(admin, "/assertion-keys.json", &[]).await.body).expect("a JWKS");
     let credential = bearer(&issuer.token("alice"));
     let fields = [credential.as_str()];

@@ -97,7 +97,7 @@ async fn inspect_says_step_by_step_and_never_prints_the_token_or_its_signature()
     for (token, code, last) in [
         (good.clone(), 0, "accepted: user alice of provider oidc"),
         (format!("Bearer {good}\n"), 0, "accepted: user alice"),
-        (issuer.expired("alice"), 1, "refused: expired at"),
+        (issuer.expired("alice"), 1, "refused: expired "),
         (forged, 1, "refused: the signature does not verify"),
         ("opaque".to_owned(), 1, "refused: not a JWT, which has three parts separated by dots; is it an opaque token?"),
         (String::new(), 1, "refused: this cannot be a token: nothing was read"),

@@ -310,10 +310,8 @@ async fn a_control_socket_that_others_open_and_a_stale_configuration_are_red() {
         let (_, red, text) = doctor(proxy.address, &controlled, &[]).await;
         assert_eq!(red, expected, "{mode:o}: {text}");
     }
-    let mut proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n")).await;
-    let ready = proxy.logged("ready", |line| line.contains("ready in")).await;
-    let ready: serde_json::Value = serde_json::from_str(&ready).expect("json");
-    let admin = ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")).expect("an address").to_owned();
+    let proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n")).await;
+    let admin = proxy.admin();
     let says = yaml(&issuer, &backend, &format!("admin: {{ listen: \"{admin}\" }}\n"));
     let (_, red, text) = doctor(proxy.address, &says, &[]).await;
     assert_eq!(red, only("configuration"), "{text}");

@@ -39,6 +39,7 @@ mod raw;
 mod reload;
 mod remote;
 mod request_fields;
+mod request_ids;
 mod sessions;
 mod shared;
 mod shutdown;

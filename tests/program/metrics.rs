@@ -25,10 +25,8 @@ async fn house(more: &str) -> House {
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::start(&yaml).await;
-    let ready = proxy.logged("ready", |line| line.contains("ready in")).await;
-    let ready: serde_json::Value = serde_json::from_str(&ready).expect("json");
-    let admin = ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok()).expect("an address");
+    let proxy = Proxy::start(&yaml).await;
+    let admin = proxy.admin();
     House { issuer, backend, proxy, admin }
 }
 
@@ -71,7 +69,7 @@ async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
         ("oidc", "algorithm", hs, "algorithm HS256 is not accepted"),
         ("oidc", "unknown_key", stranger.sign(&issuer.claims("alice")), "no key of the provider matches"),
         ("oidc", "bad_signature", forged, "the signature does not verify"),
-        ("oidc", "expired", issuer.expired("alice"), "expired at "),
+        ("oidc", "expired", issuer.expired("alice"), "expired "),
         ("oidc", "not_yet_valid", with(json!({"nbf": now() + 600})), "not valid before "),
         ("oidc", "issued_in_the_future", with(json!({"iat": now() + 600})), "which is in the future"),
         ("oidc", "claim", with(json!({"exp": null})), "claim exp is missing"),
@@ -344,14 +342,14 @@ async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
 }
 
 #[tokio::test]
-async fn the_status_page_tells_what_happens_and_nobodys_name() {
+async fn the_status_page_tells_what_happens_without_a_user_a_token_or_a_query() {
     let mut house = house("token_from: { query: { mode: deny } }\n").await;
     let token = house.issuer.token("alice");
     let field = bearer(&token);
     let fields = [field.as_str()];
     let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
     assert_eq!(answer.status, 200);
-    let refused = get(house.proxy.address, "/secret/path", &[]).await;
+    let refused = get(house.proxy.address, "/private/%3Cscript%3E?page=secret-query", &[]).await;
     let id = refused.field("x-request-id").expect("an id").to_owned();
     let target = format!("/ws?token={token}");
     let mut in_url = Socket::open(house.proxy.address, &target, &["Origin: https://old.example.com"]).await;
@@ -367,6 +365,11 @@ async fn the_status_page_tells_what_happens_and_nobodys_name() {
         "<h1 class=\"good\">ready</h1>",
         "has 1 key (RSA), fetched ",
         "<td>connections</td>",
+        "In the last minute: requests 3, refusals 2.",
+        " · up ",
+        "<h2>Upstreams</h2>\n<p><strong>http://127.0.0.1:",
+        "answers; the last response was ",
+        "<code>/private/%3Cscript%3E</code>",
         "<td>missing_token</td><td class=\"number\">401</td>",
         &id,
         "<td>token_in_url</td><td class=\"number\">1008</td>",
@@ -375,7 +378,30 @@ async fn the_status_page_tells_what_happens_and_nobodys_name() {
     ] {
         assert!(page.body.contains(said), "{said}\n{}", page.body);
     }
-    for secret in ["alice", "/secret/path", "<script", token.rsplit('.').next().expect("a signature")] {
+    for secret in ["alice", "secret-query", "<script", token.rsplit('.').next().expect("a signature")] {
         assert!(!page.body.contains(secret), "{secret}");
     }
+}
+
+#[tokio::test]
+async fn the_status_page_tells_that_an_upstream_does_not_answer() {
+    let (issuer, port) = (Issuer::start().await, crate::support::unused_port());
+    let yaml = format!(
+        "admin: {{ listen: \"127.0.0.1:0\" }}\nupstream: http://127.0.0.1:{port}\nproviders: [{}]\n",
+        issuer.provider()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let page = get(proxy.admin(), "/status", &[]).await.body;
+    assert!(
+        page.contains(&format!("<p class=\"bad\"><strong>http://127.0.0.1:{port}</strong> does not answer.")),
+        "{page}"
+    );
+    let _listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.expect("free");
+    crate::support::within("the page to see it", async {
+        while !get(proxy.admin(), "/status", &[]).await.body.contains("accepts connections; no request has been") {
+            // A check is repeated when the last one is some seconds old.
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    })
+    .await;
 }

@@ -363,6 +363,14 @@ async fn an_opaque_token_goes_to_the_one_provider_that_is_asked_and_a_jwt_never(
     assert_eq!(house.provider.count(), 1);
 }
 
+#[tokio::test]
+async fn a_proxy_whose_only_provider_is_asked_about_every_token_is_ready() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, "");
+    let house = House::start(provider, &rows, "").await;
+    assert_eq!(get(house.proxy.address, "/.vestibule/readyz", &[]).await.status, 200);
+}
+
 fn clerk(issuer: &Issuer, provider: &Answerer, mode: &str) -> String {
     format!(
         "{{ preset: clerk, issuer: \"{}\", jwks: {{ url: \"{}/jwks\" }}, remote: {{ mode: {mode}, url: \"{}\", secret_key: sk_test_x }} }}",

@@ -156,19 +156,13 @@ async fn a_backend_that_does_not_check_its_callers_is_red_at_a_path_that_was_fou
 #[tokio::test]
 async fn an_admin_listener_for_a_scraper_is_not_red() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
-    let mut proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"0.0.0.0:0\" }\n")).await;
-    let port = admin_address(&mut proxy).await.port();
+    let proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"0.0.0.0:0\" }\n")).await;
+    let port = proxy.admin().port();
     let says = yaml(&issuer, &backend, &format!("admin: {{ listen: \":{port}\" }}\n"));
     let (_, red, text) = doctor(proxy.address, &says, &[]).await;
     // The port that the system chose is in no file.
     assert_eq!(red, only("configuration"), "{text}");
     assert!(text.contains("-    admin"), "{text}");
-}
-
-async fn admin_address(proxy: &mut Proxy) -> std::net::SocketAddr {
-    let ready = proxy.logged("ready", |line| line.contains("\"admin\"")).await;
-    let ready: serde_json::Value = serde_json::from_str(&ready).expect("json");
-    ready["admin"].as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok()).expect("an address")
 }
 
 #[tokio::test]
@@ -183,8 +177,8 @@ async fn a_proxy_that_is_not_ready_is_red() {
 #[tokio::test]
 async fn the_last_refusals_stay_those_of_the_clients() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
-    let mut proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n")).await;
-    let admin = admin_address(&mut proxy).await;
+    let proxy = Proxy::start(&yaml(&issuer, &backend, "admin: { listen: \"127.0.0.1:0\" }\n")).await;
+    let admin = proxy.admin();
     let refused = client::request(proxy.address, "GET", "/x", &["X-Request-Id: y"], "").await;
     assert_eq!(refused.status, 401);
     let id = refused.json()["request_id"].as_str().expect("an id").to_owned();

@@ -1,0 +1,107 @@
+//! What is known about an upstream: its last response, its last failure, and the last connection that was opened only to
+//! check it. For the status page.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What is known about an upstream.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamHealth {
+    /// The time since its last response.
+    pub responded: Option<Duration>,
+    /// The time since a check could connect.
+    pub connected: Option<Duration>,
+    /// The time since the last failure, and its error.
+    pub failed: Option<(Duration, String)>,
+}
+
+impl UpstreamHealth {
+    /// The time since anything was observed.
+    #[must_use]
+    pub fn latest(&self) -> Option<Duration> {
+        [self.responded, self.connected, self.failed.as_ref().map(|(ago, _)| *ago)].into_iter().flatten().min()
+    }
+
+    /// Whether the last observation was a failure.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failed.as_ref().is_some_and(|(ago, _)| Some(*ago) == self.latest())
+    }
+}
+
+/// Records what is observed of an upstream.
+#[derive(Debug)]
+pub(super) struct HealthRecord {
+    created: Instant,
+    /// The time of the last response in milliseconds from `created`, plus one; zero before the first. An atomic, because
+    /// it is set at every response.
+    responded: AtomicU64,
+    others: Mutex<Observations>,
+}
+
+impl Default for HealthRecord {
+    fn default() -> Self {
+        Self { created: Instant::now(), responded: AtomicU64::new(0), others: Mutex::default() }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Observations {
+    connected: Option<Instant>,
+    failed: Option<(Instant, String)>,
+    is_being_checked: bool,
+}
+
+impl HealthRecord {
+    fn update(&self, change: impl FnOnce(&mut Observations)) {
+        change(&mut self.others.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Records the head of a response, which arrived just now.
+    pub(super) fn record_response(&self) {
+        let millis = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.responded.store(millis.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Records a request, or a check, without a usable response.
+    pub(super) fn record_failure(&self, error: &dyn std::error::Error) {
+        self.update(|observed| observed.failed = Some((Instant::now(), error.to_string())));
+    }
+
+    /// Begins a check, unless one is running or something was observed within `max_age`.
+    pub(super) fn begin_check(&self, max_age: Duration) -> bool {
+        let is_recent = self.get().latest().is_some_and(|ago| ago < max_age);
+        let mut begins = false;
+        self.update(|observed| {
+            begins = !is_recent && !observed.is_being_checked;
+            observed.is_being_checked |= begins;
+        });
+        begins
+    }
+
+    /// Ends a check: `None` if it could connect.
+    pub(super) fn end_check(&self, failure: Option<&dyn std::error::Error>) {
+        match failure {
+            Some(error) => self.record_failure(error),
+            None => self.update(|observed| observed.connected = Some(Instant::now())),
+        }
+        self.update(|observed| observed.is_being_checked = false);
+    }
+
+    /// Returns what is known now.
+    pub(super) fn get(&self) -> UpstreamHealth {
+        let observed = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let responded = match self.responded.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(self.created.elapsed().saturating_sub(Duration::from_millis(millis - 1))),
+        };
+        UpstreamHealth {
+            responded,
+            connected: observed.connected.map(|at| at.elapsed()),
+            failed: observed.failed.as_ref().map(|(at, error)| (at.elapsed(), error.clone())),
+        }
+    }
+}
