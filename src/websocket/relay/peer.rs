@@ -228,6 +228,11 @@ impl Peer {
 
     /// Writes what waits. Ready when nothing waits any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // TLS reports neither a write nor a flush before all of its buffer has gone. To a slow reader that takes longer
+        // than the time for which a peer may take nothing.
+        if self.write_pending_since.is_some() && self.socket.has_write_buffer() && self.socket.send_now(&[]).is_some() {
+            self.write_pending_since = None;
+        }
         while self.sent < self.out.len() {
             match Pin::new(&mut self.socket).poll_write(cx, &self.out[self.sent..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -284,5 +289,80 @@ impl Peer {
             self.unflushed = false;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use rcgen::generate_simple_self_signed;
+    use socket2::SockRef;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpSocket};
+    use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    /// A connection by TLS whose system buffers hold some 20 KB: our end, and the peer's.
+    async fn narrow_tls() -> (Socket, impl AsyncRead + Unpin) {
+        let certified = generate_simple_self_signed(vec!["localhost".to_owned()]).expect("certificate");
+        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certified.cert.der().clone()],
+                PrivateKeyDer::try_from(certified.signing_key.serialize_der()).expect("key"),
+            )
+            .expect("server");
+        let mut roots = RootCertStore::empty();
+        roots.add(certified.cert.der().clone()).expect("root");
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let connecting = TcpSocket::new_v4().expect("socket");
+        connecting.set_recv_buffer_size(4 << 10).expect("size");
+        SockRef::from(&connecting).set_tcp_mss(1_448).expect("segments");
+        let connected = connecting.connect(listener.local_addr().expect("address")).await.expect("connects");
+        let accepted = listener.accept().await.expect("accepts").0;
+        SockRef::from(&accepted).set_send_buffer_size(4 << 10).expect("size");
+        let name = ServerName::try_from("localhost").expect("name");
+        let (ours, theirs) = tokio::join!(
+            TlsAcceptor::from(Arc::new(server)).accept(accepted),
+            TlsConnector::from(Arc::new(client)).connect(name, connected)
+        );
+        (Socket::Tls(Box::new(ours.expect("handshake").into())), theirs.expect("handshake"))
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_a_part_of_what_tls_has_buffered_is_not_stalled() {
+        let (ours, mut theirs) = narrow_tls().await;
+        let mut peer = Peer::new(ours);
+        poll_fn(|cx| {
+            // All of it is in the buffer of TLS or in the system.
+            peer.write_now(cx, &[0; 60 << 10]).expect("written");
+            assert!(peer.poll_flush(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        let since = peer.stalled_since().expect("waits");
+        let mut taken = vec![0; 24 << 10];
+        let flushing = poll_fn(|cx| {
+            assert!(peer.poll_flush(cx).is_pending(), "more is waiting than is read");
+            Poll::<()>::Pending
+        });
+        tokio::select! {
+            read = theirs.read_exact(&mut taken) => assert_eq!(read.expect("read"), 24 << 10),
+            () = flushing => {}
+        }
+        assert!(peer.stalled_since().expect("waits") > since);
     }
 }
