@@ -217,7 +217,7 @@ pub async fn verify(
     carrier: Carrier,
     last: Option<&LastToken>,
 ) -> Result<Verified, Unverified> {
-    let limit = runtime.policy.limits.failed_tokens_per_minute;
+    let limit = runtime.policy.limits.failed_tokens_per_minute.map(|limit| shared.failed_tokens_per_minute(limit));
     let counted = client.zip(limit);
     let over = counted.and_then(|(address, _)| shared.addresses.failure_limit_wait(address));
     let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };

@@ -21,7 +21,7 @@ use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
 use crate::policy::Policy;
-use crate::shared::{About, EngineError, SharedState};
+use crate::shared::{About, EngineError, OpenSockets, SharedState};
 use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
@@ -170,12 +170,16 @@ impl Shared {
             });
         }
         let limits = &runtime.policy.limits;
+        let open_sockets = Arc::<OpenSockets>::default();
         let instances = runtime.policy.shared.as_ref().map(|spec| {
             let (limit, notifier) = (limits.revocations + limits.sign_outs, notifier.clone());
             let notify = Box::new(move || notifier.notify());
-            SharedState::start(spec, limit, Arc::clone(&revocations), Arc::clone(&metrics), notify)
+            let (revocations, sockets) = (Arc::clone(&revocations), Arc::clone(&open_sockets));
+            SharedState::start(spec, limit, revocations, Arc::clone(&metrics), sockets, notify)
         });
         let instances = instances.transpose()?;
+        let presences = instances.as_ref().map(SharedState::presences);
+        let users = Users::new(Arc::clone(revocations.digests()), open_sockets, presences);
         let (on_close, closing) = (notifier.clone(), drain.clone());
         tokio::spawn(async move {
             closing.closing_token().cancelled().await;
@@ -187,7 +191,7 @@ impl Shared {
             budget,
             held_messages,
             query_tokens: QueryTokens::default(),
-            users: Users::default(),
+            users,
             revocations,
             instances,
             addresses: Addresses::default(),
@@ -218,6 +222,12 @@ impl Shared {
     #[must_use]
     pub fn policy_name(&self) -> Arc<String> {
         self.policy_name.load_full()
+    }
+
+    /// This instance's share of `limits.failed_tokens_per_minute`.
+    #[must_use]
+    pub fn failed_tokens_per_minute(&self, limit: u32) -> u32 {
+        self.instances.as_ref().map_or(limit, |instances| instances.share_of(limit))
     }
 
     /// Tells other instances what the current configuration is, by its digest.

@@ -10,10 +10,13 @@
 mod command;
 mod copy;
 mod engine;
+mod exchange;
 mod follow;
 mod message;
+mod open_sockets;
 mod outbox;
 mod peers;
+mod presence;
 mod state;
 mod tend;
 
@@ -38,13 +41,17 @@ use crate::telemetry::Metrics;
 
 pub use command::{Written, inspect, write_entry};
 pub use engine::EngineError;
+pub use open_sockets::OpenSockets;
 pub use peers::Instance;
+pub use presence::{ASK_AGAIN_SECONDS, Presences, SeenElsewhere};
 pub use state::About;
 
 /// How much longer the answer to a blocking read may take than it waits.
 const BLOCK_ANSWER: Duration = Duration::from_secs(5);
 /// The first wait before another connection; doubled with each that fails.
 const RETRY: Duration = Duration::from_millis(100);
+/// No instance's share of a limit is smaller.
+const LEAST_SHARE: u32 = 5;
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// A connection that stood for so long was a good one.
 const GOOD: Duration = Duration::from_secs(30);
@@ -82,6 +89,7 @@ impl SharedState {
         limit: usize,
         revocations: Arc<Revocations>,
         metrics: Arc<Metrics>,
+        open_sockets: Arc<OpenSockets>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self, EngineError> {
         revocations.gate.shut();
@@ -99,6 +107,9 @@ impl SharedState {
             about: ArcSwap::default(),
             outbox: Outbox::default(),
             peers: Peers::default(),
+            presences: Arc::default(),
+            open_sockets,
+            told: std::sync::atomic::AtomicUsize::default(),
             progress: Mutex::default(),
             attention: Notify::new(),
         });
@@ -111,6 +122,19 @@ impl SharedState {
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.inner.spec.timeout
+    }
+
+    /// Who was seen at other instances.
+    #[must_use]
+    pub fn presences(&self) -> Arc<Presences> {
+        Arc::clone(&self.inner.presences)
+    }
+
+    /// This instance's share of a limit that holds for all of them together.
+    #[must_use]
+    pub fn share_of(&self, limit: u32) -> u32 {
+        let instances = u32::try_from(self.inner.peers.live(self.inner.instance)).unwrap_or(u32::MAX).max(1);
+        (limit / instances).max(LEAST_SHARE.min(limit))
     }
 
     /// Sets what this instance tells about itself.
@@ -185,7 +209,9 @@ impl Inner {
             let cursor = self.begin(&mut writer.clone()).await?;
             let loaded = self.load(&writer).await?;
             self.connected(&writer);
-            self.both(self.follow(reader, cursor), self.tend(writer.clone(), loaded)).await
+            let users = self.both(self.keep_presence(writer.clone()), self.exchange_open_sockets(writer.clone()));
+            let log = self.both(self.follow(reader, cursor), self.tend(writer.clone(), loaded));
+            self.both(users, log).await
         };
         // What is revoked meanwhile does not wait for the copy.
         self.both(self.publish(writer.clone()), following).await

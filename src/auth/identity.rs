@@ -8,6 +8,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::claims::value;
+use super::digest::{Digest, DigestKeys};
 use super::keys::KeyFingerprint;
 use super::kind::KindHeader;
 use super::revocation_keys::RevocationKeys;
@@ -26,6 +27,7 @@ pub struct Identity {
     browser_session: Option<BrowserSession>,
     /// Computed when they are first asked for, and remembered with the token.
     revocation_keys: OnceLock<Box<RevocationKeys>>,
+    presence: OnceLock<Digest>,
 }
 
 /// A browser session: everything from signing in with a token to signing out. A renewal issues another cookie of the
@@ -102,6 +104,7 @@ impl Identity {
             kind,
             browser_session: None,
             revocation_keys: OnceLock::new(),
+            presence: OnceLock::new(),
         }
     }
 
@@ -116,6 +119,25 @@ impl Identity {
         self.browser_session = session;
         self.revocation_keys = OnceLock::new();
         self
+    }
+
+    /// The digest by which its presence is remembered: of its user and, where its token names one, the provider session.
+    /// Computed once, by the keys of this process.
+    #[must_use]
+    pub fn presence(&self, keys: &DigestKeys) -> Digest {
+        *self.presence.get_or_init(|| {
+            let user = self.user();
+            let issuer = user.issuer.as_deref().unwrap_or_default();
+            let session = self.session_id();
+            keys.digest(&[
+                b"presence",
+                user.provider.name.as_bytes(),
+                issuer.as_bytes(),
+                user.id.as_bytes(),
+                session.map_or(&b"without"[..], |_| b"with"),
+                session.unwrap_or_default().as_bytes(),
+            ])
+        })
     }
 
     /// The keys by which this can be revoked, computed once.
@@ -205,6 +227,15 @@ pub struct User {
     provider: Arc<ProviderSpec>,
     issuer: Option<Box<str>>,
     id: Box<str>,
+}
+
+impl User {
+    /// The digest by which its sockets are counted.
+    #[must_use]
+    pub fn digest(&self, keys: &DigestKeys) -> Digest {
+        let issuer = self.issuer.as_deref().unwrap_or_default();
+        keys.digest(&[b"sockets", self.provider.name.as_bytes(), issuer.as_bytes(), self.id.as_bytes()])
+    }
 }
 
 impl Eq for User {}

@@ -116,7 +116,7 @@ struct RevokedAt {
 /// All revocations.
 #[derive(Default)]
 pub struct Revocations {
-    digests: DigestKeys,
+    digests: Arc<DigestKeys>,
     entries: RwLock<HashMap<RevocationKey, RevokedAt>>,
     /// The number of entries, so that requests need not take the lock while there are none.
     count: AtomicUsize,
@@ -147,12 +147,12 @@ impl Revocations {
     /// Without any revocation, by digests that other instances compute alike.
     #[must_use]
     pub fn with_keys(digests: DigestKeys) -> Self {
-        Self { digests, ..Self::default() }
+        Self { digests: Arc::new(digests), ..Self::default() }
     }
 
     /// The keys of the digests.
     #[must_use]
-    pub fn digests(&self) -> &DigestKeys {
+    pub fn digests(&self) -> &Arc<DigestKeys> {
         &self.digests
     }
 

@@ -191,7 +191,9 @@ async fn announce_start(shared: &Arc<Shared>, name: &str, addresses: &[String], 
     if is_ready {
         print_line(format_args!("ready in {elapsed} ms"));
     } else {
-        print_line(format_args!("not ready yet: waiting for the keys of a provider"));
+        print_line(format_args!(
+            "not ready yet: waiting for the keys of a provider or the first copy of the shared state"
+        ));
         tokio::spawn(log_ready(Arc::clone(shared), started));
     }
 }

@@ -40,6 +40,9 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     }
     if let Some(shared) = &policy.shared {
         line("shared", shared.to_string());
+    } else if may_have_several_instances(policy) {
+        let text = "nothing: at each instance by itself hold revocations, sign-outs, presence and limits (docs/shared-state.md)";
+        line("shared", text.to_owned());
     }
     match &policy.hosts {
         Hosts::Any => line("hosts", "any".to_owned()),
@@ -214,6 +217,12 @@ fn wall(policy: &Policy, upstream: &UpstreamSpec) -> String {
         return "none: whoever reaches the backend's port names any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or one user alone would be one".to_owned();
     }
     walls.iter().map(Wall::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether other instances can be expected: behind a balancer, with session cookies that they could read.
+fn may_have_several_instances(policy: &Policy) -> bool {
+    let session = policy.browser.session.as_ref();
+    !policy.trusted_proxies.is_empty() && session.is_some_and(|session| session.secret.is_some())
 }
 
 /// What an upstream gets of the caller's token.

@@ -11,7 +11,7 @@ use super::token_sources::{RouteContext, WrittenSources};
 use super::upstream::Upstreams;
 use super::{
     AssertionSpec, IssuedTokens, ListenPlace, ListenSpec, Origin, Pattern, Policy, Requirement, ReservedNames, Route,
-    UpstreamSpec,
+    UpstreamSpec, WebSocketSpec,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, Log, OnExpiry};
 
@@ -81,6 +81,12 @@ impl Check {
                 && config.routes.iter().all(|route| matches!(route.auth, AuthMode::None | AuthMode::Deny));
         if config.providers.is_empty() && !everything_decided {
             self.error("providers", "no provider: nobody could sign in. Add one, for example\nproviders: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]");
+        }
+        if shared.is_some() && routes.iter().any(|route| is_too_short(&route.websocket)) {
+            self.error(
+                "websocket.presence",
+                "must be at least 15s beside shared: what other instances have seen comes up to 10s later",
+            );
         }
         let rules_by_path = rules_by_path(&routes);
         let under_auto = routes.iter().filter(|route| route.websocket.on_expiry == OnExpiry::Auto);
@@ -255,6 +261,11 @@ impl Check {
 /// A credential that is optional, or not asked for, need not be there to be looked at.
 const REQUIRE_WITHOUT_USER: &str =
     "needs a verified user, and this rule lets callers in without one, or nobody at all; remove `auth`, or `require`";
+
+/// Whether presence of a route would end before other instances can tell of it.
+fn is_too_short(websocket: &WebSocketSpec) -> bool {
+    websocket.on_expiry == OnExpiry::Auto && websocket.presence < std::time::Duration::from_secs(15)
+}
 
 /// Whether any two rules that can be reached treat a request differently.
 fn rules_by_path(routes: &[Arc<Route>]) -> bool {

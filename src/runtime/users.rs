@@ -1,73 +1,80 @@
 //! The users that are active: how many sockets each of them has open, and when each last presented a valid token.
 //!
-//! Users are kept as fingerprints under keys of this process, so that every entry has the same size.
+//! Users are kept by keyed digests, so that every entry has the same size, and instances that share can tell each other.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::auth::{Identity, User};
+use crate::auth::digest::{Digest, DigestKeys};
+use crate::auth::{Identity, User, unix_seconds};
+use crate::shared::{ASK_AGAIN_SECONDS, OpenSockets, Presences, SeenElsewhere};
 
 /// The minimum time between two removals of expired presence entries, in seconds: a removal visits every entry.
 const SWEEP_SECONDS: u64 = 10;
-
-/// Two independent keyed hashes, so that nobody can choose users with the same fingerprint.
-type Fingerprint = (u64, u64);
+/// Users whom other instances are asked about, or told of, at once.
+const ASKED: usize = 100_000;
 
 /// All active users; clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Users {
     state: Arc<UsersState>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct UsersState {
-    hashers: (RandomState, RandomState),
-    open_sockets: Mutex<HashMap<Fingerprint, u32>>,
+    digests: Arc<DigestKeys>,
+    open_sockets: Arc<OpenSockets>,
     presence: Mutex<PresenceTable>,
+    /// Who was seen at other instances, where there are others.
+    elsewhere: Option<Arc<Presences>>,
 }
 
 #[derive(Debug, Default)]
 struct PresenceTable {
     /// The time of the last valid token, in seconds since the epoch.
-    last_seen: HashMap<Fingerprint, u64>,
+    last_seen: HashMap<Digest, u64>,
     swept_at: u64,
 }
 
 /// Identifies a presence entry: a user and, if its tokens name one, the provider session id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PresenceKey(Fingerprint);
+pub struct PresenceKey {
+    user: Digest,
+    /// How long the user's sockets stay open after it was seen.
+    presence: Duration,
+}
 
 /// One open socket of a user; counted until dropped.
 #[derive(Debug)]
 pub struct OpenSocket {
-    users: Users,
-    user: Fingerprint,
+    sockets: Arc<OpenSockets>,
+    user: Digest,
 }
 
 impl Users {
-    fn fingerprint(&self, key: &impl std::hash::Hash) -> Fingerprint {
-        (self.state.hashers.0.hash_one(key), self.state.hashers.1.hash_one(key))
+    /// Without any user.
+    pub(super) fn new(
+        digests: Arc<DigestKeys>,
+        open_sockets: Arc<OpenSockets>,
+        elsewhere: Option<Arc<Presences>>,
+    ) -> Self {
+        let state = UsersState { digests, open_sockets, presence: Mutex::default(), elsewhere };
+        Self { state: Arc::new(state) }
     }
 
-    /// Counts a socket, unless its user has `limit` open.
+    /// Counts a socket, unless its user has `limit` open, here and at other instances.
     #[must_use]
     pub fn open_socket(&self, user: &User, limit: u32) -> Option<OpenSocket> {
-        let user = self.fingerprint(user);
-        let mut open = self.state.open_sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(user).or_insert(0);
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(OpenSocket { users: self.clone(), user })
+        let user = user.digest(&self.state.digests);
+        let sockets = Arc::clone(&self.state.open_sockets);
+        sockets.open(user, limit).then_some(OpenSocket { sockets, user })
     }
 
-    /// The key of an identity's presence entry.
+    /// The key of an identity's presence entry, on a route where sockets stay open for `presence`.
     #[must_use]
-    pub fn presence_key(&self, identity: &Identity) -> PresenceKey {
-        PresenceKey(self.fingerprint(&(identity.user(), identity.session_id())))
+    pub fn presence_key(&self, identity: &Identity, presence: Duration) -> PresenceKey {
+        PresenceKey { user: identity.presence(&self.state.digests), presence }
     }
 
     /// The number of presence entries.
@@ -79,7 +86,10 @@ impl Users {
     /// Records that a valid token of this identity was presented. At most `limit` entries are kept, each for `keep`
     /// seconds. When the table is full a new user is not recorded, so its sockets close when their tokens expire.
     pub fn record_presence(&self, identity: &Identity, now: u64, limit: usize, keep: u64) {
-        let PresenceKey(key) = self.presence_key(identity);
+        let key = identity.presence(&self.state.digests);
+        if let Some(elsewhere) = &self.state.elsewhere {
+            elsewhere.seen(key, now, limit);
+        }
         let mut table = self.state.presence.lock().unwrap_or_else(PoisonError::into_inner);
         let PresenceTable { last_seen, swept_at } = &mut *table;
         if last_seen.len() >= limit && !last_seen.contains_key(&key) {
@@ -95,21 +105,26 @@ impl Users {
         last_seen.insert(key, now);
     }
 
-    /// The time of the last valid token, in seconds since the epoch.
+    /// The time of the last valid token, in seconds since the epoch. Where the user was not seen here for too long and
+    /// other instances are being asked it is one by which the caller comes back soon.
     #[must_use]
-    pub fn last_seen(&self, presence: PresenceKey) -> Option<u64> {
-        self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.get(&presence.0).copied()
+    pub fn last_seen(&self, key: PresenceKey) -> Option<u64> {
+        let here = self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.get(&key.user).copied();
+        let Some(elsewhere) = &self.state.elsewhere else { return here };
+        let (now, presence) = (unix_seconds(), key.presence.as_secs());
+        if here.is_some_and(|here| here.saturating_add(presence) > now) {
+            return here;
+        }
+        match elsewhere.last_seen_elsewhere(key.user, key.presence, ASKED) {
+            SeenElsewhere::At(seen) => here.max(Some(seen)),
+            SeenElsewhere::Never => here,
+            SeenElsewhere::Asked => Some(now.saturating_add(ASK_AGAIN_SECONDS).saturating_sub(presence)),
+        }
     }
 }
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
-        let mut open = self.users.state.open_sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = open.entry(self.user) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        self.sockets.close(self.user);
     }
 }

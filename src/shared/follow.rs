@@ -79,7 +79,7 @@ impl Inner {
                 self.want_load();
                 false
             }
-            Message::Taken { .. } => false,
+            Message::Open { .. } | Message::Taken { .. } => false,
         }
     }
 

@@ -5,7 +5,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 
-use crate::auth::digest::{DIGEST_BYTES, derive, digest};
+use crate::auth::digest::{DIGEST_BYTES, Digest, derive, digest};
 use crate::auth::{CopyDigest, NAME_BYTES, SharedEntry, TIMES_BYTES};
 use crate::policy::Secret;
 
@@ -81,6 +81,8 @@ pub(super) enum Message {
     Beat(Beat),
     /// Entries were added to the hash without being told here.
     LoadAgain,
+    /// The users near the limit of sockets at an instance. Not in the log.
+    Open { instance: u128, at: u64, users: Vec<(Digest, u32)> },
     /// An instance has taken an entry.
     Taken { question: Id, instance: Id },
 }
@@ -121,6 +123,9 @@ pub(super) struct Beat {
     /// Whether its copy is complete. One whose copy is not asks the others for theirs.
     #[serde(rename = "r")]
     pub(super) is_complete: bool,
+    /// The number of users near the limit of sockets that it tells of.
+    #[serde(rename = "u")]
+    pub(super) told: usize,
 }
 
 impl Beat {
@@ -143,6 +148,14 @@ impl Message {
                 bytes
             }
             Self::LoadAgain => b"l".to_vec(),
+            Self::Open { instance, at, users } => {
+                let mut bytes = [b"o", &instance.to_le_bytes()[..], &at.to_be_bytes()[..]].concat();
+                for (user, count) in users {
+                    bytes.extend_from_slice(&user.0);
+                    bytes.extend_from_slice(&count.to_be_bytes());
+                }
+                bytes
+            }
             Self::Taken { question, instance } => [b"t", &question[..], &instance[..]].concat(),
         }
     }
@@ -158,6 +171,19 @@ impl Message {
             }
             b'b' => Self::Beat(serde_json::from_slice(rest).ok()?),
             b'l' if rest.is_empty() => Self::LoadAgain,
+            b'o' => {
+                let (instance, rest) = rest.split_at_checked(16)?;
+                let (at, users) = rest.split_at_checked(8)?;
+                let users = users.chunks(DIGEST_BYTES + 4).map(|user| {
+                    let (digest, count) = user.split_at_checked(DIGEST_BYTES)?;
+                    Some((Digest(digest.try_into().ok()?), u32::from_be_bytes(count.try_into().ok()?)))
+                });
+                Self::Open {
+                    instance: u128::from_le_bytes(instance.try_into().ok()?),
+                    at: u64::from_be_bytes(at.try_into().ok()?),
+                    users: users.collect::<Option<_>>()?,
+                }
+            }
             b't' => {
                 let (question, instance) = rest.split_at_checked(16)?;
                 Self::Taken { question: question.try_into().ok()?, instance: instance.try_into().ok()? }
@@ -201,11 +227,12 @@ mod tests {
             Message::Entry(entry(), None),
             Message::Entry(entry(), Some([7; 16])),
             Message::LoadAgain,
+            Message::Open { instance: 7, at: 8, users: vec![(Digest([3; 16]), 5), (Digest([4; 16]), 6)] },
             Message::Taken { question: [1; 16], instance: [2; 16] },
         ] {
             assert_eq!(Message::read(&message.bytes()), Some(message));
         }
-        for bytes in [&b""[..], b"e", b"l ", b"t1", b"b{}", b"x"] {
+        for bytes in [&b""[..], b"e", b"o", &[b'o'; 30], b"l ", b"t1", b"b{}", b"x"] {
             assert_eq!(Message::read(bytes), None);
         }
     }

@@ -18,7 +18,7 @@ const MOST: usize = 1_000;
 /// Most instances with another secret.
 const MOST_FOREIGN: usize = 16;
 /// A heartbeat that says another time than this clock, by more than this, is an old one that someone wrote again.
-const CLOCKS: u64 = 120_000;
+pub(super) const CLOCKS: u64 = 120_000;
 /// No text of an instance is kept longer.
 const TEXT: usize = 80;
 
@@ -134,6 +134,14 @@ impl Peers {
         others + 1
     }
 
+    /// The other live instances that tell of users near the limit of sockets, at most so many.
+    pub(super) fn tellers(&self, this: u128, most: usize) -> Vec<u128> {
+        let now = Instant::now();
+        let inner = self.lock();
+        let tellers = inner.known.iter().filter(|(id, peer)| **id != this && peer.lives(now) && peer.beat.told > 0);
+        tellers.map(|(id, _)| *id).take(most).collect()
+    }
+
     /// Every live instance, those with another secret last.
     pub(super) fn shown(&self, this: u128) -> Vec<Instance> {
         let now = Instant::now();
@@ -181,6 +189,7 @@ mod tests {
             count: 0,
             sum,
             is_complete,
+            told: 0,
         }
     }
 

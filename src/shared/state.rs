@@ -1,6 +1,7 @@
 //! What an instance knows of the shared state: how far its copy has come, and whether it may be relied on.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use tokio::time::Instant;
 
 use super::engine::{self, Engine};
 use super::message::{Codes, Id, fingerprint};
+use super::open_sockets::OpenSockets;
 use super::outbox::Outbox;
 use super::peers::Peers;
+use super::presence::Presences;
 use crate::auth::Revocations;
 use crate::policy::{OnLoss, Secret, SharedSpec};
 use crate::telemetry::Metrics;
@@ -54,6 +57,10 @@ pub(super) struct Inner {
     pub(super) about: ArcSwap<About>,
     pub(super) outbox: Outbox,
     pub(super) peers: Peers,
+    pub(super) presences: Arc<Presences>,
+    pub(super) open_sockets: Arc<OpenSockets>,
+    /// The number of users that this instance tells of.
+    pub(super) told: AtomicUsize,
     pub(super) progress: Mutex<Progress>,
     /// Wakes the task that tends the connection.
     pub(super) attention: Notify,
@@ -136,8 +143,15 @@ impl Inner {
             progress.is_complete = true;
         }
         self.set_gate();
+        // Whoever waits for readiness looks again.
+        (self.notify)();
         tracing::info!(reason = why, "the first copy of the shared revocations is complete");
         self.attention.notify_one();
+    }
+
+    /// Sets the number of users that this instance tells of; returns whether it told of any before.
+    pub(super) fn set_told(&self, count: usize) -> bool {
+        self.told.swap(count, Ordering::Relaxed) > 0
     }
 
     /// Asks for the whole copy to be loaded.

@@ -196,6 +196,7 @@ impl Inner {
                 count: digest.count,
                 sum: digest.sum,
                 is_complete: progress.is_complete,
+                told: self.told.load(std::sync::atomic::Ordering::Relaxed),
             };
             (number, beat)
         };

@@ -58,7 +58,7 @@ impl SocketContext {
 
     /// Returns the handle to a user's presence on a route where a socket may outlive its token by it.
     pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<PresenceKey> {
-        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence_key(identity))
+        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence_key(identity, spec.presence))
     }
 
     pub(super) fn relay_settings(&self, spec: &WebSocketSpec) -> RelaySettings {

@@ -65,12 +65,23 @@ impl Fleet {
         instance
     }
 
+    /// One with more under `control`, which may not be ready.
+    pub async fn starting_with(&self, shared: &str, control: &str) -> Instance {
+        self.start_instance(shared, control, "").await
+    }
+
     /// One that may not be ready.
     pub async fn starting(&self, shared: &str, more: &str) -> Instance {
+        self.start_instance(shared, "", more).await
+    }
+
+    async fn start_instance(&self, shared: &str, more_control: &str, more: &str) -> Instance {
         let port = unused_port();
         let control = self.file(&format!("control-{port}.sock"));
         let admin = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        let proxy = Proxy::start(&self.yaml(&control, &admin, shared, more)).await;
+        let yaml = self.yaml(&control, &admin, shared, more);
+        let socket = format!("unix:{control}\"");
+        let proxy = Proxy::start(&yaml.replace(&socket, &format!("{socket}{more_control}"))).await;
         Instance { proxy, control: control.into(), admin }
     }
 

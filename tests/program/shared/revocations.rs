@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::fleet::{Fleet, timed};
 use crate::support::client::bearer;
 use crate::support::engine::{Engine, Relay, is_installed};
+use crate::support::now;
 
 const ENDED: &str = r#"{"type":"error","message":"Session ended"}"#;
 
@@ -117,8 +118,9 @@ async fn a_flushed_engine_is_filled_again_also_for_instances_that_are_gone() {
     drop(first);
     fleet.engine.command(&[b"FLUSHALL"]).await;
     // Started just after: the other one knows more, so it is not ready by an empty copy.
-    let (third, took) = timed(fleet.instance("")).await;
+    let (mut third, took) = timed(fleet.instance("")).await;
     println!("ready {took:?} after the engine was flushed");
+    third.proxy.logged("why", |line| line.contains("another instance has the same")).await;
     assert_eq!(fleet.outcome(&third, &bearer(&token)).await, "invalid_token");
     assert!(fleet.engine.command(&[b"HLEN", b"{vestibule:test}:revoked"]).await.starts_with(b":1"));
 }
@@ -223,7 +225,11 @@ async fn under_refuse_a_stale_copy_admits_nobody_and_open_sockets_live_on() {
     println!("not ready {took:?} after the engine stopped");
     assert_eq!(fleet.outcome(&first, &bearer(&token)).await, "auth_unavailable");
     client.say("still here").await;
-    assert_eq!(upstream.next_text().await, "still here");
+    let mut frame = upstream.next().await;
+    while frame.opcode == 9 {
+        frame = upstream.next().await;
+    }
+    assert_eq!(frame.text(), "still here");
     fleet.engine.signal("CONT");
     first.is_ready(true).await;
     assert_eq!(fleet.outcome(&first, &bearer(&token)).await, "ok");
@@ -252,9 +258,9 @@ async fn no_request_waits_for_a_slow_engine() {
         }
     };
     let fast = measure(200).await;
-    relay.delay(400);
+    relay.delay(200);
     let slow = measure(200).await;
-    println!("a request: {fast:?} with a fast engine, {slow:?} with one that takes 400 ms");
+    println!("a request: {fast:?} with a fast engine, {slow:?} with one that takes 200 ms");
     assert!(slow < fast * 3 + Duration::from_millis(20), "{fast:?} {slow:?}");
     // Within shared.timeout it is written, and beyond it the caller is told.
     assert_eq!(fleet.revoke(&first, "bob").await, 204);
@@ -264,4 +270,40 @@ async fn no_request_waits_for_a_slow_engine() {
     assert!(took < Duration::from_millis(1_500), "{took:?}");
     let carol = bearer(&fleet.issuer.token("carol"));
     assert_eq!(fleet.outcome(&first, &carol).await, "invalid_token");
+}
+
+#[tokio::test]
+async fn what_a_revocation_file_holds_is_told_to_the_others() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let url = format!("url: \"{}\"", fleet.engine.url());
+    let line = serde_json::json!({"issuer": fleet.issuer.url, "sub": "alice", "at": now(), "until": now() + 3_600});
+    std::fs::write(fleet.folder.0.join("revocations"), format!("{line}\n")).expect("written");
+    let second = fleet.instance("").await;
+    let alice = bearer(&fleet.issuer.token("alice"));
+    assert_eq!(fleet.outcome(&second, &alice).await, "ok");
+    // An instance with what an earlier run without `shared` has written.
+    let first = fleet.starting_with(&url, &format!(", revocation_file: \"{}\"", fleet.file("revocations"))).await;
+    first.is_ready(true).await;
+    assert_eq!(fleet.outcome(&first, &alice).await, "invalid_token");
+    second.until("the other instance", || async { fleet.outcome(&second, &alice).await == "invalid_token" }).await;
+}
+
+#[tokio::test]
+async fn a_drain_writes_what_is_queued() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let (mut first, second) = (fleet.instance("").await, fleet.instance("").await);
+    // Slower than `timeout`, and back before the process ends.
+    fleet.engine.signal("STOP");
+    assert_eq!(fleet.revoke(&first, "alice").await, 503);
+    fleet.engine.signal("CONT");
+    first.proxy.signal("TERM");
+    assert_eq!(first.proxy.ended().await, Some(0));
+    let alice = bearer(&fleet.issuer.token("alice"));
+    second.until("the other instance", || async { fleet.outcome(&second, &alice).await == "invalid_token" }).await;
 }

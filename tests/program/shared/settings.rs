@@ -40,8 +40,19 @@ fn every_mistake_says_what_to_do() {
             "{text}"
         );
     }
+    let auto = "websocket: { on_expiry: auto, presence: 14s }\n";
+    let (code, text) = check(&format!("{REST}{SECRET}{auto}shared: redis://a\n"), &[]);
+    assert!(code == Some(2) && text.contains("websocket.presence: must be at least 15s beside shared"), "{text}");
     let (code, text) = check(&format!("{REST}shared: redis://a\n"), &[]);
     assert!(code == Some(2) && text.contains("shared: has no secret that all instances have"), "{text}");
+}
+
+#[test]
+fn without_it_check_says_what_each_instance_has_for_itself_where_there_may_be_several() {
+    let (_, text) = check(&format!("{REST}{SECRET}trusted_proxies: [private_ranges]\n"), &[]);
+    assert!(text.contains("shared      nothing: at each instance by itself hold revocations, sign-outs"), "{text}");
+    let (_, text) = check(&format!("{REST}{SECRET}"), &[]);
+    assert!(!text.contains("shared      "), "{text}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use super::proxy::TempFolder;
 use super::{unused_port, within};
@@ -140,13 +141,27 @@ impl Relay {
                     let up = async {
                         let _ = tokio::io::copy(&mut from_client, &mut to_engine).await;
                     };
-                    let down = async {
+                    // Each chunk is late by itself, and none waits for another.
+                    let (late, mut due) = tokio::sync::mpsc::unbounded_channel();
+                    let read = async {
                         let mut chunk = vec![0; 64 << 10];
                         while let Ok(length @ 1..) = from_engine.read(&mut chunk).await {
-                            tokio::time::sleep(Duration::from_millis(delay.load(Ordering::Relaxed))).await;
-                            if to_client.write_all(&chunk[..length]).await.is_err() {
+                            let at = Instant::now() + Duration::from_millis(delay.load(Ordering::Relaxed));
+                            let _ = late.send((at, chunk[..length].to_vec()));
+                        }
+                    };
+                    let write = async {
+                        while let Some((at, chunk)) = due.recv().await {
+                            tokio::time::sleep_until(at).await;
+                            if to_client.write_all(&chunk).await.is_err() {
                                 break;
                             }
+                        }
+                    };
+                    let down = async {
+                        tokio::select! {
+                            () = read => {}
+                            () = write => {}
                         }
                     };
                     tokio::select! {

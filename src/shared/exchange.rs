@@ -1,0 +1,153 @@
+//! Tells other instances who was seen here and who has many sockets open, and asks for theirs.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use redis::{Value, cmd};
+use tokio::time::{Instant, sleep_until};
+
+use super::engine::{Connection, EngineError, text};
+use super::message::Message;
+use super::open_sockets::OpenSockets;
+use super::peers::CLOCKS;
+use super::state::Inner;
+use crate::auth::digest::Digest;
+use crate::auth::{unix_millis, unix_seconds};
+
+/// How often it is written who was seen.
+const WRITE: Duration = Duration::from_secs(10);
+/// Users that are written at once.
+const CHUNK: usize = 500;
+/// A moment in the future is none; this far ahead another clock may be, in seconds.
+const AHEAD: u64 = 30;
+/// How often instances tell each other of open sockets.
+const EXCHANGE: Duration = Duration::from_secs(4);
+/// How long what an instance told of them is in force, in milliseconds.
+const TOLD: u64 = 30_000;
+/// Instances that are asked.
+const INSTANCES: usize = 200;
+
+impl Inner {
+    /// Writes who was seen here, and asks about those whose sockets are due.
+    pub(super) async fn keep_presence(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
+        let mut write = Instant::now() + WRITE;
+        loop {
+            tokio::select! {
+                () = sleep_until(write) => {
+                    write = Instant::now() + WRITE;
+                    self.write_seen(&mut connection).await?;
+                }
+                () = self.presences.asked() => {}
+            }
+            loop {
+                let users = self.presences.unanswered();
+                if users.is_empty() {
+                    break;
+                }
+                self.ask_seen(&mut connection, &users).await?;
+            }
+        }
+    }
+
+    async fn write_seen(&self, connection: &mut Connection) -> Result<(), EngineError> {
+        let seen = self.presences.take_seen();
+        for chunk in seen.chunks(CHUNK) {
+            let mut write = cmd("ZADD");
+            write.arg(self.key("seen")).arg("GT");
+            for (user, at) in chunk {
+                write.arg(*at).arg(&user.0[..]);
+            }
+            if let Err(error) = connection.ask::<Value>(&write).await {
+                self.presences.put_back(&seen);
+                return Err(error);
+            }
+        }
+        let longest = self.presences.longest();
+        if !seen.is_empty() && longest > 0 {
+            let mut removal = cmd("ZREMRANGEBYSCORE");
+            let oldest = unix_seconds().saturating_sub(longest.saturating_mul(2));
+            removal.arg(self.key("seen")).arg("-inf").arg(oldest);
+            let _: Value = connection.ask(&removal).await?;
+        }
+        Ok(())
+    }
+
+    async fn ask_seen(&self, connection: &mut Connection, users: &[Digest]) -> Result<(), EngineError> {
+        let mut question = cmd("ZMSCORE");
+        question.arg(self.key("seen"));
+        for user in users {
+            question.arg(&user.0[..]);
+        }
+        let answers: Vec<Value> = connection.ask(&question).await?;
+        let now = unix_seconds();
+        for (user, answer) in users.iter().zip(answers.iter().map(Some).chain(std::iter::repeat(None))) {
+            let seen = answer.and_then(text).and_then(|score| score.parse::<u64>().ok());
+            // Nothing authenticates a score; the engine's users could say any.
+            self.presences.answer(*user, seen.filter(|at| *at <= now.saturating_add(AHEAD)).map(|at| at.min(now)));
+        }
+        Ok(())
+    }
+}
+
+/// Without the engine the local limit is in force: what was told is forgotten when the connection ends.
+struct Told<'a>(&'a OpenSockets);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.set_elsewhere(Vec::new());
+    }
+}
+
+impl Inner {
+    /// Tells other instances of users near the limit, and hears of theirs.
+    pub(super) async fn exchange_open_sockets(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
+        let told = Told(&self.open_sockets);
+        loop {
+            let next = Instant::now() + EXCHANGE;
+            let instances = u32::try_from(self.peers.live(self.instance)).unwrap_or(u32::MAX);
+            let near = if instances > 1 { told.0.near_limit(instances) } else { Vec::new() };
+            let had_any = self.set_told(near.len());
+            if !had_any && !near.is_empty() {
+                // The others ask those who say in their heartbeat that there is something to hear.
+                self.lock().wants_beat = true;
+                self.attention.notify_one();
+            }
+            if had_any || !near.is_empty() {
+                let message = Message::Open { instance: self.instance, at: unix_millis(), users: near };
+                let mut write = cmd("SET");
+                write.arg(self.open_key(self.instance)).arg(self.codes.seal(message.bytes())).arg("PX").arg(TOLD);
+                let _: Value = connection.ask(&write).await?;
+            }
+            let tellers = self.peers.tellers(self.instance, INSTANCES);
+            let mut heard = Vec::new();
+            if !tellers.is_empty() {
+                let mut read = cmd("MGET");
+                for teller in &tellers {
+                    read.arg(self.open_key(*teller));
+                }
+                let found: Vec<Option<Vec<u8>>> = connection.ask(&read).await?;
+                for (teller, sealed) in tellers.iter().zip(found) {
+                    heard.extend(sealed.and_then(|sealed| self.hear_open(*teller, &sealed)).unwrap_or_default());
+                }
+            }
+            told.0.set_elsewhere(heard);
+            sleep_until(next).await;
+        }
+    }
+
+    /// Reads what an instance told, where it is its own and not an old one that someone wrote again.
+    fn hear_open(&self, teller: u128, sealed: &[u8]) -> Option<Vec<(Digest, u32)>> {
+        match Message::read(self.codes.open(sealed)?)? {
+            Message::Open { instance, at, users }
+                if instance == teller && at.abs_diff(unix_millis()) < TOLD + CLOCKS =>
+            {
+                Some(users)
+            }
+            _ => None,
+        }
+    }
+
+    fn open_key(&self, instance: u128) -> String {
+        self.key(&format!("open:{instance:032x}"))
+    }
+}

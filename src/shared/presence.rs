@@ -1,0 +1,169 @@
+//! Who was seen at any instance: this one tells of those that it saw, and asks about those whose sockets are due.
+//!
+//! A socket under `on_expiry: auto` that is due asks here, and is told to come back a moment later while the engine is
+//! asked. While the engine does not answer its user counts as seen, for at most one `presence`.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::auth::digest::Digest;
+
+/// Asked for together.
+const CHUNK: usize = 500;
+/// When a socket that asked comes back. Soon: what it hears is up to ten seconds old.
+pub const ASK_AGAIN_SECONDS: u64 = 1;
+/// An answer is forgotten when nobody has come back for it.
+const ANSWERED: Duration = Duration::from_secs(60);
+
+/// What another instance may know of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeenElsewhere {
+    /// The moment at which it was seen last, Unix seconds.
+    At(u64),
+    /// It was not seen within its `presence`.
+    Never,
+    /// Nobody knows yet: ask again after [`ASK_AGAIN_SECONDS`].
+    Asked,
+}
+
+#[derive(Debug)]
+struct Question {
+    since: Instant,
+    answer: Option<(Instant, Option<u64>)>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// The users who were seen here since the last write, and when.
+    seen: HashMap<Digest, u64>,
+    questions: HashMap<Digest, Question>,
+    /// The longest `presence` that was asked for, seconds: what is older is removed.
+    longest: u64,
+}
+
+/// What is to be told and asked.
+#[derive(Debug, Default)]
+pub struct Presences {
+    inside: Mutex<Inside>,
+    asked: Notify,
+}
+
+impl Presences {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a user was seen here. `limit` users are told of at once.
+    pub fn seen(&self, user: Digest, now: u64, limit: usize) {
+        let mut inside = self.lock();
+        if inside.seen.len() < limit || inside.seen.contains_key(&user) {
+            inside.seen.insert(user, now);
+        }
+    }
+
+    /// Whether a user whose socket is due was seen elsewhere within `presence`. Never takes time.
+    #[must_use]
+    pub fn last_seen_elsewhere(&self, user: Digest, presence: Duration, limit: usize) -> SeenElsewhere {
+        let now = Instant::now();
+        let mut inside = self.lock();
+        inside.longest = inside.longest.max(presence.as_secs());
+        inside.questions.retain(|_, question| question.answer.is_none_or(|(at, _)| now.duration_since(at) < ANSWERED));
+        let Some(question) = inside.questions.get(&user) else {
+            if inside.questions.len() >= limit {
+                return SeenElsewhere::Never;
+            }
+            inside.questions.insert(user, Question { since: now, answer: None });
+            drop(inside);
+            self.asked.notify_one();
+            return SeenElsewhere::Asked;
+        };
+        match question.answer {
+            Some((_, seen)) => {
+                inside.questions.remove(&user);
+                seen.map_or(SeenElsewhere::Never, SeenElsewhere::At)
+            }
+            None if now.duration_since(question.since) < presence => SeenElsewhere::Asked,
+            None => {
+                inside.questions.remove(&user);
+                SeenElsewhere::Never
+            }
+        }
+    }
+
+    /// Resolves when somebody asked, or has asked since the last call.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// The longest `presence` that was asked for, seconds.
+    pub(super) fn longest(&self) -> u64 {
+        self.lock().longest
+    }
+
+    pub(super) fn take_seen(&self) -> Vec<(Digest, u64)> {
+        self.lock().seen.drain().collect()
+    }
+
+    pub(super) fn put_back(&self, seen: &[(Digest, u64)]) {
+        let mut inside = self.lock();
+        for (user, at) in seen {
+            let known = inside.seen.entry(*user).or_default();
+            *known = (*known).max(*at);
+        }
+    }
+
+    pub(super) fn unanswered(&self) -> Vec<Digest> {
+        let inside = self.lock();
+        let open = inside.questions.iter().filter(|(_, question)| question.answer.is_none());
+        open.map(|(user, _)| *user).take(CHUNK).collect()
+    }
+
+    pub(super) fn answer(&self, user: Digest, seen: Option<u64>) {
+        if let Some(question) = self.lock().questions.get_mut(&user) {
+            question.answer = Some((Instant::now(), seen));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USER: Digest = Digest([1; 16]);
+    const PRESENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_due_waits_for_an_answer_and_for_no_longer_than_a_presence() {
+        let presences = Presences::default();
+        let ask = || presences.last_seen_elsewhere(USER, PRESENCE, 10);
+        assert_eq!(ask(), SeenElsewhere::Asked);
+        assert_eq!(ask(), SeenElsewhere::Asked);
+        assert_eq!(presences.unanswered(), [USER]);
+        presences.answer(USER, Some(77));
+        assert_eq!(ask(), SeenElsewhere::At(77));
+        assert_eq!(ask(), SeenElsewhere::Asked, "anew");
+        presences.answer(USER, None);
+        assert_eq!(ask(), SeenElsewhere::Never);
+        assert_eq!(ask(), SeenElsewhere::Asked);
+        tokio::time::advance(PRESENCE).await;
+        assert_eq!(ask(), SeenElsewhere::Never, "the engine has not answered for so long");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_later_unless_it_is_older() {
+        let presences = Presences::default();
+        for at in [1, 2] {
+            presences.seen(USER, at, 1);
+        }
+        presences.seen(Digest([2; 16]), 2, 1);
+        let seen = presences.take_seen();
+        assert_eq!(seen, [(USER, 2)], "one is told of at once, the other later");
+        presences.seen(USER, 9, 1);
+        presences.put_back(&seen);
+        assert_eq!(presences.take_seen(), [(USER, 9)]);
+    }
+}
