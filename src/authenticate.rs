@@ -217,7 +217,7 @@ pub async fn verify(
     carrier: Carrier,
     last: Option<&LastToken>,
 ) -> Result<Verified, Unverified> {
-    let limit = runtime.policy.limits.failed_tokens_per_minute.map(|limit| shared.failed_tokens_per_minute(limit));
+    let limit = runtime.policy.limits.failed_tokens_per_minute;
     let counted = client.zip(limit);
     let over = counted.and_then(|(address, _)| shared.addresses.failure_limit_wait(address));
     let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
@@ -227,7 +227,8 @@ pub async fn verify(
     };
     if rejection.counts()
         && let Some((address, per_minute)) = counted
-        && let Some(retry_after) = shared.addresses.record_failure(address, per_minute)
+        // Looked up for a failure alone: it counts the live instances.
+        && let Some(retry_after) = shared.addresses.record_failure(address, shared.failed_tokens_per_minute(per_minute))
     {
         shared.metrics.limited("failed_tokens_per_minute");
         return Err(Unverified::TooMany { rejection, claims, retry_after });

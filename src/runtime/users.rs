@@ -41,8 +41,8 @@ struct PresenceTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PresenceKey {
     user: Digest,
-    /// How long the user's sockets stay open after it was seen.
-    presence: Duration,
+    /// How long the user's sockets stay open after it was seen, in seconds.
+    presence: u32,
 }
 
 /// One open socket of a user; counted until dropped.
@@ -68,12 +68,14 @@ impl Users {
     pub fn open_socket(&self, user: &User, limit: u32) -> Option<OpenSocket> {
         let user = user.digest(&self.state.digests);
         let sockets = Arc::clone(&self.state.open_sockets);
-        sockets.open(user, limit).then_some(OpenSocket { sockets, user })
+        // Made only where it was counted: it counts one less when it is dropped.
+        sockets.open(user, limit).then(|| OpenSocket { sockets, user })
     }
 
     /// The key of an identity's presence entry, on a route where sockets stay open for `presence`.
     #[must_use]
     pub fn presence_key(&self, identity: &Identity, presence: Duration) -> PresenceKey {
+        let presence = u32::try_from(presence.as_secs()).unwrap_or(u32::MAX);
         PresenceKey { user: identity.presence(&self.state.digests), presence }
     }
 
@@ -111,11 +113,11 @@ impl Users {
     pub fn last_seen(&self, key: PresenceKey) -> Option<u64> {
         let here = self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.get(&key.user).copied();
         let Some(elsewhere) = &self.state.elsewhere else { return here };
-        let (now, presence) = (unix_seconds(), key.presence.as_secs());
+        let (now, presence) = (unix_seconds(), u64::from(key.presence));
         if here.is_some_and(|here| here.saturating_add(presence) > now) {
             return here;
         }
-        match elsewhere.last_seen_elsewhere(key.user, key.presence, ASKED) {
+        match elsewhere.last_seen_elsewhere(key.user, Duration::from_secs(presence), ASKED) {
             SeenElsewhere::At(seen) => here.max(Some(seen)),
             SeenElsewhere::Never => here,
             SeenElsewhere::Asked => Some(now.saturating_add(ASK_AGAIN_SECONDS).saturating_sub(presence)),

@@ -170,19 +170,22 @@ async fn a_cluster_of_three() {
     if !is_installed() {
         return;
     }
-    let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
-    // A node's second port is ten thousand above its first.
-    let nodes =
-        [Engine::start_with(&cluster).await, Engine::start_with(&cluster).await, Engine::start_with(&cluster).await];
+    // A node's second port is ten thousand above its first, where others may listen.
+    let mut nodes = Vec::new();
+    let mut buses = Vec::new();
+    for _ in 0..3 {
+        let bus = unused_port().to_string();
+        let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", &bus];
+        nodes.push(Engine::start_with(&cluster).await);
+        buses.push(bus);
+    }
     for (index, node) in nodes.iter().enumerate() {
         let (from, to) = (index * 5_462, (index * 5_462 + 5_461).min(16_383));
         let range = [from.to_string(), to.to_string()];
-        assert_eq!(
-            node.command(&[b"CLUSTER", b"ADDSLOTSRANGE", range[0].as_bytes(), range[1].as_bytes()]).await,
-            b"+OK\r\n"
-        );
+        let added = node.command(&[b"CLUSTER", b"ADDSLOTSRANGE", range[0].as_bytes(), range[1].as_bytes()]).await;
+        assert_eq!(added, b"+OK\r\n");
         let port = nodes[0].address.port().to_string();
-        node.command(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes()]).await;
+        node.command(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes(), buses[0].as_bytes()]).await;
     }
     for node in &nodes {
         answers(node.address, &[b"CLUSTER", b"INFO"], "cluster_state:ok").await;

@@ -281,8 +281,8 @@ async fn what_a_revocation_file_holds_is_told_to_the_others() {
     let url = format!("url: \"{}\"", fleet.engine.url());
     let line = serde_json::json!({"issuer": fleet.issuer.url, "sub": "alice", "at": now(), "until": now() + 3_600});
     std::fs::write(fleet.folder.0.join("revocations"), format!("{line}\n")).expect("written");
-    let second = fleet.instance("").await;
     let alice = bearer(&fleet.issuer.token("alice"));
+    let second = fleet.instance("").await;
     assert_eq!(fleet.outcome(&second, &alice).await, "ok");
     // An instance with what an earlier run without `shared` has written.
     let first = fleet.starting_with(&url, &format!(", revocation_file: \"{}\"", fleet.file("revocations"))).await;

@@ -1,6 +1,6 @@
 //! Many revocations: the time until a new instance is ready, and its memory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fleet::{Fleet, timed};
 use crate::support::client::bearer;
@@ -23,13 +23,11 @@ async fn a_new_instance_loads_thousands_of_revocations_before_it_is_ready() {
         let body = serde_json::json!({"issuer": issuer, "sub": format!("user-{user}")}).to_string();
         assert_eq!(post(control, "/revoke", &body).await, 204);
     };
-    let ((), took) = timed(async {
-        for from in (0..count).step_by(8) {
-            futures_util::future::join_all((from..(from + 8).min(count)).map(revoke)).await;
-        }
-    })
-    .await;
-    println!("{count} revocations made in {took:?}");
+    let begun = Instant::now();
+    for from in (0..count).step_by(8) {
+        futures_util::future::join_all((from..(from + 8).min(count)).map(revoke)).await;
+    }
+    println!("{count} revocations made in {:?}", begun.elapsed());
     let (second, took) = timed(fleet.instance("")).await;
     println!(
         "ready after {took:?} instead of {took_empty:?}, {} KiB more memory at most",

@@ -56,7 +56,8 @@ async fn a_user_has_a_number_of_sockets_and_others_have_theirs() {
     let (first, _first_upstream) = house.session(&alice).await;
     let credential = bearer(&alice);
     let fields = [credential.as_str()];
-    let (_second, _) = tokio::join!(Socket::open(house.proxy.address, "/ws", &fields), house.backend.websocket());
+    let (_second, _second_upstream) =
+        tokio::join!(Socket::open(house.proxy.address, "/ws", &fields), house.backend.websocket());
     // One more, in each way it can be told.
     let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &fields).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
