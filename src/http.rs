@@ -62,6 +62,7 @@
 //! )
 
 mod admit;
+mod admitted;
 mod assertion;
 mod body;
 mod cors;
@@ -69,18 +70,24 @@ mod dial;
 mod forwarding;
 mod headers;
 mod lingering;
+mod list_field;
+mod pool;
 mod provenance;
 mod refusal;
 mod request;
+mod request_phase;
+mod response_body;
 mod rule;
 mod socket;
 mod stream;
 mod unread;
 mod upstream;
+mod upstream_error;
 
 pub use admit::admit;
+pub use admitted::Admitted;
 pub use assertion::AssertionSigner;
-pub use body::{AbortSignal, BodyEnd, BodyOutcome, ClientBody, ResponseBody, ResponseBodyError};
+pub use body::{BodyEnd, ClientBody};
 pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unlisted_origin};
 pub use dial::tls_client;
 pub use forwarding::{AddressSharing, ClientAddress, Connection};
@@ -91,11 +98,12 @@ pub use headers::{
 };
 pub use lingering::{LingerLimit, LingerPermit};
 pub use refusal::{Challenge, Refusal, refusal_bytes, render_refusal};
-pub use request::{
-    Admitted, Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,
-};
+pub use request::{Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
+pub use request_phase::RequestPhase;
+pub use response_body::{AbortSignal, Answer, BodyOutcome, ResponseBody, ResponseBodyError};
 pub use rule::{Ruled, rule};
 pub use socket::{Socket, set_tcp_options};
-pub use stream::{ClientLimits, ClientStream, RequestPhase, TimedStream};
+pub use stream::{ClientLimits, ClientStream, TimedStream};
 pub use unread::{DiscardLimits, UnreadBody};
-pub use upstream::{Answer, Upgraded, UpstreamError, UpstreamHealth, Upstreams};
+pub use upstream::{Upgraded, UpstreamHealth, Upstreams};
+pub use upstream_error::UpstreamError;

@@ -10,7 +10,7 @@ use super::instances;
 use crate::auth::{KeyHealth, unix_seconds};
 use crate::http::UpstreamHealth;
 use crate::page::{self, Escaped, Layout};
-use crate::policy::{KeySource, Names, ProviderSpec, summary};
+use crate::policy::{KeySource, ProviderSpec, UserNames, summary};
 use crate::runtime::{Runtime, Shared};
 use crate::small_server::{FullResponse, text_response};
 
@@ -49,7 +49,7 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
     limits(&mut body, shared, runtime);
     refusals(&mut body, shared);
     query_tokens(&mut body, shared);
-    let _ = write!(body, "<h2>Current policy</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, Names::Counted)));
+    let _ = write!(body, "<h2>Current policy</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, UserNames::Counted)));
     for warning in &runtime.policy.warnings {
         let _ = writeln!(body, "  warning     {}", Escaped(warning));
     }
@@ -117,7 +117,7 @@ fn providers(body: &mut String, runtime: &Runtime) {
 
 /// Describes the keys of a provider in a sentence.
 fn provider_sentence(spec: &ProviderSpec, health: &KeyHealth) -> String {
-    if spec.keys == KeySource::Asked {
+    if spec.keys == KeySource::Introspection {
         return "is asked about every token.".to_owned();
     }
     let keys = match health.keys {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Identity;
 use std::sync::Arc;
 
-use crate::policy::{AllowSpec, Claim, Demand, Expected, PathVariables, Requirement};
+use crate::policy::{AllowSpec, Claim, Expected, PathVariables, Requirement, RouteRequirement};
 
 /// Why access is denied; for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,11 +33,11 @@ pub enum Denied {
     },
 }
 
-/// Checks `allow` and every demand.
+/// Checks `allow` and every requirement.
 ///
 /// # Errors
 /// The first requirement that is not met.
-pub fn permits(demands: &[Demand], identity: &Identity) -> Result<(), Denied> {
+pub fn permits(requirements: &[RouteRequirement], identity: &Identity) -> Result<(), Denied> {
     let provider = identity.provider();
     if !is_allowed(&provider.allow, identity) {
         let allow = &provider.allow;
@@ -45,10 +45,10 @@ pub fn permits(demands: &[Demand], identity: &Identity) -> Result<(), Denied> {
         let lacks_email = needs_email && identity.claim(&Claim::Name("email".to_owned())).is_none();
         return Err(Denied::NotAllowed { provider: provider.name.clone(), lacks_email });
     }
-    for Demand { route, variables } in demands {
+    for RouteRequirement { route, variables } in requirements {
         if let Some(claim) = unmet(&route.require, variables, |claim| identity.claim(claim)) {
-            let mut of_this_rule = demands.iter().filter(|demand| Arc::ptr_eq(&demand.route, route));
-            let differing = of_this_rule.find_map(|demand| demand.variables.differing(variables));
+            let mut of_this_rule = requirements.iter().filter(|requirement| Arc::ptr_eq(&requirement.route, route));
+            let differing = of_this_rule.find_map(|requirement| requirement.variables.differing(variables));
             return Err(Denied::Claim {
                 claim: claim.to_string(),
                 route: Arc::clone(&route.label),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Rejection;
 use super::kind::{KindHeader, check_audience, check_kind, shown_audience};
 use super::trace::Trace;
-use crate::policy::{Claim, Parties, ProviderSpec};
+use crate::policy::{AuthorizedParties, Claim, ProviderSpec};
 
 /// The longest accepted user id, in bytes, so that it fits the header limits of common servers.
 const USER_ID_BYTES: usize = 256;
@@ -82,15 +82,15 @@ pub(super) fn numeric_date(
     Ok(Some(seconds))
 }
 
-fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rejection> {
+fn check_party(parties: &AuthorizedParties, claims: &Map<String, Value>) -> Result<(), Rejection> {
     let fits = |party: &str| match parties {
-        Parties::Any => true,
-        Parties::OneOf(names) => names.iter().any(|name| name == party),
-        Parties::Origins(patterns) => patterns.iter().any(|pattern| pattern.matches(party)),
-        Parties::Client(client_id) => client_id == party,
+        AuthorizedParties::Any => true,
+        AuthorizedParties::OneOf(names) => names.iter().any(|name| name == party),
+        AuthorizedParties::Origins(patterns) => patterns.iter().any(|pattern| pattern.matches(party)),
+        AuthorizedParties::Client(client_id) => client_id == party,
     };
     match (parties, claims.get("azp")) {
-        (Parties::Any, _) | (Parties::Origins(_) | Parties::Client(_), None) => Ok(()),
+        (AuthorizedParties::Any, _) | (AuthorizedParties::Origins(_) | AuthorizedParties::Client(_), None) => Ok(()),
         (_, Some(Value::String(party))) if fits(party) => Ok(()),
         (_, Some(Value::String(party))) => {
             let party: String = party.chars().take(256).collect();
@@ -102,13 +102,13 @@ fn check_party(parties: &Parties, claims: &Map<String, Value>) -> Result<(), Rej
 }
 
 /// Formats the configuration key that lists the accepted parties with the first of them.
-fn shown_parties(parties: &Parties) -> String {
+fn shown_parties(parties: &AuthorizedParties) -> String {
     const SHOWN: usize = 8;
     let (key, mut names) = match parties {
-        Parties::Any => return "any".to_owned(),
-        Parties::OneOf(names) => ("authorized_parties", names.clone()),
-        Parties::Client(client_id) => ("browser.login.client_id", vec![client_id.clone()]),
-        Parties::Origins(patterns) => ("origins", patterns.iter().map(ToString::to_string).collect()),
+        AuthorizedParties::Any => return "any".to_owned(),
+        AuthorizedParties::OneOf(names) => ("authorized_parties", names.clone()),
+        AuthorizedParties::Client(client_id) => ("browser.login.client_id", vec![client_id.clone()]),
+        AuthorizedParties::Origins(patterns) => ("origins", patterns.iter().map(ToString::to_string).collect()),
     };
     let more = if names.len() > SHOWN { ", …" } else { "" };
     names.truncate(SHOWN);

@@ -101,7 +101,7 @@ impl ProviderKeys {
     #[must_use]
     pub fn start(provider: Arc<ProviderSpec>, metrics: Arc<Metrics>) -> Self {
         let label: Label = provider.name.as_str().into();
-        if provider.keys != KeySource::Asked {
+        if provider.keys != KeySource::Introspection {
             metrics.credentials.introduce_keys(&label);
         }
         let demand = Arc::new(Notify::new());
@@ -189,7 +189,7 @@ impl ProviderKeys {
     /// Whether tokens of this provider can be verified: there are keys, or the provider is asked about every token.
     #[must_use]
     pub fn can_verify(&self) -> bool {
-        self.provider.keys == KeySource::Asked || self.state.borrow().has_keys()
+        self.provider.keys == KeySource::Introspection || self.state.borrow().has_keys()
     }
 
     /// Waits until there are keys. Never resolves if the provider is asked about every token and has none.

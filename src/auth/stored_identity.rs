@@ -7,7 +7,7 @@ use super::identify::{VerifiedClaims, identify_again};
 use super::identity::{Expiry, VerifiedBy};
 use super::kind::KindHeader;
 use super::{Identity, KeyFingerprint, Verifier, claims};
-use crate::policy::{Parties, ProviderSpec};
+use crate::policy::{AuthorizedParties, ProviderSpec};
 
 /// An identity in compact form. It can only be made from an [`Identity`].
 #[derive(Clone)]
@@ -59,7 +59,7 @@ impl StoredIdentity {
     /// expiry does not count, since the session is renewed.
     #[must_use]
     pub fn login_session_ends_at(&self) -> Option<u64> {
-        matches!(self.provider.authorized_parties, Parties::Client(_)).then(|| self.expires_at())
+        matches!(self.provider.authorized_parties, AuthorizedParties::Client(_)).then(|| self.expires_at())
     }
 
     /// What verified the token.

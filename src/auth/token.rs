@@ -193,7 +193,7 @@ pub fn extract(
 ) -> Result<Extracted, BadCredential> {
     let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
     for name in &sources.headers {
-        let from_header = take_header(headers, name, sources.echo.as_ref(), limit);
+        let from_header = take_header(headers, name, sources.upstream_secret.as_ref(), limit);
         found = found.or(from_header);
     }
     if purpose == Purpose::WebSocket && !sources.subprotocols.is_empty() {
@@ -206,7 +206,8 @@ pub fn extract(
     {
         let in_head = found.as_ref().and_then(|found| found.as_ref().ok()).map(|(token, _)| token);
         let presented: Vec<&str> = in_head.into_iter().chain(&from_cookie).map(Token::expose).collect();
-        let in_urls = QueryTokens { parameter, presented: &presented, echo: sources.echo.as_ref() };
+        let in_urls =
+            QueryTokens { parameter, presented: &presented, upstream_secret: sources.upstream_secret.as_ref() };
         let tokens = in_urls.take_from_target(uri);
         in_urls.take_from_referer(headers);
         let is_read = match purpose {
@@ -232,11 +233,12 @@ pub fn extract(
 type Found = Option<Result<(Token, Carrier), BadCredential>>;
 
 /// Whether a text is the upstream's own secret, which the upstream's pages send back.
-fn is_echo(text: &str, echo: Option<&Secret>) -> bool {
-    echo.is_some_and(|echo| verify_slices_are_equal(text.as_bytes(), echo.expose()).is_ok())
+fn is_upstream_secret(text: &str, upstream_secret: Option<&Secret>) -> bool {
+    upstream_secret
+        .is_some_and(|upstream_secret| verify_slices_are_equal(text.as_bytes(), upstream_secret.expose()).is_ok())
 }
 
-fn take_header(headers: &mut HeaderMap, name: &HeaderName, echo: Option<&Secret>, limit: usize) -> Found {
+fn take_header(headers: &mut HeaderMap, name: &HeaderName, upstream_secret: Option<&Secret>, limit: usize) -> Found {
     let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Header, problem }));
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next()?.clone(), values.next().is_some());
@@ -253,7 +255,7 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, echo: Option<&Secret>
     let token = if name == AUTHORIZATION {
         // RFC 6750 section 2.1: the scheme, one or more spaces, a token68.
         match text.split_once(' ') {
-            Some((_, secret)) if is_echo(secret, echo) => return None,
+            Some((_, secret)) if is_upstream_secret(secret, upstream_secret) => return None,
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_start_matches(' '),
             _ => return bad(Problem::Format),
         }
@@ -276,7 +278,7 @@ mod tests {
     use hyper::header::SEC_WEBSOCKET_PROTOCOL;
 
     use super::*;
-    use crate::policy::{CookieSource, IssuedTokens, QueryMode, QueryParameter, TokenEncoding, TokenSubprotocol};
+    use crate::policy::{CookieSource, ProviderTokens, QueryMode, QueryParameter, TokenEncoding, TokenSubprotocol};
 
     fn sources() -> TokenSources {
         TokenSources {
@@ -284,7 +286,7 @@ mod tests {
             message: true,
             query: Some(QueryParameter {
                 names: vec!["token".into(), "jwt".into()],
-                issued: Arc::new(IssuedTokens { opaque: true, ..IssuedTokens::default() }),
+                issued: Arc::new(ProviderTokens { opaque: true, ..ProviderTokens::default() }),
                 mode: QueryMode::Move,
                 websocket: true,
                 events: false,
@@ -297,7 +299,7 @@ mod tests {
             .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
             .to_vec(),
             cookie: Some(CookieSource { name: "__session".into(), suffixes: Vec::new() }),
-            echo: None,
+            upstream_secret: None,
         }
     }
 
@@ -408,10 +410,10 @@ mod tests {
         };
         let (ours, foreign) = (jwt(r#"{"iss":"https://a"}"#), jwt(r#"{"iss":"https://b"}"#));
         let (nameless, unreadable) = (jwt("{}"), jwt("["));
-        let strict = IssuedTokens { issuers: vec!["https://a".into()], ..IssuedTokens::default() };
-        let any = IssuedTokens { any_issuer: true, ..IssuedTokens::default() };
-        let no_issuer = IssuedTokens { no_issuer: true, ..strict.clone() };
-        let opaque = IssuedTokens { opaque: true, ..strict.clone() };
+        let strict = ProviderTokens { issuers: vec!["https://a".into()], ..ProviderTokens::default() };
+        let any = ProviderTokens { any_issuer: true, ..ProviderTokens::default() };
+        let no_issuer = ProviderTokens { no_issuer: true, ..strict.clone() };
+        let opaque = ProviderTokens { opaque: true, ..strict.clone() };
         for (issued, value, is_taken) in [
             (&strict, ours.as_str(), true),
             (&strict, &format!("Bearer%20{ours}"), true),
@@ -476,7 +478,7 @@ mod tests {
     #[test]
     fn the_backends_own_secret_that_its_pages_send_back_is_no_credential_of_ours() {
         let mut sources = sources();
-        sources.echo = Some(Secret::for_tests(b"its-own"));
+        sources.upstream_secret = Some(Secret::for_tests(b"its-own"));
         for (field, target, expected, left) in [
             ("token its-own", "/ws", Ok(None), "/ws"),
             ("", "/ws?a=1&token=its-own", Ok(None), "/ws?a=1"),

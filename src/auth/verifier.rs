@@ -25,7 +25,7 @@ use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::trace::{ClaimedProvider, Step, Trace};
 use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token, unix_seconds};
-use crate::policy::{KeySource, LoginSpec, Parties, ProviderSpec, Secret, SessionSpec};
+use crate::policy::{AuthorizedParties, KeySource, LoginSpec, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
 use remote_token::{
@@ -244,7 +244,7 @@ impl Verifier {
 
     /// Finds the current provider that takes the place of a former one; for a login session that of its login.
     pub(super) fn spec_like(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
-        if matches!(former.authorized_parties, Parties::Client(_)) {
+        if matches!(former.authorized_parties, AuthorizedParties::Client(_)) {
             return self.logins()?.get(&former.name).map(|login| &login.spec.provider_spec);
         }
         self.provider(&former.name)
@@ -440,7 +440,7 @@ impl Verifier {
     ) -> Result<Identity, Rejection> {
         let token = presented.token.expose();
         // Validation ensures that a provider without keys is the only provider, or the one for opaque tokens.
-        let only_asked = matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Asked);
+        let only_asked = matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Introspection);
         if (only_asked || jwt::is_opaque(token))
             && let Some((index, provider, remote)) = self.opaque_token_provider()
         {

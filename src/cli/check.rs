@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::executor::executor;
 use super::{CheckArguments, USAGE, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
-use crate::policy::{KeySource, Names, Policy, summary};
+use crate::policy::{KeySource, Policy, UserNames, summary};
 use crate::reload::LoadedPolicy;
 use crate::shared;
 
@@ -16,7 +16,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
         Err(report) => return fail(&report, USAGE),
     };
     print_line(&name);
-    print(summary(&policy, Names::Shown).as_bytes());
+    print(summary(&policy, UserNames::Shown).as_bytes());
     for warning in &policy.warnings {
         print_line(format_args!("  warning     {warning}"));
     }
@@ -34,7 +34,7 @@ async fn online(policy: &Policy) -> ExitCode {
     let mut failed = false;
     for provider in &policy.providers {
         let mut inspection = Inspection::default();
-        if provider.keys != KeySource::Asked {
+        if provider.keys != KeySource::Introspection {
             auth::inspect_keys(provider, &mut inspection).await;
         }
         auth::inspect_remote(provider, &mut inspection).await;

@@ -17,7 +17,7 @@ use crate::config::{Loaded, Report};
 use crate::control::Control;
 use crate::drain::DrainTimes;
 use crate::listen::Listeners;
-use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, carriers, sockets};
+use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, sockets, token_source_list};
 use crate::reload::{Load, LoadedPolicy, Reload, Watched};
 use crate::runtime::{Runtime, Shared};
 use crate::telemetry::{self, Format};
@@ -235,7 +235,7 @@ fn print_start(runtime: &Runtime, name: &str, (addresses, admin): (&[String], Op
     };
     line("identity", &format!("{}   {passed}", headers.join(", ")));
     if let Some(default) = policy.routes.last() {
-        line("tokens from", &carriers(default));
+        line("tokens from", &token_source_list(default));
         line("sockets", &sockets(default));
     }
     let public: Vec<&str> =

@@ -49,7 +49,7 @@ const ELSEWHERE: [(&str, &str); 13] = [
 ];
 
 /// Keys that there were, and what to do about each.
-const REMOVED: [(&str, &str); 1] = [("paths", "every path is judged in all its readings; delete this key")];
+const REMOVED: [(&str, &str); 1] = [("paths", "every path is checked in all its readings; delete this key")];
 
 pub(super) fn read<T: DeserializeOwned>(node: &Node) -> Result<(T, Vec<Finding>), Finding> {
     let unknown = RefCell::new(Vec::new());

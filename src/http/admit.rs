@@ -5,9 +5,10 @@ use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::uri::Authority;
-use hyper::{HeaderMap, Method, Request, Version};
+use hyper::{Method, Request, Version};
 
 use super::cors::preflight_method;
+use super::list_field::lists;
 use super::{Admitted, ClientAddress, ClientBody, Connection, Refusal};
 use crate::policy::Policy;
 
@@ -154,16 +155,6 @@ fn is_websocket(request: &Request<ClientBody>) -> Result<bool, Refusal> {
 fn is_websocket_key(key: &[u8]) -> bool {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)
-}
-
-/// Whether a list-valued field has this member, compared without case.
-pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> bool {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|value| value.trim().eq_ignore_ascii_case(member))
 }
 
 /// Whether a `%` is not followed by two hex digits. Programs disagree on the meaning of such a path.

@@ -9,6 +9,7 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
 
+use super::refusal::not_in_origins;
 use super::{Answer, ResponseBody};
 use crate::policy::Policy;
 
@@ -64,11 +65,6 @@ pub fn answer_preflight(head: &HeaderMap, policy: &Policy) -> Answer {
 pub fn unlisted_origin(head: &HeaderMap, policy: &Policy) -> Option<String> {
     let origin = head.get(ORIGIN).filter(|origin| listed_origin(Some(origin), policy).is_none())?;
     Some(not_in_origins(&String::from_utf8_lossy(origin.as_bytes())))
-}
-
-/// The log's reason for an origin that is not listed; a long origin is truncated.
-pub(super) fn not_in_origins(origin: &str) -> String {
-    format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>())
 }
 
 /// Adds the headers with which pages of listed origins can read a response that we author. Without them a browser hides

@@ -14,10 +14,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::ClientBody;
-use super::admit::lists;
+use super::admitted::Admitted;
 use super::assertion::AssertionSigner;
 use super::forwarding;
-use super::request::{Admitted, Allowed, PreflightRequest, PublicRequest};
+use super::list_field::lists;
+use super::request::{Allowed, PreflightRequest, PublicRequest};
 use crate::auth::{Identity, Token, token};
 use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader, UpstreamSpec};
 

@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use hyper::header::HeaderValue;
 
 use super::UpstreamError;
-use super::cors::not_in_origins;
+
 use crate::auth::Rejection;
 use crate::auth::allow::Denied;
 use crate::auth::token::{BadCredential, Problem};
@@ -410,4 +410,9 @@ impl Refusal {
 
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// The log's reason for an origin that is not listed; a long origin is truncated.
+pub(super) fn not_in_origins(origin: &str) -> String {
+    format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>())
 }

@@ -8,24 +8,10 @@ use hyper::header::ACCEPT;
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
-use super::{ClientAddress, ClientBody, Refusal, provenance};
+use super::{Admitted, ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Carrier, Identity, NoCredential, SessionCookie, Token, Verified, allow};
-use crate::policy::{Judgement, Policy, Route, TokenSources};
-
-/// A request with one valid Host, unambiguous framing and a path without broken escapes. Only [`admit`](super::admit())
-/// creates it.
-#[derive(Debug)]
-pub struct Admitted {
-    pub(super) parts: Parts,
-    /// Boxed, because it is moved through every step.
-    pub(super) body: Box<ClientBody>,
-    pub(super) client: ClientAddress,
-    /// The client's side of a valid WebSocket upgrade (RFC 6455 section 4.2.1); it resolves once the 101 was written.
-    pub(super) upgrade: Option<OnUpgrade>,
-    /// The method that a preflight announces; `None` for any other request.
-    pub(super) announced: Option<Method>,
-}
+use crate::policy::{Policy, Route, RouteMatch, TokenSources};
 
 /// A request to one of our own endpoints.
 #[derive(Debug)]
@@ -65,7 +51,7 @@ impl OwnRequest {
             query: None,
             subprotocols: Vec::new(),
             cookie: None,
-            echo: None,
+            upstream_secret: None,
         };
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
         token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes)
@@ -192,14 +178,14 @@ impl PublicRequest {
 #[derive(Debug)]
 pub struct ProtectedRequest {
     pub(super) admitted: Admitted,
-    pub(super) judgement: Judgement,
+    pub(super) matched: RouteMatch,
 }
 
 impl ProtectedRequest {
     /// The matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
-        &self.judgement.route
+        &self.matched.route
     }
 
     /// The head of the request.
@@ -260,7 +246,7 @@ impl ProtectedRequest {
         };
         let own = policy.browser.session.as_ref().map(|_| provenance::session_cookie_name(&self.admitted, policy));
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
-        let sources = &self.judgement.route.token_from;
+        let sources = &self.matched.route.token_from;
         token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)
     }
 
@@ -285,10 +271,10 @@ impl ProtectedRequest {
     /// # Errors
     /// The request and the proof, if the route requires a credential.
     pub fn without_credential(self, proof: NoCredential) -> Result<PublicRequest, (Self, NoCredential)> {
-        if self.judgement.auth != crate::policy::AuthMode::Optional {
+        if self.matched.auth != crate::policy::AuthMode::Optional {
             return Err((self, proof));
         }
-        Ok(PublicRequest { admitted: self.admitted, route: self.judgement.route })
+        Ok(PublicRequest { admitted: self.admitted, route: self.matched.route })
     }
 }
 
@@ -318,10 +304,10 @@ impl AuthenticatedRequest {
     /// The refusal, with its reason for the log.
     pub fn allow(self) -> Result<Allowed, Refusal> {
         let Self { request, verified } = self;
-        match allow::permits(&request.judgement.demands, verified.identity()) {
+        match allow::permits(&request.matched.requirements, verified.identity()) {
             Ok(()) => {
                 let (identity, token) = verified.into_parts();
-                Ok(Allowed { admitted: request.admitted, route: request.judgement.route, identity, token })
+                Ok(Allowed { admitted: request.admitted, route: request.matched.route, identity, token })
             }
             Err(denied) => Err(Refusal::denied(&denied)),
         }

@@ -32,24 +32,24 @@ pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, Refusal> {
     };
     // A preflight is matched by the method that it announces, so that a denied method is refused at once.
     let method = admitted.announced.as_ref().unwrap_or(&admitted.parts.method);
-    let judgement = policy.judge(method.as_str(), &readings);
-    if judgement.auth == AuthMode::Deny {
-        return Err(Refusal::closed_route(&judgement.strictest));
+    let matched = policy.match_route(method.as_str(), &readings);
+    if matched.auth == AuthMode::Deny {
+        return Err(Refusal::closed_route(&matched.strictest));
     }
     if admitted.announced.is_some() {
         let is_ours = policy.cors.is_some();
-        if !is_ours && judgement.has_conflict(Conflict::Upstream) {
+        if !is_ours && matched.has_conflict(Conflict::Upstream) {
             return Err(Refusal::readings_differ(Conflict::Upstream));
         }
-        return Ok(Ruled::Preflight(PreflightRequest { admitted, route: judgement.route, is_ours }));
+        return Ok(Ruled::Preflight(PreflightRequest { admitted, route: matched.route, is_ours }));
     }
-    if let Some(conflict) = judgement.conflict(admitted.upgrade.is_some()) {
+    if let Some(conflict) = matched.conflict(admitted.upgrade.is_some()) {
         return Err(Refusal::readings_differ(conflict));
     }
-    Ok(match judgement.auth {
-        AuthMode::None => Ruled::Public(PublicRequest { admitted, route: judgement.route }),
+    Ok(match matched.auth {
+        AuthMode::None => Ruled::Public(PublicRequest { admitted, route: matched.route }),
         AuthMode::Required | AuthMode::Optional | AuthMode::Deny => {
-            Ruled::Protected(ProtectedRequest { admitted, judgement })
+            Ruled::Protected(ProtectedRequest { admitted, matched })
         }
     })
 }

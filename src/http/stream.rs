@@ -9,15 +9,14 @@ use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{DiscardLimits, LingerLimit, Refusal, Socket};
+use super::{DiscardLimits, LingerLimit, Refusal, RequestPhase, Socket};
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation};
 use crate::policy::Limits;
 
@@ -26,42 +25,6 @@ const FIRST_BUFFER: usize = 8 << 10;
 /// The maximum of one read from an unauthenticated client: hyper enlarges its buffer after a read that filled
 /// [`FIRST_BUFFER`].
 const MAX_UNAUTHENTICATED_READ: u64 = FIRST_BUFFER as u64 - 1;
-
-/// Whether a request is in progress on a client connection; shared by the connection and the request's handler.
-///
-/// It is a counter: even between requests, odd from a complete head until the response has ended and the body was read.
-/// A flag would not do, because a fast response may begin and end between two reads.
-#[derive(Debug, Default)]
-pub struct RequestPhase {
-    count: AtomicU32,
-    /// A limit for discarding the rest of a body was reached.
-    has_stopped_discarding: AtomicBool,
-    /// The waker of the connection, while it waits for bytes of a request's body.
-    reader: AtomicWaker,
-}
-
-impl RequestPhase {
-    /// Marks the beginning of a request: its head is complete.
-    pub fn begin_request(&self) {
-        self.count.fetch_or(1, Ordering::Relaxed);
-    }
-
-    /// Marks the end of a request: its response has ended and its body was read.
-    pub fn end_request(&self) {
-        let in_progress = self.count.load(Ordering::Relaxed) | 1;
-        self.count.store(in_progress.wrapping_add(1), Ordering::Relaxed);
-    }
-
-    /// Stops reading the rest of a body, also while the connection is closing.
-    pub(super) fn stop_discarding(&self) {
-        self.has_stopped_discarding.store(true, Ordering::Relaxed);
-    }
-
-    /// Wakes the connection, so that it reads the phase again.
-    pub(super) fn wake_reader(&self) {
-        self.reader.wake();
-    }
-}
 
 /// The timeouts of a client connection, and the limits for discarding the rest of a body.
 #[derive(Clone, Copy, Debug)]

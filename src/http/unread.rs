@@ -16,7 +16,7 @@ use hyper::{HeaderMap, Request, Version};
 use tokio_util::sync::CancellationToken;
 
 use super::RequestPhase;
-use super::admit::lists;
+use super::list_field::lists;
 use crate::policy::Limits;
 
 /// The limits for reading and discarding the rest of a body.

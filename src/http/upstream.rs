@@ -8,7 +8,7 @@
 mod health;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -17,78 +17,22 @@ use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, T
 use hyper::http::response::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::admit::lists;
 use super::dial::UpstreamConnector;
 use super::headers::strip_hop_by_hop;
-use super::{BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamRequest};
+use super::list_field::lists;
+use super::pool::{Pool, PooledConnection};
+use super::{Answer, BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamError, UpstreamRequest};
 use crate::policy::UpstreamSpec;
 use health::HealthRecord;
 
 pub use health::UpstreamHealth;
 
-/// The number of idle connections that are kept per pool. Open connections need no limit of their own: each belongs to
-/// a client connection, and those are limited.
-const MAX_IDLE_CONNECTIONS: usize = 256;
 /// The age at which an observation is too old for the status page, so that the upstream is checked.
 const CHECK_AGE: Duration = Duration::from_secs(5);
 /// Upper bound on the head of an upstream's response.
 const MAX_RESPONSE_HEAD_BYTES: usize = 256 << 10;
-
-/// The reason why there is no usable response of an upstream.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// The connection failed.
-    #[error("connecting to {upstream}: {source}")]
-    Connect {
-        /// The upstream's address.
-        upstream: String,
-        /// The operating system's error.
-        source: io::Error,
-    },
-    /// The connection was not established within `connect_timeout`.
-    #[error("connecting to {upstream}: no answer within connect_timeout")]
-    ConnectTimeout {
-        /// The upstream's address.
-        upstream: String,
-    },
-    /// The head of the response did not arrive within `response_timeout`.
-    #[error("no response head within {limit:?}")]
-    ResponseTimeout {
-        /// The limit that was reached.
-        limit: Duration,
-    },
-    /// The upstream reset or closed the connection, or its response is not valid HTTP.
-    #[error("{0}")]
-    Failed(String),
-    /// The client stopped sending its body.
-    #[error("the request body stalled")]
-    BodyStalled,
-    /// The client's body exceeded `limits.body_bytes`.
-    #[error("the request body is too large")]
-    BodyTooLarge,
-    /// The client aborted its body.
-    #[error("the client aborted the request body")]
-    BodyBroken,
-}
-
-impl UpstreamError {
-    /// The `reason` label of metrics; `None` if the client caused the error.
-    #[must_use]
-    pub const fn reason(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::Connect { .. } => "connect",
-            Self::ConnectTimeout { .. } => "connect_timeout",
-            Self::ResponseTimeout { .. } => "response_timeout",
-            Self::Failed(_) => "broken",
-            Self::BodyStalled | Self::BodyTooLarge | Self::BodyBroken => return None,
-        })
-    }
-}
-
-/// A response to a client.
-pub type Answer = Response<ResponseBody>;
 
 /// An upgraded connection to an upstream.
 #[derive(Debug)]
@@ -172,63 +116,6 @@ struct Upstream {
     send_timeout: Duration,
     pools: [Arc<Pool>; 2],
     health: HealthRecord,
-}
-
-#[derive(Debug, Default)]
-struct Pool {
-    idle: Mutex<Vec<IdleConnection>>,
-    /// Set while a task removes idle connections that are too old.
-    is_reaping: std::sync::atomic::AtomicBool,
-}
-
-#[derive(Debug)]
-struct IdleConnection {
-    sender: SendRequest<ClientBody>,
-    since: Instant,
-}
-
-/// A connection in use, which can return to its pool once the response has ended.
-#[derive(Debug)]
-pub(super) struct PooledConnection {
-    sender: SendRequest<ClientBody>,
-    pool: Weak<Pool>,
-    body: BodyEnd,
-    idle_timeout: Duration,
-}
-
-impl PooledConnection {
-    /// Returns the connection to its pool, unless the request body was not sent completely: a later response to it would
-    /// be taken for the response to the next request.
-    pub(super) fn return_to_pool(self) {
-        let Some(pool) = self.pool.upgrade() else { return };
-        if !self.body.is_complete() || self.sender.is_closed() {
-            return;
-        }
-        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() >= MAX_IDLE_CONNECTIONS {
-            return;
-        }
-        idle.push(IdleConnection { sender: self.sender, since: Instant::now() });
-        drop(idle);
-        if !pool.is_reaping.swap(true, std::sync::atomic::Ordering::AcqRel) {
-            tokio::spawn(remove_idle(Arc::downgrade(&pool), self.idle_timeout));
-        }
-    }
-}
-
-/// Removes connections that are idle for `idle_timeout`, until the pool is empty.
-async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
-    loop {
-        tokio::time::sleep(idle_timeout.max(Duration::from_millis(50))).await;
-        let Some(pool) = pool.upgrade() else { return };
-        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|connection| connection.since.elapsed() < idle_timeout && !connection.sender.is_closed());
-        if idle.is_empty() {
-            idle.shrink_to_fit();
-            pool.is_reaping.store(false, std::sync::atomic::Ordering::Release);
-            return;
-        }
-    }
 }
 
 impl Upstream {

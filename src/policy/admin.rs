@@ -1,4 +1,4 @@
-//! Where operators look: an address and the names under which it answers.
+//! The admin listener: its address, and the Host values that it answers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,16 +11,16 @@ use crate::config;
 pub struct AdminSpec {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Nobody asked for it: a port that is taken is no reason not to start.
+    /// Whether the file does not name it; then a port that is taken does not prevent the start.
     pub is_default: bool,
-    /// Names it answers to beside addresses and `localhost`, in lower case.
+    /// Host values that are answered beside addresses and `localhost`, in lower case.
     pub hosts: Vec<String>,
 }
 
 const PORT: u16 = 9180;
 
 impl AdminSpec {
-    /// Whether it answers to this Host: a page that points its name at this machine must not read it.
+    /// Whether this Host is answered. A web page whose name resolves to this machine must not read the listener.
     #[must_use]
     pub fn answers(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {

@@ -1,4 +1,4 @@
-//! The signed assertion: a header of its own in which the backend can read who asks, and check that it was us.
+//! The signed assertion: a header that tells the upstream the user, and that the upstream can verify.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ impl std::fmt::Debug for AssertionKey {
     }
 }
 
-/// How assertions are made.
+/// The header, key and audience of assertions.
 #[derive(Clone, Debug)]
 pub struct AssertionSpec {
     /// The header that carries them.
@@ -39,7 +39,7 @@ pub struct AssertionSpec {
     pub key: AssertionKey,
     /// Whether the key is that of a file, and so the same at the next start.
     pub is_kept: bool,
-    /// Whom assertions for the default upstream are for; those of routes go by their URL.
+    /// The audience of assertions for the default upstream; for others it is their URL.
     pub audience: Option<String>,
 }
 

@@ -1,15 +1,15 @@
-//! What browsers get: sessions of ours, and where people sign in (docs/contract.md section 8).
+//! What browsers get: session cookies, pages and sign-in (docs/contract.md section 8).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Check;
-use super::judgement::judge;
-use super::readings::Readings;
+use super::path_readings::PathReadings;
+use super::route_match::match_routes;
 use super::{AuthMode, Contact, LoginSpec, Origin, ProviderSpec, Route, Secret, UpstreamSpec};
 use crate::config;
 
-/// How browsers are met; `None` of both: as any other client.
+/// How requests of browsers are answered; without a session and a sign-in as those of any other client.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BrowserSpec {
     /// Sessions by cookie.
@@ -38,18 +38,18 @@ impl BrowserSpec {
     }
 }
 
-/// How sessions live.
+/// The lifetime and the encryption of session cookies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSpec {
     /// From the last token that was shown; `None`: as long as that token.
     pub max_age: Option<Duration>,
-    /// What they are sealed with; `None`: a key of each process.
+    /// The secret that encrypts the cookies; `None`: a key of each process.
     pub secret: Option<Secret>,
     /// How often the provider is asked whether the session still is.
     pub revalidate_every: Option<Duration>,
 }
 
-/// A URL that may hold where people wanted to go.
+/// A sign-in URL, which may hold the page that was requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignInUrl {
     template: String,
@@ -62,7 +62,7 @@ impl SignInUrl {
         &self.template
     }
 
-    /// Its path, where it is on this site.
+    /// The path of the URL; `None` for another site.
     fn path_here(&self, public_url: Option<&Origin>) -> Option<&str> {
         let rest = public_url.and_then(|origin| self.template.strip_prefix(origin.as_str()));
         let path = rest.unwrap_or(&self.template).split(['?', '#']).next().unwrap_or_default();
@@ -144,7 +144,7 @@ impl Check {
         BrowserSpec { session, sign_in_url, logins: Vec::new(), contact }
     }
 
-    /// A page that asks for what is only to be had there would send browsers round in circles.
+    /// Rejects a sign-in page that needs a credential itself: browsers would be redirected to it without end.
     pub(super) fn sign_in_is_open(
         &mut self,
         browser: &BrowserSpec,
@@ -152,8 +152,8 @@ impl Check {
         public_url: Option<&Origin>,
     ) {
         let Some(path) = browser.sign_in_url.as_ref().and_then(|url| url.path_here(public_url)) else { return };
-        let Ok(readings) = Readings::of(path, true) else { return };
-        if matches!(judge(routes, "GET", &readings).auth, AuthMode::Required | AuthMode::Deny) {
+        let Ok(readings) = PathReadings::of(path, true) else { return };
+        if matches!(match_routes(routes, "GET", &readings).auth, AuthMode::Required | AuthMode::Deny) {
             self.error(
                 "browser.sign_in_url",
                 format!("{path} itself asks for a credential, so browsers would go round in circles; add, above the rule that does, routes: [{{ path: {path}, auth: none }}]"),

@@ -1,4 +1,4 @@
-//! Where what changes state is asked for: a Unix socket that only its owner opens, or loopback with a token.
+//! The control listener, on which revocations and drains are requested: a Unix socket of its owner, or loopback with a token.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use crate::config::{self, Time};
 pub struct ControlSpec {
     /// Where it listens.
     pub address: ControlAddress,
-    /// What a caller over TCP presents.
+    /// The bearer token of callers over TCP.
     pub token: Option<Secret>,
-    /// Where revocations outlive the process.
+    /// The file that keeps revocations over a restart.
     pub revocation_file: Option<PathBuf>,
     /// How long a revocation is in force.
     pub revocation_keep: Duration,

@@ -3,7 +3,7 @@
 /// A provider's cookie that carries its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieSource {
-    /// Its name.
+    /// The name of the cookie.
     pub name: String,
     /// What Clerk writes behind the name of the same cookie of one application, where its publishable keys
     /// are known; empty: any.

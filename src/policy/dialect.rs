@@ -19,7 +19,7 @@ pub(super) type Dialects = BTreeMap<String, Arc<DialectSpec>>;
 /// The message shapes of an in-band WebSocket handshake, and its close codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DialectSpec {
-    /// Its name in the file.
+    /// The name in the file.
     pub name: String,
     /// What the server says first, where a protocol wants that.
     pub greeting: Option<Value>,

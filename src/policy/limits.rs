@@ -69,7 +69,7 @@ impl Check {
                 format!("must be at least {} KiB, eight times limits.header_bytes", least >> 10),
             );
         }
-        let default = memory::default_of_messages(cgroup_bytes, longest_message);
+        let default = memory::default_message_bound(cgroup_bytes, longest_message);
         let held_message_bytes = limits.held_message_bytes.unwrap_or(default);
         if held_message_bytes < longest_message {
             self.error(
@@ -77,10 +77,10 @@ impl Check {
                 format!("must be at least websocket.message_bytes, which is {} KiB", longest_message >> 10),
             );
         }
-        let sum = memory::most_before_known(unauthenticated_bytes);
+        let sum = memory::max_before_authentication(unauthenticated_bytes);
         if let Some(memory) = memory::memory_limit(cgroup_bytes).filter(|memory| sum > *memory) {
             self.warn(format!(
-                "this process may use {} MiB of memory, and strangers alone can make it hold {} MiB (limits.unauthenticated_bytes is {} MiB): raise the memory limit, or lower limits.unauthenticated_bytes",
+                "this process may use {} MiB of memory, and clients that have not authenticated can make it hold {} MiB (limits.unauthenticated_bytes is {} MiB): raise the memory limit, or lower limits.unauthenticated_bytes",
                 memory >> 20,
                 sum >> 20,
                 unauthenticated_bytes >> 20

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Check;
-use super::provider::{Kinds, Parties};
+use super::provider::{AuthorizedParties, Kinds};
 use super::provider_preset::{SignIn, preset_named};
 use super::{Audience, Claim, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
 use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
@@ -101,7 +101,7 @@ impl LoginSpec {
 }
 
 /// Parameters of the authorization request that are ours to set.
-const OURS: [&str; 17] = [
+const RESERVED_PARAMETERS: [&str; 17] = [
     "response_type",
     "response_mode",
     "client_id",
@@ -122,7 +122,7 @@ const OURS: [&str; 17] = [
 ];
 
 /// Claims that say whose token it is, for whom, and of which kind: a session is judged by them at each use.
-const ALWAYS: [&str; 13] = [
+const IDENTITY_CLAIMS: [&str; 13] = [
     "iss",
     "sub",
     "aud",
@@ -179,7 +179,7 @@ impl Check {
             .and_then(|session| session.as_ref()?.max_age)
             .map_or(SESSION_MAX_AGE, |age| age.0);
         let renewal_grace = routes.last().map_or(Duration::ZERO, |route| route.websocket.revalidate_grace);
-        let lives = Lives { session_max_age, renewal_grace };
+        let lives = SessionTimes { session_max_age, renewal_grace };
         let mut out: Vec<Arc<LoginSpec>> = Vec::new();
         for (index, login) in logins.iter().enumerate() {
             let at = format!("browser.login[{index}]");
@@ -257,7 +257,7 @@ impl Check {
         provider: &Arc<ProviderSpec>,
         callback_path: String,
         public_url: &Origin,
-        lives: Lives,
+        lives: SessionTimes,
         claims: Vec<String>,
     ) -> Option<LoginSpec> {
         let client_id = login.client_id.clone().filter(|id| !id.trim().is_empty());
@@ -280,7 +280,7 @@ impl Check {
             }
         }
         for name in login.parameters.keys() {
-            if OURS.contains(&name.as_str()) {
+            if RESERVED_PARAMETERS.contains(&name.as_str()) {
                 let key = match name.as_str() {
                     "scope" => "; here it is `scopes`",
                     "prompt" | "max_age" | "client_id" => "; it is a key of its own",
@@ -324,7 +324,7 @@ impl Check {
 
 /// How long sessions live.
 #[derive(Clone, Copy)]
-struct Lives {
+struct SessionTimes {
     session_max_age: Duration,
     renewal_grace: Duration,
 }
@@ -338,7 +338,7 @@ fn is_path_segment(text: &str) -> bool {
 fn provider_spec(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
     ProviderSpec {
         audience: Audience::OneOf(vec![client_id.to_owned()]),
-        authorized_parties: Parties::Client(client_id.to_owned()),
+        authorized_parties: AuthorizedParties::Client(client_id.to_owned()),
         // The kind is known from where it came: an ID token need not say that it is one.
         accept: Kinds { access_token: true, id_token: true, template: false },
         remote: None,
@@ -348,7 +348,7 @@ fn provider_spec(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
 
 /// The top-level names of all claims by which this policy judges or names its users.
 fn claims_of(provider: &ProviderSpec, routes: &[Arc<Route>], headers: &[TrustedHeader]) -> Vec<String> {
-    let mut names: BTreeSet<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
+    let mut names: BTreeSet<String> = IDENTITY_CLAIMS.iter().map(|name| (*name).to_owned()).collect();
     let mut add = |claim: &Claim| {
         let name = match claim {
             Claim::UserId => "sub".to_owned(),

@@ -2,39 +2,43 @@
 
 use std::path::Path;
 
-/// What the process needs without a caller.
-const AT_REST: usize = 12 << 20;
+/// Memory of a process without connections.
+const BASELINE_BYTES: usize = 12 << 20;
 /// The default of `limits.unauthenticated_bytes` where nothing limits our memory, and at most.
-const MOST: usize = 32 << 20;
+const MAX_UNAUTHENTICATED_BYTES: usize = 32 << 20;
 /// The part of the cgroup's memory that is the default.
-const PART: usize = 4;
+const UNAUTHENTICATED_SHARE: usize = 4;
 /// The default of `limits.held_message_bytes` where nothing limits our memory, and at most.
-const MOST_OF_MESSAGES: usize = 16 << 20;
+const MAX_HELD_MESSAGE_BYTES: usize = 16 << 20;
 /// The part of the cgroup's memory that is its default.
-const PART_OF_MESSAGES: usize = 8;
-/// So many heads of the greatest length fit at least.
-const HEADS: usize = 8;
+const HELD_MESSAGE_SHARE: usize = 8;
+/// The number of request heads of the greatest length that fit at least.
+const MIN_HEADS: usize = 8;
 
 /// The default of `limits.unauthenticated_bytes`.
 pub(super) fn default_bound(cgroup: Option<usize>, header_bytes: usize) -> usize {
-    cgroup.map_or(MOST, |bytes| (bytes / PART).min(MOST)).max(least_bound(header_bytes))
+    cgroup
+        .map_or(MAX_UNAUTHENTICATED_BYTES, |bytes| (bytes / UNAUTHENTICATED_SHARE).min(MAX_UNAUTHENTICATED_BYTES))
+        .max(least_bound(header_bytes))
 }
 
 /// The smallest that can be of use.
 pub(super) fn least_bound(header_bytes: usize) -> usize {
-    (header_bytes * HEADS).max(256 << 10)
+    (header_bytes * MIN_HEADS).max(256 << 10)
 }
 
 /// The default of `limits.held_message_bytes`: room for the longest message at least.
-pub(super) fn default_of_messages(cgroup: Option<usize>, message_bytes: usize) -> usize {
-    cgroup.map_or(MOST_OF_MESSAGES, |bytes| (bytes / PART_OF_MESSAGES).min(MOST_OF_MESSAGES)).max(message_bytes)
+pub(super) fn default_message_bound(cgroup: Option<usize>, message_bytes: usize) -> usize {
+    cgroup
+        .map_or(MAX_HELD_MESSAGE_BYTES, |bytes| (bytes / HELD_MESSAGE_SHARE).min(MAX_HELD_MESSAGE_BYTES))
+        .max(message_bytes)
 }
 
 /// The most that this process holds while no caller is known. What is counted takes two and a half times as much at
 /// most (measured under attack): the kernel has its part of each connection, and the allocator gives back what was freed
 /// a few seconds later.
-pub(super) fn most_before_known(bound: usize) -> usize {
-    AT_REST + bound / 2 * 5
+pub(super) fn max_before_authentication(bound: usize) -> usize {
+    BASELINE_BYTES + bound / 2 * 5
 }
 
 /// The memory that this process may use: what its cgroup may, or all that the machine has.
@@ -131,6 +135,6 @@ mod tests {
         assert_eq!(default_bound(Some(64 << 20), 32 << 10), 16 << 20);
         assert_eq!(default_bound(Some(1 << 30), 32 << 10), 32 << 20);
         assert_eq!(default_bound(None, 32 << 10), 32 << 20);
-        assert!(most_before_known(default_bound(Some(64 << 20), 32 << 10)) <= 64 << 20);
+        assert!(max_before_authentication(default_bound(Some(64 << 20), 32 << 10)) <= 64 << 20);
     }
 }

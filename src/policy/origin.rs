@@ -43,7 +43,7 @@ impl Origin {
         &self.text
     }
 
-    /// Its host, without port.
+    /// The host, without port.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_decode_str, percent_encode};
 
-use super::readings::Reading;
+use super::path_readings::PathReading;
 
 /// `{name}` of a pattern and the segment it stood for, percent-decoded once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,12 +138,12 @@ impl Pattern {
         })
     }
 
-    pub(super) fn matches(&self, reading: Reading<'_>, comparison: Comparison) -> bool {
+    pub(super) fn matches(&self, reading: PathReading<'_>, comparison: Comparison) -> bool {
         let (segments, rest) = self.compared(reading, comparison);
         Matching { comparison, decoded: reading.decoded }.run(segments, rest, &mut |_, _| {})
     }
 
-    pub(super) fn bind(&self, reading: Reading<'_>, comparison: Comparison) -> PathVariables {
+    pub(super) fn bind(&self, reading: PathReading<'_>, comparison: Comparison) -> PathVariables {
         let (segments, rest) = self.compared(reading, comparison);
         let mut bound: Vec<(String, Option<String>)> = Vec::new();
         Matching { comparison, decoded: reading.decoded }.run(segments, rest, &mut |name, value| {
@@ -155,7 +155,11 @@ impl Pattern {
 
     /// The segments and the path that are compared, without the trailing slashes of either where
     /// these are ignored.
-    fn compared<'s, 'p>(&'s self, reading: Reading<'p>, comparison: Comparison) -> (&'s [Segment], Option<&'p [u8]>) {
+    fn compared<'s, 'p>(
+        &'s self,
+        reading: PathReading<'p>,
+        comparison: Comparison,
+    ) -> (&'s [Segment], Option<&'p [u8]>) {
         let (mut segments, mut path) = (self.segments.as_slice(), reading.path.strip_prefix(b"/"));
         if comparison == Comparison::Folded {
             while let Some([rest @ .., b'/']) = path {
@@ -282,8 +286,8 @@ fn overlaps(one: &[Segment], other: &[Segment], comparison: Comparison) -> bool 
 mod tests {
     use super::*;
 
-    fn sent(path: &str) -> Reading<'_> {
-        Reading { path: path.as_bytes(), decoded: false }
+    fn sent(path: &str) -> PathReading<'_> {
+        PathReading { path: path.as_bytes(), decoded: false }
     }
 
     fn pattern(text: &str) -> Pattern {
@@ -335,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_reading_that_is_decoded_is_compared_as_it_is() {
-        let reading = Reading { path: b"/a%20b", decoded: true };
+        let reading = PathReading { path: b"/a%20b", decoded: true };
         assert!(!pattern("/a%20b").matches(reading, Comparison::Exact));
         assert!(pattern("/a%2520b").matches(reading, Comparison::Exact));
     }

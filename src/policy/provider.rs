@@ -1,4 +1,4 @@
-//! What is known of an issuer before its first token.
+//! Identity providers: whose tokens are accepted, and by which keys, audiences and claims.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::config::{self, Accept, Config, Time};
 /// One identity provider, complete.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderSpec {
-    /// Its name in logs and metrics.
+    /// The provider's name in logs and metrics.
     pub name: String,
     /// The preset it was made from.
     pub preset: &'static str,
@@ -31,7 +31,7 @@ pub struct ProviderSpec {
     /// Whom its tokens must be for.
     pub audience: Audience,
     /// The `azp` values accepted.
-    pub authorized_parties: Parties,
+    pub authorized_parties: AuthorizedParties,
     /// Whose own claims decide beside the standard ones.
     pub family: Family,
     /// Tolerance for `exp`, `nbf` and `iat`.
@@ -60,7 +60,7 @@ pub struct ProviderSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub enum KeySource {
     /// From nowhere: the provider is asked about every token.
-    Asked,
+    Introspection,
     /// A shared secret for HMAC.
     Secret(Secret),
     /// PEM public keys or certificates, read at start.
@@ -95,7 +95,7 @@ pub enum Audience {
 
 /// Which `azp` counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Parties {
+pub enum AuthorizedParties {
     /// It is not looked at.
     Any,
     /// It must be there and one of these.
@@ -164,7 +164,7 @@ impl Check {
                 );
             }
             // An opaque token says no issuer, and goes to the one provider that is asked.
-            if spec.issuer.is_none() && config.providers.len() > 1 && spec.keys != KeySource::Asked {
+            if spec.issuer.is_none() && config.providers.len() > 1 && spec.keys != KeySource::Introspection {
                 self.error(&at, "has no issuer, and there are several providers; only `iss` tells their tokens apart");
             }
             out.push(Arc::new(spec));
@@ -175,7 +175,7 @@ impl Check {
         out
     }
 
-    /// The second issuer must not be able to name a user of the first.
+    /// Requires prefixes with several providers, so that none can name a user of another.
     fn user_prefixes(&mut self, providers: &[Arc<ProviderSpec>]) {
         for (index, provider) in providers.iter().enumerate() {
             let at = format!("providers[{index}]");
@@ -273,7 +273,7 @@ impl Check {
         })
     }
 
-    /// A user id that its owner writes makes everyone anyone.
+    /// Warns of a user id claim that users can change: it would let one user be another.
     fn warn_of_user_id(&mut self, at: &str, claim: &Claim, provider: &config::Provider, preset: &Preset) {
         // An administrator of Keycloak decides whether users may change theirs, and by default they may not.
         let is_chosen = claim.is_chosen_by_users() && !preset.quirks.names_are_fixed;
@@ -290,7 +290,7 @@ impl Check {
         }
     }
 
-    /// What is written in `allow` must be able to let someone in.
+    /// Rejects members of `allow` that match nobody.
     fn allowed(&mut self, at: &str, allow: &config::Allow) {
         for (key, listed) in
             [("users", &allow.users), ("emails", &allow.emails), ("email_domains", &allow.email_domains)]
@@ -351,31 +351,33 @@ impl Check {
         provider: &config::Provider,
         preset: &Preset,
         name: &str,
-    ) -> Parties {
+    ) -> AuthorizedParties {
         match &provider.authorized_parties {
             Some(parties) if parties.is_empty() => {
                 self.error(
                     format!("{at}.authorized_parties"),
                     "is empty: no token could be accepted; leave it out, or name the parties",
                 );
-                Parties::Any
+                AuthorizedParties::Any
             }
             Some(parties) if parties.iter().any(|party| party.trim().is_empty()) => {
                 self.error(format!("{at}.authorized_parties"), "holds an empty member; name the parties");
-                Parties::Any
+                AuthorizedParties::Any
             }
-            Some(parties) => Parties::OneOf(parties.clone()),
+            Some(parties) => AuthorizedParties::OneOf(parties.clone()),
             None if preset.quirks.azp_is_page_origin && config.origins.is_empty() => {
                 self.warn(format!(
                     "provider {name}: no origins, so tokens made for any page of this Clerk application are accepted"
                 ));
-                Parties::Any
+                AuthorizedParties::Any
             }
             None if preset.quirks.azp_is_page_origin => {
                 // What is wrong with an origin is said where it stands.
-                Parties::Origins(config.origins.iter().filter_map(|text| OriginPattern::parse(text).ok()).collect())
+                AuthorizedParties::Origins(
+                    config.origins.iter().filter_map(|text| OriginPattern::parse(text).ok()).collect(),
+                )
             }
-            None => Parties::Any,
+            None => AuthorizedParties::Any,
         }
     }
 
@@ -406,7 +408,7 @@ impl Check {
             self.error(format!("{at}.jwks"), "names more than one of url, file and pem_file; keep one");
             return None;
         }
-        if preset.keys == DefaultKeys::Asked {
+        if preset.keys == DefaultKeys::Introspection {
             if named > 0 || secret_written {
                 let key = if named > 0 { "jwks" } else { "secret" };
                 self.error(
@@ -414,7 +416,7 @@ impl Check {
                     format!("preset {} asks the provider about every token, and verifies no signature", preset.name),
                 );
             }
-            return Some(KeySource::Asked);
+            return Some(KeySource::Introspection);
         }
         let legacy = preset.quirks.may_sign_with_secret && secret_written;
         if preset.keys == DefaultKeys::Secret || legacy {

@@ -1,4 +1,4 @@
-//! Presets: one row an identity provider, and what people hold of one turned into its issuer. What a row says,
+//! Presets: one row an identity provider, and the values that people know of one, turned into its issuer. What a row says,
 //! each key of the file can still set.
 
 use aws_lc_rs::digest;
@@ -16,11 +16,11 @@ pub(super) enum DefaultKeys {
     /// At this path below the issuer.
     Below(&'static str),
     /// The file must say.
-    Named,
+    Configured,
     /// A shared secret.
     Secret,
     /// None: the provider is asked about every token.
-    Asked,
+    Introspection,
 }
 
 impl DefaultKeys {
@@ -74,10 +74,10 @@ pub(super) enum DefaultIssuer {
     None,
     /// There is only this one.
     Fixed(&'static str),
-    /// From keys that people hold of their tenant, all of them needed.
+    /// From keys that people know of their tenant, all of them needed.
     Derived {
         /// The keys.
-        from: &'static [HeldKey],
+        from: &'static [IssuerKey],
         /// Makes the issuer of their values.
         issuer: fn(&config::Provider) -> Result<String, KeyError>,
     },
@@ -88,13 +88,13 @@ pub(super) type KeyError = (&'static str, String);
 
 /// A key of a provider from which an issuer can be derived.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HeldKey {
-    /// Its name in the file.
+pub(super) struct IssuerKey {
+    /// The name in the file.
     pub(super) name: &'static str,
     read: fn(&config::Provider) -> &Option<String>,
 }
 
-impl HeldKey {
+impl IssuerKey {
     fn value(self, provider: &config::Provider) -> Option<&str> {
         (self.read)(provider).as_deref().filter(|value| !value.is_empty())
     }
@@ -114,32 +114,32 @@ impl HeldKey {
     }
 }
 
-const PUBLISHABLE_KEY: HeldKey = HeldKey { name: "publishable_key", read: |provider| &provider.publishable_key };
-const PROJECT: HeldKey = HeldKey { name: "project", read: |provider| &provider.project };
-const DOMAIN: HeldKey = HeldKey { name: "domain", read: |provider| &provider.domain };
-const REGION: HeldKey = HeldKey { name: "region", read: |provider| &provider.region };
-const USER_POOL_ID: HeldKey = HeldKey { name: "user_pool_id", read: |provider| &provider.user_pool_id };
-const URL: HeldKey = HeldKey { name: "url", read: |provider| &provider.url };
-const REALM: HeldKey = HeldKey { name: "realm", read: |provider| &provider.realm };
-const TENANT: HeldKey = HeldKey { name: "tenant", read: |provider| &provider.tenant };
+const PUBLISHABLE_KEY: IssuerKey = IssuerKey { name: "publishable_key", read: |provider| &provider.publishable_key };
+const PROJECT: IssuerKey = IssuerKey { name: "project", read: |provider| &provider.project };
+const DOMAIN: IssuerKey = IssuerKey { name: "domain", read: |provider| &provider.domain };
+const REGION: IssuerKey = IssuerKey { name: "region", read: |provider| &provider.region };
+const USER_POOL_ID: IssuerKey = IssuerKey { name: "user_pool_id", read: |provider| &provider.user_pool_id };
+const URL: IssuerKey = IssuerKey { name: "url", read: |provider| &provider.url };
+const REALM: IssuerKey = IssuerKey { name: "realm", read: |provider| &provider.realm };
+const TENANT: IssuerKey = IssuerKey { name: "tenant", read: |provider| &provider.tenant };
 
 /// Every key of a provider that derives an issuer: written beside a preset that does not use it, it is an error.
-const HELD_KEYS: [HeldKey; 8] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, USER_POOL_ID, URL, REALM, TENANT];
+const ISSUER_KEYS: [IssuerKey; 8] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, USER_POOL_ID, URL, REALM, TENANT];
 
 /// What a provider does that others do not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quirks {
-    /// Its users may not change the name claims of their tokens, unless an administrator lets them.
+    /// Users may not change the name claims of their tokens, unless an administrator lets them.
     pub(super) names_are_fixed: bool,
-    /// Its issuers end with a slash.
+    /// The issuer ends with a slash.
     pub(super) issuer_ends_with_slash: bool,
-    /// Its tokens live about a minute, so that a page which cannot renew them in band would lose its socket.
+    /// Tokens live about a minute, so that a page which cannot renew them in band would lose its socket.
     pub(super) is_short_lived: bool,
     /// It is asked about a session, also after the token has ended; others are asked about the token.
     pub(super) answers_about_sessions: bool,
     /// It issues tokens from templates, which have no session: `accept: [template]`.
     pub(super) has_template_tokens: bool,
-    /// Its issuer is one application's, and the `azp` of a token is the origin of the page that asked for it.
+    /// The issuer is one application's, and the `azp` of a token is the origin of the page that asked for it.
     pub(super) azp_is_page_origin: bool,
     /// Old projects sign with a shared secret.
     pub(super) may_sign_with_secret: bool,
@@ -284,7 +284,7 @@ pub(super) const PRESETS: [Preset; 11] = [
         quirks: Quirks { is_open_to_everyone: true, ..NO_QUIRKS },
         ..OIDC
     },
-    Preset { name: "jwt", keys: DefaultKeys::Named, sign_in: NO_DISCOVERY, ..OIDC },
+    Preset { name: "jwt", keys: DefaultKeys::Configured, sign_in: NO_DISCOVERY, ..OIDC },
     Preset {
         name: "shared-secret",
         keys: DefaultKeys::Secret,
@@ -292,7 +292,7 @@ pub(super) const PRESETS: [Preset; 11] = [
         sign_in: NO_DISCOVERY,
         ..OIDC
     },
-    Preset { name: "introspection", keys: DefaultKeys::Asked, algorithms: &[], sign_in: NO_DISCOVERY, ..OIDC },
+    Preset { name: "introspection", keys: DefaultKeys::Introspection, algorithms: &[], sign_in: NO_DISCOVERY, ..OIDC },
 ];
 
 impl Preset {
@@ -316,7 +316,7 @@ pub(super) fn preset_named(name: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name == name)
 }
 
-/// The issuer that the preset gives, or that follows from what people hold of the provider. `None`: nothing of it is
+/// The issuer that the preset gives, or that follows from what people know of the provider. `None`: nothing of it is
 /// written.
 ///
 /// # Errors
@@ -326,8 +326,8 @@ pub(super) fn derived_issuer(preset: &Preset, provider: &config::Provider) -> Re
         DefaultIssuer::Derived { from, issuer } => (*from, Some(issuer)),
         DefaultIssuer::None | DefaultIssuer::Fixed(_) => (&[][..], None),
     };
-    let is_foreign = |key: &HeldKey| key.value(provider).is_some() && !from.iter().any(|own| own.is(key));
-    if let Some(foreign) = HELD_KEYS.iter().find(|key| is_foreign(key)) {
+    let is_foreign = |key: &IssuerKey| key.value(provider).is_some() && !from.iter().any(|own| own.is(key));
+    if let Some(foreign) = ISSUER_KEYS.iter().find(|key| is_foreign(key)) {
         return Err((foreign.name, format!("means nothing to preset {}", preset.name)));
     }
     let (Some(first), Some(issuer)) = (from.first(), issuer) else { return Ok(None) };

@@ -43,7 +43,7 @@ pub enum RemoteQuestion {
     },
     /// Clerk's Backend API.
     Clerk {
-        /// Its base, `https://api.clerk.com`.
+        /// The base URL, `https://api.clerk.com`.
         base: Url,
         /// `sk_…`
         secret_key: Secret,
@@ -90,7 +90,7 @@ impl Check {
         issuer: Option<&str>,
     ) -> Option<RemoteSpec> {
         let at = format!("{at}.remote");
-        let only_asked = preset.keys == DefaultKeys::Asked;
+        let only_asked = preset.keys == DefaultKeys::Introspection;
         let Some(remote) = &provider.remote else {
             if only_asked {
                 self.error(at, "is missing: preset introspection asks the provider about every token; write\nremote: { url: https://…/introspect, client_id: …, client_secret_file: … }");

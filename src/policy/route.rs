@@ -1,12 +1,12 @@
 //! Rules by path and method, complete with their settings, and whether one of them matches a reading of a path.
 //!
 //! Rules that open (`auth: none`, `optional`) are only ever compared exactly, so no other spelling of a path falls
-//! under them. `readings` says which readings a path has, `demands` what all of them demand together.
+//! under them. `path_readings` says which readings a path has, `route_match` what all of them demand together.
 
 use std::sync::Arc;
 
+use super::path_readings::PathReading;
 use super::pattern::Comparison;
-use super::readings::Reading;
 use super::{PathVariables, Pattern, Requirement, TokenSources, WebSocketSpec};
 use crate::config::AuthMode;
 
@@ -25,7 +25,7 @@ pub struct Route {
     pub require: Requirement,
     /// Which of the policy's upstreams it goes to.
     pub upstream: usize,
-    /// Which carriers of a token are read.
+    /// Which token_source_list of a token are read.
     pub token_from: TokenSources,
     /// How its `WebSockets` live.
     pub websocket: WebSocketSpec,
@@ -46,7 +46,7 @@ impl Route {
             && self.websocket == other.websocket
     }
 
-    pub(super) fn matches(&self, method: &str, reading: Reading<'_>, comparison: Comparison) -> bool {
+    pub(super) fn matches(&self, method: &str, reading: PathReading<'_>, comparison: Comparison) -> bool {
         let comparison = if self.opens() { Comparison::Exact } else { comparison };
         self.names_method(method, comparison)
             && self.pattern.as_ref().is_none_or(|pattern| pattern.matches(reading, comparison))
@@ -62,7 +62,7 @@ impl Route {
     }
 
     /// What the variables stand for in a reading that matches.
-    pub(super) fn variables(&self, reading: Reading<'_>, comparison: Comparison) -> PathVariables {
+    pub(super) fn variables(&self, reading: PathReading<'_>, comparison: Comparison) -> PathVariables {
         self.pattern.as_ref().map(|pattern| pattern.bind(reading, comparison)).unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! What `check` prints and the start says: the policy in sentences a reviewer can read it off.
+//! The text that `check` prints and that a start logs: the policy in sentences for a reviewer.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -8,23 +8,23 @@ use hyper::header::HeaderName;
 
 use super::memory;
 use super::{
-    Audience, AuthMode, Claim, Close, Expected, Hosts, KeySource, LoginSpec, MemorySpec, OnExpiry, Parties, Policy,
-    ProviderSpec, QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    Audience, AuthMode, AuthorizedParties, Claim, Close, Expected, Hosts, KeySource, LoginSpec, MemorySpec, OnExpiry,
+    Policy, ProviderSpec, QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
 };
 use crate::config::Time;
 
-/// Whether users are named: to whoever holds the configuration they are, on a page that others read they are not.
+/// Whether user ids are printed. They are in `check`, and not on a page that others read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Names {
+pub enum UserNames {
     /// As the configuration writes them.
     Shown,
     /// Their number only.
     Counted,
 }
 
-/// One paragraph a topic, two columns.
+/// Returns the summary in two columns, the topic and its text.
 #[must_use]
-pub fn summary(policy: &Policy, names: Names) -> String {
+pub fn summary(policy: &Policy, names: UserNames) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "  {name:<11} {text}");
@@ -69,7 +69,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         for sentence in handed_on(upstream) {
             line("", sentence);
         }
-        line("", format!("wall: {}", wall(policy, upstream)));
+        line("", format!("isolation: {}", isolation_text(policy, upstream)));
         if let Some(preset) = &upstream.preset {
             let mut setup = preset.setup.lines();
             line("", format!("it is {}; it keeps its own secret, sent by us as", preset.name));
@@ -84,7 +84,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     for provider in &policy.providers {
         let issuer = provider.issuer.as_deref().unwrap_or("any issuer");
         let keys = match &provider.keys {
-            KeySource::Asked => "no keys".to_owned(),
+            KeySource::Introspection => "no keys".to_owned(),
             KeySource::Secret(_) => "shared secret".to_owned(),
             KeySource::Pem(_) => "PEM file".to_owned(),
             KeySource::Jwks(_) => "JWKS file".to_owned(),
@@ -97,10 +97,10 @@ pub fn summary(policy: &Policy, names: Names) -> String {
             Audience::OneOf(names) => format!("audience {}", names.join(" or ")),
         };
         let parties = match &provider.authorized_parties {
-            Parties::Any => String::new(),
-            Parties::OneOf(parties) => format!(", azp {}", parties.join(" or ")),
-            Parties::Origins(_) => ", azp from origins".to_owned(),
-            Parties::Client(client_id) => format!(", azp {client_id} where there is one"),
+            AuthorizedParties::Any => String::new(),
+            AuthorizedParties::OneOf(parties) => format!(", azp {}", parties.join(" or ")),
+            AuthorizedParties::Origins(_) => ", azp from origins".to_owned(),
+            AuthorizedParties::Client(client_id) => format!(", azp {client_id} where there is one"),
         };
         line("provider", format!("{} {issuer}  {keys}, {audience}{parties}", provider.name));
         line("", format!("who may enter: {}", entrants(provider, names)));
@@ -112,7 +112,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         line("identity", format!("{} = {}", header.written, header.claim));
     }
     if let Some(default) = policy.routes.last() {
-        line("tokens", format!("from {}", carriers(default)));
+        line("tokens", format!("from {}", token_source_list(default)));
     }
     for (index, route) in policy.routes.iter().enumerate() {
         line(if index == 0 { "routes" } else { "" }, described(route, policy.routes.last(), names));
@@ -124,7 +124,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     if let Some(session) = &policy.browser.session {
         let life = session.max_age.map_or_else(|| "as long as the token".to_owned(), |age| Time(age).to_string());
         let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
-        line("session", format!("by cookie, {life}, sealed with {key}; POST and DELETE /.vestibule/session"));
+        line("session", format!("by cookie, {life}, encrypted with {key}; POST and DELETE /.vestibule/session"));
     }
     for (name, text) in policy.browser.logins.iter().flat_map(|login| sign_in(login)) {
         line(name, text);
@@ -138,7 +138,7 @@ pub fn summary(policy: &Policy, names: Names) -> String {
         "memory",
         format!(
             "at most {} MiB while no caller is known, of it {} MiB counted by limits.unauthenticated_bytes{cgroup}",
-            memory::most_before_known(unauthenticated_bytes) >> 20,
+            memory::max_before_authentication(unauthenticated_bytes) >> 20,
             unauthenticated_bytes >> 20
         ),
     );
@@ -146,9 +146,9 @@ pub fn summary(policy: &Policy, names: Names) -> String {
     out
 }
 
-/// What stands around a backend, so that nobody but us can name its users (docs/contract.md section 6).
+/// A protection of an upstream from direct access, so that only this proxy can name its users (docs/contract.md section 6).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wall {
+pub enum UpstreamIsolation {
     /// One user alone may enter.
     OneUser,
     /// The backend listens on this Unix socket.
@@ -159,8 +159,8 @@ pub enum Wall {
     Assertion(HeaderName),
 }
 
-impl Wall {
-    /// Its name, as `doctor` says it.
+impl UpstreamIsolation {
+    /// The name, as `doctor` prints it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -172,7 +172,7 @@ impl Wall {
     }
 }
 
-impl std::fmt::Display for Wall {
+impl std::fmt::Display for UpstreamIsolation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::OneUser => f.write_str("one user alone may enter"),
@@ -187,36 +187,36 @@ impl std::fmt::Display for Wall {
     }
 }
 
-/// The walls of an upstream, as the policy says.
+/// Returns how an upstream is protected from direct access, by the policy; empty if it is not.
 #[must_use]
-pub fn walls(policy: &Policy, upstream: &UpstreamSpec) -> Vec<Wall> {
-    let mut walls = Vec::new();
+pub fn isolation_of(policy: &Policy, upstream: &UpstreamSpec) -> Vec<UpstreamIsolation> {
+    let mut found = Vec::new();
     let one_user = |provider: &Arc<ProviderSpec>| {
         let allow = &provider.allow;
         allow.users.len() == 1 && allow.emails.is_empty() && allow.email_domains.is_empty()
     };
     if policy.providers.len() == 1 && policy.providers.iter().all(one_user) {
-        walls.push(Wall::OneUser);
+        found.push(UpstreamIsolation::OneUser);
     }
     if let UpstreamAddress::Unix(path) = &upstream.address {
-        walls.push(Wall::UnixSocket(path.clone()));
+        found.push(UpstreamIsolation::UnixSocket(path.clone()));
     }
     if let Some(credential) = &upstream.credential {
-        walls.push(Wall::Credential(credential.header.clone()));
+        found.push(UpstreamIsolation::Credential(credential.header.clone()));
     }
     if let Some(assertion) = &policy.assertion {
-        walls.push(Wall::Assertion(assertion.header.clone()));
+        found.push(UpstreamIsolation::Assertion(assertion.header.clone()));
     }
-    walls
+    found
 }
 
-/// What the trusted header is worth there, in a sentence.
-fn wall(policy: &Policy, upstream: &UpstreamSpec) -> String {
-    let walls = walls(policy, upstream);
-    if walls.is_empty() {
-        return "none: whoever reaches the backend's port names any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or one user alone would be one".to_owned();
+/// Says in a sentence how the upstream is protected from direct access.
+fn isolation_text(policy: &Policy, upstream: &UpstreamSpec) -> String {
+    let found = isolation_of(policy, upstream);
+    if found.is_empty() {
+        return "none: any program that reaches the backend's port can name any user. A secret of its own (credential), a signed assertion (identity.assertion), a Unix socket, or one user alone would protect it".to_owned();
     }
-    walls.iter().map(Wall::to_string).collect::<Vec<_>>().join("; ")
+    found.iter().map(UpstreamIsolation::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Whether other instances can be expected: behind a balancer, with session cookies that they could read.
@@ -225,7 +225,7 @@ fn may_have_several_instances(policy: &Policy) -> bool {
     !policy.trusted_proxies.is_empty() && session.is_some_and(|session| session.secret.is_some())
 }
 
-/// What an upstream gets of the caller's token.
+/// Says what an upstream gets of the client's token.
 fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
     let mut out = vec![match upstream.token_to_http {
         TokenToHttp::None => "the caller's token is not passed on".to_owned(),
@@ -270,40 +270,40 @@ pub fn sockets(route: &Route) -> String {
 
 /// Where a token may stand, in one clause.
 #[must_use]
-pub fn carriers(route: &Route) -> String {
-    let mut carriers: Vec<String> = route
+pub fn token_source_list(route: &Route) -> String {
+    let mut sources: Vec<String> = route
         .token_from
         .headers
         .iter()
         .map(|name| if name == hyper::header::AUTHORIZATION { "Authorization".to_owned() } else { name.to_string() })
         .collect();
     if route.token_from.message {
-        carriers.push("first message".to_owned());
+        sources.push("first message".to_owned());
     }
-    carriers.extend(route.token_from.subprotocols.iter().map(|source| format!("subprotocol {}…", source.prefix)));
+    sources.extend(route.token_from.subprotocols.iter().map(|source| format!("subprotocol {}…", source.prefix)));
     if let Some(query) = &route.token_from.query {
         let names = query.names.iter().map(|name| format!("?{name}=")).collect::<Vec<_>>().join(" ");
-        carriers.push(match query.mode {
+        sources.push(match query.mode {
             QueryMode::Move => format!("{names} (deprecated, moved)"),
             QueryMode::Deny => format!("{names} refused"),
         });
     }
     if let Some(cookie) = &route.token_from.cookie {
-        carriers.push(format!("cookie {}, from our own pages and origins", cookie.name));
+        sources.push(format!("cookie {}, from our own pages and origins", cookie.name));
     }
-    carriers.join(", ")
+    sources.join(", ")
 }
 
 /// Whom `allow` and `require` of a provider let in.
-fn entrants(provider: &ProviderSpec, names: Names) -> String {
+fn entrants(provider: &ProviderSpec, names: UserNames) -> String {
     let allow = &provider.allow;
     let mut groups = Vec::new();
     for (what, listed) in [("user", &allow.users), ("e-mail address", &allow.emails)] {
         match (listed.len(), names) {
             (0, _) => {}
-            (1, Names::Counted) => groups.push(format!("1 {what}")),
-            (count, Names::Counted) => groups.push(format!("{count} {what}{}", plural(what))),
-            (count, Names::Shown) => {
+            (1, UserNames::Counted) => groups.push(format!("1 {what}")),
+            (count, UserNames::Counted) => groups.push(format!("{count} {what}{}", plural(what))),
+            (count, UserNames::Shown) => {
                 let what = if count == 1 { what.to_owned() } else { format!("{what}{}", plural(what)) };
                 groups.push(format!("{what} {}", listed.join(", ")));
             }
@@ -329,9 +329,9 @@ fn plural(word: &str) -> &'static str {
 }
 
 /// What a claim must be, in words.
-fn demanded(claim: &Claim, expected: &[Expected], names: Names) -> String {
+fn demanded(claim: &Claim, expected: &[Expected], names: UserNames) -> String {
     let is_user = *claim == Claim::UserId || claim.is_email() || matches!(claim, Claim::Pointer(p) if p == "/sub");
-    if is_user && names == Names::Counted {
+    if is_user && names == UserNames::Counted {
         return format!("{claim} is one of {}", expected.len());
     }
     let shown: Vec<String> = expected
@@ -346,7 +346,7 @@ fn demanded(claim: &Claim, expected: &[Expected], names: Names) -> String {
     format!("{claim} is {}", shown.join(" or "))
 }
 
-fn described(route: &Route, default: Option<&Arc<Route>>, names: Names) -> String {
+fn described(route: &Route, default: Option<&Arc<Route>>, names: UserNames) -> String {
     let auth = match route.auth {
         AuthMode::Required => "a valid token",
         AuthMode::Optional => "anyone; a token is verified when sent",

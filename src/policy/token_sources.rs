@@ -6,10 +6,10 @@ use hyper::header::HeaderName;
 
 use super::check::Check;
 use super::dialect::Dialects;
-use super::{CookieSource, IssuedTokens, Secret};
+use super::{CookieSource, ProviderTokens, Secret};
 use crate::config::{self, OneOrMany, QueryMode, TokenEncoding};
 
-/// Which carriers of a token are read, for one route.
+/// Which token_source_list of a token are read, for one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSources {
     /// Headers; in `Authorization` a Bearer token, in others the bare token.
@@ -22,8 +22,8 @@ pub struct TokenSources {
     pub subprotocols: Vec<TokenSubprotocol>,
     /// A cookie of the provider's, under the `Origin` rule.
     pub cookie: Option<CookieSource>,
-    /// The backend's own secret, which its pages send back to us.
-    pub echo: Option<Secret>,
+    /// The upstream's own secret, which its pages send back; it is no token.
+    pub upstream_secret: Option<Secret>,
 }
 
 /// A subprotocol entry that carries a token behind its prefix.
@@ -38,10 +38,10 @@ pub struct TokenSubprotocol {
 /// The query parameter that may carry a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryParameter {
-    /// Its names after percent-decoding; at least one.
+    /// The names after percent-decoding; at least one.
     pub names: Vec<String>,
     /// Which of its values are tokens; the others are the backend's own.
-    pub issued: Arc<IssuedTokens>,
+    pub issued: Arc<ProviderTokens>,
     /// Whether it is moved or refused.
     pub mode: QueryMode,
     /// Whether it is read on `WebSocket` upgrades.
@@ -61,7 +61,7 @@ impl QueryParameter {
 /// What routes need of the rest of the configuration.
 pub(super) struct RouteContext {
     /// Tells the providers' tokens from other values.
-    pub(super) issued: Arc<IssuedTokens>,
+    pub(super) issued: Arc<ProviderTokens>,
     /// The suffixes of Clerk's cookies, one for each publishable key that is written.
     pub(super) cookie_suffixes: Vec<String>,
     /// The dialects by name.
@@ -120,6 +120,6 @@ impl Check {
             .collect();
         let cookie =
             cookie.map(|name| CookieSource { name: name.to_owned(), suffixes: context.cookie_suffixes.clone() });
-        TokenSources { headers, message, query, subprotocols, cookie, echo: None }
+        TokenSources { headers, message, query, subprotocols, cookie, upstream_secret: None }
     }
 }

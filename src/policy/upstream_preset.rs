@@ -1,18 +1,18 @@
-//! Backends that people really have, by preset: what they need of us, and what `check` says they need themselves
-//! (docs/contract.md section 8). A row each; the backend keeps its own secret, and is never opened for us.
+//! Presets of upstreams: what each needs of the proxy, and what `check` says that it needs itself
+//! (docs/contract.md section 8). One row each. The upstream keeps its own secret.
 
-/// A backend we know.
+/// A known upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamPreset {
-    /// Its name in the configuration.
+    /// The name in the configuration.
     pub name: &'static str,
-    /// What answers without a token when it lives.
+    /// The path of its health check, which needs no token.
     pub health: &'static str,
     /// A path that it serves to its own credential only.
     pub guarded: &'static str,
     /// The credential that carries its own secret, as it is written.
     pub credential: &'static str,
-    /// What it is to be started with, and configured by; for `check`.
+    /// How it is started and configured, as `check` prints it.
     pub setup: &'static str,
 }
 

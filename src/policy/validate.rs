@@ -1,16 +1,16 @@
 //! `Config` → `Policy`: every rule that needs more than one key, every parsed value, all errors at once.
-//! What belongs to one topic stands with it: `exposure`, `upstream`, `provider`, `dialect`.
+//! What belongs to one topic stands with it: `listener`, `upstream`, `provider`, `dialect`.
 
 use std::sync::Arc;
 
 use super::check::Check;
 use super::names::ConfiguredNames;
 use super::provider_preset::cookie_suffix;
-use super::summary::walls;
+use super::summary::isolation_of;
 use super::token_sources::{RouteContext, WrittenSources};
 use super::upstream::Upstreams;
 use super::{
-    AssertionSpec, IssuedTokens, ListenPlace, ListenSpec, Origin, Pattern, Policy, Requirement, ReservedNames, Route,
+    AssertionSpec, ListenPlace, ListenSpec, Origin, Pattern, Policy, ProviderTokens, Requirement, ReservedNames, Route,
     UpstreamSpec, WebSocketSpec,
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, Log, OnExpiry};
@@ -58,7 +58,7 @@ impl Check {
         let keys = config.providers.iter().filter_map(|provider| provider.publishable_key.as_deref());
         let cookie_suffixes: Vec<String> = keys.map(cookie_suffix).collect();
         let dialects = self.dialects(config, &reserved, &cookie_suffixes);
-        let context = RouteContext { issued: Arc::new(IssuedTokens::of(&providers)), cookie_suffixes, dialects };
+        let context = RouteContext { issued: Arc::new(ProviderTokens::of(&providers)), cookie_suffixes, dialects };
         let routes = self.routes(config, upstreams.as_ref(), &context);
         let upstreams = upstreams.map(|upstreams| self.first_messages(upstreams, &routes, &context.dialects));
         if config.errors == Errors::Verbose && !this_machine_only && !config.insecure_verbose_errors {
@@ -123,7 +123,7 @@ impl Check {
             files: Vec::new(),
         };
         for upstream in policy.upstreams.iter().filter(|upstream| upstream.preset.is_some()) {
-            if walls(&policy, upstream).is_empty() {
+            if isolation_of(&policy, upstream).is_empty() {
                 self.warn(format!(
                     "{} runs its users' code, which can call it and name any user: give it its own secret ({}), or let one user alone in (allow.users)",
                     upstream.url,
@@ -191,7 +191,7 @@ impl Check {
             let mut token_from = self.token_from(&format!("{at}.token_from"), &written, context);
             let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
             let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
-            token_from.echo = upstreams.and_then(|upstreams| upstreams.specs[upstream].secret_in_pages());
+            token_from.upstream_secret = upstreams.and_then(|upstreams| upstreams.specs[upstream].secret_in_pages());
             let websocket =
                 self.websocket(config, &route.websocket, &format!("{at}.websocket"), backend, &context.dialects);
             let pattern = (path != "/**").then_some(pattern);
@@ -212,7 +212,7 @@ impl Check {
         let written = WrittenSources { header, message: base.message, query, subprotocols: &base.subprotocol, cookie };
         let mut token_from = self.token_from("token_from", &written, context);
         let first = upstreams.and_then(|upstreams| upstreams.specs.first());
-        token_from.echo = first.and_then(UpstreamSpec::secret_in_pages);
+        token_from.upstream_secret = first.and_then(UpstreamSpec::secret_in_pages);
         let backend = first.and_then(|first| first.preset);
         let websocket =
             self.websocket(config, &config::RouteWebSocket::default(), "websocket", backend, &context.dialects);

@@ -1,5 +1,5 @@
 //! Authorizes a session while its socket is open: a refresh, a reload and a withdrawn key go through the same three
-//! functions that admitted the first token (`Policy::judge_path`, `allow::permits`, `TrustedHeaders::of`), under the
+//! functions that admitted the first token (`Policy::match_path`, `allow::permits`, `TrustedHeaders::of`), under the
 //! policy now in force.
 
 use std::future::Future;
@@ -15,7 +15,7 @@ use crate::auth::{
 };
 use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
-use crate::policy::{AuthMode, Judgement, TrustedHeader, WebSocketSpec};
+use crate::policy::{AuthMode, RouteMatch, TrustedHeader, WebSocketSpec};
 use crate::runtime::{PresenceKey, Runtime, Shared};
 
 /// Resolves to the provider's answer about a session.
@@ -185,7 +185,7 @@ impl SessionAuthorizer for UserAuthorizer {
         let stored = identity.ok_or(CloseReason::Denied)?;
         let current = self.current_identity(&runtime, stored)?;
         let on_upgrade = stored.restore().ok_or(CloseReason::Denied)?;
-        if !runtime.policy.judge_path("GET", &self.path).is_some_and(|judgement| admits(&judgement, &current)) {
+        if !runtime.policy.match_path("GET", &self.path).is_some_and(|matched| admits(&matched, &current)) {
             return Err(CloseReason::Denied);
         }
         let headers = &runtime.policy.trusted_headers;
@@ -226,7 +226,7 @@ struct Refresh {
 impl Refresh {
     /// Returns the verdict under one policy, and the token's identity where it was accepted.
     async fn verdict(&self, runtime: &Runtime, token: &Token) -> (Verdict, Option<Arc<Identity>>) {
-        let Some(judgement) = runtime.policy.judge_path("GET", &self.path) else { return (Verdict::Denied, None) };
+        let Some(matched) = runtime.policy.match_path("GET", &self.path) else { return (Verdict::Denied, None) };
         let verified = match runtime.verifier.verify(token.duplicate(), Carrier::Message, None, Lookup::MayFetch).await
         {
             Ok(verified) => verified,
@@ -240,12 +240,12 @@ impl Refresh {
                 return (Verdict::Refused(CloseReason::of_rejection(&rejection)), None);
             }
         };
-        let credential = Credential::of(&verified, &self.shared, &judgement.route.websocket);
+        let credential = Credential::of(&verified, &self.shared, &matched.route.websocket);
         let (identity, token) = verified.into_parts();
         let Some(then) = self.identity.restore().filter(|then| then.user() == identity.user()) else {
             return (Verdict::AnotherUser, None);
         };
-        if !admits(&judgement, &identity) {
+        if !admits(&matched, &identity) {
             return (Verdict::Denied, None);
         }
         let headers = &runtime.policy.trusted_headers;
@@ -258,7 +258,7 @@ impl Refresh {
 
     /// Counts a verdict. An accepted token also counts as its user's presence.
     fn record(&self, runtime: &Runtime, verdict: &Verdict, identity: Option<&Identity>) {
-        if let Some(judgement) = runtime.policy.judge_path("GET", &self.path) {
+        if let Some(matched) = runtime.policy.match_path("GET", &self.path) {
             let outcome = match verdict {
                 Verdict::Accepted { .. } => "accepted",
                 Verdict::Refused(_) | Verdict::Expired { .. } => "refused",
@@ -266,7 +266,7 @@ impl Refresh {
                 Verdict::Denied => "denied",
                 Verdict::IdentityChanged => "identity_changed",
             };
-            self.shared.metrics.sockets.refreshed(&judgement.route.label, outcome);
+            self.shared.metrics.sockets.refreshed(&matched.route.label, outcome);
         }
         if let Some(identity) = identity {
             tracing::debug!(user = identity.user_id(), "refresh verified");
@@ -276,10 +276,10 @@ impl Refresh {
 }
 
 /// Returns whether the route admits this identity.
-fn admits(judgement: &Judgement, identity: &Identity) -> bool {
-    judgement.auth != AuthMode::Deny
-        && judgement.conflict(true).is_none()
-        && allow::permits(&judgement.demands, identity).is_ok()
+fn admits(matched: &RouteMatch, identity: &Identity) -> bool {
+    matched.auth != AuthMode::Deny
+        && matched.conflict(true).is_none()
+        && allow::permits(&matched.requirements, identity).is_ok()
 }
 
 /// Authorizes a socket on a public route: it has no token, and ends only when a reload makes the route protected.
@@ -314,8 +314,8 @@ impl SessionAuthorizer for PublicAuthorizer {
             return Ok(());
         }
         self.generation = runtime.generation;
-        let judgement = runtime.policy.judge_path("GET", &self.path);
-        match judgement.filter(|judgement| judgement.conflict(true).is_none()).map(|judgement| judgement.auth) {
+        let matched = runtime.policy.match_path("GET", &self.path);
+        match matched.filter(|matched| matched.conflict(true).is_none()).map(|matched| matched.auth) {
             Some(AuthMode::None | AuthMode::Optional) => Ok(()),
             Some(AuthMode::Required | AuthMode::Deny) | None => Err(CloseReason::Denied),
         }

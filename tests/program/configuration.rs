@@ -134,7 +134,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: health, auth: none }}]\n"), "routes[0].path: \"health\" must start with a slash: \"/health\""),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none, require: {{ a: b }} }}]\n"), "routes[0].require: needs a verified user, and this rule lets callers in without one"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, require: {{ sub: \"{{user}}\" }} }}]\n"), "{user} is not a variable of the path"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none }}]\npaths: lenient\n"), "paths: unknown key; every path is judged in all its readings; delete this key"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none }}]\npaths: lenient\n"), "paths: unknown key; every path is checked in all its readings; delete this key"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: optional, require: {{ a: b }} }}]\n"), "routes[0].require: needs a verified user, and this rule lets callers in without one"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: \"/a/{{u}}/b/{{u}}\" }}]\n"), "routes[0].path: {u} stands twice; give each variable a name of its own"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ Host: sub }} }}\n"), "identity.headers.Host: Host has a meaning of its own"),
@@ -144,7 +144,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: ~\n"), "limits: cannot be switched off with null; expected a mapping with"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" has no scheme. Did you mean https://app.example.com ?"),
         (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR, `private_ranges` or `unix`"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of vestibule, graphql-transport-ws, token-field, none; further ones are written under `dialects`"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of graphql-transport-ws, vestibule, token-field, none; further ones are written under `dialects`"),
         (
             format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: {{ name: vestibule, field: /t }} }}\n"),
             "websocket.dialect: field and upstream belong to the dialect token-field; write { name: token-field, field: /auth_token }",

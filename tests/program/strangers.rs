@@ -136,7 +136,7 @@ async fn an_upgrade_is_503_while_nobody_can_give_way() {
 
 #[tokio::test]
 async fn check_says_what_strangers_can_take_and_the_start_warns_where_there_is_less_memory() {
-    let warning = "strangers alone can make it hold 2621440012 MiB (limits.unauthenticated_bytes is 1048576000 MiB)";
+    let warning = "clients that have not authenticated can make it hold 2621440012 MiB (limits.unauthenticated_bytes is 1048576000 MiB)";
     for (bound, sum, is_warned) in [("1MiB", "14 MiB", false), ("1024000GiB", "2621440012 MiB", true)] {
         let file = TempFile::new(&format!(
             "listen: 127.0.0.1:0\nadmin: null\nupstream: http://127.0.0.1:1\nproviders: [{{ preset: shared-secret, secret: 3Qf9x7Lk2budget0123456789abcdefgh, audience: any }}]\nlimits: {{ unauthenticated_bytes: {bound} }}\nlog: {{ format: json }}\n"

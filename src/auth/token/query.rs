@@ -5,9 +5,9 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::{BadCredential, Carrier, Found, Problem, Token, is_echo};
+use super::{BadCredential, Carrier, Found, Problem, Token, is_upstream_secret};
 use crate::auth::jwt;
-use crate::policy::{IssuedTokens, Policy, QueryMode, QueryParameter, Secret};
+use crate::policy::{Policy, ProviderTokens, QueryMode, QueryParameter, Secret};
 
 /// Decides which values of a query parameter are removed from URLs.
 pub(super) struct QueryTokens<'a> {
@@ -15,7 +15,7 @@ pub(super) struct QueryTokens<'a> {
     /// Credentials that were found elsewhere in the request.
     pub(super) presented: &'a [&'a str],
     /// The upstream's own secret, which the upstream's pages send back. It is removed and does not count as a credential.
-    pub(super) echo: Option<&'a Secret>,
+    pub(super) upstream_secret: Option<&'a Secret>,
 }
 
 impl QueryTokens<'_> {
@@ -60,14 +60,15 @@ impl QueryTokens<'_> {
         let mut removed = false;
         let kept = without(query, |name, value| {
             let is_named = self.parameter.is_named(name);
-            let is_echo = is_named && is_echo(value, self.echo);
-            let is_token =
-                is_named && !is_echo && (is_issued(&self.parameter.issued, value) || self.presented.contains(&value));
+            let is_upstream_secret = is_named && is_upstream_secret(value, self.upstream_secret);
+            let is_token = is_named
+                && !is_upstream_secret
+                && (is_issued(&self.parameter.issued, value) || self.presented.contains(&value));
             if is_token {
                 tokens.push(value.to_owned());
             }
-            removed |= is_echo || is_token;
-            is_echo || is_token
+            removed |= is_upstream_secret || is_token;
+            is_upstream_secret || is_token
         });
         removed.then_some((kept, tokens))
     }
@@ -100,7 +101,7 @@ pub fn without_tokens(target: &str, policy: &Policy) -> String {
 
 /// Whether a text may be a token of a configured provider: a JWT with its issuer, or any other text if a provider
 /// issues opaque tokens.
-fn is_issued(issued: &IssuedTokens, text: &str) -> bool {
+fn is_issued(issued: &ProviderTokens, text: &str) -> bool {
     // Some clients put the scheme before the token, with a space or a plus sign.
     let text = match text.split_at_checked(7) {
         Some((scheme, token)) if ["bearer ", "bearer+"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => token,

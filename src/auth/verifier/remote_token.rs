@@ -24,7 +24,7 @@ pub(super) fn remote_signature_check(provider: &ProviderState, algorithm: Algori
     let spec = &provider.spec;
     let by_legacy_secret =
         spec.family == Family::Supabase && algorithm == Algorithm::HS256 && !spec.algorithms.contains(&algorithm);
-    (spec.keys == KeySource::Asked || by_legacy_secret).then_some(remote)
+    (spec.keys == KeySource::Introspection || by_legacy_secret).then_some(remote)
 }
 
 /// Makes an identity of the claims in the provider's answer.
@@ -61,7 +61,7 @@ pub(super) async fn identity_confirmed_remotely(
     parsed: Parsed<'_>,
     trace: &mut (impl Trace + Send),
 ) -> Result<Identity, Rejection> {
-    if spec.keys == KeySource::Asked {
+    if spec.keys == KeySource::Introspection {
         return identity_from_answer(spec, remote, presented, trace).await;
     }
     // The claims are checked first, so that the provider is not asked about tokens that are rejected anyway.

@@ -11,22 +11,22 @@ use super::paths::{UpstreamPath, UpstreamPaths};
 use super::probe::{Answer, Request};
 use super::proxy::spoofed_value;
 use super::{Line, Outcome, Target};
-use crate::policy::{HostHeader, UpstreamSpec, Wall, walls};
+use crate::policy::{HostHeader, UpstreamIsolation, UpstreamSpec, isolation_of};
 
 pub(super) async fn run_checks(target: &Target<'_>, paths: &[UpstreamPaths]) -> Vec<Line> {
     let mut lines = Vec::new();
     let has_several = target.policy.upstreams.len() > 1;
     for (upstream, paths) in target.policy.upstreams.iter().zip(paths) {
         let suffix = if has_several { format!(" {}", upstream.url) } else { String::new() };
-        let isolation = walls(target.policy, upstream);
+        let isolation = isolation_of(target.policy, upstream);
         if isolation.is_empty() {
             lines.push((format!("isolation{suffix}"), unprotected(target, upstream, paths).await));
         }
         for means in isolation {
             let outcome = match &means {
-                Wall::UnixSocket(path) => unix_socket(path),
-                Wall::OneUser => one_user(target, paths).await,
-                Wall::Credential(header) | Wall::Assertion(header) => {
+                UpstreamIsolation::UnixSocket(path) => unix_socket(path),
+                UpstreamIsolation::OneUser => one_user(target, paths).await,
+                UpstreamIsolation::Credential(header) | UpstreamIsolation::Assertion(header) => {
                     demanded_header(target, upstream, paths, header.as_str()).await
                 }
             };

@@ -76,19 +76,19 @@ async fn endpoints(upstream: &UpstreamSpec) -> Vec<Endpoint> {
 
 fn leads_to(target: &Target<'_>, path: &str, upstream: usize) -> bool {
     let path = path.split('?').next().unwrap_or_default();
-    target.policy.judge_path("GET", path).is_some_and(|judgement| judgement.route.upstream == upstream)
+    target.policy.match_path("GET", path).is_some_and(|matched| matched.route.upstream == upstream)
 }
 
 fn is_protected(target: &Target<'_>, path: &str, upstream: usize) -> bool {
     let path = path.split('?').next().unwrap_or_default();
-    let judgement = target.policy.judge_path("GET", path);
-    judgement.is_some_and(|judgement| judgement.route.upstream == upstream && judgement.auth == AuthMode::Required)
+    let matched = target.policy.match_path("GET", path);
+    matched.is_some_and(|matched| matched.route.upstream == upstream && matched.auth == AuthMode::Required)
 }
 
 /// A path that falls under this rule, by GET.
 pub(super) fn example(target: &Target<'_>, route: &Route) -> Option<String> {
     let path = route.pattern.as_ref().map_or_else(|| format!("/{MARKER}"), |pattern| pattern.example(MARKER));
-    let found = target.policy.judge_path("GET", &path)?.route;
+    let found = target.policy.match_path("GET", &path)?.route;
     (found.label == route.label && std::ptr::eq(&raw const *found, route)).then_some(path)
 }
 

@@ -10,8 +10,8 @@ use crate::config::{self, Config};
 use crate::policy::check::Check;
 use crate::policy::{CookieSource, ReservedNames};
 
-/// Names a file cannot give to a dialect of its own.
-const BUILT_IN: [&str; 4] = ["vestibule", "graphql-transport-ws", "token-field", "none"];
+/// Choices of `websocket.dialect` that are no dialect with a first message.
+const WITHOUT_FIRST_MESSAGE: [&str; 2] = ["token-field", "none"];
 
 /// Whether a code may stand in a Close that is sent (RFC 6455 section 7.4).
 pub(in crate::policy) fn is_sendable(code: u16) -> bool {
@@ -36,7 +36,8 @@ impl Check {
         let mut out: BTreeMap<_, _> = built_in.map(with_credentials).into();
         for (name, dialect) in &config.dialects {
             let at = format!("dialects.{name}");
-            if BUILT_IN.contains(&name.as_str()) {
+            // The names of the file differ from each other, so one that is taken is that of a built-in dialect.
+            if out.contains_key(name) || WITHOUT_FIRST_MESSAGE.contains(&name.as_str()) {
                 self.error(&at, "is the name of a built-in dialect; choose another");
             }
             let (name, spec) = with_credentials(self.dialect(&at, name, dialect, reserved));
@@ -73,10 +74,7 @@ impl Check {
         }
         let dialect = dialects.get(&choice.name).cloned();
         if dialect.is_none() && choice.name != "none" {
-            let known: Vec<&str> = BUILT_IN
-                .into_iter()
-                .chain(dialects.keys().map(String::as_str).filter(|name| !BUILT_IN.contains(name)))
-                .collect();
+            let known: Vec<&str> = dialects.keys().map(String::as_str).chain(WITHOUT_FIRST_MESSAGE).collect();
             let message = format!(
                 "\"{}\" is not one of {}; further ones are written under `dialects`",
                 choice.name,

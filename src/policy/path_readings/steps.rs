@@ -1,7 +1,7 @@
 //! The steps by which servers change a path before they route it, each by itself.
 //!
 //! A step returns what it makes of a path, or `None` where it changes nothing. Every path begins with
-//! a slash before and after it. In which order steps are taken is `readings`' affair.
+//! a slash before and after it. In which order steps are taken is `path_readings`' affair.
 
 use std::borrow::Cow;
 

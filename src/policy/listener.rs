@@ -1,4 +1,4 @@
-//! Who can reach us and whom we believe: listeners, Host values, trusted proxies.
+//! Listeners, the Host values that are answered, and trusted proxies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub struct ListenSpec {
     pub written: String,
     /// Where it binds.
     pub place: ListenPlace,
-    /// Its certificate, where it speaks TLS.
+    /// The certificate; `None`: plain HTTP.
     pub tls: Option<CertificateFiles>,
 }
 

@@ -1,11 +1,11 @@
 //! The readings of a path: every path that a server behind us could take it for.
 //!
-//! Servers decode, normalize and trim paths in different ways. Rules are asked about each result
-//! ([`Policy::judge`](super::Policy::judge)), so no spelling of a path gets past a rule, and no path
-//! is refused for its spelling alone (contract, section 3, "Paths are judged in every reading").
+//! Servers decode, normalize and trim paths in different ways. Rules are compared with each result
+//! ([`Policy::match_route`](super::Policy::match_route)), so no spelling of a path gets past a rule, and no path
+//! is refused for its spelling alone (docs/contract.md section 3).
 //!
-//! Owns the steps and their combinations, and which paths are under our own prefix. What rules make
-//! of a reading is `judgement`'s and `route`'s.
+//! This module owns the steps and their combinations, and which paths lie under our own prefix. How rules match
+//! a reading is decided in `route_match` and `route`.
 
 mod steps;
 
@@ -15,15 +15,15 @@ use steps::STEPS;
 
 /// The first segment of the paths of our own endpoints.
 const OWN: &[u8] = b".vestibule";
-/// Most readings of one path; a path with more is refused.
-const READINGS: usize = 64;
-/// Most bytes of all readings of one path together: 64 readings of a path of ordinary length.
-/// Without it 64 copies of a path of 32 KiB would cost a stranger one request and us 20 ms.
-const BYTES: usize = 256 * 1024;
-/// How often a path is percent-decoded: once by a server, once more by a careless application.
-const DECODES: u8 = 2;
+/// Upper bound on the readings of one path; a path with more is refused.
+const MAX_READINGS: usize = 64;
+/// Upper bound on the bytes of all readings of one path together: 64 readings of a path of ordinary length.
+/// Without it 64 copies of a path of 32 KiB would cost a client one request and this process 20 ms.
+const MAX_BYTES: usize = 256 * 1024;
+/// Upper bound on percent-decoding a path: once by a server, once more by a careless application.
+const MAX_DECODES: u8 = 2;
 
-/// A path with more readings than [`Readings::of`] looks at.
+/// A path with more readings than [`PathReadings::of`] looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyReadings {
     /// Whether one of them may lie under our own prefix.
@@ -32,13 +32,13 @@ pub struct TooManyReadings {
 
 /// A path as it was sent, and the other paths that a server could take it for.
 #[derive(Debug)]
-pub struct Readings<'p> {
+pub struct PathReadings<'p> {
     sent: &'p str,
     further: Vec<Vec<u8>>,
     is_own: bool,
 }
 
-impl<'p> Readings<'p> {
+impl<'p> PathReadings<'p> {
     /// Finds the readings of a path. It costs one scan where the path holds nothing that servers
     /// read differently.
     ///
@@ -70,12 +70,12 @@ impl<'p> Readings<'p> {
     }
 
     /// The readings in the form in which rules are compared, the path as sent first.
-    pub(super) fn each(&self) -> impl Iterator<Item = Reading<'_>> {
-        let sent = Reading { path: self.sent.as_bytes(), decoded: false };
+    pub(super) fn each(&self) -> impl Iterator<Item = PathReading<'_>> {
+        let sent = PathReading { path: self.sent.as_bytes(), decoded: false };
         let further = self.further.iter().flat_map(|path| {
-            let as_is = Reading { path, decoded: true };
+            let as_is = PathReading { path, decoded: true };
             // A router that splits at `/` first and decodes each segment keeps an encoded slash inside it.
-            let by_segment = path.contains(&b'%').then_some(Reading { path, decoded: false });
+            let by_segment = path.contains(&b'%').then_some(PathReading { path, decoded: false });
             std::iter::once(as_is).chain(by_segment)
         });
         std::iter::once(sent).chain(further)
@@ -84,7 +84,7 @@ impl<'p> Readings<'p> {
 
 /// One reading of a path.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading<'r> {
+pub(super) struct PathReading<'r> {
     /// The path; it begins with a slash.
     pub(super) path: &'r [u8],
     /// Whether its segments stand as they are; else each is percent-decoded once when compared.
@@ -101,7 +101,7 @@ fn explore(path: &[u8]) -> Option<Vec<Vec<u8>>> {
         for step in &STEPS {
             let (from, decodes) = &found[at];
             let decodes = decodes + u8::from(step.decodes);
-            if decodes > DECODES {
+            if decodes > MAX_DECODES {
                 continue;
             }
             let Some(result) = (step.apply)(from) else { continue };
@@ -113,7 +113,7 @@ fn explore(path: &[u8]) -> Option<Vec<Vec<u8>>> {
                 continue;
             }
             bytes += result.len();
-            if found.len() == READINGS || bytes > BYTES {
+            if found.len() == MAX_READINGS || bytes > MAX_BYTES {
                 return None;
             }
             waiting.push_back(found.len());
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     fn readings(path: &str) -> Vec<String> {
-        let readings = Readings::of(path, true).expect("few readings");
+        let readings = PathReadings::of(path, true).expect("few readings");
         readings.further.iter().map(|path| String::from_utf8_lossy(path).into_owned()).collect()
     }
 
@@ -244,13 +244,13 @@ mod tests {
     #[test]
     fn a_path_with_too_many_readings_is_an_error_and_costs_a_bounded_time() {
         let odd = "/a;x/%20%2520/..//b%5cc%C0%AE%FF%0A".repeat(8);
-        assert_eq!(Readings::of(&odd, true).map(|_| ()), Err(TooManyReadings { may_be_own: false }));
+        assert_eq!(PathReadings::of(&odd, true).map(|_| ()), Err(TooManyReadings { may_be_own: false }));
         let long = format!("/%2561;x/a%20//{}", "x".repeat(30_000));
-        assert!(Readings::of(&long, true).is_err());
+        assert!(PathReadings::of(&long, true).is_err());
         // No rule looks at paths and none of ours could be meant: nothing is explored.
-        assert!(Readings::of(&odd, false).is_ok());
+        assert!(PathReadings::of(&odd, false).is_ok());
         let own = format!("{odd}/%2evestibule");
-        assert_eq!(Readings::of(&own, false).map(|_| ()), Err(TooManyReadings { may_be_own: true }));
+        assert_eq!(PathReadings::of(&own, false).map(|_| ()), Err(TooManyReadings { may_be_own: true }));
     }
 
     #[test]
@@ -283,7 +283,7 @@ mod tests {
             ("/vestibule", false),
         ] {
             for by_path in [false, true] {
-                assert_eq!(Readings::of(path, by_path).expect("few readings").is_own(), own, "{path}");
+                assert_eq!(PathReadings::of(path, by_path).expect("few readings").is_own(), own, "{path}");
             }
         }
     }
@@ -305,8 +305,8 @@ mod tests {
 
             #[test]
             fn every_path_is_read_within_the_bounds(path in "/(/|[a-z.]|%2[0-9ef]|%5[cC]|%25|;|%[cC]0%[aA][eEfF]|%ff|%0[0ad]|\u{e9}|\\\\|\\.\\.){0,40}") {
-                if let Ok(readings) = Readings::of(&path, true) {
-                    prop_assert!(readings.further.len() < READINGS);
+                if let Ok(readings) = PathReadings::of(&path, true) {
+                    prop_assert!(readings.further.len() < MAX_READINGS);
                     prop_assert!(readings.further.iter().all(|reading| reading.first() == Some(&b'/')));
                 }
             }

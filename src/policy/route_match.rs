@@ -1,26 +1,26 @@
-//! What the rules demand of a request: the rules that each reading of its path falls under, taken
+//! What the rules require of a request: the rules that each reading of its path matches, taken
 //! together.
 //!
-//! A request passes only where every reading would pass, so what is demanded of any reading is
-//! demanded of the request (contract, section 3). Which identities meet a demand is decided in `auth`.
+//! A request passes only where every reading would pass, so what is required of any reading is
+//! required of the request (docs/contract.md section 3). Which identities meet a requirement is decided in `auth`.
 
 use std::sync::Arc;
 
+use super::path_readings::{PathReading, PathReadings, TooManyReadings};
 use super::pattern::Comparison;
-use super::readings::{Reading, Readings, TooManyReadings};
 use super::{PathVariables, Policy, Route};
 use crate::config::AuthMode;
 
-/// A rule that asks something of the identity, and what its path variables stand for.
+/// A rule that requires claims, with the values of its path variables.
 #[derive(Clone, Debug)]
-pub struct Demand {
+pub struct RouteRequirement {
     /// The rule; its `require` is not empty.
     pub route: Arc<Route>,
-    /// Its variables, in one reading of the path.
+    /// The values of its variables, in one reading of the path.
     pub variables: PathVariables,
 }
 
-/// What two readings of one path cannot both have.
+/// A setting in which the readings of one path differ, and of which a request can have one only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conflict {
     /// The upstream.
@@ -31,9 +31,9 @@ pub enum Conflict {
     WebSocket,
 }
 
-/// What the rules demand of one request.
+/// What the rules require of one request.
 #[derive(Clone, Debug)]
-pub struct Judgement {
+pub struct RouteMatch {
     /// The rule of the path as it was sent. Its settings hold, and its pattern labels the request.
     pub route: Arc<Route>,
     /// The strictest `auth` of all readings.
@@ -41,11 +41,11 @@ pub struct Judgement {
     /// The rule that says so.
     pub strictest: Arc<Route>,
     /// What the identity must show; all of it.
-    pub demands: Vec<Demand>,
+    pub requirements: Vec<RouteRequirement>,
     conflicts: [bool; 3],
 }
 
-impl Judgement {
+impl RouteMatch {
     /// Whether the readings differ in a setting of which a request can have one only.
     #[must_use]
     pub fn has_conflict(&self, conflict: Conflict) -> bool {
@@ -67,48 +67,48 @@ impl Policy {
     ///
     /// # Errors
     /// Too many of them.
-    pub fn readings<'p>(&self, path: &'p str) -> Result<Readings<'p>, TooManyReadings> {
-        Readings::of(path, self.rules_by_path)
+    pub fn readings<'p>(&self, path: &'p str) -> Result<PathReadings<'p>, TooManyReadings> {
+        PathReadings::of(path, self.rules_by_path)
     }
 
-    /// What the rules demand of a request, over all readings of its path.
+    /// What the rules require of a request, over all readings of its path.
     #[must_use]
-    pub fn judge(&self, method: &str, readings: &Readings<'_>) -> Judgement {
-        judge(&self.routes, method, readings)
+    pub fn match_route(&self, method: &str, readings: &PathReadings<'_>) -> RouteMatch {
+        match_routes(&self.routes, method, readings)
     }
 
-    /// Judges a path by its text: that of an open socket again after a reload, or an example. `None` where it has too
+    /// Matches a path by its text: that of an open socket again after a reload, or an example. `None` where it has too
     /// many readings.
     #[must_use]
-    pub fn judge_path(&self, method: &str, path: &str) -> Option<Judgement> {
-        self.readings(path).ok().map(|readings| self.judge(method, &readings))
+    pub fn match_path(&self, method: &str, path: &str) -> Option<RouteMatch> {
+        self.readings(path).ok().map(|readings| self.match_route(method, &readings))
     }
 }
 
-/// [`Policy::judge`] for rules that are no policy yet. The last rule matches everything.
-pub(super) fn judge(routes: &[Arc<Route>], method: &str, readings: &Readings<'_>) -> Judgement {
+/// [`Policy::match_route`] for rules that are no policy yet. The last rule matches everything.
+pub(super) fn match_routes(routes: &[Arc<Route>], method: &str, readings: &PathReadings<'_>) -> RouteMatch {
     let mut each = readings.each();
     let Some(sent) = each.next() else { unreachable!("the path as it was sent is a reading") };
     let (exact, folded) = walk(routes, method, sent);
-    let mut judgement = Judgement {
+    let mut matched = RouteMatch {
         route: Arc::clone(folded),
         auth: folded.auth,
         strictest: Arc::clone(folded),
-        demands: Vec::new(),
+        requirements: Vec::new(),
         conflicts: [false; 3],
     };
-    judgement.add(sent, exact, folded);
+    matched.add(sent, exact, folded);
     for reading in each {
         let (exact, folded) = walk(routes, method, reading);
-        judgement.add(reading, exact, folded);
-        judgement.compare_settings(folded);
+        matched.add(reading, exact, folded);
+        matched.compare_settings(folded);
     }
-    judgement
+    matched
 }
 
 /// The first rule that matches exactly, and the first one that does without letter case and trailing
 /// slashes. They are found in one walk, since what matches exactly matches without too.
-fn walk<'r>(routes: &'r [Arc<Route>], method: &str, reading: Reading<'_>) -> (&'r Arc<Route>, &'r Arc<Route>) {
+fn walk<'r>(routes: &'r [Arc<Route>], method: &str, reading: PathReading<'_>) -> (&'r Arc<Route>, &'r Arc<Route>) {
     let mut folded = None;
     for route in routes {
         if !route.matches(method, reading, Comparison::Folded) {
@@ -122,14 +122,14 @@ fn walk<'r>(routes: &'r [Arc<Route>], method: &str, reading: Reading<'_>) -> (&'
     unreachable!("validate ends every policy with a rule that matches everything")
 }
 
-impl Judgement {
-    fn add(&mut self, reading: Reading<'_>, exact: &Arc<Route>, folded: &Arc<Route>) {
-        self.demand(reading, folded, Comparison::Folded);
+impl RouteMatch {
+    fn add(&mut self, reading: PathReading<'_>, exact: &Arc<Route>, folded: &Arc<Route>) {
+        self.add_requirement(reading, folded, Comparison::Folded);
         // Variables may differ between the two comparisons of one rule.
-        self.demand(reading, exact, Comparison::Exact);
+        self.add_requirement(reading, exact, Comparison::Exact);
     }
 
-    fn demand(&mut self, reading: Reading<'_>, route: &Arc<Route>, comparison: Comparison) {
+    fn add_requirement(&mut self, reading: PathReading<'_>, route: &Arc<Route>, comparison: Comparison) {
         if strictness(route.auth) > strictness(self.auth) {
             self.auth = route.auth;
             self.strictest = Arc::clone(route);
@@ -138,9 +138,11 @@ impl Judgement {
             return;
         }
         let variables = route.variables(reading, comparison);
-        let is_known = |demand: &Demand| Arc::ptr_eq(&demand.route, route) && demand.variables == variables;
-        if !self.demands.iter().any(is_known) {
-            self.demands.push(Demand { route: Arc::clone(route), variables });
+        let is_known = |requirement: &RouteRequirement| {
+            Arc::ptr_eq(&requirement.route, route) && requirement.variables == variables
+        };
+        if !self.requirements.iter().any(is_known) {
+            self.requirements.push(RouteRequirement { route: Arc::clone(route), variables });
         }
     }
 
@@ -179,8 +181,8 @@ mod tests {
         crate::policy::validate(&file.config).expect("valid")
     }
 
-    fn judged(policy: &Policy, path: &str) -> Judgement {
-        policy.judge_path("GET", path).expect("few readings")
+    fn judged(policy: &Policy, path: &str) -> RouteMatch {
+        policy.match_path("GET", path).expect("few readings")
     }
 
     #[test]
@@ -209,25 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn what_every_reading_demands_is_demanded() {
+    fn what_every_reading_requires_is_required() {
         let policy = policy(
             "  - path: /files/{user}/notes\n    require: { sub: \"{user}\" }\n  - { path: /b/**, require: { role: b } }\n",
         );
-        let demands = |path: &str| -> Vec<(String, Option<String>)> {
-            let judgement = judged(&policy, path);
-            let demand =
-                |demand: &Demand| (demand.route.label.to_string(), demand.variables.get("user").map(str::to_owned));
-            judgement.demands.iter().map(demand).collect()
+        let requirements = |path: &str| -> Vec<(String, Option<String>)> {
+            let matched = judged(&policy, path);
+            let requirement = |requirement: &RouteRequirement| {
+                (requirement.route.label.to_string(), requirement.variables.get("user").map(str::to_owned))
+            };
+            matched.requirements.iter().map(requirement).collect()
         };
         let files = |user: &str| ("/files/{user}/notes".to_owned(), Some(user.to_owned()));
-        assert_eq!(demands("/files/alice/notes"), [files("alice")]);
-        assert_eq!(demands("/files/alice/notes%0A"), [files("alice")]);
-        assert_eq!(demands("/files/a%20b/notes"), [files("a b")]);
-        assert_eq!(demands("/files/bob;/notes"), [files("bob;"), files("bob")]);
-        assert_eq!(demands("/files/mallory/../alice/notes"), [files("alice")]);
-        assert_eq!(demands("/files/bob/../../b/x"), [("/b/**".to_owned(), None)]);
-        assert_eq!(demands("/FILES/Alice/notes/"), [files("Alice")]);
-        assert_eq!(demands("/x"), []);
+        assert_eq!(requirements("/files/alice/notes"), [files("alice")]);
+        assert_eq!(requirements("/files/alice/notes%0A"), [files("alice")]);
+        assert_eq!(requirements("/files/a%20b/notes"), [files("a b")]);
+        assert_eq!(requirements("/files/bob;/notes"), [files("bob;"), files("bob")]);
+        assert_eq!(requirements("/files/mallory/../alice/notes"), [files("alice")]);
+        assert_eq!(requirements("/files/bob/../../b/x"), [("/b/**".to_owned(), None)]);
+        assert_eq!(requirements("/FILES/Alice/notes/"), [files("Alice")]);
+        assert_eq!(requirements("/x"), []);
     }
 
     #[test]
@@ -242,9 +245,9 @@ mod tests {
             ("/a/x%20y", None, None),
             ("/A/x", None, None),
         ] {
-            let judgement = judged(&policy, path);
-            assert_eq!(judgement.conflict(false), plain, "{path}");
-            assert_eq!(judgement.conflict(true), socket, "{path}, upgrade");
+            let matched = judged(&policy, path);
+            assert_eq!(matched.conflict(false), plain, "{path}");
+            assert_eq!(matched.conflict(true), socket, "{path}, upgrade");
         }
     }
 
@@ -262,7 +265,7 @@ mod tests {
     }
 
     /// A server behind us, as lenient as they come: it changes a path step by step in an order of its own,
-    /// and serves what is left without regard to letter case. Written apart from `readings`.
+    /// and serves what is left without regard to letter case. Written apart from `path_readings`.
     mod lenient_server {
         use std::fmt::Write as _;
 
@@ -449,17 +452,17 @@ mod tests {
             !user.is_empty()
         }
 
-        fn passes(judgement: &Judgement, user: &str) -> bool {
-            let meets = |demand: &Demand| match demand.route.require.claims.first() {
+        fn passes(matched: &RouteMatch, user: &str) -> bool {
+            let meets = |requirement: &RouteRequirement| match requirement.route.require.claims.first() {
                 Some((_, expected)) if matches!(expected[0], crate::policy::Expected::Variable(_)) => {
-                    demand.variables.get("u") == Some(user)
+                    requirement.variables.get("u") == Some(user)
                 }
                 _ => user == "a",
             };
-            match judgement.auth {
+            match matched.auth {
                 AuthMode::Deny => false,
                 AuthMode::None => true,
-                AuthMode::Optional | AuthMode::Required => !user.is_empty() && judgement.demands.iter().all(meets),
+                AuthMode::Optional | AuthMode::Required => !user.is_empty() && matched.requirements.iter().all(meets),
             }
         }
 
@@ -504,11 +507,11 @@ mod tests {
                 if !habits.contains(&Decode) {
                     habits.push(Decode);
                 }
-                if let Some(judgement) = policy.judge_path("GET", &path) {
+                if let Some(matched) = policy.match_path("GET", &path) {
                     let served = served(&path, &habits);
                     for user in USERS {
                         prop_assert!(
-                            !passes(&judgement, user) || may_have(&rules, &served, user),
+                            !passes(&matched, user) || may_have(&rules, &served, user),
                             "{path} is served as {served} to {user:?} by {habits:?} under {rules:?}"
                         );
                     }

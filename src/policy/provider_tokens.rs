@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{KeySource, ProviderSpec};
 
-/// What tells a token of ours from a parameter of the backend's own that has the same name.
+/// Tells a provider's token in a URL from a parameter of the upstream that has the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IssuedTokens {
+pub struct ProviderTokens {
     /// The `iss` of each provider that has one.
     pub issuers: Vec<String>,
     /// Whether every JWT is the only provider's to verify, whatever its `iss` says.
@@ -17,9 +17,9 @@ pub struct IssuedTokens {
     pub opaque: bool,
 }
 
-impl IssuedTokens {
+impl ProviderTokens {
     pub(super) fn of(providers: &[Arc<ProviderSpec>]) -> Self {
-        let takes_all = |only: &ProviderSpec| only.keys == KeySource::Asked || only.issuer.is_none();
+        let takes_all = |only: &ProviderSpec| only.keys == KeySource::Introspection || only.issuer.is_none();
         Self {
             issuers: providers.iter().filter_map(|provider| provider.issuer.clone()).collect(),
             any_issuer: matches!(providers, [only] if takes_all(only)),
