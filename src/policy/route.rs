@@ -25,7 +25,7 @@ pub struct Route {
     pub require: Requirement,
     /// Which of the policy's upstreams it goes to.
     pub upstream: usize,
-    /// Which token_source_list of a token are read.
+    /// The places where a token is read.
     pub token_from: TokenSources,
     /// How its `WebSockets` live.
     pub websocket: WebSocketSpec,

@@ -9,7 +9,7 @@ use super::dialect::Dialects;
 use super::{CookieSource, ProviderTokens, Secret};
 use crate::config::{self, OneOrMany, QueryMode, TokenEncoding};
 
-/// Which token_source_list of a token are read, for one route.
+/// The places where a token is read, for one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSources {
     /// Headers; in `Authorization` a Bearer token, in others the bare token.
