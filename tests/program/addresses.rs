@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{House, house};
+use crate::fixture::{Fixture, fixture};
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
@@ -10,48 +10,30 @@ use crate::support::issuer::{AUDIENCE, Issuer, Key};
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
-impl House {
-    async fn outcome(&self, token: &str, more: &[&str]) -> String {
-        let credential = bearer(token);
-        let mut fields = vec![credential.as_str()];
-        fields.extend(more);
-        let asked = get(self.proxy.address, "/x", &fields);
-        tokio::pin!(asked);
-        tokio::select! {
-            biased;
-            answer = &mut asked => answer.code(),
-            heard = self.backend.answer("ok") => {
-                asked.await;
-                heard.all("x-user-id").join(",")
-            }
-        }
-    }
-}
-
 #[tokio::test]
 async fn bad_tokens_are_429_beyond_the_limit_and_good_ones_are_served() {
-    let house = house("limits: { failed_tokens_per_minute: 3 }\n").await;
-    let (good, bad) = (house.issuer.token("alice"), house.issuer.token_with("alice", json!({"aud": "other"})));
+    let fixture = fixture("limits: { failed_tokens_per_minute: 3 }\n").await;
+    let (good, bad) = (fixture.issuer.token("alice"), fixture.issuer.token_with("alice", json!({"aud": "other"})));
     // What does not count: nothing, a malformed header, a token that was good until it ended.
     for _ in 0..5 {
-        assert_eq!(get(house.proxy.address, "/x", &[]).await.code(), "missing_token");
-        assert_eq!(get(house.proxy.address, "/x", &["Authorization: Basic eA=="]).await.code(), "invalid_request");
-        assert_eq!(house.outcome(&house.issuer.expired("alice"), &[]).await, "token_expired");
+        assert_eq!(get(fixture.proxy.address, "/x", &[]).await.code(), "missing_token");
+        assert_eq!(get(fixture.proxy.address, "/x", &["Authorization: Basic eA=="]).await.code(), "invalid_request");
+        assert_eq!(fixture.outcome(&fixture.issuer.expired("alice"), &[]).await, "token_expired");
     }
     for _ in 0..3 {
-        assert_eq!(house.outcome(&bad, &[]).await, "invalid_token");
+        assert_eq!(fixture.outcome(&bad, &[]).await, "invalid_token");
     }
-    let answer = get(house.proxy.address, "/x", &[&bearer(&bad)]).await;
+    let answer = get(fixture.proxy.address, "/x", &[&bearer(&bad)]).await;
     assert_eq!((answer.status, answer.code()), (429, "too_many_failures".into()));
     assert_eq!(answer.json()["detail"], "Too many failed attempts.");
     let seconds: u64 = answer.field("retry-after").and_then(|text| text.parse().ok()).expect("seconds");
     assert!((1..=20).contains(&seconds), "{seconds}");
-    assert_eq!(house.outcome(&good, &[]).await, "alice");
+    assert_eq!(fixture.outcome(&good, &[]).await, "alice");
     // A page reads a Close.
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(socket.authenticate(&bad).await["message"], "Too many connections");
     assert_eq!(socket.next_close().await, (1013, "Try again later".into()));
-    let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &[&bearer(&bad)]).await;
+    let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &[&bearer(&bad)]).await;
     assert_eq!(answer.status, 429);
 }
 
@@ -65,87 +47,87 @@ async fn over_the_limit_nobody_is_asked_about_unknown_tokens() {
         issuer.provider(),
         provider.url
     );
-    let house = House { proxy: Proxy::start(&yaml).await, issuer, backend };
-    assert_eq!(house.outcome("opaque-1", &[]).await, "no_session");
-    assert_eq!(house.outcome("opaque-2", &[]).await, "no_session");
-    assert_eq!(house.outcome("opaque-3", &[]).await, "too_many_failures");
-    let (asked, fetches) = (provider.count(), house.issuer.fetches());
+    let fixture = Fixture { proxy: Proxy::start(&yaml).await, issuer, backend };
+    assert_eq!(fixture.outcome("opaque-1", &[]).await, "no_session");
+    assert_eq!(fixture.outcome("opaque-2", &[]).await, "no_session");
+    assert_eq!(fixture.outcome("opaque-3", &[]).await, "too_many_failures");
+    let (asked, fetches) = (provider.count(), fixture.issuer.fetches());
     assert_eq!(asked, 3);
     for index in 4..10 {
-        assert_eq!(house.outcome(&format!("opaque-{index}"), &[]).await, "too_many_failures");
+        assert_eq!(fixture.outcome(&format!("opaque-{index}"), &[]).await, "too_many_failures");
     }
     let stranger = Key::ec("stranger", jsonwebtoken::Algorithm::ES256);
-    assert_eq!(house.outcome(&stranger.sign(&house.issuer.claims("alice")), &[]).await, "too_many_failures");
-    assert_eq!((provider.count(), house.issuer.fetches()), (asked, fetches));
-    assert_eq!(house.outcome(&house.issuer.token("alice"), &[]).await, "alice");
+    assert_eq!(fixture.outcome(&stranger.sign(&fixture.issuer.claims("alice")), &[]).await, "too_many_failures");
+    assert_eq!((provider.count(), fixture.issuer.fetches()), (asked, fetches));
+    assert_eq!(fixture.outcome(&fixture.issuer.token("alice"), &[]).await, "alice");
 }
 
 #[tokio::test]
 async fn null_is_no_limit() {
-    let house = house("limits: { failed_tokens_per_minute: null }\n").await;
-    let bad = house.issuer.token_with("alice", json!({"aud": "other"}));
+    let fixture = fixture("limits: { failed_tokens_per_minute: null }\n").await;
+    let bad = fixture.issuer.token_with("alice", json!({"aud": "other"}));
     for _ in 0..100 {
-        assert_eq!(house.outcome(&bad, &[]).await, "invalid_token");
+        assert_eq!(fixture.outcome(&bad, &[]).await, "invalid_token");
     }
 }
 
 #[tokio::test]
 async fn each_client_of_a_trusted_proxy_has_its_own_count() {
-    let house = house("trusted_proxies: [127.0.0.1]\nlimits: { failed_tokens_per_minute: 1 }\n").await;
-    let bad = house.issuer.token_with("alice", json!({"aud": "other"}));
+    let fixture = fixture("trusted_proxies: [127.0.0.1]\nlimits: { failed_tokens_per_minute: 1 }\n").await;
+    let bad = fixture.issuer.token_with("alice", json!({"aud": "other"}));
     let from = |client: &str| format!("X-Forwarded-For: {client}");
-    assert_eq!(house.outcome(&bad, &[&from("192.0.2.1")]).await, "invalid_token");
-    assert_eq!(house.outcome(&bad, &[&from("192.0.2.1")]).await, "too_many_failures");
-    assert_eq!(house.outcome(&bad, &[&from("192.0.2.2")]).await, "invalid_token");
+    assert_eq!(fixture.outcome(&bad, &[&from("192.0.2.1")]).await, "invalid_token");
+    assert_eq!(fixture.outcome(&bad, &[&from("192.0.2.1")]).await, "too_many_failures");
+    assert_eq!(fixture.outcome(&bad, &[&from("192.0.2.2")]).await, "invalid_token");
     // One IPv6 host has a whole /64.
-    assert_eq!(house.outcome(&bad, &[&from("2001:db8::1")]).await, "invalid_token");
-    assert_eq!(house.outcome(&bad, &[&from("2001:db8::ffff")]).await, "too_many_failures");
+    assert_eq!(fixture.outcome(&bad, &[&from("2001:db8::1")]).await, "invalid_token");
+    assert_eq!(fixture.outcome(&bad, &[&from("2001:db8::ffff")]).await, "too_many_failures");
     // Who names nobody stands for everybody.
     for _ in 0..3 {
-        assert_eq!(house.outcome(&bad, &[]).await, "invalid_token");
+        assert_eq!(fixture.outcome(&bad, &[]).await, "invalid_token");
     }
 }
 
 #[tokio::test]
 async fn a_balancer_that_nobody_named_is_told_of_and_locks_nobody_out() {
-    let mut house = house("limits: { failed_tokens_per_minute: 1, connections_per_address: 4 }\n").await;
-    let bad = house.issuer.token_with("alice", json!({"aud": "other"}));
+    let mut fixture = fixture("limits: { failed_tokens_per_minute: 1, connections_per_address: 4 }\n").await;
+    let bad = fixture.issuer.token_with("alice", json!({"aud": "other"}));
     for _ in 0..5 {
-        assert_eq!(house.outcome(&bad, &["X-Forwarded-For: 192.0.2.1"]).await, "invalid_token");
+        assert_eq!(fixture.outcome(&bad, &["X-Forwarded-For: 192.0.2.1"]).await, "invalid_token");
     }
     let parts = [
         "a peer sends X-Forwarded-For but is not in trusted_proxies: all its clients share its address, and the backend sees its scheme; add trusted_proxies: [private_ranges]",
         "\"address\":\"127.0.0.1\"",
         "\"scheme\":\"http\"",
     ];
-    house.proxy.logged("the warning", |line| parts.iter().all(|part| line.contains(part))).await;
+    fixture.proxy.logged("the warning", |line| parts.iter().all(|part| line.contains(part))).await;
     let mut open = Vec::new();
     for _ in 0..8 {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send("GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         assert_eq!(client.answer().await.status, 401);
         open.push(client);
     }
-    assert_eq!(house.proxy.log().iter().filter(|line| line.contains("sends X-Forwarded-For")).count(), 1);
+    assert_eq!(fixture.proxy.log().iter().filter(|line| line.contains("sends X-Forwarded-For")).count(), 1);
 }
 
 #[tokio::test]
 async fn one_address_has_so_many_connections() {
-    let house = house("limits: { connections_per_address: 2 }\n").await;
+    let fixture = fixture("limits: { connections_per_address: 2 }\n").await;
     let ask = async |client: &mut Client| {
         client.send("GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         client.answer().await.status
     };
-    let mut first = Client::connect(house.proxy.address).await;
-    let mut second = Client::connect(house.proxy.address).await;
+    let mut first = Client::connect(fixture.proxy.address).await;
+    let mut second = Client::connect(fixture.proxy.address).await;
     assert_eq!((ask(&mut first).await, ask(&mut second).await), (200, 200));
-    let mut third = Client::connect(house.proxy.address).await;
+    let mut third = Client::connect(fixture.proxy.address).await;
     let answer = third.answer().await;
     assert_eq!((answer.status, answer.code(), answer.field("retry-after")), (503, "busy".into(), Some("5")));
     // A place that is given back is there again.
     drop(first);
     loop {
-        let mut next = Client::connect(house.proxy.address).await;
+        let mut next = Client::connect(fixture.proxy.address).await;
         if ask(&mut next).await == 200 {
             break;
         }

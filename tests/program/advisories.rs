@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::fixture::house;
+use crate::fixture::fixture;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
@@ -97,8 +97,8 @@ fn every_published_hole_has_a_test_that_keeps_it_out() {
 #[tokio::test]
 async fn configured_names_are_protected_in_every_spelling() {
     // Written in other letters than anyone sends; and nothing switches the removal off.
-    let house = house("identity: { headers: { x-TEAM-name: team }, strip: [x-SHIFT] }\n").await;
-    let credential = bearer(&house.issuer.token_with("alice", json!({"team": "blue"})));
+    let fixture = fixture("identity: { headers: { x-TEAM-name: team }, strip: [x-SHIFT] }\n").await;
+    let credential = bearer(&fixture.issuer.token_with("alice", json!({"team": "blue"})));
     for spoofed in [
         "X-Team-Name: red",
         "x_team_name: red",
@@ -108,7 +108,7 @@ async fn configured_names_are_protected_in_every_spelling() {
         "x_shift: night",
     ] {
         let fields = [credential.as_str(), spoofed];
-        let (_, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+        let (_, heard) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
         assert_eq!(heard.all("x-team-name"), ["blue"], "{spoofed}");
         let text = heard.head.to_ascii_lowercase();
         assert!(!text.contains("red") && !text.contains("night"), "{spoofed}: {text}");
@@ -117,8 +117,8 @@ async fn configured_names_are_protected_in_every_spelling() {
 
 #[tokio::test]
 async fn no_connection_field_takes_our_fields_away() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let ours = "x-user-id, X-FORWARDED-FOR ,x-forwarded-proto,, x-forwarded-host, x-request-id, via, host";
     for named in [
         format!("Connection: close, {ours}"),
@@ -126,8 +126,8 @@ async fn no_connection_field_takes_our_fields_away() {
         format!("connection:{ours}"),
     ] {
         let fields = [credential.as_str(), &named];
-        let asked = crate::support::client::request(house.proxy.address, "GET", "/x", &fields, "");
-        let (_, heard) = tokio::join!(asked, house.backend.answer("ok"));
+        let asked = crate::support::client::request(fixture.proxy.address, "GET", "/x", &fields, "");
+        let (_, heard) = tokio::join!(asked, fixture.backend.answer("ok"));
         assert_eq!(heard.all("x-user-id"), ["alice"], "{named}");
         for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "via", "host"] {
             assert_eq!(heard.all(name).len(), 1, "{named}: {name}");
@@ -137,7 +137,7 @@ async fn no_connection_field_takes_our_fields_away() {
 
 #[tokio::test]
 async fn rules_look_at_the_path_that_goes_up_and_at_nothing_else() {
-    let mut house = house("routes: [{ path: /public/**, auth: none }, { path: /health, auth: none }]\n").await;
+    let mut fixture = fixture("routes: [{ path: /public/**, auth: none }, { path: /health, auth: none }]\n").await;
     for (target, fields) in [
         ("/private?x=/public/status", vec![]),
         ("/private?/public/", vec![]),
@@ -150,7 +150,7 @@ async fn rules_look_at_the_path_that_goes_up_and_at_nothing_else() {
         ("/private", vec!["User-Agent: kube-probe/1.30", "Host: 127.0.0.1"]),
         ("/private", vec!["X-HTTP-Method-Override: OPTIONS"]),
     ] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         let mut head = format!("GET {target} HTTP/1.1\r\n");
         if !fields.iter().any(|field| field.starts_with("Host:")) {
             head.push_str("Host: localhost\r\n");
@@ -162,7 +162,7 @@ async fn rules_look_at_the_path_that_goes_up_and_at_nothing_else() {
         let answer = client.answer().await;
         assert_eq!((answer.status, answer.code()), (401, "missing_token".into()), "{target} {fields:?}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 /// The token with one bit of its signature turned over, at a place that base64url shows.
@@ -174,23 +174,23 @@ fn flipped(token: &str) -> String {
 
 #[tokio::test]
 async fn one_flipped_bit_of_a_signature_is_refused_at_every_entry() {
-    let mut house =
-        house("token_from: { query: { name: token, for: [websocket, events] }, cookie: __session }\n").await;
-    let bad = flipped(&house.issuer.token("alice"));
-    assert_eq!(get(house.proxy.address, "/x", &[&bearer(&bad)]).await.code(), "invalid_token");
+    let mut fixture =
+        fixture("token_from: { query: { name: token, for: [websocket, events] }, cookie: __session }\n").await;
+    let bad = flipped(&fixture.issuer.token("alice"));
+    assert_eq!(get(fixture.proxy.address, "/x", &[&bearer(&bad)]).await.code(), "invalid_token");
     let events = ["Accept: text/event-stream"];
-    assert_eq!(get(house.proxy.address, &format!("/x?token={bad}"), &events).await.code(), "invalid_token");
-    assert_eq!(get(house.proxy.address, "/x", &[&format!("Cookie: __session={bad}")]).await.code(), "missing_token");
-    let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &[&bearer(&bad)]).await;
+    assert_eq!(get(fixture.proxy.address, &format!("/x?token={bad}"), &events).await.code(), "invalid_token");
+    assert_eq!(get(fixture.proxy.address, "/x", &[&format!("Cookie: __session={bad}")]).await.code(), "missing_token");
+    let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &[&bearer(&bad)]).await;
     assert_eq!(answer.code(), "invalid_token");
-    let mut query = Socket::open(house.proxy.address, &format!("/ws?token={bad}"), &[]).await;
+    let mut query = Socket::open(fixture.proxy.address, &format!("/ws?token={bad}"), &[]).await;
     assert_eq!(query.next_text().await, r#"{"type":"error","message":"Invalid authentication token"}"#);
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(socket.authenticate(&bad).await["message"], "Invalid authentication token");
-    assert!(house.backend.is_untouched());
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
-    let good = house.issuer.token("alice");
-    let (said, _upstream) = tokio::join!(socket.authenticate(&good), house.backend.websocket());
+    assert!(fixture.backend.is_untouched());
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    let good = fixture.issuer.token("alice");
+    let (said, _upstream) = tokio::join!(socket.authenticate(&good), fixture.backend.websocket());
     assert_eq!(said["type"], "authenticated");
     socket.say(&format!(r#"{{"type":"refresh_auth","token":"{}"}}"#, flipped(&good))).await;
     assert!(socket.next_text().await.contains("Token refresh failed: Invalid authentication token"));
@@ -247,7 +247,7 @@ async fn a_key_server_with_a_certificate_of_its_own_making_is_not_believed() {
 
 #[tokio::test]
 async fn the_same_token_under_two_configurations_never_shares_a_verdict() {
-    let (strict, lax) = (house("").await, house("").await);
+    let (strict, lax) = (fixture("").await, fixture("").await);
     // Good at its own issuer's only, whatever the other has just said of it.
     let token = bearer(&lax.issuer.token("alice"));
     let fields = [token.as_str()];
@@ -266,8 +266,8 @@ async fn the_same_token_under_two_configurations_never_shares_a_verdict() {
 
 #[tokio::test]
 async fn an_upgrade_needs_what_its_path_needs_in_every_spelling_of_upgrade() {
-    let mut house =
-        house("routes: [{ path: /terminal/**, websocket: { dialect: none } }, { path: /open, auth: none }]\n").await;
+    let mut fixture =
+        fixture("routes: [{ path: /terminal/**, websocket: { dialect: none } }, { path: /open, auth: none }]\n").await;
     for (upgrade, connection) in [
         ("websocket", "Upgrade"),
         ("WebSocket", "keep-alive, Upgrade"),
@@ -276,7 +276,7 @@ async fn an_upgrade_needs_what_its_path_needs_in_every_spelling_of_upgrade() {
     ] {
         for target in ["/terminal/ws", "/terminal", "/TERMINAL/x", "/unknown/terminal/../ws", "/unknown/../terminal/ws"]
         {
-            let mut client = Client::connect(house.proxy.address).await;
+            let mut client = Client::connect(fixture.proxy.address).await;
             client.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nUpgrade: {upgrade}\r\nConnection: {connection}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")).await;
             let status = client.answer().await.status;
             // Where the rule of a reading is another, the upgrade is refused or waits for a token; the upstream hears nothing.
@@ -284,22 +284,22 @@ async fn an_upgrade_needs_what_its_path_needs_in_every_spelling_of_upgrade() {
             assert!(matches!(status, 401 | 400) || (status == 101 && waits), "{target} {upgrade}: {status}");
         }
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn the_body_of_a_refused_request_is_never_the_next_request() {
-    let mut house = house("").await;
+    let mut fixture = fixture("").await;
     let hidden = "GET /hidden HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for length in [hidden.len(), 1_000_000] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{hidden}")).await;
         assert_eq!(client.answer().await.code(), "missing_token");
         // Read to its end and dropped, or the connection ends: there is no second answer.
         client.finish().await;
         assert!(client.is_closed().await, "{length}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[test]

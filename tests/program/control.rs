@@ -5,15 +5,16 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use crate::fixture::{open_socket, outcome};
 use crate::support::backend::Backend;
-use crate::support::client::{Client, bearer, get, request};
+use crate::support::client::{Client, bearer, request};
 use crate::support::control::post;
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, TempFile};
 use crate::support::socket::{Socket, upgrade};
 use crate::support::{now, unused_port};
 
-struct House {
+struct Fixture {
     issuer: Issuer,
     backend: Backend,
     proxy: Proxy,
@@ -29,7 +30,7 @@ fn name(what: &str) -> TempFile {
     TempFile(path)
 }
 
-async fn house(more: &str, control: &str) -> (House, TempFile) {
+async fn fixture(more: &str, control: &str) -> (Fixture, TempFile) {
     let (issuer, backend, socket) = (Issuer::start().await, Backend::start().await, name("sock"));
     let yaml = format!(
         "upstream: {}\nproviders: [{}]\ncontrol: {{ listen: \"unix:{}\"{control} }}\n{more}",
@@ -38,10 +39,10 @@ async fn house(more: &str, control: &str) -> (House, TempFile) {
         socket.path()
     );
     let proxy = Proxy::start(&yaml).await;
-    (House { issuer, backend, proxy, socket: socket.0.clone() }, socket)
+    (Fixture { issuer, backend, proxy, socket: socket.0.clone() }, socket)
 }
 
-impl House {
+impl Fixture {
     async fn post(&self, target: &str, body: &str) -> u16 {
         post(&self.socket, target, body).await
     }
@@ -55,26 +56,11 @@ impl House {
     }
 
     async fn socket(&self, token: &str) -> (Socket, Socket) {
-        let credential = bearer(token);
-        let fields = [credential.as_str()];
-        let (client, (_, upstream)) =
-            tokio::join!(Socket::open(self.proxy.address, "/ws", &fields), self.backend.websocket());
-        (client, upstream)
+        open_socket(self.proxy.address, &self.backend, token).await
     }
 
     async fn outcome(&self, token: &str) -> String {
-        let credential = bearer(token);
-        let fields = [credential.as_str()];
-        let asked = get(self.proxy.address, "/x", &fields);
-        tokio::pin!(asked);
-        tokio::select! {
-            biased;
-            answer = &mut asked => answer.code(),
-            heard = self.backend.answer("ok") => {
-                asked.await;
-                heard.all("x-user-id").join(",")
-            }
-        }
+        outcome(self.proxy.address, &self.backend, token, &[]).await
     }
 }
 
@@ -82,36 +68,36 @@ const ENDED: &str = r#"{"type":"error","message":"Session ended"}"#;
 
 #[tokio::test]
 async fn a_revoked_user_is_out_at_once_and_stays_out_and_nobody_else_is() {
-    let (mut house, _file) = house("", "").await;
-    let alice = house.issuer.token("alice");
-    let (mut client, _upstream) = house.socket(&alice).await;
-    let (mut other, mut other_upstream) = house.socket(&house.issuer.token("bob")).await;
-    assert_eq!(house.outcome(&alice).await, "alice", "and it is remembered");
-    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 204);
+    let (mut fixture, _file) = fixture("", "").await;
+    let alice = fixture.issuer.token("alice");
+    let (mut client, _upstream) = fixture.socket(&alice).await;
+    let (mut other, mut other_upstream) = fixture.socket(&fixture.issuer.token("bob")).await;
+    assert_eq!(fixture.outcome(&alice).await, "alice", "and it is remembered");
+    assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 204);
     assert_eq!(client.next_text().await, ENDED);
     assert_eq!(client.next_close().await, (1008, "Session ended".into()));
-    assert_eq!(house.outcome(&alice).await, "invalid_token");
-    assert_eq!(house.outcome(&house.issuer.token_with("alice", json!({"iat": null}))).await, "invalid_token");
+    assert_eq!(fixture.outcome(&alice).await, "invalid_token");
+    assert_eq!(fixture.outcome(&fixture.issuer.token_with("alice", json!({"iat": null}))).await, "invalid_token");
     other.say("still here").await;
     assert_eq!(other_upstream.next_text().await, "still here");
-    assert_eq!(house.outcome(&house.issuer.token("bob")).await, "bob");
-    house.proxy.logged("why", |line| line.contains("revoked by sub")).await;
+    assert_eq!(fixture.outcome(&fixture.issuer.token("bob")).await, "bob");
+    fixture.proxy.logged("why", |line| line.contains("revoked by sub")).await;
 }
 
 #[tokio::test]
 async fn a_session_and_a_single_token() {
-    let (house, _file) = house("", "").await;
-    let token = |sid: &str, jti: &str| house.issuer.token_with("alice", json!({"sid": sid, "jti": jti}));
-    let (mut first, _first_upstream) = house.socket(&token("s1", "t1")).await;
-    let (mut second, _second_upstream) = house.socket(&token("s2", "t2")).await;
-    let (mut third, mut third_upstream) = house.socket(&token("s3", "t3")).await;
-    assert_eq!(house.revoke(json!({"sid": "s1"})).await, 204);
+    let (fixture, _file) = fixture("", "").await;
+    let token = |sid: &str, jti: &str| fixture.issuer.token_with("alice", json!({"sid": sid, "jti": jti}));
+    let (mut first, _first_upstream) = fixture.socket(&token("s1", "t1")).await;
+    let (mut second, _second_upstream) = fixture.socket(&token("s2", "t2")).await;
+    let (mut third, mut third_upstream) = fixture.socket(&token("s3", "t3")).await;
+    assert_eq!(fixture.revoke(json!({"sid": "s1"})).await, 204);
     assert_eq!(first.next_text().await, ENDED);
-    assert_eq!(house.revoke(json!({"jti": "t2"})).await, 204);
+    assert_eq!(fixture.revoke(json!({"jti": "t2"})).await, 204);
     assert_eq!(second.next_text().await, ENDED);
-    assert_eq!(house.outcome(&token("s1", "t9")).await, "invalid_token");
-    assert_eq!(house.outcome(&token("s9", "t2")).await, "invalid_token");
-    assert_eq!(house.outcome(&token("s3", "t3")).await, "alice");
+    assert_eq!(fixture.outcome(&token("s1", "t9")).await, "invalid_token");
+    assert_eq!(fixture.outcome(&token("s9", "t2")).await, "invalid_token");
+    assert_eq!(fixture.outcome(&token("s3", "t3")).await, "alice");
     third.say("still here").await;
     assert_eq!(third_upstream.next_text().await, "still here");
 }
@@ -120,30 +106,30 @@ async fn a_session_and_a_single_token() {
 async fn a_half_closed_client_hears_of_a_revocation() {
     use tokio::io::AsyncWriteExt as _;
 
-    let (house, _file) = house("", "").await;
-    let (mut client, mut upstream) = house.socket(&house.issuer.token("alice")).await;
+    let (fixture, _file) = fixture("", "").await;
+    let (mut client, mut upstream) = fixture.socket(&fixture.issuer.token("alice")).await;
     client.stream.shutdown().await.expect("half closed");
     upstream.say("still there?").await;
     assert_eq!(client.next_text().await, "still there?");
-    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 204);
+    assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 204);
     assert_eq!(client.next_text().await, ENDED);
     assert_eq!(client.next_close().await, (1008, "Session ended".to_owned()));
 }
 
 #[tokio::test]
 async fn sockets_in_the_middle_of_being_admitted_do_not_slip_through() {
-    let (house, _file) = house("", "").await;
-    let alice = house.issuer.token("alice");
+    let (fixture, _file) = fixture("", "").await;
+    let alice = fixture.issuer.token("alice");
     // In band: verified, and the upstream has not answered yet.
-    let mut in_band = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut in_band = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     in_band.say(&format!(r#"{{"type":"authenticate","token":"{alice}"}}"#)).await;
     in_band.say("never heard").await;
-    let dialled = house.backend.accept().await;
+    let dialled = fixture.backend.accept().await;
     // On the upgrade.
-    let mut on_upgrade = Client::connect(house.proxy.address).await;
+    let mut on_upgrade = Client::connect(fixture.proxy.address).await;
     on_upgrade.send(upgrade("/ws", &[&bearer(&alice)])).await;
-    let asked = house.backend.accept().await;
-    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 204);
+    let asked = fixture.backend.accept().await;
+    assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 204);
     let ((_, mut first), (_, mut second)) = tokio::join!(dialled.switch(""), asked.switch(""));
     assert_eq!(in_band.next_text().await.split(',').next(), Some(r#"{"type":"authenticated""#));
     assert_eq!(in_band.next_text().await, ENDED);
@@ -158,10 +144,10 @@ async fn sockets_in_the_middle_of_being_admitted_do_not_slip_through() {
 
 #[tokio::test]
 async fn a_refresh_with_a_revoked_token_is_refused() {
-    let (house, _file) = house("", "").await;
-    let token = |jti: &str| house.issuer.token_with("alice", json!({"jti": jti}));
-    let (mut client, mut upstream) = house.socket(&token("t1")).await;
-    assert_eq!(house.revoke(json!({"jti": "t2"})).await, 204);
+    let (fixture, _file) = fixture("", "").await;
+    let token = |jti: &str| fixture.issuer.token_with("alice", json!({"jti": jti}));
+    let (mut client, mut upstream) = fixture.socket(&token("t1")).await;
+    assert_eq!(fixture.revoke(json!({"jti": "t2"})).await, 204);
     client.say(&format!(r#"{{"type":"refresh_auth","token":"{}"}}"#, token("t2"))).await;
     let refused = r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#;
     assert_eq!(client.next_text().await, refused);
@@ -171,20 +157,20 @@ async fn a_refresh_with_a_revoked_token_is_refused() {
 
 #[tokio::test]
 async fn event_streams_break_off_and_are_never_taken_for_whole() {
-    let (mut house, _file) = house("", "").await;
-    let alice = house.issuer.token("alice");
-    let mut client = Client::connect(house.proxy.address).await;
+    let (mut fixture, _file) = fixture("", "").await;
+    let alice = fixture.issuer.token("alice");
+    let mut client = Client::connect(fixture.proxy.address).await;
     let head =
         format!("GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{}\r\n\r\n", bearer(&alice));
     client.send(head).await;
-    let mut upstream = house.backend.accept().await;
+    let mut upstream = fixture.backend.accept().await;
     upstream.request().await;
     upstream.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n").await;
     client.until("data: 1\n\n\r\n").await;
-    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 204);
+    assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 204);
     assert!(client.is_closed().await, "without the last chunk");
     assert!(upstream.is_closed().await);
-    house.proxy.logged("its line", |line| line.contains("/events") && line.contains(r#""outcome":"revoked""#)).await;
+    fixture.proxy.logged("its line", |line| line.contains("/events") && line.contains(r#""outcome":"revoked""#)).await;
 }
 
 #[tokio::test]
@@ -192,26 +178,26 @@ async fn event_streams_end_with_their_token_only_where_that_is_said() {
     for (more, ends) in
         [("events: { on_expiry: close }\nwebsocket: { grace: 0s }\n", true), ("websocket: { grace: 0s }\n", false)]
     {
-        let (mut house, _file) = house(more, "").await;
+        let (mut fixture, _file) = fixture(more, "").await;
         // The clock skew of five seconds makes it end in one.
-        let dying = house.issuer.token_with("alice", json!({"exp": now() - 4}));
-        let mut client = Client::connect(house.proxy.address).await;
+        let dying = fixture.issuer.token_with("alice", json!({"exp": now() - 4}));
+        let mut client = Client::connect(fixture.proxy.address).await;
         client
             .send(format!(
                 "GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{}\r\n\r\n",
                 bearer(&dying)
             ))
             .await;
-        let mut upstream = house.backend.accept().await;
+        let mut upstream = fixture.backend.accept().await;
         upstream.request().await;
         upstream.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n").await;
         client.until("1\r\na\r\n").await;
         if ends {
             assert!(client.is_closed().await);
-            house.proxy.logged("its line", |line| line.contains(r#""outcome":"expired""#)).await;
+            fixture.proxy.logged("its line", |line| line.contains(r#""outcome":"expired""#)).await;
         } else {
             // Past its end, by the proxy's own word on it.
-            while house.outcome(&dying).await != "token_expired" {}
+            while fixture.outcome(&dying).await != "token_expired" {}
             upstream.write("1\r\nb\r\n0\r\n\r\n").await;
             client.until("1\r\nb\r\n0\r\n\r\n").await;
         }
@@ -220,11 +206,11 @@ async fn event_streams_end_with_their_token_only_where_that_is_said() {
 
 #[tokio::test]
 async fn what_is_not_a_revocation_changes_nothing() {
-    let (house, file) = house("limits: { revocations: 2 }\n", "").await;
+    let (fixture, file) = fixture("limits: { revocations: 2 }\n", "").await;
     let meta = std::fs::metadata(&file.0).expect("there");
     assert!(meta.file_type().is_socket());
     assert_eq!(meta.permissions().mode() & 0o777, 0o600);
-    let issuer = &house.issuer.url;
+    let issuer = &fixture.issuer.url;
     for body in [
         String::new(),
         "[]".to_owned(),
@@ -239,19 +225,19 @@ async fn what_is_not_a_revocation_changes_nothing() {
         format!(r#"{{"issuer":"{issuer}","sub":"alice","sub":"bob"}}"#),
         format!(r#"{{"issuer":"{issuer}","sub":"{}"}}"#, "x".repeat(20 << 10)),
     ] {
-        assert_eq!(house.post("/revoke", &body).await, 400, "{body}");
+        assert_eq!(fixture.post("/revoke", &body).await, 400, "{body}");
     }
-    assert_eq!(house.post("/other", "").await, 404);
-    let alice = house.issuer.token("alice");
-    assert_eq!(house.outcome(&alice).await, "alice");
+    assert_eq!(fixture.post("/other", "").await, 404);
+    let alice = fixture.issuer.token("alice");
+    assert_eq!(fixture.outcome(&alice).await, "alice");
     // Full: nothing is forgotten.
     for (sub, expected) in [("a", 204), ("b", 204), ("c", 507), ("a", 204)] {
-        assert_eq!(house.revoke(json!({ "sub": sub })).await, expected, "{sub}");
+        assert_eq!(fixture.revoke(json!({ "sub": sub })).await, expected, "{sub}");
     }
-    assert_eq!(house.outcome(&house.issuer.token("a")).await, "invalid_token");
-    assert_eq!(house.outcome(&house.issuer.token("c")).await, "c");
+    assert_eq!(fixture.outcome(&fixture.issuer.token("a")).await, "invalid_token");
+    assert_eq!(fixture.outcome(&fixture.issuer.token("c")).await, "c");
     // The main listener knows none of it.
-    assert_eq!(request(house.proxy.address, "POST", "/.vestibule/revoke", &[], "{}").await.status, 404);
+    assert_eq!(request(fixture.proxy.address, "POST", "/.vestibule/revoke", &[], "{}").await.status, 404);
 }
 
 #[tokio::test]
@@ -269,20 +255,23 @@ async fn revocations_outlive_the_process_where_a_file_is_named() {
     let earlier = json!({"issuer": issuer.url, "sub": "carol", "at": now() - 100, "until": now() + 100});
     let over = json!({"issuer": issuer.url, "sub": "dave", "at": now() - 100, "until": now() - 1});
     std::fs::write(&file.0, format!("{earlier}\n{over}\n")).expect("written");
-    let mut house = House { proxy: Proxy::start(&yaml).await, issuer, backend, socket: socket.0.clone() };
-    assert_eq!(house.outcome(&house.issuer.token_with("carol", json!({"iat": now() - 200}))).await, "invalid_token");
-    assert_eq!(house.outcome(&house.issuer.token("carol")).await, "carol");
-    assert_eq!(house.outcome(&house.issuer.token_with("dave", json!({"iat": now() - 200}))).await, "dave");
-    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 204);
-    house.proxy.signal("KILL");
-    house.proxy.ended().await;
+    let mut fixture = Fixture { proxy: Proxy::start(&yaml).await, issuer, backend, socket: socket.0.clone() };
+    assert_eq!(
+        fixture.outcome(&fixture.issuer.token_with("carol", json!({"iat": now() - 200}))).await,
+        "invalid_token"
+    );
+    assert_eq!(fixture.outcome(&fixture.issuer.token("carol")).await, "carol");
+    assert_eq!(fixture.outcome(&fixture.issuer.token_with("dave", json!({"iat": now() - 200}))).await, "dave");
+    assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 204);
+    fixture.proxy.signal("KILL");
+    fixture.proxy.ended().await;
     // Its socket file is left behind, and taken over.
     assert!(socket.0.exists());
-    house.proxy = Proxy::start(&yaml).await;
-    assert_eq!(house.outcome(&house.issuer.token("alice")).await, "invalid_token");
-    assert_eq!(house.outcome(&house.issuer.token("bob")).await, "bob");
-    house.proxy.signal("TERM");
-    assert_eq!(house.proxy.ended().await, Some(0));
+    fixture.proxy = Proxy::start(&yaml).await;
+    assert_eq!(fixture.outcome(&fixture.issuer.token("alice")).await, "invalid_token");
+    assert_eq!(fixture.outcome(&fixture.issuer.token("bob")).await, "bob");
+    fixture.proxy.signal("TERM");
+    assert_eq!(fixture.proxy.ended().await, Some(0));
     assert!(!socket.0.exists(), "a socket file goes with its process");
 }
 
@@ -291,25 +280,25 @@ async fn what_cannot_be_written_down_is_in_force_and_says_so() {
     let folder = name("folder");
     std::fs::create_dir(&folder.0).expect("made");
     let file = format!(", revocation_file: \"{}/revocations\"", folder.path());
-    let (mut house, _file) = house("limits: { revocations: 2, sign_outs: 2 }\n", &file).await;
+    let (mut fixture, _file) = fixture("limits: { revocations: 2, sign_outs: 2 }\n", &file).await;
     for _ in 0..16 {
-        assert_eq!(house.revoke(json!({"sub": "bob"})).await, 204);
+        assert_eq!(fixture.revoke(json!({"sub": "bob"})).await, 204);
     }
     // The file is written anew after so many, and there is no place left for it.
     std::fs::remove_dir_all(&folder.0).expect("removed");
-    assert_eq!(house.revoke(json!({"sub": "alice"})).await, 500);
-    assert_eq!(house.outcome(&house.issuer.token("alice")).await, "invalid_token");
-    house.proxy.logged("the reason", |line| line.contains("writing control.revocation_file failed")).await;
+    assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 500);
+    assert_eq!(fixture.outcome(&fixture.issuer.token("alice")).await, "invalid_token");
+    fixture.proxy.logged("the reason", |line| line.contains("writing control.revocation_file failed")).await;
 }
 
 #[tokio::test]
 async fn a_drain_can_be_asked_for() {
-    let (mut house, _file) = house("", "").await;
-    let (mut client, _upstream) = house.socket(&house.issuer.token("alice")).await;
-    assert_eq!(house.post("/drain", "").await, 202);
+    let (mut fixture, _file) = fixture("", "").await;
+    let (mut client, _upstream) = fixture.socket(&fixture.issuer.token("alice")).await;
+    assert_eq!(fixture.post("/drain", "").await, 202);
     assert_eq!(client.next_close().await, (1012, "Service restart".into()));
     drop(client);
-    assert_eq!(house.proxy.ended().await, Some(0));
+    assert_eq!(fixture.proxy.ended().await, Some(0));
 }
 
 #[tokio::test]
@@ -348,9 +337,9 @@ async fn over_tcp_whoever_has_the_token_may() {
 
 #[tokio::test]
 async fn an_answer_that_needs_no_body_reaches_a_caller_that_is_still_sending_one() {
-    let (house, _file) = house("", "").await;
+    let (fixture, _file) = fixture("", "").await;
     let body = "x".repeat(600 << 10);
     for _ in 0..5 {
-        assert_eq!(post(&house.socket, "/nowhere", &body).await, 404);
+        assert_eq!(post(&fixture.socket, "/nowhere", &body).await, 404);
     }
 }

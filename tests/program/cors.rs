@@ -1,17 +1,17 @@
 //! CORS (docs/contract.md section 3): preflights answered by the backend or here, and what a page may read.
 
-use crate::fixture::House;
+use crate::fixture::Fixture;
 use crate::support::client::{Answer, Client, bearer, get, request};
 
 const LISTED: &str = "Origin: https://app.example.com";
 const FOREIGN: &str = "Origin: https://evil.example";
 const ASKS: &str = "Access-Control-Request-Method: PUT";
 
-async fn house(more: &str) -> House {
-    crate::fixture::house(&format!("origins: [https://app.example.com]\n{more}")).await
+async fn fixture(more: &str) -> Fixture {
+    crate::fixture::fixture(&format!("origins: [https://app.example.com]\n{more}")).await
 }
 
-impl House {
+impl Fixture {
     async fn options(&self, target: &str, fields: &[&str]) -> Answer {
         request(self.proxy.address, "OPTIONS", target, fields, "").await
     }
@@ -19,7 +19,7 @@ impl House {
 
 #[tokio::test]
 async fn without_cors_a_preflight_goes_up_sanitised() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     let fields = [
         LISTED,
         ASKS,
@@ -31,8 +31,8 @@ async fn without_cors_a_preflight_goes_up_sanitised() {
         "X-Anything: 1",
         "User-Agent: browser",
     ];
-    let (answer, heard) = tokio::join!(house.options("/api/items?token=secret", &fields), async {
-        let mut conn = house.backend.accept().await;
+    let (answer, heard) = tokio::join!(fixture.options("/api/items?token=secret", &fields), async {
+        let mut conn = fixture.backend.accept().await;
         let heard = conn.request().await;
         conn.write("HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: https://app.example.com\r\nAccess-Control-Allow-Methods: PUT\r\n\r\n").await;
         heard
@@ -53,16 +53,16 @@ async fn without_cors_a_preflight_goes_up_sanitised() {
 
 #[tokio::test]
 async fn an_origin_that_is_not_listed_is_named_in_the_log() {
-    let mut house = house("cors: {}\n").await;
-    let answer = house.options("/api/items", &[FOREIGN, ASKS]).await;
+    let mut fixture = fixture("cors: {}\n").await;
+    let answer = fixture.options("/api/items", &[FOREIGN, ASKS]).await;
     assert_eq!(answer.field("access-control-allow-origin"), None);
-    let line = house.proxy.logged("its line", |line| line.contains("\"preflight\"")).await;
+    let line = fixture.proxy.logged("its line", |line| line.contains("\"preflight\"")).await;
     assert!(line.contains(r#""reason":"origin refused: https://evil.example is not in origins""#), "{line}");
 }
 
 #[tokio::test]
 async fn what_is_no_preflight_needs_a_token() {
-    let mut house = house("").await;
+    let mut fixture = fixture("").await;
     for (row, fields) in [
         ("no Origin", vec![ASKS]),
         ("no method", vec![LISTED]),
@@ -73,7 +73,7 @@ async fn what_is_no_preflight_needs_a_token() {
         ("a body", vec![LISTED, ASKS, "Content-Length: 2"]),
         ("a body of unknown length", vec![LISTED, ASKS, "Transfer-Encoding: chunked"]),
     ] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         let mut head = "OPTIONS /x HTTP/1.1\r\nHost: localhost\r\n".to_owned();
         for field in &fields {
             head.push_str(&format!("{field}\r\n"));
@@ -90,14 +90,14 @@ async fn what_is_no_preflight_needs_a_token() {
         assert_eq!((answer.status, answer.code()), (401, "missing_token".into()), "{row}");
     }
     // Another method with the same fields.
-    assert_eq!(get(house.proxy.address, "/x", &[LISTED, ASKS]).await.status, 401);
-    assert!(house.backend.is_untouched());
+    assert_eq!(get(fixture.proxy.address, "/x", &[LISTED, ASKS]).await.status, 401);
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn with_cors_preflights_are_answered_here_for_listed_origins() {
-    let mut house = house("cors: { allowed_methods: [GET, PUT], allowed_headers: [Authorization, X-Own], max_age: 5m }\nroutes: [{ path: /shut/**, auth: deny }, { path: /half, methods: [DELETE], auth: deny }]\n").await;
-    let answer = house.options("/api?x=1", &[LISTED, ASKS]).await;
+    let mut fixture = fixture("cors: { allowed_methods: [GET, PUT], allowed_headers: [Authorization, X-Own], max_age: 5m }\nroutes: [{ path: /shut/**, auth: deny }, { path: /half, methods: [DELETE], auth: deny }]\n").await;
+    let answer = fixture.options("/api?x=1", &[LISTED, ASKS]).await;
     assert_eq!(answer.status, 204);
     for (name, value) in [
         ("access-control-allow-origin", "https://app.example.com"),
@@ -109,39 +109,39 @@ async fn with_cors_preflights_are_answered_here_for_listed_origins() {
     ] {
         assert_eq!(answer.field(name), Some(value), "{name}");
     }
-    let foreign = house.options("/api", &[FOREIGN, ASKS]).await;
+    let foreign = fixture.options("/api", &[FOREIGN, ASKS]).await;
     assert_eq!(foreign.status, 204);
     assert!(!foreign.head.to_ascii_lowercase().contains("access-control-allow"), "{}", foreign.head);
     // By the method it announces.
-    assert_eq!(house.options("/shut/x", &[LISTED, ASKS]).await.status, 403);
-    assert_eq!(house.options("/half", &[LISTED, "Access-Control-Request-Method: DELETE"]).await.status, 403);
-    assert_eq!(house.options("/half", &[LISTED, ASKS]).await.status, 204);
-    assert!(house.backend.is_untouched());
+    assert_eq!(fixture.options("/shut/x", &[LISTED, ASKS]).await.status, 403);
+    assert_eq!(fixture.options("/half", &[LISTED, "Access-Control-Request-Method: DELETE"]).await.status, 403);
+    assert_eq!(fixture.options("/half", &[LISTED, ASKS]).await.status, 204);
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn our_own_endpoints_answer_preflights_themselves() {
-    let mut house = house("").await;
+    let mut fixture = fixture("").await;
     for target in ["/.vestibule/session", "/.vestibule/healthz", "/.VESTIBULE/%73ession"] {
-        let answer = house.options(target, &[LISTED, ASKS]).await;
+        let answer = fixture.options(target, &[LISTED, ASKS]).await;
         assert_eq!(
             (answer.status, answer.field("access-control-allow-origin")),
             (204, Some("https://app.example.com")),
             "{target}"
         );
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn with_cors_the_backend_s_own_opinion_gives_way() {
-    let house = house("cors: {}\n").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("cors: {}\n").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let theirs = "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: X-Theirs\r\nVary: Accept\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     for (origin, expected) in [(LISTED, Some("https://app.example.com")), (FOREIGN, None)] {
         let fields = [credential.as_str(), origin];
-        let (answer, ()) = tokio::join!(get(house.proxy.address, "/x", &fields), async {
-            let mut conn = house.backend.accept().await;
+        let (answer, ()) = tokio::join!(get(fixture.proxy.address, "/x", &fields), async {
+            let mut conn = fixture.backend.accept().await;
             conn.request().await;
             conn.write(theirs).await;
         });
@@ -151,8 +151,8 @@ async fn with_cors_the_backend_s_own_opinion_gives_way() {
     }
     // Without an Origin nobody asked.
     let fields = [credential.as_str()];
-    let (answer, ()) = tokio::join!(get(house.proxy.address, "/x", &fields), async {
-        let mut conn = house.backend.accept().await;
+    let (answer, ()) = tokio::join!(get(fixture.proxy.address, "/x", &fields), async {
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(theirs).await;
     });

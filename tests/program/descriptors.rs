@@ -6,7 +6,7 @@ use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
-async fn house(limit: &str) -> (Backend, Issuer, Proxy) {
+async fn start(limit: &str) -> (Backend, Issuer, Proxy) {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let yaml =
         format!("upstream: {}\nproviders: [{}]\nlimits: {{ connections: 150 }}\n", backend.url(), issuer.provider());
@@ -28,7 +28,7 @@ async fn is_told_that_it_is_busy(proxy: &Proxy) {
 
 #[tokio::test]
 async fn a_low_soft_limit_is_raised_to_what_the_connections_need() {
-    let (_backend, _issuer, proxy) = house("-Sn 100").await;
+    let (_backend, _issuer, proxy) = start("-Sn 100").await;
     let mut open = Vec::new();
     for _ in 0..150 {
         open.push(served(&proxy).await);
@@ -39,7 +39,7 @@ async fn a_low_soft_limit_is_raised_to_what_the_connections_need() {
 
 #[tokio::test]
 async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
-    let (backend, issuer, mut proxy) = house("-n 168").await;
+    let (backend, issuer, mut proxy) = start("-n 168").await;
     let warning = "limits.connections is 150, and the system allows 168 file descriptors, two for each connection: 20 connections are accepted, further ones get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to 428";
     proxy.logged("the warning", |line| line.contains(warning)).await;
     // Each of them with a descriptor to the backend too.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::fixture::{House, house};
+use crate::fixture::{Fixture, fixture};
 use crate::support::client::{Answer, Client, bearer};
 use crate::support::within;
 
@@ -40,11 +40,11 @@ const RULES: &str = "routes:\n- { path: /deny/**, auth: deny }\n- { path: /staff
 
 #[tokio::test]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
-    let house = house(&format!(
+    let fixture = fixture(&format!(
         "hosts: [localhost]\nlimits: {{ body_bytes: 50000, header_bytes: 8KiB, token_bytes: 4KiB }}\n{RULES}"
     ))
     .await;
-    let (good, expired) = (bearer(&house.issuer.token("alice")), bearer(&house.issuer.expired("alice")));
+    let (good, expired) = (bearer(&fixture.issuer.token("alice")), bearer(&fixture.issuer.expired("alice")));
     let long = format!("/{}", "x".repeat(9000));
     let wide = format!("X-Wide: {}", "x".repeat(9000));
     let cases: [(&str, String, u16); 11] = [
@@ -62,7 +62,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
     ];
     for (name, head, status) in cases {
         let length = if status == 413 { 60_000 } else { 49_000 };
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         let answer = sent_whole_before_reading(&mut client, &head, &vec![b'x'; length]).await;
         assert_eq!(answer.status, status, "{name}: {answer:?}");
         assert!(answer.body.ends_with('}'), "{name}: {answer:?}");
@@ -72,24 +72,24 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 #[tokio::test]
 async fn a_body_that_was_refused_and_ends_in_time_keeps_its_connection() {
     // Longer than a busy machine takes for the body.
-    let house = house("limits: { discard_body_timeout: 1m }\n").await;
+    let fixture = fixture("limits: { discard_body_timeout: 1m }\n").await;
     let body = vec![b'x'; 5 << 20];
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     // Both framings, and what comes behind the body is the next request.
     let head = post("/x", &[HOST], body.len());
     assert_eq!(sent_whole_before_reading(&mut client, &head, &body).await.code(), "missing_token");
     let head = "PUT /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(sent_whole_before_reading(&mut client, head, &chunked(&body)).await.code(), "missing_token");
-    let fields = bearer(&house.issuer.token("alice"));
+    let fields = bearer(&fixture.issuer.token("alice"));
     client.send(format!("GET /next HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n")).await;
-    let (answer, heard) = tokio::join!(client.answer(), house.backend.answer("next"));
+    let (answer, heard) = tokio::join!(client.answer(), fixture.backend.answer("next"));
     assert_eq!((answer.body.as_str(), heard.target()), ("next", "/next"));
 }
 
 #[tokio::test]
 async fn a_connection_that_was_kept_so_is_idle_again() {
-    let house = house("limits: { keep_alive_timeout: 1s, header_timeout: 20s }\n").await;
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture("limits: { keep_alive_timeout: 1s, header_timeout: 20s }\n").await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(post("/x", &[HOST], 8)).await;
     assert_eq!(client.answer().await.status, 401);
     client.send("the rest").await;
@@ -99,15 +99,15 @@ async fn a_connection_that_was_kept_so_is_idle_again() {
 
 #[tokio::test]
 async fn of_a_refused_body_no_more_is_read_than_discard_body_bytes() {
-    let house = house("limits: { discard_body_bytes: 64KiB, discard_body_timeout: 20s }\n").await;
+    let fixture = fixture("limits: { discard_body_bytes: 64KiB, discard_body_timeout: 20s }\n").await;
     // Said at once where the length is known, and our end is closed although the body is not there.
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(post("/x", &[HOST], 65_537)).await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.field("connection")), (401, Some("close")));
     assert!(client.is_closed().await);
     // Found out where it is not.
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send("POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.field("connection")), (401, None));
@@ -127,10 +127,10 @@ async fn of_a_refused_body_no_more_is_read_than_discard_body_bytes() {
 
 #[tokio::test]
 async fn a_refused_body_is_awaited_no_longer_than_discard_body_timeout() {
-    let house = house("limits: { discard_body_timeout: 300ms, keep_alive_timeout: 60s }\n").await;
+    let fixture = fixture("limits: { discard_body_timeout: 300ms, keep_alive_timeout: 60s }\n").await;
     for framing in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
         for fields in ["", "Connection: close\r\n"] {
-            let mut client = Client::connect(house.proxy.address).await;
+            let mut client = Client::connect(fixture.proxy.address).await;
             client.send(format!("POST /x HTTP/1.1\r\nHost: localhost\r\n{fields}{framing}\r\n\r\n3\r\n")).await;
             assert_eq!(client.answer().await.status, 401, "{framing} {fields}");
             assert!(client.is_closed().await, "{framing} {fields}");
@@ -140,8 +140,8 @@ async fn a_refused_body_is_awaited_no_longer_than_discard_body_timeout() {
 
 #[tokio::test]
 async fn the_end_of_a_closed_connection_comes_before_the_rest_of_the_body() {
-    let house = house("limits: { discard_body_timeout: 60s }\n").await;
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture("limits: { discard_body_timeout: 60s }\n").await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(post("/x", &[HOST, "Connection: close"], 100)).await;
     assert_eq!(client.answer().await.status, 401);
     // A client that reads to the end hears it, and can still send.
@@ -151,10 +151,10 @@ async fn the_end_of_a_closed_connection_comes_before_the_rest_of_the_body() {
 
 #[tokio::test]
 async fn a_client_that_waits_for_100_continue_is_refused_without_it() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     for expect in ["Expect: 100-continue", "Expect: y, 100-continue", "Expect: y\r\nExpect: 100-continue", "Expect: y"]
     {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(post("/x", &[HOST, expect], 100)).await;
         let answer = client.answer().await;
         // It may send the body or not, so what comes next could not be told from it.
@@ -166,8 +166,8 @@ async fn a_client_that_waits_for_100_continue_is_refused_without_it() {
 #[tokio::test]
 async fn an_early_answer_of_the_upstream_reaches_a_client_that_is_still_sending() {
     // Longer than a busy machine takes for the body.
-    let house = house("limits: { discard_body_timeout: 1m }\n").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("limits: { discard_body_timeout: 1m }\n").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let body = vec![b'x'; 3 << 20];
     // As small servers do: the answer, and a close with the body unread, which is a reset.
     let framings = [
@@ -178,12 +178,12 @@ async fn an_early_answer_of_the_upstream_reaches_a_client_that_is_still_sending(
     for (rest, _) in framings {
         for round in 0..5 {
             let client = async {
-                let mut client = Client::connect(house.proxy.address).await;
+                let mut client = Client::connect(fixture.proxy.address).await;
                 let head = post("/upload", &[HOST, &credential], body.len());
                 sent_whole_before_reading(&mut client, &head, &body).await
             };
             let upstream = async {
-                let mut conn = house.backend.accept().await;
+                let mut conn = fixture.backend.accept().await;
                 conn.head().await;
                 conn.write(format!("HTTP/1.1 413 Too Large\r\n{rest}")).await;
             };
@@ -198,12 +198,12 @@ async fn an_early_answer_of_the_upstream_reaches_a_client_that_is_still_sending(
 #[tokio::test]
 async fn an_early_answer_that_a_reset_cuts_short_reaches_a_client_that_is_still_sending() {
     use tokio::io::AsyncReadExt as _;
-    let house = house("limits: { discard_body_timeout: 1m }\n").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("limits: { discard_body_timeout: 1m }\n").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     for round in 0..10 {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(post("/upload", &[HOST, &credential], 1 << 20)).await;
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.head().await;
         conn.write("HTTP/1.1 413 Too Large\r\n\r\ntoo large").await;
         // Nothing is being written to it, so the reset is found by reading.
@@ -224,24 +224,24 @@ async fn an_early_answer_that_a_reset_cuts_short_reaches_a_client_that_is_still_
 
 #[tokio::test]
 async fn an_upload_goes_on_behind_an_early_answer_and_its_connection_is_kept() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(post("/upload", &[HOST, &credential], 100)).await;
-    let mut conn = house.backend.accept().await;
+    let mut conn = fixture.backend.accept().await;
     let head = conn.head().await;
     conn.write("HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.answer().await.body, "ok");
     client.send([b'y'; 100]).await;
     assert_eq!(conn.body(head).await.body, [b'y'; 100]);
     client.send(format!("GET /next HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
-    let (answer, heard) = tokio::join!(client.answer(), house.backend.answer("next"));
+    let (answer, heard) = tokio::join!(client.answer(), fixture.backend.answer("next"));
     assert_eq!((answer.body.as_str(), heard.target()), ("next", "/next"));
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_gone_is_502_for_a_client_that_is_still_sending() {
-    let House { issuer, proxy, backend } = house("").await;
+    let Fixture { issuer, proxy, backend } = fixture("").await;
     drop(backend);
     let body = vec![b'x'; 1 << 20];
     let mut client = Client::connect(proxy.address).await;
@@ -251,45 +251,45 @@ async fn an_upstream_that_is_gone_is_502_for_a_client_that_is_still_sending() {
 
 #[tokio::test]
 async fn what_is_no_request_is_refused_to_a_client_that_is_still_sending() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     let endless = format!("GET /x HTTP/1.1\r\nHost: localhost\r\nX-Endless: {}", "x".repeat(300_000));
     let garbage = format!("GET /x\u{1} HTTP/1.1\r\n\r\n{}", "x".repeat(300_000));
     for (bytes, status) in [(endless, 431), (garbage, 400)] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         assert_eq!(sent_whole_before_reading(&mut client, "", bytes.as_bytes()).await.status, status);
     }
 }
 
 #[tokio::test]
 async fn a_body_that_is_read_away_holds_its_place_among_the_connections() {
-    let house = house("limits: { connections: 1, discard_body_timeout: 20s }\n").await;
-    let mut first = Client::connect(house.proxy.address).await;
+    let fixture = fixture("limits: { connections: 1, discard_body_timeout: 20s }\n").await;
+    let mut first = Client::connect(fixture.proxy.address).await;
     first.send(post("/x", &[HOST, "Connection: close"], 100)).await;
     assert_eq!(first.answer().await.status, 401);
     assert!(first.is_closed().await, "our end");
-    let mut second = Client::connect(house.proxy.address).await;
+    let mut second = Client::connect(fixture.proxy.address).await;
     assert_eq!(second.answer().await.code(), "busy");
 }
 
 #[tokio::test]
 async fn a_drain_waits_for_refused_bodies_no_longer_than_its_own_time() {
-    let mut house = house("drain: { timeout: 1s }\nlimits: { discard_body_timeout: 1m }\n").await;
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut fixture = fixture("drain: { timeout: 1s }\nlimits: { discard_body_timeout: 1m }\n").await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(post("/x", &[HOST], 100)).await;
     assert_eq!(client.answer().await.status, 401);
-    house.proxy.signal("TERM");
-    assert!(house.proxy.ended().await.is_some());
+    fixture.proxy.signal("TERM");
+    assert!(fixture.proxy.ended().await.is_some());
 }
 
 #[tokio::test]
 async fn a_client_that_ends_its_side_behind_its_requests_has_the_answers_that_wait_for_nobody() {
-    let house = house("hosts: [localhost]\n").await;
+    let fixture = fixture("hosts: [localhost]\n").await;
     let post = post("/x", &[HOST], 4) + "abcd";
     let get = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for requests in [vec![get], vec![&post], vec![get, get], vec![&post, get], vec![get, &post, get]] {
         // Often, because whether the end comes with the last bytes or behind them is not in our hand.
         for round in 0..50 {
-            let mut client = Client::connect(house.proxy.address).await;
+            let mut client = Client::connect(fixture.proxy.address).await;
             client.send(requests.concat()).await;
             client.finish().await;
             for number in 0..requests.len() {

@@ -4,41 +4,29 @@
 use serde_json::json;
 
 use crate::configuration::check;
-use crate::fixture::House;
+use crate::fixture::Fixture;
 use crate::support::backend::Backend;
-use crate::support::client::{bearer, get};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
 
-async fn house(provider: &str, more: &str) -> House {
+async fn fixture(provider: &str, more: &str) -> Fixture {
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let provider = issuer.provider().replace(" }", &format!(", {provider} }}"));
     let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{provider}]\n{more}", backend.url())).await;
-    House { issuer, backend, proxy }
+    Fixture { issuer, backend, proxy }
 }
 
-impl House {
-    /// The user that the backend hears of, or the code of the refusal.
+impl Fixture {
+    /// The user id that the backend sees, or the code of the refusal.
     async fn enters(&self, claims: serde_json::Value) -> String {
-        let field = bearer(&self.issuer.token_with("auth0|7", claims));
-        let fields = [field.as_str()];
-        let asked = get(self.proxy.address, "/x", &fields);
-        tokio::pin!(asked);
-        tokio::select! {
-            biased;
-            answer = &mut asked => answer.code(),
-            heard = self.backend.answer("ok") => {
-                asked.await;
-                heard.all("x-user-id").join(",")
-            }
-        }
+        self.outcome(&self.issuer.token_with("auth0|7", claims), &[]).await
     }
 }
 
 #[tokio::test]
 async fn an_email_is_a_user_id_only_when_it_is_verified() {
     for user_id in ["email", "/email"] {
-        let house = house(&format!("user_id: {user_id}, allow: {{ users: [boss@corp.example] }}"), "").await;
+        let fixture = fixture(&format!("user_id: {user_id}, allow: {{ users: [boss@corp.example] }}"), "").await;
         for (claims, expected) in [
             (json!({"email": "boss@corp.example", "email_verified": true}), "boss@corp.example"),
             (json!({"email": "mallory@corp.example", "email_verified": true}), "forbidden"),
@@ -48,19 +36,19 @@ async fn an_email_is_a_user_id_only_when_it_is_verified() {
             (json!({"email": "boss@corp.example"}), "invalid_token"),
             (json!({"email_verified": true}), "missing_user"),
         ] {
-            assert_eq!(house.enters(claims.clone()).await, expected, "{user_id} {claims}");
+            assert_eq!(fixture.enters(claims.clone()).await, expected, "{user_id} {claims}");
         }
     }
-    let trusting = house("user_id: email, trust_unverified_email: true", "").await;
+    let trusting = fixture("user_id: email, trust_unverified_email: true", "").await;
     assert_eq!(trusting.enters(json!({"email": "a@b.example"})).await, "a@b.example");
 }
 
 #[tokio::test]
 async fn an_unverified_email_meets_no_rule_of_provider_route_or_header() {
     let routes = "routes: [{ path: /x, require: { email: boss@corp.example } }]\n";
-    let by_provider = house("require: { email: boss@corp.example }", "").await;
-    let by_route = house("user_id: sub", routes).await;
-    let by_header = house("user_id: sub", "identity: { headers: { X-User-Id: email } }\n").await;
+    let by_provider = fixture("require: { email: boss@corp.example }", "").await;
+    let by_route = fixture("user_id: sub", routes).await;
+    let by_header = fixture("user_id: sub", "identity: { headers: { X-User-Id: email } }\n").await;
     let boss = |verified: bool| json!({"email": "boss@corp.example", "email_verified": verified});
     assert_eq!(by_provider.enters(boss(false)).await, "invalid_token");
     assert_eq!(by_provider.enters(boss(true)).await, "auth0|7");

@@ -1,26 +1,51 @@
-//! What most tests live in: an issuer, a backend, and the program before it.
+//! What most tests start: an issuer, a backend, and the program in front of the backend.
+
+use std::net::SocketAddr;
 
 use crate::support::backend::Backend;
+use crate::support::client::{bearer, get_served};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
+use crate::support::socket::Socket;
 
-pub struct House {
+pub struct Fixture {
     pub issuer: Issuer,
     pub backend: Backend,
     pub proxy: Proxy,
 }
 
-/// With `more` in its configuration.
-pub async fn house(more: &str) -> House {
-    House::started(more, |_| ()).await
+/// Starts all three, with `more` in the configuration.
+pub async fn fixture(more: &str) -> Fixture {
+    Fixture::started(more, |_| ()).await
 }
 
-impl House {
-    /// With an issuer in some mood from the start.
+impl Fixture {
+    /// Starts all three; `prepare` sets up the issuer before the program reads its keys.
     pub async fn started(more: &str, prepare: impl Fn(&Issuer)) -> Self {
         let (issuer, backend) = (Issuer::start().await, Backend::start().await);
         prepare(&issuer);
         let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
         Self { proxy: Proxy::start(&yaml).await, issuer, backend }
     }
+
+    /// The user id that the backend sees of a request with this token, or the code of the refusal.
+    pub async fn outcome(&self, token: &str, more: &[&str]) -> String {
+        outcome(self.proxy.address, &self.backend, token, more).await
+    }
+}
+
+/// The user id that the backend sees of a request with this token and these header fields, or the code of the refusal.
+pub async fn outcome(proxy: SocketAddr, backend: &Backend, token: &str, more: &[&str]) -> String {
+    let credential = bearer(token);
+    let fields = [&[credential.as_str()], more].concat();
+    let (answer, heard) = get_served(proxy, backend, "/x", &fields).await;
+    heard.map_or_else(|| answer.code(), |heard| heard.all("x-user-id").join(","))
+}
+
+/// A socket whose token is on its upgrade request: the client's end and the upstream's.
+pub async fn open_socket(proxy: SocketAddr, backend: &Backend, token: &str) -> (Socket, Socket) {
+    let credential = bearer(token);
+    let fields = [credential.as_str()];
+    let (client, (_, upstream)) = tokio::join!(Socket::open(proxy, "/ws", &fields), backend.websocket());
+    (client, upstream)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::fixture::house;
+use crate::fixture::fixture;
 use crate::support::client::{Client, bearer};
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"];
@@ -19,12 +19,12 @@ const FRAMINGS: [(&str, &str, &str, &str, &str); 6] = [
 
 #[tokio::test]
 async fn a_body_reaches_the_upstream_whatever_the_method_with_the_framing_it_came_in() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let mut wrong = String::new();
     for method in METHODS {
         for (name, fields, bytes, framing, body) in FRAMINGS {
-            let mut client = Client::connect(house.proxy.address).await;
+            let mut client = Client::connect(fixture.proxy.address).await;
             client.send(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n{fields}\r\n")).await;
             let client = async {
                 if name == "expected" {
@@ -33,7 +33,7 @@ async fn a_body_reaches_the_upstream_whatever_the_method_with_the_framing_it_cam
                 client.send(bytes).await;
                 client.whole(method == "HEAD").await
             };
-            let (seen, heard) = tokio::join!(client, house.backend.answer(""));
+            let (seen, heard) = tokio::join!(client, fixture.backend.answer(""));
             let sent = |field: &str| heard.all(field).first().map(|value| format!("{field}: {value}"));
             let framed: Vec<String> =
                 ["content-length", "transfer-encoding"].iter().filter_map(|name| sent(name)).collect();
@@ -85,17 +85,17 @@ const ANSWERS: [(&str, &str, &str, &str); 7] = [
 
 #[tokio::test]
 async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let mut wrong = String::new();
     for method in METHODS {
         for (name, answer, to_get, to_head) in ANSWERS {
             let (head, body) = answer.split_once('{').unwrap_or((answer, "}"));
             let body = if method == "HEAD" { "" } else { body.trim_end_matches('}') };
-            let mut client = Client::connect(house.proxy.address).await;
+            let mut client = Client::connect(fixture.proxy.address).await;
             client.send(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
             let upstream = async {
-                let mut conn = house.backend.accept().await;
+                let mut conn = fixture.backend.accept().await;
                 conn.request().await;
                 // It closes behind every answer, so each has a connection of its own.
                 conn.write(format!("{head}{body}")).await;
@@ -112,8 +112,8 @@ async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() 
 
 #[tokio::test]
 async fn an_answer_that_describes_a_body_it_cannot_have_is_the_last_of_its_connection() {
-    let house = house("").await;
-    let (alice, bob) = (bearer(&house.issuer.token("alice")), bearer(&house.issuer.token("bob")));
+    let fixture = fixture("").await;
+    let (alice, bob) = (bearer(&fixture.issuer.token("alice")), bearer(&fixture.issuer.token("bob")));
     for (method, answer, is_last) in [
         ("HEAD", "200 OK\r\nContent-Length: 8", true),
         ("HEAD", "200 OK\r\nContent-Type: text/plain", true),
@@ -125,18 +125,18 @@ async fn an_answer_that_describes_a_body_it_cannot_have_is_the_last_of_its_conne
         ("DELETE", "204 No Content\r\nContent-Length: 0", false),
         ("GET", "304 Not Modified\r\nETag: \"a\"", false),
     ] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("{method} /x HTTP/1.1\r\nHost: localhost\r\n{alice}\r\n\r\n")).await;
-        let mut first = house.backend.accept().await;
+        let mut first = fixture.backend.accept().await;
         first.request().await;
         first.write(format!("HTTP/1.1 {answer}\r\n\r\n")).await;
         client.until("\r\n\r\n").await;
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("GET /y HTTP/1.1\r\nHost: localhost\r\n{bob}\r\n\r\n")).await;
         let mut second = if is_last {
             // What a server sends late is not read by anyone.
             assert!(first.is_closed().await);
-            house.backend.accept().await
+            fixture.backend.accept().await
         } else {
             first
         };

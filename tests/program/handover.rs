@@ -1,16 +1,8 @@
 //! Nothing behind the first message is lost, reordered or doubled, however it is cut.
 
-use crate::support::backend::Backend;
+use crate::fixture::{Fixture, fixture};
 use crate::support::client::Client;
-use crate::support::issuer::Issuer;
-use crate::support::proxy::Proxy;
 use crate::support::socket::{Side, Socket, frame, upgrade};
-
-async fn house() -> (Backend, Issuer, Proxy) {
-    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
-    (backend, issuer, proxy)
-}
 
 fn authenticate(token: &str) -> Vec<u8> {
     frame(Side::Client, 0x81, format!(r#"{{"type":"authenticate","token":"{token}"}}"#).as_bytes())
@@ -18,7 +10,7 @@ fn authenticate(token: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn upgrade_authenticate_and_two_messages_in_one_segment() {
-    let (backend, issuer, proxy) = house().await;
+    let Fixture { backend, issuer, proxy } = fixture("").await;
     let mut client = Client::connect(proxy.address).await;
     let bytes = [
         upgrade("/ws", &[]).into_bytes(),
@@ -46,7 +38,7 @@ async fn upgrade_authenticate_and_two_messages_in_one_segment() {
 
 #[tokio::test]
 async fn messages_while_the_upstream_is_being_dialled_arrive_complete_and_in_order() {
-    let (backend, issuer, proxy) = house().await;
+    let Fixture { backend, issuer, proxy } = fixture("").await;
     let mut client = Socket::open(proxy.address, "/ws", &[]).await;
     client.write(authenticate(&issuer.token("alice"))).await;
     let mut conn = backend.accept().await;
@@ -78,7 +70,7 @@ async fn messages_while_the_upstream_is_being_dialled_arrive_complete_and_in_ord
 
 #[tokio::test]
 async fn a_client_that_waits_for_authenticated_loses_nothing_either() {
-    let (backend, issuer, proxy) = house().await;
+    let Fixture { backend, issuer, proxy } = fixture("").await;
     let mut client = Socket::open(proxy.address, "/ws", &[]).await;
     let token = issuer.token("alice");
     let (said, (_, mut upstream)) = tokio::join!(client.authenticate(&token), backend.websocket());
@@ -93,7 +85,7 @@ async fn a_client_that_waits_for_authenticated_loses_nothing_either() {
 
 #[tokio::test]
 async fn a_long_queue_behind_the_first_message_waits_by_back_pressure() {
-    let (backend, issuer, proxy) = house().await;
+    let Fixture { backend, issuer, proxy } = fixture("").await;
     let mut client = Socket::open(proxy.address, "/ws", &[]).await;
     client.write(authenticate(&issuer.token("alice"))).await;
     let conn = backend.accept().await;

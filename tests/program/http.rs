@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::house;
+use crate::fixture::fixture;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get, request};
 use crate::support::issuer::{Issuer, Mood};
@@ -11,13 +11,13 @@ use crate::support::socket::Socket;
 
 #[tokio::test]
 async fn every_refusal_of_a_credential_is_its_row_of_the_table() {
-    let mut house = house("").await;
-    let good = house.issuer.token("alice");
-    let expired = house.issuer.expired("alice");
-    let nobody = house.issuer.token_with("x", json!({"sub": null}));
-    let empty = house.issuer.token_with("x", json!({"sub": ""}));
-    let foreign = house.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
-    let other_audience = house.issuer.token_with("alice", json!({"aud": "other"}));
+    let mut fixture = fixture("").await;
+    let good = fixture.issuer.token("alice");
+    let expired = fixture.issuer.expired("alice");
+    let nobody = fixture.issuer.token_with("x", json!({"sub": null}));
+    let empty = fixture.issuer.token_with("x", json!({"sub": ""}));
+    let foreign = fixture.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
+    let other_audience = fixture.issuer.token_with("alice", json!({"aud": "other"}));
     let mut flipped = good.clone().into_bytes();
     let last = flipped.len() - 10;
     flipped[last] = if flipped[last] == b'A' { b'B' } else { b'A' };
@@ -61,7 +61,7 @@ async fn every_refusal_of_a_credential_is_its_row_of_the_table() {
         ("empty user", vec![bearer(&empty)], no_user),
     ] {
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        let answer = get(house.proxy.address, "/x", &fields).await;
+        let answer = get(fixture.proxy.address, "/x", &fields).await;
         assert_eq!(answer.status, 401, "{name}");
         let body = answer.json();
         let members: Vec<&str> = body.as_object().expect("object").keys().map(String::as_str).collect();
@@ -72,17 +72,17 @@ async fn every_refusal_of_a_credential_is_its_row_of_the_table() {
         assert_eq!(answer.field("content-type"), Some("application/json"), "{name}");
         assert_eq!(answer.field("x-request-id"), body["request_id"].as_str(), "{name}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn a_good_token_reaches_the_upstream_as_a_user_and_not_as_a_token() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let credential = bearer(&token);
     let fields = [credential.as_str(), "Cookie: theirs=1", "Accept-Encoding: br"];
     let (answer, heard) =
-        tokio::join!(get(house.proxy.address, "/api/x?a=%7e&b", &fields), house.backend.answer("hello"));
+        tokio::join!(get(fixture.proxy.address, "/api/x?a=%7e&b", &fields), fixture.backend.answer("hello"));
     assert_eq!((answer.status, answer.body.as_str()), (200, "hello"));
     assert_eq!(heard.target(), "/api/x?a=%7e&b");
     assert_eq!(heard.all("x-user-id"), ["alice"]);
@@ -98,9 +98,9 @@ async fn a_good_token_reaches_the_upstream_as_a_user_and_not_as_a_token() {
 
 #[tokio::test]
 async fn no_spelling_of_the_identity_header_gets_through() {
-    let house = house("identity: { headers: { X-User-Id: sub, X-Team: team }, strip: [X-Internal-Role] }\n").await;
-    let with_team = house.issuer.token_with("alice", json!({"team": "red"}));
-    let without = house.issuer.token("alice");
+    let fixture = fixture("identity: { headers: { X-User-Id: sub, X-Team: team }, strip: [X-Internal-Role] }\n").await;
+    let with_team = fixture.issuer.token_with("alice", json!({"team": "red"}));
+    let without = fixture.issuer.token("alice");
     for field in [
         "X-User-Id: bob",
         "x-user-id: bob",
@@ -127,7 +127,7 @@ async fn no_spelling_of_the_identity_header_gets_through() {
         for (token, team) in [(&with_team, vec!["red"]), (&without, vec![])] {
             let credential = bearer(token);
             let fields = [field, credential.as_str()];
-            let (answer, heard) = tokio::join!(get(house.proxy.address, "/", &fields), house.backend.answer("ok"));
+            let (answer, heard) = tokio::join!(get(fixture.proxy.address, "/", &fields), fixture.backend.answer("ok"));
             assert_eq!(answer.status, 200, "{field}");
             assert_eq!(heard.all("x-user-id"), ["alice"], "{field}");
             assert_eq!(heard.all("x-team"), team, "{field}");
@@ -141,12 +141,13 @@ async fn no_spelling_of_the_identity_header_gets_through() {
 
 #[tokio::test]
 async fn public_routes_carry_no_identity_at_all() {
-    let house = house("routes: [{ path: /public, auth: none }]\n").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("routes: [{ path: /public, auth: none }]\n").await;
+    let token = fixture.issuer.token("alice");
     for field in ["X-User-Id: bob", "x_user_id: bob", "Connection: x-user-id"] {
         let credential = bearer(&token);
         let fields = [field, &credential];
-        let (answer, heard) = tokio::join!(get(house.proxy.address, "/public", &fields), house.backend.answer("ok"));
+        let (answer, heard) =
+            tokio::join!(get(fixture.proxy.address, "/public", &fields), fixture.backend.answer("ok"));
         assert_eq!(answer.status, 200);
         assert!(!heard.head.to_ascii_lowercase().contains("user"), "{}", heard.head);
         // Webhooks bring an Authorization of their own.
@@ -156,11 +157,11 @@ async fn public_routes_carry_no_identity_at_all() {
 
 #[tokio::test]
 async fn two_users_on_one_connection_never_mix() {
-    let house = house("").await;
-    let tokens = [house.issuer.token("alice"), house.issuer.token("bob")];
+    let fixture = fixture("").await;
+    let tokens = [fixture.issuer.token("alice"), fixture.issuer.token("bob")];
     let names = ["alice", "bob"];
     let upstream = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         for turn in 0..20 {
             let heard = conn.request().await;
             assert_eq!(heard.all("x-user-id"), [names[turn % 2]]);
@@ -169,7 +170,7 @@ async fn two_users_on_one_connection_never_mix() {
         }
     };
     let client = async {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         for turn in 0..20 {
             client
                 .send(format!("GET /{turn} HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&tokens[turn % 2])))
@@ -182,10 +183,10 @@ async fn two_users_on_one_connection_never_mix() {
 
 #[tokio::test]
 async fn anonymous_and_verified_callers_never_share_an_upstream_connection() {
-    let house = house("routes: [{ path: /public, auth: none }]\n").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("routes: [{ path: /public, auth: none }]\n").await;
+    let token = fixture.issuer.token("alice");
     let client = async {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("GET /private HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&token))).await;
         assert_eq!(client.answer().await.status, 200);
         client.send("GET /public HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
@@ -193,11 +194,11 @@ async fn anonymous_and_verified_callers_never_share_an_upstream_connection() {
     };
     let upstream = async {
         let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        let mut verified = house.backend.accept().await;
+        let mut verified = fixture.backend.accept().await;
         assert_eq!(verified.request().await.target(), "/private");
         verified.write(answer).await;
         // A new connection although the first one is idle.
-        let mut anonymous = house.backend.accept().await;
+        let mut anonymous = fixture.backend.accept().await;
         assert_eq!(anonymous.request().await.target(), "/public");
         anonymous.write(answer).await;
     };
@@ -214,9 +215,9 @@ async fn routes_open_and_close_as_written() {
   - path: /files/{user}/**
     require: { sub: \"{user}\" }
 ";
-    let house = house(rules).await;
-    let user = bearer(&house.issuer.token("alice"));
-    let admin = bearer(&house.issuer.token_with("root", json!({"role": "admin"})));
+    let fixture = fixture(rules).await;
+    let user = bearer(&fixture.issuer.token("alice"));
+    let admin = bearer(&fixture.issuer.token_with("root", json!({"role": "admin"})));
     for (target, field, status, code) in [
         ("/Health", "X: 1", 401, "missing_token"),
         ("/health/", "X: 1", 401, "missing_token"),
@@ -236,7 +237,7 @@ async fn routes_open_and_close_as_written() {
         ("/.VESTIBULE/healthz", &user, 404, "not_found"),
         ("/a/../.vestibule/healthz", &user, 404, "not_found"),
     ] {
-        let answer = get(house.proxy.address, target, &[field]).await;
+        let answer = get(fixture.proxy.address, target, &[field]).await;
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{target}");
     }
     for (target, field, user) in [
@@ -249,7 +250,7 @@ async fn routes_open_and_close_as_written() {
         ("/private%23/health", user.as_str(), vec!["alice"]),
     ] {
         let fields = [field];
-        let (answer, heard) = tokio::join!(get(house.proxy.address, target, &fields), house.backend.answer("ok"));
+        let (answer, heard) = tokio::join!(get(fixture.proxy.address, target, &fields), fixture.backend.answer("ok"));
         assert_eq!(answer.status, 200, "{target}");
         assert_eq!(heard.all("x-user-id"), user, "{target}");
     }
@@ -257,7 +258,7 @@ async fn routes_open_and_close_as_written() {
 
 #[tokio::test]
 async fn malformed_requests_end_at_the_door() {
-    let mut house = house("limits: { header_bytes: 4KiB, token_bytes: 1KiB }\n").await;
+    let mut fixture = fixture("limits: { header_bytes: 4KiB, token_bytes: 1KiB }\n").await;
     let long = "x".repeat(5_000);
     let many = format!("X-Long: {}\r\nX-Longer: {}", "y".repeat(2_500), "z".repeat(2_500));
     for (bytes, status, code) in [
@@ -276,22 +277,22 @@ async fn malformed_requests_end_at_the_door() {
         ("GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n\r\n".to_owned(), 426, "websocket_version"),
         ("POST / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".to_owned(), 400, "bad_request"),
     ] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(&bytes).await;
         let answer = client.answer().await;
         let shown: String = bytes.chars().take(80).collect();
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{shown}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn probes_are_answered_to_any_host_and_never_authenticated() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     for (path, method, status) in
         [("/.vestibule/healthz", "GET", 200), ("/.vestibule/readyz", "GET", 200), ("/.vestibule/healthz", "POST", 405)]
     {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("{method} {path} HTTP/1.1\r\nHost: 10.1.2.3\r\n\r\n")).await;
         let answer = client.answer().await;
         assert_eq!(answer.status, status, "{method} {path}");
@@ -356,19 +357,22 @@ async fn an_upstream_that_is_gone_or_broken_is_502_and_a_slow_one_504() {
 
 #[tokio::test]
 async fn the_upstreams_own_refusals_pass_unchanged() {
-    let mut house = house("").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let upstream = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Custom\r\nContent-Length: 4\r\n\r\nmine").await;
     };
     let credential = bearer(&token);
     let fields = [credential.as_str()];
-    let (answer, ()) = tokio::join!(get(house.proxy.address, "/", &fields), upstream);
+    let (answer, ()) = tokio::join!(get(fixture.proxy.address, "/", &fields), upstream);
     assert_eq!((answer.status, answer.body.as_str(), answer.field("www-authenticate")), (401, "mine", Some("Custom")));
-    house.proxy.logged("the warning about token_to", |line| line.contains("set upstream.token_to.http: header")).await;
-    house.proxy.logged("who answered", |line| line.contains("\"answered_by\":\"upstream\"")).await;
+    fixture
+        .proxy
+        .logged("the warning about token_to", |line| line.contains("set upstream.token_to.http: header"))
+        .await;
+    fixture.proxy.logged("who answered", |line| line.contains("\"answered_by\":\"upstream\"")).await;
 }
 
 #[tokio::test]
@@ -394,16 +398,16 @@ async fn the_token_goes_up_only_where_the_file_says_so_and_the_backends_secret_o
 
 #[tokio::test]
 async fn server_sent_events_reach_the_client_one_by_one() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
+    let mut client = Client::connect(fixture.proxy.address).await;
     client
         .send(format!(
             "GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{}\r\n\r\n",
             bearer(&token)
         ))
         .await;
-    let mut conn = house.backend.accept().await;
+    let mut conn = fixture.backend.accept().await;
     conn.request().await;
     conn.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     client.until("\r\n\r\n").await;
@@ -419,30 +423,30 @@ async fn server_sent_events_reach_the_client_one_by_one() {
 
 #[tokio::test]
 async fn bodies_stream_both_ways_and_early_answers_do_not_poison_a_connection() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let body = "x".repeat(300_000);
     let fields = [credential.as_str()];
     let upstream = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         let heard = conn.request().await;
         assert_eq!(heard.body.len(), 300_000);
         conn.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", heard.body.len())).await;
         conn.write(&heard.body).await;
     };
-    let (answer, ()) = tokio::join!(request(house.proxy.address, "POST", "/echo", &fields, &body), upstream);
+    let (answer, ()) = tokio::join!(request(fixture.proxy.address, "POST", "/echo", &fields, &body), upstream);
     assert_eq!(answer.body.len(), 300_000);
     // Chunked from the client is encoded anew; trailers could hold any name and are dropped.
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(format!("POST /chunked HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nTrailer: X-User-Id\r\n{credential}\r\n\r\n5\r\nhello\r\n0\r\nX-User-Id: bob\r\n\r\n")).await;
-    let mut conn = house.backend.accept().await;
+    let mut conn = fixture.backend.accept().await;
     let heard = conn.request().await;
     assert_eq!(heard.body, b"hello");
     assert!(!heard.has("trailer") && !heard.has("content-length"));
     conn.write("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 200);
     // An answer before the body has ended: its connection is not used again.
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client
         .send(format!("POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n{credential}\r\n\r\nhalf"))
         .await;
@@ -451,7 +455,7 @@ async fn bodies_stream_both_ways_and_early_answers_do_not_poison_a_connection() 
     assert!(head.contains("/early"));
     conn.write("HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 413);
-    let (answer, heard) = tokio::join!(get(house.proxy.address, "/next", &fields), house.backend.answer("fresh"));
+    let (answer, heard) = tokio::join!(get(fixture.proxy.address, "/next", &fields), fixture.backend.answer("fresh"));
     assert_eq!((answer.body.as_str(), heard.target()), ("fresh", "/next"));
 }
 
@@ -469,42 +473,42 @@ async fn within_head(conn: &mut crate::support::backend::Conn) -> String {
 
 #[tokio::test]
 async fn a_lost_pooled_connection_is_replaced_for_what_may_be_sent_twice_and_only_for_that() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str()];
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let upstream = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(answer).await;
         // The second request arrives and the connection ends: the keep-alive race.
         assert_eq!(conn.request().await.target(), "/again");
         drop(conn);
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         assert_eq!(conn.request().await.target(), "/again");
         conn.write(answer).await;
         assert!(conn.request().await.head.starts_with("POST /once"));
         drop(conn);
     };
     let client = async {
-        assert_eq!(get(house.proxy.address, "/first", &fields).await.status, 200);
-        assert_eq!(get(house.proxy.address, "/again", &fields).await.status, 200);
-        assert_eq!(request(house.proxy.address, "POST", "/once", &fields, "body").await.status, 502);
+        assert_eq!(get(fixture.proxy.address, "/first", &fields).await.status, 200);
+        assert_eq!(get(fixture.proxy.address, "/again", &fields).await.status, 200);
+        assert_eq!(request(fixture.proxy.address, "POST", "/once", &fields, "body").await.status, 502);
     };
     tokio::join!(upstream, client);
 }
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_never_completed() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let upstream = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
     };
     let client = async {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("GET / HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
         client.until("hello\r\n").await;
         assert!(client.is_closed().await, "no last chunk, only the end of the connection");
@@ -515,34 +519,34 @@ async fn a_body_that_breaks_off_is_never_completed() {
 #[tokio::test]
 async fn limits_of_time_and_size_give_the_answers_they_promise() {
     let yaml = "limits: { header_timeout: 1s, keep_alive_timeout: 2s, body_idle_timeout: 1s, body_bytes: 10 }\n";
-    let house = house(yaml).await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture(yaml).await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     // A head that never ends, and an idle connection: closed without a word.
-    let mut slow = Client::connect(house.proxy.address).await;
+    let mut slow = Client::connect(fixture.proxy.address).await;
     slow.send("GET / HTTP/1.1\r\nHo").await;
     assert!(slow.is_closed().await);
     // A body too large by its length, and one that grows too large.
-    let answer = request(house.proxy.address, "POST", "/", &[&credential], "12345678901").await;
+    let answer = request(fixture.proxy.address, "POST", "/", &[&credential], "12345678901").await;
     assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(format!("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n{credential}\r\n\r\nb\r\n12345678901\r\n0\r\n\r\n")).await;
-    let conn = house.backend.accept().await;
+    let conn = fixture.backend.accept().await;
     assert_eq!(client.answer().await.code(), "body_too_large");
     drop((client, conn));
     // A body that stalls.
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n{credential}\r\n\r\nhalf")).await;
-    let conn = house.backend.accept().await;
+    let conn = fixture.backend.accept().await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.code().as_str()), (408, "request_timeout"));
     drop((client, conn));
     // The connection limit, where nobody is on the way out.
-    let house = crate::fixture::house("limits: { connections: 2 }\n").await;
-    let first = Client::connect(house.proxy.address).await;
-    let mut second = Client::connect(house.proxy.address).await;
+    let fixture = crate::fixture::fixture("limits: { connections: 2 }\n").await;
+    let first = Client::connect(fixture.proxy.address).await;
+    let mut second = Client::connect(fixture.proxy.address).await;
     second.send("GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert_eq!(second.answer().await.status, 200);
-    let mut third = Client::connect(house.proxy.address).await;
+    let mut third = Client::connect(fixture.proxy.address).await;
     let answer = third.answer().await;
     assert_eq!((answer.status, answer.code().as_str(), answer.field("retry-after")), (503, "busy", Some("5")));
     drop(first);
@@ -550,9 +554,9 @@ async fn limits_of_time_and_size_give_the_answers_they_promise() {
 
 #[tokio::test]
 async fn verbose_errors_say_why_and_generic_ones_do_not() {
-    let house = house("errors: verbose\n").await;
-    let token = house.issuer.token_with("alice", json!({"aud": "other"}));
-    let answer = get(house.proxy.address, "/", &[&bearer(&token)]).await;
+    let fixture = fixture("errors: verbose\n").await;
+    let token = fixture.issuer.token_with("alice", json!({"aud": "other"}));
+    let answer = get(fixture.proxy.address, "/", &[&bearer(&token)]).await;
     assert_eq!(answer.json()["detail"], Value::from("Invalid token: made for audience \"other\""));
 }
 
@@ -561,8 +565,8 @@ async fn forwarding_fields_are_believed_from_trusted_proxies_only() {
     for (trusted, expected_for, expected_proto) in
         [("[]", "127.0.0.1", "http"), ("[private_ranges]", "203.0.113.7, 10.0.0.1, 127.0.0.1", "https")]
     {
-        let house = house(&format!("trusted_proxies: {trusted}\n")).await;
-        let credential = bearer(&house.issuer.token("alice"));
+        let fixture = fixture(&format!("trusted_proxies: {trusted}\n")).await;
+        let credential = bearer(&fixture.issuer.token("alice"));
         let fields = [
             credential.as_str(),
             "X-Forwarded-For: 6.6.6.6, 203.0.113.7, 10.0.0.1",
@@ -574,7 +578,7 @@ async fn forwarding_fields_are_believed_from_trusted_proxies_only() {
             "X-Original-URL: /spoof",
             "Proxy: spoof",
         ];
-        let (_, heard) = tokio::join!(get(house.proxy.address, "/", &fields), house.backend.answer(""));
+        let (_, heard) = tokio::join!(get(fixture.proxy.address, "/", &fields), fixture.backend.answer(""));
         assert_eq!(heard.all("x-forwarded-for"), [expected_for]);
         assert_eq!(heard.all("x-forwarded-proto"), [expected_proto]);
         assert!(!heard.head.contains("spoof") && !heard.head.contains("6.6.6.6"), "{}", heard.head);
@@ -583,17 +587,17 @@ async fn forwarding_fields_are_believed_from_trusted_proxies_only() {
 
 #[tokio::test]
 async fn a_client_that_leaves_before_its_answer_has_an_access_line_too() {
-    let mut house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let mut client = Client::connect(fixture.proxy.address).await;
     client
         .send(format!("POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n{credential}\r\n\r\nhello"))
         .await;
-    let mut conn = house.backend.accept().await;
+    let mut conn = fixture.backend.accept().await;
     conn.request().await;
     drop(client);
     assert!(conn.is_closed().await, "its request is cancelled");
-    let line = house.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
+    let line = fixture.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
     let line: Value = serde_json::from_str(&line).expect("json");
     assert_eq!(
         (line["user"].as_str(), line["status"].as_u64(), line["bytes_in"].as_u64()),
@@ -603,16 +607,16 @@ async fn a_client_that_leaves_before_its_answer_has_an_access_line_too() {
 
 #[tokio::test]
 async fn head_and_empty_answers_keep_their_heads() {
-    let house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     for (method, head, status) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n", 200),
         ("GET", "HTTP/1.1 204 No Content\r\nX-Custom: 1\r\n\r\n", 204),
         ("GET", "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n", 304),
     ] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("{method} / HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(head).await;
         let answer = client.until("\r\n\r\n").await;
@@ -630,7 +634,7 @@ async fn head_and_empty_answers_keep_their_heads() {
 async fn an_idle_connection_may_wait_longer_than_a_head_that_has_begun() {
     let probe = "GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     // Each limit that must not be the one at work is longer than the safety net.
-    let patient = house("limits: { header_timeout: 1s, keep_alive_timeout: 10m }\n").await;
+    let patient = fixture("limits: { header_timeout: 1s, keep_alive_timeout: 10m }\n").await;
     let mut client = Client::connect(patient.proxy.address).await;
     client.send(probe).await;
     assert_eq!(client.answer().await.status, 200);
@@ -641,7 +645,7 @@ async fn an_idle_connection_may_wait_longer_than_a_head_that_has_begun() {
     assert_eq!(client.answer().await.status, 200);
     client.send("GET / HTTP/1.1\r\nHo").await;
     assert!(client.is_closed().await, "a head that has begun must end");
-    let hasty = house("limits: { header_timeout: 10m, keep_alive_timeout: 1s }\n").await;
+    let hasty = fixture("limits: { header_timeout: 10m, keep_alive_timeout: 1s }\n").await;
     let mut client = Client::connect(hasty.proxy.address).await;
     client.send(probe).await;
     assert_eq!(client.answer().await.status, 200);
@@ -650,7 +654,7 @@ async fn an_idle_connection_may_wait_longer_than_a_head_that_has_begun() {
 
 #[tokio::test]
 async fn refusals_can_be_read_by_the_pages_of_our_front_ends_and_by_no_other() {
-    let house = house("origins: [\"https://app.example.com\", \"https://*.preview.example.com\"]\n").await;
+    let fixture = fixture("origins: [\"https://app.example.com\", \"https://*.preview.example.com\"]\n").await;
     for (origin, listed) in [
         ("https://app.example.com", true),
         ("https://x.preview.example.com", true),
@@ -659,7 +663,7 @@ async fn refusals_can_be_read_by_the_pages_of_our_front_ends_and_by_no_other() {
     ] {
         let field = format!("Origin: {origin}");
         for target in ["/private", "/.vestibule/healthz"] {
-            let answer = get(house.proxy.address, target, &[&field]).await;
+            let answer = get(fixture.proxy.address, target, &[&field]).await;
             assert_eq!(answer.field("access-control-allow-origin"), listed.then_some(origin), "{origin} {target}");
             assert_eq!(answer.field("access-control-allow-credentials"), listed.then_some("true"));
             assert_eq!(answer.field("vary"), listed.then_some("Origin"));
@@ -668,40 +672,40 @@ async fn refusals_can_be_read_by_the_pages_of_our_front_ends_and_by_no_other() {
         }
     }
     // The upstream's own answer stays its own.
-    let credential = bearer(&house.issuer.token("alice"));
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str(), "Origin: https://app.example.com"];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/", &fields), house.backend.answer("ok"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/", &fields), fixture.backend.answer("ok"));
     assert_eq!(answer.field("access-control-allow-origin"), None);
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_during_its_upgrade_has_a_whole_access_line() {
-    let mut house = house("").await;
-    let credential = bearer(&house.issuer.token("alice"));
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut fixture = fixture("").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(crate::support::socket::upgrade("/ws/left", &[&credential])).await;
-    let mut conn = house.backend.accept().await;
+    let mut conn = fixture.backend.accept().await;
     conn.request().await;
     drop(client);
     assert!(conn.is_closed().await, "the dial is cancelled");
-    let line = house.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
+    let line = fixture.proxy.logged("the line", |line| line.contains("\"outcome\":\"client_left\"")).await;
     assert!(line.contains("\"path\":\"/ws/left\"") && line.contains("\"carrier\":\"header\""), "{line}");
 }
 
 #[tokio::test]
 async fn the_trace_of_a_request_goes_on_unchanged() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let credential = bearer(&token);
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let (parent_field, state) = (format!("traceparent: {parent}"), "tracestate: vendor=1,other=a;b");
     let fields = [credential.as_str(), &parent_field, state, "baggage: k=v"];
-    let (_, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let (_, heard) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
     assert_eq!(heard.all("traceparent"), [parent]);
     assert_eq!(heard.all("tracestate"), ["vendor=1,other=a;b"]);
     assert_eq!(heard.all("baggage"), ["k=v"]);
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[&parent_field, state]).await;
-    let (_, (heard, _upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[&parent_field, state]).await;
+    let (_, (heard, _upstream)) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
     assert_eq!(heard.all("traceparent"), [parent]);
     assert_eq!(heard.all("tracestate"), ["vendor=1,other=a;b"]);
 }

@@ -4,7 +4,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::json;
 
 use crate::support::backend::Backend;
-use crate::support::client::{bearer, get};
+use crate::support::client::{bearer, get, get_served};
 use crate::support::issuer::{AUDIENCE, Issuer, Key, Mood, RSA};
 use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile};
@@ -12,16 +12,9 @@ use crate::support::proxy::{Proxy, TempFile};
 async fn status(proxy: &Proxy, backend: &Backend, token: &str) -> (u16, String) {
     let credential = bearer(token);
     let fields = [credential.as_str()];
-    let asked = get(proxy.address, "/", &fields);
-    tokio::pin!(asked);
-    tokio::select! {
-        biased;
-        answer = &mut asked => (answer.status, answer.code()),
-        heard = backend.answer("ok") => {
-            let answer = asked.await;
-            (answer.status, heard.all("x-user-id").join(","))
-        }
-    }
+    let (answer, heard) = get_served(proxy.address, backend, "/", &fields).await;
+    let outcome = heard.map_or_else(|| answer.code(), |heard| heard.all("x-user-id").join(","));
+    (answer.status, outcome)
 }
 
 fn claims(issuer: &str, user: &str) -> serde_json::Value {

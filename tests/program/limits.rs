@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use socket2::{Domain, Socket as RawSocket, Type};
 
-use crate::fixture::House;
+use crate::fixture::Fixture;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
@@ -128,10 +128,10 @@ fn every_key_that_bounds_something_has_a_test_that_reaches_it() {
     }
 }
 
-async fn house(upstream: &str, more: &str) -> House {
+async fn fixture(upstream: &str, more: &str) -> Fixture {
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let yaml = format!("upstream: {{ url: {}{upstream} }}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-    House { proxy: Proxy::start(&yaml).await, issuer, backend }
+    Fixture { proxy: Proxy::start(&yaml).await, issuer, backend }
 }
 
 #[tokio::test]
@@ -165,20 +165,20 @@ async fn an_upstream_that_cannot_be_connected_to_in_time_is_504() {
 
 #[tokio::test]
 async fn an_upgrade_that_is_not_answered_in_time() {
-    let house = house(", handshake_timeout: 300ms", "").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture(", handshake_timeout: 300ms", "").await;
+    let token = fixture.issuer.token("alice");
     let credential = bearer(&token);
     let fields = [credential.as_str()];
     let silent = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         assert!(conn.is_closed().await);
     };
-    let ((answer, _), ()) = tokio::join!(Socket::try_open(house.proxy.address, "/ws", &fields), silent);
+    let ((answer, _), ()) = tokio::join!(Socket::try_open(fixture.proxy.address, "/ws", &fields), silent);
     assert_eq!((answer.status, answer.code()), (504, "upstream_timeout".into()));
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     let silent = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         assert!(conn.is_closed().await);
     };
@@ -191,29 +191,29 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn an_unused_connection_is_given_up_after_pool_idle_timeout() {
-    let house = house(", pool_idle_timeout: 200ms", "").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture(", pool_idle_timeout: 200ms", "").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str()];
-    let (answer, mut conn) = tokio::join!(get(house.proxy.address, "/x", &fields), async {
-        let mut conn = house.backend.accept().await;
+    let (answer, mut conn) = tokio::join!(get(fixture.proxy.address, "/x", &fields), async {
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(OK).await;
         conn
     });
     assert_eq!(answer.status, 200);
     assert!(conn.is_closed().await);
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("again"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("again"));
     assert_eq!(answer.body, "again");
 }
 
 #[tokio::test]
 async fn an_upstream_sees_the_host_that_is_written() {
     for (host, ours) in [("client", false), ("upstream", true)] {
-        let house = house(&format!(", host: {host}"), "").await;
-        let credential = bearer(&house.issuer.token("alice"));
+        let fixture = fixture(&format!(", host: {host}"), "").await;
+        let credential = bearer(&fixture.issuer.token("alice"));
         let fields = [credential.as_str()];
-        let (_, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
-        let expected = if ours { house.backend.address().to_string() } else { "localhost".to_owned() };
+        let (_, heard) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
+        let expected = if ours { fixture.backend.address().to_string() } else { "localhost".to_owned() };
         assert_eq!(heard.all("host"), [expected.as_str()], "{host}");
         assert_eq!(heard.all("x-forwarded-host"), ["localhost"]);
     }
@@ -221,15 +221,15 @@ async fn an_upstream_sees_the_host_that_is_written() {
 
 #[tokio::test]
 async fn without_reuse_every_request_has_a_connection_of_its_own() {
-    let house = house(", reuse: false", "").await;
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture(", reuse: false", "").await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     let head = format!(
         "GET /x HTTP/1.1\r\nHost: localhost\r\nTE: trailers\r\n{}\r\n\r\n",
-        bearer(&house.issuer.token("alice"))
+        bearer(&fixture.issuer.token("alice"))
     );
     for _ in 0..3 {
         client.send(&head).await;
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         // A server that leaves a body unread must not take it for a second request.
         assert_eq!(conn.request().await.all("connection"), ["close"]);
         conn.write(OK).await;
@@ -240,17 +240,18 @@ async fn without_reuse_every_request_has_a_connection_of_its_own() {
 
 #[tokio::test]
 async fn sockets_hear_the_drain_code_that_is_written() {
-    let house =
-        house("", "websocket: { drain_code: 4000 }\nroutes: [{ path: /own, websocket: { drain_code: 1001 } }]\n").await;
-    let token = house.issuer.token("alice");
+    let fixture =
+        fixture("", "websocket: { drain_code: 4000 }\nroutes: [{ path: /own, websocket: { drain_code: 1001 } }]\n")
+            .await;
+    let token = fixture.issuer.token("alice");
     let mut sockets = Vec::new();
     for (path, code) in [("/ws", 4000), ("/own", 1001)] {
-        let mut socket = Socket::open(house.proxy.address, path, &[]).await;
-        let (said, (_, upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+        let mut socket = Socket::open(fixture.proxy.address, path, &[]).await;
+        let (said, (_, upstream)) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
         assert_eq!(said["type"], "authenticated");
         sockets.push((socket, upstream, code));
     }
-    house.proxy.signal("TERM");
+    fixture.proxy.signal("TERM");
     for (mut socket, _upstream, code) in sockets {
         assert_eq!(socket.next_close().await, (code, "Service restart".into()));
     }
@@ -258,12 +259,12 @@ async fn sockets_hear_the_drain_code_that_is_written() {
 
 #[tokio::test]
 async fn whoever_takes_no_byte_for_send_timeout_is_left() {
-    let house = house("", "limits: { send_timeout: 500ms }\n").await;
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture("", "limits: { send_timeout: 500ms }\n").await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client
-        .send(format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&house.issuer.token("alice"))))
+        .send(format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&fixture.issuer.token("alice"))))
         .await;
-    let mut conn = house.backend.accept().await;
+    let mut conn = fixture.backend.accept().await;
     conn.request().await;
     conn.write("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").await;
     // More than all buffers on the way; the client reads nothing of it.
@@ -281,28 +282,29 @@ async fn whoever_takes_no_byte_for_send_timeout_is_left() {
 
 #[tokio::test]
 async fn a_token_over_token_bytes_is_none() {
-    let house = house("", "limits: { token_bytes: 1KiB }\n").await;
-    let long = house.issuer.token_with("alice", json!({"pad": "x".repeat(1_000)}));
-    assert_eq!(get(house.proxy.address, "/x", &[&bearer(&long)]).await.code(), "invalid_token");
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let fixture = fixture("", "limits: { token_bytes: 1KiB }\n").await;
+    let long = fixture.issuer.token_with("alice", json!({"pad": "x".repeat(1_000)}));
+    assert_eq!(get(fixture.proxy.address, "/x", &[&bearer(&long)]).await.code(), "invalid_token");
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(socket.authenticate(&long).await["message"], "Invalid authentication token");
-    let good = house.issuer.token("alice");
+    let good = fixture.issuer.token("alice");
     assert!(good.len() < 1_024, "{}", good.len());
     let fields = [bearer(&good)];
     let fields = [fields[0].as_str()];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
     assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]
 async fn who_found_no_place_in_a_full_table_of_presence_is_not_seen() {
-    let house = house("", "limits: { presence: 1 }\nwebsocket: { on_expiry: auto, grace: 0s, presence: 1h }\n").await;
-    let dying = |user: &str| house.issuer.token_with(user, json!({"exp": now() - 2}));
+    let fixture =
+        fixture("", "limits: { presence: 1 }\nwebsocket: { on_expiry: auto, grace: 0s, presence: 1h }\n").await;
+    let dying = |user: &str| fixture.issuer.token_with(user, json!({"exp": now() - 2}));
     let mut ends = Vec::new();
     for user in ["alice", "bob"] {
         let token = dying(user);
-        let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
-        let (said, (_, upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+        let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+        let (said, (_, upstream)) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
         assert_eq!(said["user_id"], user);
         ends.push((socket, upstream));
     }

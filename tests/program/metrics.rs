@@ -11,14 +11,14 @@ use crate::support::now;
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
 
-struct House {
+struct Fixture {
     issuer: Issuer,
     backend: Backend,
     proxy: Proxy,
     admin: SocketAddr,
 }
 
-async fn house(more: &str) -> House {
+async fn fixture(more: &str) -> Fixture {
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let yaml = format!(
         "admin: {{ listen: \"127.0.0.1:0\", hosts: [ops.internal] }}\nupstream: {}\nproviders: [{}]\n{more}",
@@ -27,10 +27,10 @@ async fn house(more: &str) -> House {
     );
     let proxy = Proxy::start(&yaml).await;
     let admin = proxy.admin();
-    House { issuer, backend, proxy, admin }
+    Fixture { issuer, backend, proxy, admin }
 }
 
-impl House {
+impl Fixture {
     async fn refused(&self, token: &str) -> Answer {
         get(self.proxy.address, "/x", &[&bearer(token)]).await
     }
@@ -50,8 +50,8 @@ impl House {
 
 #[tokio::test]
 async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
-    let mut house = house("limits: { token_bytes: 4KiB }\n").await;
-    let issuer = &house.issuer;
+    let mut fixture = fixture("limits: { token_bytes: 4KiB }\n").await;
+    let issuer = &fixture.issuer;
     let stranger = Key::ec("stranger", jsonwebtoken::Algorithm::ES256);
     let with = |claims: serde_json::Value| issuer.token_with("alice", claims);
     let hs = jsonwebtoken::encode(
@@ -79,12 +79,12 @@ async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
         ("oidc", "unusable_user", with(json!({"sub": 7.5})), "the user id is neither a string"),
     ];
     for (provider, outcome, token, reason) in rows {
-        let before = house.verdicts(provider, "header", outcome).await;
-        let answer = house.refused(&token).await;
+        let before = fixture.verdicts(provider, "header", outcome).await;
+        let answer = fixture.refused(&token).await;
         assert_eq!(answer.status, 401, "{outcome}");
-        assert_eq!(house.verdicts(provider, "header", outcome).await, before + 1, "{outcome}");
+        assert_eq!(fixture.verdicts(provider, "header", outcome).await, before + 1, "{outcome}");
         let id = answer.field("x-request-id").expect("an id").to_owned();
-        let line = house.proxy.logged("its line", |line| line.contains(&id) && line.contains("reason")).await;
+        let line = fixture.proxy.logged("its line", |line| line.contains(&id) && line.contains("reason")).await;
         assert!(line.contains(reason) && line.contains(&format!(r#""outcome":"{outcome}""#)), "{line}");
         // No answer tells more than the table of section 3.
         let mut body = answer.json();
@@ -102,40 +102,40 @@ async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
 
 #[tokio::test]
 async fn good_tokens_are_counted_by_carrier_and_by_where_they_were_found() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let lookups = |result: &str| format!("vestibule_token_cache_lookups_total{{result=\"{result}\"}}");
     // Twice on one connection, once on another.
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     for _ in 0..2 {
         client.send(format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&token))).await;
-        house.backend.answer("ok").await;
+        fixture.backend.answer("ok").await;
         assert_eq!(client.answer().await.status, 200);
     }
     let fields = [bearer(&token)];
     let fields = [fields[0].as_str()];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
     assert_eq!(answer.status, 200);
-    assert_eq!(house.verdicts("oidc", "header", "accepted").await, 3);
+    assert_eq!(fixture.verdicts("oidc", "header", "accepted").await, 3);
     for (result, count) in [("miss", 1), ("connection", 1), ("hit", 1)] {
-        assert_eq!(house.metric(&lookups(result)).await, count, "{result}");
+        assert_eq!(fixture.metric(&lookups(result)).await, count, "{result}");
     }
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
-    let (said, _upstream) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    let (said, _upstream) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
     assert_eq!(said["type"], "authenticated");
-    assert_eq!(house.verdicts("oidc", "message", "accepted").await, 1);
-    assert_eq!(house.verdicts("oidc", "message", "expired").await, 0);
-    assert_eq!(house.metric("vestibule_jwks_keys{provider=\"oidc\"}").await, 1);
-    let fetched = house.metric("vestibule_jwks_last_success_timestamp_seconds{provider=\"oidc\"}").await;
+    assert_eq!(fixture.verdicts("oidc", "message", "accepted").await, 1);
+    assert_eq!(fixture.verdicts("oidc", "message", "expired").await, 0);
+    assert_eq!(fixture.metric("vestibule_jwks_keys{provider=\"oidc\"}").await, 1);
+    let fetched = fixture.metric("vestibule_jwks_last_success_timestamp_seconds{provider=\"oidc\"}").await;
     assert!(now() - fetched < 60);
-    assert_eq!(house.metric("vestibule_jwks_fetches_total{provider=\"oidc\",outcome=\"ok\"}").await, 1);
-    house.issuer.set_mood(Mood::Status(500));
+    assert_eq!(fixture.metric("vestibule_jwks_fetches_total{provider=\"oidc\",outcome=\"ok\"}").await, 1);
+    fixture.issuer.set_mood(Mood::Status(500));
     let stranger = Key::ec("stranger", jsonwebtoken::Algorithm::ES256);
-    assert_eq!(house.refused(&stranger.sign(&house.issuer.claims("alice"))).await.status, 503);
-    assert_eq!(house.verdicts("oidc", "header", "keys_unavailable").await, 1);
-    assert!(house.metric("vestibule_jwks_fetches_total{provider=\"oidc\",outcome=\"failed\"}").await >= 1);
+    assert_eq!(fixture.refused(&stranger.sign(&fixture.issuer.claims("alice"))).await.status, 503);
+    assert_eq!(fixture.verdicts("oidc", "header", "keys_unavailable").await, 1);
+    assert!(fixture.metric("vestibule_jwks_fetches_total{provider=\"oidc\",outcome=\"failed\"}").await >= 1);
     // No user, no token, no path.
-    let text = get(house.admin, "/metrics", &[]).await.body;
+    let text = get(fixture.admin, "/metrics", &[]).await.body;
     for secret in ["alice", "/x", token.rsplit('.').next().expect("a signature")] {
         assert!(!text.contains(secret), "{secret}");
     }
@@ -143,7 +143,7 @@ async fn good_tokens_are_counted_by_carrier_and_by_where_they_were_found() {
 
 #[tokio::test]
 async fn the_admin_listener_answers_get_only_to_known_hosts_and_serves_nothing_else() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     for (method, target, host, expected) in [
         ("GET", "/healthz", "127.0.0.1", 200),
         ("GET", "/readyz", "localhost:9180", 200),
@@ -154,23 +154,23 @@ async fn the_admin_listener_answers_get_only_to_known_hosts_and_serves_nothing_e
         ("GET", "/x", "localhost", 404),
         ("GET", "/.vestibule/healthz", "localhost", 404),
     ] {
-        let mut client = Client::connect(house.admin).await;
+        let mut client = Client::connect(fixture.admin).await;
         client.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(client.answer().await.status, expected, "{method} {target} {host}");
     }
     // And the main one shows none of it.
-    assert_eq!(get(house.proxy.address, "/metrics", &[]).await.status, 401);
+    assert_eq!(get(fixture.proxy.address, "/metrics", &[]).await.status, 401);
 }
 
 /// Code that shares this machine must not keep an operator, or a probe, out.
 #[tokio::test]
 async fn connections_that_ask_nothing_keep_nobody_out() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     let mut silent = Vec::new();
     for _ in 0..200 {
-        silent.push(Client::connect(house.admin).await);
+        silent.push(Client::connect(fixture.admin).await);
     }
-    assert_eq!(get(house.admin, "/healthz", &[]).await.status, 200);
+    assert_eq!(get(fixture.admin, "/healthz", &[]).await.status, 200);
     assert!(silent[0].is_closed().await, "the one that was silent longest gave way");
 }
 
@@ -205,20 +205,20 @@ fn names(text: &str) -> std::collections::BTreeSet<String> {
 
 #[tokio::test]
 async fn the_documents_name_every_metric_and_no_other() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let field = bearer(&token);
     let fields = [field.as_str()];
-    tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
-    let mut socket = Socket::open(house.proxy.address, "/ws", &[]).await;
-    let (_, (_, upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+    tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
+    let mut socket = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    let (_, (_, upstream)) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
     drop((socket, upstream));
-    let mut refused = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut refused = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     refused.say("hello").await;
     drop(refused);
     let closed = async {
         loop {
-            let text = get(house.admin, "/metrics", &[]).await.body;
+            let text = get(fixture.admin, "/metrics", &[]).await.body;
             if text.contains("websockets_closed_total{") && text.contains("websockets_refused_total{") {
                 return text;
             }
@@ -252,16 +252,17 @@ async fn the_documents_name_every_metric_and_no_other() {
 
 #[tokio::test]
 async fn requests_are_counted_by_route_status_and_who_answered() {
-    let mut house = house("routes: [{ path: /admin/**, require: { role: admin } }, { path: /no, auth: deny }]\n").await;
-    let token = house.issuer.token("alice");
+    let mut fixture =
+        fixture("routes: [{ path: /admin/**, require: { role: admin } }, { path: /no, auth: deny }]\n").await;
+    let token = fixture.issuer.token("alice");
     let (field, spoof) = (bearer(&token), "X-User-Id: root".to_owned());
     let fields = [field.as_str(), spoof.as_str(), "Remote-User: root"];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
     assert_eq!(answer.status, 200);
-    assert_eq!(get(house.proxy.address, "/admin/x", &[&field]).await.status, 403);
-    assert_eq!(get(house.proxy.address, "/no", &[&field]).await.status, 403);
-    assert_eq!(get(house.proxy.address, "/x", &[]).await.status, 401);
-    assert_eq!(get(house.proxy.address, "/.vestibule/healthz", &[]).await.status, 200);
+    assert_eq!(get(fixture.proxy.address, "/admin/x", &[&field]).await.status, 403);
+    assert_eq!(get(fixture.proxy.address, "/no", &[&field]).await.status, 403);
+    assert_eq!(get(fixture.proxy.address, "/x", &[]).await.status, 401);
+    assert_eq!(get(fixture.proxy.address, "/.vestibule/healthz", &[]).await.status, 200);
     let count = |route: &str, code: u16, by: &str| {
         format!(
             "vestibule_http_requests_total{{route=\"{route}\",method=\"GET\",code=\"{code}\",answered_by=\"{by}\"}}"
@@ -274,8 +275,8 @@ async fn requests_are_counted_by_route_status_and_who_answered() {
         ("/.vestibule", 200, "vestibule"),
     ] {
         // Counted when the whole answer has gone, which may be after its reader has it.
-        house.proxy.logged("its line", |line| line.contains(&format!("\"status\":{code}"))).await;
-        assert_eq!(house.metric(&count(route, code, by)).await, 1, "{route} {code}");
+        fixture.proxy.logged("its line", |line| line.contains(&format!("\"status\":{code}"))).await;
+        assert_eq!(fixture.metric(&count(route, code, by)).await, 1, "{route} {code}");
     }
     for (name, value) in [
         ("vestibule_access_denied_total{route=\"/admin/**\",rule=\"require\"}", 1),
@@ -286,34 +287,34 @@ async fn requests_are_counted_by_route_status_and_who_answered() {
         ("vestibule_upstream_response_head_seconds_count{route=\"default\"}", 1),
         ("vestibule_http_request_duration_seconds_count{route=\"default\",answered_by=\"upstream\"}", 1),
     ] {
-        assert_eq!(house.metric(name).await, value, "{name}");
+        assert_eq!(fixture.metric(name).await, value, "{name}");
     }
 }
 
 #[tokio::test]
 async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
-    let mut house = house("").await;
-    let token = house.issuer.token("alice");
-    let mut waiting = Socket::open(house.proxy.address, "/ws", &[]).await;
-    assert_eq!(house.metric("vestibule_websockets_waiting").await, 1);
-    let (_, (_, mut upstream)) = tokio::join!(waiting.authenticate(&token), house.backend.websocket());
+    let mut fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
+    let mut waiting = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    assert_eq!(fixture.metric("vestibule_websockets_waiting").await, 1);
+    let (_, (_, mut upstream)) = tokio::join!(waiting.authenticate(&token), fixture.backend.websocket());
     let mut open = waiting;
-    assert_eq!(house.metric("vestibule_websockets_waiting").await, 0);
-    assert_eq!(house.metric("vestibule_websockets_open{route=\"default\"}").await, 1);
-    assert_eq!(house.metric("vestibule_websockets_opened_total{route=\"default\",carrier=\"message\"}").await, 1);
+    assert_eq!(fixture.metric("vestibule_websockets_waiting").await, 0);
+    assert_eq!(fixture.metric("vestibule_websockets_open{route=\"default\"}").await, 1);
+    assert_eq!(fixture.metric("vestibule_websockets_opened_total{route=\"default\",carrier=\"message\"}").await, 1);
     open.say("hello").await;
     assert_eq!(upstream.next_text().await, "hello");
     // While it is open: five bytes and a masked frame's head.
-    assert_eq!(house.metric("vestibule_websocket_bytes_total{route=\"default\",direction=\"in\"}").await, 11);
+    assert_eq!(fixture.metric("vestibule_websocket_bytes_total{route=\"default\",direction=\"in\"}").await, 11);
     for (presented, outcome) in [
-        (house.issuer.token("alice"), "accepted"),
-        (house.issuer.token("bob"), "another_user"),
-        (house.issuer.expired("alice"), "refused"),
+        (fixture.issuer.token("alice"), "accepted"),
+        (fixture.issuer.token("bob"), "another_user"),
+        (fixture.issuer.expired("alice"), "refused"),
     ] {
         open.say(&json!({"type": "refresh_auth", "token": presented}).to_string()).await;
         open.next_text().await;
         let name = format!("vestibule_websocket_refreshes_total{{route=\"default\",outcome=\"{outcome}\"}}");
-        assert_eq!(house.metric(&name).await, 1);
+        assert_eq!(fixture.metric(&name).await, 1);
     }
     open.send(0x88, 4000_u16.to_be_bytes()).await;
     upstream.next_close().await;
@@ -321,43 +322,43 @@ async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
     drop(upstream);
     open.next_close().await;
     drop(open);
-    house.proxy.logged("its line", |line| line.contains("\"msg\":\"socket\"")).await;
+    fixture.proxy.logged("its line", |line| line.contains("\"msg\":\"socket\"")).await;
     for (name, value) in [
         ("vestibule_websockets_open{route=\"default\"}", 0),
         ("vestibule_websockets_closed_total{code=\"4999\",closed_by=\"client\"}", 1),
         ("vestibule_websocket_duration_seconds_count{route=\"default\"}", 1),
         ("vestibule_http_requests_total{route=\"default\",method=\"GET\",code=\"101\",answered_by=\"vestibule\"}", 1),
     ] {
-        assert_eq!(house.metric(name).await, value, "{name}");
+        assert_eq!(fixture.metric(name).await, value, "{name}");
     }
-    let mut refused = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut refused = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     refused.say("hello").await;
     assert_eq!(refused.next_text().await, r#"{"type":"error","message":"Invalid message format"}"#);
     refused.next_close().await;
     drop(refused);
-    house.proxy.logged("its line", |line| line.contains("\"outcome\":\"invalid_message\"")).await;
-    assert_eq!(house.metric("vestibule_websockets_refused_total{reason=\"invalid_message\"}").await, 1);
+    fixture.proxy.logged("its line", |line| line.contains("\"outcome\":\"invalid_message\"")).await;
+    assert_eq!(fixture.metric("vestibule_websockets_refused_total{reason=\"invalid_message\"}").await, 1);
     let listener = "vestibule_connections_open{listener=\"127.0.0.1:0\"}";
-    assert_eq!(house.metric(listener).await, 0);
+    assert_eq!(fixture.metric(listener).await, 0);
 }
 
 #[tokio::test]
 async fn the_status_page_tells_what_happens_without_a_user_a_token_or_a_query() {
-    let mut house = house("token_from: { query: { mode: deny } }\n").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = fixture("token_from: { query: { mode: deny } }\n").await;
+    let token = fixture.issuer.token("alice");
     let field = bearer(&token);
     let fields = [field.as_str()];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
     assert_eq!(answer.status, 200);
-    let refused = get(house.proxy.address, "/private/%3Cscript%3E?page=secret-query", &[]).await;
+    let refused = get(fixture.proxy.address, "/private/%3Cscript%3E?page=secret-query", &[]).await;
     let id = refused.field("x-request-id").expect("an id").to_owned();
     let target = format!("/ws?token={token}");
-    let mut in_url = Socket::open(house.proxy.address, &target, &["Origin: https://old.example.com"]).await;
+    let mut in_url = Socket::open(fixture.proxy.address, &target, &["Origin: https://old.example.com"]).await;
     in_url.next_text().await;
     drop(in_url);
-    house.proxy.logged("the refusal", |line| line.contains(&id)).await;
-    house.proxy.logged("the socket", |line| line.contains("\"msg\":\"socket\"")).await;
-    let page = get(house.admin, "/status", &[]).await;
+    fixture.proxy.logged("the refusal", |line| line.contains(&id)).await;
+    fixture.proxy.logged("the socket", |line| line.contains("\"msg\":\"socket\"")).await;
+    let page = get(fixture.admin, "/status", &[]).await;
     assert_eq!((page.status, page.field("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = page.field("content-security-policy").expect("a policy");
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::support::backend::Backend;
-use crate::support::client::{bearer, get};
+use crate::support::client::{bearer, get_served};
 use crate::support::issuer::{Issuer, RSA};
 use crate::support::now;
 use crate::support::proxy::Proxy;
@@ -44,16 +44,9 @@ impl Provider {
     async fn outcome(&self, token: &str, target: &str) -> String {
         let credential = bearer(token);
         let fields = [credential.as_str()];
-        let asked = get(self.proxy.address, target, &fields);
-        tokio::pin!(asked);
-        tokio::select! {
-            biased;
-            answer = &mut asked => answer.code(),
-            heard = self.backend.answer("ok") => {
-                asked.await;
-                [heard.all("x-user-id"), heard.all("x-org")].concat().join(" ")
-            }
-        }
+        let (answer, heard) = get_served(self.proxy.address, &self.backend, target, &fields).await;
+        let seen = heard.map(|heard| [heard.all("x-user-id"), heard.all("x-org")].concat().join(" "));
+        seen.unwrap_or_else(|| answer.code())
     }
 
     async fn table(&self, rows: &[(&str, Value, Value, &str)]) {

@@ -9,13 +9,13 @@ use crate::support::issuer::{Issuer, Key, Mood};
 use crate::support::proxy::{Proxy, TempFile, TempFolder, is_reload};
 use crate::support::socket::Socket;
 
-struct House {
+struct Fixture {
     issuer: Issuer,
     backend: Backend,
     proxy: Proxy,
 }
 
-impl House {
+impl Fixture {
     async fn with(more: &str) -> Self {
         let (issuer, backend) = (Issuer::start().await, Backend::start().await);
         let proxy = Proxy::start(&yaml(&issuer, &backend, more)).await;
@@ -45,25 +45,25 @@ fn yaml(issuer: &Issuer, backend: &Backend, more: &str) -> String {
 
 #[tokio::test]
 async fn sighup_puts_another_policy_in_force_on_connections_that_are_open() {
-    let mut house = House::with("").await;
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut fixture = Fixture::with("").await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 401);
-    house.reload("routes: [{ path: /health, auth: none }]\n").await;
+    fixture.reload("routes: [{ path: /health, auth: none }]\n").await;
     client.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-    let (answer, _) = tokio::join!(client.answer(), house.backend.answer("up"));
+    let (answer, _) = tokio::join!(client.answer(), fixture.backend.answer("up"));
     assert_eq!((answer.status, answer.body.as_str()), (200, "up"));
-    house.reload("routes: [{ path: /health, auth: deny }]\n").await;
+    fixture.reload("routes: [{ path: /health, auth: deny }]\n").await;
     client.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 403);
 }
 
 #[tokio::test]
 async fn a_changed_file_is_followed_without_being_asked() {
-    let mut house = House::with("").await;
-    house.proxy.rewrite(&yaml(&house.issuer, &house.backend, "routes: [{ path: /health, auth: deny }]\n"));
-    house.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
-    assert_eq!(get(house.proxy.address, "/health", &[]).await.status, 403);
+    let mut fixture = Fixture::with("").await;
+    fixture.proxy.rewrite(&yaml(&fixture.issuer, &fixture.backend, "routes: [{ path: /health, auth: deny }]\n"));
+    fixture.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
+    assert_eq!(get(fixture.proxy.address, "/health", &[]).await.status, 403);
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn a_swapped_link_is_followed_as_configmaps_swap_them() {
 
 #[tokio::test]
 async fn a_broken_file_changes_nothing_and_the_error_says_where() {
-    let mut house = House::with("").await;
+    let mut fixture = Fixture::with("").await;
     for (more, expected) in [
         ("routs: []\n", "routs: unknown key; did you mean `routes`?"),
         ("limits: { connections: many }\n", "limits.connections: \\\"many\\\" is not a whole number"),
@@ -102,40 +102,43 @@ async fn a_broken_file_changes_nothing_and_the_error_says_where() {
         ),
         ("providers: []\n", "providers: no provider: nobody could sign in."),
     ] {
-        let said = house.reload(more).await;
+        let said = fixture.reload(more).await;
         assert!(said.contains("reload rejected") && said.contains(expected), "{more}: {said}");
-        let token = house.issuer.token("alice");
+        let token = fixture.issuer.token("alice");
         let field = bearer(&token);
         let fields = [field.as_str()];
-        let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+        let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("served"));
         assert_eq!(answer.status, 200, "{more}");
     }
-    assert!(house.reload("").await.contains("configuration reloaded"), "what is right again is taken");
+    assert!(fixture.reload("").await.contains("configuration reloaded"), "what is right again is taken");
 }
 
 #[tokio::test]
 async fn a_file_that_is_gone_is_refused_and_taken_when_it_is_back() {
-    let mut house = House::with("").await;
-    house.proxy.remove_file();
-    house.proxy.logged("the refusal", |line| line.contains("reload rejected") && line.contains("cannot be read")).await;
-    house.proxy.rewrite(&yaml(&house.issuer, &house.backend, "routes: [{ path: /health, auth: deny }]\n"));
-    house.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
-    assert_eq!(get(house.proxy.address, "/health", &[]).await.status, 403);
+    let mut fixture = Fixture::with("").await;
+    fixture.proxy.remove_file();
+    fixture
+        .proxy
+        .logged("the refusal", |line| line.contains("reload rejected") && line.contains("cannot be read"))
+        .await;
+    fixture.proxy.rewrite(&yaml(&fixture.issuer, &fixture.backend, "routes: [{ path: /health, auth: deny }]\n"));
+    fixture.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
+    assert_eq!(get(fixture.proxy.address, "/health", &[]).await.status, 403);
 }
 
 #[tokio::test]
 async fn a_provider_that_is_the_same_keeps_its_keys() {
-    let mut house = House::with("").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = Fixture::with("").await;
+    let token = fixture.issuer.token("alice");
     let field = bearer(&token);
     let fields = [field.as_str()];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
-    assert_eq!((answer.status, house.issuer.fetches()), (200, 1));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("served"));
+    assert_eq!((answer.status, fixture.issuer.fetches()), (200, 1));
     // It could not be asked now.
-    house.issuer.set_mood(Mood::Status(500));
-    house.reload("routes: [{ path: /health, auth: none }]\n").await;
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
-    assert_eq!((answer.status, house.issuer.fetches()), (200, 1));
+    fixture.issuer.set_mood(Mood::Status(500));
+    fixture.reload("routes: [{ path: /health, auth: none }]\n").await;
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("served"));
+    assert_eq!((answer.status, fixture.issuer.fetches()), (200, 1));
 }
 
 #[tokio::test]
@@ -169,14 +172,14 @@ async fn a_secret_is_read_again_when_its_file_changes() {
 
 #[tokio::test]
 async fn open_sockets_are_judged_by_the_new_policy() {
-    let mut house = House::with("").await;
-    let admin = house.issuer.token_with("root", json!({"role": "admin"}));
-    let user = house.issuer.token("alice");
-    let (mut may, mut may_upstream) = house.socket("/ws/a", &admin).await;
-    let (mut may_not, mut may_not_upstream) = house.socket("/ws/a", &user).await;
-    let (mut elsewhere, mut elsewhere_upstream) = house.socket("/other", &user).await;
-    let (mut denied, _denied_upstream) = house.socket("/closed", &admin).await;
-    house.reload("routes: [{ path: /closed, auth: deny }, { path: /ws/**, require: { role: admin } }]\n").await;
+    let mut fixture = Fixture::with("").await;
+    let admin = fixture.issuer.token_with("root", json!({"role": "admin"}));
+    let user = fixture.issuer.token("alice");
+    let (mut may, mut may_upstream) = fixture.socket("/ws/a", &admin).await;
+    let (mut may_not, mut may_not_upstream) = fixture.socket("/ws/a", &user).await;
+    let (mut elsewhere, mut elsewhere_upstream) = fixture.socket("/other", &user).await;
+    let (mut denied, _denied_upstream) = fixture.socket("/closed", &admin).await;
+    fixture.reload("routes: [{ path: /closed, auth: deny }, { path: /ws/**, require: { role: admin } }]\n").await;
     assert_eq!(may_not.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
     assert_eq!(may_not.next_close().await, (1008, "Access denied".into()));
     assert_eq!(may_not_upstream.next_close().await.0, 1001);
@@ -187,47 +190,47 @@ async fn open_sockets_are_judged_by_the_new_policy() {
         assert_eq!(upstream.next_text().await, "still here");
     }
     // And later ones by it too: the claim that the route now requires is gone.
-    may.say(&json!({"type": "refresh_auth", "token": house.issuer.token("root")}).to_string()).await;
+    may.say(&json!({"type": "refresh_auth", "token": fixture.issuer.token("root")}).to_string()).await;
     assert_eq!(may.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
     assert_eq!(may.next_close().await, (1008, "Access denied".into()));
 }
 
 #[tokio::test]
 async fn sockets_of_a_provider_that_is_gone_or_refuses_their_user_end() {
-    let mut house = House::with("").await;
-    let (mut alice, _alice_upstream) = house.socket("/ws", &house.issuer.token("alice")).await;
-    let (mut bob, mut bob_upstream) = house.socket("/ws", &house.issuer.token("bob")).await;
-    let only_bob = house.issuer.provider().replace(" }", ", allow: { users: [bob] } }");
-    house.reload(&format!("providers: [{only_bob}]\n")).await;
+    let mut fixture = Fixture::with("").await;
+    let (mut alice, _alice_upstream) = fixture.socket("/ws", &fixture.issuer.token("alice")).await;
+    let (mut bob, mut bob_upstream) = fixture.socket("/ws", &fixture.issuer.token("bob")).await;
+    let only_bob = fixture.issuer.provider().replace(" }", ", allow: { users: [bob] } }");
+    fixture.reload(&format!("providers: [{only_bob}]\n")).await;
     assert_eq!(alice.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
     assert_eq!(alice.next_close().await, (1008, "Access denied".into()));
     bob.say("still here").await;
     assert_eq!(bob_upstream.next_text().await, "still here");
     for provider in [
         // Another application's tokens.
-        house.issuer.provider().replace("audience: ", "audience: not-"),
-        house.issuer.provider().replace("preset: oidc", "preset: oidc, require: { plan: paid }"),
+        fixture.issuer.provider().replace("audience: ", "audience: not-"),
+        fixture.issuer.provider().replace("preset: oidc", "preset: oidc, require: { plan: paid }"),
     ] {
-        let (mut carol, _upstream) = house.socket("/ws", &house.issuer.token("bob")).await;
-        house.reload(&format!("providers: [{provider}]\n")).await;
+        let (mut carol, _upstream) = fixture.socket("/ws", &fixture.issuer.token("bob")).await;
+        fixture.reload(&format!("providers: [{provider}]\n")).await;
         assert_eq!(carol.next_text().await, r#"{"type":"error","message":"Access denied"}"#, "{provider}");
         assert_eq!(carol.next_close().await, (1008, "Access denied".into()));
-        house.reload("").await;
+        fixture.reload("").await;
     }
-    let (mut dora, _dora_upstream) = house.socket("/ws", &house.issuer.token("dora")).await;
+    let (mut dora, _dora_upstream) = fixture.socket("/ws", &fixture.issuer.token("dora")).await;
     let other = Issuer::with(Key::rsa("other")).await;
-    house.reload(&format!("providers: [{}]\n", other.provider())).await;
+    fixture.reload(&format!("providers: [{}]\n", other.provider())).await;
     assert_eq!(dora.next_text().await, r#"{"type":"error","message":"Access denied"}"#);
     assert_eq!(dora.next_close().await, (1008, "Access denied".into()));
 }
 
 #[tokio::test]
 async fn a_socket_whose_trusted_headers_would_change_comes_back_for_them() {
-    let mut house = House::with("").await;
-    let token = house.issuer.token_with("alice", json!({"role": "admin"}));
-    let (mut told, _upstream) = house.socket("/ws", &token).await;
-    let (mut same, mut same_upstream) = house.socket("/ws", &house.issuer.token("bob")).await;
-    house.reload("identity: { headers: { X-User-Id: sub, X-Role: role } }\n").await;
+    let mut fixture = Fixture::with("").await;
+    let token = fixture.issuer.token_with("alice", json!({"role": "admin"}));
+    let (mut told, _upstream) = fixture.socket("/ws", &token).await;
+    let (mut same, mut same_upstream) = fixture.socket("/ws", &fixture.issuer.token("bob")).await;
+    fixture.reload("identity: { headers: { X-User-Id: sub, X-Role: role } }\n").await;
     assert_eq!(told.next_close().await, (1012, "Identity changed".into()));
     // Without the claim there is no header, so this upstream has heard what it would hear.
     same.say("still here").await;
@@ -236,57 +239,57 @@ async fn a_socket_whose_trusted_headers_would_change_comes_back_for_them() {
 
 #[tokio::test]
 async fn a_public_socket_ends_when_its_route_is_public_no_more() {
-    let mut house = House::with("routes: [{ path: /public/**, auth: none }]\n").await;
-    let opening = Socket::open(house.proxy.address, "/public/a", &[]);
-    let (mut client, (_, mut upstream)) = tokio::join!(opening, house.backend.websocket());
-    house.reload("routes: [{ path: /public/**, auth: none }, { path: /x, auth: none }]\n").await;
+    let mut fixture = Fixture::with("routes: [{ path: /public/**, auth: none }]\n").await;
+    let opening = Socket::open(fixture.proxy.address, "/public/a", &[]);
+    let (mut client, (_, mut upstream)) = tokio::join!(opening, fixture.backend.websocket());
+    fixture.reload("routes: [{ path: /public/**, auth: none }, { path: /x, auth: none }]\n").await;
     client.say("still here").await;
     assert_eq!(upstream.next_text().await, "still here");
-    house.reload("").await;
+    fixture.reload("").await;
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
 }
 
 #[tokio::test]
 async fn a_socket_that_waits_while_the_policy_changes_is_judged_by_the_new_one() {
-    let mut house = House::with("").await;
-    let mut waiting = Socket::open(house.proxy.address, "/ws", &[]).await;
-    house.reload("routes: [{ path: /ws, auth: deny }]\n").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = Fixture::with("").await;
+    let mut waiting = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    fixture.reload("routes: [{ path: /ws, auth: deny }]\n").await;
+    let token = fixture.issuer.token("alice");
     waiting.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
     assert!(waiting.next_text().await.contains("Access denied"));
     assert_eq!(waiting.next_close().await, (1008, "Access denied".into()));
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn the_log_level_follows() {
-    let mut house = House::with("").await;
+    let mut fixture = Fixture::with("").await;
     for (level, user, is_heard) in [("info", "alice", false), ("debug", "bob", true)] {
-        house.proxy.set_level(level);
-        house.reload("").await;
-        let _pair = house.socket("/ws", &house.issuer.token(user)).await;
+        fixture.proxy.set_level(level);
+        fixture.reload("").await;
+        let _pair = fixture.socket("/ws", &fixture.issuer.token(user)).await;
         // What was said of it stands in the log before this.
-        house.reload("routs: []\n").await;
+        fixture.reload("routs: []\n").await;
         let user = format!("\"user\":\"{user}\"");
         let is_said = |line: &String| line.contains("\"first message verified\"") && line.contains(&user);
-        assert_eq!(house.proxy.log().iter().any(is_said), is_heard, "{level}");
+        assert_eq!(fixture.proxy.log().iter().any(is_said), is_heard, "{level}");
     }
 }
 
 /// Judged by the former policy, a token could put into an open socket what the one in force does not take.
 #[tokio::test]
 async fn a_refresh_that_was_being_verified_is_judged_by_the_policy_in_force() {
-    let mut house = House::with("").await;
-    let token = house.issuer.token_with("alice", json!({"role": "admin"}));
-    let (mut client, mut upstream) = house.socket("/ws", &token).await;
-    let (key, gate) = house.issuer.rotates();
-    let mut claims = house.issuer.claims("alice");
+    let mut fixture = Fixture::with("").await;
+    let token = fixture.issuer.token_with("alice", json!({"role": "admin"}));
+    let (mut client, mut upstream) = fixture.socket("/ws", &token).await;
+    let (key, gate) = fixture.issuer.rotates();
+    let mut claims = fixture.issuer.claims("alice");
     claims["role"] = json!("reader");
     client.say(&json!({"type": "refresh_auth", "token": key.sign(&claims)}).to_string()).await;
     // Messages flow on while it is verified, and show that it has been read.
     client.say("marker").await;
     assert_eq!(upstream.next_text().await, "marker");
-    let said = house.reload("routes: [{ path: /**, require: { role: admin } }]\n").await;
+    let said = fixture.reload("routes: [{ path: /**, require: { role: admin } }]\n").await;
     assert!(said.contains("configuration reloaded"), "{said}");
     gate.open();
     assert!(client.next_text().await.contains("Access denied"));
@@ -297,22 +300,22 @@ async fn a_refresh_that_was_being_verified_is_judged_by_the_policy_in_force() {
 #[tokio::test]
 async fn a_socket_that_waited_through_a_reload_is_judged_by_the_policy_in_force() {
     let stranger = Issuer::start().await;
-    let mut house = House::with("websocket: { dialect: token-field }\n").await;
-    let provider = house.issuer.provider();
-    let token = house.issuer.token("alice");
+    let mut fixture = Fixture::with("websocket: { dialect: token-field }\n").await;
+    let provider = fixture.issuer.provider();
+    let token = fixture.issuer.token("alice");
     for changed in [
         "routes: [{ path: /**, require: { role: admin } }]\n".to_owned(),
         "routes: [{ path: /**, auth: deny }]\n".to_owned(),
         format!("providers: [{}]\n", provider.replace(" }", ", allow: { users: [bob] } }")),
         format!("providers: [{}]\n", stranger.provider()),
     ] {
-        assert!(house.reload("websocket: { dialect: token-field }\n").await.contains("configuration reloaded"));
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-        let said = house.reload(&format!("websocket: {{ dialect: token-field }}\n{changed}")).await;
+        assert!(fixture.reload("websocket: { dialect: token-field }\n").await.contains("configuration reloaded"));
+        let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+        let said = fixture.reload(&format!("websocket: {{ dialect: token-field }}\n{changed}")).await;
         assert!(said.contains("configuration reloaded"), "{said}");
         client.say(&json!({"prompt": "hello", "auth_token": token}).to_string()).await;
         assert!(client.next_text().await.contains("\"error\""), "{changed}");
         assert_eq!(client.next_close().await.0, 4001, "{changed}");
-        assert!(house.backend.is_untouched(), "{changed}");
+        assert!(fixture.backend.is_untouched(), "{changed}");
     }
 }

@@ -4,22 +4,23 @@
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
 
+use crate::fixture::open_socket;
 use crate::support::answerer::{Answerer, Asked, Reply, ok};
 use crate::support::backend::Backend;
-use crate::support::client::{Answer, bearer, get};
+use crate::support::client::{Answer, bearer, get, get_served};
 use crate::support::issuer::{AUDIENCE, Issuer};
 use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::Socket;
 
 /// An upstream that says who was let in, a provider that is asked, and the program between them.
-struct House {
+struct Fixture {
     backend: Backend,
     proxy: Proxy,
     provider: Answerer,
 }
 
-impl House {
+impl Fixture {
     async fn start(provider: Answerer, providers: &str, more: &str) -> Self {
         let backend = Backend::start().await;
         let yaml = format!("upstream: {}\nproviders: [{providers}]\n{more}", backend.url());
@@ -31,17 +32,11 @@ impl House {
         let credential = bearer(token);
         // What the client sends beside its token is nobody's business there.
         let fields = [credential.as_str(), "Cookie: secret=1", "X-Own: 1", "User-Agent: client"];
-        let asked = get(self.proxy.address, "/x", &fields);
-        tokio::pin!(asked);
-        tokio::select! {
-            biased;
-            answer = &mut asked => answer,
-            heard = self.backend.answer("ok") => {
-                let mut answer = asked.await;
-                answer.body = heard.all("x-user-id").join(",");
-                answer
-            }
+        let (mut answer, heard) = get_served(self.proxy.address, &self.backend, "/x", &fields).await;
+        if let Some(heard) = heard {
+            answer.body = heard.all("x-user-id").join(",");
         }
+        answer
     }
 
     async fn outcome(&self, token: &str) -> String {
@@ -61,11 +56,7 @@ impl House {
 
     /// A socket whose token came on its upgrade.
     async fn socket(&self, token: &str) -> (Socket, Socket) {
-        let credential = bearer(token);
-        let fields = [credential.as_str()];
-        let (client, (_, upstream)) =
-            tokio::join!(Socket::open(self.proxy.address, "/ws", &fields), self.backend.websocket());
-        (client, upstream)
+        open_socket(self.proxy.address, &self.backend, token).await
     }
 }
 
@@ -86,9 +77,9 @@ fn active(asked: &Asked) -> Reply {
 async fn introspection_is_asked_as_rfc_7662_says_and_nothing_of_the_client_goes_along() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, "");
-    let house = House::start(provider, &rows, "").await;
-    assert_eq!(house.outcome("alice/+1==").await, "alice%2F".trim_end_matches("%2F"));
-    let asked = &house.provider.asked()[0];
+    let fixture = Fixture::start(provider, &rows, "").await;
+    assert_eq!(fixture.outcome("alice/+1==").await, "alice%2F".trim_end_matches("%2F"));
+    let asked = &fixture.provider.asked()[0];
     assert_eq!(asked.line(), "POST /introspect");
     assert_eq!(asked.body, "token=alice%2F%2B1%3D%3D&token_type_hint=access_token");
     // RFC 6749 section 2.3.1: `vesti%20bule:s%3Aecret`
@@ -105,7 +96,7 @@ async fn what_introspection_answers_decides() {
     let issuer = "https://as.example.com";
     let rows =
         format!("{{ issuer: \"{issuer}\", clock_skew: 0s, {}", introspection(&provider, "").trim_start_matches('{'));
-    let house = House::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     let good = json!({"active": true, "sub": "alice", "aud": [AUDIENCE], "iss": issuer, "exp": now() + 60, "token_type": "Bearer"});
     for (index, (differ, expected)) in [
         (json!({}), "alice"),
@@ -153,8 +144,8 @@ async fn what_introspection_answers_decides() {
                 answer[name] = value.clone();
             }
         }
-        house.provider.answers(move |_| ok(answer.clone()));
-        assert_eq!(house.outcome(&format!("token-{index}")).await, expected, "{differ}");
+        fixture.provider.answers(move |_| ok(answer.clone()));
+        assert_eq!(fixture.outcome(&format!("token-{index}")).await, expected, "{differ}");
     }
 }
 
@@ -166,17 +157,17 @@ async fn beside_a_signature_the_answer_s_kind_counts_too() {
         "{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE}, remote: {{ mode: also, url: \"{}/introspect\", client_id: v, client_secret: s }} }}",
         issuer.url, provider.url
     );
-    let house = House::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     for (index, (kind, expected)) in
         [("access_token", "alice"), ("refresh_token", "invalid_token"), ("id_token", "invalid_token")]
             .into_iter()
             .enumerate()
     {
-        house.provider.answers(move |_| ok(json!({"active": true, "sub": "alice", "token_use": kind})));
+        fixture.provider.answers(move |_| ok(json!({"active": true, "sub": "alice", "token_use": kind})));
         let token = issuer.token_with("alice", json!({"jti": index}));
         // The second time by the answer that was kept.
         for _ in 0..2 {
-            assert_eq!(house.outcome(&token).await, expected, "{kind}");
+            assert_eq!(fixture.outcome(&token).await, expected, "{kind}");
         }
     }
 }
@@ -185,9 +176,9 @@ async fn beside_a_signature_the_answer_s_kind_counts_too() {
 async fn a_provider_that_cannot_answer_is_503_and_never_401() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, ", timeout: 300ms");
-    let house = House::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     let status = |code: u16| (code, String::new(), "{}".to_owned());
-    let elsewhere = format!("Location: {}/elsewhere\r\n", house.provider.url);
+    let elsewhere = format!("Location: {}/elsewhere\r\n", fixture.provider.url);
     let endless = format!("{{\"active\":true,\"sub\":\"x\",\"pad\":\"{}\"}}", "x".repeat(100 << 10));
     let twice = r#"{"active":false,"active":true,"sub":"alice"}"#.to_owned();
     for (index, reply) in [
@@ -207,36 +198,36 @@ async fn a_provider_that_cannot_answer_is_503_and_never_401() {
     .enumerate()
     {
         let shown = format!("{} {}", reply.0, &reply.2[..reply.2.len().min(40)]);
-        house.provider.answers(move |_| reply.clone());
-        let answer = house.asks(&format!("token-{index}")).await;
+        fixture.provider.answers(move |_| reply.clone());
+        let answer = fixture.asks(&format!("token-{index}")).await;
         assert_eq!((answer.status, answer.code()), (503, "auth_unavailable".into()), "{shown}");
         assert!(answer.field("retry-after").is_some(), "{shown}");
     }
-    assert!(house.provider.asked().iter().all(|asked| asked.line() == "POST /introspect"), "a redirect was followed");
+    assert!(fixture.provider.asked().iter().all(|asked| asked.line() == "POST /introspect"), "a redirect was followed");
     // Silence, and nobody at all.
-    house.provider.answers(active);
-    house.provider.hold();
-    assert_eq!(house.outcome("alice.silent").await, "auth_unavailable");
-    house.provider.open();
+    fixture.provider.answers(active);
+    fixture.provider.hold();
+    assert_eq!(fixture.outcome("alice.silent").await, "auth_unavailable");
+    fixture.provider.open();
     // An outage is not remembered.
-    assert_eq!(house.outcome("alice.silent").await, "alice");
+    assert_eq!(fixture.outcome("alice.silent").await, "alice");
 }
 
 #[tokio::test]
 async fn a_provider_that_has_had_enough_is_left_alone_for_as_long_as_it_says() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, "");
-    let house = House::start(provider, &rows, "").await;
-    assert_eq!(house.outcome("alice.known").await, "alice");
-    house.provider.answers(|_| (429, "Retry-After: 100\r\n".to_owned(), "{}".to_owned()));
+    let fixture = Fixture::start(provider, &rows, "").await;
+    assert_eq!(fixture.outcome("alice.known").await, "alice");
+    fixture.provider.answers(|_| (429, "Retry-After: 100\r\n".to_owned(), "{}".to_owned()));
     for token in ["bob.1", "bob.2", "bob.3"] {
-        let answer = house.asks(token).await;
+        let answer = fixture.asks(token).await;
         assert_eq!((answer.status, answer.code()), (503, "auth_unavailable".into()));
         let seconds: u64 = answer.field("retry-after").and_then(|text| text.parse().ok()).expect("seconds");
         assert!((90..=100).contains(&seconds), "{seconds}");
     }
-    assert_eq!(house.provider.count(), 2, "the first and the one that got 429");
-    assert_eq!(house.outcome("alice.known").await, "alice", "what is known is served meanwhile");
+    assert_eq!(fixture.provider.count(), 2, "the first and the one that got 429");
+    assert_eq!(fixture.outcome("alice.known").await, "alice", "what is known is served meanwhile");
 }
 
 #[tokio::test]
@@ -245,46 +236,46 @@ async fn one_question_for_one_token_however_many_wait_and_its_answer_is_kept() {
         Answerer::start(|asked| if asked.body.contains("gone") { ok(json!({"active": false})) } else { active(asked) })
             .await;
     let rows = introspection(&provider, "");
-    let house = House::start(provider, &rows, "").await;
-    house.provider.hold();
+    let fixture = Fixture::start(provider, &rows, "").await;
+    fixture.provider.hold();
     let token = bearer("gone.1");
     let waiting: Vec<_> = (0..50)
         .map(|_| {
-            let (address, token) = (house.proxy.address, token.clone());
+            let (address, token) = (fixture.proxy.address, token.clone());
             tokio::spawn(async move { get(address, "/x", &[&token]).await.code() })
         })
         .collect();
-    house.provider.asked_times(1).await;
-    house.provider.open();
+    fixture.provider.asked_times(1).await;
+    fixture.provider.open();
     for answer in waiting {
         assert_eq!(answer.await.expect("answered"), "no_session");
     }
-    assert_eq!(house.outcome("gone.1").await, "no_session");
-    assert_eq!(house.provider.count(), 1);
+    assert_eq!(fixture.outcome("gone.1").await, "no_session");
+    assert_eq!(fixture.provider.count(), 1);
     // The same for a good one.
-    assert_eq!(house.outcome("alice.1").await, "alice");
-    assert_eq!(house.outcome("alice.1").await, "alice");
-    assert_eq!(house.provider.count(), 2);
+    assert_eq!(fixture.outcome("alice.1").await, "alice");
+    assert_eq!(fixture.outcome("alice.1").await, "alice");
+    assert_eq!(fixture.provider.count(), 2);
 }
 
 #[tokio::test]
 async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() {
     let provider = Answerer::start(|_| ok(json!({"active": false}))).await;
     let rows = introspection(&provider, ", concurrency: 8, timeout: 20s");
-    let house = House::start(provider, &rows, "limits: { failed_tokens_per_minute: null }\n").await;
-    house.provider.hold();
+    let fixture = Fixture::start(provider, &rows, "limits: { failed_tokens_per_minute: null }\n").await;
+    fixture.provider.hold();
     let waiting: Vec<_> = (0..100)
         .map(|index| {
-            let (address, token) = (house.proxy.address, bearer(&format!("token-{index}")));
+            let (address, token) = (fixture.proxy.address, bearer(&format!("token-{index}")));
             tokio::spawn(async move { get(address, "/x", &[&token]).await.code() })
         })
         .collect();
-    house.provider.asked_times(4).await;
-    house.provider.open();
+    fixture.provider.asked_times(4).await;
+    fixture.provider.open();
     for answer in waiting {
         assert_eq!(answer.await.expect("answered"), "no_session");
     }
-    assert_eq!((house.provider.count(), house.provider.most()), (100, 4));
+    assert_eq!((fixture.provider.count(), fixture.provider.most()), (100, 4));
 }
 
 /// Or whoever sends tokens and leaves could have any number of them wait here.
@@ -292,27 +283,27 @@ async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() 
 async fn questions_whose_callers_have_all_left_are_not_asked() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, ", concurrency: 2, timeout: 20s");
-    let mut house = House::start(provider, &rows, "").await;
-    house.provider.hold();
-    let (address, first) = (house.proxy.address, bearer("alice.1"));
+    let mut fixture = Fixture::start(provider, &rows, "").await;
+    fixture.provider.hold();
+    let (address, first) = (fixture.proxy.address, bearer("alice.1"));
     let first = tokio::spawn(async move { get(address, "/x", &[&first]).await.status });
-    house.provider.asked_times(1).await;
+    fixture.provider.asked_times(1).await;
     for index in 0..20 {
         let path = format!("/gone/{index}");
         let mut client = Socket::open(address, &path, &[]).await;
         client.say(&json!({"type": "authenticate", "token": format!("token-{index}")}).to_string()).await;
         drop(client);
         let path = format!("\"path\":\"{path}\"");
-        house.proxy.logged("that it left", |line| line.contains(&path) && line.contains("\"left\"")).await;
+        fixture.proxy.logged("that it left", |line| line.contains(&path) && line.contains("\"left\"")).await;
     }
     let last = bearer("bob.1");
     let last = tokio::spawn(async move { get(address, "/x", &[&last]).await.status });
-    house.provider.open();
+    fixture.provider.open();
     for _ in 0..2 {
-        house.backend.answer("served").await;
+        fixture.backend.answer("served").await;
     }
     assert_eq!((first.await.expect("answered"), last.await.expect("answered")), (200, 200));
-    assert_eq!(house.provider.count(), 2);
+    assert_eq!(fixture.provider.count(), 2);
 }
 
 #[tokio::test]
@@ -323,19 +314,19 @@ async fn an_admission_does_not_wait_behind_the_sockets_that_are_asked_about_agai
     })
     .await;
     let rows = introspection(&provider, ", concurrency: 2, timeout: 3s, cache: 1s");
-    let house = House::start(provider, &rows, "websocket: { revalidate_every: 2s }\n").await;
+    let fixture = Fixture::start(provider, &rows, "websocket: { revalidate_every: 2s }\n").await;
     let mut sockets = Vec::new();
     for index in 0..4 {
-        sockets.push(house.socket(&format!("user{index}.1")).await);
+        sockets.push(fixture.socket(&format!("user{index}.1")).await);
     }
     // From now on nobody answers the first question, and the others of the sockets wait for their turn behind it.
-    house.provider.hold();
-    house.provider.asked_times(5).await;
+    fixture.provider.hold();
+    fixture.provider.asked_times(5).await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     // Whoever comes with a token that a socket waits to be asked about has a turn at the door.
     let coming: Vec<_> = (0..4)
         .map(|index| {
-            let (address, token) = (house.proxy.address, bearer(&format!("user{index}.1")));
+            let (address, token) = (fixture.proxy.address, bearer(&format!("user{index}.1")));
             let begun = std::time::Instant::now();
             tokio::spawn(async move { (get(address, "/x", &[&token]).await.status, begun.elapsed()) })
         })
@@ -354,21 +345,21 @@ async fn an_opaque_token_goes_to_the_one_provider_that_is_asked_and_a_jwt_never(
     let provider = Answerer::start(active).await;
     let opaque = introspection(&provider, "").replacen('{', "{ user_prefix: \"o:\",", 1);
     let signed = issuer.provider().replacen('{', "{ user_prefix: \"s:\",", 1);
-    let house = House::start(provider, &format!("{signed}, {opaque}"), "").await;
-    assert_eq!(house.outcome(&issuer.token("alice")).await, "s:alice");
-    assert_eq!(house.outcome(&issuer.token_with("alice", json!({"iss": "https://unknown"}))).await, "invalid_token");
-    assert_eq!(house.outcome(&issuer.expired("alice")).await, "token_expired");
-    assert_eq!(house.provider.count(), 0);
-    assert_eq!(house.outcome("alice.1").await, "o:alice");
-    assert_eq!(house.provider.count(), 1);
+    let fixture = Fixture::start(provider, &format!("{signed}, {opaque}"), "").await;
+    assert_eq!(fixture.outcome(&issuer.token("alice")).await, "s:alice");
+    assert_eq!(fixture.outcome(&issuer.token_with("alice", json!({"iss": "https://unknown"}))).await, "invalid_token");
+    assert_eq!(fixture.outcome(&issuer.expired("alice")).await, "token_expired");
+    assert_eq!(fixture.provider.count(), 0);
+    assert_eq!(fixture.outcome("alice.1").await, "o:alice");
+    assert_eq!(fixture.provider.count(), 1);
 }
 
 #[tokio::test]
 async fn a_proxy_whose_only_provider_is_asked_about_every_token_is_ready() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, "");
-    let house = House::start(provider, &rows, "").await;
-    assert_eq!(get(house.proxy.address, "/.vestibule/readyz", &[]).await.status, 200);
+    let fixture = Fixture::start(provider, &rows, "").await;
+    assert_eq!(get(fixture.proxy.address, "/.vestibule/readyz", &[]).await.status, 200);
 }
 
 fn clerk(issuer: &Issuer, provider: &Answerer, mode: &str) -> String {
@@ -403,24 +394,24 @@ async fn of_two_users_in_one_clerk_client_each_is_who_the_token_says() {
     let issuer = Issuer::start().await;
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "also");
-    let house = House::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     let alice = session(&issuer, "alice", "sess_alice");
-    assert_eq!(house.outcome(&alice).await, "alice");
-    assert_eq!(house.outcome(&session(&issuer, "bob", "sess_bob")).await, "bob");
+    assert_eq!(fixture.outcome(&alice).await, "alice");
+    assert_eq!(fixture.outcome(&session(&issuer, "bob", "sess_bob")).await, "bob");
     // A session of the other user, and one that is not the client's.
-    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_bob")).await, "no_session");
-    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_x")).await, "no_session");
-    let asked = house.provider.asked();
+    assert_eq!(fixture.outcome(&session(&issuer, "alice", "sess_bob")).await, "no_session");
+    assert_eq!(fixture.outcome(&session(&issuer, "alice", "sess_x")).await, "no_session");
+    let asked = fixture.provider.asked();
     assert_eq!(asked[0].field("authorization"), Some("Bearer sk_test_x"));
     let body: Value = serde_json::from_str(&asked[0].body).expect("json");
     assert_eq!(body, json!({ "token": alice }));
     // What is no good here is not asked about.
-    let before = house.provider.count();
+    let before = fixture.provider.count();
     assert_eq!(
-        house.outcome(&issuer.token_with("alice", json!({"sid": "s", "exp": now() - 60}))).await,
+        fixture.outcome(&issuer.token_with("alice", json!({"sid": "s", "exp": now() - 60}))).await,
         "token_expired"
     );
-    assert_eq!(house.provider.count(), before);
+    assert_eq!(fixture.provider.count(), before);
 }
 
 #[tokio::test]
@@ -428,16 +419,16 @@ async fn also_never_falls_back_to_the_signature_alone() {
     let issuer = Issuer::start().await;
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "also").replace("secret_key:", "cache: 1ms, secret_key:");
-    let house = House::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     let token = session(&issuer, "alice", "sess_alice");
-    assert_eq!(house.outcome(&token).await, "alice");
-    house.provider.answers(|_| (500, String::new(), String::new()));
+    assert_eq!(fixture.outcome(&token).await, "alice");
+    fixture.provider.answers(|_| (500, String::new(), String::new()));
     // The answers that are kept are over after a millisecond.
-    assert_eq!(house.outcome_after("alice", &token).await, "auth_unavailable");
-    house.provider.answers(two_users("ended"));
-    assert_eq!(house.outcome(&token).await, "no_session");
-    house.provider.answers(two_users("active"));
-    assert_eq!(house.outcome_after("no_session", &token).await, "alice");
+    assert_eq!(fixture.outcome_after("alice", &token).await, "auth_unavailable");
+    fixture.provider.answers(two_users("ended"));
+    assert_eq!(fixture.outcome(&token).await, "no_session");
+    fixture.provider.answers(two_users("active"));
+    assert_eq!(fixture.outcome_after("no_session", &token).await, "alice");
 }
 
 #[tokio::test]
@@ -445,12 +436,12 @@ async fn clerk_instead_verifies_what_is_signed_here_and_asks_about_the_rest() {
     let issuer = Issuer::start().await;
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "instead");
-    let house = House::start(provider, &rows, "").await;
-    assert_eq!(house.outcome(&session(&issuer, "alice", "sess_gone")).await, "alice");
-    assert_eq!(house.provider.count(), 0);
+    let fixture = Fixture::start(provider, &rows, "").await;
+    assert_eq!(fixture.outcome(&session(&issuer, "alice", "sess_gone")).await, "alice");
+    assert_eq!(fixture.provider.count(), 0);
     // One without a session of its own: the one that was active last.
-    assert_eq!(house.outcome("opaque").await, "bob");
-    assert_eq!(house.provider.count(), 1);
+    assert_eq!(fixture.outcome("opaque").await, "bob");
+    assert_eq!(fixture.provider.count(), 1);
 }
 
 #[tokio::test]
@@ -474,7 +465,7 @@ async fn supabase_s_user_endpoint_and_projects_of_old() {
         )
     };
     let claims = |user: &str| json!({"aud": "authenticated", "role": "authenticated", "sub": user});
-    let also = House::start(provider.clone(), &supabase("also", "anon"), "").await;
+    let also = Fixture::start(provider.clone(), &supabase("also", "anon"), "").await;
     assert_eq!(also.outcome(&issuer.token_with("alice", claims("alice"))).await, "alice");
     assert_eq!(also.outcome(&issuer.token_with("bob", claims("bob"))).await, "no_session");
     // Signed with a secret that only the provider has.
@@ -485,7 +476,7 @@ async fn supabase_s_user_endpoint_and_projects_of_old() {
         jsonwebtoken::encode(&Header::default(), claims, &EncodingKey::from_secret(b"secret")).expect("signs")
     };
     assert_eq!(also.outcome(&by_secret(&old)).await, "invalid_token", "beside a signature there must be one");
-    let instead = House::start(provider.clone(), &supabase("instead", "anon"), "").await;
+    let instead = Fixture::start(provider.clone(), &supabase("instead", "anon"), "").await;
     let before = provider.count();
     assert_eq!(instead.outcome(&issuer.token_with("bob", claims("bob"))).await, "bob", "by its key, unasked");
     assert_eq!(provider.count(), before);
@@ -496,7 +487,7 @@ async fn supabase_s_user_endpoint_and_projects_of_old() {
         let expected = if name == "sub" { "no_session" } else { "invalid_token" };
         assert_eq!(instead.outcome(&by_secret(&other)).await, expected, "{name}");
     }
-    let wrong_key = House::start(provider.clone(), &supabase("also", "wrong"), "").await;
+    let wrong_key = Fixture::start(provider.clone(), &supabase("also", "wrong"), "").await;
     assert_eq!(wrong_key.outcome(&issuer.token_with("alice", claims("alice"))).await, "auth_unavailable");
 }
 
@@ -505,13 +496,13 @@ async fn an_open_socket_ends_when_its_user_signed_out() {
     let issuer = Issuer::start().await;
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "instead");
-    let house = House::start(provider, &rows, "websocket: { revalidate_every: 1s }\n").await;
-    let (mut client, mut upstream) = house.socket(&session(&issuer, "alice", "sess_alice")).await;
-    house.provider.asked_times(2).await;
-    assert_eq!(house.provider.asked()[0].line(), "GET /v1/sessions/sess_alice");
+    let fixture = Fixture::start(provider, &rows, "websocket: { revalidate_every: 1s }\n").await;
+    let (mut client, mut upstream) = fixture.socket(&session(&issuer, "alice", "sess_alice")).await;
+    fixture.provider.asked_times(2).await;
+    assert_eq!(fixture.provider.asked()[0].line(), "GET /v1/sessions/sess_alice");
     client.say("still here").await;
     assert_eq!(upstream.next_text().await, "still here");
-    house.provider.answers(two_users("ended"));
+    fixture.provider.answers(two_users("ended"));
     assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
     assert_eq!(client.next_close().await, (1008, "Session ended".into()));
 }
@@ -522,10 +513,10 @@ async fn a_silent_provider_is_borne_for_revalidate_grace() {
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "instead").replace("secret_key:", "timeout: 200ms, secret_key:");
     let more = "websocket: { revalidate_every: 500ms, revalidate_grace: 2s }\n";
-    let house = House::start(provider, &rows, more).await;
-    let (mut client, mut upstream) = house.socket(&session(&issuer, "alice", "sess_alice")).await;
-    house.provider.answers(|_| (500, String::new(), String::new()));
-    house.provider.asked_times(2).await;
+    let fixture = Fixture::start(provider, &rows, more).await;
+    let (mut client, mut upstream) = fixture.socket(&session(&issuer, "alice", "sess_alice")).await;
+    fixture.provider.answers(|_| (500, String::new(), String::new()));
+    fixture.provider.asked_times(2).await;
     client.say("still here").await;
     assert_eq!(upstream.next_text().await, "still here");
     assert_eq!(client.next_text().await, r#"{"type":"error","message":"Authentication service unavailable"}"#);
@@ -536,12 +527,12 @@ async fn a_silent_provider_is_borne_for_revalidate_grace() {
 async fn a_token_without_an_end_is_asked_about_again_on_its_socket() {
     let provider = Answerer::start(|_| ok(json!({"active": true, "sub": "alice", "aud": AUDIENCE}))).await;
     let rows = introspection(&provider, ", cache: 1s");
-    let house = House::start(provider, &rows, "websocket: { grace: 0s }\n").await;
-    let (mut client, mut upstream) = house.socket("opaque").await;
-    house.provider.asked_times(3).await;
+    let fixture = Fixture::start(provider, &rows, "websocket: { grace: 0s }\n").await;
+    let (mut client, mut upstream) = fixture.socket("opaque").await;
+    fixture.provider.asked_times(3).await;
     client.say("still here").await;
     assert_eq!(upstream.next_text().await, "still here");
-    house.provider.answers(|_| ok(json!({"active": false})));
+    fixture.provider.answers(|_| ok(json!({"active": false})));
     assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
     assert_eq!(client.next_close().await, (1008, "Session ended".into()));
 }
@@ -551,19 +542,19 @@ async fn a_first_message_and_a_refresh_are_asked_about_too() {
     let issuer = Issuer::start().await;
     let provider = Answerer::start(two_users("active")).await;
     let rows = clerk(&issuer, &provider, "also");
-    let house = House::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     let good = session(&issuer, "alice", "sess_alice");
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-    let (said, (_, _upstream)) = tokio::join!(client.authenticate(&good), house.backend.websocket());
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    let (said, (_, _upstream)) = tokio::join!(client.authenticate(&good), fixture.backend.websocket());
     assert_eq!(said["user_id"], "alice");
     client.say(&format!(r#"{{"type":"refresh_auth","token":"{}"}}"#, session(&issuer, "alice", "sess_x"))).await;
     let refused = r#"{"type":"error","message":"Token refresh failed: Invalid authentication token"}"#;
     assert_eq!(client.next_text().await, refused);
-    house.provider.answers(|_| (500, String::new(), String::new()));
+    fixture.provider.answers(|_| (500, String::new(), String::new()));
     client.say(&format!(r#"{{"type":"refresh_auth","token":"{}"}}"#, session(&issuer, "alice", "sess_y"))).await;
     let refused = r#"{"type":"error","message":"Token refresh failed: Authentication service unavailable"}"#;
     assert_eq!(client.next_text().await, refused);
-    let mut stranger = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut stranger = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(
         stranger.authenticate(&session(&issuer, "bob", "sess_z")).await["message"],
         "Authentication service unavailable"

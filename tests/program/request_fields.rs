@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{House, house};
+use crate::fixture::{Fixture, fixture};
 use crate::support::backend::Heard;
 use crate::support::client::{Answer, bearer, get};
 use crate::support::socket::Socket;
@@ -89,14 +89,14 @@ const IDENTITIES: [&str; 44] = [
     "WL-Proxy-Client-Cert",
 ];
 
-async fn passed(house: &House, target: &str, fields: &[&str]) -> Heard {
-    let (answer, heard) = tokio::join!(get(house.proxy.address, target, fields), house.backend.answer("ok"));
+async fn passed(fixture: &Fixture, target: &str, fields: &[&str]) -> Heard {
+    let (answer, heard) = tokio::join!(get(fixture.proxy.address, target, fields), fixture.backend.answer("ok"));
     assert_eq!(answer.status, 200, "{target} {fields:?}: {answer:?}");
     heard
 }
 
-async fn removes(house: &House, name: &str) {
-    let credential = bearer(&house.issuer.token("alice"));
+async fn removes(fixture: &Fixture, name: &str) {
+    let credential = bearer(&fixture.issuer.token("alice"));
     let long = format!("{name}-{}", "a".repeat(70));
     let mut spelled = vec![name.to_owned(), name.replace('-', "_"), name.replace('_', "-"), name.replace('-', ".")];
     if name == "X-Consumer-Groups" {
@@ -105,7 +105,7 @@ async fn removes(house: &House, name: &str) {
     for name in spelled {
         let field = format!("{name}: mallory");
         for (target, fields) in [("/x", vec![field.as_str(), &credential]), ("/public/x", vec![field.as_str()])] {
-            let heard = passed(house, target, &fields).await;
+            let heard = passed(fixture, target, &fields).await;
             assert!(!heard.head.contains("mallory"), "{name} to {target}: {}", heard.head);
         }
     }
@@ -113,36 +113,36 @@ async fn removes(house: &House, name: &str) {
 
 #[tokio::test]
 async fn no_request_field_moves_a_request() {
-    let house = house("routes: [{ path: /public/**, auth: none }]\n").await;
+    let fixture = fixture("routes: [{ path: /public/**, auth: none }]\n").await;
     for name in MOVING {
-        removes(&house, name).await;
+        removes(&fixture, name).await;
     }
 }
 
 #[tokio::test]
 async fn identity_headers_of_other_proxies_are_removed_by_family() {
-    let house = house("routes: [{ path: /public/**, auth: none }]\n").await;
+    let fixture = fixture("routes: [{ path: /public/**, auth: none }]\n").await;
     for name in IDENTITIES {
-        removes(&house, name).await;
+        removes(&fixture, name).await;
     }
 }
 
 #[tokio::test]
 async fn a_trusted_proxy_moves_no_request_either() {
-    let house = house("trusted_proxies: [127.0.0.1]\nroutes: [{ path: /public/**, auth: none }]\n").await;
+    let fixture = fixture("trusted_proxies: [127.0.0.1]\nroutes: [{ path: /public/**, auth: none }]\n").await;
     for name in ["SCRIPT_NAME", "X-Forwarded-Prefix", "X-Original-URL", "X-Host", "X-Scheme"] {
-        removes(&house, name).await;
+        removes(&fixture, name).await;
     }
 }
 
 #[tokio::test]
 async fn method_overrides_pass_only_where_no_rule_names_methods() {
     for (rule, passes) in [("{ path: /a, auth: none }", true), ("{ path: /a, methods: [POST], auth: none }", false)] {
-        let house = house(&format!("routes: [{rule}]\n")).await;
-        let credential = bearer(&house.issuer.token("alice"));
+        let fixture = fixture(&format!("routes: [{rule}]\n")).await;
+        let credential = bearer(&fixture.issuer.token("alice"));
         for name in ["X-HTTP-Method-Override", "X-HTTP-Method", "X_Method_Override"] {
             let field = format!("{name}: DELETE");
-            let heard = passed(&house, "/x", &[&credential, &field]).await;
+            let heard = passed(&fixture, "/x", &[&credential, &field]).await;
             assert_eq!(heard.head.contains("DELETE"), passes, "{rule} {name}");
         }
     }
@@ -150,11 +150,11 @@ async fn method_overrides_pass_only_where_no_rule_names_methods() {
 
 #[tokio::test]
 async fn what_is_no_token_source_goes_up_in_no_spelling() {
-    let house = house(
+    let fixture = fixture(
         "token_from: { header: Cf-Access-Jwt-Assertion }\nroutes: [{ path: /public/**, auth: none }, { path: /maybe, auth: optional }]\n",
     )
     .await;
-    let good = format!("Cf-Access-Jwt-Assertion: {}", house.issuer.token("alice"));
+    let good = format!("Cf-Access-Jwt-Assertion: {}", fixture.issuer.token("alice"));
     for forged in [
         "Authorization: Bearer forged",
         "Author_ization: Bearer forged",
@@ -163,7 +163,7 @@ async fn what_is_no_token_source_goes_up_in_no_spelling() {
         "Cf-Access-JwtAssertion: forged",
     ] {
         for target in ["/x", "/maybe"] {
-            let heard = passed(&house, target, &[&good, forged]).await;
+            let heard = passed(&fixture, target, &[&good, forged]).await;
             assert_eq!(heard.all("x-user-id"), ["alice"]);
             assert!(!heard.head.contains("forged"), "{forged}: {}", heard.head);
         }
@@ -175,7 +175,7 @@ async fn what_is_no_token_source_goes_up_in_no_spelling() {
         ("Cf_Access_Jwt_Assertion: own", false),
         ("Author_ization: own", false),
     ] {
-        let heard = passed(&house, "/public/x", &[field]).await;
+        let heard = passed(&fixture, "/public/x", &[field]).await;
         assert_eq!(heard.head.contains("own"), passes, "{field}: {}", heard.head);
     }
 }
@@ -190,22 +190,22 @@ async fn the_upstreams_own_secret_comes_from_us_alone() {
         issuer.provider()
     ))
     .await;
-    let house = House { issuer, backend, proxy };
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = Fixture { issuer, backend, proxy };
+    let credential = bearer(&fixture.issuer.token("alice"));
     for forged in ["X-Backend-Key: forged", "X_Backend_Key: forged", "XBackendKey: forged"] {
-        let heard = passed(&house, "/x", &[&credential, forged]).await;
+        let heard = passed(&fixture, "/x", &[&credential, forged]).await;
         assert_eq!(heard.all("x-backend-key"), ["the-real-one"]);
         assert!(!heard.head.contains("forged"), "{forged}: {}", heard.head);
-        let heard = passed(&house, "/public/x", &[forged]).await;
+        let heard = passed(&fixture, "/public/x", &[forged]).await;
         assert!(!heard.head.contains("forged"), "{forged}: {}", heard.head);
     }
 }
 
 #[tokio::test]
 async fn query_tokens_leave_every_url_of_a_protected_route() {
-    let house = house("token_from: { query: { name: [token, access_token] } }\nroutes: [{ path: /public/**, auth: none }, { path: /maybe, auth: optional }]\n").await;
-    let (token, other) = (house.issuer.token("alice"), house.issuer.unsigned());
-    let foreign = house.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
+    let fixture = fixture("token_from: { query: { name: [token, access_token] } }\nroutes: [{ path: /public/**, auth: none }, { path: /maybe, auth: optional }]\n").await;
+    let (token, other) = (fixture.issuer.token("alice"), fixture.issuer.unsigned());
+    let foreign = fixture.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
     let credential = bearer(&token);
     for target in ["/x", "/maybe"] {
         for (value, stays) in [
@@ -219,7 +219,7 @@ async fn query_tokens_leave_every_url_of_a_protected_route() {
             for name in ["token", "access_token", "%74oken"] {
                 let referer = format!("Referer: http://localhost/page?{name}={value}");
                 let fields = [credential.as_str(), referer.as_str()];
-                let heard = passed(&house, &format!("{target}?a=%7e&{name}={value}&b"), &fields).await;
+                let heard = passed(&fixture, &format!("{target}?a=%7e&{name}={value}&b"), &fields).await;
                 let left = if stays { format!("{target}?a=%7e&{name}={value}&b") } else { format!("{target}?a=%7e&b") };
                 assert_eq!(heard.target(), left);
                 let page = if stays { format!("?{name}={value}") } else { String::new() };
@@ -229,14 +229,14 @@ async fn query_tokens_leave_every_url_of_a_protected_route() {
     }
     // Nothing is taken out where nothing is read.
     let target = format!("/public/x?token={token}");
-    assert_eq!(passed(&house, &target, &[]).await.target(), target);
+    assert_eq!(passed(&fixture, &target, &[]).await.target(), target);
 }
 
 #[tokio::test]
 async fn a_query_value_that_is_no_token_of_ours_is_no_credential() {
-    let house = house("token_from: { cookie: __session }\n").await;
-    let alice = house.issuer.token("alice");
-    let foreign = house.issuer.token_with("bob", json!({"iss": "https://elsewhere.example"}));
+    let fixture = fixture("token_from: { cookie: __session }\n").await;
+    let alice = fixture.issuer.token("alice");
+    let foreign = fixture.issuer.token_with("bob", json!({"iss": "https://elsewhere.example"}));
     let cookie = format!("Cookie: __session={alice}");
     let fields = [cookie.as_str(), "Origin: http://localhost"];
     for query in
@@ -245,16 +245,16 @@ async fn a_query_value_that_is_no_token_of_ours_is_no_credential() {
         let target = format!("/ws?{query}");
         // The cookie is the credential, and the first message where there is none.
         let (_client, (heard, _)) =
-            tokio::join!(Socket::open(house.proxy.address, &target, &fields), house.backend.websocket());
+            tokio::join!(Socket::open(fixture.proxy.address, &target, &fields), fixture.backend.websocket());
         assert_eq!((heard.target(), heard.all("x-user-id")), (target.as_str(), vec!["alice"]));
-        let mut client = Socket::open(house.proxy.address, &target, &[]).await;
-        let (said, (heard, _)) = tokio::join!(client.authenticate(&alice), house.backend.websocket());
+        let mut client = Socket::open(fixture.proxy.address, &target, &[]).await;
+        let (said, (heard, _)) = tokio::join!(client.authenticate(&alice), fixture.backend.websocket());
         assert_eq!((said["type"].as_str(), heard.target()), (Some("authenticated"), target.as_str()));
     }
     // Beside one that is ours, that one alone counts.
     let target = format!("/ws?token=vite&token={alice}");
     let (_client, (heard, _)) =
-        tokio::join!(Socket::open(house.proxy.address, &target, &[]), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, &target, &[]), fixture.backend.websocket());
     assert_eq!((heard.target(), heard.all("x-user-id")), ("/ws?token=vite", vec!["alice"]));
 }
 
@@ -268,22 +268,22 @@ async fn where_opaque_tokens_are_taken_any_value_that_is_no_jwt_is_one() {
         issuer.provider(),
     ))
     .await;
-    let house = House { issuer, backend, proxy };
-    let credential = bearer(&house.issuer.token("alice"));
-    let foreign = house.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
+    let fixture = Fixture { issuer, backend, proxy };
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let foreign = fixture.issuer.token_with("alice", json!({"iss": "https://elsewhere.example"}));
     for (value, left) in [("opaque-1", "/x"), ("", "/x?token="), (foreign.as_str(), "")] {
         let target = format!("/x?token={value}");
         let left = if left.is_empty() { target.as_str() } else { left };
-        assert_eq!(passed(&house, &target, &[&credential]).await.target(), left);
+        assert_eq!(passed(&fixture, &target, &[&credential]).await.target(), left);
     }
 }
 
 #[tokio::test]
 async fn the_way_back_from_signing_in_carries_no_token() {
-    let house = house("browser: { sign_in_url: \"https://id.example.com/in?back={return_path}\" }\n").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("browser: { sign_in_url: \"https://id.example.com/in?back={return_path}\" }\n").await;
+    let token = fixture.issuer.token("alice");
     let navigates =
-        async |target: String| -> Answer { get(house.proxy.address, &target, &["Sec-Fetch-Mode: navigate"]).await };
+        async |target: String| -> Answer { get(fixture.proxy.address, &target, &["Sec-Fetch-Mode: navigate"]).await };
     let answer = navigates(format!("/lab?a=1&token={token}")).await;
     assert_eq!(answer.field("location"), Some("https://id.example.com/in?back=%2Flab%3Fa%3D1"));
     let answer = navigates("/lab?a=1&token=vite".to_owned()).await;
@@ -292,7 +292,7 @@ async fn the_way_back_from_signing_in_carries_no_token() {
 
 #[tokio::test]
 async fn an_upstream_sets_no_cookie_of_ours_in_any_spelling() {
-    let house = house("routes: [{ path: /public/**, auth: none }]\n").await;
+    let fixture = fixture("routes: [{ path: /public/**, auth: none }]\n").await;
     let lines = [
         "=vestibule-8080=x",
         " = vestibule-8080=x",
@@ -306,16 +306,16 @@ async fn an_upstream_sets_no_cookie_of_ours_in_any_spelling() {
     ];
     let fields = lines.iter().fold(String::new(), |all, line| format!("{all}Set-Cookie: {line}\r\n"));
     let upstream = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(format!("HTTP/1.1 200 OK\r\n{fields}Set-Cookie: theirs=1\r\nContent-Length: 0\r\n\r\n")).await;
     };
-    let (answer, ()) = tokio::join!(get(house.proxy.address, "/public/x", &[]), upstream);
+    let (answer, ()) = tokio::join!(get(fixture.proxy.address, "/public/x", &[]), upstream);
     assert!(answer.head.contains("theirs=1") && !answer.head.contains("estibule-"), "{}", answer.head);
     assert!(!answer.head.to_ascii_lowercase().contains("host-vestibule"), "{}", answer.head);
     // Nor with its 101.
-    let upstream = async { house.backend.accept().await.switch(&format!("{fields}Set-Cookie: theirs=1\r\n")).await };
-    let ((answer, _client), _) = tokio::join!(Socket::try_open(house.proxy.address, "/public/ws", &[]), upstream);
+    let upstream = async { fixture.backend.accept().await.switch(&format!("{fields}Set-Cookie: theirs=1\r\n")).await };
+    let ((answer, _client), _) = tokio::join!(Socket::try_open(fixture.proxy.address, "/public/ws", &[]), upstream);
     assert_eq!(answer.status, 101);
     assert!(
         answer.head.contains("theirs=1") && !answer.head.to_ascii_lowercase().contains("vestibule"),
@@ -326,17 +326,17 @@ async fn an_upstream_sets_no_cookie_of_ours_in_any_spelling() {
 
 #[tokio::test]
 async fn written_origins_are_checked_on_public_routes_too() {
-    let mut house = house(
+    let mut fixture = fixture(
         "websocket: { allowed_origins: [\"https://app.example.com\"] }\nroutes: [{ path: /public/**, auth: none }, { path: /maybe, auth: optional }]\n",
     )
     .await;
     for target in ["/public/ws", "/maybe"] {
-        let (answer, _) = Socket::try_open(house.proxy.address, target, &["Origin: https://evil.example"]).await;
+        let (answer, _) = Socket::try_open(fixture.proxy.address, target, &["Origin: https://evil.example"]).await;
         assert_eq!((answer.status, answer.code().as_str()), (403, "foreign_origin"), "{target}");
-        assert!(house.backend.is_untouched());
+        assert!(fixture.backend.is_untouched());
         for fields in [&["Origin: https://app.example.com"][..], &[]] {
             let ((answer, _client), _) =
-                tokio::join!(Socket::try_open(house.proxy.address, target, fields), house.backend.websocket());
+                tokio::join!(Socket::try_open(fixture.proxy.address, target, fields), fixture.backend.websocket());
             assert_eq!(answer.status, 101, "{target} {fields:?}");
         }
     }
@@ -344,7 +344,7 @@ async fn written_origins_are_checked_on_public_routes_too() {
 
 #[tokio::test]
 async fn a_list_of_schemes_from_a_trusted_proxy_is_read_by_its_hops() {
-    let house = house("trusted_proxies: [127.0.0.1, 10.0.0.0/8]\nroutes: [{ path: /**, auth: none }]\n").await;
+    let fixture = fixture("trusted_proxies: [127.0.0.1, 10.0.0.0/8]\nroutes: [{ path: /**, auth: none }]\n").await;
     for (fields, client, scheme) in [
         (&["X-Forwarded-Proto: https,http"][..], "127.0.0.1", "https"),
         (&["X-Forwarded-Proto: https, http"], "127.0.0.1", "https"),
@@ -357,12 +357,12 @@ async fn a_list_of_schemes_from_a_trusted_proxy_is_read_by_its_hops() {
         (&["X-Forwarded-Proto: ,", "X-Forwarded-For: 192.0.2.1,"], "192.0.2.1", "http"),
         (&["X_Forwarded_Proto: https"], "127.0.0.1", "http"),
     ] {
-        let heard = passed(&house, "/x", fields).await;
+        let heard = passed(&fixture, "/x", fields).await;
         let first = heard.all("x-forwarded-for")[0].split(',').next().expect("a hop");
         assert_eq!((first, heard.all("x-forwarded-proto")), (client, vec![scheme]), "{fields:?}");
     }
     // Two hosts in one field are none.
-    let mut client = crate::support::client::Client::connect(house.proxy.address).await;
+    let mut client = crate::support::client::Client::connect(fixture.proxy.address).await;
     client.send("GET /x HTTP/1.1\r\nHost: a.example,b.example\r\n\r\n").await;
     assert_eq!(client.answer().await.code(), "bad_request");
 }

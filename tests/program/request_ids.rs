@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fixture::house;
+use crate::fixture::fixture;
 use crate::support::client::{bearer, get, request};
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
@@ -17,22 +17,22 @@ async fn line_with(proxy: &mut Proxy, message: &str) -> Value {
 
 #[tokio::test]
 async fn lines_of_a_request_or_a_socket_have_its_request_id() {
-    let mut house = house(TRUSTED).await;
-    let (address, token) = (house.proxy.address, house.issuer.token("alice"));
-    let before = house.proxy.log().len();
+    let mut fixture = fixture(TRUSTED).await;
+    let (address, token) = (fixture.proxy.address, fixture.issuer.token("alice"));
+    let before = fixture.proxy.log().len();
     let credential = bearer(&token);
 
     get(address, "/x", &["X-Request-Id: health", "User-Agent: ELB-HealthChecker/2.0"]).await;
     let fields = ["X-Request-Id: upstream-401", credential.as_str(), "X-User-Id: bob"];
     let refusing = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write("HTTP/1.1 401 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
     };
     tokio::join!(get(address, "/x", &fields), refusing);
     let fields = ["X-Request-Id: failed", credential.as_str()];
     let failing = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
     };
     let (failed, ()) = tokio::join!(get(address, "/x", &fields), failing);
@@ -44,17 +44,17 @@ async fn lines_of_a_request_or_a_socket_have_its_request_id() {
     assert_eq!(malformed.status, 401);
     let fields = ["X-Request-Id: socket", "Sec-WebSocket-Protocol: chat"];
     let mut socket = Socket::open(address, "/ws", &fields).await;
-    let (_, (_, _upstream)) = tokio::join!(socket.authenticate(&token), house.backend.websocket());
+    let (_, (_, _upstream)) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
     let fields = ["X-Request-Id: in-url", "Origin: https://old.example.com"];
     let target = format!("/ws?token={token}");
-    let (_in_url, _upstream) = tokio::join!(Socket::open(address, &target, &fields), house.backend.websocket());
+    let (_in_url, _upstream) = tokio::join!(Socket::open(address, &target, &fields), fixture.backend.websocket());
     // The open sockets of a route that is denied now.
-    house.proxy.rewrite(&format!(
+    fixture.proxy.rewrite(&format!(
         "upstream: {}\nproviders: [{}]\n{TRUSTED}routes: [{{ path: /ws, auth: deny }}]\n",
-        house.backend.url(),
-        house.issuer.provider()
+        fixture.backend.url(),
+        fixture.issuer.provider()
     ));
-    house.proxy.signal("HUP");
+    fixture.proxy.signal("HUP");
     socket.next_text().await;
     socket.next_close().await;
 
@@ -69,15 +69,15 @@ async fn lines_of_a_request_or_a_socket_have_its_request_id() {
         ("first message verified", "socket"),
         ("deprecated: token in the query string", "in-url"),
     ] {
-        assert_eq!(line_with(&mut house.proxy, message).await["request_id"], id, "{message}");
+        assert_eq!(line_with(&mut fixture.proxy, message).await["request_id"], id, "{message}");
     }
     let mut closed = Vec::new();
     for id in ["socket", "in-url"] {
         let is_line = |line: &str| line.contains("closing an open socket") && line.contains(&format!("\"{id}\""));
-        closed.push(house.proxy.logged("a Close", is_line).await);
+        closed.push(fixture.proxy.logged("a Close", is_line).await);
     }
     // What else was logged meanwhile belongs to no request.
-    for line in house.proxy.log().iter().skip(before).filter(|line| !line.contains("\"request_id\":")) {
+    for line in fixture.proxy.log().iter().skip(before).filter(|line| !line.contains("\"request_id\":")) {
         let known = ["configuration reloaded", "connection ended with an error", "JWKS"];
         assert!(known.iter().any(|message| line.contains(message)), "{line}");
     }
@@ -85,23 +85,23 @@ async fn lines_of_a_request_or_a_socket_have_its_request_id() {
 
 #[tokio::test]
 async fn the_line_of_a_refused_credential_has_what_it_claims_marked_as_unverified() {
-    let mut house = house("").await;
-    let expired = house.issuer.expired("alice");
-    let foreign = house.issuer.token_with("alice", serde_json::json!({"iss": "https://other.example.com"}));
+    let mut fixture = fixture("").await;
+    let expired = fixture.issuer.expired("alice");
+    let foreign = fixture.issuer.token_with("alice", serde_json::json!({"iss": "https://other.example.com"}));
     let agent = format!("User-Agent: notebook/1.0 {}", "x".repeat(400));
     for (token, issuer, reason) in
         [(&expired, None, "expired "), (&foreign, Some("https://other.example.com"), "is not a configured provider")]
     {
         let fields = [bearer(token), "Origin: https://app.example.com".to_owned(), agent.clone()];
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        let id = get(house.proxy.address, "/x", &fields).await.field("x-request-id").expect("an id").to_owned();
-        let mut socket = Socket::open(house.proxy.address, "/ws", &fields[1..]).await;
+        let id = get(fixture.proxy.address, "/x", &fields).await.field("x-request-id").expect("an id").to_owned();
+        let mut socket = Socket::open(fixture.proxy.address, "/ws", &fields[1..]).await;
         socket.authenticate(token).await;
-        let line = house.proxy.logged("its line", |line| line.contains(&id)).await;
+        let line = fixture.proxy.logged("its line", |line| line.contains(&id)).await;
         let outcome = if issuer.is_some() { "unknown_issuer" } else { "expired" };
         let is_socket =
             |line: &str| line.contains("\"msg\":\"socket\"") && line.contains(&format!("\"outcome\":\"{outcome}\""));
-        let of_socket = house.proxy.logged("the socket's line", is_socket).await;
+        let of_socket = fixture.proxy.logged("the socket's line", is_socket).await;
         for line in [line, of_socket] {
             let line: Value = serde_json::from_str(&line).expect("json");
             assert!(line["reason"].as_str().is_some_and(|text| text.contains(reason)), "{line}");
@@ -116,7 +116,7 @@ async fn the_line_of_a_refused_credential_has_what_it_claims_marked_as_unverifie
             assert_eq!(line["user"], Value::Null);
         }
     }
-    let log = house.proxy.log().join("\n");
+    let log = fixture.proxy.log().join("\n");
     for token in [&expired, &foreign] {
         assert!(!log.contains(token.rsplit('.').next().expect("a signature")), "a signature is in the log");
     }
@@ -124,13 +124,13 @@ async fn the_line_of_a_refused_credential_has_what_it_claims_marked_as_unverifie
 
 #[tokio::test]
 async fn listening_comes_before_the_keys_and_ready_with_them() {
-    let mut house = crate::fixture::House::started("", |issuer| {
+    let mut fixture = crate::fixture::Fixture::started("", |issuer| {
         issuer.set_mood(crate::support::issuer::Mood::Html);
     })
     .await;
-    assert_eq!(get(house.proxy.address, "/.vestibule/readyz", &[]).await.status, 503);
-    assert!(!house.proxy.log().iter().any(|line| line.contains("\"msg\":\"ready\"")));
-    house.issuer.set_mood(crate::support::issuer::Mood::Well);
-    house.proxy.logged("ready", |line| line.contains("\"msg\":\"ready\"") && line.contains("\"after_ms\":")).await;
-    assert_eq!(get(house.proxy.address, "/.vestibule/readyz", &[]).await.status, 200);
+    assert_eq!(get(fixture.proxy.address, "/.vestibule/readyz", &[]).await.status, 503);
+    assert!(!fixture.proxy.log().iter().any(|line| line.contains("\"msg\":\"ready\"")));
+    fixture.issuer.set_mood(crate::support::issuer::Mood::Well);
+    fixture.proxy.logged("ready", |line| line.contains("\"msg\":\"ready\"") && line.contains("\"after_ms\":")).await;
+    assert_eq!(get(fixture.proxy.address, "/.vestibule/readyz", &[]).await.status, 200);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fixture::House;
+use crate::fixture::Fixture;
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Answer, Client, bearer, get, request};
@@ -19,12 +19,12 @@ use crate::support::socket::Socket;
 
 const SESSION: &str = "/.vestibule/session";
 
-async fn house(more: &str) -> House {
+async fn fixture(more: &str) -> Fixture {
     let browser = if more.contains("browser:") { "" } else { "browser: { session: {} }\n" };
-    crate::fixture::house(&format!("{browser}{more}")).await
+    crate::fixture::fixture(&format!("{browser}{more}")).await
 }
 
-impl House {
+impl Fixture {
     async fn post(&self, fields: &[&str]) -> Answer {
         request(self.proxy.address, "POST", SESSION, fields, "").await
     }
@@ -65,10 +65,10 @@ fn cookie(answer: &Answer) -> String {
 
 #[tokio::test]
 async fn a_session_begins_with_a_token_and_carries_its_user() {
-    let house = house("").await;
-    let token = house.issuer.token_with("alice", json!({"exp": now() + 600}));
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token_with("alice", json!({"exp": now() + 600}));
     let field = bearer(&token);
-    let answer = house.post(&[&field]).await;
+    let answer = fixture.post(&[&field]).await;
     let body = answer.json();
     assert_eq!((answer.status, body["user_id"].as_str()), (200, Some("alice")));
     assert!((595..=600).contains(&body["expires_in"].as_u64().expect("seconds")), "{body}");
@@ -79,20 +79,20 @@ async fn a_session_begins_with_a_token_and_carries_its_user() {
     assert!(!line.contains("Secure") && !line.contains(&token) && !line.contains("alice"), "{line}");
     let cookie = cookie(&answer);
     let fields = [cookie.as_str(), "Cookie: theirs=1"];
-    let (answer, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    let (answer, heard) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("served"));
     assert_eq!((answer.status, answer.field("cache-control")), (200, Some("private")));
     assert_eq!(heard.all("x-user-id"), ["alice"]);
     assert_eq!(heard.all("cookie"), ["theirs=1"]);
     assert!(!heard.has("authorization"));
     // No endpoint gives a token to script, or the session back.
-    assert_eq!(get(house.proxy.address, SESSION, &[&cookie]).await.status, 405);
+    assert_eq!(get(fixture.proxy.address, SESSION, &[&cookie]).await.status, 405);
 }
 
 #[tokio::test]
 async fn behind_https_it_is_a_host_cookie_and_on_a_network_without_there_is_none() {
-    let house = house("trusted_proxies: [127.0.0.1]\nhosts: any\n").await;
-    let field = bearer(&house.issuer.token("alice"));
-    let mut client = Client::connect(house.proxy.address).await;
+    let fixture = fixture("trusted_proxies: [127.0.0.1]\nhosts: any\n").await;
+    let field = bearer(&fixture.issuer.token("alice"));
+    let mut client = Client::connect(fixture.proxy.address).await;
     let host = "Host: app.example.com\r\n";
     client
         .send(format!(
@@ -110,12 +110,12 @@ async fn behind_https_it_is_a_host_cookie_and_on_a_network_without_there_is_none
 
 #[tokio::test]
 async fn whoever_posts_must_be_verified_allowed_and_ours() {
-    let house = house("origins: [https://app.example.com, \"https://*.example.org\"]\n").await;
-    let good = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("origins: [https://app.example.com, \"https://*.example.org\"]\n").await;
+    let good = bearer(&fixture.issuer.token("alice"));
     for (fields, status, code) in [
         (vec![], 401, "missing_token"),
         (vec!["Authorization: Basic x".to_owned()], 401, "invalid_request"),
-        (vec![bearer(&house.issuer.expired("alice"))], 401, "token_expired"),
+        (vec![bearer(&fixture.issuer.expired("alice"))], 401, "token_expired"),
         (vec![good.clone(), "Origin: https://evil.example".to_owned()], 403, "foreign_origin"),
         (vec![good.clone(), "Origin: null".to_owned()], 403, "foreign_origin"),
         // A sibling that a wildcard covers is not one of our pages.
@@ -124,21 +124,21 @@ async fn whoever_posts_must_be_verified_allowed_and_ours() {
         (vec![good.clone(), "Sec-Fetch-Site: same-site".to_owned()], 403, "foreign_origin"),
     ] {
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
-        let answer = house.post(&fields).await;
+        let answer = fixture.post(&fields).await;
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{fields:?}");
         assert_eq!(answer.field("set-cookie"), None);
     }
     for origin in ["Origin: http://localhost", "Origin: https://app.example.com"] {
-        assert_eq!(house.post(&[&good, origin, "Sec-Fetch-Site: same-origin"]).await.status, 200, "{origin}");
+        assert_eq!(fixture.post(&[&good, origin, "Sec-Fetch-Site: same-origin"]).await.status, 200, "{origin}");
     }
-    let answer = request(house.proxy.address, "PUT", SESSION, &[&good], "").await;
+    let answer = request(fixture.proxy.address, "PUT", SESSION, &[&good], "").await;
     assert_eq!((answer.status, answer.field("allow")), (405, Some("POST, DELETE")));
 }
 
 #[tokio::test]
 async fn a_cookie_counts_only_from_our_own_pages() {
-    let house = house("origins: [https://app.example.com]\n").await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let fixture = fixture("origins: [https://app.example.com]\n").await;
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
     for (fields, is_served) in [
         (vec![], true),
         (vec!["Sec-Fetch-Site: same-origin"], true),
@@ -154,25 +154,25 @@ async fn a_cookie_counts_only_from_our_own_pages() {
         all.extend(&fields);
         let answer = async {
             tokio::select! {
-                answer = get(house.proxy.address, "/x", &all) => answer.status,
-                _ = house.backend.answer("served") => 200,
+                answer = get(fixture.proxy.address, "/x", &all) => answer.status,
+                _ = fixture.backend.answer("served") => 200,
             }
         };
         assert_eq!(answer.await == 200, is_served, "{fields:?}");
     }
     // A form posts without being asked.
-    let answer = request(house.proxy.address, "POST", "/x", &[&cookie, "Origin: https://evil.example"], "a=1").await;
+    let answer = request(fixture.proxy.address, "POST", "/x", &[&cookie, "Origin: https://evil.example"], "a=1").await;
     assert_eq!(answer.code(), "foreign_origin");
     // And a page elsewhere opens a socket.
     let fields = [cookie.as_str(), "Origin: https://evil.example"];
-    let (answer, socket) = Socket::try_open(house.proxy.address, "/ws", &fields).await;
+    let (answer, socket) = Socket::try_open(fixture.proxy.address, "/ws", &fields).await;
     assert_eq!((answer.status, socket.is_none()), (403, true));
 }
 
 #[tokio::test]
 async fn what_is_no_session_of_ours_counts_as_absent() {
-    let house = house("").await;
-    let good = house.signed_in(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let good = fixture.signed_in(&fixture.issuer.token("alice")).await;
     let value = good.strip_prefix("Cookie: vestibule-80=").expect("the name");
     let mut changed = value.to_owned();
     let other = if changed.as_bytes()[20] == b'A' { "B" } else { "A" };
@@ -188,25 +188,25 @@ async fn what_is_no_session_of_ours_counts_as_absent() {
         vec![format!("Cookie: __Host-vestibule={value}")],
     ] {
         let all: Vec<&str> = fields.iter().map(String::as_str).collect();
-        let answer = get(house.proxy.address, "/x", &all).await;
+        let answer = get(fixture.proxy.address, "/x", &all).await;
         assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"), "{fields:?}");
     }
     // A token beside it decides alone.
-    let refused = bearer(&house.issuer.expired("alice"));
-    assert_eq!(get(house.proxy.address, "/x", &[&good, &refused]).await.code(), "token_expired");
+    let refused = bearer(&fixture.issuer.expired("alice"));
+    assert_eq!(get(fixture.proxy.address, "/x", &[&good, &refused]).await.code(), "token_expired");
 }
 
 #[tokio::test]
 async fn our_cookies_never_reach_the_upstream_and_it_cannot_set_them() {
-    let house = house("routes: [{ path: /public, auth: none }]\n").await;
+    let fixture = fixture("routes: [{ path: /public, auth: none }]\n").await;
     let cookie = "Cookie: a=1; __Host-vestibule=x; vestibule-8080=y; vestibule=theirs; b=2";
     let fields = [cookie];
-    let (_, heard) = tokio::join!(get(house.proxy.address, "/public", &fields), house.backend.answer("served"));
+    let (_, heard) = tokio::join!(get(fixture.proxy.address, "/public", &fields), fixture.backend.answer("served"));
     assert_eq!(heard.all("cookie"), ["a=1; vestibule=theirs; b=2"]);
     let fields = ["X: y"];
-    let asking = get(house.proxy.address, "/public", &fields);
+    let asking = get(fixture.proxy.address, "/public", &fields);
     let answering = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write("HTTP/1.1 200 OK\r\nSet-Cookie: theirs=1\r\nSet-Cookie: __Host-vestibule=evil; Path=/\r\nSet-Cookie: vestibule-80=evil\r\nContent-Length: 0\r\n\r\n").await;
         conn
@@ -218,15 +218,15 @@ async fn our_cookies_never_reach_the_upstream_and_it_cannot_set_them() {
 
 #[tokio::test]
 async fn signing_out_ends_the_session_its_copies_and_its_sockets() {
-    let house = house("websocket: { dialect: none }\n").await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
-    let other = house.signed_in(&house.issuer.token("alice")).await;
+    let fixture = fixture("websocket: { dialect: none }\n").await;
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
+    let other = fixture.signed_in(&fixture.issuer.token("alice")).await;
     let fields = [cookie.as_str(), "Origin: http://localhost"];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut socket, (heard, mut upstream)) = tokio::join!(opening, house.backend.websocket());
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut socket, (heard, mut upstream)) = tokio::join!(opening, fixture.backend.websocket());
     assert_eq!(heard.all("x-user-id"), ["alice"]);
     assert!(!heard.has("cookie"));
-    let answer = request(house.proxy.address, "DELETE", SESSION, &[&cookie, "Origin: http://localhost"], "").await;
+    let answer = request(fixture.proxy.address, "DELETE", SESSION, &[&cookie, "Origin: http://localhost"], "").await;
     assert_eq!(answer.status, 204);
     assert!(
         answer
@@ -236,47 +236,48 @@ async fn signing_out_ends_the_session_its_copies_and_its_sockets() {
     );
     assert_eq!(socket.next_close().await, (1008, "Session ended".into()));
     assert_eq!(upstream.next_close().await.0, 1001);
-    assert_eq!(get(house.proxy.address, "/x", &[&cookie]).await.code(), "missing_token", "a copy is dead too");
+    assert_eq!(get(fixture.proxy.address, "/x", &[&cookie]).await.code(), "missing_token", "a copy is dead too");
     // Another browser's of the same user is not.
     let fields = [other.as_str()];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("served"));
     assert_eq!(answer.status, 200);
     // Without a session there is nothing to end, and that is no error.
-    assert_eq!(request(house.proxy.address, "DELETE", SESSION, &[], "").await.status, 204);
-    let foreign = request(house.proxy.address, "DELETE", SESSION, &[&other, "Origin: https://evil.example"], "").await;
+    assert_eq!(request(fixture.proxy.address, "DELETE", SESSION, &[], "").await.status, 204);
+    let foreign =
+        request(fixture.proxy.address, "DELETE", SESSION, &[&other, "Origin: https://evil.example"], "").await;
     assert_eq!(foreign.status, 403);
 }
 
 #[tokio::test]
 async fn posting_again_renews_and_another_user_must_wait_for_the_sign_out() {
-    let house = house("browser: { session: { max_age: 1h } }\n").await;
-    let short = house.issuer.token_with("alice", json!({"exp": now() + 30}));
+    let fixture = fixture("browser: { session: { max_age: 1h } }\n").await;
+    let short = fixture.issuer.token_with("alice", json!({"exp": now() + 30}));
     let field = bearer(&short);
-    let first = house.post(&[&field]).await;
+    let first = fixture.post(&[&field]).await;
     assert!((3_595..=3_600).contains(&first.json()["expires_in"].as_u64().expect("seconds")), "beyond its token");
     let cookie = cookie(&first);
-    let again = house.post(&[&bearer(&house.issuer.token("alice")), &cookie]).await;
+    let again = fixture.post(&[&bearer(&fixture.issuer.token("alice")), &cookie]).await;
     assert_eq!(again.status, 200);
-    let other = house.post(&[&bearer(&house.issuer.token("bob")), &cookie]).await;
+    let other = fixture.post(&[&bearer(&fixture.issuer.token("bob")), &cookie]).await;
     assert_eq!((other.status, other.code().as_str()), (409, "other_user"));
     // Both cookies are one session: signing out by the later ends the former.
     let later = self::cookie(&again);
-    assert_eq!(request(house.proxy.address, "DELETE", SESSION, &[&later], "").await.status, 204);
-    assert_eq!(get(house.proxy.address, "/x", &[&cookie]).await.status, 401);
-    assert_eq!(house.post(&[&bearer(&house.issuer.token("bob")), &cookie]).await.status, 200);
+    assert_eq!(request(fixture.proxy.address, "DELETE", SESSION, &[&later], "").await.status, 204);
+    assert_eq!(get(fixture.proxy.address, "/x", &[&cookie]).await.status, 401);
+    assert_eq!(fixture.post(&[&bearer(&fixture.issuer.token("bob")), &cookie]).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_session_ends_with_its_token_and_its_socket_with_it() {
-    let house = house("websocket: { dialect: none, grace: 0s, on_expiry: auto }\n").await;
-    let field = bearer(&house.issuer.token_with("alice", json!({"exp": now() + 3})));
-    let cookie = cookie(&house.post(&[&field]).await);
+    let fixture = fixture("websocket: { dialect: none, grace: 0s, on_expiry: auto }\n").await;
+    let field = bearer(&fixture.issuer.token_with("alice", json!({"exp": now() + 3})));
+    let cookie = cookie(&fixture.post(&[&field]).await);
     let fields = [cookie.as_str(), "Origin: http://localhost"];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut socket, _upstream) = tokio::join!(opening, house.backend.websocket());
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut socket, _upstream) = tokio::join!(opening, fixture.backend.websocket());
     // Its page can renew, so it does not live on although its user was seen.
     assert_eq!(socket.next_close().await, (4401, "Token expired".into()));
-    assert_eq!(get(house.proxy.address, "/x", &[&cookie]).await.code(), "missing_token");
+    assert_eq!(get(fixture.proxy.address, "/x", &[&cookie]).await.code(), "missing_token");
 }
 
 #[tokio::test]
@@ -286,14 +287,14 @@ async fn sessions_survive_a_reload_and_with_a_secret_a_restart() {
         let (issuer, backend) = (Issuer::start().await, Backend::start().await);
         let browser = if more.is_empty() { "browser: { session: {} }\n" } else { more };
         let yaml = format!("upstream: {}\nproviders: [{}]\n{browser}", backend.url(), issuer.provider());
-        let mut house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
-        let cookie = house.signed_in(&house.issuer.token("alice")).await;
-        house.proxy.rewrite(&format!("{yaml}routes: [{{ path: /health, auth: none }}]\n"));
-        house.proxy.signal("HUP");
-        house.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
-        assert_eq!(house.page(&cookie).await, 200);
-        house.proxy = Proxy::start(&yaml).await;
-        assert_eq!(house.page(&cookie).await == 200, survives_restart, "{more}");
+        let mut fixture = Fixture { issuer, backend, proxy: Proxy::start(&yaml).await };
+        let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
+        fixture.proxy.rewrite(&format!("{yaml}routes: [{{ path: /health, auth: none }}]\n"));
+        fixture.proxy.signal("HUP");
+        fixture.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
+        assert_eq!(fixture.page(&cookie).await, 200);
+        fixture.proxy = Proxy::start(&yaml).await;
+        assert_eq!(fixture.page(&cookie).await == 200, survives_restart, "{more}");
     }
 }
 
@@ -301,12 +302,12 @@ async fn sessions_survive_a_reload_and_with_a_secret_a_restart() {
 async fn revoking_a_user_ends_its_sessions() {
     let folder = crate::support::proxy::TempFolder::new();
     let path = folder.0.join("control.sock");
-    let house = house(&format!("control: {{ listen: \"unix:{}\" }}\n", path.display())).await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
-    assert_eq!(house.page(&cookie).await, 200);
-    let body = json!({"issuer": house.issuer.url, "sub": "alice"}).to_string();
+    let fixture = fixture(&format!("control: {{ listen: \"unix:{}\" }}\n", path.display())).await;
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
+    assert_eq!(fixture.page(&cookie).await, 200);
+    let body = json!({"issuer": fixture.issuer.url, "sub": "alice"}).to_string();
     assert_eq!(crate::support::control::post(&path, "/revoke", &body).await, 204);
-    assert_eq!(house.page(&cookie).await, 401);
+    assert_eq!(fixture.page(&cookie).await, 401);
 }
 
 /// Clerk, asked `instead` of a signature or `also`.
@@ -330,26 +331,26 @@ async fn the_provider_is_asked_again_about_a_session() {
         "upstream: {}\nproviders: [{provider}]\nbrowser: {{ session: {{ max_age: 1h, revalidate_every: 1s }} }}\n",
         backend.url()
     );
-    let house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
-    let token = house.issuer.token_with("alice", json!({"sid": "sess_1"}));
-    let cookie = house.signed_in(&token).await;
-    assert_eq!(house.page(&cookie).await, 200);
+    let fixture = Fixture { issuer, backend, proxy: Proxy::start(&yaml).await };
+    let token = fixture.issuer.token_with("alice", json!({"sid": "sess_1"}));
+    let cookie = fixture.signed_in(&token).await;
+    assert_eq!(fixture.page(&cookie).await, 200);
     let asked = clerk.count();
     assert!(asked >= 1);
     clerk.answers(|_| ok(json!({"id": "sess_1", "user_id": "alice", "status": "ended"})));
-    house.is_refused_in_time(&cookie).await;
+    fixture.is_refused_in_time(&cookie).await;
 }
 
 #[tokio::test]
 async fn a_socket_that_was_renewed_by_a_token_still_ends_with_the_session_it_came_by() {
-    let house = house("").await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
     let fields = [cookie.as_str(), "Origin: http://localhost"];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut socket, _upstream) = tokio::join!(opening, house.backend.websocket());
-    socket.say(&json!({"type": "refresh_auth", "token": house.issuer.token("alice")}).to_string()).await;
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut socket, _upstream) = tokio::join!(opening, fixture.backend.websocket());
+    socket.say(&json!({"type": "refresh_auth", "token": fixture.issuer.token("alice")}).to_string()).await;
     assert!(socket.next_text().await.starts_with(r#"{"type":"auth_refreshed""#));
-    let answer = request(house.proxy.address, "DELETE", SESSION, &fields, "").await;
+    let answer = request(fixture.proxy.address, "DELETE", SESSION, &fields, "").await;
     assert_eq!(answer.status, 204);
     assert_eq!(socket.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
     assert_eq!(socket.next_close().await, (1008, "Session ended".into()));
@@ -370,36 +371,36 @@ async fn a_provider_that_is_asked_beside_every_signature_is_asked_about_sessions
         }
         _ => ok(status("active")),
     });
-    let house = House { issuer, backend, proxy: Proxy::start(&yaml).await };
-    let cookie = house.signed_in(&house.issuer.token_with("alice", json!({"sid": "sess_1"}))).await;
-    assert_eq!(house.page(&cookie).await, 200);
+    let fixture = Fixture { issuer, backend, proxy: Proxy::start(&yaml).await };
+    let cookie = fixture.signed_in(&fixture.issuer.token_with("alice", json!({"sid": "sess_1"}))).await;
+    assert_eq!(fixture.page(&cookie).await, 200);
     clerk.answers(move |_| ok(status("ended")));
-    house.is_refused_in_time(&cookie).await;
+    fixture.is_refused_in_time(&cookie).await;
 }
 
 #[tokio::test]
 async fn a_person_sees_a_page_and_a_program_json() {
-    let house = house("").await;
-    let page = get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", "Accept: text/html"]).await;
+    let fixture = fixture("").await;
+    let page = get(fixture.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", "Accept: text/html"]).await;
     assert_eq!((page.status, page.field("content-type")), (401, Some("text/html; charset=utf-8")));
     assert!(page.body.contains("<h1>Please sign in</h1>") && !page.body.contains("/lab"), "{}", page.body);
     assert!(page.field("content-security-policy").is_some_and(|policy| policy.contains("frame-ancestors 'none'")));
-    let api = get(house.proxy.address, "/lab", &["Accept: application/json"]).await;
+    let api = get(fixture.proxy.address, "/lab", &["Accept: application/json"]).await;
     assert_eq!((api.status, api.code().as_str()), (401, "missing_token"));
-    let fetched = get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: cors", "Accept: text/html"]).await;
+    let fetched = get(fixture.proxy.address, "/lab", &["Sec-Fetch-Mode: cors", "Accept: text/html"]).await;
     assert_eq!(fetched.code(), "missing_token");
 }
 
 #[tokio::test]
 async fn a_person_without_a_credential_goes_to_the_sign_in_page() {
-    let house = house("browser: { sign_in_url: \"https://id.example.com/in?back={return_path}\" }\n").await;
+    let fixture = fixture("browser: { sign_in_url: \"https://id.example.com/in?back={return_path}\" }\n").await;
     let navigate = ["Sec-Fetch-Mode: navigate"];
-    let answer = get(house.proxy.address, "/lab?reset&x=%2F", &navigate).await;
+    let answer = get(fixture.proxy.address, "/lab?reset&x=%2F", &navigate).await;
     let location = "https://id.example.com/in?back=%2Flab%3Freset%26x%3D%252F";
     assert_eq!((answer.status, answer.field("location")), (302, Some(location)));
     assert_eq!((answer.field("cache-control"), answer.body.as_str()), (Some("no-store"), ""));
     for target in ["//evil.example/", "/\\evil.example", "/%5Cevil.example"] {
-        let answer = get(house.proxy.address, target, &navigate).await;
+        let answer = get(fixture.proxy.address, target, &navigate).await;
         let location = answer.field("location").unwrap_or_default();
         assert!(
             location.is_empty() || location.starts_with("https://id.example.com/in?back=%2F"),
@@ -408,10 +409,10 @@ async fn a_person_without_a_credential_goes_to_the_sign_in_page() {
         assert!(!location.contains("back=%2F%2F") && !location.contains("back=//"), "{target}: {location}");
     }
     // Who has one that is refused is told so, not sent in a circle.
-    let expired = bearer(&house.issuer.expired("alice"));
-    assert_eq!(get(house.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", &expired]).await.status, 401);
-    assert_eq!(get(house.proxy.address, "/lab", &["Accept: */*"]).await.code(), "missing_token");
-    assert_eq!(house.post(&[]).await.status, 404, "without sessions there is no endpoint for them");
+    let expired = bearer(&fixture.issuer.expired("alice"));
+    assert_eq!(get(fixture.proxy.address, "/lab", &["Sec-Fetch-Mode: navigate", &expired]).await.status, 401);
+    assert_eq!(get(fixture.proxy.address, "/lab", &["Accept: */*"]).await.code(), "missing_token");
+    assert_eq!(fixture.post(&[]).await.status, 404, "without sessions there is no endpoint for them");
 }
 
 /// The demo before a backend of one's own, and where it listens.
@@ -560,54 +561,54 @@ async fn a_known_backend_brings_what_its_pages_need() {
             "{{ url: \"{}\", preset: {preset}, credential: {{ header: Authorization, value: token its-own }} }}",
             backend.url()
         );
-        let mut house = House {
+        let mut fixture = Fixture {
             proxy: Proxy::start(&format!("upstream: {upstream}\nproviders: [{}]\n", issuer.provider())).await,
             issuer,
             backend,
         };
         // Sessions without their key, and no handshake in band: its page knows of none.
-        let cookie = house.signed_in(&house.issuer.token("alice")).await;
-        let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &[]).await;
+        let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
+        let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &[]).await;
         assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"), "{preset}");
         let fields = [cookie.as_str(), "Origin: http://localhost"];
-        let opening = Socket::open(house.proxy.address, "/ws", &fields);
-        let (mut socket, (heard, mut upstream)) = tokio::join!(opening, house.backend.websocket());
+        let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+        let (mut socket, (heard, mut upstream)) = tokio::join!(opening, fixture.backend.websocket());
         assert_eq!((heard.all("x-user-id"), heard.all("authorization")), (vec!["alice"], vec!["token its-own"]));
         socket.say(r#"{"type":"authenticate","token":"x"}"#).await;
         assert_eq!(upstream.next_text().await, r#"{"type":"authenticate","token":"x"}"#, "nothing is ours");
         // It comes back after 1012.
-        house.proxy.signal("TERM");
+        fixture.proxy.signal("TERM");
         assert_eq!(socket.next_close().await.0, 1012);
         drop((socket, upstream));
-        assert_eq!(house.proxy.ended().await, Some(0));
+        assert_eq!(fixture.proxy.ended().await, Some(0));
     }
 }
 
 #[tokio::test]
 async fn the_client_module_is_served_to_everyone() {
-    let house = house("origins: [https://app.example.com]\n").await;
-    let answer = get(house.proxy.address, "/.vestibule/client.js", &["Origin: https://app.example.com"]).await;
+    let fixture = fixture("origins: [https://app.example.com]\n").await;
+    let answer = get(fixture.proxy.address, "/.vestibule/client.js", &["Origin: https://app.example.com"]).await;
     assert_eq!((answer.status, answer.field("content-type")), (200, Some("text/javascript; charset=utf-8")));
     assert_eq!(answer.field("access-control-allow-origin"), Some("https://app.example.com"));
     assert!(answer.body.contains("as installAuth") && answer.body.len() < 16 * 1024, "minified: {}", answer.body.len());
     let tag = answer.field("etag").expect("a tag");
     let again =
-        get(house.proxy.address, "/.vestibule/client.js", &[&format!("If-None-Match: \"other\", W/{tag}")]).await;
+        get(fixture.proxy.address, "/.vestibule/client.js", &[&format!("If-None-Match: \"other\", W/{tag}")]).await;
     assert_eq!((again.status, again.field("etag"), again.body.as_str()), (304, Some(tag), ""));
-    let other = get(house.proxy.address, "/.vestibule/client.js", &["If-None-Match: \"other\""]).await;
+    let other = get(fixture.proxy.address, "/.vestibule/client.js", &["If-None-Match: \"other\""]).await;
     assert_eq!(other.status, 200);
-    let posted = request(house.proxy.address, "POST", "/.vestibule/client.js", &[], "").await;
+    let posted = request(fixture.proxy.address, "POST", "/.vestibule/client.js", &[], "").await;
     assert_eq!((posted.status, posted.field("allow")), (405, Some("GET, HEAD")));
-    assert_eq!(get(house.proxy.address, "/.vestibule/client.js/", &[]).await.status, 404);
+    assert_eq!(get(fixture.proxy.address, "/.vestibule/client.js/", &[]).await.status, 404);
 }
 
 #[tokio::test]
 async fn the_types_of_the_client_module_are_served_beside_it() {
-    let house = house("").await;
-    let answer = get(house.proxy.address, "/.vestibule/client.d.ts", &[]).await;
+    let fixture = fixture("").await;
+    let answer = get(fixture.proxy.address, "/.vestibule/client.d.ts", &[]).await;
     assert_eq!((answer.status, answer.field("content-type")), (200, Some("text/plain; charset=utf-8")));
     assert!(answer.body.contains("export function installAuth("), "{}", answer.body);
     let tag = answer.field("etag").expect("a tag");
-    let again = get(house.proxy.address, "/.vestibule/client.d.ts", &[&format!("If-None-Match: {tag}")]).await;
+    let again = get(fixture.proxy.address, "/.vestibule/client.d.ts", &[&format!("If-None-Match: {tag}")]).await;
     assert_eq!(again.status, 304);
 }

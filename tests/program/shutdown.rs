@@ -1,20 +1,15 @@
 //! Stopping without losing anything.
 
+use crate::fixture::{Fixture, fixture};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
 use crate::support::socket::{Side, Socket, upgrade};
 
-async fn house(more: &str) -> (Backend, Issuer, Proxy) {
-    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider())).await;
-    (backend, issuer, proxy)
-}
-
 #[tokio::test]
 async fn sigterm_finishes_requests_tells_sockets_1012_and_exits_0() {
-    let (backend, issuer, mut proxy) = house("").await;
+    let Fixture { backend, issuer, mut proxy } = fixture("").await;
     let token = issuer.token("alice");
     let mut open = Socket::open(proxy.address, "/ws", &[]).await;
     let (_, (_, mut upstream)) = tokio::join!(open.authenticate(&token), backend.websocket());
@@ -41,7 +36,7 @@ async fn sigterm_finishes_requests_tells_sockets_1012_and_exits_0() {
 
 #[tokio::test]
 async fn many_sockets_are_told_in_turn_and_the_process_waits_for_the_last() {
-    let (backend, issuer, mut proxy) = house("drain: { timeout: 60s }\n").await;
+    let Fixture { backend, issuer, mut proxy } = fixture("drain: { timeout: 60s }\n").await;
     let token = issuer.token("alice");
     let mut pairs = Vec::new();
     for _ in 0..50 {
@@ -72,7 +67,7 @@ async fn many_sockets_are_told_in_turn_and_the_process_waits_for_the_last() {
 
 #[tokio::test]
 async fn during_the_delay_it_is_not_ready_but_serves() {
-    let (backend, issuer, mut proxy) = house("drain: { delay: 2s, timeout: 5s }\n").await;
+    let Fixture { backend, issuer, mut proxy } = fixture("drain: { delay: 2s, timeout: 5s }\n").await;
     proxy.signal("TERM");
     proxy.logged("the drain", |line| line.contains("draining; ")).await;
     assert_eq!(get(proxy.address, "/.vestibule/readyz", &[]).await.status, 503);
@@ -85,7 +80,7 @@ async fn during_the_delay_it_is_not_ready_but_serves() {
 
 #[tokio::test]
 async fn what_does_not_end_in_time_is_dropped_and_a_second_signal_ends_at_once() {
-    let (backend, issuer, mut proxy) = house("drain: { timeout: 1s }\n").await;
+    let Fixture { backend, issuer, mut proxy } = fixture("drain: { timeout: 1s }\n").await;
     let token = issuer.token("alice");
     let mut slow = Client::connect(proxy.address).await;
     slow.send(format!("GET /slow HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&token))).await;
@@ -93,7 +88,7 @@ async fn what_does_not_end_in_time_is_dropped_and_a_second_signal_ends_at_once()
     conn.request().await;
     proxy.signal("TERM");
     assert_eq!(proxy.ended().await, Some(0));
-    let (backend, issuer, mut proxy) = house("").await;
+    let Fixture { backend, issuer, mut proxy } = fixture("").await;
     let mut slow = Client::connect(proxy.address).await;
     slow.send(format!("GET /slow HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", bearer(&issuer.token("alice")))).await;
     let mut conn = backend.accept().await;
@@ -145,7 +140,7 @@ async fn an_upgrade_whose_backend_hangs_is_answered_at_the_drain_and_does_not_ho
 
 #[tokio::test]
 async fn waiting_sockets_are_told_at_the_pace_of_the_drain() {
-    let (_backend, _issuer, mut proxy) = house("drain: { timeout: 60s }\n").await;
+    let Fixture { backend: _backend, issuer: _issuer, mut proxy } = fixture("drain: { timeout: 60s }\n").await;
     let mut waiting = Vec::new();
     for _ in 0..50 {
         waiting.push(Socket::open(proxy.address, "/ws", &[]).await);
@@ -169,7 +164,7 @@ async fn waiting_sockets_are_told_at_the_pace_of_the_drain() {
 async fn a_half_closed_client_hears_the_drain() {
     use tokio::io::AsyncWriteExt as _;
 
-    let (backend, issuer, mut proxy) = house("").await;
+    let Fixture { backend, issuer, mut proxy } = fixture("").await;
     let token = issuer.token("alice");
     let mut open = Socket::open(proxy.address, "/ws", &[]).await;
     let (_, (_, mut upstream)) = tokio::join!(open.authenticate(&token), backend.websocket());

@@ -4,7 +4,7 @@
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 
-use crate::fixture::{House, house};
+use crate::fixture::{Fixture, fixture};
 use crate::support::client::{Client, bearer, get};
 use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::{Side, Socket, frame, upgrade};
@@ -17,11 +17,11 @@ const SILENT: usize = 8 << 10;
 /// And one whose request goes up for nobody.
 const REQUEST: usize = 24 << 10;
 
-async fn bounded(more: &str) -> House {
-    house(&format!("limits: {{ unauthenticated_bytes: {BOUND} }}\n{more}")).await
+async fn bounded(more: &str) -> Fixture {
+    fixture(&format!("limits: {{ unauthenticated_bytes: {BOUND} }}\n{more}")).await
 }
 
-impl House {
+impl Fixture {
     async fn silent(&self, number: usize) -> Vec<Client> {
         let mut silent = Vec::new();
         for _ in 0..number {
@@ -49,40 +49,40 @@ fn unfinished(bytes: usize) -> String {
 
 #[tokio::test]
 async fn an_unfinished_head_gives_way_with_431_to_those_that_hold_less() {
-    let house = house(&format!("limits: {{ unauthenticated_bytes: {BOUND} }}\n")).await;
-    let mut small = Client::connect(house.proxy.address).await;
-    let mut large = Client::connect(house.proxy.address).await;
+    let fixture = fixture(&format!("limits: {{ unauthenticated_bytes: {BOUND} }}\n")).await;
+    let mut small = Client::connect(fixture.proxy.address).await;
+    let mut large = Client::connect(fixture.proxy.address).await;
     large.send(unfinished(60 << 10)).await;
-    let _silent = house.silent(BOUND / SILENT).await;
+    let _silent = fixture.silent(BOUND / SILENT).await;
     let answer = large.answer().await;
     assert_eq!((answer.status, answer.code()), (431, "head_too_large".into()));
     assert!(large.is_closed().await);
-    assert!(house.serves(&mut small).await);
+    assert!(fixture.serves(&mut small).await);
 }
 
 #[tokio::test]
 async fn among_equals_the_newest_gives_way_and_a_silent_one_hears_503() {
-    let house = bounded("").await;
-    let mut silent = house.silent(BOUND / SILENT).await;
-    let answer = Client::connect(house.proxy.address).await.answer().await;
+    let fixture = bounded("").await;
+    let mut silent = fixture.silent(BOUND / SILENT).await;
+    let answer = Client::connect(fixture.proxy.address).await.answer().await;
     assert_eq!((answer.status, answer.code()), (503, "busy".into()));
     assert!(answer.field("retry-after").is_some());
     // A request takes more; those that came last make room for it.
-    assert!(house.serves(&mut silent[0]).await);
+    assert!(fixture.serves(&mut silent[0]).await);
     let answer = silent.pop().expect("the last").answer().await;
     assert_eq!((answer.status, answer.code()), (503, "busy".into()));
     // Who has been verified counts no more.
-    let _others = house.silent(BOUND / SILENT).await;
-    assert!(house.serves(&mut silent[0]).await);
+    let _others = fixture.silent(BOUND / SILENT).await;
+    assert!(fixture.serves(&mut silent[0]).await);
 }
 
 #[tokio::test]
 async fn a_connection_without_a_request_under_way_closes_without_an_answer_nobody_waits_for() {
-    let house = bounded("").await;
-    let mut idle = Client::connect(house.proxy.address).await;
+    let fixture = bounded("").await;
+    let mut idle = Client::connect(fixture.proxy.address).await;
     idle.send("GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert_eq!(idle.answer().await.code(), "missing_token");
-    let _silent = house.silent(BOUND / SILENT).await;
+    let _silent = fixture.silent(BOUND / SILENT).await;
     assert!(idle.is_closed().await);
 }
 
@@ -90,18 +90,18 @@ async fn a_connection_without_a_request_under_way_closes_without_an_answer_nobod
 async fn a_waiting_socket_that_holds_most_gives_way_with_1013_to_one_that_says_who_it_is() {
     // The default dialect's first message, and one of a dialect that reads whole messages.
     for (more, length) in [("", 16 << 10), ("websocket: { dialect: token-field }\n", 60 << 10)] {
-        let house = bounded(more).await;
-        let mut small = Socket::open(house.proxy.address, "/ws", &[]).await;
-        let mut large = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let fixture = bounded(more).await;
+        let mut small = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+        let mut large = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         let message = frame(Side::Client, 0x81, &vec![b' '; length]);
         large.write(&message[..length - 100]).await;
         // What these and the small socket hold fits.
-        let _silent = house.silent(BOUND / SILENT - 3).await;
+        let _silent = fixture.silent(BOUND / SILENT - 3).await;
         large.next_text().await;
         assert_eq!(large.next_close().await, (1013, "Try again later".into()));
-        let token = house.issuer.token("alice");
+        let token = fixture.issuer.token("alice");
         let message = format!(r#"{{"type":"authenticate","token":"{token}","auth_token":"{token}"}}"#);
-        let ((), (heard, _upstream)) = tokio::join!(small.say(&message), house.backend.websocket());
+        let ((), (heard, _upstream)) = tokio::join!(small.say(&message), fixture.backend.websocket());
         assert_eq!(heard.all("x-user-id"), ["alice"]);
     }
 }
@@ -111,19 +111,19 @@ async fn an_upgrade_is_503_while_nobody_can_give_way() {
     // A silent connection fits beside so many requests, and what an upgrade takes does not.
     const REQUESTS: usize = 11;
     let bound = REQUESTS * REQUEST + SILENT;
-    let house =
-        house(&format!("limits: {{ unauthenticated_bytes: {bound} }}\nroutes: [{{ path: /public, auth: none }}]\n"))
+    let fixture =
+        fixture(&format!("limits: {{ unauthenticated_bytes: {bound} }}\nroutes: [{{ path: /public, auth: none }}]\n"))
             .await;
     // Requests that are being answered stay, whatever they hold.
     let mut served = Vec::new();
     for _ in 0..REQUESTS {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         client.send("GET /public HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         served.push((client, conn));
     }
-    let mut client = Client::connect(house.proxy.address).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
     client.send(upgrade("/ws", &[])).await;
     let answer = client.answer().await;
     assert_eq!((answer.status, answer.code()), (503, "busy".into()));
@@ -131,7 +131,7 @@ async fn an_upgrade_is_503_while_nobody_can_give_way() {
     let (mut client, mut conn) = served.pop().expect("one that is served");
     conn.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.answer().await.status, 200);
-    Socket::open(house.proxy.address, "/ws", &[]).await;
+    Socket::open(fixture.proxy.address, "/ws", &[]).await;
 }
 
 #[tokio::test]
@@ -154,12 +154,12 @@ async fn check_says_what_strangers_can_take_and_the_start_warns_where_there_is_l
 
 #[tokio::test]
 async fn three_hundred_unfinished_heads_take_no_memory_and_users_are_served_meanwhile() {
-    let house = bounded("").await;
-    let before = house.proxy.peak_memory();
+    let fixture = bounded("").await;
+    let before = fixture.proxy.peak_memory();
     let head = unfinished(62 << 10);
     let (mut strangers, fitting) = (JoinSet::new(), BOUND / (62 << 10));
     for _ in 0..300 {
-        let mut stranger = Client::connect(house.proxy.address).await;
+        let mut stranger = Client::connect(fixture.proxy.address).await;
         // It may have to give way before it has said all.
         let _ = stranger.stream.write_all(head.as_bytes()).await;
         strangers.spawn(async move { stranger.is_closed().await });
@@ -167,10 +167,10 @@ async fn three_hundred_unfinished_heads_take_no_memory_and_users_are_served_mean
     for _ in fitting..300 {
         within("one more to give way", strangers.join_next()).await;
     }
-    let credential = bearer(&house.issuer.token("alice"));
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str()];
-    let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("ok"));
+    let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("ok"));
     assert_eq!(answer.status, 200);
-    let grown = house.proxy.peak_memory() - before;
+    let grown = fixture.proxy.peak_memory() - before;
     assert!(grown < 10 << 20, "{} KiB", grown >> 10);
 }

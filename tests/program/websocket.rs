@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::fixture::{House, house};
+use crate::fixture::{Fixture, fixture};
 use crate::support::backend::Backend;
 use crate::support::client::bearer;
 use crate::support::issuer::{Issuer, Mood};
@@ -22,7 +22,7 @@ use crate::support::proxy::Proxy;
 use crate::support::socket::{Side, Socket, frame};
 use crate::support::{now, within};
 
-impl House {
+impl Fixture {
     /// A socket that is authenticated in band, with the upstream's end of it.
     async fn session(&self, token: &str) -> (Socket, Socket) {
         let mut client = Socket::open(self.proxy.address, "/ws", &[]).await;
@@ -42,16 +42,16 @@ fn error(message: &str) -> String {
 
 #[tokio::test]
 async fn authenticated_says_who_and_until_when() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     let exp = now() + 90;
-    let token = house.issuer.token_with("alice", json!({ "exp": exp }));
+    let token = fixture.issuer.token_with("alice", json!({ "exp": exp }));
     let mut client = Socket::open(
-        house.proxy.address,
+        fixture.proxy.address,
         "/ws/a?x=1",
         &["Sec-WebSocket-Extensions: permessage-deflate", "Cookie: theirs=1"],
     )
     .await;
-    let (said, (heard, _upstream)) = tokio::join!(client.authenticate(&token), house.backend.websocket());
+    let (said, (heard, _upstream)) = tokio::join!(client.authenticate(&token), fixture.backend.websocket());
     assert_eq!((said["user_id"].as_str(), said["expires_at"].as_u64()), (Some("alice"), Some(exp)));
     assert!((80..=90).contains(&said["expires_in"].as_u64().expect("a number")));
     assert_eq!(heard.target(), "/ws/a?x=1");
@@ -62,11 +62,11 @@ async fn authenticated_says_who_and_until_when() {
 
 #[tokio::test]
 async fn every_bad_first_message_is_its_row_and_never_reaches_the_upstream() {
-    let mut house = house("").await;
-    let good = house.issuer.token("alice");
+    let mut fixture = fixture("").await;
+    let good = fixture.issuer.token("alice");
     let text = |payload: String| frame(Side::Client, 0x81, payload.as_bytes());
     let authenticate = |token: &str| text(json!({"type": "authenticate", "token": token}).to_string());
-    let expired = house.issuer.expired("alice");
+    let expired = fixture.issuer.expired("alice");
     let fragments: Vec<u8> = (0..70).flat_map(|n| frame(Side::Client, u8::from(n == 0), b" ")).collect();
     for (name, bytes, said, close) in [
         ("no JSON", text("hello".into()), Some("Invalid message format"), (1008, "Invalid message format")),
@@ -112,7 +112,7 @@ async fn every_bad_first_message_is_its_row_and_never_reaches_the_upstream() {
         ("reserved bit", frame(Side::Client, 0xc1, b"{}"), None, (1002, "Protocol error")),
         ("pings", frame(Side::Client, 0x8a, b"").repeat(17), None, (1008, "Too many control frames")),
     ] {
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         client.write(bytes).await;
         if let Some(said) = said {
             assert_eq!(client.next_text().await, error(said), "{name}");
@@ -120,13 +120,13 @@ async fn every_bad_first_message_is_its_row_and_never_reaches_the_upstream() {
         assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{name}");
         assert!(client.is_over().await, "{name}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
 async fn a_socket_that_says_nothing_is_closed_in_time() {
-    let house = house("websocket: { auth_timeout: 1s }\n").await;
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let fixture = fixture("websocket: { auth_timeout: 1s }\n").await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client.send(0x89, "a ping is no word").await;
     assert_eq!(client.next().await.opcode, 10);
     assert_eq!(client.next_text().await, error("Authentication timeout"));
@@ -135,8 +135,8 @@ async fn a_socket_that_says_nothing_is_closed_in_time() {
 
 #[tokio::test]
 async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
-    let mut house = house("").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     for (answer, said, close) in [
         ("HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n", "Access denied", (1008, "Access denied")),
         ("HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n", "Access denied", (1008, "Access denied")),
@@ -151,9 +151,9 @@ async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
             (1011, "Upstream unavailable"),
         ),
     ] {
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         client.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(answer).await;
         assert_eq!(client.next_text().await, error(said), "{answer}");
@@ -163,15 +163,15 @@ async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
         ["401 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket", "500 to the upgrade"]
     {
         let expected = format!(r#""reason":"the upstream answered {said}""#);
-        house.proxy.logged("why the upgrade was refused", |line| line.contains(&expected)).await;
+        fixture.proxy.logged("why the upgrade was refused", |line| line.contains(&expected)).await;
     }
 }
 
 #[tokio::test]
 async fn an_unreachable_upstream_and_unavailable_keys_say_come_again() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
-    let House { backend, proxy, .. } = house;
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
+    let Fixture { backend, proxy, .. } = fixture;
     drop(backend);
     let mut client = Socket::open(proxy.address, "/ws", &[]).await;
     client.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
@@ -188,13 +188,13 @@ async fn an_unreachable_upstream_and_unavailable_keys_say_come_again() {
 
 #[tokio::test]
 async fn a_header_on_the_upgrade_asks_the_upstream_first_and_is_answered_over_http() {
-    let house = house("routes: [{ path: /admin/**, require: { role: admin } }]\n").await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture("routes: [{ path: /admin/**, require: { role: admin } }]\n").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let offered = [credential.as_str(), "Sec-WebSocket-Protocol: v2.kernel, v1.kernel"];
     let upstream =
-        async { house.backend.accept().await.switch("Sec-WebSocket-Protocol: v1.kernel\r\nX-Custom: 1\r\n").await };
+        async { fixture.backend.accept().await.switch("Sec-WebSocket-Protocol: v1.kernel\r\nX-Custom: 1\r\n").await };
     let ((answer, client), (heard, mut upstream)) =
-        tokio::join!(Socket::try_open(house.proxy.address, "/ws", &offered), upstream);
+        tokio::join!(Socket::try_open(fixture.proxy.address, "/ws", &offered), upstream);
     assert_eq!(
         (answer.status, answer.field("sec-websocket-protocol"), answer.field("x-custom")),
         (101, Some("v1.kernel"), Some("1"))
@@ -209,33 +209,33 @@ async fn a_header_on_the_upgrade_asks_the_upstream_first_and_is_answered_over_ht
     assert_eq!(upstream.next_text().await, "hi");
     // The upstream's own refusal, whole.
     let refusing = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write("HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnope").await;
     };
-    let ((answer, _), ()) = tokio::join!(Socket::try_open(house.proxy.address, "/ws", &offered), refusing);
+    let ((answer, _), ()) = tokio::join!(Socket::try_open(fixture.proxy.address, "/ws", &offered), refusing);
     assert_eq!((answer.status, answer.body.as_str()), (404, "nope"));
     // Ours, as section 3 says.
     for (target, field, status, code) in [
-        ("/ws", bearer(&house.issuer.expired("alice")), 401, "token_expired"),
+        ("/ws", bearer(&fixture.issuer.expired("alice")), 401, "token_expired"),
         ("/ws", bearer("garbage"), 401, "invalid_token"),
         ("/ws", "Authorization: Basic x".to_owned(), 401, "invalid_request"),
         ("/admin/ws", credential.clone(), 403, "forbidden"),
     ] {
-        let (answer, _) = Socket::try_open(house.proxy.address, target, &[&field]).await;
+        let (answer, _) = Socket::try_open(fixture.proxy.address, target, &[&field]).await;
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{field}");
     }
 }
 
 #[tokio::test]
 async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
-    let mut house = house("").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let target = format!("/ws?a=1&%74oken={token}&b=%20");
     let referer = format!("Referer: http://localhost/page?token={token}");
     let fields = [referer.as_str()];
     let ((answer, client), (heard, mut upstream)) =
-        tokio::join!(Socket::try_open(house.proxy.address, &target, &fields), house.backend.websocket());
+        tokio::join!(Socket::try_open(fixture.proxy.address, &target, &fields), fixture.backend.websocket());
     assert_eq!((answer.status, heard.target()), (101, "/ws?a=1&b=%20"));
     assert_eq!((heard.all("x-user-id"), heard.all("referer")), (vec!["alice"], vec!["http://localhost/page"]));
     let mut client = client.expect("open");
@@ -243,24 +243,24 @@ async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
     upstream.say("first").await;
     assert_eq!(client.next_text().await, "first");
     drop(client);
-    house.proxy.logged("the socket's line", |line| line.contains("\"carrier\":\"query\"")).await;
+    fixture.proxy.logged("the socket's line", |line| line.contains("\"carrier\":\"query\"")).await;
     let parts = [
         "deprecated: token in the query string; send it as the first message",
         "\"origin\":\"a client without Origin\"",
         "\"route\":\"default\"",
     ];
-    house.proxy.logged("the warning", |line| parts.iter().all(|part| line.contains(part))).await;
-    assert!(!house.proxy.log().iter().any(|line| line.contains(&token)));
+    fixture.proxy.logged("the warning", |line| parts.iter().all(|part| line.contains(part))).await;
+    assert!(!fixture.proxy.log().iter().any(|line| line.contains(&token)));
 }
 
 #[tokio::test]
 async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
-    let mut house = house("routes: [{ path: /deny/**, token_from: { query: { mode: deny } } }]\n").await;
-    let good = house.issuer.token("alice");
-    let expired = house.issuer.expired("alice");
+    let mut fixture = fixture("routes: [{ path: /deny/**, token_from: { query: { mode: deny } } }]\n").await;
+    let good = fixture.issuer.token("alice");
+    let expired = fixture.issuer.expired("alice");
     for (target, said, close) in [
         (format!("/ws?token={expired}"), "Token has expired", (1008, "Token expired")),
-        (format!("/ws?token={}", house.issuer.unsigned()), "Invalid authentication token", (1008, "Invalid token")),
+        (format!("/ws?token={}", fixture.issuer.unsigned()), "Invalid authentication token", (1008, "Invalid token")),
         (format!("/ws?token={good}&token={good}"), "Invalid authentication token", (1008, "Invalid token")),
         (
             format!("/deny/ws?token={good}"),
@@ -268,7 +268,7 @@ async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
             (1008, "Token in URL"),
         ),
     ] {
-        let mut client = Socket::open(house.proxy.address, &target, &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, &target, &[]).await;
         assert_eq!(client.next_text().await, error(said), "{target}");
         assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{target}");
         assert!(client.is_over().await);
@@ -276,35 +276,35 @@ async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
     // The upstream's refusal of a query token becomes a Close too.
     let target = format!("/ws?token={good}");
     let refusing = async {
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write("HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n").await;
     };
-    let (mut client, ()) = tokio::join!(Socket::open(house.proxy.address, &target, &[]), refusing);
+    let (mut client, ()) = tokio::join!(Socket::open(fixture.proxy.address, &target, &[]), refusing);
     assert_eq!(client.next_text().await, error("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
     let expected = r#""reason":"the upstream answered 403 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket""#;
-    house.proxy.logged("why the upgrade was refused", |line| line.contains(expected)).await;
+    fixture.proxy.logged("why the upgrade was refused", |line| line.contains(expected)).await;
 }
 
 #[tokio::test]
 async fn without_an_in_band_handshake_a_socket_needs_its_credential_on_the_upgrade() {
-    let mut house = house("routes: [{ path: /none, websocket: { dialect: none } }, { path: /mute, token_from: { message: false } }, { path: /open, auth: none }]\n").await;
+    let mut fixture = fixture("routes: [{ path: /none, websocket: { dialect: none } }, { path: /mute, token_from: { message: false } }, { path: /open, auth: none }]\n").await;
     for target in ["/none", "/mute"] {
-        let (answer, _) = Socket::try_open(house.proxy.address, target, &[]).await;
+        let (answer, _) = Socket::try_open(fixture.proxy.address, target, &[]).await;
         assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"), "{target}");
     }
-    let target = format!("/none?token={}", house.issuer.unsigned());
-    let mut client = Socket::open(house.proxy.address, &target, &[]).await;
+    let target = format!("/none?token={}", fixture.issuer.unsigned());
+    let mut client = Socket::open(fixture.proxy.address, &target, &[]).await;
     assert_eq!(client.next_close().await, (1008, "Invalid token".into()), "the Close alone, no frame");
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
     // Compression is the two ends' own affair there, and frames pass untouched.
-    let credential = bearer(&house.issuer.token("alice"));
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str(), "Sec-WebSocket-Extensions: permessage-deflate"];
     let upstream =
-        async { house.backend.accept().await.switch("Sec-WebSocket-Extensions: permessage-deflate\r\n").await };
+        async { fixture.backend.accept().await.switch("Sec-WebSocket-Extensions: permessage-deflate\r\n").await };
     let ((answer, client), (heard, mut upstream)) =
-        tokio::join!(Socket::try_open(house.proxy.address, "/none", &fields), upstream);
+        tokio::join!(Socket::try_open(fixture.proxy.address, "/none", &fields), upstream);
     assert_eq!(answer.field("sec-websocket-extensions"), Some("permessage-deflate"));
     assert_eq!(heard.all("sec-websocket-extensions"), ["permessage-deflate"]);
     let mut client = client.expect("open");
@@ -313,7 +313,7 @@ async fn without_an_in_band_handshake_a_socket_needs_its_credential_on_the_upgra
     // A public route is a plain tunnel, whose caller is nobody.
     let fields = ["X-User-Id: bob"];
     let (mut client, (heard, mut upstream)) =
-        tokio::join!(Socket::open(house.proxy.address, "/open", &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, "/open", &fields), fixture.backend.websocket());
     assert!(!heard.has("x-user-id"));
     client.say(r#"{"type":"authenticate"}"#).await;
     assert_eq!(upstream.next_text().await, r#"{"type":"authenticate"}"#);
@@ -321,10 +321,11 @@ async fn without_an_in_band_handshake_a_socket_needs_its_credential_on_the_upgra
 
 #[tokio::test]
 async fn a_refresh_is_swallowed_answered_and_moves_the_end() {
-    let house = house("websocket: { grace: 0s }\n").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token_with("alice", json!({"exp": now() + 60}))).await;
+    let fixture = fixture("websocket: { grace: 0s }\n").await;
+    let (mut client, mut upstream) =
+        fixture.session(&fixture.issuer.token_with("alice", json!({"exp": now() + 60}))).await;
     client.say("before").await;
-    client.say(&house.refresh(&house.issuer.token_with("alice", json!({"exp": now() + 500})))).await;
+    client.say(&fixture.refresh(&fixture.issuer.token_with("alice", json!({"exp": now() + 500})))).await;
     client.say("after").await;
     let said: Value = serde_json::from_str(&client.next_text().await).expect("json");
     assert_eq!(said["type"], "auth_refreshed");
@@ -332,7 +333,7 @@ async fn a_refresh_is_swallowed_answered_and_moves_the_end() {
     assert_eq!(upstream.next_text().await, "before");
     assert_eq!(upstream.next_text().await, "after");
     // The token may stand before the type, in fragments, or escaped; `authenticate` again is a refresh.
-    let token = house.issuer.token("alice");
+    let token = fixture.issuer.token("alice");
     let (half, rest) = token.split_at(20);
     client.send(0x01, format!(r#" {{"token":"{half}"#)).await;
     client.send(0x89, "between").await;
@@ -346,13 +347,13 @@ async fn a_refresh_is_swallowed_answered_and_moves_the_end() {
 
 #[tokio::test]
 async fn refused_refreshes_leave_the_socket_on_its_old_identity() {
-    let house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     for (message, said) in [
         (r#"{"type":"refresh_auth"}"#.to_owned(), "Missing token in refresh request"),
-        (house.refresh("garbage"), "Token refresh failed: Invalid authentication token"),
-        (house.refresh(&house.issuer.expired("alice")), "Token refresh failed: Token has expired"),
-        (house.refresh(&house.issuer.token("bob")), "Token refresh failed: another user"),
+        (fixture.refresh("garbage"), "Token refresh failed: Invalid authentication token"),
+        (fixture.refresh(&fixture.issuer.expired("alice")), "Token refresh failed: Token has expired"),
+        (fixture.refresh(&fixture.issuer.token("bob")), "Token refresh failed: another user"),
     ] {
         client.say(&message).await;
         assert_eq!(client.next_text().await, error(said));
@@ -368,20 +369,20 @@ async fn refused_refreshes_leave_the_socket_on_its_old_identity() {
 
 #[tokio::test]
 async fn a_refresh_that_may_no_longer_enter_or_is_someone_new_to_the_upstream_ends_the_socket() {
-    let house = house(
+    let fixture = fixture(
         "identity: { headers: { X-User-Id: sub, X-Team: team } }\nroutes: [{ path: /ws, require: { role: dev } }]\n",
     )
     .await;
-    let token = |role: &str, team: &str| house.issuer.token_with("alice", json!({"role": role, "team": team}));
-    let (mut client, _upstream) = house.session(&token("dev", "red")).await;
-    client.say(&house.refresh(&token("none", "red"))).await;
+    let token = |role: &str, team: &str| fixture.issuer.token_with("alice", json!({"role": role, "team": team}));
+    let (mut client, _upstream) = fixture.session(&token("dev", "red")).await;
+    client.say(&fixture.refresh(&token("none", "red"))).await;
     assert_eq!(client.next_text().await, error("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
-    let (mut client, _upstream) = house.session(&token("dev", "red")).await;
-    client.say(&house.refresh(&token("dev", "blue"))).await;
+    let (mut client, _upstream) = fixture.session(&token("dev", "red")).await;
+    client.say(&fixture.refresh(&token("dev", "blue"))).await;
     assert_eq!(client.next_close().await, (1012, "Identity changed".into()));
     assert!(client.is_over().await);
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client.say(&json!({"type": "authenticate", "token": token("none", "red")}).to_string()).await;
     assert_eq!(client.next_text().await, error("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
@@ -389,31 +390,31 @@ async fn a_refresh_that_may_no_longer_enter_or_is_someone_new_to_the_upstream_en
 
 #[tokio::test]
 async fn an_expired_token_ends_its_socket_with_4401() {
-    let house = house("websocket: { grace: 0s }\n").await;
-    let just_good = house.issuer.token_with("alice", json!({"exp": now() - 3}));
+    let fixture = fixture("websocket: { grace: 0s }\n").await;
+    let just_good = fixture.issuer.token_with("alice", json!({"exp": now() - 3}));
     // The clock skew is five seconds: this token is just good, and its socket ends in two.
-    let (mut client, mut upstream) = house.session(&just_good).await;
+    let (mut client, mut upstream) = fixture.session(&just_good).await;
     assert_eq!(client.next_text().await, error("Token expired"));
     assert_eq!(client.next_close().await, (4401, "Token expired".into()));
     assert_eq!(upstream.next_close().await.0, 1001);
-    let credential = bearer(&house.issuer.token_with("alice", json!({"exp": now() - 3})));
+    let credential = bearer(&fixture.issuer.token_with("alice", json!({"exp": now() - 3})));
     let fields = [credential.as_str()];
     let (mut client, (_, _upstream)) =
-        tokio::join!(Socket::open(house.proxy.address, "/ws", &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, "/ws", &fields), fixture.backend.websocket());
     assert_eq!(client.next_text().await, error("Token expired"));
     assert_eq!(client.next_close().await, (4401, "Token expired".into()));
 }
 
 #[tokio::test]
 async fn our_messages_go_out_between_the_upstreams_messages_only() {
-    let house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     upstream.send(0x01, "first ").await;
     // Half a frame of the next fragment, with a refresh under way.
     let fragment = frame(Side::Server, 0x00, b"second ");
     upstream.write(&fragment[..3]).await;
     assert_eq!(client.next().await.text(), "first ");
-    client.say(&house.refresh(&house.issuer.token("alice"))).await;
+    client.say(&fixture.refresh(&fixture.issuer.token("alice"))).await;
     client.say("marker").await;
     assert_eq!(upstream.next_text().await, "marker");
     upstream.write(&fragment[3..]).await;
@@ -430,25 +431,25 @@ async fn our_messages_go_out_between_the_upstreams_messages_only() {
 /// A front end that says its handshake with the token of its page load, beside a renewal that came first.
 #[tokio::test]
 async fn authenticate_with_an_old_token_of_the_same_user_is_answered_and_extends_nothing() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     let exp = now() + 90;
-    let token = house.issuer.token_with("alice", json!({ "exp": exp }));
+    let token = fixture.issuer.token_with("alice", json!({ "exp": exp }));
     let credential = bearer(&token);
     let fields = [credential.as_str()];
     let (mut client, (_, mut upstream)) =
-        tokio::join!(Socket::open(house.proxy.address, "/ws", &fields), house.backend.websocket());
-    let said = client.authenticate(&house.issuer.expired("alice")).await;
+        tokio::join!(Socket::open(fixture.proxy.address, "/ws", &fields), fixture.backend.websocket());
+    let said = client.authenticate(&fixture.issuer.expired("alice")).await;
     assert_eq!((said["type"].as_str(), said["user_id"].as_str()), (Some("authenticated"), Some("alice")));
     assert_eq!(said["expires_at"].as_u64(), Some(exp));
     for token in [
-        house.issuer.expired("bob"),
-        house.issuer.token_with("alice", json!({ "exp": now() - 60, "aud": "another" })),
-        format!("{}x", house.issuer.expired("alice")),
+        fixture.issuer.expired("bob"),
+        fixture.issuer.token_with("alice", json!({ "exp": now() - 60, "aud": "another" })),
+        format!("{}x", fixture.issuer.expired("alice")),
     ] {
         let said = client.authenticate(&token).await;
         assert_eq!(said["type"], "error", "{said}");
     }
-    client.say(&house.refresh(&house.issuer.expired("alice"))).await;
+    client.say(&fixture.refresh(&fixture.issuer.expired("alice"))).await;
     assert_eq!(client.next_text().await, error("Token refresh failed: Token has expired"));
     client.say("behind").await;
     assert_eq!(upstream.next_text().await, "behind", "none of them reached the upstream");
@@ -456,31 +457,31 @@ async fn authenticate_with_an_old_token_of_the_same_user_is_answered_and_extends
 
 #[tokio::test]
 async fn a_socket_without_auth_timeout_waits_for_as_long_as_it_answers_pings() {
-    let house = house(
+    let fixture = fixture(
         "websocket: { auth_timeout: 100ms }\nroutes: [{ path: /ws/slow, websocket: { auth_timeout: null, ping_interval: 100ms, ping_timeout: 10s } }]\n",
     )
     .await;
-    let mut client = Socket::open(house.proxy.address, "/ws/slow", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws/slow", &[]).await;
     for _ in 0..5 {
         assert_eq!(client.next().await.opcode, 9);
         client.send(0x8a, "vestibule").await;
     }
-    let token = house.issuer.token("alice");
+    let token = fixture.issuer.token("alice");
     client.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
-    let (_, _upstream) = house.backend.websocket().await;
+    let (_, _upstream) = fixture.backend.websocket().await;
     let mut heard = client.next().await;
     while heard.opcode == 9 {
         heard = client.next().await;
     }
     assert!(heard.text().contains("authenticated"));
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(client.next_text().await, error("Authentication timeout"));
 }
 
 #[tokio::test]
 async fn frames_of_any_size_and_kind_pass_as_they_came() {
-    let house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     let big = vec![b'{'; 3 << 20];
     let exchange = async {
         client.send(0x81, &big).await;
@@ -515,22 +516,22 @@ async fn frames_of_any_size_and_kind_pass_as_they_came() {
 
 #[tokio::test]
 async fn closes_pass_with_code_and_reason_and_end_both_sides() {
-    let mut house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let mut fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     client.send(0x88, [&4000u16.to_be_bytes()[..], b"bye"].concat()).await;
     assert_eq!(upstream.next_close().await, (4000, "bye".into()));
     upstream.send(0x88, 4000u16.to_be_bytes()).await;
     assert_eq!(client.next_close().await.0, 4000);
     drop(upstream);
     assert!(client.is_over().await);
-    let line = house.proxy.logged("the client's close", |line| line.contains("\"close_code\":4000")).await;
+    let line = fixture.proxy.logged("the client's close", |line| line.contains("\"close_code\":4000")).await;
     assert!(line.contains("\"closed_by\":\"client\"") && line.contains("\"user\":\"alice\""), "{line}");
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     upstream.send(0x88, [&4321u16.to_be_bytes()[..], b"enough"].concat()).await;
     assert_eq!(client.next_close().await, (4321, "enough".into()));
     client.send(0x88, 4321u16.to_be_bytes()).await;
     assert_eq!(upstream.next_close().await.0, 4321);
-    house
+    fixture
         .proxy
         .logged("the upstream's close", |line| line.contains("4321") && line.contains("\"closed_by\":\"upstream\""))
         .await;
@@ -538,12 +539,12 @@ async fn closes_pass_with_code_and_reason_and_end_both_sides() {
 
 #[tokio::test]
 async fn a_close_with_a_code_that_may_not_be_sent_is_1002_before_and_after_authentication() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     for code in [999_u16, 1005, 1006, 1015] {
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         client.send(0x88, code.to_be_bytes()).await;
         assert_eq!(client.next_close().await, (1002, "Protocol error".into()), "{code}");
-        let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+        let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
         client.send(0x88, code.to_be_bytes()).await;
         assert_eq!(upstream.next_close().await.0, 1001, "{code}");
         drop(upstream);
@@ -555,33 +556,33 @@ async fn a_close_with_a_code_that_may_not_be_sent_is_1002_before_and_after_authe
 async fn a_half_closed_client_hears_of_a_reload() {
     use tokio::io::AsyncWriteExt as _;
 
-    let house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     client.stream.shutdown().await.expect("half closed");
     upstream.say("still there?").await;
     assert_eq!(client.next_text().await, "still there?");
     let yaml = format!(
         "upstream: {}\nproviders: [{}]\nroutes: [{{ path: /ws, auth: deny }}]\n",
-        house.backend.url(),
-        house.issuer.provider()
+        fixture.backend.url(),
+        fixture.issuer.provider()
     );
-    house.proxy.rewrite(&yaml);
-    house.proxy.signal("HUP");
+    fixture.proxy.rewrite(&yaml);
+    fixture.proxy.signal("HUP");
     assert_eq!(client.next_text().await, error("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
 }
 
 #[tokio::test]
 async fn a_side_that_vanishes_ends_the_other() {
-    let house = house("").await;
-    let (mut client, upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     drop(upstream);
     assert_eq!(client.next_close().await, (1011, "Upstream connection lost".into()));
-    let (client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let (client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     drop(client);
     assert!(upstream.is_over().await, "a plain close, as it would be without us");
     // What was sent before it vanished still arrives.
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     upstream.say("last words").await;
     drop(upstream);
     assert_eq!(client.next_text().await, "last words");
@@ -590,12 +591,12 @@ async fn a_side_that_vanishes_ends_the_other() {
 
 #[tokio::test]
 async fn broken_framing_ends_with_1002_or_1011_and_what_stood_before_it_arrives() {
-    let house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     client.write([frame(Side::Client, 0x81, b"good"), vec![0x83, 0x80, 0, 0, 0, 0]].concat()).await;
     assert_eq!(upstream.next_text().await, "good");
     assert_eq!(client.next_close().await, (1002, "Protocol error".into()));
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     upstream.write([frame(Side::Server, 0x81, b"good"), vec![0x81, 0x80]].concat()).await;
     assert_eq!(client.next_text().await, "good");
     assert_eq!(client.next_close().await, (1011, "Upstream connection lost".into()));
@@ -603,8 +604,8 @@ async fn broken_framing_ends_with_1002_or_1011_and_what_stood_before_it_arrives(
 
 #[tokio::test]
 async fn silent_peers_are_pinged_and_dead_ones_dropped() {
-    let house = house("websocket: { ping_interval: 1s, ping_timeout: 1s }\n").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("websocket: { ping_interval: 1s, ping_timeout: 1s }\n").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     let ping = client.next().await;
     assert_eq!((ping.opcode, ping.text()), (9, "vestibule"));
     assert_eq!(upstream.next().await.opcode, 9);
@@ -619,7 +620,7 @@ async fn silent_peers_are_pinged_and_dead_ones_dropped() {
         client.send(0x8a, &frame.payload).await;
     }
     // The other way round: the client does not answer.
-    let (client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let (client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     within("the dead client to be dropped", async {
         while let Some(frame) = upstream.try_next().await {
             assert_eq!(frame.opcode, 9, "our pong never reaches the upstream");
@@ -632,17 +633,17 @@ async fn silent_peers_are_pinged_and_dead_ones_dropped() {
 
 #[tokio::test]
 async fn a_client_that_leaves_cancels_the_dial() {
-    let house = house("").await;
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-    client.say(&json!({"type": "authenticate", "token": house.issuer.token("alice")}).to_string()).await;
-    let mut conn = house.backend.accept().await;
+    let fixture = fixture("").await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    client.say(&json!({"type": "authenticate", "token": fixture.issuer.token("alice")}).to_string()).await;
+    let mut conn = fixture.backend.accept().await;
     conn.request().await;
     client.send(0x88, 1000u16.to_be_bytes()).await;
     assert_eq!(client.next_close().await.0, 1000);
     assert!(conn.is_closed().await);
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
-    client.say(&json!({"type": "authenticate", "token": house.issuer.token("alice")}).to_string()).await;
-    let mut conn = house.backend.accept().await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    client.say(&json!({"type": "authenticate", "token": fixture.issuer.token("alice")}).to_string()).await;
+    let mut conn = fixture.backend.accept().await;
     conn.request().await;
     drop(client);
     assert!(conn.is_closed().await);
@@ -650,10 +651,10 @@ async fn a_client_that_leaves_cancels_the_dial() {
 
 #[tokio::test]
 async fn a_full_room_sends_the_longest_silent_away() {
-    let house = house("limits: { waiting_websockets: 2, waiting_websockets_per_address: 2 }\n").await;
-    let mut first = Socket::open(house.proxy.address, "/ws", &[]).await;
-    let mut second = Socket::open(house.proxy.address, "/ws", &[]).await;
-    let mut third = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let fixture = fixture("limits: { waiting_websockets: 2, waiting_websockets_per_address: 2 }\n").await;
+    let mut first = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    let mut second = Socket::open(fixture.proxy.address, "/ws", &[]).await;
+    let mut third = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(first.next_text().await, error("Too many connections"));
     assert_eq!(first.next_close().await, (1013, "Try again later".into()));
     // Those who have begun to speak stay, and a newcomer is told over HTTP.
@@ -662,49 +663,49 @@ async fn a_full_room_sends_the_longest_silent_away() {
         socket.send(0x89, "").await;
         assert_eq!(socket.next().await.opcode, 10);
     }
-    let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &[]).await;
+    let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
 }
 
 #[tokio::test]
 async fn subprotocols_in_band_are_chosen_from_what_the_route_names() {
-    let house = house("routes: [{ path: /ws, websocket: { subprotocols: [b, c] } }]\n").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("routes: [{ path: /ws, websocket: { subprotocols: [b, c] } }]\n").await;
+    let token = fixture.issuer.token("alice");
     let offer = ["Sec-WebSocket-Protocol: a, c, b"];
-    let (answer, client) = Socket::try_open(house.proxy.address, "/ws", &offer).await;
+    let (answer, client) = Socket::try_open(fixture.proxy.address, "/ws", &offer).await;
     assert_eq!(answer.field("sec-websocket-protocol"), Some("c"));
     let mut client = client.expect("open");
-    let upstream = async { house.backend.accept().await.switch("Sec-WebSocket-Protocol: c\r\n").await };
+    let upstream = async { fixture.backend.accept().await.switch("Sec-WebSocket-Protocol: c\r\n").await };
     let (said, (heard, _upstream)) = tokio::join!(client.authenticate(&token), upstream);
     assert_eq!((said["type"].as_str(), heard.all("sec-websocket-protocol")), (Some("authenticated"), vec!["c"]));
-    let (_, client) = Socket::try_open(house.proxy.address, "/ws", &offer).await;
+    let (_, client) = Socket::try_open(fixture.proxy.address, "/ws", &offer).await;
     let mut client = client.expect("open");
-    let (said, (_, _upstream)) = tokio::join!(client.authenticate(&token), house.backend.websocket());
+    let (said, (_, _upstream)) = tokio::join!(client.authenticate(&token), fixture.backend.websocket());
     assert_eq!(said["message"], "Upstream unavailable");
     assert_eq!(client.next_close().await.0, 1011);
 }
 
 #[tokio::test]
 async fn written_origins_are_checked_on_every_upgrade_that_sends_one() {
-    let house = house("websocket: { allowed_origins: [\"https://app.example.com\"] }\n").await;
-    let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &["Origin: https://evil.example"]).await;
+    let fixture = fixture("websocket: { allowed_origins: [\"https://app.example.com\"] }\n").await;
+    let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &["Origin: https://evil.example"]).await;
     assert_eq!((answer.status, answer.code().as_str()), (403, "foreign_origin"));
-    Socket::open(house.proxy.address, "/ws", &["Origin: https://app.example.com"]).await;
-    Socket::open(house.proxy.address, "/ws", &[]).await;
+    Socket::open(fixture.proxy.address, "/ws", &["Origin: https://app.example.com"]).await;
+    Socket::open(fixture.proxy.address, "/ws", &[]).await;
 }
 
 #[tokio::test]
 async fn open_sockets_count_among_the_connections() {
-    let house = house("limits: { connections: 1 }\n").await;
-    let (client, _upstream) = house.session(&house.issuer.token("alice")).await;
-    let mut second = crate::support::client::Client::connect(house.proxy.address).await;
+    let fixture = fixture("limits: { connections: 1 }\n").await;
+    let (client, _upstream) = fixture.session(&fixture.issuer.token("alice")).await;
+    let mut second = crate::support::client::Client::connect(fixture.proxy.address).await;
     let answer = second.answer().await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
     drop(client);
     // The place is free once the socket has gone.
     within("a free place", async {
         loop {
-            let (answer, socket) = Socket::try_open(house.proxy.address, "/ws", &[]).await;
+            let (answer, socket) = Socket::try_open(fixture.proxy.address, "/ws", &[]).await;
             if socket.is_some() {
                 return;
             }
@@ -721,16 +722,16 @@ async fn a_subprotocol_token_is_taken_out_and_its_siblings_stay_offers() {
     - { prefix: base64url.bearer.authorization.k8s.io., encoding: base64url }
     - { prefix: v1.token.websocket.jupyter.org., encoding: url }
 ";
-    let house = house(sources).await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture(sources).await;
+    let token = fixture.issuer.token("alice");
     let k8s = format!("base64url.bearer.authorization.k8s.io.{}", URL_SAFE_NO_PAD.encode(&token));
     let jupyter = format!("v1.token.websocket.jupyter.org.{token}");
     for entry in [&k8s, &jupyter] {
         let offer = format!("Sec-WebSocket-Protocol: v2.app, {entry}, v1.app");
         let fields = [offer.as_str()];
-        let upstream = async { house.backend.accept().await.switch("Sec-WebSocket-Protocol: v1.app\r\n").await };
+        let upstream = async { fixture.backend.accept().await.switch("Sec-WebSocket-Protocol: v1.app\r\n").await };
         let ((answer, client), (heard, mut upstream)) =
-            tokio::join!(Socket::try_open(house.proxy.address, "/ws", &fields), upstream);
+            tokio::join!(Socket::try_open(fixture.proxy.address, "/ws", &fields), upstream);
         assert_eq!((answer.status, answer.field("sec-websocket-protocol")), (101, Some("v1.app")));
         assert_eq!(
             (heard.all("sec-websocket-protocol"), heard.all("x-user-id")),
@@ -746,7 +747,7 @@ async fn a_subprotocol_token_is_taken_out_and_its_siblings_stay_offers() {
         ("v1.token.websocket.jupyter.org.garbage".to_owned(), None),
     ] {
         let offer = format!("Sec-WebSocket-Protocol: {offer}");
-        let (answer, client) = Socket::try_open(house.proxy.address, "/ws", &[&offer]).await;
+        let (answer, client) = Socket::try_open(fixture.proxy.address, "/ws", &[&offer]).await;
         assert_eq!((answer.status, answer.field("sec-websocket-protocol")), (101, named));
         let mut client = client.expect("open");
         assert_eq!(client.next_text().await, error("Invalid authentication token"));
@@ -757,8 +758,8 @@ async fn a_subprotocol_token_is_taken_out_and_its_siblings_stay_offers() {
 #[tokio::test]
 async fn the_first_kind_of_credential_decides_alone() {
     let sources = "token_from: { subprotocol: [{ prefix: token. }] }\n";
-    let mut house = house(sources).await;
-    let (alice, bob) = (house.issuer.token("alice"), house.issuer.token("bob"));
+    let mut fixture = fixture(sources).await;
+    let (alice, bob) = (fixture.issuer.token("alice"), fixture.issuer.token("bob"));
     let header = |token: &str| bearer(token);
     let subprotocol = |token: &str| format!("Sec-WebSocket-Protocol: token.{token}");
     // Good before good: the first is the user, the others are gone.
@@ -766,7 +767,7 @@ async fn the_first_kind_of_credential_decides_alone() {
     let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
     let target = format!("/ws?token={bob}&x=1");
     let (_client, (heard, _)) =
-        tokio::join!(Socket::open(house.proxy.address, &target, &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, &target, &fields), fixture.backend.websocket());
     assert_eq!(
         (heard.all("x-user-id"), heard.target(), heard.has("sec-websocket-protocol")),
         (vec!["alice"], "/ws?x=1", false)
@@ -775,15 +776,15 @@ async fn the_first_kind_of_credential_decides_alone() {
     let fields = [offer.as_str()];
     let target = format!("/ws?token={alice}");
     let (_client, (heard, _)) =
-        tokio::join!(Socket::open(house.proxy.address, &target, &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, &target, &fields), fixture.backend.websocket());
     assert_eq!(heard.all("x-user-id"), ["bob"]);
     // Bad before good: its refusal is final.
-    let (answer, _) = Socket::try_open(house.proxy.address, &target, &[&header("garbage"), &offer]).await;
+    let (answer, _) = Socket::try_open(fixture.proxy.address, &target, &[&header("garbage"), &offer]).await;
     assert_eq!((answer.status, answer.code().as_str()), (401, "invalid_token"));
     let bad = subprotocol("garbage");
-    let mut client = Socket::open(house.proxy.address, &target, &[&bad]).await;
+    let mut client = Socket::open(fixture.proxy.address, &target, &[&bad]).await;
     assert_eq!(client.next_text().await, error("Invalid authentication token"));
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 #[tokio::test]
@@ -828,15 +829,15 @@ async fn the_upstream_that_checks_for_itself_gets_the_token_as_it_wants_it() {
 
 #[tokio::test]
 async fn sockets_end_by_max_lifetime_and_by_idleness() {
-    let house = house("websocket: { max_lifetime: 2s }\nroutes: [{ path: /idle, websocket: { max_lifetime: null, idle_timeout: 1s } }]\n").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("websocket: { max_lifetime: 2s }\nroutes: [{ path: /idle, websocket: { max_lifetime: null, idle_timeout: 1s } }]\n").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     assert_eq!(client.next_text().await, error("Session expired"));
     assert_eq!(client.next_close().await, (4401, "Session expired".into()));
     assert_eq!(upstream.next_close().await.0, 1001);
-    let credential = bearer(&house.issuer.token("alice"));
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str()];
     let (mut client, (_, mut upstream)) =
-        tokio::join!(Socket::open(house.proxy.address, "/idle", &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, "/idle", &fields), fixture.backend.websocket());
     client.send(0x89, "a ping is no message").await;
     assert_eq!(upstream.next().await.opcode, 9);
     assert_eq!(client.next_close().await, (1001, "Idle timeout".into()));
@@ -844,17 +845,17 @@ async fn sockets_end_by_max_lifetime_and_by_idleness() {
 
 #[tokio::test]
 async fn keep_outlives_the_token() {
-    let house = house("websocket: { on_expiry: keep, max_lifetime: 6s, grace: 0s }\n").await;
-    let token = house.issuer.token_with("alice", json!({"exp": now() - 3}));
-    let (mut client, _upstream) = house.session(&token).await;
+    let fixture = fixture("websocket: { on_expiry: keep, max_lifetime: 6s, grace: 0s }\n").await;
+    let token = fixture.issuer.token_with("alice", json!({"exp": now() - 3}));
+    let (mut client, _upstream) = fixture.session(&token).await;
     // Without `keep` it would end in two seconds, with another reason.
     assert_eq!(client.next_text().await, error("Session expired"));
 }
 
 #[tokio::test]
 async fn endless_empty_fragments_are_passed_on_and_not_collected() {
-    let house = house("").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     client.send(0x01, "  ").await;
     let empty = frame(Side::Client, 0x00, b"");
     client.write(empty.repeat(8_000)).await;

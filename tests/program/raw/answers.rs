@@ -7,13 +7,13 @@ use crate::support::client::{Client, bearer};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
 
-struct House {
+struct Fixture {
     backend: Backend,
     proxy: Proxy,
     credential: String,
 }
 
-impl House {
+impl Fixture {
     async fn start() -> Self {
         let (issuer, backend) = (Issuer::start().await, Backend::start().await);
         let yaml = format!(
@@ -70,7 +70,7 @@ const SECOND: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\
 
 #[tokio::test]
 async fn every_answer_is_passed_on_or_refused_as_believed() {
-    let house = House::start().await;
+    let fixture = Fixture::start().await;
     let ok = |fields: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}").into_bytes();
     let mut cases: Vec<(&str, &str, Vec<u8>, bool)> = vec![
         ("plain", "GET", ok("Content-Length: 5\r\n", "hello"), false),
@@ -194,7 +194,7 @@ async fn every_answer_is_passed_on_or_refused_as_believed() {
     assert!(cases.len() >= 40, "{}", cases.len());
     let mut outcomes = Vec::new();
     for (name, method, bytes, closes) in cases {
-        outcomes.push((format!("{name} ({method})"), house.outcome(method, &bytes, closes).await));
+        outcomes.push((format!("{name} ({method})"), fixture.outcome(method, &bytes, closes).await));
     }
     believe("answers.txt", &outcomes);
 }

@@ -10,7 +10,7 @@ use crate::support::proxy::Proxy;
 const OURS: [&str; 7] =
     ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "via", "x-user-id", "accept"];
 
-struct House {
+struct Fixture {
     backend: Backend,
     proxy: Proxy,
     credential: String,
@@ -36,7 +36,7 @@ fn went_up(heard: &Heard) -> String {
     format!("up{user}: {line} [{}]{body}", fields.join(" | "))
 }
 
-impl House {
+impl Fixture {
     async fn start(more: &str) -> Self {
         let (issuer, backend) = (Issuer::start().await, Backend::start().await);
         let yaml = format!(
@@ -501,10 +501,10 @@ fn upgrades() -> Cases {
 }
 
 async fn all(file: &str, policy: &str, cases: Cases) {
-    let house = House::start(policy).await;
+    let fixture = Fixture::start(policy).await;
     let mut outcomes = Vec::new();
     for (name, bytes) in cases {
-        let outcome = house.outcome(&bytes).await;
+        let outcome = fixture.outcome(&bytes).await;
         outcomes.push((name, outcome));
     }
     believe(file, &outcomes);

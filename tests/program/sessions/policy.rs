@@ -5,7 +5,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::json;
 
 use super::clerk_provider;
-use crate::fixture::House;
+use crate::fixture::Fixture;
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{bearer, get, request};
@@ -24,13 +24,13 @@ fn yaml(backend: &Backend, provider: &str, more: &str) -> String {
     )
 }
 
-async fn house(provider: impl Fn(&Issuer) -> String) -> House {
+async fn fixture(provider: impl Fn(&Issuer) -> String) -> Fixture {
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let proxy = Proxy::start(&yaml(&backend, &provider(&issuer), "")).await;
-    House { issuer, backend, proxy }
+    Fixture { issuer, backend, proxy }
 }
 
-impl House {
+impl Fixture {
     /// Another instance with the same secret.
     async fn other(&self, provider: &str, more: &str) -> Proxy {
         Proxy::start(&yaml(&self.backend, provider, more)).await
@@ -85,43 +85,43 @@ fn other_rules(issuer: &Issuer, stranger: &Issuer) -> Vec<String> {
 
 #[tokio::test]
 async fn after_a_reload_a_session_cookie_is_refused_where_its_token_is() {
-    let mut house = house(Issuer::provider).await;
+    let mut fixture = fixture(Issuer::provider).await;
     let stranger = Issuer::with(Key::ec("stranger", Algorithm::ES256)).await;
-    let token = house.issuer.token_with("alice", json!({"email": "alice@example.com"}));
-    let (cookie, bearer) = (house.signed_in(&token).await, bearer(&token));
-    assert_eq!(house.status(&house.proxy, &cookie).await, 200);
-    let provider = house.issuer.provider();
-    for changed in other_rules(&house.issuer, &stranger) {
+    let token = fixture.issuer.token_with("alice", json!({"email": "alice@example.com"}));
+    let (cookie, bearer) = (fixture.signed_in(&token).await, bearer(&token));
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200);
+    let provider = fixture.issuer.provider();
+    for changed in other_rules(&fixture.issuer, &stranger) {
         // Under another name it is another provider, and its tokens are as good.
         let is_refused = !changed.contains("renamed");
-        house.reload(&changed).await;
-        assert_eq!(house.status(&house.proxy, &bearer).await == 401, is_refused, "{changed}");
-        assert_eq!(house.status(&house.proxy, &cookie).await, 401, "{changed}");
-        assert_eq!(house.socket_status(&house.proxy, &cookie).await, 401, "{changed}");
-        house.reload(&provider).await;
-        assert_eq!(house.status(&house.proxy, &cookie).await, 200, "and taken again: {changed}");
+        fixture.reload(&changed).await;
+        assert_eq!(fixture.status(&fixture.proxy, &bearer).await == 401, is_refused, "{changed}");
+        assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 401, "{changed}");
+        assert_eq!(fixture.socket_status(&fixture.proxy, &cookie).await, 401, "{changed}");
+        fixture.reload(&provider).await;
+        assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200, "and taken again: {changed}");
     }
     // Who may enter, and the name, are what they are now.
-    house.reload(&provider.replace(" }", ", allow: { users: [bob] } }")).await;
-    assert_eq!(house.status(&house.proxy, &cookie).await, 403);
-    house.reload(&provider.replace(" }", ", user_prefix: \"main:\" }")).await;
+    fixture.reload(&provider.replace(" }", ", allow: { users: [bob] } }")).await;
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 403);
+    fixture.reload(&provider.replace(" }", ", user_prefix: \"main:\" }")).await;
     let fields = [cookie.as_str()];
-    let (_, heard) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("served"));
+    let (_, heard) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("served"));
     assert_eq!(heard.all("x-user-id"), ["main:alice"]);
 }
 
 #[tokio::test]
 async fn at_an_instance_with_the_same_secret_and_other_rules_a_session_cookie_is_none() {
-    let house = house(Issuer::provider).await;
+    let fixture = fixture(Issuer::provider).await;
     let stranger = Issuer::with(Key::ec("stranger", Algorithm::ES256)).await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
-    for provider in other_rules(&house.issuer, &stranger) {
-        let other = house.other(&provider, "").await;
-        assert_eq!(house.status(&other, &cookie).await, 401, "{provider}");
-        assert_eq!(house.socket_status(&other, &cookie).await, 401, "{provider}");
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
+    for provider in other_rules(&fixture.issuer, &stranger) {
+        let other = fixture.other(&provider, "").await;
+        assert_eq!(fixture.status(&other, &cookie).await, 401, "{provider}");
+        assert_eq!(fixture.socket_status(&other, &cookie).await, 401, "{provider}");
     }
-    let same = house.other(&house.issuer.provider(), "").await;
-    assert_eq!(house.status(&same, &cookie).await, 200);
+    let same = fixture.other(&fixture.issuer.provider(), "").await;
+    assert_eq!(fixture.status(&same, &cookie).await, 200);
 }
 
 #[tokio::test]
@@ -136,31 +136,35 @@ async fn a_session_cookie_of_a_kind_of_token_that_is_not_accepted_is_none() {
     let mut claims = issuer.claims("alice");
     claims["sid"] = json!("sess_1");
     let token = issuer.key.sign_with(&template, &claims);
-    let house = House { issuer, backend, proxy };
-    let cookie = house.signed_in(&token).await;
-    assert_eq!(house.status(&house.proxy, &cookie).await, 200);
+    let fixture = Fixture { issuer, backend, proxy };
+    let cookie = fixture.signed_in(&token).await;
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200);
     for provider in [sessions_only, another_preset] {
-        let other = house.other(&provider, "").await;
-        assert_eq!(house.status(&other, &cookie).await, 401, "{provider}");
+        let other = fixture.other(&provider, "").await;
+        assert_eq!(fixture.status(&other, &cookie).await, 401, "{provider}");
     }
 }
 
 #[tokio::test]
 async fn a_session_cookie_goes_with_the_key_of_its_token_until_that_ends() {
-    let house = house(Issuer::provider).await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let fixture = fixture(Issuer::provider).await;
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
     // The clock skew still takes it; its session outlives it.
-    let ended = house.signed_in(&house.issuer.token_with("carol", json!({"exp": now() - 1}))).await;
+    let ended = fixture.signed_in(&fixture.issuer.token_with("carol", json!({"exp": now() - 1}))).await;
     let fields = [cookie.as_str(), "Origin: http://localhost"];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut socket, _upstream) = tokio::join!(opening, house.backend.websocket());
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut socket, _upstream) = tokio::join!(opening, fixture.backend.websocket());
     let next = Key::ec("next", Algorithm::ES256);
-    house.issuer.set_keys(vec![next.jwk.clone()]);
+    fixture.issuer.set_keys(vec![next.jwk.clone()]);
     // The unknown key makes the set be fetched.
-    assert_eq!(house.status(&house.proxy, &bearer(&next.sign(&house.issuer.claims("bob")))).await, 200);
-    assert_eq!(house.status(&house.proxy, &bearer(&house.issuer.token("alice"))).await, 401);
-    assert_eq!(house.status(&house.proxy, &cookie).await, 401);
-    assert_eq!(house.status(&house.proxy, &ended).await, 200, "or every rotation would end the sessions of a month");
+    assert_eq!(fixture.status(&fixture.proxy, &bearer(&next.sign(&fixture.issuer.claims("bob")))).await, 200);
+    assert_eq!(fixture.status(&fixture.proxy, &bearer(&fixture.issuer.token("alice"))).await, 401);
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 401);
+    assert_eq!(
+        fixture.status(&fixture.proxy, &ended).await,
+        200,
+        "or every rotation would end the sessions of a month"
+    );
     // And the socket that came by it, at the latest half a minute later.
     let closed = tokio::time::timeout(2 * crate::support::SAFETY, socket.try_next()).await.expect("in time");
     assert_eq!(closed.expect("a frame").close(), (4401, "Token expired".into()));
@@ -170,47 +174,47 @@ async fn a_session_cookie_goes_with_the_key_of_its_token_until_that_ends() {
 async fn without_an_issuer_a_session_cookie_is_judged_by_its_key_when_its_token_has_ended_too() {
     let secret = |last: &str| format!("0123456789abcdef0123456789abcde{last}");
     let provider = |last: &str| format!("{{ preset: shared-secret, secret: {}, audience: {AUDIENCE} }}", secret(last));
-    let house = house(|_| provider("A")).await;
+    let fixture = fixture(|_| provider("A")).await;
     let key = jsonwebtoken::EncodingKey::from_secret(secret("A").as_bytes());
     // The clock skew still takes it; its session outlives it.
     let claims = json!({"sub": "alice", "aud": AUDIENCE, "exp": now() - 1});
     let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token");
-    let cookie = house.signed_in(&token).await;
-    assert_eq!(house.status(&house.proxy, &cookie).await, 200);
-    let other = house.other(&provider("B"), "").await;
-    assert_eq!(house.status(&other, &cookie).await, 401);
+    let cookie = fixture.signed_in(&token).await;
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200);
+    let other = fixture.other(&provider("B"), "").await;
+    assert_eq!(fixture.status(&other, &cookie).await, 401);
 }
 
 #[tokio::test]
 async fn a_session_cookie_of_a_newer_key_makes_an_instance_ask_for_the_keys() {
-    let house = house(Issuer::provider).await;
+    let fixture = fixture(Issuer::provider).await;
     let next = Key::ec("next", Algorithm::ES256);
-    let late = house.other(&house.issuer.provider(), "").await;
-    assert_eq!(house.status(&late, &bearer(&house.issuer.token("bob"))).await, 200, "it has the first set");
-    house.issuer.set_keys(vec![house.issuer.key.jwk.clone(), next.jwk.clone()]);
-    let cookie = house.signed_in(&next.sign(&house.issuer.claims("alice"))).await;
-    assert_eq!(house.status(&late, &cookie).await, 200);
+    let late = fixture.other(&fixture.issuer.provider(), "").await;
+    assert_eq!(fixture.status(&late, &bearer(&fixture.issuer.token("bob"))).await, 200, "it has the first set");
+    fixture.issuer.set_keys(vec![fixture.issuer.key.jwk.clone(), next.jwk.clone()]);
+    let cookie = fixture.signed_in(&next.sign(&fixture.issuer.claims("alice"))).await;
+    assert_eq!(fixture.status(&late, &cookie).await, 200);
 }
 
 #[tokio::test]
 async fn a_session_cookie_that_cannot_be_judged_is_503_as_its_token_is() {
-    let house = house(Issuer::provider).await;
-    let token = house.issuer.token("alice");
-    let cookie = house.signed_in(&token).await;
-    house.issuer.set_mood(Mood::Status(500));
-    let blind = house.other(&house.issuer.provider(), "").await;
-    assert_eq!(house.status(&blind, &bearer(&token)).await, 503);
-    assert_eq!(house.status(&blind, &cookie).await, 503);
+    let fixture = fixture(Issuer::provider).await;
+    let token = fixture.issuer.token("alice");
+    let cookie = fixture.signed_in(&token).await;
+    fixture.issuer.set_mood(Mood::Status(500));
+    let blind = fixture.other(&fixture.issuer.provider(), "").await;
+    assert_eq!(fixture.status(&blind, &bearer(&token)).await, 503);
+    assert_eq!(fixture.status(&blind, &cookie).await, 503);
 }
 
 #[tokio::test]
 async fn a_session_cookie_lives_no_longer_than_the_policy_in_force_says() {
-    let house = house(Issuer::provider).await;
-    let cookie = house.signed_in(&house.issuer.token_with("alice", json!({"exp": now() - 1}))).await;
-    assert_eq!(house.status(&house.proxy, &cookie).await, 200, "for an hour, beyond its token");
+    let fixture = fixture(Issuer::provider).await;
+    let cookie = fixture.signed_in(&fixture.issuer.token_with("alice", json!({"exp": now() - 1}))).await;
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200, "for an hour, beyond its token");
     let with_token = "browser: { session: { secret: 0123456789abcdef0123456789abcdefXYZ } }\n";
-    let other = house.other(&house.issuer.provider(), with_token).await;
-    assert_eq!(house.status(&other, &cookie).await, 401, "there as long as its token");
+    let other = fixture.other(&fixture.issuer.provider(), with_token).await;
+    assert_eq!(fixture.status(&other, &cookie).await, 401, "there as long as its token");
 }
 
 #[tokio::test]
@@ -224,35 +228,35 @@ async fn what_one_endpoint_vouched_for_is_nothing_where_another_is_asked() {
             endpoint.url
         )
     };
-    let mut house = house(|_| provider(&here, "")).await;
-    let cookie = house.signed_in("opaque").await;
-    let same = house.other(&provider(&here, ", timeout: 1s"), "").await;
-    assert_eq!(house.status(&same, &cookie).await, 200);
-    let other = house.other(&provider(&there, ""), "").await;
-    assert_eq!(house.status(&other, &cookie).await, 401);
+    let mut fixture = fixture(|_| provider(&here, "")).await;
+    let cookie = fixture.signed_in("opaque").await;
+    let same = fixture.other(&provider(&here, ", timeout: 1s"), "").await;
+    assert_eq!(fixture.status(&same, &cookie).await, 200);
+    let other = fixture.other(&provider(&there, ""), "").await;
+    assert_eq!(fixture.status(&other, &cookie).await, 401);
     // An open socket as well.
     let fields = [cookie.as_str(), "Origin: http://localhost"];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut socket, _upstream) = tokio::join!(opening, house.backend.websocket());
-    house.reload(&provider(&there, "")).await;
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut socket, _upstream) = tokio::join!(opening, fixture.backend.websocket());
+    fixture.reload(&provider(&there, "")).await;
     assert_eq!(socket.next_close().await, (1008, "Access denied".into()));
-    assert_eq!(house.status(&house.proxy, &cookie).await, 401);
+    assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 401);
 }
 
 #[tokio::test]
 async fn a_socket_ends_when_what_seals_its_session_is_another() {
-    let house = house(Issuer::provider).await;
-    let cookie = house.signed_in(&house.issuer.token("alice")).await;
+    let fixture = fixture(Issuer::provider).await;
+    let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
     let fields = [cookie.as_str(), "Origin: http://localhost"];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut by_cookie, _first) = tokio::join!(opening, house.backend.websocket());
-    let field = bearer(&house.issuer.token("alice"));
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut by_cookie, _first) = tokio::join!(opening, fixture.backend.websocket());
+    let field = bearer(&fixture.issuer.token("alice"));
     let fields = [field.as_str()];
-    let opening = Socket::open(house.proxy.address, "/ws", &fields);
-    let (mut by_token, (_, mut second)) = tokio::join!(opening, house.backend.websocket());
-    let another = yaml(&house.backend, &house.issuer.provider(), "").replace("XYZ", "ABC");
-    house.proxy.rewrite(&another);
-    house.proxy.signal("HUP");
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut by_token, (_, mut second)) = tokio::join!(opening, fixture.backend.websocket());
+    let another = yaml(&fixture.backend, &fixture.issuer.provider(), "").replace("XYZ", "ABC");
+    fixture.proxy.rewrite(&another);
+    fixture.proxy.signal("HUP");
     assert_eq!(by_cookie.next_close().await, (1008, "Access denied".into()));
     by_token.say("still here").await;
     assert_eq!(second.next_text().await, "still here");
@@ -265,14 +269,14 @@ async fn while_nobody_can_say_whose_session_it_is_another_is_not_begun() {
     let provider = clerk_provider(&issuer, &clerk, "instead");
     let more = "browser: { session: { max_age: 1h, revalidate_every: 1s } }\n";
     let proxy = Proxy::start(&yaml(&backend, &provider, more)).await;
-    let house = House { issuer, backend, proxy };
-    let token = house.issuer.token_with("alice", json!({"sid": "sess_1"}));
-    let cookie = house.signed_in(&token).await;
+    let fixture = Fixture { issuer, backend, proxy };
+    let token = fixture.issuer.token_with("alice", json!({"sid": "sess_1"}));
+    let cookie = fixture.signed_in(&token).await;
     clerk.answers(|_| (500, String::new(), String::new()));
-    let answer = house.post(&[&bearer(&token), &cookie]).await;
+    let answer = fixture.post(&[&bearer(&token), &cookie]).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "auth_unavailable"));
     assert_eq!(answer.field("set-cookie"), None);
     // Nothing keeps its user from signing out.
-    let answer = request(house.proxy.address, "DELETE", super::SESSION, &[&cookie], "").await;
+    let answer = request(fixture.proxy.address, "DELETE", super::SESSION, &[&cookie], "").await;
     assert_eq!(answer.status, 204);
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::backend::{Backend, Heard};
 use super::within;
 
 pub struct Client {
@@ -45,7 +46,7 @@ impl Client {
         Self::over(stream)
     }
 
-    /// On a connection that stands.
+    /// On a connection that is open.
     pub fn over(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new() }
     }
@@ -204,6 +205,22 @@ pub async fn request(address: SocketAddr, method: &str, target: &str, fields: &[
 
 pub async fn get(address: SocketAddr, target: &str, fields: &[&str]) -> Answer {
     request(address, "GET", target, fields, "").await
+}
+
+/// GET, answered with 200 by the backend if the proxy forwards it: the answer, and the request that the backend got.
+pub async fn get_served(
+    proxy: SocketAddr,
+    backend: &Backend,
+    target: &str,
+    fields: &[&str],
+) -> (Answer, Option<Heard>) {
+    let answer = get(proxy, target, fields);
+    tokio::pin!(answer);
+    tokio::select! {
+        biased;
+        answer = &mut answer => (answer, None),
+        heard = backend.answer("ok") => (answer.await, Some(heard)),
+    }
 }
 
 /// `Authorization: Bearer …`

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 
-use crate::fixture::house;
+use crate::fixture::fixture;
 use crate::support::socket::Socket;
 
 const MESSAGES: u8 = 16;
@@ -32,15 +32,15 @@ async fn reaches_a_peer_that_pauses(mut sender: Socket, mut reader: Socket) {
 
 #[tokio::test]
 async fn what_stands_before_the_clients_close_reaches_an_upstream_that_pauses() {
-    let house = house("").await;
-    let (client, upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     reaches_a_peer_that_pauses(client, upstream).await;
 }
 
 #[tokio::test]
 async fn what_stands_before_the_upstreams_close_reaches_a_client_that_pauses() {
-    let house = house("").await;
-    let (client, upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("").await;
+    let (client, upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     reaches_a_peer_that_pauses(upstream, client).await;
 }
 
@@ -50,8 +50,8 @@ async fn a_client_that_reads_slowly_is_not_ended_by_ping_timeout() {
     const BYTES: usize = 240 << 10;
     const CHUNK: usize = 4 << 10;
     const HEADER: usize = 10;
-    let house = house("websocket: { ping_interval: 1s, ping_timeout: 1s }\n").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
+    let fixture = fixture("websocket: { ping_interval: 1s, ping_timeout: 1s }\n").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     upstream.send(0x82, vec![7; BYTES]).await;
     // The upstream answers the proxy's pings.
     let upstream = tokio::spawn(async move {

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{House, house};
+use super::{Fixture, fixture};
 use crate::support::client::bearer;
 use crate::support::socket::{Side, Socket, frame};
 
@@ -22,16 +22,16 @@ dialects:
 
 #[tokio::test]
 async fn a_dialect_that_a_user_wrote_needs_no_rust() {
-    let house = house(CHANNELS).await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture(CHANNELS).await;
+    let token = fixture.issuer.token("alice");
     let read = |text: String| -> Value { serde_json::from_str(&text).expect("json") };
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(client.next_text().await, r#"{"event":"hello"}"#);
     // A heartbeat before it is anyone, and again behind it.
     client.say(r#"{"event":"heartbeat","ref":1}"#).await;
     assert_eq!(client.next_text().await, r#"{"event":"pong","ref":1}"#);
     client.say(&json!({"event": "join", "topic": "room", "ref": [7], "payload": {"token": token}}).to_string()).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     let said = read(client.next_text().await);
     assert_eq!(
         (&said["ref"], &said["topic"], &said["payload"]["user"]),
@@ -40,13 +40,16 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
     assert!(said["payload"]["left"].is_u64());
     client
         .say(
-            &json!({"event": "access_token", "ref": "r", "payload": {"token": house.issuer.token("alice")}})
+            &json!({"event": "access_token", "ref": "r", "payload": {"token": fixture.issuer.token("alice")}})
                 .to_string(),
         )
         .await;
     assert_eq!(client.next_text().await, r#"{"event":"renewed","ref":"r"}"#);
     client
-        .say(&json!({"event": "access_token", "ref": "s", "payload": {"token": house.issuer.token("bob")}}).to_string())
+        .say(
+            &json!({"event": "access_token", "ref": "s", "payload": {"token": fixture.issuer.token("bob")}})
+                .to_string(),
+        )
         .await;
     let said = read(client.next_text().await);
     assert_eq!((&said["ref"], &said["reason"]), (&json!("s"), &json!("Token refresh failed: another user")));
@@ -62,19 +65,19 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
         (json!({"event": "join", "ref": 1, "payload": {"token": "garbage"}}), "Invalid authentication token", 4403),
         (json!({"event": "join", "ref": 1, "payload": {}}), "Expected authentication message", 4400),
         (
-            json!({"event": "join", "ref": 1, "payload": {"token": house.issuer.expired("alice")}}),
+            json!({"event": "join", "ref": 1, "payload": {"token": fixture.issuer.expired("alice")}}),
             "Token has expired",
             1008,
         ),
     ] {
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         client.next_text().await;
         client.say(&message.to_string()).await;
         assert_eq!(read(client.next_text().await), json!({"event": "error", "ref": 1, "code": code, "reason": reason}));
         assert_eq!(client.next_close().await.0, code);
     }
     // Heartbeats alone keep no place.
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client.next_text().await;
     client.write(frame(Side::Client, 0x81, br#"{"event":"heartbeat"}"#).repeat(17)).await;
     loop {
@@ -93,8 +96,8 @@ fn read(text: &str) -> Value {
 const GRAPHQL: &str = "websocket: { dialect: graphql-transport-ws }\n";
 const OFFER: &str = "Sec-WebSocket-Protocol: graphql-transport-ws";
 
-async fn graphql_upstream(house: &House) -> Socket {
-    house.backend.accept().await.switch("Sec-WebSocket-Protocol: graphql-transport-ws\r\n").await.1
+async fn graphql_upstream(fixture: &Fixture) -> Socket {
+    fixture.backend.accept().await.switch("Sec-WebSocket-Protocol: graphql-transport-ws\r\n").await.1
 }
 
 fn init(payload: Value) -> String {
@@ -103,20 +106,20 @@ fn init(payload: Value) -> String {
 
 #[tokio::test]
 async fn graphql_s_first_message_goes_on_without_its_token_and_the_upstream_acknowledges() {
-    let house = house(GRAPHQL).await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture(GRAPHQL).await;
+    let token = fixture.issuer.token("alice");
     for payload in [
         json!({"Authorization": format!("Bearer {token}"), "lang": "de", "X-User-Id": "bob"}),
         json!({"Authorization": token, "lang": "de", "x_user_id": "bob", "Remote-User": "bob"}),
         json!({"headers": {"Authorization": format!("bearer {token}"), "X-User-Id": "bob"}, "lang": "de"}),
         json!({"authToken": token, "lang": "de", "authorization": "Bearer other", "X-Forwarded-For": "1.2.3.4"}),
     ] {
-        let (answer, client) = Socket::try_open(house.proxy.address, "/graphql", &[OFFER]).await;
+        let (answer, client) = Socket::try_open(fixture.proxy.address, "/graphql", &[OFFER]).await;
         assert_eq!(answer.field("sec-websocket-protocol"), Some("graphql-transport-ws"));
         let mut client = client.expect("open");
         client.say(&init(payload.clone())).await;
         client.say(r#"{"id":"1","type":"subscribe","payload":{"query":"{ a }"}}"#).await;
-        let mut upstream = graphql_upstream(&house).await;
+        let mut upstream = graphql_upstream(&fixture).await;
         let heard = read(&upstream.next_text().await);
         assert_eq!((&heard["type"], &heard["payload"]["lang"]), (&json!("connection_init"), &json!("de")));
         let text = heard.to_string().to_lowercase();
@@ -129,8 +132,8 @@ async fn graphql_s_first_message_goes_on_without_its_token_and_the_upstream_ackn
 
 #[tokio::test]
 async fn graphql_s_refusals_have_the_codes_its_library_understands() {
-    let mut house = house(&format!("{GRAPHQL}routes: [{{ path: /admin, require: {{ role: admin }} }}]\n")).await;
-    let (good, expired) = (house.issuer.token("alice"), house.issuer.expired("alice"));
+    let mut fixture = fixture(&format!("{GRAPHQL}routes: [{{ path: /admin, require: {{ role: admin }} }}]\n")).await;
+    let (good, expired) = (fixture.issuer.token("alice"), fixture.issuer.expired("alice"));
     for (target, message, code, reason) in [
         ("/graphql", init(json!({})), 4401, "Missing token"),
         ("/graphql", r#"{"type":"connection_init"}"#.to_owned(), 4401, "Missing token"),
@@ -140,20 +143,21 @@ async fn graphql_s_refusals_have_the_codes_its_library_understands() {
         ("/graphql", r#"{"type":"subscribe"}"#.to_owned(), 4401, "Expected authentication message"),
         ("/graphql", "hello".to_owned(), 4400, "Invalid message format"),
     ] {
-        let mut client = Socket::open(house.proxy.address, target, &[OFFER]).await;
+        let mut client = Socket::open(fixture.proxy.address, target, &[OFFER]).await;
         client.say(&message).await;
         assert_eq!(client.next_close().await, (code, reason.to_owned()), "{message}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 /// Whoever is somebody already may not become another by what the upstream reads as headers.
 #[tokio::test]
 async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours() {
-    let house = house(GRAPHQL).await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture(GRAPHQL).await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str(), OFFER];
-    let open = async || tokio::join!(Socket::open(house.proxy.address, "/graphql", &fields), graphql_upstream(&house));
+    let open =
+        async || tokio::join!(Socket::open(fixture.proxy.address, "/graphql", &fields), graphql_upstream(&fixture));
     let (mut client, mut upstream) = open().await;
     let long = "x".repeat(40_000);
     let plain = r#"{"type":"connection_init","payload":{"X-User-Id":"bob"}}"#;
@@ -236,9 +240,10 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
 /// Some backends read names without case, and cookies are credentials too.
 #[tokio::test]
 async fn header_maps_carry_no_credential_on_in_any_spelling() {
-    let house = house(&format!("{GRAPHQL}token_from: {{ cookie: __session, header: [Authorization, X-Jwt] }}\n")).await;
-    let token = house.issuer.token("alice");
-    let (_, client) = Socket::try_open(house.proxy.address, "/graphql", &[OFFER]).await;
+    let fixture =
+        fixture(&format!("{GRAPHQL}token_from: {{ cookie: __session, header: [Authorization, X-Jwt] }}\n")).await;
+    let token = fixture.issuer.token("alice");
+    let (_, client) = Socket::try_open(fixture.proxy.address, "/graphql", &[OFFER]).await;
     let mut client = client.expect("open");
     let headers = json!({
         "Cookie": format!("a=1; __session={token}; __Host-vestibule=x"), "x_jwt": "secret", "Referer": format!("https://x/?token={token}"),
@@ -246,7 +251,7 @@ async fn header_maps_carry_no_credential_on_in_any_spelling() {
     });
     let message = json!({"type": "connection_init", "payload": {"authToken": token, "Headers": headers}, "PAYLOAD": {"authtoken": "secret"}});
     client.say(&message.to_string()).await;
-    let mut upstream = graphql_upstream(&house).await;
+    let mut upstream = graphql_upstream(&fixture).await;
     let expected =
         json!({"type": "connection_init", "payload": {"Headers": {"Cookie": "a=1", "lang": "de"}}, "PAYLOAD": {}});
     assert_eq!(read(&upstream.next_text().await), expected);
@@ -256,20 +261,20 @@ async fn header_maps_carry_no_credential_on_in_any_spelling() {
 /// reading, never reaches it.
 #[tokio::test]
 async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     for dialect in ["vestibule", "none"] {
         let proxy = crate::support::proxy::Proxy::start(&format!(
             "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: vestibule }} }} }}\nproviders: [{}]\nwebsocket: {{ dialect: {dialect} }}\n",
-            house.backend.url(),
-            house.issuer.provider()
+            fixture.backend.url(),
+            fixture.issuer.provider()
         ))
         .await;
-        let credential = bearer(&house.issuer.token("alice"));
+        let credential = bearer(&fixture.issuer.token("alice"));
         let fields = [credential.as_str()];
-        let bob = house.issuer.token("bob");
+        let bob = fixture.issuer.token("bob");
         let open = async || {
             let upstream = async {
-                let (_, mut upstream) = house.backend.websocket().await;
+                let (_, mut upstream) = fixture.backend.websocket().await;
                 assert!(upstream.next_text().await.contains("authenticate"));
                 upstream.say(r#"{"type":"authenticated","user_id":"alice","expires_at":1,"expires_in":1}"#).await;
                 upstream
@@ -330,12 +335,12 @@ async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it
 /// A page asks whether someone is there while a long message is on its way to it.
 #[tokio::test]
 async fn heartbeats_behind_a_message_of_the_upstream_are_no_refreshes() {
-    let house = house(CHANNELS).await;
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let fixture = fixture(CHANNELS).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client.next_text().await;
-    let token = house.issuer.token("alice");
+    let token = fixture.issuer.token("alice");
     client.say(&json!({"event": "join", "ref": 1, "payload": {"token": token}}).to_string()).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     client.next_text().await;
     upstream.send(0x01, "begun").await;
     assert_eq!(client.next().await.text(), "begun");
@@ -353,12 +358,12 @@ async fn heartbeats_behind_a_message_of_the_upstream_are_no_refreshes() {
 
 #[tokio::test]
 async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
-    let house = house(GRAPHQL).await;
-    let credential = bearer(&house.issuer.token("alice"));
+    let fixture = fixture(GRAPHQL).await;
+    let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str(), OFFER];
     let (mut client, mut upstream) =
-        tokio::join!(Socket::open(house.proxy.address, "/graphql", &fields), graphql_upstream(&house));
-    for token in [house.issuer.token("alice"), house.issuer.token("bob")] {
+        tokio::join!(Socket::open(fixture.proxy.address, "/graphql", &fields), graphql_upstream(&fixture));
+    for token in [fixture.issuer.token("alice"), fixture.issuer.token("bob")] {
         client.say(&init(json!({"authToken": token, "n": 1}))).await;
         assert_eq!(upstream.next_text().await, init(json!({"n": 1})));
     }
@@ -379,25 +384,25 @@ async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
 
 #[tokio::test]
 async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verified_token_only() {
-    let house = house("").await;
+    let fixture = fixture("").await;
     let proxy = crate::support::proxy::Proxy::start(&format!(
         "upstream: {{ url: \"{}\", token_to: {{ websocket: {{ first_message: graphql-transport-ws }} }} }}\nproviders: [{}]\n{GRAPHQL}",
-        house.backend.url(),
-        house.issuer.provider()
+        fixture.backend.url(),
+        fixture.issuer.provider()
     ))
     .await;
-    let token = house.issuer.token("alice");
+    let token = fixture.issuer.token("alice");
     let mut client = Socket::open(proxy.address, "/graphql", &[OFFER]).await;
     client.say(&init(json!({"authToken": token, "n": 1}))).await;
-    let mut upstream = graphql_upstream(&house).await;
+    let mut upstream = graphql_upstream(&fixture).await;
     assert_eq!(upstream.next_text().await, init(json!({"n": 1, "Authorization": token})));
-    let newer = house.issuer.token_with("alice", json!({"jti": "newer"}));
+    let newer = fixture.issuer.token_with("alice", json!({"jti": "newer"}));
     client.say(&init(json!({"authToken": newer, "n": 2}))).await;
     client.say("behind").await;
     assert_eq!(upstream.next_text().await, init(json!({"n": 2, "Authorization": newer})));
     assert_eq!(upstream.next_text().await, "behind");
     // Refused: it does not go on, and what stands behind it does.
-    client.say(&init(json!({"authToken": house.issuer.token("bob"), "n": 3}))).await;
+    client.say(&init(json!({"authToken": fixture.issuer.token("bob"), "n": 3}))).await;
     client.say("still").await;
     assert_eq!(upstream.next_text().await, "still");
     // Without a token it goes on with the one in force.
@@ -407,26 +412,26 @@ async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verifie
     let credential = bearer(&token);
     let fields = [credential.as_str(), OFFER];
     let (mut client, mut upstream) =
-        tokio::join!(Socket::open(proxy.address, "/graphql", &fields), graphql_upstream(&house));
+        tokio::join!(Socket::open(proxy.address, "/graphql", &fields), graphql_upstream(&fixture));
     client.say(&init(json!({"n": 5}))).await;
     assert_eq!(upstream.next_text().await, init(json!({"n": 5, "Authorization": token})));
 }
 
 #[tokio::test]
 async fn lines_of_one_message_are_looked_at_by_themselves() {
-    let house = house(
+    let fixture = fixture(
         "websocket: { dialect: lines }\ndialects:\n  lines:\n    lines: true\n    authenticate: { match: { connect: { present: true } }, token: [/connect/token] }\n    forward: true\n    refresh: { match: { refresh: { present: true } }, token: [/refresh/token], acknowledge: { id: \"{/id}\", refresh: {} } }\n",
     )
     .await;
-    let token = house.issuer.token("alice");
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let token = fixture.issuer.token("alice");
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client
         .say(&format!(
             "{{\"id\":1,\"connect\":{{\"token\":\"{token}\",\"name\":\"js\"}}}}\n{{\"id\":2,\"subscribe\":{{}}}}\n"
         ))
         .await;
     client.say(&format!("{{\"id\":3}}\n{{\"id\":4,\"refresh\":{{\"token\":\"{token}\"}}}}\n{{\"id\":5}}")).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     assert_eq!(upstream.next_text().await, r#"{"id":1,"connect":{"name":"js"}}"#);
     assert_eq!(upstream.next_text().await, "{\"id\":2,\"subscribe\":{}}\n");
     assert_eq!(upstream.next_text().await, "{\"id\":3}\n{\"id\":5}");
@@ -436,15 +441,15 @@ async fn lines_of_one_message_are_looked_at_by_themselves() {
 /// What comes behind a line that means nothing is a message to whoever splits lines where we do not.
 #[tokio::test]
 async fn no_line_of_another_reading_reaches_an_upstream_that_acts_on_it() {
-    let house = house(
+    let fixture = fixture(
         "websocket: { dialect: lines }\ndialects:\n  lines:\n    lines: true\n    authenticate: { match: { connect: { present: true } }, token: [/connect/token] }\n    forward: true\n    refresh: { match: { refresh: { present: true } }, token: [/refresh/token], acknowledge: { id: \"{/id}\", refresh: {} } }\n",
     )
     .await;
-    let connect = |user: &str| json!({"connect": {"token": house.issuer.token(user)}}).to_string();
+    let connect = |user: &str| json!({"connect": {"token": fixture.issuer.token(user)}}).to_string();
     for end in ["\r", "\u{2028}", "\u{85}", "\u{1e}"] {
-        let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         client.say(&connect("alice")).await;
-        let (_, mut upstream) = house.backend.websocket().await;
+        let (_, mut upstream) = fixture.backend.websocket().await;
         assert!(upstream.next_text().await.contains("connect"));
         client.say(&format!("nothing{end}still nothing")).await;
         assert_eq!(upstream.next_text().await, format!("nothing{end}still nothing"));

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{error, house};
+use super::{error, fixture};
 use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Key;
 use crate::support::now;
@@ -10,17 +10,17 @@ use crate::support::socket::{Side, Socket, frame, upgrade};
 
 #[tokio::test]
 async fn auto_lives_on_while_its_user_is_seen() {
-    let house = house("websocket: { on_expiry: auto, grace: 0s, presence: 4s }\n").await;
+    let fixture = fixture("websocket: { on_expiry: auto, grace: 0s, presence: 4s }\n").await;
     // The clock skew of five seconds makes it end in two; admission itself is presence, so in four.
-    let dying = |sid: &str| house.issuer.token_with("alice", json!({"exp": now() - 3, "sid": sid}));
-    let (mut seen, mut seen_upstream) = house.session(&dying("a")).await;
-    let (mut unseen, _unseen_upstream) = house.session(&dying("b")).await;
+    let dying = |sid: &str| fixture.issuer.token_with("alice", json!({"exp": now() - 3, "sid": sid}));
+    let (mut seen, mut seen_upstream) = fixture.session(&dying("a")).await;
+    let (mut unseen, _unseen_upstream) = fixture.session(&dying("b")).await;
     // A request with a valid token of the same user and session, again and again.
-    let credential = bearer(&house.issuer.token_with("alice", json!({"sid": "a"})));
+    let credential = bearer(&fixture.issuer.token_with("alice", json!({"sid": "a"})));
     let requests = async {
         let fields = [credential.as_str()];
         loop {
-            let (answer, _) = tokio::join!(get(house.proxy.address, "/x", &fields), house.backend.answer("hi"));
+            let (answer, _) = tokio::join!(get(fixture.proxy.address, "/x", &fields), fixture.backend.answer("hi"));
             assert_eq!(answer.status, 200);
             // Paces the requests; which socket ends is awaited beside them.
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
@@ -41,45 +41,45 @@ async fn auto_lives_on_while_its_user_is_seen() {
 
 #[tokio::test]
 async fn auto_closes_a_client_that_has_shown_it_can_renew() {
-    let house = house("websocket: { on_expiry: auto, grace: 0s, presence: 1h }\n").await;
-    let (mut client, _upstream) = house.session(&house.issuer.token("alice")).await;
-    let dying = house.issuer.token_with("alice", json!({"exp": now() - 3}));
-    client.say(&house.refresh(&dying)).await;
+    let fixture = fixture("websocket: { on_expiry: auto, grace: 0s, presence: 1h }\n").await;
+    let (mut client, _upstream) = fixture.session(&fixture.issuer.token("alice")).await;
+    let dying = fixture.issuer.token_with("alice", json!({"exp": now() - 3}));
+    client.say(&fixture.refresh(&dying)).await;
     assert!(client.next_text().await.contains("auth_refreshed"));
     assert_eq!(client.next_text().await, error("Token expired"));
 }
 
 #[tokio::test]
 async fn a_user_has_a_number_of_sockets_and_others_have_theirs() {
-    let house = house("limits: { websockets_per_user: 2 }\n").await;
-    let (alice, bob) = (house.issuer.token("alice"), house.issuer.token("bob"));
-    let (first, _first_upstream) = house.session(&alice).await;
+    let fixture = fixture("limits: { websockets_per_user: 2 }\n").await;
+    let (alice, bob) = (fixture.issuer.token("alice"), fixture.issuer.token("bob"));
+    let (first, _first_upstream) = fixture.session(&alice).await;
     let credential = bearer(&alice);
     let fields = [credential.as_str()];
     let (_second, _second_upstream) =
-        tokio::join!(Socket::open(house.proxy.address, "/ws", &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, "/ws", &fields), fixture.backend.websocket());
     // One more, in each way it can be told.
-    let (answer, _) = Socket::try_open(house.proxy.address, "/ws", &fields).await;
+    let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &fields).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
-    let mut client = Socket::open(house.proxy.address, &format!("/ws?token={alice}"), &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, &format!("/ws?token={alice}"), &[]).await;
     assert_eq!(client.next_text().await, error("Too many connections"));
     assert_eq!(client.next_close().await, (1013, "Try again later".into()));
-    let mut client = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client.say(&json!({"type": "authenticate", "token": alice}).to_string()).await;
     assert_eq!(client.next_text().await, error("Too many connections"));
     assert_eq!(client.next_close().await, (1013, "Try again later".into()));
-    let (_bob, _bob_upstream) = house.session(&bob).await;
+    let (_bob, _bob_upstream) = fixture.session(&bob).await;
     // A place is free again once a socket has gone.
     drop(first);
     crate::support::within("a free place", async {
         loop {
-            let upgrade = Socket::try_open(house.proxy.address, "/ws", &fields);
+            let upgrade = Socket::try_open(fixture.proxy.address, "/ws", &fields);
             tokio::select! {
                 (answer, socket) = upgrade => match socket {
                     Some(_) => return,
                     None => assert_eq!(answer.status, 503),
                 },
-                _ = house.backend.websocket() => return,
+                _ = fixture.backend.websocket() => return,
             }
         }
     })
@@ -88,14 +88,14 @@ async fn a_user_has_a_number_of_sockets_and_others_have_theirs() {
 
 #[tokio::test]
 async fn an_open_socket_whose_token_s_key_is_withdrawn_ends_within_half_a_minute() {
-    let house = house("websocket: { ping_interval: 5m }\n").await;
-    let (mut client, mut upstream) = house.session(&house.issuer.token("alice")).await;
-    let (mut kept, mut kept_upstream) = house.session(&house.issuer.token("bob")).await;
+    let fixture = fixture("websocket: { ping_interval: 5m }\n").await;
+    let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
+    let (mut kept, mut kept_upstream) = fixture.session(&fixture.issuer.token("bob")).await;
     let other = Key::ec("other", jsonwebtoken::Algorithm::ES256);
-    kept.say(&house.refresh(&{
-        house.issuer.set_keys(vec![other.jwk.clone()]);
+    kept.say(&fixture.refresh(&{
+        fixture.issuer.set_keys(vec![other.jwk.clone()]);
         // A key that is not known yet makes the set be fetched anew, and the old key is not in it any more.
-        other.sign(&house.issuer.claims("bob"))
+        other.sign(&fixture.issuer.claims("bob"))
     }))
     .await;
     assert!(kept.next_text().await.contains("auth_refreshed"));
@@ -111,13 +111,13 @@ async fn an_open_socket_whose_token_s_key_is_withdrawn_ends_within_half_a_minute
 /// React's Strict Mode: every effect runs, is undone, and runs again.
 #[tokio::test]
 async fn connect_close_connect_leaves_exactly_one_upstream_socket() {
-    let mut house = house("").await;
-    let token = house.issuer.token("alice");
+    let mut fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     let authenticate = json!({"type": "authenticate", "token": token}).to_string();
-    let mut first = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut first = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     first.say(&authenticate).await;
     first.send(0x88, 1000u16.to_be_bytes()).await;
-    let mut second = Socket::open(house.proxy.address, "/ws", &[]).await;
+    let mut second = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     second.say(&authenticate).await;
     assert_eq!(first.next_close().await.0, 1000);
     // The first may have been dialled for already.
@@ -125,7 +125,7 @@ async fn connect_close_connect_leaves_exactly_one_upstream_socket() {
     loop {
         let accepts = async {
             loop {
-                let mut conn = house.backend.accept().await;
+                let mut conn = fixture.backend.accept().await;
                 if let Some(heard) = conn.try_request().await {
                     return conn.accepts(&heard).await;
                 }
@@ -148,14 +148,14 @@ async fn connect_close_connect_leaves_exactly_one_upstream_socket() {
         }
     }
     assert_eq!(open, 1);
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
 }
 
 /// No answer but a right 101 makes a tunnel, and what a client sent behind its upgrade reaches nobody.
 #[tokio::test]
 async fn an_upgrade_that_is_refused_is_never_a_tunnel() {
-    let house = house("").await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture("").await;
+    let token = fixture.issuer.token("alice");
     for (answer, status) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200),
         ("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n", 426),
@@ -165,11 +165,11 @@ async fn an_upgrade_that_is_refused_is_never_a_tunnel() {
         ("HTTP/1.1 101 X\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n", 502),
         ("garbage\r\n\r\n", 502),
     ] {
-        let mut client = Client::connect(house.proxy.address).await;
+        let mut client = Client::connect(fixture.proxy.address).await;
         let mut bytes = upgrade("/ws", &[&bearer(&token)]).into_bytes();
         bytes.extend(frame(Side::Client, 0x81, b"pipelined"));
         client.send(bytes).await;
-        let mut conn = house.backend.accept().await;
+        let mut conn = fixture.backend.accept().await;
         conn.request().await;
         conn.write(answer).await;
         assert_eq!(client.answer().await.status, status, "{answer}");
@@ -180,13 +180,13 @@ async fn an_upgrade_that_is_refused_is_never_a_tunnel() {
 /// On a public route the tunnel is the two ends' own, compression too.
 #[tokio::test]
 async fn a_public_socket_negotiates_compression_end_to_end() {
-    let house = house("routes: [{ path: /open, auth: none }, { path: /maybe, auth: optional }]\n").await;
+    let fixture = fixture("routes: [{ path: /open, auth: none }, { path: /maybe, auth: optional }]\n").await;
     let fields = ["Sec-WebSocket-Extensions: permessage-deflate"];
     for target in ["/open", "/maybe"] {
         let upstream =
-            async { house.backend.accept().await.switch("Sec-WebSocket-Extensions: permessage-deflate\r\n").await };
+            async { fixture.backend.accept().await.switch("Sec-WebSocket-Extensions: permessage-deflate\r\n").await };
         let ((answer, client), (heard, mut upstream)) =
-            tokio::join!(Socket::try_open(house.proxy.address, target, &fields), upstream);
+            tokio::join!(Socket::try_open(fixture.proxy.address, target, &fields), upstream);
         assert_eq!(answer.field("sec-websocket-extensions"), Some("permessage-deflate"), "{target}");
         assert_eq!(heard.all("sec-websocket-extensions"), ["permessage-deflate"], "{target}");
         // A compressed message, whose bit only they understand.

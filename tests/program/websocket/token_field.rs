@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{House, house};
+use super::{Fixture, fixture};
 use crate::support::client::bearer;
 use crate::support::socket::{Side, Socket, frame};
 use crate::support::within;
@@ -17,19 +17,19 @@ fn error(message: &str) -> String {
     json!({"type": "error", "error": message, "message": message}).to_string()
 }
 
-async fn chat(house: &House, token: &str) -> (Socket, Socket) {
-    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+async fn chat(fixture: &Fixture, token: &str) -> (Socket, Socket) {
+    let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
     client.say(&message("first", token)).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     assert_eq!(upstream.next_text().await, message("first", token));
     (client, upstream)
 }
 
 #[tokio::test]
 async fn absent_null_and_empty_tokens_leave_the_identity_in_force() {
-    let house = house(CHAT).await;
-    let token = house.issuer.token("alice");
-    let (mut client, mut upstream) = chat(&house, &token).await;
+    let fixture = fixture(CHAT).await;
+    let token = fixture.issuer.token("alice");
+    let (mut client, mut upstream) = chat(&fixture, &token).await;
     for text in [
         r#"{"prompt":"absent"}"#.to_owned(),
         message("null", Value::Null),
@@ -44,8 +44,8 @@ async fn absent_null_and_empty_tokens_leave_the_identity_in_force() {
 
 #[tokio::test]
 async fn the_first_message_must_verify_unless_the_upgrade_did() {
-    let mut house = house(&format!("{CHAT}routes: [{{ path: /admin, require: {{ role: admin }} }}]\n")).await;
-    let (good, expired) = (house.issuer.token("alice"), house.issuer.expired("alice"));
+    let mut fixture = fixture(&format!("{CHAT}routes: [{{ path: /admin, require: {{ role: admin }} }}]\n")).await;
+    let (good, expired) = (fixture.issuer.token("alice"), fixture.issuer.expired("alice"));
     for (target, text, said, close) in [
         ("/chat", r#"{"prompt":"x"}"#.to_owned(), Some("Missing authentication token"), (4001, "Missing token")),
         ("/chat", message("x", Value::Null), Some("Missing authentication token"), (4001, "Missing token")),
@@ -63,25 +63,25 @@ async fn the_first_message_must_verify_unless_the_upgrade_did() {
         ("/chat", "hello".to_owned(), Some("Invalid message format"), (1008, "Invalid message format")),
         ("/chat", message(&"x".repeat(66_000), good.as_str()), None, (1009, "Message too large")),
     ] {
-        let mut client = Socket::open(house.proxy.address, target, &[]).await;
+        let mut client = Socket::open(fixture.proxy.address, target, &[]).await;
         client.say(&text).await;
         if let Some(said) = said {
             assert_eq!(client.next_text().await, error(said), "{text}");
         }
         assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{text}");
     }
-    assert!(house.backend.is_untouched());
+    assert!(fixture.backend.is_untouched());
     // 60 KiB fit before anyone is known.
-    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
     let text = message(&"x".repeat(60_000), good.as_str());
     client.say(&text).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     assert_eq!(upstream.next_text().await, text);
     // Whoever came with a header need not say its token again.
     let credential = bearer(&good);
     let fields = [credential.as_str()];
     let (mut client, (_, mut upstream)) =
-        tokio::join!(Socket::open(house.proxy.address, "/chat", &fields), house.backend.websocket());
+        tokio::join!(Socket::open(fixture.proxy.address, "/chat", &fields), fixture.backend.websocket());
     for text in [r#"{"prompt":"x"}"#.to_owned(), message("y", good.as_str())] {
         client.say(&text).await;
         assert_eq!(upstream.next_text().await, text);
@@ -90,11 +90,11 @@ async fn the_first_message_must_verify_unless_the_upgrade_did() {
 
 #[tokio::test]
 async fn a_changed_token_holds_its_message_and_those_behind_it_until_verified() {
-    let house = house(CHAT).await;
-    let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
+    let fixture = fixture(CHAT).await;
+    let (mut client, mut upstream) = chat(&fixture, &fixture.issuer.token("alice")).await;
     // A key that must be fetched first: the verdict waits for the provider.
-    let (key, gate) = house.issuer.rotates();
-    let newer = key.sign(&house.issuer.claims("alice"));
+    let (key, gate) = fixture.issuer.rotates();
+    let newer = key.sign(&fixture.issuer.claims("alice"));
     client.say(&message("held", newer.as_str())).await;
     let behind: Vec<u8> =
         (0..50).flat_map(|n| frame(Side::Client, 0x81, format!(r#"{{"n":{n}}}"#).as_bytes())).collect();
@@ -110,8 +110,8 @@ async fn a_changed_token_holds_its_message_and_those_behind_it_until_verified() 
 
 #[tokio::test]
 async fn a_changed_token_that_is_refused_drops_its_message_and_closes() {
-    let house = house(CHAT).await;
-    let (expired, bob) = (house.issuer.expired("alice"), house.issuer.token("bob"));
+    let fixture = fixture(CHAT).await;
+    let (expired, bob) = (fixture.issuer.expired("alice"), fixture.issuer.token("bob"));
     for (token, said, close) in [
         (bob.as_str().into(), "Invalid authentication token", (4001, "Invalid token")),
         ("garbage".into(), "Invalid authentication token", (4001, "Invalid token")),
@@ -119,7 +119,7 @@ async fn a_changed_token_that_is_refused_drops_its_message_and_closes() {
         (Value::from(7), "Invalid authentication token", (4001, "Invalid token")),
         (expired.as_str().into(), "Token has expired", (4001, "Token expired")),
     ] {
-        let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
+        let (mut client, mut upstream) = chat(&fixture, &fixture.issuer.token("alice")).await;
         client.say(&message("dropped", token)).await;
         client.say(r#"{"prompt":"behind"}"#).await;
         assert_eq!(client.next_text().await, error(said));
@@ -130,13 +130,13 @@ async fn a_changed_token_that_is_refused_drops_its_message_and_closes() {
 
 #[tokio::test]
 async fn of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_whole() {
-    let house =
-        house("websocket: { dialect: token-field, message_bytes: 512KiB }\nlimits: { held_message_bytes: 1MiB }\n")
+    let fixture =
+        fixture("websocket: { dialect: token-field, message_bytes: 512KiB }\nlimits: { held_message_bytes: 1MiB }\n")
             .await;
     let mut sockets = Vec::new();
     for (user, size) in [("alice", 400_000), ("bob", 390_000), ("carol", 300_000)] {
-        let token = house.issuer.token(user);
-        let (mut client, mut upstream) = chat(&house, &token).await;
+        let token = fixture.issuer.token(user);
+        let (mut client, mut upstream) = chat(&fixture, &token).await;
         let text = message(&"x".repeat(size + 50_000), token.as_str());
         client.send(0x01, &text.as_bytes()[..size]).await;
         // A ping passes between the fragments: what stands before it has been read.
@@ -162,14 +162,15 @@ async fn of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_
 
 #[tokio::test]
 async fn a_message_gives_way_while_its_upstream_takes_nothing() {
-    let house =
-        house("websocket: { dialect: token-field, message_bytes: 1MiB }\nlimits: { held_message_bytes: 1MiB }\n").await;
-    let (mut alice, alice_upstream) = chat(&house, &house.issuer.token("alice")).await;
-    let token = house.issuer.token("bob");
-    let (mut bob, mut bob_upstream) = chat(&house, &token).await;
+    let fixture =
+        fixture("websocket: { dialect: token-field, message_bytes: 1MiB }\nlimits: { held_message_bytes: 1MiB }\n")
+            .await;
+    let (mut alice, alice_upstream) = chat(&fixture, &fixture.issuer.token("alice")).await;
+    let token = fixture.issuer.token("bob");
+    let (mut bob, mut bob_upstream) = chat(&fixture, &token).await;
     // Held until its token is verified, and longer than what an upstream takes that does not read.
-    let (key, gate) = house.issuer.rotates();
-    let newer = key.sign(&house.issuer.claims("alice"));
+    let (key, gate) = fixture.issuer.rotates();
+    let newer = key.sign(&fixture.issuer.claims("alice"));
     alice.say(&message(&"x".repeat(900_000), newer.as_str())).await;
     gate.open();
     within("the message to reach the upstream", alice_upstream.stream.readable()).await.expect("readable");
@@ -183,11 +184,11 @@ async fn a_message_gives_way_while_its_upstream_takes_nothing() {
 
 #[tokio::test]
 async fn messages_are_read_whole_up_to_message_bytes() {
-    let house =
-        house("websocket: { dialect: token-field }\nroutes: [{ path: /big, websocket: { message_bytes: 4MiB } }]\n")
+    let fixture =
+        fixture("websocket: { dialect: token-field }\nroutes: [{ path: /big, websocket: { message_bytes: 4MiB } }]\n")
             .await;
-    let token = house.issuer.token("alice");
-    let (mut client, mut upstream) = chat(&house, &token).await;
+    let token = fixture.issuer.token("alice");
+    let (mut client, mut upstream) = chat(&fixture, &token).await;
     let text = message(&"x".repeat(20 << 10), token.as_str());
     client.say(&text).await;
     assert_eq!(upstream.next_text().await, text);
@@ -215,9 +216,9 @@ async fn messages_are_read_whole_up_to_message_bytes() {
     }
     client.say(&message(&"x".repeat(2 << 20), token.as_str())).await;
     assert_eq!(client.next_close().await, (1009, "Message too large".into()));
-    let mut client = Socket::open(house.proxy.address, "/big", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/big", &[]).await;
     client.say(&message("first", token.as_str())).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     upstream.next_text().await;
     let text = message(&"x".repeat(2 << 20), token.as_str());
     client.say(&text).await;
@@ -227,8 +228,8 @@ async fn messages_are_read_whole_up_to_message_bytes() {
 /// Of a message that could hold the field in some reading; every other one is none of ours.
 #[tokio::test]
 async fn a_defect_in_what_could_hold_the_field_is_refused() {
-    let house = house(CHAT).await;
-    let token = house.issuer.token("alice");
+    let fixture = fixture(CHAT).await;
+    let token = fixture.issuer.token("alice");
     let field = format!(r#"{{"auth_token":"{token}"}}"#);
     let utf16: Vec<u8> = field.encode_utf16().flat_map(u16::to_le_bytes).collect();
     for (first, bytes, close) in [
@@ -242,7 +243,7 @@ async fn a_defect_in_what_could_hold_the_field_is_refused() {
         (0x81, format!("{field}{{}}").into_bytes(), (1008, "Invalid message format")),
         (0x81, b"{\"a\":\"\xff\",\"auth_token\":\"\"}".to_vec(), (1007, "Invalid UTF-8")),
     ] {
-        let (mut client, mut upstream) = chat(&house, &token).await;
+        let (mut client, mut upstream) = chat(&fixture, &token).await;
         client.send(first, &bytes).await;
         let mut heard = client.next().await;
         if heard.opcode == 1 {
@@ -259,8 +260,8 @@ async fn a_defect_in_what_could_hold_the_field_is_refused() {
 
 #[tokio::test]
 async fn what_cannot_hold_the_field_passes_as_it_came() {
-    let house = house(CHAT).await;
-    let (mut client, mut upstream) = chat(&house, &house.issuer.token("alice")).await;
+    let fixture = fixture(CHAT).await;
+    let (mut client, mut upstream) = chat(&fixture, &fixture.issuer.token("alice")).await;
     let deep = format!(r#"{{"n":{}{}}}"#, "[".repeat(5_000), "]".repeat(5_000));
     for (first, bytes) in [
         (0x82, vec![0; 3 << 20]),
@@ -278,9 +279,9 @@ async fn what_cannot_hold_the_field_passes_as_it_came() {
 
 #[tokio::test]
 async fn a_leading_bearer_is_dropped() {
-    let house = house(CHAT).await;
-    let token = format!("bearer  {}", house.issuer.token("alice"));
-    let (mut client, mut upstream) = chat(&house, &token).await;
+    let fixture = fixture(CHAT).await;
+    let token = format!("bearer  {}", fixture.issuer.token("alice"));
+    let (mut client, mut upstream) = chat(&fixture, &token).await;
     for text in [message("the same", token.as_str()), message("plain", token.trim_start_matches("bearer  "))] {
         client.say(&text).await;
         assert_eq!(upstream.next_text().await, text);
@@ -290,26 +291,26 @@ async fn a_leading_bearer_is_dropped() {
 /// A chat says nothing until its user does, and a second socket that its page has forgotten shows no error.
 #[tokio::test]
 async fn a_chat_waits_for_as_long_as_its_user_is_silent() {
-    let house = house(
+    let fixture = fixture(
         "websocket: { dialect: token-field, ping_interval: 100ms, ping_timeout: 300ms }\nroutes: [{ path: /timed, websocket: { auth_timeout: 200ms } }]\n",
     )
     .await;
-    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
     // Each pong shows that it waits, more of them than control frames are allowed that nobody asked for.
     for _ in 0..30 {
         let ping = client.next().await;
         assert_eq!(ping.opcode, 9);
         client.send(0x8a, &ping.payload).await;
     }
-    let token = house.issuer.token("alice");
+    let token = fixture.issuer.token("alice");
     client.say(&message("first", token.as_str())).await;
-    let (_, mut upstream) = house.backend.websocket().await;
+    let (_, mut upstream) = fixture.backend.websocket().await;
     assert_eq!(upstream.next_text().await, message("first", token.as_str()));
     // Who answers no ping has gone.
-    let mut client = Socket::open(house.proxy.address, "/chat", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
     assert_eq!(client.next().await.opcode, 9);
     assert!(client.is_over().await);
     // With a limit the Close alone is said to a page that has said nothing.
-    let mut client = Socket::open(house.proxy.address, "/timed", &[]).await;
+    let mut client = Socket::open(fixture.proxy.address, "/timed", &[]).await;
     assert_eq!(client.next_close().await, (1008, "Authentication timeout".into()));
 }

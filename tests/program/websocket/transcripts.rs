@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{House, house};
+use super::{Fixture, fixture};
 use crate::support::issuer::Mood;
 use crate::support::now;
 use crate::support::socket::Socket;
@@ -37,9 +37,9 @@ impl Transcript {
         self.lines.push(text);
     }
 
-    async fn opens(&mut self, house: &House, target: &str) -> Socket {
+    async fn opens(&mut self, fixture: &Fixture, target: &str) -> Socket {
         self.line(&format!("client → GET {target}, Upgrade: websocket"));
-        let socket = Socket::open(house.proxy.address, target, &[]).await;
+        let socket = Socket::open(fixture.proxy.address, target, &[]).await;
         self.line("server → 101");
         socket
     }
@@ -71,9 +71,9 @@ fn authenticate(token: &str) -> String {
 }
 
 /// A waiting socket that says one thing and hears the end of it.
-async fn refused_first(house: &House, target: &str, message: &str, transcript: Transcript) -> Transcript {
+async fn refused_first(fixture: &Fixture, target: &str, message: &str, transcript: Transcript) -> Transcript {
     let mut transcript = transcript;
-    let mut client = transcript.opens(house, target).await;
+    let mut client = transcript.opens(fixture, target).await;
     transcript.says(&mut client, message).await;
     transcript.hears(&mut client).await;
     transcript.hears(&mut client).await;
@@ -81,14 +81,14 @@ async fn refused_first(house: &House, target: &str, message: &str, transcript: T
 }
 
 /// An open socket, its handshake not written down.
-async fn open(house: &House, transcript: &mut Transcript) -> (Socket, Socket) {
+async fn open(fixture: &Fixture, transcript: &mut Transcript) -> (Socket, Socket) {
     transcript.note("authenticated as alice");
-    house.session(&house.issuer.token_with("alice", json!({"role": "dev", "team": "red"}))).await
+    fixture.session(&fixture.issuer.token_with("alice", json!({"role": "dev", "team": "red"}))).await
 }
 
 async fn transcripts() -> Vec<(&'static str, Transcript)> {
-    let house_plain = house("routes: [{ path: /admin, require: { role: admin } }, { path: /deny, token_from: { query: { mode: deny } } }]\n").await;
-    let plain = &house_plain;
+    let plain = fixture("routes: [{ path: /admin, require: { role: admin } }, { path: /deny, token_from: { query: { mode: deny } } }]\n").await;
+    let plain = &plain;
     let (good, expired, bob) = (plain.issuer.token("alice"), plain.issuer.expired("alice"), plain.issuer.token("bob"));
     let start = || Transcript::default().named(&good, "<token>").named(&expired, "<expired>").named(&bob, "<bob's>");
     let mut out = Vec::new();
@@ -194,7 +194,7 @@ async fn transcripts() -> Vec<(&'static str, Transcript)> {
     t.hears(&mut client).await;
     out.push(("upstream_lost", t));
 
-    let strict = house("identity: { headers: { X-User-Id: sub, X-Team: team } }\nroutes: [{ path: /ws, require: { role: dev } }]\nwebsocket: { auth_timeout: 1s }\nlimits: { websockets_per_user: 3 }\n").await;
+    let strict = fixture("identity: { headers: { X-User-Id: sub, X-Team: team } }\nroutes: [{ path: /ws, require: { role: dev } }]\nwebsocket: { auth_timeout: 1s }\nlimits: { websockets_per_user: 3 }\n").await;
     let token = |role: &str, team: &str| strict.issuer.token_with("alice", json!({"role": role, "team": team}));
     let (unprivileged, blue) = (token("none", "red"), token("dev", "blue"));
     for (name, token, label, frames) in [
@@ -223,7 +223,7 @@ async fn transcripts() -> Vec<(&'static str, Transcript)> {
     let t = Transcript::default().named(&right, "<token>");
     out.push(("unavailable: a limit", refused_first(&strict, "/ws", &authenticate(&right), t).await));
 
-    let short = house("websocket: { grace: 0s, max_lifetime: 1h }\nroutes: [{ path: /life, websocket: { max_lifetime: 1s } }, { path: /idle, websocket: { idle_timeout: 1s } }]\n").await;
+    let short = fixture("websocket: { grace: 0s, max_lifetime: 1h }\nroutes: [{ path: /life, websocket: { max_lifetime: 1s } }, { path: /idle, websocket: { idle_timeout: 1s } }]\n").await;
     let mut t = Transcript::default();
     t.note("authenticated as alice");
     let (mut client, _upstream) = short.session(&short.issuer.token_with("alice", json!({"exp": now() - 3}))).await;
@@ -246,7 +246,7 @@ async fn transcripts() -> Vec<(&'static str, Transcript)> {
         out.push((name, t));
     }
 
-    let blind = super::House::started("", |issuer| issuer.set_mood(Mood::Rude)).await;
+    let blind = super::Fixture::started("", |issuer| issuer.set_mood(Mood::Rude)).await;
     let token = blind.issuer.token("alice");
     let t = Transcript::default().named(&token, "<token>");
     out.push(("unavailable: keys", refused_first(&blind, "/ws", &authenticate(&token), t).await));

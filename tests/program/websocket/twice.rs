@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{House, error, house};
+use super::{Fixture, error, fixture};
 use crate::support::issuer::Gate;
 use crate::support::now;
 use crate::support::socket::{Side, Socket, frame};
 
-struct Scene {
-    house: House,
+struct OpenSession {
+    fixture: Fixture,
     client: Socket,
     upstream: Socket,
     /// Holds the verdict on a refresh, and the upstream is in the middle of a message.
     busy: Option<Gate>,
 }
 
-impl Scene {
+impl OpenSession {
     async fn new(yaml: &str, busy: bool) -> Self {
         Self::with(yaml, busy, json!({}), json!({})).await
     }
@@ -27,29 +27,29 @@ impl Scene {
     /// Opens a session with the claims `first`; when busy, the refresh under verification has `second`. The claim
     /// `expires_in` becomes `exp` once the proxy has started, since a start can take longer than a token lives.
     async fn with(yaml: &str, busy: bool, mut first: Value, second: Value) -> Self {
-        let house = house(yaml).await;
+        let fixture = fixture(yaml).await;
         if let Some(expires_in) = first.as_object_mut().and_then(|claims| claims.remove("expires_in")) {
             first["exp"] = json!(now().saturating_add_signed(expires_in.as_i64().expect("seconds")));
         }
-        let (client, upstream) = house.session(&house.issuer.token_with("alice", first)).await;
-        let mut scene = Self { house, client, upstream, busy: None };
+        let (client, upstream) = fixture.session(&fixture.issuer.token_with("alice", first)).await;
+        let mut session = Self { fixture, client, upstream, busy: None };
         if busy {
-            scene.upstream.send(0x01, "half ").await;
-            let half = scene.client.next().await;
+            session.upstream.send(0x01, "half ").await;
+            let half = session.client.next().await;
             assert_eq!((half.fin, half.opcode, half.text()), (false, 1, "half "));
-            let (key, gate) = scene.house.issuer.rotates();
-            let mut claims = scene.house.issuer.claims("alice");
+            let (key, gate) = session.fixture.issuer.rotates();
+            let mut claims = session.fixture.issuer.claims("alice");
             for (name, value) in second.as_object().expect("object") {
                 claims[name] = value.clone();
             }
-            let refresh = scene.house.refresh(&key.sign(&claims));
-            scene.client.say(&refresh).await;
+            let refresh = session.fixture.refresh(&key.sign(&claims));
+            session.client.say(&refresh).await;
             // Messages flow on while it is verified, and show that it has been read.
-            scene.client.say("marker").await;
-            assert_eq!(scene.upstream.next_text().await, "marker");
-            scene.busy = Some(gate);
+            session.client.say("marker").await;
+            assert_eq!(session.upstream.next_text().await, "marker");
+            session.busy = Some(gate);
         }
-        scene
+        session
     }
 
     /// Presents a token with these claims, or, when one is under verification already, lets its verdict come.
@@ -57,7 +57,7 @@ impl Scene {
         if let Some(gate) = &self.busy {
             gate.open();
         } else {
-            let refresh = self.house.refresh(&self.house.issuer.token_with("alice", claims));
+            let refresh = self.fixture.refresh(&self.fixture.issuer.token_with("alice", claims));
             self.client.say(&refresh).await;
         }
     }
@@ -94,17 +94,17 @@ impl Scene {
 #[tokio::test]
 async fn a_refresh_without_a_token_leaves_it_open() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
-        scene.client.say(r#"{"type":"refresh_auth"}"#).await;
-        scene.client.say("behind").await;
-        assert_eq!(scene.upstream.next_text().await, "behind");
-        scene.message_ends().await;
-        assert_eq!(scene.client.next_text().await, error("Missing token in refresh request"));
-        if let Some(gate) = &scene.busy {
+        let mut session = OpenSession::new("", busy).await;
+        session.client.say(r#"{"type":"refresh_auth"}"#).await;
+        session.client.say("behind").await;
+        assert_eq!(session.upstream.next_text().await, "behind");
+        session.message_ends().await;
+        assert_eq!(session.client.next_text().await, error("Missing token in refresh request"));
+        if let Some(gate) = &session.busy {
             gate.open();
-            assert!(scene.client.next_text().await.contains("auth_refreshed"));
+            assert!(session.client.next_text().await.contains("auth_refreshed"));
         }
-        scene.goes_on().await;
+        session.goes_on().await;
     }
 }
 
@@ -116,11 +116,11 @@ async fn a_refused_refresh_leaves_it_open_on_the_old_identity() {
             (json!({"exp": now() - 600}), "Token refresh failed: Token has expired"),
             (json!({"aud": "other"}), "Token refresh failed: Invalid authentication token"),
         ] {
-            let mut scene = Scene::with("", busy, json!({}), claims.clone()).await;
-            scene.refresh(claims).await;
-            scene.message_ends().await;
-            assert_eq!(scene.client.next_text().await, error(said));
-            scene.goes_on().await;
+            let mut session = OpenSession::with("", busy, json!({}), claims.clone()).await;
+            session.refresh(claims).await;
+            session.message_ends().await;
+            assert_eq!(session.client.next_text().await, error(said));
+            session.goes_on().await;
         }
     }
 }
@@ -128,64 +128,64 @@ async fn a_refused_refresh_leaves_it_open_on_the_old_identity() {
 #[tokio::test]
 async fn a_refresh_that_nobody_can_judge_leaves_it_open() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
-        if let Some(gate) = &scene.busy {
+        let mut session = OpenSession::new("", busy).await;
+        if let Some(gate) = &session.busy {
             gate.slam();
         } else {
-            let (key, gate) = scene.house.issuer.rotates();
+            let (key, gate) = session.fixture.issuer.rotates();
             gate.slam();
-            let refresh = scene.house.refresh(&key.sign(&scene.house.issuer.claims("alice")));
-            scene.client.say(&refresh).await;
+            let refresh = session.fixture.refresh(&key.sign(&session.fixture.issuer.claims("alice")));
+            session.client.say(&refresh).await;
         }
-        scene.message_ends().await;
+        session.message_ends().await;
         let said = "Token refresh failed: Authentication service unavailable";
-        assert_eq!(scene.client.next_text().await, error(said));
-        scene.goes_on().await;
+        assert_eq!(session.client.next_text().await, error(said));
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn an_accepted_refresh_is_answered_between_messages() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
-        scene.refresh(json!({})).await;
-        scene.message_ends().await;
-        assert!(scene.client.next_text().await.contains("auth_refreshed"));
-        scene.goes_on().await;
+        let mut session = OpenSession::new("", busy).await;
+        session.refresh(json!({})).await;
+        session.message_ends().await;
+        assert!(session.client.next_text().await.contains("auth_refreshed"));
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn authenticate_again_is_answered_as_a_refresh_and_never_reaches_the_upstream() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
-        let token = scene.house.issuer.token("alice");
-        scene.client.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
-        scene.client.say("behind").await;
-        assert_eq!(scene.upstream.next_text().await, "behind");
-        scene.message_ends().await;
-        if let Some(gate) = &scene.busy {
+        let mut session = OpenSession::new("", busy).await;
+        let token = session.fixture.issuer.token("alice");
+        session.client.say(&json!({"type": "authenticate", "token": token}).to_string()).await;
+        session.client.say("behind").await;
+        assert_eq!(session.upstream.next_text().await, "behind");
+        session.message_ends().await;
+        if let Some(gate) = &session.busy {
             gate.open();
-            assert!(scene.client.next_text().await.contains("auth_refreshed"));
+            assert!(session.client.next_text().await.contains("auth_refreshed"));
         }
-        assert!(scene.client.next_text().await.contains(r#""type":"authenticated""#));
-        scene.goes_on().await;
+        assert!(session.client.next_text().await.contains(r#""type":"authenticated""#));
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn five_refusals_of_refreshes_in_a_row_end_it() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
+        let mut session = OpenSession::new("", busy).await;
         for _ in 0..5 {
-            scene.client.say(r#"{"type":"refresh_auth"}"#).await;
+            session.client.say(r#"{"type":"refresh_auth"}"#).await;
         }
-        scene.message_ends().await;
+        session.message_ends().await;
         for _ in 0..4 {
-            assert_eq!(scene.client.next_text().await, error("Missing token in refresh request"));
+            assert_eq!(session.client.next_text().await, error("Missing token in refresh request"));
         }
-        scene.busy = None;
-        scene.ends_with(Some("Too many refreshes"), (1008, "Too many refreshes")).await;
+        session.busy = None;
+        session.ends_with(Some("Too many refreshes"), (1008, "Too many refreshes")).await;
     }
 }
 
@@ -193,9 +193,9 @@ async fn five_refusals_of_refreshes_in_a_row_end_it() {
 async fn a_refreshed_identity_that_is_no_longer_allowed_ends_it() {
     for busy in [false, true] {
         let yaml = "routes: [{ path: /ws, require: { role: dev } }]\n";
-        let mut scene = Scene::with(yaml, busy, json!({"role": "dev"}), json!({"role": "none"})).await;
-        scene.refresh(json!({"role": "none"})).await;
-        scene.ends_with(Some("Access denied"), (1008, "Access denied")).await;
+        let mut session = OpenSession::with(yaml, busy, json!({"role": "dev"}), json!({"role": "none"})).await;
+        session.refresh(json!({"role": "none"})).await;
+        session.ends_with(Some("Access denied"), (1008, "Access denied")).await;
     }
 }
 
@@ -203,9 +203,9 @@ async fn a_refreshed_identity_that_is_no_longer_allowed_ends_it() {
 async fn a_refreshed_identity_that_would_change_a_trusted_header_ends_it() {
     for busy in [false, true] {
         let yaml = "identity: { headers: { X-User-Id: sub, X-Team: team } }\n";
-        let mut scene = Scene::with(yaml, busy, json!({"team": "red"}), json!({"team": "blue"})).await;
-        scene.refresh(json!({"team": "blue"})).await;
-        scene.ends_with(None, (1012, "Identity changed")).await;
+        let mut session = OpenSession::with(yaml, busy, json!({"team": "red"}), json!({"team": "blue"})).await;
+        session.refresh(json!({"team": "blue"})).await;
+        session.ends_with(None, (1012, "Identity changed")).await;
     }
 }
 
@@ -214,18 +214,18 @@ async fn an_expired_token_ends_it_and_a_refresh_under_verification_is_awaited() 
     for busy in [false, true] {
         // The clock skew of five seconds makes this one end in two.
         let dying = json!({"expires_in": -3});
-        let mut scene = Scene::with("websocket: { grace: 0s }\n", busy, dying, json!({"sub": "bob"})).await;
+        let mut session = OpenSession::with("websocket: { grace: 0s }\n", busy, dying, json!({"sub": "bob"})).await;
         if busy {
             // Past its end it lives, until the verdict is there.
             tokio::time::sleep(Duration::from_secs(3)).await;
-            scene.client.say("late").await;
-            assert_eq!(scene.upstream.next_text().await, "late");
-            scene.refresh(json!({})).await;
-            scene.message_ends().await;
-            assert_eq!(scene.client.next_text().await, error("Token refresh failed: another user"));
-            scene.busy = None;
+            session.client.say("late").await;
+            assert_eq!(session.upstream.next_text().await, "late");
+            session.refresh(json!({})).await;
+            session.message_ends().await;
+            assert_eq!(session.client.next_text().await, error("Token refresh failed: another user"));
+            session.busy = None;
         }
-        scene.ends_with(Some("Token expired"), (4401, "Token expired")).await;
+        session.ends_with(Some("Token expired"), (4401, "Token expired")).await;
     }
 }
 
@@ -233,27 +233,27 @@ async fn an_expired_token_ends_it_and_a_refresh_under_verification_is_awaited() 
 async fn a_refresh_in_time_keeps_it_open_beyond_its_first_token() {
     for busy in [false, true] {
         let dying = json!({"expires_in": -3});
-        let mut scene = Scene::with("websocket: { grace: 0s }\n", busy, dying, json!({})).await;
-        scene.refresh(json!({})).await;
-        scene.message_ends().await;
-        assert!(scene.client.next_text().await.contains("auth_refreshed"));
+        let mut session = OpenSession::with("websocket: { grace: 0s }\n", busy, dying, json!({})).await;
+        session.refresh(json!({})).await;
+        session.message_ends().await;
+        assert!(session.client.next_text().await.contains("auth_refreshed"));
         // The first token's end passes, and nothing is to happen at it.
         tokio::time::sleep(Duration::from_secs(3)).await;
-        scene.goes_on().await;
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn max_lifetime_ends_it_whatever_is_under_verification() {
     for busy in [false, true] {
-        let scene = Scene::new("websocket: { max_lifetime: 2s }\n", busy).await;
+        let session = OpenSession::new("websocket: { max_lifetime: 2s }\n", busy).await;
         if busy {
             // The upstream does not end its message; a Close may stand between two fragments.
-            let Scene { mut client, mut upstream, .. } = scene;
+            let OpenSession { mut client, mut upstream, .. } = session;
             assert_eq!(client.next_close().await, (4401, "Session expired".into()));
             assert_eq!(upstream.next_close().await.0, 1001);
         } else {
-            scene.ends_with(Some("Session expired"), (4401, "Session expired")).await;
+            session.ends_with(Some("Session expired"), (4401, "Session expired")).await;
         }
     }
 }
@@ -262,30 +262,30 @@ async fn max_lifetime_ends_it_whatever_is_under_verification() {
 async fn keep_outlives_its_token() {
     for busy in [false, true] {
         let yaml = "websocket: { on_expiry: keep, max_lifetime: 1h, grace: 0s }\n";
-        let mut scene = Scene::with(yaml, busy, json!({"expires_in": -3}), json!({})).await;
+        let mut session = OpenSession::with(yaml, busy, json!({"expires_in": -3}), json!({})).await;
         // Its token's end passes, and nothing is to happen at it.
         tokio::time::sleep(Duration::from_secs(3)).await;
-        scene.message_ends().await;
-        scene.goes_on().await;
+        session.message_ends().await;
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn idleness_ends_it_and_pings_do_not_count() {
     for busy in [false, true] {
-        let mut scene = Scene::new("websocket: { idle_timeout: 1s }\n", busy).await;
-        scene.client.send(0x89, "ping").await;
-        assert_eq!(scene.upstream.next().await.opcode, 9);
+        let mut session = OpenSession::new("websocket: { idle_timeout: 1s }\n", busy).await;
+        session.client.send(0x89, "ping").await;
+        assert_eq!(session.upstream.next().await.opcode, 9);
         // In the middle of a message too.
-        assert_eq!(scene.client.next_close().await, (1001, "Idle timeout".into()));
-        assert_eq!(scene.upstream.next_close().await.0, 1001);
+        assert_eq!(session.client.next_close().await, (1001, "Idle timeout".into()));
+        assert_eq!(session.upstream.next_close().await.0, 1001);
     }
 }
 
 #[tokio::test]
 async fn an_upstream_that_goes_without_a_close_is_1011() {
     for busy in [false, true] {
-        let Scene { mut client, upstream, house: _house, .. } = Scene::new("", busy).await;
+        let OpenSession { mut client, upstream, fixture: _house, .. } = OpenSession::new("", busy).await;
         drop(upstream);
         assert_eq!(client.next_close().await, (1011, "Upstream connection lost".into()));
         assert!(client.is_over().await);
@@ -295,7 +295,7 @@ async fn an_upstream_that_goes_without_a_close_is_1011() {
 #[tokio::test]
 async fn an_upstream_that_breaks_its_framing_is_1011() {
     for busy in [false, true] {
-        let Scene { mut client, mut upstream, house: _house, .. } = Scene::new("", busy).await;
+        let OpenSession { mut client, mut upstream, fixture: _house, .. } = OpenSession::new("", busy).await;
         upstream.write([0x83, 0x00]).await;
         assert_eq!(client.next_close().await, (1011, "Upstream connection lost".into()));
     }
@@ -304,8 +304,8 @@ async fn an_upstream_that_breaks_its_framing_is_1011() {
 #[tokio::test]
 async fn an_upstream_that_answers_no_ping_is_1011() {
     for busy in [false, true] {
-        let Scene { mut client, upstream, house: _house, .. } =
-            Scene::new("websocket: { ping_interval: 1s, ping_timeout: 1s }\n", busy).await;
+        let OpenSession { mut client, upstream, fixture: _house, .. } =
+            OpenSession::new("websocket: { ping_interval: 1s, ping_timeout: 1s }\n", busy).await;
         // The client answers its own.
         let close = loop {
             let heard = client.next().await;
@@ -322,8 +322,8 @@ async fn an_upstream_that_answers_no_ping_is_1011() {
 #[tokio::test]
 async fn a_client_that_answers_no_ping_is_dropped_and_the_upstream_hears_a_plain_end() {
     for busy in [false, true] {
-        let Scene { client, mut upstream, house: _house, .. } =
-            Scene::new("websocket: { ping_interval: 1s, ping_timeout: 1s }\n", busy).await;
+        let OpenSession { client, mut upstream, fixture: _house, .. } =
+            OpenSession::new("websocket: { ping_interval: 1s, ping_timeout: 1s }\n", busy).await;
         loop {
             match upstream.try_next().await {
                 Some(heard) if heard.opcode == 9 => upstream.send(0x8a, &heard.payload).await,
@@ -338,8 +338,8 @@ async fn a_client_that_answers_no_ping_is_dropped_and_the_upstream_hears_a_plain
 #[tokio::test]
 async fn a_client_that_takes_no_byte_is_dropped() {
     for busy in [false, true] {
-        let Scene { client, mut upstream, house: _house, .. } =
-            Scene::new("limits: { send_timeout: 1s }\nwebsocket: { ping_interval: 5m }\n", busy).await;
+        let OpenSession { client, mut upstream, fixture: _house, .. } =
+            OpenSession::new("limits: { send_timeout: 1s }\nwebsocket: { ping_interval: 5m }\n", busy).await;
         let first = if busy { 0x00 } else { 0x02 };
         let flood = frame(Side::Server, first, &vec![0; 64 << 20]);
         let told = crate::support::within("the upstream to be told", async {
@@ -355,30 +355,30 @@ async fn a_client_that_takes_no_byte_is_dropped() {
 #[tokio::test]
 async fn a_shutdown_ends_it_with_1012() {
     for busy in [false, true] {
-        let scene = Scene::new("", busy).await;
-        scene.house.proxy.signal("TERM");
-        scene.ends_with(None, (1012, "Service restart")).await;
+        let session = OpenSession::new("", busy).await;
+        session.fixture.proxy.signal("TERM");
+        session.ends_with(None, (1012, "Service restart")).await;
     }
 }
 
 #[tokio::test]
 async fn a_client_against_rfc_6455_is_1002() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
-        scene.client.write([0xc1, 0x80, 0, 0, 0, 0]).await;
-        scene.ends_with(None, (1002, "Protocol error")).await;
+        let mut session = OpenSession::new("", busy).await;
+        session.client.write([0xc1, 0x80, 0, 0, 0, 0]).await;
+        session.ends_with(None, (1002, "Protocol error")).await;
     }
 }
 
 #[tokio::test]
 async fn closes_of_either_side_pass_with_their_code_and_reason() {
     for busy in [false, true] {
-        let Scene { mut client, mut upstream, house: _house, .. } = Scene::new("", busy).await;
+        let OpenSession { mut client, mut upstream, fixture: _house, .. } = OpenSession::new("", busy).await;
         client.send(0x88, [&[0x0f, 0xa1][..], b"done"].concat()).await;
         assert_eq!(upstream.next_close().await, (4001, "done".into()));
         upstream.send(0x88, [0x0f, 0xa1]).await;
         assert_eq!(client.next_close().await, (4001, String::new()));
-        let Scene { mut client, mut upstream, house: _house, .. } = Scene::new("", busy).await;
+        let OpenSession { mut client, mut upstream, fixture: _house, .. } = OpenSession::new("", busy).await;
         upstream.send(0x88, [&[0x0f, 0xa2][..], b"bye"].concat()).await;
         assert_eq!(client.next_close().await, (4002, "bye".into()));
         client.send(0x88, [0x0f, 0xa2]).await;
@@ -389,7 +389,7 @@ async fn closes_of_either_side_pass_with_their_code_and_reason() {
 #[tokio::test]
 async fn a_client_that_vanishes_is_a_plain_end_to_the_upstream() {
     for busy in [false, true] {
-        let Scene { client, mut upstream, house: _house, .. } = Scene::new("", busy).await;
+        let OpenSession { client, mut upstream, fixture: _house, .. } = OpenSession::new("", busy).await;
         drop(client);
         assert!(upstream.is_over().await);
     }
@@ -398,46 +398,46 @@ async fn a_client_that_vanishes_is_a_plain_end_to_the_upstream() {
 #[tokio::test]
 async fn a_half_closed_client_is_heard_to_its_end_and_still_answered() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
+        let mut session = OpenSession::new("", busy).await;
         use tokio::io::AsyncWriteExt as _;
-        scene.client.say("last words").await;
-        scene.client.stream.shutdown().await.expect("half");
-        assert_eq!(scene.upstream.next_text().await, "last words");
-        assert!(scene.upstream.is_over().await);
-        scene.message_ends().await;
-        scene.upstream.say("answer").await;
-        assert_eq!(scene.client.next_text().await, "answer");
+        session.client.say("last words").await;
+        session.client.stream.shutdown().await.expect("half");
+        assert_eq!(session.upstream.next_text().await, "last words");
+        assert!(session.upstream.is_over().await);
+        session.message_ends().await;
+        session.upstream.say("answer").await;
+        assert_eq!(session.client.next_text().await, "answer");
     }
 }
 
 #[tokio::test]
 async fn two_sockets_of_one_user_on_one_path_are_independent() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
-        let (mut other, mut other_upstream) = scene.house.session(&scene.house.issuer.token("alice")).await;
+        let mut session = OpenSession::new("", busy).await;
+        let (mut other, mut other_upstream) = session.fixture.session(&session.fixture.issuer.token("alice")).await;
         other.send(0x88, [0x03, 0xe8]).await;
         assert_eq!(other_upstream.next_close().await.0, 1000);
-        scene.message_ends().await;
-        scene.goes_on().await;
+        session.message_ends().await;
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn refreshes_beyond_the_burst_wait_and_the_newest_takes_its_place() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
+        let mut session = OpenSession::new("", busy).await;
         let last = now() + 1_000;
         for exp in (now() + 900..now() + 910).chain([last]) {
-            let refresh = scene.house.refresh(&scene.house.issuer.token_with("alice", json!({ "exp": exp })));
-            scene.client.say(&refresh).await;
+            let refresh = session.fixture.refresh(&session.fixture.issuer.token_with("alice", json!({ "exp": exp })));
+            session.client.say(&refresh).await;
         }
-        if let Some(gate) = &scene.busy {
+        if let Some(gate) = &session.busy {
             gate.open();
         }
-        scene.message_ends().await;
+        session.message_ends().await;
         let mut answers = 0;
         loop {
-            let said: Value = serde_json::from_str(&scene.client.next_text().await).expect("json");
+            let said: Value = serde_json::from_str(&session.client.next_text().await).expect("json");
             assert_eq!(said["type"], "auth_refreshed");
             answers += 1;
             if said["expires_at"] == last {
@@ -445,24 +445,24 @@ async fn refreshes_beyond_the_burst_wait_and_the_newest_takes_its_place() {
             }
         }
         assert!(answers <= 7, "the burst, and at most two that had to wait: {answers}");
-        scene.goes_on().await;
+        session.goes_on().await;
     }
 }
 
 #[tokio::test]
 async fn big_messages_flow_both_ways_while_a_refresh_is_verified() {
     for busy in [false, true] {
-        let mut scene = Scene::new("", busy).await;
+        let mut session = OpenSession::new("", busy).await;
         let big = vec![b'z'; 3 << 20];
         let up = frame(Side::Client, 0x82, &big);
-        let ((), heard) = tokio::join!(scene.client.write(&up), scene.upstream.next());
+        let ((), heard) = tokio::join!(session.client.write(&up), session.upstream.next());
         assert_eq!(heard.payload, big);
-        scene.message_ends().await;
+        session.message_ends().await;
         let down = frame(Side::Server, 0x82, &big);
-        let ((), heard) = tokio::join!(scene.upstream.write(&down), scene.client.next());
+        let ((), heard) = tokio::join!(session.upstream.write(&down), session.client.next());
         assert_eq!(heard.payload, big);
-        scene.refresh(json!({})).await;
-        assert!(scene.client.next_text().await.contains("auth_refreshed"));
-        scene.goes_on().await;
+        session.refresh(json!({})).await;
+        assert!(session.client.next_text().await.contains("auth_refreshed"));
+        session.goes_on().await;
     }
 }

@@ -49,7 +49,7 @@ fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     read(&root, &root, &mut found);
-    assert!(found.len() > 150, "they are found: {}", found.len());
+    assert!(found.len() > 150, "only {} files found", found.len());
     found
 }
 
@@ -244,7 +244,7 @@ fn leads_to<'g>(graph: &'g BTreeSet<(String, String)>, from: &'g str, to: &str) 
 }
 
 #[test]
-fn the_modules_import_each_other_as_the_picture_says() {
+fn modules_import_only_what_is_to_their_right_in_the_picture() {
     let place: BTreeMap<&str, usize> =
         MODULES.iter().enumerate().flat_map(|(index, names)| names.iter().map(move |name| (*name, index))).collect();
     for (from, to) in &sibling_imports(&sources())[&Vec::new()] {
@@ -260,7 +260,7 @@ fn the_modules_import_each_other_as_the_picture_says() {
 }
 
 #[test]
-fn the_files_of_a_module_import_each_other_one_way() {
+fn files_of_a_module_import_each_other_without_circles() {
     let mut excepted = BTreeSet::new();
     let mut circles = Vec::new();
     for (above, graph) in sibling_imports(&sources()) {
@@ -294,9 +294,13 @@ fn imports_are_read_from_the_text_of_a_file() {
 }
 
 #[test]
-fn every_module_opens_with_what_it_owns() {
+fn every_module_starts_with_a_module_comment() {
     for source in sources() {
         let beginning = source.text.lines().next().unwrap_or_default();
-        assert!(beginning.starts_with("//!"), "{} has no opening words: {beginning}", source.module.join("::"));
+        assert!(
+            beginning.starts_with("//!"),
+            "{} does not start with a module comment: {beginning}",
+            source.module.join("::")
+        );
     }
 }
