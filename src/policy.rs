@@ -121,8 +121,6 @@ pub struct Policy {
     pub rules_by_path: bool,
     /// The longest `presence` of routes under `on_expiry: auto`.
     pub longest_presence: Option<Duration>,
-    /// Whether any rule names methods, so that method overrides must not pass.
-    pub rules_by_method: bool,
     /// How preflights are answered here; `None`: the upstream answers them.
     pub cors: Option<CorsSpec>,
     /// Whether a stream of events ends with its token.

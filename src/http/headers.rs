@@ -68,12 +68,6 @@ impl UpstreamRequest {
         self.request
     }
 
-    /// The method.
-    #[must_use]
-    pub fn method(&self) -> &hyper::Method {
-        self.request.method()
-    }
-
     /// The `Sec-WebSocket-Key` of an upgrade, as the client sent it.
     #[must_use]
     pub fn websocket_key(&self) -> Option<&HeaderValue> {

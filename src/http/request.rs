@@ -326,22 +326,3 @@ pub struct Allowed {
     pub(super) identity: Arc<Identity>,
     pub(super) token: Option<Token>,
 }
-
-impl Allowed {
-    /// The matching route.
-    #[must_use]
-    pub fn route(&self) -> &Arc<Route> {
-        &self.route
-    }
-
-    /// The user's identity.
-    #[must_use]
-    pub fn identity(&self) -> &Arc<Identity> {
-        &self.identity
-    }
-
-    /// Takes the client's side of the upgrade, if the request is one.
-    pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
-        self.admitted.upgrade.take()
-    }
-}

@@ -70,10 +70,4 @@ impl Admitted {
     pub fn client(&self) -> &super::ClientAddress {
         &self.client
     }
-
-    /// The head.
-    #[must_use]
-    pub fn head(&self) -> &hyper::http::request::Parts {
-        &self.parts
-    }
 }

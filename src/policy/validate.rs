@@ -48,7 +48,6 @@ impl Check {
         let control = config.control.as_ref().and_then(|control| self.control(control));
         let upstreams = self.upstreams(config);
         let trusted_headers = self.trusted_headers(config);
-        let rules_by_method = config.routes.iter().any(|route| route.methods.is_some());
         let assertion = self.assertion(config);
         let reserved = Self::reserved(config, assertion.as_ref(), upstreams.as_ref());
         for (index, name) in config.identity.strip.iter().enumerate() {
@@ -109,7 +108,6 @@ impl Check {
             routes,
             rules_by_path,
             longest_presence,
-            rules_by_method,
             cors: config.cors.as_ref().and_then(|cors| self.cors(config, cors)),
             events_end_with_token: config.events.on_expiry == config::EventsOnExpiry::Close,
             browser,
