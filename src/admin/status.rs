@@ -174,7 +174,7 @@ fn refusals(body: &mut String, shared: &Shared) {
     for refusal in newest {
         let _ = writeln!(
             body,
-            "<tr><td>{}</td><td><code>{}</code></td><td><code>{}</code></td><td>{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
+            "<tr><td>{}</td><td class=\"path\"><code>{}</code></td><td><code>{}</code></td><td>{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
             httpdate::fmt_http_date(refusal.at),
             Escaped(&refusal.path),
             Escaped(&refusal.route),
