@@ -132,7 +132,8 @@ impl End {
                 }
             }
             if !written {
-                let _ = timeout(Duration::from_secs(10), writer).await;
+                // What it has begun to say is said to the end, also to a slow reader.
+                let _ = timeout(LAST_WORDS, writer).await;
             }
         });
         Self { task, commands, record, stopped }
@@ -277,6 +278,8 @@ fn code_of(payload: &[u8]) -> u16 {
     payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))
 }
 
+/// Shorter than the minute for which the proxy serves a client that sends no more.
+const LAST_WORDS: Duration = Duration::from_secs(50);
 /// The sender is told of less only later: the system opens its window once a sixteenth of the receive buffer is free,
 /// and a record of TLS is read from it as a whole.
 const FELT: usize = 32 << 10;

@@ -36,8 +36,10 @@ pub(crate) fn lines(log: &[String]) -> HashMap<u64, Vec<Line>> {
 
 /// The peer of a Close has this long to answer.
 const ANSWERED: Duration = Duration::from_secs(5);
-/// A client that is told that its socket ends is given up when it takes nothing for this long.
-const STOOD_STILL: Duration = Duration::from_secs(5);
+/// A client that is told that its socket ends is given up when it takes nothing for 5 s, as far as the proxy's system
+/// knows. What a slow client read right before it stood still, less than a record of TLS or a segment of the system's,
+/// is not known there.
+const STOOD_STILL: Duration = Duration::from_millis(4_500);
 
 /// How a socket ended, and what of it must not have been.
 pub(crate) struct Verdict {

@@ -32,7 +32,8 @@ pub struct AccessLine {
     pub duration: Duration,
     pub bytes_in: u64,
     pub bytes_out: u64,
-    pub socket: Option<SocketLife>,
+    /// Boxed, since the line is kept for as long as its socket is open.
+    pub socket: Option<Box<SocketLife>>,
     /// What a refused credential claims, without verification.
     pub unverified: Option<Box<UnverifiedCredential>>,
     /// The kind of rule that refused the request.
@@ -246,7 +247,7 @@ mod tests {
             user: Some("a\u{202e}b".into()),
             answered_by: AnsweredBy::Vestibule,
             outcome: Outcome::Refused("missing_token"),
-            socket: Some(SocketLife { close_code: Some(1008), closed_by: "client", refreshes: 2 }),
+            socket: Some(Box::new(SocketLife { close_code: Some(1008), closed_by: "client", refreshes: 2 })),
             ..AccessLine::default()
         };
         let parsed: serde_json::Value = serde_json::from_str(&json(&line)).expect("JSON");

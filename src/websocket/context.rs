@@ -120,11 +120,11 @@ impl SocketRecord {
         if self.line.answered_by == AnsweredBy::Nobody {
             self.line.answered_by = AnsweredBy::Vestibule;
         }
-        self.line.socket = Some(SocketLife {
+        self.line.socket = Some(Box::new(SocketLife {
             close_code: outcome.code,
             closed_by: outcome.closed_by.name(),
             refreshes: outcome.refreshes,
-        });
+        }));
         self.shared.record_end(&self.line);
     }
 }

@@ -348,7 +348,7 @@ mod tests {
         let mut peer = Peer::new(ours);
         poll_fn(|cx| {
             // All of it is in the buffer of TLS or in the system.
-            peer.write_now(cx, &[0; 60 << 10]).expect("written");
+            peer.write_now(cx, &vec![0; 60 << 10]).expect("written");
             assert!(peer.poll_flush(cx).is_pending());
             Poll::Ready(())
         })
