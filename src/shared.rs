@@ -185,7 +185,7 @@ impl Inner {
         let mut wait = RETRY;
         loop {
             let begun = Instant::now();
-            let Err(error) = self.serve().await;
+            let Err(error) = Box::pin(self.serve()).await;
             let was_up = {
                 let mut progress = self.lock();
                 let is_new =
@@ -214,7 +214,7 @@ impl Inner {
             self.both(users, log).await
         };
         // What is revoked meanwhile does not wait for the copy.
-        self.both(self.publish(writer.clone()), following).await
+        Box::pin(self.both(self.publish(writer.clone()), following)).await
     }
 
     /// Runs both until one fails.
