@@ -34,7 +34,7 @@ fn main() {
     runtime.block_on(compare());
 }
 
-/// The least that stands between two sockets.
+/// A relay that copies bytes between two sockets and does nothing else.
 async fn relay(listen: String, upstream: String) {
     let listener = TcpListener::bind(listen).await.expect("port");
     loop {
@@ -60,7 +60,7 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
     let mut frame = [0; 6 + PAYLOAD];
     loop {
         stream.read_exact(&mut frame).await?;
-        // Masked with zeros: the payload stands there as it is.
+        // Masked with zeros, so the payload is unchanged.
         let mut answer = [0; 2 + PAYLOAD];
         answer[..2].copy_from_slice(&[0x82, 64]);
         answer[2..].copy_from_slice(&frame[6..]);

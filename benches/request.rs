@@ -44,7 +44,7 @@ fn main() {
     one().block_on(compare());
 }
 
-/// The least that stands between an HTTP client and an upstream: hyper on both sides, one upstream connection a
+/// A minimal HTTP proxy between a client and an upstream: hyper on both sides, one upstream connection a
 /// client connection.
 async fn bare(listen: String, upstream: String) {
     let listener = TcpListener::bind(listen).await.expect("port");

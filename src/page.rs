@@ -47,7 +47,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// How a page is laid out, and what stands below its text.
+/// How a page is laid out, and what is below its text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Layout<'a> {
     /// A few lines in the middle of the window.

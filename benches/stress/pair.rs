@@ -144,7 +144,7 @@ async fn upgraded(accepted: Accepted, socket: Socket, upgrades: &Upgrades) -> st
     Ok(())
 }
 
-/// A head and what stands behind it.
+/// A head and the bytes behind it.
 async fn head(stream: &mut Boxed) -> std::io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     loop {
@@ -172,7 +172,7 @@ impl Shared {
     /// Opens a socket, lets its ends talk, brings its fate about and waits for its end.
     pub(crate) async fn live(self: Arc<Self>, number: u64, mut rng: Rng) -> Life {
         let fate = Fate::of(&mut rng);
-        // Whoever is to be revoked is alone in it.
+        // A user that is to be revoked has this socket alone.
         let user = if fate == Fate::Revoked { format!("leaver-{number}") } else { format!("user-{}", number % USERS) };
         let mut life = Life {
             number,

@@ -453,7 +453,7 @@ impl<'input> Builder<'input> {
                 }
             };
             if entries.iter().any(|(key, _)| key.name == name) {
-                return Err(Finding::at(place(span), name, "stands here twice; keep one"));
+                return Err(Finding::at(place(span), name, "duplicate key; keep one"));
             }
             let key = Key { name, place: place(span) };
             let (event, span) = self.next()?;

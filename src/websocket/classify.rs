@@ -14,9 +14,9 @@ mod tests;
 use serde_json::Value;
 
 use crate::policy::{DialectSpec, Expectation};
-use scanner::{LineEnds, Outcome, Scanner};
+use scanner::{Ambiguity, LineEnds, Scanner};
 
-/// Whose messages a rule recognises.
+/// The messages that a rule recognises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MessageKind {
     /// Messages of the client's dialect that the upstream acts on too.
@@ -38,14 +38,14 @@ enum Wanted {
     Bool(bool),
     /// An object or an array, whatever it holds.
     Container,
-    /// A reader takes what is absent for null, so this is no condition.
+    /// No condition: readers take an absent member for null.
     Null,
 }
 
-/// One step of the way to a member.
+/// One segment of the path to a member.
 #[derive(Clone, Debug)]
 struct Segment {
-    /// Without case.
+    /// Case-folded.
     name: String,
     index: Option<u64>,
 }
@@ -69,19 +69,19 @@ struct Rule {
 pub(super) struct Rules {
     keys: Vec<Key>,
     rules: Vec<Rule>,
-    /// Keys without a condition.
+    /// The keys without a condition, a bit for each.
     given: u64,
-    /// One message may hold several values, each on a line of its own.
+    /// Whether each line of a text may be a message.
     lines: bool,
-    /// The longest way to a member.
+    /// The number of segments of the longest path.
     depth: usize,
-    /// More characters than this need not be kept of a name or a value.
+    /// The number of characters that are kept of a name or a value.
     longest: usize,
-    /// A top-level array may fit.
+    /// Whether a top-level array may fit.
     arrays: bool,
 }
 
-/// The shortest number that is taken for whatever number is wanted, since its digits were not kept.
+/// A number with more characters than this matches every wanted number, since its digits are not all kept.
 const LONG_NUMBER: usize = 64;
 
 impl Rules {
@@ -147,7 +147,7 @@ impl Rules {
         self.rules.push(rule);
     }
 
-    /// Returns what a whole text could be; empty when no rule fits.
+    /// Returns the kinds of the rules that a whole text fits.
     pub(super) fn kinds_of(&self, text: &str) -> Vec<MessageKind> {
         let mut classifier = Classifier::new(self, true);
         classifier.feed(self, text.as_bytes());
@@ -155,7 +155,7 @@ impl Rules {
         classifier.kinds(self).collect()
     }
 
-    /// Returns the rules that fit once these members were seen with values that fit.
+    /// Returns the rules that fit when these keys are satisfied, a bit for each rule.
     fn fitting(&self, satisfied: u64) -> u32 {
         let mut fits = 0;
         for (index, rule) in self.rules.iter().enumerate() {
@@ -200,8 +200,9 @@ impl Wanted {
     }
 }
 
-/// Folds a text as readers without regard to case do: Go's `encoding/json` takes the Kelvin sign for a k and the long s
-/// for an s. What decoders put in the place of a broken sequence, or leave out, is left out.
+/// Folds the case of a text as case-insensitive readers do: Go's `encoding/json` takes the Kelvin sign for a k and the
+/// long s for an s. Control characters, byte order marks and U+FFFD, which decoders write for a broken sequence, are left
+/// out.
 pub(super) fn without_case(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -228,7 +229,7 @@ enum Encoding {
         needs: u8,
         value: u32,
     },
-    /// `bytes` of a unit so far; `high` is the first half of a surrogate pair.
+    /// UTF-16 or UTF-32. `bytes` holds the `count` bytes of a unit that came; `high` is the first half of a surrogate pair.
     Wide {
         width: u8,
         big_endian: bool,
@@ -298,8 +299,8 @@ fn paired(high: u32, low: u32) -> Option<char> {
     char::from_u32(0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00))
 }
 
-/// A message with more readings than this is taken for a message of every rule.
-const READINGS: usize = 16;
+/// The most readings of a message that are followed. A message with more fits every rule.
+const MAX_READINGS: usize = 16;
 
 /// One message in one encoding, with a scanner for each way in which its lines and comments can be read.
 #[derive(Debug)]
@@ -322,7 +323,7 @@ impl Reading {
     fn feed(&mut self, rules: &Rules, bytes: &[u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() && !self.scanners.is_empty() {
-            // The bytes of a long string that nothing is compared with.
+            // The bytes of a long string that no rule compares are skipped.
             if matches!(self.encoding, Encoding::Utf8 { .. })
                 && let [only] = self.scanners.as_slice()
                 && let Some(skipped) = only.skips(&bytes[at..])
@@ -334,8 +335,8 @@ impl Reading {
             }
             if let Some(c) = self.encoding.push(bytes[at]) {
                 for index in 0..self.scanners.len() {
-                    if let Outcome::AlsoEnded = self.scanners[index].push(rules, c) {
-                        if self.scanners.len() >= READINGS {
+                    if let Ambiguity::CommentMayEnd = self.scanners[index].push(rules, c) {
+                        if self.scanners.len() >= MAX_READINGS {
                             return true;
                         }
                         let other = self.scanners[index].with_comment_ended();
@@ -350,36 +351,36 @@ impl Reading {
     }
 }
 
-/// Bytes that show the encoding.
+/// The number of first bytes that show the encoding.
 const HEAD: usize = 4;
 
-/// What is known of one message so far.
+/// Classifies one message while it is received.
 #[derive(Debug)]
 pub(super) struct Classifier {
-    /// The first bytes, which tell whether its characters could be wider than a byte.
+    /// The first bytes of the message, which show whether it could be UTF-16 or UTF-32.
     head: Vec<u8>,
-    /// In UTF-8, and in the others that are possible.
+    /// The message in UTF-8, then in each other encoding that is possible.
     readings: Vec<Reading>,
     /// The rules that fit already, a bit for each.
     fits: u32,
-    /// The reading of the proxy may still fit a rule.
-    is_sound: bool,
+    /// Whether the message may still be one that the proxy reads: a text without a second reading.
+    proxy_may_read: bool,
 }
 
 impl Classifier {
     /// Begins a message in a text or a binary frame.
     pub(super) fn new(rules: &Rules, is_text: bool) -> Self {
         let readings = vec![Reading::new(Encoding::UTF8, rules)];
-        Self { head: Vec::new(), readings, fits: 0, is_sound: is_text }
+        Self { head: Vec::new(), readings, fits: 0, proxy_may_read: is_text }
     }
 
-    /// Takes the next bytes of its payload, unmasked.
+    /// Classifies the next bytes of the payload, unmasked.
     pub(super) fn feed(&mut self, rules: &Rules, bytes: &[u8]) {
         let (mut too_many, mut wide_from) = (false, 0);
         if self.head.len() < HEAD && !bytes.is_empty() {
             wide_from = bytes.len().min(HEAD - self.head.len());
             self.head.extend_from_slice(&bytes[..wide_from]);
-            // As JSON begins with an ASCII character, wider ones show as zeros, or as a byte order mark.
+            // JSON begins with an ASCII character, so UTF-16 and UTF-32 begin with a zero byte or a byte order mark.
             if self.head.len() == HEAD && self.head.iter().any(|byte| matches!(byte, 0 | 0xfe | 0xff)) {
                 for (width, big_endian) in [(2, false), (2, true), (4, false), (4, true)] {
                     let mut reading = Reading::new(Encoding::wide(width, big_endian), rules);
@@ -394,7 +395,7 @@ impl Classifier {
         self.note(rules, too_many);
     }
 
-    /// The message has ended.
+    /// Ends the message.
     pub(super) fn end(&mut self, rules: &Rules) {
         for scanner in self.readings.iter_mut().flat_map(|reading| &mut reading.scanners) {
             scanner.end(rules);
@@ -405,7 +406,7 @@ impl Classifier {
     fn note(&mut self, rules: &Rules, too_many: bool) {
         if too_many {
             self.fits = u32::MAX;
-            self.is_sound = false;
+            self.proxy_may_read = false;
         }
         for reading in &self.readings {
             for scanner in &reading.scanners {
@@ -414,24 +415,24 @@ impl Classifier {
         }
         // The proxy splits lines at line feeds.
         let ours = rules.lines.then_some(LineEnds::Feed);
-        self.is_sound &= self.readings.first().is_some_and(|first| {
-            first.scanners.iter().any(|scanner| scanner.lines() == ours && scanner.could_be_sound(rules))
+        self.proxy_may_read &= self.readings.first().is_some_and(|first| {
+            first.scanners.iter().any(|scanner| scanner.lines() == ours && scanner.may_fit_unambiguously(rules))
         });
     }
 
-    /// Returns what the message is in any reading.
+    /// Returns the kinds of the rules that some reading of the message fits.
     pub(super) fn kinds<'r>(&self, rules: &'r Rules) -> impl Iterator<Item = MessageKind> + use<'r> {
         let fits = self.fits;
         rules.rules.iter().enumerate().filter(move |(index, _)| fits >> index & 1 == 1).map(|(_, rule)| rule.kind)
     }
 
-    /// Returns whether the upstream could take the message for one that it acts on.
+    /// Returns whether the upstream may act on the message.
     pub(super) fn is_guarded(&self, rules: &Rules) -> bool {
         self.kinds(rules).any(|kind| kind != MessageKind::ProxyOnly)
     }
 
     /// Returns whether the message may still be one that the proxy reads: a text without a second reading.
-    pub(super) fn could_be_sound(&self) -> bool {
-        self.is_sound
+    pub(super) fn proxy_may_read(&self) -> bool {
+        self.proxy_may_read
     }
 }

@@ -16,7 +16,7 @@ use crate::auth::{Token, token};
 use crate::json;
 use crate::policy::{DialectSpec, Expectation, MessageSpec, fold};
 
-/// What the first message of a client is.
+/// The result of reading the first message of a client.
 #[derive(Debug)]
 pub(super) enum FirstMessage {
     /// The message carries a token.
@@ -25,7 +25,7 @@ pub(super) enum FirstMessage {
     Ping(String),
     /// The text is not one JSON object, or has a member twice.
     InvalidMessage,
-    /// Another message than the dialect's.
+    /// The message is not one of the dialect.
     Unexpected,
     /// The dialect's message, without a token.
     MissingToken,
@@ -37,7 +37,7 @@ pub(super) enum FirstMessage {
 #[derive(Debug)]
 pub(super) struct FirstMessageRead {
     pub(super) message: FirstMessage,
-    /// What the answer copies from the message.
+    /// The values that the answer copies from the message.
     pub(super) copies: Copies,
     /// What is forwarded of the message once the upstream is connected.
     pub(super) forward: Option<String>,
@@ -48,7 +48,7 @@ pub(super) struct FirstMessageRead {
 /// A later message of a client that is for the proxy.
 #[derive(Debug)]
 pub(super) enum LaterMessage {
-    /// `authenticate` again, which is answered as such.
+    /// Another `authenticate`, which gets the answer to `authenticate`.
     Authenticate(PresentedToken),
     /// A refresh.
     Refresh(PresentedToken),
@@ -203,7 +203,7 @@ pub(super) fn read_later(
             };
             kept.push((without_credentials(dialect, spec, message, carried, with).into(), waits));
         }
-        // A forwarded message without a token is the upstream's alone.
+        // A forwarded message without a token is for the upstream alone.
         if !(spec.forward && matches!(found, PresentedToken::Missing)) {
             let later =
                 if refresh.is_some() { LaterMessage::Refresh(found) } else { LaterMessage::Authenticate(found) };

@@ -223,7 +223,7 @@ impl PendingSocket {
         slot: &PendingSlot,
         spec: &WebSocketSpec,
     ) -> End {
-        // Pending sockets also leave one after the other when the proxy drains.
+        // A drain closes pending sockets one after the other too.
         let mut notified = context.shared.notifier.subscribe_staggered();
         let reservation = Arc::clone(&context.reservation);
         // The request and the buffer that its head came in.
@@ -231,7 +231,7 @@ impl PendingSocket {
         reservation.set_serving(false);
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
-        // A client that may wait for as long as it likes is pinged, to know whether it is still there.
+        // Without a time limit for the first message the client is pinged, to detect that it has gone.
         let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(context.relay_settings(spec)));
         loop {
             match self.read_opening(client, slot) {
@@ -332,12 +332,12 @@ impl PendingSocket {
         }
     }
 
-    /// Looks through what the client has sent: answers pings, and finds the first message or a Close.
+    /// Reads what the client has sent: answers pings, and returns the first message or a Close.
     fn read_opening(&mut self, client: &mut Socket, slot: &PendingSlot) -> Result<Option<Opening>, CloseReason> {
         loop {
             let received = self.reader.next()?;
-            // Before anything is answered: a client that gets an answer to what it sent behind a fragment of its message
-            // must not lose its place any more.
+            // Before anything is answered: once a client has an answer to what it sent behind a fragment of its message,
+            // its place must not be taken.
             if self.reader.has_begun() {
                 slot.mark_message_begun();
             }
@@ -420,7 +420,7 @@ impl PendingSocket {
         };
         match admit(context, authenticated, &self.forwarding) {
             Ok(Admission { upstream_request, token, mut authorizer, credential, user_id }) => {
-                // It may have waited for hours, and a reload may have changed the policy that it was admitted by.
+                // The socket may have waited for hours, and a reload may have changed the policy meanwhile.
                 if let Err(reason) = authorizer.reauthorize(Some(&credential.identity)) {
                     return Event::Close(reason);
                 }
@@ -458,7 +458,7 @@ impl PendingSocket {
         End::Open { upstream, token: token.filter(|_| self.forwarding.relay_keeps_token), authorizer }
     }
 
-    /// Returns what the relay begins with. Whatever the client has sent behind its first message is in it, in order.
+    /// Returns the input of the relay. It includes, in order, everything that the client has sent behind its first message.
     fn into_relay_input(
         self,
         client: Socket,
@@ -468,7 +468,7 @@ impl PendingSocket {
     ) -> RelayInput {
         let mut from_client = Vec::new();
         if !self.lines_behind.trim().is_empty() {
-            // Lines behind the first are a message like any other, and read as one.
+            // The relay reads the lines behind the first as a message of the client.
             encode(&mut from_client, Opcode::Text, self.lines_behind.as_bytes(), Some(masking_key()));
         }
         from_client.extend_from_slice(&self.reader.into_rest());

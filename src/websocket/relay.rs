@@ -202,7 +202,7 @@ impl Relay {
         }
     }
 
-    /// Forwards an accepted token to whoever needs it.
+    /// Forwards an accepted token to the upstream, where the upstream needs it.
     fn forward_token(&mut self, token: Token) {
         match self.from_client.forward_token(token) {
             Ok(Some(dialect)) => self.from_upstream.await_answer(dialect),

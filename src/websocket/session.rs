@@ -1,4 +1,4 @@
-//! The life of one authenticated WebSocket as a state machine without I/O and without a clock: events in, actions out
+//! The state machine of one authenticated WebSocket, without I/O and without a clock: events in, actions out
 //! (docs/contract.md sections 4.2 and 4.5). The time comes with each event, in milliseconds since the epoch;
 //! [`Session::deadline`] says when the next event is due.
 
@@ -27,13 +27,13 @@ pub(super) struct Credential {
     pub(super) identity: StoredIdentity,
     /// The token has no end, so only a revalidation ends the session.
     pub(super) is_open_ended: bool,
-    /// The provider's clock skew: a session lives at least this long beyond the end of its token.
+    /// The provider's clock skew: a session stays open at least this long after its token expires.
     pub(super) clock_skew: Duration,
-    /// The keys by which the session can be revoked; `None` where nobody can revoke.
+    /// The keys by which the session can be revoked; `None` where revocation is off.
     pub(super) revocation_keys: Option<Box<RevocationKeys>>,
     /// How the provider is asked again.
     pub(super) revalidation: Option<Box<RevalidationPlan>>,
-    /// A session cookie carried it, which the page renews: the session ends with the cookie's, also under `auto`.
+    /// The credential is a session cookie, which the page renews: the session ends with it, also under `auto`.
     pub(super) renews: bool,
 }
 
@@ -56,16 +56,16 @@ enum Phase {
     Closed,
 }
 
-/// How long the sessions of a route may live.
+/// How long the sessions of a route may stay open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionLimits {
-    /// How long a session lives beyond the end of its token; at least the clock skew.
+    /// How long a session stays open after its token expires; at least the clock skew.
     pub(super) grace: Duration,
     /// Whether a session ends with its token.
     pub(super) on_expiry: OnExpiry,
-    /// Under `auto`: how long a session lives after its user was last seen.
+    /// Under `auto`: how long a session stays open after its user was last seen.
     pub(super) presence: Duration,
-    /// How long a session lives at most, whatever its tokens say.
+    /// The longest time that a session stays open, whatever its tokens say.
     pub(super) max_lifetime: Option<Duration>,
 }
 
@@ -85,7 +85,7 @@ impl Default for SessionLimits {
 }
 
 /// The state of one session. Times are milliseconds since the epoch, `u64::MAX` for never; durations are milliseconds.
-/// There are thousands of these.
+/// Kept small, since a proxy holds thousands of sessions.
 #[derive(Debug)]
 pub(super) struct Session {
     dialect: Option<Arc<DialectSpec>>,

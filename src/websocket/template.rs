@@ -11,9 +11,9 @@ pub(super) type Copies = Vec<(String, Value)>;
 pub(super) struct Values<'a> {
     /// `{user_id}`
     pub user_id: &'a str,
-    /// `{exp}`, Unix seconds.
+    /// `{exp}`, in Unix seconds.
     pub exp: u64,
-    /// `{expires_in}`, seconds.
+    /// `{expires_in}`, in seconds.
     pub expires_in: u64,
     /// `{message}`
     pub message: &'a str,
@@ -102,7 +102,7 @@ pub(super) fn matches_template(template: &Value, message: &Value) -> bool {
     }
 }
 
-/// Returns whether no value of a template is fixed, so that a message may lack it.
+/// Returns whether a template has no fixed value, so that a message may lack the member.
 fn is_optional(template: &Value) -> bool {
     match template {
         Value::String(text) => text.contains('{'),

@@ -220,7 +220,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ("a: [1\n".to_owned(), "not valid YAML"),
         ("a:\n\t- b\n".to_owned(), "(block indentation); indent with spaces"),
         ("routes:\n  - { path: /files/{user}/** }\n".to_owned(), "a text with braces needs quotes: path: \"/files/{user}/**\""),
-        ("a: 1\na: 2\n".to_owned(), "a: stands here twice; keep one"),
+        ("a: 1\na: 2\n".to_owned(), "a: duplicate key; keep one"),
         (format!("{GOOD_PROVIDER}upstream: http://a\njwks_uri: x\n"), "jwks_uri: unknown key; here it is `jwks: { url: … }`"),
     ] {
         let (code, text) = check(&yaml, &[("EMPTY", "")]);

@@ -1,4 +1,4 @@
-//! Who vouches for tokens: `providers`.
+//! `providers`: the issuers whose tokens are accepted.
 
 use std::collections::BTreeMap;
 

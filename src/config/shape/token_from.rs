@@ -1,4 +1,4 @@
-//! Where a token may stand: `token_from`, of the whole and of a route.
+//! `token_from`, at the top level and of a route: where a request may carry its token.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

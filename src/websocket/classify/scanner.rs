@@ -1,12 +1,12 @@
-//! Follows the structure of one message as the most lenient of readers would, and the members that the rules name.
+//! Follows the structure of one message as the most lenient reader would, and finds the members that the rules name.
 
 use super::{Rules, Wanted, paired, push_without_case};
 
-/// Where the lexer stands.
+/// The state of the lexer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lex {
     Between,
-    /// In a text that ends with this quote.
+    /// In a string that ends with this quote.
     Quoted(char, Escape),
     /// In a word without quotes: a number, `true`, `NaN`, a name as JSON5 allows it.
     Bare,
@@ -15,7 +15,7 @@ enum Lex {
     BlockComment {
         star: bool,
     },
-    /// The rest of a line that is nothing.
+    /// In the rest of a line that no reader takes for a message.
     Lost,
 }
 
@@ -26,7 +26,7 @@ enum Escape {
     Hex { left: u8, value: u32 },
 }
 
-/// An object or an array on the way to a member.
+/// An object or an array on the path to a member.
 #[derive(Clone, Debug)]
 struct Frame {
     is_array: bool,
@@ -37,18 +37,18 @@ struct Frame {
     named: Option<u64>,
 }
 
-/// Whether a scanner needs company.
+/// Whether a character has a second reading, which another scanner must follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    One,
+pub(super) enum Ambiguity {
+    None,
     /// Some readers end a comment here, others do not.
-    AlsoEnded,
+    CommentMayEnd,
 }
 
-/// What ends a line to readers that take every line for a message; each set holds the one before it.
+/// The characters that end a line for readers that take each line for a message. Each set contains the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum LineEnds {
-    /// A line feed alone: Go, Ruby, ourselves.
+    /// A line feed alone: Go, Ruby, this proxy.
     Feed,
     /// A carriage return too: Java, .NET.
     Return,
@@ -56,14 +56,14 @@ pub(super) enum LineEnds {
     Separator,
     /// Vertical tab, form feed and U+0085 too: `\R` of regular expressions.
     Unicode,
-    /// The separators of ASCII too: `splitlines` of Python.
+    /// The ASCII separators U+001C to U+001E too: `splitlines` of Python.
     Python,
 }
 
 impl LineEnds {
     pub(super) const ALL: [Self; 5] = [Self::Feed, Self::Return, Self::Separator, Self::Unicode, Self::Python];
 
-    fn hold(self, c: char) -> bool {
+    fn contains(self, c: char) -> bool {
         let first = match c {
             '\n' => Self::Feed,
             '\r' => Self::Return,
@@ -76,31 +76,35 @@ impl LineEnds {
     }
 }
 
-/// One way to take a message.
+/// Scans a message in one of its readings.
 #[derive(Clone, Debug)]
 pub(super) struct Scanner {
-    /// Every line is a message by itself.
+    /// The line ends, where each line is a message.
     lines: Option<LineEnds>,
     lex: Lex,
     frames: Vec<Frame>,
-    /// How deep it is below what the rules name.
+    /// The number of open objects and arrays below the deepest that the rules name.
     below: u64,
-    /// The name or value being read, without case.
+    /// The name or value being read, case-folded; characters beyond `longest` are not kept.
     text: String,
-    /// Its characters; those beyond `longest` are not kept.
+    /// The number of characters of the name or value.
     length: usize,
     longest: usize,
-    /// It has escapes that readers take differently, so it may be any text.
+    /// Whether the name or value has escapes that readers take differently, so that it may be any text.
     is_any: bool,
     /// The first half of an escaped surrogate pair.
     high: Option<u32>,
+    /// The keys that had a value that fits, a bit for each.
     satisfied: u64,
+    /// The keys that had a value that does not fit, or none.
     missed: u64,
+    /// The rules that fit, a bit for each.
     fits: u32,
-    /// The first value has ended.
+    /// Whether the first value has ended.
     has_ended: bool,
-    /// It is not what we would take.
+    /// Whether the message has something that the proxy refuses, such as a comment.
     is_odd: bool,
+    /// Whether no reader finds a message in what is left.
     is_dead: bool,
 }
 
@@ -137,14 +141,14 @@ impl Scanner {
         self.fits
     }
 
-    /// Whether some rule may still fit without a member being there twice.
-    pub(super) fn could_be_sound(&self, rules: &Rules) -> bool {
+    /// Returns whether some rule may still fit a message in which no member is doubled.
+    pub(super) fn may_fit_unambiguously(&self, rules: &Rules) -> bool {
         let open = self.lines.is_some()
             || (!self.has_ended && rules.rules.iter().any(|rule| rule.keys & !rules.given & self.missed == 0));
         open && !self.is_odd && !self.is_dead
     }
 
-    /// How many of these bytes it only passes by; `None` unless it stands in a text that is compared with nothing.
+    /// Returns how many of these bytes can be skipped; `None` unless the lexer is in a string that no rule compares.
     pub(super) fn skips(&self, bytes: &[u8]) -> Option<usize> {
         let Lex::Quoted(quote, Escape::None) = self.lex else { return None };
         if self.lines.is_some() || (self.is_compared() && self.length <= self.longest) {
@@ -154,19 +158,19 @@ impl Scanner {
         Some(bytes.iter().position(|byte| *byte == quote || *byte == b'\\').unwrap_or(bytes.len()))
     }
 
-    /// The same, where the comment it stands in has ended.
+    /// Returns a copy for the reading in which the current comment has ended.
     pub(super) fn with_comment_ended(&self) -> Self {
         Self { lex: Lex::Between, ..self.clone() }
     }
 
-    pub(super) fn push(&mut self, rules: &Rules, c: char) -> Outcome {
-        // Nothing to the readers that take them: what is left of a wider encoding.
+    pub(super) fn push(&mut self, rules: &Rules, c: char) -> Ambiguity {
+        // A zero byte of UTF-16 or UTF-32 that is read as UTF-8; readers that accept zero bytes skip them.
         if c == '\0' {
-            return Outcome::One;
+            return Ambiguity::None;
         }
-        if self.lines.is_some_and(|ends| ends.hold(c)) {
+        if self.lines.is_some_and(|ends| ends.contains(c)) {
             self.end_line(rules);
-            return Outcome::One;
+            return Ambiguity::None;
         }
         match self.lex {
             Lex::Quoted(quote, escape) => self.in_quotes(rules, quote, escape, c),
@@ -188,15 +192,17 @@ impl Scanner {
                 }
             },
             Lex::LineComment if c == '\n' => self.lex = Lex::Between,
-            Lex::LineComment if matches!(c, '\r' | '\u{85}' | '\u{2028}' | '\u{2029}') => return Outcome::AlsoEnded,
+            Lex::LineComment if matches!(c, '\r' | '\u{85}' | '\u{2028}' | '\u{2029}') => {
+                return Ambiguity::CommentMayEnd;
+            }
             Lex::BlockComment { star: true } if c == '/' => self.lex = Lex::Between,
             Lex::BlockComment { .. } => self.lex = Lex::BlockComment { star: c == '*' },
             Lex::LineComment | Lex::Lost => {}
         }
-        Outcome::One
+        Ambiguity::None
     }
 
-    /// The message has ended.
+    /// Ends the message.
     pub(super) fn end(&mut self, rules: &Rules) {
         if self.lex == Lex::Bare {
             self.end_scalar(rules, false);
@@ -204,7 +210,7 @@ impl Scanner {
         }
     }
 
-    /// No reader finds a message here: in what is left of the line, or at all.
+    /// Stops where no reader finds a message: until the end of the line, or of the message where lines are not split.
     fn give_up(&mut self) {
         if self.lines.is_some() {
             self.lex = Lex::Lost;
@@ -213,7 +219,7 @@ impl Scanner {
         }
     }
 
-    /// Whether it stands before the end of the first value, and outside of every object and array.
+    /// Returns whether the lexer is outside every object and array, before the end of the first value.
     fn is_first(&self) -> bool {
         self.frames.is_empty() && self.below == 0 && !self.has_ended
     }
@@ -234,7 +240,7 @@ impl Scanner {
             return;
         }
         if self.is_first() {
-            // A reader that takes several values may pass over a first one that is no object.
+            // A reader that takes several values may skip a first one that is not an object.
             self.is_odd |= !(c == '{' || (c == '[' && rules.arrays) || matches!(c, '/' | '#'));
             if matches!(c, ',' | ';' | ':' | '=' | '>' | ']' | '}') {
                 return self.give_up();
@@ -251,7 +257,7 @@ impl Scanner {
                     frame.index += u64::from(frame.is_array);
                 }
             }
-            // The colon, and what some readers take in its place.
+            // The colon, and what some readers accept instead of it.
             ':' | '=' | '>' => {}
             '"' | '\'' => {
                 self.begin_scalar();
@@ -308,7 +314,7 @@ impl Scanner {
         self.lex = Lex::Quoted(quote, next);
     }
 
-    /// Whether what is read now is compared with anything.
+    /// Returns whether a rule may compare the name or value being read.
     fn is_compared(&self) -> bool {
         self.below == 0 && !self.frames.is_empty()
     }
@@ -331,7 +337,7 @@ impl Scanner {
         }
     }
 
-    /// Keeps an escaped unit of UTF-16; half a pair is left out.
+    /// Keeps an escaped UTF-16 unit; an unpaired surrogate is left out.
     fn keep_unit(&mut self, unit: u32) {
         match (unit, self.high.take()) {
             (0xd800..=0xdbff, _) => self.high = Some(unit),
@@ -350,7 +356,7 @@ impl Scanner {
 
     fn end_scalar(&mut self, rules: &Rules, is_quoted: bool) {
         if self.is_first() {
-            // Behind a word that is no value every reader stops.
+            // Every reader stops after a word that is not a value.
             self.has_ended = is_quoted || self.is_literal();
             if !self.has_ended {
                 self.give_up();
@@ -379,12 +385,12 @@ impl Scanner {
         self.fits |= rules.fitting(self.satisfied);
     }
 
-    /// Whether it may be a number whose digits were not all kept; a long text is none.
+    /// Returns whether the text may be a number whose digits were not all kept.
     fn is_long_number(&self) -> bool {
         self.length > self.longest && self.text.chars().all(|c| c.is_ascii_hexdigit() || "+-._x".contains(c))
     }
 
-    /// Whether the word is a value by itself.
+    /// Returns whether the word is a JSON literal or a number.
     fn is_literal(&self) -> bool {
         matches!(self.text.as_str(), "null" | "true" | "false") || self.is_long_number() || number(&self.text).is_some()
     }
@@ -419,7 +425,7 @@ impl Scanner {
         let depth = self.frames.len();
         let (reached, mut deeper) = match self.frames.last_mut() {
             None => {
-                // A value behind the first is another message to readers that take several.
+                // Readers that take several values take a value behind the first for another message.
                 self.satisfied = rules.given;
                 self.missed = 0;
                 (0, u64::MAX >> (64 - rules.keys.len().clamp(1, 64)))
@@ -458,7 +464,7 @@ impl Scanner {
 }
 
 impl Frame {
-    /// The keys that the value which begins here may hold.
+    /// Begins a value, and returns the keys whose path leads to it.
     fn takes_value(&mut self, rules: &Rules, depth: usize) -> u64 {
         if self.is_array {
             let here = |at: &usize| rules.keys[*at].path[depth].index == Some(self.index);
@@ -477,7 +483,7 @@ fn bits(mask: u64) -> impl Iterator<Item = usize> {
     (0..64).filter(move |at| mask >> at & 1 == 1)
 }
 
-/// A number as lenient readers write it.
+/// Parses a number as lenient readers do.
 fn number(text: &str) -> Option<f64> {
     let plain: String = text.chars().filter(|c| *c != '_').collect();
     let (sign, digits) = match plain.strip_prefix('-') {
@@ -485,7 +491,7 @@ fn number(text: &str) -> Option<f64> {
         None => (1.0, plain.strip_prefix('+').unwrap_or(&plain)),
     };
     if let Some(hex) = digits.strip_prefix("0x") {
-        // Sixteen digits and more are no number that a rule would name.
+        // No rule names a number that needs more than 32 bits in hexadecimal.
         return u32::from_str_radix(hex, 16).ok().map(|value| sign * f64::from(value));
     }
     digits.parse::<f64>().ok().map(|value| sign * value)

@@ -1,5 +1,4 @@
-//! What readers make of messages, against what the classifier makes of them: examples, a reader without regard to case
-//! written here, and the `json` of Python.
+//! Compares the classifier with readers of JSON: examples, a case-insensitive reader written here, and Python's `json`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -156,7 +155,7 @@ fn held(rules: &Rules, message: &[u8]) -> usize {
     let mut classifier = Classifier::new(rules, true);
     for (at, byte) in message.iter().enumerate() {
         classifier.feed(rules, &[*byte]);
-        if !classifier.could_be_sound() {
+        if !classifier.proxy_may_read() {
             return at + 1;
         }
     }

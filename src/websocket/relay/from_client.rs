@@ -6,6 +6,7 @@
 //! are forwarded as they come, and are still classified: if another reading of it shows up later, its last byte is
 //! never forwarded, and no reader acts on a message that has not ended.
 
+mod extras;
 mod guard;
 
 use std::ops::Range;
@@ -15,22 +16,20 @@ use std::task::Context;
 use super::direction::{Direction, QueueFull, forward_control, forward_header};
 use super::outgoing::Outgoing;
 use crate::auth::Token;
-use crate::budget::{MemoryBudget, MemoryReservation};
+use crate::budget::MemoryBudget;
 use crate::policy::{DialectSpec, FieldSpec};
 use crate::websocket::assembler::{ControlFrame, Keep, MessageBuffer, Part};
-use crate::websocket::classify::{MessageKind, Rules};
+use crate::websocket::classify::MessageKind;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::dialect::{self, Forward, may_be_dialect_message, upstream_message};
 use crate::websocket::field;
 use crate::websocket::frame::{Header, Opcode, Sender, Violation, encode, masking_key};
 use crate::websocket::session::Event;
+use extras::{AwaitingVerdict, RelayExtras};
 use guard::Guard;
 
 /// A longer text is no handshake message of the client, unless the dialect reads whole messages.
 const HANDSHAKE_BYTES: usize = 16 << 10;
-/// Kept messages up to this length are not counted toward `limits.held_message_bytes`: they are part of what a socket
-/// may cost.
-const UNCOUNTED_BYTES: usize = 64 << 10;
 
 /// What [`FromClient::next`] has found.
 #[derive(Debug)]
@@ -57,31 +56,7 @@ pub(super) struct FromClient {
     extras: Option<Box<RelayExtras>>,
 }
 
-/// What only some sockets need, so that the others do not pay for it.
-#[derive(Default)]
-struct RelayExtras {
-    /// Recognises messages that the upstream acts on.
-    guard: Option<Guard>,
-    /// The current token: messages are compared with it, or carry it to the upstream.
-    token: Option<Token>,
-    /// The proxy has authenticated the user to the upstream in this dialect, and forwards refreshes in it.
-    upstream_dialect: Option<Arc<DialectSpec>>,
-    awaiting_verdict: Option<AwaitingVerdict>,
-    /// What the client sent behind a message that awaits its verdict.
-    behind: Vec<u8>,
-    /// The limit on the kept messages of all users, and the share of this socket.
-    held_messages: MemoryBudget,
-    reservation: Option<MemoryReservation>,
-}
-
-/// A message that is forwarded once its token is verified.
-struct AwaitingVerdict {
-    accepted: Vec<u8>,
-    /// What is forwarded of it if the token is refused.
-    refused: Option<Vec<u8>>,
-}
-
-/// What the client direction of a relay begins with.
+/// The input of [`FromClient::new`].
 pub(super) struct FromClientInput<'a> {
     pub(super) has_extensions: bool,
     pub(super) dialect: Option<&'a DialectSpec>,
@@ -90,22 +65,6 @@ pub(super) struct FromClientInput<'a> {
     /// The largest message of a dialect that reads whole messages.
     pub(super) message_bytes: usize,
     pub(super) held_messages: MemoryBudget,
-}
-
-impl RelayExtras {
-    /// Returns `None` for most sockets.
-    fn new(input: FromClientInput<'_>) -> Option<Box<Self>> {
-        let FromClientInput { dialect, upstream_dialect, token, message_bytes, held_messages, .. } = input;
-        let reads_whole = dialect.is_some_and(|dialect| dialect.field.is_some() || dialect.forwards());
-        // A handshake message of the proxy's own dialect is never longer, whatever the messages of the route may be.
-        let max_kept_bytes = if reads_whole { message_bytes } else { message_bytes.min(HANDSHAKE_BYTES) };
-        let guard =
-            Rules::of(dialect, upstream_dialect.as_deref()).map(|rules| Guard::new(rules, reads_whole, max_kept_bytes));
-        if guard.is_none() && token.is_none() {
-            return None;
-        }
-        Some(Box::new(Self { guard, token, upstream_dialect, held_messages, ..Self::default() }))
-    }
 }
 
 impl FromClient {
@@ -133,8 +92,7 @@ impl FromClient {
     pub(super) fn drop_waiting(&mut self) {
         self.direction.clear_queue();
         if let Some(extras) = &mut self.extras {
-            extras.awaiting_verdict = None;
-            extras.behind = Vec::new();
+            extras.drop_waiting();
         }
     }
 
@@ -154,24 +112,12 @@ impl FromClient {
     /// Reserves memory for what is kept, under `limits.held_message_bytes`. Returns whether it fits.
     pub(super) fn reserve_kept(&mut self) -> bool {
         let kept = self.kept.as_ref().map_or(0, MessageBuffer::len);
-        let Some(extras) = &mut self.extras else { return true };
-        let awaiting = extras.awaiting_verdict.as_ref().map_or(0, |message| message.accepted.len());
-        let bytes = kept + awaiting + extras.behind.len();
-        if bytes <= UNCOUNTED_BYTES {
-            extras.reservation = None;
-            return true;
-        }
-        if let Some(reservation) = &extras.reservation {
-            return reservation.resize(bytes);
-        }
-        extras.reservation = extras.held_messages.reserve(bytes);
-        extras.reservation.is_some()
+        self.extras.as_mut().is_none_or(|extras| extras.reserve(kept))
     }
 
     /// Returns whether the messages of other users need the memory of what is kept.
     pub(super) fn is_evicted(&self, cx: &mut Context<'_>) -> bool {
-        let reservation = self.extras.as_ref().and_then(|extras| extras.reservation.as_ref());
-        reservation.is_some_and(|reservation| reservation.poll_evicted(cx).is_ready())
+        self.extras.as_ref().is_some_and(|extras| extras.is_evicted(cx))
     }
 
     /// Drops everything that is kept, and its reservation.
@@ -179,7 +125,7 @@ impl FromClient {
         self.drop_kept();
         self.drop_waiting();
         if let Some(extras) = &mut self.extras {
-            extras.reservation = None;
+            extras.release_memory();
         }
     }
 
@@ -195,8 +141,8 @@ impl FromClient {
         }
     }
 
-    /// Forwards an accepted token to whoever needs it: the upstream, and the message that carried it. Returns the dialect
-    /// in which the upstream will acknowledge it.
+    /// Forwards an accepted token to the upstream, and the message that carried it. Returns the dialect in which the
+    /// upstream will acknowledge the token.
     ///
     /// # Errors
     /// When too many messages wait.

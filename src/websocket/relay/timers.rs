@@ -1,4 +1,4 @@
-//! The timers of a relay: the session's deadline, pings and their answers, idleness, writes that nobody takes, and the
+//! The timers of a relay: the session's deadline, pings and their answers, idleness, writes that the peer does not take, and the
 //! end of a session that is being closed.
 
 use std::task::Context;

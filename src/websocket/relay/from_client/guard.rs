@@ -6,7 +6,7 @@ use crate::websocket::frame::{Header, Opcode, apply_mask};
 /// Masked payload is classified through a buffer of this size.
 const CHUNK: usize = 1 << 10;
 
-/// The rules by which messages are recognised, and what is known of the current message.
+/// Recognises messages by rules, and classifies the current one.
 #[derive(Debug)]
 pub(super) struct Guard {
     pub(super) rules: Rules,
@@ -53,12 +53,13 @@ impl Guard {
         self.message.as_ref().is_some_and(|message| message.is_guarded(&self.rules))
     }
 
+    /// Returns the kinds of the rules that some reading of the message fits.
     pub(super) fn kinds(&self) -> Vec<MessageKind> {
         self.message.as_ref().map(|message| message.kinds(&self.rules).collect()).unwrap_or_default()
     }
 
     /// Returns whether the message is one that the proxy reads, or may still turn out to be one.
     pub(super) fn may_be_read(&self) -> bool {
-        self.message.as_ref().is_some_and(|message| message.could_be_sound() || message.kinds(&self.rules).count() > 0)
+        self.message.as_ref().is_some_and(|message| message.proxy_may_read() || message.kinds(&self.rules).count() > 0)
     }
 }
