@@ -16,7 +16,7 @@
 //!
 //! # Modules
 //!
-//! Imports point one way, from left to right, and so do those between the files inside each module. `tests/program/house.rs`
+//! Imports point one way, from left to right, and so do those between the files inside each module. `tests/program/imports.rs`
 //! checks both.
 //!
 //! ```text
