@@ -329,8 +329,11 @@ fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> PresentedToke
         return PresentedToken::Missing;
     };
     // The value of a member called Authorization is read as that of the header.
-    let text =
-        if is_authorization(pointer.rsplit('/').next().unwrap_or(pointer)) { without_scheme(text) } else { text };
+    let text = if is_authorization(pointer.rsplit('/').next().unwrap_or(pointer)) {
+        field::without_scheme(text)
+    } else {
+        text
+    };
     if text.is_empty() {
         return PresentedToken::Missing;
     }
@@ -339,14 +342,6 @@ fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> PresentedToke
 
 fn is_authorization(name: &str) -> bool {
     fold(name).as_bytes() == b"authorization"
-}
-
-/// Returns a token without a leading `Bearer `, which some front ends write everywhere.
-pub(super) fn without_scheme(text: &str) -> &str {
-    match text.split_at_checked(7) {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer ") => rest.trim_start_matches(' '),
-        _ => text,
-    }
 }
 
 /// Rewrites a message that is forwarded: no token in any place that could carry one, and in the members that backends

@@ -12,7 +12,6 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::classify::without_case;
-use super::dialect::without_scheme;
 use crate::policy::{FieldMode, FieldSpec};
 
 /// A message after its field was read.
@@ -30,6 +29,14 @@ impl FieldRead<'_> {
     /// Returns the token without a leading `Bearer `.
     pub(super) fn token(&self) -> Option<&str> {
         self.token.as_deref().map(without_scheme).filter(|token| !token.is_empty())
+    }
+}
+
+/// Returns a token without a leading `Bearer `, which some front ends write everywhere.
+pub(super) fn without_scheme(text: &str) -> &str {
+    match text.split_at_checked(7) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer ") => rest.trim_start_matches(' '),
+        _ => text,
     }
 }
 

@@ -71,7 +71,7 @@ impl Source {
     fn new(module: Vec<String>, text: String) -> Self {
         let mut source =
             Self { module, imports: Vec::new(), code: String::new(), submodules: BTreeSet::new(), text: String::new() };
-        let plain = without_comments_and_strings(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
+        let plain = without_comments_and_strings(without_inline_tests(&text));
         let mut use_tree: Option<(bool, String)> = None;
         for line in plain.lines() {
             let (is_public, rest) = visibility(line.trim_start());
@@ -146,6 +146,14 @@ fn visibility(line: &str) -> (bool, &str) {
         Some(rest) if rest.starts_with('(') => (true, rest.split_once(") ").map_or(rest, |(_, rest)| rest)),
         _ => (false, line),
     }
+}
+
+/// Ends before the module of tests that is written in the file itself; one in a file of its own is only declared here,
+/// often at the top.
+fn without_inline_tests(text: &str) -> &str {
+    let is_inline = |at: &usize| text[*at..].lines().nth(1).is_some_and(|line| line.ends_with('{'));
+    let inline = text.match_indices("#[cfg(test)]\nmod ").map(|(at, _)| at).find(is_inline);
+    &text[..inline.unwrap_or(text.len())]
 }
 
 fn without_comments_and_strings(text: &str) -> String {
@@ -283,9 +291,9 @@ fn files_of_a_module_import_each_other_without_circles() {
 
 #[test]
 fn imports_are_read_from_the_text_of_a_file() {
-    let text = "//! use crate::no;\nuse std::fmt;\npub(super) use below::Gone;\npub use below::Kept;\nmod below;\n\
+    let text = "//! use crate::no;\n#[cfg(test)]\nmod cases;\nuse std::fmt;\npub(super) use below::Gone;\npub use below::Kept;\nmod below;\n\
                 use super::{self as above, one::{Two, three}};\nfn f(k: Kept) { crate::a::b(\"crate::no\", '\"', below::call()); }\n\
-                #[cfg(test)]\nmod tests { use crate::no; }\n";
+                #[cfg(test)]\nmod tests {\n    use crate::no;\n}\n";
     let source = Source::new(vec!["x".to_owned(), "y".to_owned()], text.to_owned());
     let absolute = source.used_paths().into_iter().filter_map(|path| source.absolute(&path));
     let mut found: Vec<String> = absolute.map(|path| path.join("::")).collect();
