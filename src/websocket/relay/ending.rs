@@ -114,7 +114,7 @@ impl Relay {
         if self.closing.is_some() && !self.upstream.close_sent {
             self.close_upstream();
         }
-        !self.upstream.has_pending_writes() && self.upstream.is_delivered()
+        self.upstream.has_taken_everything()
     }
 
     /// Returns whether only what the upstream is still to take keeps the relay alive.
@@ -193,20 +193,14 @@ impl Relay {
             return;
         }
         let is_delivered = if self.closing.is_some() {
-            (self.client.close_sent || self.client.shut)
-                && !self.client.has_pending_writes()
-                && self.client.is_delivered()
+            (self.client.close_sent || self.client.shut) && self.client.has_taken_everything()
         } else {
             let is_closed = self.client.close_received
                 || self.upstream.close_received
                 || self.client.eof
                 || self.upstream.eof
                 || self.client.shut;
-            is_closed
-                && !self.client.has_pending_writes()
-                && !self.upstream.has_pending_writes()
-                && self.client.is_delivered()
-                && self.upstream.is_delivered()
+            is_closed && self.client.has_taken_everything() && self.upstream.has_taken_everything()
         };
         if is_delivered {
             self.disconnect_at = Some(Instant::now() + LINGER);

@@ -226,6 +226,11 @@ impl Peer {
         !self.shut && (self.sent < self.out.len() || self.unflushed)
     }
 
+    /// Returns whether nothing waits for the peer, neither here nor in the system.
+    pub(super) fn has_taken_everything(&mut self) -> bool {
+        !self.has_pending_writes() && self.is_delivered()
+    }
+
     /// Writes what waits. Ready when nothing waits any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS reports neither a write nor a flush before all of its buffer has gone. To a slow reader that takes longer

@@ -132,7 +132,7 @@ impl Relay {
             // The stream ends only once the client got its Close, so that the upstream can end its message.
             let is_closed = self.closing.is_some() && self.client.close_sent;
             let is_done = self.client.eof || is_closed;
-            if is_done && !self.upstream.has_pending_writes() && self.upstream.is_delivered() {
+            if is_done && self.upstream.has_taken_everything() {
                 self.upstream.shut(cx);
                 return true;
             }
@@ -239,7 +239,7 @@ impl Relay {
                 }
             }
             let is_done = (self.client.close_sent && self.closing.is_some()) || self.upstream.eof;
-            if is_done && !self.client.has_pending_writes() && self.client.is_delivered() {
+            if is_done && self.client.has_taken_everything() {
                 self.client.shut(cx);
                 return true;
             }

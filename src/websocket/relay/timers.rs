@@ -166,10 +166,7 @@ impl Relay {
         self.closing.is_none()
             && has_ended(&self.client)
             && has_ended(&self.upstream)
-            && (self.client.has_pending_writes()
-                || self.upstream.has_pending_writes()
-                || !self.client.is_delivered()
-                || !self.upstream.is_delivered())
+            && !(self.client.has_taken_everything() && self.upstream.has_taken_everything())
     }
 
     /// Returns when the session has been idle for too long. It is not idle while one side takes nothing.
