@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::check::Check;
 use super::provider::{AuthorizedParties, Kinds};
-use super::provider_preset::{SignIn, preset_named};
+use super::provider_preset::{RefreshTokens, SignIn, preset_named};
 use super::{Audience, Claim, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
 use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
 
@@ -69,16 +69,25 @@ impl LoginSpec {
     /// without being asked.
     #[must_use]
     pub fn refresh_token_doubt(&self) -> Option<String> {
-        let has_parameter = self.parameters.iter().any(|(name, value)| name == "access_type" && value == "offline");
-        let has_scope = self.scopes.iter().any(|scope| scope == "offline_access");
-        match self.provider_spec.preset {
-            _ if self.renew == Renew::Off => Some("renew: off".to_owned()),
-            "google" if has_parameter => None,
-            "google" => Some("Google gives a refresh token only with parameters: { access_type: offline }".to_owned()),
-            "keycloak" | "cognito" => None,
-            _ if has_scope => None,
-            _ => Some("a provider that does not list the scope offline_access may give no refresh token".to_owned()),
+        if self.renew == Renew::Off {
+            return Some("renew: off".to_owned());
         }
+        let is_certain = match self.refresh_tokens() {
+            RefreshTokens::Always => true,
+            RefreshTokens::ByScope => self.scopes.iter().any(|scope| scope == "offline_access"),
+            RefreshTokens::ByParameter { parameter: (wanted, value), missing } => {
+                let has_parameter = self.parameters.iter().any(|(name, given)| name == wanted && given == value);
+                return (!has_parameter).then(|| missing.to_owned());
+            }
+        };
+        (!is_certain)
+            .then(|| "a provider that does not list the scope offline_access may give no refresh token".to_owned())
+    }
+
+    /// When the provider gives a refresh token, as far as its preset tells.
+    #[must_use]
+    pub fn refresh_tokens(&self) -> RefreshTokens {
+        preset_named(self.provider_spec.preset).map_or(RefreshTokens::ByScope, |preset| preset.refresh_tokens)
     }
 
     /// Where the provider sends people back.

@@ -56,6 +56,22 @@ pub(super) enum SignIn {
     Unavailable(&'static str),
 }
 
+/// When a provider gives a refresh token at a sign-in.
+#[derive(Clone, Copy, Debug)]
+pub enum RefreshTokens {
+    /// At every sign-in.
+    Always,
+    /// For the scope `offline_access`, where it has that.
+    ByScope,
+    /// For a parameter of the authorization request.
+    ByParameter {
+        /// The parameter and its value.
+        parameter: (&'static str, &'static str),
+        /// What is said where it is not configured.
+        missing: &'static str,
+    },
+}
+
 /// Which API is asked under `remote`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RemoteApi {
@@ -175,6 +191,8 @@ pub(super) struct Preset {
     pub(super) required_claim: Option<(&'static str, &'static str)>,
     /// Whether people can sign in there.
     pub(super) sign_in: SignIn,
+    /// When it gives a refresh token.
+    pub(super) refresh_tokens: RefreshTokens,
     /// What is asked under `remote`.
     pub(super) remote: RemoteApi,
     /// What the provider does that others do not.
@@ -203,6 +221,7 @@ const OIDC: Preset = Preset {
     accept: config::Accept::AccessToken,
     required_claim: None,
     sign_in: SignIn::Discovery,
+    refresh_tokens: RefreshTokens::ByScope,
     remote: RemoteApi::Introspection,
     quirks: NO_QUIRKS,
 };
@@ -260,11 +279,13 @@ pub(super) const PRESETS: [Preset; 11] = [
         algorithms: &[Algorithm::RS256],
         family: Family::Cognito,
         issuer: DefaultIssuer::Derived { from: &[REGION, USER_POOL_ID], issuer: cognito_issuer },
+        refresh_tokens: RefreshTokens::Always,
         ..OIDC
     },
     Preset {
         name: "keycloak",
         issuer: DefaultIssuer::Derived { from: &[URL, REALM], issuer: keycloak_issuer },
+        refresh_tokens: RefreshTokens::Always,
         quirks: Quirks { names_are_fixed: true, ..NO_QUIRKS },
         ..OIDC
     },
@@ -281,6 +302,10 @@ pub(super) const PRESETS: [Preset; 11] = [
         family: Family::Google,
         issuer: DefaultIssuer::Fixed("https://accounts.google.com"),
         accept: config::Accept::IdToken,
+        refresh_tokens: RefreshTokens::ByParameter {
+            parameter: ("access_type", "offline"),
+            missing: "Google gives a refresh token only with parameters: { access_type: offline }",
+        },
         quirks: Quirks { is_open_to_everyone: true, ..NO_QUIRKS },
         ..OIDC
     },

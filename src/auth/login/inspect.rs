@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::discovery::Discovery;
 use super::{Metadata, TIMEOUT};
 use crate::auth::{Inspection, outbound};
-use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, Renew};
+use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, RefreshTokens, Renew};
 
 /// Requests a provider's discovery document, returns it, and reports what it lacks for this login.
 pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Arc<Metadata>> {
@@ -73,11 +73,11 @@ fn compare(spec: &LoginSpec, metadata: &Arc<Metadata>, inspection: &mut Inspecti
     }
     // A provider that lists the scope is asked for it.
     let doubt = spec.refresh_token_doubt().filter(|_| spec.renew != Renew::Off);
-    let is_listed = metadata.has_offline_access && spec.provider_spec.preset != "google";
-    let doubt = doubt.filter(|_| !is_listed).map(|doubt| match spec.provider_spec.preset {
-        "google" => doubt,
-        _ => "it lists no offline_access".to_owned(),
-    });
+    let is_by_parameter = matches!(spec.refresh_tokens(), RefreshTokens::ByParameter { .. });
+    let is_listed = metadata.has_offline_access && !is_by_parameter;
+    let doubt = doubt
+        .filter(|_| !is_listed)
+        .map(|doubt| if is_by_parameter { doubt } else { "it lists no offline_access".to_owned() });
     match doubt {
         Some(doubt) if spec.renew == Renew::Required => problems.push(format!("renew: required, and {doubt}")),
         Some(doubt) => {
