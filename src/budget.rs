@@ -67,8 +67,8 @@ impl MemoryBudget {
     }
 
     /// The bytes that are reserved, and the limit.
-    #[must_use]
-    pub fn usage(&self) -> (usize, usize) {
+    #[cfg(test)]
+    fn usage(&self) -> (usize, usize) {
         let state = self.lock();
         (state.reserved, state.limit)
     }

@@ -379,12 +379,6 @@ impl Logins {
         self.all.iter()
     }
 
-    /// The number of logins.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.all.len()
-    }
-
     /// Whether there is no login.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -24,7 +24,7 @@ use super::login::{LoginLimits, Logins};
 use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::trace::{ClaimedProvider, Step, Trace};
-use super::{Carrier, Identity, NoCredential, Rejection, Revocations, SessionCookies, Token, unix_seconds};
+use super::{Carrier, Identity, Rejection, Revocations, SessionCookies, Token, unix_seconds};
 use crate::policy::{AuthorizedParties, KeySource, LoginSpec, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
@@ -526,9 +526,4 @@ fn check_times_and_identify(
     let answer_ttl = spec.remote.as_ref().map_or(0, |remote| remote.cache.as_secs());
     let expiry = exp.map_or(Expiry::RevalidateAt(now.saturating_add(answer_ttl)), Expiry::At);
     identify(spec, VerifiedClaims { claims, kind, expiry, verified_by }, trace)
-}
-
-impl NoCredential {
-    /// Consumes the proof, where a route admits requests without a credential.
-    pub fn accept(self) {}
 }

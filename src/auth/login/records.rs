@@ -286,12 +286,6 @@ impl LoginSessions {
         self.lock().get(id).map(Arc::clone)
     }
 
-    /// The number of records.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
     /// Adds the record of a new session. At `limits.login_sessions` the record that was not used for the longest time
     /// gives way, those of sessions with open sockets and of ended ones last.
     pub(super) fn insert(
