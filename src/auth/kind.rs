@@ -88,9 +88,9 @@ pub(super) fn check_kind(
     }
     let has = |name: &str| claims.contains_key(name);
     let is_id_token = match spec.family {
-        // Its ID tokens may lack `at_hash`, and its access tokens are opaque.
+        // Google's ID tokens may lack `at_hash`, and its access tokens are opaque.
         Family::Google => true,
-        // Its ID tokens lack `at_hash` where they come with a code. Access tokens name the client that they were issued
+        // Entra's ID tokens lack `at_hash` where they come with a code. Access tokens name the client that they were issued
         // to: `azp` in version 2.0, `appid` in version 1.0.
         Family::Entra => !has("azp") && !has("appid"),
         Family::Generic | Family::Clerk | Family::Supabase | Family::Cognito => false,

@@ -230,8 +230,8 @@ pub enum AuthMode {
     Required,
     /// A token is verified where one is sent.
     Optional,
-    /// No token is looked for.
+    /// Tokens are not read.
     None,
-    /// Nobody is let in.
+    /// Every request is refused.
     Deny,
 }

@@ -49,7 +49,7 @@ pub struct SharedEntry {
     pub owner: RevocationKey,
     /// The digest of what is ended; of zeros where that is all sessions of the owner.
     pub key: RevocationKey,
-    /// Its moment, milliseconds since the epoch.
+    /// The moment of the revocation, milliseconds since the epoch.
     pub at: u64,
     /// Until when it is kept, Unix seconds.
     pub until: u64,

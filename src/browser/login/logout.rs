@@ -41,7 +41,7 @@ pub(super) async fn serve(
         return Ok(request.page(&pages::sign_out(selects_account)));
     }
     let (cookies, name) = own.take_sessions(policy);
-    // Someone who wants another account goes on to the provider's sign-in, not to its sign-out.
+    // To choose another account the browser goes on to the provider's sign-in, not to its sign-out.
     let scope = if selects_account { SignOutScope::Local } else { SignOutScope::Provider };
     let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
     let location = sign_out(request.shared, request.runtime, &cookies, scope, &request.client, line)

@@ -77,7 +77,7 @@ async fn admin(target: &Target<'_>) -> Outcome {
             admin.address
         ));
     }
-    // Who reaches it is decided elsewhere, and does not show from this machine.
+    // Network rules decide which machines reach the listener, and this machine cannot see them.
     Outcome::Skipped(format!(
         "{} answers other machines too, as admin.listen says: GET, no token, no user id; let only your scraper reach it (NetworkPolicy, a port published on 127.0.0.1)",
         admin.address

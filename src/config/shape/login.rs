@@ -55,13 +55,13 @@ pub struct Login {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
-    /// Its secret in `Authorization: Basic`.
+    /// The secret is sent in `Authorization: Basic`.
     Basic,
-    /// Its secret in the form.
+    /// The secret is sent in the form.
     Post,
-    /// An assertion that it signed (RFC 7523).
+    /// The client signs an assertion (RFC 7523).
     PrivateKeyJwt,
-    /// Not at all: a public client.
+    /// The client is public and has no secret.
     None,
 }
 

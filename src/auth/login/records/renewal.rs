@@ -329,7 +329,7 @@ mod tests {
         let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         let mut open = session.socket(&sessions);
         for turn in 0..100 {
-            // Nothing else runs in between: the task has not seen that no socket was open.
+            // The test's runtime has one thread, so the renewal task does not see that no socket was open in between.
             drop(open);
             open = session.socket(&sessions);
             if turn % 10 == 0 {
