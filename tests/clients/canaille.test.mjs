@@ -5,7 +5,7 @@ import { after, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
 import { signInAtCanaille, startCanaille } from './canaille_fixture.mjs';
 import { within } from './fixture.mjs';
-import { eventually, openSocket, startSignIn } from './sign_in_fixture.mjs';
+import { eventually, newContext, openSignedIn, openSocket, startSignIn } from './sign_in_fixture.mjs';
 
 const TOKEN = 'POST /oauth/token 200';
 
@@ -15,27 +15,18 @@ before(async () => {
 });
 after(() => browser.close());
 
-async function newContext(t) {
-  const context = await browser.newContext();
-  t.after(() => context.close());
+async function canailleContext(t) {
+  const context = await newContext(t, browser);
   // Canaille keeps its session in a cookie, which the answer to a picture that comes late may set back.
   await context.route('**/static/**', (route) => route.abort());
   return context;
 }
 
-/** Opens a page and signs in on the way. */
-async function openSignedIn(t, fixture, path = '/lab?x=1') {
-  const context = await newContext(t);
-  const page = await context.newPage();
-  await page.goto(fixture.origin + path);
-  await signInAtCanaille(page);
-  await page.waitForURL(fixture.origin + path);
-  return { context, page };
-}
+const openPage = async (t, fixture) => openSignedIn(await canailleContext(t), fixture, signInAtCanaille);
 
 test('a page leads to the provider and back, and the provider signs out', async (t) => {
   const fixture = await startSignIn(t, { provider: startCanaille, login: 'renew: required' });
-  const { context, page } = await openSignedIn(t, fixture);
+  const { context, page } = await openPage(t, fixture);
   assert.equal(await page.textContent('#user'), 'alice');
   assert.equal(fixture.idp.count(TOKEN, 'authorization_code'), 1);
   await openSocket(page);
@@ -53,7 +44,7 @@ test('a page leads to the provider and back, and the provider signs out', async 
 
 test('an open socket stays open through renewals with rotated refresh tokens', async (t) => {
   const fixture = await startSignIn(t, { provider: startCanaille, login: 'renew: required', tokenLife: 4 });
-  const { page } = await openSignedIn(t, fixture);
+  const { page } = await openPage(t, fixture);
   await openSocket(page);
   for (const count of [1, 2, 3]) {
     await eventually(`renewal ${count}`, () => fixture.idp.count(TOKEN, 'refresh_token') >= count);
@@ -71,13 +62,13 @@ test('an open socket stays open through renewals with rotated refresh tokens', a
 
 test('denied consent is a page, and another account is chosen at the provider', async (t) => {
   const fixture = await startSignIn(t, { provider: startCanaille, login: 'renew: auto' });
-  const context = await newContext(t);
+  const context = await canailleContext(t);
   const denied = await context.newPage();
   await denied.goto(`${fixture.origin}/lab`);
   await signInAtCanaille(denied, 'alice', '#deny');
   await denied.waitForURL((url) => url.pathname === '/.vestibule/callback');
   assert.match(await denied.textContent('main'), /access_denied/);
-  const { page } = await openSignedIn(t, fixture);
+  const { page } = await openPage(t, fixture);
   await page.goto(`${fixture.origin}/.vestibule/login?prompt=select_account&return_path=/lab`);
   // It does not ask a second user of one browser for consent.
   await signInAtCanaille(page, 'bob', null);
@@ -87,7 +78,7 @@ test('denied consent is a page, and another account is chosen at the provider', 
 
 test('a provider that went away stops sign-ins alone', async (t) => {
   const fixture = await startSignIn(t, { provider: startCanaille, login: 'renew: auto' });
-  const { page } = await openSignedIn(t, fixture);
+  const { page } = await openPage(t, fixture);
   await fixture.idp.stop();
   await page.goto(`${fixture.origin}/lab`);
   assert.equal(await page.textContent('#user'), 'alice');

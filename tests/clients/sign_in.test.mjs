@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
 import { within } from './fixture.mjs';
-import { CLIENT, eventually, openSocket, SESSION_SECRET, signInAtProvider, startSignIn, unusedPort } from './sign_in_fixture.mjs';
+import { CLIENT, eventually, newContext, openSignedIn, openSocket, SESSION_SECRET, signInAtProvider, startSignIn, unusedPort } from './sign_in_fixture.mjs';
 
 let browser;
 before(async () => {
@@ -11,28 +11,14 @@ before(async () => {
 });
 after(() => browser.close());
 
-async function newContext(t) {
-  const context = await browser.newContext();
-  t.after(() => context.close());
-  return context;
-}
-
-/** Opens a page and signs in on the way. */
-async function openSignedIn(t, fixture, path = '/lab?x=1') {
-  const context = await newContext(t);
-  const page = await context.newPage();
-  await page.goto(fixture.origin + path);
-  await signInAtProvider(page);
-  await page.waitForURL(fixture.origin + path);
-  return { context, page };
-}
+const openPage = async (t, fixture) => openSignedIn(await newContext(t, browser), fixture, signInAtProvider);
 
 const ourCookies = async (context, origin) =>
   (await context.cookies(origin)).filter((cookie) => cookie.name.startsWith('vestibule'));
 
 test('a page leads to the provider and back, with a pushed authorization request', async (t) => {
   const fixture = await startSignIn(t);
-  const { context, page } = await openSignedIn(t, fixture);
+  const { context, page } = await openPage(t, fixture);
   assert.equal(await page.textContent('#user'), 'alice');
   assert.equal(fixture.idp.count('pushed_authorization_request.success'), 1);
   assert.equal(fixture.idp.count('grant.success', 'authorization_code'), 1);
@@ -46,14 +32,14 @@ test('a provider that requires pushed authorization requests', async (t) => {
     login: 'prompt: consent, pushed: required',
     client: { require_pushed_authorization_requests: true },
   });
-  const { page } = await openSignedIn(t, fixture);
+  const { page } = await openPage(t, fixture);
   assert.equal(await page.textContent('#user'), 'alice');
   assert.equal(fixture.idp.count('pushed_authorization_request.success'), 1);
 });
 
 test('ten tabs opened signed out all arrive', async (t) => {
   const fixture = await startSignIn(t);
-  const context = await newContext(t);
+  const context = await newContext(t, browser);
   const tabs = await Promise.all(Array.from({ length: 10 }, () => context.newPage()));
   await Promise.all(tabs.map((tab, number) => tab.goto(`${fixture.origin}/tab/${number}`)));
   for (const [number, tab] of tabs.entries()) {
@@ -70,7 +56,7 @@ test('ten tabs opened signed out all arrive', async (t) => {
 
 test('an open socket stays open through renewals, one at a time, and receives no frame of ours', async (t) => {
   const fixture = await startSignIn(t, { tokenLife: 4 });
-  const { page } = await openSignedIn(t, fixture);
+  const { page } = await openPage(t, fixture);
   await openSocket(page);
   for (const count of [1, 2, 3]) {
     await eventually(`renewal ${count}`, () => fixture.idp.count('grant.success', 'refresh_token') >= count);
@@ -89,7 +75,7 @@ test('an open socket stays open through renewals, one at a time, and receives no
 test('twenty requests after the token expired cause one renewal', async (t) => {
   const life = 4;
   const fixture = await startSignIn(t, { tokenLife: life });
-  const { page } = await openSignedIn(t, fixture);
+  const { page } = await openPage(t, fixture);
   // Nothing renews a session that is not used.
   await new Promise((resolve) => setTimeout(resolve, (life + 1) * 1_000));
   assert.equal(fixture.idp.count('grant.success', 'refresh_token'), 0);
@@ -103,7 +89,7 @@ test('twenty requests after the token expired cause one renewal', async (t) => {
 
 test('the back button and a bookmarked page of the provider lead in, not to an error', async (t) => {
   const fixture = await startSignIn(t);
-  const context = await newContext(t);
+  const context = await newContext(t, browser);
   const page = await context.newPage();
   await page.goto(`${fixture.origin}/lab`);
   const bookmarked = page.url();
@@ -123,7 +109,7 @@ test('the back button and a bookmarked page of the provider lead in, not to an e
 
 test('signing out in one tab ends the socket of another, here and at the provider', async (t) => {
   const fixture = await startSignIn(t);
-  const { context, page } = await openSignedIn(t, fixture);
+  const { context, page } = await openPage(t, fixture);
   await openSocket(page);
   const other = await context.newPage();
   await other.goto(`${fixture.origin}/.vestibule/logout`);
@@ -142,7 +128,7 @@ test('signing out in one tab ends the socket of another, here and at the provide
 
 test('signing out at the provider ends the session and its sockets here', async (t) => {
   const fixture = await startSignIn(t);
-  const { context, page } = await openSignedIn(t, fixture);
+  const { context, page } = await openPage(t, fixture);
   await openSocket(page);
   const other = await context.newPage();
   await other.goto(`${fixture.idp.issuer}/session/end`);
@@ -156,7 +142,7 @@ test('signing out at the provider ends the session and its sockets here', async 
 
 test('someone who may not enter signs in as someone else', async (t) => {
   const fixture = await startSignIn(t, { more: 'routes: [{ path: /lab, require: { sub: bob } }]' });
-  const context = await newContext(t);
+  const context = await newContext(t, browser);
   const page = await context.newPage();
   await page.goto(`${fixture.origin}/lab`);
   await signInAtProvider(page, 'alice');
@@ -169,7 +155,7 @@ test('someone who may not enter signs in as someone else', async (t) => {
 test('no code, state, token or secret is in a log at trace, on a page, in a metric or at the backend', async (t) => {
   const admin = `127.0.0.1:${await unusedPort()}`;
   const fixture = await startSignIn(t, { tokenLife: 4, log: 'trace', admin });
-  const { context, page } = await openSignedIn(t, fixture);
+  const { context, page } = await openPage(t, fixture);
   await openSocket(page);
   await eventually('a renewal', () => fixture.idp.count('grant.success', 'refresh_token') >= 1);
   await page.evaluate(() => fetch('/after'));
@@ -187,7 +173,7 @@ test('no code, state, token or secret is in a log at trace, on a page, in a metr
   await eventually('the refresh token to be revoked', () => fixture.idp.count('revocation.success') === 1);
   const [state] = fixture.idp.issued.state;
   const [code] = fixture.idp.issued.code;
-  const stranger = await newContext(t);
+  const stranger = await newContext(t, browser);
   for (const query of [`code=${code}&state=${state}`, `error=access_denied&state=${state}`]) {
     const response = await stranger.request.get(`${fixture.origin}/.vestibule/callback?${query}`, { maxRedirects: 0 });
     pages.push(await response.text());

@@ -207,3 +207,19 @@ export const eventually = (what, holds, limit) =>
     })(),
     limit,
   );
+
+/** A browser context of the test's own. */
+export async function newContext(t, browser) {
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  return context;
+}
+
+/** Opens a page and signs in at the provider on the way. */
+export async function openSignedIn(context, fixture, signIn, path = '/lab?x=1') {
+  const page = await context.newPage();
+  await page.goto(fixture.origin + path);
+  await signIn(page);
+  await page.waitForURL(fixture.origin + path);
+  return { context, page };
+}
