@@ -107,6 +107,7 @@ impl End {
             manner: manner.clone(),
             rng: Rng::new(rng.next()),
             orders,
+            is_ordered_to_end: false,
             record: Arc::clone(&record),
         };
         let reader = Reader {
@@ -155,6 +156,8 @@ struct Writer {
     manner: Manner,
     rng: Rng,
     orders: UnboundedReceiver<Command>,
+    /// Its reader has ordered the end of the stream, the last order that it gives.
+    is_ordered_to_end: bool,
     record: Arc<Mutex<Record>>,
 }
 
@@ -162,12 +165,12 @@ impl Writer {
     async fn run(mut self) {
         // That the stream has ended is for the reader to say.
         let _ = self.talk().await;
-        while let Some(order) = self.orders.recv().await {
-            if let Command::Shut | Command::Finish = order {
-                let _ = self.half.shutdown().await;
-                return;
-            }
+        while !self.is_ordered_to_end
+            && let Some(order) = self.orders.recv().await
+        {
+            self.is_ordered_to_end = matches!(order, Command::Shut | Command::Finish);
         }
+        let _ = self.half.shutdown().await;
     }
 
     async fn talk(&mut self) -> std::io::Result<()> {
@@ -194,9 +197,15 @@ impl Writer {
                         return self.close(code.map_or_else(Vec::new, |code| code.to_be_bytes().to_vec()), false).await;
                     }
                     Some(Command::HalfClose) => return self.half.shutdown().await,
-                    Some(Command::Finish) => last = Some(tokio::time::Instant::now() + self.rng.up_to(Duration::from_secs(1))),
+                    Some(Command::Finish) => {
+                        self.is_ordered_to_end = true;
+                        last = Some(tokio::time::Instant::now() + self.rng.up_to(Duration::from_secs(1)));
+                    }
                     Some(Command::Stop) => std::future::pending().await,
-                    Some(Command::Shut) | None => return Ok(()),
+                    Some(Command::Shut) | None => {
+                        self.is_ordered_to_end = true;
+                        return Ok(());
+                    }
                 },
                 () = sleep_until(last.map_or(next, |last| next.min(last))) => {
                     let now = tokio::time::Instant::now();
