@@ -1,8 +1,8 @@
 //! The path of a WebSocket, from the upgrade request to the last byte of the socket.
 //!
-//! A socket is authenticated by the credential on its upgrade ([`upgrade`]) or by its first message ([`pending`]).
-//! Then [`relay`] passes messages on until the token expires, one side closes, or the process stops. [`session`] is the
-//! state machine behind both, and [`dialect`] reads the messages that are for the proxy. `auth` decides whether a token
+//! A socket is authenticated by the credential on its upgrade (`upgrade`) or by its first message (`pending`).
+//! Then `relay` passes messages on until the token expires, one side closes, or the process stops. `session` is the
+//! state machine behind both, and `dialect` reads the messages that are for the proxy. `auth` decides whether a token
 //! is good, and `http` what the upstream gets on the upgrade.
 
 mod admission;

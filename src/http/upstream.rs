@@ -67,7 +67,7 @@ impl Upstreams {
         self.0.iter().map(|upstream| (upstream.spec.url.as_str(), upstream.health.get()))
     }
 
-    /// Connects to each upstream of which nothing was observed for [`CHECK_AGE`], and waits for the results, but no longer
+    /// Connects to each upstream of which nothing was observed for 5 s, and waits for the results, but no longer
     /// than `wait`. A check that takes longer continues; only one runs per upstream.
     pub async fn check(&self, wait: Duration) {
         let due = self.0.iter().filter(|upstream| upstream.health.begin_check(CHECK_AGE));

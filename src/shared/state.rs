@@ -75,10 +75,10 @@ pub(super) struct Progress {
     pub(super) is_complete: bool,
     /// When an instance with a complete copy was heard of last.
     pub(super) complete_peer: Option<Instant>,
-    /// Heartbeats that were not read back yet: their numbers, and when they were written in [`boot_millis`].
+    /// Heartbeats that were not read back yet: their numbers, and when they were written in [`boot_millis`](crate::auth::boot_millis).
     pub(super) beats: Vec<(u64, u64)>,
     pub(super) number: u64,
-    /// Up to when this instance knows what the others told, in [`boot_millis`].
+    /// Up to when this instance knows what the others told, in [`boot_millis`](crate::auth::boot_millis).
     pub(super) fresh: Option<u64>,
     /// The last message of the log that was read.
     pub(super) cursor: StreamId,

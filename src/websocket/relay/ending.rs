@@ -207,6 +207,11 @@ impl Relay {
         }
     }
 
+    /// Lets the time that ends both connections begin again, if it has begun.
+    pub(super) fn restart_disconnect(&mut self) {
+        self.disconnect_at = self.disconnect_at.map(|_| Instant::now() + LINGER);
+    }
+
     pub(super) fn is_finished(&self) -> bool {
         // A client that has gone needs nothing more from the upstream.
         self.client.eof && self.client.has_shut() && self.upstream.has_shut()

@@ -114,9 +114,9 @@ impl Peer {
         again
     }
 
-    /// Returns whether the peer is read, so that its silence counts.
+    /// Returns whether more of the peer is awaited and it is read, so that its silence counts.
     pub(super) fn is_read(&self) -> bool {
-        !self.eof && !self.close_sent && !self.is_paused
+        !self.eof && !self.close_sent && !self.close_received && !self.is_paused
     }
 
     /// Notes that a ping was written, behind all that was written before.

@@ -167,6 +167,10 @@ impl Relay {
                     return Some(Ok(0));
                 }
                 self.traffic.count_in(length);
+                // What follows a Close is dropped, and prolongs nothing.
+                if !self.client.close_received {
+                    self.client.record_received();
+                }
                 Some(self.forward_to_upstream(cx, &scratch[..length]))
             })
         } else {
@@ -175,12 +179,13 @@ impl Relay {
         match read {
             None => return false,
             Some(Ok(0)) => {
-                self.client.record_received();
+                if !self.client.close_received {
+                    self.client.record_received();
+                }
                 self.client.eof = true;
                 self.first_close.get_or_insert((None, ClosedBy::Client));
             }
             Some(Ok(_)) => {
-                self.client.record_received();
                 if !self.from_client.reserve_kept() {
                     self.evict_kept();
                 }
@@ -251,6 +256,9 @@ impl Relay {
         }
         if self.upstream.resume_reading() {
             self.last_data = Instant::now();
+            if self.only_upstream_sends() {
+                self.restart_disconnect();
+            }
         }
         let read = with_scratch(|scratch| {
             let length = self.upstream.read(cx, scratch)?;

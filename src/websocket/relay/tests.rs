@@ -422,6 +422,52 @@ async fn the_close_that_answers_a_half_closed_client_reaches_it_however_late_it_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_upstream_sent_before_it_answered_a_close_reaches_a_client_that_pauses() {
+    let mut relayed = TestRelay::start(TIMES);
+    relayed.client.close(1000).await;
+    assert_eq!(relayed.upstream.next_close().await, Some(1000));
+    let mut expected = relayed.upstream.frame(Opcode::Binary, &vec![b'x'; 200 << 10]);
+    expected.extend(relayed.upstream.frame(Opcode::Close, &close_payload(1000, "")));
+    let (bytes, mut upstream) = (expected.clone(), relayed.upstream.stream);
+    let sending = tokio::spawn(async move { upstream.write_all(&bytes).await });
+    sleep(Duration::from_secs(20)).await;
+    let mut read = vec![0; 70 << 10];
+    relayed.client.stream.read_exact(&mut read).await.expect("a part");
+    sleep(Duration::from_secs(20)).await;
+    relayed.client.stream.read_to_end(&mut read).await.expect("the rest");
+    assert!(read == expected, "{} of {} bytes", read.len(), expected.len());
+    sending.await.expect("runs").expect("sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_closed_and_reads_slowly_is_served_for_no_longer_than_a_minute() {
+    let mut relayed = TestRelay::start(TIMES);
+    relayed.client.close(1000).await;
+    assert_eq!(relayed.upstream.next_close().await, Some(1000));
+    let mut upstream = relayed.upstream;
+    let frame = upstream.frame(Opcode::Binary, &vec![b'x'; 64 << 10]);
+    let flood = tokio::spawn(async move { while upstream.stream.write_all(&frame).await.is_ok() {} });
+    let (mut reading, mut writing) = tokio::io::split(relayed.client.stream);
+    let reading = tokio::spawn(async move {
+        let mut read = vec![0; 64 << 10];
+        while reading.read_exact(&mut read).await.is_ok() {
+            sleep(Duration::from_secs(3)).await;
+        }
+    });
+    // What follows a Close prolongs nothing.
+    let writing = tokio::spawn(async move {
+        while writing.write_all(b"more").await.is_ok() {
+            sleep(Duration::from_secs(3)).await;
+        }
+    });
+    relayed.relay.await.expect("ends");
+    assert_eq!(relayed.begun.elapsed().as_secs(), 60);
+    for task in [flood, reading, writing] {
+        task.await.expect("ends");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_reader_holds_a_drain_no_longer_than_its_time() {
     let relayed = TestRelay::start(TIMES);
     let flood = relayed.upstream.frame(Opcode::Binary, &vec![0; 1 << 20]);

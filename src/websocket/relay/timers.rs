@@ -17,8 +17,8 @@ use crate::websocket::session::Event;
 
 /// How often the key of a session's token is checked.
 pub(super) const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// How long a client that sends no more still gets what the upstream sends.
-const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client that sends no more, after its Close or the end of its stream, still gets what the upstream sends.
+const ONE_SIDED_TIMEOUT: Duration = Duration::from_secs(60);
 /// A ping that could not be sent is tried again after this.
 const PING_RETRY: Duration = Duration::from_secs(1);
 /// How often the system is asked whether it has sent all that it took.
@@ -33,8 +33,8 @@ impl Relay {
         if let Some(at) = self.disconnect_at {
             consider(at);
         }
-        if self.is_half_closed() {
-            consider(self.client.last_received + HALF_CLOSED_TIMEOUT);
+        if self.only_upstream_sends() {
+            consider(self.client.last_received + ONE_SIDED_TIMEOUT);
         }
         for peer in [&self.client, &self.upstream] {
             if let Some(since) = peer.stalled_since() {
@@ -122,10 +122,12 @@ impl Relay {
     fn is_client_over(&mut self) -> bool {
         let now = Instant::now();
         if self.disconnect_at.is_some_and(|at| now >= at) {
-            // The upstream is still sending to a client that sends no more, or would be if it were read.
-            let last_received = if self.upstream.is_paused { now } else { self.upstream.last_received };
-            let quiet_at = last_received + LINGER;
-            if self.is_half_closed() && quiet_at > now {
+            // The time of an upstream that is not read, because the client takes nothing, does not run. One that is read has
+            // that time after each thing that it sends to a half-closed client, and once after a Close.
+            let is_paused = self.upstream.is_paused;
+            let quiet_at = if is_paused { now } else { self.upstream.last_received } + LINGER;
+            let is_awaited = is_paused || !self.client.close_received;
+            if self.only_upstream_sends() && is_awaited && quiet_at > now {
                 self.disconnect_at = Some(quiet_at);
             } else if self.awaits_only_delivery() {
                 // Scheduled again once everything is delivered.
@@ -134,7 +136,7 @@ impl Relay {
                 return true;
             }
         }
-        if self.is_half_closed() && self.client.last_received + HALF_CLOSED_TIMEOUT <= now {
+        if self.only_upstream_sends() && self.client.last_received + ONE_SIDED_TIMEOUT <= now {
             return true;
         }
         if self.client_close_deadline().is_some_and(|at| at <= now) {
@@ -149,11 +151,10 @@ impl Relay {
         false
     }
 
-    /// Returns whether the client has ended its stream without a Close, and still gets what the upstream sends.
-    fn is_half_closed(&self) -> bool {
-        self.client.eof
+    /// Returns whether the client has sent its Close or ended its stream, and still gets what the upstream sends.
+    pub(super) fn only_upstream_sends(&self) -> bool {
+        (self.client.eof || self.client.close_received)
             && !self.upstream.eof
-            && !self.client.close_received
             && !self.upstream.close_received
             && !self.client.shut
             && self.closing.is_none()
