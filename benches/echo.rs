@@ -2,6 +2,7 @@
 //! middle. Vestibule (authenticated by header, dialect `vestibule`) beside a bare relay of a few lines and, where it
 //! is installed, `HAProxy`. `cargo bench --bench echo`; loopback only, about a minute.
 
+#![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
 
 mod middle;

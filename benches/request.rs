@@ -3,6 +3,7 @@
 //! without authentication. `cargo bench --bench request`; loopback only, the middle on one core and the load on
 //! another where there is `taskset`; about a minute.
 
+#![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
 
 mod middle;

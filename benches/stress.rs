@@ -6,6 +6,7 @@
 //! `cargo bench --bench stress -- --seconds 900 --sockets 2000 --seed 1 --transport tcp|tls|unix|all`; without
 //! arguments 20 s. Loopback only. Exits with 1 on any violation.
 
+#![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a command for developers")]
 #![allow(clippy::cast_possible_truncation, clippy::format_push_string)]
 
@@ -20,7 +21,7 @@ mod rng;
 #[path = "stress/round.rs"]
 mod round;
 #[path = "../tests/program/support/mod.rs"]
-#[allow(dead_code, unreachable_pub, clippy::needless_pass_by_value, reason = "written for the tests")]
+#[allow(dead_code, clippy::needless_pass_by_value, reason = "written for the tests")]
 mod support;
 #[path = "stress/transport.rs"]
 mod transport;

@@ -16,7 +16,7 @@ use hyper::{Method, Request, StatusCode};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::policy::AdminSpec;
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 use crate::small_server::{FullResponse, Listener, text_response};
 
 /// The time that the status page waits for checks of upstreams. A check on the same host ends within it; the result of a
@@ -65,31 +65,31 @@ impl Admin {
     }
 
     /// Serves requests until the handle is dropped.
-    pub fn serve(self, shared: &Arc<Shared>) -> AbortOnDropHandle<()> {
-        let shared = Arc::clone(shared);
+    pub fn serve(self, state: &Arc<ProxyState>) -> AbortOnDropHandle<()> {
+        let state = Arc::clone(state);
         self.listener.serve(move |request| {
-            let shared = Arc::clone(&shared);
+            let state = Arc::clone(&state);
             async move {
-                if request.uri().path() == "/status" && is_served(&shared, &request) {
-                    shared.current().upstreams.check(UPSTREAM_CHECK_WAIT).await;
+                if request.uri().path() == "/status" && is_served(&state, &request) {
+                    state.current().upstreams.check(UPSTREAM_CHECK_WAIT).await;
                 }
-                answer(&shared, &request)
+                answer(&state, &request)
             }
         })
     }
 }
 
 /// Whether the request has one `Host`, which is served on this listener.
-fn is_served(shared: &Shared, request: &Request<Incoming>) -> bool {
-    let runtime = shared.current();
+fn is_served(state: &ProxyState, request: &Request<Incoming>) -> bool {
+    let runtime = state.current();
     let mut hosts = request.headers().get_all(HOST).iter().filter_map(|host| host.to_str().ok());
     let is_ours = |host: &str| runtime.policy.admin.as_ref().is_some_and(|admin| admin.answers(host));
     hosts.next().is_some_and(is_ours) && hosts.next().is_none()
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> FullResponse {
-    let runtime = shared.current();
-    if !is_served(shared, request) {
+fn answer(state: &ProxyState, request: &Request<Incoming>) -> FullResponse {
+    let runtime = state.current();
+    if !is_served(state, request) {
         return text_response(StatusCode::MISDIRECTED_REQUEST, "Host not served here; list it in admin.hosts\n");
     }
     if request.method() != Method::GET {
@@ -99,21 +99,21 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> FullResponse {
     }
     match request.uri().path() {
         "/healthz" => text_response(StatusCode::OK, "ok\n"),
-        "/readyz" if shared.is_ready() => text_response(StatusCode::OK, "ready\n"),
+        "/readyz" if state.is_ready() => text_response(StatusCode::OK, "ready\n"),
         "/readyz" => text_response(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => {
-            if let Some(instances) = &shared.instances {
+            if let Some(instances) = &state.instances {
                 instances.observe();
             }
             let mut answer = text_response(
                 StatusCode::OK,
-                shared.metrics.text(shared.pending_sockets.len(), shared.drain.is_draining()),
+                state.metrics.text(state.pending_sockets.len(), state.drain.is_draining()),
             );
             let format = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
             answer.headers_mut().insert(CONTENT_TYPE, format);
             answer
         }
-        "/status" => status::page(shared, &runtime),
+        "/status" => status::page(state, &runtime),
         "/assertion-keys.json" => {
             let keys = runtime.signer.as_ref().map(|signer| signer.public_keys().to_string());
             let mut answer = match keys {

@@ -8,13 +8,13 @@
 //! Code outside this module cannot construct an identity:
 //!
 //! ```compile_fail
-//! let forged = vestibule::auth::Identity { user_id: "admin".into() };
+//! let forged = vestibule::invariants::Identity { user_id: "admin".into() };
 //! ```
 //!
 //! It can only read one:
 //!
 //! ```
-//! fn user_id(identity: &vestibule::auth::Identity) -> &str {
+//! fn user_id(identity: &vestibule::invariants::Identity) -> &str {
 //!     identity.user_id()
 //! }
 //! ```
@@ -46,20 +46,19 @@ mod verifier;
 
 pub use cache::LastToken;
 pub use clock::{unix_millis, unix_seconds};
-pub use identity::{BrowserSession, Expiry, Identity, User, VerifiedBy};
+pub use identity::{BrowserSession, Expiry, Identity, User};
 pub use inspection::Inspection;
-pub use keys::{KeyFingerprint, KeyHealth, ProviderKeys, inspect as inspect_keys};
+pub use keys::{KeyFingerprint, KeyHealth, inspect as inspect_keys};
 pub use provider_state::Lookup;
 pub use rejection::Rejection;
 pub use remote::{RemoteCheck, inspect as inspect_remote};
 pub use revocation::{
-    CopyDigest, EntryKind, Gate, LimitReached, NAME_BYTES, Publish, Revocation, RevocationFileError, RevocationTarget,
-    Revocations, SharedEntry, SignOutLimits, TIMES_BYTES, boot_millis, issuer_or_name,
+    CopyDigest, EntryKind, NAME_BYTES, Publish, Revocation, RevocationFileError, RevocationTarget, Revocations,
+    SharedEntry, SignOutLimits, TIMES_BYTES, boot_millis, issuer_or_name,
 };
-pub use revocation_keys::{RevocationKey, RevocationKeys};
+pub use revocation_keys::RevocationKeys;
 pub use session_cookie::{IssuedCookie, SessionCookies};
 pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, SessionCookie, Token};
-pub use trace::Step;
 pub use unverified::unverified_claims;
 pub use verifier::{Explanation, RejectedToken, Revalidation, Verified, Verifier};

@@ -19,7 +19,7 @@ use crate::auth::{
 use crate::budget::MemoryReservation;
 use crate::http::{AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::Policy;
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, UnverifiedCredential};
 
 /// A protected request whose credential has been taken out of it, and is not verified yet.
@@ -68,7 +68,7 @@ impl Presented {
 /// What a request is verified with.
 pub struct Authenticator<'a> {
     /// Counts failures, presence and what unknown callers hold.
-    pub shared: &'a Shared,
+    pub state: &'a ProxyState,
     /// The policy and verifier that the request began with.
     pub runtime: &'a Runtime,
     /// What the connection holds as long as nobody was verified on it.
@@ -121,7 +121,7 @@ impl Authenticator<'_> {
         let verified = match found {
             Ok(Extracted::Token(token, carrier)) => {
                 line.carrier = Some(carrier.name());
-                verify(self.shared, self.runtime, address, token, carrier, self.last).await
+                verify(self.state, self.runtime, address, token, carrier, self.last).await
             }
             Ok(Extracted::Cookies(cookies, proof)) => {
                 line.carrier = Some(Carrier::Cookie.name());
@@ -169,7 +169,7 @@ impl Authenticator<'_> {
         let authenticated = request.authenticated(verified, policy)?;
         let identity = authenticated.verified().identity();
         self.reservation.mark_verified();
-        self.shared.record_presence(policy, identity);
+        self.state.record_presence(policy, identity);
         line.user = Some(identity.user_id().to_owned());
         Ok(authenticated)
     }
@@ -187,7 +187,7 @@ impl Authenticator<'_> {
             }
         }
         let Some(token) = cookies.token else { return Ok(None) };
-        match verify(self.shared, self.runtime, client, token, Carrier::Cookie, self.last).await {
+        match verify(self.state, self.runtime, client, token, Carrier::Cookie, self.last).await {
             Ok(verified) => Ok(Some(verified)),
             Err(unverified) if unverified.rejection().is_unavailable() => Err(unverified),
             Err(unverified) => {
@@ -210,7 +210,7 @@ fn without_credential(request: ProtectedRequest, proof: NoCredential) -> Authent
 /// # Errors
 /// Why it was refused, and how.
 pub async fn verify(
-    shared: &Shared,
+    state: &ProxyState,
     runtime: &Runtime,
     client: Option<IpAddr>,
     token: Token,
@@ -219,7 +219,7 @@ pub async fn verify(
 ) -> Result<Verified, Unverified> {
     let limit = runtime.policy.limits.failed_tokens_per_minute;
     let counted = client.zip(limit);
-    let over = counted.and_then(|(address, _)| shared.addresses.failure_limit_wait(address));
+    let over = counted.and_then(|(address, _)| state.addresses.failure_limit_wait(address));
     let lookup = if over.is_some() { Lookup::CachedOnly } else { Lookup::MayFetch };
     let (rejection, claims) = match runtime.verifier.verify(token, carrier, last, lookup).await {
         Ok(verified) => return Ok(verified),
@@ -228,9 +228,9 @@ pub async fn verify(
     if rejection.counts()
         && let Some((address, per_minute)) = counted
         // Looked up for a failure alone: it counts the live instances.
-        && let Some(retry_after) = shared.addresses.record_failure(address, shared.failed_tokens_per_minute(per_minute))
+        && let Some(retry_after) = state.addresses.record_failure(address, state.failed_tokens_per_minute(per_minute))
     {
-        shared.metrics.limited("failed_tokens_per_minute");
+        state.metrics.limited("failed_tokens_per_minute");
         return Err(Unverified::TooMany { rejection, claims, retry_after });
     }
     Err(Unverified::Rejected { rejection, claims })
@@ -242,15 +242,15 @@ pub async fn verify(
 /// # Errors
 /// Why it was refused, and how.
 pub async fn verify_by_policy_in_force(
-    shared: &Shared,
+    state: &ProxyState,
     client: Option<IpAddr>,
     token: Token,
     carrier: Carrier,
 ) -> Result<Verified, Unverified> {
     loop {
-        let runtime = shared.current();
-        let verified = verify(shared, &runtime, client, token.duplicate(), carrier, None).await;
-        if shared.current().generation == runtime.generation {
+        let runtime = state.current();
+        let verified = verify(state, &runtime, client, token.duplicate(), carrier, None).await;
+        if state.current().generation == runtime.generation {
             return verified;
         }
     }

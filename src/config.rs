@@ -20,12 +20,14 @@ pub(crate) use diagnostic::nearest;
 pub use finding::Finding;
 pub use schema::schema;
 pub use shape::{
-    Accept, Admin, Allow, Assertion, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, Cors, Credential,
-    Dialect, DialectChoice, DialectMessage, DialectPing, DialectRefresh, Drain, Encode, Errors, Events, EventsOnExpiry,
-    FieldMode, HeaderClaim, HostHeader, Identity, Jwks, Limits, Listen, ListenTls, Log, LogFormat, LogLevel, Login,
-    LoginPrompt, Logins, LogoutScope, OnExpiry, OnLoss, OneOrMany, Provider, Pushed, QueryMode, QuerySource, QueryUse,
-    Remote, RemoteMode, Renew, Route, RouteTokenFrom, RouteWebSocket, Session, SharedState, SubprotocolSource, Toggle,
-    TokenEncoding, TokenFrom, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls, WebSocket,
+    Accept, Admin, Allow, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, Cors, Credential, Dialect,
+    DialectChoice, Encode, Errors, EventsOnExpiry, FieldMode, HostHeader, Jwks, Limits, Listen, ListenTls, Log,
+    LogFormat, Login, LoginPrompt, LogoutScope, OnExpiry, OnLoss, OneOrMany, Provider, Pushed, QueryMode, QuerySource,
+    QueryUse, Remote, RemoteMode, Renew, RouteWebSocket, Session, SharedState, SubprotocolSource, TokenEncoding,
+    TokenToHttp, TokenToWebSocket, Upstream,
 };
 pub use source::{Environment, Flags, Loaded, load, load_yaml};
-pub use value::{Size, Time};
+pub use value::Time;
+
+#[cfg(test)]
+pub use shape::Route;

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::auth::{self, RevocationTarget, unix_seconds};
 use crate::json;
 use crate::policy::{ControlAddress, ControlSpec, Policy};
-use crate::runtime::{NotSaved, Shared};
+use crate::runtime::{NotSaved, ProxyState};
 use crate::small_server::{FullResponse, Listener, text_response};
 use crate::telemetry::{Audit, AuditEvent};
 
@@ -53,8 +53,8 @@ impl Control {
     }
 
     /// Serves requests until the handle is dropped.
-    pub fn serve(self, shared: &Arc<Shared>) -> AbortOnDropHandle<()> {
-        let handler = ControlHandler { shared: Arc::clone(shared) };
+    pub fn serve(self, state: &Arc<ProxyState>) -> AbortOnDropHandle<()> {
+        let handler = ControlHandler { state: Arc::clone(state) };
         self.listener.serve(move |request| {
             let handler = handler.clone();
             async move { handler.handle(request).await }
@@ -64,7 +64,7 @@ impl Control {
 
 #[derive(Clone)]
 struct ControlHandler {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
 }
 
 impl ControlHandler {
@@ -84,7 +84,7 @@ impl ControlHandler {
             },
             ("/drain", Method::POST) => {
                 tracing::info!("drain requested on the control listener");
-                self.shared.drain.request();
+                self.state.drain.request();
                 text_response(StatusCode::ACCEPTED, "draining\n")
             }
             ("/revoke" | "/drain", _) => {
@@ -98,7 +98,7 @@ impl ControlHandler {
 
     fn is_authorized(&self, request: &Request<Incoming>) -> bool {
         // The current policy decides, because a reload may have changed the token.
-        let runtime = self.shared.current();
+        let runtime = self.state.current();
         let Some(control) = &runtime.policy.control else { return false };
         let Some(token) = &control.token else { return true };
         let mut presented = request.headers().get_all(AUTHORIZATION).iter();
@@ -109,7 +109,7 @@ impl ControlHandler {
     }
 
     async fn revoke(&self, body: Bytes) -> FullResponse {
-        let policy = &self.shared.current().policy;
+        let policy = &self.state.current().policy;
         let (issuer, target) = match parse_revocation(&body, policy) {
             Ok(read) => read,
             Err(problem) => return text_response(StatusCode::BAD_REQUEST, format!("{problem}; nothing was revoked\n")),
@@ -118,7 +118,7 @@ impl ControlHandler {
             return text_response(StatusCode::NOT_FOUND, "control is switched off\n");
         };
         let limit = policy.limits.revocations;
-        let revocation = match self.shared.revocations.revoke(&issuer, &target, unix_seconds(), keep, limit) {
+        let revocation = match self.state.revocations.revoke(&issuer, &target, unix_seconds(), keep, limit) {
             Ok(revocation) => revocation,
             Err(full) => {
                 tracing::error!(error = %full, "revocation refused");
@@ -130,7 +130,7 @@ impl ControlHandler {
         };
         tracing::info!(issuer = %issuer, subject = ?target, "revoked");
         audit(policy, &issuer, &target);
-        if let Err(error) = self.shared.enforce_and_save(vec![revocation]).await {
+        if let Err(error) = self.state.enforce_and_save(vec![revocation]).await {
             error.log();
             return match error {
                 NotSaved::File(_) => text_response(

@@ -2,7 +2,7 @@
 //! made, so that a skipped check does not compile.
 //!
 //! ```text
-//! Request ─admit─► Admitted ─rule─► ProtectedRequest ─authenticated─► AuthenticatedRequest ─allow─► Allowed
+//! Request ─admit─► Admitted ─route─► ProtectedRequest ─authenticated─► AuthenticatedRequest ─allow─► Allowed
 //!                                 │                                                                   │ prepare
 //!                                 └───► PublicRequest ───────────── prepare_public ──────────► UpstreamRequest ─► Upstreams
 //! ```
@@ -14,7 +14,7 @@
 //! A request without a verified user cannot be allowed:
 //!
 //! ```compile_fail
-//! fn forget_to_verify(request: vestibule::http::ProtectedRequest) {
+//! fn forget_to_verify(request: vestibule::invariants::ProtectedRequest) {
 //!     let allowed = request.allow();
 //! }
 //! ```
@@ -22,7 +22,7 @@
 //! (a request with a verified user can be decided:
 //!
 //! ```
-//! fn decides(request: vestibule::http::AuthenticatedRequest) {
+//! fn decides(request: vestibule::invariants::AuthenticatedRequest) {
 //!     let allowed = request.allow();
 //! }
 //! ```
@@ -31,16 +31,16 @@
 //! A request that was not allowed cannot be prepared for the upstream:
 //!
 //! ```compile_fail
-//! fn forget_to_allow(request: vestibule::http::AuthenticatedRequest, policy: &vestibule::policy::Policy) {
-//!     let prepared = vestibule::http::prepare(request, policy, None);
+//! fn forget_to_allow(request: vestibule::invariants::AuthenticatedRequest, policy: &vestibule::invariants::Policy) {
+//!     let prepared = vestibule::invariants::prepare(request, policy, None);
 //! }
 //! ```
 //!
 //! (an allowed request can:
 //!
 //! ```
-//! fn prepares(allowed: vestibule::http::Allowed, policy: &vestibule::policy::Policy) {
-//!     let prepared = vestibule::http::prepare(allowed, policy, None);
+//! fn prepares(allowed: vestibule::invariants::Allowed, policy: &vestibule::invariants::Policy) {
+//!     let prepared = vestibule::invariants::prepare(allowed, policy, None);
 //! }
 //! ```
 //! )
@@ -48,14 +48,14 @@
 //! and a request that was not prepared cannot be sent:
 //!
 //! ```compile_fail
-//! async fn forget_to_prepare(upstream: &vestibule::http::Upstreams, request: hyper::Request<hyper::body::Incoming>) {
+//! async fn forget_to_prepare(upstream: &vestibule::invariants::Upstreams, request: hyper::Request<hyper::body::Incoming>) {
 //!     upstream.send(request).await.ok();
 //! }
 //! ```
 //! (a prepared request can:
 //!
 //! ```
-//! async fn sends(upstream: &vestibule::http::Upstreams, prepared: vestibule::http::UpstreamRequest) {
+//! async fn sends(upstream: &vestibule::invariants::Upstreams, prepared: vestibule::invariants::UpstreamRequest) {
 //!     upstream.send(prepared).await.ok();
 //! }
 //! ```
@@ -77,7 +77,7 @@ mod refusal;
 mod request;
 mod request_phase;
 mod response_body;
-mod rule;
+mod route;
 mod socket;
 mod stream;
 mod unread;
@@ -92,18 +92,15 @@ pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unliste
 pub use dial::tls_client;
 pub use forwarding::{AddressSharing, ClientAddress, Connection};
 pub(crate) use headers::strip_hop_by_hop;
-pub use headers::{
-    IdentityHeaderError, TrustedHeaders, UpstreamRequest, prepare, prepare_preflight, prepare_public,
-    strip_own_set_cookie,
-};
-pub use lingering::{LingerLimit, LingerPermit};
-pub use refusal::{Challenge, Refusal, refusal_bytes, render_refusal};
+pub use headers::{TrustedHeaders, UpstreamRequest, prepare, prepare_preflight, prepare_public, strip_own_set_cookie};
+pub use lingering::LingerLimit;
+pub use refusal::{Refusal, render_refusal};
 pub use request::{Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
 pub use request_phase::RequestPhase;
-pub use response_body::{AbortSignal, Answer, BodyOutcome, ResponseBody, ResponseBodyError};
-pub use rule::{Ruled, rule};
+pub use response_body::{AbortSignal, Answer, BodyOutcome, ResponseBody};
+pub use route::{RoutedRequest, route_request};
 pub use socket::{Socket, set_tcp_options};
-pub use stream::{ClientLimits, ClientStream, TimedStream};
+pub use stream::{ClientStream, TimedStream};
 pub use unread::{DiscardLimits, UnreadBody};
 pub use upstream::{Upgraded, UpstreamHealth, Upstreams};
 pub use upstream_error::UpstreamError;

@@ -6,7 +6,7 @@
 //! # The path of a request
 //!
 //! ```text
-//! client ─► listen ─► admit ─► rule ─► extract ─► verify ─► allow ─► prepare ─► upstream
+//! client ─► listen ─► admit ─► route ─► extract ─► verify ─► allow ─► prepare ─► upstream
 //!           limits    checks   which   takes the  token →   may this strips and
 //!                     the head route   token out  Identity  user     sets headers
 //! ```
@@ -37,6 +37,7 @@
 //! | `browser` | session cookies, sign-in and pages for people |
 //! | `authenticate` | turns a request's credential into a verified user, or proves that there is none |
 //! | `runtime` | the state that requests share and that outlives a reload |
+//! | `shared` | the state that several instances share through a Redis server |
 //! | `http` | the types that a request goes through, the client of upstreams, refusals |
 //! | `auth` | tokens, keys, verification, identities, sessions, revocations |
 //! | `policy` | the rules, valid by construction |
@@ -54,25 +55,33 @@
 
 #![forbid(unsafe_code)]
 
-pub mod admin;
-pub mod auth;
-pub mod authenticate;
-pub mod browser;
-pub mod budget;
+mod admin;
+mod auth;
+mod authenticate;
+mod browser;
+mod budget;
 pub mod cli;
-pub mod config;
-pub mod control;
-pub mod demo;
-pub mod drain;
-pub mod http;
-pub mod json;
-pub mod listen;
-pub mod page;
-pub mod policy;
-pub mod proxy;
-pub mod reload;
-pub mod runtime;
-pub mod shared;
-pub mod small_server;
-pub mod telemetry;
-pub mod websocket;
+mod config;
+mod control;
+mod demo;
+mod drain;
+mod http;
+mod json;
+mod listen;
+mod page;
+mod policy;
+mod proxy;
+mod reload;
+mod runtime;
+mod shared;
+mod small_server;
+mod telemetry;
+mod websocket;
+
+/// The types whose misuse does not compile. Examples in the documentation of `auth` and `http` hold that, and they can use
+/// nothing but what is public.
+pub mod invariants {
+    pub use crate::auth::Identity;
+    pub use crate::http::{Allowed, AuthenticatedRequest, ProtectedRequest, UpstreamRequest, Upstreams, prepare};
+    pub use crate::policy::Policy;
+}

@@ -23,7 +23,7 @@ use crate::drain::Drain;
 use crate::http::{ClientStream, Connection, LingerLimit, Refusal, RequestPhase, Socket, set_tcp_options};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, Caller};
-use crate::runtime::{ConnectionCount, Limit, Shared};
+use crate::runtime::{ConnectionCount, Limit, ProxyState};
 use crate::small_server::{ACCEPT_RETRY_DELAY, Listener, unix_listener};
 
 pub use tls::CertificateError;
@@ -124,14 +124,14 @@ impl Listeners {
     ///
     /// # Errors
     /// When a certificate cannot be used.
-    pub fn serve(self, shared: &Arc<Shared>) -> Result<(), ListenError> {
+    pub fn serve(self, state: &Arc<ProxyState>) -> Result<(), ListenError> {
         for BoundListener { name, socket, tls } in self.0 {
-            let tls = tls.map(|files| tls::acceptor(&files, shared.drain.closing_token())).transpose()?;
+            let tls = tls.map(|files| tls::acceptor(&files, state.drain.closing_token())).transpose()?;
             let acceptor = Acceptor {
-                shared: Arc::clone(shared),
+                state: Arc::clone(state),
                 tls,
                 linger_limit: LingerLimit::default(),
-                open_connections: shared.metrics.connections(&name),
+                open_connections: state.metrics.connections(&name),
             };
             tokio::spawn(acceptor.accept(socket));
         }
@@ -163,7 +163,7 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// The state of one listener's accept loop.
 struct Acceptor {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
     /// The metric of this listener's open connections.
@@ -172,7 +172,7 @@ struct Acceptor {
 
 impl Acceptor {
     async fn accept(self, listener: Listener) {
-        let closing = self.shared.drain.closing_token();
+        let closing = self.state.drain.closing_token();
         loop {
             let accepted = tokio::select! {
                 () = closing.cancelled() => break,
@@ -200,7 +200,7 @@ impl Acceptor {
 
     /// Serves a connection, or rejects it when a limit is reached.
     async fn accept_or_reject(&self, socket: Socket, peer: Option<SocketAddr>) {
-        let limit = match self.shared.connect(peer.map(|peer| peer.ip()), &self.open_connections) {
+        let limit = match self.state.connect(peer.map(|peer| peer.ip()), &self.open_connections) {
             Ok((count, reservation)) => {
                 let accepted = AcceptedConnection {
                     socket,
@@ -210,7 +210,7 @@ impl Acceptor {
                     reservation: Arc::new(reservation),
                 };
                 tokio::spawn(serve_connection(
-                    Arc::clone(&self.shared),
+                    Arc::clone(&self.state),
                     accepted,
                     self.tls.clone(),
                     self.linger_limit.clone(),
@@ -269,22 +269,22 @@ struct AcceptedConnection {
 
 /// Waits for the first byte of a connection, then serves HTTP on it.
 async fn serve_connection(
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     accepted: AcceptedConnection,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
 ) {
-    let drain_token = shared.drain.track();
-    let header_timeout = shared.current().policy.limits.header_timeout;
+    let drain_token = state.drain.track();
+    let header_timeout = state.current().policy.limits.header_timeout;
     let reservation = Arc::clone(&accepted.reservation);
     // A connection that has sent nothing costs no HTTP state.
     let has_begun = tokio::select! {
         read = timeout_at(accepted.accepted_at + header_timeout, accepted.socket.readable()) => read.is_ok_and(|read| read.is_ok()),
         () = reservation.evicted() => false,
-        () = drain_grace_elapsed(&shared.drain) => false,
+        () = drain_grace_elapsed(&state.drain) => false,
     };
     if has_begun {
-        Box::pin(serve_http(Arc::clone(&shared), accepted, tls, linger_limit)).await;
+        Box::pin(serve_http(Arc::clone(&state), accepted, tls, linger_limit)).await;
     } else if reservation.is_evicted()
         && tls.is_none()
         && let Some(permit) = linger_limit.try_acquire()
@@ -292,20 +292,20 @@ async fn serve_connection(
         permit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
     }
     if reservation.is_evicted() {
-        shared.record_memory_eviction();
+        state.record_memory_eviction();
     }
     drop(drain_token);
 }
 
 /// Serves HTTP on a connection whose first bytes have arrived.
 async fn serve_http(
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     accepted: AcceptedConnection,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
 ) {
     let AcceptedConnection { socket, peer, accepted_at, count, reservation } = accepted;
-    let limits = shared.current().policy.limits.clone();
+    let limits = state.current().policy.limits.clone();
     let is_tls = tls.is_some();
     let socket = match prepare_socket(socket, tls, &reservation, accepted_at + limits.header_timeout).await {
         Ok(socket) => socket,
@@ -319,10 +319,10 @@ async fn serve_http(
     let stream =
         ClientStream::new(socket, accepted_at, (&limits).into(), stream_phase, stream_reservation, linger_limit);
     let connection = Connection { peer, tls: is_tls };
-    let drain = shared.drain.clone();
+    let drain = state.drain.clone();
     let count = Arc::new(count);
     let caller = Arc::new(Caller { connection, phase, count, reservation, last_token: LastToken::default() });
-    let service = service_fn(move |request| proxy::handle(Arc::clone(&shared), Arc::clone(&caller), request));
+    let service = service_fn(move |request| proxy::handle(Arc::clone(&state), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper may exceed its own limit; `admit` counts exactly.
     builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);

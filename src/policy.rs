@@ -1,8 +1,8 @@
 //! The rules, valid by construction: what [`validate()`] makes of a [`Config`](crate::config::Config).
 //!
-//! Owns the vocabulary (routes and patterns, requirements, providers, dialects, origins, hosts,
-//! reserved header names) and matching on plain strings. Evaluates nothing that needs a token, a
-//! request or a socket: `auth::allow`, `http::rule` and `websocket::dialect` do.
+//! This module owns the types of the rules (routes and patterns, requirements, providers, dialects, origins, hosts,
+//! reserved header names) and how they match plain strings. It evaluates nothing that needs a token, a request or a
+//! socket: `auth::allow`, `http::route_request` and `websocket::dialect` do.
 
 mod admin;
 mod assertion;
@@ -49,18 +49,19 @@ use ipnet::IpNet;
 pub use admin::AdminSpec;
 pub use assertion::{AssertionKey, AssertionSpec};
 pub use authority::CertificateAuthority;
-pub use browser::{BrowserSpec, SessionSpec, SignInUrl};
+pub use browser::{BrowserSpec, SessionSpec};
 pub use contact::Contact;
 pub use control::{ControlAddress, ControlSpec};
 pub use cookie_source::CookieSource;
 pub use cors::CorsSpec;
-pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec, PingSpec};
+#[cfg(test)]
+pub use dialect::PingSpec;
+pub use dialect::{Close, DialectSpec, Expectation, FieldMode, FieldSpec, MessageSpec};
 pub use limits::MemorySpec;
 pub use listener::{CertificateFiles, ListenPlace, ListenSpec, first_listener, is_private};
-pub use login::{ClientCredential, ClientKey, LoginPrompt, LoginSpec, Pushed, Renew};
+pub use login::{ClientCredential, LoginPrompt, LoginSpec, Pushed, Renew};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
-pub use path_readings::{PathReadings, TooManyReadings};
 pub use pattern::{PathVariables, Pattern};
 pub use provider::{AllowSpec, Audience, AuthorizedParties, KeySource, Kinds, ProviderSpec};
 pub use provider_preset::{Family, RefreshTokens};
@@ -70,103 +71,103 @@ pub use requirement::{Claim, Expected, Requirement};
 pub use route::Route;
 pub use route_match::{Conflict, RouteMatch, RouteRequirement};
 pub use secret::Secret;
-pub use shared::{EngineAddress, EngineTls, SharedSpec};
+pub use shared::{EngineAddress, SharedSpec};
 pub use summary::{UpstreamIsolation, UserNames, isolation_of, sockets, summary, token_source_list};
 pub use token_sources::{QueryParameter, TokenSources, TokenSubprotocol};
 pub use trusted_header::TrustedHeader;
-pub use upstream::{CredentialSpec, TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls};
+pub use upstream::{TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls};
 pub use upstream_preset::UpstreamPreset;
 pub use validate::validate;
 pub use websocket::WebSocketSpec;
 
 pub use crate::config::{
-    AuthMode, ClientAuth, Encode, HostHeader, Limits, Log, LogFormat, LogLevel, OnExpiry, OnLoss, QueryMode,
-    TokenEncoding, TokenToHttp,
+    AuthMode, ClientAuth, Encode, HostHeader, Limits, Log, LogFormat, OnExpiry, OnLoss, QueryMode, TokenEncoding,
+    TokenToHttp,
 };
 
 /// Everything that was decided before the first request.
 #[derive(Debug)]
 pub struct Policy {
-    /// Where to listen.
+    /// The addresses and sockets to listen on.
     pub listen: Vec<ListenSpec>,
-    /// Which Host values are answered.
+    /// The Host values that are accepted.
     pub hosts: Hosts,
-    /// Our own origin as browsers see it, when it is fixed.
+    /// The proxy's own origin as browsers see it, if it is configured.
     pub public_url: Option<Origin>,
-    /// Whose forwarding fields are believed.
+    /// The networks whose `X-Forwarded-*` and `Forwarded` fields are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Whether those of callers over a Unix socket are.
+    /// Whether the forwarding fields of callers over a Unix socket are trusted.
     pub trusts_unix: bool,
-    /// The front ends.
+    /// The origins whose pages may use the proxy.
     pub origins: Vec<OriginPattern>,
-    /// Where operators look.
+    /// The admin listener.
     pub admin: Option<AdminSpec>,
-    /// Where revocations and drains are asked for.
+    /// The control listener, which takes revocations and drains.
     pub control: Option<ControlSpec>,
-    /// What the instances of one deployment share.
+    /// The state that the instances of one deployment share.
     pub shared: Option<SharedSpec>,
-    /// The backends: that of every route which names none comes first.
+    /// The upstreams. The first one serves every route that names none.
     pub upstreams: Vec<UpstreamSpec>,
-    /// Who issues tokens.
+    /// The issuers of tokens.
     pub providers: Vec<Arc<ProviderSpec>>,
-    /// The signed assertion that goes up beside them.
+    /// The signed assertion that the upstream gets beside the trusted headers.
     pub assertion: Option<AssertionSpec>,
-    /// Which identity headers go up.
+    /// The headers that tell the upstream who the verified user is.
     pub trusted_headers: Arc<[TrustedHeader]>,
-    /// Which names a client can never set.
+    /// The header names that no client can set.
     pub reserved: ReservedNames,
-    /// Rules in order; the last one is the default and matches everything.
+    /// The routes in order. The last one is the default and matches everything.
     pub routes: Vec<Arc<Route>>,
-    /// Whether any two rules treat a request differently, so that the readings of its path matter.
+    /// Whether two routes treat a request differently, so that each reading of its path must be matched.
     pub rules_by_path: bool,
     /// The longest `presence` of routes under `on_expiry: auto`.
     pub longest_presence: Option<Duration>,
-    /// How preflights are answered here; `None`: the upstream answers them.
+    /// How CORS preflights are answered. `None`: the upstream answers them.
     pub cors: Option<CorsSpec>,
-    /// Whether a stream of events ends with its token.
+    /// Whether a server-sent event stream ends when its token expires.
     pub events_end_with_token: bool,
-    /// How browsers are met.
+    /// Session cookies, sign-in and pages.
     pub browser: BrowserSpec,
-    /// Limits, as written or by default.
+    /// The limits, as configured or by default.
     pub limits: Limits,
-    /// Bounds of memory, whose defaults depend on this process.
+    /// The bounds on memory. Their defaults depend on the memory of this process.
     pub memory: MemorySpec,
-    /// Whether a client hears why its token was refused.
+    /// Whether a client is told why its token was refused.
     pub verbose_errors: bool,
-    /// Logging.
+    /// The log.
     pub log: Log,
-    /// Still accepting after SIGTERM.
+    /// The time for which new connections are still accepted after SIGTERM.
     pub drain_delay: Duration,
-    /// From the end of the delay to exit.
+    /// The time from the end of `drain_delay` to the exit of the process.
     pub drain_timeout: Duration,
-    /// Said at every start.
+    /// Warnings that are logged at every start.
     pub warnings: Vec<String>,
-    /// Every file that a key names and that was read: what a policy is made of beside the configuration.
+    /// Every file that a key names and that was read.
     pub files: Vec<PathBuf>,
 }
 
 impl Policy {
-    /// Whether forwarding fields of this peer are believed.
+    /// Returns whether forwarding fields of this peer are trusted.
     #[must_use]
     pub fn trusts(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.trusted_proxies.iter().any(|network| network.contains(&peer))
     }
 
-    /// The backend of a route.
+    /// Returns the upstream of a route.
     #[must_use]
     pub fn upstream(&self, route: &Route) -> &UpstreamSpec {
         // `validate` numbers only what is there.
         &self.upstreams[route.upstream]
     }
 
-    /// Whether any backend is to get the verified token.
+    /// Returns whether any upstream is to get the verified token.
     #[must_use]
     pub fn passes_tokens(&self) -> bool {
         self.upstreams.iter().any(|upstream| upstream.wants_token(false) || upstream.wants_token(true))
     }
 
-    /// Whether an origin is one of the front ends.
+    /// Returns whether an origin is listed in `origins`.
     #[must_use]
     pub fn lists_origin(&self, origin: &str) -> bool {
         self.origins.iter().any(|pattern| pattern.matches(origin))

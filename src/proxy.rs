@@ -1,4 +1,4 @@
-//! The path of every request: admit, rule, authenticate, allow, prepare, forward.
+//! The path of every request: admit, route, authenticate, allow, prepare, forward.
 //!
 //! This module owns the order of the steps and which response is sent. Each step is implemented in its own module.
 
@@ -22,10 +22,10 @@ use crate::browser::answer_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
     Admitted, Answer, BodyOutcome, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase, ResponseBody,
-    Ruled, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare, prepare_preflight,
-    prepare_public, render_refusal, replace_cors_headers, rule, strip_own_set_cookie, unlisted_origin,
+    RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare, prepare_preflight,
+    prepare_public, render_refusal, replace_cors_headers, route_request, strip_own_set_cookie, unlisted_origin,
 };
-use crate::runtime::{ConnectionCount, Limit, Runtime, Shared};
+use crate::runtime::{ConnectionCount, Limit, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_request};
 use crate::websocket::{self, Served};
 
@@ -54,35 +54,39 @@ pub struct Caller {
 /// # Errors
 /// Never; every failure is a response.
 pub fn handle(
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     caller: Arc<Caller>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
     // Not in the future: hyper continues to read before it polls that, and the head is complete now.
     caller.phase.begin_request();
     caller.reservation.set_serving(true);
-    in_request(respond(shared, caller, request))
+    in_request(respond(state, caller, request))
 }
 
-async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Incoming>) -> Result<Answer, Infallible> {
-    let runtime = shared.current();
+async fn respond(
+    state: Arc<ProxyState>,
+    caller: Arc<Caller>,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    let runtime = state.current();
     let head = RequestHead::of(&request, &runtime.policy);
     let limits = &runtime.policy.limits;
     let unread = UnreadBody::track(&request, &caller.phase, limits);
     let request =
         request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
-    let mut entry = AccessEntry::new(head.access_line(&runtime.policy), head.started, Arc::clone(&shared));
+    let mut entry = AccessEntry::new(head.access_line(&runtime.policy), head.started, Arc::clone(&state));
     let has_room = caller.reservation.resize(caller.reservation.bytes().max(HTTP_CONNECTION_BYTES));
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) if !has_room => {
             entry.set_client(admitted.client(), &head);
-            shared.record_memory_eviction();
+            state.record_memory_eviction();
             Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
         }
         Ok(admitted) => {
             entry.set_client(admitted.client(), &head);
-            warn_of_balancer(&shared, admitted.client());
-            let handler = RequestHandler { shared: &shared, runtime: &runtime, caller: &caller };
+            warn_of_balancer(&state, admitted.client());
+            let handler = RequestHandler { state: &state, runtime: &runtime, caller: &caller };
             handler.handle(admitted, &mut entry).await
         }
         Err((refusal, client)) => {
@@ -96,7 +100,7 @@ async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inco
             if entry.line.answered_by == AnsweredBy::Nobody {
                 entry.line.answered_by = AnsweredBy::Vestibule;
             }
-            shared.record_upgrade(&entry.line);
+            state.record_upgrade(&entry.line);
             entry.discard();
             return Ok(response);
         }
@@ -114,7 +118,7 @@ async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inco
             entry.line.answered_by = AnsweredBy::Vestibule;
             answer
         }
-        Served::Ours(mut answer) => {
+        Served::Local(mut answer) => {
             entry.line.answered_by = AnsweredBy::Vestibule;
             add_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
@@ -124,7 +128,7 @@ async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inco
             refusal.record(&mut entry.line);
             warn_of_refused_health_check(&refusal, &head);
             let mut answer =
-                render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::own);
+                render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::from_proxy);
             if let Some(navigation) = &head.navigation {
                 answer_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
             }
@@ -132,7 +136,7 @@ async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inco
             answer
         }
     };
-    if shared.drain.is_closing() {
+    if state.drain.is_closing() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let has_body = unread.is_some();
@@ -160,7 +164,7 @@ async fn respond(shared: Arc<Shared>, caller: Arc<Caller>, request: Request<Inco
 
 /// Handles one request with the policy that it began with.
 struct RequestHandler<'a> {
-    shared: &'a Arc<Shared>,
+    state: &'a Arc<ProxyState>,
     runtime: &'a Arc<Runtime>,
     caller: &'a Caller,
 }
@@ -168,14 +172,14 @@ struct RequestHandler<'a> {
 impl RequestHandler<'_> {
     async fn handle(&self, admitted: Admitted, entry: &mut AccessEntry) -> Served {
         let policy = &self.runtime.policy;
-        let ruled = match rule(policy, admitted) {
-            Ok(ruled) => ruled,
+        let routed = match route_request(policy, admitted) {
+            Ok(routed) => routed,
             Err(refusal) => return Served::Refused(refusal),
         };
-        match ruled {
+        match routed {
             // Boxed, as below: these are rare, and their futures are larger than that of a request.
-            Ruled::Own(own) => Box::pin(own::serve(self.shared, self.runtime, own, &mut entry.line)).await,
-            Ruled::Preflight(preflight) => {
+            RoutedRequest::Own(own) => Box::pin(own::serve(self.state, self.runtime, own, &mut entry.line)).await,
+            RoutedRequest::Preflight(preflight) => {
                 entry.line.route = Arc::clone(&preflight.route().label);
                 entry.line.outcome = Outcome::Preflight;
                 if preflight.is_ours() {
@@ -186,28 +190,28 @@ impl RequestHandler<'_> {
                 }
                 self.forward(prepare_preflight(preflight, policy), entry).await
             }
-            Ruled::Public(public) if public.is_websocket() => {
+            RoutedRequest::Public(public) if public.is_websocket() => {
                 entry.line.route = Arc::clone(&public.route().label);
                 let context = self.context(&entry.line);
                 // Boxed: the future of an upgrade is larger, and every request would have that size.
                 self.count_refused_upgrade(Box::pin(websocket::serve_public(context, public, &mut entry.line)).await)
             }
-            Ruled::Public(public) => {
+            RoutedRequest::Public(public) => {
                 entry.line.route = Arc::clone(&public.route().label);
                 entry.line.outcome = Outcome::Public;
                 let reservation = &self.caller.reservation;
                 if !reservation.resize(reservation.bytes().max(PUBLIC_REQUEST_BYTES)) {
-                    self.shared.record_memory_eviction();
+                    self.state.record_memory_eviction();
                     return Served::Refused(Refusal::busy(Limit::Unauthenticated.key()));
                 }
                 self.forward(prepare_public(public, policy), entry).await
             }
-            Ruled::Protected(request) if request.is_websocket() => {
+            RoutedRequest::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
                 self.count_refused_upgrade(Box::pin(websocket::serve(context, request, &mut entry.line)).await)
             }
-            Ruled::Protected(request) => {
+            RoutedRequest::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
                 self.protected(request, entry).await
             }
@@ -216,13 +220,13 @@ impl RequestHandler<'_> {
 
     fn context(&self, line: &AccessLine) -> websocket::SocketContext {
         let Caller { count, reservation, .. } = self.caller;
-        websocket::SocketContext::new(self.shared, self.runtime, count, reservation, line)
+        websocket::SocketContext::new(self.state, self.runtime, count, reservation, line)
     }
 
     /// Counts an upgrade that was refused with an HTTP response.
     fn count_refused_upgrade(&self, served: Served) -> Served {
         if let Served::Refused(refusal) = &served {
-            self.shared.metrics.sockets.refused(refusal.outcome);
+            self.state.metrics.sockets.refused(refusal.outcome);
         }
         served
     }
@@ -231,7 +235,7 @@ impl RequestHandler<'_> {
         let policy = &self.runtime.policy;
         let Caller { reservation, last_token, .. } = self.caller;
         let authenticator =
-            Authenticator { shared: self.shared, runtime: self.runtime, reservation, last: Some(last_token) };
+            Authenticator { state: self.state, runtime: self.runtime, reservation, last: Some(last_token) };
         let presented = Presented::extract(request, policy);
         let authenticated = match authenticator.authenticate(presented, &mut entry.line).await {
             Authentication::User(authenticated) => authenticated,
@@ -254,7 +258,7 @@ impl RequestHandler<'_> {
                 let mut served = self.forward(upstream_request, entry).await;
                 if let Served::Answered(answer) = &mut served
                     && let Some(grace) = events_grace
-                    && let Some(end) = events::abort_signal(self.shared, policy, &identity, grace)
+                    && let Some(end) = events::abort_signal(self.state, policy, &identity, grace)
                 {
                     answer.body_mut().abort_when(end);
                 }
@@ -267,7 +271,7 @@ impl RequestHandler<'_> {
     async fn forward(&self, upstream_request: UpstreamRequest, entry: &mut AccessEntry) -> Served {
         let verified = upstream_request.is_verified();
         entry.received = Some(upstream_request.body_end());
-        let requests = &self.shared.metrics.requests;
+        let requests = &self.state.metrics.requests;
         for header in upstream_request.stripped() {
             requests.stripped(header);
         }

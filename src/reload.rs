@@ -12,7 +12,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep};
 
 use crate::policy::Policy;
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 use crate::telemetry;
 
 /// The interval at which the files' metadata is read. Polling costs microseconds and works on every file system; kernel
@@ -63,7 +63,7 @@ pub type Load = Box<dyn Fn() -> Result<LoadedPolicy, String> + Send + Sync>;
 
 /// Reloads the policy when its files change.
 pub struct Reload {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     load: Arc<Load>,
     watched: Watched,
     /// The metadata at the last poll: a file that differs from it may still be written.
@@ -82,17 +82,17 @@ type Fingerprint = Option<[i64; 5]>;
 impl Reload {
     /// Creates it for the current policy, which was loaded from the watched files.
     #[must_use]
-    pub fn new(shared: &Arc<Shared>, load: Load, watched: Watched) -> Self {
-        shared.metrics.set_config_digest(&watched.digest);
-        shared.set_policy_name(&watched.name);
-        shared.describe(&watched.digest);
+    pub fn new(state: &Arc<ProxyState>, load: Load, watched: Watched) -> Self {
+        state.metrics.set_config_digest(&watched.digest);
+        state.set_policy_name(&watched.name);
+        state.describe(&watched.digest);
         let last = watched.known.clone();
-        Self { shared: Arc::clone(shared), load: Arc::new(load), watched, last, rejected: None }
+        Self { state: Arc::clone(state), load: Arc::new(load), watched, last, rejected: None }
     }
 
     /// Reloads until the process drains.
     pub async fn run(mut self, mut hangup: Signal) {
-        let closing = self.shared.drain.closing_token();
+        let closing = self.state.drain.closing_token();
         loop {
             let is_requested = tokio::select! {
                 () = closing.cancelled() => return,
@@ -125,7 +125,7 @@ impl Reload {
         let Ok((loaded, before)) = loading.await else { return };
         self.watched.known.clone_from(&before);
         self.last = before;
-        let former = self.shared.current();
+        let former = self.state.current();
         let loaded = loaded.and_then(|loaded_policy| match needs_restart(&former.policy, &loaded_policy.policy) {
             Some(key) => Err(format!("{key}: cannot be changed by a reload; restart required")),
             None => Ok(loaded_policy),
@@ -148,10 +148,10 @@ impl Reload {
             tracing::warn!("{warning}");
         }
         let level = policy.log.level;
-        self.shared.replace(policy);
-        self.shared.set_policy_name(&name);
-        self.shared.describe(&self.watched.digest);
-        self.shared.metrics.reloaded(true, &self.watched.digest);
+        self.state.replace(policy);
+        self.state.set_policy_name(&name);
+        self.state.describe(&self.watched.digest);
+        self.state.metrics.reloaded(true, &self.watched.digest);
         // Logged at the more verbose of the two levels.
         telemetry::set_level(level.max(former.log.level).name());
         tracing::info!(config = name, "configuration reloaded, authorizing open sockets again");
@@ -161,7 +161,7 @@ impl Reload {
     fn reject(&mut self, reason: String, is_requested: bool) {
         let is_new = self.rejected.as_ref().is_none_or(|rejected| rejected.reason != reason);
         if is_requested || is_new {
-            self.shared.metrics.reloaded(false, &self.watched.digest);
+            self.state.metrics.reloaded(false, &self.watched.digest);
             tracing::error!(
                 config = self.watched.name,
                 error = reason,

@@ -28,7 +28,7 @@ pub use addresses::Addresses;
 pub use notifier::{Notified, Notifier, Subscription};
 pub use pending_sockets::{PendingSlot, PendingSockets};
 pub use query_tokens::QueryTokens;
-pub use refusals::{RecentRefusal, RecentRefusals};
+pub use refusals::RecentRefusals;
 pub use users::{OpenSocket, PresenceKey, Users};
 
 /// One policy and everything made from it. A request keeps the runtime that it began with.
@@ -80,7 +80,7 @@ impl Runtime {
 }
 
 /// The current runtime, behind one atomic pointer, and the registries that outlive it.
-pub struct Shared {
+pub struct ProxyState {
     current: ArcSwap<Runtime>,
     /// Sockets that have not authenticated yet.
     pub pending_sockets: PendingSockets,
@@ -123,7 +123,7 @@ pub struct Traffic {
     pub refusals: LastMinute,
 }
 
-impl Shared {
+impl ProxyState {
     /// Ends open sockets and streams that are revoked, then writes the revocations to the file. In this order, because
     /// what is open must not wait for the disk.
     ///
@@ -218,7 +218,7 @@ impl Shared {
         self.instances.is_some() || self.current().policy.control.is_some()
     }
 
-    /// The source and digest of the current policy; empty before [`Shared::set_policy_name`].
+    /// The source and digest of the current policy; empty before [`ProxyState::set_policy_name`].
     #[must_use]
     pub fn policy_name(&self) -> Arc<String> {
         self.policy_name.load_full()
@@ -317,7 +317,7 @@ impl Shared {
             return Err(Limit::Connections);
         }
         listener.inc();
-        let mut count = ConnectionCount { shared: Arc::clone(self), address: None, listener: listener.clone() };
+        let mut count = ConnectionCount { state: Arc::clone(self), address: None, listener: listener.clone() };
         // The address of a trusted proxy or a load balancer stands for many clients.
         let is_one_client = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_balancer(*peer);
         if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one_client) {
@@ -342,7 +342,7 @@ impl Shared {
         !self.drain.is_draining() && runtime.verifier.is_ready() && self.revocations.gate.check().is_ok()
     }
 
-    /// Waits until [`Shared::is_ready`], through reloads. Never resolves once the process drains.
+    /// Waits until [`ProxyState::is_ready`], through reloads. Never resolves once the process drains.
     pub async fn until_ready(&self) {
         let mut notified = self.notifier.subscribe();
         loop {
@@ -419,7 +419,7 @@ impl Limit {
 
 /// One open connection; counted until dropped.
 pub struct ConnectionCount {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     /// The address whose limit it counts toward, unless many clients share the address.
     address: Option<IpAddr>,
     listener: Gauge,
@@ -428,9 +428,9 @@ pub struct ConnectionCount {
 impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.listener.dec();
-        self.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        self.state.connections.fetch_sub(1, Ordering::AcqRel);
         if let Some(address) = self.address {
-            self.shared.addresses.disconnect(address);
+            self.state.addresses.disconnect(address);
         }
     }
 }

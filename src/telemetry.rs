@@ -24,5 +24,7 @@ pub use metrics::{LogoutOutcome, Metrics, PassedBytes, RenewalOutcome, SignInOut
 pub use outcome::{AnsweredBy, Outcome};
 pub use output::{Format, flush};
 pub use rate::LastMinute;
-pub use request_id::{InRequest, in_current_request, in_request, in_request_with_id, set_request_id};
+#[cfg(test)]
+pub use request_id::InRequest;
+pub use request_id::{in_current_request, in_request, in_request_with_id, set_request_id};
 pub use text::printable;

@@ -35,7 +35,7 @@ use hyper::upgrade::OnUpgrade;
 use crate::auth::{Carrier, NoCredential, unix_seconds};
 use crate::authenticate::{Authentication, Authenticator, Presented};
 use crate::http::{ProtectedRequest, PublicRequest, Refusal};
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 use crate::telemetry::AccessLine;
 use close_reason::CloseReason;
 use context::{DRAINING, until_drain};
@@ -46,15 +46,15 @@ pub use upgrade::Served;
 
 /// Serves an upgrade on a route that requires, or accepts, a credential.
 pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: &mut AccessLine) -> Served {
-    let (shared, runtime) = (Arc::clone(&context.shared), Arc::clone(&context.runtime));
-    if shared.drain.is_closing() {
+    let (state, runtime) = (Arc::clone(&context.state), Arc::clone(&context.runtime));
+    if state.drain.is_closing() {
         return Served::Refused(Refusal::busy(DRAINING));
     }
     if let Err(refusal) = handshake::check_origin(&request.head().headers, &request.route().websocket) {
         return Served::Refused(refusal);
     }
     let mut presented = Presented::extract(request, &runtime.policy);
-    count_query_token(&shared, &presented);
+    count_query_token(&state, &presented);
     let Some(upgrade) = presented.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
@@ -64,8 +64,8 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
     }
     let handshake = Handshake::new(presented.request(), upgrade, carrier);
     let reservation = Arc::clone(&context.reservation);
-    let authenticator = Authenticator { shared: &shared, runtime: &runtime, reservation: &reservation, last: None };
-    let authentication = until_drain(&shared, authenticator.authenticate(presented, line)).await;
+    let authenticator = Authenticator { state: &state, runtime: &runtime, reservation: &reservation, last: None };
+    let authentication = until_drain(&state, authenticator.authenticate(presented, line)).await;
     (context.line.carrier, context.line.user) = (line.carrier, line.user.clone());
     context.line.unverified.clone_from(&line.unverified);
     match authentication {
@@ -88,7 +88,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
 
 /// Serves an upgrade on a public route.
 pub async fn serve_public(context: SocketContext, mut public: PublicRequest, line: &mut AccessLine) -> Served {
-    if context.shared.drain.is_closing() {
+    if context.state.drain.is_closing() {
         return Served::Refused(Refusal::busy(DRAINING));
     }
     if let Err(refusal) = handshake::check_origin(&public.head().headers, &public.route().websocket) {
@@ -117,8 +117,8 @@ fn await_first_message(
     // Where clients cannot be told apart by address, only the total counts.
     let per_address =
         client.limited_address().map_or(limits.waiting_websockets, |_| limits.waiting_websockets_per_address);
-    let Some(slot) = context.shared.pending_sockets.add(client.address, limits.waiting_websockets, per_address) else {
-        context.shared.metrics.limited("waiting_websockets");
+    let Some(slot) = context.state.pending_sockets.add(client.address, limits.waiting_websockets, per_address) else {
+        context.state.metrics.limited("waiting_websockets");
         return Served::Refused(Refusal::busy("limits.waiting_websockets or limits.waiting_websockets_per_address"));
     };
     let headers = &request.head().headers;
@@ -136,7 +136,7 @@ fn await_first_message(
 }
 
 /// Counts a token in a URL, and warns of it once a day for each route and origin.
-fn count_query_token(shared: &Shared, presented: &Presented) {
+fn count_query_token(state: &ProxyState, presented: &Presented) {
     if presented.carrier() != Some(Carrier::Query) {
         return;
     }
@@ -146,8 +146,8 @@ fn count_query_token(shared: &Shared, presented: &Presented) {
         origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
     let route = &request.route().label;
     let mode = if presented.is_bad() { "deny" } else { "move" };
-    shared.metrics.sockets.in_query(route, mode);
-    if shared.query_tokens.count(route, &origin, unix_seconds()) {
+    state.metrics.sockets.in_query(route, mode);
+    if state.query_tokens.count(route, &origin, unix_seconds()) {
         tracing::warn!(%origin, %route, "deprecated: token in the query string; send it as the first message");
     }
 }

@@ -11,7 +11,7 @@ use crate::auth::{KeyHealth, unix_seconds};
 use crate::http::UpstreamHealth;
 use crate::page::{self, Escaped, Layout};
 use crate::policy::{KeySource, ProviderSpec, UserNames, summary};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::small_server::{FullResponse, text_response};
 
 /// The time after which a browser reloads the page, in seconds.
@@ -20,35 +20,35 @@ const REFRESH_SECONDS: u32 = 10;
 const MAX_QUERY_TOKEN_ROWS: usize = 20;
 
 /// Makes the response with the page.
-pub(super) fn page(shared: &Shared, runtime: &Runtime) -> FullResponse {
-    let mut answer = text_response(StatusCode::OK, html(shared, runtime));
+pub(super) fn page(state: &ProxyState, runtime: &Runtime) -> FullResponse {
+    let mut answer = text_response(StatusCode::OK, html(state, runtime));
     page::describe(answer.headers_mut());
     answer
 }
 
-fn html(shared: &Shared, runtime: &Runtime) -> String {
-    let (word, class) = state(shared);
+fn html(state: &ProxyState, runtime: &Runtime) -> String {
+    let (word, class) = overall(state);
     let mut body = String::new();
     // Writing into a string does not fail.
     let _ = write!(
         body,
         "<h1 class=\"{class}\">{word}</h1>\n<p class=\"soft\">vestibule {} · up {} · configuration {}</p>\n",
         env!("CARGO_PKG_VERSION"),
-        shown(shared.uptime()),
-        Escaped(&shared.policy_name())
+        shown(state.uptime()),
+        Escaped(&state.policy_name())
     );
-    if shared.drain.is_draining() {
-        let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", shared.drain.tracked_count());
+    if state.drain.is_draining() {
+        let _ = writeln!(body, "<p>{} connections and sockets are still to end.</p>", state.drain.tracked_count());
     }
-    traffic(&mut body, shared);
+    traffic(&mut body, state);
     upstreams(&mut body, runtime);
     providers(&mut body, runtime);
-    if let Some(instances) = &shared.instances {
+    if let Some(instances) = &state.instances {
         instances::section(&mut body, &instances.status());
     }
-    limits(&mut body, shared, runtime);
-    refusals(&mut body, shared);
-    query_tokens(&mut body, shared);
+    limits(&mut body, state, runtime);
+    refusals(&mut body, state);
+    query_tokens(&mut body, state);
     let _ = write!(body, "<h2>Current policy</h2>\n<pre>{}", Escaped(&summary(&runtime.policy, UserNames::Counted)));
     for warning in &runtime.policy.warnings {
         let _ = writeln!(body, "  warning     {}", Escaped(warning));
@@ -57,19 +57,19 @@ fn html(shared: &Shared, runtime: &Runtime) -> String {
     page::page(word, &body, Layout { refresh: Some(REFRESH_SECONDS), ..Layout::default() })
 }
 
-fn state(shared: &Shared) -> (&'static str, &'static str) {
-    if shared.drain.is_draining() {
+fn overall(state: &ProxyState) -> (&'static str, &'static str) {
+    if state.drain.is_draining() {
         ("draining", "bad")
-    } else if shared.is_ready() {
+    } else if state.is_ready() {
         ("ready", "good")
     } else {
         ("not ready", "bad")
     }
 }
 
-fn traffic(body: &mut String, shared: &Shared) {
+fn traffic(body: &mut String, state: &ProxyState) {
     let now = unix_seconds();
-    let (requests, refusals) = (shared.traffic.requests.count(now), shared.traffic.refusals.count(now));
+    let (requests, refusals) = (state.traffic.requests.count(now), state.traffic.refusals.count(now));
     let _ = writeln!(body, "<p>In the last minute: requests {requests}, refusals {refusals}.</p>");
 }
 
@@ -138,22 +138,22 @@ fn provider_sentence(spec: &ProviderSpec, health: &KeyHealth) -> String {
     format!("{keys}{good}{failed}.")
 }
 
-fn limits(body: &mut String, shared: &Shared, runtime: &Runtime) {
+fn limits(body: &mut String, state: &ProxyState, runtime: &Runtime) {
     let limits = &runtime.policy.limits;
     let _ = writeln!(
         body,
         "<h2>Sockets and limits</h2>\n<p>{} sockets open, {} waiting for their first message.</p>",
-        shared.metrics.sockets.open(),
-        shared.pending_sockets.len()
+        state.metrics.sockets.open(),
+        state.pending_sockets.len()
     );
     body.push_str("<div class=\"wide\"><table><tr><th>limit</th><th>used</th><th>of</th></tr>\n");
     for (name, used, most) in [
-        ("connections", shared.connections() as usize, limits.connections as usize),
-        ("waiting_websockets", shared.pending_sockets.len(), limits.waiting_websockets as usize),
+        ("connections", state.connections() as usize, limits.connections as usize),
+        ("waiting_websockets", state.pending_sockets.len(), limits.waiting_websockets as usize),
         ("token_cache", runtime.verifier.cached_tokens(), limits.token_cache),
-        ("presence", shared.users.presence_entries(), limits.presence),
-        ("revocations", shared.revocations.count(), limits.revocations),
-        ("sign_outs", shared.revocations.sign_outs(), limits.sign_outs),
+        ("presence", state.users.presence_entries(), limits.presence),
+        ("revocations", state.revocations.count(), limits.revocations),
+        ("sign_outs", state.revocations.sign_outs(), limits.sign_outs),
     ] {
         let _ =
             writeln!(body, "<tr><td>{name}</td><td class=\"number\">{used}</td><td class=\"number\">{most}</td></tr>");
@@ -161,9 +161,9 @@ fn limits(body: &mut String, shared: &Shared, runtime: &Runtime) {
     body.push_str("</table></div>\n");
 }
 
-fn refusals(body: &mut String, shared: &Shared) {
+fn refusals(body: &mut String, state: &ProxyState) {
     body.push_str("<h2>Last refusals</h2>\n");
-    let newest = shared.refusals.newest();
+    let newest = state.refusals.newest();
     if newest.is_empty() {
         body.push_str("<p class=\"soft\">None since the start.</p>\n");
         return;
@@ -186,9 +186,9 @@ fn refusals(body: &mut String, shared: &Shared) {
     body.push_str("</table></div>\n");
 }
 
-fn query_tokens(body: &mut String, shared: &Shared) {
+fn query_tokens(body: &mut String, state: &ProxyState) {
     body.push_str("<h2>Tokens in URLs</h2>\n");
-    let counted = shared.query_tokens.counted();
+    let counted = state.query_tokens.counted();
     if counted.is_empty() {
         body.push_str("<p class=\"soft\">None since the start.</p>\n");
         return;

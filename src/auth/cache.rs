@@ -121,7 +121,7 @@ impl std::fmt::Debug for LastToken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Expiry, VerifiedBy};
+    use crate::auth::{Expiry, identity::VerifiedBy};
 
     fn identity() -> Arc<Identity> {
         let config = crate::config::Config {

@@ -69,7 +69,7 @@ pub(super) fn identify_again(
         }
         VerifiedBy::Key { .. } => {}
         VerifiedBy::Provider(endpoint) => {
-            let remote = spec.remote.as_ref().filter(|remote| remote.instead);
+            let remote = spec.remote.as_ref().filter(|remote| remote.verifies_opaque_tokens);
             if remote.is_none_or(|remote| endpoint_fingerprint(remote) != endpoint) {
                 return Err(other());
             }

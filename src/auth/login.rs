@@ -35,7 +35,7 @@ pub use completion::CompletedSignIn;
 pub use cookie::LoginCookie;
 pub use discovery::Metadata;
 pub use inspect::{authorization_answer, inspect};
-pub use keys::{LoginKeys, SessionKey};
+pub use keys::LoginKeys;
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
 pub use state::{LoginState, local_path};

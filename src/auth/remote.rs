@@ -246,7 +246,7 @@ impl CheckerInner {
         let until = Instant::now() + self.spec.cache;
         match answer {
             // Here the answer is the token's identity, which is cached as a verified token.
-            RemoteAnswer::Active(_) if self.spec.instead => {}
+            RemoteAnswer::Active(_) if self.spec.verifies_opaque_tokens => {}
             RemoteAnswer::Active(claims) => {
                 let compared =
                     |(name, _): &(&String, &Value)| matches!(name.as_str(), "sub" | "iss") || is_kind_member(name);

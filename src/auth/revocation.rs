@@ -456,11 +456,12 @@ impl Revocations {
         keys.former.as_ref().and_then(|former| self.revoked(former, now))
     }
 
-    /// Admits an identity that is not revoked, as far as what is known here of revocations may be relied on.
+    /// Rejects a revoked identity, and any while the revocations known here may not be relied on. For credentials that a
+    /// request presents; what is open already is judged by [`Self::check`].
     ///
     /// # Errors
     /// [`Rejection::Revoked`], or [`Rejection::RevocationsUnknown`].
-    pub fn admit(&self, identity: &Identity, now: u64) -> Result<(), Rejection> {
+    pub fn check_presented(&self, identity: &Identity, now: u64) -> Result<(), Rejection> {
         self.gate.check()?;
         self.check(identity, now)
     }

@@ -93,7 +93,7 @@ impl StoredIdentity {
         {
             return None;
         }
-        let spec = verifier.spec_like(&self.provider)?;
+        let spec = verifier.current_spec_of(&self.provider)?;
         if **spec == *self.provider {
             return self.restore();
         }

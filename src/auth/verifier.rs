@@ -243,7 +243,7 @@ impl Verifier {
     }
 
     /// Finds the current provider that takes the place of a former one; for a login session that of its login.
-    pub(super) fn spec_like(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
+    pub(super) fn current_spec_of(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
         if matches!(former.authorized_parties, AuthorizedParties::Client(_)) {
             return self.logins()?.get(&former.name).map(|login| &login.spec.provider_spec);
         }
@@ -377,14 +377,14 @@ impl Verifier {
         };
         trace.provider(index);
         if let Some(remote) = &self.providers[index].remote
-            && !remote.spec().instead
+            && !remote.spec().verifies_opaque_tokens
         {
             let answer = ask_provider(spec, remote, presented, identity.session_id()).await?;
             check_agreement(spec, identity.claims(), &answer)?;
             trace.step("remote", format_args!("the provider confirms it"));
         }
         // Checked last, so that a revocation that arrives while the provider is asked takes effect.
-        self.revocations.admit(identity, presented.now)
+        self.revocations.check_presented(identity, presented.now)
     }
 
     /// Asks a provider again about an open session.
@@ -440,8 +440,9 @@ impl Verifier {
     ) -> Result<Identity, Rejection> {
         let token = presented.token.expose();
         // Validation ensures that a provider without keys is the only provider, or the one for opaque tokens.
-        let only_asked = matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Introspection);
-        if (only_asked || jwt::is_opaque(token))
+        let only_introspection =
+            matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Introspection);
+        if (only_introspection || jwt::is_opaque(token))
             && let Some((index, provider, remote)) = self.opaque_token_provider()
         {
             trace.provider(index);
@@ -479,7 +480,7 @@ impl Verifier {
     /// Returns the one provider that is asked about opaque tokens, with its index.
     fn opaque_token_provider(&self) -> Option<(usize, &ProviderState, &RemoteChecker)> {
         self.providers.iter().enumerate().find_map(|(index, provider)| {
-            let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
+            let remote = provider.remote.as_ref().filter(|remote| remote.spec().verifies_opaque_tokens)?;
             Some((index, &**provider, remote))
         })
     }

@@ -52,7 +52,7 @@ impl ClientFile {
     #[must_use]
     pub fn answer(&self, request: &HeaderMap) -> Answer {
         let is_current = self.is_named_in(request);
-        let mut answer = Response::new(ResponseBody::own(if is_current { "" } else { self.content }));
+        let mut answer = Response::new(ResponseBody::from_proxy(if is_current { "" } else { self.content }));
         if is_current {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
         }

@@ -20,7 +20,7 @@ use super::set_cookie::cookie_line;
 use crate::auth::login::{Login, LoginCookie, Logins};
 use crate::auth::{Rejection, Verified, unix_millis};
 use crate::http::{Answer, ClientAddress, OwnRequest, Refusal, ResponseBody};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Outcome};
 
 const LOGIN: &str = "/.vestibule/login";
@@ -41,7 +41,7 @@ pub fn is_login_path(path: &str) -> bool {
 
 /// A request to one of these endpoints.
 struct SignInRequest<'a> {
-    shared: &'a Arc<Shared>,
+    state: &'a Arc<ProxyState>,
     runtime: &'a Arc<Runtime>,
     logins: &'a Logins,
     /// The cookie that binds a sign-in to this browser, if it came, could be decrypted and has not expired.
@@ -60,7 +60,7 @@ struct SignInRequest<'a> {
 /// # Errors
 /// The refusal that is the answer.
 pub async fn serve(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     mut own: OwnRequest,
     line: &mut AccessLine,
@@ -71,7 +71,7 @@ pub async fn serve(
     let (value, cookie_name) = own.login_cookie(&runtime.policy);
     let (count, encrypted) = value.as_deref().and_then(|value| value.split_once('.')).unwrap_or(("0", ""));
     let mut request = SignInRequest {
-        shared,
+        state,
         runtime,
         logins,
         cookie: LoginCookie::decrypt(&logins.keys, encrypted, now),
@@ -82,7 +82,7 @@ pub async fn serve(
     };
     line.outcome = Outcome::Own;
     if path == BACKCHANNEL_LOGOUT {
-        return backchannel::serve(shared, runtime, logins, &mut own).await;
+        return backchannel::serve(state, runtime, logins, &mut own).await;
     }
     let (is_allowed, methods) = match own.head().method {
         Method::GET | Method::HEAD => (true, ""),
@@ -137,7 +137,7 @@ impl SignInRequest<'_> {
 
     /// Returns a redirect that also sets the login cookie, if there is one.
     fn redirect(&self, status: StatusCode, location: &str) -> Answer {
-        let mut answer = Response::new(ResponseBody::own(""));
+        let mut answer = Response::new(ResponseBody::from_proxy(""));
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

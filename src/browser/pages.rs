@@ -61,7 +61,7 @@ pub fn answer_navigation(
         headers.insert(LOCATION, location);
         headers.remove(CONTENT_TYPE);
         *answer.status_mut() = StatusCode::FOUND;
-        *answer.body_mut() = ResponseBody::own("");
+        *answer.body_mut() = ResponseBody::from_proxy("");
         return;
     }
     page::describe(headers);
@@ -88,7 +88,7 @@ pub fn answer_navigation(
         request: Some((refusal.status.as_u16(), request_id)),
         ..Layout::default()
     };
-    *answer.body_mut() = ResponseBody::own(page::page(title, &body, layout));
+    *answer.body_mut() = ResponseBody::from_proxy(page::page(title, &body, layout));
 }
 
 /// The contact of the configuration, as a page shows it.

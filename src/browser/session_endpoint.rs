@@ -14,7 +14,7 @@ use crate::auth::token::Extracted;
 use crate::auth::{BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, allow, unix_millis, unix_seconds};
 use crate::authenticate::verify;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Outcome};
 
 /// Serves the endpoint.
@@ -22,7 +22,7 @@ use crate::telemetry::{AccessLine, Outcome};
 /// # Errors
 /// The refusal that is the answer.
 pub async fn serve(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     mut own: OwnRequest,
     line: &mut AccessLine,
@@ -36,10 +36,10 @@ pub async fn serve(
     let mut answer = if method == Method::DELETE {
         let (cookies, name) = own.take_sessions(&runtime.policy);
         let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
-        sign_out(shared, runtime, &cookies, SignOutScope::Local, own.client(), line)
+        sign_out(state, runtime, &cookies, SignOutScope::Local, own.client(), line)
             .await
             .map_err(|refusal| refusal.taking_back(gone.clone()))?;
-        let mut answer = Response::new(ResponseBody::own(""));
+        let mut answer = Response::new(ResponseBody::from_proxy(""));
         *answer.status_mut() = StatusCode::NO_CONTENT;
         if let Some(gone) = gone {
             answer.headers_mut().insert(SET_COOKIE, gone);
@@ -47,7 +47,7 @@ pub async fn serve(
         answer
     } else {
         let (cookie, name) = own.take_session(&runtime.policy);
-        begin(shared, runtime, &mut own, cookie.as_ref(), name.as_deref(), line).await?
+        begin(state, runtime, &mut own, cookie.as_ref(), name.as_deref(), line).await?
     };
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     line.outcome = Outcome::Own;
@@ -55,7 +55,7 @@ pub async fn serve(
 }
 
 async fn begin(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     own: &mut OwnRequest,
     cookie: Option<&SessionCookie>,
@@ -69,7 +69,7 @@ async fn begin(
         Err(bad) => return Err(Refusal::bad_credential(bad)),
     };
     line.carrier = Some(Carrier::Header.name());
-    let judged = verify(shared, runtime, own.client().limited_address(), token, Carrier::Header, None).await;
+    let judged = verify(state, runtime, own.client().limited_address(), token, Carrier::Header, None).await;
     let verified = judged.map_err(|refused| refused.refusal(policy.verbose_errors))?;
     let identity = verified.identity();
     line.user = Some(identity.user_id().to_owned());
@@ -86,18 +86,18 @@ async fn begin(
         }
     }
     let name = name.ok_or_else(Refusal::needs_https)?;
-    shared.record_presence(policy, identity);
+    state.record_presence(policy, identity);
     let now = unix_seconds();
     // A session from a sign-in is not continued by a token: it ends, and another one begins.
     if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {
-        end_former_session(shared, runtime, &session).await?;
-        end_at_provider(shared, runtime, &session, Instant::now() + PROVIDER_WAIT).await;
+        end_former_session(state, runtime, &session).await?;
+        end_at_provider(state, runtime, &session, Instant::now() + PROVIDER_WAIT).await;
     }
-    let issued = issue_cookie(shared, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
+    let issued = issue_cookie(state, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);
     let cookie = cookie_line(name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
     let body = json!({"user_id": identity.user_id(), "expires_at": issued.expires_at, "expires_in": expires_in});
-    let mut answer = Response::new(ResponseBody::own(body.to_string()));
+    let mut answer = Response::new(ResponseBody::from_proxy(body.to_string()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer.headers_mut().insert(SET_COOKIE, cookie);
     Ok(answer)
@@ -106,13 +106,13 @@ async fn begin(
 /// Issues a cookie for an identity. It continues the session of the cookie that came, if that is the same user's and has
 /// not ended, even if the policy no longer accepts that cookie: so a sign-out ends every cookie of the session.
 fn issue_cookie(
-    shared: &Shared,
+    state: &ProxyState,
     runtime: &Runtime,
     identity: &Identity,
     cookie: Option<&SessionCookie>,
 ) -> Option<IssuedCookie> {
     let sessions = runtime.verifier.session_cookies()?;
-    let has_ended = |session: &BrowserSession| shared.revocations.is_ended(session, unix_seconds());
+    let has_ended = |session: &BrowserSession| state.revocations.is_ended(session, unix_seconds());
     let former = cookie.and_then(|cookie| sessions.decrypt_session(cookie)).filter(|session| !has_ended(session));
     let issued = sessions.issue(identity, former.as_ref(), unix_millis())?;
     // A sign-out in between has either counted this cookie's end, or is found here.

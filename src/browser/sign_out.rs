@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::auth::login::{Login, LoginSession};
 use crate::auth::{BrowserSession, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
 use crate::http::{ClientAddress, Refusal};
-use crate::runtime::{NotSaved, Runtime, Shared};
+use crate::runtime::{NotSaved, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Audit, AuditEvent, LogoutOutcome, in_current_request};
 
 /// The longest that an answer waits for providers; what they have not answered by then goes on in the background.
@@ -34,7 +34,7 @@ pub(super) enum SignOutScope {
 /// # Errors
 /// 503 when the end of a session could not be recorded, so that the client asks again.
 pub(super) async fn sign_out(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     cookies: &[SessionCookie],
     scope: SignOutScope,
@@ -47,8 +47,8 @@ pub(super) async fn sign_out(
     for cookie in cookies {
         let Some(session) = verifier.browser_session_of(cookie) else { continue };
         let Some((provider, user)) = verifier.session_cookie_owner(cookie) else { continue };
-        let ended = end_session(shared, runtime, &session).await;
-        let record = end_at_provider(shared, runtime, &session, deadline).await;
+        let ended = end_session(state, runtime, &session).await;
+        let record = end_at_provider(state, runtime, &session, deadline).await;
         let user = record.as_ref().map(|record| record.identity().user_id().to_owned()).or(user);
         let (digest, address) = (session.digest(), client.address.to_string());
         let audit = Audit {
@@ -83,7 +83,7 @@ pub(super) async fn sign_out(
             SignOutScope::Provider => provider_page(login, record, deadline).await,
         };
         let outcome = if page.is_some() { LogoutOutcome::Provider } else { LogoutOutcome::Local };
-        shared.metrics.logins.signed_out(&provider, outcome);
+        state.metrics.logins.signed_out(&provider, outcome);
         location = page.or(location);
     }
     failure.map_or(Ok(location), Err)
@@ -94,16 +94,20 @@ pub(super) async fn sign_out(
 ///
 /// # Errors
 /// 503 when that could not be recorded.
-pub(super) async fn end_session(shared: &Shared, runtime: &Runtime, session: &BrowserSession) -> Result<(), Refusal> {
+pub(super) async fn end_session(
+    state: &ProxyState,
+    runtime: &Runtime,
+    session: &BrowserSession,
+) -> Result<(), Refusal> {
     let Some(sessions) = runtime.verifier.session_cookies() else { return Ok(()) };
     let limits = &runtime.policy.limits;
     let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
     let mut revocation = None;
     // Once more if the session was renewed meanwhile.
     while let Some(until) = sessions.keep_ended_until(session, unix_seconds()) {
-        let kept = shared.revocations.end_session(session, unix_millis(), until, limits);
+        let kept = state.revocations.end_session(session, unix_millis(), until, limits);
         revocation = Some(kept.map_err(|full| {
-            shared.metrics.limited(full.limit());
+            state.metrics.limited(full.limit());
             tracing::error!(error = %full, "ending a session failed");
             Refusal::not_signed_out(&full.to_string())
         })?);
@@ -115,7 +119,7 @@ pub(super) async fn end_session(shared: &Shared, runtime: &Runtime, session: &Br
         }
     }
     let Some(revocation) = revocation else { return Ok(()) };
-    shared.enforce_and_save(vec![revocation]).await.map_err(|error| {
+    state.enforce_and_save(vec![revocation]).await.map_err(|error| {
         error.log();
         not_saved(&error)
     })
@@ -134,11 +138,11 @@ pub(super) fn not_saved(error: &NotSaved) -> Refusal {
 /// # Errors
 /// 503 when that could not be recorded.
 pub(super) async fn end_former_session(
-    shared: &Shared,
+    state: &ProxyState,
     runtime: &Runtime,
     session: &BrowserSession,
 ) -> Result<(), Refusal> {
-    end_session(shared, runtime, session)
+    end_session(state, runtime, session)
         .await
         .or_else(|refusal| if refusal.is_in_force { Ok(()) } else { Err(refusal) })
 }
@@ -146,19 +150,19 @@ pub(super) async fn end_former_session(
 /// Drops the record of a session that has ended, and revokes its refresh token at the provider. Waits until `deadline`;
 /// a slower provider is left to a background task.
 pub(super) async fn end_at_provider(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     session: &BrowserSession,
     deadline: Instant,
 ) -> Option<Arc<LoginSession>> {
     let logins = runtime.verifier.logins()?;
-    let record = if shared.revocations.is_ended(session, unix_seconds()) {
+    let record = if state.revocations.is_ended(session, unix_seconds()) {
         logins.sessions.forget(&session.id)?
     } else {
         // Without a recorded sign-out the record alone keeps the cookie from being accepted.
         logins.sessions.mark_ended(&session.id)?
     };
-    shared.notifier.notify();
+    state.notifier.notify();
     let login = logins.get(&record.provider).filter(|login| record.is_of(login));
     if let (Some(token), Some(login)) = (record.take_refresh_token(), login) {
         let login = Arc::clone(login);

@@ -19,7 +19,7 @@ use crate::demo::{Demo, DemoError, OwnBackend, OwnBackendDemo};
 use crate::drain::DrainTimes;
 use crate::listen::{ListenError, Listeners};
 use crate::policy::{self, Policy, UpstreamAddress};
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 use crate::shared::EngineError;
 use crate::telemetry::{self, Format};
 
@@ -90,9 +90,9 @@ async fn run(arguments: &DemoArguments) -> Result<(), Failure> {
 
 async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str)) -> Result<(), Failure> {
     let url = listeners.addresses().first().cloned().unwrap_or_default();
-    let shared = Arc::new(Shared::start(policy, Revocations::default())?);
-    listeners.serve(&shared)?;
-    for (_, keys) in shared.current().verifier.providers() {
+    let state = Arc::new(ProxyState::start(policy, Revocations::default())?);
+    listeners.serve(&state)?;
+    for (_, keys) in state.current().verifier.providers() {
         keys.first_attempt().await;
     }
     // Before the output is printed: its reader may stop the demo at once.
@@ -103,7 +103,7 @@ async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str))
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    shared.drain.run(DrainTimes::immediate(Duration::from_secs(2))).await;
+    state.drain.run(DrainTimes::immediate(Duration::from_secs(2))).await;
     telemetry::flush();
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::drain::DrainTimes;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, sockets, token_source_list};
 use crate::reload::{Load, LoadedPolicy, Reload, Watched};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{self, Format};
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
@@ -84,22 +84,22 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let addresses = listeners.addresses();
-    let shared = match Shared::start(policy, revocations) {
-        Ok(shared) => Arc::new(shared),
+    let state = match ProxyState::start(policy, revocations) {
+        Ok(state) => Arc::new(state),
         Err(error) => return fail(&error, 1),
     };
-    if let Err(error) = listeners.serve(&shared) {
+    if let Err(error) = listeners.serve(&state) {
         return fail(&error, 1);
     }
     let admin_address = admin.as_ref().and_then(Admin::address).map(|address| format!("http://{address}"));
-    let _admin = admin.map(|admin| admin.serve(&shared));
+    let _admin = admin.map(|admin| admin.serve(&state));
     // Held until the end: with it goes its socket file.
-    let _control = control.map(|control| control.serve(&shared));
-    tokio::spawn(Reload::new(&shared, load, watched).run(hangup));
-    announce_start(&shared, &name, &addresses, admin_address.as_deref(), started).await;
-    let times = signals.first(&shared).await;
-    shared.drain.begin();
-    let open = shared.drain.tracked_count();
+    let _control = control.map(|control| control.serve(&state));
+    tokio::spawn(Reload::new(&state, load, watched).run(hangup));
+    announce_start(&state, &name, &addresses, admin_address.as_deref(), started).await;
+    let times = signals.first(&state).await;
+    state.drain.begin();
+    let open = state.drain.tracked_count();
     tracing::info!(
         open,
         timeout_s = times.timeout.as_secs(),
@@ -107,14 +107,14 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
     );
     telemetry::flush();
     tokio::select! {
-        done = shared.drain.run(times) => {
-            if let Some(instances) = &shared.instances {
+        done = state.drain.run(times) => {
+            if let Some(instances) = &state.instances {
                 instances.flush(instances.timeout() * 4).await;
             }
             if done {
                 tracing::info!("drained");
             } else {
-                let open = shared.drain.tracked_count();
+                let open = state.drain.tracked_count();
                 tracing::warn!(open, "drain timeout exceeded, dropping open connections");
             }
             ExitCode::SUCCESS
@@ -146,16 +146,16 @@ impl Signals {
     }
 
     /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.
-    async fn first(&mut self, shared: &Shared) -> DrainTimes {
-        let asked = shared.drain.request_token();
+    async fn first(&mut self, state: &ProxyState) -> DrainTimes {
+        let asked = state.drain.request_token();
         let as_configured = || {
-            let runtime = shared.current();
+            let runtime = state.current();
             DrainTimes::gradual(runtime.policy.drain_delay, runtime.policy.drain_timeout)
         };
         tokio::select! {
             _ = self.terminate.recv() => as_configured(),
             () = asked.cancelled() => as_configured(),
-            _ = self.interrupt.recv() => DrainTimes::immediate(shared.current().policy.drain_timeout),
+            _ = self.interrupt.recv() => DrainTimes::immediate(state.current().policy.drain_timeout),
         }
     }
 
@@ -169,8 +169,14 @@ impl Signals {
 
 /// Announces the start: on a terminal in two columns, elsewhere as log lines. `listening` comes at once, `ready` when
 /// `/.vestibule/readyz` is 200.
-async fn announce_start(shared: &Arc<Shared>, name: &str, addresses: &[String], admin: Option<&str>, started: Instant) {
-    let runtime = shared.current();
+async fn announce_start(
+    state: &Arc<ProxyState>,
+    name: &str,
+    addresses: &[String],
+    admin: Option<&str>,
+    started: Instant,
+) {
+    let runtime = state.current();
     let is_for_people = std::io::stdout().is_terminal() || runtime.policy.log.format == LogFormat::Pretty;
     for warning in &runtime.policy.warnings {
         tracing::warn!("{warning}");
@@ -179,11 +185,11 @@ async fn announce_start(shared: &Arc<Shared>, name: &str, addresses: &[String], 
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!(listen = %addresses.join(" "), admin = admin.unwrap_or("none"), config = name, version, "listening");
         telemetry::flush();
-        tokio::spawn(log_ready(Arc::clone(shared), started));
+        tokio::spawn(log_ready(Arc::clone(state), started));
         return;
     }
     // A summary that is printed a moment later can name the keys.
-    let is_ready = tokio::time::timeout(Duration::from_millis(300), shared.until_ready()).await.is_ok();
+    let is_ready = tokio::time::timeout(Duration::from_millis(300), state.until_ready()).await.is_ok();
     let elapsed = started.elapsed().as_millis();
     telemetry::flush();
     let reachable = runtime.upstreams.is_reachable().await;
@@ -194,13 +200,13 @@ async fn announce_start(shared: &Arc<Shared>, name: &str, addresses: &[String], 
         print_line(format_args!(
             "not ready yet: waiting for the keys of a provider or the first copy of the shared state"
         ));
-        tokio::spawn(log_ready(Arc::clone(shared), started));
+        tokio::spawn(log_ready(Arc::clone(state), started));
     }
 }
 
 /// Logs that the process is ready, once it is.
-async fn log_ready(shared: Arc<Shared>, started: Instant) {
-    shared.until_ready().await;
+async fn log_ready(state: Arc<ProxyState>, started: Instant) {
+    state.until_ready().await;
     let after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(after_ms, "ready");
     telemetry::flush();

@@ -42,6 +42,7 @@ const SHOWN: usize = 20;
 const SNIPPET_WIDTH: usize = 120;
 
 impl Report {
+    /// Reports findings of a text, in the order of their places.
     pub(crate) fn new(source: &str, text: &str, tree: &Node, mut findings: Vec<Finding>) -> Self {
         // Without a file there are no keys: what is missing is a flag.
         let provider = tree.place_of("providers[0]");
@@ -60,6 +61,7 @@ impl Report {
         Self { source: source.to_owned(), text: text.to_owned(), findings }
     }
 
+    /// Reports one finding.
     pub(crate) fn single(source: &str, text: &str, finding: Finding) -> Self {
         Self { source: source.to_owned(), text: text.to_owned(), findings: vec![finding] }
     }

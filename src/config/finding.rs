@@ -31,8 +31,11 @@ impl Place {
 /// Something wrong with the configuration, found at a key path such as `providers[0].audience`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
+    /// The path of the key.
     pub(crate) path: String,
+    /// What is wrong, and what to do.
     pub(crate) message: String,
+    /// The line, flag or variable of the key; `None`: not looked up yet.
     pub(crate) place: Option<Place>,
 }
 
@@ -42,6 +45,7 @@ impl Finding {
         Self { path: path.into(), message: message.into(), place: None }
     }
 
+    /// A finding whose place is known.
     pub(crate) fn at(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into(), place: Some(place) }
     }

@@ -21,14 +21,12 @@ use serde::{Deserialize, Deserializer};
 pub use browser::{Browser, Cors, Events, EventsOnExpiry, Session};
 pub use limits::Limits;
 pub use login::{ClaimsFrom, ClientAuth, Login, LoginPrompt, Logins, LogoutScope, Pushed, Renew};
-pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFormat, LogLevel};
+pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFormat};
 pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
 pub use shared::{OnLoss, SharedState};
 pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
-pub use upstream::{Credential, HostHeader, Toggle, TokenTo, TokenToHttp, TokenToWebSocket, Upstream, UpstreamTls};
-pub use websocket::{
-    Dialect, DialectChoice, DialectMessage, DialectPing, DialectRefresh, FieldMode, OnExpiry, RouteWebSocket, WebSocket,
-};
+pub use upstream::{Credential, HostHeader, Toggle, TokenToHttp, TokenToWebSocket, Upstream};
+pub use websocket::{Dialect, DialectChoice, FieldMode, OnExpiry, RouteWebSocket, WebSocket};
 
 /// A JSON value of the file: what a claim must equal.
 pub(super) type Json = serde_json::Value;

@@ -10,7 +10,7 @@ use super::tree::{self, Node};
 
 /// What the command line says (docs/contract.md section 9); everything else is in the file.
 #[derive(Clone, Debug, Default)]
-#[expect(missing_docs, reason = "each is the flag of its name")]
+#[allow(clippy::missing_docs_in_private_items, reason = "each is the flag of its name")]
 pub struct Flags {
     pub config: Option<PathBuf>,
     pub listen: Option<String>,

@@ -8,6 +8,7 @@ use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
 use super::finding::{Finding, Place};
 
+/// A value of the configuration, with its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(super) place: Place,
@@ -67,7 +68,7 @@ impl Node {
             return self.blank();
         }
         let whose = self.variable.as_ref().map_or_else(String::new, |variable| format!("{variable} "));
-        format!("{whose}holds an empty member; remove the comma that nothing stands beside")
+        format!("{whose}has an empty member; remove the extra comma")
     }
 
     pub(super) fn is_null(&self) -> bool {

@@ -38,7 +38,7 @@ pub(super) fn preflight_method(parts: &Parts, had_transfer_encoding: bool) -> Op
 /// Answers a preflight. The response allows nothing when the origin is not listed.
 #[must_use]
 pub fn answer_preflight(head: &HeaderMap, policy: &Policy) -> Answer {
-    let mut answer = Response::new(ResponseBody::own(""));
+    let mut answer = Response::new(ResponseBody::from_proxy(""));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     let headers = answer.headers_mut();
     headers.insert(

@@ -83,7 +83,7 @@ impl ResponseBody {
 
     /// Makes a body that this proxy authored.
     #[must_use]
-    pub fn own(bytes: impl Into<Bytes>) -> Self {
+    pub fn from_proxy(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Self::new(BodySource::Own((!bytes.is_empty()).then_some(bytes)))
     }

@@ -111,7 +111,10 @@ impl Check {
         let session = session.map(|session| self.session(&session));
         if session.as_ref().is_some_and(|session| session.max_age.is_some()) {
             for provider in providers.iter().filter(|provider| {
-                provider.remote.as_ref().is_some_and(|remote| !remote.instead && remote.question.carries_token())
+                provider
+                    .remote
+                    .as_ref()
+                    .is_some_and(|remote| !remote.verifies_opaque_tokens && remote.question.carries_token())
             }) {
                 self.error(
                     "browser.session.max_age",
@@ -145,7 +148,7 @@ impl Check {
     }
 
     /// Rejects a sign-in page that needs a credential itself: browsers would be redirected to it without end.
-    pub(super) fn sign_in_is_open(
+    pub(super) fn check_sign_in_page(
         &mut self,
         browser: &BrowserSpec,
         routes: &[Arc<Route>],

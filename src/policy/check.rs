@@ -74,7 +74,7 @@ impl Check {
     ) -> Option<Vec<u8>> {
         match (value, file) {
             (Some(_), Some(_)) => {
-                self.error(file_path, format!("stands beside {}; keep one", path.rsplit('.').next().unwrap_or(path)));
+                self.error(file_path, format!("is set beside {}; keep one", path.rsplit('.').next().unwrap_or(path)));
                 None
             }
             (Some(value), None) => Some(value.clone().into_bytes()),

@@ -93,7 +93,7 @@ pub enum Expectation {
 
 /// Why a session ends: a row of the table in section 4.2, and a key of `close:`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is the key of `close:` with its name")]
+#[allow(clippy::missing_docs_in_private_items, reason = "each is the key of `close:` with its name")]
 pub enum Close {
     Timeout,
     InvalidMessage,

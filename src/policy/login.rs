@@ -13,9 +13,9 @@ use super::{Audience, Claim, KeySource, Origin, ProviderSpec, Route, TrustedHead
 use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
 
 pub use crate::config::{LoginPrompt, Pushed, Renew};
-pub use credential::{ClientCredential, ClientKey};
+pub use credential::ClientCredential;
 
-/// How long a session lives from its sign-in, where `browser.session.max_age` does not say.
+/// The time from sign-in to the end of a session, where `browser.session.max_age` is not set.
 const SESSION_MAX_AGE: Duration = Duration::from_secs(12 * 3_600);
 
 /// One provider at which people sign in.
@@ -30,7 +30,7 @@ pub struct LoginSpec {
     pub client_id: String,
     /// How we prove to be that client.
     pub credential: ClientCredential,
-    /// Where it stands in a request; `None`: as discovery lists.
+    /// Where the secret is sent in a request to the token endpoint; `None`: as discovery lists.
     pub client_auth: Option<ClientAuth>,
     /// What is asked for; `offline_access` is added where discovery lists it.
     pub scopes: Vec<String>,
@@ -52,9 +52,9 @@ pub struct LoginSpec {
     pub label: String,
     /// Whether a page of ours saves the fragment before the sign-in.
     pub keep_fragment: bool,
-    /// How long a session lives from its sign-in.
+    /// The time from sign-in to the end of a session.
     pub session_max_age: Duration,
-    /// How long after its tokens' end a session lives while the provider cannot be had.
+    /// The time from the end of a session's tokens to its own end, while the provider does not answer.
     pub renewal_grace: Duration,
     /// Our own address, from which every absolute URL is built.
     pub public_url: Origin,
@@ -164,7 +164,7 @@ impl Check {
             return Vec::new();
         }
         if config.browser.sign_in_url.is_some() {
-            self.error("browser.sign_in_url", "stands beside browser.login, which has a page of its own; keep one");
+            self.error("browser.sign_in_url", "is set beside browser.login, which has a page of its own; keep one");
         }
         let Some(public_url) = public_url else {
             if config.public_url.is_none() {
@@ -188,13 +188,13 @@ impl Check {
             .and_then(|session| session.as_ref()?.max_age)
             .map_or(SESSION_MAX_AGE, |age| age.0);
         let renewal_grace = routes.last().map_or(Duration::ZERO, |route| route.websocket.revalidate_grace);
-        let lives = SessionTimes { session_max_age, renewal_grace };
+        let times = SessionTimes { session_max_age, renewal_grace };
         let mut out: Vec<Arc<LoginSpec>> = Vec::new();
         for (index, login) in logins.iter().enumerate() {
             let at = format!("browser.login[{index}]");
             let Some(provider) = self.login_provider(&at, login, providers, config) else { continue };
             if out.iter().any(|other| other.name == provider.name) {
-                self.error(format!("{at}.provider"), format!("provider {} stands here twice; keep one", provider.name));
+                self.error(format!("{at}.provider"), format!("provider {} is listed twice; keep one", provider.name));
             }
             let callback_path = if logins.len() == 1 {
                 "/.vestibule/callback".to_owned()
@@ -204,11 +204,11 @@ impl Check {
             if logins.len() > 1 && !is_path_segment(&provider.name) {
                 self.error(
                     format!("{at}.provider"),
-                    format!("\"{}\" stands in the path of its callback; give the provider a name of letters, digits, - and _", provider.name),
+                    format!("\"{}\" becomes a part of the path of its callback; give the provider a name of letters, digits, - and _", provider.name),
                 );
             }
             let claims = claims_of(&provider, routes, headers);
-            if let Some(spec) = self.login(&at, login, &provider, callback_path, public_url, lives, claims) {
+            if let Some(spec) = self.login(&at, login, &provider, callback_path, public_url, times, claims) {
                 out.push(Arc::new(spec));
             }
         }
@@ -266,7 +266,7 @@ impl Check {
         provider: &Arc<ProviderSpec>,
         callback_path: String,
         public_url: &Origin,
-        lives: SessionTimes,
+        times: SessionTimes,
         claims: Vec<String>,
     ) -> Option<LoginSpec> {
         let client_id = login.client_id.clone().filter(|id| !id.trim().is_empty());
@@ -321,8 +321,8 @@ impl Check {
             parameters: login.parameters.clone().into_iter().collect(),
             label: login.label.clone().unwrap_or_else(|| provider.name.clone()),
             keep_fragment: login.keep_fragment,
-            session_max_age: lives.session_max_age,
-            renewal_grace: lives.renewal_grace,
+            session_max_age: times.session_max_age,
+            renewal_grace: times.renewal_grace,
             public_url: public_url.clone(),
             callback_path,
             claims,
@@ -331,7 +331,7 @@ impl Check {
     }
 }
 
-/// How long sessions live.
+/// The durations that end sessions.
 #[derive(Clone, Copy)]
 struct SessionTimes {
     session_max_age: Duration,

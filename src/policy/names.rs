@@ -116,6 +116,7 @@ impl Default for ReservedNames {
 }
 
 impl ReservedNames {
+    /// Collects the names that are reserved under a configuration.
     pub(crate) fn new(configured: ConfiguredNames<'_>) -> Self {
         let ConfiguredNames { identity, token_sources, credentials, rules_by_method } = configured;
         let families = [

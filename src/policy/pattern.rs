@@ -109,7 +109,7 @@ impl Pattern {
         let mut names: Vec<&str> = segments.iter().filter_map(Segment::variable).collect();
         names.sort_unstable();
         if let Some([name, ..]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("{{{name}}} stands twice; give each variable a name of its own"));
+            return Err(format!("{{{name}}} is used twice; give each variable a name of its own"));
         }
         if segments.len() > SEGMENTS || segments.iter().filter(|segment| **segment == Segment::Any).count() > 1 {
             return Err(format!("more than {SEGMENTS} segments, or more than one `**`"));

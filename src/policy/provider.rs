@@ -154,7 +154,7 @@ impl Check {
                     "another provider has the same issuer; a token could not tell which is meant",
                 );
             }
-            let asked = |spec: &ProviderSpec| spec.remote.as_ref().is_some_and(|remote| remote.instead);
+            let asked = |spec: &ProviderSpec| spec.remote.as_ref().is_some_and(|remote| remote.verifies_opaque_tokens);
             if asked(&spec)
                 && let Some(other) = out.iter().find(|other| asked(other))
             {

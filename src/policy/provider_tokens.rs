@@ -24,7 +24,9 @@ impl ProviderTokens {
             issuers: providers.iter().filter_map(|provider| provider.issuer.clone()).collect(),
             any_issuer: matches!(providers, [only] if takes_all(only)),
             no_issuer: providers.iter().any(|provider| provider.issuer.is_none()),
-            opaque: providers.iter().any(|provider| provider.remote.as_ref().is_some_and(|remote| remote.instead)),
+            opaque: providers
+                .iter()
+                .any(|provider| provider.remote.as_ref().is_some_and(|remote| remote.verifies_opaque_tokens)),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::config::{self, RemoteMode, Time};
 #[derive(Clone, Debug, PartialEq)]
 pub struct RemoteSpec {
     /// Whether opaque tokens are sent there; else it is asked beside every signature.
-    pub instead: bool,
+    pub verifies_opaque_tokens: bool,
     /// The question.
     pub question: RemoteQuestion,
     /// How long an answer is kept, at most as long as the token lives.
@@ -72,7 +72,11 @@ impl fmt::Display for RemoteSpec {
             RemoteQuestion::Clerk { base, .. } => ("Clerk's Backend API", base),
             RemoteQuestion::Supabase { base, .. } => ("Supabase's user endpoint", base),
         };
-        let tokens = if self.instead { "opaque tokens are asked about" } else { "every token is asked about too" };
+        let tokens = if self.verifies_opaque_tokens {
+            "opaque tokens are asked about"
+        } else {
+            "every token is asked about too"
+        };
         write!(f, "{tokens} at {url} ({what}), an answer kept {}", Time(self.cache))
     }
 }
@@ -90,23 +94,23 @@ impl Check {
         issuer: Option<&str>,
     ) -> Option<RemoteSpec> {
         let at = format!("{at}.remote");
-        let only_asked = preset.keys == DefaultKeys::Introspection;
+        let only_introspection = preset.keys == DefaultKeys::Introspection;
         let Some(remote) = &provider.remote else {
-            if only_asked {
+            if only_introspection {
                 self.error(at, "is missing: preset introspection asks the provider about every token; write\nremote: { url: https://…/introspect, client_id: …, client_secret_file: … }");
             }
             return None;
         };
-        let instead = match remote.mode {
-            Some(RemoteMode::Also) if only_asked => {
+        let verifies_opaque_tokens = match remote.mode {
+            Some(RemoteMode::Also) if only_introspection => {
                 self.error(
                     format!("{at}.mode"),
-                    "preset introspection verifies no signature for `also` to stand beside; leave it out",
+                    "preset introspection verifies no signatures, so mode cannot be also; leave it out",
                 );
                 true
             }
             Some(mode) => mode == RemoteMode::Instead,
-            None if only_asked => true,
+            None if only_introspection => true,
             None => {
                 self.error(&at, "has no mode; also: every token is asked about beside its signature; instead: only opaque tokens are");
                 return None;
@@ -122,7 +126,7 @@ impl Check {
         let authority = self.authority(&format!("{at}.ca_file"), remote.ca_file.as_ref());
         let question = self.question(&at, remote, preset, issuer)?;
         Some(RemoteSpec {
-            instead,
+            verifies_opaque_tokens,
             question,
             cache: remote.cache.map_or(CACHE, |time: Time| time.0),
             timeout: remote.timeout.map_or(TIMEOUT, |time: Time| time.0),

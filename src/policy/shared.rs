@@ -97,7 +97,7 @@ impl Check {
         let errors = self.error_count();
         let (addresses, is_tls) = self.engine_addresses(shared)?;
         if shared.sentinel.is_some() && shared.cluster.0 {
-            self.error("shared.cluster", "stands beside sentinel; an engine is one or the other");
+            self.error("shared.cluster", "is set beside sentinel; use one of the two");
         }
         if addresses.len() > 1 && shared.sentinel.is_none() && !shared.cluster.0 {
             self.error("shared.url", "names several addresses; they are those of Sentinels (write sentinel: and the master's name)\nor of cluster nodes (write cluster: true)");
@@ -168,7 +168,7 @@ impl Check {
     fn password_file(&mut self, shared: &config::SharedState) -> Option<PathBuf> {
         let Some(file) = &shared.password_file else {
             if shared.username.is_some() {
-                self.error("shared.username", "stands without password_file");
+                self.error("shared.username", "needs password_file");
             }
             return None;
         };

@@ -331,7 +331,7 @@ impl Check {
                 Some(CredentialSpec { header, value })
             }
             _ => {
-                self.error(place, "is empty, or holds what cannot stand in a header (a line break?)");
+                self.error(place, "is empty, or has a character that a header value cannot have (a line break?)");
                 None
             }
         }

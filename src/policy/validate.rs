@@ -1,5 +1,5 @@
-//! `Config` → `Policy`: every rule that needs more than one key, every parsed value, all errors at once.
-//! What belongs to one topic stands with it: `listener`, `upstream`, `provider`, `dialect`.
+//! Makes a `Policy` of a `Config` and reports all of its errors at once. This module owns the rules that need keys of several
+//! topics. Those of one topic are in its file: `listener`, `upstream`, `provider`, `dialect`.
 
 use std::sync::Arc;
 
@@ -63,22 +63,23 @@ impl Check {
         if config.errors == Errors::Verbose && !this_machine_only && !config.insecure_verbose_errors {
             self.error(
                 "errors",
-                "verbose tells strangers why a token was refused; listen on loopback only, or set insecure_verbose_errors: true",
+                "verbose tells every caller why a token was refused; listen on loopback only, or set insecure_verbose_errors: true",
             );
         }
-        let known = upstreams.iter().flatten().any(|upstream| upstream.preset.is_some());
+        let has_upstream_preset = upstreams.iter().flatten().any(|upstream| upstream.preset.is_some());
         let logins = self.logins(config, &providers, &routes, &trusted_headers, public_url.as_ref());
-        let mut browser = self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), known);
-        self.sign_in_is_open(&browser, &routes, public_url.as_ref());
+        let mut browser =
+            self.browser(&config.browser, upstreams.as_deref(), &providers, public_url.as_ref(), has_upstream_preset);
+        self.check_sign_in_page(&browser, &routes, public_url.as_ref());
         browser.sign_in_with(logins);
         let shared = config.shared.as_ref().and_then(|shared| self.shared(shared, browser.session.as_ref()));
         self.check_quiet_paths(&config.log);
         let longest_message = routes.iter().map(|route| route.websocket.message_bytes).max().unwrap_or_default();
         let memory = self.limits(&config.limits, longest_message);
-        let everything_decided =
+        let needs_no_provider =
             config.routes.iter().any(|route| route.path.as_deref() == Some("/**") && route.methods.is_none())
                 && config.routes.iter().all(|route| matches!(route.auth, AuthMode::None | AuthMode::Deny));
-        if config.providers.is_empty() && !everything_decided {
+        if config.providers.is_empty() && !needs_no_provider {
             self.error("providers", "no provider: nobody could sign in. Add one, for example\nproviders: [{ preset: oidc, issuer: \"https://issuer.example.com\", audience: my-api }]");
         }
         if shared.is_some() && routes.iter().any(|route| is_too_short(&route.websocket)) {
@@ -227,7 +228,7 @@ impl Check {
         out
     }
 
-    /// A path in other letters falls under both of two such rules, so both must let it pass.
+    /// Warns of two routes whose patterns differ by letter case alone: a path in either spelling must pass both.
     fn warn_of_case(&mut self, routes: &[Arc<Route>]) {
         let cased = |route: &Route| route.pattern.as_ref().is_some_and(Pattern::has_other_than_small_letters);
         for (index, one) in routes.iter().enumerate() {
@@ -256,16 +257,16 @@ impl Check {
     }
 }
 
-/// A credential that is optional, or not asked for, need not be there to be looked at.
+/// `require` looks at a verified user's claims. A rule with another `auth` than `required` may have no user.
 const REQUIRE_WITHOUT_USER: &str =
     "needs a verified user, and this rule lets callers in without one, or nobody at all; remove `auth`, or `require`";
 
-/// Whether presence of a route would end before other instances can tell of it.
+/// Returns whether `presence` is shorter than other instances may take to report that a user was seen.
 fn is_too_short(websocket: &WebSocketSpec) -> bool {
     websocket.on_expiry == OnExpiry::Auto && websocket.presence < std::time::Duration::from_secs(15)
 }
 
-/// Whether any two rules that can be reached treat a request differently.
+/// Returns whether two rules that can be reached treat a request differently.
 fn rules_by_path(routes: &[Arc<Route>]) -> bool {
     let matches_all = |route: &Route| route.pattern.is_none() && route.methods.is_empty();
     let reached = routes.iter().position(|route| matches_all(route)).map_or(routes.len(), |last| last + 1);

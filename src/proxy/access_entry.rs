@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::head::RequestHead;
 use crate::http::{BodyEnd, ClientAddress};
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, set_request_id};
 
 /// 499: the client closed the connection before it was answered (nginx's convention).
@@ -16,15 +16,15 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) struct AccessEntry {
     pub(super) line: AccessLine,
     started: Instant,
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     /// Counts the bytes of the request's body.
     pub(super) received: Option<BodyEnd>,
     written: bool,
 }
 
 impl AccessEntry {
-    pub(super) fn new(line: AccessLine, started: Instant, shared: Arc<Shared>) -> Self {
-        Self { line, started, shared, received: None, written: true }
+    pub(super) fn new(line: AccessLine, started: Instant, state: Arc<ProxyState>) -> Self {
+        Self { line, started, state, received: None, written: true }
     }
 
     /// Drops the line without writing it: a socket writes its own when it ends.
@@ -55,6 +55,6 @@ impl Drop for AccessEntry {
         }
         self.line.duration = self.started.elapsed();
         self.line.bytes_in = self.received.as_ref().map_or(0, BodyEnd::bytes);
-        self.shared.record_end(&self.line);
+        self.state.record_end(&self.line);
     }
 }

@@ -7,21 +7,21 @@ use std::time::Duration;
 use crate::auth::{Expiry, Identity, RevocationKeys, unix_seconds};
 use crate::http::AbortSignal;
 use crate::policy::Policy;
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 
 /// Upper bound on the time until a stream ends, which keeps additions to the clock in range.
 const MAX_TIME_LEFT: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Returns the signal that ends the stream of this identity; `None` if nothing can end it.
 pub(super) fn abort_signal(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     policy: &Policy,
     identity: &Identity,
     grace: Duration,
 ) -> Option<AbortSignal> {
     // Browser sessions end by sign-out, also without a control listener.
-    let can_revoke = shared.can_revoke() || identity.browser_session().is_some();
-    let revocation_keys = can_revoke.then(|| shared.revocations.keys_of(identity));
+    let can_revoke = state.can_revoke() || identity.browser_session().is_some();
+    let revocation_keys = can_revoke.then(|| state.revocations.keys_of(identity));
     let expires = match identity.expiry() {
         Expiry::At(at) if policy.events_end_with_token => Some(at),
         Expiry::At(_) | Expiry::RevalidateAt(_) => None,
@@ -33,19 +33,19 @@ pub(super) fn abort_signal(
     if revocation_keys.is_none() && left.is_none() {
         return None;
     }
-    let shared = Arc::clone(shared);
+    let state = Arc::clone(state);
     Some(Box::pin(async move {
         tokio::select! {
-            () = revoked(&shared, revocation_keys) => "revoked",
+            () = revoked(&state, revocation_keys) => "revoked",
             () = expired(left) => "expired",
         }
     }))
 }
 
-async fn revoked(shared: &Shared, revocation_keys: Option<RevocationKeys>) {
+async fn revoked(state: &ProxyState, revocation_keys: Option<RevocationKeys>) {
     let Some(revocation_keys) = revocation_keys else { return std::future::pending().await };
-    let mut notified = shared.notifier.subscribe();
-    while shared.revocations.revoked(&revocation_keys, unix_seconds()).is_none() {
+    let mut notified = state.notifier.subscribe();
+    while state.revocations.revoked(&revocation_keys, unix_seconds()).is_none() {
         notified = notified.await.notified();
     }
 }

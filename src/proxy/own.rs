@@ -7,7 +7,7 @@ use hyper::{Method, Response, StatusCode};
 
 use crate::browser::{ClientFile, is_login_path, serve_login, serve_session_endpoint};
 use crate::http::{OwnRequest, Refusal, ResponseBody};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, OWN_ROUTE, Outcome};
 use crate::websocket::Served;
 
@@ -16,7 +16,7 @@ const SESSION: &str = "/.vestibule/session";
 
 /// Serves a request under the prefix: sessions, sign-in, the client's files, health.
 pub(super) async fn serve(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     own: OwnRequest,
     line: &mut AccessLine,
@@ -24,25 +24,25 @@ pub(super) async fn serve(
     line.route = Arc::clone(&OWN_ROUTE);
     let path = own.head().uri.path();
     let answer = if path == SESSION {
-        serve_session_endpoint(shared, runtime, own, line).await
+        serve_session_endpoint(state, runtime, own, line).await
     } else if is_login_path(path) {
-        serve_login(shared, runtime, own, line).await
+        serve_login(state, runtime, own, line).await
     } else {
-        return serve_file_or_health(shared, &own, line);
+        return serve_file_or_health(state, &own, line);
     };
     match answer {
-        Ok(answer) => Served::Ours(answer),
+        Ok(answer) => Served::Local(answer),
         Err(refusal) => Served::Refused(refusal),
     }
 }
 
 /// Serves the client's files and the health endpoints. Anything else under the prefix is 404.
-fn serve_file_or_health(shared: &Arc<Shared>, own: &OwnRequest, line: &mut AccessLine) -> Served {
+fn serve_file_or_health(state: &Arc<ProxyState>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     let file = ClientFile::at(own.head().uri.path());
     let (status, text) = match own.head().uri.path() {
         _ if file.is_some() => (StatusCode::OK, ""),
         "/.vestibule/healthz" => (StatusCode::OK, "ok\n"),
-        "/.vestibule/readyz" if shared.is_ready() => (StatusCode::OK, "ready\n"),
+        "/.vestibule/readyz" if state.is_ready() => (StatusCode::OK, "ready\n"),
         "/.vestibule/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         _ => return Served::Refused(Refusal::not_found()),
     };
@@ -51,14 +51,14 @@ fn serve_file_or_health(shared: &Arc<Shared>, own: &OwnRequest, line: &mut Acces
     }
     if let Some(file) = file {
         line.outcome = Outcome::Own;
-        return Served::Ours(file.answer(&own.head().headers));
+        return Served::Local(file.answer(&own.head().headers));
     }
     line.quiet = true;
     line.outcome = Outcome::Own;
-    let mut response = Response::new(ResponseBody::own(text));
+    let mut response = Response::new(ResponseBody::from_proxy(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Served::Ours(response)
+    Served::Local(response)
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::head::RequestHead;
 use crate::http::{AddressSharing, ClientAddress, Refusal};
-use crate::runtime::Shared;
+use crate::runtime::ProxyState;
 
 static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
 static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
@@ -19,8 +19,8 @@ fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
 }
 
 /// Warns of a load balancer that is not in `trusted_proxies`, whose clients cannot be distinguished.
-pub(super) fn warn_of_balancer(shared: &Shared, client: &ClientAddress) {
-    if client.sharing == AddressSharing::Balancer && shared.addresses.record_balancer(client.address) {
+pub(super) fn warn_of_balancer(state: &ProxyState, client: &ClientAddress) {
+    if client.sharing == AddressSharing::Balancer && state.addresses.record_balancer(client.address) {
         let address = client.address;
         tracing::warn!(
             %address,

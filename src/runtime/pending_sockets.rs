@@ -88,12 +88,6 @@ impl PendingSockets {
     pub fn len(&self) -> usize {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).by_age.len()
     }
-
-    /// Whether no socket is pending.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 impl Entries {

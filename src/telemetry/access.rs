@@ -15,7 +15,7 @@ use super::text::{MAX_VALUE_BYTES, escape, quote, time};
 /// The fields of an access line (docs/contract.md section 7). `path` has no query, and `user` comes from a verified
 /// identity only.
 #[derive(Clone, Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
+#[allow(clippy::missing_docs_in_private_items, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct AccessLine {
     pub request_id: Arc<str>,
     pub client: Box<str>,
@@ -110,7 +110,7 @@ pub static OWN_ROUTE: LazyLock<Label> = LazyLock::new(|| "/.vestibule".into());
 
 /// The further fields of a socket's access line.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "each is the field of its name in docs/contract.md section 7")]
+#[allow(clippy::missing_docs_in_private_items, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct SocketLife {
     pub close_code: Option<u16>,
     pub closed_by: &'static str,

@@ -26,7 +26,7 @@ pub(super) struct Admission {
 ///
 /// # Errors
 /// The refusal over HTTP, and the row of section 4.2.
-pub(super) fn admit(
+pub(super) fn admit_user(
     context: &mut SocketContext,
     authenticated: AuthenticatedRequest,
     forwarding: &TokenForwarding,
@@ -36,11 +36,11 @@ pub(super) fn admit(
     let presence = context.presence(spec, verified.identity());
     let path: Box<str> = request.head().uri.path().into();
     let user = verified.identity().user();
-    let credential = Credential::of(verified, &context.shared, spec);
+    let credential = Credential::of(verified, &context.state, spec);
     let allowed = authenticated.allow().map_err(|refusal| (refusal, CloseReason::Denied))?;
-    context.user_socket = context.shared.users.open_socket(&user, context.policy().limits.websockets_per_user);
+    context.user_socket = context.state.users.open_socket(&user, context.policy().limits.websockets_per_user);
     if context.user_socket.is_none() {
-        context.shared.metrics.limited("websockets_per_user");
+        context.state.metrics.limited("websockets_per_user");
         let refusal = Refusal::busy("this user has limits.websockets_per_user sockets open");
         return Err((refusal, CloseReason::TooManyConnections));
     }
@@ -52,7 +52,7 @@ pub(super) fn admit(
         login.pass_tokens();
     }
     let authorizer = UserAuthorizer {
-        shared: Arc::clone(&context.shared),
+        state: Arc::clone(&context.state),
         path,
         headers: Arc::clone(&context.policy().trusted_headers),
         generation: context.runtime.generation,

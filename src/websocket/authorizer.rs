@@ -16,7 +16,7 @@ use crate::auth::{
 use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, RouteMatch, TrustedHeader, WebSocketSpec};
-use crate::runtime::{PresenceKey, Runtime, Shared};
+use crate::runtime::{PresenceKey, ProxyState, Runtime};
 
 /// Resolves to the provider's answer about a session.
 pub(super) type RevalidateFuture = Pin<Box<dyn Future<Output = Revalidation> + Send>>;
@@ -61,7 +61,7 @@ pub(super) trait SessionAuthorizer: Send + Sync {
 
 /// Authorizes the session of one user on one path.
 pub(super) struct UserAuthorizer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) state: Arc<ProxyState>,
     pub(super) path: Box<str>,
     /// The trusted headers of the upgrade request. Their values follow from the stored identity.
     pub(super) headers: Arc<[TrustedHeader]>,
@@ -107,7 +107,7 @@ impl UserAuthorizer {
 
 impl Credential {
     /// Returns what a session of this identity depends on, on a route with these settings.
-    pub(super) fn of(verified: &Verified, shared: &Shared, spec: &WebSocketSpec) -> Self {
+    pub(super) fn of(verified: &Verified, state: &ProxyState, spec: &WebSocketSpec) -> Self {
         let identity = verified.identity();
         let provider = identity.provider();
         let is_open_ended = matches!(identity.expiry(), Expiry::RevalidateAt(_));
@@ -117,12 +117,12 @@ impl Credential {
         let grace = spec.revalidate_grace;
         let revalidation = interval
             .and_then(|interval| Some(Box::new(RevalidationPlan { check: verified.remote_check()?, interval, grace })));
-        let can_revoke = shared.can_revoke() || identity.browser_session().is_some();
+        let can_revoke = state.can_revoke() || identity.browser_session().is_some();
         Self {
             is_open_ended,
             clock_skew: provider.clock_skew,
             identity: StoredIdentity::new(identity),
-            revocation_keys: can_revoke.then(|| Box::new(shared.revocations.keys_of(identity))),
+            revocation_keys: can_revoke.then(|| Box::new(state.revocations.keys_of(identity))),
             revalidation,
             renews: identity.browser_session().is_some(),
         }
@@ -132,7 +132,7 @@ impl Credential {
 impl SessionAuthorizer for UserAuthorizer {
     fn verify(&self, identity: &StoredIdentity, token: Token) -> VerifyFuture {
         let refresh = Refresh {
-            shared: Arc::clone(&self.shared),
+            state: Arc::clone(&self.state),
             path: self.path.clone(),
             headers: Arc::clone(&self.headers),
             identity: identity.clone(),
@@ -140,10 +140,10 @@ impl SessionAuthorizer for UserAuthorizer {
         };
         Box::pin(async move {
             loop {
-                let runtime = refresh.shared.current();
+                let runtime = refresh.state.current();
                 let (verdict, identity) = refresh.verdict(&runtime, &token).await;
                 // A policy that came into force while the token was verified has only been applied to the former one.
-                if refresh.shared.current().generation == runtime.generation {
+                if refresh.state.current().generation == runtime.generation {
                     refresh.record(&runtime, &verdict, identity.as_deref());
                     return verdict;
                 }
@@ -152,13 +152,13 @@ impl SessionAuthorizer for UserAuthorizer {
     }
 
     fn revalidate(&self, identity: &StoredIdentity, check: &RemoteCheck) -> RevalidateFuture {
-        let (runtime, provider) = (self.shared.current(), identity.provider().to_owned());
+        let (runtime, provider) = (self.state.current(), identity.provider().to_owned());
         let check = check.clone();
         Box::pin(async move { runtime.verifier.revalidate(&provider, &check).await })
     }
 
     fn is_revoked(&self, revocation_keys: &RevocationKeys) -> bool {
-        let (revocations, now) = (&self.shared.revocations, unix_seconds());
+        let (revocations, now) = (&self.state.revocations, unix_seconds());
         let by = revocations.revoked(revocation_keys, now);
         let Some(login) = &self.login else { return by.is_some() };
         // When the user signs in anew in the same browser, the socket belongs to the new session from then on.
@@ -172,11 +172,11 @@ impl SessionAuthorizer for UserAuthorizer {
     }
 
     fn is_current(&self, identity: &StoredIdentity) -> bool {
-        self.shared.current().verifier.is_current(identity.provider(), identity.verified_by())
+        self.state.current().verifier.is_current(identity.provider(), identity.verified_by())
     }
 
     fn reauthorize(&mut self, identity: Option<&StoredIdentity>) -> Result<(), CloseReason> {
-        let runtime = self.shared.current();
+        let runtime = self.state.current();
         let has_changed = self.login.as_mut().is_some_and(|login| runtime.verifier.follow_login_session(login));
         if runtime.generation == self.generation && !has_changed {
             return Ok(());
@@ -199,22 +199,22 @@ impl SessionAuthorizer for UserAuthorizer {
     }
 
     fn last_seen(&self) -> Option<u64> {
-        let seen = self.shared.users.last_seen(self.presence?)?;
+        let seen = self.state.users.last_seen(self.presence?)?;
         Some(seen.saturating_mul(1_000))
     }
 
     fn count_expiry(&self, action: &'static str) {
-        self.shared.metrics.sockets.expired(action);
+        self.state.metrics.sockets.expired(action);
     }
 
     fn count_limit(&self, limit: &'static str) {
-        self.shared.metrics.limited(limit);
+        self.state.metrics.limited(limit);
     }
 }
 
 /// A token presented on an open socket, and what decides about it beside the policy in force.
 struct Refresh {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     path: Box<str>,
     /// The trusted headers of the upgrade request.
     headers: Arc<[TrustedHeader]>,
@@ -240,7 +240,7 @@ impl Refresh {
                 return (Verdict::Refused(CloseReason::of_rejection(&rejection)), None);
             }
         };
-        let credential = Credential::of(&verified, &self.shared, &matched.route.websocket);
+        let credential = Credential::of(&verified, &self.state, &matched.route.websocket);
         let (identity, token) = verified.into_parts();
         let Some(then) = self.identity.restore().filter(|then| then.user() == identity.user()) else {
             return (Verdict::AnotherUser, None);
@@ -266,11 +266,11 @@ impl Refresh {
                 Verdict::Denied => "denied",
                 Verdict::IdentityChanged => "identity_changed",
             };
-            self.shared.metrics.sockets.refreshed(&matched.route.label, outcome);
+            self.state.metrics.sockets.refreshed(&matched.route.label, outcome);
         }
         if let Some(identity) = identity {
             tracing::debug!(user = identity.user_id(), "refresh verified");
-            self.shared.record_presence(&runtime.policy, identity);
+            self.state.record_presence(&runtime.policy, identity);
         }
     }
 }
@@ -284,7 +284,7 @@ fn admits(matched: &RouteMatch, identity: &Identity) -> bool {
 
 /// Authorizes a socket on a public route: it has no token, and ends only when a reload makes the route protected.
 pub(super) struct PublicAuthorizer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) state: Arc<ProxyState>,
     pub(super) path: Box<str>,
     pub(super) generation: u64,
     /// The caller stays unauthenticated, so its memory stays reserved as long as the socket is open.
@@ -309,7 +309,7 @@ impl SessionAuthorizer for PublicAuthorizer {
     }
 
     fn reauthorize(&mut self, _identity: Option<&StoredIdentity>) -> Result<(), CloseReason> {
-        let runtime = self.shared.current();
+        let runtime = self.state.current();
         if runtime.generation == self.generation {
             return Ok(());
         }

@@ -12,7 +12,7 @@ use super::token_forwarding::TokenForwarding;
 use super::upstream_handshake::authenticate;
 use crate::auth::Token;
 use crate::http::{Answer, Refusal, Upgraded, UpstreamRequest};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::Label;
 
 /// What the upstream made of an upgrade.
@@ -27,7 +27,7 @@ pub(super) enum UpgradeOutcome {
 
 /// What connecting needs beside the request.
 pub(super) struct UpstreamContext {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     runtime: Arc<Runtime>,
     route: Label,
 }
@@ -35,7 +35,7 @@ pub(super) struct UpstreamContext {
 impl UpstreamContext {
     pub(super) fn of(context: &SocketContext) -> Self {
         Self {
-            shared: Arc::clone(&context.shared),
+            state: Arc::clone(&context.state),
             runtime: Arc::clone(&context.runtime),
             route: Arc::clone(&context.line.route),
         }
@@ -49,8 +49,8 @@ pub(super) async fn connect_upstream(
     forwarding: &TokenForwarding,
     token: Option<&Token>,
 ) -> UpgradeOutcome {
-    let UpstreamContext { shared, runtime, route } = context;
-    let requests = &shared.metrics.requests;
+    let UpstreamContext { state, runtime, route } = context;
+    let requests = &state.metrics.requests;
     for header in request.stripped() {
         requests.stripped(header);
     }

@@ -10,7 +10,7 @@ use super::relay::{RelaySettings, SocketOutcome};
 use crate::auth::Identity;
 use crate::budget::MemoryReservation;
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
-use crate::runtime::{ConnectionCount, OpenSocket, PresenceKey, Runtime, Shared};
+use crate::runtime::{ConnectionCount, OpenSocket, PresenceKey, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, SocketLife};
 
 /// The reason of a refusal while the proxy drains.
@@ -18,7 +18,7 @@ pub(super) const DRAINING: &str = "draining";
 
 /// What the handling of a socket needs from the proxy, from its upgrade request until messages are relayed.
 pub struct SocketContext {
-    pub(super) shared: Arc<Shared>,
+    pub(super) state: Arc<ProxyState>,
     pub(super) runtime: Arc<Runtime>,
     /// The connection's place among `limits.connections`, held until the socket ends.
     connection: Arc<ConnectionCount>,
@@ -35,14 +35,14 @@ impl SocketContext {
     /// client leaves meanwhile.
     #[must_use]
     pub fn new(
-        shared: &Arc<Shared>,
+        state: &Arc<ProxyState>,
         runtime: &Arc<Runtime>,
         connection: &Arc<ConnectionCount>,
         reservation: &Arc<MemoryReservation>,
         line: &AccessLine,
     ) -> Self {
         Self {
-            shared: Arc::clone(shared),
+            state: Arc::clone(state),
             runtime: Arc::clone(runtime),
             connection: Arc::clone(connection),
             reservation: Arc::clone(reservation),
@@ -58,7 +58,7 @@ impl SocketContext {
 
     /// Returns the handle to a user's presence on a route where a socket may outlive its token by it.
     pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<PresenceKey> {
-        (spec.on_expiry == OnExpiry::Auto).then(|| self.shared.users.presence_key(identity, spec.presence))
+        (spec.on_expiry == OnExpiry::Auto).then(|| self.state.users.presence_key(identity, spec.presence))
     }
 
     pub(super) fn relay_settings(&self, spec: &WebSocketSpec) -> RelaySettings {
@@ -82,21 +82,21 @@ impl SocketContext {
     /// Writes the access line of a socket that was never open.
     pub(super) fn end_unopened(self, outcome: &SocketOutcome) {
         if self.line.outcome != Outcome::Left {
-            self.shared.metrics.sockets.refused(self.line.outcome.name());
+            self.state.metrics.sockets.refused(self.line.outcome.name());
         }
         self.into_record().write(outcome);
     }
 
     /// Keeps what an open socket needs. The runtime is dropped, since a reload may have replaced it.
     pub(super) fn into_record(self) -> SocketRecord {
-        let Self { shared, connection, user_socket, line, started, .. } = self;
-        SocketRecord { shared, line, started, _connection: connection, _user_socket: user_socket }
+        let Self { state, connection, user_socket, line, started, .. } = self;
+        SocketRecord { state, line, started, _connection: connection, _user_socket: user_socket }
     }
 }
 
 /// What an open socket holds, and what its access line says in the end.
 pub(super) struct SocketRecord {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     line: AccessLine,
     started: Instant,
     _connection: Arc<ConnectionCount>,
@@ -106,7 +106,7 @@ pub(super) struct SocketRecord {
 impl SocketRecord {
     /// Counts an open socket that has ended and writes its access line.
     pub(super) fn close(self, outcome: &SocketOutcome) {
-        let (sockets, lifetime) = (&self.shared.metrics.sockets, self.started.elapsed());
+        let (sockets, lifetime) = (&self.state.metrics.sockets, self.started.elapsed());
         sockets.closed(&self.line.route, outcome.code, outcome.closed_by.name(), lifetime);
         self.write(outcome);
     }
@@ -125,14 +125,14 @@ impl SocketRecord {
             closed_by: outcome.closed_by.name(),
             refreshes: outcome.refreshes,
         }));
-        self.shared.record_end(&self.line);
+        self.state.record_end(&self.line);
     }
 }
 
 /// Awaits `future` until the proxy drains; `None` then. A provider or an upstream that does not answer must not hold the
 /// drain.
-pub(super) async fn until_drain<T>(shared: &Shared, future: impl Future<Output = T>) -> Option<T> {
-    let closing = shared.drain.closing_token();
+pub(super) async fn until_drain<T>(state: &ProxyState, future: impl Future<Output = T>) -> Option<T> {
+    let closing = state.drain.closing_token();
     tokio::select! {
         biased;
         output = future => Some(output),

@@ -15,7 +15,7 @@ use crate::policy::WebSocketSpec;
 /// Makes a 101 of the proxy (RFC 6455 section 4.2.2), without extensions.
 #[must_use]
 pub(super) fn switching_protocols(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::own(""));
+    let mut response = Response::new(ResponseBody::from_proxy(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));

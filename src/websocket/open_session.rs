@@ -20,10 +20,10 @@ pub(super) fn spawn(
     authorizer: Box<dyn SessionAuthorizer>,
     spec: &WebSocketSpec,
 ) {
-    let notified = context.shared.notifier.subscribe_staggered();
-    let passed = context.shared.metrics.sockets.opened(&context.line.route, context.line.carrier);
+    let notified = context.state.notifier.subscribe_staggered();
+    let passed = context.state.metrics.sockets.opened(&context.line.route, context.line.carrier);
     let relay = Relay::new(input, authorizer, notified, context.relay_settings(spec), passed);
-    let held = context.shared.drain.track();
+    let held = context.state.drain.track();
     let id = Arc::clone(&context.line.request_id);
     let session = OpenSession { relay, record: Some(context.into_record()), _held: held };
     tokio::spawn(in_request_with_id(id, session));

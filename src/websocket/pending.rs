@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, sleep_until};
 
-use super::admission::{Admission, admit};
+use super::admission::{Admission, admit_user};
 use super::authorizer::{SessionAuthorizer as _, UserAuthorizer};
 use super::clock::unix_millis;
 use super::close_reason::CloseReason;
@@ -57,7 +57,7 @@ pub(super) struct PendingUpgrade {
 
 /// Waits for the first message in a task of its own.
 pub(super) fn spawn(context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
-    let held = context.shared.drain.track();
+    let held = context.state.drain.track();
     tokio::spawn(in_current_request(async move {
         run(context, upgrade, pending).await;
         drop(held);
@@ -100,7 +100,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
         End::Open { upstream, token, authorizer } => {
             context.line.answered_by = AnsweredBy::Upstream;
             context.line.outcome = Outcome::Accepted;
-            let held_messages = context.shared.held_messages.clone();
+            let held_messages = context.state.held_messages.clone();
             let input = pending.into_relay_input(client, upstream, token, held_messages);
             open_session::spawn(context, input, authorizer, &spec);
         }
@@ -224,7 +224,7 @@ impl PendingSocket {
         spec: &WebSocketSpec,
     ) -> End {
         // A drain closes pending sockets one after the other too.
-        let mut notified = context.shared.notifier.subscribe_staggered();
+        let mut notified = context.state.notifier.subscribe_staggered();
         let reservation = Arc::clone(&context.reservation);
         // The request and the buffer that its head came in.
         let request_bytes = reservation.bytes();
@@ -299,7 +299,7 @@ impl PendingSocket {
                 Wake::Deadline => Event::Deadline { last_seen: None },
                 Wake::Evicted => Event::Close(CloseReason::TooManyConnections),
                 Wake::MemoryEvicted => {
-                    context.shared.record_memory_eviction();
+                    context.state.record_memory_eviction();
                     return End::Refused(CloseReason::TooManyConnections);
                 }
                 Wake::Notified(subscription) if subscription.should_close() => {
@@ -409,8 +409,8 @@ impl PendingSocket {
         };
         let Some(request) = self.request.take() else { return Event::Close(CloseReason::Protocol) };
         tracing::debug!(user = verified.identity().user_id(), "first message verified");
-        let SocketContext { shared, runtime, reservation, line, .. } = &mut *context;
-        let authenticator = Authenticator { shared, runtime, reservation, last: None };
+        let SocketContext { state, runtime, reservation, line, .. } = &mut *context;
+        let authenticator = Authenticator { state, runtime, reservation, last: None };
         let authenticated = match authenticator.accept(request, verified, line) {
             Ok(authenticated) => authenticated,
             Err(refusal) => {
@@ -418,7 +418,7 @@ impl PendingSocket {
                 return Event::Close(CloseReason::Denied);
             }
         };
-        match admit(context, authenticated, &self.forwarding) {
+        match admit_user(context, authenticated, &self.forwarding) {
             Ok(Admission { upstream_request, token, mut authorizer, credential, user_id }) => {
                 // The socket may have waited for hours, and a reload may have changed the policy meanwhile.
                 if let Err(reason) = authorizer.reauthorize(Some(&credential.identity)) {
@@ -489,8 +489,8 @@ impl PendingSocket {
 }
 
 fn verify(context: &SocketContext, limited_address: Option<IpAddr>, token: Token) -> VerifyFuture {
-    let shared = Arc::clone(&context.shared);
-    Box::pin(async move { verify_by_policy_in_force(&shared, limited_address, token, Carrier::Message).await })
+    let state = Arc::clone(&context.state);
+    Box::pin(async move { verify_by_policy_in_force(&state, limited_address, token, Carrier::Message).await })
 }
 
 fn connect(

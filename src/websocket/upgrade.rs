@@ -7,7 +7,7 @@ use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 
-use super::admission::{Admission, admit};
+use super::admission::{Admission, admit_user};
 use super::authorizer::{PublicAuthorizer, SessionAuthorizer};
 use super::clock::unix_millis;
 use super::close_reason::CloseReason;
@@ -33,7 +33,7 @@ pub enum Served {
     /// The upstream's answer.
     Answered(Answer),
     /// The answer of one of the proxy's own endpoints.
-    Ours(Answer),
+    Local(Answer),
     /// The proxy's answer to a preflight.
     Preflight(Answer),
     /// A refusal of the proxy.
@@ -50,14 +50,14 @@ pub(super) async fn serve_authenticated(
     let route = authenticated.request().route();
     let spec = route.websocket.clone();
     let forwarding = TokenForwarding::of(route, context.policy());
-    let admission = match admit(&mut context, authenticated, &forwarding) {
+    let admission = match admit_user(&mut context, authenticated, &forwarding) {
         Ok(admission) => admission,
         Err((refusal, reason)) => return handshake.refuse(context, refusal, reason, line),
     };
     let Admission { upstream_request, token, authorizer, credential, .. } = admission;
     let session = Session::open(spec.dialect.clone(), SessionLimits::of(&spec), credential, unix_millis());
     let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, token.as_ref());
-    let Some(outcome) = until_drain(&context.shared, connecting).await else {
+    let Some(outcome) = until_drain(&context.state, connecting).await else {
         return handshake.refuse_for_drain(context, line);
     };
     match outcome {
@@ -93,7 +93,7 @@ pub(super) async fn serve_public(
     context.line.outcome = Outcome::Public;
     let spec = WebSocketSpec { dialect: None, ..public.route().websocket.clone() };
     let authorizer = PublicAuthorizer {
-        shared: Arc::clone(&context.shared),
+        state: Arc::clone(&context.state),
         path: public.head().uri.path().into(),
         generation: context.runtime.generation,
         _reservation: Arc::clone(&context.reservation),
@@ -101,7 +101,7 @@ pub(super) async fn serve_public(
     let upstream_request = prepare_public(public, context.policy());
     let forwarding = TokenForwarding::default();
     let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, None);
-    let Some(outcome) = until_drain(&context.shared, connecting).await else {
+    let Some(outcome) = until_drain(&context.state, connecting).await else {
         *line = context.line;
         return Served::Refused(Refusal::busy(DRAINING));
     };
@@ -171,7 +171,7 @@ impl Handshake {
         }
         refusal.record(&mut context.line);
         let (upgrade, dialect) = (self.upgrade, self.dialect);
-        let held = context.shared.drain.track();
+        let held = context.state.drain.track();
         tokio::spawn(in_current_request(async move {
             match handshake::client_socket(upgrade).await {
                 Some((client, _)) => {
@@ -209,7 +209,7 @@ fn open(
     // Compressed messages could not be read.
     let reads_messages = start.spec.dialect.is_some() || start.forwarding.upstream_dialect.is_some();
     let has_extensions = !reads_messages && head.contains_key(SEC_WEBSOCKET_EXTENSIONS);
-    let mut response = Response::new(ResponseBody::own(""));
+    let mut response = Response::new(ResponseBody::from_proxy(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = head;
     let headers = response.headers_mut();
@@ -221,7 +221,7 @@ fn open(
         headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
     context.line.answered_by = AnsweredBy::Upstream;
-    let held = context.shared.drain.track();
+    let held = context.state.drain.track();
     tokio::spawn(in_current_request(async move {
         if let Some((client, from_client)) = handshake::client_socket(upgrade).await {
             let SessionStart { session, authorizer, spec, forwarding, token } = start;
@@ -236,7 +236,7 @@ fn open(
                 session,
                 upstream_dialect: forwarding.upstream_dialect,
                 token,
-                held_messages: context.shared.held_messages.clone(),
+                held_messages: context.state.held_messages.clone(),
             };
             open_session::spawn(context, input, authorizer, &spec);
         } else {
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
     use crate::auth::Revocations;
     use crate::http::Socket;
-    use crate::runtime::Shared;
+    use crate::runtime::ProxyState;
     use crate::telemetry::{self, Observed};
 
     /// The connection of such a client is reset while its 101 is written, a moment that no client can choose.
@@ -272,18 +272,18 @@ mod tests {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
         let config = crate::config::load_yaml(yaml).expect("loads").config;
         let policy = crate::policy::validate(&config).expect("valid");
-        let shared = Arc::new(Shared::start(policy, Revocations::default()).expect("starts"));
-        let runtime = shared.current();
+        let state = Arc::new(ProxyState::start(policy, Revocations::default()).expect("starts"));
+        let runtime = state.current();
         let (connection, reservation) =
-            shared.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");
+            state.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");
         let (connection, reservation) = (Arc::new(connection), Arc::new(reservation));
         let line = AccessLine { request_id: "between".into(), outcome: Outcome::Accepted, ..AccessLine::default() };
-        let context = SocketContext::new(&shared, &runtime, &connection, &reservation, &line);
+        let context = SocketContext::new(&state, &runtime, &connection, &reservation, &line);
         let (mut backend, upstream) = duplex(64);
         let start = SessionStart {
             session: Session::public(),
             authorizer: Box::new(PublicAuthorizer {
-                shared: Arc::clone(&shared),
+                state: Arc::clone(&state),
                 path: "/".into(),
                 generation: 0,
                 _reservation: Arc::clone(&reservation),
@@ -296,7 +296,7 @@ mod tests {
         let upgraded = Upgraded { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
         let _ = open(context, never, HeaderMap::new(), upgraded, start);
         assert_eq!(backend.read(&mut [0]).await.ok(), Some(0), "the upstream is disconnected");
-        while shared.drain.tracked_count() > 0 {
+        while state.drain.tracked_count() > 0 {
             tokio::task::yield_now().await;
         }
         let lines = LINES.lock().expect("lock");

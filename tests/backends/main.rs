@@ -4,7 +4,7 @@
 //! The Python packages are installed once into `target/backends`. On a machine without `python3` these
 //! tests say so and pass, except where `CI` is set.
 
-#![allow(unreachable_pub, reason = "modules of one test program")]
+#![allow(clippy::missing_docs_in_private_items, reason = "modules of one test program")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failed expectation is the answer")]
 #![allow(clippy::print_stderr, clippy::too_many_lines, clippy::cast_possible_truncation)]
 #![allow(clippy::needless_pass_by_value, clippy::items_after_statements, clippy::unused_self)]

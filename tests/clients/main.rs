@@ -5,6 +5,7 @@
 //! The packages are installed once into `target/clients`, those of Python into `target/clients/python`. On a machine
 //! without `npm` these tests say so and pass, except where `CI` is set.
 
+#![allow(clippy::missing_docs_in_private_items, reason = "modules of one test program")]
 #![allow(clippy::expect_used, reason = "in a test a failed expectation is the answer")]
 #![allow(clippy::print_stderr)]
 

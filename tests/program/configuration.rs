@@ -83,7 +83,7 @@ fn every_mistake_says_where_and_what_to_do() {
         ),
         (
             "upstream: http://a\nproviders: [{ preset: introspection, audience: a, remote: { mode: also, url: https://i/x, client_id: c, client_secret: s } }]\n".to_owned(),
-            "providers[0].remote.mode: preset introspection verifies no signature for `also` to stand beside",
+            "providers[0].remote.mode: preset introspection verifies no signatures, so mode cannot be also",
         ),
         (
             "upstream: http://a\nproviders: [{ preset: introspection, audience: a, jwks: { url: https://i/k }, remote: { url: https://i/x, client_id: c, client_secret: s } }]\n".to_owned(),
@@ -136,10 +136,10 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, require: {{ sub: \"{{user}}\" }} }}]\n"), "{user} is not a variable of the path"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: none }}]\npaths: lenient\n"), "paths: unknown key; every path is checked in all its readings; delete this key"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: /x, auth: optional, require: {{ a: b }} }}]\n"), "routes[0].require: needs a verified user, and this rule lets callers in without one"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: \"/a/{{u}}/b/{{u}}\" }}]\n"), "routes[0].path: {u} stands twice; give each variable a name of its own"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nroutes: [{{ path: \"/a/{{u}}/b/{{u}}\" }}]\n"), "routes[0].path: {u} is used twice; give each variable a name of its own"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ Host: sub }} }}\n"), "identity.headers.Host: Host has a meaning of its own"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nidentity: {{ headers: {{ X-User-Id: sub, x_user_id: name }} }}\n"), "is the same name as"),
-        (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells strangers why a token was refused"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells every caller why a token was refused"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: {{ connections: null }}\n"), "limits.connections: cannot be switched off with null; expected a whole number"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: ~\n"), "limits: cannot be switched off with null; expected a mapping with"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" has no scheme. Did you mean https://app.example.com ?"),

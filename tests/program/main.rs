@@ -1,7 +1,7 @@
 //! The program over real sockets: the built binary, a real issuer with real keys, an upstream that the
 //! test scripts byte by byte, and a client that does the same.
 
-#![allow(unreachable_pub, reason = "modules of one test program")]
+#![allow(clippy::missing_docs_in_private_items, reason = "modules of one test program")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failed expectation is the answer")]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::too_many_lines, clippy::cast_possible_truncation)]
 #![allow(clippy::needless_pass_by_value, clippy::items_after_statements, clippy::unused_self)]

@@ -89,6 +89,11 @@ impl std::fmt::Debug for LoginSession {
 }
 
 impl LoginSession {
+    /// Records that a newer session has replaced this one. Its sockets move to the newer one.
+    pub fn supersede(&self, by: &Arc<Self>) {
+        *self.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(by));
+    }
+
     /// Creates the record of a new session. The tokens expire at `token_end`, Unix seconds.
     fn new(
         session: BrowserSession,
@@ -355,10 +360,5 @@ impl LoginSessions {
         known.has_ended.store(true, Ordering::Release);
         known.wake.notify_one();
         Some(known)
-    }
-
-    /// Records that a newer session has replaced this one. Its sockets move to the newer one.
-    pub fn supersede(&self, former: &LoginSession, by: &Arc<LoginSession>) {
-        *former.successor.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(by));
     }
 }

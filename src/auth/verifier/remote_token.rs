@@ -20,7 +20,7 @@ use crate::policy::{Family, KeySource, ProviderSpec};
 /// Returns the remote check for a token whose signature only the provider can verify: the provider publishes no keys,
 /// or the token is signed with the legacy secret of a Supabase project that has keys now.
 pub(super) fn remote_signature_check(provider: &ProviderState, algorithm: Algorithm) -> Option<&RemoteChecker> {
-    let remote = provider.remote.as_ref().filter(|remote| remote.spec().instead)?;
+    let remote = provider.remote.as_ref().filter(|remote| remote.spec().verifies_opaque_tokens)?;
     let spec = &provider.spec;
     let by_legacy_secret =
         spec.family == Family::Supabase && algorithm == Algorithm::HS256 && !spec.algorithms.contains(&algorithm);

@@ -132,7 +132,7 @@ impl Verifier {
             }
             let (identity, known) = logins.verify_session(opened).await?;
             // Checked last, so that a revocation that arrives while the provider is asked takes effect.
-            self.revocations.admit(&identity, unix_seconds())?;
+            self.revocations.check_presented(&identity, unix_seconds())?;
             return Ok((identity, known.and_then(|known| known.passed_token())));
         }
         let content = cookies
@@ -165,7 +165,7 @@ impl Verifier {
         }
         self.revalidate_browser_session(&identity, cookies.spec().revalidate_every).await?;
         // Checked last, so that a revocation that arrives while the provider is asked takes effect.
-        self.revocations.admit(&identity, now)?;
+        self.revocations.check_presented(&identity, now)?;
         Ok((identity, None))
     }
 
@@ -178,7 +178,7 @@ impl Verifier {
             return Ok(());
         };
         // A provider that is asked about every signed token is asked here too, as often as its answers are cached.
-        let cache_ttl = (!remote.spec().instead).then_some(remote.spec().cache);
+        let cache_ttl = (!remote.spec().verifies_opaque_tokens).then_some(remote.spec().cache);
         let Some(every) = every.into_iter().chain(cache_ttl).min() else { return Ok(()) };
         let Some(id) = identity.browser_session().map(|session| Arc::clone(&session.id)) else { return Ok(()) };
         if self.confirmed_sessions.get(&id).is_some_and(|at| at.elapsed() < every) {
@@ -208,6 +208,6 @@ fn needs_token_for_remote_check(provider: &ProviderState, claims: &serde_json::M
     let has_session = claims.get("sid").is_some_and(serde_json::Value::is_string);
     provider.remote.as_ref().is_some_and(|remote| {
         let spec = remote.spec();
-        !spec.instead && (spec.question.carries_token() || !has_session)
+        !spec.verifies_opaque_tokens && (spec.question.carries_token() || !has_session)
     })
 }

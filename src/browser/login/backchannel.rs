@@ -11,7 +11,7 @@ use super::parameters;
 use crate::auth::login::{Logins, ProviderLogout};
 use crate::auth::{RevocationTarget, unix_seconds};
 use crate::http::{Answer, ClientAddress, OwnRequest, Refusal, ResponseBody};
-use crate::runtime::{Runtime, Shared};
+use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{Audit, AuditEvent, LogoutOutcome};
 
 /// The longest form: a logout token has the size limit of any token, and the form adds little.
@@ -22,7 +22,7 @@ const FORM_BYTES: usize = 32 << 10;
 /// # Errors
 /// 405 for another method, 503 when the token cannot be verified now or the logout cannot be recorded.
 pub(super) async fn serve(
-    shared: &Arc<Shared>,
+    state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
     logins: &Logins,
     own: &mut OwnRequest,
@@ -42,31 +42,31 @@ pub(super) async fn serve(
         }
         Err(rejection) => {
             for login in logins.iter().filter(|login| login.is_named_by(&token)) {
-                shared.metrics.logins.signed_out(&login.spec.name, LogoutOutcome::Refused);
+                state.metrics.logins.signed_out(&login.spec.name, LogoutOutcome::Refused);
             }
             tracing::warn!(reason = %rejection, "logout token refused");
             return Ok(answer(StatusCode::BAD_REQUEST, "{\"error\":\"invalid_request\"}"));
         }
     };
-    revoke(shared, runtime, &logout).await?;
+    revoke(state, runtime, &logout).await?;
     logins.use_logout_token(&logout);
-    shared.metrics.logins.signed_out(&logout.provider, LogoutOutcome::Backchannel);
+    state.metrics.logins.signed_out(&logout.provider, LogoutOutcome::Backchannel);
     audit(&logout, own.client());
     Ok(answer(StatusCode::OK, ""))
 }
 
-async fn revoke(shared: &Arc<Shared>, runtime: &Arc<Runtime>, logout: &ProviderLogout) -> Result<(), Refusal> {
+async fn revoke(state: &Arc<ProxyState>, runtime: &Arc<Runtime>, logout: &ProviderLogout) -> Result<(), Refusal> {
     let limit = runtime.policy.limits.revocations;
     let keep = logout.keep.max(runtime.policy.bearer_revocation_keep(&logout.issuer));
     let mut revocations = Vec::new();
     for target in &logout.targets {
-        let revoked = shared.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit);
+        let revoked = state.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit);
         revocations.push(revoked.map_err(|full| {
             tracing::error!(reason = %full, "a provider's logout could not be recorded");
             Refusal::not_signed_out(&full.to_string())
         })?);
     }
-    shared.enforce_and_save(revocations).await.map_err(|error| {
+    state.enforce_and_save(revocations).await.map_err(|error| {
         error.log();
         not_saved(&error)
     })
@@ -93,7 +93,7 @@ fn audit(logout: &ProviderLogout, client: &ClientAddress) {
 }
 
 fn answer(status: StatusCode, body: &'static str) -> Answer {
-    let mut answer = Response::new(ResponseBody::own(body));
+    let mut answer = Response::new(ResponseBody::from_proxy(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer

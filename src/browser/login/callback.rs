@@ -124,7 +124,7 @@ impl SignInRequest<'_> {
             return Ok(answer);
         }
         self.undecryptable_states += 1;
-        self.shared.metrics.logins.signed_in(provider, SignInOutcome::Restarted);
+        self.state.metrics.logins.signed_in(provider, SignInOutcome::Restarted);
         Ok(self.redirect(StatusCode::SEE_OTHER, LOGIN))
     }
 
@@ -164,7 +164,7 @@ impl SignInRequest<'_> {
         tries: u8,
         prompt: Option<LoginPrompt>,
     ) -> Answer {
-        self.shared.metrics.logins.signed_in(&login.spec.name, SignInOutcome::Restarted);
+        self.state.metrics.logins.signed_in(&login.spec.name, SignInOutcome::Restarted);
         self.redirect_to_provider(login, &state.return_path, tries, prompt).await
     }
 
@@ -187,22 +187,22 @@ impl SignInRequest<'_> {
         let expires_in = issued.expires_at.saturating_sub(unix_seconds());
         let set_cookie = cookie_line(&name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
         for former in former.iter().filter_map(|cookie| verifier.browser_session_of(cookie)) {
-            if self.shared.revocations.is_ended(&former, unix_seconds()) {
+            if self.state.revocations.is_ended(&former, unix_seconds()) {
                 continue;
             }
             if former.owner != session.session.owner {
-                end_former_session(self.shared, self.runtime, &former).await?;
+                end_former_session(self.state, self.runtime, &former).await?;
                 self.logins.sessions.forget(&former.id);
                 continue;
             }
             if let Some(known) = self.logins.sessions.get(&former.id) {
-                self.logins.sessions.supersede(&known, &session);
+                known.supersede(&session);
             }
-            let (shared, runtime) = (Arc::clone(self.shared), Arc::clone(self.runtime));
+            let (state, runtime) = (Arc::clone(self.state), Arc::clone(self.runtime));
             tokio::spawn(in_current_request(async move {
                 tokio::time::sleep(OVERLAP).await;
                 // A failure is logged where it happens.
-                let _ = end_former_session(&shared, &runtime, &former).await;
+                let _ = end_former_session(&state, &runtime, &former).await;
                 if let Some(logins) = runtime.verifier.logins() {
                     logins.sessions.forget(&former.id);
                 }
@@ -210,7 +210,7 @@ impl SignInRequest<'_> {
         }
         cookie.note_completed(&provider, self.now);
         self.cookie = Some(cookie);
-        self.shared.metrics.logins.signed_in(&provider, SignInOutcome::Accepted);
+        self.state.metrics.logins.signed_in(&provider, SignInOutcome::Accepted);
         let address = self.client.address.to_string();
         Audit {
             user: Some(&user),
@@ -232,7 +232,7 @@ impl SignInRequest<'_> {
             AuditEvent::SignInFailed(outcome) => outcome,
             _ => SignInOutcome::Denied,
         };
-        self.shared.metrics.logins.signed_in(provider, outcome);
+        self.state.metrics.logins.signed_in(provider, outcome);
         let address = self.client.address.to_string();
         Audit { user, provider: Some(provider), reason: Some(reason), client: Some(&address), ..Audit::default() }
             .log(event);

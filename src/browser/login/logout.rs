@@ -44,7 +44,7 @@ pub(super) async fn serve(
     // To choose another account the browser goes on to the provider's sign-in, not to its sign-out.
     let scope = if selects_account { SignOutScope::Local } else { SignOutScope::Provider };
     let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
-    let location = sign_out(request.shared, request.runtime, &cookies, scope, &request.client, line)
+    let location = sign_out(request.state, request.runtime, &cookies, scope, &request.client, line)
         .await
         .map_err(|refusal| refusal.taking_back(gone.clone()))?;
     let location = if selects_account {

@@ -45,7 +45,7 @@ impl Page {
         let request = self.shows_request_id.then(|| (self.status.as_u16(), request_id));
         let layout = Layout { narrow: true, contact, request, ..Layout::default() };
         let html = page::page(self.title, &body, layout);
-        let mut answer = Response::new(ResponseBody::own(html));
+        let mut answer = Response::new(ResponseBody::from_proxy(html));
         *answer.status_mut() = self.status;
         let headers = answer.headers_mut();
         page::describe(headers);

@@ -97,9 +97,7 @@ impl Check {
             None => ("", true),
             Some(ClientAuth::Basic | ClientAuth::Post) => ("needs client_secret_file", has_secret),
             Some(ClientAuth::PrivateKeyJwt) => ("needs client_key_file or client_assertion_file", kinds[1] || kinds[2]),
-            Some(ClientAuth::None) => {
-                ("is none, and a secret or a key stands beside it; keep one", !kinds.contains(&true))
-            }
+            Some(ClientAuth::None) => ("is none, but a secret or a key is set too; keep one", !kinds.contains(&true)),
         };
         if !fits {
             self.error(format!("{at}.client_auth"), needs);

@@ -61,7 +61,7 @@ impl Relay {
             CloseReason::Drain(_) => {}
             reason => tracing::info!(reason = reason.text(), "closing an open socket after the reload"),
         }
-        if self.client.close_sent {
+        if self.client.forwarding_ended {
             // The upstream's Close is on its way to the client, and is the last that it gets. It is not awaited as long.
             self.close_upstream();
             self.closing = Some(Box::new(Closing::new(None, Vec::new())));
@@ -111,13 +111,13 @@ impl Relay {
         self.client.socket = Socket::Closed;
         self.client.eof = true;
         self.disconnect_at = None;
-        if self.closing.is_some() && !self.upstream.close_sent {
+        if self.closing.is_some() && !self.upstream.forwarding_ended {
             self.close_upstream();
         }
         self.upstream.has_taken_everything()
     }
 
-    /// Returns whether only what the upstream is still to take keeps the relay alive.
+    /// Returns whether the client has gone, and the relay runs on only until the upstream has taken what is pending.
     pub(super) fn is_without_client(&self) -> bool {
         self.client.eof && self.client.shut
     }
@@ -125,7 +125,7 @@ impl Relay {
     /// Returns whether a session that is being ended still waits for the upstream's answers.
     pub(super) fn awaits_upstream(&self) -> bool {
         self.closing.as_ref().is_some_and(|closing| closing.awaits_upstream && !closing.is_late())
-            && !self.client.close_sent
+            && !self.client.forwarding_ended
             && !self.upstream.close_received
             && !self.upstream.eof
     }
@@ -154,7 +154,7 @@ impl Relay {
     /// Sends the error and the Close to the client where its stream allows it: both between two messages of the upstream,
     /// or after a while the Close alone between two frames.
     pub(super) fn send_close(&mut self) {
-        if self.client.close_sent || self.awaits_upstream() {
+        if self.client.forwarding_ended || self.awaits_upstream() {
             return;
         }
         let Some(closing) = &mut self.closing else { return };
@@ -173,16 +173,16 @@ impl Relay {
             return;
         }
         // Late and inside a frame, nothing can be sent any more, and the connection just ends.
-        self.client.close_sent = true;
+        self.client.forwarding_ended = true;
     }
 
     /// Sends the upstream a Close with 1001, where the stream to it allows that.
     pub(super) fn close_upstream(&mut self) {
         self.from_client.direction.frames.abandon_partial();
-        if !self.upstream.close_sent && !self.upstream.shut && self.from_client.may_send_control() {
+        if !self.upstream.forwarding_ended && !self.upstream.shut && self.from_client.may_send_control() {
             encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(masking_key()));
         }
-        self.upstream.close_sent = true;
+        self.upstream.forwarding_ended = true;
         self.from_client.drop_kept();
     }
 
@@ -193,7 +193,7 @@ impl Relay {
             return;
         }
         let is_delivered = if self.closing.is_some() {
-            (self.client.close_sent || self.client.shut) && self.client.has_taken_everything()
+            (self.client.forwarding_ended || self.client.shut) && self.client.has_taken_everything()
         } else {
             let is_closed = self.client.close_received
                 || self.upstream.close_received
@@ -207,9 +207,11 @@ impl Relay {
         }
     }
 
-    /// Lets the time that ends both connections begin again, if it has begun.
+    /// Lets the time that ends both connections begin again where the peer that has not closed yet is read again.
     pub(super) fn restart_disconnect(&mut self) {
-        self.disconnect_at = self.disconnect_at.map(|_| Instant::now() + LINGER);
+        if self.half_closed().is_some() {
+            self.disconnect_at = self.disconnect_at.map(|_| Instant::now() + LINGER);
+        }
     }
 
     pub(super) fn is_finished(&self) -> bool {

@@ -51,8 +51,8 @@ pub(super) struct Peer {
     pub(super) is_paused: bool,
     /// The peer has sent a Close.
     pub(super) close_received: bool,
-    /// A Close was sent to the peer, or queued.
-    pub(super) close_sent: bool,
+    /// Nothing more is forwarded to the peer: a Close was written or queued, or can no longer be.
+    pub(super) forwarding_ended: bool,
 }
 
 /// What the system holds for a peer.
@@ -80,7 +80,7 @@ impl Peer {
             shutting: false,
             is_paused: false,
             close_received: false,
-            close_sent: false,
+            forwarding_ended: false,
         }
     }
 
@@ -94,13 +94,21 @@ impl Peer {
         match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
             Poll::Pending => None,
             // A reset is treated as the end of the stream.
-            Poll::Ready(Err(_)) => Some(0),
-            Poll::Ready(Ok(())) => Some(buffer.filled().len()),
+            Poll::Ready(Err(_)) => Some(self.received(0)),
+            Poll::Ready(Ok(())) => Some(self.received(buffer.filled().len())),
         }
     }
 
-    /// Notes that the peer has sent something, or the end of its stream.
-    pub(super) fn record_received(&mut self) {
+    /// Notes that the peer has sent bytes, or with 0 the end of its stream. What follows its Close is dropped, and prolongs
+    /// nothing.
+    fn received(&mut self, length: usize) -> usize {
+        if !self.close_received {
+            self.record_received();
+        }
+        length
+    }
+
+    fn record_received(&mut self) {
         self.last_received = Instant::now();
         self.answer_due = None;
     }
@@ -116,7 +124,7 @@ impl Peer {
 
     /// Returns whether more of the peer is awaited and it is read, so that its silence counts.
     pub(super) fn is_read(&self) -> bool {
-        !self.eof && !self.close_sent && !self.close_received && !self.is_paused
+        !self.eof && !self.forwarding_ended && !self.close_received && !self.is_paused
     }
 
     /// Notes that a ping was written, behind all that was written before.

@@ -50,7 +50,7 @@ impl Relay {
                 Ok(Some(FromClientEvent::Close(close))) => match close_code(&close.payload) {
                     Ok(code) => {
                         self.client.close_received = true;
-                        self.upstream.close_sent = true;
+                        self.upstream.forwarding_ended = true;
                         self.first_close.get_or_insert((code, ClosedBy::Client));
                         out.insert(input, &close.raw);
                     }
@@ -58,7 +58,7 @@ impl Relay {
                 },
                 Err(violation) => break Some(violation),
             }
-            if self.upstream.close_sent || self.closing.is_some() {
+            if self.upstream.forwarding_ended || self.closing.is_some() {
                 break None;
             }
             if self.from_client.is_awaiting_verdict() {
@@ -86,7 +86,7 @@ impl Relay {
                 Ok(Some(close)) => match close_code(&close.payload) {
                     Ok(code) => {
                         self.upstream.close_received = true;
-                        self.client.close_sent = true;
+                        self.client.forwarding_ended = true;
                         self.first_close.get_or_insert((code, ClosedBy::Upstream));
                         out.insert(input, &close.raw);
                     }
@@ -94,7 +94,7 @@ impl Relay {
                 },
                 Err(violation) => break Some(violation),
             }
-            if self.client.close_sent {
+            if self.client.forwarding_ended {
                 break None;
             }
         };
@@ -110,7 +110,7 @@ impl Relay {
             self.evict_kept();
             return true;
         }
-        if self.closing.is_some() && !self.upstream.close_sent {
+        if self.closing.is_some() && !self.upstream.forwarding_ended {
             // At once, whatever the client reads, and behind all of its messages that were accepted.
             self.close_upstream();
         }
@@ -123,14 +123,14 @@ impl Relay {
                     return true;
                 }
                 // Behind a Close nothing of the client is forwarded. Only its own Close, or its end, is awaited.
-                Poll::Pending if !self.upstream.close_sent => {
+                Poll::Pending if !self.upstream.forwarding_ended => {
                     self.client.is_paused = true;
                     return false;
                 }
                 Poll::Pending => {}
             }
             // The stream ends only once the client got its Close, so that the upstream can end its message.
-            let is_closed = self.closing.is_some() && self.client.close_sent;
+            let is_closed = self.closing.is_some() && self.client.forwarding_ended;
             let is_done = self.client.eof || is_closed;
             if is_done && self.upstream.has_taken_everything() {
                 self.upstream.shut(cx);
@@ -158,6 +158,7 @@ impl Relay {
         }
         if self.client.resume_reading() {
             self.last_data = Instant::now();
+            self.restart_disconnect();
         }
         let behind = self.from_client.take_behind();
         let read = if behind.is_empty() {
@@ -167,10 +168,6 @@ impl Relay {
                     return Some(Ok(0));
                 }
                 self.traffic.count_in(length);
-                // What follows a Close is dropped, and prolongs nothing.
-                if !self.client.close_received {
-                    self.client.record_received();
-                }
                 Some(self.forward_to_upstream(cx, &scratch[..length]))
             })
         } else {
@@ -179,9 +176,6 @@ impl Relay {
         match read {
             None => return false,
             Some(Ok(0)) => {
-                if !self.client.close_received {
-                    self.client.record_received();
-                }
                 self.client.eof = true;
                 self.first_close.get_or_insert((None, ClosedBy::Client));
             }
@@ -198,7 +192,7 @@ impl Relay {
     /// Forwards input of the client. Returns how much was read.
     fn forward_to_upstream(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, Violation> {
         // After a Close the rest of this direction is dropped.
-        if self.upstream.close_sent || self.upstream.shut || self.closing.is_some() {
+        if self.upstream.forwarding_ended || self.upstream.shut || self.closing.is_some() {
             return Ok(input.len());
         }
         let (outgoing, violation) = self.read_from_client(input);
@@ -224,26 +218,26 @@ impl Relay {
                     return true;
                 }
                 // Behind a Close nothing of the upstream is forwarded. Only its end is awaited.
-                Poll::Pending if !self.client.close_sent => {
+                Poll::Pending if !self.client.forwarding_ended => {
                     self.upstream.is_paused = true;
                     return false;
                 }
                 Poll::Pending => {}
             }
             if self.closing.is_none()
-                && !self.client.close_sent
+                && !self.client.forwarding_ended
                 && let Some(messages) = self.from_upstream.direction.take_queued()
             {
                 self.write_to_client(cx, &messages);
                 return true;
             }
-            if self.closing.is_some() && !self.client.close_sent {
+            if self.closing.is_some() && !self.client.forwarding_ended {
                 self.send_close();
-                if self.client.close_sent {
+                if self.client.forwarding_ended {
                     return true;
                 }
             }
-            let is_done = (self.client.close_sent && self.closing.is_some()) || self.upstream.eof;
+            let is_done = (self.client.forwarding_ended && self.closing.is_some()) || self.upstream.eof;
             if is_done && self.client.has_taken_everything() {
                 self.client.shut(cx);
                 return true;
@@ -256,14 +250,12 @@ impl Relay {
         }
         if self.upstream.resume_reading() {
             self.last_data = Instant::now();
-            if self.only_upstream_sends() {
-                self.restart_disconnect();
-            }
+            self.restart_disconnect();
         }
         let read = with_scratch(|scratch| {
             let length = self.upstream.read(cx, scratch)?;
             let input = &scratch[..length];
-            if length == 0 || self.client.close_sent || self.client.shut {
+            if length == 0 || self.client.forwarding_ended || self.client.shut {
                 return Some(Ok(length));
             }
             let (outgoing, violation) = self.read_from_upstream(input);
@@ -278,7 +270,7 @@ impl Relay {
                     self.process(Event::Close(CloseReason::UpstreamLost));
                 }
             }
-            Some(Ok(_)) => self.upstream.record_received(),
+            Some(Ok(_)) => {}
             Some(Err(_)) => self.upstream_violated(),
         }
         true

@@ -440,6 +440,22 @@ async fn what_an_upstream_sent_before_it_answered_a_close_reaches_a_client_that_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_client_sent_before_it_answered_a_close_reaches_an_upstream_that_pauses() {
+    let mut relayed = TestRelay::start(TIMES);
+    relayed.upstream.close(1000).await;
+    assert_eq!(relayed.client.next_close().await, Some(1000));
+    let mut bytes = relayed.client.frame(Opcode::Binary, &vec![b'x'; 200 << 10]);
+    bytes.extend(relayed.client.frame(Opcode::Close, &close_payload(1000, "")));
+    let mut client = relayed.client.stream;
+    let sending = tokio::spawn(async move { client.write_all(&bytes).await.map(|()| client) });
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(relayed.upstream.next().await, Some((2, vec![b'x'; 200 << 10])));
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(relayed.upstream.next_close().await, Some(1000));
+    sending.await.expect("runs").expect("sent");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_has_closed_and_reads_slowly_is_served_for_no_longer_than_a_minute() {
     let mut relayed = TestRelay::start(TIMES);
     relayed.client.close(1000).await;
@@ -447,22 +463,17 @@ async fn a_client_that_has_closed_and_reads_slowly_is_served_for_no_longer_than_
     let mut upstream = relayed.upstream;
     let frame = upstream.frame(Opcode::Binary, &vec![b'x'; 64 << 10]);
     let flood = tokio::spawn(async move { while upstream.stream.write_all(&frame).await.is_ok() {} });
-    let (mut reading, mut writing) = tokio::io::split(relayed.client.stream);
+    let mut client = relayed.client.stream;
     let reading = tokio::spawn(async move {
         let mut read = vec![0; 64 << 10];
-        while reading.read_exact(&mut read).await.is_ok() {
-            sleep(Duration::from_secs(3)).await;
-        }
-    });
-    // What follows a Close prolongs nothing.
-    let writing = tokio::spawn(async move {
-        while writing.write_all(b"more").await.is_ok() {
+        // What follows a Close prolongs nothing.
+        while client.read_exact(&mut read).await.is_ok() && client.write_all(b"more").await.is_ok() {
             sleep(Duration::from_secs(3)).await;
         }
     });
     relayed.relay.await.expect("ends");
     assert_eq!(relayed.begun.elapsed().as_secs(), 60);
-    for task in [flood, reading, writing] {
+    for task in [flood, reading] {
         task.await.expect("ends");
     }
 }

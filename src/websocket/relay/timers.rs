@@ -17,12 +17,33 @@ use crate::websocket::session::Event;
 
 /// How often the key of a session's token is checked.
 pub(super) const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// How long a client that sends no more, after its Close or the end of its stream, still gets what the upstream sends.
-const ONE_SIDED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a peer that sends no more, after its Close or the end of its stream, still gets what the other one sends.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
 /// A ping that could not be sent is tried again after this.
 const PING_RETRY: Duration = Duration::from_secs(1);
 /// How often the system is asked whether it has sent all that it took.
 const DELIVERY_RETRY: Duration = Duration::from_millis(100);
+
+/// A relay whose one peer sends no more, while the other one is still forwarded to it.
+#[derive(Clone, Copy)]
+pub(super) struct HalfClosed<'a> {
+    ended: &'a Peer,
+    awaited: &'a Peer,
+}
+
+impl HalfClosed<'_> {
+    /// Returns until when both connections stay open although the time after the first end is over. The time of a peer that
+    /// is not read, because the other one takes nothing, does not run. An upstream that is read has that time after each
+    /// thing that it sends to a client without a Close, and once after a Close.
+    fn postponed(self, now: Instant) -> Option<Instant> {
+        let quiet_at = self.awaited.last_received + LINGER;
+        match (self.awaited.is_paused, self.ended.close_received) {
+            (true, _) => Some(now + LINGER),
+            (false, false) => Some(quiet_at).filter(|at| *at > now),
+            (false, true) => None,
+        }
+    }
+}
 
 impl Relay {
     /// Returns when [`Self::run_timers`] is due next.
@@ -33,8 +54,8 @@ impl Relay {
         if let Some(at) = self.disconnect_at {
             consider(at);
         }
-        if self.only_upstream_sends() {
-            consider(self.client.last_received + ONE_SIDED_TIMEOUT);
+        if let Some(HalfClosed { ended, .. }) = self.half_closed() {
+            consider(ended.last_received + HALF_CLOSED_TIMEOUT);
         }
         for peer in [&self.client, &self.upstream] {
             if let Some(since) = peer.stalled_since() {
@@ -49,7 +70,7 @@ impl Relay {
                 consider(at);
             }
             let message_end = closing.awaiting_message_end_since + MESSAGE_END_TIMEOUT;
-            if !self.client.close_sent && message_end > now {
+            if !self.client.forwarding_ended && message_end > now {
                 consider(message_end);
             }
             if let Some(at) = self.client_close_deadline() {
@@ -122,13 +143,8 @@ impl Relay {
     fn is_client_over(&mut self) -> bool {
         let now = Instant::now();
         if self.disconnect_at.is_some_and(|at| now >= at) {
-            // The time of an upstream that is not read, because the client takes nothing, does not run. One that is read has
-            // that time after each thing that it sends to a half-closed client, and once after a Close.
-            let is_paused = self.upstream.is_paused;
-            let quiet_at = if is_paused { now } else { self.upstream.last_received } + LINGER;
-            let is_awaited = is_paused || !self.client.close_received;
-            if self.only_upstream_sends() && is_awaited && quiet_at > now {
-                self.disconnect_at = Some(quiet_at);
+            if let Some(later) = self.half_closed().and_then(|half_closed| half_closed.postponed(now)) {
+                self.disconnect_at = Some(later);
             } else if self.awaits_only_delivery() {
                 // Scheduled again once everything is delivered.
                 self.disconnect_at = None;
@@ -136,7 +152,7 @@ impl Relay {
                 return true;
             }
         }
-        if self.only_upstream_sends() && self.client.last_received + ONE_SIDED_TIMEOUT <= now {
+        if self.half_closed().is_some_and(|half_closed| half_closed.ended.last_received + HALF_CLOSED_TIMEOUT <= now) {
             return true;
         }
         if self.client_close_deadline().is_some_and(|at| at <= now) {
@@ -151,13 +167,18 @@ impl Relay {
         false
     }
 
-    /// Returns whether the client has sent its Close or ended its stream, and still gets what the upstream sends.
-    pub(super) fn only_upstream_sends(&self) -> bool {
-        (self.client.eof || self.client.close_received)
-            && !self.upstream.eof
-            && !self.upstream.close_received
-            && !self.client.shut
-            && self.closing.is_none()
+    /// Returns the two peers where one has sent its Close, or the client has ended its stream, and still gets what the other
+    /// one sends.
+    pub(super) fn half_closed(&self) -> Option<HalfClosed<'_>> {
+        if self.closing.is_some() || self.upstream.eof {
+            return None;
+        }
+        let (client, upstream) = (&self.client, &self.upstream);
+        match (client.close_received || client.eof, upstream.close_received) {
+            (true, false) if !client.shut => Some(HalfClosed { ended: client, awaited: upstream }),
+            (false, true) if !upstream.shut => Some(HalfClosed { ended: upstream, awaited: client }),
+            _ => None,
+        }
     }
 
     /// Returns whether both sides have closed in time, and a peer has not taken the last of what was sent to it. How long

@@ -302,7 +302,7 @@ mod tests {
     use super::super::super::client::Tokens;
     use super::super::super::completion::VerifiedIdToken;
     use super::*;
-    use crate::auth::{BrowserSession, KeyFingerprint, VerifiedBy, kind::KindHeader};
+    use crate::auth::{BrowserSession, KeyFingerprint, identity::VerifiedBy, kind::KindHeader};
 
     fn session() -> Arc<LoginSession> {
         let text = "{upstream: 'http://127.0.0.1:1', providers: [{preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX}]}";

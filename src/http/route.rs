@@ -7,7 +7,7 @@ use crate::policy::{AuthMode, Conflict, Policy};
 
 /// A request by the kind of its route.
 #[derive(Debug)]
-pub enum Ruled {
+pub enum RoutedRequest {
     /// A request under `/.vestibule`, which is never forwarded.
     Own(OwnRequest),
     /// A CORS preflight.
@@ -22,7 +22,7 @@ pub enum Ruled {
 ///
 /// # Errors
 /// A refusal if the route has `auth: deny`, before any credential is read, or if the path is ambiguous.
-pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, Refusal> {
+pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedRequest, Refusal> {
     // The prefix of our endpoints is checked before the limit on readings and before every route.
     let readings = match policy.readings(admitted.parts.uri.path()) {
         Ok(readings) if readings.is_own() => return Ok(own(policy, admitted)),
@@ -41,26 +41,26 @@ pub fn rule(policy: &Policy, admitted: Admitted) -> Result<Ruled, Refusal> {
         if !is_ours && matched.has_conflict(Conflict::Upstream) {
             return Err(Refusal::readings_differ(Conflict::Upstream));
         }
-        return Ok(Ruled::Preflight(PreflightRequest { admitted, route: matched.route, is_ours }));
+        return Ok(RoutedRequest::Preflight(PreflightRequest { admitted, route: matched.route, is_ours }));
     }
     if let Some(conflict) = matched.conflict(admitted.upgrade.is_some()) {
         return Err(Refusal::readings_differ(conflict));
     }
     Ok(match matched.auth {
-        AuthMode::None => Ruled::Public(PublicRequest { admitted, route: matched.route }),
+        AuthMode::None => RoutedRequest::Public(PublicRequest { admitted, route: matched.route }),
         AuthMode::Required | AuthMode::Optional | AuthMode::Deny => {
-            Ruled::Protected(ProtectedRequest { admitted, matched })
+            RoutedRequest::Protected(ProtectedRequest { admitted, matched })
         }
     })
 }
 
 /// Returns a request under our own prefix; a preflight there is always answered here.
-fn own(policy: &Policy, admitted: Admitted) -> Ruled {
+fn own(policy: &Policy, admitted: Admitted) -> RoutedRequest {
     match policy.routes.last() {
         Some(route) if admitted.announced.is_some() => {
-            Ruled::Preflight(PreflightRequest { admitted, route: Arc::clone(route), is_ours: true })
+            RoutedRequest::Preflight(PreflightRequest { admitted, route: Arc::clone(route), is_ours: true })
         }
-        _ => Ruled::Own(OwnRequest { admitted }),
+        _ => RoutedRequest::Own(OwnRequest { admitted }),
     }
 }
 
