@@ -68,7 +68,7 @@ impl Node {
             return self.blank();
         }
         let whose = self.variable.as_ref().map_or_else(String::new, |variable| format!("{variable} "));
-        format!("{whose}has an empty member; remove the extra comma")
+        format!("{whose}holds an empty member; remove the extra comma")
     }
 
     pub(super) fn is_null(&self) -> bool {
