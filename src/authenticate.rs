@@ -23,12 +23,12 @@ use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, UnverifiedCredential};
 
 /// A protected request whose credential has been taken out of it, and is not verified yet.
-pub struct Presented {
+pub struct PresentedCredential {
     request: ProtectedRequest,
     found: Result<Extracted, BadCredential>,
 }
 
-impl Presented {
+impl PresentedCredential {
     /// Takes the credential out of a request, by the route's token sources.
     #[must_use]
     pub fn extract(mut request: ProtectedRequest, policy: &Policy) -> Self {
@@ -115,8 +115,8 @@ impl Failure {
 
 impl Authenticator<'_> {
     /// Verifies what a request presented, and notes carrier and user in its access line.
-    pub async fn authenticate(&self, presented: Presented, line: &mut AccessLine) -> Authentication {
-        let Presented { request, found } = presented;
+    pub async fn authenticate(&self, presented: PresentedCredential, line: &mut AccessLine) -> Authentication {
+        let PresentedCredential { request, found } = presented;
         let address = request.client().limited_address();
         let verified = match found {
             Ok(Extracted::Token(token, carrier)) => {

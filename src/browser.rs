@@ -13,5 +13,5 @@ mod sign_out;
 
 pub use client::ClientFile;
 pub use login::{is_login_path, serve as serve_login};
-pub use pages::{Navigation, answer_navigation};
+pub use pages::{Navigation, render_for_navigation};
 pub use session_endpoint::serve as serve_session_endpoint;

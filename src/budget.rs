@@ -45,7 +45,7 @@ struct Reservations {
 struct EvictionSignal {
     is_evicted: AtomicBool,
     /// Set while a request of the caller is being answered, which protects it from eviction.
-    is_serving: AtomicBool,
+    is_request_in_progress: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -108,7 +108,7 @@ impl Reservations {
     /// Evicts callers until the rest fits; `false` when all that are left are protected from eviction.
     fn make_room(&mut self) -> bool {
         while self.reserved - self.evicted > self.limit {
-            let is_evictable = |signal: &EvictionSignal| !signal.is_serving.load(Ordering::Acquire);
+            let is_evictable = |signal: &EvictionSignal| !signal.is_request_in_progress.load(Ordering::Acquire);
             let Some((&key, _)) = self.active.iter().rev().find(|(_, signal)| is_evictable(signal)) else {
                 return false;
             };
@@ -174,14 +174,14 @@ impl MemoryReservation {
     }
 
     /// Sets whether a request of this caller is being answered, which protects the caller from eviction.
-    pub fn set_serving(&self, is_serving: bool) {
-        self.signal.is_serving.store(is_serving, Ordering::Release);
+    pub fn set_request_in_progress(&self, is_request_in_progress: bool) {
+        self.signal.is_request_in_progress.store(is_request_in_progress, Ordering::Release);
     }
 
     /// Whether a request of this caller is being answered.
     #[must_use]
-    pub fn is_serving(&self) -> bool {
-        self.signal.is_serving.load(Ordering::Acquire)
+    pub fn is_request_in_progress(&self) -> bool {
+        self.signal.is_request_in_progress.load(Ordering::Acquire)
     }
 
     /// Whether the caller was evicted and must release its memory.
@@ -255,10 +255,10 @@ mod tests {
     fn a_caller_that_is_being_answered_is_not_evicted() {
         let budget = budget(100);
         let served = budget.reserve(90).expect("room");
-        served.set_serving(true);
+        served.set_request_in_progress(true);
         assert!(budget.reserve(20).is_none());
         assert!(!served.is_evicted());
-        served.set_serving(false);
+        served.set_request_in_progress(false);
         assert!(budget.reserve(20).is_none(), "the evicted memory is still held, and is more than half of the limit");
         assert!(served.is_evicted());
     }

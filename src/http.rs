@@ -102,5 +102,5 @@ pub use route::{RoutedRequest, route_request};
 pub use socket::{Socket, set_tcp_options};
 pub use stream::{ClientStream, TimedStream};
 pub use unread::{DiscardLimits, UnreadBody};
-pub use upstream::{Upgraded, UpstreamHealth, Upstreams};
+pub use upstream::{UpstreamHealth, UpstreamSocket, Upstreams};
 pub use upstream_error::UpstreamError;

@@ -22,7 +22,7 @@ use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, TLS_STATE_BYTES};
 use crate::drain::Drain;
 use crate::http::{ClientStream, Connection, LingerLimit, Refusal, RequestPhase, Socket, set_tcp_options};
 use crate::policy::{CertificateFiles, ListenPlace, Policy};
-use crate::proxy::{self, Caller};
+use crate::proxy::{self, ClientConnection};
 use crate::runtime::{ConnectionCount, Limit, ProxyState};
 use crate::small_server::{ACCEPT_RETRY_DELAY, Listener, unix_listener};
 
@@ -292,7 +292,7 @@ async fn serve_connection(
         permit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
     }
     if reservation.is_evicted() {
-        state.record_memory_eviction();
+        state.record_memory_limit();
     }
     drop(drain_token);
 }
@@ -321,7 +321,7 @@ async fn serve_http(
     let connection = Connection { peer, tls: is_tls };
     let drain = state.drain.clone();
     let count = Arc::new(count);
-    let caller = Arc::new(Caller { connection, phase, count, reservation, last_token: LastToken::default() });
+    let caller = Arc::new(ClientConnection { connection, phase, count, reservation, last_token: LastToken::default() });
     let service = service_fn(move |request| proxy::handle(Arc::clone(&state), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper may exceed its own limit; `admit` counts exactly.

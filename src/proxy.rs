@@ -17,8 +17,8 @@ use hyper::header::{CACHE_CONTROL, CONNECTION, HeaderValue};
 use hyper::{Request, StatusCode};
 
 use crate::auth::{Carrier, LastToken};
-use crate::authenticate::{Authentication, Authenticator, Presented};
-use crate::browser::answer_navigation;
+use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
+use crate::browser::render_for_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
     Admitted, Answer, BodyOutcome, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase, ResponseBody,
@@ -33,10 +33,10 @@ pub use head::DOCTOR_USER_AGENT;
 
 use access_entry::AccessEntry;
 use head::RequestHead;
-use warnings::{warn_of_balancer, warn_of_refused_health_check, warn_of_upstream_401};
+use warnings::{warn_of_refused_health_check, warn_of_untrusted_balancer, warn_of_upstream_401};
 
 /// One connection of a client.
-pub struct Caller {
+pub struct ClientConnection {
     /// The addresses and transport of the connection.
     pub connection: Connection,
     /// Whether a request is in progress on the connection.
@@ -55,18 +55,18 @@ pub struct Caller {
 /// Never; every failure is a response.
 pub fn handle(
     state: Arc<ProxyState>,
-    caller: Arc<Caller>,
+    caller: Arc<ClientConnection>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
     // Not in the future: hyper continues to read before it polls that, and the head is complete now.
     caller.phase.begin_request();
-    caller.reservation.set_serving(true);
+    caller.reservation.set_request_in_progress(true);
     in_request(respond(state, caller, request))
 }
 
 async fn respond(
     state: Arc<ProxyState>,
-    caller: Arc<Caller>,
+    caller: Arc<ClientConnection>,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let runtime = state.current();
@@ -80,12 +80,12 @@ async fn respond(
     let served = match admit(request, &caller.connection, &runtime.policy) {
         Ok(admitted) if !has_room => {
             entry.set_client(admitted.client(), &head);
-            state.record_memory_eviction();
+            state.record_memory_limit();
             Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
         }
         Ok(admitted) => {
             entry.set_client(admitted.client(), &head);
-            warn_of_balancer(&state, admitted.client());
+            warn_of_untrusted_balancer(&state, admitted.client());
             let handler = RequestHandler { state: &state, runtime: &runtime, caller: &caller };
             handler.handle(admitted, &mut entry).await
         }
@@ -130,7 +130,7 @@ async fn respond(
             let mut answer =
                 render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::from_proxy);
             if let Some(navigation) = &head.navigation {
-                answer_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
+                render_for_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
             }
             add_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             answer
@@ -141,7 +141,7 @@ async fn respond(
     }
     let has_body = unread.is_some();
     if let Some(unread) = unread {
-        unread.finish_response_head(response.headers_mut());
+        unread.add_close_if_unread(response.headers_mut());
         response.body_mut().set_request_body(unread);
     }
     entry.line.status = response.status().as_u16();
@@ -151,7 +151,7 @@ async fn respond(
         if !has_body {
             caller.phase.end_request();
         }
-        caller.reservation.set_serving(false);
+        caller.reservation.set_request_in_progress(false);
         entry.line.bytes_out = bytes;
         match (outcome, entry.line.outcome) {
             (BodyOutcome::Stopped(reason), _) => entry.line.outcome = Outcome::Cut(reason),
@@ -166,7 +166,7 @@ async fn respond(
 struct RequestHandler<'a> {
     state: &'a Arc<ProxyState>,
     runtime: &'a Arc<Runtime>,
-    caller: &'a Caller,
+    caller: &'a ClientConnection,
 }
 
 impl RequestHandler<'_> {
@@ -182,7 +182,7 @@ impl RequestHandler<'_> {
             RoutedRequest::Preflight(preflight) => {
                 entry.line.route = Arc::clone(&preflight.route().label);
                 entry.line.outcome = Outcome::Preflight;
-                if preflight.is_ours() {
+                if preflight.is_answered_here() {
                     if let Some(reason) = unlisted_origin(&preflight.head().headers, policy) {
                         entry.line.reason = reason;
                     }
@@ -201,7 +201,7 @@ impl RequestHandler<'_> {
                 entry.line.outcome = Outcome::Public;
                 let reservation = &self.caller.reservation;
                 if !reservation.resize(reservation.bytes().max(PUBLIC_REQUEST_BYTES)) {
-                    self.state.record_memory_eviction();
+                    self.state.record_memory_limit();
                     return Served::Refused(Refusal::busy(Limit::Unauthenticated.key()));
                 }
                 self.forward(prepare_public(public, policy), entry).await
@@ -219,7 +219,7 @@ impl RequestHandler<'_> {
     }
 
     fn context(&self, line: &AccessLine) -> websocket::SocketContext {
-        let Caller { count, reservation, .. } = self.caller;
+        let ClientConnection { count, reservation, .. } = self.caller;
         websocket::SocketContext::new(self.state, self.runtime, count, reservation, line)
     }
 
@@ -233,10 +233,10 @@ impl RequestHandler<'_> {
 
     async fn protected(&self, request: ProtectedRequest, entry: &mut AccessEntry) -> Served {
         let policy = &self.runtime.policy;
-        let Caller { reservation, last_token, .. } = self.caller;
+        let ClientConnection { reservation, last_token, .. } = self.caller;
         let authenticator =
             Authenticator { state: self.state, runtime: self.runtime, reservation, last: Some(last_token) };
-        let presented = Presented::extract(request, policy);
+        let presented = PresentedCredential::extract(request, policy);
         let authenticated = match authenticator.authenticate(presented, &mut entry.line).await {
             Authentication::User(authenticated) => authenticated,
             Authentication::Public(public) => {
@@ -247,7 +247,7 @@ impl RequestHandler<'_> {
             Authentication::Refused(failure) => return Served::Refused(failure.refusal(policy.verbose_errors)),
         };
         let request = authenticated.request();
-        let events_grace = request.wants_events().then_some(request.route().websocket.grace);
+        let events_grace = request.wants_event_stream().then_some(request.route().websocket.grace);
         let allowed = match authenticated.allow() {
             Ok(allowed) => allowed,
             Err(refusal) => return Served::Refused(refusal),

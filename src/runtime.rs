@@ -68,13 +68,13 @@ impl Runtime {
         let secret = secret.and_then(|session| session.secret.as_ref());
         let verifier = verifier.with_logins(logins, secret, (&policy.limits).into(), former_verifier);
         for login in logins {
-            counted.logins.introduce(&login.name);
+            counted.logins.create_series(&login.name);
         }
         let generation = former.map_or(0, |former| former.generation + 1);
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(AssertionSigner::new);
         let routes = policy.routes.iter().map(|route| &route.label).chain([&*NO_ROUTE, &*OWN_ROUTE]);
-        counted.introduce(routes, policy.trusted_headers.iter().map(|header| header.name.as_str()));
+        counted.create_series(routes, policy.trusted_headers.iter().map(|header| header.name.as_str()));
         Self { generation, policy, verifier, signer, upstreams }
     }
 }
@@ -295,7 +295,7 @@ impl ProxyState {
     }
 
     /// Counts a caller that was evicted or rejected at `limits.unauthenticated_bytes`.
-    pub fn record_memory_eviction(&self) {
+    pub fn record_memory_limit(&self) {
         self.metrics.limited("unauthenticated_bytes");
     }
 
@@ -328,7 +328,7 @@ impl ProxyState {
             count.address = Some(address);
         }
         let Some(reservation) = self.budget.reserve(SILENT_CONNECTION_BYTES) else {
-            self.record_memory_eviction();
+            self.record_memory_limit();
             return Err(Limit::Unauthenticated);
         };
         Ok((count, reservation))

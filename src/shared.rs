@@ -93,7 +93,7 @@ impl SharedState {
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self, EngineError> {
         revocations.gate.shut();
-        metrics.shared.introduce();
+        metrics.shared.create_series();
         let unusable = |what: &str| EngineError::Tls(format!("{what} cannot be used"));
         let inner = Arc::new(Inner {
             spec: spec.clone(),

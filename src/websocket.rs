@@ -33,7 +33,7 @@ use hyper::header::ORIGIN;
 use hyper::upgrade::OnUpgrade;
 
 use crate::auth::{Carrier, NoCredential, unix_seconds};
-use crate::authenticate::{Authentication, Authenticator, Presented};
+use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
 use crate::http::{ProtectedRequest, PublicRequest, Refusal};
 use crate::runtime::ProxyState;
 use crate::telemetry::AccessLine;
@@ -53,7 +53,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
     if let Err(refusal) = handshake::check_origin(&request.head().headers, &request.route().websocket) {
         return Served::Refused(refusal);
     }
-    let mut presented = Presented::extract(request, &runtime.policy);
+    let mut presented = PresentedCredential::extract(request, &runtime.policy);
     count_query_token(&state, &presented);
     let Some(upgrade) = presented.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
@@ -136,7 +136,7 @@ fn await_first_message(
 }
 
 /// Counts a token in a URL, and warns of it once a day for each route and origin.
-fn count_query_token(state: &ProxyState, presented: &Presented) {
+fn count_query_token(state: &ProxyState, presented: &PresentedCredential) {
     if presented.carrier() != Some(Carrier::Query) {
         return;
     }

@@ -141,7 +141,7 @@ mod tests {
             serde_json::Map::new(),
             Expiry::At(0),
             VerifiedBy::Provider(super::super::KeyFingerprint::default()),
-            super::super::kind::KindHeader::default(),
+            super::super::kind::TokenKindHeader::default(),
         ))
     }
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use super::kind::{KindHeader, check_audience, check_kind, shown_audience};
+use super::kind::{TokenKindHeader, check_audience, check_kind, shown_audience};
 use super::trace::Trace;
 use crate::policy::{AuthorizedParties, Claim, ProviderSpec};
 
@@ -45,7 +45,7 @@ pub(super) fn check_times(
 /// Checks the audience, the authorized party and the kind.
 pub(super) fn check_audience_and_kind(
     spec: &ProviderSpec,
-    header: KindHeader,
+    header: TokenKindHeader,
     claims: &Map<String, Value>,
     trace: &mut impl Trace,
 ) -> Result<(), Rejection> {
@@ -204,7 +204,7 @@ mod tests {
         let spec = spec();
         required_exp(&all)
             .and_then(|_| check_times(&spec, &all, now, &mut ()))
-            .and_then(|_| check_audience_and_kind(&spec, KindHeader::default(), &all, &mut ()))
+            .and_then(|_| check_audience_and_kind(&spec, TokenKindHeader::default(), &all, &mut ()))
             .and_then(|()| user_id(&spec, &all).map(|_| ()))
             .map_err(|r| r.outcome())
     }

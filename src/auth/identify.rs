@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::allow::unmet;
 use super::identity::{Expiry, VerifiedBy};
-use super::kind::{KindHeader, flattened};
+use super::kind::{TokenKindHeader, flattened};
 use super::trace::Trace;
 use super::{Identity, KeyFingerprint, Rejection, claims};
 use crate::policy::{PathVariables, ProviderSpec, RemoteQuestion, RemoteSpec};
@@ -18,7 +18,7 @@ use crate::policy::{PathVariables, ProviderSpec, RemoteQuestion, RemoteSpec};
 /// The claims of a token whose signature and times have been checked.
 pub(super) struct VerifiedClaims {
     pub(super) claims: Map<String, Value>,
-    pub(super) kind: KindHeader,
+    pub(super) kind: TokenKindHeader,
     pub(super) expiry: Expiry,
     pub(super) verified_by: VerifiedBy,
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::claims::value;
 use super::digest::{Digest, DigestKeys};
 use super::keys::KeyFingerprint;
-use super::kind::KindHeader;
+use super::kind::TokenKindHeader;
 use super::revocation_keys::RevocationKeys;
 use crate::policy::{Claim, ProviderSpec};
 
@@ -22,7 +22,7 @@ pub struct Identity {
     claims: Map<String, Value>,
     expiry: Expiry,
     verified_by: VerifiedBy,
-    kind: KindHeader,
+    kind: TokenKindHeader,
     /// The browser session, where a session cookie was presented.
     browser_session: Option<BrowserSession>,
     /// Computed when they are first asked for, and remembered with the token.
@@ -93,7 +93,7 @@ impl Identity {
         claims: Map<String, Value>,
         expiry: Expiry,
         verified_by: VerifiedBy,
-        kind: KindHeader,
+        kind: TokenKindHeader,
     ) -> Self {
         Self {
             provider,
@@ -152,7 +152,7 @@ impl Identity {
     }
 
     /// The parts of the token's header that tell its kind.
-    pub(super) fn kind(&self) -> KindHeader {
+    pub(super) fn kind(&self) -> TokenKindHeader {
         self.kind
     }
 

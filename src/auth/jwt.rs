@@ -7,7 +7,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use super::kind::{Category, KindHeader};
+use super::kind::{Category, TokenKindHeader};
 use crate::json;
 
 /// The longest accepted `kid`, in bytes; longer ones are rejected.
@@ -17,7 +17,7 @@ const KID_BYTES: usize = 256;
 pub(super) struct Parsed<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) key_id: Option<String>,
-    pub(super) kind: KindHeader,
+    pub(super) kind: TokenKindHeader,
     pub(super) claims: Map<String, Value>,
     /// The signing input, `header.payload` (RFC 7515 section 5.2).
     pub(super) signed: &'a str,
@@ -98,7 +98,7 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
         json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
     // Checked before any key sees it: the signature check must not have to cope with padded or non-canonical base64.
     decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
-    Ok(Parsed { algorithm, key_id, kind: KindHeader { is_access_token, category }, claims, signed, signature })
+    Ok(Parsed { algorithm, key_id, kind: TokenKindHeader { is_access_token, category }, claims, signed, signature })
 }
 
 fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, Rejection> {

@@ -102,7 +102,7 @@ impl ProviderKeys {
     pub fn start(provider: Arc<ProviderSpec>, metrics: Arc<Metrics>) -> Self {
         let label: Label = provider.name.as_str().into();
         if provider.keys != KeySource::Introspection {
-            metrics.credentials.introduce_keys(&label);
+            metrics.credentials.create_key_series(&label);
         }
         let demand = Arc::new(Notify::new());
         let (send, state) = watch::channel(FetchState::default());

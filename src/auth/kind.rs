@@ -15,7 +15,7 @@ const CLERK_IGNORE: &str = "cl_I7d4PD111III";
 
 /// The parts of a token's header that tell its kind; the default for a token without a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct KindHeader {
+pub(super) struct TokenKindHeader {
     /// Whether `typ` is `at+jwt`, an OAuth access token (RFC 9068).
     pub(super) is_access_token: bool,
     /// Clerk's category, `cat`.
@@ -66,7 +66,7 @@ impl Category {
 /// Checks that a token is of a kind that the provider's `accept` lists, and returns the kind's name.
 pub(super) fn check_kind(
     spec: &ProviderSpec,
-    header: KindHeader,
+    header: TokenKindHeader,
     claims: &Map<String, Value>,
 ) -> Result<&'static str, Rejection> {
     let says = |name: &str, value: &str| {
@@ -185,7 +185,7 @@ fn letters(text: &str) -> String {
     text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-fn clerk_kind(accept: Kinds, header: KindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
+fn clerk_kind(accept: Kinds, header: TokenKindHeader, claims: &Map<String, Value>) -> Result<&'static str, Rejection> {
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
     if header.is_access_token || text("sub").is_some_and(|sub| sub.starts_with("mch_")) {
         return Err(Rejection::WrongKind("a machine-to-machine token"));

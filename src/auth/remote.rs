@@ -98,7 +98,7 @@ type Outcome = Result<RemoteAnswer, NoAnswer>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
     /// A request or handshake waits for the answer.
-    Admission,
+    AdmittedSession,
     /// An open session is checked again.
     Revalidation,
 }
@@ -176,7 +176,7 @@ impl RemoteChecker {
         let answer = outcome.wait_for(Option::is_some);
         let answered = match priority {
             Priority::Revalidation => Some(answer.await),
-            Priority::Admission => bounded(self.inner.spec.timeout, answer).await,
+            Priority::AdmittedSession => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
             let slow = endpoint::CheckFailed::slow(self.inner.spec.timeout);
@@ -195,7 +195,7 @@ impl RemoteChecker {
         // An entry whose task ended without an answer is ignored.
         let asked = pending.get(&check.digest);
         if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
-            if priority == Priority::Admission {
+            if priority == Priority::AdmittedSession {
                 asked.admission_waits.cancel();
             }
             return outcome.subscribe();
@@ -293,7 +293,7 @@ impl CheckerInner {
         admission_waits: &CancellationToken,
     ) -> Result<SemaphorePermit<'_>, NoAnswer> {
         let permit = match priority {
-            Priority::Admission => bounded(self.spec.timeout, self.admissions.acquire()).await,
+            Priority::AdmittedSession => bounded(self.spec.timeout, self.admissions.acquire()).await,
             Priority::Revalidation => {
                 let hurried = async {
                     admission_waits.cancelled().await;
@@ -365,7 +365,7 @@ pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) 
         }
         _ => session,
     };
-    match remote.ask(&check, Priority::Admission).await {
+    match remote.ask(&check, Priority::AdmittedSession).await {
         Ok(RemoteAnswer::Inactive(_)) => inspection.found.push("answers remote checks".to_owned()),
         Ok(RemoteAnswer::Active(_)) => inspection.problems.push("confirms a token that does not exist".to_owned()),
         Err(unanswered) => inspection.problems.push(format!("remote check: {unanswered}")),

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::identify::VerifiedClaims;
 use super::identity::{BrowserSession, Expiry, VerifiedBy};
-use super::kind::{Category, KindHeader};
+use super::kind::{Category, TokenKindHeader};
 use super::token::MAX_COOKIE_VALUE;
 use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
 use crate::policy::{Secret, SessionSpec};
@@ -48,7 +48,7 @@ pub(super) struct CookieContent {
     /// The provider's preset.
     pub(super) preset: String,
     pub(super) claims: Map<String, Value>,
-    kind: KindHeader,
+    kind: TokenKindHeader,
     verified_by: VerifiedBy,
     /// The token's `exp`, Unix seconds.
     pub(super) token_end: u64,
@@ -87,7 +87,7 @@ impl CookieContent {
             session,
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
-            kind: KindHeader { is_access_token, category: Category::from_name(text("y")?)? },
+            kind: TokenKindHeader { is_access_token, category: Category::from_name(text("y")?)? },
             verified_by,
             token_end,
             issued_at: number("s")?,

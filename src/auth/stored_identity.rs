@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::identify::{VerifiedClaims, identify_again};
 use super::identity::{Expiry, VerifiedBy};
-use super::kind::KindHeader;
+use super::kind::TokenKindHeader;
 use super::{Identity, KeyFingerprint, Verifier, claims};
 use crate::policy::{AuthorizedParties, ProviderSpec};
 
@@ -22,7 +22,7 @@ pub struct StoredIdentity {
 struct Stored {
     claims: Box<str>,
     verified_by: VerifiedBy,
-    kind: KindHeader,
+    kind: TokenKindHeader,
     /// The key of the session cookie that was presented, if one was.
     cookie_key: Option<KeyFingerprint>,
 }
@@ -122,7 +122,7 @@ impl StoredIdentity {
             until: expires_at,
         };
         let claims = r#"{"sub":"alice"}"#.into();
-        let stored = Stored { claims, verified_by, kind: KindHeader::default(), cookie_key: None };
+        let stored = Stored { claims, verified_by, kind: TokenKindHeader::default(), cookie_key: None };
         Self { provider, expiry: Expiry::At(expires_at), stored: Box::new(stored) }
     }
 }

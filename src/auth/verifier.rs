@@ -19,7 +19,7 @@ use super::identify::{VerifiedClaims, identify};
 use super::identity::{Expiry, VerifiedBy};
 use super::jwt;
 use super::keys::ProviderKeys;
-use super::kind::KindHeader;
+use super::kind::TokenKindHeader;
 use super::login::{LoginLimits, Logins};
 use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
@@ -29,7 +29,7 @@ use crate::policy::{AuthorizedParties, KeySource, LoginSpec, ProviderSpec, Secre
 use crate::telemetry::{Label, Metrics};
 
 use remote_token::{
-    ask_provider, check_agreement, identity_confirmed_remotely, identity_from_answer, remote_signature_check,
+    ask_provider, check_agreement, confirm_and_identify, identity_from_answer, remote_signature_checker,
 };
 
 /// A verified identity, how its credential came, and the token if it was one. Only [`Verifier::verify`] and
@@ -154,14 +154,14 @@ impl Verifier {
     ) -> Self {
         let no_provider: Label = "none".into();
         let carriers = Carrier::ALL.map(Carrier::name);
-        metrics.credentials.introduce(&no_provider, &carriers, &["malformed", "unknown_issuer", "claim"], false);
+        metrics.credentials.create_series(&no_provider, &carriers, &["malformed", "unknown_issuer", "claim"], false);
         let providers = providers.iter().map(|spec| {
             let same = |known: &&Arc<ProviderState>| *known.spec == **spec;
             if let Some(known) = former.and_then(|former| former.providers.iter().find(same)) {
                 return Arc::clone(known);
             }
             let label: Label = spec.name.as_str().into();
-            metrics.credentials.introduce(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
+            metrics.credentials.create_series(&label, &carriers, &Rejection::OUTCOMES, spec.remote.is_some());
             Arc::new(ProviderState {
                 keys: ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics)),
                 remote: RemoteChecker::new(spec, cache_limit, &metrics),
@@ -461,8 +461,8 @@ impl Verifier {
             "issuer",
             format_args!("{} (provider {})", spec.issuer.as_deref().unwrap_or("not checked"), spec.name),
         );
-        if let Some(remote) = remote_signature_check(provider, parsed.algorithm) {
-            return identity_confirmed_remotely(spec, remote, presented, parsed, trace).await;
+        if let Some(remote) = remote_signature_checker(provider, parsed.algorithm) {
+            return confirm_and_identify(spec, remote, presented, parsed, trace).await;
         }
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
@@ -517,7 +517,7 @@ fn cache_ttl(identity: &Identity) -> Duration {
 /// Runs the checks that every token must pass after its signature or its provider's answer.
 fn check_times_and_identify(
     spec: &Arc<ProviderSpec>,
-    kind: KindHeader,
+    kind: TokenKindHeader,
     claims: Map<String, Value>,
     verified_by: VerifiedBy,
     now: u64,

@@ -46,7 +46,7 @@ impl Navigation {
 
 /// Turns the answer to a refused navigation into one for a person: a redirect to `sign_in_url` where no credential was
 /// presented, else a page of the same status. The header fields of the refusal's own answer stay.
-pub fn answer_navigation(
+pub fn render_for_navigation(
     navigation: &Navigation,
     refusal: &Refusal,
     request_id: &str,

@@ -1,4 +1,4 @@
-//! Admission: rejects malformed and ambiguous requests that hyper accepts.
+//! AdmittedSession: rejects malformed and ambiguous requests that hyper accepts.
 
 use hyper::body::Body as _;
 use hyper::header::{

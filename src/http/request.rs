@@ -119,7 +119,7 @@ impl OwnRequest {
 pub struct PreflightRequest {
     pub(super) admitted: Admitted,
     pub(super) route: Arc<Route>,
-    pub(super) is_ours: bool,
+    pub(super) is_answered_here: bool,
 }
 
 impl PreflightRequest {
@@ -137,8 +137,8 @@ impl PreflightRequest {
 
     /// Whether it is answered here and not forwarded.
     #[must_use]
-    pub fn is_ours(&self) -> bool {
-        self.is_ours
+    pub fn is_answered_here(&self) -> bool {
+        self.is_answered_here
     }
 }
 
@@ -226,7 +226,7 @@ impl ProtectedRequest {
 
     /// Whether the client accepts server-sent events.
     #[must_use]
-    pub fn wants_events(&self) -> bool {
+    pub fn wants_event_stream(&self) -> bool {
         let Parts { method, headers, .. } = &self.admitted.parts;
         let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         method == Method::GET && accepts.flat_map(|value| value.split(',')).any(is_event_stream)
@@ -239,7 +239,7 @@ impl ProtectedRequest {
     pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
         let purpose = if self.is_websocket() {
             Purpose::WebSocket
-        } else if self.wants_events() {
+        } else if self.wants_event_stream() {
             Purpose::Events
         } else {
             Purpose::Plain

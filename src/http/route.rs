@@ -37,11 +37,11 @@ pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedReques
         return Err(Refusal::closed_route(&matched.strictest));
     }
     if admitted.announced.is_some() {
-        let is_ours = policy.cors.is_some();
-        if !is_ours && matched.has_conflict(Conflict::Upstream) {
+        let is_answered_here = policy.cors.is_some();
+        if !is_answered_here && matched.has_conflict(Conflict::Upstream) {
             return Err(Refusal::readings_differ(Conflict::Upstream));
         }
-        return Ok(RoutedRequest::Preflight(PreflightRequest { admitted, route: matched.route, is_ours }));
+        return Ok(RoutedRequest::Preflight(PreflightRequest { admitted, route: matched.route, is_answered_here }));
     }
     if let Some(conflict) = matched.conflict(admitted.upgrade.is_some()) {
         return Err(Refusal::readings_differ(conflict));
@@ -58,7 +58,7 @@ pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedReques
 fn own(policy: &Policy, admitted: Admitted) -> RoutedRequest {
     match policy.routes.last() {
         Some(route) if admitted.announced.is_some() => {
-            RoutedRequest::Preflight(PreflightRequest { admitted, route: Arc::clone(route), is_ours: true })
+            RoutedRequest::Preflight(PreflightRequest { admitted, route: Arc::clone(route), is_answered_here: true })
         }
         _ => RoutedRequest::Own(OwnRequest { admitted }),
     }

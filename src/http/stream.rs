@@ -152,7 +152,7 @@ impl ClientStream {
     fn report_memory(&self, spare: usize) -> bool {
         match self.awaiting {
             // Once the response was sent, discarding the rest of a body does not protect from eviction.
-            Awaiting::Nothing => self.reservation.is_serving() || !self.reservation.is_evicted(),
+            Awaiting::Nothing => self.reservation.is_request_in_progress() || !self.reservation.is_evicted(),
             Awaiting::FirstByte => self.reservation.resize(self.base_bytes),
             Awaiting::Head if self.head_bytes == 0 => !self.reservation.is_evicted(),
             Awaiting::Head => {
@@ -231,7 +231,7 @@ impl AsyncRead for ClientStream {
         if read.is_ready() {
             return read.map(Ok);
         }
-        if !is_verified && !this.reservation.is_serving() && this.reservation.poll_evicted(cx).is_ready() {
+        if !is_verified && !this.reservation.is_request_in_progress() && this.reservation.poll_evicted(cx).is_ready() {
             return Poll::Ready(Err(this.evict()));
         }
         if matches!(this.awaiting, Awaiting::Nothing) {

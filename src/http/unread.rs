@@ -109,7 +109,7 @@ impl UnreadBody {
 
     /// Adds `Connection: close` to the head of the response when the body will not be read to its end, or may never
     /// come. To be called when the head is complete otherwise.
-    pub fn finish_response_head(&self, answer: &mut HeaderMap) {
+    pub fn add_close_if_unread(&self, answer: &mut HeaderMap) {
         let mut state = self.state();
         let must_close = match &state.body {
             BodyState::Abandoned(rest) => {

@@ -36,7 +36,7 @@ const MAX_RESPONSE_HEAD_BYTES: usize = 256 << 10;
 
 /// An upgraded connection to an upstream.
 #[derive(Debug)]
-pub struct Upgraded {
+pub struct UpstreamSocket {
     /// The socket, without HTTP.
     pub socket: Socket,
     /// The bytes that the upstream sent directly after its 101.
@@ -100,7 +100,7 @@ impl Upstreams {
     pub async fn upgrade(
         &self,
         upstream_request: UpstreamRequest,
-    ) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
+    ) -> Result<Result<(HeaderMap, UpstreamSocket), Answer>, UpstreamError> {
         let upstream = &self.0[upstream_request.upstream()];
         let upgraded = upstream.upgrade(upstream_request).await;
         upstream.observe(upgraded.as_ref().err());
@@ -200,7 +200,7 @@ impl Upstream {
     async fn upgrade(
         &self,
         upstream_request: UpstreamRequest,
-    ) -> Result<Result<(HeaderMap, Upgraded), Answer>, UpstreamError> {
+    ) -> Result<Result<(HeaderMap, UpstreamSocket), Answer>, UpstreamError> {
         let limit = self.spec.handshake_timeout;
         let expected = upstream_request
             .websocket_key()
@@ -234,7 +234,7 @@ impl Upstream {
         // A copy, because even an empty slice keeps hyper's whole read buffer alive.
         let early = parts.read_buf.to_vec();
         let (head, _) = response.into_parts();
-        Ok(Ok((head.headers, Upgraded { socket: parts.io.into_inner().into_socket(), early })))
+        Ok(Ok((head.headers, UpstreamSocket { socket: parts.io.into_inner().into_socket(), early })))
     }
 
     async fn connect(&self) -> Result<TokioIo<TimedStream>, UpstreamError> {

@@ -19,7 +19,7 @@ fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
 }
 
 /// Warns of a load balancer that is not in `trusted_proxies`, whose clients cannot be distinguished.
-pub(super) fn warn_of_balancer(state: &ProxyState, client: &ClientAddress) {
+pub(super) fn warn_of_untrusted_balancer(state: &ProxyState, client: &ClientAddress) {
     if client.sharing == AddressSharing::Balancer && state.addresses.record_balancer(client.address) {
         let address = client.address;
         tracing::warn!(

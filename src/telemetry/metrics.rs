@@ -139,10 +139,10 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Creates the values of a policy's routes and trusted headers, which start at zero.
-    pub fn introduce<'a>(&self, routes: impl Iterator<Item = &'a Label>, headers: impl Iterator<Item = &'a str>) {
+    pub fn create_series<'a>(&self, routes: impl Iterator<Item = &'a Label>, headers: impl Iterator<Item = &'a str>) {
         for route in routes {
-            self.requests.introduce(route);
-            self.sockets.introduce(route);
+            self.requests.create_series(route);
+            self.sockets.create_series(route);
         }
         self.requests.introduce_headers(headers);
     }
@@ -199,9 +199,9 @@ mod tests {
     fn known_label_values_start_at_zero_and_are_counted() {
         let metrics = Metrics::default();
         let main: Label = "main".into();
-        metrics.introduce([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());
-        metrics.credentials.introduce(&main, &["header"], &["accepted", "expired"], true);
-        metrics.credentials.introduce_keys(&main);
+        metrics.create_series([&Label::from("/ws/**")].into_iter(), ["x-user-id"].into_iter());
+        metrics.credentials.create_series(&main, &["header"], &["accepted", "expired"], true);
+        metrics.credentials.create_key_series(&main);
         metrics.credentials.verified(&main, "header", "accepted");
         metrics.credentials.looked_up("hit");
         metrics.credentials.keys_fetched(&main, Some(2), 1_000);

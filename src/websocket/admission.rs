@@ -12,7 +12,7 @@ use crate::auth::Token;
 use crate::http::{AuthenticatedRequest, Refusal, UpstreamRequest, prepare};
 
 /// A user who may have a session on the route.
-pub(super) struct Admission {
+pub(super) struct AdmittedSession {
     /// The upgrade request for the upstream.
     pub(super) upstream_request: UpstreamRequest,
     /// The token, where it is needed later.
@@ -30,7 +30,7 @@ pub(super) fn admit_user(
     context: &mut SocketContext,
     authenticated: AuthenticatedRequest,
     forwarding: &TokenForwarding,
-) -> Result<Admission, (Refusal, CloseReason)> {
+) -> Result<AdmittedSession, (Refusal, CloseReason)> {
     let (request, verified) = (authenticated.request(), authenticated.verified());
     let spec = &request.route().websocket;
     let presence = context.presence(spec, verified.identity());
@@ -60,7 +60,7 @@ pub(super) fn admit_user(
         keeps_token,
         login: login.map(Box::new),
     };
-    Ok(Admission {
+    Ok(AdmittedSession {
         upstream_request,
         token: token.filter(|_| keeps_token),
         authorizer,

@@ -11,14 +11,14 @@ use super::context::SocketContext;
 use super::token_forwarding::TokenForwarding;
 use super::upstream_handshake::authenticate;
 use crate::auth::Token;
-use crate::http::{Answer, Refusal, Upgraded, UpstreamRequest};
+use crate::http::{Answer, Refusal, UpstreamRequest, UpstreamSocket};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::Label;
 
 /// What the upstream made of an upgrade.
 pub(super) enum UpgradeOutcome {
     /// The upstream's 101 and its socket.
-    Open(HeaderMap, Upgraded),
+    Open(HeaderMap, UpstreamSocket),
     /// Another answer of the upstream.
     Answered(Answer),
     /// No usable answer.

@@ -76,11 +76,11 @@ impl SocketContext {
     /// Writes the access line of a client that left before its 101 could be written.
     pub(super) fn client_left(mut self) {
         self.line.outcome = Outcome::Left;
-        self.end_unopened(&SocketOutcome::left(None));
+        self.log_never_opened(&SocketOutcome::left(None));
     }
 
     /// Writes the access line of a socket that was never open.
-    pub(super) fn end_unopened(self, outcome: &SocketOutcome) {
+    pub(super) fn log_never_opened(self, outcome: &SocketOutcome) {
         if self.line.outcome != Outcome::Left {
             self.state.metrics.sockets.refused(self.line.outcome.name());
         }

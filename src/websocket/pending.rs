@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, sleep_until};
 
-use super::admission::{Admission, admit_user};
+use super::admission::{AdmittedSession, admit_user};
 use super::authorizer::{SessionAuthorizer as _, UserAuthorizer};
 use super::clock::unix_millis;
 use super::close_reason::CloseReason;
@@ -32,7 +32,7 @@ use super::{handshake, open_session};
 use crate::auth::{Carrier, NoCredential, Token, Verified};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
 use crate::budget::CLOSING_SOCKET_BYTES;
-use crate::http::{ProtectedRequest, Socket, Upgraded, UpstreamRequest};
+use crate::http::{ProtectedRequest, Socket, UpstreamRequest, UpstreamSocket};
 use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::runtime::{PendingSlot, Subscription};
 use crate::telemetry::{AnsweredBy, Outcome, in_current_request};
@@ -119,7 +119,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
             context.reservation.resize(CLOSING_SOCKET_BYTES);
             let code = reason.code(Some(&dialect));
             close_gracefully(client, message, &close_payload(code, reason.text())).await;
-            context.end_unopened(&SocketOutcome::refused(code));
+            context.log_never_opened(&SocketOutcome::refused(code));
         }
         End::Left(close) => {
             let code = close.as_deref().and_then(|payload| payload.first_chunk()).map(|code| u16::from_be_bytes(*code));
@@ -128,7 +128,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
                 close_gracefully(client, None, &payload).await;
             }
             context.line.outcome = Outcome::Left;
-            context.end_unopened(&SocketOutcome::left(code));
+            context.log_never_opened(&SocketOutcome::left(code));
         }
     }
 }
@@ -176,7 +176,7 @@ enum Wake {
 enum End {
     /// The user is admitted and the upstream connected.
     Open {
-        upstream: Upgraded,
+        upstream: UpstreamSocket,
         token: Option<Token>,
         authorizer: Box<UserAuthorizer>,
     },
@@ -228,7 +228,7 @@ impl PendingSocket {
         let reservation = Arc::clone(&context.reservation);
         // The request and the buffer that its head came in.
         let request_bytes = reservation.bytes();
-        reservation.set_serving(false);
+        reservation.set_request_in_progress(false);
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
         // Without a time limit for the first message the client is pinged, to detect that it has gone.
@@ -299,7 +299,7 @@ impl PendingSocket {
                 Wake::Deadline => Event::Deadline { last_seen: None },
                 Wake::Evicted => Event::Close(CloseReason::TooManyConnections),
                 Wake::MemoryEvicted => {
-                    context.state.record_memory_eviction();
+                    context.state.record_memory_limit();
                     return End::Refused(CloseReason::TooManyConnections);
                 }
                 Wake::Notified(subscription) if subscription.should_close() => {
@@ -419,7 +419,7 @@ impl PendingSocket {
             }
         };
         match admit_user(context, authenticated, &self.forwarding) {
-            Ok(Admission { upstream_request, token, mut authorizer, credential, user_id }) => {
+            Ok(AdmittedSession { upstream_request, token, mut authorizer, credential, user_id }) => {
                 // The socket may have waited for hours, and a reload may have changed the policy meanwhile.
                 if let Err(reason) = authorizer.reauthorize(Some(&credential.identity)) {
                     return Event::Close(reason);
@@ -439,7 +439,7 @@ impl PendingSocket {
     fn open(
         &mut self,
         head: &hyper::HeaderMap,
-        upstream: Upgraded,
+        upstream: UpstreamSocket,
         token: Option<Token>,
         context: &mut SocketContext,
     ) -> End {
@@ -462,7 +462,7 @@ impl PendingSocket {
     fn into_relay_input(
         self,
         client: Socket,
-        upstream: Upgraded,
+        upstream: UpstreamSocket,
         token: Option<Token>,
         held_messages: crate::budget::MemoryBudget,
     ) -> RelayInput {

@@ -7,7 +7,7 @@ use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 
-use super::admission::{Admission, admit_user};
+use super::admission::{AdmittedSession, admit_user};
 use super::authorizer::{PublicAuthorizer, SessionAuthorizer};
 use super::clock::unix_millis;
 use super::close_reason::CloseReason;
@@ -21,7 +21,8 @@ use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session};
 use crate::auth::{Carrier, Token};
 use crate::http::{
-    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Upgraded, prepare_public,
+    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, UpstreamSocket,
+    prepare_public,
 };
 use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_current_request};
@@ -54,7 +55,7 @@ pub(super) async fn serve_authenticated(
         Ok(admission) => admission,
         Err((refusal, reason)) => return handshake.refuse(context, refusal, reason, line),
     };
-    let Admission { upstream_request, token, authorizer, credential, .. } = admission;
+    let AdmittedSession { upstream_request, token, authorizer, credential, .. } = admission;
     let session = Session::open(spec.dialect.clone(), SessionLimits::of(&spec), credential, unix_millis());
     let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, token.as_ref());
     let Some(outcome) = until_drain(&context.state, connecting).await else {
@@ -179,7 +180,7 @@ impl Handshake {
                     let code = reason.code(dialect);
                     let message = reason.error_message(dialect, &Vec::new());
                     close_gracefully(client, message, &close_payload(code, reason.text())).await;
-                    context.end_unopened(&SocketOutcome::refused(code));
+                    context.log_never_opened(&SocketOutcome::refused(code));
                 }
                 None => context.client_left(),
             }
@@ -203,7 +204,7 @@ fn open(
     mut context: SocketContext,
     upgrade: OnUpgrade,
     head: HeaderMap,
-    upstream: Upgraded,
+    upstream: UpstreamSocket,
     start: SessionStart,
 ) -> Answer {
     // Compressed messages could not be read.
@@ -293,7 +294,7 @@ mod tests {
             token: None,
         };
         let never = hyper::upgrade::on(Request::new(()));
-        let upgraded = Upgraded { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
+        let upgraded = UpstreamSocket { socket: Socket::Memory(Box::new(upstream)), early: Vec::new() };
         let _ = open(context, never, HeaderMap::new(), upgraded, start);
         assert_eq!(backend.read(&mut [0]).await.ok(), Some(0), "the upstream is disconnected");
         while state.drain.tracked_count() > 0 {

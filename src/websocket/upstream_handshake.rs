@@ -10,7 +10,7 @@ use super::dialect::upstream_message;
 use super::frame::{Opcode, Sender, encode, masking_key};
 use super::template::matches_template;
 use crate::auth::Token;
-use crate::http::{Socket, Upgraded};
+use crate::http::{Socket, UpstreamSocket};
 use crate::json;
 use crate::policy::DialectSpec;
 
@@ -24,10 +24,10 @@ const REFUSALS: [u16; 3] = [1008, 4001, 4401];
 /// # Errors
 /// Why the upstream did not accept the token.
 pub(super) async fn authenticate(
-    upgraded: Upgraded,
+    upgraded: UpstreamSocket,
     dialect: &DialectSpec,
     token: &Token,
-) -> Result<Upgraded, CloseReason> {
+) -> Result<UpstreamSocket, CloseReason> {
     let mut connection = Connection::new(upgraded);
     if dialect.greeting.is_some() {
         let greeting = connection.next_message().await?;
@@ -66,7 +66,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(upgraded: Upgraded) -> Self {
+    fn new(upgraded: UpstreamSocket) -> Self {
         let frames = FrameReader::new(Sender::Server, false);
         Self { socket: upgraded.socket, input: upgraded.early, frames, kept: Vec::new() }
     }
@@ -84,10 +84,10 @@ impl Connection {
     }
 
     /// Returns the socket with what was kept, and what was received behind it.
-    fn into_upgraded(self) -> Upgraded {
+    fn into_upgraded(self) -> UpstreamSocket {
         let mut early = self.kept;
         early.extend_from_slice(&self.input);
-        Upgraded { socket: self.socket, early }
+        UpstreamSocket { socket: self.socket, early }
     }
 
     /// Returns the next whole message. Pings before it are answered.

@@ -10,7 +10,7 @@ use super::client::{ProviderToken, Tokens};
 use super::{Login, LoginCookie, LoginError, LoginState, Logins, Metadata};
 use crate::auth::identify::{VerifiedClaims, identify};
 use crate::auth::identity::{Expiry, VerifiedBy};
-use crate::auth::kind::KindHeader;
+use crate::auth::kind::TokenKindHeader;
 use crate::auth::provider_state::{Lookup, verify_signature};
 use crate::auth::{Identity, KeyFingerprint, Rejection, allow, claims, jwt, unix_seconds};
 use crate::policy::Renew;
@@ -50,7 +50,7 @@ impl CompletedSignIn {
 #[derive(Clone)]
 pub(super) struct VerifiedIdToken {
     pub(super) claims: Map<String, Value>,
-    pub(super) kind: KindHeader,
+    pub(super) kind: TokenKindHeader,
     pub(super) key_fingerprint: KeyFingerprint,
     pub(super) algorithm: jsonwebtoken::Algorithm,
     /// The token's `exp`, Unix seconds.

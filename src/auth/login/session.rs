@@ -17,7 +17,7 @@ use super::records::LoginSession;
 use super::{Login, Logins};
 use crate::auth::identify::{VerifiedClaims, identify_again};
 use crate::auth::identity::{BrowserSession, Expiry, VerifiedBy};
-use crate::auth::kind::{Category, KindHeader};
+use crate::auth::kind::{Category, TokenKindHeader};
 use crate::auth::token::MAX_COOKIE_VALUE;
 use crate::auth::{
     Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
@@ -35,7 +35,7 @@ pub(in crate::auth) struct LoginSessionCookie {
     pub(in crate::auth) provider: String,
     preset: String,
     claims: Map<String, Value>,
-    kind: KindHeader,
+    kind: TokenKindHeader,
     verified_by: VerifiedBy,
     /// Until when the cookie is accepted without a record of the session, Unix seconds.
     soft_end: u64,
@@ -134,7 +134,7 @@ impl Logins {
             provider: text("p")?.to_owned(),
             preset: text("f")?.to_owned(),
             claims: content.get("c")?.as_object()?.clone(),
-            kind: KindHeader { is_access_token: flag("t")?, category: Category::from_name(text("y")?)? },
+            kind: TokenKindHeader { is_access_token: flag("t")?, category: Category::from_name(text("y")?)? },
             verified_by: VerifiedBy::Key { fingerprint: print, algorithm: text("a")?.parse().ok()?, until: 0 },
             soft_end: number("s")?,
             is_whole: flag("w")?,

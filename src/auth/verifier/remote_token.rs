@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::super::identify::endpoint_fingerprint;
 use super::super::identity::VerifiedBy;
 use super::super::jwt::Parsed;
-use super::super::kind::{KindHeader, check_answer};
+use super::super::kind::{TokenKindHeader, check_answer};
 use super::super::provider_state::{Lookup, ProviderState};
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::super::trace::Trace;
@@ -19,7 +19,7 @@ use crate::policy::{Family, KeySource, ProviderSpec};
 
 /// Returns the remote check for a token whose signature only the provider can verify: the provider publishes no keys,
 /// or the token is signed with the legacy secret of a Supabase project that has keys now.
-pub(super) fn remote_signature_check(provider: &ProviderState, algorithm: Algorithm) -> Option<&RemoteChecker> {
+pub(super) fn remote_signature_checker(provider: &ProviderState, algorithm: Algorithm) -> Option<&RemoteChecker> {
     let remote = provider.remote.as_ref().filter(|remote| remote.spec().verifies_opaque_tokens)?;
     let spec = &provider.spec;
     let by_legacy_secret =
@@ -50,11 +50,11 @@ pub(super) async fn identity_from_answer(
         (None, _) => {}
     }
     let verified_by = VerifiedBy::Provider(endpoint_fingerprint(remote.spec()));
-    check_times_and_identify(spec, KindHeader::default(), claims, verified_by, presented.now, trace)
+    check_times_and_identify(spec, TokenKindHeader::default(), claims, verified_by, presented.now, trace)
 }
 
 /// Makes an identity of a token's own claims, after the provider has confirmed the token.
-pub(super) async fn identity_confirmed_remotely(
+pub(super) async fn confirm_and_identify(
     spec: &Arc<ProviderSpec>,
     remote: &RemoteChecker,
     presented: &PresentedToken<'_>,
@@ -93,7 +93,7 @@ pub(super) async fn ask_provider(
         return Err(Rejection::NoSession { provider: provider(), reason });
     } else {
         let check = RemoteCheck::token(presented.token, presented.digest, session);
-        remote.ask(&check, Priority::Admission).await
+        remote.ask(&check, Priority::AdmittedSession).await
     };
     match outcome {
         Ok(RemoteAnswer::Active(claims)) => Ok(claims),

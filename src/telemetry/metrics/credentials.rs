@@ -85,7 +85,13 @@ impl Credentials {
     }
 
     /// Creates the values of a provider, which start at zero; `outcomes` are those of a verification.
-    pub fn introduce(&self, provider: &Label, carriers: &[&'static str], outcomes: &[&'static str], is_asked: bool) {
+    pub fn create_series(
+        &self,
+        provider: &Label,
+        carriers: &[&'static str],
+        outcomes: &[&'static str],
+        is_asked: bool,
+    ) {
         for (carrier, outcome) in carriers.iter().flat_map(|carrier| outcomes.iter().map(move |o| (*carrier, *o))) {
             let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
             self.verifications.get_or_create_owned(&labels);
@@ -96,7 +102,7 @@ impl Credentials {
     }
 
     /// Creates the key metrics of a provider.
-    pub fn introduce_keys(&self, provider: &Label) {
+    pub fn create_key_series(&self, provider: &Label) {
         self.keys.get_or_create_owned(&OfProvider { provider: Arc::clone(provider) });
         for outcome in FETCHES {
             self.key_fetches.get_or_create_owned(&Attempt { provider: Arc::clone(provider), outcome });

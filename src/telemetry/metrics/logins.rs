@@ -119,7 +119,7 @@ impl LoginMetrics {
     }
 
     /// Makes every counter of a provider appear, at zero.
-    pub fn introduce(&self, provider: &str) {
+    pub fn create_series(&self, provider: &str) {
         let make = |family: &Family<Outcome, Counter>, outcome| {
             family.get_or_create_owned(&Outcome { provider: provider.into(), outcome });
         };

@@ -88,7 +88,7 @@ impl Requests {
     }
 
     /// Creates the values of a route, which start at zero.
-    pub(super) fn introduce(&self, route: &Label) {
+    pub(super) fn create_series(&self, route: &Label) {
         for reason in FAILURES {
             self.upstream_errors.get_or_create_owned(&Failure { route: Arc::clone(route), reason });
         }

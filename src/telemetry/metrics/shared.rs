@@ -34,7 +34,7 @@ impl SharedMetrics {
     }
 
     /// Starts all metrics.
-    pub fn introduce(&self) {
+    pub fn create_series(&self) {
         self.0.instances.store(1, Ordering::Relaxed);
         self.0.is_shared.store(true, Ordering::Relaxed);
     }

@@ -123,7 +123,7 @@ impl Sockets {
     }
 
     /// Creates the values of a route, which start at zero.
-    pub(super) fn introduce(&self, route: &Label) {
+    pub(super) fn create_series(&self, route: &Label) {
         let route = || Arc::clone(route);
         self.open.get_or_create_owned(&OfRoute { route: route() });
         for outcome in REFRESHES {

@@ -30,7 +30,7 @@ impl Closing {
     }
 
     /// Returns whether a message that the upstream has not ended is no longer awaited.
-    pub(super) fn is_late(&self) -> bool {
+    pub(super) fn message_end_timed_out(&self) -> bool {
         self.awaiting_message_end_since.elapsed() >= MESSAGE_END_TIMEOUT
     }
 }

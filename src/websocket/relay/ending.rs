@@ -71,14 +71,14 @@ impl Relay {
     }
 
     /// Ends the session when other users' messages need the memory of the one that is kept.
-    pub(super) fn evict_kept(&mut self) {
+    pub(super) fn close_for_eviction(&mut self) {
         self.authorizer.count_limit("held_message_bytes");
         self.process(Event::Close(CloseReason::TooManyConnections));
         self.from_client.evict();
     }
 
     /// The client's stream cannot be read further. What came before the violation was forwarded, and is answered.
-    pub(super) fn client_violated(&mut self) {
+    pub(super) fn close_for_client_violation(&mut self) {
         self.from_client.direction.frames.abandon_partial();
         self.process(Event::Close(CloseReason::Protocol));
         if let Some(closing) = &mut self.closing {
@@ -86,7 +86,7 @@ impl Relay {
         }
     }
 
-    pub(super) fn upstream_violated(&mut self) {
+    pub(super) fn close_for_upstream_violation(&mut self) {
         self.from_upstream.direction.frames.abandon_partial();
         self.upstream.eof = true;
         self.process(Event::Close(CloseReason::UpstreamLost));
@@ -98,7 +98,7 @@ impl Relay {
         self.first_close.get_or_insert((None, ClosedBy::Client));
     }
 
-    pub(super) fn upstream_died(&mut self) {
+    pub(super) fn close_for_dead_upstream(&mut self) {
         self.upstream.eof = true;
         self.upstream.abandon();
         self.process(Event::Close(CloseReason::UpstreamLost));
@@ -124,7 +124,7 @@ impl Relay {
 
     /// Returns whether a session that is being ended still waits for the upstream's answers.
     pub(super) fn awaits_upstream(&self) -> bool {
-        self.closing.as_ref().is_some_and(|closing| closing.awaits_upstream && !closing.is_late())
+        self.closing.as_ref().is_some_and(|closing| closing.awaits_upstream && !closing.message_end_timed_out())
             && !self.client.forwarding_ended
             && !self.upstream.close_received
             && !self.upstream.eof
@@ -147,7 +147,7 @@ impl Relay {
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
         self.verification = None;
         self.revalidation = None;
-        self.from_client.drop_waiting();
+        self.from_client.drop_queued();
         self.closing = Some(Box::new(Closing::new(error, close)));
     }
 
@@ -159,7 +159,7 @@ impl Relay {
         }
         let Some(closing) = &mut self.closing else { return };
         let direction = &mut self.from_upstream.direction;
-        let is_late = closing.is_late() || self.upstream.eof;
+        let is_late = closing.message_end_timed_out() || self.upstream.eof;
         if is_late {
             direction.frames.abandon_partial();
         }

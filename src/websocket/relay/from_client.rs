@@ -89,10 +89,10 @@ impl FromClient {
     }
 
     /// Drops everything that waits to be forwarded.
-    pub(super) fn drop_waiting(&mut self) {
+    pub(super) fn drop_queued(&mut self) {
         self.direction.clear_queue();
         if let Some(extras) = &mut self.extras {
-            extras.drop_waiting();
+            extras.drop_queued();
         }
     }
 
@@ -123,7 +123,7 @@ impl FromClient {
     /// Drops everything that is kept, and its reservation.
     pub(super) fn evict(&mut self) {
         self.drop_kept();
-        self.drop_waiting();
+        self.drop_queued();
         if let Some(extras) = &mut self.extras {
             extras.release_memory();
         }

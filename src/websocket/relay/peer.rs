@@ -141,7 +141,7 @@ impl Peer {
 
     /// Returns whether the system has sent all that it took, so that closing the socket discards nothing. Asked before the
     /// stream is ended, when no write is pending.
-    pub(super) fn is_delivered(&mut self) -> bool {
+    pub(super) fn is_sent_by_system(&mut self) -> bool {
         if self.shut || self.socket.is_sent() != Some(false) {
             self.unsent = None;
             return true;
@@ -193,7 +193,7 @@ impl Peer {
             return false;
         }
         if self.write_pending_since.is_none() {
-            return !self.is_delivered() && self.stalled_since().is_some_and(|since| since.elapsed() >= limit);
+            return !self.is_sent_by_system() && self.stalled_since().is_some_and(|since| since.elapsed() >= limit);
         }
         let Some(taken) = self.socket.send_now(&self.out[self.sent..]) else { return true };
         self.sent += taken;
@@ -236,7 +236,7 @@ impl Peer {
 
     /// Returns whether nothing waits for the peer, neither here nor in the system.
     pub(super) fn has_taken_everything(&mut self) -> bool {
-        !self.has_pending_writes() && self.is_delivered()
+        !self.has_pending_writes() && self.is_sent_by_system()
     }
 
     /// Writes what waits. Ready when nothing waits any more.

@@ -19,7 +19,7 @@ impl Relay {
         let (outgoing, violation) = self.read_from_upstream(from_upstream);
         self.client.out.extend_from_slice(outgoing.bytes(from_upstream));
         if violation.is_some() {
-            self.upstream_violated();
+            self.close_for_upstream_violation();
         }
         if self.closing.is_some() {
             return;
@@ -27,7 +27,7 @@ impl Relay {
         let (outgoing, violation) = self.read_from_client(from_client);
         self.upstream.out.extend_from_slice(outgoing.bytes(from_client));
         if violation.is_some() {
-            self.client_violated();
+            self.close_for_client_violation();
         }
     }
 
@@ -107,7 +107,7 @@ impl Relay {
     /// Writes to the upstream and reads the client. Returns whether anything has happened.
     pub(super) fn pump_from_client(&mut self, cx: &mut Context<'_>) -> bool {
         if self.from_client.is_evicted(cx) {
-            self.evict_kept();
+            self.close_for_eviction();
             return true;
         }
         if self.closing.is_some() && !self.upstream.forwarding_ended {
@@ -181,10 +181,10 @@ impl Relay {
             }
             Some(Ok(_)) => {
                 if !self.from_client.reserve_kept() {
-                    self.evict_kept();
+                    self.close_for_eviction();
                 }
             }
-            Some(Err(_)) => self.client_violated(),
+            Some(Err(_)) => self.close_for_client_violation(),
         }
         true
     }
@@ -271,7 +271,7 @@ impl Relay {
                 }
             }
             Some(Ok(_)) => {}
-            Some(Err(_)) => self.upstream_violated(),
+            Some(Err(_)) => self.close_for_upstream_violation(),
         }
         true
     }

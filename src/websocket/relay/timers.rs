@@ -117,7 +117,7 @@ impl Relay {
             return self.disconnect_client(cx);
         }
         if self.upstream.is_stalled_for(self.settings.send_timeout.get()) {
-            self.upstream_died();
+            self.close_for_dead_upstream();
         }
         if self.closing.is_some() || self.is_without_client() {
             return false;
@@ -208,7 +208,7 @@ impl Relay {
             return true;
         }
         if is_dead(&self.upstream) {
-            self.upstream_died();
+            self.close_for_dead_upstream();
             return false;
         }
         // A ping may come between two fragments of a message: an upstream that never ends its message must not keep a

@@ -302,13 +302,13 @@ mod tests {
     use super::super::super::client::Tokens;
     use super::super::super::completion::VerifiedIdToken;
     use super::*;
-    use crate::auth::{BrowserSession, KeyFingerprint, identity::VerifiedBy, kind::KindHeader};
+    use crate::auth::{BrowserSession, KeyFingerprint, identity::VerifiedBy, kind::TokenKindHeader};
 
     fn session() -> Arc<LoginSession> {
         let text = "{upstream: 'http://127.0.0.1:1', providers: [{preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX}]}";
         let policy = crate::policy::validate(&crate::config::load_yaml(text).expect("loads").config).expect("valid");
         let provider = Arc::clone(&policy.providers[0]);
-        let (print, kind, claims) = (KeyFingerprint::default(), KindHeader::default(), serde_json::Map::new());
+        let (print, kind, claims) = (KeyFingerprint::default(), TokenKindHeader::default(), serde_json::Map::new());
         let by = VerifiedBy::Provider(print);
         let identity = Identity::new(provider, "alice".into(), claims.clone(), Expiry::At(0), by, kind);
         let algorithm = jsonwebtoken::Algorithm::RS256;

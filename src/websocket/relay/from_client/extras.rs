@@ -54,7 +54,7 @@ impl RelayExtras {
     }
 
     /// Drops the message that awaits its verdict, and what the client sent behind it.
-    pub(super) fn drop_waiting(&mut self) {
+    pub(super) fn drop_queued(&mut self) {
         self.awaiting_verdict = None;
         self.behind = Vec::new();
     }
