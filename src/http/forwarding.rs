@@ -56,10 +56,10 @@ pub enum AddressSharing {
 }
 
 impl ClientAddress {
-    /// The address that limits per address apply to; `None` when several clients share it.
+    /// The address that limits per address apply to, of an IPv6 address its /64; `None` when several clients share it.
     #[must_use]
     pub fn limited_address(&self) -> Option<IpAddr> {
-        (self.sharing == AddressSharing::NotShared).then_some(self.address)
+        (self.sharing == AddressSharing::NotShared).then(|| network(self.address))
     }
 
     pub(super) fn of(connection: &Connection, headers: &HeaderMap, policy: &Policy) -> Self {
@@ -89,6 +89,19 @@ impl ClientAddress {
             request_id: valid_request_id(headers).unwrap_or_else(new_request_id),
             sharing: if hops.is_empty() { AddressSharing::TrustedProxy } else { AddressSharing::NotShared },
         }
+    }
+}
+
+/// Returns the network that an address counts as in limits per address: an IPv4 address itself, an IPv6 address's /64,
+/// because a single host has that many addresses.
+#[must_use]
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -170,6 +183,15 @@ pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, host: Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ipv6_address_counts_by_its_64() {
+        let a: IpAddr = "2001:db8::1".parse().expect("address");
+        let b: IpAddr = "2001:db8::ffff:1".parse().expect("address");
+        let c: IpAddr = "2001:db8:0:1::1".parse().expect("address");
+        assert_eq!(network(a), network(b));
+        assert_ne!(network(a), network(c));
+    }
 
     #[test]
     fn the_chain_is_read_from_the_right_and_stops_at_what_is_no_address() {

@@ -16,6 +16,8 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
+use crate::http::network;
+
 /// The number of addresses whose failed tokens are counted; the least recently used is dropped first.
 const MAX_FAILING_ADDRESSES: usize = 10_000;
 /// Upper bound on load balancers that are kept.
@@ -32,17 +34,6 @@ struct Failures {
     limiter: DefaultDirectRateLimiter,
     per_minute: u32,
     limited_until: Mutex<Option<Instant>>,
-}
-
-/// Returns the network that an address counts as: an IPv4 address itself, an IPv6 address's /64.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 @ IpAddr::V4(_) => v4,
-    }
 }
 
 impl Default for Addresses {
@@ -116,15 +107,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_ipv6_address_counts_by_its_64() {
-        let a: IpAddr = "2001:db8::1".parse().expect("address");
-        let b: IpAddr = "2001:db8::ffff:1".parse().expect("address");
-        let c: IpAddr = "2001:db8:0:1::1".parse().expect("address");
-        assert_eq!(network(a), network(b));
-        assert_ne!(network(a), network(c));
-    }
 
     #[test]
     fn failed_tokens_are_limited_per_address() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::addresses::network;
+use crate::http::network;
 
 /// All pending sockets, in the order in which they were added; clones share them.
 #[derive(Clone, Debug, Default)]

@@ -499,15 +499,20 @@ async fn one_client_cannot_take_every_place_at_a_slow_provider() {
         let fields = [from.as_str(), "Sec-Fetch-Mode: navigate"];
         Browser::new(address).send("GET", "/.vestibule/login", &fields, "").await.status
     };
-    assert_eq!(login("203.0.113.1").await, 302);
-    fixture.provider.answerer.hold();
-    let before = fixture.provider.answerer.count();
-    let first = tokio::spawn(login("203.0.113.1"));
-    fixture.provider.answerer.asked_times(before + 1).await;
-    assert_eq!(login("203.0.113.1").await, 503, "a quarter of them is under way for this client");
-    let other = tokio::spawn(login("203.0.113.2"));
-    fixture.provider.answerer.asked_times(before + 2).await;
-    fixture.provider.answerer.open();
-    assert_eq!((first.await.expect("ends"), other.await.expect("ends")), (302, 302));
-    assert_eq!(login("203.0.113.1").await, 302, "its place is free again");
+    // A host with IPv6 has all addresses of its /64.
+    for (client, same_client, other_client) in
+        [("203.0.113.1", "203.0.113.1", "203.0.113.2"), ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1")]
+    {
+        assert_eq!(login(client).await, 302);
+        fixture.provider.answerer.hold();
+        let before = fixture.provider.answerer.count();
+        let first = tokio::spawn(login(client));
+        fixture.provider.answerer.asked_times(before + 1).await;
+        assert_eq!(login(same_client).await, 503, "a quarter of them is under way for this client");
+        let other = tokio::spawn(login(other_client));
+        fixture.provider.answerer.asked_times(before + 2).await;
+        fixture.provider.answerer.open();
+        assert_eq!((first.await.expect("ends"), other.await.expect("ends")), (302, 302));
+        assert_eq!(login(client).await, 302, "its place is free again");
+    }
 }
