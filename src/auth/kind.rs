@@ -22,6 +22,16 @@ pub(super) struct TokenKindHeader {
     pub(super) category: Category,
 }
 
+impl TokenKindHeader {
+    /// Rejects a header that names an access token, where another kind of token is expected.
+    ///
+    /// # Errors
+    /// [`Rejection::WrongKind`].
+    pub(super) fn check_no_access_token(self) -> Result<(), Rejection> {
+        if self.is_access_token { Err(Rejection::WrongKind("an access token")) } else { Ok(()) }
+    }
+}
+
 /// Clerk's category of a token, in a header's `cat`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Category {

@@ -150,9 +150,7 @@ impl Login {
         let spec = &self.spec.provider_spec;
         let parsed = jwt::parse(token)?;
         self.check_issuer(&parsed.claims)?;
-        if !spec.algorithms.contains(&parsed.algorithm) {
-            return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
-        }
+        self.check_header(&parsed)?;
         let key_fingerprint = verify_signature(&self.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
         let now = unix_seconds();
         claims::check_times(spec, &parsed.claims, now, &mut ())?;
@@ -197,6 +195,19 @@ impl Login {
             expires_at,
             auth_time,
         })
+    }
+
+    /// Checks that the header of an ID token or a logout token has an algorithm of the provider, and does not name an
+    /// access token (RFC 9068): the same client may be the audience of both.
+    ///
+    /// # Errors
+    /// [`Rejection::WrongKind`] or [`Rejection::Algorithm`].
+    pub(super) fn check_header(&self, parsed: &jwt::Parsed<'_>) -> Result<(), Rejection> {
+        parsed.kind.check_no_access_token()?;
+        if self.spec.provider_spec.algorithms.contains(&parsed.algorithm) {
+            return Ok(());
+        }
+        Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)))
     }
 
     /// Checks that these claims name the provider's issuer.

@@ -42,13 +42,7 @@ impl Logins {
             let issuer = parsed.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
             Rejection::UnknownIssuer(issuer.chars().take(256).collect())
         })?;
-        let spec = &login.spec.provider_spec;
-        if parsed.kind.is_access_token {
-            return Err(Rejection::WrongKind("an access token"));
-        }
-        if !spec.algorithms.contains(&parsed.algorithm) {
-            return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
-        }
+        login.check_header(&parsed)?;
         verify_signature(&login.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
         // Where ID tokens hold no `sid`, nothing but the subject says whose session it was.
         let says_sid = login.metadata().await.is_ok_and(|metadata| metadata.logout_names_session);

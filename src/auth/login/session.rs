@@ -152,6 +152,8 @@ impl Logins {
     ) -> Result<(Identity, Option<Arc<LoginSession>>), Rejection> {
         let gone = || Rejection::UnknownIssuer(cookie.provider.clone());
         let login = self.get(&cookie.provider).ok_or_else(gone)?;
+        // An earlier version took such a token for an ID token, and its cookies may still be there.
+        cookie.kind.check_no_access_token()?;
         let now = unix_seconds();
         let began = cookie.session.began / 1_000;
         // `session.max_age` may be shorter now than when the session began.

@@ -75,6 +75,16 @@ async fn an_id_token_is_signed_by_the_provider_s_key_with_an_algorithm_of_the_li
 }
 
 #[tokio::test]
+async fn an_access_token_is_no_id_token() {
+    let fixture = Fixture::start("", "").await;
+    for (kind, expected) in [("JWT", 303), ("jwt", 303), ("at+jwt", 502), ("AT+JWT", 502), ("application/at+jwt", 502)]
+    {
+        fixture.provider.set(|conduct| conduct.id_token_header = json!({ "typ": kind }));
+        assert_eq!(status(&fixture, &json!({})).await, expected, "{kind}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_the_protocol_does_not_have_signs_nobody_in() {
     let fixture = Fixture::start("", "").await;
     fixture.provider.set(|conduct| conduct.tokens = json!({ "id_token": null }));

@@ -29,6 +29,8 @@ pub struct Conduct {
     pub user: String,
     pub metadata: Value,
     pub id_token: Value,
+    /// Members of its header.
+    pub id_token_header: Value,
     /// Signs ID tokens.
     pub key: Key,
     /// Replaces the ID token, as it is.
@@ -81,6 +83,7 @@ impl OpenId {
             user: "alice".to_owned(),
             metadata: json!({}),
             id_token: json!({}),
+            id_token_header: json!({}),
             key: RSA.clone(),
             raw_id_token: None,
             tokens: json!({}),
@@ -227,7 +230,10 @@ impl Conduct {
             self.grants.insert(token.clone(), claims.clone());
             answer.insert("refresh_token".to_owned(), token.into());
         }
-        let id_token = self.raw_id_token.clone().unwrap_or_else(|| self.key.sign(&Value::Object(claims)));
+        let id_token = self
+            .raw_id_token
+            .clone()
+            .unwrap_or_else(|| self.key.sign_with(&self.id_token_header, &Value::Object(claims)));
         answer.insert("id_token".to_owned(), id_token.into());
         answer.insert("access_token".to_owned(), format!("secret-access-{}", self.count).into());
         answer.insert("token_type".to_owned(), "Bearer".into());
