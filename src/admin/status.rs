@@ -169,16 +169,17 @@ fn refusals(body: &mut String, state: &ProxyState) {
         return;
     }
     body.push_str(
-        "<div class=\"wide\"><table class=\"refusals\"><tr><th>time</th><th>path</th><th>route</th><th>reason</th><th>status or close code</th><th>request id</th></tr>\n",
+        "<div class=\"wide\"><table class=\"refusals\"><tr><th>time</th><th>path</th><th>route</th><th>outcome</th><th>status or close code</th><th>request id</th></tr>\n",
     );
     for refusal in newest {
         let _ = writeln!(
             body,
-            "<tr><td>{}</td><td class=\"path\"><code>{}</code></td><td><code>{}</code></td><td>{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
+            "<tr><td>{}</td><td class=\"path\"><code>{}</code></td><td><code>{}</code></td><td>{}{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
             httpdate::fmt_http_date(refusal.at),
             Escaped(&refusal.path),
             Escaped(&refusal.route),
             refusal.outcome,
+            if refusal.is_test { " <span class=\"soft\">(a test)</span>" } else { "" },
             refusal.code,
             Escaped(&refusal.request_id)
         );

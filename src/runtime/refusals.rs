@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome, printable};
 
-/// The number of refusals that are kept.
+/// The number of refusals that are kept of clients, and of `vestibule doctor`.
 const MAX_REFUSALS: usize = 20;
 
 /// One refusal.
@@ -25,6 +25,8 @@ pub struct RecentRefusal {
     pub code: u16,
     /// The request id, as in the log.
     pub request_id: Arc<str>,
+    /// Whether the request says that it is a test of `vestibule doctor`.
+    pub is_test: bool,
 }
 
 /// The maximum length of a path, in bytes.
@@ -37,9 +39,17 @@ fn shown_path(path: &str) -> Box<str> {
     if shown.len() < path.len() && !shown.contains("[token]") { format!("{shown}…").into() } else { shown.into() }
 }
 
-/// The latest refusals, oldest first.
+/// The latest refusals.
 #[derive(Debug, Default)]
-pub struct RecentRefusals(Mutex<VecDeque<RecentRefusal>>);
+pub struct RecentRefusals(Mutex<Kept>);
+
+/// Oldest first. Tests are kept apart, so that a run of `vestibule doctor` does not displace the refusals of clients. Anyone
+/// on this machine can say that a request is a test, so they are shown too.
+#[derive(Debug, Default)]
+struct Kept {
+    of_clients: VecDeque<RecentRefusal>,
+    of_tests: VecDeque<RecentRefusal>,
+}
 
 impl RecentRefusals {
     /// Keeps a refusal. Returns `false` for the line of an accepted request, or of one that the upstream answered.
@@ -51,7 +61,7 @@ impl RecentRefusals {
             None if line.status < 400 || line.status == 499 => return false,
             None => line.status,
         };
-        if line.answered_by != AnsweredBy::Vestibule || line.is_test {
+        if line.answered_by != AnsweredBy::Vestibule {
             return false;
         }
         let refusal = RecentRefusal {
@@ -61,8 +71,10 @@ impl RecentRefusals {
             outcome: line.outcome,
             code,
             request_id: Arc::clone(&line.request_id),
+            is_test: line.is_test,
         };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = if line.is_test { &mut kept.of_tests } else { &mut kept.of_clients };
         if kept.len() == MAX_REFUSALS {
             kept.pop_front();
         }
@@ -73,7 +85,12 @@ impl RecentRefusals {
     /// Returns the refusals, newest first.
     #[must_use]
     pub fn newest(&self) -> Vec<RecentRefusal> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = kept.of_clients.iter().chain(&kept.of_tests).rev().cloned().collect();
+        drop(kept);
+        // A stable sort: refusals of one moment stay in their order.
+        all.sort_by_key(|refusal| std::cmp::Reverse(refusal.at));
+        all
     }
 }
 
@@ -109,11 +126,22 @@ mod tests {
         {
             refusals.record(&line(status, answered_by, "no"));
         }
-        refusals.record(&AccessLine { is_test: true, ..line(401, AnsweredBy::Vestibule, "test") });
         for number in 0..25 {
             refusals.record(&line(401, AnsweredBy::Vestibule, &number.to_string()));
         }
-        let ids: Vec<_> = refusals.newest().iter().map(|refusal| refusal.request_id.to_string()).collect();
-        assert_eq!((ids.len(), ids[0].as_str(), ids[19].as_str()), (20, "24", "5"));
+        // What says that it is a test displaces nothing, and is not hidden.
+        for number in 0..25 {
+            let line = line(401, AnsweredBy::Vestibule, &format!("test {number}"));
+            assert!(refusals.record(&AccessLine { is_test: true, ..line }));
+        }
+        let newest = refusals.newest();
+        let ids = |is_test: bool| -> Vec<_> {
+            let of_kind = newest.iter().filter(|refusal| refusal.is_test == is_test);
+            of_kind.map(|refusal| refusal.request_id.to_string()).collect()
+        };
+        let (clients, tests) = (ids(false), ids(true));
+        assert_eq!((clients.len(), clients[0].as_str(), clients[19].as_str()), (20, "24", "5"));
+        assert_eq!((tests.len(), tests[0].as_str(), tests[19].as_str()), (20, "test 24", "test 5"));
+        assert!(newest.is_sorted_by(|a, b| a.at >= b.at));
     }
 }

@@ -186,13 +186,20 @@ async fn the_last_refusals_stay_those_of_the_clients() {
     doctor(proxy.address, &says, &[]).await;
     let listed = || async {
         let page = client::request(admin, "GET", "/status", &[], "").await.body;
-        (page.contains(&id), page.matches("missing_token").count())
+        let tests = page.matches("(a test)</span>").count();
+        (page.contains(&id), page.matches("<td>missing_token</td>").count(), tests)
     };
-    assert_eq!(listed().await, (true, 1));
-    // Another client cannot keep itself out of the list by what it says it is.
+    let (is_listed, of_clients, tests) = listed().await;
+    assert!(is_listed && of_clients == 1 && tests > 0, "{of_clients} {tests}");
+    // What says that it is the doctor is marked, and not hidden; a proxy's client is not even that.
     let fields = ["User-Agent: vestibule-doctor", "X-Forwarded-For: 192.0.2.7"];
     client::request(proxy.address, "GET", "/x", &fields, "").await;
-    assert_eq!(listed().await, (true, 2));
+    assert_eq!(listed().await, (true, 2, tests));
+    let answer = client::request(proxy.address, "GET", "/hidden", &fields[..1], "").await;
+    let id = answer.json()["request_id"].as_str().expect("an id").to_owned();
+    let page = client::request(admin, "GET", "/status", &[], "").await.body;
+    let row = page.lines().find(|line| line.contains(&id)).expect("its row");
+    assert!(row.contains("missing_token <span class=\"soft\">(a test)</span>"), "{row}");
 }
 
 /// A deployment with sign-in at this provider.
