@@ -10,7 +10,7 @@ use hyper::Method;
 use super::label::Label;
 use super::outcome::{AnsweredBy, Outcome};
 use super::output::{self, Format};
-use super::text::{MAX_VALUE_BYTES, escape, quote, time};
+use super::text::{MAX_VALUE_BYTES, escape, quote, time, value};
 
 /// The fields of an access line (docs/contract.md section 7). `path` has no query, and `user` comes from a verified
 /// identity only.
@@ -40,7 +40,7 @@ pub struct AccessLine {
     pub rule: Option<Rule>,
     /// Whether the line is written at `debug` only: a health check, or a path in `log.quiet`.
     pub quiet: bool,
-    /// A request of `vestibule doctor`: it is logged, and not listed among the last refusals.
+    /// Whether the request says that it is a test of `vestibule doctor`. It is marked among the last refusals.
     pub is_test: bool,
 }
 
@@ -210,19 +210,19 @@ fn pretty(line: &AccessLine) -> String {
     let _ = write!(out, "{} ", line.status);
     escape(&mut out, line.method.as_str(), 16);
     out.push(' ');
-    escape(&mut out, &line.path, MAX_VALUE_BYTES);
+    value(&mut out, &line.path, MAX_VALUE_BYTES);
     if let Some(user) = &line.user {
         out.push_str("  user=");
-        escape(&mut out, user, MAX_VALUE_BYTES);
+        value(&mut out, user, MAX_VALUE_BYTES);
     }
     let _ = write!(out, "  by={} outcome={} {} ms", line.answered_by, line.outcome, line.duration.as_millis());
     if !line.reason.is_empty() {
         out.push_str("  reason=");
-        escape(&mut out, &line.reason, MAX_VALUE_BYTES);
+        value(&mut out, &line.reason, MAX_VALUE_BYTES);
     }
-    for (name, value) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
+    for (name, text) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
         let _ = write!(out, "  {name}=");
-        escape(&mut out, value, MAX_VALUE_BYTES);
+        value(&mut out, text, MAX_VALUE_BYTES);
     }
     if let Some(socket) = &line.socket {
         let _ = write!(
@@ -253,5 +253,29 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&json(&line)).expect("JSON");
         assert_eq!(parsed["path"], "/\"\n\u{1b}");
         assert_eq!(parsed["close_code"], 1008);
+    }
+
+    #[test]
+    fn for_people_too_no_value_from_outside_can_be_read_as_a_field() {
+        let forged = "x  outcome=accepted  y=\"";
+        let line = AccessLine {
+            path: forged.into(),
+            user: Some(forged.into()),
+            reason: forged.into(),
+            unverified: Some(Box::new(UnverifiedCredential {
+                issuer: Some(forged.into()),
+                key_id: Some(forged.into()),
+                subject_digest: None,
+                origin: Some(forged.into()),
+                user_agent: Some(forged.into()),
+            })),
+            outcome: Outcome::Refused("missing_token"),
+            ..AccessLine::default()
+        };
+        let text = pretty(&line);
+        let quoted = "\"x  outcome=accepted  y=\\\"\"";
+        assert_eq!(text.matches(quoted).count(), 7, "{text}");
+        let fields = text.replace(quoted, "");
+        assert!(fields.matches("outcome=").count() == 1 && fields.contains(" outcome=missing_token "), "{text}");
     }
 }

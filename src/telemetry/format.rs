@@ -12,7 +12,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use super::access::{Observed, observed};
 use super::output::{self, Format};
 use super::request_id::current_request_id;
-use super::text::{MAX_VALUE_BYTES, escape, quote, time};
+use super::text::{MAX_VALUE_BYTES, escape, quote, time, value as write_value};
 
 /// Upper bound on a message and on an error, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
@@ -149,7 +149,7 @@ fn pretty(level: Level, fields: &Fields) -> String {
     escape(&mut out, &fields.message, MAX_MESSAGE_BYTES);
     for value in &fields.others {
         let _ = write!(out, "  {}=", value.name);
-        escape(&mut out, &value.text, value.limit());
+        write_value(&mut out, &value.text, value.limit());
     }
     out
 }

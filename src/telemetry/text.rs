@@ -44,29 +44,62 @@ pub fn printable(text: &str, at: usize) -> Cow<'_, str> {
     }
 }
 
-/// Replaces everything that begins like a JWT and is at least as long as the shortest one.
+/// Replaces everything that begins like a JWT and is at least as long as the shortest one. Its characters may be
+/// percent-encoded, any number of times: `%2E` and `%252E` are dots.
 fn without_jwts(text: &str) -> Cow<'_, str> {
-    const BEGINNING: &str = "eyJ";
+    const BEGINNING: &[u8] = b"eyJ";
     const SHORTEST: usize = 40;
+    let bytes = text.as_bytes();
     let mut out = String::new();
-    let (mut rest, mut looked_at) = (text, 0);
-    while let Some(found) = rest[looked_at..].find(BEGINNING) {
+    let (mut copied, mut looked_at) = (0, 0);
+    while let Some(found) = bytes[looked_at..].iter().position(|byte| matches!(byte, b'e' | b'%')) {
         let start = looked_at + found;
-        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let end = rest[start..].find(|c| !is_part(c)).map_or(rest.len(), |length| start + length);
-        if end - start >= SHORTEST && rest[start..end].contains('.') {
-            out.push_str(&rest[..start]);
-            out.push_str("[token]");
-            (rest, looked_at) = (&rest[end..], 0);
-        } else {
-            looked_at = end;
+        let (mut end, mut length, mut has_dot) = (start, 0, false);
+        while let Some((character, size)) = decoded(&bytes[end..]) {
+            let fits = match BEGINNING.get(length) {
+                Some(expected) => character == *expected,
+                None => character.is_ascii_alphanumeric() || matches!(character, b'-' | b'_' | b'.'),
+            };
+            if !fits {
+                break;
+            }
+            has_dot |= character == b'.';
+            length += 1;
+            end += size;
         }
+        if length < BEGINNING.len() {
+            looked_at = start + 1;
+            continue;
+        }
+        if length >= SHORTEST && has_dot {
+            // Both are beside an ASCII character, so they are boundaries of characters.
+            out.push_str(&text[copied..start]);
+            out.push_str("[token]");
+            copied = end;
+        }
+        looked_at = end;
     }
-    if rest.len() == text.len() {
+    if copied == 0 {
         return Cow::Borrowed(text);
     }
-    out.push_str(rest);
+    out.push_str(&text[copied..]);
     Cow::Owned(out)
+}
+
+/// Reads a byte that may be percent-encoded, any number of times, and the number of bytes that it is written with.
+fn decoded(bytes: &[u8]) -> Option<(u8, usize)> {
+    let first = *bytes.first()?;
+    if first != b'%' {
+        return Some((first, 1));
+    }
+    let mut digits = 1;
+    while bytes[digits..].starts_with(b"25") {
+        digits += 2;
+    }
+    let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
+    let byte = digit(digits).zip(digit(digits + 1)).and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
+    // A percent sign without digits stands for itself.
+    Some(byte.map_or((b'%', digits), |byte| (byte, digits + 2)))
 }
 
 fn cut(text: &str, at: usize) -> &str {
@@ -97,15 +130,40 @@ pub(super) fn quote(out: &mut String, text: &str, at: usize) {
 /// Appends a text for a terminal, with control characters and direction overrides escaped.
 pub(super) fn escape(out: &mut String, text: &str, at: usize) {
     for character in printable(text, at).chars() {
-        match character {
-            c if c.is_control()
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-            }
-            c => out.push(c),
-        }
+        push_visible(out, character);
     }
+}
+
+/// Appends the value of a field for a terminal, as [`escape`] does. It is quoted where it could be read as further fields.
+pub(super) fn value(out: &mut String, text: &str, at: usize) {
+    let text = printable(text, at);
+    let is_plain = |c: char| !c.is_whitespace() && !is_invisible(c) && !matches!(c, '"' | '\\');
+    if !text.is_empty() && text.chars().all(is_plain) {
+        out.push_str(&text);
+        return;
+    }
+    out.push('"');
+    for character in text.chars() {
+        if matches!(character, '"' | '\\') {
+            out.push('\\');
+        }
+        push_visible(out, character);
+    }
+    out.push('"');
+}
+
+fn push_visible(out: &mut String, character: char) {
+    if is_invisible(character) {
+        let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
+    } else {
+        out.push(character);
+    }
+}
+
+/// Whether a character moves the cursor or the direction of the text, or has no width.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -134,6 +192,45 @@ mod tests {
             let mut out = String::new();
             escape(&mut out, &text, MAX_VALUE_BYTES);
             assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn a_percent_encoded_jwt_is_written_nowhere() {
+        let parts = ["eyJhbGciOiJub25lIn0".to_owned(), "eyJzdWIiOiJhbGljZSJ9".repeat(40), "c2lnbmF0dXJl".to_owned()];
+        for dot in ["%2E", "%2e", "%252E", "%25252e"] {
+            let jwt = parts.join(dot);
+            assert_eq!(without_jwts(&format!("/é/{jwt}/x")), "/é/[token]/x", "{dot}");
+            assert_eq!(without_jwts(&format!("/%25{jwt}")), "/%25[token]", "{dot}");
+        }
+        let whole: String = parts.join(".").bytes().map(|byte| format!("%{byte:02x}")).collect();
+        assert_eq!(without_jwts(&whole), "[token]");
+        for kept in ["", "%", "%%2", "%25", "100%25%", "/%2e%2e/%65yJ", "/eyJ%2e", "%e2%82%ac", "é%", "/file%20eyJ.tar"]
+        {
+            assert_eq!(without_jwts(kept), kept);
+        }
+        // Beside each other, and one that is cut off.
+        let jwt = parts.join("%2E");
+        assert_eq!(without_jwts(&format!("{jwt}%20{jwt}%2")), "[token]%20[token]%2");
+    }
+
+    #[test]
+    fn a_value_cannot_be_read_as_another_field() {
+        for (text, expected) in [
+            ("alice@example.com", "alice@example.com"),
+            ("a=b", "a=b"),
+            ("", "\"\""),
+            ("x outcome=ok", "\"x outcome=ok\""),
+            ("x\u{a0}outcome=ok", "\"x\u{a0}outcome=ok\""),
+            ("x\u{3000}y", "\"x\u{3000}y\""),
+            ("x\"  outcome=ok  y=\"", "\"x\\\"  outcome=ok  y=\\\"\""),
+            ("x\\", "\"x\\\\\""),
+            ("a\nb", "\"a\\u{a}b\""),
+            ("a\u{202e}b", "\"a\\u{202e}b\""),
+        ] {
+            let mut out = String::new();
+            value(&mut out, text, MAX_VALUE_BYTES);
+            assert_eq!(out, expected, "{text:?}");
         }
     }
 

@@ -84,6 +84,9 @@ async fn a_token_in_a_place_where_none_belongs_is_not_logged_either() {
     let token = issuer.token("alice");
     for target in [
         format!("/x/{token}"),
+        format!("/x/{}", token.replace('.', "%2E")),
+        format!("/x/{}", token.replace('.', "%252e")),
+        format!("/x?a={}", token.replace('.', "%2e")),
         format!("/deny/{token}"),
         format!("/x;token={token}"),
         format!("/x%3Ftoken={token}"),
