@@ -8,6 +8,27 @@ locals {
   # The name of the environment variable from which the backend reads its own secret.
   backend_variable = nonsensitive(var.backend_credential == null) ? null : nonsensitive(var.backend_credential.variable)
 
+  # Fargate gives a secret as a variable only, and Vestibule reads the engine's password from a file. A container that runs
+  # before it writes that file, into a volume that no other container mounts.
+  engine_folder = "/run/engine"
+  engine_password = var.shared == null ? [] : [{
+    name                   = "engine-password"
+    image                  = var.shared.writer_image
+    essential              = false
+    command                = ["sh", "-c", "umask 077 && printf %s \"$ENGINE_PASSWORD\" > ${local.engine_folder}/password && chown 65532:65532 ${local.engine_folder}/password"]
+    readonlyRootFilesystem = true
+    mountPoints            = [{ sourceVolume = "engine", containerPath = local.engine_folder }]
+    secrets                = [{ name = "ENGINE_PASSWORD", valueFrom = var.shared.password_secret_arn }]
+    logConfiguration = {
+      logDriver = "awslogs"
+      options = {
+        awslogs-group         = var.log_group
+        awslogs-region        = var.region
+        awslogs-stream-prefix = "engine-password"
+      }
+    }
+  }]
+
   # The secrets of Vestibule.
   own_secrets = merge(
     nonsensitive(var.backend_credential == null) ? {} : { BACKEND_SECRET = var.backend_credential.secret_arn },
@@ -32,6 +53,9 @@ locals {
       origins         = var.origins
       providers       = [local.provider]
       routes          = [for path in var.public_paths : { path = path, auth = "none" }]
+    },
+    var.shared == null ? {} : {
+      shared = { url = var.shared.url, username = var.shared.username, password_file = "${local.engine_folder}/password" }
     },
     var.more_configuration,
   )
@@ -68,7 +92,11 @@ locals {
     linuxParameters        = { capabilities = { drop = ["ALL"] } }
     portMappings           = [{ containerPort = local.port, protocol = "tcp" }]
     # ECS stops in reverse order: Vestibule drains while the backend lives.
-    dependsOn   = [{ containerName = var.backend_container.name, condition = "START" }]
+    dependsOn = concat(
+      [{ containerName = var.backend_container.name, condition = "START" }],
+      [for container in local.engine_password : { containerName = container.name, condition = "SUCCESS" }],
+    )
+    mountPoints = [for container in local.engine_password : { sourceVolume = "engine", containerPath = local.engine_folder, readOnly = true }]
     stopTimeout = 35
     healthCheck = { command = ["CMD", "/vestibule", "healthcheck"], interval = 10, timeout = 5, retries = 3, startPeriod = 10 }
     ulimits     = [{ name = "nofile", softLimit = 20128, hardLimit = 20128 }]
@@ -94,11 +122,19 @@ resource "aws_ecs_task_definition" "this" {
   memory                   = var.task.memory
   execution_role_arn       = var.task.execution_role_arn
   task_role_arn            = var.task.task_role_arn
-  container_definitions    = jsonencode(concat([local.backend, local.vestibule], var.more_containers))
+  container_definitions    = jsonencode(concat([local.backend], local.engine_password, [local.vestibule], var.more_containers))
 
   runtime_platform {
     cpu_architecture        = var.task.architecture
     operating_system_family = "LINUX"
+  }
+
+  dynamic "volume" {
+    for_each = var.shared == null ? [] : ["engine"]
+
+    content {
+      name = volume.value
+    }
   }
 
   dynamic "volume" {

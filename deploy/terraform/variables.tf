@@ -83,6 +83,18 @@ variable "secrets" {
   sensitive   = true
 }
 
+variable "shared" {
+  description = "The engine of the shared state, for several tasks: its address (rediss://host:6379), the user and the ARN of the password's secret. They need a session secret too: browser.session.secret in more_configuration. null: none."
+  type = object({
+    url                 = string
+    username            = string
+    password_secret_arn = string
+    # Writes the password into a file before Vestibule starts. It needs sh, printf and chown.
+    writer_image = optional(string, "public.ecr.aws/docker/library/busybox:1.37")
+  })
+  default = null
+}
+
 variable "more_containers" {
   description = "Further containers of the task, such as an agent for logs, as container definitions."
   type        = any

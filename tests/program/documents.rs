@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::support::authority::Authority;
 use crate::support::proxy::{TempFile, command};
 
 fn root() -> PathBuf {
@@ -31,7 +32,9 @@ fn documents() -> Vec<(PathBuf, String)> {
 }
 
 /// What the documents' configurations want of their environment.
-const VARIABLES: [(&str, &str); 9] = [
+const VARIABLES: [(&str, &str); 11] = [
+    ("PORT", "8081"),
+    ("ADMIN_PORT", "9181"),
     ("BACKEND_SECRET", "x"),
     ("JUPYTER_TOKEN", "x"),
     ("MARIMO_BASIC", "x"),
@@ -47,6 +50,87 @@ fn check(what: &str, yaml: &str) {
     let file = TempFile::new(yaml);
     let output = command().args(["check", "--config", file.path()]).envs(VARIABLES).output().expect("runs");
     assert!(output.status.success(), "{what}:\n{}\n{yaml}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Secrets that the platforms mount. The program reads them when it checks a configuration.
+const MOUNTED_SECRETS: [&str; 4] = [
+    "/run/secrets/engine-password",
+    "/run/engine/password",
+    "/run/secrets/vestibule/engine-password",
+    "/run/secrets/vestibule/session-secret",
+];
+/// The engine's certificate, which is mounted too.
+const MOUNTED_CERTIFICATE: &str = "/run/secrets/vestibule/engine.crt";
+
+/// Checks a configuration of several instances, with files in place of those that the platform mounts.
+fn check_with_mounted_files(what: &str, yaml: &str) {
+    let secret = TempFile::new("0123456789abcdef0123456789abcdefXYZ");
+    let certificate = Authority::new().pem();
+    let mut yaml = yaml.replace(MOUNTED_CERTIFICATE, certificate.path());
+    for path in MOUNTED_SECRETS {
+        yaml = yaml.replace(path, secret.path());
+    }
+    assert!(yaml.contains("shared:") && yaml.contains(secret.path()), "{what} shares through an engine:\n{yaml}");
+    check(what, &yaml);
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(root().join(file)).expect(file)
+}
+
+/// A configuration of several instances without what it has beyond that of one.
+fn of_one_instance(yaml: &str) -> String {
+    let (head, rest) = yaml.split_once("browser:").expect("a session secret");
+    let (more, routes) = rest.split_once("routes:").expect("routes");
+    assert!(more.contains("shared:"), "{yaml}");
+    format!("{head}routes:{routes}")
+}
+
+#[test]
+fn the_configurations_of_several_instances_are_valid() {
+    let compose = read("deploy/compose/two-instances/vestibule.yaml");
+    check_with_mounted_files("Compose", &compose);
+    let kubernetes = read("deploy/kubernetes/two-replicas/vestibule.yaml");
+    check_with_mounted_files("Kubernetes", &kubernetes);
+    assert_eq!(of_one_instance(&kubernetes), read("deploy/kubernetes/example/vestibule.yaml"));
+
+    let task = |file: &str| serde_json::from_str::<serde_json::Value>(&read(file)).expect("JSON");
+    let (one, two) = (task("deploy/ecs/task-definition.json"), task("deploy/ecs/two-tasks.json"));
+    let [backend, writer, vestibule] = two["containerDefinitions"].as_array().expect("a list").as_slice() else {
+        panic!("backend, password and Vestibule: {two}");
+    };
+    let yaml = |container: &serde_json::Value| container["environment"][0]["value"].as_str().expect("text").to_owned();
+    check_with_mounted_files("ECS", &yaml(vestibule));
+    let vestibule_of_one = &one["containerDefinitions"][1];
+    assert_eq!(of_one_instance(&yaml(vestibule)), yaml(vestibule_of_one));
+    assert_eq!(*backend, one["containerDefinitions"][0]);
+    let common = |container: &serde_json::Value| {
+        let mut fields = container.as_object().expect("an object").clone();
+        fields.retain(|name, _| !["environment", "secrets", "dependsOn", "mountPoints"].contains(&&**name));
+        fields
+    };
+    assert_eq!(common(vestibule), common(vestibule_of_one));
+    // ECS starts Vestibule when the password's file is there; the container that writes it ends before.
+    assert_eq!(writer["essential"], false);
+    assert_eq!(vestibule["dependsOn"][1]["containerName"], writer["name"]);
+    assert_eq!(vestibule["dependsOn"][1]["condition"], "SUCCESS");
+    assert_eq!(vestibule["mountPoints"][0]["sourceVolume"], two["volumes"][0]["name"]);
+    assert_eq!(writer["mountPoints"][0]["sourceVolume"], two["volumes"][0]["name"]);
+}
+
+#[test]
+fn the_rights_in_the_engine_are_those_that_the_page_names() {
+    let page = read("docs/shared-state.md");
+    let (_, rights) = page.split_once("resetchannels ").expect("the rights");
+    let rights = rights.lines().next().expect("a line");
+    assert!(rights.starts_with("-@all +get "), "{rights}");
+    let default_user = page.split('`').find(|code| code.starts_with("user default ")).expect("the default user");
+    for file in ["deploy/compose/two-instances/users.acl", "deploy/kubernetes/two-replicas/users.acl"] {
+        let user = format!("user vestibule on >PASSWORD ~{{vestibule:vestibule}}:* resetchannels {rights}");
+        assert_eq!(read(file), format!("{default_user}\n{user}\n"), "{file}");
+    }
+    let access = format!("\"on ~{{vestibule:vestibule}}:* {rights}\"");
+    assert!(read("deploy/ecs/README.md").contains(&access), "deploy/ecs/README.md names other rights than {rights}");
 }
 
 #[test]
