@@ -18,6 +18,7 @@ mod outbox;
 mod peers;
 mod presence;
 mod state;
+mod stream;
 mod tend;
 
 use std::convert::Infallible;
@@ -34,7 +35,7 @@ use self::engine::{Connection, Engine};
 use self::message::Codes;
 use self::outbox::Outbox;
 use self::peers::Peers;
-use self::state::{BLOCK, Inner, fraction, random};
+use self::state::{BLOCK, Inner, NO_RANDOM_NUMBERS, fraction, random};
 use crate::auth::{Revocations, boot_millis};
 use crate::policy::SharedSpec;
 use crate::telemetry::Metrics;
@@ -52,7 +53,8 @@ const BLOCK_ANSWER: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
 /// No instance's share of a limit is smaller.
 const LEAST_SHARE: u32 = 5;
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// Shorter than an instance that starts waits for others: after an outage of the engine it must find them.
+const LONGEST_RETRY: Duration = Duration::from_secs(3);
 /// A connection that stood for so long was a good one.
 const GOOD: Duration = Duration::from_secs(30);
 /// How the shared state is at this instance, for operators.
@@ -103,7 +105,9 @@ impl SharedState {
             metrics,
             notify,
             limit,
-            instance: random().map(u128::from_le_bytes).ok_or_else(|| unusable("the system's random numbers"))?,
+            instance: random()
+                .map(u128::from_le_bytes)
+                .ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?,
             about: ArcSwap::default(),
             outbox: Outbox::default(),
             peers: Peers::default(),
@@ -166,10 +170,16 @@ impl SharedState {
         self.inner.metrics.shared.observe(lag, self.inner.peers.live(self.inner.instance));
     }
 
-    /// Waits until what was revoked here is written, or so long.
-    pub async fn flush(&self, limit: Duration) {
+    /// Waits until what was revoked here is written and the other instances are told that this one stops, or so long.
+    pub async fn leave(&self, limit: Duration) {
         let end = Instant::now() + limit;
-        while self.inner.outbox.len() > 0 && Instant::now() < end {
+        self.inner.lock().is_leaving = true;
+        self.inner.attention.notify_one();
+        let has_left = || {
+            let progress = self.inner.lock();
+            progress.has_left || !progress.is_up
+        };
+        while (self.inner.outbox.len() > 0 || !has_left()) && Instant::now() < end {
             sleep(Duration::from_millis(20).min(limit)).await;
         }
         let left = self.inner.outbox.len();
@@ -240,9 +250,9 @@ impl Inner {
         progress.fresh.get_or_insert_with(boot_millis);
         let is_first = progress.loaded.is_none();
         if !progress.is_complete {
-            // Others are heard of anew.
+            // Answers to the question over a former connection do not count: the engine may be another.
             progress.loaded = Some(Instant::now());
-            progress.complete_peer = None;
+            progress.asked = None;
         }
         drop(progress);
         self.set_gate();

@@ -109,7 +109,7 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
     tokio::select! {
         done = state.drain.run(times) => {
             if let Some(instances) = &state.instances {
-                instances.flush(instances.timeout() * 4).await;
+                instances.leave(instances.timeout() * 4).await;
             }
             if done {
                 tracing::info!("drained");

@@ -7,11 +7,10 @@ use std::time::Duration;
 use redis::{Value, cmd, pipe};
 use tokio::time::Instant;
 
-use super::copy::message_id;
 use super::engine::{Connection, Engine, EngineError, key, text};
-use super::follow::{content, messages};
 use super::message::{Codes, Message};
-use super::state::{StreamId, random};
+use super::state::{NO_RANDOM_NUMBERS, random};
+use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{Inspection, SharedEntry, unix_millis};
 use crate::policy::SharedSpec;
 
@@ -49,7 +48,7 @@ pub async fn write_entry(
     let clock = clock(&mut connection).await?;
     let ours = unix_millis();
     let entry = entry(clock.clamp(ours, ours.saturating_add(60_000)));
-    let question = random().ok_or_else(|| EngineError::Tls("the system's random numbers cannot be used".to_owned()))?;
+    let question = random().ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?;
     let log = key(&spec.name, "log");
     let mut writes = pipe();
     writes.atomic();
@@ -154,9 +153,12 @@ async fn live(spec: &SharedSpec, codes: &Codes, connection: &mut Connection) -> 
     let found: Vec<Value> = connection.ask(&last).await?;
     let now = unix_millis();
     let opened = found.iter().filter_map(content).filter_map(|sealed| Message::read(codes.open(sealed)?));
-    let beats = opened.filter_map(|message| match message {
-        Message::Beat(beat) => Some(beat),
+    // The last of each instance comes first, and says whether it stops.
+    let mut seen = HashSet::new();
+    let last = opened.filter_map(|message| match message {
+        Message::Beat(beat) => seen.insert(beat.instance).then_some(beat),
         _ => None,
     });
-    Ok(beats.filter(|beat| beat.at.abs_diff(now) < LIVES).map(|beat| beat.instance).collect())
+    let live = last.filter(|beat| beat.at.abs_diff(now) < LIVES && !beat.is_leaving);
+    Ok(live.map(|beat| beat.instance).collect())
 }

@@ -5,11 +5,13 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use redis::{Value, cmd, pipe};
+use tokio::time::Instant;
 
 use super::engine::{Connection, EngineError, text};
 use super::message::Message;
 use super::outbox::{Name, Outbox, Outgoing};
-use super::state::{Inner, StreamId, random};
+use super::state::{Inner, NO_RANDOM_NUMBERS, random};
+use super::stream::{StreamId, content, message_id};
 use crate::auth::{EntryKind, SharedEntry, TIMES_BYTES, unix_seconds};
 
 /// One step of a scan, of a load or of writing.
@@ -20,6 +22,14 @@ const STEP: Duration = Duration::from_secs(5);
 const ENTRY_BYTES: usize = 256;
 /// So much is always loaded.
 const LEAST_BYTES: usize = 16 << 20;
+/// Messages at the end of the log that are searched for heartbeats, and how many at once.
+const TAIL: usize = 2_000;
+const TAIL_STEP: usize = 200;
+/// So long before the last heartbeat those of all running instances are found, in milliseconds.
+const GONE_MILLIS: u64 = 16_000;
+/// How long an instance that ran before is waited for: the longest pause between two attempts to connect, the attempt, and
+/// the load after it.
+const RECONNECT: Duration = Duration::from_secs(10);
 /// What is over is removed from the engine this much later, for instances whose clocks are behind.
 const KEPT: u64 = 3_600;
 
@@ -47,13 +57,55 @@ impl Drop for InFlight<'_> {
 }
 
 impl Inner {
-    /// Finds the end of the log, before the copy is loaded: what is written meanwhile is read from there.
+    /// Writes a message to the end of the log, before the copy is loaded: what is written meanwhile is read from there.
+    /// Its id is known without reading what others wrote at the end.
     pub(super) async fn begin(&self, connection: &mut Connection) -> Result<StreamId, EngineError> {
         self.read_epoch(connection).await?;
-        let mut last = cmd("XREVRANGE");
-        last.arg(self.key("log")).arg("+").arg("-").arg("COUNT").arg(1);
-        let found: Vec<Value> = connection.ask(&last).await?;
-        Ok(found.first().and_then(message_id).unwrap_or_default())
+        let position = self.tell(connection, &Message::Position).await?;
+        if !self.lock().is_complete {
+            let question = random().ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?;
+            self.lock().question = u128::from_le_bytes(question);
+            let ran_before = self.instances_before(connection, position).await?;
+            if !ran_before.is_empty() {
+                tracing::info!(count = ran_before.len(), "waiting for instances that shared through this engine last");
+            }
+            self.peers.begin_question(ran_before, Instant::now() + RECONNECT);
+        }
+        Ok(position)
+    }
+
+    /// The complete instances that the end of the log before this message has heartbeats of, without those that have stopped.
+    /// After a failover some of them may not be connected yet, and know what the engine has lost. The end is that of the last
+    /// heartbeat, however long ago: while there is no engine none is written.
+    async fn instances_before(
+        &self,
+        connection: &mut Connection,
+        position: StreamId,
+    ) -> Result<HashSet<u128>, EngineError> {
+        let (mut last, mut before) = (None, position);
+        let (mut seen, mut complete) = (HashSet::new(), HashSet::new());
+        for _ in 0..TAIL / TAIL_STEP {
+            let mut step = cmd("XREVRANGE");
+            step.arg(self.key("log")).arg(format!("({before}")).arg("-").arg("COUNT").arg(TAIL_STEP);
+            let found: Vec<Value> = connection.ask(&step).await?;
+            for message in &found {
+                let Some(id) = message_id(message) else { continue };
+                before = before.min(id);
+                let opened = content(message).and_then(|sealed| Message::read(self.codes.open(sealed)?));
+                let Some(Message::Beat(beat)) = opened else { continue };
+                let end = *last.get_or_insert(id.0);
+                if end.saturating_sub(id.0) > GONE_MILLIS {
+                    return Ok(complete);
+                }
+                if seen.insert(beat.instance) && beat.is_complete && !beat.is_leaving {
+                    complete.insert(beat.instance);
+                }
+            }
+            if found.len() < TAIL_STEP {
+                break;
+            }
+        }
+        Ok(complete)
     }
 
     /// Reads the random number that the engine loses with everything else; writes one where there is none. Returns
@@ -194,10 +246,4 @@ impl Inner {
             self.outbox.changed().await;
         }
     }
-}
-
-/// The id of a message as `XRANGE` and `XREAD` return it.
-pub(super) fn message_id(message: &Value) -> Option<StreamId> {
-    let Value::Array(parts) = message else { return None };
-    StreamId::read(&text(parts.first()?)?)
 }

@@ -5,11 +5,11 @@ use std::convert::Infallible;
 use redis::{Value, cmd};
 use tokio::time::Instant;
 
-use super::copy::message_id;
 use super::engine::{Connection, EngineError};
 use super::message::{Beat, Message};
 use super::peers::Heard;
-use super::state::{BLOCK_MILLIS, Inner, StreamId};
+use super::state::{BLOCK_MILLIS, Inner};
+use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{unix_millis, unix_seconds};
 
 /// Messages that are read at once.
@@ -79,7 +79,7 @@ impl Inner {
                 self.want_load();
                 false
             }
-            Message::Open { .. } | Message::Taken { .. } => false,
+            Message::Open { .. } | Message::Taken { .. } | Message::Position => false,
         }
     }
 
@@ -89,25 +89,26 @@ impl Inner {
         }
         let is_own = beat.instance == self.instance;
         let ours = self.revocations.copy_digest(beat.minute);
-        let heard = self.peers.heard(beat, ours, unix_millis());
+        let asked_by_it = beat.question;
+        let asked_here = self.lock().question;
+        let heard = self.peers.heard(beat, ours, unix_millis(), asked_here);
         if is_own || heard == Heard::Ignored {
             return;
         }
         let mut progress = self.lock();
         let is_complete = progress.is_complete;
-        match heard {
-            Heard::Same | Heard::Differs(_) => progress.complete_peer = Some(Instant::now()),
-            Heard::Asks { is_same } => {
-                progress.wants_beat |= is_complete;
-                progress.wants_load |= is_complete && !is_same;
+        if let Heard::Asks { is_same } = heard
+            && is_complete
+        {
+            progress.wants_beat = true;
+            progress.wants_load |= !is_same;
+            let is_new = asked_by_it != 0 && !progress.starting.contains(&asked_by_it);
+            if is_new && progress.starting.len() < QUESTIONS {
+                progress.starting.push(asked_by_it);
             }
-            Heard::Ignored => {}
         }
         progress.wants_comparison |= matches!(heard, Heard::Differs(times) if times >= 2);
         drop(progress);
-        if heard == Heard::Same {
-            self.set_complete("another instance has the same");
-        }
         self.attention.notify_one();
     }
 
@@ -118,26 +119,11 @@ impl Inner {
         let (_, written) = progress.beats[at];
         progress.beats.drain(..=at);
         progress.fresh = progress.fresh.max(Some(written));
+        if !progress.is_complete {
+            progress.asked.get_or_insert_with(Instant::now);
+        }
         drop(progress);
         self.revocations.set_clock_lead(id.0.saturating_sub(unix_millis()).min(MOST_LEAD));
         self.set_gate();
-    }
-}
-
-/// The messages of an answer to `XREAD` of one stream.
-pub(super) fn messages(answer: &Value) -> &[Value] {
-    let Value::Array(streams) = answer else { return &[] };
-    let Some(Value::Array(stream)) = streams.first() else { return &[] };
-    let Some(Value::Array(messages)) = stream.get(1) else { return &[] };
-    messages
-}
-
-/// What a message holds, if it is one of ours.
-pub(super) fn content(message: &Value) -> Option<&[u8]> {
-    let Value::Array(parts) = message else { return None };
-    let Value::Array(fields) = parts.get(1)? else { return None };
-    match &fields[..] {
-        [Value::BulkString(name), Value::BulkString(content)] if name == b"m" => Some(content),
-        _ => None,
     }
 }

@@ -81,6 +81,8 @@ pub(super) enum Message {
     Beat(Beat),
     /// Entries were added to the hash without being told here.
     LoadAgain,
+    /// An instance reads the log from here on.
+    Position,
     /// The users near the limit of sockets at an instance. Not in the log.
     Open { instance: u128, at: u64, users: Vec<(Digest, u32)> },
     /// An instance has taken an entry.
@@ -126,6 +128,15 @@ pub(super) struct Beat {
     /// The number of users near the limit of sockets that it tells of.
     #[serde(rename = "u")]
     pub(super) told: usize,
+    /// The question of an instance whose copy is not complete; zero where there is none.
+    #[serde(rename = "q", default)]
+    pub(super) question: u128,
+    /// The questions that this heartbeat answers with its digest.
+    #[serde(rename = "a", default)]
+    pub(super) answers: Vec<u128>,
+    /// Whether the instance stops after this heartbeat.
+    #[serde(rename = "l", default)]
+    pub(super) is_leaving: bool,
 }
 
 impl Beat {
@@ -148,6 +159,7 @@ impl Message {
                 bytes
             }
             Self::LoadAgain => b"l".to_vec(),
+            Self::Position => b"p".to_vec(),
             Self::Open { instance, at, users } => {
                 let mut bytes = [b"o", &instance.to_le_bytes()[..], &at.to_be_bytes()[..]].concat();
                 for (user, count) in users {
@@ -171,6 +183,7 @@ impl Message {
             }
             b'b' => Self::Beat(serde_json::from_slice(rest).ok()?),
             b'l' if rest.is_empty() => Self::LoadAgain,
+            b'p' if rest.is_empty() => Self::Position,
             b'o' => {
                 let (instance, rest) = rest.split_at_checked(16)?;
                 let (at, users) = rest.split_at_checked(8)?;
@@ -227,6 +240,7 @@ mod tests {
             Message::Entry(entry(), None),
             Message::Entry(entry(), Some([7; 16])),
             Message::LoadAgain,
+            Message::Position,
             Message::Open { instance: 7, at: 8, users: vec![(Digest([3; 16]), 5), (Digest([4; 16]), 6)] },
             Message::Taken { question: [1; 16], instance: [2; 16] },
         ] {

@@ -51,6 +51,17 @@ struct Peer {
     heard: Instant,
     /// How often in a row its digest differed from ours.
     differs: u32,
+    /// Whether it has answered this instance's question, and then with the digest of the same copy.
+    answer: Answer,
+}
+
+/// What an instance has answered to the question of this one, which starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    None,
+    Differs,
+    Same,
 }
 
 impl Peer {
@@ -68,13 +79,26 @@ pub(super) enum Heard {
     Differs(u32),
     /// Its copy is not complete: it waits for ours. Whether it is the same so far.
     Asks { is_same: bool },
-    /// One that was heard before, or long ago.
+    /// One that was heard before, or long ago; or the last one of an instance that stops.
     Ignored,
+}
+
+/// Whether the instances with a complete copy have the same as this one, which starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agreement {
+    /// There is none.
+    Alone,
+    /// At least one has not answered, or has another copy.
+    Pending,
+    /// All have answered, each with the digest of the same copy.
+    Same,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     known: HashMap<u128, Peer>,
+    /// Instances that ran before this one connected and have not sent a heartbeat since, and until when each is waited for.
+    awaited: HashMap<u128, Instant>,
     foreign: HashMap<u128, Peer>,
 }
 
@@ -86,8 +110,8 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a verified heartbeat; `ours` is our digest as of its minute.
-    pub(super) fn heard(&self, beat: Beat, ours: CopyDigest, unix_millis: u64) -> Heard {
+    /// Notes a verified heartbeat; `ours` is our digest as of its minute, `question` the one that this instance asks.
+    pub(super) fn heard(&self, beat: Beat, ours: CopyDigest, unix_millis: u64, question: u128) -> Heard {
         let mut inner = self.lock();
         let now = Instant::now();
         inner.known.retain(|_, peer| peer.lives(now));
@@ -101,7 +125,20 @@ impl Peers {
         let is_same = beat.digest() == ours;
         let differs = if is_same { 0 } else { former.map_or(0, |former| former.differs) + 1 };
         let is_complete = beat.is_complete;
-        inner.known.insert(beat.instance, Peer { beat, heard: now, differs });
+        let former_answer = former.map(|former| former.answer).unwrap_or_default();
+        let answer = match (is_complete && beat.answers.contains(&question), former_answer) {
+            // What it learns later is in the log.
+            (_, Answer::Same) => Answer::Same,
+            (true, _) if is_same => Answer::Same,
+            (true, _) => Answer::Differs,
+            (false, former) => former,
+        };
+        inner.awaited.remove(&beat.instance);
+        if beat.is_leaving {
+            inner.known.remove(&beat.instance);
+            return Heard::Ignored;
+        }
+        inner.known.insert(beat.instance, Peer { beat, heard: now, differs, answer });
         match (is_complete, is_same) {
             (false, is_same) => Heard::Asks { is_same },
             (true, true) => Heard::Same,
@@ -115,8 +152,34 @@ impl Peers {
         let now = Instant::now();
         inner.foreign.retain(|_, peer| peer.lives(now));
         if inner.foreign.len() < MOST_FOREIGN || inner.foreign.contains_key(&beat.instance) {
-            inner.foreign.insert(beat.instance, Peer { beat, heard: now, differs: 0 });
+            inner.foreign.insert(beat.instance, Peer { beat, heard: now, differs: 0, answer: Answer::None });
         }
+    }
+
+    /// Forgets the answers to a former question, and waits until `end` for instances that ran before.
+    pub(super) fn begin_question(&self, awaited: impl IntoIterator<Item = u128>, end: Instant) {
+        let mut inner = self.lock();
+        for peer in inner.known.values_mut() {
+            peer.answer = Answer::None;
+        }
+        inner.awaited = awaited.into_iter().take(MOST).map(|instance| (instance, end)).collect();
+    }
+
+    /// Whether every instance with a complete copy has answered that it has the same as this one; without those that have not
+    /// answered at all, where `only_answers`.
+    pub(super) fn agreement(&self, this: u128, only_answers: bool) -> Agreement {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        inner.awaited.retain(|_, end| *end > now);
+        if !inner.awaited.is_empty() {
+            return Agreement::Pending;
+        }
+        let complete = inner.known.iter().filter(|(id, peer)| **id != this && peer.lives(now) && peer.beat.is_complete);
+        complete.fold(Agreement::Alone, |agreement, (_, peer)| match (agreement, peer.answer) {
+            (agreement, Answer::None) if only_answers => agreement,
+            (Agreement::Pending, _) | (_, Answer::None | Answer::Differs) => Agreement::Pending,
+            (_, Answer::Same) => Agreement::Same,
+        })
     }
 
     /// Counts the differences anew: a copy was just loaded.
@@ -190,6 +253,9 @@ mod tests {
             sum,
             is_complete,
             told: 0,
+            question: 0,
+            answers: Vec::new(),
+            is_leaving: false,
         }
     }
 
@@ -197,17 +263,64 @@ mod tests {
     async fn a_heartbeat_counts_once_and_an_instance_as_long_as_it_is_heard_of() {
         let peers = Peers::default();
         let ours = CopyDigest { count: 0, sum: 7 };
-        let heard = |beat| peers.heard(beat, ours, 1_000_000);
+        let heard = |beat| peers.heard(beat, ours, 1_000_000, 0);
         assert_eq!(heard(beat(1, 1, 7, true)), Heard::Same);
         assert_eq!(heard(beat(1, 1, 7, true)), Heard::Ignored, "written again by someone");
         assert_eq!(heard(beat(2, 5, 8, true)), Heard::Differs(1));
         assert_eq!(heard(beat(2, 6, 8, true)), Heard::Differs(2));
         assert_eq!(heard(beat(3, 1, 8, false)), Heard::Asks { is_same: false });
-        assert_eq!(peers.heard(beat(4, 1, 7, true), ours, 9_000_000), Heard::Ignored, "an old one");
+        assert_eq!(peers.heard(beat(4, 1, 7, true), ours, 9_000_000, 0), Heard::Ignored, "an old one");
         assert_eq!(peers.live(1), 3);
         tokio::time::advance(GONE).await;
         assert_eq!(peers.live(1), 1);
         assert_eq!(heard(beat(2, 7, 8, true)), Heard::Differs(1), "it was gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_starts_waits_for_the_answers_of_all_that_are_complete() {
+        const QUESTION: u128 = 99;
+        let peers = Peers::default();
+        let ours = CopyDigest { count: 0, sum: 7 };
+        let answer = |instance, number, sum, question| {
+            let answer = Beat { answers: vec![5, question], ..beat(instance, number, sum, true) };
+            peers.heard(answer, ours, 1_000_000, QUESTION);
+        };
+        let ask = |awaited: &[u128]| {
+            peers.begin_question(awaited.iter().copied(), Instant::now() + Duration::from_secs(3));
+            peers.agreement(0, false)
+        };
+        assert_eq!(ask(&[]), Agreement::Alone);
+        peers.heard(beat(0, 1, 7, true), ours, 1_000_000, QUESTION);
+        peers.heard(beat(1, 1, 8, false), ours, 1_000_000, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Alone, "itself, and one that asks too");
+        answer(2, 1, 7, 98);
+        assert_eq!(peers.agreement(0, false), Agreement::Pending, "the same copy, and another question");
+        assert_eq!(peers.agreement(0, true), Agreement::Alone, "it does not answer");
+        answer(2, 2, 7, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Same);
+        answer(3, 1, 8, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Pending, "another copy");
+        assert_eq!(peers.agreement(0, true), Agreement::Pending, "and it answers");
+        answer(3, 2, 7, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Same);
+        assert_eq!(ask(&[2]), Agreement::Pending, "over another connection");
+        answer(2, 3, 7, QUESTION);
+        answer(3, 3, 7, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Same);
+        ask(&[4, 5]);
+        for (instance, expected) in [(4, Agreement::Pending), (5, Agreement::Pending)] {
+            peers.heard(Beat { is_leaving: true, ..beat(instance, 9, 1, true) }, ours, 1_000_000, QUESTION);
+            answer(2, 4 + instance as u64, 7, QUESTION);
+            assert_eq!(peers.agreement(0, false), expected, "three has not answered again");
+        }
+        peers.heard(Beat { is_leaving: true, ..beat(3, 9, 1, true) }, ours, 1_000_000, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Same, "those that stop are not waited for");
+        assert_eq!(ask(&[6]), Agreement::Pending);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        answer(2, 20, 7, QUESTION);
+        assert_eq!(peers.agreement(0, false), Agreement::Same, "six is gone");
+        tokio::time::advance(GONE).await;
+        assert_eq!(peers.agreement(0, false), Agreement::Alone);
     }
 
     #[tokio::test(start_paused = true)]

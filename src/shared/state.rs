@@ -16,6 +16,7 @@ use super::open_sockets::OpenSockets;
 use super::outbox::Outbox;
 use super::peers::Peers;
 use super::presence::Presences;
+use super::stream::StreamId;
 use crate::auth::Revocations;
 use crate::policy::{OnLoss, Secret, SharedSpec};
 use crate::telemetry::Metrics;
@@ -24,8 +25,17 @@ use crate::telemetry::Metrics;
 pub(super) const BLOCK: Duration = Duration::from_millis(BLOCK_MILLIS);
 /// The same for the command that reads.
 pub(super) const BLOCK_MILLIS: u64 = 10_000;
-/// A new instance is ready when no instance with a complete copy was heard of for so long.
+/// An instance that starts is ready when no instance with a complete copy has sent a heartbeat for so long. Longer than the
+/// longest pause between two attempts to connect.
 pub(super) const ALONE: Duration = Duration::from_secs(5);
+/// An instance that starts waits at least so long for the answers of others: each sends one within a second.
+pub(super) const ANSWERS: Duration = Duration::from_secs(2);
+/// How long it waits for an instance that sends heartbeats and answers none of its questions: one that is slow, or that does
+/// not verify this one's secret.
+pub(super) const UNANSWERED: Duration = Duration::from_secs(15);
+
+/// Why nothing can be keyed.
+pub(super) const NO_RANDOM_NUMBERS: &str = "the system's random numbers cannot be used";
 
 /// What a running instance tells the others about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,8 +83,11 @@ pub(super) struct Progress {
     /// When the copy was loaded whole for the first time.
     pub(super) loaded: Option<Instant>,
     pub(super) is_complete: bool,
-    /// When an instance with a complete copy was heard of last.
-    pub(super) complete_peer: Option<Instant>,
+    /// The question to instances with a complete copy whether it is the same as this one's: a random number for each
+    /// connection of an instance that starts, so that no earlier heartbeat can be its answer.
+    pub(super) question: u128,
+    /// When the question was read back from the log.
+    pub(super) asked: Option<Instant>,
     /// Heartbeats that were not read back yet: their numbers, and when they were written in [`boot_millis`](crate::auth::boot_millis).
     pub(super) beats: Vec<(u64, u64)>,
     pub(super) number: u64,
@@ -91,23 +104,12 @@ pub(super) struct Progress {
     pub(super) wants_beat: bool,
     /// The questions that are to be answered: whoever asks wants to know who has taken an entry.
     pub(super) questions: Vec<Id>,
-}
-
-/// The id of a message in the log: milliseconds and a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct StreamId(pub(super) u64, u64);
-
-impl StreamId {
-    pub(super) fn read(text: &str) -> Option<Self> {
-        let (millis, number) = text.split_once('-')?;
-        Some(Self(millis.parse().ok()?, number.parse().ok()?))
-    }
-}
-
-impl std::fmt::Display for StreamId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.0, self.1)
-    }
+    /// The questions of instances that start, which the next heartbeats answer.
+    pub(super) starting: Vec<u128>,
+    /// Whether this instance stops, and its last heartbeat says so.
+    pub(super) is_leaving: bool,
+    /// Whether that heartbeat was written.
+    pub(super) has_left: bool,
 }
 
 impl Inner {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use redis::{Value, cmd};
 use tokio::time::{Instant, sleep_until};
 
-use super::copy::{Loaded, message_id};
+use super::copy::Loaded;
 use super::engine::{Connection, EngineError};
 use super::message::{Beat, Id, Message};
-use super::peers::BEAT;
-use super::state::{ALONE, Inner, Progress, StreamId, fraction};
+use super::peers::{Agreement, BEAT};
+use super::state::{ALONE, ANSWERS, Inner, Progress, UNANSWERED, fraction};
+use super::stream::{StreamId, message_id};
 use crate::auth::{SharedEntry, boot_millis, unix_millis, unix_seconds};
 
 /// Between two heartbeats of an instance whose copy is not complete, or that is asked.
@@ -24,6 +25,8 @@ const HEAL: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_secs(3_600);
 /// Heartbeats that were not read back; an older one says nothing any more.
 const BEATS: usize = 16;
+/// Questions of starting instances that one heartbeat answers; the others are answered by the next.
+const MOST_ANSWERS: usize = 16;
 
 /// When what is due.
 struct Due {
@@ -59,9 +62,11 @@ impl Due {
         self.last_load + if gap == LoadGap::Short { LOADS } else { self.load_gap }
     }
 
-    /// What the copy lacked is written a little later, unless another instance does.
+    /// What the copy lacked is written a little later, unless another instance does. A load meanwhile does not put that off.
     fn schedule_heal(&mut self, loaded: Loaded) {
-        self.heal = (!loaded.lacking.is_empty()).then(|| (Instant::now() + HEAL.mul_f64(fraction()), loaded.lacking));
+        let former = self.heal.take().map(|(at, _)| at);
+        self.heal = (!loaded.lacking.is_empty())
+            .then(|| (former.unwrap_or_else(|| Instant::now() + HEAL.mul_f64(fraction())), loaded.lacking));
     }
 }
 
@@ -71,8 +76,8 @@ struct Wanted {
     beat: bool,
     questions: Vec<Id>,
     is_complete: bool,
-    /// When this instance is complete without hearing of another.
-    alone: Option<Instant>,
+    /// Whether the last heartbeat is to be sent.
+    is_leaving: bool,
 }
 
 impl Inner {
@@ -84,8 +89,14 @@ impl Inner {
         due.schedule_heal(loaded);
         loop {
             let wanted = self.wanted();
-            if wanted.alone.is_some_and(|alone| alone <= Instant::now()) {
-                self.set_complete("no other instance");
+            let ready = if wanted.is_complete { None } else { self.complete_at() };
+            if let Some((_, why)) = ready.filter(|(at, _)| *at <= Instant::now()) {
+                self.set_complete(why);
+                continue;
+            }
+            if wanted.is_leaving {
+                self.beat(&mut connection).await?;
+                self.lock().has_left = true;
                 continue;
             }
             for question in wanted.questions {
@@ -117,7 +128,7 @@ impl Inner {
                 // Asked for and too early: not forgotten.
                 next = next.min(due.may_load(gap));
             }
-            next = next.min(due.heal.as_ref().map_or(next, |(at, _)| *at)).min(wanted.alone.unwrap_or(next));
+            next = next.min(due.heal.as_ref().map_or(next, |(at, _)| *at)).min(ready.map_or(next, |(at, _)| at));
             tokio::select! {
                 () = sleep_until(next) => {}
                 () = self.attention.notified() => {}
@@ -131,15 +142,25 @@ impl Inner {
 
     fn wanted(&self) -> Wanted {
         let mut progress = self.lock();
-        let since = progress.complete_peer.max(progress.loaded);
-        let alone = since.filter(|_| !progress.is_complete).map(|since| since + ALONE);
         Wanted {
             // Taken back when it is done.
             load: LoadGap::of(&progress),
             beat: std::mem::take(&mut progress.wants_beat),
             questions: std::mem::take(&mut progress.questions),
             is_complete: progress.is_complete,
-            alone,
+            is_leaving: progress.is_leaving && !progress.has_left,
+        }
+    }
+
+    /// When the copy of this instance is complete, as far as is known now, and why. All instances with a complete copy have
+    /// to say that it is the same, also those that have not connected again after a failover: one of them may know of a
+    /// revocation that the engine has lost and that the others have not read.
+    fn complete_at(&self) -> Option<(Instant, &'static str)> {
+        let asked = self.lock().asked?;
+        match self.peers.agreement(self.instance, asked.elapsed() > UNANSWERED) {
+            Agreement::Pending => None,
+            Agreement::Same => Some((asked + ANSWERS, "the other instances have the same")),
+            Agreement::Alone => Some((asked + ALONE, "no other instance")),
         }
     }
 
@@ -181,6 +202,9 @@ impl Inner {
             progress.beats.push((number, boot_millis()));
             let excess = progress.beats.len().saturating_sub(BEATS);
             progress.beats.drain(..excess);
+            let answered = progress.starting.len().min(MOST_ANSWERS);
+            let answers = if progress.is_complete { progress.starting.drain(..answered).collect() } else { Vec::new() };
+            progress.wants_beat |= !progress.starting.is_empty();
             let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let local = progress.local.map_or_else(String::new, |local| format!(" {}", local.ip()));
             let beat = Beat {
@@ -197,6 +221,9 @@ impl Inner {
                 sum: digest.sum,
                 is_complete: progress.is_complete,
                 told: self.told.load(std::sync::atomic::Ordering::Relaxed),
+                question: if progress.is_complete { 0 } else { progress.question },
+                answers,
+                is_leaving: progress.is_leaving,
             };
             (number, beat)
         };

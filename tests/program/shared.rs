@@ -8,3 +8,4 @@ mod presence;
 mod revocations;
 mod scale;
 mod settings;
+mod starts;

@@ -12,7 +12,7 @@ use crate::support::engine::Engine;
 use crate::support::issuer::Issuer;
 use crate::support::proxy::{Proxy, TempFolder};
 use crate::support::socket::Socket;
-use crate::support::{SAFETY, unused_port, within};
+use crate::support::{SAFETY, now, unused_port, within};
 
 pub const SECRET: &str = "0123456789abcdefghijklmnopqrstuvwxyz-shared";
 pub const SESSION: &str = "/.vestibule/session";
@@ -22,6 +22,7 @@ pub struct Fleet {
     pub backend: Backend,
     pub engine: Engine,
     pub folder: TempFolder,
+    began: u64,
 }
 
 pub struct Instance {
@@ -38,7 +39,8 @@ impl Fleet {
     pub async fn with_engine(engine: Engine) -> Self {
         let folder = TempFolder::new();
         std::fs::write(folder.0.join("secret"), SECRET).expect("written");
-        Self { issuer: Issuer::start().await, backend: Backend::start().await, engine, folder }
+        let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+        Self { issuer, backend, engine, folder, began: now() }
     }
 
     pub fn file(&self, name: &str) -> String {
@@ -91,6 +93,12 @@ impl Fleet {
         let (client, (_, upstream)) =
             tokio::join!(Socket::open(at.proxy.address, "/ws", &fields), self.backend.websocket());
         (client, upstream)
+    }
+
+    /// The field with a token from before everything that the test revokes: one that is issued a few seconds after a user was
+    /// revoked is accepted.
+    pub fn early_token(&self, user: &str) -> String {
+        bearer(&self.issuer.token_with(user, json!({"iat": self.began, "nbf": self.began})))
     }
 
     /// What becomes of a request: its code, or `ok`.
@@ -164,4 +172,22 @@ pub async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     let value = future.await;
     assert!(begun.elapsed() < SAFETY);
     (value, begun.elapsed())
+}
+
+/// The messages of the log, each with its id. Of a short log: one read has it whole.
+pub async fn log_messages(engine: &Engine) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let answer = engine.command(&[b"XRANGE", b"{vestibule:test}:log", b"-", b"+"]).await;
+    let (mut texts, mut rest) = (Vec::new(), &answer[..]);
+    while let Some(end) = rest.windows(2).position(|part| part == b"\r\n") {
+        let (line, behind) = (&rest[..end], &rest[end + 2..]);
+        let length = line.strip_prefix(b"$").and_then(|length| String::from_utf8_lossy(length).parse::<usize>().ok());
+        rest = behind;
+        if let Some(length) = length {
+            let Some(text) = rest.get(..length) else { break };
+            texts.push(text.to_vec());
+            rest = rest.get(length + 2..).unwrap_or_default();
+        }
+    }
+    let messages = texts.chunks_exact(3).filter(|parts| parts[1] == b"m");
+    messages.map(|parts| (parts[0].clone(), parts[2].clone())).collect()
 }

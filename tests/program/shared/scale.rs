@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::fleet::{Fleet, timed};
-use crate::support::client::bearer;
 use crate::support::control::post;
 use crate::support::engine::is_installed;
 
@@ -33,7 +32,7 @@ async fn a_new_instance_loads_thousands_of_revocations_before_it_is_ready() {
         "ready after {took:?} instead of {took_empty:?}, {} KiB more memory at most",
         second.proxy.peak_memory().saturating_sub(memory_empty) >> 10
     );
-    let last = bearer(&fleet.issuer.token(&format!("user-{}", count - 1)));
+    let last = fleet.early_token(&format!("user-{}", count - 1));
     assert_eq!(fleet.outcome(&second, &last).await, "invalid_token");
     let answer = fleet.engine.command(&[b"HLEN", b"{vestibule:test}:revoked"]).await;
     assert_eq!(String::from_utf8_lossy(&answer), format!(":{count}\r\n"));
