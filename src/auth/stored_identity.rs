@@ -125,6 +125,12 @@ impl StoredIdentity {
         let stored = Stored { claims, verified_by, kind: TokenKindHeader::default(), cookie_key: None };
         Self { provider, expiry: Expiry::At(expires_at), stored: Box::new(stored) }
     }
+
+    /// The same with another expiry, for tests of sessions.
+    #[cfg(test)]
+    pub(crate) fn expiring(&self, at: u64) -> Self {
+        Self { expiry: Expiry::At(at), ..self.clone() }
+    }
 }
 
 impl std::fmt::Debug for StoredIdentity {

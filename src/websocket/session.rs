@@ -478,4 +478,6 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
