@@ -222,6 +222,27 @@ impl ProviderKeys {
         self.usable(&state).cloned().ok_or_else(|| self.unavailable(&state))
     }
 
+    /// Fetches the key set at once where there is none, and waits for the result. Without this a sign-in would report the
+    /// cause of an earlier fetch until the next retry, up to [`MAX_RETRY`] later. After a failure there is none for
+    /// [`FIRST_RETRY`].
+    pub(super) async fn fetch_if_missing(&self) {
+        let mut state = self.state.clone();
+        let awaited = {
+            let state = state.borrow_and_update();
+            let has_just_failed = state.last_failed.as_ref().is_some_and(|(at, _)| at.elapsed() < FIRST_RETRY);
+            match state.next {
+                _ if self.max_stale.is_none() || self.usable(&state).is_some() => return,
+                Some(_) if has_just_failed => return,
+                Some(_) => self.demand.notify_one(),
+                // A fetch is in flight.
+                None => {}
+            }
+            state.finished + 1
+        };
+        // The fetch has a time limit, so this wait has one too.
+        let _ = state.wait_for(|state| state.finished >= awaited).await;
+    }
+
     /// Returns the key set after another fetch, for a token whose `kid` is not in the current set. Fetches if the
     /// cool-down allows it, or waits for a fetch that is in flight.
     ///

@@ -34,7 +34,7 @@ pub use client::{ProviderToken, printable as printable_error_code};
 pub use completion::CompletedSignIn;
 pub use cookie::LoginCookie;
 pub use discovery::Metadata;
-pub use inspect::{authorization_answer, inspect};
+pub use inspect::{authorization_answer, inspect, inspect_client};
 pub use keys::LoginKeys;
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
@@ -62,6 +62,14 @@ pub enum LoginError {
     /// The provider does not accept the code or the refresh token.
     #[error("the provider answered invalid_grant")]
     InvalidGrant,
+    /// The provider does not accept us as its client: a fault in the configuration, not an outage.
+    #[error("the provider does not accept the client id or secret (it answered {answer}); see {key}")]
+    ClientRefused {
+        /// The error code of the answer, or its status.
+        answer: String,
+        /// The key of the configuration to look at.
+        key: &'static str,
+    },
     /// The ID token was rejected, or a response is not what the protocol defines.
     #[error("{0}")]
     Refused(String),

@@ -18,7 +18,7 @@ use super::keys::random;
 use super::{BODY_BYTES, Login, LoginError, Metadata, TIMEOUT};
 use crate::auth::{Token, outbound, unix_seconds};
 use crate::json;
-use crate::policy::{ClientAuth, ClientCredential};
+use crate::policy::{ClientAuth, ClientCredential, LoginSpec};
 
 /// The longest assertion file, bytes.
 const ASSERTION_BYTES: u64 = 16 << 10;
@@ -154,18 +154,7 @@ impl Login {
     }
 
     async fn tokens(&self, metadata: &Metadata, form: Form) -> Result<Tokens, LoginError> {
-        let response = self.post(metadata, &metadata.token_endpoint, form).await?;
-        let what = "the token endpoint";
-        let Ok(answer) = json::object(&response.body) else { return Err(response.unexpected(what)) };
-        match response.status {
-            200 => Tokens::from_response(&answer),
-            400 | 401 => match answer.get("error").and_then(Value::as_str) {
-                Some("invalid_grant") => Err(LoginError::InvalidGrant),
-                Some(code) => Err(LoginError::refused(format!("{what} answered {}", printable(code)))),
-                None => Err(response.unexpected(what)),
-            },
-            _ => Err(response.unexpected(what)),
-        }
+        request_tokens(&self.spec, self.http().map_err(LoginError::down)?, metadata, form).await
     }
 
     /// Pushes an authorization request (RFC 9126) and returns its `request_uri`.
@@ -183,6 +172,9 @@ impl Login {
         let text = |name: &str| answer.as_ref().and_then(|answer| answer.get(name)).and_then(Value::as_str);
         match (response.status, text("request_uri"), text("error")) {
             (200 | 201, Some(uri), _) if !uri.is_empty() => Ok(uri.to_owned()),
+            (status @ 400..=499, _, Some(code)) if refuses_client(status, code) => {
+                Err(client_refused(&self.spec, code))
+            }
             (400..=499, _, Some(code)) => Err(LoginError::PushRefused(printable(code))),
             (status, ..) => Err(LoginError::unavailable(format!("{what} answered {status}"), response.retry_after)),
         }
@@ -217,84 +209,162 @@ impl Login {
         }
     }
 
-    /// Posts a form with the client's authentication.
-    async fn post(&self, metadata: &Metadata, endpoint: &str, mut form: Form) -> Result<ProviderResponse, LoginError> {
-        let client_id = self.spec.client_id.as_str();
-        let mut basic = None;
-        match &self.spec.credential {
-            ClientCredential::Public => {
-                form.add_once("client_id", client_id);
+    async fn post(&self, metadata: &Metadata, endpoint: &str, form: Form) -> Result<ProviderResponse, LoginError> {
+        post(&self.spec, self.http().map_err(LoginError::down)?, metadata, endpoint, form).await
+    }
+}
+
+/// Whether a provider accepts us as its client.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ClientProbe {
+    /// It does.
+    Accepted,
+    /// Its answer does not say so.
+    Unknown(String),
+}
+
+/// Asks the token endpoint with a code that it never gave. A provider authenticates the client first (RFC 6749 section
+/// 5.2), so `invalid_grant` means that it accepts the client.
+///
+/// # Errors
+/// [`LoginError::ClientRefused`], or [`LoginError::Unavailable`].
+pub(super) async fn probe_client(
+    spec: &LoginSpec,
+    http: &reqwest::Client,
+    metadata: &Metadata,
+) -> Result<ClientProbe, LoginError> {
+    let made_up = random::<32>().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+    let made_up = URL_SAFE_NO_PAD.encode(made_up);
+    let mut form = Form::new();
+    form.add("grant_type", "authorization_code").add("code", &made_up).add("code_verifier", &made_up);
+    form.add("redirect_uri", &spec.redirect_uri());
+    match request_tokens(spec, http, metadata, form).await {
+        Err(LoginError::InvalidGrant) => Ok(ClientProbe::Accepted),
+        Err(error @ (LoginError::ClientRefused { .. } | LoginError::Unavailable { .. })) => Err(error),
+        Err(other) => Ok(ClientProbe::Unknown(other.to_string())),
+        Ok(_) => Ok(ClientProbe::Unknown("the token endpoint accepted a code that it never gave".to_owned())),
+    }
+}
+
+async fn request_tokens(
+    spec: &LoginSpec,
+    http: &reqwest::Client,
+    metadata: &Metadata,
+    form: Form,
+) -> Result<Tokens, LoginError> {
+    let response = post(spec, http, metadata, &metadata.token_endpoint, form).await?;
+    let what = "the token endpoint";
+    let answer = json::object(&response.body).ok();
+    let code = answer.as_ref().and_then(|answer| answer.get("error")).and_then(Value::as_str);
+    match (response.status, &answer, code) {
+        (200, Some(answer), _) => Tokens::from_response(answer),
+        (400 | 401, _, Some("invalid_grant")) => Err(LoginError::InvalidGrant),
+        (status @ (400 | 401), _, Some(code)) if refuses_client(status, code) => Err(client_refused(spec, code)),
+        (400, _, Some(code)) => Err(LoginError::refused(format!("{what} answered {}", printable(code)))),
+        (401, ..) => Err(client_refused(spec, "401")),
+        _ => Err(response.unexpected(what)),
+    }
+}
+
+/// Whether an error response says that the client was not authenticated. RFC 6749 section 5.2 has `invalid_client` for
+/// that, and 401 for it alone; Keycloak answers `unauthorized_client`, Auth0 401 `access_denied`.
+fn refuses_client(status: u16, code: &str) -> bool {
+    status == 401 || matches!(code, "invalid_client" | "unauthorized_client")
+}
+
+fn client_refused(spec: &LoginSpec, answer: &str) -> LoginError {
+    let key = match &spec.credential {
+        ClientCredential::Public => "browser.login.client_id",
+        ClientCredential::Secret(_) => "browser.login.client_secret",
+        ClientCredential::Key(_) => "browser.login.client_key_file",
+        ClientCredential::AssertionFile(_) => "browser.login.client_assertion_file",
+    };
+    LoginError::ClientRefused { answer: printable(answer), key }
+}
+
+/// Posts a form with the client's authentication.
+async fn post(
+    spec: &LoginSpec,
+    http: &reqwest::Client,
+    metadata: &Metadata,
+    endpoint: &str,
+    mut form: Form,
+) -> Result<ProviderResponse, LoginError> {
+    let client_id = spec.client_id.as_str();
+    let mut basic = None;
+    match &spec.credential {
+        ClientCredential::Public => {
+            form.add_once("client_id", client_id);
+        }
+        ClientCredential::Secret(secret) => {
+            let secret = String::from_utf8_lossy(secret.expose()).into_owned();
+            if sends_basic(spec, metadata) {
+                // RFC 6749 section 2.3.1: both are form-encoded before Base64.
+                let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+                basic = Some(STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(&secret))));
+            } else {
+                form.add_once("client_id", client_id).add("client_secret", &secret);
             }
-            ClientCredential::Secret(secret) => {
-                let secret = String::from_utf8_lossy(secret.expose()).into_owned();
-                if self.sends_basic(metadata) {
-                    // RFC 6749 section 2.3.1: both are form-encoded before Base64.
-                    let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-                    basic = Some(STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(&secret))));
-                } else {
-                    form.add_once("client_id", client_id).add("client_secret", &secret);
+        }
+        ClientCredential::Key(_) | ClientCredential::AssertionFile(_) => {
+            let assertion = assertion(spec).await?;
+            form.add_once("client_id", client_id)
+                .add("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
+                .add("client_assertion", &assertion);
+        }
+    }
+    let request = http.post(endpoint);
+    let request = request.header("content-type", "application/x-www-form-urlencoded");
+    let mut request = request.header("accept", "application/json").body(form.encode());
+    if let Some(basic) = basic {
+        let mut value = reqwest::header::HeaderValue::try_from(format!("Basic {basic}"))
+            .map_err(|_| LoginError::refused("the client's secret cannot be sent in a header".to_owned()))?;
+        value.set_sensitive(true);
+        request = request.header("authorization", value);
+    }
+    read(request).await
+}
+
+/// Whether the secret is sent by HTTP Basic: unless configured, it is unless discovery lists only
+/// `client_secret_post`.
+fn sends_basic(spec: &LoginSpec, metadata: &Metadata) -> bool {
+    let lists = |name: &str| metadata.auth_methods.iter().any(|method| method == name);
+    match spec.client_auth {
+        Some(ClientAuth::Basic) => true,
+        Some(ClientAuth::Post) => false,
+        _ => lists("client_secret_basic") || !lists("client_secret_post"),
+    }
+}
+
+/// Returns the client assertion (RFC 7523): signed here, or read from the file that the platform writes.
+async fn assertion(spec: &LoginSpec) -> Result<String, LoginError> {
+    match &spec.credential {
+        ClientCredential::Key(key) => {
+            let mut header = Header::new(key.algorithm);
+            header.kid = Some(key.thumbprint.clone());
+            let id = random::<16>().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+            let now = unix_seconds();
+            let claims = json!({
+                "iss": spec.client_id, "sub": spec.client_id,
+                "aud": spec.provider_spec.issuer, "jti": URL_SAFE_NO_PAD.encode(id),
+                "iat": now, "exp": now + ASSERTION_LIFE,
+            });
+            jsonwebtoken::encode(&header, &claims, &key.key)
+                .map_err(|error| LoginError::down(format!("the client assertion could not be signed: {error}")))
+        }
+        ClientCredential::AssertionFile(path) => {
+            let path = path.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                let size = std::fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?.len();
+                if size > ASSERTION_BYTES {
+                    return Err(format!("{} is larger than {ASSERTION_BYTES} bytes", path.display()));
                 }
-            }
-            ClientCredential::Key(_) | ClientCredential::AssertionFile(_) => {
-                let assertion = self.assertion().await?;
-                form.add_once("client_id", client_id)
-                    .add("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
-                    .add("client_assertion", &assertion);
-            }
+                std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+            });
+            let text = read.await.map_err(|error| LoginError::down(error.to_string()))?;
+            Ok(text.map_err(LoginError::down)?.trim().to_owned())
         }
-        let request = self.http().map_err(LoginError::down)?.post(endpoint);
-        let request = request.header("content-type", "application/x-www-form-urlencoded");
-        let mut request = request.header("accept", "application/json").body(form.encode());
-        if let Some(basic) = basic {
-            let mut value = reqwest::header::HeaderValue::try_from(format!("Basic {basic}"))
-                .map_err(|_| LoginError::refused("the client's secret cannot be sent in a header".to_owned()))?;
-            value.set_sensitive(true);
-            request = request.header("authorization", value);
-        }
-        read(request).await
-    }
-
-    /// Whether the secret is sent by HTTP Basic: unless configured, it is unless discovery lists only
-    /// `client_secret_post`.
-    fn sends_basic(&self, metadata: &Metadata) -> bool {
-        let lists = |name: &str| metadata.auth_methods.iter().any(|method| method == name);
-        match self.spec.client_auth {
-            Some(ClientAuth::Basic) => true,
-            Some(ClientAuth::Post) => false,
-            _ => lists("client_secret_basic") || !lists("client_secret_post"),
-        }
-    }
-
-    /// Returns the client assertion (RFC 7523): signed here, or read from the file that the platform writes.
-    async fn assertion(&self) -> Result<String, LoginError> {
-        match &self.spec.credential {
-            ClientCredential::Key(key) => {
-                let mut header = Header::new(key.algorithm);
-                header.kid = Some(key.thumbprint.clone());
-                let id = random::<16>().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
-                let now = unix_seconds();
-                let claims = json!({
-                    "iss": self.spec.client_id, "sub": self.spec.client_id,
-                    "aud": self.spec.provider_spec.issuer, "jti": URL_SAFE_NO_PAD.encode(id),
-                    "iat": now, "exp": now + ASSERTION_LIFE,
-                });
-                jsonwebtoken::encode(&header, &claims, &key.key)
-                    .map_err(|error| LoginError::down(format!("the client assertion could not be signed: {error}")))
-            }
-            ClientCredential::AssertionFile(path) => {
-                let path = path.clone();
-                let read = tokio::task::spawn_blocking(move || {
-                    let size = std::fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?.len();
-                    if size > ASSERTION_BYTES {
-                        return Err(format!("{} is larger than {ASSERTION_BYTES} bytes", path.display()));
-                    }
-                    std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
-                });
-                let text = read.await.map_err(|error| LoginError::down(error.to_string()))?;
-                Ok(text.map_err(LoginError::down)?.trim().to_owned())
-            }
-            ClientCredential::Public | ClientCredential::Secret(_) => Ok(String::new()),
-        }
+        ClientCredential::Public | ClientCredential::Secret(_) => Ok(String::new()),
     }
 }
 

@@ -151,6 +151,7 @@ impl Login {
         let parsed = jwt::parse(token)?;
         self.check_issuer(&parsed.claims)?;
         self.check_header(&parsed)?;
+        self.provider.keys.fetch_if_missing().await;
         let key_fingerprint = verify_signature(&self.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
         let now = unix_seconds();
         claims::check_times(spec, &parsed.claims, now, &mut ())?;

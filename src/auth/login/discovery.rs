@@ -15,8 +15,11 @@ use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
 /// How long a document is fresh, if the configuration has no refresh interval for keys.
 const FRESH: Duration = Duration::from_secs(600);
-/// The pause after a failed request.
+/// The pause after a failed request while an older document is used.
 const RETRY: Duration = Duration::from_secs(5);
+/// The pause after a failed request while there is no document, and no sign-in is possible: a provider that is back is
+/// found by the next sign-in, and the cause that it reports is a second old at most.
+const RETRY_WITHOUT_DOCUMENT: Duration = Duration::from_secs(1);
 
 /// The endpoints and capabilities of a provider that sign-in uses.
 #[derive(Clone, Debug, Default)]
@@ -158,11 +161,14 @@ impl Discovery {
                 Ok(document)
             }
             Err(reason) => {
-                tracing::warn!(issuer = %self.issuer, reason, "discovery failed");
+                // Once for each cause: each sign-in that fails has a line of its own.
+                if cache.failed.as_ref().is_none_or(|(former, _)| *former != reason) {
+                    tracing::warn!(issuer = %self.issuer, reason, "discovery failed");
+                }
                 cache.failed = Some((reason.clone(), Instant::now()));
                 match &cache.document {
                     Some((document, _)) => Ok(Arc::clone(document)),
-                    None => Err(LoginError::unavailable(reason, Some(RETRY))),
+                    None => Err(LoginError::unavailable(reason, Some(RETRY_WITHOUT_DOCUMENT))),
                 }
             }
         }
@@ -176,13 +182,14 @@ impl Discovery {
 
     fn cached(&self) -> Option<Result<Arc<Metadata>, LoginError>> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_just_failed = cache.failed.as_ref().filter(|(_, at)| at.elapsed() < RETRY);
+        let pause = if cache.document.is_some() { RETRY } else { RETRY_WITHOUT_DOCUMENT };
+        let has_just_failed = cache.failed.as_ref().filter(|(_, at)| at.elapsed() < pause);
         match (&cache.document, has_just_failed) {
             (Some((document, at)), failed) if at.elapsed() < self.fresh || failed.is_some() => {
                 Some(Ok(Arc::clone(document)))
             }
             (None, Some((reason, at))) => {
-                let wait = RETRY.saturating_sub(at.elapsed());
+                let wait = pause.saturating_sub(at.elapsed());
                 Some(Err(LoginError::unavailable(reason.clone(), Some(wait))))
             }
             _ => None,

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::client::{ClientProbe, probe_client};
 use super::discovery::Discovery;
-use super::{Metadata, TIMEOUT};
+use super::{LoginError, Metadata, TIMEOUT};
 use crate::auth::{Inspection, outbound};
 use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, RefreshTokens, Renew};
 
@@ -22,6 +23,22 @@ pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Ar
             inspection.problems.push(format!("sign-in is not possible: {reason}"));
             None
         }
+    }
+}
+
+/// Asks a provider whether it accepts the configured client, with a code that it never gave, and reports the answer.
+pub async fn inspect_client(spec: &LoginSpec, metadata: &Metadata, inspection: &mut Inspection) {
+    let probed = match client(spec) {
+        Ok(client) => probe_client(spec, &client, metadata).await,
+        Err(reason) => Err(LoginError::down(reason)),
+    };
+    match probed {
+        Ok(ClientProbe::Accepted) => inspection.found.push("accepts the client id and secret".to_owned()),
+        Ok(ClientProbe::Unknown(reason)) => {
+            inspection.found.push(format!("whether it accepts the client id and secret is not known: {reason}"));
+        }
+        Err(error @ LoginError::ClientRefused { .. }) => inspection.problems.push(error.to_string()),
+        Err(error) => inspection.problems.push(format!("sign-in is not possible: {error}")),
     }
 }
 

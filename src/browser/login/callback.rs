@@ -256,6 +256,15 @@ impl SignInRequest<'_> {
             }
             LoginError::Revoked(_) => (AuditEvent::Denial, pages::not_allowed()),
             LoginError::NoRefreshToken => (AuditEvent::SignInFailed(SignInOutcome::Refused), pages::no_refresh_token()),
+            LoginError::ClientRefused { answer, key } => {
+                tracing::error!(
+                    provider = %login.spec.name,
+                    answer,
+                    key,
+                    "the provider does not accept the client id or secret"
+                );
+                (AuditEvent::SignInFailed(SignInOutcome::Refused), pages::client_refused())
+            }
             LoginError::InvalidGrant | LoginError::Refused(_) => {
                 (AuditEvent::SignInFailed(SignInOutcome::Invalid), pages::unusable())
             }

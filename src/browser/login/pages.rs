@@ -178,6 +178,15 @@ pub(super) fn no_refresh_token() -> Page {
     .with(&try_again("/"))
 }
 
+pub(super) fn client_refused() -> Page {
+    Page::new(
+        StatusCode::BAD_GATEWAY,
+        "Signing in is not set up correctly",
+        "The sign-in service does not accept this site as its client. Trying again does not help: tell whoever runs this site the request id below.",
+    )
+    .with(&try_again("/"))
+}
+
 pub(super) fn unusable() -> Page {
     Page::new(
         StatusCode::BAD_GATEWAY,

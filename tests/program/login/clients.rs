@@ -326,9 +326,26 @@ async fn check_says_what_to_register_and_online_what_the_provider_lacks() {
         "scopes: openid email",
         "it lists no offline_access",
         "it has no back-channel logout",
+        "accepts the client id and secret",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
     let (code, text) = checked(Fixture::yaml(&provider, &backend, "pushed: required", "")).await;
     assert!(code == Some(1) && text.contains("pushed: required, and it lists no such endpoint"), "{text}");
+    for (status, error, expected, text_expected) in [
+        (
+            401,
+            "invalid_client",
+            1,
+            "does not accept the client id or secret (it answered invalid_client); see browser.login.client_secret",
+        ),
+        (400, "invalid_request", 0, "whether it accepts the client id and secret is not known: "),
+        (503, "x", 1, "sign-in is not possible: the token endpoint answered 503"),
+    ] {
+        let reply = (status, String::new(), json!({ "error": error }).to_string());
+        provider.set(|conduct| conduct.token_reply = Some(reply));
+        let (code, text) = checked(Fixture::yaml(&provider, &backend, "", "")).await;
+        assert!(code == Some(expected) && text.contains(text_expected), "{code:?}\n{text}");
+        assert!(!text.contains(SECRET));
+    }
 }

@@ -324,6 +324,38 @@ async fn a_provider_that_was_down_at_the_start_stops_the_sign_in_alone() {
     assert_eq!(browser.open("/.vestibule/healthz").await.status, 200);
 }
 
+/// The provider's keys are fetched in the background, with pauses that grow to 30 s. A sign-in does not wait for that.
+#[tokio::test]
+async fn a_provider_that_is_back_is_found_by_the_next_sign_in() {
+    let provider = OpenId::start().await;
+    provider.set(|conduct| conduct.metadata = json!({ "issuer": "https://first.example" }));
+    let mut fixture = Fixture::at(provider, "", "").await;
+    let answer = fixture.browser().open("/.vestibule/login").await;
+    assert_eq!((answer.status, answer.field("retry-after")), (503, Some("1")), "{}", answer.body);
+    let is_cause = |line: &str, cause: &str| line.contains("sign_in_failed") && line.contains(cause);
+    fixture.proxy.logged("the cause", |line| is_cause(line, "https://first.example")).await;
+    // The cause that it reports is the present one.
+    fixture.provider.set(|conduct| conduct.metadata = json!({ "issuer": "https://second.example" }));
+    let since = std::time::Instant::now();
+    while !fixture.proxy.log().iter().any(|line| is_cause(line, "https://second.example")) {
+        assert_eq!(fixture.browser().open("/.vestibule/login").await.status, 503);
+        assert!(since.elapsed() < std::time::Duration::from_secs(4), "an old cause");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    fixture.provider.set(|conduct| conduct.metadata = json!({}));
+    let mut browser = fixture.browser();
+    let location = loop {
+        let answer = browser.open("/.vestibule/login?return_path=/lab").await;
+        if answer.status == 302 {
+            break Browser::location(&answer);
+        }
+        assert!(since.elapsed() < std::time::Duration::from_secs(6), "{}", answer.body);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    let answer = browser.come_back(&fixture.provider.authorize(&location)).await;
+    assert_eq!((answer.status, answer.field("location")), (303, Some("/lab")), "{}", answer.body);
+}
+
 #[tokio::test]
 async fn pushed_requests_keep_their_parameters_from_the_browser() {
     let provider = OpenId::start().await;

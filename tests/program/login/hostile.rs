@@ -108,6 +108,34 @@ async fn an_answer_that_the_protocol_does_not_have_signs_nobody_in() {
     assert!(fixture.provider.asked("/elsewhere").is_empty(), "redirects are not followed");
 }
 
+/// A wrong secret is a fault in the configuration. It must not read as an outage.
+#[tokio::test]
+async fn a_client_that_the_provider_does_not_accept_is_said_to_be_one() {
+    let mut fixture = Fixture::start("", "").await;
+    let error = |code: &str| json!({ "error": code }).to_string();
+    for (status, body) in [
+        (401, error("invalid_client")),
+        (400, error("invalid_client")),
+        // Keycloak, Auth0, and a provider that says nothing beside the status.
+        (401, error("unauthorized_client")),
+        (401, error("access_denied")),
+        (401, "no JSON".to_owned()),
+    ] {
+        let lines = fixture.proxy.log().len();
+        fixture.provider.set(|conduct| conduct.token_reply = Some((status, String::new(), body.clone())));
+        let answer = fixture.browser().sign_in(&fixture.provider, "/").await;
+        assert_eq!(answer.status, 502, "{body}");
+        assert!(answer.body.contains("Signing in is not set up correctly"), "{body}: {}", answer.body);
+        let message = "\"level\":\"error\",\"msg\":\"the provider does not accept the client id or secret\"";
+        let line = fixture.proxy.logged_after(lines, "the error", |line| line.contains(message)).await;
+        assert!(line.contains("\"key\":\"browser.login.client_secret\""), "{line}");
+        let event = fixture.proxy.logged_after(lines, "the event", |line| line.contains("sign_in_failed")).await;
+        assert!(event.contains("\"outcome\":\"refused\"") && event.contains("client id or secret"), "{event}");
+    }
+    fixture.provider.set(|conduct| conduct.token_reply = None);
+    assert_eq!(status(&fixture, &json!({})).await, 303);
+}
+
 #[tokio::test]
 async fn a_code_that_is_no_good_starts_again_once() {
     let fixture = Fixture::start("", "").await;

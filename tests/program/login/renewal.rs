@@ -134,13 +134,16 @@ async fn a_renewal_that_no_longer_satisfies_the_route_ends_the_socket() {
 
 #[tokio::test]
 async fn while_the_provider_is_down_sessions_live_for_the_grace() {
-    let (fixture, mut browser) = start(0, "websocket: { revalidate_grace: 5m }\n").await;
-    fixture.provider.set(|conduct| conduct.token_reply = Some(status(500)));
-    assert_eq!(fixture.user(&mut browser).await, "alice");
-    let tried = fixture.provider.refreshes();
-    assert!((1..=2).contains(&tried), "{tried}");
-    assert_eq!(fixture.user(&mut browser).await, "alice");
-    assert!(fixture.provider.refreshes() <= 2, "not asked again for five seconds");
+    // A client secret that the provider does not accept any more ends no session either.
+    for reply in [status(500), (401, String::new(), json!({ "error": "invalid_client" }).to_string())] {
+        let (fixture, mut browser) = start(0, "websocket: { revalidate_grace: 5m }\n").await;
+        fixture.provider.set(|conduct| conduct.token_reply = Some(reply));
+        assert_eq!(fixture.user(&mut browser).await, "alice");
+        let tried = fixture.provider.refreshes();
+        assert!((1..=2).contains(&tried), "{tried}");
+        assert_eq!(fixture.user(&mut browser).await, "alice");
+        assert!(fixture.provider.refreshes() <= 2, "not asked again for five seconds");
+    }
 }
 
 #[tokio::test]
@@ -166,16 +169,23 @@ async fn past_the_grace_nobody_can_say_and_nobody_is_signed_out() {
 }
 
 #[tokio::test]
-async fn a_renewed_token_with_a_bad_signature_is_a_failed_renewal() {
-    let (fixture, mut browser) = start(0, "").await;
-    fixture.provider.set(|conduct| conduct.key = Key::rsa("rsa-1"));
-    assert_eq!(fixture.user(&mut browser).await, "alice", "within the grace");
-    fixture.provider.set(|conduct| {
-        conduct.key = RSA.clone();
-        conduct.tokens = json!({ "expires_in": 600 });
-    });
-    fixture.provider.refreshed_times(1).await;
-    assert_eq!(fixture.user(&mut browser).await, "alice");
+async fn a_renewed_token_with_a_bad_signature_or_of_another_kind_is_a_failed_renewal() {
+    for is_access_token in [false, true] {
+        let (mut fixture, mut browser) = start(0, "").await;
+        fixture.provider.set(|conduct| match is_access_token {
+            false => conduct.key = Key::rsa("rsa-1"),
+            true => conduct.id_token_header = json!({ "typ": "at+jwt" }),
+        });
+        assert_eq!(fixture.user(&mut browser).await, "alice", "within the grace");
+        fixture.proxy.logged("the failure", |line| line.contains("renewal_failed")).await;
+        fixture.provider.set(|conduct| {
+            conduct.key = RSA.clone();
+            conduct.id_token_header = json!({});
+            conduct.tokens = json!({ "expires_in": 600 });
+        });
+        fixture.provider.refreshed_times(1).await;
+        assert_eq!(fixture.user(&mut browser).await, "alice");
+    }
 }
 
 #[tokio::test]
