@@ -1,9 +1,9 @@
-//! The path of a WebSocket, from the upgrade request to the last byte of the socket.
+//! Serves WebSockets, from the upgrade request to the end of both connections.
 //!
-//! A socket is authenticated by the credential on its upgrade (`upgrade`) or by its first message (`pending`).
-//! Then `relay` passes messages on until the token expires, one side closes, or the process stops. `session` is the
-//! state machine behind both, and `dialect` reads the messages that are for the proxy. `auth` decides whether a token
-//! is good, and `http` what the upstream gets on the upgrade.
+//! A socket is authenticated by the credential on its upgrade (`upgrade`) or by its first message (`pending`). Then
+//! `relay` forwards messages until the token expires, one side closes, or the process stops. `session` is the state
+//! machine of both, and `dialect` reads the messages that are for the proxy. `auth` decides whether a token is valid,
+//! and `http` what the upstream gets on the upgrade.
 
 mod admission;
 mod assembler;
@@ -135,7 +135,7 @@ fn await_first_message(
     Served::Upgraded(response)
 }
 
-/// Counts a token in a URL, and warns of it once a day for each route and origin.
+/// Counts a token in a URL, and logs a warning once a day for each route and origin.
 fn count_query_token(state: &ProxyState, presented: &PresentedCredential) {
     if presented.carrier() != Some(Carrier::Query) {
         return;

@@ -11,7 +11,7 @@ use super::token_forwarding::TokenForwarding;
 use crate::auth::Token;
 use crate::http::{AuthenticatedRequest, Refusal, UpstreamRequest, prepare};
 
-/// A user who may have a session on the route.
+/// A verified user who is allowed on the route, with everything that the session needs.
 pub(super) struct AdmittedSession {
     /// The upgrade request for the upstream.
     pub(super) upstream_request: UpstreamRequest,
@@ -24,8 +24,7 @@ pub(super) struct AdmittedSession {
 
 /// Admits the user of a verified token.
 ///
-/// # Errors
-/// The refusal over HTTP, and the row of section 4.2.
+/// Returns the refusal over HTTP, and the close reason of docs/contract.md section 4.2.
 pub(super) fn admit_user(
     context: &mut SocketContext,
     authenticated: AuthenticatedRequest,

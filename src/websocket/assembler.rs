@@ -1,5 +1,5 @@
-//! Assembles what the proxy has to read of a stream: control frames always, and messages where they are wanted. The
-//! relay, the reader of first messages and the handshake with an upstream all read streams through this.
+//! Assembles the parts of a stream that the proxy has to read: all control frames, and messages where they are wanted.
+//! The relay, the reader of first messages and the handshake with an upstream all read streams through this module.
 
 use std::ops::Range;
 
@@ -56,7 +56,7 @@ pub(super) struct FrameReader {
 }
 
 impl FrameReader {
-    /// Begins at the start of a stream. With `has_extensions` reserved bits are allowed.
+    /// Starts at the beginning of a stream. With `has_extensions` reserved bits are allowed.
     pub(super) fn new(sender: Sender, has_extensions: bool) -> Self {
         Self {
             parser: FrameParser::new(sender, has_extensions),
@@ -90,10 +90,10 @@ impl FrameReader {
         }
     }
 
-    /// Returns the next part of `input` from `at` on, and moves `at` behind it; `None` at the end of the input.
+    /// Returns the next part of `input` from `at` on, and moves `at` to its end; `None` at the end of the input.
     ///
     /// # Errors
-    /// A violation, after which the stream cannot be read further.
+    /// Returns a violation of RFC 6455, after which the stream cannot be read further.
     pub(super) fn next(&mut self, input: &[u8], at: &mut usize) -> Result<Option<Part>, Violation> {
         while let Some((piece, next)) = self.parser.advance(input, *at)? {
             *at = next;
@@ -130,7 +130,7 @@ impl FrameReader {
     }
 }
 
-/// What a [`MessageBuffer`] keeps.
+/// The bytes of a message that a [`MessageBuffer`] keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
     /// The frames as they came: the message may still be forwarded before it is complete.
@@ -141,7 +141,7 @@ pub(super) enum Keep {
     RawAndPayload,
 }
 
-/// A message that is kept until it is known what becomes of it.
+/// A message that is kept until it is decided whether it is forwarded.
 #[derive(Debug)]
 pub(super) struct MessageBuffer {
     pub(super) opcode: Opcode,

@@ -1,4 +1,4 @@
-//! Authorizes a session while its socket is open: a refresh, a reload and a withdrawn key go through the same three
+//! Authorizes a session while its socket is open. A refresh, a reload and a withdrawn key go through the same three
 //! functions that admitted the first token (`Policy::match_path`, `allow::permits`, `TrustedHeaders::of`), under the
 //! policy now in force.
 
@@ -24,7 +24,7 @@ pub(super) type RevalidateFuture = Pin<Box<dyn Future<Output = Revalidation> + S
 /// Resolves to the verdict on a token.
 pub(super) type VerifyFuture = Pin<Box<dyn Future<Output = Verdict> + Send>>;
 
-/// Decides whether a session may go on. A relay asks it about refreshes, revocations, reloads and withdrawn keys.
+/// Decides whether a session may go on. A relay calls it for refreshes, revocations, reloads and withdrawn keys.
 pub(super) trait SessionAuthorizer: Send + Sync {
     /// Verifies a token that the client of this identity presents on its open socket.
     fn verify(&self, identity: &StoredIdentity, token: Token) -> VerifyFuture;
@@ -41,7 +41,7 @@ pub(super) trait SessionAuthorizer: Send + Sync {
     /// Checks that the session may go on under the policy now in force. Each policy is evaluated once.
     ///
     /// # Errors
-    /// Why the session ends.
+    /// Returns the reason why the session ends.
     fn reauthorize(&mut self, identity: Option<&StoredIdentity>) -> Result<(), CloseReason>;
 
     /// Takes the token that a renewal of the login session brought, where the upstream wants new tokens.
@@ -65,9 +65,9 @@ pub(super) struct UserAuthorizer {
     pub(super) path: Box<str>,
     /// The trusted headers of the upgrade request. Their values follow from the stored identity.
     pub(super) headers: Arc<[TrustedHeader]>,
-    /// Generation of the policy that was evaluated last.
+    /// The generation of the policy that was evaluated last.
     pub(super) generation: u64,
-    /// Set where the session may outlive its token as long as the user is seen.
+    /// The handle to the user's presence, where the session may outlive its token as long as the user is seen.
     pub(super) presence: Option<PresenceKey>,
     /// Whether an accepted token is compared or forwarded later.
     pub(super) keeps_token: bool,
@@ -79,7 +79,7 @@ impl UserAuthorizer {
     /// Returns the identity under the policy in force: that of the renewed login session, or the stored one.
     ///
     /// # Errors
-    /// Why the session ends.
+    /// Returns the reason why the session ends.
     fn current_identity(&self, runtime: &Runtime, stored: &StoredIdentity) -> Result<Identity, CloseReason> {
         let Some(login) = self.login.as_ref().filter(|_| stored.login_session_ends_at().is_some()) else {
             return stored.restore_under(&runtime.verifier).ok_or(CloseReason::Denied);
@@ -106,7 +106,7 @@ impl UserAuthorizer {
 }
 
 impl Credential {
-    /// Returns what a session of this identity depends on, on a route with these settings.
+    /// Returns the credential on which a session of this identity depends, on a route with these settings.
     pub(super) fn of(verified: &Verified, state: &ProxyState, spec: &WebSocketSpec) -> Self {
         let identity = verified.identity();
         let provider = identity.provider();
@@ -212,7 +212,7 @@ impl SessionAuthorizer for UserAuthorizer {
     }
 }
 
-/// A token presented on an open socket, and what decides about it beside the policy in force.
+/// A token presented on an open socket, and everything but the policy in force that decides about it.
 struct Refresh {
     state: Arc<ProxyState>,
     path: Box<str>,

@@ -1,11 +1,11 @@
-//! Decides whether a client's message could be one of a dialect's in any reading of its members
-//! (docs/contract.md section 4.4), byte by byte and without keeping the bytes.
+//! Decides whether a client's message could be a message of the dialect in any reading of its members (docs/contract.md
+//! section 4.4), byte by byte and without keeping the bytes.
 //!
-//! The upstream may read a message in other ways than the proxy: without regard to case (Go, .NET), the first or the last
-//! of doubled members, NaN and comments and single quotes, any depth, UTF-16 and UTF-32 in binary frames. So nothing is
-//! parsed here. A lexer that accepts what any of them accepts follows the members that the rules name, and a rule fits
-//! as soon as each of its members was seen once with a value that fits. This errs on one side only: an odd message may be
-//! taken for one of the dialect's, never the other way round.
+//! The upstream may read a message in other ways than the proxy: without regard to case (Go, .NET), the first or the
+//! last of duplicate members, NaN and comments and single quotes, any depth, UTF-16 and UTF-32 in binary frames. So
+//! nothing is parsed here. A lexer that accepts what any of them accepts follows the members that the rules name. A
+//! rule fits as soon as each of its members was found once with a value that fits. Errors go in one direction only: an
+//! unusual message may be taken for a message of the dialect, but never the reverse.
 
 mod scanner;
 #[cfg(test)]
@@ -25,7 +25,7 @@ pub(super) enum MessageKind {
     ProxyOnly,
     /// Messages that hold the field of `token-field`.
     Field,
-    /// Messages of the dialect in which only the proxy speaks to the upstream.
+    /// Messages of the dialect that only the proxy sends to the upstream.
     UpstreamOnly,
 }
 
@@ -36,7 +36,7 @@ enum Wanted {
     Text(String),
     Number(f64),
     Bool(bool),
-    /// An object or an array, whatever it holds.
+    /// An object or an array with any content.
     Container,
     /// No condition: readers take an absent member for null.
     Null,
@@ -60,7 +60,7 @@ struct Key {
 #[derive(Clone, Debug)]
 struct Rule {
     kind: MessageKind,
-    /// A bit for each of its keys.
+    /// The keys of the rule, a bit for each.
     keys: u64,
 }
 
@@ -81,12 +81,12 @@ pub(super) struct Rules {
     arrays: bool,
 }
 
-/// A number with more characters than this matches every wanted number, since its digits are not all kept.
+/// The length in characters above which a number matches every wanted number, since its digits are not all kept.
 const LONG_NUMBER: usize = 64;
 
 impl Rules {
-    /// Makes the rules for a client that uses `dialect` and an upstream to which the proxy uses `upstream_dialect`; `None`
-    /// where the upstream acts on no message of either.
+    /// Makes the rules for a client that uses `dialect` and an upstream to which the proxy uses `upstream_dialect`.
+    /// Returns `None` where the upstream acts on no message of either.
     pub(super) fn of(dialect: Option<&DialectSpec>, upstream_dialect: Option<&DialectSpec>) -> Option<Self> {
         let guards =
             upstream_dialect.is_some() || dialect.is_some_and(|spoken| spoken.field.is_some() || spoken.forwards());
@@ -147,7 +147,7 @@ impl Rules {
         self.rules.push(rule);
     }
 
-    /// Returns the kinds of the rules that a whole text fits.
+    /// Returns the kinds of the rules that a whole text satisfies.
     pub(super) fn kinds_of(&self, text: &str) -> Vec<MessageKind> {
         let mut classifier = Classifier::new(self, true);
         classifier.feed(self, text.as_bytes());
@@ -229,7 +229,7 @@ enum Encoding {
         needs: u8,
         value: u32,
     },
-    /// UTF-16 or UTF-32. `bytes` holds the `count` bytes of a unit that came; `high` is the first half of a surrogate pair.
+    /// UTF-16 or UTF-32. `bytes` holds the first `count` bytes of a unit; `high` is the first half of a surrogate pair.
     Wide {
         width: u8,
         big_endian: bool,
@@ -299,7 +299,7 @@ fn paired(high: u32, low: u32) -> Option<char> {
     char::from_u32(0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00))
 }
 
-/// The most readings of a message that are followed. A message with more fits every rule.
+/// The maximum number of readings of a message that are followed. A message with more readings fits every rule.
 const MAX_READINGS: usize = 16;
 
 /// One message in one encoding, with a scanner for each way in which its lines and comments can be read.
@@ -318,7 +318,7 @@ impl Reading {
         Self { encoding, scanners }
     }
 
-    /// Reads on, and returns whether there are too many readings.
+    /// Reads further bytes, and returns whether there are too many readings.
     #[must_use]
     fn feed(&mut self, rules: &Rules, bytes: &[u8]) -> bool {
         let mut at = 0;
@@ -351,7 +351,7 @@ impl Reading {
     }
 }
 
-/// The number of first bytes that show the encoding.
+/// The number of leading bytes that show the encoding.
 const HEAD: usize = 4;
 
 /// Classifies one message while it is received.
@@ -363,12 +363,12 @@ pub(super) struct Classifier {
     readings: Vec<Reading>,
     /// The rules that fit already, a bit for each.
     fits: u32,
-    /// Whether the message may still be one that the proxy reads: a text without a second reading.
+    /// Whether the message may still be one that the proxy reads: a text with only one reading.
     proxy_may_read: bool,
 }
 
 impl Classifier {
-    /// Begins a message in a text or a binary frame.
+    /// Starts a message in a text or a binary frame.
     pub(super) fn new(rules: &Rules, is_text: bool) -> Self {
         let readings = vec![Reading::new(Encoding::UTF8, rules)];
         Self { head: Vec::new(), readings, fits: 0, proxy_may_read: is_text }
@@ -431,7 +431,7 @@ impl Classifier {
         self.kinds(rules).any(|kind| kind != MessageKind::ProxyOnly)
     }
 
-    /// Returns whether the message may still be one that the proxy reads: a text without a second reading.
+    /// Returns whether the message may still be one that the proxy reads: a text with only one reading.
     pub(super) fn proxy_may_read(&self) -> bool {
         self.proxy_may_read
     }

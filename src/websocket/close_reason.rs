@@ -1,5 +1,5 @@
-//! Why the proxy closes a socket: the rows of the table in docs/contract.md section 4.2, with error message, close code
-//! and reason text.
+//! The reasons for which the proxy closes a socket: the rows of the table in docs/contract.md section 4.2, with error
+//! message, close code and reason text.
 
 use super::template::{Copies, Values, render};
 use crate::auth::Rejection;
@@ -172,7 +172,8 @@ impl CloseReason {
         }
     }
 
-    /// Returns the reason for a token that was not verified, for its own sake or because of too many failures before.
+    /// Returns the reason for a token that was not verified, because it was rejected or because too many failed before
+    /// it.
     #[must_use]
     pub(super) fn of_unverified(unverified: &Unverified) -> Self {
         match unverified {
@@ -191,8 +192,8 @@ impl CloseReason {
         }
     }
 
-    /// Writes the error message in a dialect's form; `None` where there is none. `copies` come from the message that is
-    /// answered, if there is one.
+    /// Writes the error message in a dialect's form; `None` where there is none. `copies` are the values that are
+    /// copied from the message being answered.
     #[must_use]
     pub(super) fn error_message(self, dialect: Option<&DialectSpec>, copies: &Copies) -> Option<String> {
         let dialect = dialect?;

@@ -1,4 +1,4 @@
-//! Writes to a client whose socket is not relayed: small frames at once, and the Close that ends it.
+//! Writes to a client whose socket is not relayed: small frames without waiting, and the final Close.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use super::close_reason::CloseReason;
 use super::frame::{Opcode, encode};
 use crate::http::Socket;
 
-/// How long a client has to take the Close and answer it.
+/// The time that a client has to receive the Close and answer it.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Writes a small frame without waiting. A client that does not read does not get it.
+/// Writes a small frame without waiting. A client whose buffers are full does not get it.
 ///
 /// # Errors
-/// When only a part was written, after which the stream cannot be continued.
+/// Returns [`CloseReason`] when only a part was written, after which the stream cannot be continued.
 pub(super) fn write_at_once(client: &mut Socket, opcode: Opcode, payload: &[u8]) -> Result<(), CloseReason> {
     let mut frame = Vec::new();
     encode(&mut frame, opcode, payload, None);
@@ -25,8 +25,8 @@ pub(super) fn write_at_once(client: &mut Socket, opcode: Opcode, payload: &[u8])
     Ok(())
 }
 
-/// Sends the message, if there is one, and the Close, then waits for the client to take both: closing a socket with
-/// unread bytes resets the connection and can discard what was sent.
+/// Sends the message, if there is one, and the Close, then waits until the client has received both: closing a socket
+/// with unread bytes resets the connection and can discard what was sent.
 pub(super) async fn close_gracefully(mut client: Socket, message: Option<String>, close_payload: &[u8]) {
     let mut bytes = Vec::new();
     if let Some(message) = message {

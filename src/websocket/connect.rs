@@ -15,7 +15,7 @@ use crate::http::{Answer, Refusal, UpstreamRequest, UpstreamSocket};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::Label;
 
-/// What the upstream made of an upgrade.
+/// The result of an upgrade request to the upstream.
 pub(super) enum UpgradeOutcome {
     /// The upstream's 101 and its socket.
     Open(HeaderMap, UpstreamSocket),
@@ -25,7 +25,7 @@ pub(super) enum UpgradeOutcome {
     Failed(Refusal, CloseReason),
 }
 
-/// What connecting needs beside the request.
+/// The values that connecting needs in addition to the request.
 pub(super) struct UpstreamContext {
     state: Arc<ProxyState>,
     runtime: Arc<Runtime>,
@@ -42,7 +42,7 @@ impl UpstreamContext {
     }
 }
 
-/// Sends the upgrade request, and after the 101 the token, where the upstream wants it in the first message.
+/// Sends the upgrade request, and the token after the 101 where the upstream wants it in the first message.
 pub(super) async fn connect_upstream(
     context: UpstreamContext,
     request: UpstreamRequest,
@@ -91,14 +91,14 @@ pub(super) async fn connect_upstream(
     }
 }
 
-/// Describes an upstream's refusal of an upgrade, and says what to do where it seems to want the token itself.
+/// Describes an upstream's refusal of an upgrade, with the remedy where the upstream seems to want the token itself.
 pub(super) fn describe_refusal(status: StatusCode) -> String {
     let checks_itself = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let hint = if checks_itself { "; if it checks tokens itself, set upstream.token_to.websocket" } else { "" };
     format!("the upstream answered {} to the upgrade{hint}", status.as_u16())
 }
 
-/// Returns the row of section 4.2 for an upstream that answered an upgrade with this status.
+/// Returns the close reason (docs/contract.md section 4.2) for an upstream that answered an upgrade with this status.
 pub(super) fn close_reason_of(status: StatusCode) -> CloseReason {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => CloseReason::UpstreamRefused,

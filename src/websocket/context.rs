@@ -1,4 +1,5 @@
-//! What the handling of one socket needs from the proxy, and what the socket holds until its access line is written.
+//! The parts of the proxy that the handling of one socket needs, and the resources that the socket holds until its
+//! access line is written.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::telemetry::{AccessLine, AnsweredBy, Outcome, SocketLife};
 /// The reason of a refusal while the proxy drains.
 pub(super) const DRAINING: &str = "draining";
 
-/// What the handling of a socket needs from the proxy, from its upgrade request until messages are relayed.
+/// The context of one socket, from its upgrade request until messages are relayed.
 pub struct SocketContext {
     pub(super) state: Arc<ProxyState>,
     pub(super) runtime: Arc<Runtime>,
@@ -24,15 +25,15 @@ pub struct SocketContext {
     connection: Arc<ConnectionCount>,
     /// The memory reserved for the caller while it is unauthenticated.
     pub(super) reservation: Arc<MemoryReservation>,
-    /// The socket's place among its user's sockets, once the user is known.
+    /// The socket's place among its user's sockets, as soon as the user is known.
     pub(super) user_socket: Option<OpenSocket>,
     pub(super) line: AccessLine,
     started: Instant,
 }
 
 impl SocketContext {
-    /// Copies the access line of the request: until the socket is open the request may still need its own, also when its
-    /// client leaves meanwhile.
+    /// Makes the context with a copy of the request's access line. Until the socket is open the request may still need
+    /// its own line, also when its client disconnects meanwhile.
     #[must_use]
     pub fn new(
         state: &Arc<ProxyState>,
@@ -73,7 +74,7 @@ impl SocketContext {
         }
     }
 
-    /// Writes the access line of a client that left before its 101 could be written.
+    /// Writes the access line of a client that disconnected before its 101 could be written.
     pub(super) fn client_left(mut self) {
         self.line.outcome = Outcome::Left;
         self.log_never_opened(&SocketOutcome::left(None));
@@ -87,14 +88,14 @@ impl SocketContext {
         self.into_record().write(outcome);
     }
 
-    /// Keeps what an open socket needs. The runtime is dropped, since a reload may have replaced it.
+    /// Keeps what an open socket needs. The runtime is dropped, since a reload may replace it while the socket is open.
     pub(super) fn into_record(self) -> SocketRecord {
         let Self { state, connection, user_socket, line, started, .. } = self;
         SocketRecord { state, line, started, _connection: connection, _user_socket: user_socket }
     }
 }
 
-/// What an open socket holds, and what its access line says in the end.
+/// The resources of an open socket, and the values of its access line.
 pub(super) struct SocketRecord {
     state: Arc<ProxyState>,
     line: AccessLine,
@@ -111,7 +112,7 @@ impl SocketRecord {
         self.write(outcome);
     }
 
-    /// Writes the access line; the socket's places are free afterwards.
+    /// Writes the access line and releases the socket's places.
     fn write(mut self, outcome: &SocketOutcome) {
         self.line.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
         self.line.duration = self.started.elapsed();
@@ -129,8 +130,8 @@ impl SocketRecord {
     }
 }
 
-/// Awaits `future` until the proxy drains; `None` then. A provider or an upstream that does not answer must not hold the
-/// drain.
+/// Awaits `future`, and returns `None` if the proxy starts to drain meanwhile. A provider or an upstream that does not
+/// answer must not delay the drain.
 pub(super) async fn until_drain<T>(state: &ProxyState, future: impl Future<Output = T>) -> Option<T> {
     let closing = state.drain.closing_token();
     tokio::select! {

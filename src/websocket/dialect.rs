@@ -23,13 +23,13 @@ pub(super) enum FirstMessage {
     Authenticate(Token),
     /// A ping of the application, with its answer. The next message is the first one.
     Ping(String),
-    /// The text is not one JSON object, or has a member twice.
+    /// The text is not one JSON object, or has duplicate members.
     InvalidMessage,
-    /// The message is not one of the dialect.
+    /// The message is none of the dialect's.
     Unexpected,
-    /// The dialect's message, without a token.
+    /// The message is the dialect's, without a token.
     MissingToken,
-    /// The dialect's message, with something that cannot be a token.
+    /// The message is the dialect's, with a value that cannot be a token.
     NotAToken,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct FirstMessageRead {
     pub(super) message: FirstMessage,
     /// The values that the answer copies from the message.
     pub(super) copies: Copies,
-    /// What is forwarded of the message once the upstream is connected.
+    /// The text to forward to the upstream once it is connected.
     pub(super) forward: Option<String>,
     /// Further messages in the same text, each on a line of its own.
     pub(super) lines_behind: String,
@@ -63,18 +63,18 @@ pub(super) enum PresentedToken {
     Token(Token),
     /// No token.
     Missing,
-    /// Something that cannot be a token.
+    /// A value that cannot be a token.
     NotAToken,
 }
 
-/// What is forwarded of a later text.
+/// The part of a later text that is forwarded.
 #[derive(Debug)]
 pub(super) enum Forward {
     /// The text, byte for byte.
     Unchanged,
     /// This text in its place.
     Rewritten(String),
-    /// Nothing until the verdict on its token: then `accepted`, or `refused`, which is what needs no token.
+    /// Nothing until the verdict on its token: then `accepted`, or `refused`, which is the part that needs no token.
     AfterVerdict { accepted: String, refused: Option<String> },
     /// Nothing: the text was for the proxy alone.
     Nothing,
@@ -88,8 +88,8 @@ pub(super) struct LaterMessageRead {
     pub(super) forward: Forward,
 }
 
-/// Reads the first message. With `with_token` the upstream reads this dialect itself, so what is forwarded keeps its
-/// token.
+/// Reads the first message. With `with_token` the upstream reads this dialect itself, so the forwarded message keeps
+/// its token.
 #[must_use]
 pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_token: bool) -> FirstMessageRead {
     let of = |message| FirstMessageRead { message, copies: Vec::new(), forward: None, lines_behind: String::new() };
@@ -131,12 +131,12 @@ pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, 
     }
 }
 
-/// Reads a later text: what in it is for the proxy, and what is forwarded. `current`: the verified token, where the
-/// upstream gets it in messages of this dialect. `rules`: the messages that the upstream acts on itself.
+/// Reads a later text: finds the messages for the proxy, and what is forwarded. `current` is the verified token, where
+/// the upstream gets it in messages of this dialect. `rules` are those for messages that the upstream acts on itself.
 ///
 /// # Errors
-/// A text that the upstream could take for a message of the dialect, but that is none in every reading: what the proxy
-/// reads or rewrites need not be what the upstream reads.
+/// Returns the close reason for a text that the upstream could take as a message of the dialect, but not in every
+/// reading: what the proxy reads or rewrites might not be what the upstream reads.
 pub(super) fn read_later(
     dialect: &DialectSpec,
     text: &[u8],
@@ -163,7 +163,7 @@ pub(super) fn read_later(
         };
     };
     let mut messages = Vec::new();
-    // What is forwarded of each line, and whether only once the token that it carries is verified.
+    // Each forwarded line, and whether it is forwarded only once the token that it carries is verified.
     let mut kept: Vec<(Cow<'_, str>, bool)> = Vec::new();
     let (mut changed, mut is_known) = (false, false);
     let lines = text.split(|c| dialect.lines && c == '\n').filter(|line| !dialect.lines || !line.trim().is_empty());
@@ -203,7 +203,7 @@ pub(super) fn read_later(
             };
             kept.push((without_credentials(dialect, spec, message, carried, with).into(), waits));
         }
-        // A forwarded message without a token is for the upstream alone.
+        // A forwarded message without a token is meant for the upstream alone.
         if !(spec.forward && matches!(found, PresentedToken::Missing)) {
             let later =
                 if refresh.is_some() { LaterMessage::Refresh(found) } else { LaterMessage::Authenticate(found) };
@@ -229,7 +229,7 @@ pub(super) fn read_later(
     Ok(LaterMessageRead { messages, forward })
 }
 
-/// Returns whether a text could be a message of the dialect, judged by its first byte that is not white space.
+/// Returns whether a text could be a message of the dialect, by its first byte that is not white space.
 #[must_use]
 pub(super) fn may_be_dialect_message(dialect: &DialectSpec, text: &[u8]) -> bool {
     match text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
@@ -261,7 +261,7 @@ fn parsed(dialect: &DialectSpec, text: &str) -> Option<Value> {
     (value.is_object() || (value.is_array() && dialect.takes_arrays())).then_some(value)
 }
 
-/// Splits a text behind its first line that is not empty.
+/// Splits a text after its first line that is not empty.
 fn first_line(text: &str) -> (&str, &str) {
     let text = text.trim_start_matches(['\n', '\r', ' ', '\t']);
     text.split_once('\n').unwrap_or((text, ""))
@@ -281,7 +281,7 @@ fn pong(dialect: &DialectSpec, message: &Value, copies: &Copies) -> Option<Strin
 }
 
 /// Returns whether a text could match the rule, without parsing it: unless there are escapes, every literal and member
-/// of the rule must be in the text.
+/// of the rule must occur in the text.
 fn could_match(matches: &[(String, Expectation)], text: &[u8]) -> bool {
     if text.contains(&b'\\') {
         return true;
@@ -344,9 +344,9 @@ fn is_authorization(name: &str) -> bool {
     fold(name).as_bytes() == b"authorization"
 }
 
-/// Rewrites a message that is forwarded: no token in any place that could carry one, and in the members that backends
-/// read as request headers no credential and no trusted header (CVE-2026-71485). Members are compared without case, as
-/// some backends do. `with` is the token that the upstream gets.
+/// Rewrites a message that is forwarded. It removes the token from every place that could carry one, and credentials
+/// and trusted headers from the members that backends read as request headers (CVE-2026-71485). Members are compared
+/// without regard to case, as some backends do. `with` is the token that the upstream gets.
 fn without_credentials(
     dialect: &DialectSpec,
     spec: &MessageSpec,
@@ -376,7 +376,7 @@ fn without_credentials(
     message.to_string()
 }
 
-/// Removes from request headers what is also removed from the client's requests.
+/// Removes from request headers in a message what is also removed from the client's HTTP requests.
 fn remove_credential_headers(
     dialect: &DialectSpec,
     members: &mut Map<String, Value>,
@@ -421,7 +421,7 @@ fn segments(pointer: &str) -> Vec<String> {
     pointer.split('/').skip(1).map(|part| without_case(&unescaped(part))).collect()
 }
 
-/// Calls `then` for every value that a reader without regard to case may find at a pointer.
+/// Calls `then` for every value that a reader without regard to case may find at a JSON pointer.
 fn for_each_at(message: &mut Value, segments: &[String], then: &mut impl FnMut(&mut Value)) {
     let Some((first, rest)) = segments.split_first() else { return then(message) };
     match message {
@@ -441,7 +441,7 @@ fn for_each_at(message: &mut Value, segments: &[String], then: &mut impl FnMut(&
     }
 }
 
-/// Removes a member. In an array, where the others must keep their places, null replaces it.
+/// Removes a member. In an array null replaces it, so that the other elements keep their indices.
 fn remove_member(message: &mut Value, pointer: &str) {
     let segments = segments(pointer);
     let Some((last, parents)) = segments.split_last() else { return };
@@ -456,7 +456,7 @@ fn remove_member(message: &mut Value, pointer: &str) {
     });
 }
 
-/// Sets the value at a pointer and creates the containers that are missing on the way.
+/// Sets the value at a JSON pointer and creates the missing containers on the path.
 fn set_member(message: &mut Value, pointer: &str, value: Value) {
     let mut at = message;
     let segments: Vec<String> = pointer.split('/').skip(1).map(unescaped).collect();

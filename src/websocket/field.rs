@@ -1,8 +1,8 @@
-//! The dialect `token-field`: finds the member of a client's message that may carry the token, and removes or empties it
-//! with every other byte as it came (docs/contract.md section 4.3).
+//! Implements the dialect `token-field`: finds the member of a client's message that may carry the token, and removes
+//! or empties it without changing any other byte (docs/contract.md section 4.3).
 //!
-//! `serde_json` parses the message and says where each value is. Only what is between two values (white space, a comma,
-//! the next member's name) is parsed here.
+//! `serde_json` parses the message and returns the place of each value. Only what is between two values (white space, a
+//! comma, the next member's name) is parsed here.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,14 +14,14 @@ use serde_json::value::RawValue;
 use super::classify::without_case;
 use crate::policy::{FieldMode, FieldSpec};
 
-/// A message after its field was read.
+/// The result of reading the field of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct FieldRead<'a> {
     /// The text in the field; `None` where the field is absent, null or empty.
     pub(super) token: Option<Cow<'a, str>>,
-    /// The field holds neither a text nor null.
+    /// Whether the field holds neither a text nor null.
     pub(super) is_not_text: bool,
-    /// The message for the upstream, where it differs.
+    /// The message for the upstream, if it differs from the client's.
     pub(super) edited: Option<String>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn without_scheme(text: &str) -> &str {
     }
 }
 
-/// The message is not one JSON object, or holds the field twice or in another letter case.
+/// The error for a message that is not one JSON object, or holds the field twice or in another letter case.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not one JSON object with the field at most once")]
 pub(super) struct UnreadableMessage;
@@ -48,8 +48,8 @@ pub(super) struct UnreadableMessage;
 /// Reads one message.
 ///
 /// # Errors
-/// When the message is not one JSON object, or holds the field, or an object around it, twice or in a spelling that only
-/// readers without regard to case accept.
+/// Returns an error when the message is not one JSON object, or holds the field, or an object around it, twice or in a
+/// spelling that only readers without regard to case accept.
 pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<FieldRead<'a>, UnreadableMessage> {
     let mut within = text;
     let mut found = None;
@@ -71,7 +71,7 @@ pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<FieldRead<'a>,
         _ => None,
     };
     let is_not_text = token.is_none() && value != "null";
-    // The place of the value in the whole text: both are parts of one allocation.
+    // The offset of the value in the whole text. Both are parts of one allocation.
     let start = value.as_ptr().addr() - text.as_ptr().addr();
     let at = start..start + value.len();
     let edited = match spec.upstream {
@@ -88,7 +88,7 @@ pub(super) fn read<'a>(spec: &FieldSpec, text: &'a str) -> Result<FieldRead<'a>,
     Ok(FieldRead { token: token.filter(|token| !token.is_empty()), is_not_text, edited })
 }
 
-/// Returns the range of a member with the comma before it, or behind it when it is the first.
+/// Returns the range of a member with the comma before it, or after it when it is the first member.
 fn member_range(text: &str, object_start: usize, before: Option<usize>, value: Range<usize>) -> Range<usize> {
     let next =
         |from: usize, wanted: u8| text.as_bytes()[from..].iter().position(|byte| *byte == wanted).map(|at| from + at);
@@ -106,7 +106,7 @@ fn member_range(text: &str, object_start: usize, before: Option<usize>, value: R
 
 struct Member<'a> {
     value: &'a RawValue,
-    /// The value before it in its object.
+    /// The preceding value in the same object.
     before: Option<&'a RawValue>,
 }
 
@@ -151,7 +151,7 @@ impl<'de> Visitor<'de> for Find<'_> {
     }
 }
 
-/// How a member's name compares with that of the field.
+/// The result of comparing a member's name with that of the field.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Name {
     Field,
@@ -160,7 +160,7 @@ enum Name {
     Another,
 }
 
-/// Compares a member's name, after its escapes were resolved, with that of the field.
+/// A deserializer seed that compares a member's name, after its escapes are resolved, with that of the field.
 struct Named<'n>(&'n str);
 
 impl<'de> DeserializeSeed<'de> for Named<'_> {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands around it, taking the field out leaves exactly the others.
+        /// Checks that removing the field leaves exactly the other members, whatever surrounds it.
         #[test]
         fn removing_leaves_the_others(
             before in prop::collection::vec(("[a-z]{1,4}", "[ -~é]{0,8}"), 0..4),

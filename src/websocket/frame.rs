@@ -1,4 +1,4 @@
-//! Frames (RFC 6455 section 5), without I/O: a parser for headers that checks what the section demands, a parser that
+//! Frames (RFC 6455 section 5), without I/O: a parser for headers with the checks of that section, a parser that
 //! follows a stream frame by frame, and the encoding of the proxy's own frames.
 //!
 //! The parser keeps no payload. It returns ranges of its input, so payload is forwarded as it came.
@@ -61,7 +61,7 @@ impl Opcode {
     }
 }
 
-/// A violation of RFC 6455. The answer to a client is 1002.
+/// A violation of RFC 6455. The proxy closes the client's socket with 1002.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
     /// A reserved bit is set without an extension that defines it.
@@ -93,7 +93,7 @@ pub(super) enum Violation {
     Interleaved,
 }
 
-/// Length of the longest header: two bytes, eight of length, four of mask.
+/// The length of the longest header in bytes: two, eight of length, four of mask.
 const HEADER: usize = 14;
 
 /// The header of a frame.
@@ -107,7 +107,7 @@ pub(super) struct Header {
     pub(super) opcode: Opcode,
     /// The masking key.
     pub(super) mask: Option<[u8; 4]>,
-    /// Bytes of payload.
+    /// The number of payload bytes.
     pub(super) length: u64,
     raw: [u8; HEADER],
     raw_length: u8,
@@ -117,7 +117,7 @@ impl Header {
     /// Parses the header at the start of `bytes`; `None` when it is not complete yet.
     ///
     /// # Errors
-    /// The first violation.
+    /// Returns the first violation found.
     pub(super) fn parse(bytes: &[u8], sender: Sender, extensions: bool) -> Result<Option<Self>, Violation> {
         let [first, second, ..] = *bytes else { return Ok(None) };
         let reserved = first & 0x70;
@@ -161,7 +161,7 @@ impl Header {
         Ok(Some(Self { fin, reserved, opcode, mask, length, raw, raw_length: u8::try_from(raw_length).unwrap_or(0) }))
     }
 
-    /// Returns the header as it came.
+    /// Returns the bytes of the header as received.
     #[must_use]
     pub(super) fn raw(&self) -> &[u8] {
         &self.raw[..usize::from(self.raw_length)]
@@ -191,16 +191,16 @@ pub(super) struct FrameParser {
     extensions: bool,
     partial: [u8; HEADER],
     partial_length: u8,
-    /// Payload bytes of the current frame that are still to come, and all of them.
+    /// The number of payload bytes of the current frame that are still to come.
     left: u64,
     length: u64,
-    /// A message has begun whose last frame has not.
+    /// Whether a message has begun and its last frame has not.
     open: bool,
 }
 
 impl FrameParser {
-    /// Begins at the start of a stream. With `extensions` reserved bits are allowed, since both ends agreed on their
-    /// meaning.
+    /// Starts at the beginning of a stream. With `extensions` reserved bits are allowed, since both ends agreed on
+    /// their meaning.
     #[must_use]
     pub(super) fn new(sender: Sender, extensions: bool) -> Self {
         Self { sender, extensions, partial: [0; HEADER], partial_length: 0, left: 0, length: 0, open: false }
@@ -231,7 +231,7 @@ impl FrameParser {
     /// Returns the next part of `input` from `at` on, and where it ends; `None` at the end of the input.
     ///
     /// # Errors
-    /// A violation, after which the stream cannot be parsed further.
+    /// Returns a violation of RFC 6455, after which the stream cannot be parsed further.
     pub(super) fn advance(&mut self, input: &[u8], at: usize) -> Result<Option<(Piece, usize)>, Violation> {
         let rest = &input[at..];
         if rest.is_empty() {
@@ -250,7 +250,7 @@ impl FrameParser {
             let end = at + header.raw().len();
             (header, Some(at..end), end)
         } else {
-            // The header is split over two reads. It is collected byte by byte, at most fourteen.
+            // The header is split over two reads. It is collected byte by byte, at most 14 bytes.
             let mut next = at;
             loop {
                 let Some(byte) = input.get(next) else { return Ok(None) };
@@ -285,7 +285,7 @@ pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
     }
 }
 
-/// Appends a whole frame to `out`, with a mask when it goes to a server.
+/// Appends a whole frame to `out`, masked when it is sent to a server.
 pub(super) fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
     out.push(0x80 | opcode.bits());
     let masked = if mask.is_some() { 0x80 } else { 0 };
@@ -313,8 +313,8 @@ pub(super) fn encode(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], mask: Op
 /// Returns the code in the payload of a Close; `None` when the payload is empty.
 ///
 /// # Errors
-/// A single byte, or a code that no endpoint may send: 1004, 1005, 1006, 1015, unassigned ones below 3000, and
-/// all outside of 1000 to 4999 (section 7.4; the registry of section 11.7 goes to 1014).
+/// Returns an error for a single byte, or a code that no endpoint may send: 1004, 1005, 1006, 1015, unassigned ones
+/// below 3000, and all outside of 1000 to 4999 (section 7.4; the registry of section 11.7 ends at 1014).
 pub(super) fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
     let Some(code) = payload.first_chunk() else {
         return if payload.is_empty() { Ok(None) } else { Err(Violation::CloseCode) };
@@ -337,8 +337,8 @@ pub(super) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     payload
 }
 
-/// Makes a masking key from the system's random source. Section 10.3 wants one that cannot be predicted: in some dialects
-/// the client chooses what the proxy's frames to the upstream hold.
+/// Makes a masking key from the system's random source. Section 10.3 demands that it cannot be predicted: in some
+/// dialects the client chooses what the proxy's frames to the upstream hold.
 pub(super) fn masking_key() -> [u8; 4] {
     let mut key = [0; 4];
     // aws-lc ends the process where it has no entropy, so there is no error to handle.

@@ -1,5 +1,5 @@
-//! The opening handshake (RFC 6455 section 4): the 101 of the proxy, its subprotocol, the `Origin` check, and the client's
-//! socket behind it.
+//! The opening handshake (RFC 6455 section 4): the proxy's 101, its subprotocol, the `Origin` check, and the client's
+//! socket after it.
 
 use hyper::header::{
     CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
@@ -48,7 +48,8 @@ pub(super) fn select_subprotocol(request: &HeaderMap, route: &WebSocketSpec) -> 
     HeaderValue::try_from(offer).ok()
 }
 
-/// Returns the first offer, for a 101 before a Close that refuses: without a subprotocol Chromium shows the page 1006.
+/// Returns the first subprotocol that the client offers, for a 101 that is followed by a refusing Close. Without a
+/// subprotocol Chromium reports 1006 to the page instead of the close code.
 #[must_use]
 pub(super) fn first_offered_subprotocol(request: &HeaderMap) -> Option<HeaderValue> {
     offers(request).next().and_then(|offer| HeaderValue::try_from(offer).ok())
@@ -63,7 +64,7 @@ pub(super) fn offers_subprotocols(request: &HeaderMap) -> bool {
 /// Checks the `Origin` of an upgrade, where it sends one and the route has `allowed_origins`.
 ///
 /// # Errors
-/// The refusal of a foreign origin.
+/// Returns the refusal of an origin that is not allowed.
 pub(super) fn check_origin(request: &HeaderMap, route: &WebSocketSpec) -> Result<(), Refusal> {
     let Some(allowed) = &route.allowed_origins else { return Ok(()) };
     for origin in request.get_all(ORIGIN) {
@@ -80,8 +81,8 @@ pub(super) fn is_accepted(subprotocol: Option<&HeaderValue>, upstream_head: &Hea
     upstream_head.get(SEC_WEBSOCKET_PROTOCOL) == subprotocol
 }
 
-/// Awaits the end of the upgrade, and returns the client's bare socket with what the client has sent behind its request.
-/// `None`: the client left before its 101 was written.
+/// Awaits the end of the upgrade. Returns the client's socket without hyper's layers, and the bytes that the client has
+/// sent after its request; `None` if the client disconnected before its 101 was written.
 pub(super) async fn client_socket(upgrade: OnUpgrade) -> Option<(Socket, Vec<u8>)> {
     let upgraded = upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<ClientStream>>().ok()?;

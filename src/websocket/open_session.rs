@@ -12,8 +12,7 @@ use super::relay::{Relay, RelayInput};
 use crate::policy::WebSocketSpec;
 use crate::telemetry::in_request_with_id;
 
-/// Relays messages in a task of its own. The relay lives for hours, and must not keep the memory that the handshake
-/// needed.
+/// Relays messages in a task of its own, so that a relay that runs for hours does not keep the memory of the handshake.
 pub(super) fn spawn(
     context: SocketContext,
     input: RelayInput,
@@ -29,8 +28,8 @@ pub(super) fn spawn(
     tokio::spawn(in_request_with_id(id, session));
 }
 
-/// Runs a relay and then writes the access line. Written by hand: an `async` block that awaits the relay reserves its
-/// size twice (measured: 2,664 bytes instead of 1,520), and there are thousands of these.
+/// The future that runs a relay and then writes the access line. It is written by hand: an `async` block that awaits
+/// the relay reserves its size twice (measured: 2,664 bytes instead of 1,520), and there are thousands of these.
 struct OpenSession {
     relay: Relay,
     record: Option<SocketRecord>,
@@ -55,7 +54,7 @@ mod tests {
     use super::*;
     use crate::telemetry::InRequest;
 
-    /// Each is one allocation, together with the executor's own bytes.
+    /// Checks the size, because each session is one allocation of this size plus the executor's own bytes.
     #[test]
     fn an_open_session_stays_small() {
         let size = std::mem::size_of::<InRequest<OpenSession>>();

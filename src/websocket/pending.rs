@@ -1,5 +1,5 @@
-//! A pending socket: it was opened without a credential and waits for the first message, which carries the token. Three
-//! time limits follow each other: for the message, the verdict, and the upstream's 101.
+//! Pending sockets: opened without a credential, they wait for the first message, which carries the token. Three time
+//! limits follow each other: for the message, the verdict, and the upstream's 101.
 
 mod first_message;
 mod liveness;
@@ -39,15 +39,16 @@ use crate::telemetry::{AnsweredBy, Outcome, in_current_request};
 use first_message::{FirstMessageReader, MESSAGE_BYTES, Received};
 use liveness::{Liveness, LivenessDue};
 
-/// The longest first message in `token-field`: it is the application's own, so it may fill the whole buffer.
+/// The maximum length of a first message in `token-field`. It is the application's own, so it may fill the whole
+/// buffer.
 const FIELD_MESSAGE_BYTES: usize = 64 << 10;
-/// Bytes read at a time; a token is seldom longer.
+/// The number of bytes read at a time. Most tokens are shorter.
 const READ: usize = 4 << 10;
 
 /// An upgrade that was answered with a 101 before its user is known.
 pub(super) struct PendingUpgrade {
     pub(super) request: ProtectedRequest,
-    /// Proves that the request carried no credential.
+    /// The proof that the request carried no credential.
     pub(super) _proof: NoCredential,
     /// The socket's place among the pending ones.
     pub(super) slot: PendingSlot,
@@ -77,7 +78,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
     let mut reader = FirstMessageReader::new(message_bytes);
     reader.push(&early);
     if let Some(greeting) = &dialect.greeting {
-        // The first bytes on a new socket always fit; a stream that broke is noticed when it is read.
+        // The first bytes on a new socket always fit. A broken stream is noticed on the next read.
         let _ = write_at_once(&mut client, Opcode::Text, render(greeting, &Values::default()).as_bytes());
     }
     request.set_subprotocol(subprotocol.as_ref());
@@ -109,12 +110,12 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
                 context.line.outcome = Outcome::Refused(reason.outcome());
             }
             tracing::debug!(reason = reason.text(), "socket refused");
-            // Where messages are the application's own, a page that has not sent one gets no error: it would show the
-            // error of a socket that it no longer uses.
+            // In a dialect whose messages are the application's own, a page that has not sent one gets no error: it
+            // would show the error of a socket that it no longer uses.
             let is_silent = dialect.field.is_some() && !pending.reader.has_begun();
             let message =
                 if is_silent { None } else { reason.error_message(Some(&dialect), pending.session.reply_copies()) };
-            // Neither the request nor what the client sent is needed while it takes the Close.
+            // Neither the request nor what the client sent is needed while the client receives the Close.
             drop(pending);
             context.reservation.resize(CLOSING_SOCKET_BYTES);
             let code = reason.code(Some(&dialect));
@@ -136,7 +137,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
 type VerifyFuture = Pin<Box<dyn Future<Output = Result<Verified, Unverified>> + Send>>;
 type ConnectFuture = Pin<Box<dyn Future<Output = (UpgradeOutcome, Option<Token>)> + Send>>;
 
-/// What is awaited besides the client.
+/// The next thing to await in addition to the client.
 enum Step {
     Nothing,
     Verifying(VerifyFuture),
@@ -156,7 +157,7 @@ impl Step {
     }
 }
 
-/// Why the task of a pending socket was woken.
+/// The reason why the task of a pending socket was woken.
 enum Wake {
     Read(std::io::Result<usize>),
     /// The deadline of the session has passed.
@@ -172,7 +173,7 @@ enum Wake {
     Connected(UpgradeOutcome, Option<Token>),
 }
 
-/// How waiting ended.
+/// The end of a socket's time as pending.
 enum End {
     /// The user is admitted and the upstream connected.
     Open {
@@ -181,17 +182,17 @@ enum End {
         authorizer: Box<UserAuthorizer>,
     },
     Refused(CloseReason),
-    /// The client closed, with the payload of its Close, or left without one.
+    /// The client sent a Close, with this payload, or disconnected without one.
     Left(Option<Vec<u8>>),
 }
 
-/// What a client sent first, apart from pings.
+/// The first thing that a client sent, apart from pings.
 enum Opening {
     Message(String),
     Close(Vec<u8>),
 }
 
-/// What an admitted user's socket needs until the upstream is connected.
+/// The parts of an admitted user's socket that are needed until the upstream is connected.
 struct Admitted {
     request: Option<(UpstreamRequest, Option<Token>)>,
     authorizer: Box<UserAuthorizer>,
@@ -199,7 +200,7 @@ struct Admitted {
 
 struct PendingSocket {
     session: Session,
-    /// The client's address, where limits count by it.
+    /// The client's address, where limits are counted per address.
     limited_address: Option<IpAddr>,
     reader: FirstMessageReader,
     /// The upgrade request, until the user is admitted.
@@ -209,9 +210,9 @@ struct PendingSocket {
     forwarding: TokenForwarding,
     /// Messages of the proxy to the client, before those of the upstream.
     first_to_client: Vec<String>,
-    /// What is forwarded of the first message.
+    /// The part of the first message that is forwarded.
     first_to_upstream: Option<String>,
-    /// Further lines of the first message, in dialects where each line is a message.
+    /// Further lines of the first message, in a dialect where each line is a message.
     lines_behind: String,
 }
 
@@ -223,10 +224,10 @@ impl PendingSocket {
         slot: &PendingSlot,
         spec: &WebSocketSpec,
     ) -> End {
-        // A drain closes pending sockets one after the other too.
+        // A drain closes pending sockets spread over time too.
         let mut notified = context.state.notifier.subscribe_staggered();
         let reservation = Arc::clone(&context.reservation);
-        // The request and the buffer that its head came in.
+        // The memory of the request and of the buffer that held its head.
         let request_bytes = reservation.bytes();
         reservation.set_request_in_progress(false);
         let mut step = Step::Nothing;
@@ -332,12 +333,12 @@ impl PendingSocket {
         }
     }
 
-    /// Reads what the client has sent: answers pings, and returns the first message or a Close.
+    /// Reads what the client has sent. Answers pings, and returns the first message or a Close.
     fn read_opening(&mut self, client: &mut Socket, slot: &PendingSlot) -> Result<Option<Opening>, CloseReason> {
         loop {
             let received = self.reader.next()?;
-            // Before anything is answered: once a client has an answer to what it sent behind a fragment of its message,
-            // its place must not be taken.
+            // This comes before any answer. Once a client has an answer to what it sent after a fragment of its
+            // message, its place must not be taken.
             if self.reader.has_begun() {
                 slot.mark_message_begun();
             }
@@ -350,8 +351,8 @@ impl PendingSocket {
         }
     }
 
-    /// Reads the first message. `None`: it was an application's ping, which has been answered, and the next message is
-    /// the first one.
+    /// Reads the first message. Returns `None` if it was an application's ping: it has been answered, and the next
+    /// message is the first one.
     fn read_first_message(
         &mut self,
         mut text: String,
@@ -385,7 +386,7 @@ impl PendingSocket {
                 }
                 Action::Send(text) => self.first_to_client.push(text),
                 Action::Close(reason) => return Some(End::Refused(reason)),
-                // None of these comes before messages are relayed.
+                // None of these actions comes before messages are relayed.
                 Action::StartRelay
                 | Action::ForwardToken(_)
                 | Action::Revalidate
@@ -458,7 +459,8 @@ impl PendingSocket {
         End::Open { upstream, token: token.filter(|_| self.forwarding.relay_keeps_token), authorizer }
     }
 
-    /// Returns the input of the relay. It includes, in order, everything that the client has sent behind its first message.
+    /// Returns the input of the relay. It includes, in order, everything that the client has sent after its first
+    /// message.
     fn into_relay_input(
         self,
         client: Socket,
@@ -468,7 +470,7 @@ impl PendingSocket {
     ) -> RelayInput {
         let mut from_client = Vec::new();
         if !self.lines_behind.trim().is_empty() {
-            // The relay reads the lines behind the first as a message of the client.
+            // The relay reads the lines after the first as a message of the client.
             encode(&mut from_client, Opcode::Text, self.lines_behind.as_bytes(), Some(masking_key()));
         }
         from_client.extend_from_slice(&self.reader.into_rest());

@@ -1,8 +1,8 @@
-//! Relays the messages of an open session. One task owns both sockets and drives the session's state machine.
+//! Relays the messages of an open session. One task owns both sockets and runs the session's state machine.
 //!
-//! Bytes are read into a buffer of the thread, so an idle socket holds none. What a peer does not take at once is kept,
-//! and the other peer is not read until it is written. Payload is forwarded as it came; [`from_client`] and
-//! [`from_upstream`] say what is read, kept back or left out in each direction.
+//! Bytes are read into a buffer of the thread, so an idle socket holds none. Bytes that a peer does not accept at once
+//! are kept, and the other peer is not read until they are written. Payload is forwarded as it came; the modules
+//! [`from_client`] and [`from_upstream`] describe what is read, held back or left out in each direction.
 
 mod closing;
 mod direction;
@@ -46,13 +46,13 @@ use timers::KEY_CHECK_INTERVAL;
 pub(super) use outcome::{ClosedBy, SocketOutcome};
 pub(super) use settings::RelaySettings;
 
-/// What a relay begins with.
+/// The input of [`Relay::new`].
 pub(super) struct RelayInput {
     pub(super) client: Socket,
     pub(super) upstream: Socket,
-    /// What the client has sent already, from the beginning of a frame.
+    /// Bytes that the client has sent already, from the beginning of a frame.
     pub(super) from_client: Vec<u8>,
-    /// What the upstream has sent behind its 101.
+    /// Bytes that the upstream has sent after its 101.
     pub(super) from_upstream: Vec<u8>,
     /// Messages of the proxy to the client, before those of the upstream.
     pub(super) first_to_client: Vec<String>,
@@ -69,7 +69,8 @@ pub(super) struct RelayInput {
     pub(super) held_messages: MemoryBudget,
 }
 
-/// Relays messages between a client and an upstream. There are thousands of these.
+/// The relay between a client and an upstream, a future that ends with the socket's outcome. There are thousands of
+/// these, so it is kept small.
 pub(super) struct Relay {
     client: Peer,
     upstream: Peer,
@@ -82,13 +83,13 @@ pub(super) struct Relay {
     notified: Notified,
     settings: RelaySettings,
     timer: Pin<Box<Sleep>>,
-    /// When data was last read from either side.
+    /// The time at which data was last read from either side.
     last_data: Instant,
-    /// When the key of the token is checked next.
+    /// The time of the next check of the token's key.
     next_key_check: Instant,
-    /// Set once the proxy ends the session.
+    /// The state of the end of the session, once the proxy ends it.
     closing: Option<Box<Closing>>,
-    /// Set once nothing more is to be sent: when both sockets are closed at the latest.
+    /// The time at which both sockets are closed at the latest, once nothing more is to be sent.
     disconnect_at: Option<Instant>,
     /// The code of the first Close, and who closed first.
     first_close: Option<(Option<u16>, ClosedBy)>,
@@ -116,7 +117,7 @@ impl Traffic {
 }
 
 impl Relay {
-    /// Makes a relay, which runs when it is awaited.
+    /// Makes a relay. It runs when it is awaited.
     #[must_use]
     pub(super) fn new(
         input: RelayInput,
@@ -159,7 +160,7 @@ impl Relay {
         for text in input.first_to_client {
             encode(&mut relay.client.out, Opcode::Text, text.as_bytes(), None);
         }
-        // What was sent by a user who was revoked meanwhile, or whom a reload excludes, is not forwarded.
+        // Messages sent by a user who was revoked meanwhile, or whom a reload excludes, are not forwarded.
         if let Err(reason) = relay.reauthorize() {
             relay.process(Event::Close(reason));
             return relay;
@@ -193,7 +194,7 @@ impl Relay {
                 Action::Close(reason) => self.begin_close(reason),
                 Action::ForwardToken(token) => self.forward_token(token),
                 Action::ContinueExpired => self.authorizer.count_expiry("kept"),
-                // Neither comes once messages are relayed.
+                // Neither action comes once messages are relayed.
                 Action::Connect | Action::StartRelay => {}
             }
         }
@@ -211,7 +212,7 @@ impl Relay {
         }
     }
 
-    /// Polls what the session awaits besides its two peers. Returns whether anything has happened.
+    /// Polls everything that the session awaits apart from its two peers. Returns whether anything has happened.
     fn poll_session(&mut self, cx: &mut Context<'_>) -> bool {
         let mut has_progress = false;
         if let Some(verification) = &mut self.verification
@@ -273,7 +274,7 @@ impl Future for Relay {
                 }
                 continue;
             }
-            // Most wakes only move the deadline further away. The timer is left to fire early then.
+            // Most wakes only move the deadline further away. Then the timer stays as it is and fires early.
             if next < this.timer.deadline() || this.timer.is_elapsed() {
                 this.timer.as_mut().reset(next);
             }

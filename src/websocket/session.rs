@@ -1,6 +1,6 @@
-//! The state machine of one authenticated WebSocket, without I/O and without a clock: events in, actions out
-//! (docs/contract.md sections 4.2 and 4.5). The time comes with each event, in milliseconds since the epoch;
-//! [`Session::deadline`] says when the next event is due.
+//! The state machine of one authenticated WebSocket, without I/O and without a clock: events are its input, actions its
+//! output (docs/contract.md sections 4.2 and 4.5). The time comes with each event, in milliseconds since the epoch;
+//! [`Session::deadline`] returns the time of the next event.
 
 mod event;
 mod refresh;
@@ -20,24 +20,26 @@ use revalidation::{Consequence, Revalidator};
 pub(super) use event::{Action, Event, Verdict};
 pub(super) use revalidation::RevalidationPlan;
 
-/// What a session depends on: its user, the end of the token, and how both can be revoked.
+/// The credential on which a session depends: its user, the end of the token, and the keys by which both can be
+/// revoked.
 #[derive(Clone, Debug)]
 pub(super) struct Credential {
-    /// The user, and the end of the token; where the token has no end, when its provider is asked again.
+    /// The user, and the end of the token; where the token has no end, the time of the next revalidation.
     pub(super) identity: StoredIdentity,
-    /// The token has no end, so only a revalidation ends the session.
+    /// Whether the token has no end, so that only a revalidation ends the session.
     pub(super) is_open_ended: bool,
     /// The provider's clock skew: a session stays open at least this long after its token expires.
     pub(super) clock_skew: Duration,
     /// The keys by which the session can be revoked; `None` where revocation is off.
     pub(super) revocation_keys: Option<Box<RevocationKeys>>,
-    /// How the provider is asked again.
+    /// The plan by which the provider is asked again.
     pub(super) revalidation: Option<Box<RevalidationPlan>>,
-    /// The credential is a session cookie, which the page renews: the session ends with it, also under `auto`.
+    /// Whether the credential is a session cookie, which the page renews. Then the session ends with it, also under
+    /// `auto`.
     pub(super) renews: bool,
 }
 
-/// What is kept of a [`Credential`] as long as the session is open.
+/// The part of a [`Credential`] that is kept as long as the session is open.
 #[derive(Debug)]
 struct CurrentCredential {
     identity: StoredIdentity,
@@ -56,16 +58,16 @@ enum Phase {
     Closed,
 }
 
-/// How long the sessions of a route may stay open.
+/// The limits on the time that a route's sessions stay open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionLimits {
-    /// How long a session stays open after its token expires; at least the clock skew.
+    /// The time that a session stays open after its token expires; at least the clock skew.
     pub(super) grace: Duration,
-    /// Whether a session ends with its token.
+    /// The setting that decides whether a session ends with its token.
     pub(super) on_expiry: OnExpiry,
-    /// Under `auto`: how long a session stays open after its user was last seen.
+    /// Under `auto`: the time that a session stays open after its user was last seen.
     pub(super) presence: Duration,
-    /// The longest time that a session stays open, whatever its tokens say.
+    /// The maximum duration of a session, whatever its tokens allow.
     pub(super) max_lifetime: Option<Duration>,
 }
 
@@ -85,7 +87,7 @@ impl Default for SessionLimits {
 }
 
 /// The state of one session. Times are milliseconds since the epoch, `u64::MAX` for never; durations are milliseconds.
-/// Kept small, since a proxy holds thousands of sessions.
+/// It is kept small, since a proxy holds thousands of sessions.
 #[derive(Debug)]
 pub(super) struct Session {
     dialect: Option<Arc<DialectSpec>>,
@@ -98,20 +100,20 @@ pub(super) struct Session {
     lifetime_end: u64,
     /// The user id, until `authenticated` has been sent.
     user_id: Box<str>,
-    /// `None` until a token was verified, and on public routes.
+    /// The current credential; `None` until a token was verified, and on public routes.
     credential: Option<CurrentCredential>,
-    /// The end of the token and its grace.
+    /// The end of the token and of its grace.
     credential_end: u64,
     revalidator: Option<Box<Revalidator>>,
     refreshes: Refreshes,
-    /// What the answer to the current message copies from it.
+    /// The values that the answer to the current message copies from it.
     reply_copies: Copies,
-    /// The client has shown that it can renew its token.
+    /// Whether the client has shown that it can renew its token.
     renews: bool,
 }
 
 impl Session {
-    /// Begins a session that awaits its first message.
+    /// Starts a session that awaits its first message.
     #[must_use]
     pub(super) fn pending(
         dialect: Arc<DialectSpec>,
@@ -124,7 +126,7 @@ impl Session {
         session
     }
 
-    /// Begins a session whose credential came on the upgrade, after the upstream's 101.
+    /// Starts a session whose credential came on the upgrade, after the upstream's 101.
     #[must_use]
     pub(super) fn open(
         dialect: Option<Arc<DialectSpec>>,
@@ -138,7 +140,7 @@ impl Session {
         session
     }
 
-    /// Begins a session on a public route, which no token ends.
+    /// Starts a session on a public route, which no token ends.
     #[must_use]
     pub(super) fn public() -> Self {
         let mut session = Self::new(None, SessionLimits::default(), 0);
@@ -185,7 +187,8 @@ impl Session {
         self.renews |= credential.renews;
         let Credential { identity, revocation_keys, .. } = credential;
         let former = self.credential.take().and_then(|credential| credential.revocation_keys);
-        // A sign-out of the session cookie that opened the socket ends it also after a refresh by another token.
+        // A sign-out of the session cookie that opened the socket ends the session also after a refresh with another
+        // token.
         let revocation_keys = match (revocation_keys, former) {
             (Some(revocation_keys), Some(former)) => Some(Box::new(revocation_keys.in_browser_session_of(&former))),
             (revocation_keys, former) => revocation_keys.or(former),
@@ -193,7 +196,7 @@ impl Session {
         self.credential = Some(CurrentCredential { identity, revocation_keys });
     }
 
-    /// Returns what the provider is asked about the session.
+    /// Returns the check by which the provider is asked about the session.
     #[must_use]
     pub(super) fn revalidation_check(&self) -> Option<&RemoteCheck> {
         self.revalidator.as_ref().map(|revalidator| revalidator.check())
@@ -225,7 +228,7 @@ impl Session {
         self.dialect.as_ref()
     }
 
-    /// Returns what the answer to the current message copies from it.
+    /// Returns the values that the answer to the current message copies from it.
     #[must_use]
     pub(super) fn reply_copies(&self) -> &Copies {
         &self.reply_copies
@@ -237,13 +240,13 @@ impl Session {
         self.refreshes.is_verifying() || self.refreshes.is_queued()
     }
 
-    /// Returns how many refreshes were accepted.
+    /// Returns the number of accepted refreshes.
     #[must_use]
     pub(super) fn refreshes(&self) -> u32 {
         self.refreshes.accepted()
     }
 
-    /// Returns when [`Event::Deadline`] is due.
+    /// Returns the time of the next [`Event::Deadline`], in milliseconds since the epoch.
     #[must_use]
     pub(super) fn deadline(&self) -> Option<u64> {
         let deadline = match self.phase {
@@ -251,7 +254,7 @@ impl Session {
             // Verifying and connecting have time limits of their own.
             Phase::Verifying | Phase::Connecting | Phase::Closed => u64::MAX,
             Phase::Open => {
-                // A refresh that is under verification when the token ends is awaited.
+                // A refresh that is being verified when the token ends is awaited.
                 let expiry = if self.refreshes.is_verifying() {
                     u64::MAX
                 } else if self.refreshes.is_queued() {
@@ -288,7 +291,7 @@ impl Session {
             (Phase::Open, Event::Verdict(verdict)) => self.refresh_verdict(verdict, now),
             (Phase::Open, Event::Revalidation(answer)) => self.revalidated(&answer, now),
             (Phase::Open, Event::Deadline { last_seen }) => self.deadline_passed(now, last_seen),
-            // An event that comes too late for its phase changes nothing.
+            // An event that is too late for its phase changes nothing.
             (_, _) => Vec::new(),
         }
     }
@@ -324,7 +327,7 @@ impl Session {
             Verdict::Refused(reason) => self.close(reason),
             Verdict::Expired { .. } => self.close(CloseReason::ExpiredOnArrival),
             Verdict::Denied => self.close(CloseReason::Denied),
-            // A first token is compared with no other.
+            // There is no other token with which a first one could be compared.
             Verdict::AnotherUser | Verdict::IdentityChanged => self.close(CloseReason::InvalidToken),
         }
     }
@@ -364,7 +367,7 @@ impl Session {
                 self.start_refresh(now)
             }
             PresentedToken::Missing => {
-                // A refresh under verification is answered later, with copies of its own.
+                // A refresh that is being verified is answered later, with copies of its own.
                 let before = std::mem::replace(&mut self.reply_copies, copies);
                 let actions = self.refuse_refresh("Missing token in refresh request");
                 self.reply_copies = before;
@@ -374,7 +377,7 @@ impl Session {
         }
     }
 
-    /// Starts the queued refresh, if there is one and it may start.
+    /// Starts the queued refresh, if there is one and the rate limit allows it.
     fn start_refresh(&mut self, now: u64) -> Vec<Action> {
         let Some((token, copies)) = self.refreshes.start(now) else { return Vec::new() };
         self.reply_copies = copies;
@@ -399,8 +402,8 @@ impl Session {
             other => other,
         };
         let mut actions = match verdict {
-            // A front end that authenticates with the token of its page load waits for this answer. It says when the
-            // session ends, which does not change.
+            // A front end that authenticates with the token of its page load waits for this answer. The answer names
+            // the end of the session, which does not change.
             Verdict::Expired { user_id } => {
                 self.acknowledge(Acknowledgement::Authenticated, &user_id, now).into_iter().collect()
             }
@@ -411,7 +414,7 @@ impl Session {
                 let acknowledgement = self.acknowledge(acknowledgement, &user_id, now);
                 token.map(Action::ForwardToken).into_iter().chain(acknowledgement).collect()
             }
-            // The message that carried the token is dropped, so those behind it cannot go on in order.
+            // The message that carried the token is dropped, so the messages after it cannot be forwarded in order.
             Verdict::Refused(reason) if acknowledgement == Acknowledgement::None => self.close(reason),
             Verdict::AnotherUser if acknowledgement == Acknowledgement::None => self.close(CloseReason::InvalidToken),
             Verdict::Refused(reason) => self.refuse_refresh(&refresh_failed(reason)),
@@ -422,7 +425,7 @@ impl Session {
         if self.phase == Phase::Open {
             self.reply_copies = Vec::new();
             actions.extend(if self.may_outlive_token() {
-                // Whether the user was seen is known when the deadline comes, at once where the token has expired.
+                // The deadline event says whether the user was seen. It comes at once where the token has expired.
                 self.start_refresh(now)
             } else {
                 self.deadline_passed(now, None)

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-/// What templates copy from the message that is answered: pointers with their values.
+/// The values that templates copy from the message that is answered, each with its JSON pointer.
 pub(super) type Copies = Vec<(String, Value)>;
 
 /// The values of a template's placeholders.
@@ -87,7 +87,7 @@ fn interpolate(text: &str, values: &Values<'_>) -> String {
     out
 }
 
-/// Returns whether this template could have made a message: all its fixed values are in their places.
+/// Returns whether this template could have produced a message: all its fixed values are in their places.
 #[must_use]
 pub(super) fn matches_template(template: &Value, message: &Value) -> bool {
     match (template, message) {

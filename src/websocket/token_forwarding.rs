@@ -1,20 +1,20 @@
-//! Where the tokens of a session are needed after they were verified.
+//! The uses of a session's tokens after they were verified.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::policy::{DialectSpec, Policy, Route, TokenToUpgrade};
 
-/// Says who needs the tokens of a session besides their verification.
+/// The recipients of a session's tokens after verification.
 #[derive(Clone, Default)]
 pub(super) struct TokenForwarding {
-    /// The proxy authenticates the user to the upstream in this dialect, and forwards refreshes in it.
+    /// The dialect in which the proxy authenticates the user to the upstream, and forwards refreshes.
     pub(super) upstream_dialect: Option<Arc<DialectSpec>>,
-    /// The relay keeps the current token: messages are compared with it, or carry it to the upstream.
+    /// Whether the relay keeps the current token: messages are compared with it, or carry it to the upstream.
     pub(super) relay_keeps_token: bool,
-    /// The upstream wants the token in a first message, the proxy's or the client's own.
+    /// Whether the upstream wants the token in a first message, the proxy's or the client's own.
     pub(super) in_first_message: bool,
-    /// How long the upstream has to acknowledge the proxy's first message.
+    /// The time that the upstream has to acknowledge the proxy's first message.
     pub(super) handshake_timeout: Duration,
 }
 
@@ -37,7 +37,7 @@ impl TokenForwarding {
         }
     }
 
-    /// Returns whether a token that is accepted later is needed.
+    /// Returns whether tokens that are accepted later are needed.
     pub(super) fn needs_later_tokens(&self) -> bool {
         self.relay_keeps_token || self.upstream_dialect.is_some()
     }

@@ -1,5 +1,5 @@
-//! An upgrade that can be answered at once: its credential came with the request, or it needs none. The upstream is
-//! connected first, and its answer is the client's. A refusal is sent in the form that the client can read.
+//! Serves an upgrade that can be answered at once: its credential came with the request, or it needs none. The upstream
+//! is connected first, and the client gets its answer. A refusal is sent in the form that the client can read.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::http::{
 use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_current_request};
 
-/// What a request was answered with.
+/// The answer to a request, by its source.
 pub enum Served {
     /// A 101. The socket writes its own access line when it ends.
     Upgraded(Answer),
@@ -124,7 +124,7 @@ pub(super) async fn serve_public(
     }
 }
 
-/// The client's half of an upgrade, with what is needed to refuse it in the form that the client can read.
+/// The client's part of an upgrade, with what is needed to refuse it in the form that the client can read.
 pub(super) struct Handshake {
     upgrade: OnUpgrade,
     /// The 101 before a refusal that is sent as a Close.
@@ -147,8 +147,8 @@ impl Handshake {
         self.upgrade
     }
 
-    /// Returns whether the client can read the status of an answer: one that sets a header can, and so it is with
-    /// cookies by contract.
+    /// Returns whether the client can read the status of an answer. A client that sets a header can; one with cookies
+    /// is treated alike (docs/contract.md section 4.1).
     fn is_answered_over_http(&self) -> bool {
         matches!(self.carrier, Some(Carrier::Header | Carrier::Cookie) | None)
     }
@@ -158,7 +158,8 @@ impl Handshake {
         self.refuse(context, Refusal::busy(DRAINING), reason, line)
     }
 
-    /// Refuses over HTTP, or by a 101 and a Close where a page could not read the status (docs/contract.md section 4.1).
+    /// Refuses over HTTP, or with a 101 and a Close where a page could not read the status (docs/contract.md section
+    /// 4.1).
     pub(super) fn refuse(
         self,
         mut context: SocketContext,
@@ -190,7 +191,7 @@ impl Handshake {
     }
 }
 
-/// What a session begins with beside its two sockets.
+/// The input of a session apart from its two sockets.
 struct SessionStart {
     session: Session,
     authorizer: Box<dyn SessionAuthorizer>,
@@ -207,7 +208,7 @@ fn open(
     upstream: UpstreamSocket,
     start: SessionStart,
 ) -> Answer {
-    // Compressed messages could not be read.
+    // Compressed messages could not be read by the proxy.
     let reads_messages = start.spec.dialect.is_some() || start.forwarding.upstream_dialect.is_some();
     let has_extensions = !reads_messages && head.contains_key(SEC_WEBSOCKET_EXTENSIONS);
     let mut response = Response::new(ResponseBody::from_proxy(""));
@@ -261,7 +262,8 @@ mod tests {
     use crate::runtime::ProxyState;
     use crate::telemetry::{self, Observed};
 
-    /// The connection of such a client is reset while its 101 is written, a moment that no client can choose.
+    /// Writes the access line of a client that disconnects between the upstream's 101 and the proxy's. The connection
+    /// of such a client is reset while its 101 is written, a moment that no client can choose.
     #[tokio::test]
     async fn a_client_that_left_between_the_upstreams_101_and_ours_has_its_line() {
         static LINES: Mutex<Vec<AccessLine>> = Mutex::new(Vec::new());

@@ -1,6 +1,6 @@
 //! The handshake with an upstream that checks tokens itself and wants them in its first message (docs/contract.md
-//! section 4.4). The proxy's message is sent as soon as the upstream's 101 has come; its acknowledgement is dropped, and
-//! its refusal is a row of section 4.2.
+//! section 4.4). The proxy's message is sent as soon as the upstream's 101 has come. The acknowledgement is dropped,
+//! and a refusal becomes a close reason of section 4.2.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -14,15 +14,15 @@ use crate::http::{Socket, UpstreamSocket};
 use crate::json;
 use crate::policy::DialectSpec;
 
-/// So much of what an upstream sends before its acknowledgement is kept, and forwarded later.
+/// The maximum number of bytes that an upstream may send before its acknowledgement. They are kept and forwarded later.
 const MAX_KEPT_BYTES: usize = 64 << 10;
 /// The close codes by which backends refuse a token.
 const REFUSALS: [u16; 3] = [1008, 4001, 4401];
 
-/// Authenticates the user to the upstream. The caller bounds the time.
+/// Authenticates the user to the upstream. The caller limits the time.
 ///
 /// # Errors
-/// Why the upstream did not accept the token.
+/// Returns the reason why the upstream did not accept the token.
 pub(super) async fn authenticate(
     upgraded: UpstreamSocket,
     dialect: &DialectSpec,
@@ -58,7 +58,7 @@ fn matches(message: &MessageBuffer, template: Option<&serde_json::Value>) -> boo
 /// The connection to the upstream until the user is authenticated.
 struct Connection {
     socket: Socket,
-    /// What was received and not read yet.
+    /// Bytes that were received and not read yet.
     input: Vec<u8>,
     frames: FrameReader,
     /// Messages that are forwarded later.
@@ -83,14 +83,14 @@ impl Connection {
         self.socket.flush().await.map_err(|_| CloseReason::UpstreamFailed)
     }
 
-    /// Returns the socket with what was kept, and what was received behind it.
+    /// Returns the socket with the kept messages and the bytes received after them.
     fn into_upgraded(self) -> UpstreamSocket {
         let mut early = self.kept;
         early.extend_from_slice(&self.input);
         UpstreamSocket { socket: self.socket, early }
     }
 
-    /// Returns the next whole message. Pings before it are answered.
+    /// Returns the next whole message. Earlier pings are answered.
     async fn next_message(&mut self) -> Result<MessageBuffer, CloseReason> {
         let mut message: Option<MessageBuffer> = None;
         let mut at = 0;

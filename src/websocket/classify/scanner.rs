@@ -31,7 +31,7 @@ enum Escape {
 struct Frame {
     is_array: bool,
     index: u64,
-    /// The keys that may still be found below it.
+    /// The keys that may still be found inside it.
     keys: u64,
     /// In an object: the keys that the name just read leads to; `None` before a name.
     named: Option<u64>,
@@ -45,7 +45,7 @@ pub(super) enum Ambiguity {
     CommentMayEnd,
 }
 
-/// The characters that end a line for readers that take each line for a message. Each set contains the one before it.
+/// The characters that end a line for readers that take each line as a message. Each set contains the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum LineEnds {
     /// A line feed alone: Go, Ruby, this proxy.
@@ -76,7 +76,7 @@ impl LineEnds {
     }
 }
 
-/// Scans a message in one of its readings.
+/// A scanner for one reading of a message.
 #[derive(Clone, Debug)]
 pub(super) struct Scanner {
     /// The line ends, where each line is a message.
@@ -96,7 +96,7 @@ pub(super) struct Scanner {
     high: Option<u32>,
     /// The keys that had a value that fits, a bit for each.
     satisfied: u64,
-    /// The keys that had a value that does not fit, or none.
+    /// The keys that had a value that does not fit, or no value.
     missed: u64,
     /// The rules that fit, a bit for each.
     fits: u32,
@@ -104,7 +104,7 @@ pub(super) struct Scanner {
     has_ended: bool,
     /// Whether the message has something that the proxy refuses, such as a comment.
     is_odd: bool,
-    /// Whether no reader finds a message in what is left.
+    /// Whether no reader finds a message in the rest of the bytes.
     is_dead: bool,
 }
 
@@ -210,7 +210,8 @@ impl Scanner {
         }
     }
 
-    /// Stops where no reader finds a message: until the end of the line, or of the message where lines are not split.
+    /// Stops where no reader finds a message: until the end of the line, or of the whole message where lines are not
+    /// split.
     fn give_up(&mut self) {
         if self.lines.is_some() {
             self.lex = Lex::Lost;
@@ -464,7 +465,7 @@ impl Scanner {
 }
 
 impl Frame {
-    /// Begins a value, and returns the keys whose path leads to it.
+    /// Starts a value, and returns the keys whose path leads to it.
     fn takes_value(&mut self, rules: &Rules, depth: usize) -> u64 {
         if self.is_array {
             let here = |at: &usize| rules.keys[*at].path[depth].index == Some(self.index);

@@ -27,7 +27,7 @@ fn fits(rules: &Rules, is_text: bool, message: &[u8]) -> bool {
     classifier.is_guarded(rules)
 }
 
-/// Each in the order of the bytes given, with or without a byte order mark.
+/// Encodes a text as UTF-16 or UTF-32, with or without a byte order mark. The unit has `width` bytes.
 fn wide(text: &str, width: usize, big_endian: bool, mark: bool) -> Vec<u8> {
     let marked = format!("{}{text}", if mark { "\u{feff}" } else { "" });
     let units: Vec<u32> = match width {
@@ -150,7 +150,7 @@ fn a_line_is_what_some_reader_takes_for_one() {
     }
 }
 
-/// How many bytes must be held until a message is known not to be one that we take.
+/// Returns the number of bytes that must be held until the message is known not to be for the proxy.
 fn held(rules: &Rules, message: &[u8]) -> usize {
     let mut classifier = Classifier::new(rules, true);
     for (at, byte) in message.iter().enumerate() {
@@ -178,7 +178,7 @@ fn a_message_is_held_until_it_is_decided_and_no_longer() {
     ] {
         assert_eq!(held(&graphql, message.as_bytes()), expected.len(), "{message}");
     }
-    // What shows late still shows.
+    // A second reading that appears late in a message is still found.
     assert!(fits(&graphql, true, br#"{"type":"subscribe","payload":{},"type":"connection_init"}"#));
 }
 
@@ -235,7 +235,7 @@ fn members_of_other_types_are_compared_as_lenient_readers_do() {
             "{wanted} {value}"
         );
     }
-    // What is absent is null to some.
+    // Some readers take an absent member as null.
     assert!(fits(&rules(json!(null)), true, b"{}"));
 }
 
@@ -267,7 +267,7 @@ fn lines_and_places_in_arrays() {
     }
 }
 
-/// A value as a reader without regard to case, that takes any of doubled members, might see it.
+/// Returns whether a reader that ignores case and takes any of duplicate members may find `wanted` at the path.
 fn any_of(value: &Tree, path: &[&str], wanted: &str) -> bool {
     match (path, value) {
         ([], Tree::Text(text)) => without_case(text) == wanted,
@@ -278,7 +278,7 @@ fn any_of(value: &Tree, path: &[&str], wanted: &str) -> bool {
     }
 }
 
-/// JSON with doubled members.
+/// JSON whose objects may have duplicate members.
 #[derive(Clone, Debug)]
 enum Tree {
     Text(String),
@@ -288,7 +288,7 @@ enum Tree {
 }
 
 impl Tree {
-    /// Written with escapes and white space as the numbers say.
+    /// Writes the value; `choices` select the escapes and the white space.
     fn write(&self, choices: &mut impl Iterator<Item = u8>, out: &mut String) {
         let space = |choices: &mut dyn Iterator<Item = u8>| {
             ["", " ", "\n", "\t "][usize::from(choices.next().unwrap_or(0) % 4)]
@@ -373,8 +373,8 @@ fn pointed(pointer: &str) -> Rules {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// The answer is that of a reader without regard to case that takes any of doubled members, however the bytes are
-    /// cut and whichever way characters are written.
+    /// Checks that the classifier agrees with a reader that ignores case and takes any of duplicate members, however
+    /// the bytes are split and the characters are written.
     #[test]
     fn it_agrees_with_a_reader_without_case(
         root in tree(),
@@ -399,7 +399,8 @@ proptest! {
         prop_assert!(found == expected || (found && encoding.0 > 1), "{expected} {text}");
     }
 
-    /// Whatever the bytes are, how they are cut changes nothing, and what is strictly the message fits.
+    /// A front end that authenticates with the token of its page load waits for this answer. The answer names the end
+    /// of the session, which does not change.
     #[test]
     fn any_bytes_are_taken(
         bytes in prop::collection::vec(prop::sample::select(b"{}[]\"':,\\/*#\n\r \0\xff\xef\xbb\xbfutype0refresh1".to_vec()), 0..80),
@@ -418,8 +419,8 @@ proptest! {
     }
 }
 
-/// What Python's `json.loads` makes of bytes, against what this makes of them: whenever Python reads the message of a
-/// dialect, it could be one.
+/// Compares the classifier with Python's `json.loads`: whenever Python finds a message of the dialect, the classifier
+/// must too.
 #[test]
 fn whatever_python_reads_as_the_message_could_be_one() {
     const SCRIPT: &str = r#"

@@ -1,4 +1,4 @@
-//! Messages of the built-in dialects and of written ones, first and later.
+//! Tests of first and later messages, in built-in dialects and in those from the configuration.
 
 use serde_json::json;
 

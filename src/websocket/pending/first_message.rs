@@ -1,20 +1,20 @@
-//! Reads the first message of a pending client. Whatever the client sends behind it is kept, byte for byte, for the
-//! relay. Nothing else reads the socket meanwhile.
+//! Reads the first message of a pending client. Everything that the client sends after it is kept, byte for byte, for
+//! the relay. Nothing else reads the socket meanwhile.
 
 use crate::websocket::assembler::{ControlFrame, FrameReader, Keep, MessageBuffer, Part};
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Header, Opcode, Sender, close_code};
 
-/// The longest first message, unless the dialect allows more.
+/// The maximum length of a first message in bytes, unless the dialect allows more.
 pub(super) const MESSAGE_BYTES: usize = 16 << 10;
-/// The most fragments of a first message.
+/// The maximum number of fragments of a first message.
 const MAX_FRAGMENTS: usize = 64;
-/// The most control frames before and inside a first message.
+/// The maximum number of control frames before and inside a first message.
 const MAX_CONTROL_FRAMES: usize = 16;
-/// So much of what a client sends behind its first message is read before the upstream is connected.
+/// The number of buffered bytes at which the client is no longer read until the upstream is connected.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Something that a client has sent.
+/// A message or control frame that a client has sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
     /// The whole first message.
@@ -25,11 +25,11 @@ pub(super) enum Received {
     Close(Vec<u8>),
 }
 
-/// Reads what a client sends before it is authenticated.
+/// A reader of everything that a client sends before it is authenticated.
 #[derive(Debug)]
 pub(super) struct FirstMessageReader {
     buffer: Vec<u8>,
-    /// Everything in the buffer before this was read.
+    /// The offset in the buffer up to which it was read.
     at: usize,
     frames: FrameReader,
     max_message_bytes: usize,
@@ -37,7 +37,7 @@ pub(super) struct FirstMessageReader {
     message: Option<MessageBuffer>,
     fragments: usize,
     control_frames: usize,
-    /// Pings of the proxy that the client has not answered.
+    /// The number of the proxy's pings that the client has not answered.
     awaited_pongs: usize,
     has_begun: bool,
 }
@@ -58,12 +58,12 @@ impl FirstMessageReader {
         }
     }
 
-    /// Appends what was read from the socket.
+    /// Appends bytes that were read from the socket.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Returns whether there is room to read more.
+    /// Returns whether the buffer has room to read more.
     #[must_use]
     pub(super) fn has_room(&self) -> bool {
         self.buffer.len() < BUFFER_BYTES
@@ -75,7 +75,7 @@ impl FirstMessageReader {
         self.buffer.capacity() + self.message.as_ref().map_or(0, MessageBuffer::memory)
     }
 
-    /// Returns whether a fragment of the first message has come. A ping is none.
+    /// Returns whether a fragment of the first message has come. A ping does not count.
     #[must_use]
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
@@ -87,22 +87,22 @@ impl FirstMessageReader {
         self.message.is_some() && self.fragments > 0
     }
 
-    /// Notes that the proxy has sent a ping: one pong is not counted among the control frames.
+    /// Records that the proxy has sent a ping, so that one pong is not counted among the control frames.
     pub(super) fn expect_pong(&mut self) {
         self.awaited_pongs += 1;
     }
 
-    /// Returns what the client has sent behind the first message, as it came.
+    /// Returns what the client has sent after the first message, as it came.
     #[must_use]
     pub(super) fn into_rest(self) -> Vec<u8> {
         self.buffer
     }
 
-    /// Expects another first message, since the last one was an application's ping. Such pings are counted among the
-    /// control frames, since a client must not keep its place by them.
+    /// Expects another first message, since the last one was an application's ping. Such pings count as control frames,
+    /// since a client must not hold its place with them.
     ///
     /// # Errors
-    /// When there were too many.
+    /// Returns the close reason when there were too many.
     pub(super) fn expect_another(&mut self) -> Result<(), CloseReason> {
         self.count_control_frame()?;
         self.message = Some(MessageBuffer::new(Opcode::Text, Keep::Payload));
@@ -110,10 +110,10 @@ impl FirstMessageReader {
         Ok(())
     }
 
-    /// Reads on; `None` when more bytes are needed.
+    /// Reads the next message or control frame; `None` when more bytes are needed.
     ///
     /// # Errors
-    /// The row of section 4.2 that ends the socket.
+    /// Returns the close reason (docs/contract.md section 4.2) that ends the socket.
     pub(super) fn next(&mut self) -> Result<Option<Received>, CloseReason> {
         while let Some(part) =
             self.frames.next(&self.buffer, &mut self.at).map_err(|_violation| CloseReason::Protocol)?
@@ -142,7 +142,7 @@ impl FirstMessageReader {
         // A header that is not complete is kept by the frame reader.
         self.at = self.buffer.len();
         if self.message.is_some() {
-            // What belongs to the first message was copied out of the buffer.
+            // The frames of the first message were copied out of the buffer.
             self.buffer.clear();
             self.at = 0;
         }
@@ -170,7 +170,7 @@ impl FirstMessageReader {
             self.count_control_frame()?;
         }
         if self.message.is_none() {
-            // The upstream must not see a frame that is answered here. Behind the first message the buffer holds the
+            // The upstream must not receive a frame that is answered here. After the first message the buffer holds the
             // whole frame.
             let begin = self.at - control.raw.len();
             self.buffer.drain(begin..self.at);
@@ -251,8 +251,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the split, the first message is read and what is behind it stays byte for byte,
-        /// without the pings that were answered.
+        /// Checks that the first message is read and that the bytes after it are kept, without the pings that were
+        /// answered, wherever the input is split.
         #[test]
         fn nothing_behind_the_first_message_is_lost(cuts in prop::collection::vec(0usize..600, 0..8), pings in 0usize..4, fragments in 1usize..4) {
             let mut bytes = Vec::new();

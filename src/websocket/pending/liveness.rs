@@ -1,4 +1,4 @@
-//! Whether the client of a pending socket without `auth_timeout` is still there, and sends its message in time.
+//! Detects that the client of a pending socket without `auth_timeout` has gone, or is too slow to complete its message.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use crate::websocket::relay::RelaySettings;
 
-/// A first message that has begun must be complete within this.
+/// The time within which a first message that has begun must be complete.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is due when a deadline has passed.
+/// The finding when a deadline has passed.
 pub(super) enum LivenessDue {
     Ping,
     /// A message that has begun is not complete in time.
@@ -18,7 +18,7 @@ pub(super) enum LivenessDue {
     Gone,
 }
 
-/// The timers of one client.
+/// The timers for one client.
 pub(super) struct Liveness {
     settings: RelaySettings,
     last_received: Instant,
@@ -31,12 +31,12 @@ impl Liveness {
         Self { settings, last_received: Instant::now(), pinged: None, message_begun: None }
     }
 
-    /// Notes that the client has sent something.
+    /// Records that the client has sent something.
     pub(super) fn received(&mut self) {
         (self.last_received, self.pinged) = (Instant::now(), None);
     }
 
-    /// Returns when [`Self::due`] must be called.
+    /// Returns the time at which [`Self::due`] must be called.
     pub(super) fn deadline(&mut self, is_in_message: bool) -> Instant {
         if is_in_message {
             self.message_begun.get_or_insert_with(Instant::now);

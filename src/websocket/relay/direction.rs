@@ -1,4 +1,4 @@
-//! What both directions of a relay have in common: frames are read, control frames forwarded, and messages of the proxy
+//! The common part of both directions of a relay: frames are read, control frames forwarded, and messages of the proxy
 //! sent between two messages of the stream.
 
 use std::collections::VecDeque;
@@ -8,20 +8,20 @@ use super::outgoing::Outgoing;
 use crate::websocket::assembler::{ControlFrame, FrameReader};
 use crate::websocket::frame::{Header, Opcode, PING, Sender};
 
-/// So many messages of the proxy may wait for the end of the stream's message.
+/// The maximum number of the proxy's messages that wait for the end of the stream's message.
 const MAX_QUEUED_MESSAGES: usize = 16;
-/// So many answers to an application's pings may wait likewise. The oldest are dropped for newer ones.
+/// The maximum number of waiting answers to an application's pings. The oldest is dropped for a newer one.
 const MAX_QUEUED_PONGS: usize = 64;
 
 /// A message of the proxy.
 #[derive(Debug)]
 struct QueuedMessage {
     frame: Vec<u8>,
-    /// The message answers an application's ping.
+    /// Whether the message answers an application's ping.
     is_pong: bool,
 }
 
-/// Too many messages wait. Only a sender that never ends its message lets this happen.
+/// The error when too many messages wait, which happens only behind a sender that never ends its message.
 #[derive(Debug)]
 pub(super) struct QueueFull;
 
@@ -42,10 +42,10 @@ impl Direction {
         !self.queue.is_empty()
     }
 
-    /// Queues a message of the proxy, which is a whole frame.
+    /// Queues a message of the proxy. `frame` is a whole frame.
     ///
     /// # Errors
-    /// When too many wait.
+    /// Returns [`QueueFull`] when too many messages wait.
     pub(super) fn enqueue(&mut self, frame: Vec<u8>) -> Result<(), QueueFull> {
         if self.queue.iter().filter(|queued| !queued.is_pong).count() >= MAX_QUEUED_MESSAGES {
             return Err(QueueFull);
@@ -55,7 +55,7 @@ impl Direction {
     }
 
     /// Queues an answer to an application's ping. When too many wait, the oldest is dropped: a client that is still
-    /// there has asked again since.
+    /// connected has sent another ping since.
     pub(super) fn enqueue_pong(&mut self, frame: Vec<u8>) {
         let mut pongs = self.queue.iter().enumerate().filter(|(_, queued)| queued.is_pong);
         if let (Some((oldest, _)), true) = (pongs.next(), pongs.count() + 1 >= MAX_QUEUED_PONGS) {
@@ -76,7 +76,7 @@ impl Direction {
         Some(self.queue.drain(..).flat_map(|queued| queued.frame).collect())
     }
 
-    /// Sends the queued messages behind what is forwarded so far, where they may be sent.
+    /// Sends the queued messages after the bytes forwarded so far, where they may be sent.
     pub(super) fn send_queued(&mut self, input: &[u8], out: &mut Outgoing) {
         if let Some(messages) = self.take_queued() {
             out.insert(input, &messages);
@@ -84,7 +84,7 @@ impl Direction {
     }
 }
 
-/// Forwards a header that is not kept back.
+/// Forwards a header that is not held back.
 pub(super) fn forward_header(header: &Header, range: Option<Range<usize>>, input: &[u8], out: &mut Outgoing) {
     match range {
         Some(range) => out.forward(input, range),
@@ -96,7 +96,7 @@ pub(super) fn forward_header(header: &Header, range: Option<Range<usize>>, input
 pub(super) fn forward_control(control: ControlFrame, input: &[u8], out: &mut Outgoing) -> Option<ControlFrame> {
     match control.opcode {
         Opcode::Close => return Some(control),
-        // Any byte of a peer shows that it is there, so nothing else is done with the pong.
+        // Every byte of a peer counts as a sign of life, so nothing else is done with the pong.
         Opcode::Pong if control.payload == PING => {}
         _ => out.insert(input, &control.raw),
     }

@@ -1,5 +1,5 @@
-//! How a session ends: why the proxy may end it, the error and the Close to the client, the Close to the upstream, which
-//! waits for nobody, and the end of both connections.
+//! Ends a session: the proxy's reason, the error and the Close to the client, the Close to the upstream, which is sent
+//! without waiting, and the end of both connections.
 
 use std::task::Context;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, close_payload, encode, masking_key};
 use crate::websocket::session::Event;
 
-/// How long the other side has from when a Close, or the end of one stream, was delivered to it. The client of a session
-/// that the proxy ends is given up when it takes nothing for this long.
+/// The time that the other side has after a Close, or the end of one stream, was delivered to it. The client of a
+/// session that the proxy ends is disconnected when it accepts nothing for this long.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 impl Relay {
     /// Checks the session against the revocations and the policy in force.
     ///
     /// # Errors
-    /// Why the session ends.
+    /// Returns the reason why the session ends.
     pub(super) fn reauthorize(&mut self) -> Result<(), CloseReason> {
         if self.session.revocation_keys().is_some_and(|keys| self.authorizer.is_revoked(keys)) {
             return Err(CloseReason::Revoked);
@@ -62,7 +62,8 @@ impl Relay {
             reason => tracing::info!(reason = reason.text(), "closing an open socket after the reload"),
         }
         if self.client.forwarding_ended {
-            // The upstream's Close is on its way to the client, and is the last that it gets. It is not awaited as long.
+            // The upstream's Close is being sent to the client as its last frame. With `closing` set the client has
+            // less time to accept it.
             self.close_upstream();
             self.closing = Some(Box::new(Closing::new(None, Vec::new())));
             return;
@@ -70,14 +71,15 @@ impl Relay {
         self.process(Event::Close(reason));
     }
 
-    /// Ends the session when other users' messages need the memory of the one that is kept.
+    /// Ends the session when the memory of its kept message is needed for the messages of other users.
     pub(super) fn close_for_eviction(&mut self) {
         self.authorizer.count_limit("held_message_bytes");
         self.process(Event::Close(CloseReason::TooManyConnections));
         self.from_client.evict();
     }
 
-    /// The client's stream cannot be read further. What came before the violation was forwarded, and is answered.
+    /// Handles a violation of RFC 6455 by the client, whose stream cannot be read further. Messages before the
+    /// violation were forwarded, and are answered.
     pub(super) fn close_for_client_violation(&mut self) {
         self.from_client.direction.frames.abandon_partial();
         self.process(Event::Close(CloseReason::Protocol));
@@ -92,7 +94,8 @@ impl Relay {
         self.process(Event::Close(CloseReason::UpstreamLost));
     }
 
-    /// The client takes nothing any more. What it sent before is still forwarded, and the end of its stream follows.
+    /// Handles a client that accepts nothing any more. Its earlier messages are still forwarded, followed by the end of
+    /// its stream.
     pub(super) fn client_stopped_reading(&mut self) {
         self.client.abandon();
         self.first_close.get_or_insert((None, ClosedBy::Client));
@@ -104,7 +107,7 @@ impl Relay {
         self.process(Event::Close(CloseReason::UpstreamLost));
     }
 
-    /// Disconnects the client. What it sent before is still forwarded. Returns whether nothing is left to do.
+    /// Disconnects the client. Its earlier messages are still forwarded. Returns whether nothing is left to do.
     pub(super) fn disconnect_client(&mut self, cx: &mut Context<'_>) -> bool {
         with_scratch(|scratch| self.client.disconnect(cx, scratch));
         self.client.abandon();
@@ -117,7 +120,8 @@ impl Relay {
         self.upstream.has_taken_everything()
     }
 
-    /// Returns whether the client has gone, and the relay runs on only until the upstream has taken what is pending.
+    /// Returns whether the client is disconnected and the relay runs on only until the upstream has accepted everything
+    /// pending.
     pub(super) fn is_without_client(&self) -> bool {
         self.client.eof && self.client.shut
     }
@@ -151,8 +155,9 @@ impl Relay {
         self.closing = Some(Box::new(Closing::new(error, close)));
     }
 
-    /// Sends the error and the Close to the client where its stream allows it: both between two messages of the upstream,
-    /// or after a while the Close alone between two frames.
+    /// Sends the error and the Close to the client where its stream allows it: both between two messages of the
+    /// upstream, or after [`MESSAGE_END_TIMEOUT`](super::closing::MESSAGE_END_TIMEOUT) the Close alone between two
+    /// frames.
     pub(super) fn send_close(&mut self) {
         if self.client.forwarding_ended || self.awaits_upstream() {
             return;
@@ -172,11 +177,11 @@ impl Relay {
         } else if !is_late {
             return;
         }
-        // Late and inside a frame, nothing can be sent any more, and the connection just ends.
+        // It is too late to wait, and inside a frame nothing can be sent. The connection ends without a Close.
         self.client.forwarding_ended = true;
     }
 
-    /// Sends the upstream a Close with 1001, where the stream to it allows that.
+    /// Sends a Close with 1001 to the upstream, where the stream allows it.
     pub(super) fn close_upstream(&mut self) {
         self.from_client.direction.frames.abandon_partial();
         if !self.upstream.forwarding_ended && !self.upstream.shut && self.from_client.may_send_control() {
@@ -186,8 +191,8 @@ impl Relay {
         self.from_client.drop_kept();
     }
 
-    /// Schedules the end of both connections once one side has closed or gone, and everything that was accepted for
-    /// either is delivered.
+    /// Schedules the end of both connections once one side has closed or disconnected, and everything accepted for
+    /// either side is delivered.
     pub(super) fn schedule_disconnect(&mut self) {
         if self.disconnect_at.is_some() {
             return;
@@ -207,7 +212,7 @@ impl Relay {
         }
     }
 
-    /// Lets the time that ends both connections begin again where the peer that has not closed yet is read again.
+    /// Restarts the time until both connections end, where the peer that has not closed yet is read again.
     pub(super) fn restart_disconnect(&mut self) {
         if self.half_closed().is_some() {
             self.disconnect_at = self.disconnect_at.map(|_| Instant::now() + LINGER);
@@ -215,11 +220,11 @@ impl Relay {
     }
 
     pub(super) fn is_finished(&self) -> bool {
-        // A client that has gone needs nothing more from the upstream.
+        // A disconnected client needs nothing more from the upstream.
         self.client.eof && self.client.has_shut() && self.upstream.has_shut()
     }
 
-    /// Closes both sockets without discarding what is on its way to their peers.
+    /// Closes both sockets without discarding bytes that are being delivered to their peers.
     pub(super) fn disconnect(&mut self, cx: &mut Context<'_>) {
         with_scratch(|scratch| {
             self.client.disconnect(cx, scratch);

@@ -1,10 +1,10 @@
-//! What the upstream gets of the client's stream. Most messages are forwarded as they came. A text that may be for the
-//! proxy is kept until that is known.
+//! The direction from the client to the upstream. Most messages are forwarded as they came. A text that may be for the
+//! proxy is kept until it is decided whether it is.
 //!
-//! Where the upstream acts on messages of a dialect itself (docs/contract.md section 4.4), a message that it could take
-//! for one is kept until it is whole and then read. As soon as a message cannot be one that the proxy reads, its bytes
-//! are forwarded as they come, and are still classified: if another reading of it shows up later, its last byte is
-//! never forwarded, and no reader acts on a message that has not ended.
+//! The upstream may act on messages of a dialect itself (docs/contract.md section 4.4). Then a message that the
+//! upstream could take as one of these is kept until it is complete, and then read. As soon as a message cannot be one
+//! that the proxy reads, its bytes are forwarded as they come. It is still classified: if another reading of it turns
+//! up later, its last byte is never forwarded, and no reader acts on an incomplete message.
 
 mod extras;
 mod guard;
@@ -28,10 +28,10 @@ use crate::websocket::session::Event;
 use extras::{AwaitingVerdict, RelayExtras};
 use guard::Guard;
 
-/// A longer text is no handshake message of the client, unless the dialect reads whole messages.
+/// The maximum length in bytes of a client's handshake message, unless the dialect reads whole messages.
 const HANDSHAKE_BYTES: usize = 16 << 10;
 
-/// What [`FromClient::next`] has found.
+/// The events that [`FromClient::next`] returns.
 #[derive(Debug)]
 pub(super) enum FromClientEvent {
     /// Events for the session.
@@ -40,7 +40,7 @@ pub(super) enum FromClientEvent {
     Close(ControlFrame),
 }
 
-/// How the messages of a client are read.
+/// The settings for reading a client's messages.
 #[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub(super) dialect: Option<&'a DialectSpec>,
@@ -51,7 +51,7 @@ pub(super) struct Reading<'a> {
 /// The direction from the client to the upstream.
 pub(super) struct FromClient {
     pub(super) direction: Direction,
-    /// The message that is kept until it is known what becomes of it.
+    /// The message that is kept until it is decided whether it is forwarded.
     kept: Option<MessageBuffer>,
     extras: Option<Box<RelayExtras>>,
 }
@@ -78,12 +78,12 @@ impl FromClient {
         self.extras.as_ref().is_some_and(|extras| extras.awaiting_verdict.is_some())
     }
 
-    /// Returns whether a control frame may be sent to the upstream. Of a message that is kept nothing was forwarded.
+    /// Returns whether a control frame may be sent to the upstream. No byte of a kept message has been forwarded.
     pub(super) fn may_send_control(&self) -> bool {
         self.kept.is_some() || self.direction.frames.is_between_frames()
     }
 
-    /// Drops the message that is kept.
+    /// Drops the kept message.
     pub(super) fn drop_kept(&mut self) {
         self.kept = None;
     }
@@ -96,26 +96,26 @@ impl FromClient {
         }
     }
 
-    /// Keeps what the client sent behind a message that awaits its verdict. It is in memory already, and nothing more is
-    /// read meanwhile.
+    /// Keeps the bytes that the client sent after a message that awaits its verdict. They are in memory already, and
+    /// nothing more is read meanwhile.
     pub(super) fn keep_behind(&mut self, bytes: &[u8]) {
         if let Some(extras) = &mut self.extras {
             extras.behind.extend_from_slice(bytes);
         }
     }
 
-    /// Takes what the client sent behind a message that awaited its verdict.
+    /// Takes the bytes that the client sent after a message that awaited its verdict.
     pub(super) fn take_behind(&mut self) -> Vec<u8> {
         self.extras.as_mut().map(|extras| std::mem::take(&mut extras.behind)).unwrap_or_default()
     }
 
-    /// Reserves memory for what is kept, under `limits.held_message_bytes`. Returns whether it fits.
+    /// Reserves memory for the kept bytes, under `limits.held_message_bytes`. Returns whether it was granted.
     pub(super) fn reserve_kept(&mut self) -> bool {
         let kept = self.kept.as_ref().map_or(0, MessageBuffer::len);
         self.extras.as_mut().is_none_or(|extras| extras.reserve(kept))
     }
 
-    /// Returns whether the messages of other users need the memory of what is kept.
+    /// Returns whether the memory of the kept bytes is needed for the messages of other users.
     pub(super) fn is_evicted(&self, cx: &mut Context<'_>) -> bool {
         self.extras.as_ref().is_some_and(|extras| extras.is_evicted(cx))
     }
@@ -129,10 +129,11 @@ impl FromClient {
         }
     }
 
-    /// Ends the wait for a verdict. Where the token was not accepted, only what needs none of its message is forwarded.
+    /// Ends the wait for a verdict. If the token was not accepted, only the part of its message that needs no token is
+    /// forwarded.
     ///
     /// # Errors
-    /// When too many messages wait.
+    /// Returns [`QueueFull`] when too many messages wait.
     pub(super) fn verdict_received(&mut self) -> Result<(), QueueFull> {
         let message = self.extras.as_mut().and_then(|extras| extras.awaiting_verdict.take());
         match message {
@@ -141,11 +142,11 @@ impl FromClient {
         }
     }
 
-    /// Forwards an accepted token to the upstream, and the message that carried it. Returns the dialect in which the
-    /// upstream will acknowledge the token.
+    /// Forwards an accepted token to the upstream, together with the message that carried it. Returns the dialect in
+    /// which the upstream will acknowledge the token.
     ///
     /// # Errors
-    /// When too many messages wait.
+    /// Returns [`QueueFull`] when too many messages wait.
     pub(super) fn forward_token(&mut self, token: Token) -> Result<Option<Arc<DialectSpec>>, QueueFull> {
         let Some(extras) = &mut self.extras else { return Ok(None) };
         let mut acknowledged_in = None;
@@ -164,10 +165,11 @@ impl FromClient {
         Ok(acknowledged_in)
     }
 
-    /// Reads `input` from `at` on and forwards it to `out`, up to its end or to something that the relay must process.
+    /// Reads `input` from `at` on and forwards it to `out`, until the end of the input or an event that the relay must
+    /// process.
     ///
     /// # Errors
-    /// A violation, after which the stream cannot be read further.
+    /// Returns a violation of RFC 6455, after which the stream cannot be read further.
     pub(super) fn next(
         &mut self,
         input: &[u8],
@@ -182,7 +184,7 @@ impl FromClient {
             let result = match part {
                 Part::Control(control) => {
                     if let Some(close) = forward_control(control, input, out) {
-                        // The rest of a message that is kept will not come.
+                        // The rest of a kept message will not come.
                         self.kept = None;
                         return Ok(Some(FromClientEvent::Close(close)));
                     }
@@ -223,14 +225,14 @@ impl FromClient {
             && header.length <= HANDSHAKE_BYTES as u64
             && let Some(dialect) = dialect
         {
-            // The first byte of most texts shows that they are not for the proxy, and they are not copied.
+            // The first byte of most texts shows that they are not for the proxy. They are not copied.
             let first = input.get(payload_at).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
             if header.length == 0 || first.is_none_or(|first| may_be_dialect_message(dialect, &[first])) {
                 self.kept = Some(MessageBuffer::new(header.opcode, Keep::RawAndPayload));
             }
         }
         if self.kept.as_ref().is_some_and(|kept| kept.raw.len() > 2 * HANDSHAKE_BYTES) {
-            // Fragments without end and without content are no refresh.
+            // Empty fragments without end are no refresh.
             self.release(input, out);
         }
         match &mut self.kept {
@@ -250,7 +252,7 @@ impl FromClient {
     ) {
         let Some(kept) = &mut self.kept else { return out.forward(input, range) };
         kept.push_payload(&input[range], header, offset);
-        // Released as soon as it is known not to be for the proxy.
+        // It is released as soon as it is known not to be for the proxy.
         let is_released = dialect.is_some_and(|dialect| {
             !may_be_dialect_message(dialect, &kept.payload) || kept.payload.len() > HANDSHAKE_BYTES
         });
@@ -259,7 +261,7 @@ impl FromClient {
         }
     }
 
-    /// Forwards the message that is kept, and the rest of it as it comes.
+    /// Forwards the kept message, and the rest of it as it comes.
     fn release(&mut self, input: &[u8], out: &mut Outgoing) {
         if let Some(kept) = self.kept.take() {
             out.insert(input, &kept.raw);
@@ -317,7 +319,7 @@ impl FromClient {
                 };
                 kept.push_payload(&input[range], &header, offset);
                 if concerns_upstream && !kept.is_payload_only() {
-                    // From here on the message is forwarded only as the proxy writes it.
+                    // From here on the message is forwarded only as the proxy rewrites it.
                     kept.keep_payload_only();
                 } else if !concerns_upstream && !may_be_read {
                     self.release(input, out);
@@ -328,7 +330,7 @@ impl FromClient {
         }
     }
 
-    /// Refuses a message whose beginning was forwarded, before what would complete it is.
+    /// Refuses a message whose beginning was forwarded, before the bytes that would complete it are forwarded.
     fn check_forwarded(&mut self) -> Result<(), CloseReason> {
         if self.guard().is_some_and(|guard| guard.concerns_upstream()) {
             tracing::debug!("the upstream could take a message that was partly forwarded for one of the dialect's");
@@ -337,7 +339,7 @@ impl FromClient {
         Ok(())
     }
 
-    /// Limits the length of what is kept; `announced` more bytes of the current frame will come.
+    /// Limits the length of the kept message; `announced` is the number of further bytes of the current frame.
     fn limit_kept(&mut self, announced: u64, input: &[u8], out: &mut Outgoing) -> Result<(), CloseReason> {
         let Some(guard) = self.extras.as_ref().and_then(|extras| extras.guard.as_ref()) else { return Ok(()) };
         let Some(kept) = &self.kept else { return Ok(()) };
@@ -346,7 +348,7 @@ impl FromClient {
         let is_too_long = if kept.is_payload_only() {
             (kept.payload.len() as u64).saturating_add(announced) > limit as u64
         } else {
-            // With its headers: fragments without content have a limit of their own.
+            // This length includes the headers: empty fragments have a limit of their own.
             kept.raw.len() > limit + HANDSHAKE_BYTES
         };
         if !is_too_long {
@@ -359,7 +361,7 @@ impl FromClient {
         Ok(())
     }
 
-    /// Processes a whole message that was kept. Returns the events for the session.
+    /// Processes a whole kept message. Returns the events for the session.
     fn end_message(
         &mut self,
         input: &[u8],
@@ -374,7 +376,7 @@ impl FromClient {
                 return Ok(Vec::new());
             }
             if kinds.contains(&MessageKind::UpstreamOnly) {
-                // Only the proxy speaks that dialect to the upstream.
+                // Only the proxy sends messages of that dialect to the upstream.
                 return Err(CloseReason::InvalidMessage);
             }
             kept.read_payload();

@@ -1,5 +1,5 @@
-//! What the client gets of the upstream's stream: all of it as it came, but for the answers to refreshes that the proxy
-//! has forwarded.
+//! The direction from the upstream to the client. All of the stream is forwarded as it came, except the answers to
+//! refreshes that the proxy has forwarded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::websocket::assembler::{ControlFrame, Keep, MessageBuffer, Part};
 use crate::websocket::frame::{Opcode, Sender, Violation};
 use crate::websocket::template::matches_template;
 
-/// How long the upstream has to answer a refresh. A later answer is forwarded like any message.
+/// The time that the upstream has to answer a refresh. A later answer is forwarded like any message.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A longer text is no answer to a refresh.
+/// The maximum length in bytes of an answer to a refresh. A longer text is none.
 const ANSWER_BYTES: u64 = 16 << 10;
 
-/// Answers of the upstream to refreshes that the proxy has forwarded.
+/// The awaited answers of the upstream to forwarded refreshes.
 #[derive(Debug)]
 struct AwaitedAnswers {
     dialect: Arc<DialectSpec>,
@@ -50,11 +50,11 @@ impl FromUpstream {
         }
     }
 
-    /// Reads `input` from `at` on and forwards it to `out`, up to its end or to a Close, which is returned. With
-    /// `stops_between_messages` only the rest of a message that has begun is forwarded.
+    /// Reads `input` from `at` on and forwards it to `out`, until the end of the input or a Close, which is returned.
+    /// With `stops_between_messages` only the rest of a message that has begun is forwarded.
     ///
     /// # Errors
-    /// A violation, after which the stream cannot be read further.
+    /// Returns a violation of RFC 6455, after which the stream cannot be read further.
     pub(super) fn next(
         &mut self,
         input: &[u8],
@@ -110,7 +110,7 @@ impl FromUpstream {
         }
     }
 
-    /// Drops an acknowledgement that was awaited, and forwards another text that was kept.
+    /// Drops an awaited acknowledgement, and forwards any other kept text.
     fn end_message(&mut self, input: &[u8], out: &mut Outgoing) {
         let Some(awaited) = &mut self.awaited else { return };
         let Some(text) = awaited.text.take() else { return };
@@ -124,7 +124,7 @@ impl FromUpstream {
         }
         if matches(awaited.dialect.error.as_ref()) {
             awaited.count -= 1;
-            // It may also be an error of the application, which must not be lost.
+            // It may also be an error of the application, which must be delivered.
             tracing::warn!("the upstream says an error after a refresh whose token was verified here");
         }
         out.insert(input, &text.raw);

@@ -1,13 +1,13 @@
-//! How a socket ended, for its access line and the metrics.
+//! The outcome of a socket, for its access line and the metrics.
 
-/// Who closed a socket first.
+/// The side that closed a socket first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::websocket) enum ClosedBy {
-    /// The client, by a Close or by leaving.
+    /// The client, by a Close or by disconnecting.
     Client,
     /// The upstream.
     Upstream,
-    /// This program.
+    /// The proxy.
     Vestibule,
 }
 
@@ -22,7 +22,7 @@ impl ClosedBy {
     }
 }
 
-/// How a socket ended.
+/// The outcome of a socket.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::websocket) struct SocketOutcome {
     /// The code of the first Close, if there was one.
@@ -32,7 +32,7 @@ pub(in crate::websocket) struct SocketOutcome {
     pub(in crate::websocket) bytes_in: u64,
     /// Bytes sent to the client.
     pub(in crate::websocket) bytes_out: u64,
-    /// Accepted refreshes.
+    /// The number of accepted refreshes.
     pub(in crate::websocket) refreshes: u32,
 }
 
@@ -43,7 +43,7 @@ impl SocketOutcome {
         Self { code: Some(code), closed_by: ClosedBy::Vestibule, bytes_in: 0, bytes_out: 0, refreshes: 0 }
     }
 
-    /// Returns the outcome of a socket that was never open and that its client left.
+    /// Returns the outcome of a socket that was never open and whose client disconnected.
     #[must_use]
     pub(in crate::websocket) const fn left(code: Option<u16>) -> Self {
         Self { code, closed_by: ClosedBy::Client, bytes_in: 0, bytes_out: 0, refreshes: 0 }

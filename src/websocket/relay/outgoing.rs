@@ -1,9 +1,9 @@
-//! What is forwarded of one read.
+//! The bytes of one read that are forwarded.
 
 use std::ops::Range;
 
-/// The bytes to forward: a range of the input as long as nothing is kept back, inserted or left out, so that ordinary
-/// messages are not copied.
+/// The bytes to forward. They are a range of the input as long as nothing is held back, inserted or left out, so that
+/// ordinary messages are not copied.
 #[derive(Default)]
 pub(super) struct Outgoing {
     range: Range<usize>,
@@ -24,7 +24,7 @@ impl Outgoing {
         }
     }
 
-    /// Forwards bytes that are not at this place of the input.
+    /// Forwards bytes that do not come from this place of the input.
     pub(super) fn insert(&mut self, input: &[u8], bytes: &[u8]) {
         if self.copied.is_empty() {
             self.copied.extend_from_slice(&input[std::mem::take(&mut self.range)]);

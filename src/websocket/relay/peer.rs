@@ -1,4 +1,4 @@
-//! One of the two peers of a relay: its socket, what waits to be written to it, and whether it is alive.
+//! One of the two peers of a relay: its socket, the bytes that wait to be written to it, and its signs of life.
 
 use std::io;
 use std::pin::Pin;
@@ -11,54 +11,55 @@ use tokio::time::Instant;
 use super::settings::RelaySettings;
 use crate::http::Socket;
 
-/// The slowest reader that is awaited takes this many bytes a millisecond.
+/// The rate of the slowest supported reader, in bytes per millisecond.
 const SLOWEST: u64 = 8;
-/// The buffers between the proxy and a peer hold at most this many bytes.
+/// The upper bound on the bytes that the buffers between the proxy and a peer hold.
 const BETWEEN: u64 = 8 << 20;
 
-/// Of what the system has sent, the peer's receive buffer holds at most this many unread bytes.
+/// The upper bound on the sent bytes that are unread in the peer's receive buffer.
 const AT_THE_PEER: u64 = 256 << 10;
 
-/// A socket is read so many times before it is closed. A peer that sends more is reset.
+/// The maximum number of reads from a socket before it is closed. The connection of a peer that sends more is reset.
 const LAST_READS: usize = 16;
 
 /// The client or the upstream of a relay.
 pub(super) struct Peer {
     pub(super) socket: Socket,
-    /// The socket has a write buffer of its own that may hold bytes.
+    /// Whether the write buffer of the socket itself may hold bytes.
     pub(super) unflushed: bool,
-    /// Bytes for this peer, of which `sent` were written.
+    /// Bytes for this peer, of which the first `sent` were written.
     pub(super) out: Vec<u8>,
     sent: usize,
     pub(super) last_received: Instant,
-    /// The peer was pinged, and is dead when it has sent nothing until then.
+    /// The time by which a pinged peer must have sent something. After it the peer is dead.
     pub(super) answer_due: Option<Instant>,
-    /// Until then even the slowest reader has taken all that was written, and gets what is written now.
+    /// The time by which even the slowest reader has read all that was written, and receives what is written now.
     drained_by: Instant,
-    /// The next ping is not sent before this: one was due and could not be sent.
+    /// The earliest time of the next ping, after one that could not be sent.
     pub(super) ping_not_before: Instant,
-    /// Since when a write has been pending.
+    /// The time since which a write has been pending.
     pub(super) write_pending_since: Option<Instant>,
-    /// What the system has not sent yet, where that was asked.
+    /// The bytes that the system has not sent yet, where it was asked.
     unsent: Option<Box<Unsent>>,
-    /// The peer sends no more.
+    /// Whether the peer has ended its stream.
     pub(super) eof: bool,
-    /// The proxy sends no more to the peer, and has begun to end the stream.
+    /// Whether the proxy has begun to end the stream to the peer.
     pub(super) shut: bool,
-    /// The socket has not taken the end of the stream yet.
+    /// Whether the socket has not accepted the end of the stream yet.
     shutting: bool,
-    /// The peer is not read, because the other side takes nothing or a verdict is awaited. Its silence means nothing.
+    /// Whether the peer is not read, because the other side accepts nothing or a verdict is awaited. Meanwhile its
+    /// silence is not counted.
     pub(super) is_paused: bool,
-    /// The peer has sent a Close.
+    /// Whether the peer has sent a Close.
     pub(super) close_received: bool,
-    /// Nothing more is forwarded to the peer: a Close was written or queued, or can no longer be.
+    /// Whether forwarding to the peer has ended: a Close was written or queued, or can no longer be.
     pub(super) forwarding_ended: bool,
 }
 
-/// What the system holds for a peer.
+/// The bytes that the system holds for a peer.
 struct Unsent {
     bytes: usize,
-    /// When it last became less.
+    /// The time at which they last became fewer.
     since: Instant,
 }
 
@@ -88,7 +89,7 @@ impl Peer {
         (self.last_received + settings.ping_interval.get()).max(self.ping_not_before)
     }
 
-    /// Reads into `scratch` and returns how many bytes: 0 at the end of the stream, `None` while nothing has come.
+    /// Reads into `scratch` and returns the number of bytes: 0 at the end of the stream, `None` while nothing has come.
     pub(super) fn read(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<usize> {
         let mut buffer = ReadBuf::new(scratch);
         match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
@@ -99,8 +100,8 @@ impl Peer {
         }
     }
 
-    /// Notes that the peer has sent bytes, or with 0 the end of its stream. What follows its Close is dropped, and prolongs
-    /// nothing.
+    /// Records that the peer has sent bytes, or with 0 the end of its stream. Bytes after its Close are dropped and
+    /// restart no timer.
     fn received(&mut self, length: usize) -> usize {
         if !self.close_received {
             self.record_received();
@@ -113,7 +114,7 @@ impl Peer {
         self.answer_due = None;
     }
 
-    /// Notes that the peer is read, and returns whether it was paused before. Its silence counts from now on.
+    /// Records that the peer is read, and returns whether it was paused before. Its silence is counted from now on.
     pub(super) fn resume_reading(&mut self) -> bool {
         let again = std::mem::take(&mut self.is_paused);
         if again {
@@ -122,12 +123,12 @@ impl Peer {
         again
     }
 
-    /// Returns whether more of the peer is awaited and it is read, so that its silence counts.
+    /// Returns whether more bytes of the peer are awaited and it is read, so that its silence counts.
     pub(super) fn is_read(&self) -> bool {
         !self.eof && !self.forwarding_ended && !self.close_received && !self.is_paused
     }
 
-    /// Notes that a ping was written, behind all that was written before.
+    /// Records that a ping was written after everything written before.
     pub(super) fn record_ping(&mut self, settings: &RelaySettings) {
         let now = Instant::now();
         let mut drained_by = self.drained_by.max(now);
@@ -139,8 +140,8 @@ impl Peer {
         self.answer_due = Some(drained_by + settings.ping_timeout.get());
     }
 
-    /// Returns whether the system has sent all that it took, so that closing the socket discards nothing. Asked before the
-    /// stream is ended, when no write is pending.
+    /// Returns whether the system has sent all bytes that it accepted, so that closing the socket discards nothing. It
+    /// must be called before the stream is ended, when no write is pending.
     pub(super) fn is_sent_by_system(&mut self) -> bool {
         if self.shut || self.socket.is_sent() != Some(false) {
             self.unsent = None;
@@ -153,13 +154,13 @@ impl Peer {
         false
     }
 
-    /// Returns since when the peer has taken nothing of what waits for it here or in the system; `None` where nothing
-    /// waits.
+    /// Returns the time since which the peer has accepted none of the bytes that wait for it here or in the system;
+    /// `None` where none wait.
     pub(super) fn stalled_since(&self) -> Option<Instant> {
         self.write_pending_since.or_else(|| self.unsent.as_ref().map(|unsent| unsent.since))
     }
 
-    /// Returns whether the system must be asked again how much it has not sent.
+    /// Returns whether the system must be asked again how many bytes it has not sent.
     pub(super) fn awaits_delivery(&self) -> bool {
         self.unsent.is_some()
     }
@@ -171,14 +172,14 @@ impl Peer {
         self.unsent = None;
     }
 
-    /// Ends the stream to the peer. [`Self::poll_shut`] continues where the socket does not take the end at once.
+    /// Ends the stream to the peer. [`Self::poll_shut`] continues if the socket does not accept the end at once.
     pub(super) fn shut(&mut self, cx: &mut Context<'_>) {
         self.shut = true;
         self.shutting = true;
         self.poll_shut(cx);
     }
 
-    /// Continues to end the stream, and returns whether the socket has taken the end.
+    /// Continues to end the stream, and returns whether the socket has accepted the end.
     pub(super) fn poll_shut(&mut self, cx: &mut Context<'_>) -> bool {
         // An error ends the stream as well.
         if self.shutting && Pin::new(&mut self.socket).poll_shutdown(cx).is_ready() {
@@ -187,7 +188,7 @@ impl Peer {
         !self.shutting
     }
 
-    /// Returns whether the peer has taken nothing for `limit`. The socket itself is asked before.
+    /// Returns whether the peer has accepted nothing for `limit`. The socket itself is asked first.
     pub(super) fn is_stalled_for(&mut self, limit: Duration) -> bool {
         if self.stalled_since().is_none_or(|since| since.elapsed() < limit) {
             return false;
@@ -202,13 +203,13 @@ impl Peer {
         false
     }
 
-    /// Returns whether nothing more is to be sent, the end of the stream included.
+    /// Returns whether everything was sent, including the end of the stream.
     pub(super) fn has_shut(&self) -> bool {
         self.shut && !self.shutting
     }
 
-    /// Ends the stream and reads what has come: a socket that is closed with unread bytes is reset, and what is on its way
-    /// to the peer is lost.
+    /// Ends the stream and reads the bytes that have come: closing a socket with unread bytes resets it, and bytes
+    /// being delivered to the peer are lost.
     pub(super) fn disconnect(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) {
         if !self.shut {
             self.shut(cx);
@@ -220,7 +221,7 @@ impl Peer {
         }
     }
 
-    /// Drops what waits for a peer that takes nothing any more.
+    /// Drops the bytes that wait for a peer that accepts nothing any more.
     pub(super) fn abandon(&mut self) {
         self.shut = true;
         self.unflushed = false;
@@ -234,15 +235,15 @@ impl Peer {
         !self.shut && (self.sent < self.out.len() || self.unflushed)
     }
 
-    /// Returns whether nothing waits for the peer, neither here nor in the system.
+    /// Returns whether no bytes wait for the peer, neither here nor in the system.
     pub(super) fn has_taken_everything(&mut self) -> bool {
         !self.has_pending_writes() && self.is_sent_by_system()
     }
 
-    /// Writes what waits. Ready when nothing waits any more.
+    /// Writes the waiting bytes. It is ready when none wait any more.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // TLS reports neither a write nor a flush before all of its buffer has gone. To a slow reader that takes longer
-        // than the time for which a peer may take nothing.
+        // TLS reports neither a write nor a flush before its whole buffer was sent. For a slow reader that takes longer
+        // than the time for which a peer may accept nothing.
         if self.write_pending_since.is_some() && self.socket.has_write_buffer() && self.socket.send_now(&[]).is_some() {
             self.write_pending_since = None;
         }
@@ -276,7 +277,7 @@ impl Peer {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes what can be written at once and keeps the rest. Called only when nothing waits.
+    /// Writes as much as the socket accepts at once and keeps the rest. It may be called only when no bytes wait.
     pub(super) fn write_now(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
         if self.shut {
             return Ok(());
@@ -320,7 +321,7 @@ mod tests {
 
     use super::*;
 
-    /// A connection by TLS whose system buffers hold some 20 KB: our end, and the peer's.
+    /// Returns a TLS connection whose system buffers hold some 20 KB: the proxy's end, and the peer's.
     async fn narrow_tls() -> (Socket, impl AsyncRead + Unpin) {
         let certified = generate_simple_self_signed(vec!["localhost".to_owned()]).expect("certificate");
         let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
@@ -360,7 +361,7 @@ mod tests {
         let (ours, mut theirs) = narrow_tls().await;
         let mut peer = Peer::new(ours);
         poll_fn(|cx| {
-            // All of it is in the buffer of TLS or in the system.
+            // All of the bytes are in the buffer of TLS or in the system.
             peer.write_now(cx, &vec![0; 60 << 10]).expect("written");
             assert!(peer.poll_flush(cx).is_pending());
             Poll::Ready(())

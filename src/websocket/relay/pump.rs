@@ -1,4 +1,4 @@
-//! Moves bytes between the two peers: reads one, forwards what goes on, and writes the other.
+//! Moves bytes between the two peers: reads from one, forwards, and writes to the other.
 
 use std::task::{Context, Poll};
 
@@ -13,7 +13,7 @@ use crate::websocket::frame::{Violation, close_code};
 use crate::websocket::session::Event;
 
 impl Relay {
-    /// Forwards what both peers had sent before the relay began.
+    /// Forwards the bytes that both peers had sent before the relay began.
     pub(super) fn forward_early(&mut self, from_client: &[u8], from_upstream: &[u8]) {
         self.traffic.count_in(from_client.len());
         let (outgoing, violation) = self.read_from_upstream(from_upstream);
@@ -31,7 +31,7 @@ impl Relay {
         }
     }
 
-    /// Reads input of the client, and returns what is forwarded of it.
+    /// Reads input of the client, and returns the part that is forwarded.
     fn read_from_client(&mut self, input: &[u8]) -> (Outgoing, Option<Violation>) {
         let mut out = Outgoing::default();
         let mut at = 0;
@@ -72,7 +72,7 @@ impl Relay {
         (out, violation)
     }
 
-    /// Reads input of the upstream, and returns what is forwarded of it.
+    /// Reads input of the upstream, and returns the part that is forwarded.
     fn read_from_upstream(&mut self, input: &[u8]) -> (Outgoing, Option<Violation>) {
         let mut out = Outgoing::default();
         let mut at = 0;
@@ -81,7 +81,7 @@ impl Relay {
             let stops_between_messages = self.closing.is_some() && !self.awaits_upstream();
             match self.from_upstream.next(input, &mut at, &mut out, stops_between_messages) {
                 Ok(None) => break None,
-                // A second Close would follow; the one of the proxy is on its way.
+                // A second Close would follow; the proxy's own is being sent.
                 Ok(Some(_)) if self.closing.is_some() => self.upstream.close_received = true,
                 Ok(Some(close)) => match close_code(&close.payload) {
                     Ok(code) => {
@@ -104,32 +104,32 @@ impl Relay {
         (out, violation)
     }
 
-    /// Writes to the upstream and reads the client. Returns whether anything has happened.
+    /// Writes to the upstream and reads from the client. Returns whether anything has happened.
     pub(super) fn pump_from_client(&mut self, cx: &mut Context<'_>) -> bool {
         if self.from_client.is_evicted(cx) {
             self.close_for_eviction();
             return true;
         }
         if self.closing.is_some() && !self.upstream.forwarding_ended {
-            // At once, whatever the client reads, and behind all of its messages that were accepted.
+            // The Close is sent at once, whatever the client reads, after all of its accepted messages.
             self.close_upstream();
         }
         if !self.upstream.shut {
             match self.upstream.poll_flush(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
-                    // It may still have sent something. The end of its stream follows.
+                    // It may still have sent something. The end of its stream is read next.
                     self.upstream.abandon();
                     return true;
                 }
-                // Behind a Close nothing of the client is forwarded. Only its own Close, or its end, is awaited.
+                // After a Close nothing of the client is forwarded. Only its own Close, or its end, is awaited.
                 Poll::Pending if !self.upstream.forwarding_ended => {
                     self.client.is_paused = true;
                     return false;
                 }
                 Poll::Pending => {}
             }
-            // The stream ends only once the client got its Close, so that the upstream can end its message.
+            // The stream ends only once the client has its Close, so that the upstream can end its message.
             let is_closed = self.closing.is_some() && self.client.forwarding_ended;
             let is_done = self.client.eof || is_closed;
             if is_done && self.upstream.has_taken_everything() {
@@ -189,7 +189,7 @@ impl Relay {
         true
     }
 
-    /// Forwards input of the client. Returns how much was read.
+    /// Forwards input of the client. Returns the number of bytes read.
     fn forward_to_upstream(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<usize, Violation> {
         // After a Close the rest of this direction is dropped.
         if self.upstream.forwarding_ended || self.upstream.shut || self.closing.is_some() {
@@ -202,13 +202,13 @@ impl Relay {
         violation.map_or(Ok(input.len()), Err)
     }
 
-    /// Writes to the client and reads the upstream. Returns whether anything has happened.
+    /// Writes to the client and reads from the upstream. Returns whether anything has happened.
     pub(super) fn pump_from_upstream(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.client.shut {
             let was_write_pending = self.client.write_pending_since.is_some();
             let flushed = self.client.poll_flush(cx);
             if was_write_pending && let Some(closing) = &mut self.closing {
-                // The upstream was not read, and so could not end its message.
+                // The upstream was not read, and so its message could not end.
                 closing.awaiting_message_end_since = Instant::now();
             }
             match flushed {
@@ -217,7 +217,7 @@ impl Relay {
                     self.client_stopped_reading();
                     return true;
                 }
-                // Behind a Close nothing of the upstream is forwarded. Only its end is awaited.
+                // After a Close nothing of the upstream is forwarded. Only its end is awaited.
                 Poll::Pending if !self.client.forwarding_ended => {
                     self.upstream.is_paused = true;
                     return false;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-/// Bytes read at a time.
+/// The number of bytes read at a time.
 const SCRATCH_BYTES: usize = 64 << 10;
 
 thread_local! {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// A duration in whole milliseconds, at most 49 days. It takes a quarter of the memory of a [`Duration`], and there are
-/// thousands of these.
+/// A duration in whole milliseconds, at most 49 days. It needs a quarter of the memory of a [`Duration`], and every
+/// socket holds several.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::websocket) struct Millis(pub(super) u32);
 
@@ -22,18 +22,18 @@ impl From<Duration> for Millis {
 /// The timeouts and limits of a socket.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::websocket) struct RelaySettings {
-    /// A peer is pinged when it has sent nothing for this long.
+    /// The time without bytes from a peer after which it is pinged.
     pub(in crate::websocket) ping_interval: Millis,
-    /// A peer is dead when it has sent nothing for this long after a ping.
+    /// The time after a ping within which a peer must send something. After it the peer is dead.
     pub(in crate::websocket) ping_timeout: Millis,
-    /// The session ends when neither side has sent data for this long.
+    /// The time without data from either side after which the session ends.
     pub(in crate::websocket) idle_timeout: Option<Millis>,
-    /// A peer is dead when it takes no byte for this long.
+    /// The time after which a peer that accepts no byte is dead.
     pub(in crate::websocket) send_timeout: Millis,
-    /// The largest token that is read from a message.
+    /// The maximum length in bytes of a token that is read from a message.
     pub(in crate::websocket) token_bytes: usize,
-    /// The largest message of a dialect that reads whole messages.
+    /// The maximum length in bytes of a message of a dialect that reads whole messages.
     pub(in crate::websocket) message_bytes: usize,
-    /// The close code when the process stops.
+    /// The close code of a drain.
     pub(in crate::websocket) drain_code: u16,
 }

@@ -1,5 +1,5 @@
-//! The timers of a relay: the session's deadline, pings and their answers, idleness, writes that the peer does not take, and the
-//! end of a session that is being closed.
+//! The timers of a relay: the session's deadline, pings and their answers, idleness, writes that a peer does not
+//! accept, and the end of a session that is being closed.
 
 use std::task::Context;
 use std::time::Duration;
@@ -15,16 +15,17 @@ use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, PING, encode, masking_key};
 use crate::websocket::session::Event;
 
-/// How often the key of a session's token is checked.
+/// The interval between two checks of the key that verified a session's token.
 pub(super) const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// How long a peer that sends no more, after its Close or the end of its stream, still gets what the other one sends.
+/// The time for which a peer that has sent its Close, or the end of its stream, still receives what the other peer
+/// sends.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
-/// A ping that could not be sent is tried again after this.
+/// The time after which a ping that could not be sent is tried again.
 const PING_RETRY: Duration = Duration::from_secs(1);
-/// How often the system is asked whether it has sent all that it took.
+/// The interval at which the system is asked whether it has sent all bytes that it accepted.
 const DELIVERY_RETRY: Duration = Duration::from_millis(100);
 
-/// A relay whose one peer sends no more, while the other one is still forwarded to it.
+/// The two peers of a relay of which one has ended its stream, while the other one is still forwarded to it.
 #[derive(Clone, Copy)]
 pub(super) struct HalfClosed<'a> {
     ended: &'a Peer,
@@ -32,9 +33,10 @@ pub(super) struct HalfClosed<'a> {
 }
 
 impl HalfClosed<'_> {
-    /// Returns until when both connections stay open although the time after the first end is over. The time of a peer that
-    /// is not read, because the other one takes nothing, does not run. An upstream that is read has that time after each
-    /// thing that it sends to a client without a Close, and once after a Close.
+    /// Returns the time until which both connections stay open although the time after the first end has passed; `None`
+    /// where it is not extended. The time does not run for a peer that is not read because the other one accepts
+    /// nothing. An upstream that is read has that time again after everything that it sends to a client without a
+    /// Close, and once after a Close.
     fn postponed(self, now: Instant) -> Option<Instant> {
         let quiet_at = self.awaited.last_received + LINGER;
         match (self.awaited.is_paused, self.ended.close_received) {
@@ -46,7 +48,7 @@ impl HalfClosed<'_> {
 }
 
 impl Relay {
-    /// Returns when [`Self::run_timers`] is due next.
+    /// Returns the time of the next call of [`Self::run_timers`].
     pub(super) fn next_deadline(&self) -> Instant {
         let now = Instant::now();
         let mut next = now + Duration::from_secs(3_600);
@@ -98,8 +100,8 @@ impl Relay {
         next
     }
 
-    /// Returns when the client of a session that is being ended is given up: after a while in which it takes nothing, and
-    /// after `send_timeout` however slowly it takes what there is.
+    /// Returns the time at which the client of a session that is being ended is disconnected: after [`LINGER`] without
+    /// an accepted byte, and after `send_timeout` however slowly it reads.
     fn client_close_deadline(&self) -> Option<Instant> {
         let closing = self.closing.as_ref().filter(|_| self.disconnect_at.is_none() && !self.client.shut)?;
         let latest = closing.since + self.settings.send_timeout.get();
@@ -107,7 +109,7 @@ impl Relay {
         Some(stalled.map_or(latest, |stalled| stalled.min(latest)))
     }
 
-    /// Does what is due. Returns whether the relay is over.
+    /// Runs the timers that are due. Returns whether the relay is over.
     pub(super) fn run_timers(&mut self, cx: &mut Context<'_>) -> bool {
         let now = Instant::now();
         if self.closing.as_ref().and_then(|closing| closing.ends_at).is_some_and(|at| at <= now) {
@@ -139,14 +141,14 @@ impl Relay {
         self.ping_silent_peers(now) && self.disconnect_client(cx)
     }
 
-    /// Returns whether nothing more is to be sent to the client, or it takes nothing.
+    /// Returns whether nothing more is to be sent to the client, or it accepts nothing.
     fn is_client_over(&mut self) -> bool {
         let now = Instant::now();
         if self.disconnect_at.is_some_and(|at| now >= at) {
             if let Some(later) = self.half_closed().and_then(|half_closed| half_closed.postponed(now)) {
                 self.disconnect_at = Some(later);
             } else if self.awaits_only_delivery() {
-                // Scheduled again once everything is delivered.
+                // It is scheduled again once everything is delivered.
                 self.disconnect_at = None;
             } else {
                 return true;
@@ -167,8 +169,8 @@ impl Relay {
         false
     }
 
-    /// Returns the two peers where one has sent its Close, or the client has ended its stream, and still gets what the other
-    /// one sends.
+    /// Returns the two peers where one has sent its Close, or the client has ended its stream, and still receives what
+    /// the other one sends.
     pub(super) fn half_closed(&self) -> Option<HalfClosed<'_>> {
         if self.closing.is_some() || self.upstream.eof {
             return None;
@@ -181,8 +183,8 @@ impl Relay {
         }
     }
 
-    /// Returns whether both sides have closed in time, and a peer has not taken the last of what was sent to it. How long
-    /// that may take is limited by `send_timeout` alone.
+    /// Returns whether both sides have closed in time, and a peer has not accepted the last bytes that were sent to it.
+    /// Only `send_timeout` limits this time.
     fn awaits_only_delivery(&mut self) -> bool {
         let has_ended = |peer: &Peer| peer.close_received || peer.eof;
         self.closing.is_none()
@@ -191,13 +193,14 @@ impl Relay {
             && !(self.client.has_taken_everything() && self.upstream.has_taken_everything())
     }
 
-    /// Returns when the session has been idle for too long. It is not idle while one side takes nothing.
+    /// Returns the time at which the session has been idle for too long; `None` where there is no limit. A session is
+    /// not idle while one side accepts nothing.
     fn idle_deadline(&self) -> Option<Instant> {
         let timeout = self.settings.idle_timeout.filter(|_| !self.client.is_paused && !self.upstream.is_paused)?;
         Some(self.last_data + timeout.get())
     }
 
-    /// Pings peers that have sent nothing for a while. Returns whether the client is dead.
+    /// Pings peers that have sent nothing for `ping_interval`. Returns whether the client is dead.
     fn ping_silent_peers(&mut self, now: Instant) -> bool {
         let is_dead = |peer: &Peer| peer.is_read() && peer.answer_due.is_some_and(|due| due <= now);
         let is_ping_due = |peer: &Peer, settings: &RelaySettings| {
@@ -212,7 +215,7 @@ impl Relay {
             return false;
         }
         // A ping may come between two fragments of a message: an upstream that never ends its message must not keep a
-        // dead client. A ping that cannot be sent now, inside a frame or behind a pending write, is tried again.
+        // dead client. A ping that cannot be sent now, inside a frame or after a pending write, is tried again.
         let retry = now + PING_RETRY;
         if is_ping_due(&self.client, &self.settings) {
             if self.from_upstream.direction.frames.is_between_frames() && !self.client.has_pending_writes() {

@@ -1,4 +1,4 @@
-//! What goes into the state machine of a session and what comes out of it.
+//! The input and the output of a session's state machine.
 
 use super::Credential;
 use crate::auth::{Revalidation, Token};
@@ -13,19 +13,19 @@ pub(in crate::websocket) enum Verdict {
     Accepted {
         /// The user id with the provider's prefix.
         user_id: String,
-        /// What the session depends on from now on.
+        /// The credential on which the session depends from now on.
         credential: Credential,
         /// The token, where it is compared or forwarded later.
         token: Option<Token>,
     },
     /// The token is not verified.
     Refused(CloseReason),
-    /// The token is good but for its expiry, and the same user's.
+    /// The token is valid except that it has expired, and it belongs to the same user.
     Expired {
         /// The user id with the provider's prefix.
         user_id: String,
     },
-    /// The token is verified, but its user is not allowed on this route.
+    /// The token is verified, but its user is not allowed on the route.
     Denied,
     /// A refresh presented the token of another user.
     AnotherUser,
@@ -33,14 +33,14 @@ pub(in crate::websocket) enum Verdict {
     IdentityChanged,
 }
 
-/// Input of the state machine.
+/// An input of the state machine.
 #[derive(Debug)]
 pub(in crate::websocket) enum Event {
     /// The client's first message has come.
     FirstMessage(FirstMessage, Copies),
     /// A later message of the client is for the proxy.
     LaterMessage(LaterMessage, Copies),
-    /// A message of the application waits until the token in its field is verified.
+    /// An application's message waits until the token in its field is verified.
     FieldToken(Token),
     /// The token under verification has its verdict.
     Verdict(Verdict),
@@ -48,16 +48,18 @@ pub(in crate::websocket) enum Event {
     Revalidation(Revalidation),
     /// The upstream has sent its 101.
     UpstreamOpen,
-    /// Something outside the session ends it: a limit, a protocol violation, the upstream, the drain.
+    /// The session must end for a reason outside its state machine: a limit, a protocol violation, the upstream, the
+    /// drain.
     Close(CloseReason),
     /// [`Session::deadline`](super::Session::deadline) has passed.
     Deadline {
-        /// When the user was last seen, in milliseconds since the epoch; decides under `on_expiry: auto`.
+        /// The time at which the user was last seen, in milliseconds since the epoch. It decides under `on_expiry:
+        /// auto`.
         last_seen: Option<u64>,
     },
 }
 
-/// Output of the state machine.
+/// An output of the state machine.
 #[derive(Debug)]
 pub(in crate::websocket) enum Action {
     /// Verify this token and return the verdict.
@@ -68,14 +70,14 @@ pub(in crate::websocket) enum Action {
     Connect,
     /// Send this message to the client, between two messages of the upstream.
     Send(String),
-    /// Send this answer to an application's ping, likewise.
+    /// Send this answer to an application's ping to the client, between two messages of the upstream.
     SendPong(String),
     /// Start to relay messages.
     StartRelay,
-    /// Forward this token: a later token was accepted, and the upstream, or a message that waits, may need it.
+    /// Forward this token. A later token was accepted, and the upstream, or a waiting message, may need it.
     ForwardToken(Token),
     /// Count a session that continues after its token expired.
     ContinueExpired,
-    /// Send the error and the Close.
+    /// Send the error message and the Close.
     Close(CloseReason),
 }

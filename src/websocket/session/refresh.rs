@@ -1,24 +1,24 @@
-//! The refreshes of a session: verified one at a time and at a bounded rate; of those that wait, only the newest is
+//! The refreshes of a session. They are verified one at a time and at a limited rate; only the newest waiting one is
 //! kept.
 
 use crate::auth::Token;
 use crate::websocket::template::Copies;
 
-/// So many refreshes may come at once.
+/// The number of refreshes that may come at once.
 pub(super) const BURST: u64 = 5;
-/// After a burst, one refresh per so many milliseconds is verified.
+/// The interval in milliseconds at which refreshes are verified after a burst.
 const INTERVAL_MILLIS: u64 = 1_000;
-/// So many refused refreshes in a row end the session.
+/// The number of refused refreshes in a row that ends the session.
 const MAX_REFUSALS: u8 = 5;
 
-/// How an accepted token is acknowledged to the client.
+/// The form in which an accepted token is acknowledged to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Acknowledgement {
     /// As the answer to `authenticate`.
     Authenticated,
     /// As the answer to a refresh.
     Refreshed,
-    /// Not at all: the token came in a field of an application's message, which goes on.
+    /// No acknowledgement: the token came in a field of an application's message, which is forwarded.
     None,
 }
 
@@ -30,19 +30,19 @@ struct QueuedToken {
     copies: Copies,
 }
 
-/// The state of a session's refreshes; times are milliseconds since the epoch.
+/// The state of a session's refreshes. Times are milliseconds since the epoch.
 #[derive(Debug, Default)]
 pub(super) struct Refreshes {
     verifying: Option<Acknowledgement>,
     queued: Option<Box<QueuedToken>>,
-    /// When the token bucket of the rate limit would be full again.
+    /// The time at which the token bucket of the rate limit is full again.
     bucket_full_at: u64,
     refused_in_a_row: u8,
     accepted: u32,
 }
 
 impl Refreshes {
-    /// Returns how many refreshes were accepted.
+    /// Returns the number of accepted refreshes.
     pub(super) const fn accepted(&self) -> u32 {
         self.accepted
     }
@@ -57,7 +57,7 @@ impl Refreshes {
         self.queued.is_some()
     }
 
-    /// Queues a token in place of the one that waits.
+    /// Queues a token in place of the waiting one.
     pub(super) fn enqueue(&mut self, token: Token, acknowledgement: Acknowledgement, copies: Copies) {
         self.queued = Some(Box::new(QueuedToken { token, acknowledgement, copies }));
     }
@@ -66,7 +66,7 @@ impl Refreshes {
         self.queued = None;
     }
 
-    /// Returns when the rate limit allows the next verification.
+    /// Returns the time from which the rate limit allows the next verification.
     pub(super) const fn next_at(&self) -> u64 {
         self.bucket_full_at.saturating_sub((BURST - 1) * INTERVAL_MILLIS)
     }
@@ -82,7 +82,7 @@ impl Refreshes {
         Some((token, copies))
     }
 
-    /// Ends the verification, and returns how the token is acknowledged if it was accepted.
+    /// Ends the verification, and returns the form in which the token is acknowledged if it was accepted.
     pub(super) fn finish(&mut self) -> Acknowledgement {
         self.verifying.take().unwrap_or(Acknowledgement::Refreshed)
     }
@@ -92,7 +92,7 @@ impl Refreshes {
         self.accepted += 1;
     }
 
-    /// Counts a refused refresh, and returns whether it was one too many.
+    /// Counts a refused refresh, and returns whether the session must end.
     pub(super) fn count_refused(&mut self) -> bool {
         self.refused_in_a_row += 1;
         self.refused_in_a_row >= MAX_REFUSALS

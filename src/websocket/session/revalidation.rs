@@ -1,27 +1,27 @@
-//! When the provider is asked again about an open session, and what its answers do (docs/contract.md section 4.5): the
-//! session continues while the provider confirms it, ends when it does not, and outlives a provider that does not answer
-//! for `revalidate_grace`.
+//! The revalidation of an open session by its provider (docs/contract.md section 4.5). The session continues while the
+//! provider confirms it, ends when the provider denies it, and continues for `revalidate_grace` while the provider does
+//! not answer.
 
 use std::time::Duration;
 
 use super::millis;
 use crate::auth::{RemoteCheck, Revalidation};
 
-/// A check that was not answered is repeated after so many milliseconds, or after the interval if that is shorter.
+/// The time in milliseconds after which an unanswered check is repeated, unless the interval is shorter.
 const RETRY: u64 = 10_000;
 
-/// What the provider is asked about a session, and how often.
+/// The check that the provider is asked, and its interval.
 #[derive(Clone, Debug)]
 pub(in crate::websocket) struct RevalidationPlan {
-    /// The check.
+    /// The check to ask the provider.
     pub(in crate::websocket) check: RemoteCheck,
     /// The time between two checks.
     pub(in crate::websocket) interval: Duration,
-    /// How long a session outlives a provider that does not answer.
+    /// The time that a session continues while the provider does not answer.
     pub(in crate::websocket) grace: Duration,
 }
 
-/// What an answer does to the session.
+/// The consequence of an answer for the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Consequence {
     Continue,
@@ -31,13 +31,13 @@ pub(super) enum Consequence {
     Unavailable,
 }
 
-/// The state of a session's revalidation; times are milliseconds since the epoch.
+/// The state of a session's revalidation. Times are milliseconds since the epoch.
 #[derive(Debug)]
 pub(super) struct Revalidator {
     plan: RevalidationPlan,
     next_at: u64,
     is_pending: bool,
-    /// The pending check is about a token that has been renewed since.
+    /// Whether the pending check is about a token that has been renewed since.
     is_superseded: bool,
     unavailable_since: Option<u64>,
 }
@@ -59,12 +59,12 @@ impl Revalidator {
         &self.plan.check
     }
 
-    /// Returns when [`Self::start`] should be called. A pending check has a time limit of its own.
+    /// Returns the time of the next call of [`Self::start`]. A pending check has a timeout of its own.
     pub(super) fn deadline(&self) -> u64 {
         if self.is_pending { u64::MAX } else { self.next_at }
     }
 
-    /// Returns whether a check is due, which is pending from then on.
+    /// Returns whether a check is due. It is pending from then on.
     pub(super) fn start(&mut self, now: u64) -> bool {
         let is_due = !self.is_pending && now >= self.next_at;
         self.is_pending |= is_due;
@@ -96,8 +96,8 @@ impl Revalidator {
     }
 }
 
-/// Returns when to check next: up to an eighth earlier than the interval, so that sockets that opened together do not
-/// stay in step.
+/// Returns the time of the next check: up to an eighth earlier than the interval, so that sockets that opened together
+/// are checked at different times.
 fn next_check(plan: &RevalidationPlan, now: u64) -> u64 {
     let interval = millis(plan.interval);
     now.saturating_add(interval - interval / 8 * (now % 128) / 128)

@@ -1,4 +1,4 @@
-//! Each line of docs/contract.md sections 4.2 and 4.5 that a session decides, without a socket.
+//! Tests of the rules in docs/contract.md sections 4.2 and 4.5 that a session decides, without a socket.
 
 use super::refresh::BURST;
 use super::*;
@@ -174,7 +174,7 @@ fn authenticate_with_the_users_old_token_is_answered_with_the_end_that_holds() {
         shown(&session.on(old(), NOW + 1_000)),
         [format!(r#"{{"type":"authenticated","user_id":"alice","expires_at":{end},"expires_in":59}}"#)]
     );
-    // Nothing is extended, and as a refresh it is refused.
+    // Nothing is extended, and the message is refused as a refresh.
     assert_eq!(refresh(&mut session, NOW + 2_000), ["verify"]);
     assert_eq!(
         shown(&session.on(old(), NOW + 2_000)),
@@ -339,7 +339,7 @@ fn auto_outlives_a_refresh_that_is_refused_while_the_token_ends() {
     assert!(session.deadline().is_some_and(|deadline| deadline <= NOW + 91_000), "it is due at once");
     let seen = Event::Deadline { last_seen: Some(NOW + 80_000) };
     assert_eq!(shown(&session.on(seen, NOW + 91_000)), ["continue expired"]);
-    // One whose user was not seen ends then.
+    // A session whose user was not seen ends then.
     let gone = Event::Deadline { last_seen: Some(NOW + 80_000) };
     assert_eq!(shown(&session.on(gone, NOW + 1_880_000)), ["Token expired 4401 Token expired"]);
 }
@@ -376,7 +376,7 @@ fn asked_session() -> Session {
     Session::open(Some(Arc::new(DialectSpec::vestibule())), limits(30), asked_about(NOW / 1_000 + 600), NOW)
 }
 
-/// Comes back at the deadline, which must be to ask.
+/// Processes the deadline, which must ask the provider. Returns its time.
 fn asks(session: &mut Session) -> u64 {
     let at = session.deadline().expect("a deadline");
     assert_eq!(shown(&session.on(Event::Deadline { last_seen: None }, at)), ["revalidate"]);
@@ -422,7 +422,7 @@ fn its_silence_is_borne_for_revalidate_grace() {
         shown(&session.on(Event::Revalidation(Revalidation::Unavailable), at)),
         ["Authentication service unavailable 1013 Try again later"]
     );
-    // An answer in between forgives what was.
+    // An answer in between resets the grace.
     let mut session = asked_session();
     let first = asks(&mut session);
     session.on(Event::Revalidation(Revalidation::Unavailable), first);

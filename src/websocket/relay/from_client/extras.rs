@@ -1,4 +1,4 @@
-//! The state of a client direction that only some sockets need, and the memory that its kept messages reserve.
+//! The state of a client direction that only some sockets need, and the memory reservation for its kept messages.
 
 use std::sync::Arc;
 use std::task::Context;
@@ -10,21 +10,21 @@ use crate::budget::{MemoryBudget, MemoryReservation};
 use crate::policy::DialectSpec;
 use crate::websocket::classify::Rules;
 
-/// Kept messages up to this length are not counted toward `limits.held_message_bytes`: they are part of what a socket
-/// may cost.
+/// The length in bytes up to which kept messages do not count toward `limits.held_message_bytes`. It is part of the
+/// memory that every socket may need.
 const UNCOUNTED_BYTES: usize = 64 << 10;
 
 /// The state of a client direction that only some sockets need. It is boxed, so that the others cost less memory.
 #[derive(Default)]
 pub(super) struct RelayExtras {
-    /// Recognises messages that the upstream acts on.
+    /// The guard that recognises messages on which the upstream acts.
     pub(super) guard: Option<Guard>,
     /// The current token: messages are compared with it, or carry it to the upstream.
     pub(super) token: Option<Token>,
-    /// The proxy has authenticated the user to the upstream in this dialect, and forwards refreshes in it.
+    /// The dialect in which the proxy has authenticated the user to the upstream, and forwards refreshes.
     pub(super) upstream_dialect: Option<Arc<DialectSpec>>,
     pub(super) awaiting_verdict: Option<AwaitingVerdict>,
-    /// What the client sent behind a message that awaits its verdict.
+    /// The bytes that the client sent after a message that awaits its verdict.
     pub(super) behind: Vec<u8>,
     /// The limit on the kept messages of all users, and the share of this socket.
     held_messages: MemoryBudget,
@@ -34,16 +34,16 @@ pub(super) struct RelayExtras {
 /// A message that is forwarded once its token is verified.
 pub(super) struct AwaitingVerdict {
     pub(super) accepted: Vec<u8>,
-    /// What is forwarded of it if the token is refused.
+    /// The part that is forwarded if the token is refused.
     pub(super) refused: Option<Vec<u8>>,
 }
 
 impl RelayExtras {
-    /// Returns `None` for most sockets.
+    /// Makes the state; `None` for the sockets that need none, which are most.
     pub(super) fn new(input: FromClientInput<'_>) -> Option<Box<Self>> {
         let FromClientInput { dialect, upstream_dialect, token, message_bytes, held_messages, .. } = input;
         let reads_whole = dialect.is_some_and(|dialect| dialect.field.is_some() || dialect.forwards());
-        // A handshake message of the proxy's own dialect is never longer, whatever the messages of the route may be.
+        // A handshake message of the proxy's own dialect is never longer, however long the route's messages may be.
         let max_kept_bytes = if reads_whole { message_bytes } else { message_bytes.min(HANDSHAKE_BYTES) };
         let guard =
             Rules::of(dialect, upstream_dialect.as_deref()).map(|rules| Guard::new(rules, reads_whole, max_kept_bytes));
@@ -53,13 +53,14 @@ impl RelayExtras {
         Some(Box::new(Self { guard, token, upstream_dialect, held_messages, ..Self::default() }))
     }
 
-    /// Drops the message that awaits its verdict, and what the client sent behind it.
+    /// Drops the message that awaits its verdict, and the bytes that the client sent after it.
     pub(super) fn drop_queued(&mut self) {
         self.awaiting_verdict = None;
         self.behind = Vec::new();
     }
 
-    /// Reserves memory for `kept` bytes and for what waits, under `limits.held_message_bytes`. Returns whether it fits.
+    /// Reserves memory for `kept` bytes and for the waiting messages, under `limits.held_message_bytes`. Returns
+    /// whether it was granted.
     pub(super) fn reserve(&mut self, kept: usize) -> bool {
         let awaiting = self.awaiting_verdict.as_ref().map_or(0, |message| message.accepted.len());
         let bytes = kept + awaiting + self.behind.len();
@@ -74,12 +75,12 @@ impl RelayExtras {
         self.reservation.is_some()
     }
 
-    /// Returns whether the messages of other users need the reserved memory.
+    /// Returns whether the reserved memory is needed for the messages of other users.
     pub(super) fn is_evicted(&self, cx: &mut Context<'_>) -> bool {
         self.reservation.as_ref().is_some_and(|reservation| reservation.poll_evicted(cx).is_ready())
     }
 
-    /// Gives the reserved memory back.
+    /// Releases the reserved memory.
     pub(super) fn release_memory(&mut self) {
         self.reservation = None;
     }

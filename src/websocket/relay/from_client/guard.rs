@@ -1,9 +1,9 @@
-//! Recognises the client's messages that the upstream may act on itself (docs/contract.md section 4.4).
+//! Recognises the client's messages on which the upstream may act itself (docs/contract.md section 4.4).
 
 use crate::websocket::classify::{Classifier, MessageKind, Rules};
 use crate::websocket::frame::{Header, Opcode, apply_mask};
 
-/// Masked payload is classified through a buffer of this size.
+/// The size in bytes of the buffer through which masked payload is classified.
 const CHUNK: usize = 1 << 10;
 
 /// Recognises messages by rules, and classifies the current one.
@@ -11,9 +11,9 @@ const CHUNK: usize = 1 << 10;
 pub(super) struct Guard {
     pub(super) rules: Rules,
     message: Option<Classifier>,
-    /// The longest message that is kept.
+    /// The maximum length of a kept message in bytes.
     pub(super) max_kept_bytes: usize,
-    /// The dialect reads whole messages, so one that is longer and undecided ends the session.
+    /// Whether the dialect reads whole messages. Then a longer message that is not decided yet ends the session.
     pub(super) reads_whole_messages: bool,
 }
 
