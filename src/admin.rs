@@ -19,8 +19,8 @@ use crate::policy::AdminSpec;
 use crate::runtime::ProxyState;
 use crate::small_server::{FullResponse, Listener, text_response};
 
-/// The time that the status page waits for checks of upstreams. A check on the same host ends within it; the result of a
-/// slower one is on the page when it is loaded again.
+/// The time that the status page waits for checks of upstreams. A check on the same host ends within it; a slower
+/// result is shown when the page is loaded again.
 const UPSTREAM_CHECK_WAIT: Duration = Duration::from_millis(100);
 
 /// The reason why the admin listener could not be started.
@@ -58,7 +58,7 @@ impl Admin {
         }
     }
 
-    /// The bound address.
+    /// Returns the bound address; `None` for a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<std::net::SocketAddr> {
         self.listener.address()

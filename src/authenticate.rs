@@ -1,9 +1,9 @@
 //! Authentication: turns the credential of a request into a verified user, or into its proven absence.
 //!
-//! Owns the only match on what a request presented, for plain requests and for WebSocket upgrades, and how often an
-//! address may fail. A step that is skipped does not compile: `allow` and `prepare` need the [`AuthenticatedRequest`]
-//! that comes out here, and it cannot be made from a cookie without the check of the page's origin. Whether a token
-//! is good is `auth`'s.
+//! This module owns the only match on the credential that a request presented, for plain requests and for WebSocket
+//! upgrades, and the limit on failures per address. A step that is skipped does not compile: `allow` and `prepare` need
+//! the [`AuthenticatedRequest`] that is made here, and it cannot be made from a cookie without the check of the page's
+//! origin. `auth` decides whether a token is valid.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -47,7 +47,7 @@ impl PresentedCredential {
         self.request.take_upgrade()
     }
 
-    /// How a credential came, also one that is not a token; `None` where none came.
+    /// Returns the place in which a credential came, also one that is not a token; `None` where none came.
     #[must_use]
     pub fn carrier(&self) -> Option<Carrier> {
         match &self.found {
@@ -58,26 +58,26 @@ impl PresentedCredential {
         }
     }
 
-    /// Whether what came cannot be a token, or may not come in this way.
+    /// Returns whether the credential cannot be a token, or may not come in this place.
     #[must_use]
     pub fn is_bad(&self) -> bool {
         self.found.is_err()
     }
 }
 
-/// What a request is verified with.
+/// The state and settings with which a request is authenticated.
 pub struct Authenticator<'a> {
-    /// Counts failures, presence and what unknown callers hold.
+    /// The state that counts failures, presence and the memory of unauthenticated callers.
     pub state: &'a ProxyState,
     /// The policy and verifier that the request began with.
     pub runtime: &'a Runtime,
-    /// What the connection holds as long as nobody was verified on it.
+    /// The memory of the connection, which counts until a user was verified on it.
     pub reservation: &'a MemoryReservation,
     /// The token that the connection presented last, where it presents many.
     pub last: Option<&'a LastToken>,
 }
 
-/// What authentication made of a request.
+/// The result of authenticating a request.
 pub enum Authentication {
     /// The user is verified.
     User(AuthenticatedRequest),
@@ -89,20 +89,20 @@ pub enum Authentication {
     Refused(Failure),
 }
 
-/// Why a credential was refused.
+/// The reason why a credential was refused.
 #[derive(Debug)]
 pub enum Failure {
-    /// What was presented is not one token.
+    /// The credential is not one token.
     Bad(BadCredential),
     /// The token was not verified.
     Unverified(Unverified),
-    /// A cookie was verified, but this request may not use it: the page that sent it is not ours, or its session has no
-    /// token for an upstream that wants one.
+    /// A cookie was verified, but this request may not use it: another site's page sent it, or its session has no token
+    /// for an upstream that wants one.
     CookieNotAccepted(Refusal),
 }
 
 impl Failure {
-    /// The answer over HTTP; `verbose` repeats the reason to the client.
+    /// Returns the refusal over HTTP; `verbose` repeats the reason to the client.
     #[must_use]
     pub fn refusal(self, verbose: bool) -> Refusal {
         match self {
@@ -114,7 +114,7 @@ impl Failure {
 }
 
 impl Authenticator<'_> {
-    /// Verifies what a request presented, and notes carrier and user in its access line.
+    /// Verifies the credential of a request, and records carrier and user in its access line.
     pub async fn authenticate(&self, presented: PresentedCredential, line: &mut AccessLine) -> Authentication {
         let PresentedCredential { request, found } = presented;
         let address = request.client().limited_address();
@@ -153,8 +153,8 @@ impl Authenticator<'_> {
         }
     }
 
-    /// Joins a request and its verified user, and notes the user: in the access line, as present, and as a caller whose
-    /// memory no longer counts as an unknown one's.
+    /// Joins a request and its verified user, and records the user in the access line and as present. The caller's
+    /// memory no longer counts as that of an unauthenticated one.
     ///
     /// # Errors
     /// 403 `foreign_origin`, where the credential is a cookie and another origin's page sent it; 401 `missing_token`, where
@@ -174,8 +174,8 @@ impl Authenticator<'_> {
         Ok(authenticated)
     }
 
-    /// Verifies what came in cookies: our session first, then the provider's token. `None`: what was there is refused,
-    /// and counts as absent, since browsers send cookies unasked.
+    /// Verifies the credentials in cookies: the session cookie first, then the provider's token. Returns `None` where
+    /// they are refused: they count as absent, since browsers send cookies unasked.
     async fn verify_cookies(&self, client: Option<IpAddr>, cookies: Cookies) -> Result<Option<Verified>, Unverified> {
         if let Some(session) = &cookies.session {
             match self.runtime.verifier.verify_session_cookie(session).await {
@@ -205,10 +205,10 @@ fn without_credential(request: ProtectedRequest, proof: NoCredential) -> Authent
     }
 }
 
-/// Verifies a token of a client whose earlier ones may have failed too often: then no provider is asked about it.
+/// Verifies a token. A client whose earlier tokens have failed too often causes no request to a provider.
 ///
 /// # Errors
-/// Why it was refused, and how.
+/// Returns the reason why the token was refused.
 pub async fn verify(
     state: &ProxyState,
     runtime: &Runtime,
@@ -227,7 +227,7 @@ pub async fn verify(
     };
     if rejection.counts()
         && let Some((address, per_minute)) = counted
-        // Looked up for a failure alone: it counts the live instances.
+        // The number of live instances is needed for the limit, so this is looked up for a failure only.
         && let Some(retry_after) = state.addresses.record_failure(address, state.failed_tokens_per_minute(per_minute))
     {
         state.metrics.limited("failed_tokens_per_minute");
@@ -236,11 +236,11 @@ pub async fn verify(
     Err(Unverified::Rejected { rejection, claims })
 }
 
-/// Verifies a token as [`verify`] does, by the policy in force when the answer comes: a socket may wait for hours before
-/// it presents its token, and a reload may come while a provider is asked.
+/// Verifies a token as [`verify`] does, by the policy in force when verification ends: a socket may wait for hours
+/// before it presents its token, and a reload may come while a provider is asked.
 ///
 /// # Errors
-/// Why it was refused, and how.
+/// Returns the reason why the token was refused.
 pub async fn verify_by_policy_in_force(
     state: &ProxyState,
     client: Option<IpAddr>,
@@ -267,29 +267,29 @@ fn with_request(claims: UnverifiedCredential, headers: &HeaderMap) -> Unverified
     UnverifiedCredential { origin: text(&ORIGIN), user_agent: text(&USER_AGENT), ..claims }
 }
 
-/// How a token was refused.
+/// The reason why a token was not verified.
 #[derive(Debug)]
 pub enum Unverified {
     /// The token was rejected, or cannot be verified now.
     Rejected {
         /// The reason.
         rejection: Rejection,
-        /// What the token claims.
+        /// The claims of the token, without verification.
         claims: Box<UnverifiedCredential>,
     },
-    /// The token is no good, and too many before it from this address were not.
+    /// The token is invalid, and so were too many before it from this address.
     TooMany {
-        /// Why it is no good.
+        /// The reason why it is invalid.
         rejection: Rejection,
-        /// What the token claims.
+        /// The claims of the token, without verification.
         claims: Box<UnverifiedCredential>,
-        /// When the next may be presented.
+        /// The time after which the next token may be presented.
         retry_after: Duration,
     },
 }
 
 impl Unverified {
-    /// Why the token is no good.
+    /// Returns the reason why the token is invalid.
     #[must_use]
     pub fn rejection(&self) -> &Rejection {
         match self {
@@ -297,7 +297,8 @@ impl Unverified {
         }
     }
 
-    /// What the token claims, without verification, with the `Origin` and `User-Agent` of its request; for the log.
+    /// Returns the claims of the token, without verification, with the `Origin` and `User-Agent` of its request; for
+    /// the log.
     #[must_use]
     pub fn claimed(&self, headers: &HeaderMap) -> UnverifiedCredential {
         match self {
@@ -307,7 +308,7 @@ impl Unverified {
         }
     }
 
-    /// The answer over HTTP; `verbose` repeats the reason to the client.
+    /// Returns the refusal over HTTP; `verbose` repeats the reason to the client.
     #[must_use]
     pub fn refusal(&self, verbose: bool) -> Refusal {
         match self {

@@ -1,7 +1,7 @@
 //! A limit in bytes on the memory that all unauthenticated callers together make this process hold.
 //!
-//! Owns the sum, and decides who is evicted when it exceeds the limit: the caller that holds most, among equals the
-//! newest, unless a request of that caller is being answered. The size of each reservation is reported by its owner.
+//! This module owns the sum, and decides which caller is evicted when it exceeds the limit: the one that holds most,
+//! among equals the newest, unless one of its requests is being answered. Each reservation's owner reports its size.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -15,7 +15,7 @@ use futures_util::task::AtomicWaker;
 pub const SILENT_CONNECTION_BYTES: usize = 8 << 10;
 /// The cost of a connection with HTTP state, including the 8 KiB that hyper reads into first.
 pub const HTTP_CONNECTION_BYTES: usize = 12 << 10;
-/// The cost of a WebSocket that has yet to take its Close.
+/// The cost of a WebSocket whose client has not received its Close yet.
 pub const CLOSING_SOCKET_BYTES: usize = 2 << 10;
 /// The cost of an unauthenticated request that is forwarded: the client's connection, one to the upstream, and the
 /// buffers between them.
@@ -32,7 +32,7 @@ pub struct MemoryBudget {
 #[derive(Debug, Default)]
 struct Reservations {
     limit: usize,
-    /// Bytes of all reservations, evicted ones that are not dropped yet among them.
+    /// The bytes of all reservations, including evicted ones that are not dropped yet.
     reserved: usize,
     /// Bytes of evicted reservations that are not dropped yet.
     evicted: usize,
@@ -44,7 +44,7 @@ struct Reservations {
 #[derive(Debug, Default)]
 struct EvictionSignal {
     is_evicted: AtomicBool,
-    /// Set while a request of the caller is being answered, which protects it from eviction.
+    /// Whether a request of the caller is being answered, which protects the caller from eviction.
     is_request_in_progress: AtomicBool,
     waker: AtomicWaker,
 }
@@ -61,19 +61,19 @@ pub struct MemoryReservation {
 }
 
 impl MemoryBudget {
-    /// Sets the limit; a lower one evicts nobody before the next reservation or change of one.
+    /// Sets the limit. A lower one evicts no caller before the next reservation, or the next change of one.
     pub fn set_limit(&self, bytes: usize) {
         self.lock().limit = bytes;
     }
 
-    /// The bytes that are reserved, and the limit.
+    /// Returns the reserved bytes, and the limit.
     #[cfg(test)]
     fn usage(&self) -> (usize, usize) {
         let state = self.lock();
         (state.reserved, state.limit)
     }
 
-    /// Reserves memory for a new caller. `None` when there is no room: no other caller holds more.
+    /// Reserves memory for a new caller. Returns `None` when there is no room: no other caller holds more.
     #[must_use]
     pub fn reserve(&self, bytes: usize) -> Option<MemoryReservation> {
         let mut state = self.lock();
@@ -105,7 +105,7 @@ impl Reservations {
         self.active.insert((bytes, id), Arc::clone(signal));
     }
 
-    /// Evicts callers until the rest fits; `false` when all that are left are protected from eviction.
+    /// Evicts callers until the rest fits. Returns `false` when all that are left are protected from eviction.
     fn make_room(&mut self) -> bool {
         while self.reserved - self.evicted > self.limit {
             let is_evictable = |signal: &EvictionSignal| !signal.is_request_in_progress.load(Ordering::Acquire);
@@ -131,7 +131,8 @@ impl Reservations {
 }
 
 impl MemoryReservation {
-    /// Sets the size. `false` when this caller is evicted, or when there is no room and nobody can be evicted.
+    /// Sets the size. Returns `false` when this caller is evicted, or when there is no room and no caller can be
+    /// evicted.
     pub fn resize(&self, bytes: usize) -> bool {
         if self.bytes.load(Ordering::Relaxed) == bytes || self.is_verified.load(Ordering::Acquire) {
             return true;
@@ -277,7 +278,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// After any sequence of calls the sum is what callers hold, and callers that are not evicted fit.
+        /// Checks that after any sequence of calls the sum is what callers hold, and that callers that are not evicted
+        /// fit.
         #[test]
         fn the_sum_is_kept(steps in proptest::collection::vec((0usize..4, 0usize..8, 0usize..60), 0..200)) {
             let budget = budget(100);

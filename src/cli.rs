@@ -1,4 +1,4 @@
-//! The command line: what each command does with the library, and what it prints.
+//! The command line: the flags of each command, and the calls and output behind them.
 
 mod check;
 mod demo;
@@ -74,7 +74,7 @@ enum Command {
     Completions(CompletionsArguments),
 }
 
-/// The flags that say where the configuration is, or stand in its place.
+/// The flags that name the configuration, or replace it.
 #[derive(Args, Clone, Debug, Default)]
 struct ConfigArguments {
     #[arg(short, long, value_name = "FILE", help = "Configuration file [env: VESTIBULE_CONFIG]")]
@@ -384,7 +384,7 @@ fn completions(arguments: &CompletionsArguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Loads and validates; everything wrong comes at once.
+/// Loads and validates the configuration. All errors are reported at once.
 fn policy(
     arguments: &ConfigArguments,
     adjust: impl FnOnce(&mut Loaded) -> Vec<Finding>,

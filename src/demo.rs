@@ -1,4 +1,4 @@
-//! The parts of `vestibule demo` beside the proxy: an issuer with new keys at every start, a small live notebook as
+//! The parts of `vestibule demo` other than the proxy: an issuer with new keys at every start, a small live notebook as
 //! backend, and the configuration of the proxy between them, as a user would write it.
 //!
 //! `cli` starts the proxy, and passes its log lines on for the page's column *Vestibule did*.
@@ -17,34 +17,35 @@ use crate::telemetry::{Observed, Observer};
 use event_log::EventLog;
 use issuer::Issuer;
 
-/// The time that the demo's sockets live after their token's end: long enough to see, short enough to wait for.
+/// The time that the demo's sockets stay open after their token has expired: long enough to see, short enough to wait
+/// for.
 const GRACE: &str = "2s";
 
-/// Why the demo's own parts could not be started.
+/// The reason why the demo's own parts could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// The system gave no port, or the like.
+    /// The system reported an error, such as no free port.
     #[error("the demo could not be started: {0}")]
     Io(#[from] std::io::Error),
-    /// The cryptography library made no key.
+    /// The cryptography library could not make a key.
     #[error("generating a key failed")]
     Key,
 }
 
-/// A backend of the user's own, for which the demo is issuer and sign-in page.
+/// The user's own backend, for which the demo is issuer and sign-in page.
 #[derive(Clone, Debug, Default)]
 pub struct OwnBackend {
-    /// Its URL.
+    /// The URL of the backend.
     pub url: String,
-    /// The name of its preset.
+    /// The name of the backend's preset.
     pub preset: Option<String>,
-    /// Its own secret, as a value of `Authorization`.
+    /// The backend's own secret, as a value of `Authorization`.
     pub credential: Option<String>,
     /// The only user who may sign in; otherwise alice and bob may.
     pub user: Option<String>,
 }
 
-/// The issuer and the sign-in page for a backend of the user's own. The page is served until this is dropped.
+/// The issuer and the sign-in page for the user's own backend. The page is served until this is dropped.
 pub struct OwnBackendDemo {
     issuer: Arc<Issuer>,
     sign_in: sign_in::SignIn,
@@ -105,7 +106,7 @@ impl OwnBackendDemo {
         self.issuer.token(self.user(), 3_600)
     }
 
-    /// Returns the user who may sign in, or the first of them.
+    /// Returns the user who may sign in, or the first of several.
     #[must_use]
     pub fn user(&self) -> &str {
         self.backend.user.as_deref().unwrap_or("alice")
@@ -159,7 +160,7 @@ routes:
         self.issuer.token(user, 3_600)
     }
 
-    /// Returns the observer that adds what the proxy logs to the page.
+    /// Returns the observer that adds the proxy's log lines to the page.
     #[must_use]
     pub fn observer(&self) -> Observer {
         let log = Arc::clone(&self.log);

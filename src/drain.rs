@@ -1,7 +1,7 @@
-//! A graceful stop: the process reports that it is not ready, accepts no more connections, sends every WebSocket
-//! its Close, and ends when all work has ended or the time limit is reached.
+//! A graceful stop: the process reports that it is not ready, accepts no more connections, sends a Close to every
+//! WebSocket, and ends when all work has ended or the time limit is reached.
 //!
-//! A leaf: it knows phases and counts, not what is being drained.
+//! This module imports nothing of the proxy. It has phases and counts only.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,12 +18,12 @@ pub struct Drain {
 
 #[derive(Debug, Default)]
 struct DrainState {
-    /// Cancelled when a drain is requested.
+    /// The token that is cancelled when a drain is requested.
     requested: CancellationToken,
-    /// Cancelled when `/readyz` begins to fail; connections are still accepted.
+    /// The token that is cancelled when `/readyz` begins to fail; connections are still accepted.
     draining: CancellationToken,
-    /// Cancelled when no more connections and upgrades are accepted, responses close their connection, and sockets
-    /// get their Close.
+    /// The token that is cancelled when no more connections and upgrades are accepted, responses close their
+    /// connection, and sockets get their Close.
     closing: CancellationToken,
     /// The durations of the drain, once closing has begun.
     times: OnceLock<DrainTimes>,
@@ -66,8 +66,8 @@ impl Drain {
         self.state.times.get().map(|times| times.close_window).unwrap_or_default()
     }
 
-    /// The time, from the beginning of closing, after which a socket is ended whatever its client still has to read:
-    /// soon enough before the end of the process for its access line to be written. Zero before closing begins.
+    /// Returns the time, from the beginning of closing, after which a socket is ended even if its client has more to
+    /// read. It is short enough for the access line to be written before the process ends. Zero before closing begins.
     #[must_use]
     pub fn socket_limit(&self) -> Duration {
         let timeout = self.state.times.get().map(|times| times.timeout).unwrap_or_default();
@@ -85,15 +85,15 @@ impl Drain {
         self.state.tasks.len()
     }
 
-    /// Makes `/readyz` fail from now on. [`Drain::run`] does so as well; whoever announces the drain first calls this,
-    /// so that the announcement is true when it is read.
+    /// Makes `/readyz` fail from now on. [`Drain::run`] does so as well; a caller that announces the drain first calls
+    /// this, so that the announcement is true when it is read.
     pub fn begin(&self) {
         self.state.draining.cancel();
     }
 
-    /// Drains: for `delay` the process is not ready but accepts connections, then it waits at most `timeout` for
-    /// the tracked tasks. Sockets get their Close within the first `close_window` of that. Returns whether all
-    /// tasks have ended.
+    /// Drains. For `delay` the process is not ready but accepts connections, then it waits at most `timeout` for the
+    /// tracked tasks. Sockets get their Close within the first `close_window` of that. Returns whether all tasks have
+    /// ended.
     pub async fn run(&self, times: DrainTimes) -> bool {
         self.begin();
         tokio::time::sleep(times.delay).await;
@@ -117,14 +117,14 @@ pub struct DrainTimes {
 }
 
 impl DrainTimes {
-    /// The times of a drain for a platform, which sends new traffic elsewhere meanwhile: Closes are spread over at
-    /// most ten seconds and at most half of `timeout`, so that the closing handshakes have the other half.
+    /// Returns the times of a drain by a platform, which sends new traffic elsewhere meanwhile. Closes are spread over
+    /// at most ten seconds and at most half of `timeout`, so that the closing handshakes have the other half.
     #[must_use]
     pub fn gradual(delay: Duration, timeout: Duration) -> Self {
         Self { delay, timeout, close_window: (timeout / 2).min(MAX_CLOSE_WINDOW) }
     }
 
-    /// The times of a drain after Ctrl-C: nothing is delayed or spread.
+    /// Returns the times of a drain after Ctrl-C: nothing is delayed or spread.
     #[must_use]
     pub fn immediate(timeout: Duration) -> Self {
         Self { delay: Duration::ZERO, timeout, close_window: Duration::ZERO }

@@ -7,9 +7,9 @@
 //!                                 └───► PublicRequest ───────────── prepare_public ──────────► UpstreamRequest ─► Upstreams
 //! ```
 //!
-//! This module owns admission, matching of rules, refusals and how they are rendered as JSON, header rules, bodies, and
-//! the upstream client. `proxy` decides which refusal is sent, and `browser` turns the refusal of a page navigation into
-//! a page. What a token means is decided by `auth`.
+//! This module owns admission, matching of rules, refusals and their JSON form, header rules, bodies, and the upstream
+//! client. `proxy` decides which refusal is sent, and `browser` turns the refusal of a page navigation into a page.
+//! `auth` decides what a token means.
 //!
 //! A request without a verified user cannot be allowed:
 //!

@@ -1,25 +1,25 @@
-//! JSON read strictly: no doubled members, bounded depth, nothing behind the value.
+//! Reads JSON strictly: no duplicate members, bounded depth, nothing after the value.
 //!
-//! A doubled member means one thing to us and another to the next parser, so tokens and handshake
-//! messages that have one are refused. Owns only the reading; what a value means is its reader's.
+//! Parsers differ in their treatment of duplicate members, so tokens and handshake messages that have them are refused.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// No token and no handshake message nests deeper; `serde_json`'s own bound is 128.
+/// The maximum depth. No token and no handshake message needs more; `serde_json`'s own limit is 128.
 const DEPTH: usize = 32;
 
-/// Why a text is not the JSON we read.
+/// The error for a text that is not strict JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("not strict JSON")]
 pub struct NotStrict(#[from] serde_json::Error);
 
-/// Reads one JSON object and nothing behind it but white space.
+/// Reads one JSON object. Only white space may follow it.
 ///
 /// # Errors
-/// When it is not JSON, not an object, has a member twice at any level, or nests deeper than 32.
+/// Returns an error when the text is not JSON, not an object, has duplicate members at any level, or nests deeper than
+/// 32.
 pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, NotStrict> {
     match value(bytes)? {
         Value::Object(map) => Ok(map),
@@ -27,10 +27,10 @@ pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, NotStrict> {
     }
 }
 
-/// Reads one JSON value under the same rules.
+/// Reads one JSON value with the same rules.
 ///
 /// # Errors
-/// As [`object`], any value allowed.
+/// Returns the errors of [`object`], except that any value is allowed.
 pub fn value(bytes: &[u8]) -> Result<Value, NotStrict> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Strict { depth: 0 }.deserialize(&mut deserializer)?;

@@ -34,7 +34,7 @@ const MAX_LAST_ACCEPTED: usize = 1024;
 /// The time that open connections without a request stay open when the process drains: a request that the client has
 /// sent already arrives within it, and is answered with `Connection: close`.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
-/// The mode of a Unix socket's file. Its group may connect, since a proxy in front of us runs as another user.
+/// The mode of a Unix socket's file. Its group may connect, since a proxy in front may run as another user.
 const UNIX_SOCKET_MODE: u32 = 0o660;
 
 /// The reason why a listener could not be started.
@@ -79,7 +79,7 @@ impl Listeners {
     /// Binds every address of the policy.
     ///
     /// # Errors
-    /// The first address that cannot be bound.
+    /// Returns an error that names the first address that cannot be bound.
     pub fn bind(policy: &Policy) -> Result<Self, ListenError> {
         let mut listeners = Vec::new();
         for listen in &policy.listen {
@@ -183,14 +183,14 @@ impl Acceptor {
                 // The client has closed the connection already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // Mostly no file descriptor is free, which takes time to change.
+                    // Usually no file descriptor is free, which takes time to change.
                     tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }
-        // The clients of queued connections believe that they are connected, so these are served as well. The listener
-        // is closed first, so that no further ones are queued.
+        // The clients of queued connections are already connected from their side, so these are served as well. The
+        // listener is closed first, so that no further ones are queued.
         let last: Vec<_> = std::iter::from_fn(|| accept_queued(&listener)).take(MAX_LAST_ACCEPTED).collect();
         drop(listener);
         for (socket, peer) in last {
@@ -220,7 +220,7 @@ impl Acceptor {
             Err(limit) => limit,
         };
         if self.tls.is_some() {
-            // A response needs a TLS handshake first, and there is no room for one.
+            // A response needs a TLS handshake first, for which there is no memory at this limit.
             return;
         }
         let permit = match limit {
@@ -258,7 +258,7 @@ async fn accept_next(listener: &Listener) -> io::Result<(Socket, Option<SocketAd
     }
 }
 
-/// A connection with what counts it toward the limits.
+/// A connection with the values that count it toward the limits.
 struct AcceptedConnection {
     socket: Socket,
     peer: Option<SocketAddr>,

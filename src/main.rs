@@ -3,9 +3,9 @@
 
 use std::process::ExitCode;
 
-/// Gives the memory of thousands of sockets back when they have gone, which the system's allocator does not.
-/// Measured with 8,000 idle ones: 32.6 MB resident instead of 42.9 while they are open, 13 MB instead of 42.9
-/// ten seconds after they closed.
+/// The allocator, which returns the memory of thousands of sockets after they have closed; the system's does not.
+/// Measured with 8,000 idle sockets: 32.6 MB resident instead of 42.9 while they are open, 13 MB instead of 42.9 ten
+/// seconds after they closed.
 #[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -1,6 +1,6 @@
-//! The layout of the pages that people see: one style, nothing loaded from elsewhere.
+//! The layout of the pages for people: one style, nothing loaded from elsewhere.
 //!
-//! A leaf: it takes plain values and escapes them.
+//! This module imports nothing of the proxy. It takes plain values and escapes them.
 
 use std::fmt::{self, Write as _};
 use std::sync::LazyLock;
@@ -16,7 +16,7 @@ const PRODUCT: &str = "Vestibule";
 
 const STYLE: &str = include_str!("page/style.css");
 
-/// The `Content-Security-Policy` of a page: its own style and forms, no script, no frame around it.
+/// The `Content-Security-Policy` of a page: its own style and forms, no script, no framing by other pages.
 pub static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
     format!(
@@ -24,7 +24,7 @@ pub static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// A text from outside, as HTML.
+/// A text from outside, which is escaped as HTML when it is formatted.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a str);
 
@@ -37,7 +37,7 @@ impl fmt::Display for Escaped<'_> {
                 '>' => f.write_str("&gt;")?,
                 '"' => f.write_str("&quot;")?,
                 '\'' => f.write_str("&#39;")?,
-                // Direction overrides and control characters would make a text look like another.
+                // Direction overrides and control characters would change how a text is displayed.
                 '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => f.write_char('\u{fffd}')?,
                 character if character.is_control() && character != '\n' => f.write_char('\u{fffd}')?,
                 character => f.write_char(character)?,
@@ -47,16 +47,16 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// How a page is laid out, and what is below its text.
+/// The layout of a page, and the lines below its text.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Layout<'a> {
-    /// A few lines in the middle of the window.
+    /// Whether the page is a few lines in the middle of the window.
     pub narrow: bool,
-    /// Seconds after which the browser loads the page again.
+    /// The number of seconds after which the browser loads the page again.
     pub refresh: Option<u32>,
-    /// Whom people may ask for help.
+    /// The contact for people who need help.
     pub contact: Option<Contact<'a>>,
-    /// The status and the request id that people pass on to that contact.
+    /// The status and the request id, which people pass on to that contact.
     pub request: Option<(u16, &'a str)>,
 }
 
@@ -69,7 +69,7 @@ pub struct Contact<'a> {
     pub href: Option<&'a str>,
 }
 
-/// Sets the header fields of an answer that is such a page.
+/// Sets the header fields of a response that is such a page.
 pub fn describe(headers: &mut HeaderMap) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -86,7 +86,7 @@ pub fn policy_with_script(script: &str) -> String {
     format!("{}; script-src 'sha256-{hash}'", *POLICY)
 }
 
-/// A whole page. `title` and what the layout holds are escaped here, `body` is HTML already.
+/// Makes a whole page. `title` and the values of the layout are escaped here; `body` is HTML already.
 #[must_use]
 pub fn page(title: &str, body: &str, layout: Layout<'_>) -> String {
     let title = Escaped(title);

@@ -41,7 +41,8 @@ pub struct ClientConnection {
     pub connection: Connection,
     /// Whether a request is in progress on the connection.
     pub phase: Arc<RequestPhase>,
-    /// Counts the connection toward `limits.connections`. A WebSocket shares it, so that it counts as long.
+    /// The count of the connection toward `limits.connections`. A WebSocket shares it, so that it counts until the
+    /// socket ends.
     pub count: Arc<ConnectionCount>,
     /// The memory of the connection, which counts until a user was verified on it.
     pub reservation: Arc<MemoryReservation>,
@@ -52,13 +53,13 @@ pub struct ClientConnection {
 /// Handles one request.
 ///
 /// # Errors
-/// Never; every failure is a response.
+/// Returns no error; every failure is a response.
 pub fn handle(
     state: Arc<ProxyState>,
     caller: Arc<ClientConnection>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
-    // Not in the future: hyper continues to read before it polls that, and the head is complete now.
+    // This is not in the future: hyper continues to read before it polls that, and the head is complete now.
     caller.phase.begin_request();
     caller.reservation.set_request_in_progress(true);
     in_request(respond(state, caller, request))
@@ -109,7 +110,7 @@ async fn respond(
             strip_own_set_cookie(answer.headers_mut());
             replace_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
             if entry.line.carrier == Some(Carrier::Cookie.name()) {
-                // A cache between us and the client cannot see that the response is for one user.
+                // A cache between the client and the proxy cannot detect that the response is for one user.
                 answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
             }
             answer

@@ -44,8 +44,8 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Reads the metadata of the policy's files. Must be called before the policy is used, so that no later change is
-    /// missed.
+    /// Reads the metadata of the policy's files. It must be called before the policy is used, so that no later change
+    /// is missed.
     #[must_use]
     pub fn of(loaded_policy: &LoadedPolicy) -> Self {
         let files: Vec<_> = loaded_policy.file.iter().chain(&loaded_policy.policy.files).cloned().collect();
@@ -66,7 +66,7 @@ pub struct Reload {
     state: Arc<ProxyState>,
     load: Arc<Load>,
     watched: Watched,
-    /// The metadata at the last poll: a file that differs from it may still be written.
+    /// The metadata at the last poll. A file whose metadata differs from it may still be written.
     last: Vec<Fingerprint>,
     rejected: Option<Rejected>,
 }
@@ -76,7 +76,7 @@ struct Rejected {
     at: Instant,
 }
 
-/// Metadata that differs between two versions of a file; `None` if the file does not exist.
+/// The metadata of a file, which differs between two of its versions; `None` if the file does not exist.
 type Fingerprint = Option<[i64; 5]>;
 
 impl Reload {
@@ -118,7 +118,7 @@ impl Reload {
     async fn reload(&mut self, is_requested: bool) {
         let (load, files) = (Arc::clone(&self.load), self.watched.files.clone());
         let loading = tokio::task::spawn_blocking(move || {
-            // Before the files are read, so that a write meanwhile counts as another change.
+            // The metadata is read before the files, so that a write meanwhile counts as another change.
             let before = fingerprints(&files);
             (load(), before)
         });

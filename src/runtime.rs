@@ -1,4 +1,4 @@
-//! The state that requests run with: the current policy with its verifier and upstream client, and the registries that
+//! The state that requests share: the current policy with its verifier and upstream client, and the registries that
 //! outlive a reload (pending sockets, users, limits per address, revocations, metrics, the drain).
 
 mod addresses;
@@ -31,15 +31,15 @@ pub use query_tokens::QueryTokens;
 pub use refusals::RecentRefusals;
 pub use users::{OpenSocket, PresenceKey, Users};
 
-/// One policy and everything made from it. A request keeps the runtime that it began with.
+/// A policy and everything made from it. A request keeps the runtime with which it began.
 pub struct Runtime {
     /// The number of reloads before this runtime.
     pub generation: u64,
     /// The validated configuration.
     pub policy: Policy,
-    /// Verifies tokens of the policy's providers.
+    /// The verifier for tokens of the policy's providers.
     pub verifier: Verifier,
-    /// Signs identity assertions, if the policy has `identity.assertion`.
+    /// The signer of identity assertions, if the policy has `identity.assertion`.
     pub signer: Option<AssertionSigner>,
     /// The clients of the policy's upstreams.
     pub upstreams: Upstreams,
@@ -94,7 +94,7 @@ pub struct ProxyState {
     pub users: Users,
     /// The users, sessions and tokens that are revoked.
     pub revocations: Arc<Revocations>,
-    /// What this instance and others tell each other, where there are others.
+    /// The state that this instance shares with others, if `shared` is configured.
     pub instances: Option<SharedState>,
     /// The connections and failed tokens of each address.
     pub addresses: Addresses,
@@ -114,7 +114,7 @@ pub struct ProxyState {
     connections: AtomicU32,
 }
 
-/// Counts of the last minute.
+/// The request rates of the last minute.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// All requests, including upgrades.
@@ -124,12 +124,12 @@ pub struct Traffic {
 }
 
 impl ProxyState {
-    /// Ends open sockets and streams that are revoked, then writes the revocations to the file. In this order, because
-    /// what is open must not wait for the disk.
+    /// Ends open sockets and streams that are revoked, then writes the revocations to the file. The order matters,
+    /// because open connections must not wait for the disk.
     ///
     /// # Errors
-    /// Where the file could not be written, or other instances cannot know of them yet. The revocations are in force here
-    /// either way.
+    /// Returns an error where the file could not be written, or the revocations could not be sent to other instances
+    /// yet. They are in force here in both cases.
     pub async fn enforce_and_save(&self, mut revocations: Vec<Revocation>) -> Result<(), NotSaved> {
         self.notifier.notify();
         let published: Vec<_> = revocations.iter_mut().filter_map(Revocation::published).collect();
@@ -147,10 +147,10 @@ impl ProxyState {
         published.unwrap_or(Err(NotSaved::NotShared))
     }
 
-    /// Starts with a first policy. Must be called inside a Tokio runtime.
+    /// Starts with a first policy. It must be called inside a Tokio runtime.
     ///
     /// # Errors
-    /// Where the shared state cannot be used at all. An engine that does not answer is no error.
+    /// Returns an error where the shared state cannot be used at all. An engine that does not answer is no error.
     pub fn start(policy: Policy, revocations: Revocations) -> Result<Self, EngineError> {
         let revocations = Arc::new(revocations);
         let metrics = Arc::new(Metrics::default());
@@ -212,7 +212,7 @@ impl ProxyState {
         self.current.load_full()
     }
 
-    /// Whether something may end what is open of an identity without a browser session before its time.
+    /// Returns whether anything can revoke an identity without a browser session before its token expires.
     #[must_use]
     pub fn can_revoke(&self) -> bool {
         self.instances.is_some() || self.current().policy.control.is_some()
@@ -224,13 +224,13 @@ impl ProxyState {
         self.policy_name.load_full()
     }
 
-    /// This instance's share of `limits.failed_tokens_per_minute`.
+    /// Returns this instance's share of `limits.failed_tokens_per_minute`.
     #[must_use]
     pub fn failed_tokens_per_minute(&self, limit: u32) -> u32 {
         self.instances.as_ref().map_or(limit, |instances| instances.share_of(limit))
     }
 
-    /// Tells other instances what the current configuration is, by its digest.
+    /// Publishes the digest of the current configuration to other instances.
     pub fn describe(&self, digest: &str) {
         let runtime = self.current();
         let secret = runtime.policy.browser.session.as_ref().and_then(|session| session.secret.as_ref());
@@ -318,7 +318,7 @@ impl ProxyState {
         }
         listener.inc();
         let mut count = ConnectionCount { state: Arc::clone(self), address: None, listener: listener.clone() };
-        // The address of a trusted proxy or a load balancer stands for many clients.
+        // The address of a trusted proxy or a load balancer is shared by many clients.
         let is_one_client = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_balancer(*peer);
         if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one_client) {
             if !self.addresses.connect(address, limits.connections_per_address) {
@@ -334,8 +334,8 @@ impl ProxyState {
         Ok((count, reservation))
     }
 
-    /// Whether every provider has been asked once, at least one has keys, what other instances revoked is known, and the
-    /// process does not drain.
+    /// Returns whether every provider has been asked once, at least one has keys, the revocations of other instances
+    /// are loaded, and the process does not drain.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let runtime = self.current();
@@ -358,7 +358,8 @@ impl ProxyState {
                 if self.is_ready() {
                     return;
                 }
-                // A reload came meanwhile, the process drains, or the shared state is not readable, which nothing notifies.
+                // A reload came meanwhile, the process drains, or the shared state is not readable, which causes no
+                // notification.
                 tokio::select! {
                     subscription = &mut notified => notified = subscription.notified(),
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
@@ -368,19 +369,19 @@ impl ProxyState {
     }
 }
 
-/// A revocation is in force here, and that is all.
+/// The error of a revocation that is in force at this instance, but was not saved or not shared.
 #[derive(Debug, thiserror::Error)]
 pub enum NotSaved {
-    /// It ends with the process.
+    /// The revocation ends with the process.
     #[error("control.revocation_file could not be written: {0}")]
     File(String),
-    /// It is queued: other instances hear of it as soon as the engine answers.
+    /// The revocation is queued until the engine answers. Other instances do not have it yet.
     #[error("the shared state could not be written")]
     NotShared,
 }
 
 impl NotSaved {
-    /// Logs it.
+    /// Logs the error.
     pub fn log(&self) {
         match self {
             Self::File(error) => tracing::error!(
@@ -394,7 +395,7 @@ impl NotSaved {
     }
 }
 
-/// The limit that a connection was rejected at.
+/// The limit at which a connection was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// `limits.connections`.

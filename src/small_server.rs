@@ -1,8 +1,8 @@
 //! A small HTTP server for the admin and control listeners: at most 16 connections, one request each, a few seconds per
 //! request. At the limit the oldest connection without a complete request head is closed, so that idle connections
-//! block nobody.
+//! cannot block others.
 //!
-//! A leaf: it owns sockets and limits; the handler makes the responses.
+//! This module imports nothing of the proxy. It owns sockets and limits; the handler makes the responses.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -37,7 +37,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that a client which may still be sending has to read its response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-/// The maximum number of bytes that are read and discarded meanwhile.
+/// The maximum number of bytes that are read and discarded in that time.
 const MAX_LINGER_BYTES: usize = 1 << 20;
 /// Upper bound on a request head.
 const MAX_HEAD_BYTES: usize = 16 << 10;
@@ -160,7 +160,7 @@ impl Listener {
                         drop(permit);
                     });
                 }
-                // Mostly no file descriptor is free, which takes time to change.
+                // Usually no file descriptor is free, which takes time to change.
                 Err(error) => {
                     tracing::warn!(error = %error, retry_in_ms = ACCEPT_RETRY_DELAY.as_millis(), "accept failed, retrying");
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
@@ -170,12 +170,12 @@ impl Listener {
     }
 }
 
-/// The state of a connection that the acceptor sees.
+/// The state of a connection, for the acceptor.
 #[derive(Clone, Default)]
 struct ConnectionState {
-    /// The request head is complete, and the response is being made.
+    /// Whether the request head is complete and the response is being made.
     is_served: Arc<AtomicBool>,
-    /// Cancelled to close the connection, and when it has ended.
+    /// The token that is cancelled to close the connection, and when it has ended.
     closed: CancellationToken,
 }
 
@@ -208,8 +208,8 @@ async fn serve_request<H, F>(
     }
 }
 
-/// Closes our side and reads until the client closes its side. Closing with bytes unread would reset the connection, and
-/// the client would lose the response.
+/// Closes the proxy's side and reads until the client closes its side. Closing with bytes unread would reset the
+/// connection, and the client would lose the response.
 async fn close_gracefully(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.shutdown().await?;
     let mut discarded = [0; 1024];
@@ -223,7 +223,8 @@ async fn close_gracefully(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io
     Ok(())
 }
 
-/// Binds a Unix socket with this mode. The file of a process that was killed is replaced. Must be called inside a runtime.
+/// Binds a Unix socket with this mode. The file of a process that was killed is replaced. It must be called inside a
+/// runtime.
 ///
 /// # Errors
 /// When the path cannot be bound, or another process listens there.
@@ -237,7 +238,7 @@ pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixLi
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile(path.to_owned());
-    // The mode is set before the socket listens, so that nobody connects before it.
+    // The mode is set before the socket listens, so that no other user can connect before it.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(backlog)?;
     socket.set_nonblocking(true)?;

@@ -1,7 +1,7 @@
 //! Log lines and access lines, as JSON or as text for a terminal, through one bounded writer; and the metrics.
 //!
-//! A leaf: it takes plain values. Every string from outside is truncated at 256 bytes and escaped, in both formats
-//! (CVE-2026-54338, CVE-2025-25294).
+//! This module imports nothing of the proxy and takes plain values. Every string from outside is truncated at 256 bytes
+//! and escaped, in both formats (CVE-2026-54338, CVE-2025-25294).
 
 mod access;
 mod audit;

@@ -1,8 +1,8 @@
-//! Durations as the page of `/status` shows them.
+//! Formats durations for the page of `/status`.
 
 use std::time::Duration;
 
-/// A duration as people say it.
+/// Returns a duration as people write it.
 pub(super) fn shown(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ 0..=119 => format!("{seconds} s"),

@@ -1,5 +1,5 @@
-//! The instances on `/status`: who shares, and what makes one of them another than this one. The login loop whose cause
-//! is a session secret that differs is found here.
+//! The section of `/status` about the instances that share state, and the differences between them and this one. A
+//! session secret that differs causes a login loop; the section shows it.
 
 use std::fmt::Write as _;
 

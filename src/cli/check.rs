@@ -1,5 +1,5 @@
-//! `vestibule check`: prints the policy that the configuration means, for a reviewer, and with `--online` what each
-//! identity provider answers.
+//! `vestibule check`: prints the policy that results from the configuration, for a reviewer, and with `--online` the
+//! answers of each identity provider.
 
 use std::process::ExitCode;
 
@@ -29,7 +29,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     }
 }
 
-/// Asks the providers one after the other; each may take up to its time limit.
+/// Asks the providers one after the other. Each has its own timeout.
 async fn online(policy: &Policy) -> ExitCode {
     let mut failed = false;
     for provider in &policy.providers {
@@ -53,7 +53,7 @@ async fn online(policy: &Policy) -> ExitCode {
     if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }
 }
 
-/// Prints what was found; returns whether there was a problem.
+/// Prints the findings about one provider. Returns whether there was a problem.
 fn print_inspection(what: &str, inspection: Inspection) -> bool {
     for found in inspection.found {
         print_line(format_args!("  online      {what}: {found}"));

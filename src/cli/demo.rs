@@ -1,5 +1,5 @@
-//! `vestibule demo`: runs the proxy with a backend, in one process, on this machine only. The backend is the demo's own, or
-//! the one of `--upstream`.
+//! `vestibule demo`: runs the proxy with a backend, in one process, on this machine only. The backend is the demo's
+//! own, or that of `--upstream`.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -23,7 +23,7 @@ use crate::runtime::ProxyState;
 use crate::shared::EngineError;
 use crate::telemetry::{self, Format};
 
-/// How many ports are tried when the first is in use.
+/// The number of ports that are tried when the first is in use.
 const MAX_PORTS: u16 = 50;
 
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,7 @@ async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str))
     for (_, keys) in state.current().verifier.providers() {
         keys.first_attempt().await;
     }
-    // Before the output is printed: its reader may stop the demo at once.
+    // This comes before the output is printed, because its reader may stop the demo at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     welcome(&url);
@@ -118,7 +118,7 @@ async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Opt
     let UpstreamAddress::Tcp { .. } = &upstream.address else { return None };
     let client =
         reqwest::Client::builder().timeout(PROBE_TIMEOUT).redirect(reqwest::redirect::Policy::none()).no_proxy();
-    // Front pages are often answered to anyone.
+    // Front pages are often served without a credential.
     let path = upstream.preset.map_or("/", |preset| preset.guarded);
     let mut request = client.build().ok()?.get(format!("{}{path}", upstream.url.trim_end_matches('/')));
     if let Some(credential) = credential {
@@ -143,7 +143,7 @@ async fn upstream_problem(policy: &Policy, preset: Option<&str>, credential: Opt
     }
 }
 
-/// Takes the address apart that a backend prints, with its own secret in it, to be copied.
+/// Parses the address that a backend prints for copying, with its own secret in it.
 fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, Failure> {
     let url = Url::parse(written).ok().filter(|url| url.host().is_some() || url.scheme() == "unix");
     let url = url.ok_or_else(|| Failure::Upstream {
@@ -166,7 +166,7 @@ fn own_backend(written: &str, arguments: &DemoArguments) -> Result<OwnBackend, F
     Ok(OwnBackend { url: place, preset, credential, user })
 }
 
-/// Reads the demo's configuration as any other.
+/// Reads the demo's configuration in the same way as any other.
 fn policy(yaml: &str) -> Result<Policy, config::Report> {
     let loaded = config::load_yaml(yaml)?;
     let mut findings = Vec::new();

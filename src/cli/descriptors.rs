@@ -1,17 +1,17 @@
-//! Fits `limits.connections` and the limit of file descriptors to each other. A process without a free descriptor
+//! Adjusts `limits.connections` and the limit of file descriptors to each other. A process without a free descriptor
 //! cannot even answer 503.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::policy::Policy;
 
-/// Descriptors for listeners, the log, requests to providers, and connections that are being refused.
+/// The number of descriptors for listeners, the log, requests to providers, and connections that are being refused.
 const RESERVED: u64 = 128;
-/// Descriptors of one connection: the client's and the upstream's.
+/// The number of descriptors of one connection: the client's and the upstream's.
 const PER_CONNECTION: u64 = 2;
 
-/// Raises the soft limit of file descriptors to what `limits.connections` needs. Where the hard limit is lower, lowers
-/// `limits.connections` and adds a warning, so that further connections get 503 instead of no answer.
+/// Raises the soft limit of file descriptors to the number that `limits.connections` needs. If the hard limit is lower,
+/// lowers `limits.connections` and adds a warning, so that further connections get 503 instead of no answer.
 pub(super) fn fit(policy: &mut Policy) {
     let wanted = descriptors_for(policy.limits.connections);
     let limit = getrlimit(Resource::Nofile);

@@ -1,10 +1,9 @@
-//! `vestibule doctor`: tests the running proxy of this configuration, and the upstreams behind it, for known attacks and
-//! for common mistakes of deployment. Each line of its output says what was tried, what was found, and what to do.
+//! `vestibule doctor`: tests the running proxy of this configuration, and the upstreams behind it, for known attacks
+//! and for common mistakes of deployment. Each line of its output names the test, the finding and the remedy.
 //!
-//! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a time
-//! limit, and no secret but the token of `--token-file`. Where instances share it revokes a session that nobody has.
-//! `proxy` and `sign_in` test the proxy; `isolation` and
-//! `listeners` test what could be reached around it.
+//! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a
+//! time limit, and no secret except the token of `--token-file`. Where instances share state it revokes a made-up
+//! session. `proxy` and `sign_in` test the proxy; `isolation` and `listeners` test access that bypasses it.
 
 mod isolation;
 mod listeners;
@@ -24,36 +23,36 @@ use super::executor::executor;
 use super::{DoctorArguments, USAGE, fail, policy, print_line};
 use crate::policy::{Hosts, ListenSpec, Policy};
 
-/// Part of every made-up path, and the made-up values of tokens, states and parameters.
+/// The made-up text in paths, tokens, states and parameters of test requests.
 const MARKER: &str = "vestibule-doctor";
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// As it should be.
+    /// The finding is as it should be.
     Passed(String),
-    /// Not as it should be, with the remedy.
+    /// The finding is a problem, with its remedy.
     Failed(String),
-    /// It could not be tested, and why.
+    /// The check could not be made, with the reason.
     Skipped(String),
 }
 
 /// One line of the output: the check's name and its result.
 type Line = (String, Outcome);
 
-/// The running proxy that is tested, and what it is tested with.
+/// The running proxy that is tested, with the values that the tests need.
 struct Target<'a> {
     policy: &'a Policy,
     proxy: Endpoint,
     /// The `Host` of requests to the proxy: one that it answers.
     host: String,
-    /// The digest of the configuration, as metrics show it.
+    /// The digest of the configuration, as metrics report it.
     digest: &'a str,
     /// A valid token, from `--token-file`.
     token: Option<String>,
     /// The path of `--whoami`.
     whoami: Option<&'a str>,
-    /// A made-up user id, random: an answer that contains it shows that the upstream took it for the caller's.
+    /// A random user id. An answer that contains it shows that the upstream took it as the caller's.
     spoofed_user: String,
 }
 
@@ -101,14 +100,15 @@ fn endpoint(listen: &ListenSpec) -> Result<Endpoint, String> {
     Endpoint::of_listener(listen.place.clone(), listen.tls.is_some())
 }
 
-/// A user id that no text contains by accident.
+/// Returns a random user id, which no answer contains by accident.
 fn random_user() -> Option<String> {
     let mut bytes = [0; 8];
     SystemRandom::new().fill(&mut bytes).ok()?;
     Some(format!("doctor{:016x}", u64::from_be_bytes(bytes)))
 }
 
-/// A `Host` that the proxy answers; that of `public_url` where there is one, since cookies and redirects depend on it.
+/// Returns a `Host` that the proxy accepts. It is that of `public_url` where there is one, since cookies and redirects
+/// depend on it.
 fn answered_host(policy: &Policy) -> String {
     if let Some(url) = &policy.public_url {
         let authority = url.as_str().split_once("://").map_or(url.as_str(), |(_, authority)| authority);
@@ -151,7 +151,7 @@ fn report(lines: &[Line]) -> ExitCode {
             }
             Outcome::Skipped(text) => ("-", text),
         };
-        // What an upstream or a provider wrote may be part of the text.
+        // The text may contain values that an upstream or a provider wrote.
         let text = text.replace(char::is_control, "?");
         print_line(format_args!("  {word:<4} {name:<22}  {text}"));
     }

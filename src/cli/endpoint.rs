@@ -19,10 +19,10 @@ use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureS
 use crate::http::Socket;
 use crate::policy::ListenPlace;
 
-/// The longest answer that is read.
+/// The maximum length in bytes of an answer that is read.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
-/// The address of a listener, and how it is spoken to.
+/// The address of a listener, with its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Http(SocketAddr),
@@ -34,7 +34,7 @@ impl Endpoint {
     /// Returns the address by which a listener can be reached from its own machine.
     ///
     /// # Errors
-    /// The sentence for the user, where the port is chosen at each start.
+    /// Returns the message for the user, where the port is chosen at each start.
     pub(super) fn of_listener(listener: ListenPlace, uses_tls: bool) -> Result<Self, String> {
         let addresses = match listener {
             ListenPlace::Unix(path) => return Ok(Self::Unix(path)),
@@ -87,8 +87,8 @@ impl Endpoint {
         Ok(answer)
     }
 
-    /// Like [`Self::send`], but returns what has come by then of an answer whose head is complete: a stream of events has
-    /// no end.
+    /// Sends a request like [`Self::send`], but returns what has come by then of an answer whose head is complete: a
+    /// stream of events has no end.
     pub(super) async fn send_for_head(&self, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
         let mut answer = Vec::new();
         match self.receive(request, limit, &mut answer).await {
@@ -132,9 +132,9 @@ fn connector() -> io::Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// Accepts any certificate. A certificate names the host that clients use, while this client connects to an address of
-/// this machine: a name could not be verified, and what is sent (the token of `doctor --token-file`) does not leave the
-/// machine. Monitoring from outside sees an expired certificate.
+/// A verifier that accepts any certificate. A certificate names the host that clients use, while this client connects
+/// to an address of this machine: a name could not be verified, and what is sent (the token of `doctor --token-file`)
+/// does not leave the machine. Monitoring from outside detects an expired certificate.
 #[derive(Debug)]
 struct AcceptAnyCertificate(Arc<CryptoProvider>);
 

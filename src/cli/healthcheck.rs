@@ -19,8 +19,8 @@ pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
         Ok(loaded) => loaded,
         Err(report) => return fail(&report, USAGE),
     };
-    // Reads `listen` alone. Any other error in a file that has changed since the start is reported by the reload, and must
-    // not end a process that serves.
+    // Only `listen` is read. Any other error in a file that has changed since the start is reported by the reload, and
+    // must not end a running process.
     let endpoint = policy::first_listener(&loaded.config)
         .map_err(|finding| format!("{}: {}", finding.path(), finding.message()))
         .and_then(|(listener, uses_tls)| Endpoint::of_listener(listener, uses_tls));
@@ -46,7 +46,7 @@ pub(super) fn healthcheck(arguments: &HealthcheckArguments) -> ExitCode {
 #[derive(Debug, PartialEq, Eq)]
 enum Health {
     Yes,
-    /// 503 because `limits.connections` is reached: the process is alive, and a restart would not help.
+    /// The status was 503 because `limits.connections` is reached: the process is alive, and a restart would not help.
     Busy,
     No(String),
 }

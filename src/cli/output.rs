@@ -1,4 +1,4 @@
-//! Standard output of the commands. A reader that has gone, as of `| head`, is no error; a full disk is.
+//! Writes the standard output of the commands. A closed pipe, as of `| head`, is no error; a full disk is.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line. What goes wrong shows in [`exit_code`].
+/// Prints a line. [`exit_code`] reports a failure.
 pub(super) fn print_line(line: impl Display) {
     print(format!("{line}\n").as_bytes());
 }
 
-/// Prints bytes as they are. What goes wrong shows in [`exit_code`].
+/// Prints bytes without change. [`exit_code`] reports a failure.
 pub(super) fn print(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) else { return };
@@ -21,7 +21,7 @@ pub(super) fn print(bytes: &[u8]) {
     }
 }
 
-/// Prints a line to standard error. Where that fails there is nowhere to say it.
+/// Prints a line to standard error. A failure is ignored, since it could not be reported.
 pub(super) fn print_error(line: impl Display) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

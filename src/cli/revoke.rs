@@ -1,5 +1,5 @@
-//! `vestibule revoke`: ends a user, a session or a token at every instance, from any place that reaches the engine of
-//! `shared`. It says how many of the running instances have taken it.
+//! `vestibule revoke`: ends a user, a session or a token at every instance, from any machine that reaches the engine of
+//! `shared`. It prints how many of the running instances have applied the revocation.
 //!
 //! Exit code 0: written; 1: not written; 2: the configuration or the arguments are wrong.
 
@@ -13,7 +13,7 @@ use crate::policy::Policy;
 use crate::shared::{Written, write_entry};
 
 pub(super) fn revoke(arguments: &RevokeArguments) -> ExitCode {
-    // Here it chooses one of the providers, and configures none.
+    // The flag chooses one of the configured providers here, and configures none.
     let config = ConfigArguments { issuer: None, ..arguments.config.clone() };
     let edition = match policy(&config, |_| Vec::new()) {
         Ok(edition) => edition,
@@ -30,7 +30,7 @@ pub(super) fn revoke(arguments: &RevokeArguments) -> ExitCode {
     }
 }
 
-/// What is to be revoked, and whose it is.
+/// Returns the target of the revocation, and its issuer.
 fn target(arguments: &RevokeArguments, policy: &Policy) -> Result<(String, RevocationTarget), String> {
     let known: Vec<&str> = policy.providers.iter().map(|provider| issuer_or_name(provider)).collect();
     let issuer = match (&arguments.config.issuer, &known[..]) {

@@ -1,4 +1,4 @@
-//! `vestibule run`: start, say what holds, serve, drain.
+//! `vestibule run`: starts the proxy, prints a summary of the policy, serves, and drains.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -93,7 +93,7 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
     }
     let admin_address = admin.as_ref().and_then(Admin::address).map(|address| format!("http://{address}"));
     let _admin = admin.map(|admin| admin.serve(&state));
-    // Held until the end: with it goes its socket file.
+    // The handle is held until the end, because dropping it removes the socket file.
     let _control = control.map(|control| control.serve(&state));
     tokio::spawn(Reload::new(&state, load, watched).run(hangup));
     announce_start(&state, &name, &addresses, admin_address.as_deref(), started).await;
@@ -145,7 +145,8 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// SIGTERM, and whoever asks on the control listener, waits as configured; SIGINT is a person at the keyboard.
+    /// Waits for the first signal. SIGTERM, and a request on the control listener, drain with the configured times;
+    /// SIGINT comes from a person at the keyboard and drains at once.
     async fn first(&mut self, state: &ProxyState) -> DrainTimes {
         let asked = state.drain.request_token();
         let as_configured = || {
@@ -188,7 +189,7 @@ async fn announce_start(
         tokio::spawn(log_ready(Arc::clone(state), started));
         return;
     }
-    // A summary that is printed a moment later can name the keys.
+    // A summary that is printed a moment later can include the keys.
     let is_ready = tokio::time::timeout(Duration::from_millis(300), state.until_ready()).await.is_ok();
     let elapsed = started.elapsed().as_millis();
     telemetry::flush();
@@ -204,7 +205,7 @@ async fn announce_start(
     }
 }
 
-/// Logs that the process is ready, once it is.
+/// Logs that the process is ready, as soon as it is.
 async fn log_ready(state: Arc<ProxyState>, started: Instant) {
     state.until_ready().await;
     let after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! `vestibule schema`: the shape of the configuration file for editors, and the reference of its keys.
+//! `vestibule schema`: prints the JSON Schema of the configuration file for editors, and the reference of its keys.
 
 use std::process::ExitCode;
 

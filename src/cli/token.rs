@@ -1,4 +1,4 @@
-//! `vestibule token`: makes development tokens, explains how a token is verified, prints assertion keys.
+//! `vestibule token`: makes development tokens, explains how a token is verified, and prints assertion keys.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -226,7 +226,7 @@ fn read_token(file: Option<&PathBuf>) -> Result<String, String> {
 fn print_explanation(name: &str, token: &str, explanation: &Explanation) -> ExitCode {
     print_line(name);
     for (title, part) in [("header", token.split('.').next()), ("claims", token.split('.').nth(1))] {
-        // Printed also for a token that is refused: its claims often show why.
+        // The parts are printed also for a token that is refused: its claims often show why.
         let shown = part
             .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok())
             .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());

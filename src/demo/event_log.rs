@@ -1,4 +1,4 @@
-//! The log of what proxy and backend did, line by line, for two of the three columns of the demo's page.
+//! The log of the events at proxy and backend, line by line, for two of the three columns of the demo's page.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::telemetry::AccessLine;
 /// The number of lines kept for a page that reconnects.
 const MAX_LINES: usize = 200;
 
-/// Numbered lines, the newest last.
+/// The numbered lines, the newest last.
 pub(super) struct EventLog {
     lines: Mutex<(u64, VecDeque<(u64, String)>)>,
     last: watch::Sender<u64>,

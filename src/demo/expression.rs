@@ -1,19 +1,19 @@
-//! The language of the demo's notebook: numbers, `+ - * /`, brackets, names and `name = …`. It is its own, so that no cell
-//! runs code on this machine.
+//! The language of the demo's notebook: numbers, `+ - * /`, brackets, names and `name = …`. It is not Python, so that
+//! no cell runs code on this machine.
 
 use std::collections::BTreeMap;
 
-/// The longest cell, in bytes.
+/// The maximum length of a cell in bytes.
 const MAX_LENGTH: usize = 200;
-/// The most brackets around a number.
+/// The maximum depth of brackets.
 const MAX_DEPTH: usize = 32;
-/// The most names of one user.
+/// The maximum number of names per user.
 const MAX_NAMES: usize = 50;
 
 /// Evaluates a cell with the names of its user, and returns the value as text.
 ///
 /// # Errors
-/// The sentence for the person who wrote the cell.
+/// Returns the message for the person who wrote the cell.
 pub(super) fn evaluate(cell: &str, names: &mut BTreeMap<String, f64>) -> Result<String, String> {
     if cell.len() > MAX_LENGTH {
         return Err(format!("a cell has at most {MAX_LENGTH} characters"));

@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use super::DemoError;
 use crate::auth::unix_seconds;
 
-/// The audience of its tokens.
+/// The audience of the issuer's tokens.
 pub(super) const AUDIENCE: &str = "vestibule-demo";
 const KEY_ID: &str = "demo";
 
@@ -63,7 +63,7 @@ impl Issuer {
 }
 
 async fn serve(listener: TcpListener, documents: Arc<(String, String)>) {
-    // A client repeats a request whose connection failed.
+    // The loop ignores failed connections, because clients repeat their requests.
     while let Ok((stream, _)) = listener.accept().await {
         let documents = Arc::clone(&documents);
         tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! The demo's backend: a small live notebook that believes `X-User-Id`, as the backends that Vestibule is made for do, and
-//! does not know tokens.
+//! The demo's backend: a small live notebook. Like the backends for which Vestibule is made, it trusts `X-User-Id` and
+//! reads no tokens.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -35,7 +35,7 @@ const CSS: &str = include_str!("page.css");
 const JS: &str = include_str!("page.js");
 /// The time from "stop the backend" to its next start.
 const RESTART_DELAY: Duration = Duration::from_secs(4);
-/// The longest request body that is read.
+/// The maximum length in bytes of a request body.
 const MAX_BODY_BYTES: usize = 4 << 10;
 
 type FullResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -58,7 +58,7 @@ pub(super) async fn start(log: Arc<EventLog>, issuer: Arc<Issuer>) -> Result<Soc
 }
 
 impl Notebook {
-    /// Serves until it is stopped; then closes every connection, waits, and starts again on the same port.
+    /// Serves until it is stopped. Then it closes every connection, waits, and starts again on the same port.
     async fn run(self: Arc<Self>, listener: TcpListener, address: SocketAddr) {
         let mut listener = Some(listener);
         loop {
@@ -112,7 +112,7 @@ impl Notebook {
             (&Method::POST, "/demo/sign-in") => self.sign_in(request).await,
             (&Method::POST, "/demo/stop") => {
                 let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                // The response is sent first.
+                // The response must be sent before the stop.
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     running.cancel();

@@ -1,8 +1,8 @@
-//! The sign-in page of `demo --upstream`, in place of an identity provider's own: it gives anyone a token, on this machine
-//! only, and the page makes a session of it (`POST /.vestibule/session`).
+//! The sign-in page of `demo --upstream`, in place of an identity provider's own. It gives anyone on this machine a
+//! token, and the page makes a session of it (`POST /.vestibule/session`).
 //!
-//! `browser.login` is not used. An OpenID provider sends people back to one registered address, while this page works at
-//! whatever address it was opened by: 127.0.0.1, localhost, or a port that ssh or an editor forwards.
+//! `browser.login` is not used. An OpenID provider redirects people to one registered address, while this page works at
+//! any address by which it is opened: 127.0.0.1, localhost, or a port that ssh or an editor forwards.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use super::issuer::Issuer;
 use crate::page::{Escaped, Layout, page};
 use crate::small_server::{FullResponse, Listener};
 
-/// The path of the page, for which a rule of its own asks no credential.
+/// The path of the page. A rule for it demands no credential.
 pub(super) const PATH: &str = "/vestibule-demo";
-/// The longest request body that is read.
+/// The maximum length in bytes of a request body.
 const MAX_BODY_BYTES: usize = 1_024;
-/// The lifetime of a token, and so of its session, in seconds.
+/// The validity of a token, and so of its session, in seconds.
 const TOKEN_SECONDS: u64 = 8 * 3_600;
 
 const SCRIPT: &str = include_str!("sign_in.js");
@@ -90,7 +90,7 @@ fn response(kind: &'static str, text: String) -> FullResponse {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // The policy of every page, and the one script that signs in.
+    // The policy is that of every page, plus the one script that signs in.
     let policy =
         crate::page::POLICY.replace("default-src 'none'", "default-src 'none'; script-src 'self'; connect-src 'self'");
     if let Ok(policy) = HeaderValue::try_from(policy) {

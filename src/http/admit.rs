@@ -1,4 +1,4 @@
-//! AdmittedSession: rejects malformed and ambiguous requests that hyper accepts.
+//! Admission: rejects malformed and ambiguous requests that hyper accepts.
 
 use hyper::body::Body as _;
 use hyper::header::{
@@ -28,7 +28,7 @@ pub fn admit(
     };
     let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    // `check_framing` has removed the framing fields, so whether there is a body is asked of the body itself.
+    // `check_framing` has removed the framing fields, so only the body itself shows whether there is one.
     let announced = preflight_method(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
     Ok(Admitted { parts, body: Box::new(body), client, upgrade, announced })
 }
@@ -57,8 +57,8 @@ fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Ref
     is_websocket(request)
 }
 
-/// Whether a method is a known one in another case. Methods are case-sensitive, but a backend that treats `get` as
-/// `GET` would answer a request that no rule for `GET` was applied to.
+/// Returns whether a method is a known one in another case. Methods are case-sensitive, but a backend that treats `get`
+/// as `GET` would answer a request to which no rule for `GET` was applied.
 fn is_misspelt(method: &Method) -> bool {
     let name = method.as_str();
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
@@ -110,7 +110,7 @@ fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), 
     if probe || policy.hosts.answers(host.host()) { Ok(()) } else { Err(Refusal::host_not_served()) }
 }
 
-/// hyper has read the framing; what a backend might read differently is refused or replaced here.
+/// Checks the framing fields after hyper has read them: what a backend might read differently is refused or replaced.
 fn check_framing(request: &mut Request<ClientBody>) -> Result<(), Refusal> {
     let headers = request.headers();
     if headers.contains_key(TRANSFER_ENCODING) {
@@ -129,7 +129,7 @@ fn check_framing(request: &mut Request<ClientBody>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether a request is a complete WebSocket upgrade (RFC 6455 section 4.2.1); an incomplete one is an error.
+/// Returns whether a request is a complete WebSocket upgrade (RFC 6455 section 4.2.1). An incomplete one is an error.
 fn is_websocket(request: &Request<ClientBody>) -> Result<bool, Refusal> {
     let headers = request.headers();
     if !lists(headers, &UPGRADE, "websocket") {

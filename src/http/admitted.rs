@@ -14,7 +14,7 @@ pub struct Admitted {
     /// Boxed, because it is moved through every step.
     pub(super) body: Box<ClientBody>,
     pub(super) client: ClientAddress,
-    /// The client's side of a valid WebSocket upgrade (RFC 6455 section 4.2.1); it resolves once the 101 was written.
+    /// The client's side of a valid WebSocket upgrade (RFC 6455 section 4.2.1). It resolves when the 101 was written.
     pub(super) upgrade: Option<OnUpgrade>,
     /// The method that a preflight announces; `None` for any other request.
     pub(super) announced: Option<Method>,

@@ -1,6 +1,6 @@
-//! The signed assertion (docs/contract.md section 6): an ES256 JWT, valid for one minute, in its own header. It is
-//! bound to one upstream, one method and one path, so that a backend can tell our requests from those of other hosts in
-//! its network.
+//! The signed assertion (docs/contract.md section 6): an ES256 JWT, valid for one minute, in a header of its own. It is
+//! bound to one upstream, one method and one path, so that a backend can distinguish the proxy's requests from those of
+//! other hosts in its network.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::auth::unix_seconds;
 use crate::policy::{AssertionSpec, UpstreamSpec};
 
-/// The validity in seconds: long enough for a busy backend, short enough to limit what a stolen assertion is worth.
+/// The validity in seconds: long enough for a busy backend, short enough to limit the use of a stolen assertion.
 const LIFETIME: u64 = 60;
 /// The `iss` of every assertion.
 const ISSUER: &str = "vestibule";

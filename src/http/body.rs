@@ -87,7 +87,7 @@ pub struct ClientBody {
     idle_timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     end: BodyEnd,
-    /// Takes the rest of the body when this is dropped before its end.
+    /// The body that reads the rest when this is dropped before its end.
     unread: Option<UnreadBody>,
 }
 

@@ -79,7 +79,7 @@ fn tls_connector(tls: &UpstreamTls) -> Result<(TlsConnector, ServerName<'static>
 /// these application protocols.
 ///
 /// # Errors
-/// Why the client cannot be made.
+/// Returns the reason why the client cannot be made.
 pub fn tls_client(authority: Option<&CertificateAuthority>, protocols: &[&[u8]]) -> Result<TlsConnector, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut extra_roots = Vec::new();

@@ -35,7 +35,7 @@ pub struct UpstreamRequest {
     verified: bool,
     /// The index of the upstream in the policy.
     upstream: usize,
-    /// The client accepts trailers (RFC 9110 section 10.1.4).
+    /// Whether the client accepts trailers (RFC 9110 section 10.1.4).
     takes_trailers: bool,
     /// The identity headers that were removed from the client's request.
     stripped: Vec<HeaderName>,
@@ -202,12 +202,12 @@ pub fn prepare(
     Ok((upstream_request, identity, token))
 }
 
-/// Passes the token on if `upstream.token_to` says so, for a backend that verifies it again.
+/// Forwards the token if `upstream.token_to` demands it, for a backend that verifies it again.
 fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
     let parts = &mut admitted.parts;
     let in_header = if parts.headers.contains_key(UPGRADE) {
         match &to.token_to_websocket {
-            // Sent as our first message, after the upstream's 101.
+            // The proxy sends the token as its first message, after the upstream's 101.
             TokenToUpgrade::None | TokenToUpgrade::FirstMessage(_) => false,
             TokenToUpgrade::Header => true,
             TokenToUpgrade::Query(name) => {
@@ -229,7 +229,7 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 #[must_use]
 pub fn prepare_public(public: PublicRequest, policy: &Policy) -> UpstreamRequest {
     let PublicRequest { mut admitted, route } = public;
-    // Webhooks bring an Authorization of their own.
+    // Webhooks have an `Authorization` of their own, so it is kept.
     let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false, TokenHeaders::Kept);
     let to = policy.upstream(&route);
     let request = rebuilt(admitted, to);
@@ -300,7 +300,7 @@ fn strip(
     let websocket = lists(headers, &UPGRADE, "websocket");
     let takes_trailers = !websocket && lists(headers, &TE, "trailers");
     let stripped = strip_reserved(headers, policy, token_headers);
-    // Our cookies never reach the upstream, whether or not one of them was the credential.
+    // The proxy's cookies never reach the upstream, whether or not one of them was the credential.
     let _ = token::take_session_cookie(headers, "");
     strip_hop_by_hop(headers);
     headers.remove(EXPECT);
@@ -465,7 +465,7 @@ mod tests {
                 for name in headers.keys() {
                     prop_assert!(!ours.contains(&fold(name.as_str())), "{name} of the client stays");
                 }
-                // What `prepare` sets afterwards is there once, whatever was named in `Connection`.
+                // A header that `prepare` sets afterwards is present exactly once, whatever `Connection` named.
                 for trusted in policy.trusted_headers.iter() {
                     headers.insert(trusted.name.clone(), HeaderValue::from_static("alice"));
                 }

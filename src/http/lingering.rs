@@ -77,7 +77,7 @@ impl LingerPermit {
     }
 }
 
-/// Reads so many bytes at most until the client closes its end.
+/// Reads at most `left` bytes, until the client closes its side.
 async fn read_away(mut socket: Socket, mut left: usize) -> io::Result<()> {
     let mut discarded = [0; 8 << 10];
     loop {

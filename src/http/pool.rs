@@ -15,7 +15,7 @@ const MAX_IDLE_CONNECTIONS: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     pub(super) idle: Mutex<Vec<IdleConnection>>,
-    /// Set while a task removes idle connections that are too old.
+    /// Whether a task is removing idle connections that are too old.
     is_reaping: std::sync::atomic::AtomicBool,
 }
 

@@ -49,7 +49,7 @@ pub(super) fn check_state_change(head: &Parts, client: &ClientAddress, policy: &
     if is_browser { Err(Refusal::foreign_origin("a page without Origin")) } else { Ok(()) }
 }
 
-/// Whether the client uses https, as far as connection, forwarding headers and `public_url` tell.
+/// Returns whether the client uses https, by the connection, the forwarding headers and `public_url`.
 fn is_https(client: &ClientAddress, policy: &Policy) -> bool {
     client.scheme == "https" || policy.public_url.as_ref().is_some_and(|url| url.as_str().starts_with("https://"))
 }
@@ -60,7 +60,7 @@ pub(super) fn session_cookie_name(admitted: &Admitted, policy: &Policy) -> Strin
     token::session_cookie_name(is_https(&admitted.client, policy), port(admitted))
 }
 
-/// The name of the cookie that binds a sign-in to this client's browser.
+/// Returns the name of the cookie that binds a sign-in to this client's browser.
 pub(super) fn login_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
     token::login_cookie_name(is_https(&admitted.client, policy), port(admitted))
 }
@@ -70,7 +70,7 @@ fn port(admitted: &Admitted) -> u16 {
     host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80)
 }
 
-/// Whether a session cookie can be set: over https, or on a loopback name, where it crosses no network in the clear.
+/// Returns whether a session cookie can be set: over https, or on a loopback name, whose traffic crosses no network.
 pub(super) fn can_have_cookie(admitted: &Admitted, policy: &Policy) -> bool {
     let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {

@@ -48,9 +48,9 @@ pub struct Refusal {
     pub retry_after: Option<u64>,
     /// The value of `Allow`.
     pub allow: Option<&'static str>,
-    /// A cookie that the answer takes back.
+    /// A cookie that the response removes from the browser.
     pub set_cookie: Option<HeaderValue>,
-    /// Whether what was asked for is in force at this instance all the same.
+    /// Whether the requested change is in force at this instance although it was refused.
     pub is_in_force: bool,
     /// Whether the connection closes after the response.
     pub close: bool,
@@ -60,7 +60,7 @@ pub struct Refusal {
     pub outcome: &'static str,
     /// The kind of rule that refused the request.
     pub rule: Option<Rule>,
-    /// The pattern of the route that refused it, if it is not the request's own.
+    /// The pattern of the route that refused the request, if it is not the request's own.
     pub route: Option<Arc<str>>,
 }
 
@@ -113,14 +113,14 @@ impl Refusal {
         self
     }
 
-    /// No credential was sent.
+    /// Makes the refusal of a request without a credential.
     #[must_use]
     pub fn missing_token() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "missing_token", "Missing authorization header. Please sign in.")
             .challenging(Challenge::Realm)
     }
 
-    /// The credential is not one well-formed token.
+    /// Makes the refusal of a credential that is not one well-formed token.
     #[must_use]
     pub fn bad_credential(bad: BadCredential) -> Self {
         match bad.problem {
@@ -145,7 +145,8 @@ impl Refusal {
         }
     }
 
-    /// The verifier rejected the token; `verbose` tells the client its reason (for development).
+    /// Makes the refusal of a token that the verifier rejected; `verbose` repeats the reason to the client (for
+    /// development).
     #[must_use]
     pub fn rejected(rejection: &Rejection, verbose: bool) -> Self {
         match rejection {
@@ -184,7 +185,7 @@ impl Refusal {
         }
     }
 
-    /// The token was rejected, and the address is over its limit of failed tokens.
+    /// Makes the refusal of a rejected token whose address is over its limit of failed tokens.
     #[must_use]
     pub fn too_many_failures(rejection: &Rejection, retry_after: Duration) -> Self {
         let mut refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many failed attempts.")
@@ -211,7 +212,7 @@ impl Refusal {
         self
     }
 
-    /// The user is verified and does not meet the requirements.
+    /// Makes the refusal of a verified user who does not meet the requirements.
     #[must_use]
     pub fn denied(denied: &Denied) -> Self {
         let refusal = Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
@@ -223,7 +224,7 @@ impl Refusal {
         }
     }
 
-    /// A claim of the identity is not a valid header value.
+    /// Makes the refusal of an identity with a claim that is not a valid header value.
     #[must_use]
     pub fn unusable_identity(reason: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
@@ -232,7 +233,7 @@ impl Refusal {
             .by(Rule::Require)
     }
 
-    /// The route has `auth: deny`.
+    /// Makes the refusal of a route with `auth: deny`.
     #[must_use]
     pub fn closed_route(route: &Route) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "Access denied.")
@@ -241,7 +242,7 @@ impl Refusal {
             .on(&route.label)
     }
 
-    /// The readings of the path match routes with different upstreams or settings.
+    /// Makes the refusal of a path whose readings match routes with different upstreams or settings.
     #[must_use]
     pub fn readings_differ(conflict: Conflict) -> Self {
         Self::bad_request(match conflict {
@@ -251,13 +252,14 @@ impl Refusal {
         })
     }
 
-    /// Another user has a session in this browser.
+    /// Makes the refusal of a sign-in while another user has a session in this browser.
     #[must_use]
     pub fn other_user() -> Self {
         Self::new(StatusCode::CONFLICT, "other_user", "Another user is signed in here. Sign out first.")
     }
 
-    /// The session could not be ended, or only until this process ends; the client should retry.
+    /// Makes the refusal of a sign-out that could not be recorded, or only until this process ends. The client should
+    /// retry.
     #[must_use]
     pub fn not_signed_out(reason: &str) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -267,7 +269,7 @@ impl Refusal {
         refusal
     }
 
-    /// Nobody is signed in here any more, and other instances do not know it yet.
+    /// Makes the refusal of a sign-out that is in force at this instance and not written to the shared state yet.
     #[must_use]
     pub fn not_shared() -> Self {
         let refusal =
@@ -275,13 +277,13 @@ impl Refusal {
         Self { is_in_force: true, ..refusal }
     }
 
-    /// The same with a cookie that the answer takes back, where what was asked for is in force.
+    /// Adds a cookie that the response removes from the browser, where the requested change is in force.
     #[must_use]
     pub fn taking_back(self, cookie: Option<HeaderValue>) -> Self {
         if self.is_in_force { Self { set_cookie: cookie, ..self } } else { self }
     }
 
-    /// A session cookie would be sent unencrypted over a network.
+    /// Makes the refusal to send a session cookie unencrypted over a network.
     #[must_use]
     pub fn needs_https() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", "A session needs https.").because(
@@ -289,13 +291,13 @@ impl Refusal {
         )
     }
 
-    /// The token's claims do not fit into a cookie.
+    /// Makes the refusal of a token whose claims do not fit into a cookie.
     #[must_use]
     pub fn session_too_large() -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The token says more than a cookie can hold.")
     }
 
-    /// The `Origin` is neither ours nor listed.
+    /// Makes the refusal of an `Origin` that is neither the proxy's own nor listed.
     #[must_use]
     pub fn foreign_origin(origin: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "foreign_origin", "Origin not allowed.")
@@ -303,7 +305,7 @@ impl Refusal {
             .by(Rule::Origin)
     }
 
-    /// The upstream gave no usable response.
+    /// Makes the refusal of a request to which the upstream gave no usable response.
     #[must_use]
     pub fn of_upstream(error: &UpstreamError) -> Self {
         match error {
@@ -317,19 +319,19 @@ impl Refusal {
         }
     }
 
-    /// The upstream refused or reset the connection, or its response is not usable.
+    /// Makes the refusal for an upstream that refused or reset the connection, or whose response is not usable.
     #[must_use]
     pub fn upstream_failed(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "upstream_failed", "Upstream unavailable.").because(reason)
     }
 
-    /// The upstream did not respond in time.
+    /// Makes the refusal for an upstream that did not respond in time.
     #[must_use]
     pub fn upstream_timeout(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "Upstream did not answer in time.").because(reason)
     }
 
-    /// The request is malformed or its path ambiguous; the connection closes.
+    /// Makes the refusal of a malformed request or an ambiguous path; the connection closes.
     #[must_use]
     pub fn bad_request(reason: &str) -> Self {
         let mut refusal = Self::new(StatusCode::BAD_REQUEST, "bad_request", "Malformed request.").because(reason);
@@ -337,7 +339,8 @@ impl Refusal {
         refusal
     }
 
-    /// The method is never forwarded, or not supported by one of our endpoints.
+    /// Makes the refusal of a method that is never forwarded, or that one of the proxy's own endpoints does not
+    /// support.
     #[must_use]
     pub fn method_not_allowed(allow: Option<&'static str>) -> Self {
         let mut refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed.");
@@ -346,13 +349,13 @@ impl Refusal {
         refusal
     }
 
-    /// The path under our prefix is no endpoint.
+    /// Makes the refusal of a path under the proxy's prefix that is no endpoint.
     #[must_use]
     pub fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "Not found.")
     }
 
-    /// The client stopped sending its body.
+    /// Makes the refusal of a request whose client stopped sending its body.
     #[must_use]
     pub fn body_stalled() -> Self {
         let mut refusal = Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "Request body stalled.");
@@ -360,7 +363,7 @@ impl Refusal {
         refusal
     }
 
-    /// The Host is not served here.
+    /// Makes the refusal of a `Host` that is not served.
     #[must_use]
     pub fn host_not_served() -> Self {
         let mut refusal = Self::new(StatusCode::MISDIRECTED_REQUEST, "host_not_served", "Host not served here.");
@@ -368,7 +371,7 @@ impl Refusal {
         refusal
     }
 
-    /// The request head exceeds its limit.
+    /// Makes the refusal of a request head over its limit.
     #[must_use]
     pub fn head_too_large() -> Self {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -377,7 +380,7 @@ impl Refusal {
         refusal
     }
 
-    /// The request target exceeds its limit.
+    /// Makes the refusal of a request target over its limit.
     #[must_use]
     pub fn target_too_long() -> Self {
         let mut refusal = Self::new(StatusCode::URI_TOO_LONG, "target_too_long", "Request target too long.");
@@ -385,7 +388,7 @@ impl Refusal {
         refusal
     }
 
-    /// The request body exceeds its limit.
+    /// Makes the refusal of a request body over its limit.
     #[must_use]
     pub fn body_too_large() -> Self {
         let mut refusal = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "Request body too large.");
@@ -393,13 +396,13 @@ impl Refusal {
         refusal
     }
 
-    /// The WebSocket version is not 13 (RFC 6455 section 4.4).
+    /// Makes the refusal of a WebSocket version other than 13 (RFC 6455 section 4.4).
     #[must_use]
     pub fn websocket_version() -> Self {
         Self::new(StatusCode::UPGRADE_REQUIRED, "websocket_version", "WebSocket version 13 required.")
     }
 
-    /// A limit on connections is reached, or the process drains.
+    /// Makes the refusal of a connection or request at a limit, or while the process drains.
     #[must_use]
     pub fn busy(reason: &str) -> Self {
         let mut refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many connections.").because(reason);

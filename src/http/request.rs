@@ -13,7 +13,7 @@ use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Carrier, Identity, NoCredential, SessionCookie, Token, Verified, allow};
 use crate::policy::{Policy, Route, RouteMatch, TokenSources};
 
-/// A request to one of our own endpoints.
+/// A request to one of the proxy's own endpoints.
 #[derive(Debug)]
 pub struct OwnRequest {
     pub(super) admitted: Admitted,
@@ -32,7 +32,8 @@ impl OwnRequest {
         &self.admitted.client
     }
 
-    /// Checks that the request may change state here: it comes from our own page or a listed one, or from no browser.
+    /// Checks that the request may change state: it comes from the proxy's own page or a listed one, or from no
+    /// browser.
     ///
     /// # Errors
     /// 403 `foreign_origin`.
@@ -105,7 +106,8 @@ impl OwnRequest {
         Ok(bytes)
     }
 
-    /// Takes all session cookies out of the request, to end all their sessions; otherwise like [`Self::take_session`].
+    /// Takes all session cookies out of the request, to end all their sessions. Otherwise it is like
+    /// [`Self::take_session`].
     pub fn take_sessions(&mut self, policy: &Policy) -> (Vec<SessionCookie>, Option<String>) {
         let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
@@ -114,7 +116,7 @@ impl OwnRequest {
     }
 }
 
-/// A CORS preflight. It has no credential and gets no identity.
+/// A CORS preflight. It has no credential and no identity.
 #[derive(Debug)]
 pub struct PreflightRequest {
     pub(super) admitted: Admitted,
@@ -135,7 +137,7 @@ impl PreflightRequest {
         &self.admitted.parts
     }
 
-    /// Whether it is answered here and not forwarded.
+    /// Returns whether the proxy answers it instead of forwarding it.
     #[must_use]
     pub fn is_answered_here(&self) -> bool {
         self.is_answered_here
@@ -211,7 +213,8 @@ impl ProtectedRequest {
         self.admitted.upgrade.take()
     }
 
-    /// Sets the one subprotocol that is offered to the upstream, or none: the client was answered before the upstream.
+    /// Sets the one subprotocol that is offered to the upstream, or none, because the client's 101 was sent before the
+    /// upstream's.
     pub fn set_subprotocol(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
         use hyper::header::SEC_WEBSOCKET_PROTOCOL;
         match subprotocol {

@@ -1,17 +1,18 @@
-//! Whether a request is in progress on a client connection.
+//! The phase of a client connection: whether a request is in progress.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use futures_util::task::AtomicWaker;
 
-/// Whether a request is in progress on a client connection; shared by the connection and the request's handler.
+/// The phase of a client connection, which says whether a request is in progress; shared by the connection and the
+/// request's handler.
 ///
 /// It is a counter: even between requests, odd from a complete head until the response has ended and the body was read.
 /// A flag would not do, because a fast response may begin and end between two reads.
 #[derive(Debug, Default)]
 pub struct RequestPhase {
     pub(super) count: AtomicU32,
-    /// A limit for discarding the rest of a body was reached.
+    /// Whether a limit for discarding the rest of a body was reached.
     pub(super) has_stopped_discarding: AtomicBool,
     /// The waker of the connection, while it waits for bytes of a request's body.
     pub(super) reader: AtomicWaker,

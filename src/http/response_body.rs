@@ -1,5 +1,5 @@
-//! The body of a response on its way to the client: counted, cut off where it must not go on, and the return of the
-//! upstream connection once it has ended.
+//! The body of a response to the client. It is counted, stopped by an [`AbortSignal`], and returns the upstream
+//! connection to its pool at its end.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ pub type Answer = Response<ResponseBody>;
 /// How a response body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyOutcome {
-    /// The whole body was given to hyper.
+    /// hyper has accepted the whole body.
     Complete,
     /// The client disconnected or the upstream aborted.
     Aborted,
@@ -50,7 +50,7 @@ pub struct ResponseBody {
     sent: u64,
     outcome: BodyOutcome,
     abort_signal: Option<AbortSignal>,
-    /// The upstream has aborted its response, which was not reported to hyper yet.
+    /// The error of an upstream that has aborted its response, which was not reported to hyper yet.
     broken: Option<hyper::Error>,
     on_end: Option<OnEnd>,
     /// The body of the request that this responds to, when it has one.

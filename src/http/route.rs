@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Admitted, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::{AuthMode, Conflict, Policy};
 
-/// A request by the kind of its route.
+/// A request, sorted by the kind of its route.
 #[derive(Debug)]
 pub enum RoutedRequest {
     /// A request under `/.vestibule`, which is never forwarded.
@@ -65,7 +65,7 @@ fn own(policy: &Policy, admitted: Admitted) -> RoutedRequest {
 }
 
 impl Admitted {
-    /// Who asks.
+    /// Returns the address of the client.
     #[must_use]
     pub fn client(&self) -> &super::ClientAddress {
         &self.client

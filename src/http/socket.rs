@@ -22,7 +22,7 @@ pub enum Socket {
     Unix(UnixStream),
     /// TLS over TCP; boxed, since it is a hundred times the size of the others.
     Tls(Box<TlsStream<TcpStream>>),
-    /// A socket that was taken away: reads report the end, writes fail.
+    /// A socket that was taken out: reads report the end, writes fail.
     Closed,
     /// An in-memory stream, for tests that run on a paused clock.
     #[cfg(test)]
@@ -47,12 +47,12 @@ pub fn set_tcp_options(tcp: &TcpStream) {
 }
 
 impl Socket {
-    /// Writes without asking Tokio whether the socket is writable. Returns how many of `bytes` the system took;
-    /// `Some(0)` when it took bytes that TLS had buffered; `None` when it took nothing.
+    /// Writes without waiting for Tokio's readiness. Returns the number of `bytes` that the system accepted; `Some(0)`
+    /// when it accepted only bytes that TLS had buffered; `None` when it accepted nothing.
     ///
-    /// The system reports a socket as writable only when a third of its buffer has gone, which at several megabytes
-    /// and a reader of 15 KB a second takes longer than `send_timeout`. So the timeout of a write must call this before
-    /// it takes the peer for stalled.
+    /// The system reports a socket as writable only when a third of its buffer is free, which at several megabytes and
+    /// a reader of 15 KB a second takes longer than `send_timeout`. So the timeout of a write must call this before it
+    /// treats the peer as stalled.
     pub fn send_now(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Tcp(tcp) => SockRef::from(&*tcp).send(bytes).ok().filter(|taken| *taken > 0),
@@ -89,11 +89,12 @@ impl Socket {
         }
     }
 
-    /// Whether the system has sent everything that it was given. Until then closing the socket can lose some of it: what
-    /// the peer sends to a closed socket is answered with a reset, and a reset drops what has not been sent.
+    /// Returns whether the system has sent everything that it accepted. Until then closing the socket can lose some of
+    /// it: bytes that the peer sends to a closed socket are answered with a reset, and a reset drops what has not been
+    /// sent.
     ///
-    /// True for a Unix socket, whose peer keeps what was written to it, and `None` where the system does not tell. Must
-    /// be asked before the socket's end is sent, of a socket of [`Self::limit_unsent`].
+    /// It is true for a Unix socket, whose peer keeps what was written to it, and `None` where the system does not
+    /// report it. It must be called before the end of the stream is sent, on a socket of [`Self::limit_unsent`].
     #[must_use]
     pub fn is_sent(&self) -> Option<bool> {
         match self {
@@ -104,9 +105,9 @@ impl Socket {
         }
     }
 
-    /// How many bytes the system was given and has not sent: because the peer's receive buffer is full, or the network
-    /// is slow. `usize::MAX` while more than two thirds of its buffer are full and it does not say how much. Costs
-    /// some 60 system calls.
+    /// Returns the number of bytes that the system has accepted and not sent, because the peer's receive buffer is full
+    /// or the network is slow. `usize::MAX` while more than two thirds of its buffer are full and it does not report a
+    /// number. It costs some 60 system calls.
     #[must_use]
     pub fn unsent(&self) -> usize {
         let Some(tcp) = self.tcp() else { return 0 };
@@ -125,10 +126,10 @@ impl Socket {
         usize::try_from(least).unwrap_or(usize::MAX)
     }
 
-    /// Closes our end without the end of TLS, which would say that everything was said.
+    /// Closes the proxy's side without a TLS `close_notify`, which would mark the data as complete.
     ///
     /// # Errors
-    /// When the peer has gone.
+    /// Returns an error when the peer has disconnected.
     pub fn break_off(&self) -> io::Result<()> {
         match self {
             Self::Tcp(tcp) => SockRef::from(tcp).shutdown(Shutdown::Write),
@@ -140,7 +141,8 @@ impl Socket {
         }
     }
 
-    /// How many bytes at most the system was given and has not sent; `None` where it does not tell.
+    /// Returns an upper bound on the bytes that the system has accepted and not sent; `None` where it does not report
+    /// one.
     #[must_use]
     pub fn held(&self) -> Option<usize> {
         if self.is_sent()? {
@@ -150,12 +152,12 @@ impl Socket {
         Some(self.unsent().min(buffer))
     }
 
-    /// Has the system take no more than is needed to keep the network busy: whoever writes is told sooner that the peer
-    /// takes nothing, and little is on its way when the connection ends.
+    /// Limits the bytes that the system accepts to what keeps the network busy. So a stalled peer is detected sooner,
+    /// and few bytes are unsent when the connection ends.
     pub fn limit_unsent(&self) {
         #[cfg(target_os = "linux")]
         if let Some(tcp) = self.tcp() {
-            // A system that refuses this takes what it likes.
+            // A system without this option uses its own limit.
             let _ = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
         }
     }
@@ -195,14 +197,15 @@ impl Socket {
     }
 }
 
-/// The system takes more bytes for a socket of [`Socket::limit_unsent`] only while it has fewer unsent than this.
+/// The number of unsent bytes below which the system accepts more for a socket of [`Socket::limit_unsent`].
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 << 10;
-/// More than the system keeps for one socket.
+/// An upper bound on the bytes that the system keeps for one socket.
 const MOST_UNSENT: u32 = 4 << 20;
 
-/// Whether the system has fewer unsent bytes than this, if it tells. It reports a socket as writable only below `TCP_NOTSENT_LOWAT`,
-/// so that is set for the moment of the question. (`SIOCOUTQ` says it outright, but cannot be had without `unsafe`.)
+/// Returns whether the system has fewer unsent bytes than this; `None` if it does not report that. It reports a socket
+/// as writable only below `TCP_NOTSENT_LOWAT`, so that option is set during the call. (`SIOCOUTQ` would return the
+/// number, but is not available without `unsafe`.)
 #[cfg(target_os = "linux")]
 fn has_unsent_below(tcp: &TcpStream, bytes: u32) -> Option<bool> {
     let socket = SockRef::from(tcp);
@@ -211,7 +214,7 @@ fn has_unsent_below(tcp: &TcpStream, bytes: u32) -> Option<bool> {
     let answered = poll(&mut asked, Some(&Timespec::default()));
     let _ = socket.set_tcp_notsent_lowat(UNSENT);
     answered.ok()?;
-    // One that is broken sends nothing more.
+    // A broken socket sends nothing more.
     Some(!asked[0].revents().is_empty())
 }
 

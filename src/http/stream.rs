@@ -1,9 +1,8 @@
 //! The connections to clients and upstreams, with their timeouts.
 //!
-//! hyper's header-read timer is also its keep-alive timer, and it has none for writing. A
-//! [`ClientStream`] knows when a request's first byte came, so a head may take `header_timeout` while
-//! an idle connection may stay open for `keep_alive_timeout`. A write to either side fails when the peer takes no byte for
-//! `send_timeout`.
+//! hyper's header-read timer is also its keep-alive timer, and it has none for writing. A [`ClientStream`] records when
+//! a request's first byte came, so a head may take `header_timeout` while an idle connection may stay open for
+//! `keep_alive_timeout`. A write to either side fails when the peer accepts no byte for `send_timeout`.
 
 use std::future::Future as _;
 use std::io;
@@ -70,9 +69,9 @@ pub struct ClientStream {
     limits: ClientLimits,
     awaiting: Awaiting,
     timer: Pin<Box<Sleep>>,
-    /// The number of bytes that may still be read and discarded; set once our side is closed.
+    /// The number of bytes that may still be read and discarded, as soon as the proxy's side is closed.
     left_to_discard: Option<usize>,
-    /// The client has closed its side.
+    /// Whether the client has closed its side.
     has_ended: bool,
     /// The memory of this connection, which counts until the caller's user is verified.
     reservation: Arc<MemoryReservation>,
@@ -121,7 +120,7 @@ impl ClientStream {
         std::mem::replace(&mut self.socket, TimedStream::new(Socket::Closed, self.limits.send)).into_socket()
     }
 
-    /// Derives from the phase what the connection waits for, and starts the idle timeout after a request.
+    /// Updates, by the phase, the part that the connection waits for, and starts the idle timeout after a request.
     fn update_awaiting(&mut self) {
         let phase = self.phase.count.load(Ordering::Relaxed);
         if phase & 1 == 1 {
@@ -141,7 +140,7 @@ impl ClientStream {
         self.is_in_request() || self.head_bytes > 0
     }
 
-    /// Whether a request's answer, or the reading of its body, has not come to an end.
+    /// Returns whether a request's response, or the reading of its body, has not ended.
     fn is_in_request(&mut self) -> bool {
         self.update_awaiting();
         matches!(self.awaiting, Awaiting::Nothing) && !self.phase.has_stopped_discarding.load(Ordering::Relaxed)
@@ -178,8 +177,8 @@ impl ClientStream {
     }
 }
 
-/// hyper drops a connection whose answer breaks off. A client that is still sending reads what there is of it only when
-/// the socket is not closed with its bytes unread.
+/// Lets a client that is still sending read the rest of an aborted response. hyper drops a connection whose response
+/// was aborted, and closing the socket with unread bytes would discard the response.
 impl Drop for ClientStream {
     fn drop(&mut self) {
         let is_open =
@@ -210,14 +209,14 @@ impl AsyncRead for ClientStream {
         };
         let arrived = buf.filled().len() - before;
         if read.is_ready() && arrived == 0 && buf.remaining() > 0 && !this.has_ended {
-            // hyper drops a connection whose client has closed its side, even before it serves a request that came
-            // completely. So the end is reported one poll later, which lets responses that are ready go out.
+            // hyper drops a connection whose client has closed its side, even before it serves a request that was
+            // received completely. So the end is reported one poll later, which lets responses that are ready go out.
             this.has_ended = true;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if read.is_pending() && this.phase.count.load(Ordering::Relaxed) & 1 == 1 {
-            // Registered before the phase is read, so that no change in between is missed.
+            // The waker is registered before the phase is read, so that no change in between is missed.
             this.phase.reader.register(cx.waker());
         }
         this.update_awaiting();
@@ -313,13 +312,13 @@ impl AsyncWrite for ClientStream {
     }
 }
 
-/// A socket whose writes fail when the peer takes no byte for `send_timeout`: a connection to an upstream, or the inside
-/// of a [`ClientStream`].
+/// A socket whose writes fail when the peer accepts no byte for `send_timeout`. It is a connection to an upstream, or
+/// the inner part of a [`ClientStream`].
 #[derive(Debug)]
 pub struct TimedStream {
     socket: Socket,
     write_timeout: WriteTimeout,
-    /// A failed write waits until reading has ended, since the peer may have responded before it closed.
+    /// Whether a failed write waits until reading has ended, since the peer may have responded before it closed.
     delays_write_errors: bool,
 }
 
@@ -330,8 +329,8 @@ impl TimedStream {
         Self { socket, write_timeout: WriteTimeout::new(send), delays_write_errors: false }
     }
 
-    /// Wraps a socket to an upstream. If the upstream responds before it has read the request and then closes, our next
-    /// write fails while its response is in our receive buffer, and hyper would give up without reading it. So a failed
+    /// Wraps a socket to an upstream. If the upstream responds before it has read the request and then closes, the next
+    /// write fails while the response is in the receive buffer, and hyper would give up without reading it. So a failed
     /// write waits until reading has ended too, at most for `send_timeout`.
     #[must_use]
     pub fn to_upstream(socket: Socket, send: Duration) -> Self {
@@ -346,7 +345,7 @@ impl TimedStream {
 }
 
 impl TimedStream {
-    /// Whether a write waits for the peer to take bytes.
+    /// Returns whether a write waits for the peer to accept bytes.
     fn has_pending_write(&self) -> bool {
         self.write_timeout.timer.is_some()
     }
@@ -413,7 +412,7 @@ impl AsyncWrite for TimedStream {
     }
 }
 
-/// The timeout of a write during which the peer takes no byte. The timer exists only while a write waits.
+/// The timeout of a write during which the peer accepts no byte. The timer exists only while a write waits.
 #[derive(Debug)]
 struct WriteTimeout {
     limit: Duration,
@@ -425,7 +424,7 @@ impl WriteTimeout {
         Self { limit, timer: None }
     }
 
-    /// Waits until the timeout has expired, then fails; for a failed write while reading continues.
+    /// Waits until the timeout has expired, then fails. It is used for a failed write while reading continues.
     fn poll_expired<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let limit = self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
@@ -433,7 +432,7 @@ impl WriteTimeout {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no byte taken within send_timeout")))
     }
 
-    /// Passes on the result of a write, or fails when the peer has taken no byte in time.
+    /// Returns the result of a write, or fails when the peer has accepted no byte in time.
     fn limit(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,10 +1,10 @@
 //! The rest of a request body whose response was sent before the body ended.
 //!
 //! A connection that is closed with bytes unread is reset, and the reset discards the response at a client that is
-//! still sending; a proxy in front of us turns that into a 502. So the rest is read and discarded (RFC 9112 section 9.6;
-//! nginx's `lingering_close`), within `limits.discard_body_bytes` and `limits.discard_body_timeout`. The connection
-//! of a body that ends within them stays open. Where the connection closes anyway, the rest is read after our side was
-//! closed, by [`ClientStream`](super::ClientStream).
+//! still sending; a proxy in front turns that into a 502. So the rest is read and discarded (RFC 9112 section 9.6;
+//! nginx's `lingering_close`), within `limits.discard_body_bytes` and `limits.discard_body_timeout`. The connection of
+//! a body that ends within them stays open. Where the connection closes anyway, [`ClientStream`](super::ClientStream)
+//! reads the rest after the proxy's side was closed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,10 +42,10 @@ pub struct UnreadBody(Arc<Tracker>);
 struct Tracker {
     phase: Arc<RequestPhase>,
     limits: DiscardLimits,
-    /// The client sent `Expect` in any form. After an early response it may or may not send the body, so the next bytes
-    /// could not be trusted to be a request.
+    /// Whether the client sent `Expect` in any form. After an early response it may or may not send the body, so the
+    /// next bytes could not be trusted to be a request.
     expects_continue: bool,
-    /// Cancelled when the response has ended.
+    /// The token that is cancelled when the response has ended.
     response_ended: CancellationToken,
     state: Mutex<TrackerState>,
 }
@@ -54,7 +54,7 @@ struct Tracker {
 struct TrackerState {
     response: ResponseState,
     body: BodyState,
-    /// The connection closes after the response.
+    /// Whether the connection closes after the response.
     closes: bool,
 }
 
@@ -85,7 +85,7 @@ enum DiscardOutcome {
 }
 
 impl UnreadBody {
-    /// Tracks a request's body; `None` when it has none.
+    /// Tracks a request's body; `None` when the request has none.
     #[must_use]
     pub fn track(request: &Request<Incoming>, phase: &Arc<RequestPhase>, limits: &Limits) -> Option<Self> {
         if request.body().is_end_stream() {
@@ -108,7 +108,7 @@ impl UnreadBody {
     }
 
     /// Adds `Connection: close` to the head of the response when the body will not be read to its end, or may never
-    /// come. To be called when the head is complete otherwise.
+    /// come. It must be called when the head is otherwise complete.
     pub fn add_close_if_unread(&self, answer: &mut HeaderMap) {
         let mut state = self.state();
         let must_close = match &state.body {
@@ -124,7 +124,7 @@ impl UnreadBody {
         state.closes |= lists(answer, &CONNECTION, "close");
     }
 
-    /// Called when the head of the response was written.
+    /// Records that the head of the response was written.
     pub(super) fn on_response_start(&self) {
         let mut state = self.state();
         if state.response != ResponseState::Pending {
@@ -137,7 +137,7 @@ impl UnreadBody {
         }
     }
 
-    /// Called when the response has ended, completely or not.
+    /// Records that the response has ended, completely or not.
     pub(super) fn on_response_end(&self) {
         self.on_response_start();
         let mut state = self.state();
@@ -148,7 +148,7 @@ impl UnreadBody {
         }
     }
 
-    /// Called when the body was read to its end.
+    /// Records that the body was read to its end.
     pub(super) fn on_body_end(&self) {
         let mut state = self.state();
         state.body = BodyState::Read;

@@ -62,7 +62,7 @@ impl Upstreams {
         }
     }
 
-    /// The URL of each upstream, and what is known about it.
+    /// Returns the URL of each upstream with its last observations.
     pub fn health(&self) -> impl Iterator<Item = (&str, UpstreamHealth)> {
         self.0.iter().map(|upstream| (upstream.spec.url.as_str(), upstream.health.get()))
     }
@@ -86,7 +86,7 @@ impl Upstreams {
     /// # Errors
     /// When there is no usable response; see [`UpstreamError`].
     pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
-        // `prepare` takes the index from the policy that these clients were made from.
+        // `prepare` takes the index from the policy from which these clients were made.
         let upstream = &self.0[upstream_request.upstream()];
         let sent = upstream.send(upstream_request).await;
         upstream.observe(sent.as_ref().err());
@@ -347,7 +347,7 @@ fn may_have_unexpected_body(is_head: bool, answer: &Parts) -> bool {
 struct ExchangeError {
     /// The request, if it was never written.
     unsent: Option<Box<Request<ClientBody>>>,
-    /// The connection was lost before a response began.
+    /// Whether the connection was lost before a response began.
     is_lost: bool,
     error: UpstreamError,
 }

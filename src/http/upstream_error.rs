@@ -1,4 +1,4 @@
-//! Why there is no usable response of an upstream.
+//! The error of a request to an upstream.
 
 use std::io;
 use std::time::Duration;

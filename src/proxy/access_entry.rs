@@ -17,7 +17,7 @@ pub(super) struct AccessEntry {
     pub(super) line: AccessLine,
     started: Instant,
     state: Arc<ProxyState>,
-    /// Counts the bytes of the request's body.
+    /// The record that counts the bytes of the request's body.
     pub(super) received: Option<BodyEnd>,
     written: bool,
 }
@@ -34,7 +34,7 @@ impl AccessEntry {
 
     /// Sets the client's address and the request id, for this line and the log lines of the request.
     pub(super) fn set_client(&mut self, client: &ClientAddress, head: &RequestHead) {
-        // From this machine only: the list of refusals shows tests as such.
+        // This is accepted from this machine only, because the list of refusals marks tests as such.
         self.line.is_test = head.is_doctor && client.address.is_loopback();
         self.line.client = client.address.to_string().into();
         self.line.request_id = client.request_id.as_str().into();

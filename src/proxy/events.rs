@@ -19,7 +19,7 @@ pub(super) fn abort_signal(
     identity: &Identity,
     grace: Duration,
 ) -> Option<AbortSignal> {
-    // Browser sessions end by sign-out, also without a control listener.
+    // A sign-out ends browser sessions also without a control listener.
     let can_revoke = state.can_revoke() || identity.browser_session().is_some();
     let revocation_keys = can_revoke.then(|| state.revocations.keys_of(identity));
     let expires = match identity.expiry() {

@@ -23,11 +23,11 @@ pub(super) struct RequestHead {
     pub(super) path: String,
     query: Option<String>,
     pub(super) user_agent: Option<String>,
-    /// Whether it says that it is a test by `vestibule doctor`, and no proxy has passed it on.
+    /// Whether the request declares itself a test by `vestibule doctor`, and no proxy has forwarded it.
     pub(super) is_doctor: bool,
     pub(super) wants_problem_json: bool,
     pub(super) origin: Option<HeaderValue>,
-    /// A page navigation; looked for only where pages are configured.
+    /// The page navigation, if it is one; determined only where pages are configured.
     pub(super) navigation: Option<Navigation>,
 }
 
@@ -107,7 +107,7 @@ fn masked_where(query: &str, carries_tokens: impl Fn(&str) -> bool) -> String {
     pairs.collect()
 }
 
-/// Whether a `User-Agent` is a load balancer's or an orchestrator's health check.
+/// Returns whether a `User-Agent` is that of a load balancer's or an orchestrator's health check.
 fn is_health_checker(agent: &str) -> bool {
     ["ELB-HealthChecker", "kube-probe", "GoogleHC", "Consul Health Check"].iter().any(|known| agent.contains(known))
 }

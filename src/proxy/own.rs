@@ -1,4 +1,4 @@
-//! The endpoints of this program on its own listeners, under `/.vestibule/`.
+//! The proxy's own endpoints, under `/.vestibule/`.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, OWN_ROUTE, Outcome};
 use crate::websocket::Served;
 
-/// The session endpoint.
+/// The path of the session endpoint.
 const SESSION: &str = "/.vestibule/session";
 
 /// Serves a request under the prefix: sessions, sign-in, the client's files, health.
@@ -36,7 +36,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Serves the client's files and the health endpoints. Anything else under the prefix is 404.
+/// Serves the client's files and the health endpoints. Any other path under the prefix is 404.
 fn serve_file_or_health(state: &Arc<ProxyState>, own: &OwnRequest, line: &mut AccessLine) -> Served {
     let file = ClientFile::at(own.head().uri.path());
     let (status, text) = match own.head().uri.path() {

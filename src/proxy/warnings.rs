@@ -1,4 +1,4 @@
-//! Warnings about the configuration that requests reveal: each at most once a minute, or once per peer.
+//! Logs warnings about the configuration that requests reveal: each at most once a minute, or once per peer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use crate::runtime::ProxyState;
 static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
 static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
 
-/// Calls `log` at most once a minute, for what would otherwise fill the log.
+/// Calls `log` at most once a minute, for a warning that many requests could cause.
 fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
     let now = crate::auth::unix_seconds();
     let before = last.load(Ordering::Relaxed);
@@ -47,7 +47,7 @@ pub(super) fn warn_of_refused_health_check(refusal: &Refusal, head: &RequestHead
     }
 }
 
-/// Warns that an upstream refused a request whose token we had verified.
+/// Warns that an upstream refused a request whose token the proxy had verified.
 pub(super) fn warn_of_upstream_401() {
     once_a_minute(&UPSTREAM_401, || {
         tracing::warn!(

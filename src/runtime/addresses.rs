@@ -18,9 +18,9 @@ use tokio::time::Instant;
 
 use crate::http::network;
 
-/// The number of addresses whose failed tokens are counted; the least recently used is dropped first.
+/// The maximum number of addresses whose failed tokens are counted. The least recently used one is dropped first.
 const MAX_FAILING_ADDRESSES: usize = 10_000;
-/// Upper bound on load balancers that are kept.
+/// The maximum number of load balancers that are kept.
 const MAX_BALANCERS: usize = 256;
 
 /// The counts of all addresses.
@@ -71,8 +71,8 @@ impl Addresses {
         limited_until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Counts a failed token. Returns `Some` when the address is over its limit: for that long, its unknown tokens cause no
-    /// key fetch and no remote check.
+    /// Counts a failed token. Returns `Some` when the address is over its limit: for this time, its unknown tokens
+    /// cause no key fetch and no remote check.
     #[must_use]
     pub fn record_failure(&self, address: IpAddr, per_minute: u32) -> Option<Duration> {
         let Some(quota) = NonZeroU32::new(per_minute).map(Quota::per_minute) else { return Some(MINUTE) };
@@ -90,7 +90,7 @@ impl Addresses {
         Some(wait)
     }
 
-    /// Records that many clients share this address; `true` the first time.
+    /// Records that many clients share this address. Returns whether it was not recorded before.
     #[must_use]
     pub fn record_balancer(&self, address: IpAddr) -> bool {
         let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);

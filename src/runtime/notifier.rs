@@ -1,8 +1,8 @@
-//! Notifies open sockets and streams that something has changed which may end them. A drain, a revocation and a reload
-//! use the same notification, so that an idle socket waits for one thing only.
+//! Notifies open sockets and streams of changes that may end them. A drain, a revocation and a reload use the same
+//! notification, so that an idle socket waits for one thing only.
 //!
-//! When everything closes, sockets are closed one after the other: thousands of clients that are closed at once would
-//! reconnect at once, to another instance that has clients of its own.
+//! In a drain sockets are closed one after the other: thousands of clients that are closed at once would reconnect at
+//! once, to another instance that has clients of its own.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// The largest time between two sockets that are closed in turn: a hundred a second.
+/// The maximum time between two sockets that are closed one after the other: a hundred a second.
 const MAX_CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The state that subscriptions see; every change of it is a notification.
+/// The state that subscriptions receive. Every change of it is a notification.
 #[derive(Debug, Default)]
 struct State {
     closing: Option<CloseSchedule>,
@@ -27,7 +27,7 @@ struct CloseSchedule {
     start: Instant,
     interval: Duration,
     window: Duration,
-    /// The time at which every socket has ended, however slowly its client reads.
+    /// The time by which every socket has ended, however slowly its client reads.
     end: Instant,
     next_position: AtomicU32,
 }
@@ -44,14 +44,14 @@ impl CloseSchedule {
 #[derive(Clone, Debug)]
 pub struct Notifier(watch::Sender<State>);
 
-/// Receives the notifications of a [`Notifier`].
+/// A receiver of the notifications of a [`Notifier`].
 #[derive(Debug)]
 pub struct Subscription {
     state: watch::Receiver<State>,
     close_turn: CloseTurn,
 }
 
-/// The moment at which a subscription closes.
+/// The time at which a subscription closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CloseTurn {
     /// Never: the subscriber ends by itself when everything closes.
@@ -109,24 +109,25 @@ impl Notifier {
 }
 
 impl Subscription {
-    /// Whether everything closes and this socket's turn has come.
+    /// Returns whether this socket must close now, because a drain has begun and its turn has come.
     #[must_use]
     pub fn should_close(&self) -> bool {
         self.close_turn == CloseTurn::Reached
     }
 
-    /// The time at which this socket must have ended, once everything closes.
+    /// Returns the time by which this socket must have ended, once a drain has begun.
     #[must_use]
     pub fn ends_by(&self) -> Option<Instant> {
         self.state.borrow().closing.as_ref().map(|schedule| schedule.end)
     }
 
-    /// Waits for the next notification, or for the turn to close.
+    /// Waits for the next notification, or for the turn of this socket to close.
     #[must_use]
     pub fn notified(mut self) -> Notified {
         Box::pin(async move {
             if let CloseTurn::At(at) = self.close_turn {
-                // Boxed, because nearly every subscription is not closing and should not carry the size of a timer.
+                // The future is boxed, because nearly every subscription is not closing and should not have the size of
+                // a timer.
                 let turn = Box::pin(sleep_until(at));
                 tokio::select! {
                     () = turn => self.close_turn = CloseTurn::Reached,
@@ -146,7 +147,7 @@ impl Subscription {
     }
 }
 
-/// Never resolves when the notifier was dropped, since no notification will come.
+/// Waits forever when the notifier was dropped, since no notification will come.
 async fn pending_when_closed(changed: Result<(), watch::error::RecvError>) {
     if changed.is_err() {
         std::future::pending::<()>().await;
@@ -174,11 +175,11 @@ mod tests {
                 }
             });
         }
-        // Each has received the first notification and waits.
+        // Each subscription has received the first notification and waits.
         tokio::time::sleep(Duration::from_millis(1)).await;
         let notified_at = begun.elapsed().as_millis();
         notifier.notify_closing(window, window * 2);
-        // Another notification meanwhile does not hasten any close.
+        // Another notification meanwhile does not make any close earlier.
         tokio::time::sleep(Duration::from_millis(1)).await;
         notifier.notify();
         let mut all: Vec<u128> = sockets.join_all().await.into_iter().map(|at| at - notified_at).collect();
@@ -191,7 +192,7 @@ mod tests {
         let all = close_times(300, Duration::from_secs(10)).await;
         assert_eq!(all.len(), 300);
         for (index, at) in all.iter().enumerate() {
-            // The clock of these tests goes in milliseconds.
+            // The clock of these tests has a resolution of a millisecond.
             assert!(at.abs_diff(index as u128 * 10) <= 2, "{index} closed after {at} ms");
         }
     }

@@ -58,8 +58,8 @@ impl Drop for PendingSlot {
 }
 
 impl PendingSockets {
-    /// Adds a socket, which may evict another one. `None` at the limit when no other socket can be evicted: all of them
-    /// have begun their message.
+    /// Adds a socket, which may evict another one. Returns `None` at the limit when no other socket can be evicted: all
+    /// of them have begun their message.
     #[must_use]
     pub fn add(&self, address: IpAddr, limit: u32, limit_per_address: u32) -> Option<PendingSlot> {
         let address = network(address);
@@ -97,7 +97,7 @@ impl Entries {
             address.is_none_or(|address| entry.address == address) && !entry.has_begun_message.load(Ordering::Relaxed)
         };
         let id = *self.by_age.iter().find(|(_, entry)| is_evictable(entry))?.0;
-        // The socket no longer counts from here on; its task closes it.
+        // The socket does not count any more; its task closes it.
         if let Some(entry) = self.by_age.remove(&id) {
             entry.evicted.cancel();
         }

@@ -16,12 +16,12 @@ pub struct QueryTokens {
 #[derive(Clone, Copy, Debug)]
 struct Count {
     tokens: u64,
-    /// When the pair was last logged, in seconds since the epoch.
+    /// The time at which the pair was last logged, in seconds since the epoch.
     logged_at: u64,
 }
 
 impl QueryTokens {
-    /// Counts a token; `true` when the pair should be logged. `now` is in seconds since the epoch.
+    /// Counts a token. Returns whether the pair should be logged. `now` is in seconds since the epoch.
     pub fn count(&self, route: &str, origin: &str, now: u64) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let pair = (route.to_owned(), origin.to_owned());

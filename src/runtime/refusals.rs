@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome, printable};
 
-/// The number of refusals that are kept of clients, and of `vestibule doctor`.
+/// The number of refusals that are kept of clients, and the same number of `vestibule doctor`.
 const MAX_REFUSALS: usize = 20;
 
 /// One refusal.
@@ -25,7 +25,7 @@ pub struct RecentRefusal {
     pub code: u16,
     /// The request id, as in the log.
     pub request_id: Arc<str>,
-    /// Whether the request says that it is a test of `vestibule doctor`.
+    /// Whether the request declares itself a test of `vestibule doctor`.
     pub is_test: bool,
 }
 
@@ -43,8 +43,8 @@ fn shown_path(path: &str) -> Box<str> {
 #[derive(Debug, Default)]
 pub struct RecentRefusals(Mutex<Kept>);
 
-/// Oldest first. Tests are kept apart, so that a run of `vestibule doctor` does not displace the refusals of clients. Anyone
-/// on this machine can say that a request is a test, so they are shown too.
+/// The refusals, oldest first. Tests are kept apart, so that a run of `vestibule doctor` does not displace the refusals
+/// of clients. Anyone on this machine can declare a request a test, so tests are shown too.
 #[derive(Debug, Default)]
 struct Kept {
     of_clients: VecDeque<RecentRefusal>,
@@ -129,7 +129,7 @@ mod tests {
         for number in 0..25 {
             refusals.record(&line(401, AnsweredBy::Vestibule, &number.to_string()));
         }
-        // What says that it is a test displaces nothing, and is not hidden.
+        // Refusals that declare themselves tests displace no others, and are not hidden.
         for number in 0..25 {
             let line = line(401, AnsweredBy::Vestibule, &format!("test {number}"));
             assert!(refusals.record(&AccessLine { is_test: true, ..line }));

@@ -1,6 +1,7 @@
-//! The users that are active: how many sockets each of them has open, and when each last presented a valid token.
+//! The active users: the number of open sockets of each, and the time at which each last presented a valid token.
 //!
-//! Users are kept by keyed digests, so that every entry has the same size, and instances that share can tell each other.
+//! Users are kept by keyed digests, so that every entry has the same size, and instances can share entries without user
+//! ids.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use crate::shared::{ASK_AGAIN_SECONDS, OpenSockets, Presences, SeenElsewhere};
 
 /// The minimum time between two removals of expired presence entries, in seconds: a removal visits every entry.
 const SWEEP_SECONDS: u64 = 10;
-/// Users whom other instances are asked about, or told of, at once.
+/// The maximum number of users that are asked of other instances, or published to them, at once.
 const ASKED: usize = 100_000;
 
 /// All active users; clones share them.
@@ -26,7 +27,7 @@ struct UsersState {
     digests: Arc<DigestKeys>,
     open_sockets: Arc<OpenSockets>,
     presence: Mutex<PresenceTable>,
-    /// Who was seen at other instances, where there are others.
+    /// The users that were seen at other instances, if `shared` is configured.
     elsewhere: Option<Arc<Presences>>,
 }
 
@@ -37,11 +38,11 @@ struct PresenceTable {
     swept_at: u64,
 }
 
-/// Identifies a presence entry: a user and, if its tokens name one, the provider session id.
+/// The key of a presence entry: a user and, if its tokens name one, the provider session id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PresenceKey {
     user: Digest,
-    /// How long the user's sockets stay open after it was seen, in seconds.
+    /// The time in seconds that the user's sockets stay open after it was seen.
     presence: u32,
 }
 
@@ -53,7 +54,7 @@ pub struct OpenSocket {
 }
 
 impl Users {
-    /// Without any user.
+    /// Makes a registry without users.
     pub(super) fn new(
         digests: Arc<DigestKeys>,
         open_sockets: Arc<OpenSockets>,
@@ -63,12 +64,12 @@ impl Users {
         Self { state: Arc::new(state) }
     }
 
-    /// Counts a socket, unless its user has `limit` open, here and at other instances.
+    /// Counts a socket, unless its user has `limit` open sockets at this instance and others together.
     #[must_use]
     pub fn open_socket(&self, user: &User, limit: u32) -> Option<OpenSocket> {
         let user = user.digest(&self.state.digests);
         let sockets = Arc::clone(&self.state.open_sockets);
-        // Made only where it was counted: it counts one less when it is dropped.
+        // The value is made only if the socket was counted, because dropping it subtracts one.
         sockets.open(user, limit).then(|| OpenSocket { sockets, user })
     }
 
@@ -107,8 +108,8 @@ impl Users {
         last_seen.insert(key, now);
     }
 
-    /// The time of the last valid token, in seconds since the epoch. Where the user was not seen here for too long and
-    /// other instances are being asked it is one by which the caller comes back soon.
+    /// Returns the time of the last valid token, in seconds since the epoch. If the user was not seen here for too long
+    /// and other instances are being asked, returns a time that makes the caller ask again soon.
     #[must_use]
     pub fn last_seen(&self, key: PresenceKey) -> Option<u64> {
         let here = self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.get(&key.user).copied();

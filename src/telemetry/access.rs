@@ -34,17 +34,17 @@ pub struct AccessLine {
     pub bytes_out: u64,
     /// Boxed, since the line is kept for as long as its socket is open.
     pub socket: Option<Box<SocketLife>>,
-    /// What a refused credential claims, without verification.
+    /// The claims of a refused credential, without verification.
     pub unverified: Option<Box<UnverifiedCredential>>,
     /// The kind of rule that refused the request.
     pub rule: Option<Rule>,
     /// Whether the line is written at `debug` only: a health check, or a path in `log.quiet`.
     pub quiet: bool,
-    /// Whether the request says that it is a test of `vestibule doctor`. It is marked among the last refusals.
+    /// Whether the request declares itself a test of `vestibule doctor`. It is marked as such in the list of refusals.
     pub is_test: bool,
 }
 
-/// What a refused credential and its request claim. Nothing of it is verified.
+/// The claims of a refused credential and of its request, none of them verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnverifiedCredential {
     /// The token's `iss`.
@@ -105,7 +105,7 @@ impl Rule {
 
 /// The route of requests that were refused before a route was matched.
 pub static NO_ROUTE: LazyLock<Label> = LazyLock::new(|| "none".into());
-/// The route of our own endpoints.
+/// The route of the proxy's own endpoints.
 pub static OWN_ROUTE: LazyLock<Label> = LazyLock::new(|| "/.vestibule".into());
 
 /// The further fields of a socket's access line.
@@ -126,7 +126,7 @@ pub enum Observed<'a> {
     Message(&'a str),
 }
 
-/// Receives every line of this process, for the page of `vestibule demo`.
+/// A callback that receives every line of this process, for the page of `vestibule demo`.
 pub type Observer = Box<dyn Fn(Observed<'_>) + Send + Sync>;
 
 static OBSERVER: OnceLock<Observer> = OnceLock::new();

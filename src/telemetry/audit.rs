@@ -1,16 +1,16 @@
-//! Audit events: who signed in and out, whose session was renewed or revoked, and who was turned away. Each is one log
-//! line with the message `audit` (docs/operation.md).
+//! Audit events: sign-ins, sign-outs, renewals, revocations and refusals of users. Each is one log line with the
+//! message `audit` (docs/operation.md).
 
 use super::{RenewalOutcome, SignInOutcome};
 
-/// What happened.
+/// The kind of an audit event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuditEvent {
     /// A user signed in at a provider, and a session began.
     SignIn,
     /// A sign-in failed.
     SignInFailed(SignInOutcome),
-    /// A user signed in at the provider, but may not enter here.
+    /// A user signed in at the provider, but is not allowed here.
     Denial,
     /// A user signed out, and the session has ended.
     SignOut,
@@ -59,23 +59,23 @@ impl AuditEvent {
     }
 }
 
-/// The fields of an audit event. A field that does not apply is left out of the line. The request id is on it as on every
-/// line of a request.
+/// The fields of an audit event. A field that does not apply is left out of the line. The line also has the request id,
+/// like every line of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Audit<'a> {
     /// The user id, as trusted headers carry it.
     pub user: Option<&'a str>,
     /// The provider's name.
     pub provider: Option<&'a str>,
-    /// A digest of the id of our session.
+    /// A digest of the id of the proxy's session.
     pub session: Option<&'a str>,
     /// A digest of the provider's session id (`sid`).
     pub provider_session: Option<&'a str>,
     /// A digest of the token's id (`jti`).
     pub token: Option<&'a str>,
-    /// Why it failed. Never a code, a state or a token.
+    /// The reason of a failure. It never contains a code, a state or a token.
     pub reason: Option<&'a str>,
-    /// When a failed renewal is tried again, milliseconds from now.
+    /// The time after which a failed renewal is tried again, in milliseconds.
     pub retry_in_ms: Option<u64>,
     /// The client's address, where a client caused the event.
     pub client: Option<&'a str>,

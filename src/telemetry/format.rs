@@ -19,8 +19,8 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Starts logging for this process; a second call has no effect.
 ///
-/// `format`: `None` is pretty on a terminal and JSON elsewhere. `level`: `error` to `trace`, for our own events; those of
-/// libraries stay at `warn`, since more verbose ones may contain secrets.
+/// `format` is pretty on a terminal and JSON elsewhere if it is `None`. `level` is `error` to `trace`, for the proxy's
+/// own events; those of libraries stay at `warn`, since more verbose ones may contain secrets.
 pub fn start(format: Option<Format>, level: &str) {
     let format = format.unwrap_or_else(|| if std::io::stdout().is_terminal() { Format::Pretty } else { Format::Json });
     output::start(format);
@@ -34,7 +34,7 @@ pub fn start(format: Option<Format>, level: &str) {
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Changes the level; without effect before [`start`].
+/// Changes the level. It has no effect before [`start`].
 pub fn set_level(level: &str) {
     if let Some(handle) = FILTER.get() {
         // It fails only if the subscriber was dropped.

@@ -1,4 +1,5 @@
-//! What became of a request or a socket, and who answered it: fields of the access line and labels of metrics.
+//! The outcome of a request or a socket, and the side that answered it: fields of the access line and labels of
+//! metrics.
 
 use std::fmt;
 
@@ -14,15 +15,15 @@ pub enum Outcome {
     Public,
     /// A CORS preflight.
     Preflight,
-    /// One of our own endpoints answered.
+    /// One of the proxy's own endpoints answered.
     Own,
-    /// A socket whose client left before it was open.
+    /// A socket whose client disconnected before it was open.
     Left,
-    /// A request whose client left before it was answered.
+    /// A request whose client disconnected before it was answered.
     ClientLeft,
-    /// The upstream's answer, or its way to the client, broke off.
+    /// The upstream's response was aborted, or its delivery to the client was.
     BrokenOff,
-    /// We ended an answer that had begun: `revoked` or `expired`.
+    /// The proxy ended a response that had begun: `revoked` or `expired`.
     Cut(&'static str),
     /// A refusal, by the name of its outcome: `missing_token`.
     Refused(&'static str),
@@ -45,7 +46,8 @@ impl Outcome {
         }
     }
 
-    /// Whether a socket with this outcome was refused: it neither opened nor was left by its client.
+    /// Returns whether a socket with this outcome was refused: it never opened, and its client did not disconnect
+    /// first.
     #[must_use]
     pub const fn is_refused_socket(self) -> bool {
         match self {
@@ -67,13 +69,13 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Who answered a request: the `answered_by` of access lines and metrics.
+/// The side that answered a request: the `answered_by` of access lines and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnsweredBy {
-    /// Nobody yet.
+    /// No side has answered yet.
     #[default]
     Nobody,
-    /// This program.
+    /// The proxy.
     Vestibule,
     /// The upstream.
     Upstream,

@@ -52,7 +52,7 @@ pub(super) fn format() -> Format {
     OUTPUT.get().map_or(Format::Json, |output| output.format)
 }
 
-/// Appends one line, given without its line break.
+/// Appends one line; `line` has no line break.
 pub(super) fn line(line: &str) {
     let Some(output) = OUTPUT.get() else { return };
     let full = {
@@ -74,7 +74,7 @@ pub(super) fn line(line: &str) {
 pub fn flush() {
     static WRITING: Mutex<()> = Mutex::new(());
     let Some(output) = OUTPUT.get() else { return };
-    // One writer at a time, so that lines stay in order; other callers do not wait for it.
+    // Only one caller writes at a time, so that lines stay in order; the others do not wait for it.
     let Ok(_writing) = WRITING.try_lock() else { return };
     let taken = std::mem::take(&mut *output.waiting.lock().unwrap_or_else(PoisonError::into_inner));
     if taken.bytes.is_empty() {

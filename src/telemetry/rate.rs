@@ -8,7 +8,8 @@ const SLOTS: usize = 60;
 /// The number of events in the last minute, in one slot per second.
 #[derive(Debug)]
 pub struct LastMinute {
-    /// The Unix time of a slot in the upper half, its count in the lower half: one value, so that both change together.
+    /// The Unix time of a slot in the upper half, its count in the lower half. They are one value, so that both change
+    /// together.
     slots: [AtomicU64; SLOTS],
 }
 

@@ -1,5 +1,4 @@
-//! The id of the request or socket that the current task works for, so that every log line of it has the field
-//! `request_id`.
+//! The id of the request or socket of the current task. Every log line of the task has it as the field `request_id`.
 //!
 //! A task-local and not a `tracing` span: a span costs an allocation and two calls of the subscriber for every request,
 //! also when nothing is logged. This costs a swap of one pointer for each poll.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-/// Upper bound on a string from outside, in bytes; the rest is cut off.
+/// The maximum length in bytes of a string from outside; the rest is cut off.
 pub(super) const MAX_VALUE_BYTES: usize = 256;
 
 /// Appends the time in RFC 3339, UTC, with milliseconds.
@@ -35,7 +35,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// Returns a text as it may be logged: every JWT in it replaced, then truncated.
+/// Returns a text for the log: every JWT in it is replaced, then it is truncated.
 #[must_use]
 pub fn printable(text: &str, at: usize) -> Cow<'_, str> {
     match without_jwts(text) {
@@ -98,7 +98,7 @@ fn decoded(bytes: &[u8]) -> Option<(u8, usize)> {
     }
     let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
     let byte = digit(digits).zip(digit(digits + 1)).and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
-    // A percent sign without digits stands for itself.
+    // A percent sign without digits is a plain character.
     Some(byte.map_or((b'%', digits), |byte| (byte, digits + 2)))
 }
 
@@ -209,7 +209,7 @@ mod tests {
         {
             assert_eq!(without_jwts(kept), kept);
         }
-        // Beside each other, and one that is cut off.
+        // Two of them follow each other, and one is truncated.
         let jwt = parts.join("%2E");
         assert_eq!(without_jwts(&format!("{jwt}%20{jwt}%2")), "[token]%20[token]%2");
     }

@@ -1,5 +1,5 @@
-//! Tests what protects each upstream from direct access: code that the backend runs, or a neighbour on its network, can
-//! send it requests that name any user.
+//! Tests the protection of each upstream from direct access: code that the backend runs, or a neighbour on its network,
+//! can send it requests that name any user.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -36,22 +36,22 @@ pub(super) async fn run_checks(target: &Target<'_>, paths: &[UpstreamPaths]) -> 
     lines
 }
 
-/// What direct requests without our credential have shown of an upstream.
+/// The result of direct requests to an upstream without the proxy's credential.
 #[derive(Debug)]
 enum DirectAccess {
     /// The upstream served a request at this path to the user that the request named.
     NamedUser(String),
-    /// The upstream served this path to a stranger, although it is known to check its callers there.
+    /// The upstream served this path without a credential, although it is known to check its callers there.
     Unchecked(String, u16),
-    /// The upstream asks for a credential at this path.
+    /// The upstream demands a credential at this path.
     Guarded(String, u16),
-    /// No answer depended on the caller: these are the paths and their statuses.
+    /// No answer depended on the caller; with the paths and their statuses.
     Undecided(Vec<String>),
-    /// The upstream cannot be reached from here, and why.
+    /// The upstream cannot be reached from here, with the reason.
     Unreachable(String),
 }
 
-/// Sends requests to the upstream itself, each once without and once with a user's name. The worst result decides.
+/// Sends requests to the upstream itself, each once without and once with a user's name. The worst result is returned.
 async fn direct_access(target: &Target<'_>, upstream: &UpstreamSpec, paths: &UpstreamPaths) -> DirectAccess {
     if paths.paths.is_empty() {
         return DirectAccess::Undecided(vec!["no rule demands a token of a GET request".to_owned()]);
@@ -79,7 +79,7 @@ async fn direct_access(target: &Target<'_>, upstream: &UpstreamSpec, paths: &Ups
     DirectAccess::Unreachable(reason)
 }
 
-/// Asks for one path; `None` where the answers say nothing about its protection.
+/// Requests one path; `None` where the answers do not show whether it is protected.
 async fn ask(
     target: &Target<'_>,
     upstream: &UpstreamSpec,
@@ -112,13 +112,13 @@ async fn ask(
     }
     let anonymous = Request { host, ..request }.send(endpoint).await?;
     let again = Request { host, ..request }.send(endpoint).await?;
-    // A page that differs at each request (a nonce, the time) says nothing.
+    // A page that differs at each request (a nonce, the time) proves nothing.
     let differs = |answer: &Answer| answer.status != named.status || answer.body != named.body;
     let is_stable = anonymous.status == again.status && anonymous.body == again.body;
     Ok((differs(&anonymous) && is_stable).then_some(DirectAccess::NamedUser(name)))
 }
 
-/// An upstream for which the configuration has no protection at all.
+/// Checks an upstream for which the configuration has no protection.
 async fn unprotected(target: &Target<'_>, upstream: &UpstreamSpec, paths: &UpstreamPaths) -> Outcome {
     const REMEDY: &str = "Give it a secret (upstream.credential), identity.assertion, or a Unix socket";
     match direct_access(target, upstream, paths).await {
@@ -143,7 +143,7 @@ async fn unprotected(target: &Target<'_>, upstream: &UpstreamSpec, paths: &Upstr
     }
 }
 
-/// An upstream that should refuse requests without this header.
+/// Checks an upstream that should refuse requests without this header.
 async fn demanded_header(target: &Target<'_>, upstream: &UpstreamSpec, paths: &UpstreamPaths, header: &str) -> Outcome {
     match direct_access(target, upstream, paths).await {
         DirectAccess::NamedUser(path) => Outcome::Failed(format!(
@@ -167,7 +167,7 @@ async fn demanded_header(target: &Target<'_>, upstream: &UpstreamSpec, paths: &U
     }
 }
 
-/// A configuration that lets one user in: tested with the token of another one, where that is what was given.
+/// Checks a configuration that admits one user. It uses the token of another user, if `--token-file` has one.
 async fn one_user(target: &Target<'_>, paths: &UpstreamPaths) -> Outcome {
     let only = target.policy.providers.iter().flat_map(|provider| &provider.allow.users).next();
     let path = paths.paths.first();

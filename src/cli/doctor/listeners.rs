@@ -1,4 +1,4 @@
-//! Tests which listeners other machines can reach: those of the upstreams, and our own for operators.
+//! Tests which listeners other machines can reach: those of the upstreams, and the proxy's own for operators.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,14 +19,14 @@ pub(super) async fn run_checks(target: &Target<'_>) -> Vec<Line> {
     lines
 }
 
-/// The address by which other machines know this one. Connecting a UDP socket sends no packet.
+/// Returns the address by which other machines reach this one. Connecting a UDP socket sends no packet.
 fn outer_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback() && !address.is_unspecified())
 }
 
-/// An upstream that the configuration reaches by loopback must not be reachable by another address.
+/// Checks that an upstream with a loopback address in the configuration is not reachable by another address.
 async fn backend(upstream: &UpstreamSpec) -> Outcome {
     let UpstreamAddress::Tcp { host, port, tls } = &upstream.address else {
         return Outcome::Passed("listens on a Unix socket".to_owned());

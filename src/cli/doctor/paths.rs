@@ -1,8 +1,8 @@
 //! Paths at which an upstream is likely to check its callers, or to show who they are.
 //!
-//! `/` is seldom one: Jupyter redirects it, a `FastAPI` application often has none, a front end serves it to everyone. So
-//! the paths come from `--whoami`, from the preset, from the route rules, and from the list that the upstream publishes
-//! itself (`OpenAPI`).
+//! `/` is seldom one: Jupyter redirects it, a `FastAPI` application often has none, and a front end serves it without a
+//! credential. So the paths come from `--whoami`, from the preset, from the route rules, and from the list that the
+//! upstream publishes itself (`OpenAPI`).
 
 use serde_json::Value;
 
@@ -11,27 +11,28 @@ use super::{MARKER, Target};
 use crate::cli::endpoint::Endpoint;
 use crate::policy::{AuthMode, Route, UpstreamAddress, UpstreamSpec};
 
-/// Where frameworks publish their `OpenAPI` document (`FastAPI`'s default).
+/// The path at which frameworks publish their `OpenAPI` document (`FastAPI`'s default).
 const OPENAPI: &str = "/openapi.json";
-/// How many paths of an `OpenAPI` document are asked.
+/// The maximum number of paths of an `OpenAPI` document that are requested.
 const MAX_DESCRIBED: usize = 5;
-/// Words in the name of an operation that may change something, although it is a GET, or that never ends.
+/// The words in the name of an operation that mark it as unsafe for a test: it may change something although it is a
+/// GET, or never end.
 const SKIPPED_WORDS: [&str; 16] = [
     "callback", "cancel", "delete", "disable", "download", "export", "kill", "login", "logout", "remove", "reset",
     "restart", "revoke", "shutdown", "stop", "stream",
 ];
-/// Last segments of paths that show who the caller is.
+/// The last segments of paths that show who the caller is.
 const CALLER_WORDS: [&str; 7] = ["me", "whoami", "user", "userinfo", "account", "profile", "session"];
 
 /// A path of an upstream for which the configuration demands a credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UpstreamPath {
     pub(super) path: String,
-    /// Whether the upstream is known to check its callers there: so `--whoami` or the preset says.
+    /// Whether the upstream is known to check its callers there, by `--whoami` or by the preset.
     pub(super) is_guarded: bool,
 }
 
-/// What is asked of one upstream, and by which addresses it can be asked directly.
+/// The paths that are requested of one upstream, and the addresses at which it can be reached directly.
 pub(super) struct UpstreamPaths {
     pub(super) paths: Vec<UpstreamPath>,
     pub(super) endpoints: Vec<Endpoint>,
@@ -85,25 +86,25 @@ fn is_protected(target: &Target<'_>, path: &str, upstream: usize) -> bool {
     matched.is_some_and(|matched| matched.route.upstream == upstream && matched.auth == AuthMode::Required)
 }
 
-/// A path that falls under this rule, by GET.
+/// Returns a path that this rule matches with GET.
 pub(super) fn example(target: &Target<'_>, route: &Route) -> Option<String> {
     let path = route.pattern.as_ref().map_or_else(|| format!("/{MARKER}"), |pattern| pattern.example(MARKER));
     let found = target.policy.match_path("GET", &path)?.route;
     (found.label == route.label && std::ptr::eq(&raw const *found, route)).then_some(path)
 }
 
-/// The rules that refuse callers without a credential, with a path each.
+/// Returns the rules that refuse callers without a credential, each with a path.
 pub(super) fn closed_rules<'a>(target: &'a Target<'_>) -> Vec<(&'a Route, String)> {
     let closed = target.policy.routes.iter().filter(|route| matches!(route.auth, AuthMode::Required | AuthMode::Deny));
     closed.filter_map(|route| Some((&**route, example(target, route)?))).collect()
 }
 
-/// The rules that demand a credential, with a path each; the rule for all other paths comes first.
+/// Returns the rules that demand a credential, each with a path; the rule for all other paths comes first.
 pub(super) fn demanding_rules<'a>(target: &'a Target<'_>) -> Vec<(&'a Route, String)> {
     closed_rules(target).into_iter().rev().filter(|(route, _)| route.auth == AuthMode::Required).collect()
 }
 
-/// The paths that the upstream lists itself: asked directly, else through the proxy.
+/// Returns the paths that the upstream lists itself. It is asked directly, or else through the proxy.
 async fn described(target: &Target<'_>, upstream: &UpstreamSpec, endpoints: &[Endpoint]) -> Vec<String> {
     let direct = Request { target: OPENAPI, host: &upstream.authority, ..Request::default() };
     for endpoint in endpoints {
@@ -120,8 +121,8 @@ async fn described(target: &Target<'_>, upstream: &UpstreamSpec, endpoints: &[En
     }
 }
 
-/// The GET operations of an `OpenAPI` document that need no parameter and whose names sound harmless, those that show the
-/// caller first.
+/// Returns the GET operations of an `OpenAPI` document that need no parameter and whose names suggest that they change
+/// nothing. Those that show the caller come first.
 fn described_paths(document: &str) -> Vec<String> {
     let Ok(document) = serde_json::from_str::<Value>(document) else { return Vec::new() };
     let base = document["servers"][0]["url"].as_str().filter(|url| url.starts_with('/')).unwrap_or_default();
@@ -145,8 +146,8 @@ fn described_paths(document: &str) -> Vec<String> {
     found
 }
 
-/// Whether a query parameter, or a header that is no identity, must be sent. Frameworks describe the trusted header as
-/// a parameter too, and it is sent.
+/// Returns whether a query parameter, or a header that is no identity, must be sent. Frameworks describe the trusted
+/// header as a parameter too, but it is sent anyway.
 fn needs_parameter(described: &Value) -> bool {
     let parameters = described["parameters"].as_array();
     parameters.into_iter().flatten().any(|parameter| parameter["required"] == true && parameter["in"] != "header")

@@ -1,4 +1,4 @@
-//! The requests that `doctor` sends, and as much of an answer as it looks at.
+//! The requests that `doctor` sends, and the parts of an answer that it reads.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::proxy::DOCTOR_USER_AGENT;
 
 /// The time limit of one request.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
-/// The longest head of an answer to an upgrade.
+/// The maximum length in bytes of the head of an answer to an upgrade.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// One answer.
+/// An answer to a request.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
@@ -65,7 +65,7 @@ impl Answer {
         matches!(self.status, 200..=299)
     }
 
-    /// Whether the upstream asks for a credential: 401, 403, or a redirect to a page where people sign in.
+    /// Returns whether the upstream demands a credential: 401, 403, or a redirect to a sign-in page.
     pub(super) fn demands_credential(&self) -> bool {
         match self.status {
             401 | 403 => true,
@@ -104,7 +104,7 @@ fn dechunked(mut body: &[u8]) -> Vec<u8> {
 /// One request; `fields` are whole lines.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Request<'a> {
-    /// GET where it is empty.
+    /// The method; GET where it is empty.
     pub(super) method: &'a str,
     pub(super) target: &'a str,
     pub(super) host: &'a str,
@@ -142,13 +142,13 @@ impl Request<'_> {
 /// The answer to a WebSocket upgrade.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Upgrade {
-    /// Another status than 101.
+    /// The proxy answered with this status instead of 101.
     Refused(u16),
-    /// 101, then a Close.
+    /// The proxy answered with 101, then sent a Close.
     Closed,
-    /// 101, then a message of the upstream.
+    /// The proxy answered with 101, then a message of the upstream came.
     Message,
-    /// 101, and nothing else until the time limit.
+    /// The proxy answered with 101, and nothing else came until the time limit.
     Silent,
 }
 

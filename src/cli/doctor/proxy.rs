@@ -8,7 +8,7 @@ use super::probe::{Request, Upgrade, upgrade};
 use super::{Endpoint, Line, MARKER, Outcome, Target};
 use crate::policy::{AuthMode, Claim, Hosts, ListenPlace, QueryMode, TrustedHeader};
 
-/// Header and signature of tokens that no issuer signed, in the ways that some verifier has accepted.
+/// The header and signature of tokens that no issuer signed, in the forms that some verifier has accepted.
 const FORGED: [(&str, &str); 4] = [
     (r#"{"alg":"none"}"#, ""),
     (r#"{"alg":"NonE","typ":"JWT"}"#, "AAAA"),
@@ -18,7 +18,7 @@ const FORGED: [(&str, &str); 4] = [
         "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
     ),
 ];
-/// Headers in which other proxies send an identity.
+/// The headers in which other proxies send an identity.
 const SPOOFED: [&str; 6] = [
     "Remote-User",
     "X-Forwarded-User",
@@ -28,7 +28,7 @@ const SPOOFED: [&str; 6] = [
     "Cf-Access-Authenticated-User-Email",
 ];
 
-/// Asks whether the proxy is ready.
+/// Requests the readiness of the proxy.
 ///
 /// # Errors
 /// The reason why nothing else can be tested, for the user: there is no proxy at this address.
@@ -65,7 +65,7 @@ pub(super) async fn run_checks(target: &Target<'_>, paths: &[UpstreamPaths]) -> 
     lines
 }
 
-/// Compares the configuration in force with this one, by the digest that the admin listener shows.
+/// Compares the configuration in force with this one, by the digest that the admin listener reports.
 async fn configuration(target: &Target<'_>) -> Outcome {
     let Some(admin) = &target.policy.admin else {
         return Outcome::Skipped(
@@ -109,7 +109,7 @@ async fn anonymous(target: &Target<'_>) -> Outcome {
     }
 }
 
-/// A path for which a token is demanded.
+/// Returns a path for which a token is demanded.
 fn protected_path(target: &Target<'_>) -> Option<String> {
     demanding_rules(target).into_iter().next().map(|(_, path)| path)
 }
@@ -148,11 +148,11 @@ fn no_protected_path() -> Outcome {
     Outcome::Skipped("no rule demands a token".to_owned())
 }
 
-/// Other spellings of the paths that a rule closes.
+/// Checks other spellings of the paths that a rule denies.
 async fn path_spellings(target: &Target<'_>) -> Outcome {
     let mut tried = 0;
     for (route, path) in closed_rules(target).iter().filter(|(route, _)| route.pattern.is_some()) {
-        // A rule that is open in its plain spelling fails the check `anonymous`.
+        // A rule that is open in its plain spelling fails the check `anonymous` instead.
         if !target.get(path).await.is_ok_and(|answer| answer.is_refusal()) {
             continue;
         }
@@ -213,7 +213,7 @@ async fn own_prefix(target: &Target<'_>) -> Outcome {
     Outcome::Passed("no path under /.vestibule reaches the upstream".to_owned())
 }
 
-/// A socket whose first message is no token must not reach the upstream.
+/// Checks that a socket whose first message is no token does not reach the upstream.
 async fn socket(target: &Target<'_>) -> Outcome {
     let Some(path) = protected_path(target) else { return no_protected_path() };
     match upgrade(&target.proxy, &target.host, &path, Some(MARKER)).await {
@@ -234,7 +234,7 @@ async fn socket(target: &Target<'_>) -> Outcome {
     }
 }
 
-/// A token in the URL must be taken out or refused, or it is in the upstream's log.
+/// Checks that a token in the URL is removed or refused. Otherwise it is in the upstream's log.
 async fn token_in_url(target: &Target<'_>) -> Outcome {
     let rules = demanding_rules(target);
     let Some((route, path)) = rules.first() else { return no_protected_path() };
@@ -246,7 +246,7 @@ async fn token_in_url(target: &Target<'_>) -> Outcome {
     if !query.websocket {
         return Outcome::Skipped("token_from.query is not read on WebSockets, where this is tried".to_owned());
     }
-    // Only a token that names a configured issuer is one of ours; other values are the backend's own and pass.
+    // Only a token that names a configured issuer is handled by the proxy; other values are the backend's own and pass.
     let issuer = target.policy.providers.first().and_then(|provider| provider.issuer.as_deref());
     let (header, signature) = FORGED[0];
     let token = forged_token(issuer, header, signature);
@@ -267,7 +267,7 @@ async fn token_in_url(target: &Target<'_>) -> Outcome {
     }
 }
 
-/// A website that points its name at a loopback listener (DNS rebinding) must be refused.
+/// Checks that a website whose name resolves to a loopback listener (DNS rebinding) is refused.
 async fn foreign_host(target: &Target<'_>) -> Outcome {
     const FOREIGN: &str = "vestibule-doctor.example";
     let is_loopback = target.policy.listen.iter().any(|listen| match &listen.place {
@@ -298,7 +298,7 @@ pub(super) fn spoofed_value(target: &Target<'_>, header: &TrustedHeader) -> Stri
     }
 }
 
-/// Identity headers of a client must not show in the answers of the upstream.
+/// Checks that a client's identity headers do not appear in the answers of the upstream.
 async fn spoofed_identity(target: &Target<'_>, paths: &[UpstreamPaths]) -> Outcome {
     let user = &target.spoofed_user;
     let configured = target.policy.trusted_headers.iter();

@@ -1,5 +1,5 @@
-//! The state that instances share: a made-up session is revoked, and every running instance has to say that it has taken
-//! that.
+//! Tests the state that instances share: a made-up session is revoked, and every running instance has to report that it
+//! applied the revocation.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::auth::digest::DigestKeys;
 use crate::auth::{RevocationTarget, Revocations};
 use crate::shared::{Written, write_entry};
 
-/// How long the made-up session is revoked.
+/// The time for which the made-up session is revoked.
 const KEEP: Duration = Duration::from_secs(60);
 
 /// Runs the check where `shared` is configured.

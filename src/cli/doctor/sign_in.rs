@@ -26,7 +26,7 @@ pub(super) async fn run_checks(target: &Target<'_>) -> Vec<Line> {
         lines.push((format!("sign-in: discovery{suffix}"), discovery(inspection)));
         let (request, url) = match authorization_url(target, login, logins.len() > 1).await {
             Ok(url) => (authorization_request(login, metadata.as_deref(), &url), Some(url)),
-            // One cause is one red line.
+            // One cause is reported as one failure.
             Err((503, _)) if !is_available => (Outcome::Skipped("the provider is not available".to_owned()), None),
             Err((_, problem)) => (Outcome::Failed(problem), None),
         };
@@ -49,7 +49,7 @@ fn discovery(inspection: Inspection) -> Outcome {
     Outcome::Passed(inspection.found.into_iter().next().unwrap_or_default())
 }
 
-/// Begins a sign-in as a browser does, and returns where it leads.
+/// Begins a sign-in as a browser does, and returns the URL of its redirect.
 ///
 /// # Errors
 /// The status of the answer, 0 where there is none, and the text for the user.
@@ -122,7 +122,8 @@ fn without_query(url: &Url) -> String {
     format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
 
-/// Follows the authorization request for one step: a provider refuses a client or a redirect URI that it does not know.
+/// Follows the authorization request for one step. A provider refuses a client or a redirect URI that is not
+/// registered.
 async fn at_provider(login: &LoginSpec, url: Option<&Url>) -> Outcome {
     let Some(url) = url else { return Outcome::Skipped("no sign-in could be begun".to_owned()) };
     let redirect_uri = login.redirect_uri();
@@ -149,14 +150,14 @@ async fn at_provider(login: &LoginSpec, url: Option<&Url>) -> Outcome {
     }
 }
 
-/// A cookie of this answer that holds a session.
+/// Returns a cookie of this answer that holds a session.
 fn session_cookie(answer: &Answer) -> Option<&str> {
     let cookies = answer.fields().filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
     let mut pairs = cookies.filter_map(|(_, cookie)| cookie.split(';').next()?.split_once('='));
     pairs.find(|(name, value)| !name.contains("-login") && !value.is_empty()).map(|(name, _)| name)
 }
 
-/// A callback with a state that the proxy did not make must sign nobody in.
+/// Checks that a callback with a state that the proxy did not make signs nobody in.
 async fn callback(target: &Target<'_>, login: &LoginSpec) -> Outcome {
     let path = format!("{}?code={MARKER}&state={MARKER}", login.callback_path);
     let answer = match target.get(&path).await {
@@ -179,7 +180,7 @@ async fn callback(target: &Target<'_>, login: &LoginSpec) -> Outcome {
     }
 }
 
-/// The page of sign-out is there, and another website cannot sign people out.
+/// Checks that the page of sign-out is served, and that another website cannot sign people out.
 async fn logout(target: &Target<'_>) -> Outcome {
     const PATH: &str = "/.vestibule/logout";
     match target.get(PATH).await {
@@ -211,7 +212,7 @@ async fn signed_out(target: &Target<'_>) -> Outcome {
     }
 }
 
-/// A logout token that no provider signed must be refused.
+/// Checks that a logout token that no provider signed is refused.
 async fn back_channel(target: &Target<'_>) -> Outcome {
     const PATH: &str = "/.vestibule/backchannel-logout";
     let login = target.policy.browser.logins.first();

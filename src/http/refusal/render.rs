@@ -51,7 +51,8 @@ pub fn render_refusal(refusal: &Refusal, request_id: &str, wants_problem_json: b
     response
 }
 
-/// RFC 6750 section 3 allows `error_description` neither quotes nor backslashes nor non-ASCII.
+/// Returns a text without the characters that RFC 6750 section 3 forbids in `error_description`: quotes, backslashes
+/// and non-ASCII.
 fn quotable(text: &str) -> String {
     text.chars().map(|c| if (' '..='~').contains(&c) && c != '"' && c != '\\' { c } else { '\'' }).collect()
 }
@@ -77,7 +78,7 @@ pub fn refusal_bytes(refusal: &Refusal, request_id: &str) -> Vec<u8> {
     bytes
 }
 
-/// The body: the members of RFC 9457, in the order of the contract.
+/// Returns the body: the members of RFC 9457, in the order of the contract.
 fn problem(refusal: &Refusal, request_id: &str) -> String {
     json!({
         "type": "about:blank",

@@ -1,5 +1,5 @@
-//! What is known about an upstream: its last response, its last failure, and the last connection that was opened only to
-//! check it. For the status page.
+//! The observations about an upstream for the status page: its last response, its last failure, and the last connection
+//! that was opened only to check it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known about an upstream.
+/// The last observations about an upstream.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamHealth {
     /// The time since its last response.
     pub responded: Option<Duration>,
-    /// The time since a check could connect.
+    /// The time since a check last connected.
     pub connected: Option<Duration>,
     /// The time since the last failure, and its error.
     pub failed: Option<(Duration, String)>,
@@ -32,7 +32,7 @@ impl UpstreamHealth {
     }
 }
 
-/// Records what is observed of an upstream.
+/// The record of observations about an upstream.
 #[derive(Debug)]
 pub(super) struct HealthRecord {
     created: Instant,
@@ -82,7 +82,7 @@ impl HealthRecord {
         begins
     }
 
-    /// Ends a check: `None` if it could connect.
+    /// Ends a check; `failure` is `None` if it connected.
     pub(super) fn end_check(&self, failure: Option<&dyn std::error::Error>) {
         match failure {
             Some(error) => self.record_failure(error),
@@ -91,7 +91,7 @@ impl HealthRecord {
         self.update(|observed| observed.is_being_checked = false);
     }
 
-    /// Returns what is known now.
+    /// Returns the observations up to now.
     pub(super) fn get(&self) -> UpstreamHealth {
         let observed = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let responded = match self.responded.load(Ordering::Relaxed) {

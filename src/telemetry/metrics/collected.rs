@@ -1,10 +1,10 @@
-//! Metrics whose values are looked at when someone asks.
+//! Metrics whose values are read at each scrape.
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 
 /// Writes a metric with its description.
 pub(super) trait Encode {
-    /// Writes it under this name.
+    /// Writes the metric under this name.
     fn encode_as(&self, encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str) -> Result<(), std::fmt::Error>;
 }
 

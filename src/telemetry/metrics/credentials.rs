@@ -35,7 +35,7 @@ struct Attempt {
     outcome: &'static str,
 }
 
-/// Where a verified token was found: on its connection, in the cache, or nowhere.
+/// The places where a verified token was found: on its connection, in the cache, or in neither.
 const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
 const FETCHES: [&str; 2] = ["ok", "failed"];
 const CHECKS: [&str; 3] = ["yes", "no", "unanswered"];

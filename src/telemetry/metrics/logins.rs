@@ -1,4 +1,4 @@
-//! Metrics of sign-ins by OpenID Connect, of the renewals of their sessions, and of sign-outs.
+//! Metrics of sign-ins by OpenID Connect, renewals of their sessions, and sign-outs.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,12 +7,12 @@ use prometheus_client::registry::Registry;
 
 use crate::telemetry::Label;
 
-/// The result of a sign-in that came back from its provider.
+/// The result of a sign-in whose browser returned from the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignInOutcome {
     /// A session began.
     Accepted,
-    /// The user may not enter here, or cancelled at the provider.
+    /// The user is not allowed here, or cancelled at the provider.
     Denied,
     /// The provider refused the sign-in or us as its client, or gave no refresh token where one is required.
     Refused,
@@ -47,7 +47,7 @@ impl SignInOutcome {
 pub enum RenewalOutcome {
     /// The provider gave new tokens.
     Renewed,
-    /// The provider does not renew the session, which has ended.
+    /// The provider refused to renew the session, which has ended.
     Ended,
     /// The provider could not be reached, or its answer could not be accepted; the renewal is tried again.
     Unavailable,
@@ -67,16 +67,16 @@ impl RenewalOutcome {
     }
 }
 
-/// Where a sign-out took effect.
+/// The place where a sign-out took effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogoutOutcome {
-    /// Here only.
+    /// At this proxy only.
     Local,
-    /// Here, and the browser was sent to the provider's sign-out page.
+    /// At this proxy, and the browser was sent to the provider's sign-out page.
     Provider,
-    /// The provider reported it.
+    /// At this proxy, after a report of the provider.
     Backchannel,
-    /// The provider's report was refused.
+    /// Nowhere: the provider's report was refused.
     Refused,
 }
 
@@ -118,7 +118,7 @@ impl LoginMetrics {
         this
     }
 
-    /// Makes every counter of a provider appear, at zero.
+    /// Creates every counter of a provider, at zero.
     pub fn create_series(&self, provider: &str) {
         let make = |family: &Family<Outcome, Counter>, outcome| {
             family.get_or_create_owned(&Outcome { provider: provider.into(), outcome });

@@ -12,14 +12,14 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::collected::Encode;
 
-/// Where there is no `/proc`, what is read from it is left out.
+/// The process metrics. Without `/proc`, those that are read from it are left out.
 #[derive(Debug)]
 pub(super) struct Process {
     started: f64,
 }
 
 impl Process {
-    /// Creates it; to be called when the process starts.
+    /// Creates the metrics. It must be called when the process starts.
     pub(super) fn new() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { started: since.as_secs_f64() }
@@ -39,7 +39,7 @@ impl Collector for Process {
             say("process_resident_memory_bytes", "Resident memory", &ConstGauge::new(resident))?;
         }
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
-            // One of them is the directory that is read here.
+            // One of them is that of the directory being read here.
             let open = i64::try_from(open.count().saturating_sub(1)).unwrap_or(i64::MAX);
             say("process_open_fds", "File descriptors open", &ConstGauge::new(open))?;
         }

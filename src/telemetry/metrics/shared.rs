@@ -1,4 +1,4 @@
-//! The state that instances share. Nothing of it is exported where there is none.
+//! Metrics of the state that instances share. None is exported unless `shared` is configured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +33,7 @@ impl SharedMetrics {
         this
     }
 
-    /// Starts all metrics.
+    /// Creates the values of all metrics.
     pub fn create_series(&self) {
         self.0.instances.store(1, Ordering::Relaxed);
         self.0.is_shared.store(true, Ordering::Relaxed);
@@ -44,18 +44,18 @@ impl SharedMetrics {
         self.0.is_up.store(is_up, Ordering::Relaxed);
     }
 
-    /// Sets what is looked at when the metrics are asked for.
+    /// Sets the values that are read at each scrape.
     pub fn observe(&self, lag: Duration, instances: usize) {
         self.0.lag_millis.store(u64::try_from(lag.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.0.instances.store(instances as u64, Ordering::Relaxed);
     }
 
-    /// Counts entries that do not verify.
+    /// Counts entries whose authentication failed.
     pub fn refused(&self, count: u64) {
         self.0.entries_refused.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Counts a load of the whole copy.
+    /// Counts a load of the whole copy of the shared state.
     pub fn resynced(&self) {
         self.0.resyncs.fetch_add(1, Ordering::Relaxed);
     }

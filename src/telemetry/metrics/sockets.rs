@@ -77,7 +77,7 @@ pub struct Sockets {
     query_tokens: Family<InQuery, Counter>,
 }
 
-/// The byte counters of one route, which a socket looks up once instead of at each message.
+/// The byte counters of one route. A socket looks them up once instead of at each message.
 #[derive(Clone, Debug, Default)]
 pub struct PassedBytes {
     /// Bytes from clients.
@@ -168,7 +168,8 @@ impl Sockets {
         self.refused.get_or_create(&Refused { reason }).inc();
     }
 
-    /// Counts a token that was presented on an open socket: `accepted`, `refused`, `denied`, `another_user`, `identity_changed`.
+    /// Counts a token that was presented on an open socket: `accepted`, `refused`, `denied`, `another_user`,
+    /// `identity_changed`.
     pub fn refreshed(&self, route: &Label, outcome: &'static str) {
         self.refreshes.get_or_create(&Refreshed { route: Arc::clone(route), outcome }).inc();
     }
