@@ -171,11 +171,12 @@ impl ProxyState {
         }
         let limits = &runtime.policy.limits;
         let open_sockets = Arc::<OpenSockets>::default();
+        let login_sessions = runtime.verifier.login_sessions().map(Arc::clone);
         let instances = runtime.policy.shared.as_ref().map(|spec| {
             let (limit, notifier) = (limits.revocations + limits.sign_outs, notifier.clone());
             let notify = Box::new(move || notifier.notify());
             let (revocations, sockets) = (Arc::clone(&revocations), Arc::clone(&open_sockets));
-            SharedState::start(spec, limit, revocations, Arc::clone(&metrics), sockets, notify)
+            SharedState::start(spec, limit, revocations, Arc::clone(&metrics), sockets, login_sessions, notify)
         });
         let instances = instances.transpose()?;
         let presences = instances.as_ref().map(SharedState::presences);

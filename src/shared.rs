@@ -12,11 +12,13 @@ mod copy;
 mod engine;
 mod exchange;
 mod follow;
+mod login_sessions;
 mod message;
 mod open_sockets;
 mod outbox;
 mod peers;
 mod presence;
+mod session_store;
 mod state;
 mod stream;
 mod tend;
@@ -35,7 +37,9 @@ use self::engine::{Connection, Engine};
 use self::message::Codes;
 use self::outbox::Outbox;
 use self::peers::Peers;
+use self::session_store::EngineSessions;
 use self::state::{BLOCK, Inner, NO_RANDOM_NUMBERS, fraction, random};
+use crate::auth::login::LoginSessions;
 use crate::auth::{Revocations, boot_millis};
 use crate::policy::SharedSpec;
 use crate::telemetry::Metrics;
@@ -92,11 +96,16 @@ impl SharedState {
         revocations: Arc<Revocations>,
         metrics: Arc<Metrics>,
         open_sockets: Arc<OpenSockets>,
+        login_sessions: Option<Arc<LoginSessions>>,
         notify: Box<dyn Fn() + Send + Sync>,
     ) -> Result<Self, EngineError> {
         revocations.gate.shut();
         metrics.shared.create_series();
         let unusable = |what: &str| EngineError::Tls(format!("{what} cannot be used"));
+        let engine_sessions = Arc::new(EngineSessions::new(&spec.name, spec.timeout, Arc::clone(&metrics)));
+        let store: Arc<EngineSessions> = Arc::clone(&engine_sessions);
+        let login_sessions = login_sessions.unwrap_or_else(|| Arc::new(LoginSessions::new(Arc::clone(&revocations))));
+        login_sessions.share_by(store);
         let inner = Arc::new(Inner {
             spec: spec.clone(),
             engine: Engine::new(spec)?,
@@ -113,6 +122,8 @@ impl SharedState {
             peers: Peers::default(),
             presences: Arc::default(),
             open_sockets,
+            login_sessions,
+            engine_sessions,
             told: std::sync::atomic::AtomicUsize::default(),
             progress: Mutex::default(),
             attention: Notify::new(),
@@ -220,6 +231,7 @@ impl Inner {
             let loaded = self.load(&writer).await?;
             self.connected(&writer);
             let users = self.both(self.keep_presence(writer.clone()), self.exchange_open_sockets(writer.clone()));
+            let users = self.both(users, self.keep_login_sessions(writer.clone()));
             let log = self.both(self.follow(reader, cursor), self.tend(writer.clone(), loaded));
             self.both(users, log).await
         };

@@ -15,6 +15,7 @@ mod records;
 mod request_limit;
 mod session;
 mod state;
+mod store;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -39,6 +40,10 @@ pub use keys::LoginKeys;
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
 pub use state::{LoginState, local_path};
+pub use store::{
+    LOCK_LIFE, LockHolder, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreAnswer, StoreUnavailable,
+    Written,
+};
 
 /// The time limit of a request to a provider.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -399,10 +404,12 @@ impl Logins {
         self.all.iter().find(|login| login.spec.name == provider)
     }
 
-    /// Marks an attempt as used and returns whether it was unused.
-    #[must_use]
-    pub fn use_attempt(&self, state: &LoginState, now: u64) -> bool {
+    /// Marks an attempt as used, here and at other instances, and returns whether it was unused. Waits for the shared state
+    /// for one answer at most; without an answer this instance alone decides.
+    pub async fn use_attempt(&self, state: &LoginState, now: u64) -> bool {
+        let life = Duration::from_millis(keys::STATE_LIFE);
         self.attempts.mark(state.attempt, now, self.limits.attempts)
+            && self.sessions.is_first_use(self.keys.name_of_attempt(&state.attempt), life).await
     }
 }
 

@@ -89,6 +89,14 @@ pub enum Rejection {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The session's record could not be read from the shared state.
+    #[error("the session's record could not be read: {reason}")]
+    SessionUnavailable {
+        /// Why there is no answer.
+        reason: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The provider could not be asked.
     #[error("provider {provider} could not be asked: {reason}")]
     RemoteUnavailable {
@@ -130,7 +138,8 @@ impl Rejection {
         match self {
             Self::KeysUnavailable { retry_after, .. }
             | Self::RemoteUnavailable { retry_after, .. }
-            | Self::RevocationsUnknown { retry_after, .. } => Some(*retry_after),
+            | Self::RevocationsUnknown { retry_after, .. }
+            | Self::SessionUnavailable { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -182,6 +191,7 @@ impl Rejection {
             Self::NoSession { .. } => "no_session",
             Self::Revoked(_) => "revoked",
             Self::RevocationsUnknown { .. } => "revocations_unknown",
+            Self::SessionUnavailable { .. } => "session_unavailable",
             Self::RemoteUnavailable { .. } => "remote_unavailable",
             Self::KeysUnavailable { .. } => "keys_unavailable",
         }

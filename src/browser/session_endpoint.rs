@@ -89,9 +89,10 @@ async fn begin(
     state.record_presence(policy, identity);
     let now = unix_seconds();
     // A session from a sign-in is not continued by a token: it ends, and another one begins.
-    if let Some(session) = cookie.and_then(|cookie| runtime.verifier.login_session_of(cookie)) {
+    let login_session = cookie.and_then(|cookie| Some((cookie, runtime.verifier.login_session_of(cookie)?)));
+    if let Some((cookie, session)) = login_session {
         end_former_session(state, runtime, &session).await?;
-        end_at_provider(state, runtime, &session, Instant::now() + PROVIDER_WAIT).await;
+        end_at_provider(state, runtime, (cookie, &session), Instant::now() + PROVIDER_WAIT).await;
     }
     let issued = issue_cookie(state, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);

@@ -48,7 +48,7 @@ pub(super) async fn sign_out(
         let Some(session) = verifier.browser_session_of(cookie) else { continue };
         let Some((provider, user)) = verifier.session_cookie_owner(cookie) else { continue };
         let ended = end_session(state, runtime, &session).await;
-        let record = end_at_provider(state, runtime, &session, deadline).await;
+        let record = end_at_provider(state, runtime, (cookie, &session), deadline).await;
         let user = record.as_ref().map(|record| record.identity().user_id().to_owned()).or(user);
         let (digest, address) = (session.digest(), client.address.to_string());
         let audit = Audit {
@@ -147,28 +147,36 @@ pub(super) async fn end_former_session(
         .or_else(|refusal| if refusal.is_in_force { Ok(()) } else { Err(refusal) })
 }
 
-/// Drops the record of a session that has ended, and revokes its refresh token at the provider. Waits until `deadline`;
-/// a slower provider is left to a background task.
+/// Drops the record of a session that has ended, here and in the shared state, and revokes its refresh token at the
+/// provider. Waits until `deadline`; a slower provider is left to a background task.
 pub(super) async fn end_at_provider(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
-    session: &BrowserSession,
+    (cookie, session): (&SessionCookie, &BrowserSession),
     deadline: Instant,
 ) -> Option<Arc<LoginSession>> {
     let logins = runtime.verifier.logins()?;
-    let record = if state.revocations.is_ended(session, unix_seconds()) {
-        logins.sessions.forget(&session.id)?
+    let known = if state.revocations.is_ended(session, unix_seconds()) {
+        logins.sessions.forget(&session.id)
     } else {
         // Without a recorded sign-out the record alone keeps the cookie from being accepted.
-        logins.sessions.mark_ended(&session.id)?
+        logins.sessions.mark_ended(&session.id)
     };
     state.notifier.notify();
-    let login = logins.get(&record.provider).filter(|login| record.is_of(login));
-    if let (Some(token), Some(login)) = (record.take_refresh_token(), login) {
-        let login = Arc::clone(login);
-        let revoking = tokio::spawn(in_current_request(async move { login.revoke_after_sign_out(&token).await }));
-        let _ = timeout_at(deadline, revoking).await;
-    }
+    let record = match known {
+        Some(known) => known,
+        None => runtime.verifier.login_record_of(cookie).await?,
+    };
+    let login = logins.get(&record.provider).filter(|login| record.is_of(login)).map(Arc::clone);
+    // Taken before anything is awaited, so that a renewal under way revokes the token that it receives.
+    let (token, sessions) = (record.take_refresh_token(), Arc::clone(&logins.sessions));
+    let removed = Arc::clone(&record);
+    let removing = tokio::spawn(in_current_request(async move {
+        if let (Some(token), Some(login)) = (sessions.remove_shared(&removed, token).await, login) {
+            login.revoke_after_sign_out(&token).await;
+        }
+    }));
+    let _ = timeout_at(deadline, removing).await;
     Some(record)
 }
 

@@ -170,7 +170,8 @@ impl Refusal {
             }
             Rejection::KeysUnavailable { retry_after, .. }
             | Rejection::RemoteUnavailable { retry_after, .. }
-            | Rejection::RevocationsUnknown { retry_after, .. } => {
+            | Rejection::RevocationsUnknown { retry_after, .. }
+            | Rejection::SessionUnavailable { retry_after, .. } => {
                 let mut refusal = Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "auth_unavailable",

@@ -16,8 +16,10 @@ use super::open_sockets::OpenSockets;
 use super::outbox::Outbox;
 use super::peers::Peers;
 use super::presence::Presences;
+use super::session_store::EngineSessions;
 use super::stream::StreamId;
 use crate::auth::Revocations;
+use crate::auth::login::LoginSessions;
 use crate::policy::{OnLoss, Secret, SharedSpec};
 use crate::telemetry::Metrics;
 
@@ -69,6 +71,9 @@ pub(super) struct Inner {
     pub(super) peers: Peers,
     pub(super) presences: Arc<Presences>,
     pub(super) open_sockets: Arc<OpenSockets>,
+    pub(super) login_sessions: Arc<LoginSessions>,
+    /// The records of login sessions in the engine.
+    pub(super) engine_sessions: Arc<EngineSessions>,
     /// The number of users that this instance tells of.
     pub(super) told: AtomicUsize,
     pub(super) progress: Mutex<Progress>,

@@ -227,8 +227,10 @@ impl Inner {
             };
             (number, beat)
         };
+        // What was read before is older than what is written now; what is read meanwhile need not be.
+        let cursor = self.lock().cursor;
         let id = self.tell(connection, &Message::Beat(beat)).await?;
-        if id < self.lock().cursor {
+        if id < cursor {
             return Err(EngineError::Refused("the engine's log began anew".to_owned()));
         }
         if number % 2 == 0 && self.read_epoch(connection).await? {

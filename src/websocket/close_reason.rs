@@ -187,7 +187,7 @@ impl CloseReason {
     pub(super) const fn of_rejection(rejection: &Rejection) -> Self {
         match rejection {
             Rejection::Expired { .. } => Self::ExpiredOnArrival,
-            Rejection::KeysUnavailable { .. } | Rejection::RemoteUnavailable { .. } => Self::AuthUnavailable,
+            rejection if rejection.is_unavailable() => Self::AuthUnavailable,
             _ => Self::InvalidToken,
         }
     }

@@ -20,10 +20,10 @@ use crate::support::openid::{CLIENT, OpenId, SECRET};
 use crate::support::proxy::Proxy;
 
 /// The Origin of the proxy's own pages.
-const OURS: &str = "Origin: http://localhost";
+pub(crate) const OURS: &str = "Origin: http://localhost";
 
 /// A provider that gives refresh tokens, and access tokens that live for so many seconds.
-async fn provider(seconds: u64) -> OpenId {
+pub(crate) async fn provider(seconds: u64) -> OpenId {
     let provider = OpenId::start().await;
     provider.set(|conduct| {
         conduct.gives_refresh_token = true;
@@ -34,13 +34,13 @@ async fn provider(seconds: u64) -> OpenId {
 
 /// As much of a browser as a sign-in needs: cookies, and where it is sent.
 #[derive(Clone)]
-struct Browser {
-    address: SocketAddr,
+pub(crate) struct Browser {
+    pub(crate) address: SocketAddr,
     cookies: BTreeMap<String, String>,
 }
 
 impl Browser {
-    fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         Self { address, cookies: BTreeMap::new() }
     }
 
@@ -49,7 +49,7 @@ impl Browser {
         format!("Cookie: {}", pairs.join("; "))
     }
 
-    async fn send(&mut self, method: &str, target: &str, fields: &[&str], body: &str) -> Answer {
+    pub(crate) async fn send(&mut self, method: &str, target: &str, fields: &[&str], body: &str) -> Answer {
         let cookies = self.cookie_field();
         let mut all = fields.to_vec();
         if !self.cookies.is_empty() {
@@ -71,17 +71,17 @@ impl Browser {
     }
 
     /// Opens a page.
-    async fn open(&mut self, target: &str) -> Answer {
+    pub(crate) async fn open(&mut self, target: &str) -> Answer {
         self.send("GET", target, &["Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"], "").await
     }
 
     /// Where an answer leads.
-    fn location(answer: &Answer) -> String {
+    pub(crate) fn location(answer: &Answer) -> String {
         answer.field("location").unwrap_or_else(|| panic!("no location: {answer:?}")).to_owned()
     }
 
     /// From a page of ours to the provider's.
-    async fn reach_provider(&mut self, target: &str) -> String {
+    pub(crate) async fn reach_provider(&mut self, target: &str) -> String {
         let answer = self.open(target).await;
         assert_eq!(answer.status, 302, "{}", answer.body);
         let login = Self::location(&answer);
@@ -92,21 +92,21 @@ impl Browser {
     }
 
     /// Signs in, and returns the answer to the callback.
-    async fn sign_in(&mut self, provider: &OpenId, target: &str) -> Answer {
+    pub(crate) async fn sign_in(&mut self, provider: &OpenId, target: &str) -> Answer {
         let location = self.reach_provider(target).await;
         self.come_back(&provider.authorize(&location)).await
     }
 
-    async fn come_back(&mut self, query: &str) -> Answer {
+    pub(crate) async fn come_back(&mut self, query: &str) -> Answer {
         self.open(&format!("/.vestibule/callback?{query}")).await
     }
 
-    fn has_session(&self) -> bool {
+    pub(crate) fn has_session(&self) -> bool {
         self.cookies.keys().any(|name| name == "vestibule-80")
     }
 }
 
-struct Fixture {
+pub(crate) struct Fixture {
     provider: OpenId,
     backend: Backend,
     proxy: Proxy,
@@ -125,7 +125,7 @@ impl Fixture {
         Self { provider, backend, proxy }
     }
 
-    fn yaml(provider: &OpenId, backend: &Backend, login: &str, more: &str) -> String {
+    pub(crate) fn yaml(provider: &OpenId, backend: &Backend, login: &str, more: &str) -> String {
         let auth = if login.contains("client_") { String::new() } else { format!("client_secret: '{SECRET}', ") };
         let providers =
             if more.contains("providers:") { String::new() } else { format!("providers: [{}]\n", provider.provider()) };

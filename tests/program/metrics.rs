@@ -237,7 +237,15 @@ async fn the_documents_name_every_metric_and_no_other() {
     // Of a provider that is asked.
     served.extend(["vestibule_remote_checks_total", "vestibule_remote_check_duration_seconds"].map(str::to_owned));
     // Of instances that share, whose tests read them.
-    let of_shared = ["up", "lag_seconds", "instances", "entries_refused_total", "resyncs_total"];
+    let of_shared = [
+        "up",
+        "lag_seconds",
+        "instances",
+        "entries_refused_total",
+        "resyncs_total",
+        "session_reads_total",
+        "session_writes_total",
+    ];
     served.extend(of_shared.map(|name| format!("vestibule_shared_{name}")));
     // Of sign-in by OpenID Connect, whose tests read them.
     served.extend(

@@ -4,6 +4,7 @@ mod fleet;
 
 mod commands;
 mod engines;
+mod login_sessions;
 mod presence;
 mod revocations;
 mod scale;

@@ -27,6 +27,13 @@ const ASSERTION_LIFE: u64 = 60;
 /// The longest `Retry-After` that is kept to.
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
+/// Says whether a request may still be sent.
+pub(super) type MaySend<'a> = &'a (dyn Fn() -> Result<(), LoginError> + Send + Sync);
+
+fn always() -> Result<(), LoginError> {
+    Ok(())
+}
+
 /// A token from the provider. It cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProviderToken(Arc<str>);
@@ -142,19 +149,23 @@ impl Login {
         form.add("grant_type", "authorization_code").add("code", code).add("code_verifier", verifier);
         form.add("redirect_uri", &self.spec.redirect_uri());
         let _permit = self.sign_in_permit(client)?;
-        self.tokens(metadata, form).await
+        self.tokens(metadata, form, &always).await
     }
 
-    /// Exchanges a refresh token for new tokens.
-    pub(super) async fn refresh(&self, metadata: &Metadata, token: &ProviderToken) -> Result<Tokens, LoginError> {
+    /// Exchanges a refresh token for new tokens. `may_send` is asked right before the request is sent.
+    pub(super) async fn refresh(
+        &self,
+        metadata: &Metadata,
+        token: &ProviderToken,
+        may_send: MaySend<'_>,
+    ) -> Result<Tokens, LoginError> {
         let mut form = Form::new();
         form.add("grant_type", "refresh_token").add("refresh_token", token.expose());
-        let _permit = self.session_permit().await?;
-        self.tokens(metadata, form).await
+        self.tokens(metadata, form, may_send).await
     }
 
-    async fn tokens(&self, metadata: &Metadata, form: Form) -> Result<Tokens, LoginError> {
-        request_tokens(&self.spec, self.http().map_err(LoginError::down)?, metadata, form).await
+    async fn tokens(&self, metadata: &Metadata, form: Form, may_send: MaySend<'_>) -> Result<Tokens, LoginError> {
+        request_tokens(&self.spec, self.http().map_err(LoginError::down)?, metadata, form, may_send).await
     }
 
     /// Pushes an authorization request (RFC 9126) and returns its `request_uri`.
@@ -210,7 +221,7 @@ impl Login {
     }
 
     async fn post(&self, metadata: &Metadata, endpoint: &str, form: Form) -> Result<ProviderResponse, LoginError> {
-        post(&self.spec, self.http().map_err(LoginError::down)?, metadata, endpoint, form).await
+        post(&self.spec, self.http().map_err(LoginError::down)?, metadata, endpoint, form, &always).await
     }
 }
 
@@ -238,7 +249,7 @@ pub(super) async fn probe_client(
     let mut form = Form::new();
     form.add("grant_type", "authorization_code").add("code", &made_up).add("code_verifier", &made_up);
     form.add("redirect_uri", &spec.redirect_uri());
-    match request_tokens(spec, http, metadata, form).await {
+    match request_tokens(spec, http, metadata, form, &always).await {
         Err(LoginError::InvalidGrant) => Ok(ClientProbe::Accepted),
         Err(error @ (LoginError::ClientRefused { .. } | LoginError::Unavailable { .. })) => Err(error),
         Err(other) => Ok(ClientProbe::Unknown(other.to_string())),
@@ -251,8 +262,9 @@ async fn request_tokens(
     http: &reqwest::Client,
     metadata: &Metadata,
     form: Form,
+    may_send: MaySend<'_>,
 ) -> Result<Tokens, LoginError> {
-    let response = post(spec, http, metadata, &metadata.token_endpoint, form).await?;
+    let response = post(spec, http, metadata, &metadata.token_endpoint, form, may_send).await?;
     let what = "the token endpoint";
     let answer = json::object(&response.body).ok();
     let code = answer.as_ref().and_then(|answer| answer.get("error")).and_then(Value::as_str);
@@ -289,6 +301,7 @@ async fn post(
     metadata: &Metadata,
     endpoint: &str,
     mut form: Form,
+    may_send: MaySend<'_>,
 ) -> Result<ProviderResponse, LoginError> {
     let client_id = spec.client_id.as_str();
     let mut basic = None;
@@ -322,6 +335,7 @@ async fn post(
         value.set_sensitive(true);
         request = request.header("authorization", value);
     }
+    may_send()?;
     read(request).await
 }
 

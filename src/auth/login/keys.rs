@@ -12,10 +12,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
+use crate::auth::digest::{Digest, digest};
 use crate::policy::Secret;
 
 /// The salt of the key derivation, so that no other use of the same secret has the same keys.
 const SALT: &[u8] = b"vestibule login 1";
+
+/// The salt of the keys of a session's record.
+const RECORD_SALT: &[u8] = b"vestibule login record 1";
 
 /// How long a state can be used, milliseconds.
 pub(super) const STATE_LIFE: u64 = 10 * 60 * 1_000;
@@ -109,6 +113,11 @@ impl LoginKeys {
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
 
+    /// Returns the name of an attempt to sign in, by which instances know that it was completed.
+    pub(super) fn name_of_attempt(&self, attempt: &[u8; 16]) -> Digest {
+        digest(&self.digest, &[b"attempt", attempt])
+    }
+
     /// Returns a keyed digest of a login cookie's secret.
     pub(super) fn digest_of(&self, secret: &[u8; 32]) -> [u8; 32] {
         let tag = hmac::sign(&self.digest, secret);
@@ -138,6 +147,14 @@ impl SessionKey {
 
     pub(super) fn to_text(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// Derives a key of one purpose for the session's record.
+    pub(super) fn derive(&self, purpose: &'static [u8]) -> Option<[u8; 32]> {
+        let mut bytes = [0; 32];
+        let derived = Salt::new(HKDF_SHA256, RECORD_SALT).extract(&self.0);
+        derived.expand(&[purpose], HKDF_SHA256).ok()?.fill(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// Compares two keys in constant time.

@@ -3,6 +3,8 @@
 
 mod open_socket;
 mod renewal;
+mod sealed;
+mod sharing;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,8 +24,12 @@ use crate::auth::{BrowserSession, Identity, Rejection, Revocations, Token, unix_
 use crate::policy::Renew;
 use crate::telemetry::RenewalOutcome;
 use renewal::renewal_moment;
+use sharing::Sharing;
 
 pub use open_socket::OpenLoginSocket;
+
+/// Claims that differ in every token.
+const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
 
 /// The part of a record that changes while the session is open.
 struct State {
@@ -35,6 +41,8 @@ struct State {
     refresh_token: Option<ProviderToken>,
     /// The number of times that the tokens were renewed.
     renewals: u64,
+    /// Grows with each change that other instances must know of.
+    generation: u64,
     /// The end of the tokens, Unix seconds.
     token_end: u64,
     /// When the renewal is due, Unix milliseconds.
@@ -51,6 +59,28 @@ struct State {
     has_failed: bool,
 }
 
+/// What a renewal, or the record of another instance, changes of a session.
+struct Update {
+    identity: Identity,
+    verified_id_token: VerifiedIdToken,
+    id_token: Option<ProviderToken>,
+    access_token: Option<ProviderToken>,
+    refresh_token: Option<ProviderToken>,
+    /// The end of the tokens, Unix seconds.
+    token_end: u64,
+    /// When the next renewal is due, Unix milliseconds.
+    renew_at: u64,
+    generation: u64,
+}
+
+/// What remains of the sign-in that began a session.
+struct Origin {
+    nonce: Box<str>,
+    first_auth_time: Option<u64>,
+    /// The `iat` of the sign-in's ID token. A renewed identity keeps it, so that a revocation since then stays in force.
+    issued_at: Option<Value>,
+}
+
 /// The record of one session that began with a sign-in.
 pub struct LoginSession {
     /// The session that the cookie names.
@@ -61,10 +91,7 @@ pub struct LoginSession {
     pub provider: Box<str>,
     /// The absolute end by the configuration at the sign-in, Unix seconds. No renewal moves it.
     pub ends_at: u64,
-    nonce: Box<str>,
-    first_auth_time: Option<u64>,
-    /// The `iat` of the sign-in's ID token. A renewed identity keeps it, so that a revocation since then stays in force.
-    issued_at: Option<Value>,
+    origin: Origin,
     state: Mutex<State>,
     /// A count that grows with each finished renewal.
     finished: watch::Sender<u64>,
@@ -104,22 +131,37 @@ impl LoginSession {
         tokens: Tokens,
         token_end: u64,
     ) -> Arc<Self> {
-        let now = unix_millis();
+        let origin =
+            Origin { nonce, first_auth_time: id_token.auth_time, issued_at: id_token.claims.get("iat").cloned() };
+        let first = Update {
+            identity: identity.lasting(Expiry::At(session.last_end)).in_session(Some(session.clone())),
+            verified_id_token: id_token,
+            id_token: tokens.id_token,
+            access_token: tokens.access_token,
+            refresh_token: tokens.refresh_token,
+            token_end,
+            renew_at: renewal_moment(unix_millis(), token_end),
+            generation: 1,
+        };
+        Self::restored(session, key, origin, first)
+    }
+
+    /// Creates the record of a session that has begun, here or elsewhere.
+    fn restored(session: BrowserSession, key: SessionKey, origin: Origin, update: Update) -> Arc<Self> {
         Arc::new(Self {
-            provider: identity.provider().name.as_str().into(),
+            provider: update.identity.provider().name.as_str().into(),
             ends_at: session.last_end,
-            nonce,
-            first_auth_time: id_token.auth_time,
-            issued_at: id_token.claims.get("iat").cloned(),
+            origin,
             state: Mutex::new(State {
-                identity: Arc::new(identity.lasting(Expiry::At(session.last_end)).in_session(Some(session.clone()))),
-                verified_id_token: id_token,
-                id_token: tokens.id_token,
-                access_token: tokens.access_token,
-                refresh_token: tokens.refresh_token,
+                identity: Arc::new(update.identity),
+                verified_id_token: update.verified_id_token,
+                id_token: update.id_token,
+                access_token: update.access_token,
+                refresh_token: update.refresh_token,
                 renewals: 0,
-                token_end,
-                renew_at: renewal_moment(now, token_end),
+                generation: update.generation,
+                token_end: update.token_end,
+                renew_at: update.renew_at,
                 next_try: 0,
                 is_renewing: false,
                 is_signed_out: false,
@@ -134,7 +176,7 @@ impl LoginSession {
             sockets: AtomicUsize::new(0),
             passes_token: AtomicBool::new(false),
             wake: Notify::new(),
-            last_used: AtomicU64::new(now),
+            last_used: AtomicU64::new(unix_millis()),
             successor: Mutex::default(),
         })
     }
@@ -185,6 +227,37 @@ impl LoginSession {
         self.ends_at.min(by_current)
     }
 
+    /// Replaces what a renewal changes, here or at another instance, and notifies open sockets if they must be checked.
+    fn update(&self, sessions: &LoginSessions, login: &Login, update: Update) {
+        let mut state = self.lock();
+        if update.generation < state.generation {
+            return;
+        }
+        let was_unavailable = std::mem::replace(&mut state.has_failed, false);
+        let claim = |identity: &Identity, name: &str| identity.claims().get(name).cloned();
+        let differs = |name: &String| claim(&state.identity, name) != claim(&update.identity, name);
+        // Thousands of sockets are not woken for a token with the same claims.
+        let names = login.spec.claims.iter().filter(|name| !EACH_TIME.contains(&name.as_str()));
+        let has_changed =
+            was_unavailable || self.passes_token.load(Ordering::Relaxed) || names.into_iter().any(differs);
+        state.identity = Arc::new(update.identity);
+        state.verified_id_token = update.verified_id_token;
+        state.id_token = update.id_token;
+        state.access_token = update.access_token;
+        if !state.is_signed_out {
+            state.refresh_token = update.refresh_token;
+        }
+        state.token_end = update.token_end;
+        state.renew_at = update.renew_at;
+        state.next_try = unix_millis().saturating_add(1_000);
+        state.generation = update.generation;
+        state.renewals += 1;
+        drop(state);
+        if has_changed {
+            self.note_change(sessions);
+        }
+    }
+
     /// Whether the session has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
@@ -229,6 +302,7 @@ pub struct LoginSessions {
     /// A count that grows when open sockets must check their sessions.
     changes: watch::Sender<u64>,
     renewals: Mutex<Option<CountRenewal>>,
+    sharing: Sharing,
 }
 
 type CountRenewal = Box<dyn Fn(&str, RenewalOutcome) + Send + Sync>;
@@ -239,13 +313,16 @@ struct Config {
 }
 
 impl LoginSessions {
-    pub(super) fn new(revocations: Arc<Revocations>) -> Self {
+    /// Without any session.
+    #[must_use]
+    pub fn new(revocations: Arc<Revocations>) -> Self {
         Self {
             revocations,
             by_id: Mutex::default(),
             config: ArcSwap::from_pointee(Config { logins: Vec::new(), limits: None }),
             changes: watch::Sender::new(0),
             renewals: Mutex::default(),
+            sharing: Sharing::default(),
         }
     }
 
@@ -261,6 +338,7 @@ impl LoginSessions {
     }
 
     pub(super) fn reconfigure(&self, logins: &[Arc<Login>], limits: LoginLimits) {
+        self.sharing.configure(limits.sessions, limits.requests);
         self.config.store(Arc::new(Config { logins: logins.to_vec(), limits: Some(limits) }));
         for record in self.lock().values().filter(|record| record.sockets.load(Ordering::Acquire) > 0) {
             record.wake.notify_one();
@@ -303,9 +381,16 @@ impl LoginSessions {
         if login.spec.renew == Renew::Off {
             tokens.refresh_token = None;
         }
-        let kept = LoginSession::new(session.clone(), key, nonce.into(), identity, id_token, tokens, token_end);
+        self.keep(LoginSession::new(session.clone(), key, nonce.into(), identity, id_token, tokens, token_end))
+    }
+
+    /// Adds a record, unless there is one of the session: then that one is returned.
+    fn keep(&self, kept: Arc<LoginSession>) -> Arc<LoginSession> {
         let limit = self.config.load().limits.map_or(1, |limits| limits.sessions);
         let mut by_id = self.lock();
+        if let Some(known) = by_id.get(&kept.session.id) {
+            return Arc::clone(known);
+        }
         if by_id.len() >= limit {
             let seconds = unix_seconds();
             by_id.retain(|_, known| known.ends_at > seconds);
@@ -319,9 +404,11 @@ impl LoginSessions {
                 })
                 .map(|(id, _)| Arc::clone(id));
             let Some(oldest) = oldest else { break };
-            by_id.remove(&oldest);
+            if let Some(removed) = by_id.remove(&oldest) {
+                self.sharing.note_generation(&oldest, removed.lock().generation);
+            }
         }
-        by_id.insert(Arc::clone(&session.id), Arc::clone(&kept));
+        by_id.insert(Arc::clone(&kept.session.id), Arc::clone(&kept));
         kept
     }
 
@@ -333,6 +420,7 @@ impl LoginSessions {
             match self.revocations.end_session(&session.session, unix_millis(), until, limits.sign_outs) {
                 Ok(revocation) => {
                     self.forget(&session.session.id);
+                    self.discard(session);
                     tokio::task::spawn_blocking(move || {
                         if let Err(error) = revocation.save() {
                             tracing::error!(%error, "control.revocation_file could not be written; a session is ended until this process ends");

@@ -142,6 +142,13 @@ impl Logins {
         })
     }
 
+    /// Returns the record of a session that is being ended: the one that is here, else that of the shared state.
+    pub(in crate::auth) async fn record_of(&self, cookie: &LoginSessionCookie) -> Option<Arc<LoginSession>> {
+        let login = self.get(&cookie.provider)?;
+        let found = self.sessions.find(&cookie.session, &cookie.key, login).await?;
+        found.key.equals(&cookie.key).then_some(found)
+    }
+
     /// Verifies a login session by the current policy. The caller checks revocations of the returned identity.
     ///
     /// # Errors
@@ -161,7 +168,11 @@ impl Logins {
         if now >= ends_at {
             return Err(Rejection::Expired { exp: ends_at, now });
         }
-        if let Some(known) = self.sessions.get(&cookie.session.id) {
+        let known = match self.sessions.get(&cookie.session.id) {
+            Some(known) => Some(known),
+            None => self.sessions.load(&cookie.session, &cookie.key, login).await?,
+        };
+        if let Some(known) = known {
             if !known.key.equals(&cookie.key) {
                 return Err(Rejection::Malformed("the cookie has another key than its session"));
             }
@@ -178,7 +189,8 @@ impl Logins {
             let identity = login.reidentify(&known.identity(), ends_at)?;
             return Ok((identity.in_session(Some(cookie.session)), Some(known)));
         }
-        // The session began in another process, before a restart, or its record has given way to newer ones. The cookie
+        // There is no record: the session began in another process or before a restart, without shared state, or its
+        // record has given way to newer ones. The cookie
         // alone is accepted until its soft end, so its claims are at most as old as one token.
         if !cookie.is_whole || cookie.names != digest_of(&login.spec.claims) {
             return Err(Rejection::Malformed(

@@ -63,6 +63,14 @@ impl Verifier {
         Some(opened.session)
     }
 
+    /// Returns the record of the session that a sign-in began, without any check, to end it. It may be read from the shared
+    /// state.
+    pub async fn login_record_of(&self, cookie: &SessionCookie) -> Option<Arc<LoginSession>> {
+        let logins = self.logins.as_ref()?;
+        let opened = logins.decrypt_session_cookie(cookie, self.session_cookies.as_ref()?.key_fingerprint())?;
+        logins.record_of(&opened).await
+    }
+
     /// Begins a login session after a completed sign-in.
     #[must_use]
     pub fn begin_login_session(&self, completed: CompletedSignIn) -> Option<(IssuedCookie, Arc<LoginSession>)> {

@@ -59,7 +59,11 @@ pub(super) async fn serve(
     let is_good = state.is_fresh(now) && state.is_at(login.spec.provider_spec.issuer.as_deref());
     let matching = cookie.filter(|cookie| is_good && state.belongs_to(&logins.keys, cookie));
     // Marked as used only when the cookie matches, so that nobody else can use an attempt up.
-    let Some(cookie) = matching.filter(|_| logins.use_attempt(&state, now)) else {
+    let unused = match matching {
+        Some(cookie) if logins.use_attempt(&state, now).await => Some(cookie),
+        _ => None,
+    };
+    let Some(cookie) = unused else {
         return request.restart(own, login, &state).await;
     };
     if let Err(error) = check_issuer(login, issuer.as_deref()).await {
@@ -186,13 +190,15 @@ impl SignInRequest<'_> {
         let (issued, session) = verifier.begin_login_session(completed).ok_or_else(Refusal::session_too_large)?;
         let expires_in = issued.expires_at.saturating_sub(unix_seconds());
         let set_cookie = cookie_line(&name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
+        // The browser's next request may come to another instance.
+        self.logins.sessions.publish(&session).await;
         for former in former.iter().filter_map(|cookie| verifier.browser_session_of(cookie)) {
             if self.state.revocations.is_ended(&former, unix_seconds()) {
                 continue;
             }
             if former.owner != session.session.owner {
                 end_former_session(self.state, self.runtime, &former).await?;
-                self.logins.sessions.forget(&former.id);
+                self.logins.sessions.forget_shared(&former.id);
                 continue;
             }
             if let Some(known) = self.logins.sessions.get(&former.id) {
@@ -204,7 +210,7 @@ impl SignInRequest<'_> {
                 // A failure is logged where it happens.
                 let _ = end_former_session(&state, &runtime, &former).await;
                 if let Some(logins) = runtime.verifier.logins() {
-                    logins.sessions.forget(&former.id);
+                    logins.sessions.forget_shared(&former.id);
                 }
             }));
         }

@@ -60,7 +60,8 @@ pub struct Limits {
     /// Completed sign-ins that are remembered for ten minutes, so that each is used once.
     pub login_attempts: usize,
     /// Requests to one provider at once, for sign-ins (beyond it, or a quarter of it for one client: 503), and as many for
-    /// open sessions (they wait).
+    /// open sessions (they wait). Beside `shared` also reads of sessions from the engine at once (they wait for
+    /// `shared.timeout`, then 503).
     pub login_requests: usize,
     /// Bad tokens of one address per minute, beyond which its bad tokens are answered with 429 and no provider is
     /// asked about them. null: no limit.

@@ -5,12 +5,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::collected::Encode;
+
+/// The results of reading and of writing the records of login sessions.
+const READS: [&str; 3] = ["found", "missing", "unavailable"];
+const WRITES: [&str; 3] = ["written", "refused", "unavailable"];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Result {
+    outcome: &'static str,
+}
 
 #[derive(Debug, Default)]
 struct Values {
@@ -20,6 +30,8 @@ struct Values {
     instances: AtomicU64,
     entries_refused: AtomicU64,
     resyncs: AtomicU64,
+    session_reads: Family<Result, Counter>,
+    session_writes: Family<Result, Counter>,
 }
 
 /// Metrics of the shared state.
@@ -37,6 +49,12 @@ impl SharedMetrics {
     pub fn create_series(&self) {
         self.0.instances.store(1, Ordering::Relaxed);
         self.0.is_shared.store(true, Ordering::Relaxed);
+        for outcome in READS {
+            let _ = self.0.session_reads.get_or_create(&Result { outcome });
+        }
+        for outcome in WRITES {
+            let _ = self.0.session_writes.get_or_create(&Result { outcome });
+        }
     }
 
     /// Sets whether the engine answers.
@@ -55,6 +73,16 @@ impl SharedMetrics {
         self.0.entries_refused.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Counts a read of a login session's record: `found`, `missing` or `unavailable`.
+    pub fn session_read(&self, outcome: &'static str) {
+        self.0.session_reads.get_or_create(&Result { outcome }).inc();
+    }
+
+    /// Counts a write of a login session's record: `written`, `refused` or `unavailable`.
+    pub fn session_written(&self, outcome: &'static str) {
+        self.0.session_writes.get_or_create(&Result { outcome }).inc();
+    }
+
     /// Counts a load of the whole copy of the shared state.
     pub fn resynced(&self) {
         self.0.resyncs.fetch_add(1, Ordering::Relaxed);
@@ -62,7 +90,7 @@ impl SharedMetrics {
 }
 
 impl Collector for SharedMetrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         if !self.0.is_shared.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -78,6 +106,8 @@ impl Collector for SharedMetrics {
         put("shared_instances", help, &ConstGauge::new(instances))?;
         let help = "Entries in the engine that no shared secret authenticates";
         put("shared_entries_refused", help, &ConstCounter::new(count(&self.0.entries_refused)))?;
-        put("shared_resyncs", "Loads of the whole copy", &ConstCounter::new(count(&self.0.resyncs)))
+        put("shared_resyncs", "Loads of the whole copy", &ConstCounter::new(count(&self.0.resyncs)))?;
+        put("shared_session_reads", "Reads of login sessions' records", &self.0.session_reads)?;
+        put("shared_session_writes", "Writes of login sessions' records", &self.0.session_writes)
     }
 }

@@ -45,6 +45,8 @@ pub struct Conduct {
     pub push_reply: Option<Reply>,
     pub userinfo: Value,
     pub gives_refresh_token: bool,
+    /// Whether a refresh token can be used again, and stays the same.
+    pub has_fixed_refresh_tokens: bool,
     /// Of what renewals give.
     pub renewed: Value,
     attempts: HashMap<String, Attempt>,
@@ -92,6 +94,7 @@ impl OpenId {
             push_reply: None,
             userinfo: json!({}),
             gives_refresh_token: false,
+            has_fixed_refresh_tokens: false,
             renewed: json!({}),
             attempts: HashMap::new(),
             pushed: HashMap::new(),
@@ -215,7 +218,12 @@ impl Conduct {
                 attempt.claims
             }
             Some("refresh_token") => {
-                let Some(mut claims) = self.grants.remove(&form["refresh_token"]) else { return no("invalid_grant") };
+                let found = if self.has_fixed_refresh_tokens {
+                    self.grants.get(&form["refresh_token"]).cloned()
+                } else {
+                    self.grants.remove(&form["refresh_token"])
+                };
+                let Some(mut claims) = found else { return no("invalid_grant") };
                 let now = now();
                 merge(&mut claims, &json!({ "iat": now, "exp": now + 600, "nonce": null }));
                 merge(&mut claims, &self.renewed);
@@ -225,7 +233,8 @@ impl Conduct {
         };
         self.count += 1;
         let mut answer = Map::new();
-        if self.gives_refresh_token {
+        let is_kept = self.has_fixed_refresh_tokens && form.contains_key("refresh_token");
+        if self.gives_refresh_token && !is_kept {
             let token = format!("secret-refresh-{}", self.count);
             self.grants.insert(token.clone(), claims.clone());
             answer.insert("refresh_token".to_owned(), token.into());

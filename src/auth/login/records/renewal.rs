@@ -10,9 +10,10 @@ use super::super::client::ProviderToken;
 use super::super::completion::IdTokenUse;
 use super::super::keys::random;
 use super::super::{Login, LoginError};
-use super::{LoginSession, LoginSessions};
+use super::sharing::{Lease, Turn};
+use super::{LoginSession, LoginSessions, Update};
 use crate::auth::identity::Expiry;
-use crate::auth::{Identity, Rejection, unix_millis, unix_seconds};
+use crate::auth::{Rejection, unix_millis, unix_seconds};
 use crate::telemetry::{Audit, AuditEvent, RenewalOutcome};
 
 /// The longest that a request at the token's end waits for the renewal.
@@ -24,8 +25,11 @@ const SECOND_TRY: Duration = Duration::from_secs(2);
 /// The assumed life of a renewed token if the provider does not tell it, seconds.
 const UNKNOWN_LIFE: u64 = 300;
 
-/// Claims that differ in every token.
-const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
+/// Where a session was renewed.
+enum Renewed {
+    Here,
+    Elsewhere,
+}
 
 impl LoginSession {
     /// The absolute end by the current configuration, Unix seconds.
@@ -143,23 +147,23 @@ impl LoginSession {
         if unix_seconds() < ends { Ok(()) } else { Err(self.unavailable()) }
     }
 
-    /// Runs one renewal, with a second try if the provider is unavailable.
+    /// Runs one renewal, if it is this instance's turn.
     async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
         let outcome = match sessions.login(&self.provider).filter(|login| self.is_of(login)) {
             None => Err(LoginError::down("the configuration no longer has its login".to_owned())),
-            Some(login) => match self.try_renew(&login, &sessions).await {
-                Err(LoginError::Unavailable { retry_after: None, .. }) => {
-                    tokio::time::sleep(SECOND_TRY).await;
-                    self.try_renew(&login, &sessions).await
-                }
-                other => other,
+            Some(login) => match sessions.take_turn(&self, &login).await {
+                Ok(Turn::Ours(lease)) => self.renew_in_turn(&login, &sessions, lease).await,
+                Ok(Turn::RenewedElsewhere) => Ok(Renewed::Elsewhere),
+                Err(error) => Err(error),
             },
         };
         match outcome {
-            Ok(()) => {
+            Ok(Renewed::Here) => {
                 sessions.count_renewal(&self.provider, RenewalOutcome::Renewed);
                 self.audit(AuditEvent::Renewal, None, None);
             }
+            // Counted and logged there.
+            Ok(Renewed::Elsewhere) => {}
             Err(_) if self.has_ended() => sessions.count_renewal(&self.provider, RenewalOutcome::Ended),
             Err(error @ (LoginError::InvalidGrant | LoginError::Denied { .. } | LoginError::Revoked(_))) => {
                 sessions.count_renewal(&self.provider, RenewalOutcome::Ended);
@@ -184,6 +188,40 @@ impl LoginSession {
         self.finished.send_modify(|count| *count += 1);
     }
 
+    /// Renews the session at its provider, with a second try if the provider is unavailable, and lets other instances know
+    /// of it.
+    async fn renew_in_turn(
+        &self,
+        login: &Arc<Login>,
+        sessions: &LoginSessions,
+        mut lease: Option<Lease>,
+    ) -> Result<Renewed, LoginError> {
+        let mut renewed = self.try_renew(login, sessions, lease.as_ref()).await;
+        if let Err(LoginError::Unavailable { retry_after: None, .. }) = renewed {
+            tokio::time::sleep(SECOND_TRY).await;
+            if let Some(held) = &lease
+                && held.extend().await.is_err()
+            {
+                match sessions.take_turn(self, login).await? {
+                    Turn::Ours(again) => lease = again,
+                    Turn::RenewedElsewhere => return Ok(Renewed::Elsewhere),
+                }
+            }
+            renewed = self.try_renew(login, sessions, lease.as_ref()).await;
+        }
+        let (renewed, may_release) = match renewed {
+            Ok(()) => (Ok(Renewed::Here), sessions.write_renewed(self, login).await?),
+            Err(LoginError::InvalidGrant) if sessions.was_renewed_elsewhere(self, login).await? => {
+                (Ok(Renewed::Elsewhere), true)
+            }
+            Err(error) => (Err(error), true),
+        };
+        if let Some(lease) = lease.filter(|_| may_release) {
+            lease.release();
+        }
+        renewed
+    }
+
     fn audit(&self, event: AuditEvent, error: Option<&LoginError>, retry_in_ms: Option<u64>) {
         let (identity, session) = (self.identity(), self.session.digest());
         let reason = error.map(ToString::to_string);
@@ -198,31 +236,48 @@ impl LoginSession {
         .log(event);
     }
 
-    /// Stores the refresh token of a renewal, if it brought one, and returns whether the user has signed out meanwhile.
+    /// Stores the refresh token of a renewal, if it brought another, and returns whether it did. Stores none for a user
+    /// who has signed out.
     fn keep_refresh_token(&self, token: Option<&ProviderToken>) -> bool {
         let mut state = self.lock();
-        if let (false, Some(token)) = (state.is_signed_out, token) {
-            state.refresh_token = Some(token.clone());
+        if state.is_signed_out || token.is_none() || state.refresh_token.as_ref() == token {
+            return false;
         }
-        state.is_signed_out
+        state.refresh_token = token.cloned();
+        state.generation += 1;
+        true
     }
 
-    async fn try_renew(&self, login: &Arc<Login>, sessions: &LoginSessions) -> Result<(), LoginError> {
+    async fn try_renew(
+        &self,
+        login: &Arc<Login>,
+        sessions: &LoginSessions,
+        lease: Option<&Lease>,
+    ) -> Result<(), LoginError> {
         let (refresh_token, mut id_token) = {
             let state = self.lock();
             (state.refresh_token.clone().ok_or(LoginError::InvalidGrant)?, state.verified_id_token.clone())
         };
         let metadata = login.metadata().await?;
-        let tokens = login.refresh(&metadata, &refresh_token).await?;
+        let _permit = login.session_permit().await?;
+        if let Some(lease) = lease {
+            lease.extend_if_short().await?;
+        }
+        let may_send = || lease.map_or(Ok(()), Lease::check);
+        let tokens = login.refresh(&metadata, &refresh_token, &may_send).await?;
         // Stored first: with rotation the former token is spent, even if the rest fails.
-        if self.keep_refresh_token(tokens.refresh_token.as_ref()) {
+        let is_other = self.keep_refresh_token(tokens.refresh_token.as_ref());
+        if self.lock().is_signed_out || sessions.is_ended(self) {
             if let Some(token) = &tokens.refresh_token {
                 login.revoke_after_sign_out(token).await;
             }
             return Err(LoginError::Revoked("session"));
         }
+        if is_other {
+            sessions.write_renewed(self, login).await?;
+        }
         if let Some(token) = &tokens.id_token {
-            let renewed = login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.nonce }).await?;
+            let renewed = login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.origin.nonce }).await?;
             if renewed.claims.get("sub") != id_token.claims.get("sub") {
                 return Err(LoginError::denied("the renewed ID token is of another user"));
             }
@@ -236,12 +291,12 @@ impl LoginSession {
         }
         if let Some(max_age) = login.spec.max_age {
             let limit = max_age.as_secs().saturating_add(login.spec.provider_spec.clock_skew.as_secs());
-            let at = id_token.auth_time.or(self.first_auth_time).unwrap_or_default();
+            let at = id_token.auth_time.or(self.origin.first_auth_time).unwrap_or_default();
             if at.saturating_add(limit) < unix_seconds() {
                 return Err(LoginError::denied("auth_time is longer ago than max_age"));
             }
         }
-        if let Some(issued_at) = &self.issued_at {
+        if let Some(issued_at) = &self.origin.issued_at {
             id_token.claims.insert("iat".to_owned(), issued_at.clone());
         }
         let userinfo = login.userinfo_claims(&metadata, &tokens, &id_token.claims).await?;
@@ -256,31 +311,24 @@ impl LoginSession {
         tokens.check_size(&identity)?;
         let identity = identity.lasting(Expiry::At(self.ends_at)).in_session(Some(self.session.clone()));
         let now = unix_seconds();
-        let mut state = self.lock();
-        let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
         let by_id_token = tokens.id_token.is_some().then_some(id_token.expires_at);
         let token_end = tokens.expires_in.map(|life| now.saturating_add(life)).or(by_id_token);
-        state.token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
-        state.renew_at = renewal_moment(unix_millis(), state.token_end);
-        state.next_try = unix_millis().saturating_add(1_000);
-        let was_unavailable = std::mem::replace(&mut state.has_failed, false);
-        let says = |identity: &Identity, name: &str| identity.claims().get(name).cloned();
-        let differs = |name: &String| says(&state.identity, name) != says(&identity, name);
-        // Thousands of sockets are not woken for a token with the same claims.
-        let names = login.spec.claims.iter().filter(|name| !EACH_TIME.contains(&name.as_str()));
-        let has_changed =
-            was_unavailable || self.passes_token.load(Ordering::Relaxed) || names.into_iter().any(differs);
-        state.identity = Arc::new(identity);
-        state.verified_id_token = id_token;
-        if tokens.id_token.is_some() {
-            state.id_token = tokens.id_token;
-        }
-        state.access_token = tokens.access_token;
-        state.renewals += 1;
-        drop(state);
-        if has_changed {
-            self.note_change(sessions);
-        }
+        let update = {
+            let state = self.lock();
+            let former_life = state.token_end.saturating_sub(state.renew_at / 1_000).max(UNKNOWN_LIFE);
+            let token_end = token_end.unwrap_or_else(|| now.saturating_add(former_life));
+            Update {
+                identity,
+                verified_id_token: id_token,
+                id_token: tokens.id_token.or_else(|| state.id_token.clone()),
+                access_token: tokens.access_token,
+                refresh_token: state.refresh_token.clone(),
+                token_end,
+                renew_at: renewal_moment(unix_millis(), token_end),
+                generation: state.generation + 1,
+            }
+        };
+        self.update(sessions, login, update);
         Ok(())
     }
 }
@@ -302,7 +350,7 @@ mod tests {
     use super::super::super::client::Tokens;
     use super::super::super::completion::VerifiedIdToken;
     use super::*;
-    use crate::auth::{BrowserSession, KeyFingerprint, identity::VerifiedBy, kind::TokenKindHeader};
+    use crate::auth::{BrowserSession, Identity, KeyFingerprint, identity::VerifiedBy, kind::TokenKindHeader};
 
     fn session() -> Arc<LoginSession> {
         let text = "{upstream: 'http://127.0.0.1:1', providers: [{preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX}]}";

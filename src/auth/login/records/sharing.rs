@@ -1,0 +1,586 @@
+//! Shares the records of login sessions with other instances through a [`SessionStore`]: a session that began elsewhere is
+//! loaded from there, one instance at a time renews it, and a record that the store has lost is written back.
+//!
+//! Each record has a generation, which grows with each change. The store keeps the latest, and none below one that was seen
+//! here is taken from it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::super::client::ProviderToken;
+use super::super::completion::VerifiedIdToken;
+use super::super::keys::{SessionKey, random};
+use super::super::store::{
+    LOCK_LIFE, LockHolder, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreUnavailable, Written,
+};
+use super::super::{Login, LoginError, TIMEOUT};
+use super::sealed::{RecordContent, RecordKey};
+use super::{LoginSession, LoginSessions, Origin, Update};
+use crate::auth::digest::Digest;
+use crate::auth::identify::{VerifiedClaims, identify_again};
+use crate::auth::identity::{Expiry, VerifiedBy};
+use crate::auth::kind::{Category, TokenKindHeader};
+use crate::auth::{BrowserSession, KeyFingerprint, Rejection, boot_millis, unix_millis, unix_seconds};
+use crate::policy::AuthorizedParties;
+
+/// How long a record that the store does not have is not asked for again.
+const ABSENT: Duration = Duration::from_secs(1);
+/// How often an instance that waits for another's renewal looks whether it is done.
+const POLL: Duration = Duration::from_millis(200);
+/// The longest that an instance waits for another's renewal: that one's lock has ended by then, unless it was extended.
+const LOCK_WAIT: Duration = LOCK_LIFE.saturating_add(Duration::from_secs(1));
+/// How long the record of another instance is awaited when the provider has not accepted a refresh token.
+const LATE_WRITE: Duration = Duration::from_secs(2);
+/// The sessions whose generations are compared at once.
+const CHUNK: usize = 200;
+/// The allowance for a request beyond its time limit.
+const MARGIN: Duration = Duration::from_secs(1);
+/// When a client whose session's record could not be read asks again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What is remembered of a session whose record is not here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Noted {
+    /// The latest generation that was seen here.
+    generation: u64,
+    /// When the store was found not to have it.
+    absent_since: Option<Instant>,
+}
+
+/// The connection of all login sessions with their store.
+pub(super) struct Sharing {
+    store: OnceLock<Arc<dyn SessionStore>>,
+    /// Bounded by `limits.login_sessions`.
+    noted: Cache<Arc<str>, Noted>,
+    /// The reads of requests that are under way at once: `limits.login_requests`.
+    reads: ArcSwap<Semaphore>,
+    /// Whether a record could not be written.
+    has_unsaved: AtomicBool,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self {
+            store: OnceLock::new(),
+            noted: Cache::new(1),
+            reads: ArcSwap::from_pointee(Semaphore::new(1)),
+            has_unsaved: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Sharing {
+    pub(super) fn configure(&self, sessions: usize, requests: usize) {
+        self.noted.set_capacity(sessions.max(1) as u64);
+        self.reads.store(Arc::new(Semaphore::new(requests.max(1))));
+    }
+
+    /// Remembers the generation of a record that gives way here.
+    pub(super) fn note_generation(&self, id: &Arc<str>, generation: u64) {
+        if self.store.get().is_some() {
+            self.noted.insert(Arc::clone(id), Noted { generation, absent_since: None });
+        }
+    }
+}
+
+/// What the store has of a session.
+struct Stored {
+    /// The record and its generation, if there is one that can be decrypted and is not older than the latest seen.
+    record: Option<(u64, RecordContent)>,
+    /// The generation, as it is written, of a record that cannot be decrypted.
+    undecryptable: Option<Vec<u8>>,
+}
+
+/// Whose turn it is to renew a session.
+pub(super) enum Turn {
+    /// This instance's; with a lock, where there are others.
+    Ours(Option<Lease>),
+    /// Another instance has renewed the session.
+    RenewedElsewhere,
+}
+
+/// A session's lock, held by this instance.
+pub(super) struct Lease {
+    store: Arc<dyn SessionStore>,
+    name: Digest,
+    holder: LockHolder,
+    /// When the lock ends, in [`boot_millis`]: a clock that runs while the process or the machine is stopped.
+    ends: AtomicU64,
+}
+
+impl Lease {
+    fn left(&self) -> Duration {
+        Duration::from_millis(self.ends.load(Ordering::Acquire).saturating_sub(boot_millis()))
+    }
+
+    /// Returns an error unless a whole request to the provider fits in what is left of the lock.
+    pub(super) fn check(&self) -> Result<(), LoginError> {
+        if self.left() >= TIMEOUT {
+            return Ok(());
+        }
+        Err(LoginError::down("the session's lock ended before the request to the provider was sent".to_owned()))
+    }
+
+    /// Extends the lock if a request to the provider would not fit in what is left of it.
+    pub(super) async fn extend_if_short(&self) -> Result<(), LoginError> {
+        if self.left() >= TIMEOUT + MARGIN { Ok(()) } else { self.extend().await }
+    }
+
+    /// Extends the lock to its whole life from now.
+    ///
+    /// # Errors
+    /// [`LoginError::Unavailable`] when another instance holds it, or the store cannot be used.
+    pub(super) async fn extend(&self) -> Result<(), LoginError> {
+        let began = boot_millis();
+        if !self.store.extend(self.name, self.holder).await.map_err(down)? {
+            return Err(LoginError::down("another instance holds the session's lock".to_owned()));
+        }
+        self.ends.store(lock_end(began), Ordering::Release);
+        self.check()
+    }
+
+    /// Releases the lock in the background. If that fails, the lock ends by itself.
+    pub(super) fn release(self) {
+        tokio::spawn(async move {
+            let _ = self.store.unlock(self.name, self.holder).await;
+        });
+    }
+}
+
+fn lock_end(began: u64) -> u64 {
+    began.saturating_add(u64::try_from(LOCK_LIFE.as_millis()).unwrap_or_default())
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn down(error: StoreUnavailable) -> LoginError {
+    LoginError::down(error.to_string())
+}
+
+impl RecordContent {
+    /// Reads a session, with its generation.
+    fn of(session: &LoginSession) -> (u64, Self) {
+        let state = session.lock();
+        let provider = state.identity.provider();
+        let text = |token: &Option<ProviderToken>| token.as_ref().map(|token| token.expose().to_owned());
+        let (id_token, identity) = (&state.verified_id_token, &state.identity);
+        let content = Self {
+            issuer: provider.issuer.clone(),
+            client_id: match &provider.authorized_parties {
+                AuthorizedParties::Client(id) => id.clone(),
+                _ => String::new(),
+            },
+            preset: provider.preset.to_owned(),
+            nonce: session.origin.nonce.to_string(),
+            first_auth_time: session.origin.first_auth_time,
+            issued_at: session.origin.issued_at.clone(),
+            claims: (*identity.claims() != id_token.claims).then(|| identity.claims().clone()),
+            id_token_claims: id_token.claims.clone(),
+            is_access_token: id_token.kind.is_access_token,
+            category: id_token.kind.category.name().to_owned(),
+            key_fingerprint: id_token.key_fingerprint.text(),
+            algorithm: format!("{:?}", id_token.algorithm),
+            id_token_end: id_token.expires_at,
+            auth_time: id_token.auth_time,
+            id_token: text(&state.id_token),
+            access_token: text(&state.access_token),
+            refresh_token: text(&state.refresh_token),
+            token_end: state.token_end,
+            renew_at: state.renew_at,
+        };
+        (state.generation, content)
+    }
+
+    /// Verifies the user of the record by the current configuration of the login.
+    fn restore(self, generation: u64, login: &Login, session: &BrowserSession) -> Result<Update, Rejection> {
+        let spec = &login.spec.provider_spec;
+        if self.issuer != spec.issuer || self.client_id != login.spec.client_id {
+            return Err(Rejection::UnknownIssuer(login.spec.name.clone()));
+        }
+        let unreadable = || Rejection::Malformed("the session's record cannot be read");
+        let category = Category::from_name(&self.category).ok_or_else(unreadable)?;
+        let kind = TokenKindHeader { is_access_token: self.is_access_token, category };
+        let fingerprint = KeyFingerprint::from_text(&self.key_fingerprint).ok_or_else(unreadable)?;
+        let algorithm = self.algorithm.parse().map_err(|_| unreadable())?;
+        let verified = VerifiedClaims {
+            claims: self.claims.unwrap_or_else(|| self.id_token_claims.clone()),
+            kind,
+            expiry: Expiry::At(session.last_end),
+            verified_by: VerifiedBy::Key { fingerprint, algorithm, until: 0 },
+        };
+        let identity = identify_again(spec, &self.preset, verified)?.in_session(Some(session.clone()));
+        let token = |text: Option<String>| text.map(|text| ProviderToken::new(&text));
+        Ok(Update {
+            identity,
+            verified_id_token: VerifiedIdToken {
+                claims: self.id_token_claims,
+                kind,
+                key_fingerprint: fingerprint,
+                algorithm,
+                expires_at: self.id_token_end,
+                auth_time: self.auth_time,
+            },
+            id_token: token(self.id_token),
+            access_token: token(self.access_token),
+            refresh_token: token(self.refresh_token),
+            token_end: self.token_end,
+            renew_at: self.renew_at,
+            generation,
+        })
+    }
+}
+
+impl LoginSession {
+    fn record_key(&self) -> Result<RecordKey, StoreUnavailable> {
+        record_key(&self.key, &self.session)
+    }
+
+    fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    fn is_due(&self) -> bool {
+        self.lock().renew_at <= unix_millis()
+    }
+}
+
+fn record_key(key: &SessionKey, session: &BrowserSession) -> Result<RecordKey, StoreUnavailable> {
+    RecordKey::new(key, &session.id).ok_or_else(|| StoreUnavailable("no key could be derived".to_owned()))
+}
+
+impl LoginSessions {
+    /// Shares the records with other instances through this store from now on. The first call counts.
+    pub fn share_by(&self, store: Arc<dyn SessionStore>) {
+        let _ = self.sharing.store.set(store);
+    }
+
+    fn store(&self) -> Option<&Arc<dyn SessionStore>> {
+        self.sharing.store.get()
+    }
+
+    /// Reads what the store has of a session. A record of a generation below `least` is not taken.
+    async fn stored(store: &dyn SessionStore, key: &RecordKey, least: u64) -> Result<Stored, StoreUnavailable> {
+        let Some(SealedRecord { generation: text, sealed }) = store.read(key.name()).await? else {
+            return Ok(Stored { record: None, undecryptable: None });
+        };
+        let generation = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<u64>().ok());
+        let content = generation.filter(|_| sealed.len() <= SEALED_BYTES).and_then(|generation| {
+            let content = key.open(generation, &sealed)?;
+            Some((generation, content))
+        });
+        let Some((generation, content)) = content else {
+            store.count_refused();
+            return Ok(Stored { record: None, undecryptable: Some(text) });
+        };
+        Ok(Stored { record: (generation >= least).then_some((generation, content)), undecryptable: None })
+    }
+
+    /// Reads the record of a session that began at another instance or before a restart. Returns `None` where there is no
+    /// store, or the store has no record. Waits for one answer at most.
+    ///
+    /// # Errors
+    /// [`Rejection::SessionUnavailable`] when the store does not answer; why the login does not accept the record.
+    async fn read_record(
+        &self,
+        session: &BrowserSession,
+        key: &SessionKey,
+        login: &Login,
+    ) -> Result<Option<Arc<LoginSession>>, Rejection> {
+        let Some(store) = self.store() else { return Ok(None) };
+        let noted = self.sharing.noted.get(&session.id).unwrap_or_default();
+        if noted.absent_since.is_some_and(|since| since.elapsed() < ABSENT) {
+            return Ok(None);
+        }
+        let reading = async {
+            let record_key = record_key(key, session)?;
+            let reads = self.sharing.reads.load_full();
+            let _place = reads.acquire().await.map_err(|error| StoreUnavailable(error.to_string()))?;
+            Self::stored(&**store, &record_key, noted.generation).await
+        };
+        let limit = store.timeout();
+        let late = |_| Err(StoreUnavailable("too many reads are under way (limits.login_requests)".to_owned()));
+        let stored = timeout(limit, reading)
+            .await
+            .unwrap_or_else(late)
+            .map_err(|error| Rejection::SessionUnavailable { reason: error.to_string(), retry_after: RETRY })?;
+        let Some((generation, content)) = stored.record else {
+            let absent = Noted { absent_since: Some(Instant::now()), ..noted };
+            self.sharing.noted.insert(Arc::clone(&session.id), absent);
+            return Ok(None);
+        };
+        let origin = Origin {
+            nonce: content.nonce.as_str().into(),
+            first_auth_time: content.first_auth_time,
+            issued_at: content.issued_at.clone(),
+        };
+        let update = content.restore(generation, login, session)?;
+        Ok(Some(LoginSession::restored(session.clone(), key.clone(), origin, update)))
+    }
+
+    /// Loads the record of a session that is not known here, and keeps it.
+    ///
+    /// # Errors
+    /// [`Rejection::SessionUnavailable`] when the store does not answer; why the login does not accept the record.
+    pub(in crate::auth::login) async fn load(
+        &self,
+        session: &BrowserSession,
+        key: &SessionKey,
+        login: &Login,
+    ) -> Result<Option<Arc<LoginSession>>, Rejection> {
+        let read = self.read_record(session, key, login).await?;
+        Ok(read.map(|record| self.keep(record)))
+    }
+
+    /// Returns the record of a session that is being ended: the one that is here, else that of the store.
+    pub(in crate::auth) async fn find(
+        &self,
+        session: &BrowserSession,
+        key: &SessionKey,
+        login: &Login,
+    ) -> Option<Arc<LoginSession>> {
+        if let Some(known) = self.get(&session.id) {
+            return Some(known);
+        }
+        match self.read_record(session, key, login).await {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(reason = %error, "the record of a session that is being ended could not be read");
+                None
+            }
+        }
+    }
+
+    /// Writes a session's record. Returns `None` where there is no store, or it cannot be used; then the record is written
+    /// later, by [`LoginSessions::write_back`].
+    async fn write(&self, record: &LoginSession, replaces: Option<Vec<u8>>) -> Option<Written> {
+        let store = self.store()?;
+        let writing = async {
+            let key = record.record_key()?;
+            let (generation, content) = RecordContent::of(record);
+            let sealed = key.seal(generation, &content).filter(|sealed| sealed.len() <= SEALED_BYTES);
+            let sealed = sealed.ok_or_else(|| StoreUnavailable("a record could not be encrypted".to_owned()))?;
+            let write = RecordWrite { generation, sealed, ends_at: record.ends_at, replaces };
+            store.write(key.name(), write).await
+        };
+        match writing.await {
+            Ok(written) => Some(written),
+            Err(error) => {
+                tracing::warn!(reason = %error, "a session's record could not be written to the shared state, retrying");
+                self.sharing.has_unsaved.store(true, Ordering::Release);
+                None
+            }
+        }
+    }
+
+    /// Writes the record of a session that has just begun, so that it is known at every instance. Waits for one answer at
+    /// most; a record that cannot be written now is written later.
+    pub async fn publish(&self, record: &LoginSession) {
+        self.write(record, None).await;
+    }
+
+    /// Takes over the store's record if its generation is at least `least`. Returns whether it was.
+    ///
+    /// # Errors
+    /// [`LoginError::Revoked`] when the session's user is revoked, [`LoginError::Denied`] when the login does not accept the
+    /// record.
+    fn adopt(
+        &self,
+        record: &LoginSession,
+        login: &Login,
+        found: Option<(u64, RecordContent)>,
+        least: u64,
+    ) -> Result<bool, LoginError> {
+        let Some((generation, content)) = found.filter(|(generation, _)| *generation >= least) else {
+            return Ok(false);
+        };
+        // A new `sid` or `jti` must not bring back a session that was revoked by the former one.
+        if let Err(Rejection::Revoked(by)) = self.revocations.check(&record.identity(), unix_seconds()) {
+            return Err(LoginError::Revoked(by));
+        }
+        let update = content.restore(generation, login, &record.session);
+        let update = update.map_err(|rejection| LoginError::down(format!("the session's record: {rejection}")))?;
+        record.update(self, login, update);
+        Ok(true)
+    }
+
+    /// Waits until this instance may renew a session, or another one has.
+    ///
+    /// # Errors
+    /// [`LoginError::Unavailable`] when the store cannot be used: there is no renewal without its lock.
+    pub(super) async fn take_turn(&self, record: &LoginSession, login: &Login) -> Result<Turn, LoginError> {
+        let Some(store) = self.store() else { return Ok(Turn::Ours(None)) };
+        let key = record.record_key().map_err(down)?;
+        let holder = random().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            let began = boot_millis();
+            let is_ours = store.lock(key.name(), holder).await.map_err(down)?;
+            let ends = AtomicU64::new(lock_end(began));
+            let lease = is_ours.then(|| Lease { store: Arc::clone(store), name: key.name(), holder, ends });
+            let known = record.generation();
+            let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
+            let is_lost = stored.record.is_none();
+            let was_adopted = self.adopt(record, login, stored.record, known.saturating_add(1))?;
+            if was_adopted && !record.is_due() {
+                if let Some(lease) = lease {
+                    lease.release();
+                }
+                return Ok(Turn::RenewedElsewhere);
+            }
+            if let Some(lease) = lease {
+                if is_lost {
+                    self.write(record, stored.undecryptable).await;
+                }
+                return Ok(Turn::Ours(Some(lease)));
+            }
+            if self.is_ended(record) {
+                return Err(LoginError::Revoked("session"));
+            }
+            if Instant::now() >= deadline {
+                return Err(LoginError::down("another instance has been renewing the session for too long".to_owned()));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Whether the session has ended here or, as far as is known here, elsewhere.
+    pub(super) fn is_ended(&self, record: &LoginSession) -> bool {
+        record.has_ended() || self.revocations.is_ended(&record.session, unix_seconds())
+    }
+
+    /// Writes a record that was renewed under a lock. Returns whether the lock may be released: a record that could not be
+    /// written leaves others with a refresh token that may be spent.
+    ///
+    /// # Errors
+    /// [`LoginError::Revoked`] when the session has ended meanwhile.
+    pub(super) async fn write_renewed(&self, record: &LoginSession, login: &Login) -> Result<bool, LoginError> {
+        match self.write(record, None).await {
+            Some(Written::Stored) => Ok(true),
+            None => Ok(self.store().is_none()),
+            Some(Written::Removed) if self.is_ended(record) => Err(LoginError::Revoked("session")),
+            Some(Written::Removed) => Ok(true),
+            Some(Written::Newer) => {
+                // The lock was lost meanwhile, and another instance has renewed the session.
+                tracing::warn!(session = %record.session.digest(), "another instance renewed a session meanwhile, taking its record");
+                let (Some(store), Ok(key)) = (self.store(), record.record_key()) else { return Ok(true) };
+                let known = record.generation();
+                let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
+                self.adopt(record, login, stored.record, known)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Whether another instance has renewed a session whose refresh token the provider has not accepted. Waits a little,
+    /// since that instance may be about to write the record.
+    ///
+    /// # Errors
+    /// As [`Self::adopt`].
+    pub(super) async fn was_renewed_elsewhere(&self, record: &LoginSession, login: &Login) -> Result<bool, LoginError> {
+        let Some(store) = self.store() else { return Ok(false) };
+        let key = record.record_key().map_err(down)?;
+        let deadline = Instant::now() + LATE_WRITE;
+        loop {
+            let known = record.generation();
+            let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
+            if self.adopt(record, login, stored.record, known.saturating_add(1))? {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Removes the record of a session that has ended from the store, and returns its latest refresh token, to be revoked:
+    /// `own`, which was taken from the record here, unless another instance has renewed the session. A renewal at another instance is waited for, because its refresh token is the one that is good.
+    pub async fn remove_shared(&self, record: &LoginSession, own: Option<ProviderToken>) -> Option<ProviderToken> {
+        let Some(store) = self.store() else { return own };
+        let removing = async {
+            let key = record.record_key()?;
+            let holder = random().ok_or_else(|| StoreUnavailable("no random bytes".to_owned()))?;
+            let deadline = Instant::now() + LOCK_WAIT;
+            while !store.lock(key.name(), holder).await? && Instant::now() < deadline {
+                sleep(POLL).await;
+            }
+            let stored = Self::stored(&**store, &key, record.generation().saturating_add(1)).await?;
+            store.remove(key.name()).await?;
+            store.unlock(key.name(), holder).await?;
+            Ok::<_, StoreUnavailable>(stored.record)
+        };
+        match removing.await {
+            Ok(Some((_, newer))) => newer.refresh_token.map(|text| ProviderToken::new(&text)).or(own),
+            Ok(None) => own,
+            Err(error) => {
+                tracing::warn!(reason = %error, "the record of an ended session stays in the shared state until the session's end");
+                own
+            }
+        }
+    }
+
+    /// Removes the record of a session whose end has been recorded, here and from the store.
+    pub fn forget_shared(&self, id: &str) {
+        if let Some(known) = self.forget(id) {
+            self.discard(&known);
+        }
+    }
+
+    /// Removes the record of a session that has ended from the store, in the background.
+    pub(super) fn discard(&self, record: &LoginSession) {
+        let (Some(store), Ok(key)) = (self.store(), record.record_key()) else { return };
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            // A record that stays is of no use: the session has ended.
+            let _ = store.remove(key.name()).await;
+        });
+    }
+
+    /// Whether a record could not be written since the last call.
+    pub fn take_unsaved(&self) -> bool {
+        self.sharing.has_unsaved.swap(false, Ordering::AcqRel)
+    }
+
+    /// Writes every record that the store has not, or has in an older generation. Returns their number.
+    ///
+    /// # Errors
+    /// When the store cannot be used.
+    pub async fn write_back(&self) -> Result<usize, StoreUnavailable> {
+        let Some(store) = self.store() else { return Ok(0) };
+        let now = unix_seconds();
+        let records: Vec<Arc<LoginSession>> =
+            self.lock().values().filter(|record| record.ends_at > now).map(Arc::clone).collect();
+        let mut count = 0;
+        for chunk in records.chunks(CHUNK) {
+            let named: Vec<(Digest, &Arc<LoginSession>)> =
+                (chunk.iter()).filter_map(|record| Some((record.record_key().ok()?.name(), record))).collect();
+            let found = store.generations(named.iter().map(|(name, _)| *name).collect()).await?;
+            for ((_, record), stored) in named.iter().zip(found) {
+                if stored.is_some_and(|stored| stored >= record.generation()) || self.is_ended(record) {
+                    continue;
+                }
+                match self.write(record, None).await {
+                    Some(Written::Stored) => count += 1,
+                    Some(_) => {}
+                    None => return Err(StoreUnavailable("a record could not be written".to_owned())),
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Whether a sign-in of this name is completed for the first time at any instance. Where the store does not answer it
+    /// counts as the first: code, PKCE and cookie protect it too.
+    pub(in crate::auth::login) async fn is_first_use(&self, name: Digest, life: Duration) -> bool {
+        let Some(store) = self.store() else { return true };
+        store.use_once(name, life).await.unwrap_or_else(|error| {
+            tracing::warn!(reason = %error, "whether a sign-in was completed at another instance is not known");
+            true
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! Lets login sessions use the connection to the engine, and writes back their records when the engine has lost them.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::engine::{Connection, EngineError};
+use super::session_store::EngineSessions;
+use super::state::{Inner, fraction};
+
+/// How often it is looked whether records are to be written back.
+const LOOK: Duration = Duration::from_secs(1);
+/// The time within which one of several instances begins to write back what the engine has lost.
+const WRITE_BACK: Duration = Duration::from_secs(3);
+
+/// The records can be reached for as long as this lives.
+struct Reachable<'a>(&'a EngineSessions);
+
+impl Drop for Reachable<'_> {
+    fn drop(&mut self) {
+        self.0.set_connection(None);
+    }
+}
+
+impl Inner {
+    /// Lets login sessions use the connection, and has their records written back once the engine may have lost them.
+    pub(super) async fn keep_login_sessions(&self, connection: Connection) -> Result<Infallible, EngineError> {
+        self.engine_sessions.set_connection(Some(connection));
+        let _reachable = Reachable(&self.engine_sessions);
+        let mut known_epoch = None;
+        let mut due = None;
+        loop {
+            // Changes when the engine has lost its data.
+            let epoch = self.lock().epoch.clone();
+            if epoch != known_epoch {
+                known_epoch = epoch;
+                due = Some(Instant::now() + WRITE_BACK.mul_f64(fraction()));
+            }
+            if self.login_sessions.take_unsaved() {
+                due = Some(Instant::now());
+            }
+            if due.is_some_and(|due| due <= Instant::now()) {
+                due = None;
+                match self.login_sessions.write_back().await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "wrote login sessions that the shared state had lost"),
+                    Err(error) => {
+                        tracing::warn!(reason = %error, "login sessions could not be written to the shared state, retrying");
+                        due = Some(Instant::now() + WRITE_BACK);
+                    }
+                }
+            }
+            sleep(LOOK).await;
+        }
+    }
+}

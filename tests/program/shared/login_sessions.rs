@@ -1,0 +1,389 @@
+//! Sessions that began with a sign-in: one is the same at every instance, and one instance at a time renews it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::fleet::{Instance, SECRET};
+use crate::login::{Browser, Fixture, OURS, provider};
+use crate::support::backend::{Backend, Heard};
+use crate::support::engine::{Engine, is_installed};
+use crate::support::openid::OpenId;
+use crate::support::proxy::{Proxy, TempFolder};
+use crate::support::{unused_port, within};
+
+/// Instances that sign people in at one provider and share one engine.
+struct LoginFleet {
+    provider: OpenId,
+    backend: Backend,
+    engine: Engine,
+    folder: TempFolder,
+}
+
+impl LoginFleet {
+    /// The provider gives refresh tokens, and access tokens that live for so many seconds.
+    async fn start(seconds: u64) -> Self {
+        let folder = TempFolder::new();
+        std::fs::write(folder.0.join("secret"), SECRET).expect("written");
+        let (provider, backend) = (provider(seconds).await, Backend::start().await);
+        Self { provider, backend, engine: Engine::start().await, folder }
+    }
+
+    async fn instance(&self, more: &str) -> Instance {
+        self.instance_at(&format!("url: \"{}\"", self.engine.url()), more).await
+    }
+
+    async fn instance_at(&self, shared: &str, more: &str) -> Instance {
+        let instance = self.starting(shared, "", more).await;
+        instance.is_ready(true).await;
+        instance
+    }
+
+    /// One that may not be ready, with more under `login`.
+    async fn starting(&self, shared: &str, login: &str, more: &str) -> Instance {
+        let admin = std::net::SocketAddr::from(([127, 0, 0, 1], unused_port()));
+        let secret = self.folder.0.join("secret");
+        let more = format!("admin: {{ listen: \"{admin}\" }}\nshared: {{ name: test, {shared} }}\n{more}");
+        let yaml = Fixture::yaml(&self.provider, &self.backend, login, &more);
+        let session = format!("session: {{ secret_file: \"{}\" }}, login: {{", secret.display());
+        let (url, upstream) = (self.backend.url(), "token_to: { http: header, websocket: header }");
+        let yaml = yaml
+            .replace("login: {", &session)
+            .replace(&format!("upstream: {url}"), &format!("upstream: {{ url: \"{url}\", {upstream} }}"));
+        Instance { proxy: Proxy::start(&yaml).await, control: PathBuf::new(), admin }
+    }
+
+    /// A browser that has signed in at this instance.
+    async fn signed_in(&self, at: &Instance) -> Browser {
+        let mut browser = Browser::new(at.proxy.address);
+        let answer = browser.sign_in(&self.provider, "/").await;
+        assert_eq!(answer.status, 303, "{}", answer.body);
+        browser
+    }
+
+    /// Opens a page at an instance: what the backend hears of it, or the status of the refusal.
+    async fn open(&self, browser: &Browser, at: &Instance) -> Result<Heard, u16> {
+        let mut browser = browser.clone();
+        browser.address = at.proxy.address;
+        let opened = browser.open("/x");
+        tokio::pin!(opened);
+        tokio::select! {
+            biased;
+            answer = &mut opened => Err(answer.status),
+            heard = self.backend.answer("served") => {
+                assert_eq!(opened.await.status, 200);
+                Ok(heard)
+            }
+        }
+    }
+
+    /// The status of a page that is opened in the background, once somebody answers at the backend.
+    fn asking(&self, browser: &Browser, at: &Instance) -> tokio::task::JoinHandle<u16> {
+        let mut browser = browser.clone();
+        browser.address = at.proxy.address;
+        tokio::spawn(async move { browser.open("/x").await.status })
+    }
+
+    /// The access token with which a page is served.
+    async fn token(&self, browser: &Browser, at: &Instance) -> String {
+        let heard =
+            self.open(browser, at).await.unwrap_or_else(|status| panic!("status {status}: {:#?}", at.proxy.log()));
+        assert_eq!(heard.all("x-user-id"), ["alice"]);
+        heard.all("authorization").join(",")
+    }
+
+    async fn status(&self, browser: &Browser, at: &Instance) -> u16 {
+        self.open(browser, at).await.map_or_else(|status| status, |_| 200)
+    }
+
+    /// From now on the provider's tokens live long.
+    fn give_long_tokens(&self) {
+        self.provider.set(|conduct| conduct.tokens = json!({ "expires_in": 600 }));
+    }
+
+    /// The keys in the engine of one kind.
+    async fn keys(&self, kind: &str) -> Vec<String> {
+        let pattern = format!("{{vestibule:test}}:{kind}:*");
+        let answer = self.engine.command(&[b"KEYS", pattern.as_bytes()]).await;
+        let text = String::from_utf8(answer).expect("text");
+        text.lines().filter(|line| line.starts_with('{')).map(str::to_owned).collect()
+    }
+
+    async fn until_keys(&self, kind: &str, count: usize) -> Vec<String> {
+        within(kind, async {
+            loop {
+                let keys = self.keys(kind).await;
+                if keys.len() == count {
+                    return keys;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_the_same_at_every_instance_and_after_a_restart() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(1).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-2", "by the record of the first");
+    fleet.give_long_tokens();
+    drop(first);
+    // The token has ended, and the instance where its user signed in is gone.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3", "renewed at the second");
+    assert_eq!(fleet.provider.refreshes(), 1);
+    drop(second);
+    let third = fleet.instance("").await;
+    assert_eq!(fleet.token(&browser, &third).await, "Bearer secret-access-3", "after a restart");
+    assert_eq!(fleet.provider.refreshes(), 1);
+    // Nothing of it can be read in the engine, and it ends with the session.
+    let keys = fleet.keys("session").await;
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let kept = fleet.engine.command(&[b"HGETALL", keys[0].as_bytes()]).await;
+    for secret in ["secret", "alice", "eyJ"] {
+        assert!(!kept.windows(secret.len()).any(|part| part == secret.as_bytes()), "{secret}");
+    }
+    let left = fleet.engine.command(&[b"TTL", keys[0].as_bytes()]).await;
+    let left: u64 = String::from_utf8_lossy(&left).trim().trim_start_matches(':').parse().expect("seconds");
+    assert!((12 * 3_600 - 60..=12 * 3_600).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn while_the_engine_is_away_known_sessions_are_served_and_others_are_503() {
+    if !is_installed() {
+        return;
+    }
+    let mut fleet = LoginFleet::start(600).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    fleet.engine.kill();
+    second.until_metric("vestibule_shared_up", |up| up < 0.5).await;
+    assert_eq!(fleet.status(&browser, &first).await, 200, "by its own copy");
+    assert_eq!(fleet.status(&browser, &second).await, 503);
+    // People can sign in; the others hear of it later, from the instances that know it.
+    let later = fleet.signed_in(&first).await;
+    assert_eq!(fleet.status(&later, &first).await, 200);
+    fleet.engine.start_again().await;
+    fleet.until_keys("session", 2).await;
+    for browser in [&browser, &later] {
+        second.until("the second", || async { fleet.status(browser, &second).await == 200 }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_is_not_the_last_or_is_forged_is_not_taken() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    let key = fleet.keys("session").await.remove(0);
+    fleet.engine.command(&[b"COPY", key.as_bytes(), b"before"]).await;
+    fleet.give_long_tokens();
+    assert_eq!(fleet.token(&browser, &first).await, "Bearer secret-access-3");
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3");
+    // The engine's users bring the former record back, with its generation or with another.
+    for generation in [None, Some("9")] {
+        fleet.engine.command(&[b"COPY", b"before", key.as_bytes(), b"REPLACE"]).await;
+        if let Some(generation) = generation {
+            fleet.engine.command(&[b"HSET", key.as_bytes(), b"g", generation.as_bytes()]).await;
+        }
+        for at in [&first, &second] {
+            assert_eq!(fleet.token(&browser, at).await, "Bearer secret-access-3", "generation {generation:?}");
+        }
+    }
+    // An instance that does not know the session takes no forged record either, and asks nobody.
+    let third = fleet.instance("").await;
+    assert_eq!(fleet.status(&browser, &third).await, 302);
+    third.until_metric("vestibule_shared_entries_refused_total", |count| count > 0.5).await;
+    assert_eq!(fleet.provider.refreshes(), 1);
+}
+
+#[tokio::test]
+async fn a_flushed_engine_gets_its_sessions_back() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    let key = fleet.keys("session").await.remove(0);
+    fleet.engine.command(&[b"FLUSHALL"]).await;
+    assert_eq!(fleet.until_keys("session", 1).await, [key]);
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-2");
+}
+
+#[tokio::test]
+async fn two_instances_renew_a_session_once() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    for turn in 1..=5 {
+        fleet.provider.set(|conduct| conduct.tokens = json!({ "expires_in": 0 }));
+        let browser = fleet.signed_in(&first).await;
+        fleet.give_long_tokens();
+        fleet.provider.answerer.hold();
+        let before = fleet.provider.answerer.count();
+        let serve = async {
+            fleet.provider.answerer.asked_times(before + 1).await;
+            fleet.provider.answerer.open();
+            let heard = [fleet.backend.answer("served").await, fleet.backend.answer("served").await];
+            assert_eq!(heard[0].all("authorization"), heard[1].all("authorization"));
+        };
+        let (one, other, ()) = tokio::join!(fleet.asking(&browser, &first), fleet.asking(&browser, &second), serve);
+        assert_eq!((one.expect("done"), other.expect("done"), fleet.provider.refreshes()), (200, 200, turn));
+    }
+}
+
+#[tokio::test]
+async fn without_the_engine_there_is_no_renewal_but_the_grace_and_then_503() {
+    if !is_installed() {
+        return;
+    }
+    let mut fleet = LoginFleet::start(2).await;
+    let first = fleet.instance("websocket: { revalidate_grace: 3s }\n").await;
+    let browser = fleet.signed_in(&first).await;
+    fleet.give_long_tokens();
+    fleet.engine.kill();
+    first.until_metric("vestibule_shared_up", |up| up < 0.5).await;
+    assert_eq!(fleet.status(&browser, &first).await, 200, "within the token's life or the grace");
+    first.until("the end of the grace", || async { fleet.status(&browser, &first).await == 503 }).await;
+    assert_eq!(fleet.provider.refreshes(), 0, "none without the lock");
+    fleet.engine.start_again().await;
+    first.until("the renewal", || async { fleet.status(&browser, &first).await == 200 }).await;
+    assert_eq!(fleet.provider.refreshes(), 1);
+}
+
+/// The instance waits between the lock and the request, for an assertion that its platform has not written yet.
+#[tokio::test]
+async fn an_instance_whose_turn_is_over_does_not_send_the_token() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    let (pipe, file) = (fleet.folder.0.join("pipe"), fleet.folder.0.join("assertion"));
+    std::fs::write(&file, "an.assertion.x").expect("written");
+    std::os::unix::fs::symlink(&file, fleet.folder.0.join("link")).expect("made");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let url = format!("url: \"{}\"", fleet.engine.url());
+    let login = |path: &str| format!("client_assertion_file: \"{}\"", fleet.folder.0.join(path).display());
+    let first = fleet.starting(&url, &login("link"), "").await;
+    let second = fleet.starting(&url, &login("assertion"), "").await;
+    for at in [&first, &second] {
+        at.is_ready(true).await;
+    }
+    let browser = fleet.signed_in(&first).await;
+    fleet.give_long_tokens();
+    std::fs::rename(&pipe, fleet.folder.0.join("link")).expect("renamed");
+    let asking = fleet.asking(&browser, &first);
+    let lock = fleet.until_keys("lock", 1).await.remove(0);
+    // So long that what is left of its lock is less than a request may take; then the lock ends, too.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    fleet.engine.command(&[b"DEL", lock.as_bytes()]).await;
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3", "the other one does not wait for it");
+    let written = fleet.folder.0.join("link");
+    tokio::task::spawn_blocking(move || std::fs::write(written, "an.assertion.x"))
+        .await
+        .expect("done")
+        .expect("written");
+    let heard = fleet.backend.answer("served").await;
+    assert_eq!(heard.all("authorization"), ["Bearer secret-access-3"]);
+    assert_eq!((asking.await.expect("done"), fleet.provider.refreshes()), (200, 1));
+    assert!(!first.proxy.log().iter().any(|line| line.contains("renewal_failed")), "{:#?}", first.proxy.log());
+}
+
+#[tokio::test]
+async fn what_a_stopped_instance_renewed_is_refused_once_another_has() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    fleet.provider.set(|conduct| conduct.has_fixed_refresh_tokens = true);
+    let (mut first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    fleet.give_long_tokens();
+    fleet.provider.answerer.hold();
+    let before = fleet.provider.answerer.count();
+    let asking = fleet.asking(&browser, &first);
+    fleet.provider.answerer.asked_times(before + 1).await;
+    first.proxy.signal("STOP");
+    fleet.provider.answerer.open();
+    let lock = fleet.until_keys("lock", 1).await.remove(0);
+    fleet.engine.command(&[b"DEL", lock.as_bytes()]).await;
+    let renewed = fleet.token(&browser, &second).await;
+    assert_eq!(fleet.provider.refreshes(), 2, "one of each");
+    first.proxy.signal("CONT");
+    let heard = fleet.backend.answer("served").await;
+    assert_eq!(heard.all("authorization"), [renewed.as_str()], "what the other one wrote");
+    assert_eq!(asking.await.expect("done"), 200);
+    first.proxy.logged("why", |line| line.contains("another instance renewed a session meanwhile")).await;
+    for at in [&first, &second] {
+        assert_eq!(fleet.token(&browser, at).await, renewed);
+    }
+}
+
+#[tokio::test]
+async fn a_sign_in_is_completed_at_one_instance_alone() {
+    if !is_installed() {
+        return;
+    }
+    let mut fleet = LoginFleet::start(600).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let mut browser = Browser::new(first.proxy.address);
+    let query = fleet.provider.authorize(&browser.reach_provider("/").await);
+    let mut copy = browser.clone();
+    copy.address = second.proxy.address;
+    assert_eq!(browser.come_back(&query).await.status, 303);
+    assert_eq!(copy.come_back(&query).await.status, 302, "it starts again");
+    assert_eq!(fleet.provider.asked("/token").len(), 1, "the code was not sent again");
+    // Without the engine the code, the cookie and PKCE protect it.
+    let mut browser = Browser::new(first.proxy.address);
+    let query = fleet.provider.authorize(&browser.reach_provider("/").await);
+    fleet.engine.kill();
+    assert_eq!(browser.come_back(&query).await.status, 303);
+    assert!(browser.has_session());
+}
+
+#[tokio::test]
+async fn a_sign_out_at_one_instance_ends_the_session_everywhere() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    // At the instance that made the session, at one that knows it, and at one that does not.
+    for (name, is_known, at) in [("first", true, &first), ("second", true, &second), ("unknown", false, &second)] {
+        let mut browser = fleet.signed_in(&first).await;
+        if is_known {
+            fleet.token(&browser, at).await;
+        }
+        fleet.until_keys("session", 1).await;
+        let copy = browser.clone();
+        browser.address = at.proxy.address;
+        let revoked = fleet.provider.conduct.lock().expect("lock").revoked.len();
+        let answer = browser.send("POST", "/.vestibule/logout", &[OURS], "").await;
+        assert_eq!(answer.status, 303, "{name}: {}", answer.body);
+        assert!(Browser::location(&answer).contains("id_token_hint=eyJ"), "{name}");
+        assert_eq!(fleet.provider.conduct.lock().expect("lock").revoked.len(), revoked + 1, "{name}: once");
+        for at in [&first, &second] {
+            at.until("the copy to be refused", || async { fleet.status(&copy, at).await == 302 }).await;
+        }
+        let again = fleet.instance("").await;
+        assert_eq!(fleet.status(&copy, &again).await, 302, "{name}: after a restart");
+        let key = fleet.keys("session").await.remove(0);
+        let kept = fleet.engine.command(&[b"HKEYS", key.as_bytes()]).await;
+        assert_eq!(kept, b"*1\r\n$1\r\nx\r\n", "{name}: the record is gone");
+        fleet.engine.command(&[b"DEL", key.as_bytes()]).await;
+    }
+    assert_eq!(fleet.provider.refreshes(), 0);
+}
