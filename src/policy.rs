@@ -7,6 +7,7 @@
 mod admin;
 mod assertion;
 mod authority;
+mod bound_audience;
 mod browser;
 mod check;
 mod contact;
@@ -22,6 +23,7 @@ mod names;
 mod origin;
 mod path_readings;
 mod pattern;
+mod protected_resource;
 mod provider;
 mod provider_preset;
 mod provider_tokens;
@@ -49,6 +51,7 @@ use ipnet::IpNet;
 pub use admin::AdminSpec;
 pub use assertion::{AssertionKey, AssertionSpec};
 pub use authority::CertificateAuthority;
+pub use bound_audience::{BoundAudience, ProtectedResourceSpec};
 pub use browser::{BrowserSpec, SessionSpec};
 pub use contact::Contact;
 pub use control::{ControlAddress, ControlSpec};
@@ -118,6 +121,8 @@ pub struct Policy {
     pub reserved: ReservedNames,
     /// The routes in order. The last one is the default and matches everything.
     pub routes: Vec<Arc<Route>>,
+    /// What OAuth clients are told about protected resources, by path.
+    pub resource_documents: Vec<(String, Arc<ProtectedResourceSpec>)>,
     /// Whether two routes treat a request differently, so that each reading of its path must be matched.
     pub rules_by_path: bool,
     /// The longest `presence` of routes under `on_expiry: auto`.
@@ -152,6 +157,12 @@ impl Policy {
     pub fn trusts(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Returns the protected resource whose document is served at exactly this path.
+    #[must_use]
+    pub fn resource_at(&self, path: &str) -> Option<&ProtectedResourceSpec> {
+        self.resource_documents.iter().find(|(known, _)| known == path).map(|(_, resource)| &**resource)
     }
 
     /// Returns the upstream of a route.

@@ -163,6 +163,14 @@ async fn respond(
     Ok(response)
 }
 
+/// Adds the parameters of the challenge to a refusal.
+fn challenging(served: Served, parameters: Option<String>) -> Served {
+    match served {
+        Served::Refused(refusal) => Served::Refused(refusal.with_challenge_parameters(parameters)),
+        served => served,
+    }
+}
+
 /// Handles one request with the policy that it began with.
 struct RequestHandler<'a> {
     state: &'a Arc<ProxyState>,
@@ -210,11 +218,14 @@ impl RequestHandler<'_> {
             RoutedRequest::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
-                self.count_refused_upgrade(Box::pin(websocket::serve(context, request, &mut entry.line)).await)
+                let parameters = request.challenge_parameters();
+                let served = Box::pin(websocket::serve(context, request, &mut entry.line)).await;
+                self.count_refused_upgrade(challenging(served, parameters))
             }
             RoutedRequest::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
-                self.protected(request, entry).await
+                let parameters = request.challenge_parameters();
+                challenging(self.protected(request, entry).await, parameters)
             }
         }
     }

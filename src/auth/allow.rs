@@ -5,7 +5,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::Identity;
+use super::kind::check_bound_audience;
+use super::{Identity, Rejection};
 use std::sync::Arc;
 
 use crate::policy::{AllowSpec, Claim, Expected, PathVariables, Requirement, RouteRequirement};
@@ -21,6 +22,9 @@ pub enum Denied {
         /// Whether addresses are allowed, and the identity has none that counts.
         lacks_email: bool,
     },
+    /// The token was made for another protected resource.
+    #[error("{0}; it is not for this protected resource")]
+    OtherResource(Rejection),
     /// A claim the route requires is absent or has another value.
     #[error("claim {claim} is not what the route requires{}", differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default())]
     Claim {
@@ -46,6 +50,9 @@ pub fn permits(requirements: &[RouteRequirement], identity: &Identity) -> Result
         return Err(Denied::NotAllowed { provider: provider.name.clone(), lacks_email });
     }
     for RouteRequirement { route, variables } in requirements {
+        if let Some(bound) = &route.require.audience {
+            check_bound_audience(provider, identity.claims(), bound).map_err(Denied::OtherResource)?;
+        }
         if let Some(claim) = unmet(&route.require, variables, |claim| identity.claim(claim)) {
             let mut of_this_rule = requirements.iter().filter(|requirement| Arc::ptr_eq(&requirement.route, route));
             let differing = of_this_rule.find_map(|requirement| requirement.variables.differing(variables));

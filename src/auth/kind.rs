@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::Rejection;
-use crate::policy::{Audience, Family, Kinds, ProviderSpec};
+use crate::policy::{Audience, BoundAudience, Family, Kinds, ProviderSpec};
 
 /// Clerk's category of session tokens (`cat` in the header).
 const CLERK_SESSION: &str = "cl_B7d4PD111AAA";
@@ -223,8 +223,25 @@ fn clerk_kind(accept: Kinds, header: TokenKindHeader, claims: &Map<String, Value
 
 /// Checks the audience: `aud`, or for Cognito's access tokens `client_id`.
 pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -> Result<(), Rejection> {
+    check_audience_where(spec, claims, |_| true)
+}
+
+/// Checks the audience as [`check_audience`] does, and that the one which fits counts on the route.
+pub(super) fn check_bound_audience(
+    spec: &ProviderSpec,
+    claims: &Map<String, Value>,
+    bound: &BoundAudience,
+) -> Result<(), Rejection> {
+    check_audience_where(spec, claims, |audience| bound.counts(audience))
+}
+
+fn check_audience_where(
+    spec: &ProviderSpec,
+    claims: &Map<String, Value>,
+    counts: impl Fn(&str) -> bool,
+) -> Result<(), Rejection> {
     let Audience::OneOf(accepted) = &spec.audience else { return Ok(()) };
-    let is_accepted = |value: &str| accepted.iter().any(|name| name == value);
+    let is_accepted = |value: &str| accepted.iter().any(|name| name == value) && counts(value);
     let is_access =
         claims.get("token_use").and_then(Value::as_str).is_some_and(|usage| usage.eq_ignore_ascii_case("access"));
     if spec.family == Family::Cognito && is_access {

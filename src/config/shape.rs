@@ -7,6 +7,7 @@ mod browser;
 mod limits;
 mod login;
 mod operation;
+mod protected_resource;
 mod provider;
 mod shared;
 mod token_from;
@@ -22,6 +23,7 @@ pub use browser::{Browser, Cors, Events, EventsOnExpiry, Session};
 pub use limits::Limits;
 pub use login::{ClaimsFrom, ClientAuth, Login, LoginPrompt, Logins, LogoutScope, Pushed, Renew};
 pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFormat};
+pub use protected_resource::ProtectedResource;
 pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
 pub use shared::{OnLoss, SharedState};
 pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
@@ -59,6 +61,9 @@ pub struct Config {
     pub upstream: Option<Upstream>,
     /// The identity providers whose tokens are accepted.
     pub providers: Vec<Provider>,
+    /// What OAuth clients are told about this server (RFC 9728), at `/.well-known/oauth-protected-resource` and in
+    /// `WWW-Authenticate`. `{}` has the defaults; null: nothing.
+    pub protected_resource: Option<ProtectedResource>,
     /// Whether several providers share one set of users, so that no `user_prefix` is needed.
     pub shared_user_ids: bool,
     /// Where a token is looked for. Each key stands alone: writing one leaves the others as they are.
@@ -105,6 +110,7 @@ impl Default for Config {
             shared: None,
             upstream: None,
             providers: Vec::new(),
+            protected_resource: None,
             shared_user_ids: false,
             token_from: TokenFrom::default(),
             identity: Identity::default(),
@@ -213,6 +219,9 @@ pub struct Route {
     pub require: BTreeMap<String, Json>,
     /// Another upstream, with keys of its own. Keys of `upstream` above do not apply to it.
     pub upstream: Option<Upstream>,
+    /// A protected resource of its own, in place of the one above: `{}` names the path of the rule. null: none.
+    #[serde(deserialize_with = "written")]
+    pub protected_resource: Option<Option<ProtectedResource>>,
     /// Keys of `token_from` for this rule.
     pub token_from: RouteTokenFrom,
     /// Keys of `websocket` for this rule.

@@ -4,7 +4,7 @@
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
-    CONTENT_LENGTH, HeaderValue, ORIGIN, TRANSFER_ENCODING, UPGRADE, VARY,
+    CONTENT_LENGTH, HeaderName, HeaderValue, ORIGIN, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Response, StatusCode};
@@ -13,8 +13,8 @@ use super::refusal::not_in_origins;
 use super::{Answer, ResponseBody};
 use crate::policy::Policy;
 
-/// The response headers that pages of listed origins may read.
-const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static("WWW-Authenticate, Retry-After, X-Request-Id");
+/// The response headers that pages of listed origins may always read.
+const EXPOSED_HEADERS: [&str; 3] = ["WWW-Authenticate", "Retry-After", "X-Request-Id"];
 const CORS_PREFIX: &str = "access-control-";
 
 /// The method that a preflight announces; `None` when the request is no preflight. A preflight is `OPTIONS` with one
@@ -73,23 +73,60 @@ pub fn add_cors_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMap, p
     if let Some(origin) = listed_origin(origin, policy) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
+        if let Some(exposed) = exposed(&[], policy) {
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
         headers.append(VARY, HeaderValue::from_static("Origin"));
     }
 }
 
 /// Replaces the upstream's CORS headers by ours, where preflights are answered here: a browser rejects a response with
-/// two values, and `*` for a request with a credential.
+/// two values, and `*` for a request with a credential. What the upstream lets pages read is kept.
 pub fn replace_cors_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMap, policy: &Policy) {
     if policy.cors.is_none() || origin.is_none() {
         return;
     }
+    let upstream_exposes = exposed_by_upstream(headers);
     let upstream_fields: Vec<_> =
         headers.keys().filter(|name| name.as_str().starts_with(CORS_PREFIX)).cloned().collect();
     for name in upstream_fields {
         headers.remove(name);
     }
     add_cors_headers(origin, headers, policy);
+    if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)
+        && let Some(exposed) = exposed(&upstream_exposes, policy)
+    {
+        headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    }
+}
+
+/// The headers that the upstream's answer lets pages read. A star, which does not count for a request with a credential, is
+/// replaced by what the answer has.
+fn exposed_by_upstream(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(ACCESS_CONTROL_EXPOSE_HEADERS).iter().filter_map(|value| value.to_str().ok());
+    let mut names = Vec::new();
+    for name in values.flat_map(|value| value.split(',')).map(str::trim) {
+        if name == "*" {
+            // A page never reads Set-Cookie (Fetch standard, "forbidden response-header name").
+            let readable = |name: &&HeaderName| **name != SET_COOKIE && !name.as_str().starts_with(CORS_PREFIX);
+            names.extend(headers.keys().filter(readable).cloned());
+        } else if let Ok(name) = HeaderName::try_from(name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The value of `Access-Control-Expose-Headers`: ours, those of the configuration and those of the upstream, each once.
+fn exposed(upstream: &[HeaderName], policy: &Policy) -> Option<HeaderValue> {
+    let configured = policy.cors.iter().flat_map(|cors| &cors.exposed_headers);
+    let mut names = EXPOSED_HEADERS.to_vec();
+    for name in configured.chain(upstream) {
+        if !names.iter().any(|known| known.eq_ignore_ascii_case(name.as_str())) {
+            names.push(name.as_str());
+        }
+    }
+    HeaderValue::try_from(names.join(", ")).ok()
 }
 
 fn listed_origin<'a>(origin: Option<&'a HeaderValue>, policy: &Policy) -> Option<&'a HeaderValue> {

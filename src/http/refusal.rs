@@ -44,6 +44,8 @@ pub struct Refusal {
     pub detail: String,
     /// The `WWW-Authenticate` challenge.
     pub challenge: Challenge,
+    /// Further parameters of the challenge, where there is one: `resource_metadata` and `scope`.
+    pub challenge_parameters: Option<String>,
     /// The `Retry-After` in seconds.
     pub retry_after: Option<u64>,
     /// The value of `Allow`.
@@ -71,6 +73,7 @@ impl Refusal {
             code,
             detail: detail.to_owned(),
             challenge: Challenge::Absent,
+            challenge_parameters: None,
             retry_after: None,
             allow: None,
             set_cookie: None,
@@ -105,6 +108,13 @@ impl Refusal {
 
     fn on(mut self, route: &Arc<str>) -> Self {
         self.route = Some(Arc::clone(route));
+        self
+    }
+
+    /// Tells an OAuth client in the challenge where to find what it needs, where there is one.
+    #[must_use]
+    pub fn with_challenge_parameters(mut self, parameters: Option<String>) -> Self {
+        self.challenge_parameters = parameters;
         self
     }
 
@@ -222,6 +232,8 @@ impl Refusal {
         match denied {
             Denied::NotAllowed { .. } => refusal.by(Rule::Allow),
             Denied::Claim { route, .. } => refusal.by(Rule::Require).on(route),
+            // Another token is what the client needs, and no further scope.
+            Denied::OtherResource(rejection) => Self::invalid_token(rejection, false).because(denied.to_string()),
         }
     }
 
@@ -248,6 +260,7 @@ impl Refusal {
     pub fn readings_differ(conflict: Conflict) -> Self {
         Self::bad_request(match conflict {
             Conflict::Upstream => "readings of the path lead to different upstreams",
+            Conflict::Resource => "readings of the path fall under rules with different protected_resource",
             Conflict::TokenSources => "readings of the path fall under rules with different token_from",
             Conflict::WebSocket => "readings of the path fall under rules with different websocket settings",
         })

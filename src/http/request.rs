@@ -227,6 +227,23 @@ impl ProtectedRequest {
         }
     }
 
+    /// The parameters of a challenge to an OAuth client (RFC 9728 section 5.1, RFC 6750 section 3): where its protected
+    /// resource is described, and the scopes that the rules ask for. `None` where the route has no such resource.
+    #[must_use]
+    pub fn challenge_parameters(&self) -> Option<String> {
+        let mut parameters = format!("resource_metadata=\"{}\"", self.matched.resource()?.document_url);
+        let mut scopes: Vec<&str> = Vec::new();
+        for scope in self.matched.requirements.iter().flat_map(|requirement| requirement.route.require.scopes()) {
+            if !scopes.contains(&scope) {
+                scopes.push(scope);
+            }
+        }
+        if !scopes.is_empty() {
+            parameters.push_str(&format!(", scope=\"{}\"", scopes.join(" ")));
+        }
+        Some(parameters)
+    }
+
     /// Whether the client accepts server-sent events.
     #[must_use]
     pub fn wants_event_stream(&self) -> bool {

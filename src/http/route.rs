@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use hyper::Method;
+
 use super::{Admitted, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest, Refusal};
 use crate::policy::{AuthMode, Conflict, Policy};
 
 /// A request, sorted by the kind of its route.
 #[derive(Debug)]
 pub enum RoutedRequest {
-    /// A request under `/.vestibule`, which is never forwarded.
+    /// A request under `/.vestibule`, or for the document of a protected resource. It is never forwarded.
     Own(OwnRequest),
     /// A CORS preflight.
     Preflight(PreflightRequest),
@@ -23,6 +25,9 @@ pub enum RoutedRequest {
 /// # Errors
 /// A refusal if the route has `auth: deny`, before any credential is read, or if the path is ambiguous.
 pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedRequest, Refusal> {
+    if is_resource_document(policy, &admitted) {
+        return Ok(RoutedRequest::Own(OwnRequest { admitted }));
+    }
     // The prefix of our endpoints is checked before the limit on readings and before every route.
     let readings = match policy.readings(admitted.parts.uri.path()) {
         Ok(readings) if readings.is_own() => return Ok(own(policy, admitted)),
@@ -52,6 +57,13 @@ pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedReques
             RoutedRequest::Protected(ProtectedRequest { admitted, matched })
         }
     })
+}
+
+/// Whether a request is for the document of a protected resource. The path must be exactly its own: in any other spelling
+/// it is the upstream's. A preflight counts by the method that it announces.
+fn is_resource_document(policy: &Policy, admitted: &Admitted) -> bool {
+    let method = admitted.announced.as_ref().unwrap_or(&admitted.parts.method);
+    matches!(*method, Method::GET | Method::HEAD) && policy.resource_at(admitted.parts.uri.path()).is_some()
 }
 
 /// Returns a request under our own prefix; a preflight there is always answered here.

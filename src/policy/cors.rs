@@ -13,6 +13,8 @@ pub struct CorsSpec {
     pub allowed_methods: HeaderValue,
     /// `Access-Control-Allow-Headers`.
     pub allowed_headers: HeaderValue,
+    /// Further headers that pages may read, for `Access-Control-Expose-Headers`.
+    pub exposed_headers: Vec<HeaderName>,
     /// `Access-Control-Max-Age`, whole seconds.
     pub max_age: HeaderValue,
 }
@@ -41,10 +43,21 @@ impl Check {
                 );
             }
         }
+        let mut exposed_headers = Vec::new();
+        for (index, header) in cors.exposed_headers.iter().enumerate() {
+            match HeaderName::try_from(header.as_str()) {
+                Ok(name) if header != "*" => exposed_headers.push(name),
+                _ => self.error(
+                    format!("cors.exposed_headers[{index}]"),
+                    format!("\"{header}\" is not a header name; a request with a credential needs each by name"),
+                ),
+            }
+        }
         let value = |text: String| HeaderValue::try_from(text).ok();
         Some(CorsSpec {
             allowed_methods: value(cors.allowed_methods.join(", "))?,
             allowed_headers: value(cors.allowed_headers.join(", "))?,
+            exposed_headers,
             max_age: HeaderValue::from(cors.max_age.0.as_secs()),
         })
     }

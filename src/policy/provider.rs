@@ -93,6 +93,19 @@ pub enum Audience {
     OneOf(Vec<String>),
 }
 
+impl Audience {
+    /// The same, or one of these.
+    fn or_one_of(self, more: &[String]) -> Self {
+        match self {
+            Self::Any => Self::Any,
+            Self::OneOf(mut names) => {
+                names.extend(more.iter().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>());
+                Self::OneOf(names)
+            }
+        }
+    }
+}
+
 /// Which `azp` counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthorizedParties {
@@ -137,11 +150,13 @@ impl AllowSpec {
 }
 
 impl Check {
-    pub(super) fn providers(&mut self, config: &Config) -> Vec<Arc<ProviderSpec>> {
+    /// `resources` are the audiences that stand for protected resources; they count beside the provider's own, each on
+    /// the routes of its resource.
+    pub(super) fn providers(&mut self, config: &Config, resources: &[String]) -> Vec<Arc<ProviderSpec>> {
         let mut out: Vec<Arc<ProviderSpec>> = Vec::new();
         for (index, provider) in config.providers.iter().enumerate() {
             let at = format!("providers[{index}]");
-            let Some(spec) = self.provider(&at, config, provider) else { continue };
+            let Some(spec) = self.provider(&at, config, provider, resources) else { continue };
             if out.iter().any(|other| other.name == spec.name) {
                 self.error(
                     format!("{at}.name"),
@@ -193,7 +208,13 @@ impl Check {
         }
     }
 
-    fn provider(&mut self, at: &str, config: &Config, provider: &config::Provider) -> Option<ProviderSpec> {
+    fn provider(
+        &mut self,
+        at: &str,
+        config: &Config,
+        provider: &config::Provider,
+        resources: &[String],
+    ) -> Option<ProviderSpec> {
         let preset = self.preset(at, provider)?;
         let name = provider.name.clone().unwrap_or_else(|| preset.name.to_owned());
         let before = self.error_count();
@@ -214,7 +235,14 @@ impl Check {
         let remote = self.remote(at, provider, preset, issuer.as_deref());
         let authorized_parties = self.parties(at, config, provider, preset, &name);
         let signs_in = is_login_provider(config, &name);
-        let audience = self.audience(at, provider, preset, &name, keys.as_ref(), signs_in);
+        let audience = if provider.audience.is_none() && preset.audience.is_none() && !resources.is_empty() {
+            // Fixed otherwise where it is: by `azp`.
+            let is_fixed = provider.authorized_parties.is_some() || preset.quirks.azp_is_page_origin;
+            Some(if is_fixed { Audience::Any } else { Audience::OneOf(Vec::new()) })
+        } else {
+            self.audience(at, provider, preset, &name, keys.as_ref(), signs_in)
+        };
+        let audience = audience.map(|audience| audience.or_one_of(resources));
         let user_id = match provider.user_id.as_deref() {
             // Here `sub` is the raw claim: this key is what defines the user id.
             None | Some("sub") => Some(Claim::Name("sub".to_owned())),

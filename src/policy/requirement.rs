@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::Pattern;
 use super::check::Check;
+use super::{BoundAudience, Pattern, bound_audience};
 
 /// Which claim is meant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,18 +101,31 @@ pub enum Expected {
     Present,
 }
 
-/// Every claim must have one of its values. Empty: nothing is required.
+/// What a token must show. Empty: nothing is required.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requirement {
-    /// The claims and what satisfies each.
+    /// The claims and what satisfies each; every claim must have one of its values.
     pub claims: Vec<(Claim, Vec<Expected>)>,
+    /// Which audiences count; `None`: every one that the provider accepts.
+    pub audience: Option<BoundAudience>,
 }
 
 impl Requirement {
     /// Whether it asks for nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.claims.is_empty()
+        self.claims.is_empty() && self.audience.is_none()
+    }
+
+    /// The scopes that it asks for by name: of each claim `scope` or `scp` the first that would do.
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        let is_scope = |claim: &Claim| matches!(claim, Claim::Name(name) if name == "scope" || name == "scp");
+        self.claims.iter().filter(move |(claim, _)| is_scope(claim)).filter_map(|(_, expected)| {
+            match expected.first() {
+                Some(Expected::Value(Value::String(scope))) if bound_audience::is_scope(scope) => Some(scope.as_str()),
+                _ => None,
+            }
+        })
     }
 }
 
@@ -161,6 +174,6 @@ impl Check {
             }
             claims.push((claim, expected));
         }
-        Requirement { claims }
+        Requirement { claims, audience: None }
     }
 }

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use super::path_readings::{PathReading, PathReadings, TooManyReadings};
 use super::pattern::Comparison;
-use super::{PathVariables, Policy, Route};
+use super::{PathVariables, Policy, ProtectedResourceSpec, Route};
 use crate::config::AuthMode;
 
 /// A rule that requires claims, with the values of its path variables.
 #[derive(Clone, Debug)]
 pub struct RouteRequirement {
-    /// The rule; its `require` is not empty.
+    /// The rule; its requirement is not empty.
     pub route: Arc<Route>,
     /// The values of its variables, in one reading of the path.
     pub variables: PathVariables,
@@ -27,6 +27,8 @@ pub enum Conflict {
     Upstream,
     /// The places where a token is looked for.
     TokenSources,
+    /// The protected resource, for which the token must be.
+    Resource,
     /// The settings of `WebSockets`.
     WebSocket,
 }
@@ -42,7 +44,7 @@ pub struct RouteMatch {
     pub strictest: Arc<Route>,
     /// What the identity must show; all of it.
     pub requirements: Vec<RouteRequirement>,
-    conflicts: [bool; 3],
+    conflicts: [bool; 4],
 }
 
 impl RouteMatch {
@@ -56,9 +58,22 @@ impl RouteMatch {
     #[must_use]
     pub fn conflict(&self, is_websocket: bool) -> Option<Conflict> {
         let reads_tokens = self.auth != AuthMode::None;
-        [(Conflict::Upstream, true), (Conflict::TokenSources, reads_tokens), (Conflict::WebSocket, is_websocket)]
-            .into_iter()
-            .find_map(|(conflict, matters)| (matters && self.has_conflict(conflict)).then_some(conflict))
+        [
+            (Conflict::Upstream, true),
+            (Conflict::TokenSources, reads_tokens),
+            (Conflict::Resource, reads_tokens),
+            (Conflict::WebSocket, is_websocket),
+        ]
+        .into_iter()
+        .find_map(|(conflict, matters)| (matters && self.has_conflict(conflict)).then_some(conflict))
+    }
+}
+
+impl RouteMatch {
+    /// The protected resource that the request is for.
+    #[must_use]
+    pub fn resource(&self) -> Option<&Arc<ProtectedResourceSpec>> {
+        self.route.require.audience.as_ref()?.resource.as_ref()
     }
 }
 
@@ -95,7 +110,7 @@ pub(super) fn match_routes(routes: &[Arc<Route>], method: &str, readings: &PathR
         auth: folded.auth,
         strictest: Arc::clone(folded),
         requirements: Vec::new(),
-        conflicts: [false; 3],
+        conflicts: [false; 4],
     };
     matched.add(sent, exact, folded);
     for reading in each {
@@ -154,6 +169,7 @@ impl RouteMatch {
         for (conflict, differs) in [
             (Conflict::Upstream, route.upstream != other.upstream),
             (Conflict::TokenSources, route.token_from != other.token_from),
+            (Conflict::Resource, route.require.audience != other.require.audience),
             (Conflict::WebSocket, route.websocket != other.websocket),
         ] {
             self.conflicts[conflict as usize] |= differs;

@@ -117,6 +117,9 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
     for (index, route) in policy.routes.iter().enumerate() {
         line(if index == 0 { "routes" } else { "" }, described(route, policy.routes.last(), names));
     }
+    for (path, resource) in &policy.resource_documents {
+        line("resource", format!("{} for OAuth clients, described at {path}", resource.identifier));
+    }
     if let Some(default) = policy.routes.last() {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
         line("sockets", format!("dialect {dialect}; {}", sockets(default)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::check::Check;
 use super::names::ConfiguredNames;
+use super::protected_resource::Resources;
 use super::provider_preset::cookie_suffix;
 use super::summary::isolation_of;
 use super::token_sources::{RouteContext, WrittenSources};
@@ -53,12 +54,14 @@ impl Check {
         for (index, name) in config.identity.strip.iter().enumerate() {
             self.header_name(&format!("identity.strip[{index}]"), name);
         }
-        let providers = self.providers(config);
+        let written_resources = self.written_resources(config, public_url.as_ref());
+        let providers = self.providers(config, &written_resources.audiences());
+        let resources = self.resources(&written_resources, &providers);
         let keys = config.providers.iter().filter_map(|provider| provider.publishable_key.as_deref());
         let cookie_suffixes: Vec<String> = keys.map(cookie_suffix).collect();
         let dialects = self.dialects(config, &reserved, &cookie_suffixes);
         let context = RouteContext { issued: Arc::new(ProviderTokens::of(&providers)), cookie_suffixes, dialects };
-        let routes = self.routes(config, upstreams.as_ref(), &context);
+        let routes = self.routes(config, upstreams.as_ref(), &context, &resources);
         let upstreams = upstreams.map(|upstreams| self.first_messages(upstreams, &routes, &context.dialects));
         if config.errors == Errors::Verbose && !this_machine_only && !config.insecure_verbose_errors {
             self.error(
@@ -107,6 +110,7 @@ impl Check {
             trusted_headers: trusted_headers.into(),
             reserved,
             routes,
+            resource_documents: resources.documents,
             rules_by_path,
             longest_presence,
             cors: config.cors.as_ref().and_then(|cors| self.cors(config, cors)),
@@ -151,7 +155,13 @@ impl Check {
         })
     }
 
-    fn routes(&mut self, config: &Config, upstreams: Option<&Upstreams>, context: &RouteContext) -> Vec<Arc<Route>> {
+    fn routes(
+        &mut self,
+        config: &Config,
+        upstreams: Option<&Upstreams>,
+        context: &RouteContext,
+        resources: &Resources,
+    ) -> Vec<Arc<Route>> {
         let mut out = Vec::new();
         for (index, route) in config.routes.iter().enumerate() {
             let at = format!("routes[{index}]");
@@ -179,7 +189,13 @@ impl Check {
                     "is empty: the rule would never match; leave it out for every method",
                 );
             }
-            let require = self.requirement(&format!("{at}.require"), &route.require, Some(&pattern));
+            if matches!(route.protected_resource, Some(Some(_)))
+                && matches!(route.auth, AuthMode::None | AuthMode::Deny)
+            {
+                self.error(format!("{at}.protected_resource"), "means nothing here: this rule reads no token");
+            }
+            let mut require = self.requirement(&format!("{at}.require"), &route.require, Some(&pattern));
+            require.audience = resources.bound(Some(index));
             let base = &config.token_from;
             let header = route.token_from.header.as_ref().map_or(base.header.as_ref(), Option::as_ref);
             let query = route.token_from.query.as_ref().map_or(base.query.as_ref(), Option::as_ref);
@@ -220,7 +236,7 @@ impl Check {
             pattern: None,
             methods: Vec::new(),
             auth: AuthMode::Required,
-            require: Requirement::default(),
+            require: Requirement { audience: resources.bound(None), ..Requirement::default() },
             upstream: 0,
             token_from,
             websocket,

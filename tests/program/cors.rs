@@ -146,7 +146,8 @@ async fn with_cors_the_backend_s_own_opinion_gives_way() {
             conn.write(theirs).await;
         });
         assert_eq!(answer.field("access-control-allow-origin"), expected, "{origin}");
-        assert!(!answer.head.contains("X-Theirs"));
+        let exposed = expected.map(|_| "WWW-Authenticate, Retry-After, X-Request-Id, x-theirs");
+        assert_eq!(answer.field("access-control-expose-headers"), exposed, "{origin}");
         assert!(answer.head.to_ascii_lowercase().contains("vary: accept"), "{}", answer.head);
     }
     // Without an Origin nobody asked.
@@ -157,4 +158,32 @@ async fn with_cors_the_backend_s_own_opinion_gives_way() {
         conn.write(theirs).await;
     });
     assert_eq!(answer.field("access-control-allow-origin"), Some("*"));
+}
+
+#[tokio::test]
+async fn what_the_backend_and_the_configuration_expose_is_added_to_ours() {
+    let fixture = fixture("cors: { exposed_headers: [Upload-Offset, x-request-id] }\n").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    const OURS: &str = "WWW-Authenticate, Retry-After, X-Request-Id, upload-offset";
+    for (theirs, expected) in [
+        ("", OURS.to_owned()),
+        (
+            "Access-Control-Expose-Headers: Mcp-Session-Id, Retry-After\r\nAccess-Control-Expose-Headers: x y, Content-Disposition\r\n",
+            format!("{OURS}, mcp-session-id, content-disposition"),
+        ),
+        (
+            "Access-Control-Expose-Headers: *\r\nMcp-Session-Id: 1\r\nSet-Cookie: a=b\r\n",
+            format!("{OURS}, mcp-session-id, content-length"),
+        ),
+    ] {
+        let fields = [credential.as_str(), LISTED];
+        let (answer, ()) = tokio::join!(get(fixture.proxy.address, "/x", &fields), async {
+            let mut conn = fixture.backend.accept().await;
+            conn.request().await;
+            conn.write(format!("HTTP/1.1 200 OK\r\n{theirs}Content-Length: 0\r\n\r\n")).await;
+        });
+        assert_eq!(answer.field("access-control-expose-headers"), Some(expected.as_str()), "{theirs}");
+    }
+    let refused = get(fixture.proxy.address, "/x", &[LISTED]).await;
+    assert_eq!((refused.status, refused.field("access-control-expose-headers")), (401, Some(OURS)));
 }

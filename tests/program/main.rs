@@ -34,6 +34,7 @@ mod login;
 mod logs;
 mod metrics;
 mod paths;
+mod protected_resource;
 mod providers;
 mod raw;
 mod reload;

@@ -14,6 +14,9 @@ pub struct Cors {
     pub allowed_methods: Vec<String>,
     /// `Access-Control-Allow-Headers`.
     pub allowed_headers: Vec<String>,
+    /// `Access-Control-Expose-Headers`, beside `WWW-Authenticate`, `Retry-After`, `X-Request-Id` and what the upstream's
+    /// answer exposes itself.
+    pub exposed_headers: Vec<String>,
     /// `Access-Control-Max-Age`.
     pub max_age: Time,
 }
@@ -24,6 +27,7 @@ impl Default for Cors {
         Self {
             allowed_methods: list(&["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]),
             allowed_headers: list(&["Authorization", "Content-Type"]),
+            exposed_headers: Vec::new(),
             max_age: Time::seconds(600),
         }
     }

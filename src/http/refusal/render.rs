@@ -27,6 +27,10 @@ pub fn render_refusal(refusal: &Refusal, request_id: &str, wants_problem_json: b
         }
         Challenge::InsufficientScope => Some("Bearer error=\"insufficient_scope\"".to_owned()),
     };
+    let challenge = challenge.map(|challenge| match &refusal.challenge_parameters {
+        Some(parameters) => format!("{challenge}, {parameters}"),
+        None => challenge,
+    });
     if let Some(challenge) = challenge.and_then(|challenge| HeaderValue::try_from(challenge).ok()) {
         headers.insert(WWW_AUTHENTICATE, challenge);
     }
