@@ -1,9 +1,7 @@
-//! The configuration as data: what the file, the environment and the flags say, before anyone asks
-//! whether it makes sense.
+//! The configuration as data: the values of the file, the environment and the flags, before they are validated.
 //!
-//! Owns the shape ([`Config`]), the tree that knows the place of every key and value
-//! (`tree`), variables, the order of sources, and how an error is shown. Leaves every rule
-//! that needs two keys at once, and every parsed URL, to `policy`.
+//! This module owns the shape ([`Config`]), the tree with the place of every key and value (`tree`), variables, the order
+//! of sources, and the format of errors. `policy` owns every rule that needs two keys at once, and the parsing of URLs.
 
 mod diagnostic;
 mod finding;

@@ -1,8 +1,8 @@
-//! The rules, valid by construction: what [`validate()`] makes of a [`Config`](crate::config::Config).
+//! The validated rules: the result of [`validate()`] on a [`Config`](crate::config::Config).
 //!
 //! This module owns the types of the rules (routes and patterns, requirements, providers, dialects, origins, hosts,
-//! reserved header names) and how they match plain strings. It evaluates nothing that needs a token, a request or a
-//! socket: `auth::allow`, `http::route_request` and `websocket::dialect` do.
+//! reserved header names) and how they match plain strings. Code that needs a token, a request or a socket is
+//! elsewhere: `auth::allow`, `http::route_request` and `websocket::dialect`.
 
 mod admin;
 mod assertion;
@@ -88,7 +88,7 @@ pub use crate::config::{
     TokenToHttp,
 };
 
-/// Everything that was decided before the first request.
+/// All settings, validated before the first request.
 #[derive(Debug)]
 pub struct Policy {
     /// The addresses and sockets to listen on.
@@ -105,7 +105,7 @@ pub struct Policy {
     pub origins: Vec<OriginPattern>,
     /// The admin listener.
     pub admin: Option<AdminSpec>,
-    /// The control listener, which takes revocations and drains.
+    /// The control listener, which accepts revocations and drains.
     pub control: Option<ControlSpec>,
     /// The state that the instances of one deployment share.
     pub shared: Option<SharedSpec>,
@@ -113,9 +113,9 @@ pub struct Policy {
     pub upstreams: Vec<UpstreamSpec>,
     /// The issuers of tokens.
     pub providers: Vec<Arc<ProviderSpec>>,
-    /// The signed assertion that the upstream gets beside the trusted headers.
+    /// The signed assertion that the upstream gets in addition to the trusted headers.
     pub assertion: Option<AssertionSpec>,
-    /// The headers that tell the upstream who the verified user is.
+    /// The headers that carry the verified user to the upstream.
     pub trusted_headers: Arc<[TrustedHeader]>,
     /// The header names that no client can set.
     pub reserved: ReservedNames,
@@ -127,7 +127,7 @@ pub struct Policy {
     pub rules_by_path: bool,
     /// The longest `presence` of routes under `on_expiry: auto`.
     pub longest_presence: Option<Duration>,
-    /// How CORS preflights are answered. `None`: the upstream answers them.
+    /// The fields of preflight responses; `None` if the upstream answers preflights.
     pub cors: Option<CorsSpec>,
     /// Whether a server-sent event stream ends when its token expires.
     pub events_end_with_token: bool,
@@ -137,9 +137,9 @@ pub struct Policy {
     pub limits: Limits,
     /// The bounds on memory. Their defaults depend on the memory of this process.
     pub memory: MemorySpec,
-    /// Whether a client is told why its token was refused.
+    /// Whether a client gets the reason why its token was refused.
     pub verbose_errors: bool,
-    /// The log.
+    /// The settings of the log.
     pub log: Log,
     /// The time for which new connections are still accepted after SIGTERM.
     pub drain_delay: Duration,
@@ -168,11 +168,11 @@ impl Policy {
     /// Returns the upstream of a route.
     #[must_use]
     pub fn upstream(&self, route: &Route) -> &UpstreamSpec {
-        // `validate` numbers only what is there.
+        // `validate` gives routes the indices of existing upstreams only.
         &self.upstreams[route.upstream]
     }
 
-    /// Returns whether any upstream is to get the verified token.
+    /// Returns whether any upstream gets the verified token.
     #[must_use]
     pub fn passes_tokens(&self) -> bool {
         self.upstreams.iter().any(|upstream| upstream.wants_token(false) || upstream.wants_token(true))

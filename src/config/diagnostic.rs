@@ -1,14 +1,14 @@
-//! How a configuration error looks: place, key, what is wrong, what to do, and the line itself.
+//! The format of configuration errors: place, key, error, remedy, and the line itself.
 
 use std::fmt::{self, Write as _};
 
 use super::finding::{Finding, Place};
 use super::tree::Node;
 
-/// What stands for the file's name where there is none.
+/// The text in place of the file's name where there is none.
 pub(super) const FLAGS: &str = "flags";
 
-/// What messages call the keys of a provider, and the flags that set them.
+/// The keys of a provider in messages, and the flags that set them.
 const FLAGS_OF_KEYS: [(&str, &str); 4] = [
     ("providers[0].audience", "--audience"),
     ("`audience: any`", "`--audience any`"),
@@ -28,7 +28,7 @@ fn name_flags(finding: &mut Finding) {
     }
 }
 
-/// Every finding of one configuration, ready to be read. Nothing was started.
+/// All findings about a configuration, in a form for people. Nothing was started.
 #[derive(Debug)]
 pub struct Report {
     source: String,
@@ -36,15 +36,16 @@ pub struct Report {
     findings: Vec<Finding>,
 }
 
-/// More than these would scroll the first one, which is often the cause of the rest, off a screen.
+/// The maximum number of findings that are shown. More would scroll the first one, which is often the cause of the
+/// rest, off the screen.
 const SHOWN: usize = 20;
-/// Lines longer than this (a PEM pasted into a value) are not worth a picture.
+/// The maximum length of a line that is shown. A longer one, such as a PEM in a value, does not help.
 const SNIPPET_WIDTH: usize = 120;
 
 impl Report {
-    /// Reports findings of a text, in the order of their places.
+    /// Makes a report of the findings about a text, in the order of their places.
     pub(crate) fn new(source: &str, text: &str, tree: &Node, mut findings: Vec<Finding>) -> Self {
-        // Without a file there are no keys: what is missing is a flag.
+        // Without a file there are no keys: a missing value is that of a flag.
         let provider = tree.place_of("providers[0]");
         let by_flags =
             matches!(provider, Place::Flag(_) | Place::Variable(_)) || (source == FLAGS && provider == Place::Nowhere);
@@ -61,18 +62,18 @@ impl Report {
         Self { source: source.to_owned(), text: text.to_owned(), findings }
     }
 
-    /// Reports one finding.
+    /// Makes a report of one finding.
     pub(crate) fn single(source: &str, text: &str, finding: Finding) -> Self {
         Self { source: source.to_owned(), text: text.to_owned(), findings: vec![finding] }
     }
 
-    /// The findings, in the order of the file.
+    /// Returns the findings, in the order of the file.
     #[must_use]
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// Everything wrong as one line, for a log: place, key and what is wrong, without the lines themselves.
+    /// Returns all findings as one line, for a log: place, key and message, without the lines of the file.
     #[must_use]
     pub fn line(&self) -> String {
         let said = self.findings.iter().take(SHOWN).map(|finding| {
@@ -110,7 +111,7 @@ impl Report {
     }
 }
 
-/// A secret is never quoted, also not when it stands on a line that is wrong for another reason.
+/// Returns whether a line may hold a secret. Such a line is never shown, also not for an error of another kind.
 fn may_hold_a_secret(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     ["secret", "token", "password", "key", "credential", "value", "bearer"].iter().any(|word| line.contains(word))
@@ -128,7 +129,7 @@ impl fmt::Display for Report {
             } else {
                 let _ = write!(line, "{}: {}", finding.path, finding.message);
             }
-            // Continuation lines stand under the first one's text.
+            // Continuation lines are indented to the text of the first.
             writeln!(f, "{}", line.replace('\n', &format!("\n{:width$} ", "")))?;
             if finding.message.starts_with("unknown key")
                 && let Some(snippet) = self.snippet(finding)
@@ -149,7 +150,7 @@ impl fmt::Display for Report {
 
 impl std::error::Error for Report {}
 
-/// The nearest of `names` to `word`, when it is near enough to have been meant.
+/// Returns the nearest of `names` to `word`, if it is near enough to have been meant.
 pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
     names

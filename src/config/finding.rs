@@ -1,20 +1,20 @@
-//! One thing wrong with the configuration, and the place of the key or value that it is about.
+//! An error or warning about the configuration, with the place of the key or value.
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Line and column of the YAML, both from 1.
+    /// A line and column of the YAML.
     At {
-        /// Line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// Column in characters, from 1.
+        /// The column in characters, from 1.
         column: usize,
     },
     /// A command-line flag.
     Flag(&'static str),
     /// An environment variable.
     Variable(&'static str),
-    /// A default.
+    /// No source: a default.
     Nowhere,
 }
 
@@ -28,35 +28,35 @@ impl Place {
     }
 }
 
-/// Something wrong with the configuration, found at a key path such as `providers[0].audience`.
+/// An error or warning at a key path such as `providers[0].audience`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The path of the key.
     pub(crate) path: String,
-    /// What is wrong, and what to do.
+    /// The error and its remedy.
     pub(crate) message: String,
-    /// The line, flag or variable of the key; `None`: not looked up yet.
+    /// The place of the key; `None` if it is not looked up yet.
     pub(crate) place: Option<Place>,
 }
 
 impl Finding {
-    /// A finding at `path`; its place is looked up in the tree when it is shown.
+    /// Makes a finding at `path`. Its place is looked up in the tree when it is shown.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into(), place: None }
     }
 
-    /// A finding whose place is known.
+    /// Makes a finding with a known place.
     pub(crate) fn at(place: Place, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into(), place: Some(place) }
     }
 
-    /// The key path this is about.
+    /// Returns the path of the key.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// What is wrong and what to do.
+    /// Returns the error and its remedy.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message

@@ -1,8 +1,8 @@
-//! Reads a [`Config`](super::Config) from the tree: a serde deserializer that knows places.
+//! Reads a [`Config`](super::Config) from the tree: a serde deserializer with places.
 //!
-//! Unknown keys are collected and skipped, so that all of them come at once; a wrong type stops,
-//! with its place. A struct named in [`SHORT_FORMS`] may be written as the one value it is mostly
-//! about (`upstream: http://…`).
+//! Unknown keys are collected and skipped, so that all of them are reported at once. A wrong type ends reading, with
+//! its place. A struct named in [`SHORT_FORMS`] may be written as the single value of its main key (`upstream:
+//! http://…`).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -18,7 +18,7 @@ use super::diagnostic::nearest;
 use super::finding::{Finding, Place};
 use super::tree::{Key, Node, Value, join};
 
-/// Structs that may be written as a single value, and the key that value stands for.
+/// The structs that may be written as a single value, and the key of that value.
 pub(super) const SHORT_FORMS: [(&str, &str); 6] = [
     ("TokenToWebSocket", "form"),
     ("Upstream", "url"),
@@ -28,10 +28,10 @@ pub(super) const SHORT_FORMS: [(&str, &str); 6] = [
     ("DialectChoice", "name"),
 ];
 
-/// Lists whose only member may be written without the list.
+/// The lists that may be written as their only member.
 pub(super) const ONE_OR_LIST: [&str; 1] = ["Logins"];
 
-/// What other proxies call a thing, and what it is called here.
+/// Keys of other proxies, and the corresponding keys here.
 const ELSEWHERE: [(&str, &str); 13] = [
     ("jwks_uri", "`jwks: { url: … }`"),
     ("audiences", "`audience`"),
@@ -48,7 +48,7 @@ const ELSEWHERE: [(&str, &str); 13] = [
     ("address", "`listen`"),
 ];
 
-/// Keys that there were, and what to do about each.
+/// Removed keys, each with the remedy.
 const REMOVED: [(&str, &str); 1] = [("paths", "every path is checked in all its readings; delete this key")];
 
 pub(super) fn read<T: DeserializeOwned>(node: &Node) -> Result<(T, Vec<Finding>), Finding> {
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         ShapeError(Finding::at(self.node.place, self.path.clone(), message))
     }
 
-    /// The innermost reader an error passes gives it its place.
+    /// Adds the place to an error that has none. The innermost reader that an error passes sets it.
     fn placed<T>(node: &Node, path: &str, result: Result<T, ShapeError>) -> Result<T, ShapeError> {
         result.map_err(|mut error| {
             if error.0.place.is_none() {
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
         Self { node, path, unknown: self.unknown }
     }
 
-    /// Refuses a text that a variable left blank, where a member of a list or the value of a claim is expected.
+    /// Rejects a text that a variable left blank, where a member of a list or the value of a claim is expected.
     fn given(&self) -> Result<(), ShapeError> {
         match &self.node.value {
             Value::Scalar { text, .. } if self.node.variable.is_some() && text.trim().is_empty() => {
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Says of a null where a value is expected that it is one.
+    /// Describes the null where a value is expected: an explicit `null` or an empty value.
     fn absent(&self) -> &'static str {
         match &self.node.value {
             Value::Scalar { text, .. } if !text.is_empty() => "cannot be switched off with null",
@@ -153,7 +153,7 @@ macro_rules! numbers {
 impl<'de> Deserializer<'de> for Reader<'_> {
     type Error = ShapeError;
 
-    /// Values whose type the file decides (`require: { admin: true }`): the YAML 1.2 core schema.
+    /// Reads a value whose type the file decides (`require: { admin: true }`), by the YAML 1.2 core schema.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
         let (node, path) = (self.node, self.path.clone());
         match &node.value {
@@ -206,7 +206,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ShapeError> {
-        // `off` reads as `false` in older YAML; both switch a feature off as `null` does.
+        // `off` means `false` in older YAML. Both switch a feature off, as `null` does.
         let off =
             matches!(&self.node.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "off" | "false"));
         if off || self.node.is_null() {
@@ -231,8 +231,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         let result = match &node.value {
             Value::Sequence(items) => visitor.visit_seq(Items { reader: self, items: items.iter(), index: 0 }),
             Value::Scalar { .. } if node.is_null() => Err(self.error("is empty; write [] for none")),
-            // One string where a list is expected is split at commas: ${ALLOWED_ORIGINS}. An empty member, or none,
-            // would mean "everyone" in `allow`, and is nobody's intention elsewhere.
+            // A single string where a list is expected is split at commas: `${ALLOWED_ORIGINS}`. An empty member, or an
+            // empty list, would mean every user in `allow`, and is a mistake elsewhere.
             Value::Scalar { text, .. } if text.split(',').any(|part| part.trim().is_empty()) => {
                 Err(self.error(node.blank_list(text)))
             }
@@ -327,7 +327,7 @@ fn listed(names: &[&str]) -> String {
 }
 
 fn unknown_key(name: &str, known: &[&str]) -> String {
-    // `address` and the like are ours in one place and another proxy's word in the next.
+    // Words such as `address` are keys here in one place and another proxy's keys in the next.
     if let Some((_, ours)) = ELSEWHERE.iter().find(|(word, _)| *word == name) {
         return format!("unknown key; here it is {ours}");
     }
@@ -410,7 +410,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
     }
 }
 
-/// A mapping that is read as a list of one.
+/// A deserializer that reads a mapping as a list of one member.
 struct OnlyMember<'a>(Reader<'a>);
 
 impl<'de> Deserializer<'de> for OnlyMember<'_> {
@@ -490,7 +490,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
 }
 
 impl Place {
-    /// The order findings are shown in is the order of the file.
+    /// Returns the line, which is the order in which findings are shown.
     #[cfg(test)]
     pub(super) fn line(self) -> usize {
         self.order().0

@@ -1,5 +1,5 @@
-//! The reference of every key, `docs/configuration.md`: what the documentation of the shapes says of it, and the value
-//! that `config.example.yaml` shows.
+//! Writes the reference of all keys, `docs/configuration.md`, from the documentation of the shapes and the values of
+//! `config.example.yaml`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::shape::Config;
 use super::tree::{self, Node};
 
-/// The example, which shows each key with its default or, where it has none, with a value of its own.
+/// The example configuration, which shows each key with its default or, where it has none, with a sample value.
 const EXAMPLE: &str = include_str!("../../config.example.yaml");
 
-/// Shapes of a route whose keys are those of the same section above.
+/// The shapes of a route whose keys are those of the section above with the same name.
 const AS_ABOVE: [&str; 2] = ["RouteTokenFrom", "RouteWebSocket"];
 
 /// A key of the configuration.
@@ -27,7 +27,7 @@ struct Entry {
     description: String,
 }
 
-/// Every key once, in the order of the shapes. A shape that is used twice is described at its first use.
+/// Returns every key once, in the order of the shapes. A shape that is used twice is described at its first use.
 fn entries() -> Vec<Entry> {
     let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
     let example = tree::parse(EXAMPLE).ok();
@@ -43,16 +43,16 @@ fn entries() -> Vec<Entry> {
 
 struct Collector<'s> {
     definitions: &'s Value,
-    /// Shapes that have been described.
+    /// The shapes that have been described.
     seen: BTreeSet<&'s str>,
     found: Vec<Entry>,
 }
 
 impl<'s> Collector<'s> {
-    /// Describes the keys of a mapping; `examples` are the places where the example shows such a mapping.
+    /// Describes the keys of a mapping. `examples` are the places where the example shows such a mapping.
     fn keys_of(&mut self, mapping: &'s Value, above: &str, examples: &[&Node]) {
         for (key, property) in mapping.get("properties").and_then(Value::as_object).into_iter().flatten() {
-            // The short form of a value; nobody writes its key.
+            // This key is the short form of a value and is never written.
             if key == "form" {
                 continue;
             }
@@ -76,8 +76,8 @@ impl<'s> Collector<'s> {
         }
     }
 
-    /// The shape behind references, optional values, lists and maps, and what a path says of those. `None` where it
-    /// has been described, or is described elsewhere.
+    /// Returns the shape inside references, optional values, lists and maps, and the suffix of its path. Returns `None`
+    /// for a shape that has been described, or is described elsewhere.
     fn shape_of(&mut self, schema: &'s Value) -> (Option<&'s Value>, &'static str) {
         if let Some(name) = schema.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next()) {
             let Some(definition) = self.definitions.get(name) else { return (None, "") };
@@ -103,7 +103,7 @@ impl<'s> Collector<'s> {
     }
 }
 
-/// The values of an enumeration, each with what it means.
+/// Returns the values of an enumeration, each with its meaning.
 fn variants(schema: &Value) -> String {
     let variants = schema.get("oneOf").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let texts = variants.iter().filter_map(|variant| {
@@ -115,7 +115,7 @@ fn variants(schema: &Value) -> String {
     if texts.is_empty() { String::new() } else { format!("{}.", texts.join("; ")) }
 }
 
-/// The reference as Markdown: a table for each key of the first level.
+/// Returns the reference as Markdown: a table for each key of the first level.
 #[must_use]
 pub fn markdown() -> String {
     let mut out = String::from(

@@ -1,5 +1,5 @@
-//! The JSON Schema of the file, for editors and for checks before a deploy: the shapes as the code reads them, with
-//! their documentation.
+//! Makes the JSON Schema of the configuration file, for editors and for checks before a deployment. It has the shapes
+//! as the code reads them, with their documentation.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -29,7 +29,7 @@ impl JsonSchema for Size {
     }
 }
 
-/// The schema (draft 2020-12).
+/// Returns the schema (draft 2020-12).
 #[must_use]
 pub fn schema() -> Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>().to_value();
@@ -56,8 +56,8 @@ pub fn schema() -> Value {
     schema
 }
 
-/// What the reader takes beyond the shape: a variable may stand for a number or a truth, one text for a list. And what
-/// it does not: other keys.
+/// Widens the schema by the forms that the reader accepts in addition to the shape: a variable for a number or a
+/// boolean, one text for a list. It forbids unknown keys.
 fn widen(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -65,7 +65,7 @@ fn widen(schema: &mut Value) {
             if object.contains_key("properties") {
                 object.insert("additionalProperties".to_owned(), false.into());
             }
-            // Of a number, as Rust knows them; a key of that name is an object.
+            // `format` has the names of Rust's number types; a key of that name is an object.
             if object.get("format").is_some_and(Value::is_string) {
                 object.remove("format");
             }
@@ -74,7 +74,7 @@ fn widen(schema: &mut Value) {
                     kind == name || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == name))
                 })
             };
-            // The comment of a key is broken into lines, and stands beside its forms.
+            // The comment of a key is broken into lines, and is joined here.
             let description = object.get("description").and_then(Value::as_str).map(|text| text.replace('\n', " "));
             if (is("integer") || is("boolean")) && !is("string") {
                 let variable = json!({ "type": "string", "pattern": r"\$\{[A-Z0-9_]+(:-.*)?\}" });

@@ -1,4 +1,4 @@
-//! Where the configuration comes from, and in which order: flag, then environment, then file.
+//! The sources of the configuration and their order: flags, then the environment, then the file.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::read;
 use super::shape::Config;
 use super::tree::{self, Node};
 
-/// What the command line says (docs/contract.md section 9); everything else is in the file.
+/// The settings that flags can set (docs/contract.md section 9); all others are in the file.
 #[derive(Clone, Debug, Default)]
 #[allow(clippy::missing_docs_in_private_items, reason = "each is the flag of its name")]
 pub struct Flags {
@@ -25,7 +25,7 @@ pub struct Flags {
     pub log_format: Option<String>,
 }
 
-/// The process environment, or a table in a test.
+/// A lookup of environment variables: those of the process, or a table in a test.
 pub struct Environment<'a>(pub &'a dyn Fn(&str) -> Option<String>);
 
 impl Environment<'_> {
@@ -40,30 +40,30 @@ impl Environment<'_> {
     }
 }
 
-/// A configuration that has the right shape, with what is needed to say where something stands.
+/// A configuration of the right shape, with the data that gives errors their places.
 #[derive(Debug)]
 pub struct Loaded {
     /// The keys and values.
     pub config: Config,
-    /// The file's name, or the variable's; `flags` when there is neither.
+    /// The name of the file or of the variable; `flags` when there is neither.
     pub source: String,
-    /// The file, where there is one.
+    /// The path of the file, if there is one.
     pub file: Option<PathBuf>,
-    /// Hex of the first bytes of a digest of the text and the flags, to tell versions apart.
+    /// The first bytes, in hex, of a digest of the text and the flags, to distinguish versions.
     pub digest: String,
     text: String,
     tree: Node,
-    /// Values whose variables are not set; they are in `config` as they were written, or left out.
+    /// Errors about variables that are not set. Their values are in `config` as they were written, or left out.
     unset: Vec<Finding>,
     unknown: Vec<Finding>,
 }
 
 impl Loaded {
-    /// What validation made, or everything wrong at once: unknown keys and what it found, with their
+    /// Returns the result of validation, or all errors at once: unknown keys and the findings of validation, with their
     /// places.
     ///
     /// # Errors
-    /// When there is anything wrong.
+    /// Returns a [`Report`] when there is any error.
     pub fn conclude<T>(self, validated: Result<T, ()>, findings: Vec<Finding>) -> Result<T, Report> {
         let mut all = self.unset;
         let places: Vec<Option<Place>> = all.iter().map(|finding| finding.place).collect();
@@ -85,8 +85,8 @@ const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";
 /// Loads the configuration from its sources in their order.
 ///
 /// # Errors
-/// A [`Report`] when the file cannot be read, is not YAML, or has a value of the wrong type. Unknown keys and
-/// variables that are not set wait for [`Loaded::conclude`], so that they come with the rest.
+/// Returns a [`Report`] when the file cannot be read, is not YAML, or has a value of the wrong type. Unknown keys and
+/// variables that are not set are reported by [`Loaded::conclude`], together with the other errors.
 pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Report> {
     let file = file(flags, environment);
     let (source, text) = text(file.as_deref(), environment)?;
@@ -94,7 +94,7 @@ pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Repo
     let mut unset = Vec::new();
     tree.substitute(environment.0, "", &mut unset);
     overlay(&mut tree, flags, environment).map_err(|finding| Report::single(&source, &text, finding))?;
-    // A variable that is not set is one error, not the only one: the rest is read without its value.
+    // A variable that is not set is one error of several: the rest is read without its value.
     let mut readable = tree.clone();
     loop {
         let finding = match read::read::<Config>(&readable) {
@@ -112,10 +112,10 @@ pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Repo
     }
 }
 
-/// Loads a configuration that is at hand as a text, with no flag and no variable beside it.
+/// Loads a configuration from a text, without flags and variables.
 ///
 /// # Errors
-/// As [`load`].
+/// Returns the errors of [`load`].
 pub fn load_yaml(yaml: &str) -> Result<Loaded, Report> {
     let environment = |name: &str| (name == "VESTIBULE_CONFIG_YAML").then(|| yaml.to_owned());
     load(&Flags::default(), &Environment(&environment))
@@ -141,7 +141,7 @@ fn text(file: Option<&Path>, environment: &Environment<'_>) -> Result<(String, S
 fn read_file(path: &Path) -> Result<(String, String), Report> {
     let source = path.display().to_string();
     let failed = |message: String| Report::single(&source, "", Finding::new("", message));
-    // The size first: a configuration is read whole, and must not be /dev/zero.
+    // The size is checked first: the file is read whole, and must not be `/dev/zero`.
     let size = std::fs::metadata(path).map_err(|error| failed(format!("cannot be read: {error}")))?.len();
     if size > tree::BYTES as u64 {
         return Err(failed("larger than 1 MiB; is this the right file?".to_owned()));
@@ -155,7 +155,7 @@ fn read_file(path: &Path) -> Result<(String, String), Report> {
     }
 }
 
-/// A flag, its variable, and the key it stands for.
+/// A flag, its environment variable, and the key that both set.
 struct Setting {
     flag: &'static str,
     variable: &'static str,

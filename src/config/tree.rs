@@ -1,8 +1,7 @@
-//! YAML as a tree that knows the place of every key and value, and variables replaced in it.
+//! Parses YAML into a tree with the place of every key and value, and replaces variables in it.
 //!
-//! Scalars stay text, with a note whether they were plain: what a value means is decided by the key
-//! that reads it. Aliases are expanded under a bound on nodes, doubled keys refused with their
-//! place, depth bounded by the parser.
+//! Scalars stay text, with a mark whether they were plain: the key that reads a value decides its type. Aliases are
+//! expanded up to a limit on nodes, duplicate keys are refused with their place, and the parser limits the depth.
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
@@ -13,7 +12,7 @@ use super::finding::{Finding, Place};
 pub(crate) struct Node {
     pub(super) place: Place,
     pub(super) value: Value,
-    /// The first variable that was replaced in it, as written: `${NAME}`.
+    /// The first variable that was replaced in the value, as written: `${NAME}`.
     pub(super) variable: Option<String>,
 }
 
@@ -30,10 +29,10 @@ pub(super) struct Key {
     pub(super) place: Place,
 }
 
-/// A file with more values than this is no configuration: an alias bomb.
+/// The maximum number of values in a file. Aliases can multiply them.
 const NODES: usize = 50_000;
 const DEPTH: usize = 32;
-/// What every document together may hold; read before parsing, so bounded here.
+/// The maximum number of bytes of a configuration, checked before parsing.
 pub(super) const BYTES: usize = 1 << 20;
 
 impl Node {
@@ -53,7 +52,7 @@ impl Node {
         Self { place, value, variable: None }
     }
 
-    /// What to say of a text that is blank: which variable made it so.
+    /// Returns the message for a blank text, with the variable that made it blank.
     pub(super) fn blank(&self) -> String {
         match (&self.variable, self.place) {
             (Some(variable), _) => format!("{variable} is empty; give the variable a value"),
@@ -62,7 +61,7 @@ impl Node {
         }
     }
 
-    /// What to say of a text for a list of which a member is blank.
+    /// Returns the message for a text with a blank member where a list is expected.
     pub(super) fn blank_list(&self, text: &str) -> String {
         if text.split(',').all(|part| part.trim().is_empty()) {
             return self.blank();
@@ -82,7 +81,7 @@ impl Node {
         }
     }
 
-    /// The entries of a list or the values of a map; the node itself where it is neither.
+    /// Returns the entries of a list or the values of a map; the node itself if it is neither.
     pub(super) fn members(&self, is_list: bool, is_map: bool) -> Vec<&Self> {
         match &self.value {
             Value::Sequence(items) if is_list => items.iter().collect(),
@@ -91,7 +90,7 @@ impl Node {
         }
     }
 
-    /// The value on one line, as YAML's flow style writes it.
+    /// Returns the value on one line, in YAML's flow style.
     pub(super) fn flow(&self) -> String {
         match &self.value {
             Value::Scalar { text, plain: true } => text.clone(),
@@ -105,14 +104,14 @@ impl Node {
         }
     }
 
-    /// Sets the value at a path of keys, making the mappings on the way; a flag wins over the file.
+    /// Sets the value at a path of keys, and creates the mappings on the path. A flag replaces the value of the file.
     pub(super) fn set(&mut self, path: &[&str], node: Self) {
         let Some((first, rest)) = path.split_first() else {
             *self = node;
             return;
         };
         if !matches!(self.value, Value::Mapping(_)) {
-            // `upstream: URL` beside `--upstream-preset`: the short form becomes the long one.
+            // With `upstream: URL` and `--upstream-preset` the short form becomes the long one.
             let short = std::mem::replace(self, Self::empty());
             if matches!(short.value, Value::Scalar { .. }) && !short.is_null() {
                 let key = Key { name: "url".to_owned(), place: short.place };
@@ -131,7 +130,7 @@ impl Node {
         }
     }
 
-    /// Removes what stands at `place` below this, as if it had not been written, and returns whether there was anything.
+    /// Removes the value at `place` below this node, as if it had not been written. Returns whether there was one.
     pub(super) fn remove_at(&mut self, place: Place) -> bool {
         match &mut self.value {
             Value::Scalar { .. } => false,
@@ -148,10 +147,10 @@ impl Node {
         }
     }
 
-    /// One step of a path: a key, or the number of an entry, with or without its closing bracket.
+    /// Returns the child for one step of a path: a key, or the index of an entry, with or without its closing bracket.
     fn step(&self, step: &str) -> Option<&Self> {
         match &self.value {
-            // A list of one that was written without the list.
+            // A list of one member may be written without the list.
             Value::Mapping(_) if step == "0]" => Some(self),
             Value::Mapping(_) => self.get(step),
             Value::Sequence(items) => items.get(step.trim_end_matches(']').parse::<usize>().ok()?),
@@ -159,7 +158,7 @@ impl Node {
         }
     }
 
-    /// The place of the value at `path` (`providers[0].audience`), or of its nearest ancestor.
+    /// Returns the place of the value at `path` (`providers[0].audience`), or of its nearest ancestor.
     pub(super) fn place_of(&self, path: &str) -> Place {
         let mut node = self;
         let mut place = Place::Nowhere;
@@ -171,7 +170,7 @@ impl Node {
         place
     }
 
-    /// The path as its writer knows it: `upstream.url` is `upstream` where that was written short.
+    /// Returns the path as it is written: `upstream.url` is `upstream` where the short form is used.
     pub(super) fn written_path<'p>(&self, path: &'p str) -> &'p str {
         let mut node = self;
         for (at, step) in path.split('.').scan(0, |at, step| {
@@ -192,7 +191,7 @@ impl Node {
         path
     }
 
-    /// Replaces `${NAME}`, `${NAME:-default}` and `$$` in every value, keys never.
+    /// Replaces `${NAME}`, `${NAME:-default}` and `$$` in every value, never in keys.
     pub(super) fn substitute(
         &mut self,
         variable: &dyn Fn(&str) -> Option<String>,
@@ -204,7 +203,7 @@ impl Node {
                 if !text.contains('$') {
                     return;
                 }
-                // A part that is empty makes a secret shorter than it looks, and leads an address elsewhere.
+                // An empty part makes a secret shorter than it looks, and can change an address.
                 let is_given = |value: &str, has_default: bool| {
                     !value.trim().is_empty() || !must_not_be_empty(path) || (has_default && !is_secret(path))
                 };
@@ -217,7 +216,7 @@ impl Node {
                             let message = format!("{} is empty; give the variable a value", shown_variable(text));
                             findings.push(Finding::at(self.place, path, message));
                         }
-                        // What a variable says is never `null` by accident.
+                        // The value of a variable is never `null` by accident.
                         *plain = *plain && !expanded.is_empty();
                         *text = expanded;
                     }
@@ -242,19 +241,19 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// Where emptiness would open something, or make a secret that anyone can guess.
+/// Returns whether an empty value at this path would grant access, or make a secret that anyone can guess.
 fn must_not_be_empty(path: &str) -> bool {
     let key = key_of(path);
     is_secret(path) || key.contains("file") || ["issuer", "audience", "origins", "url", "upstream"].contains(&key)
 }
 
-/// Where a text that only looks long would be guessed.
+/// Returns whether the value at this path is a secret, which must not be short.
 fn is_secret(path: &str) -> bool {
     let key = key_of(path);
     (key.contains("secret") && !key.contains("file")) || ["value", "token"].contains(&key)
 }
 
-/// The last key of a path, without the number of a list's entry.
+/// Returns the last key of a path, without the index of a list's entry.
 fn key_of(path: &str) -> &str {
     let path = path.trim_end_matches(|c: char| c == ']' || c == '[' || c.is_ascii_digit());
     path.rsplit('.').next().unwrap_or(path)
@@ -266,7 +265,8 @@ fn shown_variable(text: &str) -> String {
         .unwrap_or_default()
 }
 
-/// `is_given` says whether the value of a variable may stand, by itself and by whether it has a default.
+/// Expands the variables of a text. `is_given` returns whether the value of a variable is acceptable, by the value and
+/// by whether it has a default.
 fn expand(
     text: &str,
     variable: &dyn Fn(&str) -> Option<String>,
@@ -315,7 +315,7 @@ fn expand(
 /// Parses one YAML document.
 ///
 /// # Errors
-/// The first thing that is not YAML, a doubled key, a second document, or more than the bounds.
+/// Returns the first error: invalid YAML, a duplicate key, a second document, or a limit that is exceeded.
 pub(super) fn parse(text: &str) -> Result<Node, Finding> {
     if text.len() > BYTES {
         return Err(Finding::new("", "larger than 1 MiB; is this the right file?"));
@@ -333,13 +333,13 @@ pub(super) fn parse(text: &str) -> Result<Node, Finding> {
 
 struct Builder<'input> {
     parser: Parser<'input, granit_parser::StrInput<'input>>,
-    /// The whole of it, for what an error says.
+    /// The whole text, for errors.
     text: &'input str,
     anchors: std::collections::HashMap<usize, Node>,
     nodes: usize,
 }
 
-/// What is behind most of these errors.
+/// Returns the likely cause of a YAML error on this line.
 fn hint(line: &str) -> &'static str {
     let unquoted = |(at, _): (usize, &str)| {
         let before = line[..at].trim_end_matches(|c: char| !c.is_whitespace());

@@ -1,20 +1,20 @@
-//! Durations and sizes as people write them: `30s`, `5m`, `16KiB`.
+//! Durations and sizes in their written form: `30s`, `5m`, `16KiB`.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A length of time: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
+/// A duration: a whole number with `ms`, `s`, `m`, `h` or `d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time(pub Duration);
 
-/// A number of bytes: a whole number, alone or with `B`, `KiB`, `MiB`, `GiB`.
+/// A number of bytes: a whole number, alone or with `B`, `KiB`, `MiB` or `GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub usize);
 
 impl Time {
-    /// A duration of whole seconds.
+    /// Makes a duration of whole seconds.
     #[must_use]
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
@@ -51,7 +51,7 @@ fn parse_time(text: &str) -> Option<Duration> {
         "" if number == 0 => 1,
         _ => return None,
     };
-    // A century is more than any of these keys can mean, and keeps every later sum in range.
+    // A century is longer than any of these keys needs, and keeps every later sum in range.
     number.checked_mul(scale).filter(|seconds| *seconds <= 3_153_600_000).map(Duration::from_secs)
 }
 

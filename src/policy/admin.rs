@@ -6,21 +6,22 @@ use super::check::Check;
 use super::origin::is_loopback_name;
 use crate::config;
 
-/// The admin listener.
+/// The settings of the admin listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminSpec {
-    /// Where it listens.
+    /// The address to listen on.
     pub address: SocketAddr,
-    /// Whether the file does not name it; then a port that is taken does not prevent the start.
+    /// Whether the address is the default. Then a port in use does not prevent the start.
     pub is_default: bool,
-    /// Host values that are answered beside addresses and `localhost`, in lower case.
+    /// The Host values that are answered in addition to addresses and `localhost`, in lower case.
     pub hosts: Vec<String>,
 }
 
 const PORT: u16 = 9180;
 
 impl AdminSpec {
-    /// Whether this Host is answered. A web page whose name resolves to this machine must not read the listener.
+    /// Returns whether this Host is answered. A web page whose name resolves to this machine must not read the
+    /// listener.
     #[must_use]
     pub fn answers(&self, host: &str) -> bool {
         let name = match host.rsplit_once(':') {

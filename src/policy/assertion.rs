@@ -1,4 +1,4 @@
-//! The signed assertion: a header that tells the upstream the user, and that the upstream can verify.
+//! The settings of the signed assertion: a header with the user that the upstream can verify.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use super::check::Check;
 use crate::config::Config;
 
-/// A P-256 key. Cannot be printed.
+/// A P-256 key. It has no `Display`, and its `Debug` does not show it.
 #[derive(Clone)]
 pub struct AssertionKey(pub(crate) Arc<EcdsaKeyPair>);
 
 impl AssertionKey {
-    /// From PKCS#8; `None` when it is no P-256 key.
+    /// Reads a PKCS#8 key; `None` when it is no P-256 key.
     #[must_use]
     pub fn read(pkcs8: &[u8]) -> Option<Self> {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok()?;
@@ -33,11 +33,11 @@ impl std::fmt::Debug for AssertionKey {
 /// The header, key and audience of assertions.
 #[derive(Clone, Debug)]
 pub struct AssertionSpec {
-    /// The header that carries them.
+    /// The header that carries the assertion.
     pub header: HeaderName,
-    /// The key that signs; `validate` has read or made it.
+    /// The signing key, which `validate` has read or generated.
     pub key: AssertionKey,
-    /// Whether the key is that of a file, and so the same at the next start.
+    /// Whether the key comes from a file, so that it is the same after a restart.
     pub is_kept: bool,
     /// The audience of assertions for the default upstream; for others it is their URL.
     pub audience: Option<String>,
@@ -46,7 +46,7 @@ pub struct AssertionSpec {
 pub(super) const HEADER: &str = "X-Vestibule-Assertion";
 
 impl AssertionSpec {
-    /// Of a key alone, for showing its public half.
+    /// Makes the settings for a key alone, to print its public key.
     #[must_use]
     pub fn of_key(key: AssertionKey) -> Self {
         Self { header: HeaderName::from_static("x-vestibule-assertion"), key, is_kept: true, audience: None }

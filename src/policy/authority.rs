@@ -1,4 +1,4 @@
-//! Certificate authorities beside the system's, that a key names by a file.
+//! Certificate authorities in addition to the system's, from files that keys name.
 
 use std::path::PathBuf;
 
@@ -7,17 +7,17 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::check::Check;
 
-/// A further certificate authority. What stood in the file counts: one that was renewed is another.
+/// An additional certificate authority. Two are equal only if their contents are, so a renewed one is a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateAuthority {
-    /// Where it stood, for messages.
+    /// The path of the file, for messages.
     pub file: PathBuf,
-    /// PEM.
+    /// The content of the file, PEM.
     pub pem: Vec<u8>,
 }
 
 impl Check {
-    /// The authority that the key at `path` names, where it names one.
+    /// Returns the authority of the file that the key at `path` names, if it names one.
     pub(super) fn authority(&mut self, path: &str, file: Option<&String>) -> Option<CertificateAuthority> {
         let file = file?;
         let pem = self.file(path, file)?;

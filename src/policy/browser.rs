@@ -1,4 +1,4 @@
-//! What browsers get: session cookies, pages and sign-in (docs/contract.md section 8).
+//! The settings for browsers: session cookies, pages and sign-in (docs/contract.md section 8).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use super::route_match::match_routes;
 use super::{AuthMode, Contact, LoginSpec, Origin, ProviderSpec, Route, Secret, UpstreamSpec};
 use crate::config;
 
-/// How requests of browsers are answered; without a session and a sign-in as those of any other client.
+/// The settings for browsers. Without a session and a sign-in, browsers are answered like any other client.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BrowserSpec {
-    /// Sessions by cookie.
+    /// The settings of session cookies.
     pub session: Option<SessionSpec>,
-    /// Where a page navigation without a credential is sent.
+    /// The URL to which a page navigation without a credential is redirected.
     pub sign_in_url: Option<SignInUrl>,
-    /// Where people sign in by OpenID Connect.
+    /// The providers at which people sign in by OpenID Connect.
     pub logins: Vec<Arc<LoginSpec>>,
-    /// The contact on the pages that people see.
+    /// The contact on pages for people.
     pub contact: Option<Contact>,
 }
 
 impl BrowserSpec {
-    /// With a sign-in of our own, which is where navigations without a credential are sent.
+    /// Adds the proxy's own sign-in, to which navigations without a credential are redirected.
     pub(super) fn sign_in_with(&mut self, logins: Vec<Arc<LoginSpec>>) {
         if !logins.is_empty() {
             self.sign_in_url = Some(SignInUrl { template: "/.vestibule/login?return_path={return_path}".to_owned() });
@@ -31,7 +31,7 @@ impl BrowserSpec {
         self.logins = logins;
     }
 
-    /// Whether people at a browser see pages instead of JSON.
+    /// Returns whether browsers get pages instead of JSON.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.session.is_some() || self.sign_in_url.is_some()
@@ -41,38 +41,39 @@ impl BrowserSpec {
 /// The lifetime and the encryption of session cookies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSpec {
-    /// From the last token that was shown; `None`: as long as that token.
+    /// The maximum age from the last presented token; `None`: until that token expires.
     pub max_age: Option<Duration>,
-    /// The secret that encrypts the cookies; `None`: a key of each process.
+    /// The secret that encrypts the cookies; `None`: a random key of this process.
     pub secret: Option<Secret>,
-    /// How often the provider is asked whether the session still is.
+    /// The interval at which the provider is asked whether the session is active.
     pub revalidate_every: Option<Duration>,
 }
 
-/// A sign-in URL, which may hold the page that was requested.
+/// A sign-in URL, which may have a placeholder for the requested page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignInUrl {
     template: String,
 }
 
 impl SignInUrl {
-    /// As it is written.
+    /// Returns the URL as it is in the configuration.
     #[must_use]
     pub fn written(&self) -> &str {
         &self.template
     }
 
-    /// The path of the URL; `None` for another site.
+    /// Returns the path of the URL; `None` if it is on another site.
     fn path_here(&self, public_url: Option<&Origin>) -> Option<&str> {
         let rest = public_url.and_then(|origin| self.template.strip_prefix(origin.as_str()));
         let path = rest.unwrap_or(&self.template).split(['?', '#']).next().unwrap_or_default();
         if path.is_empty() && rest.is_some() { Some("/") } else { path.starts_with('/').then_some(path) }
     }
 
-    /// The URL for someone who wanted this target; `None` for one that could lead elsewhere.
+    /// Returns the sign-in URL for a request target; `None` for a target that a browser could take for another site.
     #[must_use]
     pub fn for_target(&self, target: &str, public_url: Option<&Origin>) -> Option<String> {
-        // One slash first, no backslash, nothing invisible: what a browser would read as another site.
+        // The target must begin with one slash and have no backslash and no invisible character. Browsers could take
+        // anything else for another site.
         let is_path = target.starts_with('/')
             && !target.starts_with("//")
             && !target.contains('\\')
@@ -125,7 +126,8 @@ impl Check {
                 );
             }
         }
-        // A session that began with a sign-in has a token; one that was made of a Bearer token is refused there.
+        // A session from a sign-in has a token; one that was made from a Bearer token has none and is refused by such
+        // an upstream.
         if session.is_some() && !signs_in {
             for upstream in upstreams.unwrap_or_default() {
                 if upstream.wants_token(false) || upstream.wants_token(true) {
@@ -147,7 +149,7 @@ impl Check {
         BrowserSpec { session, sign_in_url, logins: Vec::new(), contact }
     }
 
-    /// Rejects a sign-in page that needs a credential itself: browsers would be redirected to it without end.
+    /// Rejects a sign-in page that itself requires a credential: browsers would be redirected to it forever.
     pub(super) fn check_sign_in_page(
         &mut self,
         browser: &BrowserSpec,

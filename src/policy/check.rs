@@ -1,16 +1,15 @@
-//! The collector of what is wrong with a configuration. It imports no other file of `policy`; each topic adds its own
-//! checks to it.
+//! The collector of configuration errors. It imports no other file of `policy`; each topic adds its own checks to it.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::{Finding, Time};
 
-/// Collects errors and warnings; every step goes on after an error, to find the next.
+/// A collector of errors and warnings. Every step continues after an error, to find the next one.
 #[derive(Default)]
 pub(super) struct Check {
     pub(super) findings: Vec<Finding>,
     pub(super) warnings: Vec<String>,
-    /// The files that keys name, as far as they were read.
+    /// The files that keys name and that were read.
     pub(super) files: Vec<PathBuf>,
     /// Whether published secrets are accepted, since the listeners are on loopback only.
     pub(super) is_insecure_dev: bool,
@@ -32,12 +31,12 @@ impl Check {
         self.warnings.push(warning.into());
     }
 
-    /// Returns the value; an error is added at `path`.
+    /// Returns the value, or adds the error at `path`.
     pub(super) fn ok_or_report<T>(&mut self, path: &str, result: Result<T, String>) -> Option<T> {
         result.map_err(|message| self.error(path, message)).ok()
     }
 
-    /// Reads a file that a key names; one trailing newline is removed.
+    /// Reads a file that a key names, without one trailing newline.
     pub(super) fn file(&mut self, path: &str, file: &str) -> Option<Vec<u8>> {
         self.files.push(PathBuf::from(file));
         match std::fs::metadata(file).map(|meta| meta.len()) {
@@ -64,7 +63,7 @@ impl Check {
         }
     }
 
-    /// Returns a secret that is written as a value or as the name of a file; both is an error.
+    /// Returns a secret that is given as a value or as the name of a file. Both together are an error.
     pub(super) fn secret(
         &mut self,
         path: &str,

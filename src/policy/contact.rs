@@ -4,7 +4,7 @@ use url::Url;
 
 use super::check::Check;
 
-/// Longest contact, in bytes: it is one line of a small page.
+/// The maximum length of a contact in bytes: it is one line of a small page.
 const MAX_BYTES: usize = 200;
 
 /// A line of text, and the URL that it links to.
@@ -15,13 +15,13 @@ pub struct Contact {
 }
 
 impl Contact {
-    /// The line that people read; not escaped.
+    /// Returns the line of text, not escaped.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The `http:`, `https:` or `mailto:` URL behind it, where the contact is a URL or an address.
+    /// Returns the `http:`, `https:` or `mailto:` URL of the contact, if it is a URL or an address.
     #[must_use]
     pub fn href(&self) -> Option<&str> {
         self.href.as_deref()
@@ -68,7 +68,7 @@ impl Contact {
     }
 }
 
-/// Whether this is `local@domain`, without spaces, quotes or brackets.
+/// Returns whether a text is `local@domain`, without spaces, quotes or brackets.
 fn is_mail_address(text: &str) -> bool {
     let is_part = |part: &str, further: &[char]| {
         !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || further.contains(&c))

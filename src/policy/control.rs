@@ -1,4 +1,5 @@
-//! The control listener, on which revocations and drains are requested: a Unix socket of its owner, or loopback with a token.
+//! The control listener, on which revocations and drains are requested: a Unix socket for its owner, or loopback with a
+//! token.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,20 +9,20 @@ use super::check::Check;
 use super::{Audience, Policy, Secret};
 use crate::config::{self, Time};
 
-/// The control listener.
+/// The settings of the control listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ControlSpec {
-    /// Where it listens.
+    /// The address to listen on.
     pub address: ControlAddress,
-    /// The bearer token of callers over TCP.
+    /// The bearer token that callers over TCP need.
     pub token: Option<Secret>,
-    /// The file that keeps revocations over a restart.
+    /// The file in which revocations survive a restart.
     pub revocation_file: Option<PathBuf>,
-    /// How long a revocation is in force.
+    /// The time that a revocation is in force.
     pub revocation_keep: Duration,
 }
 
-/// Where the control listener is.
+/// The address of the control listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlAddress {
     /// A Unix socket, mode 0600.
@@ -47,14 +48,14 @@ impl std::fmt::Display for ControlSpec {
 const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Policy {
-    /// How long a revocation is kept.
+    /// Returns the time that a revocation is kept.
     #[must_use]
     pub fn revocation_keep(&self) -> Duration {
         self.control.as_ref().map_or(KEEP, |control| control.revocation_keep)
     }
 
-    /// How long a logout that the provider reports is remembered for the sake of this issuer's Bearer tokens, whose life
-    /// nothing here limits: as long as other revocations. Zero where sign-in alone uses the issuer.
+    /// Returns the time that a logout reported by the provider is kept for this issuer's Bearer tokens, whose validity
+    /// the proxy does not limit. It is that of other revocations, and zero where only sign-in uses the issuer.
     #[must_use]
     pub fn bearer_revocation_keep(&self, issuer: &str) -> Duration {
         let takes_bearer = self.providers.iter().any(|provider| {
@@ -89,7 +90,7 @@ impl Check {
             (ControlAddress::Tcp(_), None) if value.is_none() && file.is_none() => {
                 self.error("control", "listens on loopback, which every program on this machine reaches; write token_file beside it, or listen on a Unix socket");
             }
-            // Anyone on this machine can try.
+            // Any user of this machine can try tokens.
             (ControlAddress::Tcp(_), Some(token)) => {
                 self.hard_to_guess(if value.is_some() { "control.token" } else { "control.token_file" }, token);
             }

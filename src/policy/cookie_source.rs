@@ -1,11 +1,11 @@
 //! A provider's own cookie, as a source of tokens.
 
-/// A provider's cookie that carries its token.
+/// A cookie of the provider that carries its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieSource {
     /// The name of the cookie.
     pub name: String,
-    /// What Clerk writes behind the name of the same cookie of one application, where its publishable keys
-    /// are known; empty: any.
+    /// The suffixes that Clerk appends to the name of the same cookie of one application, where its publishable keys
+    /// are configured. Empty: any suffix.
     pub suffixes: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! What a preflight is told where the proxy answers it itself.
+//! The fields of preflight responses that the proxy makes itself.
 
 use hyper::Method;
 use hyper::header::{HeaderName, HeaderValue};
@@ -6,16 +6,16 @@ use hyper::header::{HeaderName, HeaderValue};
 use super::check::Check;
 use crate::config::{self, Config};
 
-/// The fields of an answered preflight, ready to be sent.
+/// The header fields of a preflight response, ready to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorsSpec {
-    /// `Access-Control-Allow-Methods`.
+    /// The value of `Access-Control-Allow-Methods`.
     pub allowed_methods: HeaderValue,
-    /// `Access-Control-Allow-Headers`.
+    /// The value of `Access-Control-Allow-Headers`.
     pub allowed_headers: HeaderValue,
     /// Further headers that pages may read, for `Access-Control-Expose-Headers`.
     pub exposed_headers: Vec<HeaderName>,
-    /// `Access-Control-Max-Age`, whole seconds.
+    /// The value of `Access-Control-Max-Age`, in whole seconds.
     pub max_age: HeaderValue,
 }
 

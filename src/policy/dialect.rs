@@ -1,6 +1,6 @@
-//! Dialects as data (docs/contract.md section 4.3): what each message of an in-band handshake looks like.
+//! Dialects as data (docs/contract.md section 4.3): the form of each message of an in-band handshake.
 //!
-//! Owns the vocabulary and the built-in dialects; those that a file writes are read in `written`.
+//! This module owns the types and the built-in dialects; `written` reads those of the configuration.
 
 mod written;
 
@@ -13,85 +13,86 @@ use super::{CookieSource, ReservedNames};
 pub use crate::config::FieldMode;
 pub(super) use written::is_sendable;
 
-/// The dialects of a configuration by name: those of ours and those that the file writes.
+/// The dialects of a configuration by name, built-in ones and those from the file.
 pub(super) type Dialects = BTreeMap<String, Arc<DialectSpec>>;
 
 /// The message shapes of an in-band WebSocket handshake, and its close codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DialectSpec {
-    /// The name in the file.
+    /// The name in the configuration.
     pub name: String,
-    /// What the server says first, where a protocol wants that.
+    /// The message that the server sends first, in protocols that have one.
     pub greeting: Option<Value>,
     /// The first message.
     pub authenticate: MessageSpec,
-    /// A later one that renews the token.
+    /// The later message that renews the token.
     pub refresh: Option<MessageSpec>,
-    /// What a refusal looks like before the Close; `None`: the Close alone.
+    /// The message of a refusal before the Close; `None`: only the Close is sent.
     pub error: Option<Value>,
-    /// A message that only asks whether someone is there, and the answer.
+    /// The application's own ping, and its answer.
     pub ping: Option<PingSpec>,
     /// The pointers that templates copy from the message being answered.
     pub copied: Vec<String>,
-    /// Codes that differ from the table of section 4.2.
+    /// The close codes that differ from the table of section 4.2.
     pub close: Vec<(Close, u16)>,
     /// Whether one message may hold several JSON values, separated by newlines.
     pub lines: bool,
     /// Pointers to members of a forwarded message that backends read as request headers.
     pub header_maps: Vec<String>,
-    /// What never goes on in such a member.
+    /// The header names that are removed from such a member.
     pub reserved: ReservedNames,
-    /// Names of further headers that carry credentials, which do not go on in such a member either.
+    /// The names of further headers that carry credentials. They are removed from such a member too.
     pub credentials: Vec<String>,
-    /// Cookies that carry credentials, taken out of a `Cookie` header in such a member.
+    /// The cookies that carry credentials. They are removed from a `Cookie` header in such a member.
     pub cookies: Vec<CookieSource>,
-    /// The subprotocol that this dialect is.
+    /// The subprotocol that identifies this dialect.
     pub subprotocol: Option<&'static str>,
-    /// Every client message may carry the token, in this member.
+    /// The member in which every client message may carry the token.
     pub field: Option<FieldSpec>,
 }
 
-/// Where each message of a client may carry a token (`token-field`), and what the upstream sees there.
+/// The member in which each message of a client may carry a token (`token-field`), and the value that the upstream gets
+/// there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldSpec {
-    /// The member names that lead to it, unescaped.
+    /// The unescaped member names of the path to it.
     pub pointer: Vec<String>,
-    /// Whether the token goes on.
+    /// Whether the token is forwarded.
     pub upstream: FieldMode,
 }
 
-/// How to recognise a message and where it keeps its token.
+/// The rule that recognises a message, and the places of its token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MessageSpec {
-    /// Top-level members or RFC 6901 pointers, and what stands there.
+    /// The top-level members or RFC 6901 pointers, each with the value that it must have.
     pub matches: Vec<(String, Expectation)>,
-    /// RFC 6901 pointers; the first one present is the token.
+    /// The RFC 6901 pointers to the token; the first one present is used.
     pub token: Vec<String>,
-    /// Whether the message goes on to the upstream, without its token.
+    /// Whether the message is forwarded to the upstream, without its token.
     pub forward: bool,
-    /// The answer; `None`: none of ours.
+    /// The answer; `None` if the proxy sends none.
     pub acknowledge: Option<Value>,
 }
 
-/// An application's own ping: answered by us, before authentication too.
+/// A ping of the application, which the proxy answers, also before authentication.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PingSpec {
-    /// How to recognise it.
+    /// The members that recognise it.
     pub matches: Vec<(String, Expectation)>,
     /// The answer.
     pub reply: Value,
 }
 
-/// What a member must be for a message to match.
+/// The condition that a member must meet for a message to match.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expectation {
-    /// Exactly this value.
+    /// It has exactly this value.
     Equals(Value),
-    /// There at all.
+    /// It is present.
     Present,
 }
 
-/// Why a session ends: a row of the table in section 4.2, and a key of `close:`.
+/// The reason why a session ends: a row of the table in section 4.2, and a key of `close:`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::missing_docs_in_private_items, reason = "each is the key of `close:` with its name")]
 pub enum Close {
@@ -140,7 +141,7 @@ const CLOSE_KEYS: [(&str, Close); 19] = [
 ];
 
 impl Close {
-    /// The code of section 4.2 where the dialect names no other.
+    /// Returns the close code of section 4.2, which applies unless the dialect names another.
     #[must_use]
     pub const fn default_code(self) -> u16 {
         match self {
@@ -149,7 +150,7 @@ impl Close {
             | Self::UnexpectedMessage
             | Self::MissingToken
             | Self::InvalidToken
-            // Front ends that stop on 1008 alone would come back for ever with the token that they hold.
+            // Front ends that stop only on 1008 would reconnect forever with the same token.
             | Self::ExpiredOnArrival
             | Self::TokenInUrl
             | Self::Forbidden
@@ -167,7 +168,7 @@ impl Close {
 }
 
 impl DialectSpec {
-    /// The default dialect (section 4.2).
+    /// Makes the default dialect (section 4.2).
     #[must_use]
     pub fn vestibule() -> Self {
         let typed = |name: &str| vec![("type".to_owned(), Expectation::Equals(json!(name)))];
@@ -198,9 +199,9 @@ impl DialectSpec {
         }
     }
 
-    /// GraphQL over WebSocket, `graphql-transport-ws`: the client's `connection_init` carries the token
-    /// and goes on without it; the upstream's own `connection_ack` is the acknowledgement. Its client
-    /// library comes back on 4403 and never on 4401, 1008 or 1011.
+    /// Makes the dialect of GraphQL over WebSocket, `graphql-transport-ws`. The client's `connection_init` carries the
+    /// token and is forwarded without it; the upstream's own `connection_ack` is the acknowledgement. Its client
+    /// library reconnects on 4403 and never on 4401, 1008 or 1011.
     #[must_use]
     pub fn graphql_transport_ws(reserved: ReservedNames) -> Self {
         let pointers = ["/payload/Authorization", "/payload/headers/Authorization", "/payload/authToken"];
@@ -231,7 +232,7 @@ impl DialectSpec {
         }
     }
 
-    /// Each message is the application's own and may carry the token in one member.
+    /// Makes the dialect `token-field`: each message is the application's own and may carry the token in one member.
     #[must_use]
     pub fn token_field(field: FieldSpec) -> Self {
         Self {
@@ -264,39 +265,39 @@ impl DialectSpec {
         }
     }
 
-    /// Whether any message of a handshake goes on to the upstream; then what a client says is cleaned of
-    /// names and tokens, so it has to be read whole.
+    /// Returns whether any message of a handshake is forwarded to the upstream. Then names and tokens are removed from
+    /// a client's messages, so they have to be read whole.
     #[must_use]
     pub fn forwards(&self) -> bool {
         self.authenticate.forward || self.refresh.as_ref().is_some_and(|refresh| refresh.forward)
     }
 
-    /// Whether a message may be an array: every key that recognises it is a pointer.
+    /// Returns whether a message may be an array: every key that recognises it is a pointer.
     #[must_use]
     pub fn takes_arrays(&self) -> bool {
         self.authenticate.matches.iter().all(|(key, _)| key.starts_with('/'))
     }
 
-    /// How many fixed members the acknowledgement has to be recognised by.
+    /// Returns the number of fixed members by which the acknowledgement is recognised.
     #[must_use]
     pub fn acknowledge_literals(&self) -> usize {
         self.authenticate.acknowledge.as_ref().map_or(0, literals)
     }
 
-    /// Every place a token may stand in.
+    /// Returns every pointer that may lead to a token.
     pub fn token_places(&self) -> impl Iterator<Item = &str> {
         let later = self.refresh.iter().flat_map(|refresh| &refresh.token);
         self.authenticate.token.iter().chain(later).map(String::as_str)
     }
 
-    /// The code a session of this dialect ends with.
+    /// Returns the close code with which a session of this dialect ends for a reason.
     #[must_use]
     pub fn code(&self, close: Close) -> u16 {
         self.close.iter().find(|(key, _)| *key == close).map_or(close.default_code(), |(_, code)| *code)
     }
 }
 
-/// The fixed values in a template: neither placeholders nor what only holds others.
+/// Returns the number of fixed values in a template: neither placeholders nor containers.
 fn literals(template: &Value) -> usize {
     match template {
         Value::String(text) => usize::from(!text.contains('{')),

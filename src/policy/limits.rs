@@ -1,22 +1,22 @@
-//! The limits: what must hold between them, and the two bounds whose defaults depend on this process's memory.
+//! Checks the limits against each other, and computes the two whose defaults depend on this process's memory.
 
 use super::check::Check;
 use super::memory;
 use crate::config::{Limits, Time};
 
-/// Bounds of memory: as written, or by default a part of what this process may use.
+/// The limits on memory: as configured, or by default a share of the memory that this process may use.
 #[derive(Clone, Copy, Debug)]
 pub struct MemorySpec {
-    /// `limits.unauthenticated_bytes`, or its default.
+    /// The value of `limits.unauthenticated_bytes`, or its default.
     pub unauthenticated_bytes: usize,
-    /// `limits.held_message_bytes`, or its default.
+    /// The value of `limits.held_message_bytes`, or its default.
     pub held_message_bytes: usize,
-    /// What the cgroup of this process may use; `None`: as much as there is.
+    /// The memory limit of this process's cgroup; `None` if it has none.
     pub cgroup_bytes: Option<usize>,
 }
 
 impl Check {
-    /// Checks `limits`, and decides those whose defaults depend on the memory of this process.
+    /// Checks `limits`, and computes those whose defaults depend on the memory of this process.
     pub(super) fn limits(&mut self, limits: &Limits, longest_message: usize) -> MemorySpec {
         if limits.connections == 0 {
             self.error("limits.connections", "must be greater than zero, or nobody could connect");

@@ -1,4 +1,4 @@
-//! Listeners, the Host values that are answered, and trusted proxies.
+//! Listeners, the accepted Host values, and trusted proxies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -9,27 +9,27 @@ use super::check::Check;
 use super::{Hosts, Origin};
 use crate::config::{self, Config, Finding, OneOrMany};
 
-/// A listener.
+/// The settings of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenSpec {
-    /// As written, for messages.
+    /// The address as it is in the configuration, for messages.
     pub written: String,
-    /// Where it binds.
+    /// The addresses or the path to bind.
     pub place: ListenPlace,
-    /// The certificate; `None`: plain HTTP.
+    /// The certificate and key; `None`: plain HTTP.
     pub tls: Option<CertificateFiles>,
 }
 
-/// Where a listener binds.
+/// The place that a listener binds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenPlace {
-    /// More than one address where `localhost` has two.
+    /// TCP addresses; `localhost` may have two.
     Tcp(Vec<SocketAddr>),
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-/// A certificate chain and its key, both PEM; read again when they change.
+/// A certificate chain and its key, both PEM files; they are loaded again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// The chain, leaf first.
@@ -38,18 +38,19 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// The first place that is listened on and whether TLS is spoken there, whatever the rest of the configuration says
-/// and whether its certificate can be read or not.
+/// Returns the first place to listen on, and whether it uses TLS. Other errors in the configuration, or in the
+/// certificate, do not matter.
 ///
 /// # Errors
-/// When it is none.
+/// Returns an error when the value names no place.
 pub fn first_listener(config: &Config) -> Result<(ListenPlace, bool), Finding> {
     let first = config.listen.first().ok_or_else(|| Finding::new("listen", NO_LISTENER))?;
     let place = listen_place(&first.address).map_err(|message| Finding::new("listen", message))?;
     Ok((place, first.tls.is_some()))
 }
 
-/// `private_ranges`: where proxies and balancers stand. Private, shared, link-local and loopback addresses.
+/// The networks of `private_ranges`, in which proxies and load balancers usually are: private, shared, link-local and
+/// loopback addresses.
 const PRIVATE: [IpNet; 9] = [
     v4([10, 0, 0, 0], 8),
     v4([172, 16, 0, 0], 12),
@@ -70,7 +71,7 @@ const fn v6(address: Ipv6Addr, length: u8) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(address, length))
 }
 
-/// Whether an address is one of `private_ranges`.
+/// Returns whether an address is in `private_ranges`.
 #[must_use]
 pub fn is_private(address: IpAddr) -> bool {
     PRIVATE.iter().any(|network| network.contains(&address))
@@ -141,7 +142,7 @@ impl Check {
         let mut networks = Vec::new();
         for (index, text) in config.trusted_proxies.iter().enumerate() {
             if text == "unix" {
-                // Asked for by its own name in the policy.
+                // This entry is `trusts_unix` of the policy.
             } else if text == "private_ranges" {
                 networks.extend(PRIVATE);
             } else if let Ok(network) = text.parse::<IpNet>() {
@@ -170,7 +171,7 @@ fn listen_place(text: &str) -> Result<ListenPlace, String> {
 fn listen_addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Some(port) = text.strip_prefix(':') {
         let port: u16 = port.parse().map_err(|_| format!("\"{text}\": a port is a number up to 65535"))?;
-        // One dual-stack socket where there is IPv6; `listen` falls back where there is none.
+        // One dual-stack socket serves IPv4 too; where there is no IPv6, `listen` falls back to IPv4.
         return Ok(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]);
     }
     if let Ok(address) = text.parse::<SocketAddr>() {

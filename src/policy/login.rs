@@ -1,4 +1,4 @@
-//! Sign-in by OpenID Connect: what `browser.login` says of one provider, complete (docs/sign-in.md).
+//! The settings of sign-in by OpenID Connect at one provider, complete (docs/sign-in.md).
 
 mod credential;
 
@@ -15,58 +15,58 @@ use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
 pub use crate::config::{LoginPrompt, Pushed, Renew};
 pub use credential::ClientCredential;
 
-/// The time from sign-in to the end of a session, where `browser.session.max_age` is not set.
+/// The default time from sign-in to the end of a session, where `browser.session.max_age` is not set.
 const SESSION_MAX_AGE: Duration = Duration::from_secs(12 * 3_600);
 
-/// One provider at which people sign in.
+/// The settings of a provider at which people sign in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoginSpec {
     /// The provider's name.
     pub name: String,
-    /// The provider as ID tokens and login sessions are judged: the client id is the audience, and what its Bearer
-    /// tokens are asked (`audience`, `authorized_parties`, `accept`, `remote`) is not.
+    /// The settings by which ID tokens and login sessions are verified. The client id is the audience; the settings for
+    /// Bearer tokens (`audience`, `authorized_parties`, `accept`, `remote`) do not apply.
     pub provider_spec: Arc<ProviderSpec>,
-    /// Our name at the provider.
+    /// The client id at the provider.
     pub client_id: String,
-    /// How we prove to be that client.
+    /// The credential by which the proxy authenticates as that client.
     pub credential: ClientCredential,
-    /// Where the secret is sent in a request to the token endpoint; `None`: as discovery lists.
+    /// The place of the secret in a request to the token endpoint; `None`: as the discovery document lists.
     pub client_auth: Option<ClientAuth>,
-    /// What is asked for; `offline_access` is added where discovery lists it.
+    /// The requested scopes; `offline_access` is added where discovery lists it.
     pub scopes: Vec<String>,
-    /// Whether the `UserInfo` endpoint is asked too.
+    /// Whether the `UserInfo` endpoint is requested too.
     pub asks_userinfo: bool,
-    /// What the provider is to ask its user.
+    /// The value of `prompt`, by which the provider asks its user again.
     pub prompt: Option<LoginPrompt>,
-    /// How long ago the user may have signed in at the provider.
+    /// The maximum age of the user's sign-in at the provider.
     pub max_age: Option<Duration>,
     /// Whether sessions are renewed by refresh token.
     pub renew: Renew,
-    /// Whether authorization requests are pushed.
+    /// Whether authorization requests are pushed (RFC 9126).
     pub pushed: Pushed,
-    /// Whether a sign-out goes on to the provider's `end_session_endpoint`.
+    /// Whether a sign-out redirects to the provider's `end_session_endpoint`.
     pub ends_provider_session: bool,
     /// Further parameters of the authorization request.
     pub parameters: Vec<(String, String)>,
-    /// What it is called on the page to choose from.
+    /// The label on the page that lists several providers.
     pub label: String,
-    /// Whether a page of ours saves the fragment before the sign-in.
+    /// Whether a page of the proxy saves the URL's fragment before the sign-in.
     pub keep_fragment: bool,
     /// The time from sign-in to the end of a session.
     pub session_max_age: Duration,
-    /// The time from the end of a session's tokens to its own end, while the provider does not answer.
+    /// The time that a session continues after its tokens have expired, while the provider does not answer.
     pub renewal_grace: Duration,
-    /// Our own address, from which every absolute URL is built.
+    /// The proxy's own origin, from which every absolute URL is built.
     pub public_url: Origin,
     /// The path of the callback.
     pub callback_path: String,
-    /// The claims that the policy uses, by their top-level names, in order: all that a session cookie holds.
+    /// The claims that the policy uses, by their top-level names, in order. A session cookie holds no others.
     pub claims: Vec<String>,
 }
 
 impl LoginSpec {
-    /// Returns why this login may get no refresh token, and what would change that; `None` where the provider gives one
-    /// without being asked.
+    /// Returns the reason why this login may get no refresh token, with a remedy; `None` where the provider gives one
+    /// without a request.
     #[must_use]
     pub fn refresh_token_doubt(&self) -> Option<String> {
         if self.renew == Renew::Off {
@@ -84,32 +84,32 @@ impl LoginSpec {
             .then(|| "a provider that does not list the scope offline_access may give no refresh token".to_owned())
     }
 
-    /// When the provider gives a refresh token, as far as its preset tells.
+    /// Returns the condition under which the provider gives a refresh token, by its preset.
     #[must_use]
     pub fn refresh_tokens(&self) -> RefreshTokens {
         preset_named(self.provider_spec.preset).map_or(RefreshTokens::ByScope, |preset| preset.refresh_tokens)
     }
 
-    /// Where the provider sends people back.
+    /// Returns the redirect URI of the callback.
     #[must_use]
     pub fn redirect_uri(&self) -> String {
         format!("{}{}", self.public_url, self.callback_path)
     }
 
-    /// Where the provider sends people after a sign-out.
+    /// Returns the URI to which the provider redirects after a sign-out.
     #[must_use]
     pub fn signed_out_uri(&self) -> String {
         format!("{}/.vestibule/signed-out", self.public_url)
     }
 
-    /// Where the provider reports sign-outs.
+    /// Returns the URI at which the provider reports sign-outs (back-channel logout).
     #[must_use]
     pub fn backchannel_logout_uri(&self) -> String {
         format!("{}/.vestibule/backchannel-logout", self.public_url)
     }
 }
 
-/// Parameters of the authorization request that are ours to set.
+/// The parameters of the authorization request that the proxy sets itself.
 const RESERVED_PARAMETERS: [&str; 17] = [
     "response_type",
     "response_mode",
@@ -130,7 +130,7 @@ const RESERVED_PARAMETERS: [&str; 17] = [
     "id_token_hint",
 ];
 
-/// Claims that say whose token it is, for whom, and of which kind: a session is judged by them at each use.
+/// The claims that identify the user, the audience and the kind of a token. A session is checked by them at each use.
 const IDENTITY_CLAIMS: [&str; 13] = [
     "iss",
     "sub",
@@ -231,7 +231,7 @@ impl Check {
             None => providers.first(),
         };
         let Some(provider) = found else {
-            // Where the one meant is wrong itself, that has been said.
+            // If the provider that is meant has errors itself, those are reported already.
             if let Some(name) = &login.provider
                 && !config
                     .providers
@@ -279,7 +279,7 @@ impl Check {
             self.error(format!("{at}.scopes"), "lacks openid, without which a provider gives no ID token; add openid");
         }
         for (index, scope) in scopes.iter().enumerate() {
-            // RFC 6749 section 3.3.
+            // The characters allowed by RFC 6749 section 3.3.
             let fits = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
             if scope.is_empty() || !scope.bytes().all(fits) {
                 self.error(
@@ -338,24 +338,24 @@ struct SessionTimes {
     renewal_grace: Duration,
 }
 
-/// Letters, digits, `-` and `_`.
+/// Returns whether a text is letters, digits, `-` and `_` only.
 fn is_path_segment(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
-/// The provider as its ID tokens for this client are judged.
+/// Returns the settings by which ID tokens for this client are verified.
 fn provider_spec(provider: &ProviderSpec, client_id: &str) -> ProviderSpec {
     ProviderSpec {
         audience: Audience::OneOf(vec![client_id.to_owned()]),
         authorized_parties: AuthorizedParties::Client(client_id.to_owned()),
-        // The kind is known from where it came: an ID token need not say that it is one.
+        // The kind of these tokens is known from their source, and an ID token need not name its kind.
         accept: Kinds { access_token: true, id_token: true, template: false },
         remote: None,
         ..provider.clone()
     }
 }
 
-/// The top-level names of all claims by which this policy judges or names its users.
+/// Returns the top-level names of all claims that decide about users or name them under this policy.
 fn claims_of(provider: &ProviderSpec, routes: &[Arc<Route>], headers: &[TrustedHeader]) -> Vec<String> {
     let mut names: BTreeSet<String> = IDENTITY_CLAIMS.iter().map(|name| (*name).to_owned()).collect();
     let mut add = |claim: &Claim| {

@@ -1,18 +1,18 @@
-//! How much memory there is, and how much of it callers may take before they are known.
+//! The memory that this process may use, and the share of it that unauthenticated callers may hold.
 
 use std::path::Path;
 
-/// Memory of a process without connections.
+/// The memory of a process without connections, in bytes.
 const BASELINE_BYTES: usize = 12 << 20;
-/// The default of `limits.unauthenticated_bytes` where nothing limits our memory, and at most.
+/// The maximum default of `limits.unauthenticated_bytes`, which applies where the memory is not limited.
 const MAX_UNAUTHENTICATED_BYTES: usize = 32 << 20;
-/// The part of the cgroup's memory that is the default.
+/// The divisor of the cgroup's memory that gives the default of `limits.unauthenticated_bytes`.
 const UNAUTHENTICATED_SHARE: usize = 4;
-/// The default of `limits.held_message_bytes` where nothing limits our memory, and at most.
+/// The maximum default of `limits.held_message_bytes`, which applies where the memory is not limited.
 const MAX_HELD_MESSAGE_BYTES: usize = 16 << 20;
-/// The part of the cgroup's memory that is its default.
+/// The divisor of the cgroup's memory that gives the default of `limits.held_message_bytes`.
 const HELD_MESSAGE_SHARE: usize = 8;
-/// The number of request heads of the greatest length that fit at least.
+/// The minimum number of request heads of maximum length that must fit.
 const MIN_HEADS: usize = 8;
 
 /// The default of `limits.unauthenticated_bytes`.
@@ -22,45 +22,45 @@ pub(super) fn default_bound(cgroup: Option<usize>, header_bytes: usize) -> usize
         .max(least_bound(header_bytes))
 }
 
-/// The smallest that can be of use.
+/// Returns the smallest usable value of `limits.unauthenticated_bytes`.
 pub(super) fn least_bound(header_bytes: usize) -> usize {
     (header_bytes * MIN_HEADS).max(256 << 10)
 }
 
-/// The default of `limits.held_message_bytes`: room for the longest message at least.
+/// Returns the default of `limits.held_message_bytes`: at least the longest message.
 pub(super) fn default_message_bound(cgroup: Option<usize>, message_bytes: usize) -> usize {
     cgroup
         .map_or(MAX_HELD_MESSAGE_BYTES, |bytes| (bytes / HELD_MESSAGE_SHARE).min(MAX_HELD_MESSAGE_BYTES))
         .max(message_bytes)
 }
 
-/// The most that this process holds while no caller is known. What is counted takes two and a half times as much at
-/// most (measured under attack): the kernel has its part of each connection, and the allocator gives back what was freed
-/// a few seconds later.
+/// Returns the most memory that this process uses while no caller is authenticated. It is up to two and a half times
+/// the counted memory (measured under attack): the kernel holds a part of each connection, and the allocator returns
+/// freed memory a few seconds later.
 pub(super) fn max_before_authentication(bound: usize) -> usize {
     BASELINE_BYTES + bound / 2 * 5
 }
 
-/// The memory that this process may use: what its cgroup may, or all that the machine has.
+/// Returns the memory that this process may use: the limit of its cgroup, or the memory of the machine.
 pub(super) fn memory_limit(cgroup: Option<usize>) -> Option<usize> {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_in(&text));
     cgroup.into_iter().chain(machine).min()
 }
 
-/// The machine's memory by `/proc/meminfo`.
+/// Returns the machine's memory in `/proc/meminfo`.
 fn total_in(meminfo: &str) -> Option<usize> {
     let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.split_whitespace().next()?;
     kib.parse::<usize>().ok()?.checked_mul(1 << 10)
 }
 
-/// The memory that the cgroup of this process may use, version 1 or 2. `None`: as much as there is.
+/// Returns the memory limit of this process's cgroup, version 1 or 2; `None` if there is none.
 pub(super) fn cgroup_limit() -> Option<usize> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     limit_in(Path::new("/sys/fs/cgroup"), &groups)
 }
 
-/// The smallest limit of the cgroups that `/proc/self/cgroup` names and of those above them. Inside a container the
-/// named path may be the machine's, where the mount begins at the container's own.
+/// Returns the smallest limit of the cgroups that `/proc/self/cgroup` names and of their parents. Inside a container
+/// the named path may be that of the host, while the mount begins at the container's own cgroup.
 fn limit_in(mount: &Path, groups: &str) -> Option<usize> {
     let limits = groups.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -73,7 +73,7 @@ fn limit_in(mount: &Path, groups: &str) -> Option<usize> {
         let below = Path::new(path.trim_start_matches('/'));
         let limit = |folder: &Path| {
             let text = std::fs::read_to_string(root.join(folder).join(file)).ok()?;
-            // `max`, and in version 1 the greatest number of pages, are no limit.
+            // `max`, and in version 1 the maximum number of pages, are no limit.
             text.trim().parse().ok().filter(|bytes| *bytes < usize::MAX / 4)
         };
         below.ancestors().filter_map(limit).min()
@@ -120,7 +120,7 @@ mod tests {
         let mount = Mount::with("1-none", &unlimited);
         assert_eq!(limit_in(&mount.0, "4:memory:/\n0::/\n"), None);
         let mount = Mount::with("1", &[("memory/memory.limit_in_bytes", "67108864\n")]);
-        // The machine's path of a container, whose own cgroup is mounted.
+        // The path is that of the host; the mount holds the container's own cgroup.
         assert_eq!(limit_in(&mount.0, "5:cpu,memory:/docker/0123\n"), Some(64 << 20));
     }
 

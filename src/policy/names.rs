@@ -1,7 +1,7 @@
-//! Names that no client may set, compared by their letters and digits alone.
+//! Header names that no client may set, compared by their letters and digits alone.
 //!
-//! `X_USER.ID` is `X-User-Id` to a backend that turns header names into CGI or WSGI variables
-//! (CVE-2025-64484, CVE-2026-39858, CVE-2026-52845), so one folding serves every comparison.
+//! Backends that turn header names into CGI or WSGI variables read `X_USER.ID` as `X-User-Id` (CVE-2025-64484,
+//! CVE-2026-39858, CVE-2026-52845), so every comparison uses the same folded form.
 
 mod known;
 
@@ -12,14 +12,14 @@ use hyper::header::HeaderName;
 
 use super::check::Check;
 
-/// Names whose look-alikes are removed, while the name itself is ours to handle.
+/// The names that the proxy handles itself. Names that fold to the same letters and digits are removed.
 pub(super) const PROTECTED: [&str; 6] =
     ["Host", "Content-Length", "Transfer-Encoding", "Authorization", "Cookie", "X-Request-Id"];
 
-/// Upper bound on the length of a configured name; of longer ones that clients send only the beginning is compared.
+/// The maximum length of a configured name. Of longer names that clients send only the beginning is compared.
 pub(super) const LONGEST: usize = 64;
 
-/// Letters and digits of a header name, in lower case.
+/// Folds a header name to its letters and digits in lower case.
 #[must_use]
 pub fn fold(name: &str) -> Folded {
     let mut folded = Folded { bytes: [0; LONGEST], length: 0, is_whole: true };
@@ -34,17 +34,17 @@ pub fn fold(name: &str) -> Folded {
     folded
 }
 
-/// A folded name, on the stack: every header of every request is folded once.
+/// A folded name, on the stack, because every header of every request is folded once.
 #[derive(Clone, Copy, Debug)]
 pub struct Folded {
     bytes: [u8; LONGEST],
     length: usize,
-    /// Whether nothing was cut off; such a name is the same as no other.
+    /// Whether nothing was cut off. A truncated name equals no other.
     is_whole: bool,
 }
 
 impl Folded {
-    /// The letters and digits, at most as many as a reserved name can have.
+    /// Returns the letters and digits, truncated to the maximum length of a reserved name.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
@@ -57,30 +57,30 @@ impl PartialEq for Folded {
     }
 }
 
-/// What a header of a client is to us.
+/// The treatment of a client's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reserved {
     /// An identity header or its look-alike: removed and counted.
     Identity,
-    /// Looks like a name that decides about framing, credentials or forwarding, but is not it.
+    /// A name that folds to one that decides about framing, credentials or forwarding, but is not it.
     LookAlike,
-    /// A forwarding field: removed, ours are made anew.
+    /// A forwarding field: removed, and set anew by the proxy.
     Forwarding,
-    /// A name that makes some backends see another request: never passed on.
+    /// A name by which some backends read another path, host, scheme or method: never forwarded.
     Override,
-    /// The header of an upstream's own secret: never passed on from a client.
+    /// The header of an upstream's own secret: never forwarded from a client.
     Credential,
-    /// A header that may carry a client's token, in its own spelling: passed on where no token is asked for.
+    /// A header that may carry a client's token, in its exact spelling: forwarded where no token is read.
     TokenSource,
 }
 
-/// What a folded name in the table means.
+/// The meaning of a folded name in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     Always(Reserved),
-    /// A token source where it is spelled like one, else its look-alike.
+    /// A token source in its exact spelling, otherwise a look-alike of one.
     TokenSource,
-    /// Passed on where it is spelled like a protected name, else its look-alike.
+    /// A protected name in its exact spelling, which is forwarded, otherwise a look-alike of one.
     Protected,
 }
 
@@ -92,20 +92,20 @@ pub struct ReservedNames(Arc<Names>);
 struct Names {
     exact: Table<Meaning>,
     families: Table<Reserved>,
-    /// Headers that may carry tokens, as they are spelled.
+    /// The headers that may carry tokens, in their exact spelling.
     token_sources: Vec<Box<str>>,
 }
 
-/// What the configuration adds to the names that are always reserved.
+/// The names that the configuration reserves in addition.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ConfiguredNames<'a> {
-    /// Headers that carry an identity, and further ones to take from clients.
+    /// The headers that carry an identity, and further ones to remove from requests.
     pub(crate) identity: &'a [&'a str],
-    /// Headers that may carry a token.
+    /// The headers that may carry a token.
     pub(crate) token_sources: &'a [&'a str],
-    /// Headers of the upstreams' own secrets.
+    /// The headers of the upstreams' own secrets.
     pub(crate) credentials: &'a [&'a str],
-    /// Whether a rule names methods, so that no header may change one.
+    /// Whether a rule names methods. Then no header may change the method.
     pub(crate) rules_by_method: bool,
 }
 
@@ -126,7 +126,7 @@ impl ReservedNames {
         ];
         let families = Table::new(families.into_iter().flat_map(|(names, kind)| names.iter().map(move |n| (*n, kind))));
         let methods = if rules_by_method { &known::METHODS[..] } else { &[] };
-        // The last meaning of a name counts.
+        // If a name has several meanings, the last one counts.
         let mut exact = Vec::new();
         for (names, meaning) in [
             (credentials, Meaning::Always(Reserved::Credential)),
@@ -141,7 +141,7 @@ impl ReservedNames {
         ] {
             exact.extend(names.iter().map(|name| (*name, meaning)));
         }
-        // What belongs to a family stays with it, however else it is used.
+        // A name that belongs to a family keeps the family's meaning, however else it is used.
         exact.retain(|(name, meaning)| {
             let weak = matches!(meaning, Meaning::TokenSource | Meaning::Always(Reserved::Credential));
             !(weak && families.beginning_of(fold(name).as_bytes()).is_some())
@@ -151,7 +151,7 @@ impl ReservedNames {
         Self(Arc::new(Names { exact: Table::new(exact), families, token_sources }))
     }
 
-    /// What `name`, as a client sent it, is; `None` for an ordinary header.
+    /// Returns the treatment of `name`, as a client sent it; `None` for an ordinary header.
     #[must_use]
     pub fn classify(&self, name: &str) -> Option<Reserved> {
         let folded = fold(name);
@@ -178,11 +178,11 @@ impl ReservedNames {
     }
 }
 
-/// Folded names in order, so that most headers are told from all of them by their first letter.
+/// Folded names in order, indexed by first letter, so that most headers are excluded by their first letter.
 #[derive(Debug, PartialEq, Eq)]
 struct Table<T> {
     names: Vec<(Box<[u8]>, T)>,
-    /// Where the names with each first letter or digit begin, and the last ones end.
+    /// The index at which the names with each first letter or digit begin, and the end of the last.
     begins: [usize; 37],
 }
 
@@ -201,15 +201,15 @@ impl<T: Copy> Table<T> {
         &self.names[self.begins[number]..self.begins[number + 1]]
     }
 
-    /// The meaning of this very name.
+    /// Returns the meaning of exactly this name.
     fn get(&self, letters: &[u8]) -> Option<T> {
         let beside = self.beside(letters);
         let at = beside.binary_search_by(|(name, _)| (**name).cmp(letters)).ok()?;
         Some(beside[at].1)
     }
 
-    /// The meaning of the name that these letters begin with: where none is the beginning of another, it can only be
-    /// the last one that is not behind them.
+    /// Returns the meaning of the family with which these letters begin. No family is the beginning of another, so only
+    /// the last one that does not sort after them can match.
     fn beginning_of(&self, letters: &[u8]) -> Option<T> {
         let beside = self.beside(letters);
         let behind = beside.partition_point(|(name, _)| **name <= *letters);
@@ -218,7 +218,7 @@ impl<T: Copy> Table<T> {
     }
 }
 
-/// Digits before letters, as in ASCII.
+/// Returns the index of a letter or digit: digits before letters, as in ASCII.
 fn number_of(letter: u8) -> usize {
     usize::from(if letter.is_ascii_digit() { letter - b'0' } else { letter.wrapping_sub(b'a').wrapping_add(10) })
 }
@@ -269,7 +269,7 @@ mod tests {
         let long = format!("X-Pomerium-Claim-{}", "a".repeat(100));
         assert_eq!(reserved.classify(&long), Some(Reserved::Identity));
         assert_eq!(reserved.classify("Nginx-Client-Verify"), Some(Reserved::Forwarding));
-        // Longer than any configured name, so it is none of them.
+        // This name is longer than any configured name, so it equals none of them.
         let name = "a".repeat(LONGEST);
         let reserved = with(ConfiguredNames { identity: &[&name], ..Default::default() });
         assert_eq!(reserved.classify(&name), Some(Reserved::Identity));
@@ -361,7 +361,7 @@ mod tests {
             ("Author_ization", Reserved::LookAlike),
             ("X-Backend-Key", Reserved::Credential),
             ("x_backend_key", Reserved::Credential),
-            // Another proxy's identity header stays one.
+            // The identity header of another proxy remains an identity header.
             ("X-Amzn-Oidc-Data", Reserved::Identity),
         ] {
             assert_eq!(reserved.classify(name), Some(expected), "{name}");

@@ -1,4 +1,4 @@
-//! Origins (RFC 6454) of front ends, and the Host values we answer.
+//! Origins (RFC 6454) of front ends, and the accepted Host values.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ impl Origin {
     /// Parses `https://app.example.com`, without path.
     ///
     /// # Errors
-    /// A sentence that says what to write.
+    /// Returns a sentence with the correct form.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(message) = missing_scheme(text, None) {
             return Err(message);
@@ -37,13 +37,13 @@ impl Origin {
         Ok(Self { text: url.origin().ascii_serialization(), host: url.host_str().unwrap_or_default().to_owned() })
     }
 
-    /// The origin as a browser sends it.
+    /// Returns the origin as browsers send it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The host, without port.
+    /// Returns the host, without port.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -56,7 +56,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Says what to write for an address without a scheme. Without `scheme` it is https, and http on this machine.
+/// Returns the remedy for an address without a scheme. Without `scheme` it proposes https, and http for this machine.
 pub(super) fn missing_scheme(text: &str, scheme: Option<&str>) -> Option<String> {
     if text.contains("://") {
         return None;
@@ -67,16 +67,16 @@ pub(super) fn missing_scheme(text: &str, scheme: Option<&str>) -> Option<String>
     Some(format!("\"{text}\" has no scheme. Did you mean {scheme}://{text} ?"))
 }
 
-/// An entry of `origins`: exact, or `https://*.example.com`, which is one label.
+/// An entry of `origins`: an exact origin, or `https://*.example.com`, where `*` is one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OriginPattern {
-    /// This origin only.
+    /// Exactly this origin.
     Exact(Origin),
-    /// One label before the suffix, under this scheme.
+    /// Any origin of this scheme with one label before the suffix.
     OneLabel {
-        /// `https://`
+        /// The scheme with its separator: `https://`.
         scheme: String,
-        /// `.example.com`, with the port when there is one.
+        /// The suffix: `.example.com`, with the port if there is one.
         suffix: String,
     },
 }
@@ -85,7 +85,7 @@ impl OriginPattern {
     /// Parses an entry of `origins`.
     ///
     /// # Errors
-    /// A sentence that says what to write.
+    /// Returns a sentence with the correct form.
     pub fn parse(text: &str) -> Result<Self, String> {
         if !text.contains('*') {
             return Origin::parse(text).map(Self::Exact);
@@ -103,7 +103,7 @@ impl OriginPattern {
         Ok(Self::OneLabel { scheme: scheme.to_owned(), suffix: suffix.to_owned() })
     }
 
-    /// Whether the value of an `Origin` header is meant.
+    /// Returns whether the entry matches the value of an `Origin` header.
     #[must_use]
     pub fn matches(&self, origin: &str) -> bool {
         match self {
@@ -128,23 +128,23 @@ impl fmt::Display for OriginPattern {
     }
 }
 
-/// Which Host values are answered (docs/contract.md section 7): a website that rebinds its name to
-/// 127.0.0.1 must not reach a listener that only this machine was meant to reach.
+/// The accepted Host values (docs/contract.md section 7): a website whose name resolves to 127.0.0.1 must not reach a
+/// listener that is meant for this machine alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosts {
-    /// Any.
+    /// Any Host is accepted.
     Any,
-    /// These names, and, for a loopback listener, `localhost`, `*.localhost` and loopback addresses.
+    /// These names are accepted and, on a loopback listener, `localhost`, `*.localhost` and loopback addresses.
     Listed {
-        /// Names without port, in lower case.
+        /// The names without port, in lower case.
         names: Vec<String>,
-        /// Whether the names of this machine's loopback count too.
+        /// Whether the names of this machine's loopback are accepted too.
         loopback: bool,
     },
 }
 
 impl Hosts {
-    /// Whether a Host value (host, without port) is answered.
+    /// Returns whether a Host value (host, without port) is accepted.
     #[must_use]
     pub fn answers(&self, host: &str) -> bool {
         match self {
@@ -157,7 +157,7 @@ impl Hosts {
     }
 }
 
-/// `localhost`, a name under it, or a loopback address.
+/// Returns whether a host is `localhost`, a name under it, or a loopback address.
 #[must_use]
 pub fn is_loopback_name(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
@@ -176,7 +176,7 @@ impl Check {
     }
 }
 
-/// Whether a URL's host is this machine's loopback.
+/// Returns whether a URL's host is this machine's loopback.
 pub(super) fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(is_loopback_name)
 }

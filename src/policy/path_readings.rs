@@ -1,11 +1,11 @@
-//! The readings of a path: every path that a server behind us could take it for.
+//! The readings of a path: all paths that a server could derive from it.
 //!
 //! Servers decode, normalize and trim paths in different ways. Rules are compared with each result
-//! ([`Policy::match_route`](super::Policy::match_route)), so no spelling of a path gets past a rule, and no path
-//! is refused for its spelling alone (docs/contract.md section 3).
+//! ([`Policy::match_route`](super::Policy::match_route)), so no spelling of a path bypasses a rule, and no path is
+//! refused for its spelling alone (docs/contract.md section 3).
 //!
-//! This module owns the steps and their combinations, and which paths lie under our own prefix. How rules match
-//! a reading is decided in `route_match` and `route`.
+//! This module owns the steps and their combinations, and the test for paths under the proxy's own prefix.
+//! `route_match` and `route` decide how rules match a reading.
 
 mod steps;
 
@@ -13,20 +13,20 @@ use std::collections::VecDeque;
 
 use steps::STEPS;
 
-/// The first segment of the paths of our own endpoints.
+/// The first segment of the paths of the proxy's own endpoints.
 const OWN: &[u8] = b".vestibule";
 /// Upper bound on the readings of one path; a path with more is refused.
 const MAX_READINGS: usize = 64;
-/// Upper bound on the bytes of all readings of one path together: 64 readings of a path of ordinary length.
-/// Without it 64 copies of a path of 32 KiB would cost a client one request and this process 20 ms.
+/// The upper bound on the bytes of all readings of one path together: 64 readings of a path of ordinary length. Without
+/// it 64 copies of a path of 32 KiB would cost a client one request and this process 20 ms.
 const MAX_BYTES: usize = 256 * 1024;
-/// Upper bound on percent-decoding a path: once by a server, once more by a careless application.
+/// The upper bound on percent-decoding a path: once by a server, once more by an application that decodes again.
 const MAX_DECODES: u8 = 2;
 
-/// A path with more readings than [`PathReadings::of`] looks at.
+/// The error for a path with more readings than [`PathReadings::of`] follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyReadings {
-    /// Whether one of them may lie under our own prefix.
+    /// Whether one of them may be under the proxy's own prefix.
     pub may_be_own: bool,
 }
 
@@ -39,14 +39,13 @@ pub struct PathReadings<'p> {
 }
 
 impl<'p> PathReadings<'p> {
-    /// Finds the readings of a path. It costs one scan where the path holds nothing that servers
-    /// read differently.
+    /// Finds the readings of a path. It costs one scan if servers read all of the path alike.
     ///
-    /// `path` begins with a slash and holds no query. `by_path` says whether any rule depends on the
-    /// path; without one only readings under our own prefix are looked for.
+    /// `path` begins with a slash and has no query. `by_path` is whether any rule depends on the path; if not, only
+    /// readings under the proxy's own prefix are searched.
     ///
     /// # Errors
-    /// More than 64 readings, or more than 256 KiB of them.
+    /// Returns an error for more than 64 readings, or more than 256 KiB of them.
     pub fn of(path: &'p str, by_path: bool) -> Result<Self, TooManyReadings> {
         let alone = Self { sent: path, further: Vec::new(), is_own: is_own(path.as_bytes()) };
         if !is_read_differently(path.as_bytes()) || alone.is_own {
@@ -63,13 +62,13 @@ impl<'p> PathReadings<'p> {
         Ok(Self { further, is_own, ..alone })
     }
 
-    /// Whether any reading, or any step on the way to one, lies under our own prefix.
+    /// Returns whether any reading, or any intermediate step, is under the proxy's own prefix.
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.is_own
     }
 
-    /// The readings in the form in which rules are compared, the path as sent first.
+    /// Returns the readings in the form in which rules are compared. The path as sent comes first.
     pub(super) fn each(&self) -> impl Iterator<Item = PathReading<'_>> {
         let sent = PathReading { path: self.sent.as_bytes(), decoded: false };
         let further = self.further.iter().flat_map(|path| {
@@ -87,13 +86,13 @@ impl<'p> PathReadings<'p> {
 pub(super) struct PathReading<'r> {
     /// The path; it begins with a slash.
     pub(super) path: &'r [u8],
-    /// Whether its segments stand as they are; else each is percent-decoded once when compared.
+    /// Whether its segments are decoded already; otherwise each is percent-decoded once when compared.
     pub(super) decoded: bool,
 }
 
-/// Applies every step to every result until nothing new comes, breadth first. `None` at the bound.
+/// Applies every step to every result until there is no new one, breadth first. Returns `None` at the bound.
 fn explore(path: &[u8]) -> Option<Vec<Vec<u8>>> {
-    // The fewest decodings with which each path was reached: only those limit what may follow.
+    // The smallest number of decodings with which each path was reached, because that limits further steps.
     let mut found: Vec<(Vec<u8>, u8)> = vec![(path.to_vec(), 0)];
     let mut waiting: VecDeque<usize> = VecDeque::from([0]);
     let mut bytes = path.len();
@@ -123,9 +122,9 @@ fn explore(path: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(found.into_iter().skip(1).map(|(path, _)| path).collect())
 }
 
-/// Whether a path holds anything that two servers could read differently.
+/// Returns whether a path contains anything that two servers could read differently.
 fn is_read_differently(path: &[u8]) -> bool {
-    // The bytes of the segment so far that are not dots, and its length.
+    // Whether the segment so far is dots only, and its length.
     let (mut dots_only, mut length) = (true, 0);
     for (at, byte) in path.iter().enumerate() {
         match byte {
@@ -145,7 +144,8 @@ fn is_read_differently(path: &[u8]) -> bool {
     dots_only && (1..=2).contains(&length)
 }
 
-/// Whether a path, or what it is while its dot segments are being resolved, lies under our prefix.
+/// Returns whether a path, or an intermediate form while its dot segments are being resolved, is under the proxy's
+/// prefix.
 fn is_own(path: &[u8]) -> bool {
     let mut depth = 0;
     for segment in path.split(|byte| *byte == b'/') {
@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(PathReadings::of(&odd, true).map(|_| ()), Err(TooManyReadings { may_be_own: false }));
         let long = format!("/%2561;x/a%20//{}", "x".repeat(30_000));
         assert!(PathReadings::of(&long, true).is_err());
-        // No rule looks at paths and none of ours could be meant: nothing is explored.
+        // No rule depends on paths, and the path cannot be the proxy's own: nothing is searched.
         assert!(PathReadings::of(&odd, false).is_ok());
         let own = format!("{odd}/%2evestibule");
         assert_eq!(PathReadings::of(&own, false).map(|_| ()), Err(TooManyReadings { may_be_own: true }));

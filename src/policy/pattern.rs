@@ -1,4 +1,4 @@
-//! Path patterns, and how they are compared with one reading of a path.
+//! Path patterns, and their comparison with one reading of a path.
 //!
 //! A comparison is exact, or it ignores letter case and trailing slashes.
 
@@ -8,12 +8,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_decod
 
 use super::path_readings::PathReading;
 
-/// `{name}` of a pattern and the segment it stood for, percent-decoded once.
+/// The variables of a pattern (`{name}`), each with the segment that it matched, percent-decoded once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PathVariables(Vec<(String, Option<String>)>);
 
 impl PathVariables {
-    /// The decoded segment; `None` when it is not UTF-8 or there is no such variable.
+    /// Returns the decoded segment; `None` when it is not UTF-8 or there is no such variable.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.as_deref())
@@ -21,23 +21,23 @@ impl PathVariables {
 }
 
 impl PathVariables {
-    /// The first variable that stands for something else in `other`.
+    /// Returns the first variable with another value in `other`.
     #[must_use]
     pub fn differing(&self, other: &Self) -> Option<&str> {
         self.0.iter().find(|(name, value)| other.get(name) != value.as_deref()).map(|(name, _)| name.as_str())
     }
 }
 
-/// How a pattern is compared with a path.
+/// The way in which a pattern is compared with a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
-    /// Letter by letter.
+    /// Exactly, byte by byte.
     Exact,
-    /// Ignoring letter case and trailing slashes; rules that open are compared exactly all the same.
+    /// Without regard to letter case and trailing slashes. Rules that open are still compared exactly.
     Folded,
 }
 
-/// `/files/{user}/**`: `*` one segment, `**` any number including none, `{name}` one segment.
+/// A path pattern such as `/files/{user}/**`: `*` is one segment, `**` any number including none, `{name}` one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     segments: Vec<Segment>,
@@ -45,25 +45,25 @@ pub struct Pattern {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
-    /// Percent-decoded once.
+    /// A literal segment, percent-decoded once.
     Literal(Vec<u8>),
     One,
     Any,
     Variable(String),
 }
 
-/// What is written as an escape in a segment of an example path.
+/// The characters that are escaped in a segment of an example path.
 const IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// More segments than any real path has; with at most one `**` matching stays linear in the path.
+/// The maximum number of segments, more than any real path has. With at most one `**` matching is linear in the path.
 const SEGMENTS: usize = 64;
 
-/// More bytes than this a segment cannot have for each byte of a literal that it equals: three of an escape, times
-/// three of letters that become two or three, times four of one letter.
+/// The maximum ratio of the bytes of a segment to those of a literal that it equals: three for an escape, times three
+/// for letters that become two or three, times four for one letter.
 const LONGEST_SAME: usize = 36;
 
 impl Pattern {
-    /// A path that it matches.
+    /// Returns a path that the pattern matches.
     #[must_use]
     pub fn example(&self, filling: &str) -> String {
         let mut path = String::new();
@@ -80,7 +80,7 @@ impl Pattern {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// A sentence that says what is wrong and what to write.
+    /// Returns a sentence with the error and the correct form.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(rest) = text.strip_prefix('/') else {
             return Err(format!("\"{text}\" must start with a slash: \"/{text}\""));
@@ -117,19 +117,19 @@ impl Pattern {
         Ok(Self { segments })
     }
 
-    /// The names of its variables.
+    /// Returns the names of the pattern's variables.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(Segment::variable)
     }
 
-    /// Whether some path matches both patterns when letter case is ignored, and none does otherwise.
+    /// Returns whether some path matches both patterns when letter case is ignored, and none does otherwise.
     #[must_use]
     pub fn overlaps_by_case_only(&self, other: &Self) -> bool {
         let overlap = |comparison| overlaps(&self.segments, &other.segments, comparison);
         overlap(Comparison::Folded) && !overlap(Comparison::Exact)
     }
 
-    /// Whether any literal has a letter that is not small.
+    /// Returns whether any literal has a letter that is not lower case.
     #[must_use]
     pub fn has_other_than_small_letters(&self) -> bool {
         self.segments.iter().any(|segment| match segment {
@@ -153,8 +153,7 @@ impl Pattern {
         PathVariables(bound)
     }
 
-    /// The segments and the path that are compared, without the trailing slashes of either where
-    /// these are ignored.
+    /// Returns the segments and the path that are compared, both without trailing slashes where these are ignored.
     fn compared<'s, 'p>(
         &'s self,
         reading: PathReading<'p>,
@@ -185,7 +184,7 @@ impl Segment {
     }
 }
 
-/// How segments are compared with a path.
+/// The settings for comparing segments with a path.
 #[derive(Clone, Copy)]
 struct Matching {
     comparison: Comparison,
@@ -193,12 +192,12 @@ struct Matching {
 }
 
 impl Matching {
-    /// Whether the segments match the rest of a path; `None` is a rest without any segment. Calls
-    /// `bind` with each variable on the way.
+    /// Returns whether the segments match the rest of a path; `None` is a rest without any segment. Calls `bind` with
+    /// each variable that it passes.
     fn run(self, segments: &[Segment], rest: Option<&[u8]>, bind: &mut dyn FnMut(&str, Cow<'_, [u8]>)) -> bool {
         let Some((segment, following)) = segments.split_first() else { return rest.is_none() };
         if *segment == Segment::Any {
-            // No second one follows, so what follows takes as many segments as it has, the last ones.
+            // There is no second `**`, so the following segments match the last ones of the path.
             return match following.len().checked_sub(1) {
                 None => true,
                 Some(before) => rest
@@ -223,7 +222,7 @@ impl Matching {
 
     fn is_same(self, literal: &[u8], part: &[u8]) -> bool {
         if part.len() > literal.len() * LONGEST_SAME {
-            // A long part of a hostile path is not decoded for every literal of every rule.
+            // A long segment of a hostile path is not decoded for every literal of every rule.
             return false;
         }
         let part = self.decode(part);
@@ -234,14 +233,14 @@ impl Matching {
     }
 }
 
-/// The last segment of a path and so many before it; `None` where it has fewer.
+/// Returns the last segment of a path and `before` segments before it; `None` if it has fewer.
 fn last_segments(path: &[u8], before: usize) -> Option<&[u8]> {
     let slashes = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/');
     let mut starts = slashes.map(|(at, _)| at + 1).chain([0]);
     starts.nth(before).map(|start| &path[start..])
 }
 
-/// The first segment of a path, and what follows its slash.
+/// Returns the first segment of a path, and the rest after its slash.
 fn split(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     match path.iter().position(|byte| *byte == b'/') {
         Some(at) => (&path[..at], Some(&path[at + 1..])),
@@ -249,7 +248,8 @@ fn split(path: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Equality without letter case, of letters outside ASCII too: to Python's `lower` the Kelvin sign is a `k`.
+/// Returns whether two texts are equal without regard to letter case, also outside ASCII: Python's `lower` turns the
+/// Kelvin sign into a `k`.
 fn is_same_folded(literal: &[u8], part: &[u8]) -> bool {
     if literal.is_ascii() && part.is_ascii() {
         return literal.eq_ignore_ascii_case(part);
@@ -260,7 +260,7 @@ fn is_same_folded(literal: &[u8], part: &[u8]) -> bool {
     folded(literal) == folded(part)
 }
 
-/// Whether some path matches both lists of segments.
+/// Returns whether some path matches both lists of segments.
 fn overlaps(one: &[Segment], other: &[Segment], comparison: Comparison) -> bool {
     match (one, other) {
         ([], []) => true,

@@ -1,19 +1,19 @@
-//! Which texts in a URL are tokens of a configured provider, as far as that shows before they are verified.
+//! Recognises texts in a URL that are tokens of a configured provider, before they are verified.
 
 use std::sync::Arc;
 
 use super::{KeySource, ProviderSpec};
 
-/// Tells a provider's token in a URL from a parameter of the upstream that has the same name.
+/// The rules that distinguish a provider's token in a URL from a parameter of the upstream with the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProviderTokens {
     /// The `iss` of each provider that has one.
     pub issuers: Vec<String>,
-    /// Whether every JWT is the only provider's to verify, whatever its `iss` says.
+    /// Whether every JWT belongs to the only provider, whatever its `iss`.
     pub any_issuer: bool,
-    /// Whether a provider has no issuer, so that a JWT without one may be its own.
+    /// Whether a provider has no issuer, so that a JWT without `iss` may be its own.
     pub no_issuer: bool,
-    /// Whether a provider takes opaque tokens, so that a text that is no JWT may be one.
+    /// Whether a provider issues opaque tokens, so that a text that is no JWT may be one.
     pub opaque: bool,
 }
 

@@ -1,5 +1,5 @@
-//! How a provider is asked about a token or a session: where, with which credential of ours, how often and
-//! how many at once (docs/contract.md section 5).
+//! The settings of requests to a provider about a token or a session: the endpoint, the proxy's credential, and the
+//! limits on rate and concurrency (docs/contract.md section 5).
 
 use std::fmt;
 use std::time::Duration;
@@ -12,45 +12,45 @@ use super::provider_preset::{DefaultKeys, Preset, RemoteApi};
 use super::{CertificateAuthority, Secret};
 use crate::config::{self, RemoteMode, Time};
 
-/// What a provider is asked, complete.
+/// The settings of remote checks at one provider.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RemoteSpec {
-    /// Whether opaque tokens are sent there; else it is asked beside every signature.
+    /// Whether opaque tokens are verified by it. Otherwise it is asked in addition to each signature check.
     pub verifies_opaque_tokens: bool,
-    /// The question.
+    /// The request to the provider.
     pub question: RemoteQuestion,
-    /// How long an answer is kept, at most as long as the token lives.
+    /// The time that an answer is cached, at most until the token expires.
     pub cache: Duration,
-    /// For one answer.
+    /// The timeout of one request.
     pub timeout: Duration,
-    /// Questions under way at once; half of them are kept for open sockets.
+    /// The maximum number of concurrent requests; half of them are reserved for open sockets.
     pub concurrency: usize,
-    /// A further certificate authority.
+    /// An additional certificate authority.
     pub authority: Option<CertificateAuthority>,
 }
 
-/// The question, with the credential that goes along.
+/// The kind of request, with the credential that it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RemoteQuestion {
-    /// RFC 7662.
+    /// Token introspection (RFC 7662).
     Introspection {
         /// The endpoint.
         url: Url,
-        /// Our name there.
+        /// The client id at the endpoint.
         client_id: String,
-        /// Our secret there.
+        /// The client secret at the endpoint.
         client_secret: Secret,
     },
     /// Clerk's Backend API.
     Clerk {
         /// The base URL, `https://api.clerk.com`.
         base: Url,
-        /// `sk_…`
+        /// The secret key, `sk_…`.
         secret_key: Secret,
     },
     /// The user endpoint of Supabase.
     Supabase {
-        /// The project's base.
+        /// The project's base URL.
         base: Url,
         /// The project's API key.
         apikey: Secret,
@@ -58,7 +58,7 @@ pub enum RemoteQuestion {
 }
 
 impl RemoteQuestion {
-    /// Whether an open session can be asked about only by its token, and so only until that ends.
+    /// Returns whether an open session can be checked only with its token, and so only until the token expires.
     #[must_use]
     pub fn carries_token(&self) -> bool {
         !matches!(self, Self::Clerk { .. })
@@ -158,7 +158,7 @@ impl Check {
         }
         let base = match preset.remote {
             RemoteApi::Clerk => Some("https://api.clerk.com".to_owned()),
-            // The issuer is <base>/auth/v1.
+            // The issuer is `<base>/auth/v1`.
             RemoteApi::Supabase => issuer.map(|issuer| issuer.trim_end_matches("/auth/v1").to_owned()),
             RemoteApi::Introspection => None,
         };
@@ -189,7 +189,7 @@ impl Check {
         }
     }
 
-    /// The URL written, or the one that follows from the preset. The token and our secret go there.
+    /// Returns the configured URL, or that of the preset. The token and the proxy's secret are sent there.
     fn remote_url(&mut self, at: &str, remote: &config::Remote, base: Option<String>) -> Option<Url> {
         let path = format!("{at}.url");
         let Some(text) = remote.url.clone().or(base) else {

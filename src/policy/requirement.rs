@@ -1,4 +1,4 @@
-//! What an identity must show: claims by name or pointer, and the values that satisfy.
+//! Requirements on an identity: claims by name or pointer, and the values that satisfy each.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use serde_json::Value;
 use super::check::Check;
 use super::{BoundAudience, Pattern, bound_audience};
 
-/// Which claim is meant.
+/// The name of a claim.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Claim {
-    /// `sub` in our files: the user id of the provider, with its prefix.
+    /// The user id with the provider's prefix; `sub` in the configuration.
     UserId,
-    /// One literal top-level member.
+    /// A literal top-level member.
     Name(String),
     /// An RFC 6901 pointer into the claims.
     Pointer(String),
 }
 
 impl Claim {
-    /// Reads a claim as the file writes it.
+    /// Parses a claim as it is in the configuration.
     ///
     /// # Errors
-    /// When it is empty, or a pointer with a broken escape.
+    /// Returns an error when the text is empty, or a pointer with a broken escape.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("an empty claim name".to_owned());
@@ -43,7 +43,7 @@ impl Claim {
         Ok(Self::Pointer(text.to_owned()))
     }
 
-    /// Whether it is the e-mail address, which counts only when it is verified.
+    /// Returns whether it is the e-mail address, which counts only when it is verified.
     #[must_use]
     pub fn is_email(&self) -> bool {
         match self {
@@ -53,7 +53,7 @@ impl Claim {
         }
     }
 
-    /// Whether users of common providers can write this claim themselves, or something in it: the metadata of
+    /// Returns whether users of common providers can write this claim, or a part of it, themselves: the metadata of
     /// Supabase and Clerk, also below the namespace that Auth0 demands, and the attributes that an application of
     /// Cognito defines.
     #[must_use]
@@ -67,8 +67,8 @@ impl Claim {
         })
     }
 
-    /// Whether it is one of the claims of OpenID Connect Core section 5.1 that people choose for themselves and share
-    /// with others: no user id.
+    /// Returns whether it is one of the claims of OpenID Connect Core section 5.1 that people choose themselves and
+    /// that several users can share. Such a claim is no user id.
     #[must_use]
     pub fn is_chosen_by_users(&self) -> bool {
         let text = match self {
@@ -90,28 +90,28 @@ impl fmt::Display for Claim {
     }
 }
 
-/// One of the values a claim may have.
+/// A value that satisfies a requirement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expected {
     /// Exactly this JSON value, or an array that contains it.
     Value(Value),
-    /// What a path variable stands for.
+    /// The value of this path variable.
     Variable(String),
     /// Any value but null: `{ present: true }`.
     Present,
 }
 
-/// What a token must show. Empty: nothing is required.
+/// A set of claims that must each have one of the given values, and the audiences that count. Empty: nothing is required.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Requirement {
-    /// The claims and what satisfies each; every claim must have one of its values.
+    /// The claims, each with the values that satisfy it.
     pub claims: Vec<(Claim, Vec<Expected>)>,
-    /// Which audiences count; `None`: every one that the provider accepts.
+    /// The audiences that count; `None`: every one that the provider accepts.
     pub audience: Option<BoundAudience>,
 }
 
 impl Requirement {
-    /// Whether it asks for nothing.
+    /// Returns whether nothing is required.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty() && self.audience.is_none()

@@ -1,7 +1,7 @@
-//! Rules by path and method, complete with their settings, and whether one of them matches a reading of a path.
+//! Rules by path and method with all their settings, and whether one of them matches a reading of a path.
 //!
-//! Rules that open (`auth: none`, `optional`) are only ever compared exactly, so no other spelling of a path falls
-//! under them. `path_readings` says which readings a path has, `route_match` what all of them demand together.
+//! Rules that open (`auth: none`, `optional`) are always compared exactly, so no other spelling of a path matches them.
+//! `path_readings` finds the readings of a path, `route_match` combines the rules that match them.
 
 use std::sync::Arc;
 
@@ -10,34 +10,35 @@ use super::pattern::Comparison;
 use super::{PathVariables, Pattern, Requirement, TokenSources, WebSocketSpec};
 use crate::config::AuthMode;
 
-/// One rule, complete: what it does not say itself was filled in from the defaults.
+/// A rule with all its settings; those that it leaves out have the defaults.
 #[derive(Debug)]
 pub struct Route {
-    /// The pattern as written, also the `route` label of logs and metrics; `default` for the last.
+    /// The pattern as it is in the configuration, also the `route` label of logs and metrics; `default` for the last
+    /// rule.
     pub label: Arc<str>,
-    /// `None` matches every path.
+    /// The pattern; `None` matches every path.
     pub pattern: Option<Pattern>,
-    /// Empty: every method.
+    /// The methods; empty: every method.
     pub methods: Vec<String>,
     /// Whether a credential is needed.
     pub auth: AuthMode,
-    /// What the identity must show beyond being verified.
+    /// The claims that the identity must have.
     pub require: Requirement,
-    /// Which of the policy's upstreams it goes to.
+    /// The index of its upstream in the policy.
     pub upstream: usize,
     /// The places where a token is read.
     pub token_from: TokenSources,
-    /// How its `WebSockets` live.
+    /// The settings of its `WebSockets`.
     pub websocket: WebSocketSpec,
 }
 
 impl Route {
-    /// Whether the rule lets callers in without a credential.
+    /// Returns whether the rule admits callers without a credential.
     pub(super) fn opens(&self) -> bool {
         matches!(self.auth, AuthMode::None | AuthMode::Optional)
     }
 
-    /// Whether both rules treat a request alike.
+    /// Returns whether both rules treat a request alike.
     pub(super) fn has_same_outcome(&self, other: &Self) -> bool {
         self.auth == other.auth
             && self.require == other.require
@@ -61,7 +62,7 @@ impl Route {
             || self.methods.iter().any(|wanted| same(wanted, method) || (wanted == "GET" && same("HEAD", method)))
     }
 
-    /// What the variables stand for in a reading that matches.
+    /// Returns the values of the variables in a reading that matches.
     pub(super) fn variables(&self, reading: PathReading<'_>, comparison: Comparison) -> PathVariables {
         self.pattern.as_ref().map(|pattern| pattern.bind(reading, comparison)).unwrap_or_default()
     }

@@ -1,8 +1,7 @@
-//! What the rules require of a request: the rules that each reading of its path matches, taken
-//! together.
+//! Combines the rules that the readings of a request's path match.
 //!
-//! A request passes only where every reading would pass, so what is required of any reading is
-//! required of the request (docs/contract.md section 3). Which identities meet a requirement is decided in `auth`.
+//! A request is allowed only if every reading would be, so the requirements of all readings apply to it
+//! (docs/contract.md section 3). `auth` decides which identities meet a requirement.
 
 use std::sync::Arc;
 
@@ -20,12 +19,12 @@ pub struct RouteRequirement {
     pub variables: PathVariables,
 }
 
-/// A setting in which the readings of one path differ, and of which a request can have one only.
+/// A setting that a request can have only once, and in which the readings of its path differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conflict {
     /// The upstream.
     Upstream,
-    /// The places where a token is looked for.
+    /// The places where a token is read.
     TokenSources,
     /// The protected resource, for which the token must be.
     Resource,
@@ -33,28 +32,28 @@ pub enum Conflict {
     WebSocket,
 }
 
-/// What the rules require of one request.
+/// The combined rules for one request.
 #[derive(Clone, Debug)]
 pub struct RouteMatch {
-    /// The rule of the path as it was sent. Its settings hold, and its pattern labels the request.
+    /// The rule for the path as sent. Its settings apply, and its pattern is the request's label.
     pub route: Arc<Route>,
     /// The strictest `auth` of all readings.
     pub auth: AuthMode,
-    /// The rule that says so.
+    /// The rule with that `auth`.
     pub strictest: Arc<Route>,
-    /// What the identity must show; all of it.
+    /// The requirements on the identity. All must be met.
     pub requirements: Vec<RouteRequirement>,
     conflicts: [bool; 4],
 }
 
 impl RouteMatch {
-    /// Whether the readings differ in a setting of which a request can have one only.
+    /// Returns whether the readings differ in this setting.
     #[must_use]
     pub fn has_conflict(&self, conflict: Conflict) -> bool {
         self.conflicts[conflict as usize]
     }
 
-    /// The first setting in which the readings differ, among those that matter to this kind of request.
+    /// Returns the first setting in which the readings differ, among those that apply to this kind of request.
     #[must_use]
     pub fn conflict(&self, is_websocket: bool) -> Option<Conflict> {
         let reads_tokens = self.auth != AuthMode::None;
@@ -78,21 +77,21 @@ impl RouteMatch {
 }
 
 impl Policy {
-    /// The readings of a path under these rules.
+    /// Returns the readings of a path under these rules.
     ///
     /// # Errors
-    /// Too many of them.
+    /// Returns an error when there are too many readings.
     pub fn readings<'p>(&self, path: &'p str) -> Result<PathReadings<'p>, TooManyReadings> {
         PathReadings::of(path, self.rules_by_path)
     }
 
-    /// What the rules require of a request, over all readings of its path.
+    /// Combines the rules that all readings of a request's path match.
     #[must_use]
     pub fn match_route(&self, method: &str, readings: &PathReadings<'_>) -> RouteMatch {
         match_routes(&self.routes, method, readings)
     }
 
-    /// Matches a path by its text: that of an open socket again after a reload, or an example. `None` where it has too
+    /// Matches a path given as text: that of an open socket after a reload, or an example. Returns `None` if it has too
     /// many readings.
     #[must_use]
     pub fn match_path(&self, method: &str, path: &str) -> Option<RouteMatch> {
@@ -100,7 +99,7 @@ impl Policy {
     }
 }
 
-/// [`Policy::match_route`] for rules that are no policy yet. The last rule matches everything.
+/// Implements [`Policy::match_route`] for rules without a policy. The last rule matches everything.
 pub(super) fn match_routes(routes: &[Arc<Route>], method: &str, readings: &PathReadings<'_>) -> RouteMatch {
     let mut each = readings.each();
     let Some(sent) = each.next() else { unreachable!("the path as it was sent is a reading") };
@@ -121,8 +120,8 @@ pub(super) fn match_routes(routes: &[Arc<Route>], method: &str, readings: &PathR
     matched
 }
 
-/// The first rule that matches exactly, and the first one that does without letter case and trailing
-/// slashes. They are found in one walk, since what matches exactly matches without too.
+/// Returns the first rule that matches exactly, and the first one that matches without regard to letter case and
+/// trailing slashes. One walk finds both, since an exact match is also one of the second kind.
 fn walk<'r>(routes: &'r [Arc<Route>], method: &str, reading: PathReading<'_>) -> (&'r Arc<Route>, &'r Arc<Route>) {
     let mut folded = None;
     for route in routes {
@@ -280,8 +279,8 @@ mod tests {
         }
     }
 
-    /// A server behind us, as lenient as they come: it changes a path step by step in an order of its own,
-    /// and serves what is left without regard to letter case. Written apart from `path_readings`.
+    /// A very lenient server: it changes a path step by step in an order of its own, and serves the result without
+    /// regard to letter case. It is written independently of `path_readings`.
     mod lenient_server {
         use std::fmt::Write as _;
 
@@ -343,7 +342,7 @@ mod tests {
             text.trim_matches(|c: char| c.is_whitespace() || c.is_control())
         }
 
-        /// Bytes that are no UTF-8 stand as Latin-1 in private characters until they are dropped or replaced.
+        /// Decodes a path. Bytes that are not UTF-8 become private characters until they are dropped or replaced.
         fn decode(path: &str) -> String {
             let mut bytes = Vec::new();
             let mut rest = path;
@@ -421,7 +420,8 @@ mod tests {
             }
         }
 
-        /// What is served: the path after all habits, twice decoded at most, in small letters, without a slash at its end.
+        /// Returns the path that is served: after all steps, decoded at most twice, in lower case, without a slash at
+        /// its end.
         fn served(path: &str, habits: &[Habit]) -> String {
             let mut path = path.to_owned();
             let mut decodings = 0;
@@ -439,7 +439,8 @@ mod tests {
 
         const USERS: [&str; 3] = ["", "a", "b"];
 
-        /// Whether a user may have what is called by its plain name: the first rule that fits, without regard to case.
+        /// Returns whether a user may read the resource of this plain name: the first rule that matches without regard
+        /// to case decides.
         fn may_have(routes: &[(String, &str)], name: &str, user: &str) -> bool {
             let segments: Vec<&str> = name.trim_matches('/').split('/').filter(|s| !s.is_empty()).collect();
             for (pattern, outcome) in routes {
@@ -518,7 +519,7 @@ mod tests {
                 let by_case = |one: &str, other: &str| one != other && one.eq_ignore_ascii_case(other);
                 prop_assume!(!rules.iter().any(|(one, _)| rules.iter().any(|(other, _)| by_case(one, other))));
                 let policy = policy(&as_yaml(&rules));
-                // A server that never decodes has other names for its resources than the rules have.
+                // For a server that never decodes, resources have other names than in the rules.
                 let mut habits = habits;
                 if !habits.contains(&Decode) {
                     habits.push(Decode);

@@ -1,9 +1,9 @@
-//! Secrets of the configuration: held without being printed, and judged before they protect anything.
+//! The secrets of the configuration. They are never printed, and their strength is checked.
 
 use super::check::Check;
 use super::provider_preset::PUBLISHED_SECRETS;
 
-/// A shared secret. Cannot be printed.
+/// A shared secret. Its `Debug` shows the length only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
@@ -17,7 +17,7 @@ impl Secret {
         Self(bytes.to_vec())
     }
 
-    /// The bytes, for the one place that computes an HMAC.
+    /// Returns the bytes, for the one place that computes an HMAC.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
@@ -30,13 +30,14 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// HMAC keys shorter than the digest are guessable (RFC 7518 section 3.2); white space around one adds nothing.
+/// The minimum length in bytes. HMAC keys shorter than the digest can be guessed (RFC 7518 section 3.2); surrounding
+/// white space does not count.
 const SHORTEST: usize = 32;
-/// A repeated character or a short pattern is as good as none.
+/// The minimum number of distinct bytes. A repeated character or a short pattern can be guessed.
 const FEWEST_DISTINCT: usize = 8;
 
 impl Check {
-    /// Reports a secret that others could guess: of tokens, of session cookies, of the control listener.
+    /// Reports a secret that others could guess. It protects tokens, session cookies or the control listener.
     pub(super) fn hard_to_guess(&mut self, path: &str, secret: &[u8]) {
         if let Some(problem) = weakness(secret) {
             self.error(path, format!("{problem}. Make one: openssl rand -base64 48"));
@@ -60,7 +61,7 @@ fn weakness(secret: &[u8]) -> Option<String> {
     is_published(secret).then(|| "is a default that is published in documentation; anyone can sign with it".to_owned())
 }
 
-/// Whether a secret is one that anyone can read in documentation.
+/// Returns whether a secret is published in documentation.
 pub(super) fn is_published(secret: &[u8]) -> bool {
     PUBLISHED_SECRETS.iter().any(|known| known.as_bytes() == secret.trim_ascii())
 }

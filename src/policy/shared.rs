@@ -1,5 +1,5 @@
-//! The engine through which the instances of one deployment tell each other what they must all know: where it is, how it
-//! is spoken to, and the secrets that authenticate what lies there (docs/shared-state.md).
+//! The settings of the engine through which the instances of one deployment share state: its address, its transport,
+//! and the secrets that authenticate the stored entries (docs/shared-state.md).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,34 +10,34 @@ use super::check::Check;
 use super::{CertificateAuthority, Secret, SessionSpec, is_loopback_name};
 use crate::config::{self, OnLoss, OneOrMany, Time};
 
-/// The engine and how to use it.
+/// The settings of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSpec {
-    /// The engine's address; or those of Sentinels or cluster nodes, which are tried in order.
+    /// The engine's address, or those of Sentinels or cluster nodes, which are tried in order.
     pub addresses: Vec<EngineAddress>,
-    /// How the engine's certificate is verified; `None`: plain TCP.
+    /// The verification of the engine's certificate; `None`: plain TCP.
     pub tls: Option<EngineTls>,
-    /// Instances of one name share their state.
+    /// The name of the deployment. Instances with the same name share their state.
     pub name: String,
     /// The user of the engine's access control list.
     pub username: Option<String>,
     /// The file with the password, read at each connect.
     pub password_file: Option<PathBuf>,
-    /// The name that the Sentinels know the master by; the addresses are those of Sentinels.
+    /// The name of the master at the Sentinels; then the addresses are those of Sentinels.
     pub sentinel: Option<String>,
     /// Whether the engine is a cluster.
     pub is_cluster: bool,
-    /// The limit for one command.
+    /// The timeout of one command.
     pub timeout: Duration,
     /// The age of the copy from which on [`Self::on_loss`] applies.
     pub max_stale: Duration,
-    /// What happens to credentials then.
+    /// The treatment of credentials in that case.
     pub on_loss: OnLoss,
-    /// The secrets that digests and authentication codes are derived from: the first writes, all verify.
+    /// The secrets from which digests and authentication codes are derived: the first writes, all verify.
     pub secrets: Vec<Secret>,
 }
 
-/// Where the engine, one of its Sentinels or one of its nodes listens.
+/// The address of the engine, of a Sentinel or of a cluster node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineAddress {
     /// A name or an IP address, without brackets.
@@ -56,10 +56,10 @@ impl std::fmt::Display for EngineAddress {
     }
 }
 
-/// How the engine's certificate is verified.
+/// The settings for verifying the engine's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineTls {
-    /// A certificate authority beside the system's.
+    /// An additional certificate authority.
     pub authority: Option<CertificateAuthority>,
 }
 
@@ -83,13 +83,13 @@ impl std::fmt::Display for SharedSpec {
 const DEFAULT_NAME: &str = "vestibule";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 const DEFAULT_MAX_STALE: Duration = Duration::from_secs(5 * 60);
-/// Three heartbeats, and one reconnect.
+/// The minimum of `max_stale`: three heartbeats, and one reconnect.
 const LEAST_MAX_STALE: Duration = Duration::from_secs(30);
-/// A command that takes longer is one that somebody waits for.
+/// The maximum of `timeout`. Requests wait for some commands.
 const MOST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest name: it is part of every key.
+/// The maximum length of the name in bytes: it is part of every key.
 const NAME_BYTES: usize = 64;
-/// Most addresses, secrets.
+/// The maximum number of addresses, and of secrets.
 const MOST: usize = 16;
 
 impl Check {
@@ -142,7 +142,7 @@ impl Check {
         })
     }
 
-    /// The addresses, and whether they are spoken to by TLS.
+    /// Returns the addresses, and whether they use TLS.
     fn engine_addresses(&mut self, shared: &config::SharedState) -> Option<(Vec<EngineAddress>, bool)> {
         let urls = shared.url.as_ref().map_or(&[][..], |urls| &urls.0);
         if urls.is_empty() || urls.len() > MOST {
@@ -164,7 +164,8 @@ impl Check {
         Some((found.into_iter().map(|(address, _)| address).collect(), is_tls))
     }
 
-    /// The password is not kept: it is read at each connect, so that it can be changed without a restart.
+    /// Checks the password file. The password is not kept: it is read at each connect, so that it can be changed
+    /// without a restart.
     fn password_file(&mut self, shared: &config::SharedState) -> Option<PathBuf> {
         let Some(file) = &shared.password_file else {
             if shared.username.is_some() {
@@ -219,7 +220,7 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
-/// Reads `redis://host:port` or `rediss://host:port`.
+/// Parses `redis://host:port` or `rediss://host:port`. Returns the address, and whether it uses TLS.
 fn parse(text: &str) -> Result<(EngineAddress, bool), String> {
     if !text.contains("://") {
         return Err(format!("\"{text}\" has no scheme. Did you mean rediss://{text} ?"));

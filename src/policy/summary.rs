@@ -1,4 +1,4 @@
-//! The text that `check` prints and that a start logs: the policy in sentences for a reviewer.
+//! The summary of the policy in sentences, for a reviewer. `check` prints it and a start logs it.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::config::Time;
 
-/// Whether user ids are printed. They are in `check`, and not on a page that others read.
+/// The form of user ids in the summary. `check` prints them, a page for several people does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserNames {
-    /// As the configuration writes them.
+    /// As they are in the configuration.
     Shown,
     /// Their number only.
     Counted,
@@ -149,10 +149,11 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
     out
 }
 
-/// A protection of an upstream from direct access, so that only this proxy can name its users (docs/contract.md section 6).
+/// A protection of an upstream from direct access, so that only this proxy can name its users (docs/contract.md section
+/// 6).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamIsolation {
-    /// One user alone may enter.
+    /// Only one user is allowed.
     OneUser,
     /// The backend listens on this Unix socket.
     UnixSocket(PathBuf),
@@ -163,7 +164,7 @@ pub enum UpstreamIsolation {
 }
 
 impl UpstreamIsolation {
-    /// The name, as `doctor` prints it.
+    /// Returns the name in the output of `doctor`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -190,7 +191,7 @@ impl std::fmt::Display for UpstreamIsolation {
     }
 }
 
-/// Returns how an upstream is protected from direct access, by the policy; empty if it is not.
+/// Returns the protections of an upstream from direct access under the policy; empty if there is none.
 #[must_use]
 pub fn isolation_of(policy: &Policy, upstream: &UpstreamSpec) -> Vec<UpstreamIsolation> {
     let mut found = Vec::new();
@@ -213,7 +214,7 @@ pub fn isolation_of(policy: &Policy, upstream: &UpstreamSpec) -> Vec<UpstreamIso
     found
 }
 
-/// Says in a sentence how the upstream is protected from direct access.
+/// Describes in a sentence the protection of an upstream from direct access.
 fn isolation_text(policy: &Policy, upstream: &UpstreamSpec) -> String {
     let found = isolation_of(policy, upstream);
     if found.is_empty() {
@@ -222,13 +223,13 @@ fn isolation_text(policy: &Policy, upstream: &UpstreamSpec) -> String {
     found.iter().map(UpstreamIsolation::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// Whether other instances can be expected: behind a balancer, with session cookies that they could read.
+/// Returns whether other instances are likely: behind a load balancer, with session cookies that they could read.
 fn may_have_several_instances(policy: &Policy) -> bool {
     let session = policy.browser.session.as_ref();
     !policy.trusted_proxies.is_empty() && session.is_some_and(|session| session.secret.is_some())
 }
 
-/// Says what an upstream gets of the client's token.
+/// Describes the places in which an upstream gets the client's token.
 fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
     let mut out = vec![match upstream.token_to_http {
         TokenToHttp::None => "the caller's token is not passed on".to_owned(),
@@ -245,7 +246,7 @@ fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
     out
 }
 
-/// When the sockets of a route end, in one clause.
+/// Describes in one clause when the sockets of a route end.
 #[must_use]
 pub fn sockets(route: &Route) -> String {
     let spec = &route.websocket;
@@ -271,7 +272,7 @@ pub fn sockets(route: &Route) -> String {
     text
 }
 
-/// Where a token may stand, in one clause.
+/// Describes in one clause the places where a token is read.
 #[must_use]
 pub fn token_source_list(route: &Route) -> String {
     let mut sources: Vec<String> = route
@@ -297,7 +298,7 @@ pub fn token_source_list(route: &Route) -> String {
     sources.join(", ")
 }
 
-/// Whom `allow` and `require` of a provider let in.
+/// Describes the users that `allow` and `require` of a provider admit.
 fn entrants(provider: &ProviderSpec, names: UserNames) -> String {
     let allow = &provider.allow;
     let mut groups = Vec::new();
@@ -331,7 +332,7 @@ fn plural(word: &str) -> &'static str {
     if word.ends_with('s') { "es" } else { "s" }
 }
 
-/// What a claim must be, in words.
+/// Describes the required value of a claim.
 fn demanded(claim: &Claim, expected: &[Expected], names: UserNames) -> String {
     let is_user = *claim == Claim::UserId || claim.is_email() || matches!(claim, Claim::Pointer(p) if p == "/sub");
     if is_user && names == UserNames::Counted {
@@ -371,7 +372,7 @@ fn described(route: &Route, default: Option<&Arc<Route>>, names: UserNames) -> S
     }
     text
 }
-/// Where people sign in, and what to register there, as lines to copy.
+/// Describes the sign-in at a provider, and the values to register there, as lines to copy.
 fn sign_in(login: &LoginSpec) -> Vec<(&'static str, String)> {
     let LoginSpec { name, provider_spec, client_id, session_max_age, scopes, .. } = login;
     let issuer = provider_spec.issuer.as_deref().unwrap_or_default();

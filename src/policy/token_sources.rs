@@ -1,4 +1,4 @@
-//! Where a token is read on one route, as the file describes it.
+//! The places where a token is read on one route, from the configuration.
 
 use std::sync::Arc;
 
@@ -12,26 +12,26 @@ use crate::config::{self, OneOrMany, QueryMode, TokenEncoding};
 /// The places where a token is read, for one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSources {
-    /// Headers; in `Authorization` a Bearer token, in others the bare token.
+    /// The headers: in `Authorization` a Bearer token, in others the bare token.
     pub headers: Vec<HeaderName>,
-    /// Whether a WebSocket may say its token in its first message.
+    /// Whether a WebSocket may send its token in its first message.
     pub message: bool,
     /// A query parameter on WebSocket upgrades.
     pub query: Option<QueryParameter>,
-    /// Subprotocol entries of WebSocket upgrades that begin like this.
+    /// The subprotocol entries of WebSocket upgrades that carry a token after a prefix.
     pub subprotocols: Vec<TokenSubprotocol>,
-    /// A cookie of the provider's, under the `Origin` rule.
+    /// A cookie of the provider; the `Origin` rule applies.
     pub cookie: Option<CookieSource>,
-    /// The upstream's own secret, which its pages send back; it is no token.
+    /// The upstream's own secret, which its pages send back. It is no token.
     pub upstream_secret: Option<Secret>,
 }
 
-/// A subprotocol entry that carries a token behind its prefix.
+/// A subprotocol entry that carries a token after its prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSubprotocol {
-    /// What the entry begins with.
+    /// The prefix of the entry.
     pub prefix: String,
-    /// How the token is written behind it.
+    /// The encoding of the token after the prefix.
     pub encoding: TokenEncoding,
 }
 
@@ -40,9 +40,9 @@ pub struct TokenSubprotocol {
 pub struct QueryParameter {
     /// The names after percent-decoding; at least one.
     pub names: Vec<String>,
-    /// Which of its values are tokens; the others are the backend's own.
+    /// The rules that decide which of its values are tokens; the others are the backend's own.
     pub issued: Arc<ProviderTokens>,
-    /// Whether it is moved or refused.
+    /// Whether a token is moved or refused.
     pub mode: QueryMode,
     /// Whether it is read on `WebSocket` upgrades.
     pub websocket: bool,
@@ -51,24 +51,24 @@ pub struct QueryParameter {
 }
 
 impl QueryParameter {
-    /// Whether this is one of its names.
+    /// Returns whether this is one of the parameter's names.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)
     }
 }
 
-/// What routes need of the rest of the configuration.
+/// The parts of the configuration that routes depend on.
 pub(super) struct RouteContext {
-    /// Tells the providers' tokens from other values.
+    /// The rules that distinguish the providers' tokens from other values.
     pub(super) issued: Arc<ProviderTokens>,
-    /// The suffixes of Clerk's cookies, one for each publishable key that is written.
+    /// The suffixes of Clerk's cookies, one for each configured publishable key.
     pub(super) cookie_suffixes: Vec<String>,
     /// The dialects by name.
     pub(super) dialects: Dialects,
 }
 
-/// The keys of `token_from` that hold for one route: its own, else those for all.
+/// The keys of `token_from` for one route: its own, otherwise those for all routes.
 pub(super) struct WrittenSources<'a> {
     pub(super) header: Option<&'a OneOrMany>,
     pub(super) message: bool,
@@ -101,7 +101,7 @@ impl Check {
             websocket: query.uses.contains(&config::QueryUse::Websocket),
             events: query.uses.contains(&config::QueryUse::Events),
         });
-        // RFC 6265 section 4.1.1: a cookie's name is a token, as a header's is.
+        // RFC 6265 section 4.1.1: a cookie's name has the same syntax as a header's.
         if let Some(name) = cookie.filter(|name| HeaderName::try_from(*name).is_err()) {
             self.error(format!("{path}.cookie"), format!("\"{name}\" is not a cookie's name; write it as __session"));
         }

@@ -7,16 +7,16 @@ use super::names::{PROTECTED, Reserved};
 use super::{Claim, ReservedNames, fold};
 use crate::config::{Config, Encode};
 
-/// One trusted header: which claim it carries, and how.
+/// A trusted header with the claim that it carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustedHeader {
-    /// The header's name as it was written, for people.
+    /// The header's name as it is in the configuration, for messages.
     pub written: String,
     /// The header's name.
     pub name: HeaderName,
     /// The claim it carries.
     pub claim: Claim,
-    /// Whether its text is percent-encoded.
+    /// The encoding of its value; `None` if it is sent as it is.
     pub encode: Option<Encode>,
 }
 

@@ -1,4 +1,4 @@
-//! The backend as the file describes it: its address, its time limits, what it is given.
+//! The settings of upstreams: address, time limits, and the credentials that each gets.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,39 +15,39 @@ use super::upstream_preset::upstream_preset;
 use super::{CertificateAuthority, DialectSpec, Route, Secret, UpstreamPreset, fold};
 use crate::config::{self, AuthMode, Config, HostHeader, Time, TokenToHttp};
 
-/// A backend and how to speak to it.
+/// The settings of an upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamSpec {
-    /// As written, for people.
+    /// The URL as it is in the configuration, for messages.
     pub url: String,
-    /// A backend we know.
+    /// The preset of a known backend.
     pub preset: Option<UpstreamPreset>,
-    /// Where to connect.
+    /// The address to connect to.
     pub address: UpstreamAddress,
-    /// What it is called in `Host`, where it sees its own.
+    /// The value of `Host`, unless the client's is sent.
     pub authority: String,
-    /// Whose `Host` the upstream sees.
+    /// The setting that decides whose `Host` the upstream gets.
     pub host_header: HostHeader,
-    /// Until a connection stands.
+    /// The timeout for establishing a connection.
     pub connect_timeout: Duration,
-    /// Until a WebSocket upgrade is answered.
+    /// The timeout for the answer to a WebSocket upgrade.
     pub handshake_timeout: Duration,
-    /// Until a response head has come.
+    /// The timeout for the head of a response.
     pub response_timeout: Duration,
-    /// How long an unused connection is kept.
+    /// The time that an idle connection is kept.
     pub pool_idle_timeout: Duration,
-    /// Whether connections are used again at all.
+    /// Whether connections are reused.
     pub reuse: bool,
-    /// Whether the verified token goes up on HTTP requests.
+    /// Whether HTTP requests carry the verified token.
     pub token_to_http: TokenToHttp,
-    /// Whether, and where, it goes up on WebSocket upgrades.
+    /// The place of the verified token on WebSocket upgrades.
     pub token_to_websocket: TokenToUpgrade,
-    /// The backend's own secret, sent for verified callers only.
+    /// The backend's own secret, which is sent for verified users only.
     pub credential: Option<CredentialSpec>,
 }
 
 impl UpstreamSpec {
-    /// Whether it is to get the verified token of an upgrade, or of any other request.
+    /// Returns whether it gets the verified token of an upgrade, or of any other request.
     #[must_use]
     pub fn wants_token(&self, is_websocket: bool) -> bool {
         if is_websocket {
@@ -57,9 +57,9 @@ impl UpstreamSpec {
         }
     }
 
-    /// The secret that the pages of a known backend send back in `Authorization: token …` and `?token=…`, because the
-    /// backend writes its own secret into them. It is no credential of a user, so it counts as absent and the session
-    /// cookie decides.
+    /// Returns the secret that the pages of a known backend send back in `Authorization: token …` and `?token=…`,
+    /// because the backend writes its own secret into them. It is no credential of a user, so it counts as absent and
+    /// the session cookie decides.
     pub(super) fn secret_in_pages(&self) -> Option<Secret> {
         let credential = self.credential.as_ref().filter(|_| self.preset.is_some())?;
         if credential.header != AUTHORIZATION {
@@ -70,50 +70,50 @@ impl UpstreamSpec {
     }
 }
 
-/// Where an upstream is.
+/// The address of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddress {
     /// A name or an address, and a port.
     Tcp {
-        /// To resolve, without brackets.
+        /// The host to resolve, without brackets.
         host: String,
-        /// To connect to.
+        /// The port to connect to.
         port: u16,
-        /// What its certificate must be for, where it speaks TLS.
+        /// The verification of its certificate, if it uses TLS.
         tls: Option<UpstreamTls>,
     },
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-/// How the certificate of an upstream is judged.
+/// The settings for verifying the certificate of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// The name it must be for.
+    /// The name that the certificate must be for.
     pub server_name: String,
-    /// A further certificate authority.
+    /// An additional certificate authority.
     pub authority: Option<CertificateAuthority>,
 }
 
-/// Where the verified token stands on an upgrade that goes up.
+/// The place of the verified token on an upgrade to the upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenToUpgrade {
-    /// Nowhere.
+    /// None: the token is not sent.
     None,
-    /// `Authorization: Bearer`.
+    /// `Authorization`, as a Bearer token.
     Header,
     /// This query parameter.
     Query(String),
-    /// A first message in this dialect, said by us when the upstream's 101 has come.
+    /// A first message in this dialect, which the proxy sends after the upstream's 101.
     FirstMessage(Arc<DialectSpec>),
 }
 
-/// A header the backend demands; its value is never shown.
+/// A header that the backend demands. Its value is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CredentialSpec {
-    /// Header name.
+    /// The name of the header.
     pub header: HeaderName,
-    /// Header value, marked sensitive.
+    /// The value of the header, marked sensitive.
     pub value: HeaderValue,
 }
 
@@ -123,13 +123,13 @@ impl std::fmt::Debug for CredentialSpec {
     }
 }
 
-/// A backend, and the dialect of its first message with the place where that is written.
+/// An upstream, and the dialect of its first message with the place of that key.
 type Written = (UpstreamSpec, Option<(String, String)>);
 
-/// Every backend, and which one each route of the file goes to.
+/// All upstreams, and the index of the one that each route uses.
 pub(super) struct Upstreams {
     pub(super) specs: Vec<UpstreamSpec>,
-    /// The dialect in which each is introduced to a user, as written, and where that stands.
+    /// The dialect in which users are authenticated to each upstream, as configured, and the place of that key.
     first_messages: Vec<Option<(String, String)>>,
     pub(super) of_route: Vec<usize>,
 }
@@ -153,7 +153,7 @@ impl Check {
                 self.error(&at, "is never reached: the rule says auth: deny");
             }
             let found = self.upstream(&at, upstream)?;
-            // Routes that say the same share their connections.
+            // Routes with the same settings share their connections.
             let known = further.iter().position(|(spec, ..)| *spec == found.0).unwrap_or_else(|| {
                 further.push(found);
                 further.len() - 1
@@ -232,7 +232,7 @@ impl Check {
                     "says two things; write one of none, header, { query: token }, { first_message: vestibule }",
                 );
             }
-            // Its dialect is looked up once dialects are known.
+            // The dialect is looked up later, when all dialects are known.
             return TokenToUpgrade::None;
         }
         match (written.form.as_deref(), written.query.as_deref()) {
@@ -255,7 +255,7 @@ impl Check {
         }
     }
 
-    /// The dialects in which we introduce users to upstreams ourselves.
+    /// Resolves the dialects in which the proxy authenticates users to upstreams.
     pub(super) fn first_messages(
         &mut self,
         upstreams: Upstreams,

@@ -1,23 +1,23 @@
-//! Presets of upstreams: what each needs of the proxy, and what `check` says that it needs itself
-//! (docs/contract.md section 8). One row each. The upstream keeps its own secret.
+//! Presets of upstreams: the settings that each needs at the proxy, and its own setup as `check` prints it
+//! (docs/contract.md section 8). Each is one row. The upstream keeps its own secret.
 
-/// A known upstream.
+/// The preset of a known upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamPreset {
     /// The name in the configuration.
     pub name: &'static str,
     /// The path of its health check, which needs no token.
     pub health: &'static str,
-    /// A path that it serves to its own credential only.
+    /// A path that it serves only with its own credential.
     pub guarded: &'static str,
-    /// The credential that carries its own secret, as it is written.
+    /// The credential that carries its own secret, in the form of the configuration.
     pub credential: &'static str,
-    /// How it is started and configured, as `check` prints it.
+    /// The command and settings with which it is started, as `check` prints them.
     pub setup: &'static str,
 }
 
-/// All of them. Each runs its users' code, its page opens sockets by itself (so the credential comes on the upgrade),
-/// and comes back after 1012.
+/// All presets. Each of these upstreams runs its users' code, and its page opens sockets by itself (so the credential
+/// comes on the upgrade) and reconnects after 1012.
 const PRESETS: [UpstreamPreset; 2] = [
     UpstreamPreset {
         name: "jupyter",
@@ -51,10 +51,10 @@ X-User-Id is believed beside the token only:
     },
 ];
 
-/// The preset of this name, or what there is.
+/// Returns the preset of this name.
 ///
 /// # Errors
-/// A sentence with the names.
+/// Returns a sentence with the existing names.
 pub(super) fn upstream_preset(name: &str) -> Result<UpstreamPreset, String> {
     let known = || PRESETS.iter().map(|preset| preset.name);
     PRESETS.into_iter().find(|preset| preset.name == name).ok_or_else(|| {

@@ -1,5 +1,5 @@
-//! Makes a `Policy` of a `Config` and reports all of its errors at once. This module owns the rules that need keys of several
-//! topics. Those of one topic are in its file: `listener`, `upstream`, `provider`, `dialect`.
+//! Makes a `Policy` from a `Config` and reports all of its errors at once. This module owns the rules that need keys of
+//! several topics. Those of one topic are in its file: `listener`, `upstream`, `provider`, `dialect`.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use super::{
 };
 use crate::config::{self, AuthMode, Config, Errors, Finding, Log, OnExpiry};
 
-/// Makes a policy, or says everything that is wrong.
+/// Makes a policy, or reports all errors.
 ///
 /// # Errors
-/// Every finding, each with the path of its key.
+/// Returns all errors, each with the path of its key.
 pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
     let mut check = Check::default();
     let policy = check.policy(config);
@@ -37,7 +37,7 @@ impl Check {
             ListenPlace::Tcp(addresses) => addresses.iter().all(|address| address.ip().is_loopback()),
             ListenPlace::Unix(_) => unix,
         };
-        // No page reaches a Unix socket, whatever its name points at; no other machine either.
+        // No page reaches a Unix socket, whatever address its name resolves to; nor does another machine.
         let loopback = listen.iter().all(|spec| local(spec, false));
         let this_machine_only = listen.iter().all(|spec| local(spec, true));
         let public_url =
@@ -138,10 +138,10 @@ impl Check {
         Some(Policy { warnings, files, ..policy })
     }
 
-    /// The names that no client may set, under this configuration.
+    /// Returns the names that no client may set under this configuration.
     fn reserved(config: &Config, assertion: Option<&AssertionSpec>, upstreams: Option<&Upstreams>) -> ReservedNames {
         let identity = config.identity.headers.keys().chain(&config.identity.strip).map(String::as_str);
-        // The assertion's usual name is reserved whether or not there is one.
+        // The assertion's default header name is reserved even without an assertion.
         let assertion = [super::assertion::HEADER].into_iter().chain(assertion.map(|spec| spec.header.as_str()));
         let of_routes = config.routes.iter().filter_map(|route| route.token_from.header.as_ref()?.as_ref());
         let token_sources = config.token_from.header.iter().chain(of_routes).flat_map(|names| &names.0);
@@ -244,7 +244,7 @@ impl Check {
         out
     }
 
-    /// Warns of two routes whose patterns differ by letter case alone: a path in either spelling must pass both.
+    /// Warns of two routes whose patterns differ only by letter case: a path in either spelling must satisfy both.
     fn warn_of_case(&mut self, routes: &[Arc<Route>]) {
         let cased = |route: &Route| route.pattern.as_ref().is_some_and(Pattern::has_other_than_small_letters);
         for (index, one) in routes.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! How `WebSockets` of a route live: what is written for the route, else for all, else by the backend's preset or the
-//! provider's, and what does not go together.
+//! The settings of `WebSockets` on a route: those of the route, else those for all routes, else the defaults of the
+//! backend's or the provider's preset; and the combinations that are errors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,46 +13,46 @@ use super::provider_preset::{Quirks, preset_of};
 use super::{DialectSpec, OriginPattern, UpstreamPreset};
 use crate::config::{self, Config, DialectChoice, OnExpiry, Time};
 
-/// How `WebSockets` of a route live.
+/// The settings of `WebSockets` on a route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WebSocketSpec {
-    /// The shape of the handshake; `None` for `dialect: none`.
+    /// The dialect of the handshake; `None` for `dialect: none`.
     pub dialect: Option<Arc<DialectSpec>>,
-    /// From the 101 to the complete first message.
+    /// The time limit from the 101 to the complete first message.
     pub auth_timeout: Option<Duration>,
-    /// Beyond `exp`, at least the clock skew.
+    /// The time that a session stays open after `exp`; at least the clock skew.
     pub grace: Duration,
-    /// Whether a socket ends with its token; under `keep` and `auto` `max_lifetime` is set.
+    /// The setting that decides whether a socket ends with its token. Under `keep` and `auto` `max_lifetime` is set.
     pub on_expiry: OnExpiry,
-    /// Under `auto`: how long after its user was seen last.
+    /// Under `auto`: the time that a session stays open after its user was last seen.
     pub presence: Duration,
-    /// How long a socket may live, whatever its tokens say.
+    /// The maximum duration of a socket, whatever its tokens allow.
     pub max_lifetime: Option<Duration>,
-    /// How often the provider is asked about an open socket's session.
+    /// The interval at which the provider is asked about an open socket's session.
     pub revalidate_every: Option<Duration>,
-    /// How long it may leave that unanswered.
+    /// The time that a session continues while the provider does not answer.
     pub revalidate_grace: Duration,
-    /// Silence after which a ping is sent.
+    /// The time without bytes from a peer after which it is pinged.
     pub ping_interval: Duration,
-    /// Silence after a ping that means dead.
+    /// The time without bytes after a ping after which a peer is dead.
     pub ping_timeout: Duration,
-    /// Without a data frame for this long it is closed.
+    /// The time without a data frame after which the socket is closed.
     pub idle_timeout: Option<Duration>,
-    /// The longest message of a client in a dialect that reads them whole.
+    /// The maximum length in bytes of a client's message in a dialect that reads whole messages.
     pub message_bytes: usize,
-    /// Subprotocols we may accept before the upstream was asked.
+    /// The subprotocols that the proxy may accept before the upstream is connected.
     pub subprotocols: Vec<String>,
-    /// When set, every upgrade that sends an `Origin` is checked.
+    /// The accepted origins; if set, every upgrade with an `Origin` is checked.
     pub allowed_origins: Option<Vec<OriginPattern>>,
-    /// Close code on shutdown.
+    /// The close code of a drain.
     pub drain_code: u16,
 }
 
-/// Under `auto` a socket ends at the latest after this, unless `max_lifetime` says otherwise.
+/// The default of `max_lifetime` under `auto`.
 const AUTO_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
-/// From the 101 to the complete first message, where nothing is written.
+/// The default of `auth_timeout`, from the 101 to the complete first message.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(10);
-/// `message_bytes` is at least what is read before authentication.
+/// The minimum of `message_bytes`: as much as is read before authentication.
 const LEAST_MESSAGE: usize = 64 << 10;
 const MOST_MESSAGE: usize = 64 << 20;
 
@@ -68,7 +68,7 @@ impl Check {
         let base = &config.websocket;
         let path_of =
             |written: bool, key: &str| if written { format!("{path}.{key}") } else { format!("websocket.{key}") };
-        // A page that opens its sockets by itself cannot say anything first.
+        // A page that opens its sockets by itself cannot send a first message.
         let name = if backend.is_some() { "none" } else { "vestibule" };
         let usual = DialectChoice { name: name.to_owned(), ..DialectChoice::default() };
         let choice = route.dialect.as_ref().or(base.dialect.as_ref()).unwrap_or(&usual);
@@ -80,7 +80,7 @@ impl Check {
                 format!("{drain_code} cannot be sent in a Close; write 1012, 1001, or 3000 to 4999"),
             );
         }
-        // A chat says nothing until its user does.
+        // In an application such as a chat, no message is sent until the user acts.
         let waits = dialect.as_ref().is_some_and(|dialect| dialect.field.is_some());
         let usual = (!waits).then_some(Time(AUTH_TIMEOUT));
         let auth_timeout = route.auth_timeout.or(base.auth_timeout).unwrap_or(usual);
@@ -98,7 +98,7 @@ impl Check {
                 );
             }
         }
-        // Naming the dialect names its subprotocol.
+        // A configured dialect implies its subprotocol.
         if let Some(own) = dialect.as_ref().and_then(|dialect| dialect.subprotocol)
             && !subprotocols.iter().any(|name| name == own)
         {
@@ -154,7 +154,7 @@ impl Check {
         }
     }
 
-    /// Asking about an open socket needs someone to ask, for as long as the socket lives.
+    /// Checks that the provider can be asked about an open socket, for as long as the socket may stay open.
     fn can_be_asked(&mut self, config: &Config, at: &str, on_expiry: OnExpiry) {
         let mut asked = config.providers.iter().filter(|provider| provider.remote.is_some()).peekable();
         if asked.peek().is_none() && !config.providers.is_empty() {

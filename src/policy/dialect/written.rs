@@ -1,4 +1,4 @@
-//! Dialects that a file writes: read, and what is wrong with them said.
+//! Reads the dialects of the configuration and reports their errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::config::{self, Config};
 use crate::policy::check::Check;
 use crate::policy::{CookieSource, ReservedNames};
 
-/// Choices of `websocket.dialect` that are no dialect with a first message.
+/// The values of `websocket.dialect` that name no dialect with a first message.
 const WITHOUT_FIRST_MESSAGE: [&str; 2] = ["token-field", "none"];
 
-/// Whether a code may stand in a Close that is sent (RFC 6455 section 7.4).
+/// Returns whether a code may be sent in a Close (RFC 6455 section 7.4).
 pub(in crate::policy) fn is_sendable(code: u16) -> bool {
     matches!(code, 1000 | 1001 | 1008 | 1011..=1014 | 3000..=4999)
 }
 
 impl Check {
-    /// The built-in dialects and those the file writes.
+    /// Returns the built-in dialects and those of the configuration.
     pub(in crate::policy) fn dialects(
         &mut self,
         config: &Config,
@@ -36,7 +36,7 @@ impl Check {
         let mut out: BTreeMap<_, _> = built_in.map(with_credentials).into();
         for (name, dialect) in &config.dialects {
             let at = format!("dialects.{name}");
-            // The names of the file differ from each other, so one that is taken is that of a built-in dialect.
+            // The names in the file differ from each other, so a name in use is that of a built-in dialect.
             if out.contains_key(name) || WITHOUT_FIRST_MESSAGE.contains(&name.as_str()) {
                 self.error(&at, "is the name of a built-in dialect; choose another");
             }
@@ -46,7 +46,7 @@ impl Check {
         out
     }
 
-    /// The dialect a route names.
+    /// Returns the dialect that a route names.
     pub(in crate::policy) fn chosen_dialect(
         &mut self,
         at: &str,
@@ -190,7 +190,8 @@ impl Check {
     }
 }
 
-/// The headers that carry credentials on any route or to any upstream, beside `Authorization` and `Cookie`.
+/// Returns the headers that carry credentials on any route or to any upstream, in addition to `Authorization` and
+/// `Cookie`.
 fn credential_headers(config: &Config) -> Vec<String> {
     let routes = config.routes.iter().filter_map(|route| route.token_from.header.as_ref()?.as_ref());
     let sources = config.token_from.header.iter().chain(routes).flat_map(|names| &names.0);
@@ -201,7 +202,7 @@ fn credential_headers(config: &Config) -> Vec<String> {
     sources.chain(added).cloned().chain(always).collect()
 }
 
-/// Every `{/pointer}` of a template.
+/// Collects every `{/pointer}` of a template.
 fn collect_pointers(template: &Value, out: &mut Vec<String>) {
     match template {
         Value::String(text) => {

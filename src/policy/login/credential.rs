@@ -1,5 +1,5 @@
-//! How we prove to a provider that we are its client: a secret, a key of ours, or an assertion that someone else
-//! writes into a file.
+//! The credentials by which the proxy authenticates at a provider as its client: a secret, a private key, or an
+//! assertion that another program writes into a file.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,27 +17,27 @@ use super::super::check::Check;
 use super::super::{AssertionKey, Secret};
 use crate::config::{self, ClientAuth};
 
-/// How we prove to be the client.
+/// The credential of a client.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientCredential {
-    /// Not at all: a public client, which PKCE protects.
+    /// No credential: a public client, which PKCE protects.
     Public,
     /// A secret that the provider knows.
     Secret(Secret),
-    /// A key of ours whose public half the provider knows (RFC 7523).
+    /// A private key whose public key the provider has (RFC 7523).
     Key(ClientKey),
-    /// An assertion that someone else renews in this file; read at each use.
+    /// A file with an assertion that another program renews; it is read at each use.
     AssertionFile(PathBuf),
 }
 
-/// A private key that signs client assertions. Cannot be printed.
+/// A private key that signs client assertions. Its `Debug` does not show it.
 #[derive(Clone)]
 pub struct ClientKey {
-    /// Signs.
+    /// The signing key.
     pub key: Arc<EncodingKey>,
-    /// With which algorithm.
+    /// The algorithm of the signatures.
     pub algorithm: Algorithm,
-    /// RFC 7638.
+    /// The thumbprint of the key (RFC 7638).
     pub thumbprint: String,
 }
 
@@ -54,13 +54,13 @@ impl std::fmt::Debug for ClientKey {
 }
 
 impl ClientKey {
-    /// From PKCS#8 in PEM: P-256 or RSA of at least 2048 bits.
+    /// Reads a PKCS#8 key in PEM: P-256 or RSA of at least 2048 bits.
     fn read(pem: &[u8]) -> Option<Self> {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem).ok()?;
         let pkcs8 = der.secret_pkcs8_der();
         let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         if let Some(AssertionKey(pair)) = AssertionKey::read(pkcs8) {
-            // An uncompressed point: 4, x, y.
+            // The public key is an uncompressed point: the byte 4, then x and y.
             let point = pair.public_key().as_ref();
             let (x, y) = (b64(point.get(1..33)?), b64(point.get(33..65)?));
             let jwk = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);

@@ -1,10 +1,10 @@
-//! Names that servers, frameworks and other proxies give a meaning of their own, by what they would do to a
-//! request that brings one from a client.
+//! Header names with a meaning for servers, frameworks and other proxies, grouped by the effect that a client's header
+//! of that name would have.
 //!
-//! An entry of a `_FAMILIES` list stands for every name that begins with its letters. No family is the beginning of
-//! another one.
+//! An entry of a `_FAMILIES` list matches every name that begins with its letters. No family is the beginning of
+//! another.
 
-/// Who the user is, as other proxies and sign-in modules say it.
+/// The names by which other proxies and sign-in modules send the user.
 pub(super) const IDENTITIES: [&str; 31] = [
     "X-Forwarded-User",
     "X-Forwarded-Email",
@@ -85,7 +85,7 @@ pub(super) const IDENTITY_FAMILIES: [&str; 65] = [
     "Tailscale-",
     "Sf-Context-",
     "X-Replit-User",
-    // Kubernetes and others, where the caller acts as somebody
+    // Kubernetes and others, where the caller acts as another user
     "Impersonate-",
     "X-Impersonate-",
     // Modules of Apache, older access managers
@@ -115,7 +115,7 @@ pub(super) const IDENTITY_FAMILIES: [&str; 65] = [
     "X-Proxied-Entity",
 ];
 
-/// Where the client is, and with which certificate it came.
+/// The names that carry the client's address, scheme or certificate.
 pub(super) const FORWARDING: [&str; 32] = [
     "Forwarded",
     "X-Real-IP",
@@ -168,15 +168,15 @@ pub(super) const FORWARDING_FAMILIES: [&str; 14] = [
     "X-Amzn-Mtls-",
 ];
 
-/// What a client certificate's field ends with, whatever stands before it.
+/// The endings of the names of client certificate fields, whatever their beginning.
 pub(super) const FORWARDING_ENDINGS: [&[u8]; 7] =
     [b"clientverify", b"clientcert", b"clientcertificate", b"clientsdn", b"clientidn", b"clientdn", b"clientcn"];
 
-/// Names by which some backend takes another path, host or scheme than those of the request.
+/// The names by which some backend reads another path, host or scheme than those of the request.
 pub(super) const OVERRIDES: [&str; 51] = [
-    // CGI makes `HTTP_PROXY` of it, which HTTP clients obey.
+    // CGI turns it into `HTTP_PROXY`, which HTTP clients use.
     "Proxy",
-    // gunicorn takes both from loopback.
+    // gunicorn accepts both from loopback.
     "Script-Name",
     "Path-Info",
     "X-Script-Name",
@@ -226,7 +226,7 @@ pub(super) const OVERRIDES: [&str; 51] = [
     "Fastly-SSL",
     "CloudFront-Forwarded-Proto",
     "X-ARR-SSL",
-    // Rack::Sendfile answers with the file that these lead to.
+    // Rack::Sendfile answers with the file that these name.
     "X-Sendfile-Type",
 ];
 
@@ -236,11 +236,11 @@ pub(super) const OVERRIDE_FAMILIES: [&str; 7] = [
     "X-Cf-Forwarded-",
     "X-Vhm-",
     "X-Accel-",
-    // Next.js, to itself (CVE-2025-29927)
+    // Next.js sends these to itself (CVE-2025-29927)
     "X-Invoke-",
     "X-Middleware-Subrequest",
 ];
 
-/// Names by which some backend takes another method.
+/// The names by which some backend reads another method.
 pub(super) const METHODS: [&str; 5] =
     ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "HTTP-Method-Override", "Method-Override"];

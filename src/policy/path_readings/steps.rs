@@ -1,15 +1,15 @@
-//! The steps by which servers change a path before they route it, each by itself.
+//! The steps by which servers change a path before they route it, each in a function of its own.
 //!
-//! A step returns what it makes of a path, or `None` where it changes nothing. Every path begins with
-//! a slash before and after it. In which order steps are taken is `path_readings`' affair.
+//! A step returns the changed path, or `None` if it changes nothing. Every path begins with a slash before and after
+//! it. `path_readings` decides the order of the steps.
 
 use std::borrow::Cow;
 
-/// One way to change a path.
+/// A step that changes a path.
 pub(super) struct Step {
-    /// Whether it percent-decodes the whole path, which is done a bounded number of times.
+    /// Whether it percent-decodes the whole path, which is done a limited number of times.
     pub(super) decodes: bool,
-    /// What it makes of a path; `None`: the path stays as it is.
+    /// The function, which returns the changed path, or `None` if nothing changes.
     pub(super) apply: fn(&[u8]) -> Option<Vec<u8>>,
 }
 
@@ -17,7 +17,7 @@ const fn step(apply: fn(&[u8]) -> Option<Vec<u8>>) -> Step {
     Step { decodes: false, apply }
 }
 
-/// Every step of the contract, section 3.
+/// All steps of docs/contract.md section 3.
 pub(super) const STEPS: [Step; 18] = [
     Step { decodes: true, apply: percent_decode },
     step(decode_dots),
@@ -46,7 +46,7 @@ fn percent_decode(path: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// `%2e` is a dot, and nothing else is decoded: WHATWG URL parsers.
+/// Decodes `%2e` to a dot, and nothing else, as WHATWG URL parsers do.
 fn decode_dots(path: &[u8]) -> Option<Vec<u8>> {
     let is_dot = |at: usize| path[at..].get(..3).is_some_and(|escape| escape.eq_ignore_ascii_case(b"%2e"));
     (0..path.len()).any(is_dot).then(|| {
@@ -61,7 +61,7 @@ fn decode_dots(path: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// RFC 3986 section 5.2.4.
+/// Resolves dot segments (RFC 3986 section 5.2.4).
 fn resolve_dot_segments(path: &[u8]) -> Option<Vec<u8>> {
     let segments = || path[1..].split(|byte| *byte == b'/');
     if !segments().any(|segment| matches!(segment, b"." | b"..")) {
@@ -97,7 +97,8 @@ fn backslashes_as_slashes(path: &[u8]) -> Option<Vec<u8>> {
     path.contains(&b'\\').then(|| path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect())
 }
 
-/// A path that begins with two slashes, in either direction, names a host: Python's `urlsplit`, Node's `url.parse`.
+/// Drops the host of a path that begins with two slashes, in either direction, as Python's `urlsplit` and Node's
+/// `url.parse` do.
 fn drop_authority(path: &[u8]) -> Option<Vec<u8>> {
     matches!(path.get(1), Some(b'/' | b'\\')).then(|| {
         let after = path[2..].iter().position(|byte| *byte == b'/');
@@ -105,8 +106,8 @@ fn drop_authority(path: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// However many slashes come first, in either direction, a host stands behind them, and the path begins at the next
-/// slash: WHATWG URL parsers (`new URL("///host/a", base)` in Node, Deno and Bun).
+/// Drops the host after any number of leading slashes, in either direction, up to the next slash, as WHATWG URL parsers
+/// do (`new URL("///host/a", base)` in Node, Deno and Bun).
 fn drop_authority_behind_slashes(path: &[u8]) -> Option<Vec<u8>> {
     let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
     let host = path.iter().position(|byte| !is_slash(byte)).filter(|slashes| *slashes > 2)?;
@@ -119,12 +120,12 @@ fn without_parameters(segment: &[u8]) -> &[u8] {
     &segment[..end]
 }
 
-/// `;parameters` of every segment: Java servers.
+/// Drops `;parameters` of every segment, as Java servers do.
 fn drop_parameters(path: &[u8]) -> Option<Vec<u8>> {
     path.contains(&b';').then(|| joined(path[1..].split(|byte| *byte == b'/').map(without_parameters)))
 }
 
-/// `;parameters` of the last segment alone: Python's `urlparse`.
+/// Drops `;parameters` of the last segment, as Python's `urlparse` does.
 fn drop_last_parameters(path: &[u8]) -> Option<Vec<u8>> {
     let last = path.iter().rposition(|byte| *byte == b'/')? + 1;
     let kept = without_parameters(&path[last..]).len();
@@ -135,14 +136,14 @@ fn cut_at(path: &[u8], end: u8) -> Option<Vec<u8>> {
     path.iter().position(|byte| *byte == end).map(|at| path[..at].to_vec())
 }
 
-/// Tab, CR and LF vanish wherever they stand: WHATWG URL parsers, Python's `urlsplit`.
+/// Drops tab, CR and LF everywhere, as WHATWG URL parsers and Python's `urlsplit` do.
 fn drop_line_breaks(path: &[u8]) -> Option<Vec<u8>> {
     let is_dropped = |byte: &u8| matches!(byte, b'\t' | b'\r' | b'\n');
     path.iter().any(is_dropped).then(|| path.iter().copied().filter(|byte| !is_dropped(byte)).collect())
 }
 
-/// White space and control characters at the end of the path. A route that ends in a regular
-/// expression's `$` also matches before a final newline (Starlette).
+/// Drops white space and control characters at the end of the path. A route that ends in a regular expression's `$`
+/// also matches before a final newline (Starlette).
 fn trim_path(path: &[u8]) -> Option<Vec<u8>> {
     let trimmed = &path[..path.len() - trimmed_end(path)];
     (trimmed.len() < path.len()).then(|| trimmed.to_vec())
@@ -156,12 +157,13 @@ fn trim_segments(path: &[u8]) -> Option<Vec<u8>> {
     (trimmed != path).then_some(trimmed)
 }
 
-/// Unicode's `White_Space`, control characters (C0, C1), and U+FEFF, which ECMAScript's `trim` takes too.
+/// Returns whether a character is trimmed: Unicode's `White_Space`, control characters (C0, C1), and U+FEFF, which
+/// ECMAScript's `trim` removes too.
 fn is_trimmed(character: char) -> bool {
     character.is_whitespace() || character.is_control() || character == '\u{feff}'
 }
 
-/// How many bytes at the end are trimmed. Bytes that are no UTF-8 are not.
+/// Returns the number of bytes to trim at the end. Bytes that are not UTF-8 are kept.
 fn trimmed_end(bytes: &[u8]) -> usize {
     let Some(tail) = bytes.utf8_chunks().last().filter(|chunk| chunk.invalid().is_empty()) else { return 0 };
     tail.valid().len() - tail.valid().trim_end_matches(is_trimmed).len()
@@ -172,7 +174,7 @@ fn trimmed_start(bytes: &[u8]) -> usize {
     head.valid().len() - head.valid().trim_start_matches(is_trimmed).len()
 }
 
-/// An overlong UTF-8 sequence becomes the character that it encodes, as lenient decoders have it.
+/// Replaces an overlong UTF-8 sequence by the character that it encodes, as lenient decoders do.
 fn decode_overlong(path: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(path.len());
     let (mut at, mut changed) = (0, false);
@@ -189,9 +191,9 @@ fn decode_overlong(path: &[u8]) -> Option<Vec<u8>> {
     changed.then_some(out)
 }
 
-/// The character of an overlong sequence at the start, and the sequence's length.
+/// Returns the character of an overlong sequence at the start, and the sequence's length.
 fn overlong(bytes: &[u8]) -> Option<(char, usize)> {
-    // The first byte's marker, how many bytes follow, and the least code point that needs so many.
+    // The bits of the first byte, the number of bytes that follow, and the smallest code point that needs so many.
     let (bits, following, least) = match *bytes.first()? {
         first @ 0xc0..=0xdf => (first & 0x1f, 1, 0x80),
         first @ 0xe0..=0xef => (first & 0x0f, 2, 0x800),
@@ -211,7 +213,7 @@ fn overlong(bytes: &[u8]) -> Option<(char, usize)> {
     Some((character, following + 1))
 }
 
-/// Bytes that are no UTF-8 become U+FFFD.
+/// Replaces bytes that are not UTF-8 by U+FFFD.
 fn replace_invalid(path: &[u8]) -> Option<Vec<u8>> {
     match String::from_utf8_lossy(path) {
         Cow::Borrowed(_) => None,
@@ -219,7 +221,7 @@ fn replace_invalid(path: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Bytes that are no UTF-8 vanish.
+/// Drops bytes that are not UTF-8.
 fn drop_invalid(path: &[u8]) -> Option<Vec<u8>> {
     std::str::from_utf8(path).is_err().then(|| path.utf8_chunks().flat_map(|chunk| chunk.valid().bytes()).collect())
 }
@@ -236,8 +238,8 @@ fn joined<'s>(segments: impl IntoIterator<Item = &'s [u8]>) -> Vec<u8> {
     out
 }
 
-/// Whether a segment of any reading could be this name. It errs toward yes: only letters and digits
-/// are compared, since every step that joins what stood apart drops other bytes alone.
+/// Returns whether a segment of any reading could be this name. It may return `true` wrongly, never `false`: only
+/// letters and digits are compared, since the steps that join separate parts drop other bytes only.
 pub(super) fn could_name(path: &[u8], name: &[u8]) -> bool {
     fn letters(bytes: &[u8]) -> Vec<u8> {
         bytes.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).collect()
