@@ -1,9 +1,9 @@
-//! Authentication and authorization: extracts tokens from requests, verifies them, and decides what a
-//! verified user may reach.
+//! Authentication and authorization: extracts tokens from requests, verifies them, and decides what a verified user may
+//! access.
 //!
-//! This module owns [`Token`] (which cannot be printed), the providers' keys, verification, [`Identity`],
-//! session cookies and revocations. It works on request heads, strings and claims and never touches a
-//! connection. How a refusal is sent to a client belongs to `http` and `websocket`.
+//! This module owns [`Token`] (whose text is never printed), the providers' keys, verification, [`Identity`], session
+//! cookies and revocations. It works on request heads, strings and claims and never uses a connection. `http` and
+//! `websocket` send refusals to clients.
 //!
 //! Code outside this module cannot construct an identity:
 //!

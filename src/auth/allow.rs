@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::policy::{AllowSpec, Claim, Expected, PathVariables, Requirement, RouteRequirement};
 
-/// Why access is denied; for the log.
+/// The reason why access is denied; for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The user is not in the provider's `allow`.
@@ -19,13 +19,13 @@ pub enum Denied {
     NotAllowed {
         /// The provider's name.
         provider: String,
-        /// Whether addresses are allowed, and the identity has none that counts.
+        /// Whether e-mail addresses are allowed, and the identity has no verified one.
         lacks_email: bool,
     },
-    /// The token was made for another protected resource.
+    /// The token was issued for another protected resource.
     #[error("{0}; it is not for this protected resource")]
     OtherResource(Rejection),
-    /// A claim the route requires is absent or has another value.
+    /// A claim that the route requires is absent or has another value.
     #[error("claim {claim} is not what the route requires{}", differing.as_ref().map(|name| format!("; {{{name}}} differs between readings of the path")).unwrap_or_default())]
     Claim {
         /// The claim's name.
@@ -40,7 +40,7 @@ pub enum Denied {
 /// Checks `allow` and every requirement.
 ///
 /// # Errors
-/// The first requirement that is not met.
+/// Returns the first requirement that is not met.
 pub fn permits(requirements: &[RouteRequirement], identity: &Identity) -> Result<(), Denied> {
     let provider = identity.provider();
     if !is_allowed(&provider.allow, identity) {

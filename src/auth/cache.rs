@@ -25,7 +25,7 @@ pub(super) struct TokenCache {
     entries: Cache<Digest, CachedToken>,
 }
 
-/// The identity of a verified token, and until when it may be used without verifying the token again.
+/// The identity of a verified token, and the time until which it may be used without verifying the token again.
 #[derive(Clone)]
 pub(super) struct CachedToken {
     pub(super) identity: Arc<Identity>,
@@ -51,8 +51,7 @@ impl TokenCache {
         digest.as_ref().try_into().unwrap_or_default()
     }
 
-    /// Looks a token up. The caller must check that the token has not expired since, and that its key is still
-    /// current.
+    /// Looks a token up. The caller must check that the token has not expired since, and that its key is current.
     pub(super) fn get(&self, digest: &Digest) -> Option<CachedToken> {
         let entry = self.entries.get(digest)?;
         if entry.until > Instant::now() {
@@ -62,7 +61,7 @@ impl TokenCache {
         None
     }
 
-    /// Inserts an entry, unless its time is over already.
+    /// Inserts an entry, unless its time has passed.
     pub(super) fn insert(&self, digest: Digest, entry: &CachedToken) {
         if entry.until > Instant::now() {
             self.entries.insert(digest, entry.clone());
@@ -88,13 +87,13 @@ struct LastVerified {
     token: Token,
     digest: Digest,
     entry: CachedToken,
-    /// The verifier that accepted it; another one, with another configuration, must verify the token itself.
+    /// The verifier that accepted it. Another one, with another configuration, must verify the token itself.
     verifier: Arc<()>,
 }
 
 impl LastToken {
-    /// Returns the digest and the identity if this verifier accepted exactly this token before and the entry's time
-    /// is not over.
+    /// Returns the digest and the identity if this verifier accepted exactly this token before and the entry's time has
+    /// not passed.
     pub(super) fn get(&self, token: &Token, verifier: &Arc<()>) -> Option<(Digest, Arc<Identity>)> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = last.as_ref()?;

@@ -1,4 +1,4 @@
-//! The time as claims have it: since the Unix epoch, by this machine's clock.
+//! The time as claims express it: since the Unix epoch, by this machine's clock.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

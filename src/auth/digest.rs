@@ -1,7 +1,7 @@
-//! Keyed digests of names: by them users, sessions and tokens are revoked and remembered, so that an entry costs the same
-//! whatever a name's length is, nobody can choose names whose digests meet, and nobody who reads one learns the name.
+//! Keyed digests of names. Users, sessions and tokens are revoked and recorded by digests, so that every entry has the
+//! same size, clients cannot choose names with equal digests, and a digest does not reveal the name.
 //!
-//! Without `shared` the key is one of this process. With it the key comes from a secret that all instances have.
+//! Without `shared` the key is random for this process. With it the key is derived from a secret of all instances.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -13,7 +13,7 @@ use crate::policy::Secret;
 /// The bytes of a digest.
 pub const DIGEST_BYTES: usize = 16;
 
-/// The first 16 bytes of an HMAC-SHA-256.
+/// A keyed digest: the first 16 bytes of an HMAC-SHA-256.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; DIGEST_BYTES]);
 
@@ -22,9 +22,9 @@ pub struct Digest(pub [u8; DIGEST_BYTES]);
 pub struct DigestKeys(Vec<hmac::Key>);
 
 impl Default for DigestKeys {
-    /// A key of this process.
+    /// Makes a random key of this process.
     fn default() -> Self {
-        // Each has keys of its own from the system's random numbers.
+        // Each `RandomState` has keys of its own from the system's random numbers.
         let halves = [RandomState::new(), RandomState::new()];
         let mut key = [0; 32];
         for (index, part) in key.chunks_exact_mut(8).enumerate() {
@@ -35,7 +35,8 @@ impl Default for DigestKeys {
 }
 
 impl DigestKeys {
-    /// Keys that every instance with these secrets derives alike. `None` where there is no secret.
+    /// Derives the keys from the secrets, with the same result at every instance. Returns `None` where there is no
+    /// secret.
     #[must_use]
     pub fn derived(secrets: &[Secret], name: &str) -> Option<Self> {
         let keys: Vec<_> = secrets.iter().filter_map(|secret| derive(secret, name, b"digest")).collect();
@@ -68,7 +69,8 @@ pub fn derive(secret: &Secret, name: &str, purpose: &[u8]) -> Option<hmac::Key> 
     Some(hmac::Key::new(HMAC_SHA256, &bytes))
 }
 
-/// The digest of these parts; each part's length is part of it, so that no two lists of parts read the same.
+/// Returns the digest of these parts. The length of each part is included, so that two lists of parts never have the
+/// same input.
 #[must_use]
 pub fn digest(key: &hmac::Key, parts: &[&[u8]]) -> Digest {
     let mut context = hmac::Context::with_key(key);

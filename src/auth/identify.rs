@@ -26,7 +26,7 @@ pub(super) struct VerifiedClaims {
 /// Turns verified claims into an identity.
 ///
 /// # Errors
-/// Why the provider's configuration does not accept them.
+/// Returns the reason why the provider's configuration does not accept the claims.
 pub(super) fn identify(
     spec: &Arc<ProviderSpec>,
     verified: VerifiedClaims,
@@ -52,7 +52,7 @@ pub(super) fn identify(
 /// since a session may be configured to outlive its token.
 ///
 /// # Errors
-/// Why the provider's configuration does not accept them.
+/// Returns the reason why the provider's configuration does not accept the claims.
 pub(super) fn identify_again(
     spec: &Arc<ProviderSpec>,
     preset: &str,

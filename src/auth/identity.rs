@@ -23,9 +23,9 @@ pub struct Identity {
     expiry: Expiry,
     verified_by: VerifiedBy,
     kind: TokenKindHeader,
-    /// The browser session, where a session cookie was presented.
+    /// The browser session, if a session cookie was presented.
     browser_session: Option<BrowserSession>,
-    /// Computed when they are first asked for, and remembered with the token.
+    /// The keys by which the identity can be revoked, computed at the first use and cached with the token.
     revocation_keys: OnceLock<Box<RevocationKeys>>,
     presence: OnceLock<Digest>,
 }
@@ -38,16 +38,16 @@ pub struct BrowserSession {
     pub id: Arc<str>,
     /// A digest of the user, for ending all sessions of one user.
     pub owner: Arc<str>,
-    /// When the session began, milliseconds since the epoch.
+    /// The time at which the session began, in milliseconds since the epoch.
     pub began: u64,
-    /// When the last of the session's cookies expires, as far as this cookie knows, Unix seconds.
+    /// The Unix time in seconds at which the last of the session's cookies expires, by the data in this cookie.
     pub last_end: u64,
     /// The key that the cookie is encrypted with.
     pub(super) key: KeyFingerprint,
 }
 
 impl BrowserSession {
-    /// Returns a digest of the id, for the log. Nobody can use it to end or to resume the session.
+    /// Returns a digest of the id, for the log. It cannot be used to end or to resume the session.
     #[must_use]
     pub fn digest(&self) -> String {
         log_digest(&self.id)
@@ -60,16 +60,16 @@ pub(super) fn log_digest(id: &str) -> String {
     digest.as_ref().iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
-/// When a token stops being valid, Unix seconds.
+/// The time at which a token stops being valid, in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// The token's `exp`.
     At(u64),
-    /// The token has no `exp`; its provider must be asked again by then.
+    /// The token has no `exp`; its provider must be asked again by this time.
     RevalidateAt(u64),
 }
 
-/// What verified a token.
+/// The key or provider that verified a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifiedBy {
     /// A key of its provider verified the signature.
@@ -78,7 +78,7 @@ pub enum VerifiedBy {
         fingerprint: KeyFingerprint,
         /// The signature's algorithm.
         algorithm: Algorithm,
-        /// The token's `exp`, Unix seconds. Until then the key must be one of the provider's.
+        /// The token's `exp`, in Unix seconds. Until then the key must be one of the provider's.
         until: u64,
     },
     /// The provider itself confirmed the token at the endpoint with this fingerprint.
@@ -86,7 +86,7 @@ pub enum VerifiedBy {
 }
 
 impl Identity {
-    /// Constructs an identity. To be called only after every check has passed.
+    /// Constructs an identity. It must be called only after every check has passed.
     pub(super) fn new(
         provider: Arc<ProviderSpec>,
         user_id: String,
@@ -108,7 +108,7 @@ impl Identity {
         }
     }
 
-    /// Replaces the expiry, for a session that outlives its token.
+    /// Replaces the expiry, for a session that continues after its token has expired.
     pub(super) fn lasting(mut self, expiry: Expiry) -> Self {
         self.expiry = expiry;
         self
@@ -121,8 +121,8 @@ impl Identity {
         self
     }
 
-    /// The digest by which its presence is remembered: of its user and, where its token names one, the provider session.
-    /// Computed once, by the keys of this process.
+    /// Returns the digest under which the user's presence is recorded: of the user and, if the token names one, the
+    /// provider session. It is computed once, with the keys of this process.
     #[must_use]
     pub fn presence(&self, keys: &DigestKeys) -> Digest {
         *self.presence.get_or_init(|| {
@@ -140,34 +140,34 @@ impl Identity {
         })
     }
 
-    /// The keys by which this can be revoked, computed once.
+    /// Returns the keys by which the identity can be revoked. They are computed once.
     pub(super) fn revocation_keys(&self, compute: impl FnOnce() -> RevocationKeys) -> &RevocationKeys {
         self.revocation_keys.get_or_init(|| Box::new(compute()))
     }
 
-    /// The browser session, where a session cookie was presented.
+    /// Returns the browser session, if a session cookie was presented.
     #[must_use]
     pub fn browser_session(&self) -> Option<&BrowserSession> {
         self.browser_session.as_ref()
     }
 
-    /// The parts of the token's header that tell its kind.
+    /// Returns the parts of the token's header that determine its kind.
     pub(super) fn kind(&self) -> TokenKindHeader {
         self.kind
     }
 
-    /// What verified the token.
+    /// Returns the key or provider that verified the token.
     #[must_use]
     pub fn verified_by(&self) -> VerifiedBy {
         self.verified_by
     }
 
-    /// The token's claims, unchanged but for Clerk's organization.
+    /// Returns the token's claims, unchanged except for Clerk's organization.
     pub(super) fn claims(&self) -> &Map<String, Value> {
         &self.claims
     }
 
-    /// The provider session id (`sid`), where the token has one.
+    /// Returns the provider session id (`sid`), if the token has one.
     #[must_use]
     pub fn session_id(&self) -> Option<&str> {
         self.claims.get("sid").and_then(Value::as_str)
@@ -185,18 +185,18 @@ impl Identity {
         &self.provider
     }
 
-    /// The provider, to be shared.
+    /// Returns a shared reference to the provider.
     pub(super) fn provider_spec(&self) -> &Arc<ProviderSpec> {
         &self.provider
     }
 
-    /// When the token stops being valid.
+    /// Returns the time at which the token stops being valid.
     #[must_use]
     pub fn expiry(&self) -> Expiry {
         self.expiry
     }
 
-    /// The token's `exp`, or when its provider must be asked again, Unix seconds.
+    /// Returns the token's `exp`, or the time at which its provider must be asked again, in Unix seconds.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         match self.expiry {

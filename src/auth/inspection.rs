@@ -1,6 +1,6 @@
 //! The result of asking a provider once, for `vestibule check --online`.
 
-/// Lists what was found at a provider, one sentence each.
+/// The findings at a provider, one sentence each.
 #[derive(Debug, Default)]
 pub struct Inspection {
     /// Checks that passed.

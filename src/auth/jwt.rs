@@ -10,7 +10,7 @@ use super::Rejection;
 use super::kind::{Category, TokenKindHeader};
 use crate::json;
 
-/// The longest accepted `kid`, in bytes; longer ones are rejected.
+/// The maximum length of a `kid` in bytes; longer ones are rejected.
 const KID_BYTES: usize = 256;
 
 /// The parts of a token. Nothing is verified yet.
@@ -25,7 +25,7 @@ pub(super) struct Parsed<'a> {
     pub(super) signature: &'a str,
 }
 
-/// Whether a token is opaque, that is, has not the form of a JWT; only its provider can verify it then.
+/// Returns whether a token is opaque, that is, does not have the form of a JWT. Then only its provider can verify it.
 pub(super) fn is_opaque(token: &str) -> bool {
     let mut parts = token.split('.');
     let (Some(header), Some(_), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -59,7 +59,7 @@ pub(super) fn parse_logout(token: &str) -> Result<Parsed<'_>, Rejection> {
 
 fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejection> {
     let malformed = Rejection::Malformed;
-    // Counted before anything is decoded: a megabyte of dots costs one pass (CVE-2025-30204).
+    // The dots are counted before anything is decoded: a megabyte of them costs one pass (CVE-2025-30204).
     match token.bytes().filter(|b| *b == b'.').count() {
         2 => {}
         4 => {
@@ -96,14 +96,14 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
     let payload = decode(payload).map_err(|_| malformed("the payload is not base64url"))?;
     let claims =
         json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
-    // Checked before any key sees it: the signature check must not have to cope with padded or non-canonical base64.
+    // This is checked before a key is used: the signature check must not have to handle padded or non-canonical base64.
     decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
     Ok(Parsed { algorithm, key_id, kind: TokenKindHeader { is_access_token, category }, claims, signed, signature })
 }
 
 fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, Rejection> {
-    // RFC 7515 section 4.1.11: a token with an extension that is not supported must be rejected. We support none,
-    // and `b64: false` (RFC 7797) would change the signing input.
+    // RFC 7515 section 4.1.11: a token with an extension that is not supported must be rejected. No extension is
+    // supported, and `b64: false` (RFC 7797) would change the signing input.
     if header.contains_key("crit") || header.contains_key("b64") {
         return Err(Rejection::Malformed("header extensions (crit, b64) are not supported"));
     }

@@ -13,7 +13,7 @@ const CLERK_TEMPLATE: &str = "cl_B7d4PD222AAA";
 /// A category that some Clerk instances put on tokens of every kind, so it is ignored.
 const CLERK_IGNORE: &str = "cl_I7d4PD111III";
 
-/// The parts of a token's header that tell its kind; the default for a token without a header.
+/// The parts of a token's header that determine its kind; the default for a token without a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TokenKindHeader {
     /// Whether `typ` is `at+jwt`, an OAuth access token (RFC 9068).
@@ -47,7 +47,7 @@ pub(super) enum Category {
 }
 
 impl Category {
-    /// Reads the value of `cat`.
+    /// Parses the value of `cat`.
     pub(super) fn from_claim(text: &str) -> Self {
         match text {
             CLERK_SESSION => Self::Session,
@@ -57,7 +57,7 @@ impl Category {
         }
     }
 
-    /// Reads what [`Self::name`] returned.
+    /// Parses a name that [`Self::name`] returned.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         [Self::Unspecified, Self::Session, Self::Template, Self::Other].into_iter().find(|known| known.name() == name)
     }
@@ -226,7 +226,7 @@ pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -
     check_audience_where(spec, claims, |_| true)
 }
 
-/// Checks the audience as [`check_audience`] does, and that the one which fits counts on the route.
+/// Checks the audience as [`check_audience`] does, and that the accepted audience counts on the route.
 pub(super) fn check_bound_audience(
     spec: &ProviderSpec,
     claims: &Map<String, Value>,

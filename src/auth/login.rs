@@ -45,18 +45,18 @@ pub use store::{
     Written,
 };
 
-/// The time limit of a request to a provider.
+/// The timeout of a request to a provider.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest response of a provider, bytes.
+/// The maximum length of a provider's response, in bytes.
 const BODY_BYTES: usize = 64 << 10;
 
-/// Why a sign-in or a renewal failed. It never contains a code, a state or a token.
+/// The reason why a sign-in or a renewal failed. It never contains a code, a state or a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginError {
-    /// The provider cannot be reached, or too many requests to it are under way.
+    /// The provider cannot be reached, or too many requests to it are in progress.
     #[error("{reason}")]
     Unavailable {
-        /// For the log.
+        /// The reason, for the log.
         reason: String,
         /// The provider's `Retry-After`.
         retry_after: Option<Duration>,
@@ -67,7 +67,7 @@ pub enum LoginError {
     /// The provider does not accept the code or the refresh token.
     #[error("the provider answered invalid_grant")]
     InvalidGrant,
-    /// The provider does not accept us as its client: a fault in the configuration, not an outage.
+    /// The provider does not accept the proxy as its client: an error in the configuration, not an outage.
     #[error("the provider does not accept the client id or secret (it answered {answer}); see {key}")]
     ClientRefused {
         /// The error code of the answer, or its status.
@@ -89,7 +89,7 @@ pub enum LoginError {
     Denied {
         /// The user id, where the claims have one.
         user: Option<String>,
-        /// For the log.
+        /// The reason, for the log.
         reason: String,
     },
 }
@@ -103,7 +103,7 @@ impl LoginError {
         Self::down("too many requests to the provider are under way (limits.login_requests)".to_owned())
     }
 
-    /// Reports a fault on our side as unavailable.
+    /// Makes the error for a failure of this process, which counts as unavailable.
     fn down(reason: String) -> Self {
         Self::unavailable(reason, None)
     }
@@ -124,7 +124,7 @@ pub struct Login {
     provider: Arc<ProviderState>,
     http: Result<reqwest::Client, String>,
     discovery: Discovery,
-    /// Limits the requests of sign-ins, and separately those of open sessions.
+    /// The limits on concurrent requests of sign-ins, and separately on those of open sessions.
     requests: RequestLimit,
     renewals: RequestLimit,
 }
@@ -149,12 +149,12 @@ impl Login {
         self.http.as_ref().map_err(Clone::clone)
     }
 
-    /// Takes a place for a request of a sign-in, which anyone can cause. Does not wait.
+    /// Takes a permit for a request of a sign-in, which any client can cause. It does not wait.
     fn sign_in_permit(&self, client: Option<IpAddr>) -> Result<RequestPermit, LoginError> {
         self.requests.try_acquire(client).ok_or_else(LoginError::too_many_requests)
     }
 
-    /// Takes a place for a request of an open session. Waits, since only signed-in users can cause such requests.
+    /// Takes a permit for a request of an open session. It waits, since only signed-in users can cause such requests.
     async fn session_permit(&self) -> Result<RequestPermit, LoginError> {
         self.renewals.acquire(TIMEOUT).await.ok_or_else(LoginError::too_many_requests)
     }
@@ -167,7 +167,8 @@ impl Login {
         self.discovery.get(self.http().map_err(LoginError::down)?).await
     }
 
-    /// Returns the origins of the provider's pages, as far as they are known: a form of ours may lead there.
+    /// Returns the origins of the provider's pages, as far as they are known: a form of the proxy's pages may redirect
+    /// there.
     #[must_use]
     pub fn origins(&self) -> Vec<String> {
         let Some(metadata) = self.discovery.last_document() else { return Vec::new() };
@@ -181,7 +182,7 @@ impl Login {
     /// Returns the URL at which the user signs in. `client` is the address of the client, if it is one client's.
     ///
     /// # Errors
-    /// When the provider cannot be reached, or does not support what the configuration demands.
+    /// Returns an error when the provider cannot be reached, or does not support what the configuration demands.
     pub async fn authorization_url(
         &self,
         keys: &LoginKeys,
@@ -252,7 +253,8 @@ impl Login {
         }
     }
 
-    /// Whether a JWT names this provider's issuer, unverified; for the metric of rejected logout tokens.
+    /// Returns whether a JWT names this provider's issuer, without verification; for the metric of rejected logout
+    /// tokens.
     #[must_use]
     pub fn is_named_by(&self, token: &str) -> bool {
         super::jwt::claimed_issuer(token) == self.spec.provider_spec.issuer
@@ -279,10 +281,10 @@ fn with_query(url: &str, pairs: &[(&str, String)]) -> Option<String> {
     Some(url.into())
 }
 
-/// The ids that were used, for as long as a state can be used.
+/// The ids that were used, kept for as long as a state can be used.
 #[derive(Debug, Default)]
 struct UsedAttempts {
-    /// When each id was used, Unix milliseconds.
+    /// The time at which each id was used, in Unix milliseconds.
     used: Mutex<HashMap<[u8; 16], u64>>,
 }
 
@@ -291,8 +293,8 @@ impl UsedAttempts {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).contains_key(attempt)
     }
 
-    /// Marks an id as used and returns whether it was unused. At `limit` the oldest are forgotten; the code, PKCE and the
-    /// cookie still protect those attempts.
+    /// Marks an id as used and returns whether it was unused. At `limit` the oldest ids are removed; the code, PKCE and
+    /// the cookie still protect those attempts.
     fn mark(&self, attempt: [u8; 16], now: u64, limit: usize) -> bool {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.contains_key(&attempt) {
@@ -302,7 +304,7 @@ impl UsedAttempts {
             used.retain(|_, at| now < at.saturating_add(keys::STATE_LIFE));
         }
         if used.len() >= limit {
-            // A tenth at a time, so that a full table is not sorted at every sign-in.
+            // A tenth is removed at a time, so that a full table is not sorted at every sign-in.
             let mut moments: Vec<u64> = used.values().copied().collect();
             moments.sort_unstable();
             let oldest = moments.get(limit / 10).copied().unwrap_or_default();
@@ -326,16 +328,16 @@ pub struct Logins {
     limits: LoginLimits,
 }
 
-/// `limits.login_*`.
+/// The values of `limits.login_*` and of the limits on sign-outs.
 #[derive(Clone, Copy, Debug)]
 pub struct LoginLimits {
-    /// The number of sessions whose tokens are kept.
+    /// The maximum number of sessions whose tokens are kept.
     pub sessions: usize,
-    /// The number of used attempts that are remembered.
+    /// The maximum number of used attempts that are kept.
     pub attempts: usize,
-    /// The number of requests to one provider that are under way at once.
+    /// The maximum number of concurrent requests to one provider.
     pub requests: usize,
-    /// The number of sign-outs that are kept, in all and of one user.
+    /// The maximum number of sign-outs that are kept, in total and per user.
     pub sign_outs: super::SignOutLimits,
 }
 
@@ -404,8 +406,8 @@ impl Logins {
         self.all.iter().find(|login| login.spec.name == provider)
     }
 
-    /// Marks an attempt as used, here and at other instances, and returns whether it was unused. Waits for the shared state
-    /// for one answer at most; without an answer this instance alone decides.
+    /// Marks an attempt as used, here and at other instances, and returns whether it was unused. It waits at most for
+    /// one response of the shared state; without a response this instance decides alone.
     pub async fn use_attempt(&self, state: &LoginState, now: u64) -> bool {
         let life = Duration::from_millis(keys::STATE_LIFE);
         self.attempts.mark(state.attempt, now, self.limits.attempts)

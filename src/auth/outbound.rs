@@ -6,15 +6,15 @@ use std::time::Duration;
 use crate::config::Time;
 use crate::policy::CertificateAuthority;
 
-/// The time limit for opening a connection.
+/// The timeout for opening a connection.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long an unused connection is kept open.
+/// The time that an idle connection is kept open.
 const IDLE: Duration = Duration::from_secs(20);
 
-/// Creates a client that keeps at most `idle` unused connections.
+/// Creates a client that keeps at most `idle` idle connections.
 ///
 /// # Errors
-/// Why the client could not be created, for the log.
+/// Returns the reason why the client could not be created, for the log.
 pub(super) fn client(
     authority: Option<&CertificateAuthority>,
     timeout: Duration,
@@ -40,7 +40,7 @@ pub(super) fn client(
 /// Reads the whole body, or returns `None` when it is longer than `limit`.
 ///
 /// # Errors
-/// When the connection failed or the time limit passed.
+/// Returns an error when the connection failed or timed out.
 pub(super) async fn body(mut response: reqwest::Response, limit: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {

@@ -25,44 +25,44 @@ use super::{Inspection, Token, outbound};
 use crate::policy::{ProviderSpec, RemoteSpec};
 use crate::telemetry::{Label, Metrics, in_current_request};
 
-/// How long a check of an open session waits for a permit, which may be longer than a request waits.
+/// The maximum time that a check of an open session waits for a permit. A request waits for less.
 const REVALIDATION_WAIT: Duration = Duration::from_secs(30);
 /// Upper bound on `Retry-After` of a provider's 429.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
-/// The pause after a 429 without `Retry-After`, and what clients are told to wait after a failed check.
+/// The pause after a 429 without `Retry-After`, and the `Retry-After` of clients after a failed check.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
-/// Upper bound on unused connections to a provider.
+/// The maximum number of idle connections to a provider.
 const IDLE_CONNECTIONS: usize = 4;
 
-/// A question to a provider about a token or a session. A session keeps one for as long as it is open.
+/// A check of a token or a session by its provider. An open session keeps one.
 #[derive(Clone, Debug)]
 pub struct RemoteCheck {
     subject: Subject,
-    /// Identifies the question among cached answers and pending checks.
+    /// The digest that identifies the check among cached answers and pending checks.
     digest: Digest,
 }
 
 #[derive(Clone, Debug)]
 enum Subject {
-    /// The token, and the session it names.
+    /// The token, and the id of the session that it names.
     Token(Arc<Token>, Option<Box<str>>),
     /// The provider session id.
     Session(Box<str>),
 }
 
 impl RemoteCheck {
-    /// Asks about a token, given its digest and the session it names.
+    /// Makes a check of a token, given its digest and the session that it names.
     pub(super) fn token(token: &Token, digest: Digest, session: Option<&str>) -> Self {
         Self { subject: Subject::Token(Arc::new(token.duplicate()), session.map(Box::from)), digest }
     }
 
-    /// An example, for tests of when a check is made.
+    /// Makes an example, for tests of when a check is made.
     #[cfg(test)]
     pub(crate) fn example() -> Self {
         Self::session("sess_example")
     }
 
-    /// Asks about a provider session.
+    /// Makes a check of a provider session.
     pub(super) fn session(id: &str) -> Self {
         // The space keeps this from being the digest of a token, since tokens have none.
         let digest = digest::digest(&digest::SHA256, format!("session {id}").as_bytes());
@@ -79,7 +79,7 @@ pub(super) enum RemoteAnswer {
     Inactive(Arc<str>),
 }
 
-/// Why a provider gave no answer, and when to ask again.
+/// The reason why a provider gave no answer, and the time after which to ask again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NoAnswer {
     pub(super) reason: String,
@@ -94,7 +94,7 @@ impl fmt::Display for NoAnswer {
 
 type Outcome = Result<RemoteAnswer, NoAnswer>;
 
-/// Which half of `remote.concurrency` a check belongs to.
+/// The half of `remote.concurrency` to which a check belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
     /// A request or handshake waits for the answer.
@@ -126,8 +126,8 @@ struct CheckerInner {
 #[derive(Clone)]
 struct PendingCheck {
     outcome: Weak<watch::Sender<Option<Outcome>>>,
-    /// Cancelled when a request waits for a check that an open session began, which may then use a permit for
-    /// admissions.
+    /// The token that is cancelled when a request waits for a check that an open session began. Then the check may use
+    /// a permit for admissions.
     admission_waits: CancellationToken,
 }
 
@@ -169,7 +169,7 @@ impl RemoteChecker {
         self.inner.cached(digest)
     }
 
-    /// Asks the provider, without using the cache. An admission ends within `remote.timeout`, including the wait for a
+    /// Asks the provider, without using the cache. An admission ends within `remote.timeout`, including the time for a
     /// permit.
     pub(super) async fn ask(&self, check: &RemoteCheck, priority: Priority) -> Outcome {
         let mut outcome = self.join(check, priority);
@@ -182,14 +182,14 @@ impl RemoteChecker {
             let slow = endpoint::CheckFailed::slow(self.inner.spec.timeout);
             return Err(self.inner.no_answer(&slow.reason, DEFAULT_PAUSE));
         };
-        // The task always answers, unless the process stops.
+        // The task always sends an answer, unless the process stops.
         let answered = answered.ok().and_then(|outcome| outcome.clone());
         answered.unwrap_or_else(|| Err(NoAnswer { reason: "stopping".to_owned(), retry_after: DEFAULT_PAUSE }))
     }
 
     /// Joins the pending check with the same digest, or starts one in a task of its own, so that it does not depend on
-    /// the first caller. If all callers leave before it has a permit, the provider is not asked, so that clients that
-    /// disconnect cannot fill the queue.
+    /// the first caller. If all callers are dropped before it has a permit, the provider is not asked, so that clients
+    /// that disconnect cannot fill the queue.
     fn join(&self, check: &RemoteCheck, priority: Priority) -> watch::Receiver<Option<Outcome>> {
         let mut pending = self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner);
         // An entry whose task ended without an answer is ignored.
@@ -222,7 +222,8 @@ impl RemoteChecker {
             };
             inner.metrics.credentials.asked(&inner.label, outcome, began.elapsed());
             inner.cache_answer(check.digest, &answered);
-            // Cached before it stops being pending, so that no caller in between asks again.
+            // The answer is cached before the check is removed from the pending ones, so that no caller in between asks
+            // again.
             inner.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&check.digest);
             send.send_replace(Some(answered));
         }));
@@ -233,7 +234,7 @@ impl RemoteChecker {
 impl CheckerInner {
     fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
         let now = Instant::now();
-        // An answer removes the opposite one, so there is at most one.
+        // An answer removes the opposite one, so at most one of them is cached.
         [&self.no, &self.yes]
             .into_iter()
             .filter_map(|kept| kept.get(digest))
@@ -245,7 +246,7 @@ impl CheckerInner {
         let Ok(answer) = outcome else { return };
         let until = Instant::now() + self.spec.cache;
         match answer {
-            // Here the answer is the token's identity, which is cached as a verified token.
+            // In this case the answer is the token's identity, which is cached as a verified token.
             RemoteAnswer::Active(_) if self.spec.verifies_opaque_tokens => {}
             RemoteAnswer::Active(claims) => {
                 let compared =
@@ -262,7 +263,7 @@ impl CheckerInner {
         }
     }
 
-    /// Waits for a permit. Returns `None` when no caller waits any more; then the check is no longer pending.
+    /// Waits for a permit. Returns `None` when no caller is waiting any more; then the check is no longer pending.
     async fn permit_or_abandoned(
         &self,
         check: &RemoteCheck,
@@ -336,7 +337,7 @@ impl CheckerInner {
         }
     }
 
-    /// Returns how much of a pause that the provider asked for is left.
+    /// Returns the remaining time of a pause that the provider demanded.
     fn pause_left(&self) -> Option<Duration> {
         let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
@@ -348,13 +349,13 @@ impl CheckerInner {
     }
 }
 
-/// Returns `None` when the time limit passes first.
+/// Runs a future with a time limit; `None` when it is exceeded.
 async fn bounded<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     timeout(limit, future).await.ok()
 }
 
-/// Asks about a token or session that does not exist, which shows whether the provider accepts our credential, for
-/// `vestibule check --online`.
+/// Asks about a token or session that does not exist, which shows whether the provider accepts the proxy's credential,
+/// for `vestibule check --online`.
 pub async fn inspect(provider: &Arc<ProviderSpec>, inspection: &mut Inspection) {
     let Some(remote) = RemoteChecker::new(provider, 1, &Arc::default()) else { return };
     let nobody = Token::parse("vestibule-check", 64).map(Arc::new);

@@ -34,7 +34,7 @@ pub use gate::{Gate, boot_millis};
 pub use sign_outs::SignOutLimits;
 use sign_outs::{Change, RecordedSignOut, SignOuts};
 
-/// What is revoked: a user, session or token of one issuer.
+/// The target of a revocation: a user, session or token of one issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum RevocationTarget {
     /// A user, by the user id as it appears in the log; revokes tokens issued until now.
@@ -48,7 +48,7 @@ pub enum RevocationTarget {
 }
 
 impl RevocationTarget {
-    /// Returns a digest of the id, for the log: whoever reads it cannot use the id.
+    /// Returns a digest of the id, for the log. The id cannot be derived from it.
     #[must_use]
     pub fn id_digest(&self) -> Option<String> {
         match self {
@@ -58,25 +58,26 @@ impl RevocationTarget {
     }
 }
 
-/// Stands for the issuer in records of browser sessions; no provider's issuer is a path.
+/// The name in place of the issuer in records of browser sessions. No provider's issuer is a path.
 const BROWSER_SESSIONS: &str = "/.vestibule/session";
 
-/// A limit is reached: nothing was revoked, and no earlier revocation was dropped.
+/// The error at a limit: nothing was revoked, and no earlier revocation was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limits.{0} is reached")]
 pub struct LimitReached(&'static str);
 
 impl LimitReached {
-    /// The limit's key under `limits`.
+    /// Returns the limit's key under `limits`.
     #[must_use]
     pub const fn limit(&self) -> &'static str {
         self.0
     }
 }
 
-/// Tells other instances of what is revoked here.
+/// A publisher of this instance's revocations to other instances.
 pub trait Publish: Send + Sync {
-    /// Takes the entries that were added and those that they replaced. Resolves when the others can know them.
+    /// Publishes the added entries and those that they replaced. The receiver resolves when other instances can read
+    /// them.
     fn publish(&self, added: SharedEntry, removed: &[SharedEntry]) -> oneshot::Receiver<()>;
 }
 
@@ -91,7 +92,8 @@ pub struct Revocation {
 }
 
 impl Revocation {
-    /// Resolves when other instances can know of it; `None` where there are none, or this was asked before.
+    /// Returns a receiver that resolves when other instances can read the revocation; `None` if there are none, or at a
+    /// second call.
     pub fn published(&mut self) -> Option<oneshot::Receiver<()>> {
         self.published.take()
     }
@@ -99,14 +101,14 @@ impl Revocation {
     /// Appends it to the file, if there is one, and blocks until it is on the disk.
     ///
     /// # Errors
-    /// When the file cannot be written. The revocation stays in force until the process ends.
+    /// Returns an error when the file cannot be written. The revocation stays in force until the process ends.
     pub fn save(self) -> Result<(), RevocationFileError> {
         let Some(file) = &self.file else { return Ok(()) };
         file.append(&self.record, self.now)
     }
 }
 
-/// When something was revoked and until when that is kept, Unix seconds.
+/// The time of a revocation and the time until which it is kept, both in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RevokedAt {
     at: u64,
@@ -124,9 +126,9 @@ pub struct Revocations {
     file: Mutex<Option<Arc<RevocationFile>>>,
     tally: Mutex<Tally>,
     publish: OnceLock<Box<dyn Publish>>,
-    /// Whether what is known here may be relied on.
+    /// The gate that is open while the revocations known here are current.
     pub gate: Gate,
-    /// How far the clock that all instances see is ahead of this one's, milliseconds.
+    /// The time in milliseconds by which the clock of the shared state is ahead of this one.
     clock_lead: AtomicU64,
 }
 
@@ -144,7 +146,7 @@ impl RevokedAt {
 }
 
 impl Revocations {
-    /// Without any revocation, by digests that other instances compute alike.
+    /// Makes an empty list whose digests are the same at other instances.
     #[must_use]
     pub fn with_keys(digests: DigestKeys) -> Self {
         Self { digests: Arc::new(digests), ..Self::default() }
@@ -156,17 +158,17 @@ impl Revocations {
         &self.digests
     }
 
-    /// Tells other instances of each revocation and sign-out from now on, by this. The first call counts.
+    /// Sets the publisher of each revocation and sign-out from now on. Only the first call counts.
     pub fn publish_by(&self, publish: Box<dyn Publish>) {
         let _ = self.publish.set(publish);
     }
 
-    /// Sets how far the clock that all instances see is ahead of this one's, milliseconds.
+    /// Sets the time in milliseconds by which the clock of the shared state is ahead of this one.
     pub fn set_clock_lead(&self, lead: u64) {
         self.clock_lead.store(lead, Ordering::Relaxed);
     }
 
-    /// Adds an entry that another instance made, whatever the limits are. Returns whether that changed anything.
+    /// Adds an entry of another instance, regardless of the limits. Returns whether it changed anything.
     pub fn merge(&self, entry: &SharedEntry, now: u64) -> bool {
         if entry.until <= now {
             return false;
@@ -185,7 +187,7 @@ impl Revocations {
         true
     }
 
-    /// Every revocation and sign-out that has not expired.
+    /// Returns every revocation and sign-out that has not expired.
     #[must_use]
     pub fn live(&self, now: u64) -> Vec<SharedEntry> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
@@ -196,7 +198,7 @@ impl Revocations {
         live
     }
 
-    /// The digest of the revocations and sign-outs that end after this minute, counted from the epoch.
+    /// Returns the digest of the revocations and sign-outs that end after this minute, counted from the epoch.
     #[must_use]
     pub fn copy_digest(&self, minute: u64) -> CopyDigest {
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,14 +206,14 @@ impl Revocations {
         tally.digest(minute)
     }
 
-    /// The entry of a revocation that is made elsewhere than in a running proxy.
+    /// Returns the entry of a revocation that is not made by a running proxy.
     #[must_use]
     pub fn entry_of(&self, issuer: &str, target: &RevocationTarget, now_ms: u64, keep: Duration) -> SharedEntry {
         let now = now_ms / 1_000;
         RevokedAt { at: now, until: now.saturating_add(keep.as_secs()) }.entry(self.key(0, issuer, target))
     }
 
-    /// What is known of a key, and what it is together with what is heard.
+    /// Merges a received revocation with the one that is kept under the key. Returns the kept one and the merged one.
     fn merged(
         entries: &HashMap<RevocationKey, RevokedAt>,
         key: RevocationKey,
@@ -234,7 +236,7 @@ impl Revocations {
         tally.add(&entry.entry(key));
     }
 
-    /// Keeps the digest as a change of the sign-outs makes it; returns whether there was one.
+    /// Updates the digest by a change of the sign-outs. Returns whether there was a change.
     fn note(&self, change: &Change) -> bool {
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in &change.removed {
@@ -253,7 +255,8 @@ impl Revocations {
     /// Loads the revocations in a file and appends to it from now on. Returns how many were loaded.
     ///
     /// # Errors
-    /// When the file cannot be read or written or has other content; starting anyway would admit revoked users.
+    /// Returns an error when the file cannot be read or written or has other content. Starting without it would admit
+    /// revoked users.
     pub fn attach_file(&self, path: &std::path::Path, limit: usize, now: u64) -> Result<usize, RevocationFileError> {
         let (file, records) = RevocationFile::open(path, limit, now)?;
         let count = records.len();
@@ -276,11 +279,11 @@ impl Revocations {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Revokes something for `keep`. The revocation is in force when this returns; [`Revocation::save`] makes it
-    /// survive a restart.
+    /// Revokes a target for `keep`. The revocation is in force when this returns; [`Revocation::save`] makes it survive
+    /// a restart.
     ///
     /// # Errors
-    /// When there are `limit` revocations already.
+    /// Returns an error when there are `limit` revocations already.
     pub fn revoke(
         &self,
         issuer: &str,
@@ -303,18 +306,18 @@ impl Revocations {
         self.insert(&mut entries, key, entry);
         drop(entries);
         let (at, until) = (entry.at, entry.until);
-        // Also one that was in force already: what was published of it before may be lost.
+        // This includes a target that was revoked already: its earlier publication may be lost.
         let published = self.publish.get().map(|publish| publish.publish(entry.entry(key), &[]));
         let record = Record { issuer: issuer.to_owned(), target: target.clone(), at, until };
         Ok(self.to_write(record, now, published))
     }
 
-    /// Ends a browser session with all its cookies at `now`, milliseconds since the epoch, and keeps that until
+    /// Ends a browser session with all its cookies at `now`, milliseconds since the epoch, and keeps the entry until
     /// `until`, Unix seconds. It is in force when this returns; [`Revocation::save`] makes it survive a restart. At
-    /// `limits.sign_outs_per_user` one entry that ends all sessions the user began before now replaces the others.
+    /// `limits.sign_outs_per_user` one entry that ends all sessions that the user began before now replaces the others.
     ///
     /// # Errors
-    /// When there are `limits.sign_outs` already.
+    /// Returns an error when there are `limits.sign_outs` already.
     pub fn end_session(
         &self,
         session: &BrowserSession,
@@ -328,7 +331,7 @@ impl Revocations {
         self.note(&change);
         let record = match kept {
             RecordedSignOut::Session { until } => {
-                // A line has one field for an id, so it has both the owner's and the session's.
+                // A line has one field for an id, so the field has both the owner's and the session's id.
                 let target = RevocationTarget::Session(format!("{}/{}", session.owner, session.id));
                 Record { issuer: BROWSER_SESSIONS.to_owned(), target, at: moment / 1_000, until }
             }
@@ -366,7 +369,7 @@ impl Revocations {
         Revocation { record, now, file, published }
     }
 
-    /// Restores a sign-out from the file. To be called in the file's order.
+    /// Restores a sign-out from the file. It must be called in the file's order.
     fn restore_sign_out(&self, record: &Record) {
         let (owner, id, kind, at) = match &record.target {
             RevocationTarget::Session(name) => {
@@ -456,8 +459,8 @@ impl Revocations {
         keys.former.as_ref().and_then(|former| self.revoked(former, now))
     }
 
-    /// Rejects a revoked identity, and any while the revocations known here may not be relied on. For credentials that a
-    /// request presents; what is open already is judged by [`Self::check`].
+    /// Rejects a revoked identity, and every identity while the gate is closed. It is for credentials that a request
+    /// presents; open sessions are checked by [`Self::check`].
     ///
     /// # Errors
     /// [`Rejection::Revoked`], or [`Rejection::RevocationsUnknown`].

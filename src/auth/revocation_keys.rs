@@ -10,7 +10,7 @@ pub struct RevocationKey(pub(super) Digest);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevocationKeys {
     pub(super) user: RevocationKey,
-    /// By the raw `sub`, where the user id is another claim.
+    /// The key by the raw `sub`, if the user id is another claim.
     pub(super) subject: Option<RevocationKey>,
     pub(super) session: Option<RevocationKey>,
     pub(super) token: Option<RevocationKey>,
@@ -18,7 +18,7 @@ pub struct RevocationKeys {
     /// The token's `iat`; a token without it counts as issued before any revocation.
     pub(super) issued_at: Option<u64>,
     pub(super) clock_skew: u64,
-    /// The same under a secret that is being replaced.
+    /// The keys under a secret that is being replaced.
     pub(super) former: Option<Box<Self>>,
 }
 
@@ -27,7 +27,7 @@ pub struct RevocationKeys {
 pub(super) struct BrowserSessionKeys {
     pub(super) owner: RevocationKey,
     pub(super) session: RevocationKey,
-    /// Milliseconds since the epoch.
+    /// The time at which the session began, in milliseconds since the epoch.
     pub(super) began: u64,
 }
 

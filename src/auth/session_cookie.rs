@@ -1,8 +1,8 @@
-//! Issues session cookies and reads them: the claims of a verified token, encrypted with a key of this process or
-//! of `session.secret_file`. A cookie never contains a token, and nothing else can read it (docs/contract.md
-//! section 8).
+//! Issues and reads session cookies: the claims of a verified token, encrypted with a key of this process or of
+//! `session.secret_file`. A cookie never contains a token, and only this proxy can read it (docs/contract.md section
+//! 8).
 //!
-//! `token::cookie` finds the cookie in a request, and `browser::session_endpoint` decides who gets one.
+//! `token::cookie` finds the cookie in a request, and `browser::session_endpoint` decides which clients get one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,9 +24,10 @@ use crate::policy::{Secret, SessionSpec};
 
 /// The associated data of the encryption, so that nothing encrypted for another purpose can be read as a cookie.
 const PURPOSE: &[u8] = b"vestibule session 2";
-/// How much later another replica's cookie of the same session may expire, where cookies expire with their tokens.
+/// The time in seconds by which another replica's cookie of the same session may expire later, where cookies expire
+/// with their tokens.
 const ONE_DAY: u64 = 86_400;
-/// Allowance for clocks of replicas that differ.
+/// The allowance in seconds for differences between the clocks of replicas.
 const ONE_MINUTE: u64 = 60;
 
 /// A session cookie that was issued for a new or a renewed browser session.
@@ -34,7 +35,7 @@ const ONE_MINUTE: u64 = 60;
 pub struct IssuedCookie {
     /// The value of the cookie.
     pub value: String,
-    /// When it expires, Unix seconds.
+    /// The Unix time in seconds at which it expires.
     pub expires_at: u64,
     /// The browser session that it belongs to.
     pub session: BrowserSession,
@@ -52,9 +53,9 @@ pub(super) struct CookieContent {
     verified_by: VerifiedBy,
     /// The token's `exp`, Unix seconds.
     pub(super) token_end: u64,
-    /// When the cookie was issued, Unix seconds.
+    /// The Unix time in seconds at which the cookie was issued.
     issued_at: u64,
-    /// When the cookie expires by the configuration of the moment when it was issued, Unix seconds.
+    /// The Unix time in seconds at which the cookie expires, by the configuration at its issue.
     expires_at: u64,
 }
 
@@ -102,17 +103,17 @@ pub struct SessionCookies {
     spec: SessionSpec,
     key: Arc<LessSafeKey>,
     key_fingerprint: KeyFingerprint,
-    /// When the last cookie of each lately renewed session expires: an older cookie of the session does not know of
-    /// a later renewal.
+    /// The time at which the last cookie of each recently renewed session expires. An older cookie of the session does
+    /// not contain a later renewal.
     last_ends: Arc<Cache<Arc<str>, u64>>,
 }
 
-/// The number of renewed sessions in [`SessionCookies::last_ends`].
+/// The maximum number of renewed sessions in [`SessionCookies::last_ends`].
 const RENEWED_SESSIONS: usize = 10_000;
 
 impl SessionCookies {
-    /// Uses the key of `session.secret_file`, or a random key, which a reload takes over from `former`. Returns `None`
-    /// when the system has no random numbers.
+    /// Uses the key of `session.secret_file`, or a random key, which a reload copies from `former`. Returns `None` when
+    /// the system has no random numbers.
     pub(super) fn new(spec: &SessionSpec, former: Option<&Self>) -> Option<Self> {
         let (key, key_fingerprint) = match (&spec.secret, former) {
             (None, Some(former)) if former.spec.secret.is_none() => (Arc::clone(&former.key), former.key_fingerprint),
@@ -190,15 +191,15 @@ impl SessionCookies {
         self.decrypt(cookie).map(|content| content.session)
     }
 
-    /// Returns until when an ended session must be kept in the list of ended sessions, Unix seconds: until its last
-    /// cookie expires. Returns `None` when all its cookies have expired.
+    /// Returns the Unix time in seconds until which an ended session must be kept in the list of ended sessions: until
+    /// its last cookie expires. Returns `None` when all its cookies have expired.
     #[must_use]
     pub fn keep_ended_until(&self, session: &BrowserSession, now: u64) -> Option<u64> {
         let known = self.last_end(session);
         if known.saturating_add(ONE_MINUTE) <= now {
             return None;
         }
-        // Another replica may have renewed the session without this one knowing.
+        // Another replica may have renewed the session without notice to this one.
         let possible = now.saturating_add(self.spec.max_age.map_or(ONE_DAY, |age| age.as_secs()));
         Some(known.max(possible).saturating_add(ONE_MINUTE))
     }
@@ -207,8 +208,8 @@ impl SessionCookies {
         self.last_ends.get(&session.id).map_or(session.last_end, |end| end.max(session.last_end))
     }
 
-    /// Returns when a cookie expires, Unix seconds: the earlier of what the current configuration says and what the
-    /// configuration said that it was issued under.
+    /// Returns the Unix time in seconds at which a cookie expires: the earlier one by the current configuration and by
+    /// the configuration at its issue.
     pub(super) fn expiry_of(&self, content: &CookieContent) -> u64 {
         let by_current = match self.spec.max_age {
             Some(age) => content.issued_at.saturating_add(age.as_secs()),
@@ -217,7 +218,7 @@ impl SessionCookies {
         content.expires_at.min(by_current)
     }
 
-    /// Decrypts a cookie. Returns `None` for any that was not encrypted with this key.
+    /// Decrypts a cookie. Returns `None` if it was not encrypted with this key.
     pub(super) fn decrypt(&self, cookie: &SessionCookie) -> Option<CookieContent> {
         let mut bytes = URL_SAFE_NO_PAD.decode(cookie.expose().as_bytes()).ok()?;
         if bytes.len() < NONCE_LEN {
@@ -290,13 +291,13 @@ mod tests {
             SessionCookies::new(&spec, None).expect("a key")
         };
         let identity = |end| StoredIdentity::example(end).restore().expect("an identity");
-        // A token of days is renewed by one of an hour, and the cookie of that one is shown.
+        // A token that is valid for days is renewed with one that is valid for an hour, whose cookie is then presented.
         let all = sessions(None);
         let first = all.issue(&identity(900_000), None, 1_000_000).expect("fits");
         let second = all.issue(&identity(4_600), Some(&first.session), 1_000_000).expect("fits");
         assert_eq!((second.expires_at, second.session.last_end), (4_600, 900_000));
         assert_eq!(all.keep_ended_until(&second.session, 2_000), Some(900_060));
-        // Even when the shown one does not know of the other.
+        // This is so even when the presented cookie does not contain the other's end.
         let third = all.issue(&identity(2_000_000), Some(&first.session), 1_000_000).expect("fits");
         assert_eq!(third.session.id, second.session.id);
         assert_eq!(all.keep_ended_until(&second.session, 2_000), Some(2_000_060));

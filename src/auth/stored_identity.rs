@@ -9,7 +9,7 @@ use super::kind::TokenKindHeader;
 use super::{Identity, KeyFingerprint, Verifier, claims};
 use crate::policy::{AuthorizedParties, ProviderSpec};
 
-/// An identity in compact form. It can only be made from an [`Identity`].
+/// An identity in compact form. It can be made only from an [`Identity`].
 #[derive(Clone)]
 pub struct StoredIdentity {
     provider: Arc<ProviderSpec>,
@@ -23,7 +23,7 @@ struct Stored {
     claims: Box<str>,
     verified_by: VerifiedBy,
     kind: TokenKindHeader,
-    /// The key of the session cookie that was presented, if one was.
+    /// The key of the session cookie that was presented, if any.
     cookie_key: Option<KeyFingerprint>,
 }
 
@@ -47,7 +47,7 @@ impl StoredIdentity {
         &self.provider.name
     }
 
-    /// The token's `exp`, or when its provider must be asked again, Unix seconds.
+    /// Returns the token's `exp`, or the time at which its provider must be asked again, in Unix seconds.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         match self.expiry {
@@ -55,14 +55,14 @@ impl StoredIdentity {
         }
     }
 
-    /// When the login session that the identity came from ends, Unix seconds; `None` for any other identity. The token's
-    /// expiry does not count, since the session is renewed.
+    /// Returns the Unix time in seconds at which the identity's login session ends; `None` for any other identity. The
+    /// token's expiry does not count, since the session is renewed.
     #[must_use]
     pub fn login_session_ends_at(&self) -> Option<u64> {
         matches!(self.provider.authorized_parties, AuthorizedParties::Client(_)).then(|| self.expires_at())
     }
 
-    /// What verified the token.
+    /// Returns the key or provider that verified the token.
     #[must_use]
     pub fn verified_by(&self) -> VerifiedBy {
         self.stored.verified_by
@@ -83,9 +83,9 @@ impl StoredIdentity {
         ))
     }
 
-    /// Restores the identity by the verifier's configuration, which may be newer. Returns `None` when the provider is
-    /// gone or would reject these claims now, or when the session cookie's key has changed. Token keys and times are
-    /// not checked, since a session may outlive both (docs/contract.md section 4.5).
+    /// Restores the identity by the verifier's configuration, which may be newer. Returns `None` when the provider was
+    /// removed or would reject these claims now, or when the session cookie's key has changed. Token keys and times are
+    /// not checked, since a session may continue after both (docs/contract.md section 4.5).
     #[must_use]
     pub fn restore_under(&self, verifier: &Verifier) -> Option<Identity> {
         if self.stored.cookie_key.is_some()
@@ -110,7 +110,7 @@ impl StoredIdentity {
         })
     }
 
-    /// An example for tests of code that only stores it.
+    /// Makes an example, for tests of code that only stores it.
     #[cfg(test)]
     pub(crate) fn example(expires_at: u64) -> Self {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
@@ -126,7 +126,7 @@ impl StoredIdentity {
         Self { provider, expiry: Expiry::At(expires_at), stored: Box::new(stored) }
     }
 
-    /// The same with another expiry, for tests of sessions.
+    /// Returns a copy with another expiry, for tests of sessions.
     #[cfg(test)]
     pub(crate) fn expiring(&self, at: u64) -> Self {
         Self { expiry: Expiry::At(at), ..self.clone() }

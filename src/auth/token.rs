@@ -29,7 +29,7 @@ use subprotocol::take_subprotocol;
 /// A token as it was presented. It has no `Display` and no `Serialize`, and `Debug` shows only its length.
 pub struct Token(Box<str>);
 
-/// Why a text cannot be a token.
+/// The reason why a text cannot be a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
     /// The text is empty.
@@ -44,7 +44,7 @@ impl Token {
     /// Parses a token, with the same limits wherever it came from.
     ///
     /// # Errors
-    /// When it is empty, longer than `limit` bytes, or has other than token68 characters.
+    /// Returns an error when the text is empty, longer than `limit` bytes, or has other than token68 characters.
     pub fn parse(text: &str, limit: usize) -> Result<Self, TokenError> {
         if text.is_empty() {
             return Err(TokenError::Empty);
@@ -66,7 +66,7 @@ impl Token {
         Self(self.0.clone())
     }
 
-    /// Returns the text, for verification, and for forwarding where the configuration asks for that.
+    /// Returns the text, for verification, and for forwarding where the configuration demands that.
     #[must_use]
     pub(crate) fn expose(&self) -> &str {
         &self.0
@@ -86,7 +86,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Where in a request a token was found.
+/// The place in a request where a token was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// An HTTP header.
@@ -122,13 +122,13 @@ impl Carrier {
 #[derive(Debug)]
 pub struct NoCredential(());
 
-/// What [`extract`] found.
+/// The result of [`extract`].
 #[derive(Debug)]
 pub enum Extracted {
     /// A token to verify.
     Token(Token, Carrier),
-    /// Only cookies. Browsers send these without being asked, so rejected ones count as absent; the proof for that
-    /// case is included.
+    /// Only cookies. Browsers send them without being asked, so rejected ones count as absent; the proof for that case
+    /// is included.
     Cookies(Cookies, NoCredential),
     /// No credential in any configured place.
     Nothing(NoCredential),
@@ -137,7 +137,7 @@ pub enum Extracted {
 /// Credentials in cookies; the session cookie is tried before the provider's token.
 #[derive(Debug)]
 pub struct Cookies {
-    /// Our session cookie.
+    /// The proxy's session cookie.
     pub session: Option<SessionCookie>,
     /// The token in the provider's cookie.
     pub token: Option<Token>,
@@ -157,13 +157,13 @@ pub enum Purpose {
 /// A credential that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadCredential {
-    /// Where it was found.
+    /// The place where it was found.
     pub carrier: Carrier,
-    /// What is wrong with it.
+    /// The problem with it.
     pub problem: Problem,
 }
 
-/// Why a credential cannot be used.
+/// The reason why a credential cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The header is not `Bearer <token>`.
@@ -179,10 +179,10 @@ pub enum Problem {
 /// Removes credentials from a request head and returns the one that counts.
 ///
 /// A query parameter counts only where the sources allow it for this `purpose`. `session_cookie_name` is the name of
-/// our session cookie, if sessions are configured.
+/// the proxy's session cookie, if sessions are configured.
 ///
 /// # Errors
-/// When the first place with a credential does not have exactly one token.
+/// Returns an error when the first place with a credential does not have exactly one token.
 pub fn extract(
     headers: &mut HeaderMap,
     uri: &mut Uri,
@@ -431,7 +431,7 @@ mod tests {
             (&opaque, &ours, true),
             (&opaque, &foreign, false),
             (&opaque, "vite-1f2e3d", true),
-            // The credential that was presented elsewhere, whatever it is.
+            // A credential that was presented elsewhere is removed, whatever it is.
             (&strict, "in-the-header", true),
         ] {
             let mut sources = sources();

@@ -1,26 +1,26 @@
-//! Records the steps of a verification, for `vestibule token inspect`. The unit type records nothing, so that
-//! ordinary requests pay nothing for it.
+//! Records the steps of a verification, for `vestibule token inspect`. The unit type records nothing, so that ordinary
+//! requests have no cost.
 
 use std::fmt::Arguments;
 
-/// One step of a verification: what was checked and what was found.
+/// A step of a verification: the check and its finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The step's name: `header`, `key`, `signature`, `exp` …
     pub name: &'static str,
-    /// What was found; never the token.
+    /// The finding; never the token.
     pub finding: String,
 }
 
-/// Receives the steps of a verification as they happen.
+/// A receiver of the steps of a verification, in order.
 pub(super) trait Trace {
     fn step(&mut self, name: &'static str, finding: Arguments<'_>);
 
-    /// Reports the provider that the token names, by its index.
+    /// Records the provider that the token names, by its index.
     fn provider(&mut self, _index: usize) {}
 }
 
-/// Records only the provider that the token names, for the metrics.
+/// A receiver that records only the provider that the token names, for the metrics.
 #[derive(Default)]
 pub(super) struct ClaimedProvider(pub(super) Option<usize>);
 

@@ -20,21 +20,21 @@ use crate::auth::{Token, outbound, unix_seconds};
 use crate::json;
 use crate::policy::{ClientAuth, ClientCredential, LoginSpec};
 
-/// The longest assertion file, bytes.
+/// The maximum length of an assertion file in bytes.
 const ASSERTION_BYTES: u64 = 16 << 10;
-/// How long an assertion that we sign is valid, seconds.
+/// The validity of an assertion that the proxy signs, in seconds.
 const ASSERTION_LIFE: u64 = 60;
-/// The longest `Retry-After` that is kept to.
+/// The upper bound on a provider's `Retry-After`.
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
-/// Says whether a request may still be sent.
+/// A function that decides whether a request may still be sent.
 pub(super) type MaySend<'a> = &'a (dyn Fn() -> Result<(), LoginError> + Send + Sync);
 
 fn always() -> Result<(), LoginError> {
     Ok(())
 }
 
-/// A token from the provider. It cannot be printed.
+/// A token from the provider. Its text is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProviderToken(Arc<str>);
 
@@ -68,7 +68,7 @@ pub(super) struct Tokens {
     /// Present only if its type is Bearer.
     pub(super) access_token: Option<ProviderToken>,
     pub(super) refresh_token: Option<ProviderToken>,
-    /// The life of the access token, seconds.
+    /// The lifetime of the access token, in seconds.
     pub(super) expires_in: Option<u64>,
 }
 
@@ -152,7 +152,7 @@ impl Login {
         self.tokens(metadata, form, &always).await
     }
 
-    /// Exchanges a refresh token for new tokens. `may_send` is asked right before the request is sent.
+    /// Exchanges a refresh token for new tokens. `may_send` is called directly before the request is sent.
     pub(super) async fn refresh(
         &self,
         metadata: &Metadata,
@@ -225,20 +225,20 @@ impl Login {
     }
 }
 
-/// Whether a provider accepts us as its client.
+/// The result of asking a provider whether it accepts the proxy as its client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ClientProbe {
-    /// It does.
+    /// The provider accepts the client.
     Accepted,
-    /// Its answer does not say so.
+    /// The provider's response does not show it.
     Unknown(String),
 }
 
-/// Asks the token endpoint with a code that it never gave. A provider authenticates the client first (RFC 6749 section
-/// 5.2), so `invalid_grant` means that it accepts the client.
+/// Sends a code that the token endpoint never issued. A provider authenticates the client first (RFC 6749 section 5.2),
+/// so `invalid_grant` means that it accepts the client.
 ///
 /// # Errors
-/// [`LoginError::ClientRefused`], or [`LoginError::Unavailable`].
+/// Returns [`LoginError::ClientRefused`], or [`LoginError::Unavailable`].
 pub(super) async fn probe_client(
     spec: &LoginSpec,
     http: &reqwest::Client,
@@ -278,8 +278,8 @@ async fn request_tokens(
     }
 }
 
-/// Whether an error response says that the client was not authenticated. RFC 6749 section 5.2 has `invalid_client` for
-/// that, and 401 for it alone; Keycloak answers `unauthorized_client`, Auth0 401 `access_denied`.
+/// Returns whether an error response means that the client was not authenticated. RFC 6749 section 5.2 defines
+/// `invalid_client`, with status 401; Keycloak responds `unauthorized_client`, Auth0 401 `access_denied`.
 fn refuses_client(status: u16, code: &str) -> bool {
     status == 401 || matches!(code, "invalid_client" | "unauthorized_client")
 }
@@ -339,7 +339,7 @@ async fn post(
     read(request).await
 }
 
-/// Whether the secret is sent by HTTP Basic: unless configured, it is unless discovery lists only
+/// Returns whether the secret is sent by HTTP Basic. If not configured, it is unless discovery lists only
 /// `client_secret_post`.
 fn sends_basic(spec: &LoginSpec, metadata: &Metadata) -> bool {
     let lists = |name: &str| metadata.auth_methods.iter().any(|method| method == name);
@@ -383,7 +383,8 @@ async fn assertion(spec: &LoginSpec) -> Result<String, LoginError> {
 }
 
 impl ProviderResponse {
-    /// Returns the error for a response that lacks what was requested: unavailable if its status says so, else refused.
+    /// Returns the error for a response that lacks the requested data: unavailable if its status indicates that,
+    /// otherwise refused.
     fn unexpected(&self, what: &str) -> LoginError {
         let reason = format!("{what} answered {} without what was requested", self.status);
         match self.status {
@@ -408,7 +409,8 @@ async fn read(request: reqwest::RequestBuilder) -> Result<ProviderResponse, Logi
     Ok(ProviderResponse { status, retry_after, body })
 }
 
-/// Cuts a provider's error code and replaces what is not visible ASCII (RFC 6749 section 5.2), for log and page.
+/// Truncates a provider's error code and replaces characters that are not visible ASCII (RFC 6749 section 5.2), for log
+/// and page.
 #[must_use]
 pub fn printable(code: &str) -> String {
     code.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).take(64).collect()

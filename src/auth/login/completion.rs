@@ -22,7 +22,7 @@ pub struct CompletedSignIn {
     pub(super) id_token: VerifiedIdToken,
     pub(super) tokens: Tokens,
     pub(super) nonce: String,
-    /// When the access token expires, or the ID token if that is not known, Unix seconds.
+    /// The Unix time in seconds at which the access token expires, or the ID token if that is not known.
     pub(super) token_end: u64,
 }
 
@@ -55,11 +55,11 @@ pub(super) struct VerifiedIdToken {
     pub(super) algorithm: jsonwebtoken::Algorithm,
     /// The token's `exp`, Unix seconds.
     pub(super) expires_at: u64,
-    /// When the user last signed in at the provider, if the token says so.
+    /// The Unix time of the user's last sign-in at the provider, if the token has it.
     pub(super) auth_time: Option<u64>,
 }
 
-/// What an ID token was issued for, which decides what it must contain.
+/// The purpose for which an ID token was issued, which decides its required claims.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum IdTokenUse<'a> {
     /// A sign-in: the nonce must be present.
@@ -73,7 +73,7 @@ impl Logins {
     /// the client, if it is one client's.
     ///
     /// # Errors
-    /// Why the sign-in failed.
+    /// Returns the reason why the sign-in failed.
     pub async fn complete(
         &self,
         login: &Arc<Login>,
@@ -109,7 +109,8 @@ impl Logins {
     }
 }
 
-/// The most bytes that the tokens and claims of one session may have. With `limits.login_sessions` it bounds the memory.
+/// The maximum number of bytes of the tokens and claims of one session. With `limits.login_sessions` it limits the
+/// memory.
 const SESSION_BYTES: usize = 64 << 10;
 
 impl Tokens {
@@ -214,7 +215,7 @@ impl Login {
     /// Checks that these claims name the provider's issuer.
     ///
     /// # Errors
-    /// When `iss` is missing or another.
+    /// Returns an error when `iss` is missing or differs.
     pub(super) fn check_issuer(&self, claims: &Map<String, Value>) -> Result<(), Rejection> {
         let spec = &self.spec.provider_spec;
         match claims.get("iss") {
@@ -247,10 +248,11 @@ impl Login {
         Ok(Some(userinfo))
     }
 
-    /// Makes an identity of an ID token and the claims of `UserInfo`. Where both have a claim, the ID token's counts.
+    /// Makes an identity of an ID token and the claims of `UserInfo`. If both have a claim, that of the ID token is
+    /// used.
     ///
     /// # Errors
-    /// When the provider's configuration does not accept the claims.
+    /// Returns an error when the provider's configuration does not accept the claims.
     pub(super) fn identity(
         &self,
         id_token: &VerifiedIdToken,
@@ -272,7 +274,7 @@ impl Login {
             claims,
             kind: id_token.kind,
             expiry: Expiry::At(id_token.expires_at),
-            // Whether the key is still current is not asked of a login session, or each key rotation would end it.
+            // A login session does not check whether the key is current, or each key rotation would end it.
             verified_by: VerifiedBy::Key {
                 fingerprint: id_token.key_fingerprint,
                 algorithm: id_token.algorithm,
@@ -297,7 +299,7 @@ impl Login {
 
 const EMAIL: [&str; 2] = ["email", "email_verified"];
 
-/// Claims that are taken from the ID token only.
+/// The claims that are taken from the ID token only.
 const PROTOCOL: [&str; 14] = [
     "iss",
     "aud",

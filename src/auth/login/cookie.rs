@@ -1,4 +1,4 @@
-//! The login cookie: it binds sign-ins to one browser, however many tabs are open.
+//! The login cookie, which binds sign-ins to one browser, however many tabs are open.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -6,23 +6,25 @@ use serde_json::{Value, json};
 
 use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes, random};
 
-/// How long the cookie can be used, milliseconds.
+/// The lifetime of the cookie, in milliseconds.
 pub(super) const COOKIE_LIFE: u64 = 60 * 60 * 1_000;
-/// A browser that comes back without a session this often within [`LOOP_MILLIS`] does not keep our session cookie.
+/// The number of times that a browser may return without a session within [`LOOP_MILLIS`]. Then it is not keeping the
+/// session cookie.
 const LOOP_TURNS: usize = 3;
 const LOOP_MILLIS: u64 = 60_000;
 
-/// The content of the login cookie. Its secret cannot be printed.
+/// The content of the login cookie. Its secret is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LoginCookie {
     pub(super) secret: [u8; 32],
-    /// When the cookie was made, Unix milliseconds.
+    /// The time at which the cookie was made, in Unix milliseconds.
     pub made: u64,
     /// The provider of the last sign-in.
     pub provider: Option<String>,
-    /// When the last sign-in was completed, unless a valid session has been seen since. Unix milliseconds.
+    /// The time in Unix milliseconds at which the last sign-in was completed, unless a valid session was presented
+    /// since.
     pub completed: Option<u64>,
-    /// When sign-ins began although one had just been completed, Unix milliseconds.
+    /// The times, in Unix milliseconds, at which sign-ins began directly after a completed one.
     turns: Vec<u64>,
 }
 
@@ -39,7 +41,7 @@ impl LoginCookie {
         Some(Self { secret: random()?, made: now, provider: None, completed: None, turns: Vec::new() })
     }
 
-    /// Takes over what the former cookie knew of this browser, but not its secret.
+    /// Copies the data about this browser from the former cookie, but not its secret.
     #[must_use]
     pub fn succeeding(self, former: Self) -> Self {
         Self { provider: former.provider, completed: former.completed, turns: former.turns, ..self }
@@ -74,14 +76,14 @@ impl LoginCookie {
         })
     }
 
-    /// Whether the cookie outlives a state that is made now.
+    /// Returns whether the cookie expires later than a state that is made now.
     #[must_use]
     pub fn outlives_a_state(&self, now: u64) -> bool {
         now.saturating_add(STATE_LIFE) < self.made.saturating_add(COOKIE_LIFE)
     }
 
-    /// Notes that a sign-in begins without a valid session, and returns whether this browser has come back so often
-    /// right after a completed one that it cannot be keeping our session cookie.
+    /// Records that a sign-in begins without a valid session. Returns whether this browser has returned so often
+    /// directly after a completed sign-in that it cannot be keeping the session cookie.
     pub fn note_begin(&mut self, now: u64) -> bool {
         self.turns.retain(|turn| now < turn.saturating_add(LOOP_MILLIS));
         if self.completed.take().is_some_and(|completed| now < completed.saturating_add(LOOP_MILLIS)) {
@@ -94,13 +96,13 @@ impl LoginCookie {
         true
     }
 
-    /// Notes that a sign-in was completed.
+    /// Records that a sign-in was completed.
     pub fn note_completed(&mut self, provider: &str, now: u64) {
         self.provider = Some(provider.to_owned());
         self.completed = Some(now);
     }
 
-    /// Notes a sign-out, after which everything begins anew.
+    /// Records a sign-out, which resets the record of earlier sign-ins.
     pub fn note_signed_out(&mut self) {
         self.completed = None;
         self.turns.clear();

@@ -8,7 +8,7 @@ use super::{LoginError, Metadata, TIMEOUT};
 use crate::auth::{Inspection, outbound};
 use crate::policy::{ClientAuth, ClientCredential, KeySource, LoginPrompt, LoginSpec, Pushed, RefreshTokens, Renew};
 
-/// Requests a provider's discovery document, returns it, and reports what it lacks for this login.
+/// Requests a provider's discovery document, returns it, and reports the capabilities that it lacks for this login.
 pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Arc<Metadata>> {
     let metadata = match client(spec) {
         Ok(client) => Discovery::new(&spec.provider_spec).get(&client).await.map_err(|error| error.to_string()),
@@ -26,7 +26,7 @@ pub async fn inspect(spec: &LoginSpec, inspection: &mut Inspection) -> Option<Ar
     }
 }
 
-/// Asks a provider whether it accepts the configured client, with a code that it never gave, and reports the answer.
+/// Checks whether a provider accepts the configured client, with a code that it never issued, and reports the result.
 pub async fn inspect_client(spec: &LoginSpec, metadata: &Metadata, inspection: &mut Inspection) {
     let probed = match client(spec) {
         Ok(client) => probe_client(spec, &client, metadata).await,
@@ -88,7 +88,7 @@ fn compare(spec: &LoginSpec, metadata: &Arc<Metadata>, inspection: &mut Inspecti
     if metadata.has_s256 == Some(false) {
         found.push("it does not list PKCE with S256, which is sent all the same".to_owned());
     }
-    // A provider that lists the scope is asked for it.
+    // If the provider lists the scope, it is requested.
     let doubt = spec.refresh_token_doubt().filter(|_| spec.renew != Renew::Off);
     let is_by_parameter = matches!(spec.refresh_tokens(), RefreshTokens::ByParameter { .. });
     let is_listed = metadata.has_offline_access && !is_by_parameter;

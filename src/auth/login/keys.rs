@@ -1,5 +1,6 @@
-//! The keys of the sign-in, derived from `browser.session.secret_file` or random for this process. They encrypt what
-//! browsers and providers carry for us, and derive nonces and PKCE verifiers from it, so that nothing is stored here.
+//! The keys of the sign-in, derived from `browser.session.secret_file` or random for this process. They encrypt the
+//! data that browsers and providers carry for the proxy, and nonces and PKCE verifiers are derived from them, so that
+//! nothing is stored here.
 
 use std::sync::Arc;
 
@@ -21,10 +22,11 @@ const SALT: &[u8] = b"vestibule login 1";
 /// The salt of the keys of a session's record.
 const RECORD_SALT: &[u8] = b"vestibule login record 1";
 
-/// How long a state can be used, milliseconds.
+/// The lifetime of a state, in milliseconds.
 pub(super) const STATE_LIFE: u64 = 10 * 60 * 1_000;
 
-/// What is encrypted: the associated data, so that nothing encrypted for one purpose can be read for another.
+/// The purpose of an encryption. It is the associated data, so that nothing encrypted for one purpose can be decrypted
+/// for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// A [`LoginState`](super::LoginState).
@@ -45,17 +47,17 @@ impl Purpose {
     }
 }
 
-/// The keys of the sign-in. They cannot be printed.
+/// The keys of the sign-in. They are never printed.
 pub struct LoginKeys {
     encryption: LessSafeKey,
     digest: hmac::Key,
     derivation: Prk,
-    /// Whether the keys were made by this process, and not from a secret.
+    /// Whether the keys are random and not derived from a secret.
     is_random: bool,
 }
 
 impl LoginKeys {
-    /// Derives the keys from the secret of `browser.session`, or makes random ones, which a reload takes over from
+    /// Derives the keys from the secret of `browser.session`, or makes random ones, which a reload copies from
     /// `former`. Returns `None` when the system has no random numbers.
     pub(super) fn new(secret: Option<&Secret>, former: Option<&Arc<Self>>) -> Option<Arc<Self>> {
         if secret.is_none()
@@ -113,7 +115,7 @@ impl LoginKeys {
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Returns the name of an attempt to sign in, by which instances know that it was completed.
+    /// Returns the digest of an attempt to sign in, under which instances record that it was completed.
     pub(super) fn name_of_attempt(&self, attempt: &[u8; 16]) -> Digest {
         digest(&self.digest, &[b"attempt", attempt])
     }
@@ -131,7 +133,7 @@ impl std::fmt::Debug for LoginKeys {
     }
 }
 
-/// The key of one login session. It cannot be printed.
+/// The key of one login session. It is never printed.
 #[derive(Clone)]
 pub struct SessionKey([u8; 16]);
 

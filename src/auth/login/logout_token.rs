@@ -1,4 +1,4 @@
-//! Logout tokens (OpenID Connect Back-Channel Logout 1.0): a provider says whose session has ended.
+//! Logout tokens (OpenID Connect Back-Channel Logout 1.0), by which a provider reports that a user's session has ended.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use crate::auth::revocation::RevocationTarget;
 use crate::auth::{Rejection, claims, jwt, unix_millis, unix_seconds};
 use crate::policy::Claim;
 
-/// The member of `events` that makes it a logout token.
+/// The member of `events` that identifies a logout token.
 const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
-/// How long ago one may have been issued.
+/// The maximum age of a logout token, by its `iat`.
 const OLDEST: Duration = Duration::from_secs(300);
 
-/// What a logout token ends.
+/// The sessions that a logout token ends.
 #[derive(Debug)]
 pub struct ProviderLogout {
-    /// At which provider.
+    /// The name of the provider.
     pub provider: String,
     /// The issuer.
     pub issuer: String,
-    /// What is to be revoked; at least one.
+    /// The targets of the revocation; at least one.
     pub targets: Vec<RevocationTarget>,
-    /// How long that has to be remembered at least: until every login session that it concerns has ended.
+    /// The time for which the revocation must be kept at least: until every login session that it concerns has ended.
     pub keep: Duration,
     id: [u8; 16],
 }
@@ -34,7 +34,7 @@ impl Logins {
     /// Verifies a logout token.
     ///
     /// # Errors
-    /// Why it is refused, or that keys cannot be had now.
+    /// Returns the reason why the token is refused, or that keys are not available now.
     pub async fn verify_logout_token(&self, token: &str) -> Result<ProviderLogout, Rejection> {
         let parsed = jwt::parse_logout(token)?;
         let login = self.iter().find(|login| login.check_issuer(&parsed.claims).is_ok());
@@ -44,7 +44,7 @@ impl Logins {
         })?;
         login.check_header(&parsed)?;
         verify_signature(&login.provider, &parsed, Lookup::MayFetch, &mut ()).await?;
-        // Where ID tokens hold no `sid`, nothing but the subject says whose session it was.
+        // If ID tokens have no `sid`, only the subject identifies the session.
         let says_sid = login.metadata().await.is_ok_and(|metadata| metadata.logout_names_session);
         let found = login.logout_of(&parsed.claims, says_sid, unix_seconds())?;
         if self.logout_tokens.is_used(&found.id) {
@@ -53,7 +53,7 @@ impl Logins {
         Ok(found)
     }
 
-    /// Remembers a logout token whose sessions have ended, so that it ends none again.
+    /// Records a logout token whose sessions have ended, so that it cannot be used again.
     pub fn use_logout_token(&self, logout: &ProviderLogout) {
         let _ = self.logout_tokens.mark(logout.id, unix_millis(), self.limits.attempts);
     }

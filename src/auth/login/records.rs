@@ -1,5 +1,5 @@
-//! Keeps the records of open login sessions in memory: tokens, identity and renewal. `limits.login_sessions` bounds their
-//! number. A session whose record has given way goes on by its cookie alone, until the cookie's soft end.
+//! Keeps the records of open login sessions in memory: tokens, identity and renewal. `limits.login_sessions` limits
+//! their number. A session whose record was removed continues with its cookie alone, until the cookie's soft end.
 
 mod open_socket;
 mod renewal;
@@ -28,7 +28,7 @@ use sharing::Sharing;
 
 pub use open_socket::OpenLoginSocket;
 
-/// Claims that differ in every token.
+/// The claims that differ in every token.
 const EACH_TIME: [&str; 4] = ["iat", "exp", "jti", "auth_time"];
 
 /// The part of a record that changes while the session is open.
@@ -41,15 +41,15 @@ struct State {
     refresh_token: Option<ProviderToken>,
     /// The number of times that the tokens were renewed.
     renewals: u64,
-    /// Grows with each change that other instances must know of.
+    /// A counter of the changes that are shared with other instances.
     generation: u64,
-    /// The end of the tokens, Unix seconds.
+    /// The Unix time in seconds at which the tokens expire.
     token_end: u64,
-    /// When the renewal is due, Unix milliseconds.
+    /// The Unix time in milliseconds of the next renewal.
     renew_at: u64,
-    /// The earliest moment of the next try, Unix milliseconds.
+    /// The earliest Unix time in milliseconds of the next attempt.
     next_try: u64,
-    /// Whether a renewal is under way.
+    /// Whether a renewal is in progress.
     is_renewing: bool,
     /// Whether the user has signed out: the refresh token was taken to be revoked, and one that comes later is revoked too.
     is_signed_out: bool,
@@ -59,21 +59,21 @@ struct State {
     has_failed: bool,
 }
 
-/// What a renewal, or the record of another instance, changes of a session.
+/// The changes of a session by a renewal, or by the record of another instance.
 struct Update {
     identity: Identity,
     verified_id_token: VerifiedIdToken,
     id_token: Option<ProviderToken>,
     access_token: Option<ProviderToken>,
     refresh_token: Option<ProviderToken>,
-    /// The end of the tokens, Unix seconds.
+    /// The Unix time in seconds at which the tokens expire.
     token_end: u64,
-    /// When the next renewal is due, Unix milliseconds.
+    /// The Unix time in milliseconds of the next renewal.
     renew_at: u64,
     generation: u64,
 }
 
-/// What remains of the sign-in that began a session.
+/// The data of the sign-in that began a session.
 struct Origin {
     nonce: Box<str>,
     first_auth_time: Option<u64>,
@@ -85,25 +85,26 @@ struct Origin {
 pub struct LoginSession {
     /// The session that the cookie names.
     pub session: BrowserSession,
-    /// The key that is stored nowhere else than in the cookie.
+    /// The session's key, which is stored only in the cookie and in this record.
     pub key: SessionKey,
     /// The name of the provider whose login began the session.
     pub provider: Box<str>,
-    /// The absolute end by the configuration at the sign-in, Unix seconds. No renewal moves it.
+    /// The Unix time in seconds at which the session ends, by the configuration at the sign-in. Renewals do not change
+    /// it.
     pub ends_at: u64,
     origin: Origin,
     state: Mutex<State>,
-    /// A count that grows with each finished renewal.
+    /// A counter of finished renewals.
     finished: watch::Sender<u64>,
-    /// A count that grows with each change that open sockets must be checked for.
+    /// A counter of the changes for which open sockets must be checked.
     version: AtomicU64,
     has_ended: AtomicBool,
     sockets: AtomicUsize,
     /// Whether the upstream of one of the sockets receives each new token.
     passes_token: AtomicBool,
-    /// Wakes the renewal task: a socket has closed, or the configuration has changed.
+    /// A notification for the renewal task: a socket has closed, or the configuration has changed.
     wake: Notify,
-    /// The time of the last use, Unix milliseconds.
+    /// The time of the last use, in Unix milliseconds.
     last_used: AtomicU64,
     /// The session that replaced this one in its browser.
     successor: Mutex<Option<Arc<LoginSession>>>,
@@ -185,13 +186,13 @@ impl LoginSession {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The user, as of the last renewal.
+    /// Returns the identity of the user, as of the last renewal.
     #[must_use]
     pub fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.lock().identity)
     }
 
-    /// The access token, for an upstream that receives it.
+    /// Returns the access token, for an upstream that gets it.
     pub(in crate::auth) fn passed_token(&self) -> Option<Token> {
         self.lock().access_token.as_ref().and_then(ProviderToken::to_token)
     }
@@ -202,8 +203,8 @@ impl LoginSession {
         self.lock().id_token.clone()
     }
 
-    /// Takes the refresh token of a user who has signed out, to revoke it. A renewal under way revokes the one that it
-    /// receives.
+    /// Takes the refresh token of a user who has signed out, to revoke it. A renewal in progress revokes the one that
+    /// it receives.
     #[must_use]
     pub fn take_refresh_token(&self) -> Option<ProviderToken> {
         let mut state = self.lock();
@@ -211,8 +212,8 @@ impl LoginSession {
         state.refresh_token.take()
     }
 
-    /// Whether the tokens are those of this login's client at this login's provider. A reload may have given the name to
-    /// another provider, which must not see them.
+    /// Returns whether the tokens are those of this login's client at this login's provider. A reload may have given
+    /// the name to another provider, which must not receive them.
     #[must_use]
     pub fn is_of(&self, login: &Login) -> bool {
         let identity = self.identity();
@@ -227,7 +228,8 @@ impl LoginSession {
         self.ends_at.min(by_current)
     }
 
-    /// Replaces what a renewal changes, here or at another instance, and notifies open sockets if they must be checked.
+    /// Applies the changes of a renewal, here or at another instance, and notifies open sockets if they must be
+    /// checked.
     fn update(&self, sessions: &LoginSessions, login: &Login, update: Update) {
         let mut state = self.lock();
         if update.generation < state.generation {
@@ -264,7 +266,8 @@ impl LoginSession {
         self.has_ended.load(Ordering::Acquire)
     }
 
-    /// The session that has replaced this one because its user signed in again in the same browser; the last of them.
+    /// Returns the last of the sessions that have replaced this one because its user signed in again in the same
+    /// browser; `None` if there is none.
     #[must_use]
     pub fn latest(&self) -> Option<Arc<Self>> {
         let successor = |session: &Self| session.successor.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -299,7 +302,7 @@ pub struct LoginSessions {
     revocations: Arc<Revocations>,
     by_id: Mutex<HashMap<Arc<str>, Arc<LoginSession>>>,
     config: ArcSwap<Config>,
-    /// A count that grows when open sockets must check their sessions.
+    /// A counter that grows when open sockets must check their sessions.
     changes: watch::Sender<u64>,
     renewals: Mutex<Option<CountRenewal>>,
     sharing: Sharing,
@@ -313,7 +316,7 @@ struct Config {
 }
 
 impl LoginSessions {
-    /// Without any session.
+    /// Makes a registry without sessions.
     #[must_use]
     pub fn new(revocations: Arc<Revocations>) -> Self {
         Self {
@@ -349,7 +352,7 @@ impl LoginSessions {
         &self.revocations
     }
 
-    /// Returns a receiver of changes that open sockets must check their sessions for.
+    /// Returns a receiver of the changes for which open sockets must check their sessions.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -369,8 +372,8 @@ impl LoginSessions {
         self.lock().get(id).map(Arc::clone)
     }
 
-    /// Adds the record of a new session. At `limits.login_sessions` the record that was not used for the longest time
-    /// gives way, those of sessions with open sockets and of ended ones last.
+    /// Adds the record of a new session. At `limits.login_sessions` the least recently used record is removed; those of
+    /// sessions with open sockets and of ended ones last.
     pub(super) fn insert(
         &self,
         completed: CompletedSignIn,
@@ -384,7 +387,7 @@ impl LoginSessions {
         self.keep(LoginSession::new(session.clone(), key, nonce.into(), identity, id_token, tokens, token_end))
     }
 
-    /// Adds a record, unless there is one of the session: then that one is returned.
+    /// Adds a record, unless the session has one. Returns the one that is kept.
     fn keep(&self, kept: Arc<LoginSession>) -> Arc<LoginSession> {
         let limit = self.config.load().limits.map_or(1, |limits| limits.sessions);
         let mut by_id = self.lock();
@@ -427,7 +430,7 @@ impl LoginSessions {
                         }
                     });
                 }
-                // The record stays, and with it the session is rejected.
+                // The record is kept, and the session is rejected by it.
                 Err(full) => tracing::error!(reason = %full, "the end of a session could not be recorded"),
             }
         }
@@ -442,7 +445,7 @@ impl LoginSessions {
         Some(known)
     }
 
-    /// Marks a session as ended and keeps its record, which from then on keeps its cookies from being accepted.
+    /// Marks a session as ended and keeps its record, by which its cookies are rejected from then on.
     pub fn mark_ended(&self, id: &str) -> Option<Arc<LoginSession>> {
         let known = self.get(id)?;
         known.has_ended.store(true, Ordering::Release);

@@ -1,5 +1,5 @@
-//! Limits the requests to one provider that are under way at once: in all, and by one client, so that nobody can take
-//! every place at a slow provider.
+//! Limits the concurrent requests to one provider, in total and per client, so that one client cannot take all permits
+//! of a slow provider.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// One client may have the limit divided by this under way, and at least one request.
+/// The divisor of the limit that gives the maximum of one client, which is at least one request.
 const SHARE_OF_A_CLIENT: usize = 4;
 
-/// The requests under way, by the client's address.
+/// The number of concurrent requests by the client's address.
 type CountByClient = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
-/// `limits.login_requests` of one provider.
+/// The value of `limits.login_requests`, applied to one provider.
 #[derive(Debug)]
 pub(super) struct RequestLimit {
     places: Arc<Semaphore>,
@@ -23,7 +23,7 @@ pub(super) struct RequestLimit {
     by_client: CountByClient,
 }
 
-/// A place among the requests that are under way, until it is dropped.
+/// A permit for one request, until it is dropped.
 #[derive(Debug)]
 pub(super) struct RequestPermit {
     _place: OwnedSemaphorePermit,
@@ -39,8 +39,8 @@ impl RequestLimit {
         }
     }
 
-    /// Takes a place, or returns `None` when there is none. `client` is the address of one client; without it only the
-    /// limit in all applies.
+    /// Takes a permit, or returns `None` when there is none. `client` is the address of one client; without it only the
+    /// total limit applies.
     pub(super) fn try_acquire(&self, client: Option<IpAddr>) -> Option<RequestPermit> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let client = match client {
@@ -58,7 +58,7 @@ impl RequestLimit {
         Some(RequestPermit { _place: place, client })
     }
 
-    /// Waits for a place, at most for `wait`.
+    /// Waits for a permit, at most for `wait`.
     pub(super) async fn acquire(&self, wait: Duration) -> Option<RequestPermit> {
         let place = tokio::time::timeout(wait, Arc::clone(&self.places).acquire_owned()).await.ok()?.ok()?;
         Some(RequestPermit { _place: place, client: None })

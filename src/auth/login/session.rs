@@ -1,9 +1,9 @@
-//! The session cookie of a sign-in: the claims that the policy uses, encrypted once, and checked at each use by the current
-//! policy and by what this process knows of the session.
+//! The session cookie of a sign-in. It has the claims that the policy uses, encrypted once. At each use it is checked
+//! by the current policy and the records of this process.
 //!
-//! The cookie also contains the [`SessionKey`], 16 random bytes that are stored nowhere else than in the cookie and in the
-//! memory of the processes that have read it ([`LoginSession::key`]). A record of the session that leaves this process is
-//! to be encrypted with a key derived from it, so that whoever can read the store cannot read the record.
+//! The cookie also contains the [`SessionKey`], 16 random bytes. They are stored only in the cookie and in the memory
+//! of the processes that have read it ([`LoginSession::key`]). A record that leaves this process must be encrypted with
+//! a key derived from it, so that access to the store does not give access to the record.
 
 use std::sync::Arc;
 
@@ -23,9 +23,9 @@ use crate::auth::{
     Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
 };
 
-/// The prefix of the value, which tells it from a cookie that was issued for a Bearer token.
+/// The prefix of the value, which distinguishes it from a cookie that was issued for a Bearer token.
 const PREFIX: &str = "login.";
-/// The claims that remain in the cookie when the policy's claims do not fit.
+/// The claims that are kept in the cookie when the policy's claims do not fit.
 const FEWEST: [&str; 7] = ["iss", "sub", "aud", "azp", "iat", "sid", "token_use"];
 
 /// The decrypted content of a login session's cookie.
@@ -37,7 +37,7 @@ pub(in crate::auth) struct LoginSessionCookie {
     claims: Map<String, Value>,
     kind: TokenKindHeader,
     verified_by: VerifiedBy,
-    /// Until when the cookie is accepted without a record of the session, Unix seconds.
+    /// The Unix time in seconds until which the cookie is accepted without a record of the session.
     soft_end: u64,
     /// Whether the cookie has all claims that the policy used.
     is_whole: bool,
@@ -142,7 +142,7 @@ impl Logins {
         })
     }
 
-    /// Returns the record of a session that is being ended: the one that is here, else that of the shared state.
+    /// Returns the record of a session that is being ended, from this process or from the shared state.
     pub(in crate::auth) async fn record_of(&self, cookie: &LoginSessionCookie) -> Option<Arc<LoginSession>> {
         let login = self.get(&cookie.provider)?;
         let found = self.sessions.find(&cookie.session, &cookie.key, login).await?;
@@ -152,14 +152,14 @@ impl Logins {
     /// Verifies a login session by the current policy. The caller checks revocations of the returned identity.
     ///
     /// # Errors
-    /// Why the session is not accepted, or that this cannot be decided now.
+    /// Returns the reason why the session is not accepted, or that this cannot be decided now.
     pub(in crate::auth) async fn verify_session(
         &self,
         cookie: LoginSessionCookie,
     ) -> Result<(Identity, Option<Arc<LoginSession>>), Rejection> {
         let gone = || Rejection::UnknownIssuer(cookie.provider.clone());
         let login = self.get(&cookie.provider).ok_or_else(gone)?;
-        // An earlier version took such a token for an ID token, and its cookies may still be there.
+        // An earlier version accepted such a token as an ID token, and its cookies may still be in use.
         cookie.kind.check_no_access_token()?;
         let now = unix_seconds();
         let began = cookie.session.began / 1_000;
@@ -179,8 +179,8 @@ impl Logins {
             if !known.is_of(login) {
                 return Err(gone());
             }
-            // A revoked session is not renewed. It ends for good, because the cookie may have an older `sid` than the one
-            // that was revoked.
+            // A revoked session is not renewed. It ends permanently, because the cookie may have an older `sid` than
+            // the revoked one.
             if let Err(revoked) = self.sessions.revocations().check(&known.identity(), now) {
                 self.sessions.end(&known);
                 return Err(revoked);
@@ -190,8 +190,8 @@ impl Logins {
             return Ok((identity.in_session(Some(cookie.session)), Some(known)));
         }
         // There is no record: the session began in another process or before a restart, without shared state, or its
-        // record has given way to newer ones. The cookie
-        // alone is accepted until its soft end, so its claims are at most as old as one token.
+        // record was removed for newer ones. The cookie alone is accepted until its soft end, so its claims are at most
+        // as old as one token.
         if !cookie.is_whole || cookie.names != digest_of(&login.spec.claims) {
             return Err(Rejection::Malformed(
                 "the cookie has not all claims that the policy uses, and there is no record",
@@ -216,7 +216,7 @@ impl Login {
     /// Checks the identity of a session by the current policy.
     ///
     /// # Errors
-    /// Why the current policy does not accept it.
+    /// Returns the reason why the current policy does not accept the identity.
     pub(in crate::auth) fn reidentify(&self, identity: &Identity, ends_at: u64) -> Result<Identity, Rejection> {
         if **identity.provider_spec() == *self.spec.provider_spec {
             return Ok(identity.clone().lasting(Expiry::At(ends_at)));

@@ -1,4 +1,5 @@
-//! The `state` of an authorization request: one attempt to sign in, encrypted, which goes to the provider and comes back.
+//! The `state` of an authorization request: one attempt to sign in, encrypted, which is sent to the provider and
+//! returned by it.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -10,12 +11,12 @@ use super::cookie::LoginCookie;
 use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes, random};
 use crate::policy::LoginPrompt;
 
-/// How far the clocks of two instances may differ, milliseconds.
+/// The maximum difference between the clocks of two instances, in milliseconds.
 const CLOCK_DIFFERENCE: u64 = 60_000;
-/// The longest return path that is kept, bytes.
+/// The maximum length of a return path in bytes.
 const RETURN_PATH_BYTES: usize = 1_024;
 
-/// Returns the path if people may be sent there after a sign-in, and `/` if it could lead to another site.
+/// Returns the path if a browser may be redirected there after a sign-in, and `/` if it could lead to another site.
 #[must_use]
 pub fn local_path(path: &str) -> &str {
     // Browsers read a second slash, a backslash or a control character as the start of another host.
@@ -24,7 +25,7 @@ pub fn local_path(path: &str) -> &str {
         && !path.contains('\\')
         && path.len() <= RETURN_PATH_BYTES
         && path.bytes().all(|b| (0x21..=0x7e).contains(&b));
-    // A sign-in that returns to our own endpoints would loop.
+    // A sign-in that returns to the proxy's own endpoints would loop.
     let bare = path.split(['?', '#']).next().unwrap_or_default();
     if is_local && !bare.to_ascii_lowercase().starts_with("/.vestibule") { path } else { "/" }
 }
@@ -38,11 +39,11 @@ pub struct LoginState {
     pub provider: String,
     /// A digest of the provider's issuer: a reload may give the name to another issuer.
     issuer: [u8; 32],
-    /// The path that the browser returns to.
+    /// The path to which the browser returns.
     pub return_path: String,
-    /// When the attempt began, Unix milliseconds.
+    /// The time at which the attempt began, in Unix milliseconds.
     pub at: u64,
-    /// How often the sign-in was started again.
+    /// The number of times that the sign-in was started again.
     pub tries: u8,
     /// The `prompt` of this sign-in, in place of the configured one.
     pub prompt: Option<LoginPrompt>,
@@ -101,13 +102,13 @@ impl LoginState {
         })
     }
 
-    /// Whether the state has not expired.
+    /// Returns whether the state has not expired.
     #[must_use]
     pub fn is_fresh(&self, now: u64) -> bool {
         self.at <= now.saturating_add(CLOCK_DIFFERENCE) && now < self.at.saturating_add(STATE_LIFE)
     }
 
-    /// Whether the attempt began at this issuer. Code and PKCE verifier are sent to no other.
+    /// Returns whether the attempt began at this issuer. Code and PKCE verifier are sent to no other.
     #[must_use]
     pub fn is_at(&self, issuer: Option<&str>) -> bool {
         self.issuer == issuer_digest(issuer)

@@ -1,5 +1,5 @@
-//! Revocations and sign-outs as instances tell each other of them: digests and times, never a name. Also the digest by
-//! which two instances see at a glance whether they know the same.
+//! Revocations and sign-outs in the form in which instances share them: digests and times, no names. It also has the
+//! digest by which two instances detect whether their entries are the same.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use aws_lc_rs::digest::{SHA256, digest};
 use crate::auth::digest::{DIGEST_BYTES, Digest};
 use crate::auth::revocation_keys::RevocationKey;
 
-/// What an entry ends.
+/// The kind of target that an entry ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
     /// Tokens, by user, provider session or token id.
     Revocation,
     /// One browser session.
     SignOut,
-    /// All browser sessions that a user began until the entry's moment.
+    /// All browser sessions that a user began until the entry's time.
     AllSessions,
 }
 
 impl EntryKind {
-    /// The byte that stands for it.
+    /// Returns the byte for the kind in stored entries.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -43,25 +43,25 @@ impl EntryKind {
 /// One revocation or sign-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedEntry {
-    /// What it ends.
+    /// The kind of target that it ends.
     pub kind: EntryKind,
-    /// The digest of the session's owner; of zeros for a revocation.
+    /// The digest of the session's owner; zeros for a revocation.
     pub owner: RevocationKey,
-    /// The digest of what is ended; of zeros where that is all sessions of the owner.
+    /// The digest of the target; zeros for all sessions of the owner.
     pub key: RevocationKey,
-    /// The moment of the revocation, milliseconds since the epoch.
+    /// The time of the revocation, in milliseconds since the epoch.
     pub at: u64,
-    /// Until when it is kept, Unix seconds.
+    /// The Unix time in seconds until which it is kept.
     pub until: u64,
 }
 
-/// The bytes of [`SharedEntry::name`].
+/// The number of bytes of [`SharedEntry::name`].
 pub const NAME_BYTES: usize = 1 + 2 * DIGEST_BYTES;
-/// The bytes of [`SharedEntry::times`].
+/// The number of bytes of [`SharedEntry::times`].
 pub const TIMES_BYTES: usize = 16;
 
 impl SharedEntry {
-    /// What two entries about the same thing have in common, as bytes.
+    /// Returns the part that two entries about the same target have in common, as bytes.
     #[must_use]
     pub fn name(&self) -> [u8; NAME_BYTES] {
         let mut bytes = [0; NAME_BYTES];
@@ -71,7 +71,7 @@ impl SharedEntry {
         bytes
     }
 
-    /// Moment and end, as bytes.
+    /// Returns the time and the end of the entry, as bytes.
     #[must_use]
     pub fn times(&self) -> [u8; TIMES_BYTES] {
         let mut bytes = [0; TIMES_BYTES];
@@ -80,7 +80,7 @@ impl SharedEntry {
         bytes
     }
 
-    /// Reads what [`Self::name`] and [`Self::times`] wrote.
+    /// Parses the bytes of [`Self::name`] and [`Self::times`].
     #[must_use]
     pub fn read(name: &[u8], times: &[u8]) -> Option<Self> {
         let (code, digests) = name.split_first()?;
@@ -103,12 +103,12 @@ impl SharedEntry {
     }
 }
 
-/// How many entries there are and what they are, in one number that does not depend on their order.
+/// The number of entries and a digest of them that does not depend on their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyDigest {
     /// The number of entries.
     pub count: u64,
-    /// The exclusive or of a hash of each.
+    /// The exclusive or of a hash of each entry.
     pub sum: u128,
 }
 
@@ -118,12 +118,12 @@ impl CopyDigest {
     }
 }
 
-/// How far an instance's clock may be behind, and its digest still be compared: minutes.
+/// The number of minutes by which an instance's clock may be behind so that its digest can still be compared.
 const BEHIND: u64 = 5;
 const MINUTE: u64 = 60;
 
-/// Keeps the digest of the entries as they come and go. By the minute of their end, since those that have ended are
-/// removed at another moment by each instance, and must not count.
+/// The digests of the entries, updated at each change, by the minute in which the entries end. Each instance removes
+/// ended entries at another time, so these must not count.
 #[derive(Debug, Default)]
 pub(super) struct Tally(BTreeMap<u64, CopyDigest>);
 
@@ -140,12 +140,12 @@ impl Tally {
         minute.toggle(entry);
     }
 
-    /// Forgets those that ended long before this minute.
+    /// Removes the digests of entries that ended long before this minute.
     pub(super) fn forget_before(&mut self, minute: u64) {
         self.0 = self.0.split_off(&minute.saturating_sub(BEHIND));
     }
 
-    /// The digest of the entries that end after this minute, counted from the epoch.
+    /// Returns the digest of the entries that end after this minute, counted from the epoch.
     pub(super) fn digest(&self, minute: u64) -> CopyDigest {
         self.0.range(minute.saturating_add(1)..).fold(CopyDigest::default(), |all, (_, of_minute)| CopyDigest {
             count: all.count + of_minute.count,

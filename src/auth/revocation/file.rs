@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{BROWSER_SESSIONS, RevocationTarget};
 use crate::json;
 
-/// Why the revocation file cannot be used.
+/// The reason why the revocation file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RevocationFileError {
     /// The file cannot be read or written.
@@ -35,8 +35,8 @@ pub enum RevocationFileError {
     },
 }
 
-/// One line. For sign-outs (issuer [`BROWSER_SESSIONS`]) `sid` is owner and session, and `sub` with `at` in
-/// milliseconds ends all sessions of the owner begun until then.
+/// A line of the file. For sign-outs (issuer [`BROWSER_SESSIONS`]) `sid` is owner and session, and `sub` with `at` in
+/// milliseconds ends all sessions that the owner began until then.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) issuer: String,
@@ -123,7 +123,7 @@ fn read(path: &Path, now: u64) -> Result<Vec<Record>, RevocationFileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(source) => return Err(RevocationFileError::Io { path: path.display().to_string(), source }),
     };
-    // A last line without a line break was being written when the process died; it was never confirmed.
+    // A last line without a line break was being written when the process ended; it was never confirmed.
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(&[][..], |end| &bytes[..end]);
     let lines = whole.split(|byte| *byte == b'\n').enumerate();
     let mut records: Vec<Record> = Vec::new();
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(ids(&records), [(RevocationTarget::User("kept".into()), 2)]);
     }
 
-    /// Half a line gets there; what is written next does not.
+    /// Returns a file in which half a line was written before the disk was full.
     fn full_disk(path: &Path) -> File {
         let mut file = OpenOptions::new().append(true).open(path).expect("opens");
         file.write_all(b"{\"issuer\":\"i\",\"su").expect("written");
@@ -273,7 +273,7 @@ mod tests {
     fn a_torn_last_line_is_nothing_and_any_other_is_an_error() {
         let path = Scratch::new("torn");
         let good = record(RevocationTarget::Token("t".into()), 1, 100).line();
-        // Within an ü.
+        // The text is cut within an `ü`.
         let torn = [good.as_bytes(), b"{\"issuer\":\"i\",\"sub\":\"J\xc3"].concat();
         std::fs::write(&path.0, torn).expect("written");
         assert_eq!(RevocationFile::open(&path.0, 10, 50).expect("opens").1.len(), 1);

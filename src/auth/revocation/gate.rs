@@ -1,4 +1,4 @@
-//! Whether what is known here of revocations may be relied on, where other instances tell of theirs.
+//! The gate that closes when the revocations known here may be out of date, where other instances share theirs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::auth::Rejection;
 
-/// Milliseconds since the machine started, those among them during which it slept.
+/// Returns the milliseconds since the machine started, including the time that it was suspended.
 #[must_use]
 pub fn boot_millis() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -21,10 +21,10 @@ pub fn boot_millis() -> u64 {
 
 const OPEN: u64 = u64::MAX;
 const SHUT: u64 = 0;
-/// Soon enough for whoever waits, and no burden.
+/// The `Retry-After` while the gate is closed: short for clients, and no load for the proxy.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Lets credentials pass, always or up to a moment.
+/// A gate that accepts credentials always, never, or until a given time.
 #[derive(Debug)]
 pub struct Gate(AtomicU64);
 
@@ -35,22 +35,22 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Lets none pass: the first copy is not complete.
+    /// Closes the gate: the first copy is not complete.
     pub fn shut(&self) {
         self.0.store(SHUT, Ordering::Release);
     }
 
-    /// Lets them pass whatever time goes by.
+    /// Opens the gate without a time limit.
     pub fn open(&self) {
         self.0.store(OPEN, Ordering::Release);
     }
 
-    /// Lets them pass until this moment, in [`boot_millis`].
+    /// Opens the gate until this time, in [`boot_millis`].
     pub fn open_until(&self, end: u64) {
         self.0.store(end.clamp(SHUT + 1, OPEN - 1), Ordering::Release);
     }
 
-    /// Whether credentials pass now.
+    /// Checks that the gate is open now.
     ///
     /// # Errors
     /// [`Rejection::RevocationsUnknown`].

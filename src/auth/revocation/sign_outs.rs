@@ -1,5 +1,5 @@
-//! Browser sessions that their users have ended. The number is limited, in all and per user; at a user's limit one
-//! entry that ends all sessions the user began before that moment replaces the single ones.
+//! Browser sessions that their users have ended. The number is limited, in total and per user. At a user's limit one
+//! entry that ends all sessions that the user began before it replaces the single ones.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,13 +11,13 @@ use crate::auth::revocation_keys::{BrowserSessionKeys, RevocationKey};
 /// Limits on the number of sign-outs that are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct SignOutLimits {
-    /// For all users together, `limits.sign_outs`.
+    /// The maximum for all users together, `limits.sign_outs`.
     pub all: usize,
-    /// For one user, `limits.sign_outs_per_user`.
+    /// The maximum for one user, `limits.sign_outs_per_user`.
     pub per_user: usize,
 }
 
-/// The entry that a sign-out created, and until when it is kept, Unix seconds.
+/// The entry that a sign-out created, with the Unix time in seconds until which it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecordedSignOut {
     /// An entry for this session.
@@ -33,7 +33,7 @@ pub(super) struct Change {
     pub(super) removed: Vec<SharedEntry>,
 }
 
-/// When something ended, milliseconds since the epoch, and until when that is kept, Unix seconds.
+/// The time of a sign-out in milliseconds since the epoch, and the Unix time in seconds until which it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct EndedAt {
     at: u64,
@@ -41,12 +41,12 @@ struct EndedAt {
 }
 
 impl EndedAt {
-    /// The later moment and the later end of two: a clock that was set back must not shorten an earlier sign-out.
+    /// Returns the later time and the later end of two: a clock that was set back must not shorten an earlier sign-out.
     fn merged(self, other: Self) -> Self {
         Self { at: self.at.max(other.at), until: self.until.max(other.until) }
     }
 
-    /// Whether an entry that ends all sessions says more than this.
+    /// Returns whether an entry that ends all sessions includes this one.
     fn is_covered_by(self, all: Self) -> bool {
         self.at <= all.at && self.until <= all.until
     }
@@ -55,9 +55,9 @@ impl EndedAt {
 /// The sign-outs of one user.
 #[derive(Debug, Default)]
 struct UserSignOuts {
-    /// Ends all sessions begun until its moment.
+    /// The entry that ends all sessions begun until its time.
     before: Option<EndedAt>,
-    /// Single sessions.
+    /// The entries of single sessions.
     sessions: Vec<(RevocationKey, EndedAt)>,
 }
 
@@ -77,7 +77,7 @@ impl UserSignOuts {
         sessions.chain(self.before.map(|ended| all_before(owner, ended)))
     }
 
-    /// Adds an entry, wherever it comes from: the result does not depend on the order in which entries come.
+    /// Adds an entry of any source. The result does not depend on the order of the entries.
     fn merge(&mut self, entry: &SharedEntry) -> Change {
         let (owner, ended) = (entry.owner, EndedAt { at: entry.at, until: entry.until });
         let mut change = Change::default();
@@ -130,7 +130,8 @@ pub(super) struct SignOuts {
     by_owner: RwLock<HashMap<RevocationKey, UserSignOuts>>,
     /// The number of entries, so that requests need not take the lock while there are none.
     count: AtomicUsize,
-    /// When expired entries were last removed at the limit, Unix seconds; that is done at most once a second.
+    /// The Unix time in seconds at which expired entries were last removed at the limit. They are removed at most once
+    /// a second.
     swept_at: AtomicU64,
 }
 
@@ -139,7 +140,7 @@ impl SignOuts {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Whether a session has ended. `now` in Unix seconds.
+    /// Returns whether a session has ended. `now` is in Unix seconds.
     pub(super) fn has_ended(&self, of: &BrowserSessionKeys, now: u64) -> bool {
         if self.count() == 0 {
             return false;
@@ -151,7 +152,7 @@ impl SignOuts {
         })
     }
 
-    /// Ends a session at `now_ms` and keeps that until `until`. Returns `None` when the limit is reached.
+    /// Ends a session at `now_ms` and keeps the entry until `until`. Returns `None` when the limit is reached.
     pub(super) fn end(
         &self,
         of: &BrowserSessionKeys,
@@ -190,7 +191,7 @@ impl SignOuts {
         let (kept, change) = if owned.sessions.len() >= limits.per_user {
             let first = EndedAt { at: now_ms.max(of.began), until };
             let all = owned.sessions.iter().map(|(_, ended)| *ended).chain(owned.before);
-            // Of another instance's the moment may lie ahead of this clock.
+            // The time of another instance's entry may be ahead of this clock.
             let all = all.fold(first, EndedAt::merged);
             (RecordedSignOut::AllBefore { until: all.until }, owned.merge(&all_before(of.owner, all)))
         } else {
@@ -202,7 +203,7 @@ impl SignOuts {
         Some((kept, change))
     }
 
-    /// Adds an entry from the file or from another instance, whatever the limits are.
+    /// Adds an entry from the file or from another instance, regardless of the limits.
     pub(super) fn merge(&self, entry: &SharedEntry) -> Change {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let owned = by_owner.entry(entry.owner).or_default();
@@ -213,7 +214,7 @@ impl SignOuts {
         change
     }
 
-    /// The entry that ends a session, if there is one.
+    /// Returns the entry that ends a session, if there is one.
     pub(super) fn entry_of(&self, of: &BrowserSessionKeys) -> Option<SharedEntry> {
         let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
         let owned = by_owner.get(&of.owner)?;
@@ -221,7 +222,7 @@ impl SignOuts {
         Some(single(of.owner, of.session, *ended))
     }
 
-    /// Calls this with each entry that has not expired.
+    /// Calls `f` with each entry that has not expired.
     pub(super) fn for_each_live(&self, now: u64, mut f: impl FnMut(SharedEntry)) {
         let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
         for (owner, owned) in &*by_owner {

@@ -1,4 +1,4 @@
-//! Extracts credentials from cookies: our session cookie, and a token in the provider's cookie.
+//! Extracts credentials from cookies: the proxy's session cookie, and a token in the provider's cookie.
 
 use std::fmt;
 
@@ -8,14 +8,14 @@ use hyper::header::{COOKIE, HeaderValue};
 use super::Token;
 use crate::policy::CookieSource;
 
-/// The longest value, in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
+/// The maximum length of a value in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
 pub(in crate::auth) const MAX_COOKIE_VALUE: usize = 3_900;
 
-/// The value of a session cookie as a browser sent it. It cannot be printed.
+/// The value of a session cookie as a browser sent it. It is never printed.
 pub struct SessionCookie(Box<str>);
 
 impl SessionCookie {
-    /// Takes a cookie's value, unless it is empty or too long to be one of ours.
+    /// Parses a cookie's value; `None` if it is empty or too long for a session cookie.
     pub(in crate::auth) fn parse(text: &str) -> Option<Self> {
         (!text.is_empty() && text.len() <= MAX_COOKIE_VALUE).then(|| Self(text.into()))
     }
@@ -33,17 +33,17 @@ impl fmt::Debug for SessionCookie {
 
 /// The name of the session cookie on https.
 const OWN_COOKIE: &str = "__Host-vestibule";
-/// The prefix of its name on plain http. The port that the client sees follows, because browsers send cookies to all
+/// The prefix of its name on plain http. The port that the client uses follows, because browsers send cookies to all
 /// ports of a host.
 const OWN_PLAIN: &str = "vestibule-";
-/// What binds a sign-in to its browser; on plain http with the port behind it too.
+/// The name of the cookie that binds a sign-in to its browser on https. On plain http the port follows too.
 const LOGIN_COOKIE: &str = "__Host-vestibule-login";
 const LOGIN_PLAIN: &str = "vestibule-login-";
 
-/// Whether a `Set-Cookie` header makes a browser send a cookie with the name of our session cookie.
+/// Returns whether a `Set-Cookie` header makes a browser send a cookie with the name of the proxy's session cookie.
 ///
-/// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which reads as a
-/// cookie of that name (RFC 6265bis section 5.5).
+/// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which servers
+/// read as a cookie of that name (RFC 6265bis section 5.5).
 #[must_use]
 pub fn sets_session_cookie(line: &[u8]) -> bool {
     let pair = line.split(|byte| *byte == b';').next().unwrap_or_default();
@@ -55,7 +55,7 @@ pub fn sets_session_cookie(line: &[u8]) -> bool {
     is_own_cookie(name) || behind_https.iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
 }
 
-/// Whether a name is that of our session cookie, for any port.
+/// Returns whether a name is that of the proxy's session cookie, for any port.
 fn is_own_cookie(name: &[u8]) -> bool {
     let port = name.strip_prefix(LOGIN_PLAIN.as_bytes()).or_else(|| name.strip_prefix(OWN_PLAIN.as_bytes()));
     name == OWN_COOKIE.as_bytes()
@@ -63,7 +63,7 @@ fn is_own_cookie(name: &[u8]) -> bool {
         || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
 }
 
-/// Returns the name of our session cookie for a client that sees this scheme and port.
+/// Returns the name of the proxy's session cookie for a client that uses this scheme and port.
 #[must_use]
 pub fn session_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { OWN_COOKIE.to_owned() } else { format!("{OWN_PLAIN}{port}") }
@@ -75,7 +75,7 @@ pub fn login_cookie_name(is_https: bool, port: u16) -> String {
     if is_https { LOGIN_COOKIE.to_owned() } else { format!("{LOGIN_PLAIN}{port}") }
 }
 
-/// Whether a session cookie is among the cookies, for whatever port and of whatever value.
+/// Returns whether a session cookie is among the cookies, for any port and with any value.
 #[must_use]
 pub fn has_session_cookie(headers: &HeaderMap) -> bool {
     let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
@@ -84,7 +84,8 @@ pub fn has_session_cookie(headers: &HeaderMap) -> bool {
     names.into_iter().any(|name| is_own_cookie(name) && !is_login(name))
 }
 
-/// Returns the value of one of our cookies without removing it. If there are two with this name, neither counts.
+/// Returns the value of one of the proxy's cookies without removing it. If there are two with this name, neither
+/// counts.
 #[must_use]
 pub fn own_cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
     match take_named(&mut headers.clone(), name).as_slice() {
@@ -150,7 +151,7 @@ fn memmem(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|window| window == word)
 }
 
-/// Removes the provider's cookie in each of its forms, and leaves the other cookies unchanged byte for byte.
+/// Removes the provider's cookie in each of its forms, and leaves the other cookies unchanged, byte for byte.
 ///
 /// Clerk sets `__session` and `__session_<suffix>`. The one with the suffix belongs to one application, so it takes
 /// precedence. Where the suffix is configured, cookies of other applications on the same domain are left in place. If
@@ -207,7 +208,7 @@ pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit:
     Token::parse(std::str::from_utf8(value).ok()?, limit).ok()
 }
 
-/// Returns a `Cookie` header without our session cookies and the provider's cookies.
+/// Returns a `Cookie` header without the proxy's session cookies and the provider's cookies.
 #[must_use]
 pub fn without_credentials(line: &str, sources: &[CookieSource]) -> String {
     let mut headers = HeaderMap::new();

@@ -9,12 +9,13 @@ use super::{BadCredential, Carrier, Found, Problem, Token, is_upstream_secret};
 use crate::auth::jwt;
 use crate::policy::{Policy, ProviderTokens, QueryMode, QueryParameter, Secret};
 
-/// Decides which values of a query parameter are removed from URLs.
+/// The rules that decide which values of a query parameter are removed from URLs.
 pub(super) struct QueryTokens<'a> {
     pub(super) parameter: &'a QueryParameter,
-    /// Credentials that were found elsewhere in the request.
+    /// The credentials that were found elsewhere in the request.
     pub(super) presented: &'a [&'a str],
-    /// The upstream's own secret, which the upstream's pages send back. It is removed and does not count as a credential.
+    /// The upstream's own secret, which the upstream's pages send back. It is removed and does not count as a
+    /// credential.
     pub(super) upstream_secret: Option<&'a Secret>,
 }
 

@@ -20,7 +20,8 @@ impl Verifier {
     /// check of its token, and revocations. With `revalidate_every` the provider is asked too.
     ///
     /// # Errors
-    /// Why the cookie counts as absent, or that this cannot be decided now ([`Rejection::is_unavailable`]).
+    /// Returns the reason why the cookie counts as absent, or that this cannot be decided now
+    /// ([`Rejection::is_unavailable`]).
     pub async fn verify_session_cookie(&self, cookie: &SessionCookie) -> Result<Verified, Rejection> {
         let result = self.session_cookie_identity(cookie).await;
         let outcome = result.as_ref().map_or_else(Rejection::outcome, |_| "accepted");
@@ -77,15 +78,15 @@ impl Verifier {
         self.logins.as_ref()?.begin(completed, self.session_cookies.as_ref()?.key_fingerprint())
     }
 
-    /// Registers an open WebSocket of a login session, or returns `None` when this process does not know the session.
+    /// Registers an open WebSocket of a login session. Returns `None` when this process has no record of the session.
     #[must_use]
     pub fn open_login_socket(&self, session: &BrowserSession) -> Option<OpenLoginSocket> {
         let sessions = &self.logins.as_ref()?.sessions;
         Some(sessions.get(&session.id)?.socket(sessions))
     }
 
-    /// Moves a WebSocket to the session that replaced its session, if one did. Returns whether anything has changed since
-    /// the last call.
+    /// Moves a WebSocket to the session that replaced its session, if one did. Returns whether anything has changed
+    /// since the last call.
     #[must_use]
     pub fn follow_login_session(&self, socket: &mut OpenLoginSocket) -> bool {
         let Some(sessions) = self.logins.as_ref().map(|logins| &logins.sessions) else { return true };
@@ -102,11 +103,11 @@ impl Verifier {
     /// Returns the identity of a login session by the current configuration.
     ///
     /// # Errors
-    /// Why the session ends, or that this cannot be decided now.
+    /// Returns the reason why the session ends, or that this cannot be decided now.
     pub fn login_session_identity(&self, session: &LoginSession) -> Result<Identity, Rejection> {
         let gone = || Rejection::UnknownIssuer(session.provider.to_string());
         let login = self.logins.as_ref().and_then(|logins| logins.get(&session.provider)).ok_or_else(gone)?;
-        // A changed session secret ends every session, those too that are held open by a WebSocket.
+        // A changed session secret ends every session, including those with an open WebSocket.
         let key = self.session_cookies.as_ref().map(SessionCookies::key_fingerprint);
         if key != Some(session.session.key) {
             return Err(Rejection::Malformed("the session's cookie is encrypted with another key"));
@@ -121,7 +122,7 @@ impl Verifier {
         login.reidentify(&session.identity(), ends_at)
     }
 
-    /// Returns the login sessions that this process knows.
+    /// Returns the login sessions of which this process has records.
     #[must_use]
     pub fn login_sessions(&self) -> Option<&Arc<LoginSessions>> {
         self.logins.as_ref().map(|logins| &logins.sessions)
@@ -134,12 +135,12 @@ impl Verifier {
         if let Some(logins) = &self.logins
             && let Some(opened) = logins.decrypt_session_cookie(cookie, cookies.key_fingerprint())
         {
-            // Checked before the renewal too, so that an ended session is not renewed.
+            // This is checked before the renewal too, so that an ended session is not renewed.
             if self.revocations.is_ended(&opened.session, unix_seconds()) {
                 return Err(Rejection::Revoked("session"));
             }
             let (identity, known) = logins.verify_session(opened).await?;
-            // Checked last, so that a revocation that arrives while the provider is asked takes effect.
+            // This is checked last, so that a revocation that arrives while the provider is asked takes effect.
             self.revocations.check_presented(&identity, unix_seconds())?;
             return Ok((identity, known.and_then(|known| known.passed_token())));
         }
@@ -162,9 +163,9 @@ impl Verifier {
         }
         let (preset, session) = (content.preset.clone(), content.session.clone());
         let identity = identify_again(&provider.spec, &preset, content.into_claims(until))?.in_session(Some(session));
-        // The key of an expired token is not checked, or every key rotation would end the sessions that outlive their
-        // tokens. Where the provider has no issuer it is, because nothing else tells this provider from one of the same
-        // name in another deployment with the same secret.
+        // The key of an expired token is not checked, or every key rotation would end the sessions that continue after
+        // their tokens. It is checked where the provider has no issuer, because nothing else distinguishes this
+        // provider from one of the same name in another deployment with the same secret.
         if let VerifiedBy::Key { fingerprint, algorithm, until } = identity.verified_by()
             && (now < until || provider.spec.issuer.is_none())
             && !provider.keys.is_usable_or_refetch(fingerprint, algorithm).await?
@@ -172,7 +173,7 @@ impl Verifier {
             return Err(Rejection::UnknownKey(None));
         }
         self.revalidate_browser_session(&identity, cookies.spec().revalidate_every).await?;
-        // Checked last, so that a revocation that arrives while the provider is asked takes effect.
+        // This is checked last, so that a revocation that arrives while the provider is asked takes effect.
         self.revocations.check_presented(&identity, now)?;
         Ok((identity, None))
     }
@@ -185,7 +186,7 @@ impl Verifier {
         let Some(session) = identity.session_id().filter(|_| !remote.spec().question.carries_token()) else {
             return Ok(());
         };
-        // A provider that is asked about every signed token is asked here too, as often as its answers are cached.
+        // A provider that is asked about every signed token is asked here too, as often as its cached answers expire.
         let cache_ttl = (!remote.spec().verifies_opaque_tokens).then_some(remote.spec().cache);
         let Some(every) = every.into_iter().chain(cache_ttl).min() else { return Ok(()) };
         let Some(id) = identity.browser_session().map(|session| Arc::clone(&session.id)) else { return Ok(()) };
@@ -210,8 +211,8 @@ impl Verifier {
     }
 }
 
-/// Whether the provider is asked about every signed token, and could be asked about this session only with the token,
-/// which the cookie does not contain. Such a session ends with its token.
+/// Returns whether the provider is asked about every signed token, and could be asked about this session only with the
+/// token, which the cookie does not contain. Such a session ends with its token.
 fn needs_token_for_remote_check(provider: &ProviderState, claims: &serde_json::Map<String, serde_json::Value>) -> bool {
     let has_session = claims.get("sid").is_some_and(serde_json::Value::is_string);
     provider.remote.as_ref().is_some_and(|remote| {

@@ -1,4 +1,4 @@
-//! Open sockets of a login session. While there is one, the session is renewed, and each is told of changes.
+//! Open sockets of a login session. While there is one, the session is renewed, and each socket is notified of changes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ impl LoginSession {
     /// Registers an open socket. While there is one, a task renews the session.
     #[must_use]
     pub fn socket(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> OpenLoginSocket {
-        // Counted before the lock is taken, so that a task that is about to end sees this socket.
+        // It is counted before the lock is taken, so that a task that is about to end counts this socket.
         self.sockets.fetch_add(1, Ordering::AcqRel);
         let (renewals, was_watched) = {
             let mut state = self.lock();
@@ -38,7 +38,7 @@ pub struct OpenLoginSocket {
 }
 
 impl OpenLoginSocket {
-    /// The session that the socket belongs to.
+    /// Returns the session of the socket.
     #[must_use]
     pub fn session(&self) -> &Arc<LoginSession> {
         &self.session
@@ -64,7 +64,7 @@ impl OpenLoginSocket {
         self.has_moved = true;
     }
 
-    /// Whether the session has replaced the one that the socket was opened by.
+    /// Returns whether this session has replaced the one by which the socket was opened.
     #[must_use]
     pub fn has_moved(&self) -> bool {
         self.has_moved

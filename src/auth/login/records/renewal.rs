@@ -16,28 +16,28 @@ use crate::auth::identity::Expiry;
 use crate::auth::{Rejection, unix_millis, unix_seconds};
 use crate::telemetry::{Audit, AuditEvent, RenewalOutcome};
 
-/// The longest that a request at the token's end waits for the renewal.
+/// The maximum time that a request waits for the renewal after the tokens have expired.
 const WAIT: Duration = Duration::from_secs(10);
-/// The shortest time between a failed renewal and the next try, milliseconds.
+/// The minimum time between a failed renewal and the next attempt, in milliseconds.
 const RETRY: u64 = 5_000;
-/// The pause before the one second try of a renewal whose provider is down.
+/// The pause before the only second attempt of a renewal whose provider is unavailable.
 const SECOND_TRY: Duration = Duration::from_secs(2);
-/// The assumed life of a renewed token if the provider does not tell it, seconds.
+/// The assumed lifetime in seconds of a renewed token if the provider does not send it.
 const UNKNOWN_LIFE: u64 = 300;
 
-/// Where a session was renewed.
+/// The place where a session was renewed.
 enum Renewed {
     Here,
     Elsewhere,
 }
 
 impl LoginSession {
-    /// The absolute end by the current configuration, Unix seconds.
+    /// Returns the absolute end of the session by the current configuration, in Unix seconds.
     fn current_end(&self, sessions: &LoginSessions) -> u64 {
         sessions.login(&self.provider).map_or(self.ends_at, |login| self.ends_at_under(&login))
     }
 
-    /// Whether the task of the open sockets has nothing more to do. Then the next socket starts another one.
+    /// Returns whether the task for the open sockets has nothing more to do. Then the next socket starts another one.
     fn should_stop(&self, sessions: &LoginSessions) -> bool {
         let is_over = self.has_ended() || self.current_end(sessions) <= unix_seconds();
         let mut state = self.lock();
@@ -45,8 +45,8 @@ impl LoginSession {
         !state.is_watched
     }
 
-    /// Renews the session whenever a renewal is due, while one of its sockets is open, and has the sockets closed at the
-    /// session's end.
+    /// Renews the session whenever a renewal is due, while one of its sockets is open, and closes the sockets when the
+    /// session ends.
     pub(super) async fn keep_renewed(self: Arc<Self>, sessions: Arc<LoginSessions>) {
         while !self.should_stop(&sessions) {
             let (due, token_end, has_failed) = {
@@ -87,8 +87,8 @@ impl LoginSession {
         sessions.changes.send_modify(|count| *count += 1);
     }
 
-    /// Starts a renewal if one is due and none is under way. Returns a receiver of its end, or of the end of the one that
-    /// is under way.
+    /// Starts a renewal if one is due and none is in progress. Returns a receiver of its end, or of the end of the one
+    /// in progress.
     fn renew_if_due(self: &Arc<Self>, sessions: &Arc<LoginSessions>) -> Option<watch::Receiver<u64>> {
         let mut state = self.lock();
         let now = unix_millis();
@@ -105,7 +105,7 @@ impl LoginSession {
         Some(finished)
     }
 
-    /// Waits for the end of a renewal, if one is still under way.
+    /// Waits for the end of a renewal, if one is still in progress.
     async fn renewed(&self, mut finished: watch::Receiver<u64>) {
         let before = *finished.borrow();
         // `is_renewing` is cleared before the count grows.
@@ -114,11 +114,11 @@ impl LoginSession {
         }
     }
 
-    /// Ensures that the session's tokens have not expired. A request before their end is served while the renewal is
-    /// under way; a request after it waits.
+    /// Ensures that the session's tokens have not expired. A request before their expiry is served while the renewal is
+    /// in progress; a request after it waits.
     ///
     /// # Errors
-    /// [`Rejection::Revoked`] when the session has ended, [`Rejection::RemoteUnavailable`] past the grace.
+    /// Returns [`Rejection::Revoked`] when the session has ended, [`Rejection::RemoteUnavailable`] after the grace.
     pub(in crate::auth::login) async fn ensure(
         self: &Arc<Self>,
         sessions: &Arc<LoginSessions>,
@@ -137,7 +137,7 @@ impl LoginSession {
             return Ok(());
         }
         if let Some(finished) = renewal {
-            // A longer renewal does not change the answer to this request.
+            // A renewal that takes longer does not change the answer to this request.
             let _ = tokio::time::timeout(WAIT, self.renewed(finished)).await;
         }
         if self.has_ended() {
@@ -147,7 +147,7 @@ impl LoginSession {
         if unix_seconds() < ends { Ok(()) } else { Err(self.unavailable()) }
     }
 
-    /// Runs one renewal, if it is this instance's turn.
+    /// Runs one renewal, if no other instance is running it.
     async fn renew(self: Arc<Self>, sessions: Arc<LoginSessions>) {
         let outcome = match sessions.login(&self.provider).filter(|login| self.is_of(login)) {
             None => Err(LoginError::down("the configuration no longer has its login".to_owned())),
@@ -162,7 +162,7 @@ impl LoginSession {
                 sessions.count_renewal(&self.provider, RenewalOutcome::Renewed);
                 self.audit(AuditEvent::Renewal, None, None);
             }
-            // Counted and logged there.
+            // The other instance counts and logs it.
             Ok(Renewed::Elsewhere) => {}
             Err(_) if self.has_ended() => sessions.count_renewal(&self.provider, RenewalOutcome::Ended),
             Err(error @ (LoginError::InvalidGrant | LoginError::Denied { .. } | LoginError::Revoked(_))) => {
@@ -188,8 +188,8 @@ impl LoginSession {
         self.finished.send_modify(|count| *count += 1);
     }
 
-    /// Renews the session at its provider, with a second try if the provider is unavailable, and lets other instances know
-    /// of it.
+    /// Renews the session at its provider, with a second attempt if the provider is unavailable, and publishes the
+    /// result to other instances.
     async fn renew_in_turn(
         &self,
         login: &Arc<Login>,
@@ -236,7 +236,7 @@ impl LoginSession {
         .log(event);
     }
 
-    /// Stores the refresh token of a renewal, if it brought another, and returns whether it did. Stores none for a user
+    /// Stores the refresh token of a renewal, if it is a new one, and returns whether it was. It stores none for a user
     /// who has signed out.
     fn keep_refresh_token(&self, token: Option<&ProviderToken>) -> bool {
         let mut state = self.lock();
@@ -265,7 +265,7 @@ impl LoginSession {
         }
         let may_send = || lease.map_or(Ok(()), Lease::check);
         let tokens = login.refresh(&metadata, &refresh_token, &may_send).await?;
-        // Stored first: with rotation the former token is spent, even if the rest fails.
+        // The refresh token is stored first: with rotation the former one is invalid, even if the rest fails.
         let is_other = self.keep_refresh_token(tokens.refresh_token.as_ref());
         if self.lock().is_signed_out || sessions.is_ended(self) {
             if let Some(token) = &tokens.refresh_token {
@@ -300,7 +300,7 @@ impl LoginSession {
             id_token.claims.insert("iat".to_owned(), issued_at.clone());
         }
         let userinfo = login.userinfo_claims(&metadata, &tokens, &id_token.claims).await?;
-        // A new `sid` or `jti` must not bring back a session that was revoked by the former one.
+        // A new `sid` or `jti` must not restore a session that was revoked by the former one.
         if let Err(Rejection::Revoked(by)) = sessions.revocations.check(&self.identity(), unix_seconds()) {
             return Err(LoginError::Revoked(by));
         }
@@ -333,13 +333,14 @@ impl LoginSession {
     }
 }
 
-/// Returns the time of the next renewal, Unix milliseconds: at random between 70 and 90 % of the remaining life, so that
-/// sessions that began together do not renew together, and at least 30 s before the end of a life of 150 s or more.
+/// Returns the Unix time in milliseconds of the next renewal: at random between 70 and 90 % of the remaining lifetime,
+/// so that sessions that began together are not renewed together, and at least 30 s before the end of a lifetime of 150
+/// s or more.
 pub(super) fn renewal_moment(now: u64, token_end: u64) -> u64 {
     let end = token_end.saturating_mul(1_000);
     let life = end.saturating_sub(now);
     let chance = u64::from(u16::from_le_bytes(random::<2>().unwrap_or([128, 0])));
-    // 700 to 900 thousandths.
+    // The part is 700 to 900 thousandths.
     let part = life / 1_000 * (700 + chance % 201);
     let latest = if life >= 150_000 { end.saturating_sub(30_000) } else { end };
     now.saturating_add(part).min(latest)
