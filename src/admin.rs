@@ -41,7 +41,7 @@ impl Admin {
     /// Binds the address of the policy. `None` if `admin` is not configured and the default address is in use.
     ///
     /// # Errors
-    /// When a configured address cannot be bound.
+    /// Returns an error when a configured address cannot be bound.
     pub fn bind(spec: &AdminSpec) -> Result<Option<Self>, AdminError> {
         match Listener::tcp(spec.address) {
             Ok(listener) => Ok(Some(Self { listener })),
@@ -79,7 +79,7 @@ impl Admin {
     }
 }
 
-/// Whether the request has one `Host`, which is served on this listener.
+/// Returns whether the request has one `Host`, which is served on this listener.
 fn is_served(state: &ProxyState, request: &Request<Incoming>) -> bool {
     let runtime = state.current();
     let mut hosts = request.headers().get_all(HOST).iter().filter_map(|host| host.to_str().ok());

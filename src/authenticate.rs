@@ -36,13 +36,13 @@ impl PresentedCredential {
         Self { request, found }
     }
 
-    /// The request, without its credential.
+    /// Returns the request, without its credential.
     #[must_use]
     pub fn request(&self) -> &ProtectedRequest {
         &self.request
     }
 
-    /// The client's side of the upgrade, when it is one.
+    /// Returns the client's side of the upgrade, when it is one.
     pub fn take_upgrade(&mut self) -> Option<OnUpgrade> {
         self.request.take_upgrade()
     }
@@ -157,8 +157,8 @@ impl Authenticator<'_> {
     /// memory no longer counts as that of an unauthenticated one.
     ///
     /// # Errors
-    /// 403 `foreign_origin`, where the credential is a cookie and another origin's page sent it; 401 `missing_token`, where
-    /// its session has no token for an upstream that wants one.
+    /// Returns 403 `foreign_origin`, where the credential is a cookie and another origin's page sent it; 401
+    /// `missing_token`, where its session has no token for an upstream that wants one.
     pub fn accept(
         &self,
         request: ProtectedRequest,

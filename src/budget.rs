@@ -151,7 +151,7 @@ impl MemoryReservation {
         state.make_room() && !self.is_evicted()
     }
 
-    /// The size of the reservation.
+    /// Returns the size of the reservation.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
@@ -168,7 +168,7 @@ impl MemoryReservation {
         }
     }
 
-    /// Whether the caller's user was verified.
+    /// Returns whether the caller's user was verified.
     #[must_use]
     pub fn is_verified(&self) -> bool {
         self.is_verified.load(Ordering::Acquire)
@@ -179,13 +179,13 @@ impl MemoryReservation {
         self.signal.is_request_in_progress.store(is_request_in_progress, Ordering::Release);
     }
 
-    /// Whether a request of this caller is being answered.
+    /// Returns whether a request of this caller is being answered.
     #[must_use]
     pub fn is_request_in_progress(&self) -> bool {
         self.signal.is_request_in_progress.load(Ordering::Acquire)
     }
 
-    /// Whether the caller was evicted and must release its memory.
+    /// Returns whether the caller was evicted and must release its memory.
     #[must_use]
     pub fn is_evicted(&self) -> bool {
         self.signal.is_evicted.load(Ordering::Acquire)

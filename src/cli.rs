@@ -335,7 +335,7 @@ impl ConfigArguments {
     }
 }
 
-/// The command line as it is parsed and printed: the settings of the configuration are listed by `run` alone.
+/// Returns the command line as it is parsed and printed: the settings of the configuration are listed by `run` alone.
 fn command_line() -> clap::Command {
     // `--config` stays listed everywhere.
     let hidden = |command: clap::Command| {

@@ -42,7 +42,7 @@ impl Control {
     /// Binds the address of the policy.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// Returns an error when the address cannot be bound.
     pub fn bind(spec: &ControlSpec) -> Result<Self, ControlError> {
         let (address, bound) = match &spec.address {
             ControlAddress::Unix(path) => (format!("unix:{}", path.display()), Listener::unix(path, 0o600)),

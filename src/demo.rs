@@ -56,7 +56,7 @@ impl OwnBackendDemo {
     /// Starts both on free loopback ports.
     ///
     /// # Errors
-    /// When there is no port, or no key.
+    /// Returns an error when there is no port, or no key.
     pub async fn start(backend: OwnBackend) -> Result<Self, DemoError> {
         let issuer = Arc::new(Issuer::start().await?);
         let users = match &backend.user {
@@ -101,7 +101,7 @@ impl OwnBackendDemo {
     /// Signs a token for a user that is valid for an hour.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// Returns an error when it cannot be signed.
     pub fn token(&self) -> Result<String, DemoError> {
         self.issuer.token(self.user(), 3_600)
     }
@@ -124,7 +124,7 @@ impl Demo {
     /// Starts issuer and backend on free loopback ports.
     ///
     /// # Errors
-    /// When there is no port, or no key.
+    /// Returns an error when there is no port, or no key.
     pub async fn start() -> Result<Self, DemoError> {
         let log = Arc::new(EventLog::default());
         let issuer = Arc::new(Issuer::start().await?);
@@ -155,7 +155,7 @@ routes:
     /// Signs a token for a user that is valid for an hour.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// Returns an error when it cannot be signed.
     pub fn token(&self, user: &str) -> Result<String, DemoError> {
         self.issuer.token(user, 3_600)
     }

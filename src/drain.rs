@@ -42,13 +42,13 @@ impl Drain {
         self.state.requested.clone()
     }
 
-    /// Whether a drain has begun, so that `/readyz` fails.
+    /// Returns whether a drain has begun, so that `/readyz` fails.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.state.draining.is_cancelled()
     }
 
-    /// Whether connections and sockets are being closed.
+    /// Returns whether connections and sockets are being closed.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.state.closing.is_cancelled()
@@ -60,7 +60,7 @@ impl Drain {
         self.state.closing.clone()
     }
 
-    /// The time, from the beginning of closing, over which the sockets' Closes are spread; zero before that.
+    /// Returns the time, from the beginning of closing, over which the sockets' Closes are spread; zero before that.
     #[must_use]
     pub fn close_window(&self) -> Duration {
         self.state.times.get().map(|times| times.close_window).unwrap_or_default()
@@ -79,7 +79,7 @@ impl Drain {
         self.state.tasks.token()
     }
 
-    /// The number of tracked tasks that have not ended.
+    /// Returns the number of tracked tasks that have not ended.
     #[must_use]
     pub fn tracked_count(&self) -> usize {
         self.state.tasks.len()

@@ -107,7 +107,7 @@ impl Listeners {
         Ok(Self(listeners))
     }
 
-    /// The addresses of the listeners, with the ports that the system chose.
+    /// Returns the addresses of the listeners, with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         let shown = |bound: &BoundListener| match &bound.socket {
@@ -123,7 +123,7 @@ impl Listeners {
     /// Starts a task for each listener that accepts until the drain closes.
     ///
     /// # Errors
-    /// When a certificate cannot be used.
+    /// Returns an error when a certificate cannot be used.
     pub fn serve(self, state: &Arc<ProxyState>) -> Result<(), ListenError> {
         for BoundListener { name, socket, tls } in self.0 {
             let tls = tls.map(|files| tls::acceptor(&files, state.drain.closing_token())).transpose()?;

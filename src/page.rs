@@ -79,7 +79,7 @@ pub fn describe(headers: &mut HeaderMap) {
     }
 }
 
-/// The `Content-Security-Policy` of a page that holds this one script.
+/// Returns the `Content-Security-Policy` of a page that holds this one script.
 #[must_use]
 pub fn policy_with_script(script: &str) -> String {
     let hash = STANDARD.encode(digest(&SHA256, script.as_bytes()));
@@ -99,7 +99,7 @@ pub fn page(title: &str, body: &str, layout: Layout<'_>) -> String {
     )
 }
 
-/// The contact and the request id, each in a line with its label.
+/// Returns the contact and the request id, each in a line with its label.
 fn footer(layout: Layout<'_>, class: &str) -> String {
     let mut lines = String::new();
     // Writing into a string does not fail.

@@ -105,7 +105,8 @@ impl Reload {
         }
     }
 
-    /// Whether a file has changed and was not changed since the last poll, or a rejected configuration should be retried.
+    /// Returns whether a file has changed and was not changed since the last poll, or a rejected configuration should
+    /// be retried.
     async fn is_due(&mut self) -> bool {
         let files = self.watched.files.clone();
         let Ok(found) = tokio::task::spawn_blocking(move || fingerprints(&files)).await else { return false };

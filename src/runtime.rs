@@ -219,7 +219,7 @@ impl ProxyState {
         self.instances.is_some() || self.current().policy.control.is_some()
     }
 
-    /// The source and digest of the current policy; empty before [`ProxyState::set_policy_name`].
+    /// Returns the source and digest of the current policy; empty before [`ProxyState::set_policy_name`].
     #[must_use]
     pub fn policy_name(&self) -> Arc<String> {
         self.policy_name.load_full()
@@ -283,13 +283,13 @@ impl ProxyState {
         self.traffic.requests.record(unix_seconds());
     }
 
-    /// The time since the start.
+    /// Returns the time since the start.
     #[must_use]
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// The number of open connections.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
@@ -304,7 +304,7 @@ impl ProxyState {
     /// `limits.connections_per_address` or `limits.unauthenticated_bytes` is reached.
     ///
     /// # Errors
-    /// The limit that is reached.
+    /// Returns the limit that is reached.
     pub fn connect(
         self: &Arc<Self>,
         peer: Option<IpAddr>,
@@ -408,7 +408,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// The limit's configuration key.
+    /// Returns the limit's configuration key.
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {

@@ -61,7 +61,7 @@ pub enum Listener {
 pub struct SocketFile(PathBuf);
 
 impl SocketFile {
-    /// The path of the file.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
@@ -84,7 +84,7 @@ impl Listener {
     /// Binds a TCP address. Must be called inside a runtime.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// Returns an error when the address cannot be bound.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -94,13 +94,13 @@ impl Listener {
     /// Binds a Unix socket with this mode. Must be called inside a runtime.
     ///
     /// # Errors
-    /// When the path cannot be bound, or another process listens there.
+    /// Returns an error when the path cannot be bound, or another process listens there.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
         let backlog = i32::try_from(MAX_CONNECTIONS).unwrap_or(i32::MAX);
         unix_listener(path, mode, backlog).map(|(listener, file)| Self::Unix(listener, file))
     }
 
-    /// The bound address; `None` for a Unix socket.
+    /// Returns the bound address; `None` for a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
@@ -227,7 +227,7 @@ async fn close_gracefully(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io
 /// runtime.
 ///
 /// # Errors
-/// When the path cannot be bound, or another process listens there.
+/// Returns an error when the path cannot be bound, or another process listens there.
 pub fn unix_listener(path: &Path, mode: u32, backlog: i32) -> io::Result<(UnixListener, SocketFile)> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {

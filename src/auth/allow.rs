@@ -109,7 +109,7 @@ pub(super) fn unmet<'a, 'c>(
         .map(|(claim, _)| claim)
 }
 
-/// Whether a claim has a value: equal with the same JSON type, one member of an array, or one word of a scope.
+/// Returns whether a claim has a value: equal with the same JSON type, one member of an array, or one word of a scope.
 fn satisfies(claim: &Claim, found: &Value, expected: &Value) -> bool {
     if found == expected {
         return true;

@@ -43,17 +43,17 @@ impl DigestKeys {
         (!keys.is_empty() && keys.len() == secrets.len()).then_some(Self(keys))
     }
 
-    /// The number of keys.
+    /// Returns the number of keys.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The digest of these parts under the key with this number.
+    /// Returns the digest of these parts under the key with this number.
     pub(super) fn with(&self, index: usize, parts: &[&[u8]]) -> Digest {
         self.0.get(index).map_or_else(Digest::default, |key| digest(key, parts))
     }
 
-    /// The digest of these parts under the key in use.
+    /// Returns the digest of these parts under the key in use.
     #[must_use]
     pub fn digest(&self, parts: &[&[u8]]) -> Digest {
         self.with(0, parts)

@@ -173,13 +173,13 @@ impl Identity {
         self.claims.get("sid").and_then(Value::as_str)
     }
 
-    /// The user id with the provider's prefix. This is what `sub` means in the configuration.
+    /// Returns the user id with the provider's prefix. This is what `sub` means in the configuration.
     #[must_use]
     pub fn user_id(&self) -> &str {
         &self.user_id
     }
 
-    /// The provider that issued the token.
+    /// Returns the provider that issued the token.
     #[must_use]
     pub fn provider(&self) -> &ProviderSpec {
         &self.provider
@@ -204,7 +204,7 @@ impl Identity {
         }
     }
 
-    /// The user: the pair of issuer and user id.
+    /// Returns the user: the pair of issuer and user id.
     #[must_use]
     pub fn user(&self) -> User {
         let issuer = self.claims.get("iss").and_then(Value::as_str).map(Box::from);
@@ -230,7 +230,7 @@ pub struct User {
 }
 
 impl User {
-    /// The digest by which its sockets are counted.
+    /// Returns the digest by which its sockets are counted.
     #[must_use]
     pub fn digest(&self, keys: &DigestKeys) -> Digest {
         let issuer = self.issuer.as_deref().unwrap_or_default();

@@ -139,7 +139,7 @@ enum NamedKind {
     Other(&'static str),
 }
 
-/// Whether a claim may name the kind of a token.
+/// Returns whether a claim may name the kind of a token.
 pub(super) fn is_kind_member(name: &str) -> bool {
     KIND_MEMBERS.contains(&letters(name).as_str())
 }

@@ -394,7 +394,7 @@ impl Logins {
         self.all.iter()
     }
 
-    /// Whether there is no login.
+    /// Returns whether there is no login.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()

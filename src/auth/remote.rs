@@ -159,7 +159,7 @@ impl RemoteChecker {
         Some(Self { inner: Arc::new(inner) })
     }
 
-    /// The configuration, `remote`.
+    /// Returns the configuration, `remote`.
     pub(super) fn spec(&self) -> &RemoteSpec {
         &self.inner.spec
     }

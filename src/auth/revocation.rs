@@ -152,7 +152,7 @@ impl Revocations {
         Self { digests: Arc::new(digests), ..Self::default() }
     }
 
-    /// The keys of the digests.
+    /// Returns the keys of the digests.
     #[must_use]
     pub fn digests(&self) -> &Arc<DigestKeys> {
         &self.digests
@@ -273,7 +273,7 @@ impl Revocations {
         Ok(count)
     }
 
-    /// The number of revocations, including some that have just expired.
+    /// Returns the number of revocations, including some that have just expired.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
@@ -350,7 +350,7 @@ impl Revocations {
         Ok(self.to_write(record, now / 1_000, published))
     }
 
-    /// Whether a browser session was ended.
+    /// Returns whether a browser session was ended.
     #[must_use]
     pub fn is_ended(&self, session: &BrowserSession, now: u64) -> bool {
         self.sign_outs.count() > 0
@@ -358,7 +358,7 @@ impl Revocations {
                 .any(|secret| self.sign_outs.has_ended(&self.browser_session_keys(secret, session), now))
     }
 
-    /// The number of sign-outs, including some that have just expired.
+    /// Returns the number of sign-outs, including some that have just expired.
     #[must_use]
     pub fn sign_outs(&self) -> usize {
         self.sign_outs.count()

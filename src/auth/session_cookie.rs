@@ -127,12 +127,12 @@ impl SessionCookies {
         Some(Self { spec: spec.clone(), key, key_fingerprint, last_ends })
     }
 
-    /// The configuration, `browser.session`.
+    /// Returns the configuration, `browser.session`.
     pub(super) fn spec(&self) -> &SessionSpec {
         &self.spec
     }
 
-    /// The fingerprint of the encryption key.
+    /// Returns the fingerprint of the encryption key.
     pub(super) fn key_fingerprint(&self) -> KeyFingerprint {
         self.key_fingerprint
     }

@@ -41,7 +41,7 @@ impl StoredIdentity {
         Self { provider: Arc::clone(identity.provider_spec()), expiry: identity.expiry(), stored: Box::new(stored) }
     }
 
-    /// The provider's name.
+    /// Returns the provider's name.
     #[must_use]
     pub fn provider(&self) -> &str {
         &self.provider.name

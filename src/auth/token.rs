@@ -105,7 +105,7 @@ impl Carrier {
     /// All values.
     pub const ALL: [Self; 5] = [Self::Header, Self::Subprotocol, Self::Query, Self::Message, Self::Cookie];
 
-    /// The `carrier` label of metrics and access lines.
+    /// Returns the `carrier` label of metrics and access lines.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -232,7 +232,7 @@ pub fn extract(
 
 type Found = Option<Result<(Token, Carrier), BadCredential>>;
 
-/// Whether a text is the upstream's own secret, which the upstream's pages send back.
+/// Returns whether a text is the upstream's own secret, which the upstream's pages send back.
 fn is_upstream_secret(text: &str, upstream_secret: Option<&Secret>) -> bool {
     upstream_secret
         .is_some_and(|upstream_secret| verify_slices_are_equal(text.as_bytes(), upstream_secret.expose()).is_ok())

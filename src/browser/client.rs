@@ -27,7 +27,7 @@ static SCRIPT_FILE: ClientFile = ClientFile {
 static TYPES_FILE: ClientFile =
     ClientFile { content: TYPES, content_type: "text/plain; charset=utf-8", tag: LazyLock::new(|| entity_tag(TYPES)) };
 
-/// The first eight bytes of the SHA-256 digest, in hexadecimal.
+/// Returns the first eight bytes of the SHA-256 digest, in hexadecimal.
 fn short_digest(content: &str) -> String {
     let digest = digest(&SHA256, content.as_bytes());
     digest.as_ref().iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
@@ -38,7 +38,7 @@ fn entity_tag(content: &str) -> String {
 }
 
 impl ClientFile {
-    /// The file that is served at a path, if one is.
+    /// Returns the file that is served at a path, if one is.
     #[must_use]
     pub fn at(path: &str) -> Option<&'static Self> {
         match path {
@@ -69,7 +69,7 @@ impl ClientFile {
         answer
     }
 
-    /// Whether `If-None-Match` names this file. Its comparison is weak: a cache may have marked the tag so.
+    /// Returns whether `If-None-Match` names this file. Its comparison is weak: a cache may have marked the tag so.
     fn is_named_in(&self, request: &HeaderMap) -> bool {
         let values = request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         values

@@ -32,7 +32,7 @@ const SIGNED_OUT: &str = "/.vestibule/signed-out";
 /// How long a browser keeps the login cookie, seconds.
 const LOGIN_COOKIE_AGE: u64 = 3_600;
 
-/// Whether a path is an endpoint of the sign-in.
+/// Returns whether a path is an endpoint of the sign-in.
 #[must_use]
 pub fn is_login_path(path: &str) -> bool {
     matches!(path, LOGIN | CALLBACK | LOGOUT | BACKCHANNEL_LOGOUT | SIGNED_OUT)
@@ -58,7 +58,7 @@ struct SignInRequest<'a> {
 /// Serves these endpoints.
 ///
 /// # Errors
-/// The refusal that is the answer.
+/// Returns the refusal that is the answer.
 pub async fn serve(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
@@ -111,7 +111,7 @@ impl SignInRequest<'_> {
     /// Returns the session of this browser if it is valid now.
     ///
     /// # Errors
-    /// 503 when that cannot be decided now.
+    /// Returns 503 when that cannot be decided now.
     async fn valid_session(&self, own: &mut OwnRequest) -> Result<Option<Verified>, Refusal> {
         let (cookie, _) = own.take_session(&self.runtime.policy);
         let Some(cookie) = cookie else { return Ok(None) };

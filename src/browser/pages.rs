@@ -91,7 +91,7 @@ pub fn render_for_navigation(
     *answer.body_mut() = ResponseBody::from_proxy(page::page(title, &body, layout));
 }
 
-/// The contact of the configuration, as a page shows it.
+/// Returns the contact of the configuration, as a page shows it.
 pub(super) fn contact(policy: &Policy) -> Option<page::Contact<'_>> {
     policy.browser.contact.as_ref().map(|contact| page::Contact { text: contact.text(), href: contact.href() })
 }
@@ -104,7 +104,7 @@ const SIGN_OUT_SCRIPT: &str = include_str!("sign_out.js");
 static SIGN_OUT_POLICY: LazyLock<String> =
     LazyLock::new(|| format!("{}; connect-src 'self'", page::policy_with_script(SIGN_OUT_SCRIPT)));
 
-/// Whether the refusal is of a verified user, whom `allow` or `require` keeps out.
+/// Returns whether the refusal is of a verified user, whom `allow` or `require` keeps out.
 fn is_signed_in(refusal: &Refusal) -> bool {
     refusal.status == StatusCode::FORBIDDEN && matches!(refusal.rule, Some(Rule::Allow | Rule::Require))
 }

@@ -20,7 +20,7 @@ use crate::telemetry::{AccessLine, Outcome};
 /// Serves the endpoint.
 ///
 /// # Errors
-/// The refusal that is the answer.
+/// Returns the refusal that is the answer.
 pub async fn serve(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,

@@ -32,7 +32,7 @@ pub(super) enum SignOutScope {
 /// there. A session that cannot be ended does not keep the others open.
 ///
 /// # Errors
-/// 503 when the end of a session could not be recorded, so that the client asks again.
+/// Returns 503 when the end of a session could not be recorded, so that the client asks again.
 pub(super) async fn sign_out(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
@@ -93,7 +93,7 @@ pub(super) async fn sign_out(
 /// something else of it later.
 ///
 /// # Errors
-/// 503 when that could not be recorded.
+/// Returns 503 when that could not be recorded.
 pub(super) async fn end_session(
     state: &ProxyState,
     runtime: &Runtime,
@@ -125,7 +125,7 @@ pub(super) async fn end_session(
     })
 }
 
-/// The answer where the end of a session, or a logout, is in force here and that is all.
+/// Returns the answer where the end of a session, or a logout, is in force here and that is all.
 pub(super) fn not_saved(error: &NotSaved) -> Refusal {
     match error {
         NotSaved::File(_) => Refusal::not_signed_out("control.revocation_file could not be written"),
@@ -136,7 +136,7 @@ pub(super) fn not_saved(error: &NotSaved) -> Refusal {
 /// Ends a session whose place a new one takes. Where other instances hear of that later the new one begins all the same.
 ///
 /// # Errors
-/// 503 when that could not be recorded.
+/// Returns 503 when that could not be recorded.
 pub(super) async fn end_former_session(
     state: &ProxyState,
     runtime: &Runtime,

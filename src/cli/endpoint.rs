@@ -80,7 +80,7 @@ impl Endpoint {
     /// Sends a request that says `Connection: close`, and returns the answer up to the end of the connection.
     ///
     /// # Errors
-    /// Any error of the connection, and `TimedOut` when the answer is not complete within `limit`.
+    /// Returns any error of the connection, and `TimedOut` when the answer is not complete within `limit`.
     pub(super) async fn send(&self, request: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
         let mut answer = Vec::new();
         self.receive(request, limit, &mut answer).await?;

@@ -15,7 +15,7 @@ use crate::policy::Policy;
 /// Checks a request and turns it into an [`Admitted`]; nothing else makes one.
 ///
 /// # Errors
-/// A refusal of docs/contract.md section 3: malformed, wrong method, Host not served, something over its limit.
+/// Returns a refusal of docs/contract.md section 3: malformed, wrong method, Host not served, something over its limit.
 pub fn admit(
     mut request: Request<ClientBody>,
     connection: &Connection,
@@ -157,7 +157,7 @@ fn is_websocket_key(key: &[u8]) -> bool {
     base64::engine::general_purpose::STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)
 }
 
-/// Whether a `%` is not followed by two hex digits. Programs disagree on the meaning of such a path.
+/// Returns whether a `%` is not followed by two hex digits. Programs disagree on the meaning of such a path.
 fn has_broken_escape(path: &str) -> bool {
     let bytes = path.as_bytes();
     (0..bytes.len()).any(|at| {

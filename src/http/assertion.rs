@@ -43,7 +43,7 @@ impl AssertionSigner {
         Self { key, random: SystemRandom::new(), header, key_id, name, audience }
     }
 
-    /// The public key as a JWKS (RFC 7517), for the backends that verify assertions.
+    /// Returns the public key as a JWKS (RFC 7517), for the backends that verify assertions.
     #[must_use]
     pub fn public_keys(&self) -> Value {
         let (x, y) = coordinates(&self.key);
@@ -93,14 +93,14 @@ fn encode(value: &Value) -> String {
     URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
-/// The coordinates of the public key: its uncompressed point without the leading byte, in halves.
+/// Returns the coordinates of the public key: its uncompressed point without the leading byte, in halves.
 fn coordinates(key: &EcdsaKeyPair) -> (String, String) {
     let point = key.public_key().as_ref().get(1..).unwrap_or_default();
     let (x, y) = point.split_at(point.len() / 2);
     (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y))
 }
 
-/// The thumbprint of the key (RFC 7638), which serves as its key id.
+/// Returns the thumbprint of the key (RFC 7638), which serves as its key id.
 fn thumbprint(key: &EcdsaKeyPair) -> String {
     let (x, y) = coordinates(key);
     let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);

@@ -34,31 +34,31 @@ impl BodyEnd {
         Self(Arc::new(BodyProgress { state: AtomicU8::new(state), bytes: AtomicU64::new(0) }))
     }
 
-    /// The number of bytes that were passed on.
+    /// Returns the number of bytes that were passed on.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether the body was passed on completely.
+    /// Returns whether the body was passed on completely.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == ENDED
     }
 
-    /// Whether the client sent nothing for `limits.body_idle_timeout`.
+    /// Returns whether the client sent nothing for `limits.body_idle_timeout`.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == STALLED
     }
 
-    /// Whether the body exceeded `limits.body_bytes`.
+    /// Returns whether the body exceeded `limits.body_bytes`.
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == TOO_LARGE
     }
 
-    /// Whether the client aborted the body or its framing was invalid.
+    /// Returns whether the client aborted the body or its framing was invalid.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == BROKEN
@@ -113,7 +113,7 @@ impl ClientBody {
         }
     }
 
-    /// The shared record of how the body ends.
+    /// Returns the shared record of how the body ends.
     #[must_use]
     pub fn end(&self) -> BodyEnd {
         self.end.clone()

@@ -42,23 +42,23 @@ pub struct UpstreamRequest {
 }
 
 impl UpstreamRequest {
-    /// The identity headers that were removed from the client's request.
+    /// Returns the identity headers that were removed from the client's request.
     pub fn stripped(&self) -> impl Iterator<Item = &str> {
         self.stripped.iter().map(HeaderName::as_str)
     }
 
-    /// Whether the user was verified. Verified and anonymous requests do not share upstream connections.
+    /// Returns whether the user was verified. Verified and anonymous requests do not share upstream connections.
     #[must_use]
     pub fn is_verified(&self) -> bool {
         self.verified
     }
 
-    /// The index of the upstream in the policy. The request may hold a credential for that upstream only.
+    /// Returns the index of the upstream in the policy. The request may hold a credential for that upstream only.
     pub(super) fn upstream(&self) -> usize {
         self.upstream
     }
 
-    /// Whether announced trailers of the response may be forwarded.
+    /// Returns whether announced trailers of the response may be forwarded.
     pub(super) fn takes_trailers(&self) -> bool {
         self.takes_trailers
     }
@@ -68,13 +68,13 @@ impl UpstreamRequest {
         self.request
     }
 
-    /// The `Sec-WebSocket-Key` of an upgrade, as the client sent it.
+    /// Returns the `Sec-WebSocket-Key` of an upgrade, as the client sent it.
     #[must_use]
     pub fn websocket_key(&self) -> Option<&HeaderValue> {
         self.request.headers().get(hyper::header::SEC_WEBSOCKET_KEY)
     }
 
-    /// The shared record of how the body ends.
+    /// Returns the shared record of how the body ends.
     #[must_use]
     pub fn body_end(&self) -> super::BodyEnd {
         self.request.body().end()
@@ -107,7 +107,7 @@ impl TrustedHeaders {
     /// Makes the headers for an identity. An absent claim means no header.
     ///
     /// # Errors
-    /// When a claim is not a valid header value; nothing is truncated or guessed.
+    /// Returns an error when a claim is not a valid header value; nothing is truncated or guessed.
     pub fn of(headers: &[TrustedHeader], identity: &Identity) -> Result<Self, IdentityHeaderError> {
         let mut out = Vec::with_capacity(headers.len());
         for header in headers {
@@ -168,7 +168,7 @@ fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'st
 /// trusted headers.
 ///
 /// # Errors
-/// When a claim is not a valid header value, or the assertion cannot be signed.
+/// Returns an error when a claim is not a valid header value, or the assertion cannot be signed.
 pub fn prepare(
     allowed: Allowed,
     policy: &Policy,

@@ -3,7 +3,7 @@
 use hyper::HeaderMap;
 use hyper::header::HeaderName;
 
-/// Whether a list-valued field has this member, compared without case.
+/// Returns whether a list-valued field has this member, compared without case.
 pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, member: &str) -> bool {
     headers
         .get_all(name)

@@ -17,7 +17,7 @@ const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 /// Checks that a cookie may be the credential of this request.
 ///
 /// # Errors
-/// 403 `foreign_origin`.
+/// Returns 403 `foreign_origin`.
 pub(super) fn check_cookie_origin(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
     let headers = &head.headers;
     let mut origins = headers.get_all(ORIGIN).iter();
@@ -39,7 +39,7 @@ pub(super) fn check_cookie_origin(head: &Parts, client: &ClientAddress, policy: 
 /// Checks that a request may change state on our own endpoints: its `Origin` is ours or listed, or no browser sent it.
 ///
 /// # Errors
-/// 403 `foreign_origin`.
+/// Returns 403 `foreign_origin`.
 pub(super) fn check_state_change(head: &Parts, client: &ClientAddress, policy: &Policy) -> Result<(), Refusal> {
     let headers = &head.headers;
     if headers.contains_key(ORIGIN) {
@@ -54,8 +54,8 @@ fn is_https(client: &ClientAddress, policy: &Policy) -> bool {
     client.scheme == "https" || policy.public_url.as_ref().is_some_and(|url| url.as_str().starts_with("https://"))
 }
 
-/// The name of the session cookie for this client. Over plain http it has the port in it, since cookies are shared
-/// between the ports of a host.
+/// Returns the name of the session cookie for this client. Over plain http it has the port in it, since cookies are
+/// shared between the ports of a host.
 pub(super) fn session_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
     token::session_cookie_name(is_https(&admitted.client, policy), port(admitted))
 }
@@ -84,7 +84,7 @@ fn has_value(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes())
 }
 
-/// Whether no browser sent the request, or a browser reports that our own page or the user made it.
+/// Returns whether no browser sent the request, or a browser reports that our own page or the user made it.
 fn is_same_origin_or_direct(headers: &HeaderMap) -> bool {
     !headers.contains_key(SEC_FETCH_SITE)
         || has_value(headers, &SEC_FETCH_SITE, "same-origin")
@@ -97,9 +97,9 @@ fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
         && has_value(headers, &SEC_FETCH_DEST, "document")
 }
 
-/// Whether an origin is our own: host and port as the client uses them. If the request is known to have come by https,
-/// an http page is another site. Since a balancer that is not trusted may be in front of us, the scheme of the page
-/// decides which port a Host without one means.
+/// Returns whether an origin is our own: host and port as the client uses them. If the request is known to have come by
+/// https, an http page is another site. Since a balancer that is not trusted may be in front of us, the scheme of the
+/// page decides which port a Host without one means.
 fn is_own_origin(origin: &str, headers: &HeaderMap, client: &ClientAddress, policy: &Policy) -> bool {
     if let Some(public) = &policy.public_url {
         return public.as_str() == origin;

@@ -429,7 +429,7 @@ fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// The log's reason for an origin that is not listed; a long origin is truncated.
+/// Returns the log's reason for an origin that is not listed; a long origin is truncated.
 pub(super) fn not_in_origins(origin: &str) -> String {
     format!("origin refused: {} is not in origins", origin.chars().take(256).collect::<String>())
 }

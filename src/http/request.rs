@@ -20,13 +20,13 @@ pub struct OwnRequest {
 }
 
 impl OwnRequest {
-    /// The head of the request.
+    /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
     }
 
-    /// The client.
+    /// Returns the client.
     #[must_use]
     pub fn client(&self) -> &ClientAddress {
         &self.admitted.client
@@ -36,7 +36,7 @@ impl OwnRequest {
     /// browser.
     ///
     /// # Errors
-    /// 403 `foreign_origin`.
+    /// Returns 403 `foreign_origin`.
     pub fn check_state_change(&self, policy: &Policy) -> Result<(), Refusal> {
         provenance::check_state_change(&self.admitted.parts, &self.admitted.client, policy)
     }
@@ -44,7 +44,7 @@ impl OwnRequest {
     /// Takes the token out of the headers that the policy names.
     ///
     /// # Errors
-    /// When a credential is present but is not one well-formed token.
+    /// Returns an error when a credential is present but is not one well-formed token.
     pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
         let headers_only = TokenSources {
             headers: policy.routes.last().map_or_else(Vec::new, |route| route.token_from.headers.clone()),
@@ -67,7 +67,7 @@ impl OwnRequest {
         (session, can_have.then_some(name))
     }
 
-    /// Whether this client can have a session cookie: it does not use plain http over a network.
+    /// Returns whether this client can have a session cookie: it does not use plain http over a network.
     #[must_use]
     pub fn can_have_session(&self, policy: &Policy) -> bool {
         provenance::can_have_cookie(&self.admitted, policy)
@@ -83,7 +83,7 @@ impl OwnRequest {
     /// Reads the whole body, of at most `limit` bytes.
     ///
     /// # Errors
-    /// 413 for a longer body, 408 for one that stalls, 400 for one that is aborted.
+    /// Returns 413 for a longer body, 408 for one that stalls, 400 for one that is aborted.
     pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
         let end = self.admitted.body.end();
         let mut bytes = Vec::new();
@@ -125,13 +125,13 @@ pub struct PreflightRequest {
 }
 
 impl PreflightRequest {
-    /// The route that matches the announced method.
+    /// Returns the route that matches the announced method.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.route
     }
 
-    /// The head of the request.
+    /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
@@ -152,19 +152,19 @@ pub struct PublicRequest {
 }
 
 impl PublicRequest {
-    /// Whether it is a WebSocket upgrade.
+    /// Returns whether it is a WebSocket upgrade.
     #[must_use]
     pub fn is_websocket(&self) -> bool {
         self.admitted.upgrade.is_some()
     }
 
-    /// The matching route.
+    /// Returns the matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.route
     }
 
-    /// The head of the request.
+    /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
@@ -184,25 +184,25 @@ pub struct ProtectedRequest {
 }
 
 impl ProtectedRequest {
-    /// The matching route.
+    /// Returns the matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
         &self.matched.route
     }
 
-    /// The head of the request.
+    /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
         &self.admitted.parts
     }
 
-    /// The client.
+    /// Returns the client.
     #[must_use]
     pub fn client(&self) -> &ClientAddress {
         &self.admitted.client
     }
 
-    /// Whether it is a WebSocket upgrade.
+    /// Returns whether it is a WebSocket upgrade.
     #[must_use]
     pub fn is_websocket(&self) -> bool {
         self.admitted.upgrade.is_some()
@@ -227,8 +227,9 @@ impl ProtectedRequest {
         }
     }
 
-    /// The parameters of a challenge to an OAuth client (RFC 9728 section 5.1, RFC 6750 section 3): where its protected
-    /// resource is described, and the scopes that the rules ask for. `None` where the route has no such resource.
+    /// Returns the parameters of a challenge to an OAuth client (RFC 9728 section 5.1, RFC 6750 section 3): where its
+    /// protected resource is described, and the scopes that the rules ask for. `None` where the route has no such
+    /// resource.
     #[must_use]
     pub fn challenge_parameters(&self) -> Option<String> {
         let mut parameters = format!("resource_metadata=\"{}\"", self.matched.resource()?.document_url);
@@ -244,7 +245,7 @@ impl ProtectedRequest {
         Some(parameters)
     }
 
-    /// Whether the client accepts server-sent events.
+    /// Returns whether the client accepts server-sent events.
     #[must_use]
     pub fn wants_event_stream(&self) -> bool {
         let Parts { method, headers, .. } = &self.admitted.parts;
@@ -255,7 +256,7 @@ impl ProtectedRequest {
     /// Takes the token out of the request, by the route's token sources in their order.
     ///
     /// # Errors
-    /// When a credential is present but is not one well-formed token.
+    /// Returns an error when a credential is present but is not one well-formed token.
     pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
         let purpose = if self.is_websocket() {
             Purpose::WebSocket
@@ -273,7 +274,7 @@ impl ProtectedRequest {
     /// Adds the verified user.
     ///
     /// # Errors
-    /// 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours. 401
+    /// Returns 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours. 401
     /// `missing_token`: the upstream is to get the token, and the session has none.
     pub fn authenticated(self, verified: Verified, policy: &Policy) -> Result<AuthenticatedRequest, Refusal> {
         if verified.carrier() == Carrier::Cookie {
@@ -289,7 +290,7 @@ impl ProtectedRequest {
     /// presented.
     ///
     /// # Errors
-    /// The request and the proof, if the route requires a credential.
+    /// Returns the request and the proof, if the route requires a credential.
     pub fn without_credential(self, proof: NoCredential) -> Result<PublicRequest, (Self, NoCredential)> {
         if self.matched.auth != crate::policy::AuthMode::Optional {
             return Err((self, proof));
@@ -306,13 +307,13 @@ pub struct AuthenticatedRequest {
 }
 
 impl AuthenticatedRequest {
-    /// The request.
+    /// Returns the request.
     #[must_use]
     pub fn request(&self) -> &ProtectedRequest {
         &self.request
     }
 
-    /// The verified user.
+    /// Returns the verified user.
     #[must_use]
     pub fn verified(&self) -> &Verified {
         &self.verified
@@ -321,7 +322,7 @@ impl AuthenticatedRequest {
     /// Checks that the user meets the route's requirements.
     ///
     /// # Errors
-    /// The refusal, with its reason for the log.
+    /// Returns the refusal, with its reason for the log.
     pub fn allow(self) -> Result<Allowed, Refusal> {
         let Self { request, verified } = self;
         match allow::permits(&request.matched.requirements, verified.identity()) {

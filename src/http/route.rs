@@ -23,7 +23,7 @@ pub enum RoutedRequest {
 /// Finds the route of a request.
 ///
 /// # Errors
-/// A refusal if the route has `auth: deny`, before any credential is read, or if the path is ambiguous.
+/// Returns a refusal if the route has `auth: deny`, before any credential is read, or if the path is ambiguous.
 pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedRequest, Refusal> {
     if is_resource_document(policy, &admitted) {
         return Ok(RoutedRequest::Own(OwnRequest { admitted }));
@@ -59,8 +59,8 @@ pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedReques
     })
 }
 
-/// Whether a request is for the document of a protected resource. The path must be exactly its own: in any other spelling
-/// it is the upstream's. A preflight counts by the method that it announces.
+/// Returns whether a request is for the document of a protected resource. The path must be exactly its own: in any
+/// other spelling it is the upstream's. A preflight counts by the method that it announces.
 fn is_resource_document(policy: &Policy, admitted: &Admitted) -> bool {
     let method = admitted.announced.as_ref().unwrap_or(&admitted.parts.method);
     matches!(*method, Method::GET | Method::HEAD) && policy.resource_at(admitted.parts.uri.path()).is_some()

@@ -165,7 +165,7 @@ impl Socket {
     /// Writes without waiting, and returns how many bytes were written.
     ///
     /// # Errors
-    /// When the socket takes nothing now, or is closed.
+    /// Returns an error when the socket takes nothing now, or is closed.
     pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut cx = Context::from_waker(Waker::noop());
         let Poll::Ready(written) = Pin::new(&mut *self).poll_write(&mut cx, bytes) else {
@@ -179,7 +179,7 @@ impl Socket {
     /// Resolves when there is something to read, or the end. A TLS socket resolves at once: its handshake was read.
     ///
     /// # Errors
-    /// When the socket has failed.
+    /// Returns an error when the socket has failed.
     pub async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tcp(socket) => socket.readable().await,
@@ -190,7 +190,7 @@ impl Socket {
         }
     }
 
-    /// Whether written bytes may stay in a buffer until a flush.
+    /// Returns whether written bytes may stay in a buffer until a flush.
     #[must_use]
     pub fn has_write_buffer(&self) -> bool {
         matches!(self, Self::Tls(_))

@@ -134,8 +134,8 @@ impl ClientStream {
         }
     }
 
-    /// Whether the client may still be sending a request although the last response was written. Closing the connection
-    /// then would reset it, and the client would lose the response.
+    /// Returns whether the client may still be sending a request although the last response was written. Closing the
+    /// connection then would reset it, and the client would lose the response.
     fn may_be_sending(&mut self) -> bool {
         self.is_in_request() || self.head_bytes > 0
     }

@@ -54,7 +54,7 @@ impl Upstreams {
         Self(specs.iter().map(|spec| Arc::new(Upstream::new(spec.clone(), send_timeout))).collect())
     }
 
-    /// Whether the first upstream accepts a connection now.
+    /// Returns whether the first upstream accepts a connection now.
     pub async fn is_reachable(&self) -> bool {
         match self.0.first() {
             Some(upstream) => upstream.is_reachable().await,
@@ -84,7 +84,7 @@ impl Upstreams {
     /// Sends a request and waits for the head of the response.
     ///
     /// # Errors
-    /// When there is no usable response; see [`UpstreamError`].
+    /// Returns an error when there is no usable response; see [`UpstreamError`].
     pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
         // `prepare` takes the index from the policy from which these clients were made.
         let upstream = &self.0[upstream_request.upstream()];
@@ -96,7 +96,7 @@ impl Upstreams {
     /// Sends an upgrade on a new connection. `Ok(Err(response))` is a response other than 101.
     ///
     /// # Errors
-    /// When there is no usable response.
+    /// Returns an error when there is no usable response.
     pub async fn upgrade(
         &self,
         upstream_request: UpstreamRequest,
@@ -332,9 +332,9 @@ fn check_framing(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
     Ok(true)
 }
 
-/// Whether a response must have no body, by its status or the request's method, but has fields that describe one. Some
-/// servers send that body (gunicorn before 24, when the application makes one), and the next request on the connection
-/// would get it as its response.
+/// Returns whether a response must have no body, by its status or the request's method, but has fields that describe
+/// one. Some servers send that body (gunicorn before 24, when the application makes one), and the next request on the
+/// connection would get it as its response.
 fn may_have_unexpected_body(is_head: bool, answer: &Parts) -> bool {
     let has_none = is_head || matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let fields = &answer.headers;

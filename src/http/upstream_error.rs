@@ -41,7 +41,7 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// The `reason` label of metrics; `None` if the client caused the error.
+    /// Returns the `reason` label of metrics; `None` if the client caused the error.
     #[must_use]
     pub const fn reason(&self) -> Option<&'static str> {
         Some(match self {

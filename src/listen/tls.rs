@@ -63,7 +63,7 @@ impl ResolvesServerCert for CurrentCertificate {
 /// is cancelled.
 ///
 /// # Errors
-/// When the certificate cannot be used.
+/// Returns an error when the certificate cannot be used.
 pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> Result<TlsAcceptor, CertificateError> {
     let current = Arc::new(CurrentCertificate(ArcSwap::from(load(files)?)));
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -102,8 +102,8 @@ async fn reload_on_change(files: CertificateFiles, current: Arc<CurrentCertifica
     }
 }
 
-/// The modification time and size of both files. Links are followed: Kubernetes replaces a `ConfigMap` by changing a
-/// link, and the new target has its own time.
+/// Returns the modification time and size of both files. Links are followed: Kubernetes replaces a `ConfigMap` by
+/// changing a link, and the new target has its own time.
 fn modification_marks(files: &CertificateFiles) -> Option<[(SystemTime, u64); 2]> {
     let mark_of = |path| std::fs::metadata(path).and_then(|meta| Ok((meta.modified()?, meta.len())));
     Some([mark_of(&files.certificate).ok()?, mark_of(&files.key).ok()?])

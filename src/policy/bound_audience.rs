@@ -31,7 +31,7 @@ impl BoundAudience {
         Self { resource, all }
     }
 
-    /// Whether an audience counts on this route: it is no resource's, or that of the route's own resource.
+    /// Returns whether an audience counts on this route: it is no resource's, or that of the route's own resource.
     #[must_use]
     pub fn counts(&self, audience: &str) -> bool {
         !self.all.iter().any(|resource| resource == audience)
@@ -39,8 +39,8 @@ impl BoundAudience {
     }
 }
 
-/// The spellings of one URL: without a path it may end in a slash or not (RFC 3986 section 6.2.3). Clients that parse it
-/// send the one, and the configuration may have the other.
+/// Returns the spellings of one URL: without a path it may end in a slash or not (RFC 3986 section 6.2.3). Clients that
+/// parse it send the one, and the configuration may have the other.
 pub(super) fn spellings(identifier: &str) -> impl Iterator<Item = String> {
     let bare = identifier.strip_suffix('/').unwrap_or(identifier);
     let has_path = bare.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
@@ -48,7 +48,7 @@ pub(super) fn spellings(identifier: &str) -> impl Iterator<Item = String> {
     [identifier.to_owned()].into_iter().chain(other)
 }
 
-/// A `scope-token` (RFC 6749 section 3.3).
+/// Returns a `scope-token` (RFC 6749 section 3.3).
 pub(super) fn is_scope(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| (0x21..=0x7e).contains(&b) && b != b'"' && b != b'\\')
 }

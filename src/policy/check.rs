@@ -21,7 +21,7 @@ impl Check {
         self.findings.push(Finding::new(path, message));
     }
 
-    /// The number of errors so far.
+    /// Returns the number of errors so far.
     pub(super) fn error_count(&self) -> usize {
         self.findings.len()
     }

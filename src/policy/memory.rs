@@ -15,7 +15,7 @@ const HELD_MESSAGE_SHARE: usize = 8;
 /// The minimum number of request heads of maximum length that must fit.
 const MIN_HEADS: usize = 8;
 
-/// The default of `limits.unauthenticated_bytes`.
+/// Returns the default of `limits.unauthenticated_bytes`.
 pub(super) fn default_bound(cgroup: Option<usize>, header_bytes: usize) -> usize {
     cgroup
         .map_or(MAX_UNAUTHENTICATED_BYTES, |bytes| (bytes / UNAUTHENTICATED_SHARE).min(MAX_UNAUTHENTICATED_BYTES))

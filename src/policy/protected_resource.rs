@@ -34,7 +34,7 @@ impl WrittenResources {
         self.default.iter().chain(self.of_route.iter().flatten())
     }
 
-    /// The audiences that stand for a resource.
+    /// Returns the audiences that stand for a resource.
     pub(super) fn audiences(&self) -> Vec<String> {
         let mut audiences: Vec<String> = self.each().flat_map(|named| spellings(&named.identifier)).collect();
         audiences.sort();
@@ -54,8 +54,8 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// The audiences that count on a route of the file; `None` is the default route. `None` comes back where there is no
-    /// protected resource at all.
+    /// Returns the audiences that count on a route of the file; `None` is the default route. `None` comes back where
+    /// there is no protected resource at all.
     pub(super) fn bound(&self, route: Option<usize>) -> Option<BoundAudience> {
         let resource = match route {
             Some(index) => self.of_route.get(index).cloned().flatten(),
@@ -189,7 +189,7 @@ impl Check {
     }
 }
 
-/// The path of a rule without variables, and without `/**` at its end.
+/// Returns the path of a rule without variables, and without `/**` at its end.
 fn literal_path(pattern: &str) -> Option<&str> {
     let path = pattern.strip_suffix("/**").unwrap_or(pattern);
     (!path.contains(['*', '{'])).then(|| path.strip_suffix('/').unwrap_or(path))

@@ -117,7 +117,7 @@ impl Requirement {
         self.claims.is_empty() && self.audience.is_none()
     }
 
-    /// The scopes that it asks for by name: of each claim `scope` or `scp` the first that would do.
+    /// Returns the scopes that it asks for by name: of each claim `scope` or `scp` the first that would do.
     pub fn scopes(&self) -> impl Iterator<Item = &str> {
         let is_scope = |claim: &Claim| matches!(claim, Claim::Name(name) if name == "scope" || name == "scp");
         self.claims.iter().filter(move |(claim, _)| is_scope(claim)).filter_map(|(_, expected)| {

@@ -69,7 +69,7 @@ impl RouteMatch {
 }
 
 impl RouteMatch {
-    /// The protected resource that the request is for.
+    /// Returns the protected resource that the request is for.
     #[must_use]
     pub fn resource(&self) -> Option<&Arc<ProtectedResourceSpec>> {
         self.route.require.audience.as_ref()?.resource.as_ref()

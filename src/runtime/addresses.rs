@@ -63,7 +63,7 @@ impl Addresses {
         }
     }
 
-    /// The remaining time for which an address is over its limit of failed tokens.
+    /// Returns the remaining time for which an address is over its limit of failed tokens.
     #[must_use]
     pub fn failure_limit_wait(&self, address: IpAddr) -> Option<Duration> {
         let failures = self.failures.get(&network(address))?;

@@ -158,7 +158,7 @@ async fn pending_when_closed(changed: Result<(), watch::error::RecvError>) {
 mod tests {
     use super::*;
 
-    /// The times at which `count` sockets were closed, in milliseconds from the notification.
+    /// Returns the times at which `count` sockets were closed, in milliseconds from the notification.
     async fn close_times(count: usize, window: Duration) -> Vec<u128> {
         let notifier = Notifier::default();
         let mut sockets = tokio::task::JoinSet::new();

@@ -83,7 +83,7 @@ impl PendingSockets {
         Some(socket)
     }
 
-    /// The number of pending sockets.
+    /// Returns the number of pending sockets.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).by_age.len()

@@ -73,14 +73,14 @@ impl Users {
         sockets.open(user, limit).then(|| OpenSocket { sockets, user })
     }
 
-    /// The key of an identity's presence entry, on a route where sockets stay open for `presence`.
+    /// Returns the key of an identity's presence entry, on a route where sockets stay open for `presence`.
     #[must_use]
     pub fn presence_key(&self, identity: &Identity, presence: Duration) -> PresenceKey {
         let presence = u32::try_from(presence.as_secs()).unwrap_or(u32::MAX);
         PresenceKey { user: identity.presence(&self.state.digests), presence }
     }
 
-    /// The number of presence entries.
+    /// Returns the number of presence entries.
     #[must_use]
     pub fn presence_entries(&self) -> usize {
         self.state.presence.lock().unwrap_or_else(PoisonError::into_inner).last_seen.len()

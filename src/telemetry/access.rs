@@ -60,7 +60,7 @@ pub struct UnverifiedCredential {
 }
 
 impl UnverifiedCredential {
-    /// The names and values of the fields that are present.
+    /// Returns the names and values of the fields that are present.
     fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
             ("unverified_issuer", &self.issuer),
@@ -91,7 +91,7 @@ impl Rule {
     /// All kinds.
     pub const ALL: [Self; 4] = [Self::Deny, Self::Allow, Self::Require, Self::Origin];
 
-    /// The name in metrics.
+    /// Returns the name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

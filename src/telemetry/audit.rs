@@ -27,7 +27,7 @@ pub enum AuditEvent {
 }
 
 impl AuditEvent {
-    /// The value of the field `event`.
+    /// Returns the value of the field `event`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -80,8 +80,8 @@ struct Value {
 }
 
 impl Value {
-    /// The maximum length in bytes. Errors and warnings are longer than other values: they name a key, a place in a file
-    /// and a remedy.
+    /// Returns the maximum length in bytes. Errors and warnings are longer than other values: they name a key, a place
+    /// in a file and a remedy.
     fn limit(&self) -> usize {
         if matches!(self.name, "error" | "warning") { MAX_MESSAGE_BYTES } else { MAX_VALUE_BYTES }
     }

@@ -30,7 +30,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The name in access lines and metrics.
+    /// Returns the name in access lines and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ pub enum AnsweredBy {
 }
 
 impl AnsweredBy {
-    /// The name in access lines and metrics.
+    /// Returns the name in access lines and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

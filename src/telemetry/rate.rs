@@ -32,7 +32,7 @@ impl LastMinute {
         let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counted);
     }
 
-    /// The number of events of the last 60 seconds; `now` is the Unix time in seconds.
+    /// Returns the number of events of the last 60 seconds; `now` is the Unix time in seconds.
     #[must_use]
     pub fn count(&self, now: u64) -> u64 {
         let slots = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));

@@ -160,7 +160,7 @@ fn push_visible(out: &mut String, character: char) {
     }
 }
 
-/// Whether a character moves the cursor or the direction of the text, or has no width.
+/// Returns whether a character moves the cursor or the direction of the text, or has no width.
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

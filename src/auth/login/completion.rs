@@ -33,13 +33,13 @@ impl std::fmt::Debug for CompletedSignIn {
 }
 
 impl CompletedSignIn {
-    /// The user who signed in.
+    /// Returns the user who signed in.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether the session can be renewed.
+    /// Returns whether the session can be renewed.
     #[must_use]
     pub fn is_renewable(&self) -> bool {
         self.tokens.refresh_token.is_some() && self.login.spec.renew != Renew::Off

@@ -46,7 +46,7 @@ pub async fn inspect_client(spec: &LoginSpec, metadata: &Metadata, inspection: &
 /// and the `Location` of the answer.
 ///
 /// # Errors
-/// The reason why there is no answer.
+/// Returns the reason why there is no answer.
 pub async fn authorization_answer(spec: &LoginSpec, url: &str) -> Result<(u16, Option<String>), String> {
     let request = client(spec)?.get(url).header("Accept", "text/html");
     let response = request.send().await.map_err(|error| outbound::reason(&error, TIMEOUT))?;

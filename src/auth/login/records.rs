@@ -197,7 +197,7 @@ impl LoginSession {
         self.lock().access_token.as_ref().and_then(ProviderToken::to_token)
     }
 
-    /// The last ID token, for the provider's sign-out page.
+    /// Returns the last ID token, for the provider's sign-out page.
     #[must_use]
     pub fn id_token(&self) -> Option<ProviderToken> {
         self.lock().id_token.clone()
@@ -260,7 +260,7 @@ impl LoginSession {
         }
     }
 
-    /// Whether the session has ended.
+    /// Returns whether the session has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
@@ -289,7 +289,7 @@ impl LoginSession {
         }
     }
 
-    /// Whether renewals have failed and the grace after the tokens' end has passed.
+    /// Returns whether renewals have failed and the grace after the tokens' end has passed.
     #[must_use]
     pub fn is_unavailable(&self, grace: Duration) -> bool {
         let state = self.lock();

@@ -114,7 +114,7 @@ impl LoginState {
         self.issuer == issuer_digest(issuer)
     }
 
-    /// Whether the attempt began in the browser that has this cookie.
+    /// Returns whether the attempt began in the browser that has this cookie.
     #[must_use]
     pub fn belongs_to(&self, keys: &LoginKeys, cookie: &LoginCookie) -> bool {
         verify_slices_are_equal(&self.cookie, &keys.digest_of(&cookie.secret)).is_ok()

@@ -61,7 +61,7 @@ pub const LOCK_LIFE: Duration = Duration::from_secs(15);
 /// Keeps what the instances must agree on: the records of login sessions, who renews one, and which sign-ins were
 /// completed. Each call waits for [`SessionStore::timeout`] at most.
 pub trait SessionStore: Send + Sync {
-    /// The longest that a call waits.
+    /// Returns the longest that a call waits.
     fn timeout(&self) -> Duration;
 
     /// Reads a record.

@@ -100,8 +100,8 @@ pub fn without_tokens(target: &str, policy: &Policy) -> String {
     if rest.is_empty() { path.to_owned() } else { format!("{path}?{rest}") }
 }
 
-/// Whether a text may be a token of a configured provider: a JWT with its issuer, or any other text if a provider
-/// issues opaque tokens.
+/// Returns whether a text may be a token of a configured provider: a JWT with its issuer, or any other text if a
+/// provider issues opaque tokens.
 fn is_issued(issued: &ProviderTokens, text: &str) -> bool {
     // Some clients put the scheme before the token, with a space or a plus sign.
     let text = match text.split_at_checked(7) {

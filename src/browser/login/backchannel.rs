@@ -20,7 +20,7 @@ const FORM_BYTES: usize = 32 << 10;
 /// Serves the endpoint.
 ///
 /// # Errors
-/// 405 for another method, 503 when the token cannot be verified now or the logout cannot be recorded.
+/// Returns 405 for another method, 503 when the token cannot be verified now or the logout cannot be recorded.
 pub(super) async fn serve(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,

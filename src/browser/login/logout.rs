@@ -16,7 +16,7 @@ const FORM_BYTES: usize = 4 << 10;
 /// Serves the endpoint.
 ///
 /// # Errors
-/// 403 for another origin's form, 503 when the end of a session could not be recorded.
+/// Returns 403 for another origin's form, 503 when the end of a session could not be recorded.
 pub(super) async fn serve(
     request: &mut SignInRequest<'_>,
     own: &mut OwnRequest,

@@ -64,7 +64,7 @@ impl Page {
     }
 }
 
-/// A link that starts a sign-in anew.
+/// Returns a link that starts a sign-in anew.
 fn try_again(return_path: &str) -> String {
     let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("return_path", return_path).finish();
     format!("<p><a href=\"{}\">Try again</a></p>\n", Escaped(&format!("{LOGIN}?{query}")))

@@ -192,7 +192,7 @@ async fn one_user(target: &Target<'_>, paths: &UpstreamPaths) -> Outcome {
     }
 }
 
-/// The `sub` of a token, unverified: it only chooses the text of a result.
+/// Returns the `sub` of a token, unverified: it only chooses the text of a result.
 fn unverified_user(token: &str) -> Option<String> {
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&payload).ok()?;

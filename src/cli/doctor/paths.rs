@@ -62,7 +62,7 @@ impl UpstreamPaths {
     }
 }
 
-/// The addresses of an upstream; none where its name does not resolve.
+/// Returns the addresses of an upstream; none where its name does not resolve.
 async fn endpoints(upstream: &UpstreamSpec) -> Vec<Endpoint> {
     match &upstream.address {
         UpstreamAddress::Unix(path) => vec![Endpoint::Unix(path.clone())],

@@ -37,30 +37,30 @@ impl Answer {
         Some(answer)
     }
 
-    /// The header fields, as they came.
+    /// Returns the header fields, as they came.
     pub(super) fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         fields.map(|(name, value)| (name, value.trim()))
     }
 
-    /// The first value of a header.
+    /// Returns the first value of a header.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.fields().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// The machine-readable code of a refusal by Vestibule (`missing_token`).
+    /// Returns the machine-readable code of a refusal by Vestibule (`missing_token`).
     pub(super) fn refusal_code(&self) -> Option<String> {
         let problem: serde_json::Value = serde_json::from_str(self.body.trim_end()).ok()?;
         problem["request_id"].as_str()?;
         Some(problem["code"].as_str()?.to_owned())
     }
 
-    /// Whether the request was refused, by Vestibule or by the upstream.
+    /// Returns whether the request was refused, by Vestibule or by the upstream.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self.status, 400..=403 | 405 | 421 | 429 | 431 | 503)
     }
 
-    /// Whether the request was served.
+    /// Returns whether the request was served.
     pub(super) fn is_success(&self) -> bool {
         matches!(self.status, 200..=299)
     }
@@ -74,7 +74,7 @@ impl Answer {
         }
     }
 
-    /// Whether the head or the body has this text.
+    /// Returns whether the head or the body has this text.
     pub(super) fn contains(&self, text: &str) -> bool {
         self.head.contains(text) || self.body.contains(text)
     }
@@ -116,7 +116,7 @@ impl Request<'_> {
     /// Sends the request and reads the answer.
     ///
     /// # Errors
-    /// The reason why there is no answer, for the user.
+    /// Returns the reason why there is no answer, for the user.
     pub(super) async fn send(self, endpoint: &Endpoint) -> Result<Answer, String> {
         let Self { method, target, host, fields, body } = self;
         let method = if method.is_empty() { "GET" } else { method };
@@ -155,7 +155,7 @@ pub(super) enum Upgrade {
 /// Sends a WebSocket upgrade and, after a 101, a text message; reads up to the first frame that decides.
 ///
 /// # Errors
-/// The reason why there is no answer, for the user.
+/// Returns the reason why there is no answer, for the user.
 pub(super) async fn upgrade(
     endpoint: &Endpoint,
     host: &str,

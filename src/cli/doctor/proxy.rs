@@ -31,7 +31,7 @@ const SPOOFED: [&str; 6] = [
 /// Requests the readiness of the proxy.
 ///
 /// # Errors
-/// The reason why nothing else can be tested, for the user: there is no proxy at this address.
+/// Returns the reason why nothing else can be tested, for the user: there is no proxy at this address.
 pub(super) async fn is_ready(target: &Target<'_>) -> Result<Outcome, String> {
     let proxy = &target.proxy;
     match target.get("/.vestibule/readyz").await {
@@ -114,7 +114,7 @@ fn protected_path(target: &Target<'_>) -> Option<String> {
     demanding_rules(target).into_iter().next().map(|(_, path)| path)
 }
 
-/// A token that no issuer signed; without `iss` where the provider has no issuer.
+/// Returns a token that no issuer signed; without `iss` where the provider has no issuer.
 fn forged_token(issuer: Option<&str>, header: &str, signature: &str) -> String {
     let mut claims =
         serde_json::json!({"sub": MARKER, "aud": MARKER, "azp": MARKER, "exp": 4_102_444_800_u64, "iat": 0});
@@ -289,7 +289,7 @@ async fn foreign_host(target: &Target<'_>) -> Outcome {
     }
 }
 
-/// The value that is sent in a trusted header.
+/// Returns the value that is sent in a trusted header.
 pub(super) fn spoofed_value(target: &Target<'_>, header: &TrustedHeader) -> String {
     if matches!(&header.claim, Claim::Name(name) if name == "email") {
         format!("{}@{MARKER}.example", target.spoofed_user)

@@ -52,7 +52,7 @@ fn discovery(inspection: Inspection) -> Outcome {
 /// Begins a sign-in as a browser does, and returns the URL of its redirect.
 ///
 /// # Errors
-/// The status of the answer, 0 where there is none, and the text for the user.
+/// Returns the status of the answer, 0 where there is none, and the text for the user.
 async fn authorization_url(target: &Target<'_>, login: &LoginSpec, has_several: bool) -> Result<Url, (u16, String)> {
     // An empty fragment skips the page that saves the real one.
     let mut path = format!("/.vestibule/login?return_path=%2F{MARKER}&fragment=");

@@ -19,13 +19,13 @@ pub struct UpstreamHealth {
 }
 
 impl UpstreamHealth {
-    /// The time since anything was observed.
+    /// Returns the time since anything was observed.
     #[must_use]
     pub fn latest(&self) -> Option<Duration> {
         [self.responded, self.connected, self.failed.as_ref().map(|(ago, _)| *ago)].into_iter().flatten().min()
     }
 
-    /// Whether the last observation was a failure.
+    /// Returns whether the last observation was a failure.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.failed.as_ref().is_some_and(|(ago, _)| Some(*ago) == self.latest())

@@ -221,7 +221,7 @@ fn collect_pointers(template: &Value, out: &mut Vec<String>) {
     }
 }
 
-/// The cookies that carry tokens on any route.
+/// Returns the cookies that carry tokens on any route.
 fn credential_cookies(config: &Config, cookie_suffixes: &[String]) -> Vec<CookieSource> {
     let routes = config.routes.iter().filter_map(|route| route.token_from.cookie.as_ref()?.as_ref());
     let names: BTreeSet<&String> = config.token_from.cookie.iter().chain(routes).collect();

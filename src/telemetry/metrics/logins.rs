@@ -28,7 +28,7 @@ impl SignInOutcome {
     const ALL: [Self; 6] =
         [Self::Accepted, Self::Denied, Self::Refused, Self::Invalid, Self::Unavailable, Self::Restarted];
 
-    /// The value of the label `outcome`.
+    /// Returns the value of the label `outcome`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ pub enum RenewalOutcome {
 impl RenewalOutcome {
     const ALL: [Self; 3] = [Self::Renewed, Self::Ended, Self::Unavailable];
 
-    /// The value of the label `outcome`.
+    /// Returns the value of the label `outcome`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -83,7 +83,7 @@ pub enum LogoutOutcome {
 impl LogoutOutcome {
     const ALL: [Self; 4] = [Self::Local, Self::Provider, Self::Backchannel, Self::Refused];
 
-    /// The value of the label `outcome`.
+    /// Returns the value of the label `outcome`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

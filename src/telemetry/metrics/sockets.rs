@@ -148,7 +148,7 @@ impl Sockets {
         PassedBytes { from_client: bytes("in"), to_client: bytes("out") }
     }
 
-    /// The number of open sockets.
+    /// Returns the number of open sockets.
     #[must_use]
     pub fn open(&self) -> i64 {
         self.all_open.get()

@@ -153,7 +153,7 @@ impl TestPeer {
         self.send(Opcode::Close, &close_payload(code, "")).await;
     }
 
-    /// The next frame, `None` at the end.
+    /// Returns the next frame, `None` at the end.
     async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
         let mut head = [0; 2];
         self.stream.read_exact(&mut head).await.ok()?;
@@ -172,7 +172,7 @@ impl TestPeer {
         Some((head[0] & 0x0f, payload))
     }
 
-    /// The code of the next Close; whatever comes before it is read over, and pings are answered.
+    /// Returns the code of the next Close; whatever comes before it is read over, and pings are answered.
     async fn next_close(&mut self) -> Option<u16> {
         loop {
             let (opcode, payload) = self.next().await?;
@@ -610,8 +610,8 @@ async fn an_ending_waits_for_the_end_of_a_message_while_the_client_does_not_read
     sending.await.expect("sent");
 }
 
-/// The session ends while the client, which takes so many bytes a second, reads a message of 200 KiB. What it has
-/// received to the end, and after how many seconds that came.
+/// Ends the session while the client, which reads so many bytes a second, reads a message of 200 KiB. Returns the bytes
+/// that it received until the end, and the seconds until then.
 async fn ends_for_a_reader(bytes_a_second: usize) -> (Vec<u8>, u64) {
     let mut relayed = TestRelay::with_room(TIMES, 4 << 10);
     let mut upstream = relayed.upstream;

@@ -70,7 +70,7 @@ impl OpenLoginSocket {
         self.has_moved
     }
 
-    /// Whether the session has changed since the last call.
+    /// Returns whether the session has changed since the last call.
     pub fn has_changed(&mut self) -> bool {
         let version = self.session.version.load(Ordering::Acquire);
         self.seen.replace(version) != Some(version)

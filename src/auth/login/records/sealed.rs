@@ -76,7 +76,7 @@ impl RecordKey {
         Some(Self { cipher: LessSafeKey::new(cipher), name: digest(&name, &[session_id.as_bytes()]) })
     }
 
-    /// The name of the record in a store.
+    /// Returns the name of the record in a store.
     pub(super) fn name(&self) -> Digest {
         self.name
     }

@@ -448,7 +448,7 @@ impl LoginSessions {
         }
     }
 
-    /// Whether the session has ended here or, as far as is known here, elsewhere.
+    /// Returns whether the session has ended here or, as far as is known here, elsewhere.
     pub(super) fn is_ended(&self, record: &LoginSession) -> bool {
         record.has_ended() || self.revocations.is_ended(&record.session, unix_seconds())
     }
@@ -476,8 +476,8 @@ impl LoginSessions {
         }
     }
 
-    /// Whether another instance has renewed a session whose refresh token the provider has not accepted. Waits a little,
-    /// since that instance may be about to write the record.
+    /// Returns whether another instance has renewed a session whose refresh token the provider has not accepted. Waits
+    /// a little, since that instance may be about to write the record.
     ///
     /// # Errors
     /// As [`Self::adopt`].
@@ -541,7 +541,7 @@ impl LoginSessions {
         });
     }
 
-    /// Whether a record could not be written since the last call.
+    /// Returns whether a record could not be written since the last call.
     pub fn take_unsaved(&self) -> bool {
         self.sharing.has_unsaved.swap(false, Ordering::AcqRel)
     }
@@ -549,7 +549,7 @@ impl LoginSessions {
     /// Writes every record that the store has not, or has in an older generation. Returns their number.
     ///
     /// # Errors
-    /// When the store cannot be used.
+    /// Returns an error when the store cannot be used.
     pub async fn write_back(&self) -> Result<usize, StoreUnavailable> {
         let Some(store) = self.store() else { return Ok(0) };
         let now = unix_seconds();
@@ -574,8 +574,8 @@ impl LoginSessions {
         Ok(count)
     }
 
-    /// Whether a sign-in of this name is completed for the first time at any instance. Where the store does not answer it
-    /// counts as the first: code, PKCE and cookie protect it too.
+    /// Returns whether a sign-in of this name is completed for the first time at any instance. Where the store does not
+    /// answer it counts as the first: code, PKCE and cookie protect it too.
     pub(in crate::auth::login) async fn is_first_use(&self, name: Digest, life: Duration) -> bool {
         let Some(store) = self.store() else { return true };
         store.use_once(name, life).await.unwrap_or_else(|error| {
