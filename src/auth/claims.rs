@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 
 use super::Rejection;
+use super::clock::is_in_milliseconds;
 use super::kind::{TokenKindHeader, check_audience, check_kind, shown_audience};
 use super::trace::Trace;
 use crate::policy::{AuthorizedParties, Claim, ProviderSpec};
@@ -27,7 +28,8 @@ pub(super) fn check_times(
         if now >= exp.saturating_add(skew) {
             return Err(Rejection::Expired { exp, now });
         }
-        trace.step("exp", format_args!("{exp}, {} s from now", i128::from(exp) - i128::from(now)));
+        let unit = if is_in_milliseconds(exp) { ", which looks like milliseconds instead of seconds" } else { "" };
+        trace.step("exp", format_args!("{exp}, {} s from now{unit}", i128::from(exp) - i128::from(now)));
     }
     if let Some(nbf) = numeric_date(claims, "nbf", f64::ceil)?
         && nbf > now.saturating_add(skew)
@@ -141,10 +143,10 @@ pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Resul
         }
         None => return Err(Rejection::MissingUser),
         Some(Value::String(id)) if id.is_empty() => return Err(Rejection::MissingUser),
-        Some(Value::String(id)) => Cow::Borrowed(id),
-        // A number beyond 64 bits is parsed as floating point, where several numbers share one value.
-        Some(Value::Number(id)) if id.is_u64() || id.is_i64() => Cow::Owned(id.to_string()),
-        Some(_) => return Err(Rejection::UnusableUser("is neither a string nor a whole number of 64 bits")),
+        Some(Value::String(id)) => Cow::Borrowed(id.as_str()),
+        Some(other) => Cow::Owned(
+            decimal_text(other).ok_or(Rejection::UnusableUser("is neither a string nor a whole number of 64 bits"))?,
+        ),
     };
     if id.len() > USER_ID_BYTES {
         return Err(Rejection::UnusableUser("is longer than 256 bytes"));
@@ -156,6 +158,12 @@ pub(super) fn user_id(spec: &ProviderSpec, claims: &Map<String, Value>) -> Resul
         ));
     }
     Ok(format!("{}{id}", spec.user_prefix.as_deref().unwrap_or_default()))
+}
+
+/// Returns the decimal text of a JSON integer of 64 bits. A longer number is parsed as floating point, where several
+/// numbers share one value, so it has none, like a number with a fraction or an exponent.
+pub(super) fn decimal_text(value: &Value) -> Option<String> {
+    value.as_number().filter(|number| number.is_u64() || number.is_i64()).map(ToString::to_string)
 }
 
 /// Resolves a JSON pointer (RFC 6901) in an object.

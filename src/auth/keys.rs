@@ -20,6 +20,7 @@ use super::{Inspection, Rejection};
 use crate::policy::{KeySource, ProviderSpec};
 use crate::telemetry::{Label, Metrics};
 
+pub(super) use fetch::placeholder_issuer;
 pub use set::KeyFingerprint;
 pub(super) use set::{Candidates, KeySet};
 

@@ -2,10 +2,12 @@
 //! its keys.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jsonwebtoken::DecodingKey;
 
 use super::Rejection;
+use super::clock::is_in_milliseconds;
 use super::jwt::Parsed;
 use super::keys::{Candidates, KeyFingerprint, ProviderKeys};
 use super::remote::RemoteChecker;
@@ -20,6 +22,22 @@ pub(super) struct ProviderState {
     pub(super) label: Label,
     pub(super) keys: ProviderKeys,
     pub(super) remote: Option<RemoteChecker>,
+    /// Whether the log has said that this provider's times are in milliseconds.
+    pub(super) milliseconds_reported: AtomicBool,
+}
+
+impl ProviderState {
+    /// Warns once of a verified token whose expiry is beyond the year 5000: it was written in milliseconds, and such
+    /// tokens never expire.
+    pub(super) fn check_unit_of_expiry(&self, expires_at: u64) {
+        if is_in_milliseconds(expires_at) && !self.milliseconds_reported.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                provider = %self.spec.name,
+                exp = expires_at,
+                "token expires after the year 5000: the issuer writes milliseconds where RFC 7519 has seconds, so its tokens never expire"
+            );
+        }
+    }
 }
 
 /// Whether verifying a token may cause requests to its provider.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::clock::is_in_milliseconds;
+
 /// Why a token was rejected. The text is for the log and never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
@@ -29,7 +31,7 @@ pub enum Rejection {
         now: u64,
     },
     /// `nbf` is in the future.
-    #[error("not valid before {nbf}, now {now}")]
+    #[error("not valid before {nbf}, now {now}{}", unit_hint(*.nbf))]
     NotYetValid {
         /// The token's `nbf`, Unix seconds.
         nbf: u64,
@@ -37,7 +39,7 @@ pub enum Rejection {
         now: u64,
     },
     /// `iat` is in the future.
-    #[error("issued at {iat}, which is in the future (now {now}); compare the clocks")]
+    #[error("issued at {iat}, which is in the future (now {now}){}; compare the clocks", unit_hint(*.iat))]
     IssuedInTheFuture {
         /// The token's `iat`, Unix seconds.
         iat: u64,
@@ -117,6 +119,11 @@ pub enum Rejection {
         /// When to try again.
         retry_after: Duration,
     },
+}
+
+/// Names the mistake of issuers that write milliseconds.
+const fn unit_hint(time: u64) -> &'static str {
+    if is_in_milliseconds(time) { "; the token's times look like milliseconds, and RFC 7519 has seconds" } else { "" }
 }
 
 impl Rejection {

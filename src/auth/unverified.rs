@@ -1,6 +1,7 @@
 //! Reads what a rejected token claims, without verification. The log shows it, so that an operator can tell which of many
 //! clients sent the token; nothing else may use it.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -9,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::Token;
+use super::claims::decimal_text;
 use crate::telemetry::UnverifiedCredential;
 
 /// Upper bound on a value, in characters.
@@ -30,9 +32,14 @@ pub fn unverified_claims(token: &Token) -> UnverifiedCredential {
     UnverifiedCredential {
         issuer: text(claims.get("iss")),
         key_id: text(header.get("kid")),
-        subject_digest: claims.get("sub").and_then(Value::as_str).map(subject_digest),
+        subject_digest: claims.get("sub").and_then(subject_text).map(|subject| subject_digest(&subject)),
         ..UnverifiedCredential::default()
     }
+}
+
+/// Reads a subject as a user id is read: a number by its decimal text.
+fn subject_text(subject: &Value) -> Option<Cow<'_, str>> {
+    subject.as_str().map(Cow::Borrowed).or_else(|| decimal_text(subject).map(Cow::Owned))
 }
 
 /// The first 16 hex digits of the SHA-256 of a subject, as `printf %s SUB | sha256sum | cut -c1-16` prints them.
@@ -58,6 +65,9 @@ mod tests {
         let found = read(&format!("{}.{}.c2ln", encode(header), encode(claims)));
         assert_eq!((found.issuer.as_deref(), found.key_id.as_deref()), (Some("https://i"), Some("k1")));
         assert_eq!(found.subject_digest.as_deref(), Some("2bd806c97f0e00af"));
+        let numbered = read(&format!("e30.{}.c2ln", encode(r#"{"sub":42}"#)));
+        // printf %s 42 | sha256sum | cut -c1-16
+        assert_eq!(numbered.subject_digest.as_deref(), Some("73475cb40a568e8d"));
         for text in ["opaque", "a.b.c", &format!("{}.{}.c", encode("[]"), encode(r#"{"iss":1,"sub":null}"#))] {
             assert_eq!(read(text), UnverifiedCredential::default(), "{text}");
         }

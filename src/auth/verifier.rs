@@ -8,6 +8,7 @@ mod remote_token;
 mod session_cookie;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
@@ -165,6 +166,7 @@ impl Verifier {
             Arc::new(ProviderState {
                 keys: ProviderKeys::start(Arc::clone(spec), Arc::clone(&metrics)),
                 remote: RemoteChecker::new(spec, cache_limit, &metrics),
+                milliseconds_reported: AtomicBool::new(false),
                 label,
                 spec: Arc::clone(spec),
             })
@@ -331,6 +333,9 @@ impl Verifier {
         }
         self.metrics.credentials.looked_up("miss");
         let identity = Arc::new(self.verify_claims(presented, claimed).await?);
+        if let Some(provider) = self.providers.iter().find(|known| known.spec.name == identity.provider().name) {
+            provider.check_unit_of_expiry(identity.expires_at());
+        }
         let ttl = cache_ttl(&identity);
         let entry = CachedToken::new(identity, ttl);
         if let Some(cache) = &self.cache {

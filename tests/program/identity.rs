@@ -92,6 +92,81 @@ async fn times_are_any_json_number_and_a_user_id_may_be_a_whole_one() {
     }
 }
 
+/// Libraries for JavaScript that write `Date.now()`.
+#[tokio::test]
+async fn milliseconds_are_warned_of_once_where_a_token_is_accepted() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
+    let mut proxy = Proxy::start(&yaml).await;
+    let warned = |proxy: &Proxy| proxy.log().iter().filter(|line| line.contains("after the year 5000")).count();
+    // Somebody else's token does not make the log speak of the provider's.
+    let forged = Key::rsa("rsa-1").sign(&json!({"iss": issuer.url, "aud": AUDIENCE, "sub": "m", "exp": now() * 1000}));
+    assert_eq!(status(&proxy, &backend, &forged).await, (401, "invalid_token".into()));
+    for user in ["alice", "bob"] {
+        let token = issuer.token_with(user, json!({"exp": (now() + 60) * 1000}));
+        assert_eq!(status(&proxy, &backend, &token).await, (200, user.into()));
+    }
+    let token = issuer.token_with("alice", json!({"iat": now() * 1000}));
+    assert_eq!(status(&proxy, &backend, &token).await, (401, "invalid_token".into()));
+    proxy.logged("the unit", |line| line.contains("times look like milliseconds")).await;
+    assert_eq!(warned(&proxy), 1);
+    // 4999-12-31T23:59:59Z
+    let mut proxy = Proxy::start(&yaml).await;
+    let token = issuer.token_with("alice", json!({"exp": 95_617_583_999_u64}));
+    assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));
+    proxy.logged("the request", |line| line.contains("\"status\":200")).await;
+    assert_eq!(warned(&proxy), 0);
+}
+
+#[tokio::test]
+async fn keys_without_kid_or_with_null_verify() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let second = Key::rsa("rsa-2");
+    let (mut without, mut null) = (RSA.jwk.clone(), second.jwk.clone());
+    without.as_object_mut().expect("object").remove("kid");
+    null["kid"] = json!(null);
+    issuer.set_keys(vec![without, null]);
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    for key in [&*RSA, &second] {
+        for kid in [None, Some("any")] {
+            let token = key.sign_as(Algorithm::RS256, kid, &claims(&issuer.url, "alice"));
+            assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()), "{kid:?}");
+        }
+    }
+    let stranger = Key::rsa("rsa-3").sign_as(Algorithm::RS256, None, &claims(&issuer.url, "alice"));
+    assert_eq!(status(&proxy, &backend, &stranger).await, (401, "invalid_token".into()));
+}
+
+#[tokio::test]
+async fn a_numeric_user_is_the_same_in_a_session_and_a_refresh() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\nbrowser: {{ session: {{}} }}\nroutes: [{{ path: \"/files/{{user}}\", require: {{ sub: \"{{user}}\" }} }}]\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let credential = bearer(&issuer.token_with("", json!({"sub": 42})));
+    let session =
+        crate::support::client::request(proxy.address, "POST", "/.vestibule/session", &[&credential], "").await;
+    assert_eq!((session.status, session.json()["user_id"].as_str()), (200, Some("42")), "{session:?}");
+    let cookie = format!("Cookie: {}", session.field("set-cookie").and_then(|set| set.split(';').next()).expect("one"));
+    for field in [&credential, &cookie] {
+        let fields = [field.as_str()];
+        let (answer, heard) = get_served(proxy.address, &backend, "/files/42", &fields).await;
+        assert_eq!((answer.status, heard.expect("heard").all("x-user-id")), (200, vec!["42"]));
+        assert_eq!(get(proxy.address, "/files/43", &fields).await.code(), "forbidden");
+    }
+    // A refresh with the number as text is of the same user.
+    let (mut socket, _upstream) =
+        crate::fixture::open_socket(proxy.address, &backend, &issuer.token_with("", json!({"sub": 42}))).await;
+    for (sub, expected) in [(json!("42"), "auth_refreshed"), (json!(42), "auth_refreshed"), (json!(43), "\"error\"")] {
+        let token = issuer.token_with("", json!({"sub": sub}));
+        socket.say(&json!({"type": "refresh_auth", "token": token}).to_string()).await;
+        assert!(socket.next_text().await.contains(expected), "{sub}");
+    }
+}
+
 #[tokio::test]
 async fn a_modulus_with_zeros_before_it_is_the_same_key() {
     use base64::Engine as _;
@@ -268,6 +343,40 @@ async fn discovery_must_name_the_issuer_exactly() {
     let told = format!("the provider calls itself \\\"{}/\\\"; write exactly that", issuer.url);
     assert!(line.contains(&told), "{line}");
     assert_eq!(status(&proxy, &backend, &issuer.token("alice")).await.0, 503);
+}
+
+/// Entra's document of `common` and `organizations`.
+#[tokio::test]
+async fn discovery_of_every_tenant_leads_to_one_tenant() {
+    let issuer = Issuer::start().await;
+    issuer.calls_itself("https://login.microsoftonline.com/{tenantid}/v2.0");
+    let mut proxy = Proxy::start(&format!("upstream: http://127.0.0.1:1\nproviders: [{}]\n", issuer.provider())).await;
+    let line = proxy.logged("the name", |line| line.contains("JWKS fetch failed")).await;
+    assert!(!line.contains("write exactly that"), "{line}");
+    assert!(line.contains("{tenantid}") && line.contains("tenant: the directory ID"), "{line}");
+}
+
+/// Keycloak in a network of containers: browsers reach it by another address than we do.
+#[tokio::test]
+async fn keys_may_be_elsewhere_than_the_issuer() {
+    let (backend, keycloak) = (Backend::start().await, Issuer::start().await);
+    let outside = "http://127.0.0.1:1";
+    let yaml = |more: &str| {
+        format!(
+            "upstream: {}\nproviders: [{{ preset: keycloak, url: \"{outside}\", realm: team, audience: {AUDIENCE}{more} }}]\n",
+            backend.url()
+        )
+    };
+    let token = RSA.sign(&claims(&format!("{outside}/realms/team"), "alice"));
+    let mut proxy = Proxy::start(&yaml("")).await;
+    let line = proxy.logged("the way out", |line| line.contains("JWKS fetch failed")).await;
+    assert!(line.contains("jwks: { url: … }, and leave issuer as the tokens have it"), "{line}");
+    assert_eq!(status(&proxy, &backend, &token).await, (503, "auth_unavailable".into()));
+    let keys = format!(", jwks: {{ url: \"{}/realms/team/protocol/openid-connect/certs\" }}", keycloak.url);
+    let proxy = Proxy::start(&yaml(&keys)).await;
+    assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));
+    let inside = RSA.sign(&claims(&format!("{}/realms/team", keycloak.url), "alice"));
+    assert_eq!(status(&proxy, &backend, &inside).await, (401, "invalid_token".into()));
 }
 
 #[tokio::test]

@@ -82,12 +82,74 @@ async fn introspection_is_asked_as_rfc_7662_says_and_nothing_of_the_client_goes_
     let asked = &fixture.provider.asked()[0];
     assert_eq!(asked.line(), "POST /introspect");
     assert_eq!(asked.body, "token=alice%2F%2B1%3D%3D&token_type_hint=access_token");
-    // RFC 6749 section 2.3.1: `vesti%20bule:s%3Aecret`
-    assert_eq!(asked.field("authorization"), Some("Basic dmVzdGklMjBidWxlOnMlM0FlY3JldA=="));
+    // RFC 6749 section 2.3.1: `vesti+bule:s%3Aecret`
+    assert_eq!(asked.field("authorization"), Some("Basic dmVzdGkrYnVsZTpzJTNBZWNyZXQ="));
     for absent in ["cookie", "x-own", "x-request-id", "x-forwarded-for"] {
         assert_eq!(asked.field(absent), None, "{absent}");
     }
     assert!(asked.field("user-agent").is_some_and(|agent| agent.starts_with("vestibule/")));
+}
+
+/// Most servers compare the two parts of HTTP Basic as they came, so nothing may be encoded that a form does not encode.
+#[tokio::test]
+async fn client_ids_and_secrets_with_marks_are_sent_as_they_are() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    let provider = Answerer::start(active).await;
+    let (id, secret) = ("3f2c-a.b_c*", "Sec-ret_0.1~");
+    let rows = format!(
+        "{{ preset: introspection, audience: {AUDIENCE}, remote: {{ url: \"{}/introspect\", client_id: \"{id}\", client_secret: \"{secret}\" }} }}",
+        provider.url
+    );
+    let fixture = Fixture::start(provider, &rows, "").await;
+    assert_eq!(fixture.outcome("alice.a-b_c.d").await, "alice");
+    let asked = &fixture.provider.asked()[0];
+    assert_eq!(asked.body, "token=alice.a-b_c.d&token_type_hint=access_token");
+    let sent = asked.field("authorization").and_then(|value| value.strip_prefix("Basic ")).expect("HTTP Basic");
+    let sent = String::from_utf8(STANDARD.decode(sent).expect("base64")).expect("text");
+    assert_eq!(sent, format!("{id}:{}", secret.replace('~', "%7E")));
+}
+
+/// Strapi, Laravel and others number their users.
+#[tokio::test]
+async fn a_numeric_user_is_its_decimal_text_in_every_answer() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, "").replacen("{ ", "{ user_id: user_id, ", 1);
+    let fixture = Fixture::start(provider, &rows, "").await;
+    for (index, (user, expected)) in [
+        (json!(1), "1"),
+        (json!(-7), "-7"),
+        (json!(u64::MAX), "18446744073709551615"),
+        (json!("1"), "1"),
+        (json!(1.0), "invalid_token"),
+        (json!(1e3), "invalid_token"),
+        (json!([1]), "invalid_token"),
+        (json!(true), "invalid_token"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = json!({"active": true, "user_id": user, "aud": AUDIENCE, "exp": now() + 60});
+        fixture.provider.answers(move |_| ok(answer.clone()));
+        assert_eq!(fixture.outcome(&format!("token-{index}")).await, expected, "{user}");
+    }
+    // Beside a signature, an answer may write the number of the token as text.
+    let (provider, issuer) = (Answerer::start(active).await, Issuer::start().await);
+    let rows = format!(
+        "{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE}, remote: {{ mode: also, url: \"{}/introspect\", client_id: v, client_secret: s }} }}",
+        issuer.url, provider.url
+    );
+    let fixture = Fixture::start(provider, &rows, "").await;
+    for (index, (sub, expected)) in
+        [(json!(42), "42"), (json!("42"), "42"), (json!("042"), "no_session"), (json!(43), "no_session")]
+            .into_iter()
+            .enumerate()
+    {
+        let answer = json!({"active": true, "sub": sub});
+        fixture.provider.answers(move |_| ok(answer.clone()));
+        let token = issuer.token_with("", json!({"sub": 42, "jti": index}));
+        assert_eq!(fixture.outcome(&token).await, expected, "{sub}");
+    }
 }
 
 #[tokio::test]
@@ -565,7 +627,7 @@ async fn a_first_message_and_a_refresh_are_asked_about_too() {
 #[tokio::test]
 async fn check_online_and_token_inspect_speak_of_it() {
     let provider = Answerer::start(|asked| {
-        if asked.body.contains("vestibule%2Dcheck") { ok(json!({"active": false})) } else { active(asked) }
+        if asked.body.contains("vestibule-check") { ok(json!({"active": false})) } else { active(asked) }
     })
     .await;
     let yaml = format!("upstream: http://127.0.0.1:1\nproviders: [{}]\n", introspection(&provider, ""));

@@ -23,6 +23,10 @@ pub(super) enum FetchError {
     Client(String),
     #[error("{url}: {reason}")]
     Request { url: Url, reason: String },
+    #[error(
+        "{url}: {reason}; if the issuer cannot be reached from here, write where its keys can be: jwks: {{ url: … }}, and leave issuer as the tokens have it"
+    )]
+    IssuerUnreachable { url: Url, reason: String },
     #[error("{url} answered {status}")]
     Status { url: Url, status: u16 },
     #[error("{url} redirects, and key locations are not followed; write the final URL")]
@@ -31,12 +35,31 @@ pub(super) enum FetchError {
     TooLarge { url: Url },
     #[error("{url} is not an OIDC discovery document")]
     NotDiscovery { url: Url },
-    #[error("the provider calls itself {found:?}; write exactly that")]
+    #[error("{}", other_issuer(.found))]
     OtherIssuer { found: String },
     #[error("{url}: {source}")]
     Keys { url: Url, source: Arc<BadKeys> },
     #[error("the discovery document names keys at {url}, which is not https")]
     PlainHttp { url: Url },
+}
+
+/// Says what to configure where a discovery document names another issuer than the configuration.
+fn other_issuer(found: &str) -> String {
+    placeholder_issuer(found).unwrap_or_else(|| {
+        format!(
+            "the provider calls itself {found:?}; write exactly that, and if its keys cannot be fetched there from here, also jwks: {{ url: … }}"
+        )
+    })
+}
+
+/// Says what to configure where a discovery document's issuer is a pattern. Entra's document for all tenants has
+/// `{tenantid}` in it, and no token does.
+pub(in crate::auth) fn placeholder_issuer(found: &str) -> Option<String> {
+    found.contains(['{', '}']).then(|| {
+        format!(
+            "this discovery document is for every tenant: it calls itself {found:?}, and a token names one tenant there; write the issuer of your tenant (for Entra preset: entra and tenant: the directory ID)"
+        )
+    })
 }
 
 pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> {
@@ -83,7 +106,10 @@ async fn discover(
     provider: &ProviderSpec,
     allow_http: bool,
 ) -> Result<Url, FetchError> {
-    let body = get(client, url).await?.body;
+    let body = match get(client, url).await {
+        Err(FetchError::Request { url, reason }) => return Err(FetchError::IssuerUnreachable { url, reason }),
+        fetched => fetched?.body,
+    };
     let not_discovery = || FetchError::NotDiscovery { url: url.clone() };
     let document = json::object(&body).map_err(|_| not_discovery())?;
     let text = |name: &str| document.get(name).and_then(serde_json::Value::as_str);

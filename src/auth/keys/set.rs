@@ -22,8 +22,8 @@ const MAX_WITHOUT_KID: usize = 8;
 /// Why a whole set is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BadKeys {
-    #[error("not a JWKS: no JSON object with a list `keys`")]
-    NotAJwks,
+    #[error("not a JWKS: {0}")]
+    NotAJwks(String),
     #[error("more than {MAX_KEYS} keys")]
     TooMany,
     #[error("no usable key: {0}")]
@@ -150,8 +150,8 @@ impl KeySet {
 
     /// Parses a JWKS document.
     pub(super) fn from_jwks(bytes: &[u8]) -> Result<Self, BadKeys> {
-        let document = json::object(bytes).map_err(|_| BadKeys::NotAJwks)?;
-        let Some(Value::Array(entries)) = document.get("keys") else { return Err(BadKeys::NotAJwks) };
+        let document = json::value(bytes).map_err(|_| BadKeys::NotAJwks(not_json(bytes).to_owned()))?;
+        let Some(Value::Array(entries)) = document.get("keys") else { return Err(BadKeys::NotAJwks(other(&document))) };
         if entries.len() > MAX_KEYS {
             return Err(BadKeys::TooMany);
         }
@@ -248,6 +248,46 @@ impl KeySet {
     }
 }
 
+/// Says what a document is that is not JSON.
+fn not_json(bytes: &[u8]) -> &'static str {
+    let text = bytes.trim_ascii_start();
+    match text {
+        [] => "it is empty",
+        [b'<', ..] => "it is an HTML or XML page",
+        _ if text.starts_with(b"-----BEGIN") => "it is PEM; write it as jwks.pem_file",
+        _ => "it is not JSON with each member once",
+    }
+}
+
+/// Says what a JSON document is that has no list `keys`.
+fn other(document: &Value) -> String {
+    /// How many members are named, and how many characters of each are shown.
+    const NAMES: usize = 5;
+    const CHARACTERS: usize = 64;
+    let shown = |text: &str| text.chars().take(CHARACTERS).collect::<String>();
+    let Some(members) = document.as_object() else { return "it is JSON, but no object".to_owned() };
+    if members.contains_key("keys") {
+        return "its member `keys` is no list".to_owned();
+    }
+    if members.is_empty() {
+        return "it is an empty object, {}".to_owned();
+    }
+    let text = |name: &str| members.get(name).and_then(Value::as_str);
+    if let Some(uri) = text("jwks_uri") {
+        let uri: String = uri.chars().take(4 * CHARACTERS).collect();
+        return format!("it is an OIDC discovery document; its keys are at {uri}, so write that as jwks.url");
+    }
+    if text("kty").is_some() {
+        return "it is a single key; a JWKS is an object with a list `keys`".to_owned();
+    }
+    let is_pem = |value: &Value| value.as_str().is_some_and(|text| text.trim_start().starts_with("-----BEGIN"));
+    if members.values().all(is_pem) {
+        return "it maps key ids to certificates in PEM; write the URL of the provider's JWKS as jwks.url".to_owned();
+    }
+    let names: Vec<String> = members.keys().take(NAMES).map(|name| shown(name)).collect();
+    format!("it is an object without a list `keys`; it has {}", names.join(", "))
+}
+
 fn pem_key(pem: &[u8]) -> Option<(KeyType, DecodingKey)> {
     if let Ok(key) = DecodingKey::from_rsa_pem(pem) {
         return Some((KeyType::Rsa, key));
@@ -267,15 +307,16 @@ fn pem_key(pem: &[u8]) -> Option<(KeyType, DecodingKey)> {
 
 /// Parses one JWK. The error says why the key cannot be used.
 fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
+    // Some serializers write members that are not set as null.
     let text = |name: &str| match jwk.get(name) {
-        None => Ok(None),
+        None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
         Some(_) => Err("a member has the wrong JSON type"),
     };
     if text("use")?.is_some_and(|usage| usage != "sig") {
         return Err("not for signatures (use)");
     }
-    if let Some(operations) = jwk.get("key_ops")
+    if let Some(operations) = jwk.get("key_ops").filter(|operations| !operations.is_null())
         && !operations.as_array().is_some_and(|list| list.iter().any(|operation| operation == "verify"))
     {
         return Err("not for verification (key_ops)");
@@ -419,6 +460,12 @@ mod tests {
             (serde_json::json!({"kty":"OKP","crv":"X25519","x":point}), false),
             (serde_json::json!({"kty":"oct","k":b64(&[7; 32])}), false),
             (serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","kid":7}), false),
+            (
+                serde_json::json!({"kty":"RSA","n":n,"e":"AQAB","kid":null,"use":null,"alg":null,"key_ops":null,"crv":null}),
+                true,
+            ),
+            (serde_json::json!({"kty":null,"n":n,"e":"AQAB"}), false),
+            (serde_json::json!({"kty":"RSA","n":null,"e":"AQAB"}), false),
         ] {
             assert_eq!(usable(&jwk).is_ok(), counts, "{jwk}");
         }
@@ -445,15 +492,33 @@ mod tests {
 
     #[test]
     fn errors_say_why_a_key_set_is_unusable() {
-        for (text, word) in [
-            ("", "not a JWKS"),
-            ("<html>", "not a JWKS"),
-            ("[]", "not a JWKS"),
-            (r#"{"keys":[]}"#, "empty"),
-            (r#"{"keys":{}}"#, "not a JWKS"),
+        for (text, expected) in [
+            ("", "not a JWKS: it is empty"),
+            ("\n<html>", "not a JWKS: it is an HTML or XML page"),
+            ("-----BEGIN CERTIFICATE-----", "not a JWKS: it is PEM; write it as jwks.pem_file"),
+            (r#"{"keys":[],"keys":[]}"#, "not a JWKS: it is not JSON with each member once"),
+            ("[]", "not a JWKS: it is JSON, but no object"),
+            ("{}", "not a JWKS: it is an empty object, {}"),
+            (r#"{"keys":{}}"#, "not a JWKS: its member `keys` is no list"),
+            (
+                r#"{"issuer":"https://i","jwks_uri":"https://i/jwks"}"#,
+                "not a JWKS: it is an OIDC discovery document; its keys are at https://i/jwks, so write that as jwks.url",
+            ),
+            (
+                r#"{"kty":"RSA","n":"AQ","e":"AQAB"}"#,
+                "not a JWKS: it is a single key; a JWKS is an object with a list `keys`",
+            ),
+            (
+                r#"{"f90fb1":"-----BEGIN CERTIFICATE-----\nMIID","2c2748":"-----BEGIN CERTIFICATE-----\nMIID"}"#,
+                "not a JWKS: it maps key ids to certificates in PEM; write the URL of the provider's JWKS as jwks.url",
+            ),
+            (
+                r#"{"message":"no Route matched","request_id":"7"}"#,
+                "not a JWKS: it is an object without a list `keys`; it has message, request_id",
+            ),
+            (r#"{"keys":[]}"#, "no usable key: the list is empty"),
         ] {
-            let error = KeySet::from_jwks(text.as_bytes()).expect_err(text).to_string();
-            assert!(error.contains(word), "{text}: {error}");
+            assert_eq!(KeySet::from_jwks(text.as_bytes()).expect_err(text).to_string(), expected, "{text}");
         }
     }
 

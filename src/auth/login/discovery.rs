@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::{BODY_BYTES, LoginError, TIMEOUT};
+use crate::auth::keys::placeholder_issuer;
 use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
@@ -211,7 +212,10 @@ impl Discovery {
             Some(issuer) if issuer == self.issuer => {}
             Some(other) => {
                 let other: String = other.chars().take(256).collect();
-                return Err(format!("the provider calls itself {other:?}; write exactly that"));
+                let advice = placeholder_issuer(&other);
+                return Err(
+                    advice.unwrap_or_else(|| format!("the provider calls itself {other:?}; write exactly that"))
+                );
             }
             None => return Err(format!("{url} is not an OIDC discovery document")),
         }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Map, Value, json};
-use url::Url;
+use url::{Url, form_urlencoded};
 
 use super::{DEFAULT_PAUSE, MAX_PAUSE, RemoteAnswer, Subject};
 use crate::auth::outbound;
@@ -63,7 +62,7 @@ impl ProviderResponse {
 pub(super) async fn ask(client: &Client, spec: &RemoteSpec, subject: &Subject) -> Result<RemoteAnswer, CheckFailed> {
     match (&spec.question, subject) {
         (RemoteQuestion::Introspection { url, client_id, client_secret }, Subject::Token(token, _)) => {
-            let form = format!("token={}&token_type_hint=access_token", encoded(token.expose()));
+            let form = format!("token={}&token_type_hint=access_token", encoded(token.expose().as_bytes()));
             let request = client
                 .post(url.clone())
                 .header(AUTHORIZATION, basic(client_id, client_secret.expose()))
@@ -219,7 +218,7 @@ fn below(base: &Url, segments: &[&str]) -> Url {
 
 /// Formats HTTP Basic credentials. RFC 6749 section 2.3.1: both parts are form-encoded first.
 fn basic(client_id: &str, secret: &[u8]) -> HeaderValue {
-    let pair = format!("{}:{}", encoded(client_id), encoded(&String::from_utf8_lossy(secret)));
+    let pair = format!("{}:{}", encoded(client_id.as_bytes()), encoded(secret));
     sensitive(format!("Basic {}", STANDARD.encode(pair)).as_bytes())
 }
 
@@ -234,8 +233,10 @@ fn sensitive(value: &[u8]) -> HeaderValue {
     value
 }
 
-fn encoded(text: &str) -> String {
-    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+/// Encodes a value as `application/x-www-form-urlencoded`. Many servers do not decode the credentials of HTTP Basic, so
+/// no other character may be encoded: `-`, `.` and `_` stand in most client ids.
+fn encoded(value: &[u8]) -> String {
+    form_urlencoded::byte_serialize(value).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
+use super::super::claims::{self, decimal_text};
 use super::super::identify::endpoint_fingerprint;
 use super::super::identity::VerifiedBy;
 use super::super::jwt::Parsed;
@@ -13,7 +14,7 @@ use super::super::kind::{TokenKindHeader, check_answer};
 use super::super::provider_state::{Lookup, ProviderState};
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::super::trace::Trace;
-use super::super::{Identity, Rejection, claims};
+use super::super::{Identity, Rejection};
 use super::{PresentedToken, check_times_and_identify};
 use crate::policy::{Family, KeySource, ProviderSpec};
 
@@ -114,7 +115,12 @@ pub(super) fn check_agreement(
     claims: &Map<String, Value>,
     answer: &Map<String, Value>,
 ) -> Result<(), Rejection> {
-    let differs = |name: &&str| answer.get(*name).is_some_and(|answered| claims.get(*name) != Some(answered));
+    // A provider that numbers its users may write the number as text in one place.
+    let same = |ours: &Value, theirs: &Value| ours == theirs || decimal_text(ours).is_some_and(|text| text == *theirs);
+    let agree = |ours: &Value, theirs: &Value| same(ours, theirs) || same(theirs, ours);
+    let differs = |name: &&str| {
+        answer.get(*name).is_some_and(|theirs| !claims.get(*name).is_some_and(|ours| agree(ours, theirs)))
+    };
     check_answer(spec, answer)?;
     match ["sub", "iss"].into_iter().find(differs) {
         None => Ok(()),

@@ -17,7 +17,8 @@ pub struct Provider {
     /// `oidc`, `clerk`, `supabase`, `auth0`, `cognito`, `keycloak`, `entra`, `google`, `jwt`, `shared-secret` or
     /// `introspection`.
     pub preset: Option<String>,
-    /// The `iss` of its tokens, exactly. A preset can derive it from other keys.
+    /// The `iss` of its tokens, exactly. A preset can derive it from other keys. It is a name; where its keys are fetched
+    /// from can be another address (`jwks.url`).
     pub issuer: Option<String>,
     /// `clerk`: the publishable key, `pk_live_…`.
     pub publishable_key: Option<String>,
@@ -98,7 +99,8 @@ pub enum Accept {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Jwks {
-    /// The JWKS. Unset: as the preset says, or by discovery.
+    /// The JWKS, where it is not below the issuer, or the issuer cannot be reached from here. Unset: as the preset says, or
+    /// by discovery.
     pub url: Option<String>,
     /// A JWKS on disk, instead.
     pub file: Option<String>,
