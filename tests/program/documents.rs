@@ -129,6 +129,22 @@ fn the_rights_in_the_engine_are_those_that_the_page_names() {
         let user = format!("user vestibule on >PASSWORD ~{{vestibule:vestibule}}:* resetchannels {rights}");
         assert_eq!(read(file), format!("{default_user}\n{user}\n"), "{file}");
     }
+    let granted: Vec<&str> = rights.split(" +").map(|right| right.split('|').next().expect("a command")).collect();
+    let mut sources = Vec::new();
+    files(&root().join("src/shared"), "rs", &mut sources);
+    let mut count = 0;
+    for source in sources {
+        let text = std::fs::read_to_string(&source).expect("text");
+        for (before, after) in [("cmd(\"", '"'), ("redis.call('", '\'')] {
+            for command in text.split(before).skip(1).filter_map(|rest| rest.split(after).next()) {
+                let is_granted = granted.contains(&&*command.to_lowercase());
+                // Sentinels have users of their own.
+                assert!(is_granted || command == "SENTINEL", "{}: {command} is not in {rights}", source.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20, "{count}");
     let access = format!("\"on ~{{vestibule:vestibule}}:* {rights}\"");
     assert!(read("deploy/ecs/README.md").contains(&access), "deploy/ecs/README.md names other rights than {rights}");
 }
