@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::engine::{Connection, Engine};
@@ -55,6 +55,8 @@ pub use state::About;
 const BLOCK_ANSWER: Duration = Duration::from_secs(5);
 /// The first wait before another connection; doubled with each that fails.
 const RETRY: Duration = Duration::from_millis(100);
+/// The longest that a stopping instance waits for its renewals of login sessions: the limit of a request to a provider.
+const RENEWALS: Duration = Duration::from_secs(10);
 /// No instance's share of a limit is smaller.
 const LEAST_SHARE: u32 = 5;
 /// Shorter than an instance that starts waits for others: after an outage of the engine it must find them.
@@ -182,7 +184,16 @@ impl SharedState {
     }
 
     /// Waits until what was revoked here is written and the other instances are told that this one stops, or so long.
+    /// Before that it waits for renewals of login sessions, which have a limit of their own.
     pub async fn leave(&self, limit: Duration) {
+        let sessions = &self.inner.login_sessions;
+        // A renewal that is cut off has spent a refresh token, and no other instance knows the next one.
+        if timeout(RENEWALS, sessions.renewals_done()).await.is_err() {
+            tracing::warn!("renewals of login sessions have not ended, stopping without them");
+        }
+        if sessions.take_unsaved() && !matches!(timeout(limit, sessions.write_back()).await, Ok(Ok(_))) {
+            tracing::error!("login sessions not written to the shared state");
+        }
         let end = Instant::now() + limit;
         self.inner.lock().is_leaving = true;
         self.inner.attention.notify_one();

@@ -47,7 +47,7 @@ async fn online(policy: &Policy) -> ExitCode {
     }
     if let Some(spec) = &policy.shared {
         let mut inspection = Inspection::default();
-        shared::inspect(spec, &mut inspection).await;
+        shared::inspect(spec, !policy.browser.logins.is_empty(), &mut inspection).await;
         failed |= print_inspection("shared", inspection);
     }
     if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }

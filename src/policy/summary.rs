@@ -41,8 +41,13 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
     if let Some(shared) = &policy.shared {
         line("shared", shared.to_string());
     } else if may_have_several_instances(policy) {
-        let text = "nothing: at each instance by itself hold revocations, sign-outs, presence and limits (docs/shared-state.md)";
-        line("shared", text.to_owned());
+        let sessions = if policy.browser.logins.is_empty() { "" } else { "sessions that began with a sign-in, " };
+        line(
+            "shared",
+            format!(
+                "nothing: at each instance by itself hold revocations, sign-outs, {sessions}presence and limits (docs/shared-state.md)"
+            ),
+        );
     }
     match &policy.hosts {
         Hosts::Any => line("hosts", "any".to_owned()),

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::engine::{Connection, Engine, EngineError, key, text};
 use super::message::{Codes, Message};
+use super::session_store::probe as probe_sessions;
 use super::state::{NO_RANDOM_NUMBERS, random};
 use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{Inspection, SharedEntry, unix_millis};
@@ -80,13 +81,13 @@ pub async fn write_entry(
 }
 
 /// Looks whether the engine is fit: whether it takes and keeps what is written, its version, its clock.
-pub async fn inspect(spec: &SharedSpec, inspection: &mut Inspection) {
-    if let Err(error) = look(spec, inspection).await {
+pub async fn inspect(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) {
+    if let Err(error) = look(spec, has_logins, inspection).await {
         inspection.problems.push(error.to_string());
     }
 }
 
-async fn look(spec: &SharedSpec, inspection: &mut Inspection) -> Result<(), EngineError> {
+async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) -> Result<(), EngineError> {
     let codes = codes(spec)?;
     let mut connection = Engine::new(spec)?.connect(spec.timeout).await?;
     let begun = Instant::now();
@@ -99,6 +100,15 @@ async fn look(spec: &SharedSpec, inspection: &mut Inspection) -> Result<(), Engi
         inspection.problems.push("what was written was not read back".to_owned());
     }
     inspection.found.push(format!("writes and reads in {} ms", begun.elapsed().as_millis()));
+    if has_logins {
+        let id = random().unwrap_or_default();
+        match probe_sessions(&spec.name, spec.timeout, connection.clone(), id).await {
+            Ok(()) => inspection.found.push("keeps sessions that begin with a sign-in".to_owned()),
+            Err(error) => inspection.problems.push(format!(
+                "sessions that begin with a sign-in cannot be kept: {error}; docs/shared-state.md lists the rights that its user needs"
+            )),
+        }
+    }
     inspection.found.push(if spec.tls.is_some() { "TLS: yes".to_owned() } else { "TLS: no".to_owned() });
     let clock = clock(&mut connection).await?;
     let apart = clock.abs_diff(unix_millis());

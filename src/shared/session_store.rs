@@ -16,6 +16,7 @@ use crate::auth::login::{
     LOCK_LIFE, LockHolder, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreAnswer, StoreUnavailable,
     Written,
 };
+use crate::auth::unix_seconds;
 use crate::telemetry::Metrics;
 
 /// How long no record can be written in place of a removed one, milliseconds.
@@ -234,6 +235,32 @@ impl SessionStore for EngineSessions {
     fn count_refused(&self) {
         self.metrics.shared.refused(1);
     }
+}
+
+/// Runs every command that login sessions need, on records that belong to no session.
+///
+/// # Errors
+/// When the engine does not run one of them, for example because its user lacks a right.
+pub(super) async fn probe(
+    name: &str,
+    timeout: Duration,
+    connection: Connection,
+    id: LockHolder,
+) -> Result<(), StoreUnavailable> {
+    let store = EngineSessions::new(name, timeout, Arc::default());
+    store.set_connection(Some(connection));
+    let (name, ends_at) = (Digest(id), unix_seconds().saturating_add(60));
+    let record = RecordWrite { generation: 1, sealed: b"check".to_vec(), ends_at, replaces: None };
+    store.write(name, record).await?;
+    let found = store.read(name).await?;
+    if found.is_none_or(|found| found.sealed != b"check") || store.generations(vec![name]).await? != [Some(1)] {
+        return Err(StoreUnavailable("a record was not read back".to_owned()));
+    }
+    store.remove(name).await?;
+    let has_lock = store.lock(name, id).await? && store.extend(name, id).await?;
+    store.unlock(name, id).await?;
+    let is_first = store.use_once(name, Duration::from_secs(1)).await?;
+    if has_lock && is_first { Ok(()) } else { Err(StoreUnavailable("a lock could not be taken".to_owned())) }
 }
 
 fn lock_millis() -> u64 {

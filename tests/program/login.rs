@@ -44,7 +44,7 @@ impl Browser {
         Self { address, cookies: BTreeMap::new() }
     }
 
-    fn cookie_field(&self) -> String {
+    pub(crate) fn cookie_field(&self) -> String {
         let pairs: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         format!("Cookie: {}", pairs.join("; "))
     }

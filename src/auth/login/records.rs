@@ -305,6 +305,8 @@ pub struct LoginSessions {
     /// A counter that grows when open sockets must check their sessions.
     changes: watch::Sender<u64>,
     renewals: Mutex<Option<CountRenewal>>,
+    /// The number of renewals that are under way.
+    renewing: watch::Sender<usize>,
     sharing: Sharing,
 }
 
@@ -325,6 +327,7 @@ impl LoginSessions {
             config: ArcSwap::from_pointee(Config { logins: Vec::new(), limits: None }),
             changes: watch::Sender::new(0),
             renewals: Mutex::default(),
+            renewing: watch::Sender::new(0),
             sharing: Sharing::default(),
         }
     }
@@ -332,6 +335,12 @@ impl LoginSessions {
     /// Sets the function that is called with the provider and outcome of each renewal.
     pub fn on_renewal(&self, count: CountRenewal) {
         *self.renewals.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
+    }
+
+    /// Waits until no renewal is under way.
+    pub async fn renewals_done(&self) {
+        // The sender is here, so that the channel is open.
+        let _ = self.renewing.subscribe().wait_for(|count| *count == 0).await;
     }
 
     fn count_renewal(&self, provider: &str, outcome: RenewalOutcome) {

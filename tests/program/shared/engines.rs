@@ -85,14 +85,14 @@ async fn an_engine_behind_tls_of_a_private_authority() {
 }
 
 /// A Sentinel of its own.
-struct Sentinel {
-    address: SocketAddr,
+pub(super) struct Sentinel {
+    pub(super) address: SocketAddr,
     child: Child,
     _folder: TempFolder,
 }
 
 impl Sentinel {
-    fn start(master: SocketAddr) -> Self {
+    pub(super) fn start(master: SocketAddr) -> Self {
         let folder = TempFolder::new();
         let port = unused_port();
         let path = folder.0.join("sentinel.conf");
@@ -115,7 +115,7 @@ impl Drop for Sentinel {
     }
 }
 
-async fn answers(address: SocketAddr, question: &[&[u8]], wanted: &str) {
+pub(super) async fn answers(address: SocketAddr, question: &[&[u8]], wanted: &str) {
     within(wanted, async {
         loop {
             if tokio::net::TcpStream::connect(address).await.is_ok()

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::fleet::{Instance, SECRET};
+use super::engines::{Sentinel, answers};
+use super::fleet::{Instance, SECRET, timed};
 use crate::login::{Browser, Fixture, OURS, provider};
 use crate::support::backend::{Backend, Heard};
-use crate::support::engine::{Engine, is_installed};
+use crate::support::engine::{Engine, Relay, is_installed};
 use crate::support::openid::OpenId;
-use crate::support::proxy::{Proxy, TempFolder};
+use crate::support::proxy::{Proxy, TempFile, TempFolder};
+use crate::support::socket::Socket;
 use crate::support::{unused_port, within};
 
 /// Instances that sign people in at one provider and share one engine.
@@ -24,10 +26,13 @@ struct LoginFleet {
 impl LoginFleet {
     /// The provider gives refresh tokens, and access tokens that live for so many seconds.
     async fn start(seconds: u64) -> Self {
+        Self::with_engine(Engine::start().await, seconds).await
+    }
+
+    async fn with_engine(engine: Engine, seconds: u64) -> Self {
         let folder = TempFolder::new();
         std::fs::write(folder.0.join("secret"), SECRET).expect("written");
-        let (provider, backend) = (provider(seconds).await, Backend::start().await);
-        Self { provider, backend, engine: Engine::start().await, folder }
+        Self { provider: provider(seconds).await, backend: Backend::start().await, engine, folder }
     }
 
     async fn instance(&self, more: &str) -> Instance {
@@ -43,15 +48,18 @@ impl LoginFleet {
     /// One that may not be ready, with more under `login`.
     async fn starting(&self, shared: &str, login: &str, more: &str) -> Instance {
         let admin = std::net::SocketAddr::from(([127, 0, 0, 1], unused_port()));
+        let proxy = Proxy::start(&self.yaml(admin, shared, login, more)).await;
+        Instance { proxy, control: PathBuf::new(), admin }
+    }
+
+    fn yaml(&self, admin: std::net::SocketAddr, shared: &str, login: &str, more: &str) -> String {
         let secret = self.folder.0.join("secret");
         let more = format!("admin: {{ listen: \"{admin}\" }}\nshared: {{ name: test, {shared} }}\n{more}");
         let yaml = Fixture::yaml(&self.provider, &self.backend, login, &more);
         let session = format!("session: {{ secret_file: \"{}\" }}, login: {{", secret.display());
         let (url, upstream) = (self.backend.url(), "token_to: { http: header, websocket: header }");
-        let yaml = yaml
-            .replace("login: {", &session)
-            .replace(&format!("upstream: {url}"), &format!("upstream: {{ url: \"{url}\", {upstream} }}"));
-        Instance { proxy: Proxy::start(&yaml).await, control: PathBuf::new(), admin }
+        yaml.replace("login: {", &session)
+            .replace(&format!("upstream: {url}"), &format!("upstream: {{ url: \"{url}\", {upstream} }}"))
     }
 
     /// A browser that has signed in at this instance.
@@ -386,4 +394,194 @@ async fn a_sign_out_at_one_instance_ends_the_session_everywhere() {
         fleet.engine.command(&[b"DEL", key.as_bytes()]).await;
     }
     assert_eq!(fleet.provider.refreshes(), 0);
+}
+
+#[tokio::test]
+async fn an_instance_that_stops_ends_its_renewals_before() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(2).await;
+    let (mut first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    let cookie = browser.cookie_field();
+    let fields = [cookie.as_str(), OURS];
+    let opening = Socket::open(first.proxy.address, "/ws", &fields);
+    let (client, (_, upstream)) = tokio::join!(opening, fleet.backend.websocket());
+    fleet.give_long_tokens();
+    fleet.provider.answerer.hold();
+    let before = fleet.provider.answerer.count();
+    fleet.provider.answerer.asked_times(before + 1).await;
+    drop((client, upstream));
+    first.proxy.signal("TERM");
+    let early = tokio::time::timeout(Duration::from_secs(2), first.proxy.ended()).await;
+    assert!(early.is_err(), "the provider has taken the refresh token and not answered");
+    fleet.provider.answerer.open();
+    assert_eq!(first.proxy.ended().await, Some(0));
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3");
+    assert_eq!(fleet.provider.refreshes(), 1);
+}
+
+#[tokio::test]
+async fn check_says_when_the_engine_s_user_may_not_keep_sessions() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let admin = std::net::SocketAddr::from(([127, 0, 0, 1], unused_port()));
+    let file = TempFile::new(&fleet.yaml(admin, &format!("url: \"{}\"", fleet.engine.url()), "", ""));
+    let check = || async {
+        let path = file.path().to_owned();
+        let run = move || crate::support::proxy::command().args(["check", "--online", "--config", &path]).output();
+        let output = tokio::task::spawn_blocking(run).await.expect("done").expect("runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (code, text) = check().await;
+    assert!(code == Some(0) && text.contains("shared: keeps sessions that begin with a sign-in"), "{text}");
+    fleet.engine.command(&[b"ACL", b"SETUSER", b"default", b"-eval"]).await;
+    let (code, text) = check().await;
+    assert!(code == Some(1) && text.contains("sessions that begin with a sign-in cannot be kept"), "{text}");
+    assert!(text.contains("no permissions to run the 'eval' command"), "{text}");
+}
+
+/// What holds while the engine is in some condition.
+struct Row {
+    /// The status of a page at another instance than the one where its user has just signed in.
+    elsewhere: u16,
+    /// The renewals of a session that is due.
+    renewals: usize,
+    /// The answer to a sign-out. 503: it is in force at that instance, and at others later.
+    sign_out: u16,
+}
+
+const WORKS: Row = Row { elsewhere: 200, renewals: 1, sign_out: 303 };
+const AWAY: Row = Row { elsewhere: 503, renewals: 0, sign_out: 503 };
+
+/// Brings the engine into a condition, signs in, renews and signs out, and looks what holds once it is as before.
+async fn under<F: Future<Output = ()>>(
+    fleet: &LoginFleet,
+    (first, second): (&Instance, &Instance),
+    (begin, row, end): (impl FnOnce() -> F, Row, impl AsyncFnOnce()),
+) {
+    fleet.provider.set(|conduct| conduct.tokens = json!({ "expires_in": 0 }));
+    let due = fleet.signed_in(first).await;
+    fleet.give_long_tokens();
+    let mut leaving = fleet.signed_in(first).await;
+    assert_eq!(fleet.status(&leaving, second).await, 200, "known at both");
+    begin().await;
+    let (new, took) = timed(fleet.signed_in(first)).await;
+    assert!(took < Duration::from_secs(5), "a sign-in waits for the engine twice at most: {took:?}");
+    assert_eq!(fleet.status(&new, first).await, 200);
+    assert_eq!(fleet.status(&new, second).await, row.elsewhere, "just signed in, at another instance");
+    assert_eq!(fleet.status(&due, first).await, 200, "renewed, or within the grace");
+    assert_eq!(fleet.provider.refreshes(), row.renewals);
+    let copy = leaving.clone();
+    let answer = leaving.send("POST", "/.vestibule/logout", &[OURS], "").await;
+    assert_eq!(answer.status, row.sign_out, "{}", answer.body);
+    assert!(!leaving.has_session());
+    assert_eq!(fleet.status(&copy, first).await, 302, "in force here");
+    end().await;
+    second.until("the other instance to refuse", || async { fleet.status(&copy, second).await == 302 }).await;
+    second.until("the new session", || async { fleet.status(&new, second).await == 200 }).await;
+    second.until("the session that was due", || async { fleet.status(&due, second).await == 200 }).await;
+    within("the refresh token to be revoked", async {
+        while fleet.provider.conduct.lock().expect("lock").revoked.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(fleet.provider.conduct.lock().expect("lock").revoked.len(), 1);
+    first
+        .until("both to have the renewed token", || async {
+            let tokens = [fleet.token(&due, first).await, fleet.token(&due, second).await];
+            fleet.provider.refreshes() > 0 && tokens[0] == tokens[1]
+        })
+        .await;
+    assert_eq!(fleet.provider.refreshes(), 1, "at one of them alone");
+}
+
+/// Two instances that reach the engine through a relay.
+async fn relayed() -> (LoginFleet, Relay, [Instance; 2]) {
+    let fleet = LoginFleet::start(600).await;
+    let relay = Relay::start(fleet.engine.address).await;
+    let url = format!("url: \"{}\"", relay.url());
+    let instances = [fleet.instance_at(&url, "").await, fleet.instance_at(&url, "").await];
+    (fleet, relay, instances)
+}
+
+#[tokio::test]
+async fn sessions_with_the_engine_up() {
+    if is_installed() {
+        let (fleet, _relay, [first, second]) = relayed().await;
+        under(&fleet, (&first, &second), (|| async {}, WORKS, async || {})).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_with_an_engine_that_is_slow() {
+    if is_installed() {
+        let (fleet, relay, [first, second]) = relayed().await;
+        under(&fleet, (&first, &second), (|| async { relay.delay(100) }, WORKS, async || {})).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_with_an_engine_that_is_too_slow() {
+    if is_installed() {
+        let (fleet, relay, [first, second]) = relayed().await;
+        under(&fleet, (&first, &second), (|| async { relay.delay(3_000) }, AWAY, async || relay.delay(0))).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_with_an_engine_that_is_flushed() {
+    if is_installed() {
+        let (fleet, _relay, [first, second]) = relayed().await;
+        let flush = || async {
+            fleet.engine.command(&[b"FLUSHALL"]).await;
+        };
+        under(&fleet, (&first, &second), (flush, WORKS, async || {})).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_with_an_engine_that_is_down() {
+    if is_installed() {
+        let (fleet, _relay, [first, second]) = relayed().await;
+        let stop = || async {
+            fleet.engine.signal("STOP");
+            // Until both know it, a request waits for `timeout`.
+            first.until_metric("vestibule_shared_up", |up| up < 0.5).await;
+            second.until_metric("vestibule_shared_up", |up| up < 0.5).await;
+        };
+        under(&fleet, (&first, &second), (stop, AWAY, async || fleet.engine.signal("CONT"))).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_after_a_failover() {
+    if !is_installed() {
+        return;
+    }
+    let master = Engine::start().await;
+    let replica = Engine::start_with(&["--replicaof", "127.0.0.1", &master.address.port().to_string()]).await;
+    answers(replica.address, &[b"INFO", b"replication"], "master_link_status:up").await;
+    let sentinels = [(); 3].map(|()| Sentinel::start(master.address));
+    for sentinel in &sentinels {
+        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-other-sentinels\r\n$1\r\n2").await;
+        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-slaves\r\n$1\r\n1").await;
+    }
+    let urls = sentinels.iter().map(|sentinel| format!("\"redis://{}\"", sentinel.address)).collect::<Vec<_>>();
+    let shared = format!("url: [{}], sentinel: mymaster", urls.join(", "));
+    let fleet = LoginFleet::with_engine(master, 600).await;
+    let (first, second) = (fleet.instance_at(&shared, "").await, fleet.instance_at(&shared, "").await);
+    let fail_over = || async {
+        fleet.engine.signal("KILL");
+        let one = first.until_metric("vestibule_shared_up", |up| up < 0.5);
+        let other = second.until_metric("vestibule_shared_up", |up| up < 0.5);
+        tokio::join!(one, other);
+        first.until_metric("vestibule_shared_up", |up| up > 0.5).await;
+        second.until_metric("vestibule_shared_up", |up| up > 0.5).await;
+    };
+    under(&fleet, (&first, &second), (fail_over, WORKS, async || {})).await;
 }

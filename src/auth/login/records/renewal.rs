@@ -99,6 +99,7 @@ impl LoginSession {
             return None;
         }
         state.is_renewing = true;
+        sessions.renewing.send_modify(|count| *count += 1);
         let finished = self.finished.subscribe();
         drop(state);
         tokio::spawn(Arc::clone(self).renew(Arc::clone(sessions)));
@@ -186,6 +187,7 @@ impl LoginSession {
         }
         self.lock().is_renewing = false;
         self.finished.send_modify(|count| *count += 1);
+        sessions.renewing.send_modify(|count| *count = count.saturating_sub(1));
     }
 
     /// Renews the session at its provider, with a second attempt if the provider is unavailable, and publishes the

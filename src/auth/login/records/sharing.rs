@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -39,6 +40,8 @@ const LOCK_WAIT: Duration = LOCK_LIFE.saturating_add(Duration::from_secs(1));
 const LATE_WRITE: Duration = Duration::from_secs(2);
 /// The sessions whose generations are compared at once.
 const CHUNK: usize = 200;
+/// The records that are written back at once.
+const WRITES: usize = 8;
 /// The allowance for a request beyond its time limit.
 const MARGIN: Duration = Duration::from_secs(1);
 /// When a client whose session's record could not be read asks again.
@@ -419,9 +422,15 @@ impl LoginSessions {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             let began = boot_millis();
-            let is_ours = store.lock(key.name(), holder).await.map_err(down)?;
+            let locked = store.lock(key.name(), holder).await;
             let ends = AtomicU64::new(lock_end(began));
-            let lease = is_ours.then(|| Lease { store: Arc::clone(store), name: key.name(), holder, ends });
+            // Without an answer the lock may have been taken, and is released.
+            let lease = locked.as_ref().map_or(true, |is_ours| *is_ours);
+            let lease = lease.then(|| Lease { store: Arc::clone(store), name: key.name(), holder, ends });
+            if let Err(error) = locked {
+                lease.into_iter().for_each(Lease::release);
+                return Err(down(error));
+            }
             let known = record.generation();
             let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
             let is_lost = stored.record.is_none();
@@ -560,14 +569,17 @@ impl LoginSessions {
             let named: Vec<(Digest, &Arc<LoginSession>)> =
                 (chunk.iter()).filter_map(|record| Some((record.record_key().ok()?.name(), record))).collect();
             let found = store.generations(named.iter().map(|(name, _)| *name).collect()).await?;
+            let mut lacking = Vec::new();
             for ((_, record), stored) in named.iter().zip(found) {
-                if stored.is_some_and(|stored| stored >= record.generation()) || self.is_ended(record) {
-                    continue;
+                if stored.is_none_or(|stored| stored < record.generation()) && !self.is_ended(record) {
+                    lacking.push(*record);
                 }
-                match self.write(record, None).await {
-                    Some(Written::Stored) => count += 1,
-                    Some(_) => {}
-                    None => return Err(StoreUnavailable("a record could not be written".to_owned())),
+            }
+            for some in lacking.chunks(WRITES) {
+                for written in join_all(some.iter().map(|record| self.write(record, None))).await {
+                    let written =
+                        written.ok_or_else(|| StoreUnavailable("a record could not be written".to_owned()))?;
+                    count += usize::from(written == Written::Stored);
                 }
             }
         }
