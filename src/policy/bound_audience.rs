@@ -48,7 +48,7 @@ pub(super) fn spellings(identifier: &str) -> impl Iterator<Item = String> {
     [identifier.to_owned()].into_iter().chain(other)
 }
 
-/// Returns a `scope-token` (RFC 6749 section 3.3).
+/// Returns whether a text is a `scope-token` (RFC 6749 section 3.3).
 pub(super) fn is_scope(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| (0x21..=0x7e).contains(&b) && b != b'"' && b != b'\\')
 }
