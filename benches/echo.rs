@@ -1,6 +1,6 @@
-//! What a WebSocket message costs: 64 bytes back and forth on 50 sockets, in CPU time of the process in the
-//! middle. Vestibule (authenticated by header, dialect `vestibule`) beside a bare relay of a few lines and, where it
-//! is installed, `HAProxy`. `cargo bench --bench echo`; loopback only, about a minute.
+//! Measures the cost of a WebSocket message: 64 bytes back and forth on 50 sockets, in CPU time of the process between
+//! client and upstream. It compares Vestibule (authenticated by header, dialect `vestibule`) with a bare relay of a few
+//! lines and, where it is installed, `HAProxy`. Run `cargo bench --bench echo`; loopback only, about a minute.
 
 #![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
@@ -19,7 +19,7 @@ const SOCKETS: usize = 50;
 const ROUNDS: usize = 4_000;
 const WARM_UP: usize = 200;
 const PAYLOAD: usize = 64;
-/// Of `Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==` (RFC 6455 section 1.3).
+/// The accept value for `Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==` (RFC 6455 section 1.3).
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 const SECRET: &str = "a-secret-of-this-benchmark-alone-0123456789";
 

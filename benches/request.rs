@@ -1,7 +1,7 @@
-//! What a request costs, in CPU time of the process in the middle: Vestibule with everything that is on by default
-//! (RS256; a token seen before, a token repeated on its connection, a new token every time) beside a bare hyper proxy
-//! without authentication. `cargo bench --bench request`; loopback only, the middle on one core and the load on
-//! another where there is `taskset`; about a minute.
+//! Measures the cost of a request, in CPU time of the process between client and upstream. It compares Vestibule with
+//! all defaults (RS256; a token from the cache, a token repeated on its connection, a new token every time) with a bare
+//! hyper proxy without authentication. Run `cargo bench --bench request`; loopback only, the proxy on one core and the
+//! load on another where there is `taskset`; about a minute.
 
 #![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
@@ -45,7 +45,7 @@ fn main() {
     one().block_on(compare());
 }
 
-/// A minimal HTTP proxy between a client and an upstream: hyper on both sides, one upstream connection a
+/// Runs a minimal HTTP proxy between a client and an upstream: hyper on both sides, one upstream connection for each
 /// client connection.
 async fn bare(listen: String, upstream: String) {
     let listener = TcpListener::bind(listen).await.expect("port");
@@ -87,7 +87,7 @@ async fn head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<(
     }
 }
 
-/// Answers every request with nothing.
+/// Answers every request with an empty body.
 async fn answers(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::new();
@@ -97,7 +97,7 @@ async fn answers(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Whose tokens a connection presents: its own again and again, or a new one every time.
+/// The tokens of a connection: its own repeatedly, or a new one every time.
 #[derive(Clone)]
 enum Tokens {
     Own(String),
@@ -130,7 +130,7 @@ async fn all(address: &str, tokens: &Tokens, requests: usize) {
     }
 }
 
-/// On the first core, where programs can be told so.
+/// Returns a command that runs on the first core, where programs can be pinned.
 fn pinned(program: &str) -> Command {
     let there = Command::new("taskset").arg("--version").stdout(Stdio::null()).status().is_ok();
     if there {

@@ -1,7 +1,7 @@
-//! Thousands of sockets through the built program while everything happens that may: messages in fragments, readers
-//! that are slow or stand still, cut connections, half-closes, refreshes, revocations, reloads, tokens that end, and
-//! a drain at the end of each round. Each message says its user, its socket, its direction and its sequence number;
-//! nothing may be lost, reordered, doubled or another user's, and each end has its known reason.
+//! Opens thousands of sockets through the built program while many events happen: messages in fragments, readers that
+//! are slow or pause, cut connections, half-closes, refreshes, revocations, reloads, tokens that end, and a drain at
+//! the end of each round. Each message names its user, its socket, its direction and its sequence number. No message
+//! may be lost, reordered, duplicated or another user's, and each end must have a known reason.
 //!
 //! `cargo bench --bench stress -- --seconds 900 --sockets 2000 --seed 1 --transport tcp|tls|unix|all`; without
 //! arguments 20 s. Loopback only. Exits with 1 on any violation.
@@ -37,9 +37,9 @@ use clap::Parser as _;
 use round::{Round, Summary};
 use transport::Transport;
 
-/// A round is at most this long; a drain ends it, and the next begins with a new process.
+/// The maximum duration of a round. A drain ends it, and the next begins with a new process.
 const LONGEST_ROUND: Duration = Duration::from_secs(110);
-/// So many violations are printed.
+/// The maximum number of violations that are printed.
 const SHOWN: usize = 20;
 
 #[derive(clap::Parser)]

@@ -1,4 +1,4 @@
-//! One end of a socket, the client's or the upstream's: a writer and a reader that each go at a pace of their own.
+//! One end of a socket, the client's or the upstream's: a writer and a reader, each with a pace of its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,81 +13,81 @@ use crate::rng::Rng;
 use crate::support::socket::{Side, frame, parse};
 use crate::transport::Boxed;
 
-/// What an end has done and seen.
+/// The events at an end.
 #[derive(Default)]
 pub(crate) struct Record {
-    /// Messages whose first byte may have been written, and those whose last byte was.
+    /// The number of messages whose first byte may have been written; `sent` counts those whose last byte was.
     pub(crate) begun: u64,
     pub(crate) sent: u64,
     pub(crate) got: u64,
     pub(crate) bytes_got: u64,
-    /// Its own Close, and the other end's; 1005 where none is named.
+    /// The Close that this end sent; `close_got` is the code of the other end's; 1005 for a Close without a code.
     pub(crate) close_sent: Option<(u16, Instant)>,
     pub(crate) close_got: Option<u16>,
-    /// The stream to it has ended.
+    /// Whether the stream to this end has ended.
     pub(crate) is_over: bool,
-    /// That was inside of a message.
+    /// Whether it ended inside a message.
     pub(crate) is_torn: bool,
-    /// When its reader stood still. Rests between which it took less than [`FELT`] are one.
+    /// The times at which its reader paused. Pauses between which it read less than [`FELT`] count as one.
     pub(crate) pauses: Vec<(Instant, Instant)>,
-    /// What had been read when it last began to stand still.
+    /// The number of bytes that had been read when the last pause began.
     read_before: usize,
     pub(crate) is_authenticated: bool,
     pub(crate) refreshes_asked: u32,
     pub(crate) refreshes_accepted: u32,
     pub(crate) refreshes_refused: u32,
-    /// What must not happen.
+    /// The violations that were found.
     pub(crate) violations: Vec<String>,
 }
 
 impl Record {
     fn violates(&mut self, what: String) {
-        // The first ones tell; after one lost message every later one is wrong.
+        // The first ones are enough: after one lost message every later one is wrong.
         if self.violations.len() < 3 {
             self.violations.push(what);
         }
     }
 }
 
-/// What a writer is asked for, by its reader or from outside.
+/// A command to a writer, by its reader or from outside.
 pub(crate) enum Command {
     Pong(Vec<u8>),
-    /// The other end has closed.
+    /// Answer the other end's Close with this payload.
     Answer(Vec<u8>),
     Close(Option<u16>),
-    /// Sends no more, without a Close.
+    /// End the stream without a Close.
     HalfClose,
     /// Both Closes have passed.
     Shut,
-    /// The other end sends no more: a few last messages, then a Close.
+    /// Send a few last messages, then a Close: the other end has ended its stream.
     Finish,
-    /// Sends nothing for good.
+    /// Send nothing any more.
     Stop,
 }
 
-/// Makes the token of a refresh, given how many were asked for before.
+/// A function that makes the token of a refresh, given the number of earlier refreshes.
 pub(crate) type Tokens = Arc<dyn Fn(&mut Rng, u32) -> String + Send + Sync>;
 
-/// How an end behaves.
+/// The behaviour of an end.
 #[derive(Clone)]
 pub(crate) struct Manner {
     pub(crate) stamp: Stamp,
-    /// What the other end says of itself.
+    /// The values in the other end's messages.
     pub(crate) expected: Stamp,
     pub(crate) side: Side,
     /// The mean time between two messages.
     pub(crate) pace: Duration,
     pub(crate) longest_pause: Duration,
-    /// Reads little at a time, with rests.
+    /// Whether it reads little at a time, with pauses.
     pub(crate) is_slow: bool,
-    /// Sent before everything else.
+    /// The message that is sent first.
     pub(crate) first: Option<String>,
-    /// Nothing further is sent until that was answered.
+    /// Whether nothing else is sent until that message was answered.
     pub(crate) waits: bool,
     pub(crate) refreshes: Option<Tokens>,
 }
 
-/// An end that runs.
+/// A running end.
 pub(crate) struct End {
     pub(crate) task: tokio::task::JoinHandle<()>,
     pub(crate) commands: UnboundedSender<Command>,
@@ -96,7 +96,7 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// Starts both halves; `buffer` is what was read already.
+    /// Starts both halves; `buffer` has bytes that were read already.
     pub(crate) fn start(stream: Boxed, buffer: Vec<u8>, manner: Manner, mut rng: Rng) -> Self {
         #[allow(clippy::disallowed_methods, reason = "its reader and its writer pause apart from each other")]
         let (read, write) = tokio::io::split(stream);
@@ -133,14 +133,14 @@ impl End {
                 }
             }
             if !written {
-                // What it has begun to say is said to the end, also to a slow reader.
+                // A message that has begun is sent to its end, also to a slow reader.
                 let _ = timeout(LAST_WORDS, writer).await;
             }
         });
         Self { task, commands, record, stopped }
     }
 
-    /// Reads and writes nothing any more.
+    /// Ends reading and writing.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         let _ = self.commands.send(Command::Stop);
@@ -156,14 +156,14 @@ struct Writer {
     manner: Manner,
     rng: Rng,
     orders: UnboundedReceiver<Command>,
-    /// Its reader has ordered the end of the stream, the last order that it gives.
+    /// Whether its reader has sent the command to end the stream, its last command.
     is_ordered_to_end: bool,
     record: Arc<Mutex<Record>>,
 }
 
 impl Writer {
     async fn run(mut self) {
-        // That the stream has ended is for the reader to say.
+        // The reader reports that the stream has ended.
         let _ = self.talk().await;
         while !self.is_ordered_to_end
             && let Some(order) = self.orders.recv().await
@@ -253,7 +253,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes in pieces of random sizes, each its own segment where the kernel will have it so.
+    /// Writes in pieces of random sizes, each a segment of its own if the kernel allows that.
     async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         let mut rest = bytes;
         let mut cuts = if self.rng.in_thousand(200) { 1 + self.rng.below(12) } else { 0 };
@@ -287,12 +287,13 @@ fn code_of(payload: &[u8]) -> u16 {
     payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))
 }
 
-/// Shorter than the minute for which the proxy serves a client that sends no more.
+/// The time for the rest of a message: shorter than the minute for which the proxy serves a client that has ended its
+/// stream.
 const LAST_WORDS: Duration = Duration::from_secs(50);
-/// The sender is told of less only later: the system opens its window once a sixteenth of the receive buffer is free,
-/// and a record of TLS is read from it as a whole.
+/// The number of bytes that a reader must read before the sender notices: the system opens its window after a sixteenth
+/// of the receive buffer is free, and a record of TLS is read from it as a whole.
 const FELT: usize = 32 << 10;
-/// A slow reader rests after so many bytes, for 30 ms on average: it takes some 100 KB a second.
+/// The number of bytes after which a slow reader pauses, for 30 ms on average: it reads some 100 KB a second.
 const SLOW_BYTES: usize = 4 << 10;
 
 struct Reader {
@@ -309,7 +310,7 @@ struct Reader {
 impl Reader {
     async fn run(mut self) {
         let mut is_more = !self.buffer.is_empty();
-        // Rests come by bytes: over TLS a read may be no more than a small record.
+        // Pauses are counted by bytes: over TLS a read may be no more than a small record.
         let mut rests_at = self.buffer.len();
         let mut taken = self.buffer.len();
         loop {
@@ -344,11 +345,11 @@ impl Reader {
         record.is_torn = is_torn;
         let finishes = is_server && record.close_got.is_none() && record.close_sent.is_none();
         drop(record);
-        // The writer ends with it, but for an upstream whose client only sends no more.
+        // The writer ends too, except that of an upstream whose client has only ended its stream.
         let _ = self.commands.send(if finishes { Command::Finish } else { Command::Shut });
     }
 
-    /// Now and then a reader does not read.
+    /// Pauses the reader from time to time.
     async fn rest(&mut self, taken: usize) {
         if self.stopped.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;

@@ -1,18 +1,18 @@
-//! The messages that both ends send: who sends them, on which socket, which way, and the how-manieth each is.
+//! The messages of both ends. Each names its sender, its socket, its direction and its sequence number.
 
 use std::sync::LazyLock;
 
 use crate::rng::Rng;
 use crate::support::socket::{Side, frame};
 
-/// The longest filling of a message.
+/// The maximum length of a message's filling in bytes.
 const LONGEST: usize = 1 << 20;
 const LETTERS: usize = 26;
 
 static FILLING: LazyLock<Vec<u8>> =
     LazyLock::new(|| (0..LONGEST + LETTERS).map(|at| b'a' + (at % LETTERS) as u8).collect());
 
-/// What every message of one direction of one socket says of it.
+/// The values that every message of one direction of one socket has.
 #[derive(Clone)]
 pub(crate) struct Stamp {
     pub(crate) user: String,
@@ -21,8 +21,8 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// What stands before and behind the filling of the message with this sequence number. A third is binary, a third
-    /// begins like a message of the dialect.
+    /// Returns the text before and after the filling of the message with this sequence number. A third is binary, a
+    /// third begins like a message of the dialect.
     fn around(&self, sequence: u64) -> (String, &'static str) {
         let Self { user, number, way } = self;
         let (begin, end) = match sequence % 3 {
@@ -36,7 +36,7 @@ impl Stamp {
         (text, end)
     }
 
-    /// The message with this sequence number, as WebSocket frames that are cut at random.
+    /// Returns the message with this sequence number, as WebSocket frames that are split at random.
     pub(crate) fn frames(&self, sequence: u64, side: Side, rng: &mut Rng) -> Vec<Vec<u8>> {
         let length = match rng.below(1000) {
             0 => rng.below(LONGEST as u64),
@@ -64,7 +64,7 @@ impl Stamp {
             .collect()
     }
 
-    /// Why these bytes are not the message with this sequence number.
+    /// Returns an error unless these bytes are the message with this sequence number.
     pub(crate) fn check(&self, sequence: u64, is_text: bool, bytes: &[u8]) -> Result<(), String> {
         let (begin, end) = self.around(sequence);
         let from = sequence as usize % LETTERS;

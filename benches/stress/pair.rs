@@ -1,4 +1,4 @@
-//! One socket through the proxy with both of its ends, and what becomes of it.
+//! One socket through the proxy with both of its ends, and its outcome.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,17 +22,17 @@ use crate::support::now;
 use crate::support::socket::{Side, upgrade};
 use crate::transport::{Accepted, Boxed, Dialler, Ends, Socket};
 
-/// Users whose sockets live; every one has many.
+/// The number of users. Each has many sockets.
 const USERS: u64 = 40;
 /// The pace of ends that do not read at once.
 const SLOW_PACE: Duration = Duration::from_millis(200);
-/// However slowly it is read, a socket that should end has ended within this.
+/// The time within which a socket that should end has ended, however slowly it is read.
 const BOUND: Duration = Duration::from_secs(90);
 
-/// What is to become of a socket, unless a drain comes first.
+/// The intended end of a socket, unless a drain comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fate {
-    /// Lives until the drain.
+    /// It stays open until the drain.
     Drained,
     ClientCloses,
     UpstreamCloses,
@@ -40,7 +40,7 @@ pub(crate) enum Fate {
     UpstreamHalfCloses,
     ClientIsCut,
     UpstreamIsCut,
-    /// Neither reads nor writes any more.
+    /// The client neither reads nor writes any more.
     ClientStops,
     Revoked,
     /// A reload denies its path.
@@ -65,48 +65,48 @@ impl Fate {
         }
     }
 
-    /// It happens to the socket at a moment that the proxy's configuration or the token sets.
+    /// Returns whether this end comes at a time that the proxy's configuration or the token sets.
     const fn comes_by_itself(self) -> bool {
         matches!(self, Self::Drained | Self::Denied | Self::Expires)
     }
 }
 
-/// What became of a socket.
+/// The outcome of a socket.
 pub(crate) struct Life {
     pub(crate) number: u64,
     pub(crate) user: String,
     pub(crate) fate: Fate,
-    /// When that was brought about from outside.
+    /// The time at which its end was caused from outside.
     pub(crate) brought_about: Option<Instant>,
     /// The code of a Close from an end.
     pub(crate) code: Option<u16>,
-    /// How it is: for those who look for a cause.
+    /// A description of the socket, to find the cause of a violation.
     pub(crate) traits: String,
     pub(crate) over: Instant,
     pub(crate) client: Record,
     pub(crate) upstream: Record,
-    /// It never came about, or never ended.
+    /// The problem of a socket that never opened, or never ended.
     pub(crate) problem: Option<String>,
 }
 
 type Upgraded = (Boxed, Vec<u8>, Heard);
 
-/// Upgrades that clients have asked for, by the number in their path.
+/// The upgrades for which clients wait, by the number in their path.
 #[derive(Default)]
 pub(crate) struct Upgrades(Mutex<HashMap<u64, oneshot::Sender<Upgraded>>>);
 
-/// What all sockets of a round share.
+/// The state that all sockets of a round share.
 pub(crate) struct Shared {
     pub(crate) dialler: Dialler,
     pub(crate) issuer: Issuer,
     pub(crate) upgrades: Arc<Upgrades>,
     pub(crate) control: std::path::PathBuf,
-    /// Paths below `/leaving/{n}/` are denied up to this n.
+    /// Paths below `/leaving/{n}/` are denied up to this `n`.
     pub(crate) denied: AtomicU64,
-    /// Nothing new is brought about any more.
+    /// Whether no further end is caused.
     pub(crate) quiet: watch::Receiver<bool>,
     pub(crate) longest_life: Duration,
-    /// The round is over long before this.
+    /// The maximum duration of a round.
     pub(crate) longest_round: Duration,
     pub(crate) longest_pause: Duration,
     pub(crate) pace: Duration,
@@ -119,7 +119,7 @@ pub(crate) async fn serve(ends: Arc<Ends>, upgrades: Arc<Upgrades>, mut rng: Rng
         let socket = Socket { is_narrow: rng.in_thousand(300), resets: false };
         let upgrades = Arc::clone(&upgrades);
         tokio::spawn(async move {
-            // A connection that ends before its upgrade is a client's that has left.
+            // A connection that ends before its upgrade is that of a client that has disconnected.
             let _ = upgraded(accepted, socket, &upgrades).await;
         });
     }
@@ -144,7 +144,7 @@ async fn upgraded(accepted: Accepted, socket: Socket, upgrades: &Upgrades) -> st
     Ok(())
 }
 
-/// A head and the bytes behind it.
+/// Returns a head and the bytes after it.
 async fn head(stream: &mut Boxed) -> std::io::Result<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     loop {
@@ -161,7 +161,7 @@ async fn head(stream: &mut Boxed) -> std::io::Result<(String, Vec<u8>)> {
 impl Shared {
     fn refreshes(self: &Arc<Self>, user: &str) -> Tokens {
         let (shared, user) = (Arc::clone(self), user.to_owned());
-        // Every second one at most is refused: five in a row would end the socket.
+        // At most every second one is refused: five in a row would end the socket.
         Arc::new(move |rng, before| match rng.below(6) {
             0 if before % 2 == 1 => shared.issuer.token("another-user"),
             1 if before % 2 == 1 => shared.issuer.expired(&user),
@@ -169,10 +169,10 @@ impl Shared {
         })
     }
 
-    /// Opens a socket, lets its ends talk, brings its fate about and waits for its end.
+    /// Opens a socket, lets its ends send messages, causes its end and waits for it.
     pub(crate) async fn live(self: Arc<Self>, number: u64, mut rng: Rng) -> Life {
         let fate = Fate::of(&mut rng);
-        // A user that is to be revoked has this socket alone.
+        // A user who is to be revoked has this socket alone.
         let user = if fate == Fate::Revoked { format!("leaver-{number}") } else { format!("user-{}", number % USERS) };
         let mut life = Life {
             number,
@@ -207,7 +207,7 @@ impl Shared {
             _ => self.issuer.token(user),
         };
         let target = match fate {
-            // Not the next one, which may come before it is open.
+            // The path is not the next one, which a reload may deny before the socket is open.
             Fate::Denied => format!("/leaving/{}/{number}", self.denied.load(Ordering::Relaxed) + 2),
             _ => format!("/socket/{number}"),
         };
@@ -256,7 +256,7 @@ impl Shared {
             let seen = client.record().close_got;
             return Err(format!("never reached the upstream; the client saw {seen:?}"));
         };
-        // What the upstream says is said of the user that the proxy names to it.
+        // The upstream's messages name the user that it got from the proxy.
         let named = heard.all("x-user-id").join(",");
         manner.stamp = Stamp { user: named, number: *number, way: "down" };
         manner.expected = stamp("up");

@@ -1,4 +1,4 @@
-//! One round: a process of its own, sockets that come and go, reloads, and a drain at its end.
+//! One round: a process of its own, sockets that open and close, reloads, and a drain at its end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::support::proxy::{Proxy, TempFolder};
 use crate::transport::{Ends, Transport};
 use crate::verdict::{judge, lines};
 
-/// What the longest pause of a reader may be: shorter than the proxy's `send_timeout` below.
+/// The maximum pause of a reader: shorter than the proxy's `send_timeout` below.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-/// More than half as much again as at the round's beginning is no longer flat, beside what buffers may hold.
+/// The memory in KiB that buffers may hold, in addition to one and a half times the memory at the round's beginning.
 const SLACK: u64 = 32 << 10;
 
 pub(crate) struct Round {
@@ -29,7 +29,7 @@ pub(crate) struct Round {
     pub(crate) seed: u64,
 }
 
-/// What came of one round or of several.
+/// The result of one round or of several.
 #[derive(Default)]
 pub(crate) struct Summary {
     sockets: u64,
@@ -38,7 +38,7 @@ pub(crate) struct Summary {
     bytes: [u64; 2],
     refreshes: [u64; 2],
     reloads: u64,
-    /// KiB when all sockets stood, half-way, before the drain, and at most.
+    /// The memory in KiB when all sockets were open, half-way, before the drain, and at most.
     memory: Vec<[u64; 4]>,
     drained_in: Duration,
     pub(crate) endings: BTreeMap<String, u64>,
@@ -100,7 +100,7 @@ impl Summary {
     }
 }
 
-/// The configuration after so many reloads.
+/// Returns the configuration after so many reloads.
 fn yaml(ends: &Ends, issuer: &Issuer, control: &std::path::Path, generation: u64) -> String {
     let denied: Vec<String> = (0..=generation).map(|n| format!("{{ path: /leaving/{n}/**, auth: deny }}")).collect();
     format!(
@@ -118,7 +118,7 @@ fn yaml(ends: &Ends, issuer: &Issuer, control: &std::path::Path, generation: u64
     )
 }
 
-/// The memory that a process has resident, in KiB.
+/// Returns the resident memory of a process, in KiB.
 fn memory_of(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -17,22 +17,24 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A connection whose kind does not matter any more.
+/// A connection of any kind, boxed.
 pub(crate) type Boxed = Box<dyn Stream>;
 
-/// What the kernel is told about a connection before anything is sent.
+/// The options of a connection, which are set before anything is sent.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Socket {
-    /// Small buffers, so that a reader that stops is felt soon.
+    /// Whether its buffers are small, so that the sender notices a reader that stops.
     pub(crate) is_narrow: bool,
-    /// Closing it sends a reset.
+    /// Whether closing it sends a reset.
     pub(crate) resets: bool,
 }
 
-/// Far below the largest segment of loopback: what a reader that stops leaves in the sender's system is felt at once.
+/// The size of a small buffer in bytes, far below the largest segment of loopback: the sender notices at once when a
+/// reader stops.
 const NARROW: usize = 16 << 10;
-/// Segments as in a network. Those of loopback are larger than a narrow buffer, and the system sends parts of them only
-/// after timers that grow to half a minute, which no network of this world does to a reader that reads.
+/// The maximum segment size, as in a network. Segments of loopback are larger than a small buffer, and the system sends
+/// parts of them only after timers that grow to half a minute, which does not happen in networks while the reader
+/// reads.
 const SEGMENT: u32 = 1_448;
 
 impl Socket {
@@ -48,7 +50,7 @@ impl Socket {
     }
 }
 
-/// Which kind of connection both sides of the proxy have.
+/// The kind of connection on both sides of the proxy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Transport {
     Tcp,
@@ -117,7 +119,7 @@ impl Ends {
         Self { listener, connector, path, yaml, _files: (folder, files) }
     }
 
-    /// How clients reach the proxy.
+    /// Returns the way in which clients reach the proxy.
     pub(crate) fn dialler(&self, address: SocketAddr) -> Dialler {
         match (&self.listener, &self.connector) {
             (Listener::Unix(_), _) => Dialler::Unix(self.path.clone()),
@@ -163,7 +165,7 @@ impl Accepted {
     }
 }
 
-/// How clients reach the proxy.
+/// The way in which clients reach the proxy.
 #[derive(Clone)]
 pub(crate) enum Dialler {
     Tcp(SocketAddr),

@@ -1,11 +1,11 @@
-//! Whether what became of a socket is what should have, by both of its ends and by its access line.
+//! Checks the outcome of a socket, by the records of both ends and by its access line.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::pair::{Fate, Life};
 
-/// An access line of a socket.
+/// The access line of a socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
     user: String,
@@ -14,7 +14,7 @@ pub(crate) struct Line {
     refreshes: u64,
 }
 
-/// The access lines of sockets, by the number in their path.
+/// Returns the access lines of sockets, by the number in their path.
 pub(crate) fn lines(log: &[String]) -> HashMap<u64, Vec<Line>> {
     let mut found: HashMap<u64, Vec<Line>> = HashMap::new();
     for line in log {
@@ -34,20 +34,20 @@ pub(crate) fn lines(log: &[String]) -> HashMap<u64, Vec<Line>> {
     found
 }
 
-/// The peer of a Close has this long to answer.
+/// The time that the peer of a Close has to answer.
 const ANSWERED: Duration = Duration::from_secs(5);
-/// A client that is told that its socket ends is given up when it takes nothing for 5 s, as far as the proxy's system
-/// knows. What a slow client read right before it stood still, less than a record of TLS or a segment of the system's,
-/// is not known there.
+/// The duration of a pause that counts. A client of an ending socket is disconnected when it reads nothing for 5 s, as
+/// far as the proxy's system can detect. Bytes that a slow client read directly before a pause, less than a TLS record
+/// or a segment, are not visible there.
 const STOOD_STILL: Duration = Duration::from_millis(4_500);
 
-/// How a socket ended, and what of it must not have been.
+/// The way in which a socket ended, and the violations.
 pub(crate) struct Verdict {
     pub(crate) ending: String,
     pub(crate) violations: Vec<String>,
 }
 
-/// Judges a socket; `drain` is when the proxy was told to stop.
+/// Checks a socket; `drain` is the time at which the proxy was asked to stop.
 pub(crate) fn judge(life: &Life, lines: &[Line], drain: Instant) -> Verdict {
     let mut wrong: Vec<String> = life.problem.iter().cloned().collect();
     wrong.extend(life.client.violations.iter().map(|what| format!("at the client: {what}")));
@@ -87,12 +87,12 @@ pub(crate) fn judge(life: &Life, lines: &[Line], drain: Instant) -> Verdict {
     Verdict { ending, violations: wrong }
 }
 
-/// Why a socket ended, as far as the command brought it about.
+/// The expected reason of a socket's end.
 struct Reason {
     name: String,
-    /// Who closed and with which code, for its access line.
+    /// The side that closed and the code, for its access line.
     lines: Vec<(&'static str, Option<u64>)>,
-    /// The proxy ends it, and says so to the client.
+    /// Whether the proxy ends it, with an error message to the client.
     is_forced: bool,
 }
 
@@ -119,7 +119,7 @@ impl Reason {
     }
 }
 
-/// What the client of a socket that the proxy ends has heard of it, and why nothing where it has not.
+/// Returns what the client of a socket that the proxy ended has received, with the reason where it received nothing.
 fn told(life: &Life, code: Option<u16>, drain: Instant, wrong: &mut Vec<String>) -> &'static str {
     let client = &life.client;
     match client.close_got {
@@ -155,7 +155,7 @@ fn told(life: &Life, code: Option<u16>, drain: Instant, wrong: &mut Vec<String>)
     }
 }
 
-/// What was said before a Close, or before a client's end, is delivered although the drain came then.
+/// Checks that messages before a Close, or before a client disconnected, were delivered although the drain came then.
 fn delivered(life: &Life, drain: Instant, wrong: &mut Vec<String>) {
     let (client, upstream) = (&life.client, &life.upstream);
     let code = life.code.unwrap_or(1005);
@@ -180,7 +180,7 @@ fn delivered(life: &Life, drain: Instant, wrong: &mut Vec<String>) {
     }
 }
 
-/// What was closed in good order has lost nothing.
+/// Checks that a socket that was closed in good order has lost nothing.
 fn orderly(life: &Life, wrong: &mut Vec<String>) {
     if life.brought_about.is_none() {
         return;

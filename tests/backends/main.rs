@@ -1,5 +1,5 @@
-//! Real backends behind the built program: Jupyter Server and marimo as they come from their packages,
-//! each with its own token or password kept, and a `FastAPI` notebook of the kind the product is made for.
+//! Tests of real backends behind the built program: Jupyter Server and marimo from their packages, each with its own
+//! token or password, and a `FastAPI` notebook of the kind for which the product is made.
 //!
 //! The Python packages are installed once into `target/backends`. On a machine without `python3` these
 //! tests say so and pass, except where `CI` is set.
@@ -33,7 +33,7 @@ use support::proxy::Proxy;
 use support::socket::Socket;
 use support::within;
 
-/// The Python of the virtual environment; `None` on a machine without Python.
+/// Returns the Python of the virtual environment; `None` on a machine without Python.
 fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     PYTHON
@@ -69,7 +69,7 @@ fn environment() -> PathBuf {
     python
 }
 
-/// A backend's process and a folder of its own; both go with the test.
+/// A backend's process and a folder of its own; both are removed with the test.
 struct Backend {
     child: Child,
     address: SocketAddr,
@@ -78,7 +78,7 @@ struct Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        // The whole group: kernels are children of the server.
+        // The whole group is killed: kernels are children of the server.
         let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.child.id())]).status();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
@@ -239,7 +239,7 @@ async fn answer_of_jupyter(socket: &mut Socket, code: &str) -> String {
     }
 }
 
-/// What `check` prints for a backend by preset, without the two columns.
+/// Returns the setup that `check` prints for a backend by preset, without the two columns.
 fn setup(yaml: &str) -> String {
     let file = support::proxy::TempFile::new(yaml);
     let output = support::proxy::command().args(["check", "--config", file.path()]).output().expect("runs");
@@ -295,7 +295,7 @@ async fn a_person_with_a_session_has_a_name_in_jupyter_as_check_says_it_is_set_u
     let cookie = format!("Cookie: {cookie}");
     let me = get(proxy.address, "/api/me", &[&cookie]).await;
     assert_eq!((me.status, me.json()["identity"]["username"].as_str()), (200, Some("alice")), "{}", me.body);
-    // It gives no cookie of its own that would outlive ours, and believes nobody without its token.
+    // It sets no cookie of its own that would outlive the proxy's, and refuses requests without its token.
     assert!(!me.head.to_ascii_lowercase().contains("username-"), "{}", me.head);
     assert_eq!(get(proxy.address, "/api/me", &[]).await.status, 401);
     assert_eq!(get(backend.address, "/api/me", &["X-User-Id: root"]).await.status, 403);
@@ -387,7 +387,7 @@ async fn marimo_runs_a_cell_for_a_bearer_token() {
     .await;
 }
 
-/// The next whole text, fragments put together.
+/// Returns the next whole text, with its fragments joined.
 async fn next_text_of_any_size(socket: &mut Socket) -> String {
     let mut text = Vec::new();
     loop {
@@ -437,7 +437,7 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
     assert_eq!((redirected.status, redirected.field("location")), (307, Some("http://localhost/api/notebooks/")));
     let foreign = get(proxy.address, "/api/notebooks/n2", &[&as_alice]).await;
     assert_eq!((foreign.status, foreign.json()), (403, json!({"detail": "another user's notebook"})));
-    // A socket of one's own, and none of another's.
+    // The user opens a socket of their own notebook, and none of another user's.
     let mut socket = Socket::open(proxy.address, "/ws/notebooks/n1", &[]).await;
     assert_eq!(socket.authenticate(&alice).await["type"], "authenticated");
     socket.say(r#"{"hello":1}"#).await;
@@ -456,7 +456,7 @@ async fn a_fastapi_notebook_sees_the_verified_user_over_http_and_websocket() {
         let pushed: Value = serde_json::from_str(&pushed).expect("json");
         assert_eq!((pushed["type"].as_str(), pushed["cell"].as_u64()), (Some("cell_updated"), Some(cell)));
     }
-    // A client that people really use, with its defaults and its own reconnect.
+    // A widely used client, with its defaults and its own reconnect.
     let dying = issuer.token_with("alice", json!({"exp": support::now() - 2}));
     let client = Command::new(python)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/backends/websockets_client.py"))
@@ -516,13 +516,14 @@ async fn a_backend_that_believes_signed_assertions_believes_nobody_else() {
     let mut socket = Socket::open(proxy.address, "/ws", &[]).await;
     assert_eq!(socket.authenticate(&alice).await["type"], "authenticated");
     assert_eq!(socket.next_text().await, "alice");
-    // A neighbour who reaches its port, with and without our header's name; and our own public route.
+    // A neighbour reaches the backend's port, with and without the proxy's header name; so does the proxy's own public
+    // route.
     assert_eq!(get(backend.address, "/a", &[]).await.status, 403);
     assert_eq!(get(backend.address, "/a", &["X-User-Id: alice", "X-Vestibule-Assertion: x"]).await.status, 403);
     assert_eq!(get(proxy.address, "/open/a", &["X-Vestibule-Assertion: x"]).await.status, 403);
     let (refused, _) = Socket::try_open(backend.address, "/ws", &[]).await;
     assert_eq!(refused.status, 403);
-    // One that was overheard is worth nothing for another request, nor twice in a header.
+    // An intercepted assertion is not valid for another request, nor twice in a header.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
     let ear = Proxy::start(&yaml(listener.local_addr().expect("address"))).await;
     let mut client = Client::connect(ear.address).await;
@@ -539,7 +540,7 @@ async fn a_backend_that_believes_signed_assertions_believes_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wsgi_backend_reads_no_look_alike() {
     let Some(python) = python() else { return };
-    // CGI makes one name of `X-User-Id` and `X_User_Id`: what WSGI hands an application is what counts.
+    // CGI maps `X-User-Id` and `X_User_Id` to one name, and WSGI applications read that name.
     let source = "import sys\nfrom wsgiref.simple_server import make_server\ndef app(environ, start):\n    start('200 OK', [('Content-Type', 'text/plain')])\n    return [environ.get('HTTP_X_USER_ID', 'nobody').encode()]\nmake_server('127.0.0.1', int(sys.argv[1]), app).serve_forever()\n";
     let backend =
         Backend::start("wsgi", python, |port| vec!["-c".to_owned(), source.to_owned(), port.to_string()], |_| {}).await;

@@ -1,5 +1,5 @@
-//! Real routers and the spellings of a path: whatever each of them takes for a guarded resource, no
-//! caller gets it whom the rules keep out.
+//! Tests of real routers and the spellings of a path: whichever spelling a router maps to a guarded resource, a caller
+//! that the rules refuse does not get it.
 
 use crate::support::client::{bearer, get};
 use crate::support::issuer::Issuer;
@@ -14,7 +14,7 @@ const RULES: &str = "routes:
   - { path: /public/**, auth: none }
 ";
 
-/// What stands around and inside the path of a guarded resource.
+/// The texts around and inside the path of a guarded resource.
 const ENDS: [&str; 22] = [
     "", "/", "//", "/.", "/x/..", "%0A", "%0a", "%20", "%09", "%0D%0A", "%00", "%00x", "%C0%AE", "%C0%AF", "%FF",
     "%C2%A0", "%C2%85", "%3Fx", "%23x", ";x", ";", "%2F",
@@ -71,7 +71,7 @@ async fn hold_against(kind: &str) {
                 }
             }
         }
-        // Without the proxy the routers do take some of these for the guarded resource.
+        // Without the proxy the routers do map some of these to the guarded resource.
         assert!(other_spellings_served > 0, "{kind}: {path}");
     }
     assert_eq!(get(proxy.address, "/files/alice/notes", &[&alice]).await.body, "notes of [alice]");
@@ -142,7 +142,7 @@ async fn no_spelling_gets_past_a_rule_before_jupyter_server() {
     assert!(other_spellings_served > 0);
     let own = get(proxy.address, "/api/contents/alice/secret.txt", &[&alice]).await;
     assert_eq!(own.json()["content"], "of alice alone");
-    // A name that was refused for its looks before is not this user's folder, and says so.
+    // A name that earlier versions refused for its spelling is not this user's folder, and the refusal says so.
     let odd = get(proxy.address, "/api/contents/A%2520B%3Bc.txt", &[&alice]).await;
     assert_eq!((odd.status, odd.code().as_str()), (403, "forbidden"));
 }

@@ -1,6 +1,6 @@
-//! Real WebSocket clients, each the published package with its default options and its own reconnect,
-//! talking to an upstream that knows nothing of tokens through the built program. The tests themselves are
-//! the `.mjs` files beside this one.
+//! Tests with real WebSocket clients, each the published package with its default options and its own reconnect,
+//! through the built program to an upstream without token checks. The tests themselves are the `.mjs` files in this
+//! folder.
 //!
 //! The packages are installed once into `target/clients`, those of Python into `target/clients/python`. On a machine
 //! without `npm` these tests say so and pass, except where `CI` is set.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Where the packages and the tests stand; `None` on a machine without Node.js.
+/// Returns the folder of the packages and the tests; `None` on a machine without Node.js.
 fn folder() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     FOLDER
@@ -39,7 +39,7 @@ fn installed() -> PathBuf {
             std::fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("copied");
         }
     }
-    // As the program serves it, beside a package that calls itself a module.
+    // The file is copied as the program serves it, next to a package that declares itself a module.
     std::fs::copy(root.join("src/browser/client.js"), folder.join("client.js")).expect("copied");
     let wanted = std::fs::read_to_string(source.join("package.json")).expect("package.json");
     let marker = folder.join("installed.txt");
@@ -57,7 +57,7 @@ fn installed() -> PathBuf {
     folder
 }
 
-/// The Python of an environment with `requirements.txt`; `None` where it cannot be had.
+/// Returns the Python of an environment with `requirements.txt`; `None` if it cannot be made.
 fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     PYTHON
@@ -103,7 +103,7 @@ fn passes(file: &str) {
 fn passes_with(file: &str, variables: &[(&str, &Path)]) {
     let Some(folder) = folder() else { return };
     let output = Command::new("node")
-        // What a failed test leaves open does not keep the process.
+        // Connections that a failed test leaves open do not keep the process running.
         .args(["--test", "--test-force-exit", "--test-timeout=300000", file])
         .current_dir(folder)
         .env("VESTIBULE", env!("CARGO_BIN_EXE_vestibule"))
@@ -135,7 +135,7 @@ fn our_own_as_a_package_and_with_types() {
     passes("package.test.mjs");
 }
 
-/// Where a browser is: `CHROMIUM`, or the system's.
+/// Returns the path of a browser: `CHROMIUM`, or the system's.
 fn chromium() -> Option<PathBuf> {
     let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
     let found = named.or_else(|| {

@@ -1,4 +1,4 @@
-//! Limits per address: failed tokens, connections, and the balancer behind which everyone looks the same.
+//! Tests of limits per address: failed tokens, connections, and a load balancer whose clients share one address.
 
 use serde_json::json;
 
@@ -82,7 +82,7 @@ async fn each_client_of_a_trusted_proxy_has_its_own_count() {
     // One IPv6 host has a whole /64.
     assert_eq!(fixture.outcome(&bad, &[&from("2001:db8::1")]).await, "invalid_token");
     assert_eq!(fixture.outcome(&bad, &[&from("2001:db8::ffff")]).await, "too_many_failures");
-    // Who names nobody stands for everybody.
+    // A sender that names no client counts for all of them.
     for _ in 0..3 {
         assert_eq!(fixture.outcome(&bad, &[]).await, "invalid_token");
     }

@@ -248,7 +248,7 @@ async fn a_key_server_with_a_certificate_of_its_own_making_is_not_believed() {
 #[tokio::test]
 async fn the_same_token_under_two_configurations_never_shares_a_verdict() {
     let (strict, lax) = (fixture("").await, fixture("").await);
-    // Good at its own issuer's only, whatever the other has just said of it.
+    // A token is valid for its own issuer only, whatever the other has just accepted.
     let token = bearer(&lax.issuer.token("alice"));
     let fields = [token.as_str()];
     let (answer, _) = tokio::join!(get(lax.proxy.address, "/x", &fields), lax.backend.answer("ok"));
@@ -279,7 +279,8 @@ async fn an_upgrade_needs_what_its_path_needs_in_every_spelling_of_upgrade() {
             let mut client = Client::connect(fixture.proxy.address).await;
             client.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nUpgrade: {upgrade}\r\nConnection: {connection}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")).await;
             let status = client.answer().await.status;
-            // Where the rule of a reading is another, the upgrade is refused or waits for a token; the upstream hears nothing.
+            // If another rule matches a reading, the upgrade is refused or waits for a token; the upstream receives
+            // nothing.
             let waits = matches!(target, "/TERMINAL/x" | "/unknown/terminal/../ws");
             assert!(matches!(status, 401 | 400) || (status == 101 && waits), "{target} {upgrade}: {status}");
         }

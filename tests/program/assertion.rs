@@ -1,4 +1,5 @@
-//! The signed assertion (docs/contract.md section 6): what it says, for whom, and that no client can send one.
+//! Tests of the signed assertion (docs/contract.md section 6): its claims, its audience, and that no client can send
+//! one.
 
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -67,7 +68,7 @@ async fn it_says_who_asks_what_of_whom_for_a_minute_and_clients_cannot_send_one(
     let fields = [credential.as_str()];
     let (_, heard) = tokio::join!(get(proxy.address, "/other/x", &fields), other.answer("ok"));
     assert_eq!(verified(&heard, "x-vestibule-assertion", &keys, &other.url())["path"], "/other/x");
-    // On a public route there is nobody to speak of.
+    // On a public route there is no user.
     let fields = [forged, "X-Vestibule-Assertion: x"];
     let (_, heard) = tokio::join!(get(proxy.address, "/open", &fields), backend.answer("ok"));
     assert!(!heard.head.to_ascii_lowercase().contains("assertion"), "{}", heard.head);

@@ -1,4 +1,4 @@
-//! `vestibule token`, and what the program says when it is called wrongly.
+//! Tests of `vestibule token`, and of the errors about a wrong command line.
 
 use std::io::Write as _;
 use std::process::{Output, Stdio};

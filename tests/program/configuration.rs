@@ -1,4 +1,4 @@
-//! What a wrong configuration says, and that the example file is the code's.
+//! Tests of the errors about a wrong configuration, and that the example file has the keys and defaults of the code.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -339,7 +339,7 @@ fn the_example_is_valid_as_it_stands() {
     assert_eq!(code, Some(0), "{text}");
 }
 
-/// What the example wants of its environment.
+/// The environment variables that the example needs.
 const SECRETS: &[(&str, &str)] = &[
     ("BACKEND_SECRET", "x"),
     ("SESSION_SECRET", "0123456789abcdef0123456789abcdefXYZ"),
@@ -373,7 +373,7 @@ fn the_example_shows_every_key_of_the_code() {
             continue;
         }
         let key = renamed.take().unwrap_or(field);
-        // What `websocket: header` stands for; nobody writes it out.
+        // This is the long form of `websocket: header`, which is never written.
         if key == "form" {
             continue;
         }
@@ -385,7 +385,7 @@ fn the_example_shows_every_key_of_the_code() {
 
 #[test]
 fn the_example_shows_the_defaults_that_are_in_force() {
-    // What the example writes for a key with a default must change nothing.
+    // The value that the example shows for a key with a default must change nothing.
     let (_, with) = check(&format!("{}\n", example()), SECRETS);
     let kept: String = example()
         .lines()

@@ -236,7 +236,7 @@ async fn what_is_not_a_revocation_changes_nothing() {
     }
     assert_eq!(fixture.outcome(&fixture.issuer.token("a")).await, "invalid_token");
     assert_eq!(fixture.outcome(&fixture.issuer.token("c")).await, "c");
-    // The main listener knows none of it.
+    // The main listener does not serve these endpoints.
     assert_eq!(request(fixture.proxy.address, "POST", "/.vestibule/revoke", &[], "{}").await.status, 404);
 }
 
@@ -265,7 +265,7 @@ async fn revocations_outlive_the_process_where_a_file_is_named() {
     assert_eq!(fixture.revoke(json!({"sub": "alice"})).await, 204);
     fixture.proxy.signal("KILL");
     fixture.proxy.ended().await;
-    // Its socket file is left behind, and taken over.
+    // The socket file of the killed process is left, and is replaced.
     assert!(socket.0.exists());
     fixture.proxy = Proxy::start(&yaml).await;
     assert_eq!(fixture.outcome(&fixture.issuer.token("alice")).await, "invalid_token");
@@ -326,7 +326,7 @@ async fn over_tcp_whoever_has_the_token_may() {
         assert_eq!(request(port, "POST", "/revoke", &fields, &body).await.status, expected, "{fields:?}");
     }
     assert_eq!(request(port, "GET", "/revoke", &[&good], "").await.status, 405);
-    // Those that say nothing give way, the longest silent first.
+    // Connections that send nothing are closed, the oldest first.
     let mut silent = Vec::new();
     for _ in 0..64 {
         silent.push(Client::connect(port).await);

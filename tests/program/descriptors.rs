@@ -1,4 +1,4 @@
-//! Few file descriptors: the soft limit is raised, and where the hard one is low the rest hear that it is busy.
+//! Tests of few file descriptors: the soft limit is raised, and with a low hard limit further connections get 503.
 
 use crate::support::backend::Backend;
 use crate::support::client::Client;

@@ -1,5 +1,5 @@
-//! `vestibule doctor`: a sound deployment has nothing red, and each thing that can be wrong turns its own line red and
-//! no other.
+//! Tests of `vestibule doctor`: a sound deployment has no failed check, and each fault makes its own check fail and no
+//! other.
 
 mod deployments;
 
@@ -16,7 +16,7 @@ use crate::support::proxy::{Proxy, TempFile, TempFolder, command};
 const SECRET: &str = "the-backends-own-secret";
 const USUAL: &str = "routes: [{ path: /health, auth: none }, { path: /admin/**, auth: deny }, { path: /team/**, require: { role: admin } }]\n";
 
-/// A backend that wants its secret, and answers with who it thinks asks.
+/// Answers like a backend that demands its secret. The response has the user that it read.
 fn guarded(asked: &Asked) -> Reply {
     if asked.field("x-backend-secret") == Some(SECRET) || asked.line() == "GET /health" {
         return ok(json!({"user": asked.field("x-user-id"), "account": asked.field("x-account")}));
@@ -43,7 +43,8 @@ fn yaml(issuer: &Issuer, backend: &Answerer, more: &str) -> String {
     format!("{credential}{providers}{routes}{more}")
 }
 
-/// What it says of a proxy at this address, by this configuration: exit code, the names that are red, all of it.
+/// Runs the doctor for a proxy at this address with this configuration. Returns the exit code, the names of failed
+/// checks, and the output.
 async fn doctor(at: SocketAddr, yaml: &str, arguments: &[&str]) -> (Option<i32>, BTreeSet<String>, String) {
     let admin = if yaml.contains("admin:") { "" } else { "admin: null\n" };
     let file = TempFile::new(&format!("listen: {at}\n{admin}{yaml}"));
@@ -101,7 +102,7 @@ async fn what_the_process_does_otherwise_than_the_file_is_red() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
     let token = TempFile::new(&issuer.token("alice"));
     let with_token = ["--token-file", token.path()];
-    // What runs, what the file says, what is red.
+    // The running configuration, that of the file, and the failed checks.
     for (runs, says, expected) in [
         (
             "routes: [{ path: /health, auth: none }, { path: /team/**, auth: none }]\n",
@@ -133,7 +134,7 @@ async fn what_the_configuration_itself_leaves_open_is_red() {
     }
 }
 
-/// What answers in Vestibule's place and does one thing wrong.
+/// Answers in Vestibule's place and does one thing wrong.
 fn impostor(wrong: &'static str) -> impl Fn(&Asked) -> Reply + Send + 'static {
     move |asked| {
         let path = asked.line().strip_prefix("GET ").unwrap_or_default();
@@ -176,7 +177,7 @@ async fn an_impostor_is_found_out_by_what_it_does_wrong() {
     }
 }
 
-/// Answers upgrades with 101 and echoes; everything else as it should be.
+/// Answers upgrades with 101 and echoes messages; everything else is as it should be.
 async fn open_sockets() -> SocketAddr {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
@@ -235,7 +236,7 @@ async fn an_upstream_without_isolation_is_red() {
         let (_, red, text) = doctor(proxy.address, &yaml, &[]).await;
         assert_eq!(red, only(expected), "{expected}: {text}");
     }
-    // One user alone: what runs lets another in.
+    // The file admits one user alone, while the running program admits another too.
     let alone = provider.replace(" }", ", allow: { users: [alice] } }");
     let alone = yaml(&issuer, &backend, &format!("upstream: {}\nproviders: [{alone}]\n", backend.url));
     let everyone = yaml(&issuer, &backend, &format!("upstream: {}\n", backend.url));
@@ -271,7 +272,7 @@ async fn a_unix_socket_that_everyone_opens_is_red() {
     }
 }
 
-/// Whether other machines would reach this one: without another address nothing can be tried.
+/// Returns whether this machine has an address for other machines. Without one the check cannot be made.
 fn has_another_address() -> bool {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bound");
     socket.connect("192.0.2.1:9").is_ok() && socket.local_addr().is_ok_and(|address| !address.ip().is_loopback())

@@ -1,5 +1,5 @@
-//! The documents are held to the program: their configurations are valid, their links lead somewhere, and the messages
-//! they explain are those that are said.
+//! Compares the documents with the program: their configurations are valid, their links exist, and the messages that
+//! they explain are those of the program.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every document, with its text.
+/// Returns every document with its text.
 fn documents() -> Vec<(PathBuf, String)> {
     let mut found = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
     for folder in ["docs", "deploy"] {
@@ -31,7 +31,7 @@ fn documents() -> Vec<(PathBuf, String)> {
     found.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).expect("text"))).collect()
 }
 
-/// What the documents' configurations want of their environment.
+/// The environment variables that the documents' configurations need.
 const VARIABLES: [(&str, &str); 11] = [
     ("PORT", "8081"),
     ("ADMIN_PORT", "9181"),
@@ -78,7 +78,7 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(root().join(file)).expect(file)
 }
 
-/// A configuration of several instances without what it has beyond that of one.
+/// Returns a configuration of several instances without the keys that one instance does not need.
 fn of_one_instance(yaml: &str) -> String {
     let (head, rest) = yaml.split_once("browser:").expect("a session secret");
     let (more, routes) = rest.split_once("routes:").expect("routes");
@@ -176,7 +176,7 @@ fn the_configurations_of_the_deployments_are_valid() {
     let vestibule = &task["containerDefinitions"][1];
     assert_eq!(vestibule["environment"][0]["name"], "VESTIBULE_CONFIG_YAML");
     check("ECS", vestibule["environment"][0]["value"].as_str().expect("text"));
-    // What the platforms wait is above what the drain takes.
+    // The platforms wait for longer than the drain takes.
     assert!(vestibule["stopTimeout"].as_u64() > Some(25));
     // The backend requires the secret that Vestibule sends.
     let backend = &task["containerDefinitions"][0];
@@ -196,7 +196,7 @@ fn the_sample_backend_is_the_one_that_compose_runs() {
     assert!(page.contains(&format!("```python\n{app}```\n")), "docs/backends/fastapi-notebook.md shows another app");
 }
 
-/// As GitHub names them.
+/// Returns the anchor of a heading as GitHub forms it.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
     kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>().replace(' ', "-")

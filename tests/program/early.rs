@@ -144,7 +144,7 @@ async fn the_end_of_a_closed_connection_comes_before_the_rest_of_the_body() {
     let mut client = Client::connect(fixture.proxy.address).await;
     client.send(post("/x", &[HOST, "Connection: close"], 100)).await;
     assert_eq!(client.answer().await.status, 401);
-    // A client that reads to the end hears it, and can still send.
+    // A client that reads to the end gets it, and can still send.
     assert!(client.is_closed().await);
     client.send([b'x'; 100]).await;
 }
@@ -157,7 +157,7 @@ async fn a_client_that_waits_for_100_continue_is_refused_without_it() {
         let mut client = Client::connect(fixture.proxy.address).await;
         client.send(post("/x", &[HOST, expect], 100)).await;
         let answer = client.answer().await;
-        // It may send the body or not, so what comes next could not be told from it.
+        // The client may send the body or not, so the next bytes could not be distinguished from it.
         assert_eq!((answer.status, answer.field("connection")), (401, Some("close")), "{expect}");
         assert!(client.is_closed().await);
     }
@@ -287,7 +287,7 @@ async fn a_client_that_ends_its_side_behind_its_requests_has_the_answers_that_wa
     let post = post("/x", &[HOST], 4) + "abcd";
     let get = "GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for requests in [vec![get], vec![&post], vec![get, get], vec![&post, get], vec![get, &post, get]] {
-        // Often, because whether the end comes with the last bytes or behind them is not in our hand.
+        // This is repeated, because the test cannot decide whether the end comes with the last bytes or after them.
         for round in 0..50 {
             let mut client = Client::connect(fixture.proxy.address).await;
             client.send(requests.concat()).await;

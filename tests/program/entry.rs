@@ -1,5 +1,5 @@
-//! Who may enter: an e-mail address that nobody verified is no name, a list that a variable left empty lets nobody in by
-//! accident, a secret that others could guess protects nothing, and `check` says who may enter.
+//! Tests of admission: an unverified e-mail address identifies no user, a list that a variable left empty admits no
+//! user by accident, a secret that others could guess is rejected, and `check` describes who is admitted.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ async fn fixture(provider: &str, more: &str) -> Fixture {
 }
 
 impl Fixture {
-    /// The user id that the backend sees, or the code of the refusal.
+    /// Returns the user id that the backend receives, or the code of the refusal.
     async fn enters(&self, claims: serde_json::Value) -> String {
         self.outcome(&self.issuer.token_with("auth0|7", claims), &[]).await
     }
@@ -127,7 +127,7 @@ fn a_member_or_a_claim_s_value_that_a_variable_leaves_empty_is_an_error() {
         assert_eq!(code, Some(2), "{provider} {more}: {text}");
         assert!(text.contains(place) && text.contains("} is empty; give the variable a value"), "{provider}: {text}");
     }
-    // Without a variable it is as empty.
+    // Without a variable the list is empty in the same way.
     for (provider, said) in [
         ("allow: { users: \"\" }", "providers[0].allow.users: is empty; write [] for none"),
         ("allow: { users: [\"\"] }", "providers[0].allow.users[0]: is empty: it lets nobody in"),

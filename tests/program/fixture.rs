@@ -1,4 +1,4 @@
-//! What most tests start: an issuer, a backend, and the program in front of the backend.
+//! The fixture of most tests: an issuer, a backend, and the program in front of the backend.
 
 use std::net::SocketAddr;
 
@@ -28,13 +28,14 @@ impl Fixture {
         Self { proxy: Proxy::start(&yaml).await, issuer, backend }
     }
 
-    /// The user id that the backend sees of a request with this token, or the code of the refusal.
+    /// Returns the user id that the backend receives with a request with this token, or the code of the refusal.
     pub async fn outcome(&self, token: &str, more: &[&str]) -> String {
         outcome(self.proxy.address, &self.backend, token, more).await
     }
 }
 
-/// The user id that the backend sees of a request with this token and these header fields, or the code of the refusal.
+/// Returns the user id that the backend receives with a request with this token and these header fields, or the code of
+/// the refusal.
 pub async fn outcome(proxy: SocketAddr, backend: &Backend, token: &str, more: &[&str]) -> String {
     let credential = bearer(token);
     let fields = [&[credential.as_str()], more].concat();
@@ -42,7 +43,7 @@ pub async fn outcome(proxy: SocketAddr, backend: &Backend, token: &str, more: &[
     heard.map_or_else(|| answer.code(), |heard| heard.all("x-user-id").join(","))
 }
 
-/// A socket whose token is on its upgrade request: the client's end and the upstream's.
+/// Opens a socket whose token is on its upgrade request. Returns the client's end and the upstream's.
 pub async fn open_socket(proxy: SocketAddr, backend: &Backend, token: &str) -> (Socket, Socket) {
     let credential = bearer(token);
     let fields = [credential.as_str()];

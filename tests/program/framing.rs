@@ -1,4 +1,4 @@
-//! Every method with every framing: what the upstream gets is the body that the client sent, framed as it came.
+//! Tests of every method with every framing: the upstream gets the body that the client sent, with the same framing.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use crate::support::client::{Client, bearer};
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"];
 
-/// Its name, its fields, its bytes, and the framing and the body that go up.
+/// The name, the fields and the bytes of a request, and the framing and the body that the upstream gets.
 const FRAMINGS: [(&str, &str, &str, &str, &str); 6] = [
     ("none", "", "", "", ""),
     ("length 0", "Content-Length: 0\r\n", "", "content-length: 0", ""),
@@ -46,7 +46,7 @@ async fn a_body_reaches_the_upstream_whatever_the_method_with_the_framing_it_cam
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Its name, the answer, and what the client sees to GET and to HEAD.
+/// The name and the bytes of a response, and the client's results for GET and HEAD.
 const ANSWERS: [(&str, &str, &str, &str); 7] = [
     (
         "length",
@@ -97,7 +97,7 @@ async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() 
             let upstream = async {
                 let mut conn = fixture.backend.accept().await;
                 conn.request().await;
-                // It closes behind every answer, so each has a connection of its own.
+                // The connection closes after every response, so each has a connection of its own.
                 conn.write(format!("{head}{body}")).await;
             };
             let (seen, ()) = tokio::join!(client.whole(method == "HEAD"), upstream);
@@ -134,7 +134,7 @@ async fn an_answer_that_describes_a_body_it_cannot_have_is_the_last_of_its_conne
         let mut client = Client::connect(fixture.proxy.address).await;
         client.send(format!("GET /y HTTP/1.1\r\nHost: localhost\r\n{bob}\r\n\r\n")).await;
         let mut second = if is_last {
-            // What a server sends late is not read by anyone.
+            // Bytes that a server sends late are not read.
             assert!(first.is_closed().await);
             fixture.backend.accept().await
         } else {

@@ -1,4 +1,4 @@
-//! Nothing behind the first message is lost, reordered or doubled, however it is cut.
+//! Tests that no message after the first is lost, reordered or duplicated, however the stream is split.
 
 use crate::fixture::{Fixture, fixture};
 use crate::support::client::Client;
@@ -31,7 +31,7 @@ async fn upgrade_authenticate_and_two_messages_in_one_segment() {
     upstream.say("hello").await;
     assert!(client.next_text().await.contains("authenticated"));
     assert_eq!(client.next_text().await, "hello");
-    // Exactly once: the next thing the upstream hears is the next thing said.
+    // Each message is forwarded exactly once: the upstream's next message is the client's next one.
     client.say("three").await;
     assert_eq!(upstream.next_text().await, "three");
 }

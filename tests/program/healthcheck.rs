@@ -9,7 +9,7 @@ use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::unused_port;
 
-/// Exit code and what was said.
+/// The exit code and the output.
 fn healthcheck(arguments: &[&str]) -> (Option<i32>, String) {
     let output = command().arg("healthcheck").args(arguments).output().expect("it runs");
     let said = [output.stdout, output.stderr].concat();
@@ -33,7 +33,7 @@ async fn a_proxy_that_serves_is_alive_and_ready() {
     let mut proxy = Proxy::start(&yaml).await;
     proxy.logged("the first keys", |line| line.contains("JWKS fetched")).await;
     let address = proxy.address.to_string();
-    // By flag, by file, by variable: as `run` is told.
+    // The configuration is named by flag, by file or by variable, as for `run`.
     assert_eq!(seen(&healthcheck(&["--listen", &address])), OK);
     assert_eq!(seen(&healthcheck(&["--config", listening(&address).path()])), OK);
     let output = command().args(["healthcheck", "--ready"]).env("VESTIBULE_LISTEN", &address).output().expect("runs");

@@ -1,13 +1,14 @@
-//! Imports in `src` point one way: between the modules of the picture in `lib.rs`, and between the files inside each.
+//! Checks that imports in `src` point one way: between the modules listed in `lib.rs`, and between the files inside
+//! each.
 //!
-//! At every level of the module tree the modules that stand side by side form a graph without circles, each taken
-//! together with what is below it. A module and its own submodules may use each other. A re-export counts as an import
-//! of the file that it leads to. Calls of methods are not seen.
+//! At every level of the module tree the sibling modules form a graph without cycles, each taken together with its
+//! submodules. A module and its own submodules may use each other. A re-export counts as an import of the file that it
+//! leads to. Calls of methods are not detected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// From left to right; a module may import any module to its right, never one to its left.
+/// The modules from left to right. A module may import any module to its right, never one to its left.
 const MODULES: [&[&str]; 12] = [
     &["main"],
     &["cli"],
@@ -22,19 +23,19 @@ const MODULES: [&[&str]; 12] = [
     &["policy"],
     &["config"],
 ];
-/// Leaves take plain values; any module may use them, and they use none.
+/// The modules that take plain values. Any module may use them, and they use none.
 const LEAVES: [&str; 6] = ["telemetry", "drain", "budget", "json", "page", "small_server"];
 
-/// Imports that close a circle all the same. One that closes none any more has to leave this list.
+/// The allowed imports that close a cycle. One that closes none any more must be removed from this list.
 const CIRCLES: [(&str, &str); 0] = [];
 
 /// A source file and its module: `src/auth/keys/set.rs` is `["auth", "keys", "set"]`, `src/lib.rs` is `[]`.
 struct Source {
     module: Vec<String>,
     text: String,
-    /// What it imports under which name.
+    /// The imports of the file with their names.
     imports: Vec<Import>,
-    /// Its code without comments, strings, tests and imports.
+    /// The code of the file without comments, strings, tests and imports.
     code: String,
     submodules: BTreeSet<String>,
 }
@@ -108,7 +109,7 @@ impl Source {
         source
     }
 
-    /// Every path that the file uses.
+    /// Returns every path that the file uses.
     fn used_paths(&self) -> Vec<Vec<String>> {
         let words: BTreeSet<&str> =
             self.code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
@@ -125,7 +126,7 @@ impl Source {
         paths
     }
 
-    /// A path from the root of the crate, or `None` for one into another crate.
+    /// Returns a path from the root of the crate, or `None` for one into another crate.
     fn absolute(&self, path: &[String]) -> Option<Vec<String>> {
         let supers = path.iter().take_while(|part| *part == "super").count();
         match path.first()?.as_str() {
@@ -148,8 +149,8 @@ fn visibility(line: &str) -> (bool, &str) {
     }
 }
 
-/// Ends before the module of tests that is written in the file itself; one in a file of its own is only declared here,
-/// often at the top.
+/// Returns the text before the inline module of tests. A module of tests in a file of its own is only declared, often
+/// at the top.
 fn without_inline_tests(text: &str) -> &str {
     let is_inline = |at: &usize| text[*at..].lines().nth(1).is_some_and(|line| line.ends_with('{'));
     let inline = text.match_indices("#[cfg(test)]\nmod ").map(|(at, _)| at).find(is_inline);
@@ -187,7 +188,7 @@ fn without_comments_and_strings(text: &str) -> String {
     out
 }
 
-/// `a::{b, c::{d, e}}` as `a::b`, `a::c::d`, `a::c::e`.
+/// Expands `a::{b, c::{d, e}}` to `a::b`, `a::c::d`, `a::c::e`.
 fn leaves_of(tree: &str) -> Vec<String> {
     let Some((before, group)) = tree.split_once('{') else { return vec![tree.to_owned()] };
     let group = group.strip_suffix('}').expect("a closed group");
@@ -208,7 +209,7 @@ fn leaves_of(tree: &str) -> Vec<String> {
     members.flat_map(|member| leaves_of(member)).map(|leaf| format!("{before}{leaf}")).collect()
 }
 
-/// The file in which what the path names is defined, as far as re-exports and imports tell.
+/// Returns the file that defines the item of a path, through re-exports and imports.
 fn file_of(path: &[String], files: &BTreeMap<&[String], &Source>, depth: usize) -> Option<Vec<String>> {
     let length = (0..=path.len()).rev().find(|length| files.contains_key(&path[..*length]))?;
     let source = files[&path[..length]];
@@ -221,7 +222,7 @@ fn file_of(path: &[String], files: &BTreeMap<&[String], &Source>, depth: usize) 
     Some(source.module.clone())
 }
 
-/// The modules that import one another side by side, by the module above them.
+/// Returns the imports between sibling modules, by the module above them.
 fn sibling_imports(sources: &[Source]) -> BTreeMap<Vec<String>, BTreeSet<(String, String)>> {
     let files: BTreeMap<&[String], &Source> = sources.iter().map(|source| (&*source.module, source)).collect();
     let mut graphs: BTreeMap<Vec<String>, BTreeSet<(String, String)>> = BTreeMap::new();

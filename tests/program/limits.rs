@@ -136,7 +136,7 @@ async fn fixture(upstream: &str, more: &str) -> Fixture {
 
 #[tokio::test]
 async fn an_upstream_that_cannot_be_connected_to_in_time_is_504() {
-    // A listener whose queue is full answers nobody.
+    // A listener whose queue is full does not answer.
     let full = RawSocket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
     full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bound");
     full.listen(0).expect("listens");
@@ -230,7 +230,7 @@ async fn without_reuse_every_request_has_a_connection_of_its_own() {
     for _ in 0..3 {
         client.send(&head).await;
         let mut conn = fixture.backend.accept().await;
-        // A server that leaves a body unread must not take it for a second request.
+        // A server that leaves a body unread must not read it as a second request.
         assert_eq!(conn.request().await.all("connection"), ["close"]);
         conn.write(OK).await;
         assert_eq!(client.answer().await.body, "ok");

@@ -1,4 +1,4 @@
-//! Sign-in by OpenID Connect, against a provider of ours that is honest or not.
+//! Tests of sign-in by OpenID Connect with the tests' own provider, honest or not.
 
 mod attacks;
 mod audit;
@@ -22,7 +22,7 @@ use crate::support::proxy::Proxy;
 /// The Origin of the proxy's own pages.
 pub(crate) const OURS: &str = "Origin: http://localhost";
 
-/// A provider that gives refresh tokens, and access tokens that live for so many seconds.
+/// Starts a provider that gives refresh tokens, and access tokens that are valid for `seconds`.
 pub(crate) async fn provider(seconds: u64) -> OpenId {
     let provider = OpenId::start().await;
     provider.set(|conduct| {
@@ -32,7 +32,7 @@ pub(crate) async fn provider(seconds: u64) -> OpenId {
     provider
 }
 
-/// As much of a browser as a sign-in needs: cookies, and where it is sent.
+/// The parts of a browser that a sign-in needs: cookies and redirects.
 #[derive(Clone)]
 pub(crate) struct Browser {
     pub(crate) address: SocketAddr,
@@ -75,12 +75,12 @@ impl Browser {
         self.send("GET", target, &["Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document"], "").await
     }
 
-    /// Where an answer leads.
+    /// Returns the target of a redirect.
     pub(crate) fn location(answer: &Answer) -> String {
         answer.field("location").unwrap_or_else(|| panic!("no location: {answer:?}")).to_owned()
     }
 
-    /// From a page of ours to the provider's.
+    /// Follows the redirects from a page of the proxy to the provider.
     pub(crate) async fn reach_provider(&mut self, target: &str) -> String {
         let answer = self.open(target).await;
         assert_eq!(answer.status, 302, "{}", answer.body);
@@ -118,7 +118,7 @@ impl Fixture {
         Self::at(provider, login, more).await
     }
 
-    /// At a provider that is prepared.
+    /// Starts the fixture with this provider.
     async fn at(provider: OpenId, login: &str, more: &str) -> Self {
         let backend = Backend::start().await;
         let proxy = Proxy::with_level(&Self::yaml(&provider, &backend, login, more), "trace").await;
@@ -139,7 +139,7 @@ impl Fixture {
         Browser::new(self.proxy.address)
     }
 
-    /// What the backend hears of a page that this browser opens.
+    /// Returns the user that the backend receives with a page that this browser opens.
     async fn user(&self, browser: &mut Browser) -> String {
         let (answer, heard) = tokio::join!(browser.open("/x"), self.backend.answer("served"));
         assert_eq!(answer.status, 200);

@@ -86,7 +86,7 @@ async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
         let id = answer.field("x-request-id").expect("an id").to_owned();
         let line = fixture.proxy.logged("its line", |line| line.contains(&id) && line.contains("reason")).await;
         assert!(line.contains(reason) && line.contains(&format!(r#""outcome":"{outcome}""#)), "{line}");
-        // No answer tells more than the table of section 3.
+        // No response tells the client more than the table of section 3.
         let mut body = answer.json();
         body.as_object_mut().expect("object").remove("request_id");
         let (code, detail) = match outcome {

@@ -1,5 +1,5 @@
-//! Paths are judged in every reading (docs/contract.md section 3): no spelling gets past a rule, none is
-//! refused for its looks, and every path goes up byte for byte.
+//! Tests that a path is matched in every reading (docs/contract.md section 3): no spelling bypasses a rule, none is
+//! refused for its spelling, and every path is forwarded byte for byte.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Protected resources (RFC 9728): what OAuth clients are told, and which tokens count at each.
+//! Tests of protected resources (RFC 9728): the metadata for OAuth clients, and the tokens that each resource accepts.
 
 use serde_json::json;
 

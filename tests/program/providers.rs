@@ -1,5 +1,5 @@
-//! What each provider really issues, behind its preset (docs/contract.md section 5): tokens made here with a key of
-//! the test, claims as the provider's documentation and its own libraries say.
+//! Tests of the tokens that each provider issues, with its preset (docs/contract.md section 5). The tokens are made
+//! here with a key of the test; their claims are those of the provider's documentation and libraries.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ struct Provider {
 }
 
 impl Provider {
-    /// `provider` is the rest of its line; `claims` those of a good token beside `iss` and `exp`.
+    /// Starts a proxy. `provider` is the rest of its line; `claims` are those of a valid token beside `iss` and `exp`.
     async fn start(issuer: &str, provider: &str, more: &str, claims: Value) -> Self {
         let backend = Backend::start().await;
         let yaml = format!("upstream: {}\nproviders: [{{ issuer: \"{issuer}\", {provider} }}]\n{more}", backend.url());
@@ -28,7 +28,7 @@ impl Provider {
         Self { backend, proxy, claims: all }
     }
 
-    /// Asks with a token whose claims differ like this; `null` removes one.
+    /// Sends a request with a token whose claims differ like this; `null` removes one.
     async fn asks(&self, header: &Value, differ: &Value, target: &str) -> String {
         let mut claims = self.claims.clone();
         for (name, value) in differ.as_object().expect("object") {
@@ -147,7 +147,7 @@ async fn supabase() {
             ("no audience", json!({}), json!({"aud": null}), "invalid_token"),
         ])
         .await;
-    // A project of old signs with its secret.
+    // An old project signs with its secret.
     let secret = "the-legacy-secret-of-a-project-0123456789";
     let provider = format!("preset: supabase, secret: {secret}");
     let legacy = Provider::start(&url, &provider, "", supabase.claims.clone()).await;
@@ -180,7 +180,7 @@ async fn auth0() {
         .await;
     assert_eq!(auth0.asks(&json!({}), &json!({}), "/all").await, "auth0|5f7c", "scope matches by word");
     assert_eq!(auth0.asks(&json!({}), &json!({}), "/some").await, "forbidden", "and never by a part of one");
-    // What Auth0 gives out when no audience was asked for.
+    // Auth0 issues such a token when no audience was requested.
     assert_eq!(auth0.outcome("eyJhbGciOiJkaXIi.x.iv.text.tag", "/x").await, "invalid_token");
     assert_eq!(auth0.outcome("opaque-token-of-32-characters-or-so", "/x").await, "invalid_token");
 }
@@ -288,7 +288,7 @@ async fn entra() {
     assert_eq!(entra.asks(&json!({}), &json!({}), "/write").await, user, "scp matches by word");
     assert_eq!(entra.asks(&json!({}), &json!({}), "/part").await, "forbidden", "and never by a part of one");
     assert_eq!(entra.asks(&json!({}), &json!({"roles": ["reader", "admin"]}), "/admin").await, user);
-    // More groups than fit: a rule about them lets nobody in.
+    // There are more groups than fit into the token, so a rule about them admits no user.
     let overage = json!({"_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": {"endpoint": "https://graph.microsoft.com/"}}});
     assert_eq!(entra.asks(&json!({}), &overage, "/admin").await, "forbidden");
     let ids = json!({"aud": "spa", "sub": "s", "nonce": "n", "tid": TENANT, "ver": "2.0"});

@@ -13,7 +13,7 @@ use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::Socket;
 
-/// An upstream that says who was let in, a provider that is asked, and the program between them.
+/// An upstream that reports the admitted user, a provider that is asked, and the program between them.
 struct Fixture {
     backend: Backend,
     proxy: Proxy,
@@ -27,10 +27,10 @@ impl Fixture {
         Self { proxy: Proxy::start(&yaml).await, backend, provider }
     }
 
-    /// 200 with the user the upstream heard of, or the refusal.
+    /// Returns 200 with the user that the upstream received, or the refusal.
     async fn asks(&self, token: &str) -> Answer {
         let credential = bearer(token);
-        // What the client sends beside its token is nobody's business there.
+        // Other fields that the client sends beside its token do not matter.
         let fields = [credential.as_str(), "Cookie: secret=1", "X-Own: 1", "User-Agent: client"];
         let (mut answer, heard) = get_served(self.proxy.address, &self.backend, "/x", &fields).await;
         if let Some(heard) = heard {
@@ -266,7 +266,7 @@ async fn a_provider_that_cannot_answer_is_503_and_never_401() {
         assert!(answer.field("retry-after").is_some(), "{shown}");
     }
     assert!(fixture.provider.asked().iter().all(|asked| asked.line() == "POST /introspect"), "a redirect was followed");
-    // Silence, and nobody at all.
+    // The provider does not respond, or cannot be reached.
     fixture.provider.answers(active);
     fixture.provider.hold();
     assert_eq!(fixture.outcome("alice.silent").await, "auth_unavailable");
@@ -340,7 +340,7 @@ async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() 
     assert_eq!((fixture.provider.count(), fixture.provider.most()), (100, 4));
 }
 
-/// Or whoever sends tokens and leaves could have any number of them wait here.
+/// Checks that clients that send tokens and disconnect cannot fill the queue.
 #[tokio::test]
 async fn questions_whose_callers_have_all_left_are_not_asked() {
     let provider = Answerer::start(active).await;
@@ -381,7 +381,7 @@ async fn an_admission_does_not_wait_behind_the_sockets_that_are_asked_about_agai
     for index in 0..4 {
         sockets.push(fixture.socket(&format!("user{index}.1")).await);
     }
-    // From now on nobody answers the first question, and the others of the sockets wait for their turn behind it.
+    // From now on the first request is not answered, and those of the other sockets wait for their turn.
     fixture.provider.hold();
     fixture.provider.asked_times(5).await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;

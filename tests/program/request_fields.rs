@@ -1,5 +1,5 @@
-//! Which fields and URLs of a client reach the upstream (docs/contract.md sections 3 and 6): none that moves a
-//! request, none that says who someone is, no token where none is to be passed on.
+//! Tests of the fields and URLs of a client that reach the upstream (docs/contract.md sections 3 and 6): none that
+//! changes the request, none that names a user, and no token unless it is configured.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::support::backend::Heard;
 use crate::support::client::{Answer, bearer, get};
 use crate::support::socket::Socket;
 
-/// Fields by which some backend takes another path, host or scheme.
+/// The fields by which some backend reads another path, host or scheme.
 const MOVING: [&str; 29] = [
     "SCRIPT_NAME",
     "Script-Name",
@@ -41,7 +41,7 @@ const MOVING: [&str; 29] = [
     "X-Middleware-Subrequest",
 ];
 
-/// Who the user is, as other proxies and sign-in modules say it, and client certificates.
+/// The fields by which other proxies and sign-in modules send the user, and those of client certificates.
 const IDENTITIES: [&str; 44] = [
     "X-Webauth-Role",
     "X-Consumer-Groups",
@@ -168,7 +168,7 @@ async fn what_is_no_token_source_goes_up_in_no_spelling() {
             assert!(!heard.head.contains("forged"), "{forged}: {}", heard.head);
         }
     }
-    // Where no token is asked for, a webhook's own pass as they are spelled, and their look-alikes do not.
+    // If no token is read, a webhook's own fields pass in their exact spelling, and look-alikes do not.
     for (field, passes) in [
         ("Authorization: Basic own", true),
         ("Cf-Access-Jwt-Assertion: own", true),
@@ -227,7 +227,7 @@ async fn query_tokens_leave_every_url_of_a_protected_route() {
             }
         }
     }
-    // Nothing is taken out where nothing is read.
+    // Nothing is removed where no token is read.
     let target = format!("/public/x?token={token}");
     assert_eq!(passed(&fixture, &target, &[]).await.target(), target);
 }
@@ -251,7 +251,7 @@ async fn a_query_value_that_is_no_token_of_ours_is_no_credential() {
         let (said, (heard, _)) = tokio::join!(client.authenticate(&alice), fixture.backend.websocket());
         assert_eq!((said["type"].as_str(), heard.target()), (Some("authenticated"), target.as_str()));
     }
-    // Beside one that is ours, that one alone counts.
+    // Beside a token of a configured issuer, that one alone counts.
     let target = format!("/ws?token=vite&token={alice}");
     let (_client, (heard, _)) =
         tokio::join!(Socket::open(fixture.proxy.address, &target, &[]), fixture.backend.websocket());
@@ -313,7 +313,7 @@ async fn an_upstream_sets_no_cookie_of_ours_in_any_spelling() {
     let (answer, ()) = tokio::join!(get(fixture.proxy.address, "/public/x", &[]), upstream);
     assert!(answer.head.contains("theirs=1") && !answer.head.contains("estibule-"), "{}", answer.head);
     assert!(!answer.head.to_ascii_lowercase().contains("host-vestibule"), "{}", answer.head);
-    // Nor with its 101.
+    // Nor are they in its 101.
     let upstream = async { fixture.backend.accept().await.switch(&format!("{fields}Set-Cookie: theirs=1\r\n")).await };
     let ((answer, _client), _) = tokio::join!(Socket::try_open(fixture.proxy.address, "/public/ws", &[]), upstream);
     assert_eq!(answer.status, 101);
@@ -351,7 +351,7 @@ async fn a_list_of_schemes_from_a_trusted_proxy_is_read_by_its_hops() {
         (&["X-Forwarded-Proto: https", "X-Forwarded-Proto: http"], "127.0.0.1", "https"),
         (&["X-Forwarded-Proto: https, http", "X-Forwarded-For: 192.0.2.1, 10.0.0.1"], "192.0.2.1", "https"),
         (&["X-Forwarded-Proto: https, http", "X-Forwarded-For: 192.0.2.1"], "192.0.2.1", "https"),
-        // A client wrote the left ones itself.
+        // The client wrote the left ones itself.
         (&["X-Forwarded-Proto: https, http", "X-Forwarded-For: 192.0.2.9, 192.0.2.1"], "192.0.2.1", "http"),
         (&["X-Forwarded-Proto: http,https", "X-Forwarded-For: 192.0.2.9, 192.0.2.1"], "192.0.2.1", "https"),
         (&["X-Forwarded-Proto: ,", "X-Forwarded-For: 192.0.2.1,"], "192.0.2.1", "http"),

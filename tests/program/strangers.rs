@@ -1,5 +1,5 @@
-//! What callers make us hold before they are known is bounded in bytes, all together: who holds most gives way, and the
-//! others are served.
+//! Tests that the memory for unauthenticated callers is limited in total: the caller that holds most is evicted, and
+//! the others are served.
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
@@ -10,11 +10,11 @@ use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::{Side, Socket, frame, upgrade};
 use crate::support::within;
 
-/// As small as it may be: eight heads of `limits.header_bytes`.
+/// The smallest allowed limit: eight heads of `limits.header_bytes`.
 const BOUND: usize = 256 << 10;
-/// What a connection counts for that has sent nothing.
+/// The counted bytes of a connection that has sent nothing.
 const SILENT: usize = 8 << 10;
-/// And one whose request goes up for nobody.
+/// The counted bytes of a connection whose request is forwarded without a user.
 const REQUEST: usize = 24 << 10;
 
 async fn bounded(more: &str) -> Fixture {
@@ -30,7 +30,7 @@ impl Fixture {
         silent
     }
 
-    /// Whether an authenticated user is served on this connection.
+    /// Returns whether an authenticated user is served on this connection.
     async fn serves(&self, client: &mut Client) -> bool {
         let credential = bearer(&self.issuer.token("alice"));
         client.send(format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n")).await;
@@ -41,7 +41,7 @@ impl Fixture {
     }
 }
 
-/// A request's head without its end.
+/// Returns the head of a request without its end.
 fn unfinished(bytes: usize) -> String {
     let field = format!("X-Pad: {}\r\n", "x".repeat(1_000));
     format!("GET /x HTTP/1.1\r\nHost: localhost\r\n{}", field.repeat(bytes / field.len()))
@@ -67,11 +67,11 @@ async fn among_equals_the_newest_gives_way_and_a_silent_one_hears_503() {
     let answer = Client::connect(fixture.proxy.address).await.answer().await;
     assert_eq!((answer.status, answer.code()), (503, "busy".into()));
     assert!(answer.field("retry-after").is_some());
-    // A request takes more; those that came last make room for it.
+    // A request needs more; the newest connections are evicted for it.
     assert!(fixture.serves(&mut silent[0]).await);
     let answer = silent.pop().expect("the last").answer().await;
     assert_eq!((answer.status, answer.code()), (503, "busy".into()));
-    // Who has been verified counts no more.
+    // A verified caller counts no more.
     let _others = fixture.silent(BOUND / SILENT).await;
     assert!(fixture.serves(&mut silent[0]).await);
 }
@@ -95,7 +95,7 @@ async fn a_waiting_socket_that_holds_most_gives_way_with_1013_to_one_that_says_w
         let mut large = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         let message = frame(Side::Client, 0x81, &vec![b' '; length]);
         large.write(&message[..length - 100]).await;
-        // What these and the small socket hold fits.
+        // The memory of these and of the small socket fits.
         let _silent = fixture.silent(BOUND / SILENT - 3).await;
         large.next_text().await;
         assert_eq!(large.next_close().await, (1013, "Try again later".into()));
@@ -108,13 +108,13 @@ async fn a_waiting_socket_that_holds_most_gives_way_with_1013_to_one_that_says_w
 
 #[tokio::test]
 async fn an_upgrade_is_503_while_nobody_can_give_way() {
-    // A silent connection fits beside so many requests, and what an upgrade takes does not.
+    // A silent connection fits in addition to so many requests, and an upgrade does not.
     const REQUESTS: usize = 11;
     let bound = REQUESTS * REQUEST + SILENT;
     let fixture =
         fixture(&format!("limits: {{ unauthenticated_bytes: {bound} }}\nroutes: [{{ path: /public, auth: none }}]\n"))
             .await;
-    // Requests that are being answered stay, whatever they hold.
+    // Requests that are being answered are not evicted, whatever they hold.
     let mut served = Vec::new();
     for _ in 0..REQUESTS {
         let mut client = Client::connect(fixture.proxy.address).await;
@@ -146,7 +146,7 @@ async fn check_says_what_strangers_can_take_and_the_start_warns_where_there_is_l
         assert!(check.status.success(), "{said}");
         assert!(said.contains(&format!("at most {sum} while no caller is known")), "{said}");
         assert_eq!(said.contains(warning), is_warned, "{said}");
-        // It is ready, and has warned before.
+        // The program is ready, and has logged its warnings before.
         let log = Proxy::of_file(&file.0).await.log();
         assert_eq!(log.iter().any(|line| line.contains(warning)), is_warned, "{log:?}");
     }
@@ -160,7 +160,7 @@ async fn three_hundred_unfinished_heads_take_no_memory_and_users_are_served_mean
     let (mut strangers, fitting) = (JoinSet::new(), BOUND / (62 << 10));
     for _ in 0..300 {
         let mut stranger = Client::connect(fixture.proxy.address).await;
-        // It may have to give way before it has said all.
+        // The caller may be evicted before it has sent everything.
         let _ = stranger.stream.write_all(head.as_bytes()).await;
         strangers.spawn(async move { stranger.is_closed().await });
     }

@@ -1,5 +1,5 @@
-//! The deployments of the documentation are sound: nothing is red. And a backend that does not check its callers is red,
-//! wherever it would show.
+//! Tests that the documented deployments have no failed check, and that a backend that does not check its callers
+//! fails, wherever that shows.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ fn path(asked: &Asked) -> &str {
     asked.line().strip_prefix("GET ").unwrap_or_default()
 }
 
-/// Jupyter: the front page redirects, the version is everyone's, the rest wants its token.
+/// Answers like Jupyter: the front page redirects, the version is public, and the rest needs its token.
 fn jupyter(asked: &Asked) -> Reply {
     match path(asked) {
         "/" => (302, "Location: /lab\r\n".to_owned(), String::new()),
@@ -31,7 +31,7 @@ fn jupyter(asked: &Asked) -> Reply {
     }
 }
 
-/// Jupyter without its token: everyone is let in.
+/// Answers like Jupyter without a token: every caller is admitted.
 fn open_jupyter(asked: &Asked) -> Reply {
     match path(asked) {
         "/" => (302, "Location: /lab\r\n".to_owned(), String::new()),
@@ -40,7 +40,8 @@ fn open_jupyter(asked: &Asked) -> Reply {
     }
 }
 
-/// A `FastAPI` application has no `/`, describes itself to everyone, and checks its callers in its own operations alone.
+/// Answers like a `FastAPI` application: it has no `/`, publishes its description, and checks its callers in its own
+/// operations alone.
 fn fastapi(checks: bool) -> impl Fn(&Asked) -> Reply + Send + 'static {
     move |asked| match path(asked) {
         "/openapi.json" => ok(json!({"paths": {
@@ -54,7 +55,7 @@ fn fastapi(checks: bool) -> impl Fn(&Asked) -> Reply + Send + 'static {
             (403, String::new(), json!({"detail": "Forbidden"}).to_string())
         }
         "/api/cells" => match asked.field("x-user-id") {
-            // It does not say who asks.
+            // The answer does not depend on the caller.
             Some(_) => ok(json!(["a cell"])),
             None => (422, String::new(), "{}".to_owned()),
         },
@@ -62,7 +63,7 @@ fn fastapi(checks: bool) -> impl Fn(&Asked) -> Reply + Send + 'static {
     }
 }
 
-/// A front end: the same files for everyone.
+/// Answers like a front end: the same files for every caller.
 fn files(asked: &Asked) -> Reply {
     match path(asked) {
         "/openapi.json" => not_found(),
@@ -144,7 +145,7 @@ async fn a_backend_that_does_not_check_its_callers_is_red_at_a_path_that_was_fou
         assert!(text.contains(said), "{said}\n{text}");
     }
     assert!(unguarded.asked().iter().all(|asked| !path(asked).contains("stop")));
-    // At a path that the operator names it is red too, whatever it answers.
+    // At a path that the operator names the check fails too, whatever the answer is.
     let files = Answerer::start(files).await;
     let yaml = yaml(&issuer, &unguarded, &credential(&files.url));
     let proxy = Proxy::start(&yaml).await;
@@ -152,7 +153,7 @@ async fn a_backend_that_does_not_check_its_callers_is_red_at_a_path_that_was_fou
     assert_eq!(red, only("isolation: credential"), "{text}");
 }
 
-/// Compose and Kubernetes publish the metrics: who reaches them is decided there.
+/// Compose and Kubernetes publish the metrics. The platform decides who reaches them.
 #[tokio::test]
 async fn an_admin_listener_for_a_scraper_is_not_red() {
     let (issuer, backend) = (Issuer::start().await, Answerer::start(guarded).await);
@@ -191,7 +192,8 @@ async fn the_last_refusals_stay_those_of_the_clients() {
     };
     let (is_listed, of_clients, tests) = listed().await;
     assert!(is_listed && of_clients == 1 && tests > 0, "{of_clients} {tests}");
-    // What says that it is the doctor is marked, and not hidden; a proxy's client is not even that.
+    // A request that declares itself a test of the doctor is marked and not hidden; that of a proxy's client is not
+    // even marked.
     let fields = ["User-Agent: vestibule-doctor", "X-Forwarded-For: 192.0.2.7"];
     client::request(proxy.address, "GET", "/x", &fields, "").await;
     assert_eq!(listed().await, (true, 2, tests));
@@ -232,12 +234,12 @@ async fn each_endpoint_of_the_sign_in_has_a_line() {
     ] {
         assert!(text.contains(said), "{said}\n{text}");
     }
-    // The process has another address than this file says.
+    // The process has another address than the file names.
     let says = login(&provider, &backend, "public_url: https://other.example.com\nhosts: any\n");
     let proxy = Proxy::start(&login(&provider, &backend, "hosts: [nb.example.com, other.example.com]\n")).await;
     let (_, red, text) = doctor(proxy.address, &says.replace("hosts: any", "hosts: [other.example.com]"), &[]).await;
     assert_eq!(red, only("sign-in: request"), "{text}");
-    // The provider does not know the redirect URI.
+    // The redirect URI is not registered at the provider.
     for (reply, said) in [
         (
             (400, String::new(), "invalid redirect_uri".to_owned()),
@@ -272,7 +274,7 @@ async fn a_provider_without_discovery_is_red_once() {
     assert_eq!(red, only("sign-in: discovery"), "{text}");
 }
 
-/// What answers in Vestibule's place and does one thing of the sign-in wrong.
+/// Answers in Vestibule's place and does one part of the sign-in wrong.
 fn impostor(wrong: &'static str, authorization: String) -> impl Fn(&Asked) -> Reply + Send + 'static {
     let usual = super::impostor("nothing");
     move |asked| {

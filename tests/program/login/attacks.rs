@@ -1,4 +1,4 @@
-//! What someone would try who wants a session that is not theirs, or one that outlives its end.
+//! Tests of attempts to get another user's session, or one that continues after its end.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::support::within;
 const LOGOUT: &str = "/.vestibule/logout";
 const SECRET: &str = "session: { secret: 0123456789abcdef0123456789abcdefXYZ }, login: {";
 
-/// A socket of this browser's session, from both sides.
+/// Opens a socket of this browser's session. Returns both ends.
 async fn socket(fixture: &Fixture, browser: &Browser) -> (Socket, Socket) {
     let cookie = browser.cookie_field();
     let fields = [cookie.as_str(), OURS];
@@ -30,7 +30,7 @@ async fn passes(client: &mut Socket, upstream: &mut Socket, text: &str) {
     assert_eq!(upstream.next_text().await, text);
 }
 
-/// The Close of a socket, behind an error of ours where there is one.
+/// Returns the Close of a socket, and the proxy's error message before it, if there is one.
 async fn ending(client: &mut Socket) -> (u16, String) {
     let frame = client.next().await;
     if frame.opcode == 8 {
@@ -40,7 +40,7 @@ async fn ending(client: &mut Socket) -> (u16, String) {
     client.next_close().await
 }
 
-/// 200 where the backend is reached.
+/// Returns the status of a page; 200 when the backend is reached.
 async fn page(fixture: &Fixture, browser: &mut Browser) -> u16 {
     tokio::select! {
         answer = browser.open("/x") => answer.status,
@@ -60,7 +60,7 @@ async fn reload(proxy: &mut Proxy, yaml: &str) {
     proxy.logged_after(before, "a reload", |line| line.contains("configuration reloaded")).await;
 }
 
-/// The provider says that the session with this `sid` has ended.
+/// Reports, as the provider, that the session with this `sid` has ended.
 async fn back_channel_logout(fixture: &Fixture, sid: &str) {
     let claims = json!({
         "iss": fixture.provider.url, "aud": CLIENT, "iat": now(), "exp": now() + 60, "jti": format!("of {sid}"),
@@ -104,7 +104,7 @@ async fn a_newer_session_s_end_is_that_of_the_sockets_of_the_one_it_replaces() {
         browser.sign_in(&fixture.provider, "/").await;
         let (mut client, _upstream) = socket(&fixture, &browser).await;
         fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "newer" }));
-        // The former session ends by itself ten seconds later, and that is not waited for.
+        // The former session ends ten seconds later, which this does not await.
         let since = Instant::now();
         sign_in_again(&fixture, &mut browser).await;
         if by_provider {
@@ -322,7 +322,7 @@ async fn another_browser_s_code_or_state_signs_nobody_in() {
     let (mut victim, mut attacker) = (fixture.browser(), fixture.browser());
     let ours = attacker.reach_provider("/x").await;
     let query = fixture.provider.authorize(&ours);
-    // The attacker's callback, opened by the victim: with a login cookie of their own and without one.
+    // The victim opens the attacker's callback, with a login cookie of their own and without one.
     let theirs = victim.reach_provider("/x").await;
     for victim in [&mut victim.clone(), &mut fixture.browser()] {
         let answer = victim.come_back(&query).await;

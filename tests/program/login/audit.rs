@@ -9,7 +9,7 @@ use crate::support::control::post;
 use crate::support::proxy::TempFolder;
 
 impl Fixture {
-    /// Waits for an audit event behind the first `skipped` lines of the log.
+    /// Waits for an audit event after the first `skipped` lines of the log.
     async fn audit_after(&mut self, skipped: usize, event: &str) -> Value {
         let wanted = format!("\"event\":\"{event}\"");
         let is_it = |line: &str| line.contains("\"msg\":\"audit\"") && line.contains(&wanted);

@@ -1,4 +1,4 @@
-//! How we prove to be the client, and what bounds the requests and sessions of sign-ins.
+//! Tests of client authentication at the provider, and of the limits on requests and sessions of sign-ins.
 
 use std::collections::HashMap;
 
@@ -59,7 +59,7 @@ async fn a_public_client_sends_its_id_alone() {
     assert_eq!((asked.field("authorization"), form(&asked.body)["client_id"].as_str()), (None, CLIENT));
 }
 
-/// A P-256 key: PKCS#8 in PEM, and its public JWK.
+/// Returns a P-256 key: PKCS#8 in PEM, and its public JWK.
 fn key() -> (String, Value) {
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
     let random = aws_lc_rs::rand::SystemRandom::new();
@@ -87,7 +87,7 @@ async fn a_key_signs_an_assertion_for_the_issuer() {
         assert_eq!(form["client_assertion_type"], "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
         let assertion = &form["client_assertion"];
         let header = jsonwebtoken::decode_header(assertion).expect("a header");
-        // RFC 7638.
+        // The thumbprint (RFC 7638).
         let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
         let thumbprint = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, canonical.as_bytes());
         assert_eq!(header.kid, Some(URL_SAFE_NO_PAD.encode(thumbprint)));
@@ -185,7 +185,7 @@ async fn a_session_beyond_the_limit_goes_on_by_its_cookie() {
     let mut second = fixture.browser();
     second.sign_in(&fixture.provider, "/").await;
     assert_eq!(fixture.user(&mut second).await, "bob");
-    // The first one's token has ended, and its refresh token is forgotten.
+    // The first session's token has expired, and its record was removed with the refresh token.
     assert_eq!(first.open("/x").await.status, 302);
     assert_eq!(fixture.provider.refreshes(), 0);
 }
@@ -234,7 +234,7 @@ async fn the_log_says_that_an_allowed_address_is_not_in_the_token() {
         provider.url
     );
     let mut fixture = Fixture::at(provider, "", &providers).await;
-    // Some providers put the address into the UserInfo response alone.
+    // Some providers have the address only in the UserInfo response.
     fixture.provider.set(|conduct| conduct.id_token = json!({}));
     assert_eq!(fixture.browser().sign_in(&fixture.provider, "/").await.status, 403);
     let cause = "there is no `email` claim beside `email_verified: true`";
@@ -276,7 +276,7 @@ async fn used_attempts_beyond_the_limit_are_forgotten_the_oldest_first() {
         let query = fixture.provider.authorize(&first.reach_provider("/").await);
         assert_eq!(first.come_back(&query).await.status, 303);
         fixture.browser().sign_in(&fixture.provider, "/").await;
-        // What is forgotten is asked of the provider again, where a code is good once.
+        // If an attempt was removed, the provider is asked again; it accepts a code only once.
         assert_ne!(first.come_back(&query).await.status, 200);
         assert_eq!(fixture.provider.asked("/token").len(), exchanges, "{login_attempts}");
     }

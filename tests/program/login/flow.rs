@@ -35,7 +35,7 @@ async fn a_page_leads_to_the_provider_and_back_and_the_user_is_known() {
     // Whoever is signed in is not sent to the provider again.
     let answer = browser.open("/.vestibule/login?return_path=/notes").await;
     assert_eq!((answer.status, answer.field("location")), (303, Some("/notes")));
-    // What is no page hears what it always did.
+    // A request that is no page navigation is answered as without sign-in.
     let answer = crate::support::client::get(fixture.proxy.address, "/x", &["Accept: application/json"]).await;
     assert_eq!((answer.status, answer.code().as_str()), (401, "missing_token"));
 }

@@ -1,4 +1,4 @@
-//! A provider that is not what it should be: nobody is signed in by it.
+//! Tests of a provider that violates the protocol: no user is signed in by it.
 
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
@@ -116,7 +116,7 @@ async fn a_client_that_the_provider_does_not_accept_is_said_to_be_one() {
     for (status, body) in [
         (401, error("invalid_client")),
         (400, error("invalid_client")),
-        // Keycloak, Auth0, and a provider that says nothing beside the status.
+        // Keycloak, Auth0, and a provider whose response is a status only.
         (401, error("unauthorized_client")),
         (401, error("access_denied")),
         (401, "no JSON".to_owned()),

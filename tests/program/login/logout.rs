@@ -266,7 +266,7 @@ async fn a_logout_token_that_is_none_ends_nothing() {
 #[tokio::test]
 async fn a_sign_in_in_a_revoked_session_of_the_provider_asks_for_a_new_one() {
     let fixture = Fixture::start("", "").await;
-    // The provider goes on saying the session that it has ended.
+    // The provider continues to send the session that it has ended.
     fixture.provider.set(|conduct| conduct.id_token = json!({ "sid": "ended" }));
     assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({ "sid": "ended" }))).await, 200);
     let mut browser = fixture.browser();
@@ -311,6 +311,6 @@ async fn a_slow_revocation_endpoint_holds_the_sign_out_for_three_seconds() {
     assert!((3.0..6.0).contains(&took.as_secs_f64()), "{took:?}");
     assert_eq!(fixture.provider.asked("/revoke").len(), 1);
     assert_eq!(copy.clone().open("/x").await.status, 302);
-    // What has taken longer goes on by itself.
+    // A revocation that takes longer continues in the background.
     fixture.provider.answerer.open();
 }

@@ -1,4 +1,4 @@
-//! Sessions that are renewed, or not, and the sockets that live by them.
+//! Tests of sessions that are renewed, or not, and of the sockets that depend on them.
 
 use serde_json::json;
 
@@ -33,7 +33,7 @@ async fn passes(client: &mut Socket, upstream: &mut Socket, text: &str) {
     assert_eq!(client.next_text().await, text, "no frame of ours came before it");
 }
 
-/// The error of ours and the Close behind it.
+/// Returns the proxy's error message and the Close after it.
 async fn ending(client: &mut Socket) -> (u16, String) {
     let frame = client.next().await;
     if frame.opcode == 8 {

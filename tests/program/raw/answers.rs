@@ -1,5 +1,5 @@
-//! Answers of an upstream that is broken, slow or hostile: what the client sees, and whether the connection is ever
-//! used again.
+//! Tests of the responses of an upstream that is broken, slow or hostile: the response that the client gets, and
+//! whether the connection is used again.
 
 use super::believe;
 use crate::support::backend::Backend;
@@ -24,7 +24,8 @@ impl Fixture {
         Self { proxy: Proxy::start(&yaml).await, credential: bearer(&issuer.token("alice")), backend }
     }
 
-    /// What a client sees of these bytes, and whether a second request comes on the same connection.
+    /// Returns the response that a client gets for these bytes, and whether a second request comes on the same
+    /// connection.
     async fn outcome(&self, method: &str, bytes: &[u8], closes: bool) -> String {
         let mut client = Client::connect(self.proxy.address).await;
         let ask =
@@ -39,7 +40,7 @@ impl Fixture {
             return format!("{seen}\nthe upstream has closed");
         }
         let seen = client.whole(method == "HEAD").await;
-        // A second request, by another client: on this connection, or on one of its own?
+        // The second request, by another client, comes on this connection or on one of its own.
         let mut second = Client::connect(self.proxy.address).await;
         second.send(ask("GET /second")).await;
         let again = tokio::select! {
@@ -59,7 +60,7 @@ impl Fixture {
             fresh.write(SECOND).await;
             "on a fresh connection"
         };
-        // Whatever came before, this client sees its own answer.
+        // Whatever came before, this client gets its own response.
         let answer = second.whole(false).await;
         assert!(answer.ends_with("whole \"second\""), "{answer}");
         format!("{seen}\nthe next {reused}")

@@ -6,7 +6,7 @@ use crate::support::client::{Client, bearer};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
 
-/// What every request that goes up carries of ours, and so says nothing here.
+/// The headers that every forwarded request has, and that are left out of the comparison.
 const OURS: [&str; 7] =
     ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "via", "x-user-id", "accept"];
 
@@ -47,7 +47,7 @@ impl Fixture {
         Self { proxy: Proxy::start(&yaml).await, credential: bearer(&issuer.token("alice")), backend }
     }
 
-    /// What becomes of these bytes: where `{auth}` stands a good credential is put.
+    /// Returns the outcome of these bytes; `{auth}` is replaced by a valid credential.
     async fn outcome(&self, bytes: &[u8]) -> String {
         let mut client = Client::connect(self.proxy.address).await;
         let at = bytes.windows(6).position(|window| window == b"{auth}");
@@ -57,7 +57,7 @@ impl Fixture {
         };
         client.send(&bytes).await;
         let mut said = Vec::new();
-        // Everything that reaches the upstream before the client has its answers.
+        // Collects everything that reaches the upstream before the client has its responses.
         loop {
             tokio::select! {
                 biased;
@@ -491,7 +491,7 @@ fn upgrades() -> Cases {
     let mut with_body = good.to_vec();
     with_body.push("Content-Length: 4");
     cases.push(("upgrade with a body".to_owned(), [request("GET /x HTTP/1.1", &with_body), b"abcd".to_vec()].concat()));
-    // CVE-2026-2833: what stands behind an upgrade is not the next request before a 101.
+    // CVE-2026-2833: bytes after an upgrade are not the next request before a 101.
     let behind = b"GET /behind HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec();
     cases.push((
         "upgrade that the upstream answers with 200, and a request behind it".to_owned(),

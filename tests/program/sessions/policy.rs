@@ -1,5 +1,5 @@
-//! A session cookie passes only what its token would pass now: after a reload, when its key has gone, and at another
-//! instance with the same secret and other rules.
+//! Tests that a session cookie is accepted only where its token would be now: after a reload, when its key was removed,
+//! and at another instance with the same secret and other rules.
 
 use jsonwebtoken::Algorithm;
 use serde_json::json;
@@ -31,7 +31,7 @@ async fn fixture(provider: impl Fn(&Issuer) -> String) -> Fixture {
 }
 
 impl Fixture {
-    /// Another instance with the same secret.
+    /// Starts another instance with the same secret.
     async fn other(&self, provider: &str, more: &str) -> Proxy {
         Proxy::start(&yaml(&self.backend, provider, more)).await
     }
@@ -44,7 +44,7 @@ impl Fixture {
         assert!(said.contains("configuration reloaded"), "{said}");
     }
 
-    /// What one credential gets at an instance.
+    /// Returns the status of a request with one credential at an instance.
     async fn status(&self, proxy: &Proxy, field: &str) -> u16 {
         let fields = [field, "Sec-Fetch-Site: same-origin"];
         tokio::select! {
@@ -53,14 +53,14 @@ impl Fixture {
         }
     }
 
-    /// A socket by a credential that is refused.
+    /// Returns the status of an upgrade whose credential is refused.
     async fn socket_status(&self, proxy: &Proxy, field: &str) -> u16 {
         let fields = [field, "Origin: http://localhost"];
         Socket::try_open(proxy.address, "/ws", &fields).await.0.status
     }
 }
 
-/// A provider of the issuer that is another in one thing, and by which its token is refused.
+/// Returns providers of the issuer that differ in one setting, by which its token is refused.
 fn other_rules(issuer: &Issuer, stranger: &Issuer) -> Vec<String> {
     let provider = issuer.provider();
     let with = |more: &str| provider.replace(" }", &format!(", {more} }}"));
@@ -92,7 +92,7 @@ async fn after_a_reload_a_session_cookie_is_refused_where_its_token_is() {
     assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200);
     let provider = fixture.issuer.provider();
     for changed in other_rules(&fixture.issuer, &stranger) {
-        // Under another name it is another provider, and its tokens are as good.
+        // With another name it is another provider, and its tokens are accepted.
         let is_refused = !changed.contains("renamed");
         fixture.reload(&changed).await;
         assert_eq!(fixture.status(&fixture.proxy, &bearer).await == 401, is_refused, "{changed}");
@@ -101,7 +101,7 @@ async fn after_a_reload_a_session_cookie_is_refused_where_its_token_is() {
         fixture.reload(&provider).await;
         assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 200, "and taken again: {changed}");
     }
-    // Who may enter, and the name, are what they are now.
+    // The rules about users, and the claim of the user id, are those in force now.
     fixture.reload(&provider.replace(" }", ", allow: { users: [bob] } }")).await;
     assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 403);
     fixture.reload(&provider.replace(" }", ", user_prefix: \"main:\" }")).await;
@@ -131,7 +131,7 @@ async fn a_session_cookie_of_a_kind_of_token_that_is_not_accepted_is_none() {
         |more: &str| format!("{{ preset: clerk, issuer: \"{0}\", jwks: {{ url: \"{0}/jwks\" }}{more} }}", issuer.url);
     let proxy = Proxy::start(&yaml(&backend, &clerk(", accept: [access_token, template]"), "")).await;
     let (sessions_only, another_preset) = (clerk(""), issuer.provider().replace("oidc", "oidc, name: clerk"));
-    // Its header says what it is, not its claims.
+    // The header names the kind of the token, not its claims.
     let template = json!({"cat": "cl_B7d4PD222AAA"});
     let mut claims = issuer.claims("alice");
     claims["sid"] = json!("sess_1");
@@ -149,14 +149,14 @@ async fn a_session_cookie_of_a_kind_of_token_that_is_not_accepted_is_none() {
 async fn a_session_cookie_goes_with_the_key_of_its_token_until_that_ends() {
     let fixture = fixture(Issuer::provider).await;
     let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
-    // The clock skew still takes it; its session outlives it.
+    // The clock skew still accepts the token; its session continues after it.
     let ended = fixture.signed_in(&fixture.issuer.token_with("carol", json!({"exp": now() - 1}))).await;
     let fields = [cookie.as_str(), "Origin: http://localhost"];
     let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
     let (mut socket, _upstream) = tokio::join!(opening, fixture.backend.websocket());
     let next = Key::ec("next", Algorithm::ES256);
     fixture.issuer.set_keys(vec![next.jwk.clone()]);
-    // The unknown key makes the set be fetched.
+    // The unknown key causes a fetch of the key set.
     assert_eq!(fixture.status(&fixture.proxy, &bearer(&next.sign(&fixture.issuer.claims("bob")))).await, 200);
     assert_eq!(fixture.status(&fixture.proxy, &bearer(&fixture.issuer.token("alice"))).await, 401);
     assert_eq!(fixture.status(&fixture.proxy, &cookie).await, 401);
@@ -165,7 +165,7 @@ async fn a_session_cookie_goes_with_the_key_of_its_token_until_that_ends() {
         200,
         "or every rotation would end the sessions of a month"
     );
-    // And the socket that came by it, at the latest half a minute later.
+    // So does the socket that was opened with it, at the latest half a minute later.
     let closed = tokio::time::timeout(2 * crate::support::SAFETY, socket.try_next()).await.expect("in time");
     assert_eq!(closed.expect("a frame").close(), (4401, "Token expired".into()));
 }
@@ -176,7 +176,7 @@ async fn without_an_issuer_a_session_cookie_is_judged_by_its_key_when_its_token_
     let provider = |last: &str| format!("{{ preset: shared-secret, secret: {}, audience: {AUDIENCE} }}", secret(last));
     let fixture = fixture(|_| provider("A")).await;
     let key = jsonwebtoken::EncodingKey::from_secret(secret("A").as_bytes());
-    // The clock skew still takes it; its session outlives it.
+    // The clock skew still accepts the token; its session continues after it.
     let claims = json!({"sub": "alice", "aud": AUDIENCE, "exp": now() - 1});
     let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token");
     let cookie = fixture.signed_in(&token).await;
@@ -276,7 +276,7 @@ async fn while_nobody_can_say_whose_session_it_is_another_is_not_begun() {
     let answer = fixture.post(&[&bearer(&token), &cookie]).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "auth_unavailable"));
     assert_eq!(answer.field("set-cookie"), None);
-    // Nothing keeps its user from signing out.
+    // No rule prevents its user from signing out.
     let answer = request(fixture.proxy.address, "DELETE", super::SESSION, &[&cookie], "").await;
     assert_eq!(answer.status, 204);
 }

@@ -1,5 +1,5 @@
-//! Signing out ends the session, for every copy of its cookie, whoever cannot be asked meanwhile; and what one user signs
-//! out of takes no room from another, nor from the operator.
+//! Tests that signing out ends the session for every copy of its cookie, even when the provider cannot be reached, and
+//! that the sign-outs of one user do not use the limit of another, nor that of the operator.
 
 use serde_json::json;
 
@@ -169,7 +169,7 @@ async fn beyond_a_user_s_limit_all_of_their_sessions_end_and_nobody_else_s() {
     }
     ended.push(other_device);
     let later = fixture.signed_in(&alice).await;
-    // What the file keeps says the same to the next process.
+    // The file has the same effect on the next process.
     for _ in 0..2 {
         for cookie in &ended {
             assert_eq!(fixture.page(cookie).await, 401);

@@ -1,4 +1,4 @@
-//! Instances of the program that share one engine, before one backend, with one issuer.
+//! Several instances of the program that share one engine, one backend and one issuer.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ impl Fleet {
         self.folder.0.join(name).to_str().expect("utf-8").to_owned()
     }
 
-    /// The configuration of an instance: `shared` is what stands in it beside its name and secret.
+    /// Returns the configuration of an instance. `shared` has further keys of that section, beside its name and secret.
     pub fn yaml(&self, control: &str, admin: &std::net::SocketAddr, shared: &str, more: &str) -> String {
         format!(
             "upstream: {}\nproviders: [{}]\nadmin: {{ listen: \"{admin}\" }}\ncontrol: {{ listen: \"unix:{control}\" }}\nshared: {{ name: test, {shared} }}\nbrowser: {{ session: {{ max_age: 1h, secret_file: \"{}\" }} }}\n{more}",
@@ -67,12 +67,12 @@ impl Fleet {
         instance
     }
 
-    /// One with more under `control`, which may not be ready.
+    /// Starts an instance with more keys under `control`, which may not become ready.
     pub async fn starting_with(&self, shared: &str, control: &str) -> Instance {
         self.start_instance(shared, control, "").await
     }
 
-    /// One that may not be ready.
+    /// Starts an instance that may not become ready.
     pub async fn starting(&self, shared: &str, more: &str) -> Instance {
         self.start_instance(shared, "", more).await
     }
@@ -95,13 +95,13 @@ impl Fleet {
         (client, upstream)
     }
 
-    /// The field with a token from before everything that the test revokes: one that is issued a few seconds after a user was
-    /// revoked is accepted.
+    /// Returns the field with a token that is older than everything that the test revokes: a token that is issued a few
+    /// seconds after its user was revoked is accepted.
     pub fn early_token(&self, user: &str) -> String {
         bearer(&self.issuer.token_with(user, json!({"iat": self.began, "nbf": self.began})))
     }
 
-    /// What becomes of a request: its code, or `ok`.
+    /// Returns the outcome of a request: its code, or `ok`.
     pub async fn outcome(&self, at: &Instance, field: &str) -> String {
         let fields = [field];
         let asked = get(at.proxy.address, "/x", &fields);
@@ -121,7 +121,7 @@ impl Fleet {
         post(&at.control, "/revoke", &body).await
     }
 
-    /// The cookie of a session that a token began.
+    /// Returns the cookie of a session that a token began.
     pub async fn signed_in(&self, at: &Instance, user: &str) -> String {
         let answer = request(at.proxy.address, "POST", SESSION, &[&bearer(&self.issuer.token(user))], "").await;
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -131,7 +131,7 @@ impl Fleet {
 }
 
 impl Instance {
-    /// Waits until it says that it is ready, or that it is not.
+    /// Waits until the instance reports that it is ready, or that it is not.
     pub async fn is_ready(&self, wanted: bool) {
         self.until(&format!("readiness {wanted}"), || async {
             let answer = get(self.proxy.address, "/.vestibule/readyz", &[]).await;
@@ -147,7 +147,7 @@ impl Instance {
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().expect("a number")
     }
 
-    /// Waits until a metric is so.
+    /// Waits until a metric satisfies the condition.
     pub async fn until_metric(&self, name: &str, wanted: impl Fn(f64) -> bool) {
         self.until(name, || async { wanted(self.metric(name).await) }).await;
     }
@@ -166,7 +166,7 @@ impl Instance {
     }
 }
 
-/// How long something takes.
+/// Returns the result of a future, and its duration.
 pub async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     let begun = Instant::now();
     let value = future.await;
@@ -174,7 +174,7 @@ pub async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     (value, begun.elapsed())
 }
 
-/// The messages of the log, each with its id. Of a short log: one read has it whole.
+/// Returns the messages of the log, each with its id. The log must be short: it is read at once.
 pub async fn log_messages(engine: &Engine) -> Vec<(Vec<u8>, Vec<u8>)> {
     let answer = engine.command(&[b"XRANGE", b"{vestibule:test}:log", b"-", b"+"]).await;
     let (mut texts, mut rest) = (Vec::new(), &answer[..]);

@@ -1,4 +1,5 @@
-//! Sessions that began with a sign-in: one is the same at every instance, and one instance at a time renews it.
+//! Tests that a session that began with a sign-in is the same at every instance, and that one instance at a time renews
+//! it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,7 +25,7 @@ struct LoginFleet {
 }
 
 impl LoginFleet {
-    /// The provider gives refresh tokens, and access tokens that live for so many seconds.
+    /// Starts a fleet whose provider gives refresh tokens, and access tokens that are valid for `seconds`.
     async fn start(seconds: u64) -> Self {
         Self::with_engine(Engine::start().await, seconds).await
     }
@@ -45,7 +46,7 @@ impl LoginFleet {
         instance
     }
 
-    /// One that may not be ready, with more under `login`.
+    /// Starts an instance that may not become ready, with more keys under `login`.
     async fn starting(&self, shared: &str, login: &str, more: &str) -> Instance {
         let admin = std::net::SocketAddr::from(([127, 0, 0, 1], unused_port()));
         let proxy = Proxy::start(&self.yaml(admin, shared, login, more)).await;
@@ -62,7 +63,7 @@ impl LoginFleet {
             .replace(&format!("upstream: {url}"), &format!("upstream: {{ url: \"{url}\", {upstream} }}"))
     }
 
-    /// A browser that has signed in at this instance.
+    /// Returns a browser that has signed in at this instance.
     async fn signed_in(&self, at: &Instance) -> Browser {
         let mut browser = Browser::new(at.proxy.address);
         let answer = browser.sign_in(&self.provider, "/").await;
@@ -70,7 +71,7 @@ impl LoginFleet {
         browser
     }
 
-    /// Opens a page at an instance: what the backend hears of it, or the status of the refusal.
+    /// Opens a page at an instance. Returns the request that the backend received, or the status of the refusal.
     async fn open(&self, browser: &Browser, at: &Instance) -> Result<Heard, u16> {
         let mut browser = browser.clone();
         browser.address = at.proxy.address;
@@ -86,14 +87,14 @@ impl LoginFleet {
         }
     }
 
-    /// The status of a page that is opened in the background, once somebody answers at the backend.
+    /// Returns the status of a page that is opened in the background, answered as soon as the backend answers.
     fn asking(&self, browser: &Browser, at: &Instance) -> tokio::task::JoinHandle<u16> {
         let mut browser = browser.clone();
         browser.address = at.proxy.address;
         tokio::spawn(async move { browser.open("/x").await.status })
     }
 
-    /// The access token with which a page is served.
+    /// Returns the access token with which a page is served.
     async fn token(&self, browser: &Browser, at: &Instance) -> String {
         let heard =
             self.open(browser, at).await.unwrap_or_else(|status| panic!("status {status}: {:#?}", at.proxy.log()));
@@ -105,12 +106,12 @@ impl LoginFleet {
         self.open(browser, at).await.map_or_else(|status| status, |_| 200)
     }
 
-    /// From now on the provider's tokens live long.
+    /// Makes the provider's tokens valid for a long time from now on.
     fn give_long_tokens(&self) {
         self.provider.set(|conduct| conduct.tokens = json!({ "expires_in": 600 }));
     }
 
-    /// The keys in the engine of one kind.
+    /// Returns the keys of one kind in the engine.
     async fn keys(&self, kind: &str) -> Vec<String> {
         let pattern = format!("{{vestibule:test}}:{kind}:*");
         let answer = self.engine.command(&[b"KEYS", pattern.as_bytes()]).await;
@@ -143,7 +144,7 @@ async fn a_session_is_the_same_at_every_instance_and_after_a_restart() {
     assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-2", "by the record of the first");
     fleet.give_long_tokens();
     drop(first);
-    // The token has ended, and the instance where its user signed in is gone.
+    // The token has expired, and the instance where its user signed in has stopped.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3", "renewed at the second");
     assert_eq!(fleet.provider.refreshes(), 1);
@@ -151,7 +152,7 @@ async fn a_session_is_the_same_at_every_instance_and_after_a_restart() {
     let third = fleet.instance("").await;
     assert_eq!(fleet.token(&browser, &third).await, "Bearer secret-access-3", "after a restart");
     assert_eq!(fleet.provider.refreshes(), 1);
-    // Nothing of it can be read in the engine, and it ends with the session.
+    // Nothing of the record can be read in the engine, and it ends with the session.
     let keys = fleet.keys("session").await;
     assert_eq!(keys.len(), 1, "{keys:?}");
     let kept = fleet.engine.command(&[b"HGETALL", keys[0].as_bytes()]).await;
@@ -175,7 +176,7 @@ async fn while_the_engine_is_away_known_sessions_are_served_and_others_are_503()
     second.until_metric("vestibule_shared_up", |up| up < 0.5).await;
     assert_eq!(fleet.status(&browser, &first).await, 200, "by its own copy");
     assert_eq!(fleet.status(&browser, &second).await, 503);
-    // People can sign in; the others hear of it later, from the instances that know it.
+    // People can sign in. The other instances learn of the session later, from those that have its record.
     let later = fleet.signed_in(&first).await;
     assert_eq!(fleet.status(&later, &first).await, 200);
     fleet.engine.start_again().await;
@@ -198,7 +199,7 @@ async fn a_record_that_is_not_the_last_or_is_forged_is_not_taken() {
     fleet.give_long_tokens();
     assert_eq!(fleet.token(&browser, &first).await, "Bearer secret-access-3");
     assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3");
-    // The engine's users bring the former record back, with its generation or with another.
+    // A user of the engine restores the former record, with its generation or with another.
     for generation in [None, Some("9")] {
         fleet.engine.command(&[b"COPY", b"before", key.as_bytes(), b"REPLACE"]).await;
         if let Some(generation) = generation {
@@ -208,7 +209,7 @@ async fn a_record_that_is_not_the_last_or_is_forged_is_not_taken() {
             assert_eq!(fleet.token(&browser, at).await, "Bearer secret-access-3", "generation {generation:?}");
         }
     }
-    // An instance that does not know the session takes no forged record either, and asks nobody.
+    // An instance without the session accepts no forged record either, and sends no request to the provider.
     let third = fleet.instance("").await;
     assert_eq!(fleet.status(&browser, &third).await, 302);
     third.until_metric("vestibule_shared_entries_refused_total", |count| count > 0.5).await;
@@ -295,7 +296,7 @@ async fn an_instance_whose_turn_is_over_does_not_send_the_token() {
     std::fs::rename(&pipe, fleet.folder.0.join("link")).expect("renamed");
     let asking = fleet.asking(&browser, &first);
     let lock = fleet.until_keys("lock", 1).await.remove(0);
-    // So long that what is left of its lock is less than a request may take; then the lock ends, too.
+    // The pause is so long that the rest of the lock is shorter than the timeout of a request; then the lock ends, too.
     tokio::time::sleep(Duration::from_secs(6)).await;
     fleet.engine.command(&[b"DEL", lock.as_bytes()]).await;
     assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3", "the other one does not wait for it");
@@ -369,7 +370,7 @@ async fn a_sign_out_at_one_instance_ends_the_session_everywhere() {
     }
     let fleet = LoginFleet::start(600).await;
     let (first, second) = (fleet.instance("").await, fleet.instance("").await);
-    // At the instance that made the session, at one that knows it, and at one that does not.
+    // The session is ended at the instance that made it, at one that has its record, and at one that has not.
     for (name, is_known, at) in [("first", true, &first), ("second", true, &second), ("unknown", false, &second)] {
         let mut browser = fleet.signed_in(&first).await;
         if is_known {

@@ -1,4 +1,4 @@
-//! Who is seen at one instance is seen at all of them, and limits hold for all instances together.
+//! Tests that presence at one instance counts at all of them, and that limits hold for all instances together.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use crate::support::socket::Socket;
 
 const AUTO: &str = "websocket: { on_expiry: auto, presence: 15s, grace: 0s, ping_interval: 10m }\n";
 
-/// How long a socket lives whose token ends soon, while its user is seen elsewhere for so long.
+/// Returns the time for which a socket stays open whose token ends soon, while its user is seen elsewhere for
+/// `seen_for`.
 async fn lives(fleet: &Fleet, at: &Instance, elsewhere: &Instance, seen_for: Duration) -> Duration {
     let dying = fleet.issuer.token_with("alice", json!({"exp": now() - 3}));
     let (mut client, _upstream) = fleet.socket(at, &dying).await;
@@ -97,7 +98,7 @@ async fn a_user_s_sockets_at_all_instances_count_together() {
     second.until("the other instance to know", refused).await;
     println!("known elsewhere after {:?}", begun.elapsed());
     let _another = fleet.socket(&second, &bob).await;
-    // They are gone, and so is what was told of them.
+    // The sockets are gone, and so is the published count of them.
     drop(open);
     let accepted = || async { !refused().await };
     second.until("room", accepted).await;

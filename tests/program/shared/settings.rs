@@ -1,4 +1,4 @@
-//! What a wrong configuration of `shared` says, and that a right one is shown.
+//! Tests of the errors about a wrong configuration of `shared`, and of the summary of a right one.
 
 use crate::configuration::check;
 

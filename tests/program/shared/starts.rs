@@ -1,4 +1,4 @@
-//! Instances that start after the engine has lost something that others know.
+//! Tests of instances that start after the engine has lost entries that other instances have.
 
 use super::fleet::{Fleet, Instance, log_messages};
 use crate::support::client::get;
@@ -8,7 +8,7 @@ use crate::support::within;
 const REVOKED: &[u8] = b"{vestibule:test}:revoked";
 const LOG: &[u8] = b"{vestibule:test}:log";
 
-/// Waits for a heartbeat that says that the instance's copy is complete.
+/// Waits for a heartbeat that reports that the instance's copy is complete.
 async fn complete_heartbeat(fleet: &Fleet) -> Vec<u8> {
     within("a heartbeat", async {
         loop {

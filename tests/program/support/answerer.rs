@@ -1,5 +1,5 @@
-//! A provider that is asked about tokens and sessions: it remembers every question, counts how many are under
-//! way, and answers as the test says.
+//! A provider that is asked about tokens and sessions. It records every request, counts the concurrent ones, and
+//! answers as the test sets.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::within;
 
-/// One question as it came.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub head: String,
@@ -24,13 +24,13 @@ impl Asked {
         fields.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
 
-    /// Method and target.
+    /// Returns method and target.
     pub fn line(&self) -> &str {
         self.head.split(" HTTP/").next().unwrap_or_default()
     }
 }
 
-/// Status, further fields as whole lines, body.
+/// The status, further fields as whole lines, and the body of a response.
 pub type Reply = (u16, String, String);
 
 type Answers = Arc<Mutex<Box<dyn Fn(&Asked) -> Reply + Send>>>;
@@ -45,7 +45,7 @@ pub struct Answerer {
     most: Arc<AtomicUsize>,
 }
 
-/// 200 and this.
+/// Makes a 200 response with this body.
 pub fn ok(body: Value) -> Reply {
     (200, String::new(), body.to_string())
 }
@@ -55,7 +55,7 @@ impl Answerer {
         Self::start_on("127.0.0.1", answers).await
     }
 
-    /// On another address of this machine; asked by loopback all the same.
+    /// Starts it on another address of this machine. It is asked by loopback all the same.
     pub async fn start_on(address: &str, answers: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind((address, 0)).await.expect("port");
         let answerer = Self {
@@ -76,12 +76,12 @@ impl Answerer {
         answerer
     }
 
-    /// From now on.
+    /// Sets the answers from now on.
     pub fn answers(&self, answers: impl Fn(&Asked) -> Reply + Send + 'static) {
         *self.answers.lock().expect("lock") = Box::new(answers);
     }
 
-    /// Nobody is answered until [`Self::open`].
+    /// Holds all answers until [`Self::open`].
     pub fn hold(&self) {
         self.gate.forget_permits(Semaphore::MAX_PERMITS);
     }
@@ -98,12 +98,12 @@ impl Answerer {
         self.asked.borrow().len()
     }
 
-    /// The most questions that were under way at once.
+    /// Returns the maximum number of concurrent requests.
     pub fn most(&self) -> usize {
         self.most.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many questions have come.
+    /// Waits until so many requests have come.
     pub async fn asked_times(&self, count: usize) {
         let mut asked = self.asked.subscribe();
         let _ = within("so many questions", asked.wait_for(|asked| asked.len() >= count)).await.expect("alive");
@@ -137,7 +137,7 @@ impl Answerer {
             "HTTP/1.1 {status} Answer\r\nContent-Type: application/json\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
-        // Whoever asked may have left.
+        // The client may have disconnected.
         let _ = stream.write_all(answer.as_bytes()).await;
         let _ = stream.shutdown().await;
     }

@@ -1,4 +1,4 @@
-//! An upstream that the test scripts: it hands over each connection and says what it heard.
+//! An upstream that the test controls: it returns each connection and the request that it received.
 
 use std::net::SocketAddr;
 
@@ -64,7 +64,7 @@ impl Backend {
         Conn { stream, buffer: Vec::new() }
     }
 
-    /// Whether nobody has dialled.
+    /// Returns whether no connection has been opened.
     pub fn is_untouched(&mut self) -> bool {
         use std::future::Future as _;
         let waker = std::task::Waker::noop();
@@ -72,7 +72,7 @@ impl Backend {
         std::pin::pin!(self.listener.accept()).as_mut().poll(&mut context).is_pending()
     }
 
-    /// Answers one request with 200 and this body, and says what it heard.
+    /// Answers one request with 200 and this body, and returns the request.
     pub async fn answer(&self, body: &str) -> Heard {
         let mut conn = self.accept().await;
         let heard = conn.request().await;
@@ -103,7 +103,7 @@ impl Conn {
         within("a head at the upstream", self.try_head()).await.expect("a head")
     }
 
-    /// The body behind a head.
+    /// Reads the body after a head.
     pub async fn body(&mut self, head: Heard) -> Heard {
         within("a body at the upstream", self.try_body(head)).await.expect("a body")
     }

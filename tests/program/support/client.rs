@@ -1,4 +1,4 @@
-//! An HTTP client that sends exactly what it is given.
+//! An HTTP client that sends exactly the given bytes.
 
 use std::net::SocketAddr;
 
@@ -46,7 +46,7 @@ impl Client {
         Self::over(stream)
     }
 
-    /// On a connection that is open.
+    /// Makes a client on an open connection.
     pub fn over(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new() }
     }
@@ -59,7 +59,7 @@ impl Client {
         within("an answer", self.try_answer()).await.expect("an answer")
     }
 
-    /// `None` when the connection ends first.
+    /// Returns the next response; `None` when the connection ends first.
     pub async fn try_answer(&mut self) -> Option<Answer> {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -96,7 +96,7 @@ impl Client {
         }
     }
 
-    /// Reads raw bytes until they end with this.
+    /// Reads raw bytes until they end with this text.
     pub async fn until(&mut self, end: &str) -> String {
         within(end, async {
             loop {
@@ -109,7 +109,7 @@ impl Client {
         .await
     }
 
-    /// Whether the proxy closes without another byte.
+    /// Returns whether the proxy closes without another byte.
     pub async fn is_closed(&mut self) -> bool {
         within("the proxy to close", async {
             while self.more().await.is_some() {}
@@ -118,13 +118,13 @@ impl Client {
         .await
     }
 
-    /// Sends no more.
+    /// Ends the client's side of the connection.
     pub async fn finish(&mut self) {
-        // The other end may have gone first.
+        // The other side may have closed first.
         let _ = self.stream.shutdown().await;
     }
 
-    /// One answer down to its last byte: status, the fields that say something, and whether it is whole.
+    /// Returns one response up to its last byte: status, significant fields, and whether it is complete.
     pub async fn whole(&mut self, is_head: bool) -> String {
         within("an answer", async {
             loop {
@@ -159,7 +159,7 @@ impl Client {
         } else if field("transfer-encoding") == Some("chunked") {
             let end: &[u8] = b"0\r\n";
             loop {
-                // A last chunk, its trailers, and an empty line.
+                // The end is a last chunk, its trailers, and an empty line.
                 let ended = self.buffer.ends_with(b"\r\n\r\n") && self.buffer.windows(3).any(|window| window == end);
                 if ended || self.more().await.is_none() {
                     break (std::mem::take(&mut self.buffer), ended);
@@ -188,7 +188,7 @@ impl Client {
     }
 }
 
-/// One request on a connection of its own; `fields` are whole lines.
+/// Sends one request on a connection of its own; `fields` are whole lines.
 pub async fn request(address: SocketAddr, method: &str, target: &str, fields: &[&str], body: &str) -> Answer {
     let mut client = Client::connect(address).await;
     let mut text = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
@@ -207,7 +207,8 @@ pub async fn get(address: SocketAddr, target: &str, fields: &[&str]) -> Answer {
     request(address, "GET", target, fields, "").await
 }
 
-/// GET, answered with 200 by the backend if the proxy forwards it: the answer, and the request that the backend got.
+/// Sends a GET, which the backend answers with 200 if the proxy forwards it. Returns the response, and the request that
+/// the backend received.
 pub async fn get_served(
     proxy: SocketAddr,
     backend: &Backend,
@@ -223,7 +224,7 @@ pub async fn get_served(
     }
 }
 
-/// `Authorization: Bearer …`
+/// Returns the header field `Authorization: Bearer …`.
 pub fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}")
 }

@@ -1,4 +1,4 @@
-//! What the control listener is asked for, on its Unix socket.
+//! Requests to the control listener on its Unix socket.
 
 use std::path::Path;
 

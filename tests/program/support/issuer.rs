@@ -1,5 +1,5 @@
-//! A real issuer: RSA, P-256, P-384 and Ed25519 keys, discovery and a JWKS over HTTP, and every mood an
-//! issuer can be in.
+//! A real issuer: RSA, P-256, P-384 and Ed25519 keys, discovery and a JWKS over HTTP, and the faults that an issuer can
+//! have.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -23,7 +23,7 @@ use super::now;
 
 pub const AUDIENCE: &str = "test-api";
 
-/// A key pair, as JWK and as something that signs.
+/// A key pair, as JWK and as a signing key.
 #[derive(Clone)]
 pub struct Key {
     pub id: String,
@@ -55,7 +55,7 @@ impl Key {
             algorithm: Algorithm::RS256,
             jwk: json!({"kty":"RSA","use":"sig","kid":id,"n":b64(&components.n),"e":b64(&components.e)}),
             pem: pem(spki.as_ref()),
-            // PKCS#8 holds the PKCS#1 key behind a fixed prefix; jsonwebtoken wants the PEM of the whole.
+            // PKCS#8 has the PKCS#1 key after a fixed prefix; jsonwebtoken needs the PEM of the whole.
             signing: EncodingKey::from_rsa_pem(private_pem(pkcs8.as_ref()).as_bytes()).expect("rsa"),
         }
     }
@@ -106,7 +106,7 @@ impl Key {
         self.sign_raw(&header.to_string(), claims.to_string().as_bytes())
     }
 
-    /// Signs a header and a payload as they stand.
+    /// Signs a header and a payload without change.
     pub fn sign_raw(&self, header: &str, payload: &[u8]) -> String {
         let signed = format!("{}.{}", b64(header.as_bytes()), b64(payload));
         let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &self.signing, self.algorithm).expect("signs");
@@ -126,24 +126,24 @@ fn private_pem(pkcs8: &[u8]) -> String {
     format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
 }
 
-/// RSA keys take a moment; one is made for all tests of this process.
+/// An RSA key. Making one takes time, so one is made for all tests of this process.
 pub static RSA: LazyLock<Key> = LazyLock::new(|| Key::rsa("rsa-1"));
 
-/// How the issuer answers.
+/// The behaviour of the issuer.
 #[derive(Clone, Debug)]
 pub enum Mood {
     Well,
     Status(u16),
-    /// Accepts and never answers.
+    /// Accepts connections and never answers.
     Silent,
     Garbage,
     Html,
-    /// More than anyone should read.
+    /// A response without end.
     Endless,
     Redirect(String),
-    /// Closes at once.
+    /// Closes connections at once.
     Rude,
-    /// Answers once the gate is opened.
+    /// Answers as soon as the gate is opened.
     Held(Arc<Semaphore>),
 }
 
@@ -163,7 +163,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// With one RSA key.
+    /// Starts an issuer with one RSA key.
     pub async fn start() -> Self {
         Self::with(RSA.clone()).await
     }
@@ -186,7 +186,7 @@ impl Issuer {
         self.inner.lock().expect("lock").keys = keys;
     }
 
-    /// By so many seconds, in the `Date` of its answers.
+    /// Sets the clock in the `Date` of its responses ahead by so many seconds.
     pub fn clock_is_ahead(&self, seconds: u64) {
         self.inner.lock().expect("lock").ahead = seconds;
     }
@@ -195,8 +195,7 @@ impl Issuer {
         self.inner.lock().expect("lock").calls_itself = Some(name.to_owned());
     }
 
-    /// A key of this issuer's that no one has fetched yet: what verifies a token of it waits until the gate
-    /// is opened.
+    /// Adds a key that has not been fetched yet. Verifying its tokens waits until the gate is opened.
     pub fn rotates(&self) -> (Key, Gate) {
         let key = Key::ec("rotated", Algorithm::ES256);
         self.set_keys(vec![self.key.jwk.clone(), key.jwk.clone()]);
@@ -205,23 +204,23 @@ impl Issuer {
         (key, Gate(gate))
     }
 
-    /// Fetches of the JWKS that arrived.
+    /// Returns the number of JWKS requests that arrived.
     pub fn fetches(&self) -> usize {
         self.fetches.load(Ordering::SeqCst)
     }
 
-    /// The claims of a good token.
+    /// Returns the claims of a valid token.
     pub fn claims(&self, user: &str) -> Value {
         let now = now();
         json!({"iss": self.url, "aud": AUDIENCE, "sub": user, "iat": now, "nbf": now, "exp": now + 3600})
     }
 
-    /// A good token.
+    /// Returns a valid token.
     pub fn token(&self, user: &str) -> String {
         self.key.sign(&self.claims(user))
     }
 
-    /// A good token with some claims replaced; `null` removes one.
+    /// Returns a valid token with some claims replaced; `null` removes one.
     pub fn token_with(&self, user: &str, overrides: Value) -> String {
         let mut claims = self.claims(user);
         for (name, value) in overrides.as_object().expect("object") {
@@ -238,20 +237,20 @@ impl Issuer {
         self.token_with(user, json!({"exp": now() - 600}))
     }
 
-    /// A token that names this issuer, and that nobody signed.
+    /// Returns a token that names this issuer and has no valid signature.
     pub fn unsigned(&self) -> String {
         let token = self.token("mallory");
         let (signed, _) = token.rsplit_once('.').expect("a signature");
         format!("{signed}.c2ln")
     }
 
-    /// A provider for the configuration, by discovery.
+    /// Returns a provider for the configuration, by discovery.
     pub fn provider(&self) -> String {
         format!("{{ preset: oidc, issuer: \"{}\", audience: {AUDIENCE} }}", self.url)
     }
 }
 
-/// Holds back every answer of an issuer until it is opened.
+/// A gate that holds back every response of an issuer until it is opened.
 pub struct Gate(Arc<Semaphore>);
 
 impl Gate {
@@ -259,7 +258,7 @@ impl Gate {
         self.0.add_permits(1_000);
     }
 
-    /// Whoever waits gets no answer.
+    /// Closes the connections that wait, without a response.
     pub fn slam(&self) {
         self.0.close();
     }
@@ -316,7 +315,7 @@ async fn serve(listener: TcpListener, url: String, inner: Arc<Mutex<Inner>>, fet
                     format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 }
                 Mood::Held(gate) => {
-                    // Passes once the test has opened it, and for everyone after.
+                    // The permit is available once the test has opened the gate, and for every later request.
                     let Ok(_open) = gate.acquire().await else { return };
                     answer("200 OK", &body)
                 }

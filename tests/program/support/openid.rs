@@ -1,5 +1,5 @@
-//! An OpenID provider on loopback: honest until a test says otherwise. People sign in at it by [`OpenId::authorize`],
-//! which is what their browser would be sent back with.
+//! An OpenID provider on loopback, which is honest unless a test changes it. [`OpenId::authorize`] signs a user in and
+//! returns the query with which the browser would be redirected back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,43 +17,43 @@ use super::now;
 pub const CLIENT: &str = "vestibule-client";
 pub const SECRET: &str = "a secret: with & odd = characters";
 
-/// What a code was given for.
+/// The authorization request for which a code was issued.
 #[derive(Clone)]
 struct Attempt {
     parameters: HashMap<String, String>,
     claims: Map<String, Value>,
 }
 
-/// What a test changes. `null` in an object removes a member.
+/// The behaviour of the provider. `null` in an object removes a member.
 pub struct Conduct {
     pub user: String,
     pub metadata: Value,
     pub id_token: Value,
-    /// Members of its header.
+    /// Members of the ID token's header.
     pub id_token_header: Value,
-    /// Signs ID tokens.
+    /// The key that signs ID tokens.
     pub key: Key,
-    /// Replaces the ID token, as it is.
+    /// The text that replaces the ID token.
     pub raw_id_token: Option<String>,
-    /// Members of the token endpoint's answer.
+    /// Members of the token endpoint's response.
     pub tokens: Value,
-    /// The token endpoint answers this.
+    /// The response of the token endpoint, in place of the usual one.
     pub token_reply: Option<Reply>,
-    /// So does the page where people sign in.
+    /// The response of the page where people sign in.
     pub authorize_reply: Reply,
-    /// So does the endpoint of pushed requests.
+    /// The response of the endpoint for pushed requests.
     pub push_reply: Option<Reply>,
     pub userinfo: Value,
     pub gives_refresh_token: bool,
     /// Whether a refresh token can be used again, and stays the same.
     pub has_fixed_refresh_tokens: bool,
-    /// Of what renewals give.
+    /// Members of the responses to renewals.
     pub renewed: Value,
     attempts: HashMap<String, Attempt>,
     pushed: HashMap<String, HashMap<String, String>>,
-    /// The refresh token that is good now, and its claims.
+    /// The valid refresh tokens with their claims.
     grants: HashMap<String, Map<String, Value>>,
-    /// Tokens that were revoked.
+    /// The tokens that were revoked.
     pub revoked: Vec<String>,
     count: usize,
 }
@@ -113,17 +113,17 @@ impl OpenId {
         Self { url: answerer.url.clone(), answerer, conduct }
     }
 
-    /// Changes its conduct.
+    /// Changes the behaviour.
     pub fn set(&self, change: impl FnOnce(&mut Conduct)) {
         change(&mut self.conduct.lock().expect("lock"));
     }
 
-    /// A provider for the configuration.
+    /// Returns a provider for the configuration.
     pub fn provider(&self) -> String {
         format!("{{ preset: oidc, issuer: \"{}\" }}", self.url)
     }
 
-    /// Its user consents to what an authorization URL asks: the query of the callback.
+    /// Consents to the request of an authorization URL, and returns the query of the callback.
     pub fn authorize(&self, location: &str) -> String {
         let (code, parameters) = self.code(location);
         url::form_urlencoded::Serializer::new(String::new())
@@ -132,7 +132,7 @@ impl OpenId {
             .finish()
     }
 
-    /// The parameters of an authorization URL, pushed or not.
+    /// Returns the parameters of an authorization URL, pushed or not.
     pub fn parameters(&self, location: &str) -> HashMap<String, String> {
         let url = Url::parse(location).expect("a URL");
         assert_eq!(url.path(), "/authorize", "{location}");
@@ -159,7 +159,7 @@ impl OpenId {
         (code, parameters)
     }
 
-    /// Requests to this path.
+    /// Returns the requests to this path.
     pub fn asked(&self, path: &str) -> Vec<Asked> {
         let on = |asked: &Asked| asked.line().split(' ').nth(1) == Some(path);
         self.answerer.asked().into_iter().filter(on).collect()
@@ -253,13 +253,13 @@ impl Conduct {
 }
 
 impl OpenId {
-    /// How often a refresh token came.
+    /// Returns the number of requests with a refresh token.
     pub fn refreshes(&self) -> usize {
         let is_refresh = |asked: &Asked| asked.body.contains("grant_type=refresh_token");
         self.asked("/token").iter().filter(|asked| is_refresh(asked)).count()
     }
 
-    /// Waits until a refresh token has come so often.
+    /// Waits until refresh tokens have been used so often.
     pub async fn refreshed_times(&self, count: usize) {
         while self.refreshes() < count {
             self.answerer.asked_times(self.answerer.count() + 1).await;

@@ -1,4 +1,4 @@
-//! The built program in a process of its own, with its log at hand.
+//! The built program in a process of its own, with its log.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ pub struct Proxy {
     level: String,
 }
 
-/// A folder that goes when the test does.
+/// A folder that is removed when the test ends.
 pub struct TempFolder(pub std::path::PathBuf);
 
 impl TempFolder {
@@ -38,7 +38,7 @@ impl Drop for TempFolder {
     }
 }
 
-/// A file that goes when the test does.
+/// A file that is removed when the test ends.
 pub struct TempFile(pub std::path::PathBuf);
 
 impl TempFile {
@@ -68,7 +68,7 @@ pub fn command() -> Command {
 
 fn command_of(program: &str) -> Command {
     let mut command = Command::new(program);
-    // Nothing of the machine's own configuration reaches a test.
+    // No setting of this machine reaches a test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("VESTIBULE_")) {
         command.env_remove(name);
     }
@@ -76,7 +76,7 @@ fn command_of(program: &str) -> Command {
 }
 
 impl Proxy {
-    /// Starts it on a free port; `yaml` is everything but `listen` and the log.
+    /// Starts the program on a free port; `yaml` is everything except `listen` and the log.
     pub async fn start(yaml: &str) -> Self {
         Self::with_level(yaml, "debug").await
     }
@@ -85,7 +85,7 @@ impl Proxy {
         Self::spawn(yaml, level, command()).await
     }
 
-    /// With the shell's limits of file descriptors, such as `-Sn 100`.
+    /// Starts the program with the shell's limits of file descriptors, such as `-Sn 100`.
     pub async fn with_descriptors(yaml: &str, limit: &str) -> Self {
         let mut shell = command_of("sh");
         let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
@@ -93,7 +93,7 @@ impl Proxy {
         Self::spawn(yaml, "debug", shell).await
     }
 
-    /// With a whole configuration of its own.
+    /// Starts the program with a whole configuration.
     pub async fn of_file(path: &std::path::Path) -> Self {
         Self::started(TempFile(path.to_owned()), "debug", command()).await
     }
@@ -104,7 +104,7 @@ impl Proxy {
 
     fn whole(yaml: &str, level: &str) -> String {
         let listen = if yaml.lines().any(|line| line.starts_with("listen:")) { "" } else { "listen: 127.0.0.1:0\n" };
-        // Tests run beside each other, and its usual port is one.
+        // Tests run concurrently, and the default admin port is a single one.
         let admin = if yaml.lines().any(|line| line.starts_with("admin:")) { "" } else { "admin: null\n" };
         format!("{listen}{admin}{yaml}\nlog: {{ format: json, level: {level} }}\n")
     }
@@ -139,7 +139,7 @@ impl Proxy {
             }
         })
         .await;
-        // Most tests begin with keys. Those whose provider does not answer at first begin without them.
+        // Most tests begin when keys are loaded. Those whose provider does not answer at first begin without.
         let has_tried = |line: &String| line.contains("\"msg\":\"ready\"") || line.contains("JWKS fetch failed");
         let settled =
             async { while !log.lock().expect("lock").iter().any(has_tried) && lines.changed().await.is_ok() {} };
@@ -147,12 +147,12 @@ impl Proxy {
         Self { address, child, log, lines, file, level: level.to_owned() }
     }
 
-    /// Writes its configuration anew, as [`Self::start`] does; nothing tells it.
+    /// Writes its configuration again, in the form of [`Self::start`], without any signal to the program.
     pub fn rewrite(&self, yaml: &str) {
         std::fs::write(self.file.path(), Self::whole(yaml, &self.level)).expect("written");
     }
 
-    /// What the next [`Self::rewrite`] says of the log.
+    /// Sets the log level of the next [`Self::rewrite`].
     pub fn set_level(&mut self, level: &str) {
         level.clone_into(&mut self.level);
     }
@@ -165,12 +165,12 @@ impl Proxy {
         self.log.lock().expect("lock").clone()
     }
 
-    /// Waits for a line that satisfies; what it is by itself is in the log.
+    /// Waits for a log line that satisfies the condition.
     pub async fn logged(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         self.logged_after(0, what, wanted).await
     }
 
-    /// As [`Self::logged`], without the first so many lines.
+    /// Waits like [`Self::logged`], but ignores the first `lines` lines.
     pub async fn logged_after(&mut self, lines: usize, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         within(what, async {
             loop {
@@ -184,14 +184,14 @@ impl Proxy {
         .await
     }
 
-    /// The most memory that it has had at once, in bytes.
+    /// Returns the peak of the program's resident memory, in bytes.
     pub fn peak_memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
         peak.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
     }
 
-    /// The address of the admin listener.
+    /// Returns the address of the admin listener.
     pub fn admin(&self) -> SocketAddr {
         let line = self.log().into_iter().find(|line| line.contains("\"msg\":\"listening\"")).expect("its start");
         let line: serde_json::Value = serde_json::from_str(&line).expect("json");
@@ -208,7 +208,7 @@ impl Proxy {
         assert!(status.expect("kill").success());
     }
 
-    /// Waits for its end and returns the exit code.
+    /// Waits until the program ends and returns its exit code.
     pub async fn ended(&mut self) -> Option<i32> {
         within("the program to end", async {
             loop {
@@ -237,7 +237,7 @@ fn listening(log: &[String]) -> Option<SocketAddr> {
     })
 }
 
-/// Whether a log line reports a reload, accepted or rejected.
+/// Returns whether a log line reports a reload, accepted or rejected.
 pub fn is_reload(line: &str) -> bool {
     line.contains("configuration reloaded") || line.contains("reload rejected")
 }

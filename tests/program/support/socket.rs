@@ -151,7 +151,7 @@ impl Socket {
         within("the end of the stream", self.try_next()).await.is_none()
     }
 
-    /// Says who it is and waits to be told so.
+    /// Sends the first message with the token, and waits for the answer.
     pub async fn authenticate(&mut self, token: &str) -> serde_json::Value {
         self.say(&format!(r#"{{"type":"authenticate","token":"{token}"}}"#)).await;
         serde_json::from_str(&self.next_text().await).expect("json")

@@ -1,4 +1,4 @@
-//! What was said before a Close reaches a peer that reads it late (docs/contract.md section 4.5).
+//! Tests that messages before a Close reach a peer that reads them late (docs/contract.md section 4.5).
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::support::socket::Socket;
 
 const MESSAGES: u8 = 16;
 
-/// One side says a megabyte and closes; the other pauses for longer than an answer to the Close is awaited, and says
-/// something itself before it reads. To a connection that is closed already that means a reset.
+/// Sends a megabyte from one side, which then closes. The other pauses for longer than the answer to the Close is
+/// awaited, and sends a message before it reads. On a closed connection that would cause a reset.
 async fn reaches_a_peer_that_pauses(mut sender: Socket, mut reader: Socket) {
     for number in 0..MESSAGES {
         sender.send(0x82, vec![number; 64 << 10]).await;
@@ -44,7 +44,7 @@ async fn what_stands_before_the_upstreams_close_reaches_a_client_that_pauses() {
     reaches_a_peer_that_pauses(upstream, client).await;
 }
 
-/// The proxy's ping is behind what the client still has to read, so the client cannot answer it in time.
+/// Checks a client that has so much to read that it cannot answer the proxy's ping in time.
 #[tokio::test]
 async fn a_client_that_reads_slowly_is_not_ended_by_ping_timeout() {
     const BYTES: usize = 240 << 10;

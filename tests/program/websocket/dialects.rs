@@ -1,5 +1,5 @@
-//! Dialects as data (docs/contract.md section 4.3) over sockets: those a user writes, and the built-in one whose
-//! first message goes on to the upstream.
+//! Tests of dialects as data (docs/contract.md section 4.3) over sockets: those of the configuration, and the built-in
+//! one whose first message is forwarded.
 
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
     let read = |text: String| -> Value { serde_json::from_str(&text).expect("json") };
     let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(client.next_text().await, r#"{"event":"hello"}"#);
-    // A heartbeat before it is anyone, and again behind it.
+    // A heartbeat before the first message, and another one after it.
     client.say(r#"{"event":"heartbeat","ref":1}"#).await;
     assert_eq!(client.next_text().await, r#"{"event":"pong","ref":1}"#);
     client.say(&json!({"event": "join", "topic": "room", "ref": [7], "payload": {"token": token}}).to_string()).await;
@@ -76,7 +76,7 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
         assert_eq!(read(client.next_text().await), json!({"event": "error", "ref": 1, "code": code, "reason": reason}));
         assert_eq!(client.next_close().await.0, code);
     }
-    // Heartbeats alone keep no place.
+    // Heartbeats alone do not hold a place.
     let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     client.next_text().await;
     client.write(frame(Side::Client, 0x81, br#"{"event":"heartbeat"}"#).repeat(17)).await;
@@ -150,7 +150,7 @@ async fn graphql_s_refusals_have_the_codes_its_library_understands() {
     assert!(fixture.backend.is_untouched());
 }
 
-/// Whoever is somebody already may not become another by what the upstream reads as headers.
+/// Checks that an authenticated client cannot become another user by members that the upstream reads as headers.
 #[tokio::test]
 async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours() {
     let fixture = fixture(GRAPHQL).await;
@@ -183,7 +183,7 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
         heard = upstream.next().await;
     }
     assert!(heard.text().contains("connection_init") && !heard.text().contains("bob"), "{}", heard.text());
-    // What is none of this passes as it came, whatever its kind and length.
+    // Any other message passes as it came, whatever its kind and length.
     for (first, bytes) in [
         (0x81, format!(r#"{{"type":"subscribe","n":1.50,"q":"{long}"}}"#).into_bytes()),
         (0x82, vec![7; 70_000]),
@@ -200,7 +200,7 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
         }
         assert_eq!((heard.opcode, &heard.payload), (first & 0x0f, &bytes));
     }
-    // With two readings it goes nowhere.
+    // A message with two readings is not forwarded.
     let utf16: Vec<u8> = plain.encode_utf16().flat_map(u16::to_be_bytes).collect();
     for bytes in [
         &br#"{"type":"x","type":"connection_init","payload":{"X-User-Id":"bob"}}"#[..],
@@ -217,13 +217,13 @@ async fn where_messages_go_on_no_spelling_of_a_later_one_carries_a_name_of_ours(
             let (mut client, mut upstream) = open().await;
             client.send(first, bytes).await;
             assert_eq!(client.next_close().await, (4400, "Invalid message format".into()));
-            // Of a message that could not be one of ours the beginning may have gone up, and never its end.
+            // The beginning of a message that could not be the proxy's may have been forwarded, but never its end.
             if let Some(heard) = upstream.try_next().await {
                 assert_eq!(heard.close().0, 1001);
             }
         }
     }
-    // What shows behind three megabytes is cut off there.
+    // A second reading that appears after three megabytes ends the message there.
     let (mut client, mut upstream) = open().await;
     let late = format!(r#"{{"type":"subscribe","q":"{}","type":"connection_init"}}"#, "x".repeat(3 << 20));
     let writing = client.send(0x81, late);
@@ -257,8 +257,8 @@ async fn header_maps_carry_no_credential_on_in_any_spelling() {
     assert_eq!(read(&upstream.next_text().await), expected);
 }
 
-/// The upstream takes messages of this dialect for itself: what it could read as one, and is not one in every
-/// reading, never reaches it.
+/// Checks that an upstream that acts on messages of this dialect never gets one that it could read as such and that is
+/// not one in every reading.
 #[tokio::test]
 async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it() {
     let fixture = fixture("").await;
@@ -305,7 +305,7 @@ async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it
             while heard.opcode == 1 {
                 heard = client.next().await;
             }
-            // One of ours is no longer than 16 KiB.
+            // A message of the dialect is not longer than 16 KiB.
             let code = if bytes.len() > 17_000 { 1009 } else { 1008 };
             assert_eq!(heard.close().0, code, "{dialect} {}", String::from_utf8_lossy(&bytes[..bytes.len().min(99)]));
             if let Some(heard) = upstream.try_next().await {
@@ -332,7 +332,7 @@ async fn where_the_upstream_acts_on_messages_no_second_reading_of_one_reaches_it
     }
 }
 
-/// A page asks whether someone is there while a long message is on its way to it.
+/// Checks an application's pings while a long message is being sent to the client.
 #[tokio::test]
 async fn heartbeats_behind_a_message_of_the_upstream_are_no_refreshes() {
     let fixture = fixture(CHANNELS).await;
@@ -367,8 +367,8 @@ async fn a_token_in_a_later_first_message_is_judged_as_a_refresh() {
         client.say(&init(json!({"authToken": token, "n": 1}))).await;
         assert_eq!(upstream.next_text().await, init(json!({"n": 1})));
     }
-    // Refused refreshes are counted though nothing is said in this dialect.
-    // One waits while another is judged, and a newer one takes its place, so it takes a second or two.
+    // Refused refreshes are counted although the dialect has no answer to them. One waits while another is verified,
+    // and a newer one replaces it, so this takes a second or two.
     let tries = async {
         loop {
             client.say(&init(json!({"authToken": "garbage"}))).await;
@@ -401,14 +401,14 @@ async fn where_the_upstream_checks_for_itself_the_message_goes_on_with_a_verifie
     client.say("behind").await;
     assert_eq!(upstream.next_text().await, init(json!({"n": 2, "Authorization": newer})));
     assert_eq!(upstream.next_text().await, "behind");
-    // Refused: it does not go on, and what stands behind it does.
+    // The refused message is not forwarded, and the one after it is.
     client.say(&init(json!({"authToken": fixture.issuer.token("bob"), "n": 3}))).await;
     client.say("still").await;
     assert_eq!(upstream.next_text().await, "still");
-    // Without a token it goes on with the one in force.
+    // A message without a token is forwarded with the current one.
     client.say(&init(json!({"n": 4}))).await;
     assert_eq!(upstream.next_text().await, init(json!({"n": 4, "Authorization": newer})));
-    // Who came with a header is introduced by the client's own message.
+    // A client with a header is introduced to the upstream by its own message.
     let credential = bearer(&token);
     let fields = [credential.as_str(), OFFER];
     let (mut client, mut upstream) =
@@ -438,7 +438,7 @@ async fn lines_of_one_message_are_looked_at_by_themselves() {
     assert_eq!(client.next_text().await, r#"{"id":4,"refresh":{}}"#);
 }
 
-/// What comes behind a line that means nothing is a message to whoever splits lines where we do not.
+/// Checks lines after a line without meaning: they are messages to a reader that splits lines where the proxy does not.
 #[tokio::test]
 async fn no_line_of_another_reading_reaches_an_upstream_that_acts_on_it() {
     let fixture = fixture(

@@ -1,4 +1,5 @@
-//! How long a socket lives (docs/contract.md section 4.5): presence, the key of its token, and how many its user has.
+//! Tests of the duration of a socket (docs/contract.md section 4.5): presence, the key of its token, and the number of
+//! sockets per user.
 
 use serde_json::json;
 
@@ -11,11 +12,11 @@ use crate::support::socket::{Side, Socket, frame, upgrade};
 #[tokio::test]
 async fn auto_lives_on_while_its_user_is_seen() {
     let fixture = fixture("websocket: { on_expiry: auto, grace: 0s, presence: 4s }\n").await;
-    // The clock skew of five seconds makes it end in two; admission itself is presence, so in four.
+    // With the clock skew of five seconds the token ends in two; admission itself counts as presence, so in four.
     let dying = |sid: &str| fixture.issuer.token_with("alice", json!({"exp": now() - 3, "sid": sid}));
     let (mut seen, mut seen_upstream) = fixture.session(&dying("a")).await;
     let (mut unseen, _unseen_upstream) = fixture.session(&dying("b")).await;
-    // A request with a valid token of the same user and session, again and again.
+    // Requests with a valid token of the same user and session, at short intervals.
     let credential = bearer(&fixture.issuer.token_with("alice", json!({"sid": "a"})));
     let requests = async {
         let fields = [credential.as_str()];
@@ -34,7 +35,7 @@ async fn auto_lives_on_while_its_user_is_seen() {
     assert_eq!(unseen.next_close().await, (4401, "Token expired".into()));
     seen.say("still here").await;
     assert_eq!(seen_upstream.next_text().await, "still here");
-    // Nobody asks any more.
+    // There are no more requests.
     assert_eq!(seen.next_text().await, error("Token expired"));
     assert_eq!(seen.next_close().await, (4401, "Token expired".into()));
 }
@@ -58,7 +59,7 @@ async fn a_user_has_a_number_of_sockets_and_others_have_theirs() {
     let fields = [credential.as_str()];
     let (_second, _second_upstream) =
         tokio::join!(Socket::open(fixture.proxy.address, "/ws", &fields), fixture.backend.websocket());
-    // One more, in each way it can be told.
+    // One more socket, refused in each form.
     let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &fields).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
     let mut client = Socket::open(fixture.proxy.address, &format!("/ws?token={alice}"), &[]).await;
@@ -94,12 +95,12 @@ async fn an_open_socket_whose_token_s_key_is_withdrawn_ends_within_half_a_minute
     let other = Key::ec("other", jsonwebtoken::Algorithm::ES256);
     kept.say(&fixture.refresh(&{
         fixture.issuer.set_keys(vec![other.jwk.clone()]);
-        // A key that is not known yet makes the set be fetched anew, and the old key is not in it any more.
+        // An unknown key causes a fetch of the set, in which the old key is missing.
         other.sign(&fixture.issuer.claims("bob"))
     }))
     .await;
     assert!(kept.next_text().await.contains("auth_refreshed"));
-    // Longer than the safety net of other tests.
+    // This takes longer than the safety net of other tests.
     let ended = tokio::time::timeout(std::time::Duration::from_secs(90), client.try_next()).await;
     assert_eq!(ended.expect("in time").expect("a message").text(), error("Token expired"));
     assert_eq!(client.next_close().await, (4401, "Token expired".into()));
@@ -120,7 +121,7 @@ async fn connect_close_connect_leaves_exactly_one_upstream_socket() {
     let mut second = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     second.say(&authenticate).await;
     assert_eq!(first.next_close().await.0, 1000);
-    // The first may have been dialled for already.
+    // The proxy may have connected for the first socket already.
     let mut dialled = Vec::new();
     loop {
         let accepts = async {
@@ -151,7 +152,7 @@ async fn connect_close_connect_leaves_exactly_one_upstream_socket() {
     assert!(fixture.backend.is_untouched());
 }
 
-/// No answer but a right 101 makes a tunnel, and what a client sent behind its upgrade reaches nobody.
+/// Checks that only a valid 101 makes a tunnel, and that bytes after a refused upgrade are not forwarded.
 #[tokio::test]
 async fn an_upgrade_that_is_refused_is_never_a_tunnel() {
     let fixture = fixture("").await;

@@ -1,6 +1,6 @@
-//! The product as a table (docs/contract.md section 4.4): whatever carried the token, and however the upstream
-//! wants it. The stand-in for the upstream checks for itself, so each row is also run against one that
-//! gets no token, and one that expects another.
+//! The combinations of carriers and upstream forms as a table (docs/contract.md section 4.4): wherever the token came
+//! from, and in whatever form the upstream wants it. The stand-in for the upstream checks tokens itself, so each row is
+//! also run against one that gets no token, and one that expects another.
 
 use serde_json::json;
 
@@ -22,7 +22,7 @@ async fn proxy(backend: &Backend, issuer: &Issuer, form: &str, more: &str) -> Pr
     .await
 }
 
-/// Opens a socket as this kind of client does.
+/// Opens a socket in the way of this kind of client.
 async fn open(proxy: &Proxy, carrier: &str, token: &str) -> Result<Socket, String> {
     let (target, fields) = match carrier {
         "header" => ("/ws?x=1".to_owned(), vec![bearer(token)]),
@@ -43,10 +43,10 @@ async fn open(proxy: &Proxy, carrier: &str, token: &str) -> Result<Socket, Strin
     Ok(socket)
 }
 
-/// Opens a socket and waits for the upstream's welcome. `Err` is what it was told instead.
+/// Opens a socket and waits for the upstream's welcome. `Err` has the refusal.
 async fn client(proxy: &Proxy, carrier: &str, token: &str) -> Result<Socket, String> {
     let mut socket = open(proxy, carrier, token).await?;
-    // Whoever is authenticated in band is told so; the others hear the upstream.
+    // A client that authenticates in band gets an answer of the proxy; the others get the upstream's message.
     let first = socket.next_text().await;
     match first.as_str() {
         "welcome" if carrier != "message" => Ok(socket),
@@ -58,7 +58,7 @@ async fn client(proxy: &Proxy, carrier: &str, token: &str) -> Result<Socket, Str
     }
 }
 
-/// An upstream that wants this token in this form, and welcomes whoever brings it.
+/// Runs an upstream that demands this token in this form, and welcomes a client that sends it.
 async fn stand_in(backend: &Backend, form: &str, token: &str) -> Result<Socket, String> {
     let mut conn = backend.accept().await;
     let (heard, conn) = if form.contains("first_message") {
@@ -94,7 +94,7 @@ async fn stand_in(backend: &Backend, form: &str, token: &str) -> Result<Socket, 
             socket.send(0x88, [0x03, 0xf0]).await;
             return Err(said);
         }
-        // What it says before it acknowledges follows, and a ping in between is answered by us.
+        // Its messages before the acknowledgement follow, and the proxy answers a ping in between.
         socket.say("welcome").await;
         socket.send(0x89, "p").await;
         assert_eq!(socket.next().await.opcode, 10);
@@ -117,7 +117,7 @@ async fn every_carrier_reaches_every_form_of_upstream() {
             let (mut socket, mut upstream) = (opened.expect(&row), upstream.expect(&row));
             socket.say("up").await;
             assert_eq!(upstream.next_text().await, "up", "{row}");
-            // A refresh travels the same way, after our own verdict; its acknowledgement is swallowed.
+            // A refresh is forwarded in the same way, after the proxy's own verdict; its acknowledgement is dropped.
             let newer = issuer.token_with("alice", json!({"jti": "newer"}));
             socket.say(&json!({"type": "refresh_auth", "token": newer}).to_string()).await;
             if form.contains("first_message") {
@@ -140,7 +140,7 @@ async fn every_carrier_reaches_every_form_of_upstream() {
             heard.sort_unstable();
             assert!(heard[1].contains(r#""type":"auth_refreshed","expires_at""#), "{row}: {heard:?}");
             assert_eq!((heard[0].as_str(), heard[2].as_str()), (r#"{"n":1}"#, r#"{"type":"auth_refreshed","n":2}"#));
-            // A refused one never goes up.
+            // A refused refresh is never forwarded.
             socket.say(&json!({"type": "refresh_auth", "token": issuer.token("bob")}).to_string()).await;
             assert!(socket.next_text().await.contains("another user"), "{row}");
             socket.say("last").await;
@@ -164,7 +164,7 @@ async fn a_row_fails_when_the_upstream_gets_no_token_or_another() {
             assert!(upstream.is_err(), "{row}");
             assert!(refused.contains(&opened.err().expect(&row).as_str()), "{row}");
             if form.contains("first_message") {
-                // Never told, it hears the client's own first message, and that is no introduction.
+                // Without an introduction it gets the client's own first message, which is none.
                 let says = async {
                     let mut socket = open(&silent, carrier, &token).await.expect(&row);
                     socket.say("up").await;
@@ -199,7 +199,7 @@ async fn token_field_reaches_the_upstream_as_the_mode_says() {
         for _ in 0..2 {
             let heard = upstream.next_text().await;
             assert_eq!(heard, seen.replace("TOKEN", &token), "{mode}");
-            // A stand-in that wants the token in the field has it under `keep` alone.
+            // An upstream that reads the field gets the token with `keep` only.
             assert_eq!(heard.contains(&token), mode == "keep");
             socket.say(&message).await;
         }
@@ -281,7 +281,7 @@ async fn what_the_upstream_says_to_a_refresh_is_swallowed_once_and_nothing_else_
     assert!(socket.next_text().await.contains("auth_refreshed"));
     assert!(upstream.next_text().await.contains("refresh_auth"));
     let error = r#"{"type":"error","message":"a cell failed"}"#;
-    // In two fragments, with a longer text that cannot be an answer behind it.
+    // The text comes in two fragments, followed by a longer text that cannot be an answer.
     upstream.send(0x01, &error[..10]).await;
     upstream.send(0x80, &error[10..]).await;
     let long = format!(r#"{{"type":"auth_refreshed","x":"{}"}}"#, "x".repeat(20_000));
@@ -296,7 +296,7 @@ async fn what_the_upstream_says_to_a_refresh_is_swallowed_once_and_nothing_else_
     proxy.logged("the refusal", |line| line.contains("the upstream says an error after a refresh")).await;
 }
 
-/// What a socket came to: whose it is, or how it was refused.
+/// Returns the outcome of a socket: its user, or its refusal.
 async fn outcome(backend: &Backend, proxy: &Proxy, target: &str, fields: &[String], first: Option<&str>) -> String {
     let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
     let client = async {

@@ -1,4 +1,4 @@
-//! The dialect `token-field` (docs/contract.md section 4.3): every message may carry the token.
+//! Tests of the dialect `token-field` (docs/contract.md section 4.3): every message may carry the token.
 
 use serde_json::{Value, json};
 
@@ -71,13 +71,13 @@ async fn the_first_message_must_verify_unless_the_upgrade_did() {
         assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{text}");
     }
     assert!(fixture.backend.is_untouched());
-    // 60 KiB fit before anyone is known.
+    // 60 KiB fit before the user is verified.
     let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
     let text = message(&"x".repeat(60_000), good.as_str());
     client.say(&text).await;
     let (_, mut upstream) = fixture.backend.websocket().await;
     assert_eq!(upstream.next_text().await, text);
-    // Whoever came with a header need not say its token again.
+    // A client with a header need not send its token again.
     let credential = bearer(&good);
     let fields = [credential.as_str()];
     let (mut client, (_, mut upstream)) =
@@ -92,7 +92,7 @@ async fn the_first_message_must_verify_unless_the_upgrade_did() {
 async fn a_changed_token_holds_its_message_and_those_behind_it_until_verified() {
     let fixture = fixture(CHAT).await;
     let (mut client, mut upstream) = chat(&fixture, &fixture.issuer.token("alice")).await;
-    // A key that must be fetched first: the verdict waits for the provider.
+    // The key must be fetched first: the verdict waits for the provider.
     let (key, gate) = fixture.issuer.rotates();
     let newer = key.sign(&fixture.issuer.claims("alice"));
     client.say(&message("held", newer.as_str())).await;
@@ -139,7 +139,7 @@ async fn of_all_unfinished_messages_the_longest_gives_way_and_the_others_arrive_
         let (mut client, mut upstream) = chat(&fixture, &token).await;
         let text = message(&"x".repeat(size + 50_000), token.as_str());
         client.send(0x01, &text.as_bytes()[..size]).await;
-        // A ping passes between the fragments: what stands before it has been read.
+        // A ping passes between the fragments: the bytes before it have been read.
         client.send(0x89, "").await;
         if user != "carol" {
             assert_eq!(upstream.next().await.opcode, 9, "{user}");
@@ -168,7 +168,8 @@ async fn a_message_gives_way_while_its_upstream_takes_nothing() {
     let (mut alice, alice_upstream) = chat(&fixture, &fixture.issuer.token("alice")).await;
     let token = fixture.issuer.token("bob");
     let (mut bob, mut bob_upstream) = chat(&fixture, &token).await;
-    // Held until its token is verified, and longer than what an upstream takes that does not read.
+    // The message is held until its token is verified, and it is longer than the buffers of an upstream that does not
+    // read.
     let (key, gate) = fixture.issuer.rotates();
     let newer = key.sign(&fixture.issuer.claims("alice"));
     alice.say(&message(&"x".repeat(900_000), newer.as_str())).await;
@@ -192,7 +193,7 @@ async fn messages_are_read_whole_up_to_message_bytes() {
     let text = message(&"x".repeat(20 << 10), token.as_str());
     client.say(&text).await;
     assert_eq!(upstream.next_text().await, text);
-    // In fragments, with a ping between them.
+    // The message is sent in fragments, with a ping between them.
     let text = message(&"y".repeat(300_000), "");
     let pieces: Vec<&[u8]> = text.as_bytes().chunks(100_000).collect();
     for (index, piece) in pieces.iter().enumerate() {
@@ -225,7 +226,7 @@ async fn messages_are_read_whole_up_to_message_bytes() {
     assert_eq!(upstream.next_text().await, text);
 }
 
-/// Of a message that could hold the field in some reading; every other one is none of ours.
+/// Checks that this holds for a message that could have the field in some reading; any other one is not the proxy's.
 #[tokio::test]
 async fn a_defect_in_what_could_hold_the_field_is_refused() {
     let fixture = fixture(CHAT).await;
@@ -251,7 +252,7 @@ async fn a_defect_in_what_could_hold_the_field_is_refused() {
             heard = client.next().await;
         }
         assert_eq!(heard.close(), (close.0, close.1.to_owned()), "{}", String::from_utf8_lossy(&bytes));
-        // Of a binary one the beginning may have gone up, and never its end.
+        // The beginning of a binary message may have been forwarded, but never its end.
         if let Some(heard) = upstream.try_next().await {
             assert_eq!(heard.close().0, 1001);
         }
@@ -288,7 +289,7 @@ async fn a_leading_bearer_is_dropped() {
     }
 }
 
-/// A chat says nothing until its user does, and a second socket that its page has forgotten shows no error.
+/// Checks that a chat sends nothing until its user does, and that a second socket of the same page gets no error.
 #[tokio::test]
 async fn a_chat_waits_for_as_long_as_its_user_is_silent() {
     let fixture = fixture(
@@ -296,7 +297,7 @@ async fn a_chat_waits_for_as_long_as_its_user_is_silent() {
     )
     .await;
     let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
-    // Each pong shows that it waits, more of them than control frames are allowed that nobody asked for.
+    // Each pong shows that the client waits. There are more of them than unsolicited control frames are allowed.
     for _ in 0..30 {
         let ping = client.next().await;
         assert_eq!(ping.opcode, 9);
@@ -306,11 +307,11 @@ async fn a_chat_waits_for_as_long_as_its_user_is_silent() {
     client.say(&message("first", token.as_str())).await;
     let (_, mut upstream) = fixture.backend.websocket().await;
     assert_eq!(upstream.next_text().await, message("first", token.as_str()));
-    // Who answers no ping has gone.
+    // A client that answers no ping has gone.
     let mut client = Socket::open(fixture.proxy.address, "/chat", &[]).await;
     assert_eq!(client.next().await.opcode, 9);
     assert!(client.is_over().await);
-    // With a limit the Close alone is said to a page that has said nothing.
+    // With a time limit a page that has sent nothing gets the Close alone.
     let mut client = Socket::open(fixture.proxy.address, "/timed", &[]).await;
     assert_eq!(client.next_close().await, (1008, "Authentication timeout".into()));
 }

@@ -1,5 +1,5 @@
-//! Every case of docs/contract.md section 4.2 as a transcript; docs/websocket-protocol.md shows them, and this test
-//! holds the page to what the program says. `WRITE_TRANSCRIPTS=1 cargo test transcripts` writes them anew.
+//! Every case of docs/contract.md section 4.2 as a transcript. docs/websocket-protocol.md shows them, and this test
+//! compares the page with the program's messages. `WRITE_TRANSCRIPTS=1 cargo test transcripts` writes them again.
 
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::support::socket::Socket;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/websocket-protocol.md");
 
-/// What was said, with each token under its name and every time under the same number.
+/// A transcript of messages, with each token replaced by its name and every time by the same number.
 #[derive(Default)]
 struct Transcript {
     lines: Vec<String>,
@@ -70,7 +70,7 @@ fn authenticate(token: &str) -> String {
     json!({"type": "authenticate", "token": token}).to_string()
 }
 
-/// A waiting socket that says one thing and hears the end of it.
+/// Sends one message on a pending socket, which ends it.
 async fn refused_first(fixture: &Fixture, target: &str, message: &str, transcript: Transcript) -> Transcript {
     let mut transcript = transcript;
     let mut client = transcript.opens(fixture, target).await;
@@ -80,7 +80,7 @@ async fn refused_first(fixture: &Fixture, target: &str, message: &str, transcrip
     transcript
 }
 
-/// An open socket, its handshake not written down.
+/// Opens a socket, without a transcript of its handshake.
 async fn open(fixture: &Fixture, transcript: &mut Transcript) -> (Socket, Socket) {
     transcript.note("authenticated as alice");
     fixture.session(&fixture.issuer.token_with("alice", json!({"role": "dev", "team": "red"}))).await

@@ -62,7 +62,7 @@ impl OpenSession {
         }
     }
 
-    /// The upstream ends its message, and the client hears the rest of it before anything of ours.
+    /// Ends the upstream's message. The client gets the rest of it before any message of the proxy.
     async fn message_ends(&mut self) {
         if self.busy.is_some() {
             self.upstream.send(0x80, "whole").await;
@@ -82,7 +82,7 @@ impl OpenSession {
         assert_eq!(self.upstream.next_close().await.0, 1001);
     }
 
-    /// It goes on in both directions.
+    /// Checks that both directions are forwarded.
     async fn goes_on(&mut self) {
         self.client.say("up").await;
         assert_eq!(self.upstream.next_text().await, "up");
@@ -216,7 +216,7 @@ async fn an_expired_token_ends_it_and_a_refresh_under_verification_is_awaited() 
         let dying = json!({"expires_in": -3});
         let mut session = OpenSession::with("websocket: { grace: 0s }\n", busy, dying, json!({"sub": "bob"})).await;
         if busy {
-            // Past its end it lives, until the verdict is there.
+            // The socket stays open after the token's end, until the verdict is there.
             tokio::time::sleep(Duration::from_secs(3)).await;
             session.client.say("late").await;
             assert_eq!(session.upstream.next_text().await, "late");
