@@ -1,8 +1,8 @@
-//! People at browsers: sessions by cookie, since a page load, an image or an event stream cannot carry a header, and
-//! pages instead of JSON where someone looks at them.
+//! Browsers: session cookies, since a page load, an image or an event stream cannot carry a header, and pages instead
+//! of JSON for people.
 //!
-//! Owns the session endpoint, the sign-in endpoints and their pages, and the answer to a refused navigation. `auth` owns
-//! the encryption of cookies, `http` the rule about origins.
+//! This module owns the session endpoint, the sign-in endpoints and their pages, and the response to a refused
+//! navigation. `auth` owns the encryption of cookies, `http` the rule about origins.
 
 mod client;
 mod login;

@@ -8,14 +8,14 @@ use hyper::{Response, StatusCode};
 
 use crate::http::{Answer, ResponseBody};
 
-/// A file that is compiled into the program and served to everyone.
+/// A file that is compiled into the program and served without a credential.
 pub struct ClientFile {
     content: &'static str,
     content_type: &'static str,
     tag: LazyLock<String>,
 }
 
-/// Built from `client.js` by `packages/client/build.mjs`.
+/// The script, built from `client.js` by `packages/client/build.mjs`.
 const SCRIPT: &str = include_str!("client.min.js");
 const TYPES: &str = include_str!("client.d.ts");
 
@@ -48,7 +48,7 @@ impl ClientFile {
         }
     }
 
-    /// Answers with the file, or with 304 where the client has it already (RFC 9110, section 13.1.2).
+    /// Responds with the file, or with 304 where the client has it already (RFC 9110, section 13.1.2).
     #[must_use]
     pub fn answer(&self, request: &HeaderMap) -> Answer {
         let is_current = self.is_named_in(request);
@@ -61,7 +61,7 @@ impl ClientFile {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
             headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         }
-        // Asked about again each hour: it goes with the program that serves it.
+        // Browsers revalidate it each hour, because it changes with the program that serves it.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
         if let Ok(tag) = HeaderValue::try_from(self.tag.as_str()) {
             headers.insert(ETAG, tag);

@@ -1,7 +1,7 @@
-//! Sign-in by OpenID Connect at a browser: `/.vestibule/login`, `callback`, `logout`, `signed-out` and
+//! The endpoints of sign-in by OpenID Connect: `/.vestibule/login`, `callback`, `logout`, `signed-out` and
 //! `backchannel-logout` (docs/sign-in.md).
 //!
-//! This module owns the order of the steps and what people see. `auth::login` owns the encrypted state and cookie, the
+//! This module owns the order of the steps and the pages. `auth::login` owns the encrypted state and cookie, the
 //! requests to providers, and the sessions.
 
 mod backchannel;
@@ -29,7 +29,7 @@ const LOGOUT: &str = "/.vestibule/logout";
 const BACKCHANNEL_LOGOUT: &str = "/.vestibule/backchannel-logout";
 const SIGNED_OUT: &str = "/.vestibule/signed-out";
 
-/// How long a browser keeps the login cookie, seconds.
+/// The time that a browser keeps the login cookie, in seconds.
 const LOGIN_COOKIE_AGE: u64 = 3_600;
 
 /// Returns whether a path is an endpoint of the sign-in.
@@ -51,14 +51,14 @@ struct SignInRequest<'a> {
     /// instance with another key can read nothing else of the cookie.
     undecryptable_states: u8,
     client: ClientAddress,
-    /// The time of the request, Unix milliseconds.
+    /// The time of the request, in Unix milliseconds.
     now: u64,
 }
 
 /// Serves these endpoints.
 ///
 /// # Errors
-/// Returns the refusal that is the answer.
+/// Returns the refusal that is sent as the response.
 pub async fn serve(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
@@ -116,7 +116,7 @@ impl SignInRequest<'_> {
         let (cookie, _) = own.take_session(&self.runtime.policy);
         let Some(cookie) = cookie else { return Ok(None) };
         match self.runtime.verifier.verify_session_cookie(&cookie).await {
-            // A session without the token that the upstream is to receive counts as none.
+            // A session without the token that the upstream needs counts as none.
             Ok(verified) if !verified.has_token() && self.runtime.policy.passes_tokens() => Ok(None),
             Ok(verified) => Ok(Some(verified)),
             Err(rejection) if rejection.is_unavailable() => Err(self.unavailable(&rejection)),
@@ -128,7 +128,7 @@ impl SignInRequest<'_> {
         Refusal::rejected(rejection, self.runtime.policy.verbose_errors)
     }
 
-    /// Returns a page of ours.
+    /// Returns a response with a page of the proxy.
     fn page(&self, page: &pages::Page) -> Answer {
         let origins =
             if page.has_form { self.logins.iter().flat_map(|login| login.origins()).collect() } else { Vec::new() };

@@ -1,4 +1,4 @@
-//! The pages that people at a browser get instead of a JSON refusal: a redirect to the sign-in, or the reason.
+//! The responses that browsers get instead of a JSON refusal: a redirect to the sign-in, or a page with the reason.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -16,17 +16,18 @@ use crate::telemetry::Rule;
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// A request that opens a page in a browser, as far as its head tells.
+/// A request that opens a page in a browser, judged by its head.
 #[derive(Clone, Debug)]
 pub struct Navigation {
-    /// Path and query.
+    /// The path and query.
     target: String,
-    /// Whether a session cookie came with it, good or not.
+    /// Whether it has a session cookie, valid or not.
     has_session_cookie: bool,
 }
 
 impl Navigation {
-    /// GET or HEAD with `Sec-Fetch-Mode: navigate`, or without such a field an `Accept` that names HTML.
+    /// Returns the navigation of a GET or HEAD request with `Sec-Fetch-Mode: navigate` or, without such a field, an
+    /// `Accept` that names HTML.
     #[must_use]
     pub fn of(method: &Method, target: &str, headers: &HeaderMap) -> Option<Self> {
         if !matches!(*method, Method::GET | Method::HEAD) {
@@ -44,8 +45,8 @@ impl Navigation {
     }
 }
 
-/// Turns the answer to a refused navigation into one for a person: a redirect to `sign_in_url` where no credential was
-/// presented, else a page of the same status. The header fields of the refusal's own answer stay.
+/// Turns the response to a refused navigation into one for a person: a redirect to `sign_in_url` if no credential was
+/// presented, otherwise a page with the same status. The header fields of the refusal's own response are kept.
 pub fn render_for_navigation(
     navigation: &Navigation,
     refusal: &Refusal,
@@ -69,13 +70,13 @@ pub fn render_for_navigation(
     let (title, text) = title_and_text(refusal);
     let mut body = format!("<h1>{title}</h1>\n<p>{text}</p>\n");
     if is_signed_in(refusal) {
-        // Someone who signed in with the wrong account may try another.
+        // A user who signed in with the wrong account may try another.
         if !policy.browser.logins.is_empty() {
             body.push_str("<p><a href=\"/.vestibule/logout?then=select_account\">Sign in as someone else</a></p>\n");
         } else if policy.browser.session.is_some() && navigation.has_session_cookie {
             body.push_str(SIGN_OUT);
             let _ = writeln!(body, "<script>{SIGN_OUT_SCRIPT}</script>");
-            // Under no-referrer a browser may send `Origin: null`, which the endpoint refuses.
+            // With `no-referrer` a browser may send `Origin: null`, which the endpoint refuses.
             headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
             if let Ok(policy) = HeaderValue::from_str(&SIGN_OUT_POLICY) {
                 headers.insert(CONTENT_SECURITY_POLICY, policy);
@@ -96,7 +97,7 @@ pub(super) fn contact(policy: &Policy) -> Option<page::Contact<'_>> {
     policy.browser.contact.as_ref().map(|contact| page::Contact { text: contact.text(), href: contact.href() })
 }
 
-/// Ends the session cookie's session. The button is shown by the script alone, since a form cannot send DELETE.
+/// The button and script that end the cookie's session. The script shows the button, since a form cannot send DELETE.
 const SIGN_OUT: &str = "<p><button type=\"button\" id=\"sign-out\" hidden>Sign out</button></p>\n<p role=\"status\" id=\"outcome\"></p>\n<p id=\"again\" hidden><a href=\"\">Open this page again</a></p>\n<noscript><p>Signing out here needs JavaScript.</p></noscript>\n";
 
 const SIGN_OUT_SCRIPT: &str = include_str!("sign_out.js");
@@ -104,13 +105,13 @@ const SIGN_OUT_SCRIPT: &str = include_str!("sign_out.js");
 static SIGN_OUT_POLICY: LazyLock<String> =
     LazyLock::new(|| format!("{}; connect-src 'self'", page::policy_with_script(SIGN_OUT_SCRIPT)));
 
-/// Returns whether the refusal is of a verified user, whom `allow` or `require` keeps out.
+/// Returns whether the refusal is that of a verified user, by `allow` or `require`.
 fn is_signed_in(refusal: &Refusal) -> bool {
     refusal.status == StatusCode::FORBIDDEN && matches!(refusal.rule, Some(Rule::Allow | Rule::Require))
 }
 
-/// Returns the title and the sentence of a page. Neither repeats anything of the request, because anyone can write a URL
-/// into a link.
+/// Returns the title and the sentence of a page. Neither repeats anything of the request, because links can contain any
+/// text.
 fn title_and_text(refusal: &Refusal) -> (&'static str, &'static str) {
     match refusal.status {
         StatusCode::UNAUTHORIZED => (

@@ -1,5 +1,5 @@
-//! `/.vestibule/session`: POST with a Bearer token begins a session or renews it, DELETE ends it, so that a copy of its
-//! cookie is dead too (docs/contract.md section 8).
+//! The endpoint `/.vestibule/session`: POST with a Bearer token begins or renews a session, DELETE ends it, so that
+//! copies of its cookie are rejected too (docs/contract.md section 8).
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::telemetry::{AccessLine, Outcome};
 /// Serves the endpoint.
 ///
 /// # Errors
-/// Returns the refusal that is the answer.
+/// Returns the refusal that is sent as the response.
 pub async fn serve(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
@@ -73,12 +73,13 @@ async fn begin(
     let verified = judged.map_err(|refused| refused.refusal(policy.verbose_errors))?;
     let identity = verified.identity();
     line.user = Some(identity.user_id().to_owned());
-    // What one route asks is asked there; who may enter at all, here.
+    // The rules of a route are checked at that route; this checks whether the user is allowed at all.
     allow::permits(&[], identity).map_err(|denied| Refusal::denied(&denied))?;
     if let Some(cookie) = cookie {
         match runtime.verifier.verify_session_cookie(cookie).await {
             Ok(former) if former.identity().user() != identity.user() => return Err(Refusal::other_user()),
-            // Whose it is cannot be said now, and a second session would outlive the sign-out of the first.
+            // The user of the cookie cannot be determined now, and a second session would continue after the sign-out
+            // of the first.
             Err(rejection) if rejection.is_unavailable() => {
                 return Err(Refusal::rejected(&rejection, policy.verbose_errors));
             }
@@ -104,8 +105,8 @@ async fn begin(
     Ok(answer)
 }
 
-/// Issues a cookie for an identity. It continues the session of the cookie that came, if that is the same user's and has
-/// not ended, even if the policy no longer accepts that cookie: so a sign-out ends every cookie of the session.
+/// Issues a cookie for an identity. It continues the session of the presented cookie, if that is the same user's and
+/// has not ended, even if the policy no longer accepts that cookie: so a sign-out ends every cookie of the session.
 fn issue_cookie(
     state: &ProxyState,
     runtime: &Runtime,
@@ -116,6 +117,6 @@ fn issue_cookie(
     let has_ended = |session: &BrowserSession| state.revocations.is_ended(session, unix_seconds());
     let former = cookie.and_then(|cookie| sessions.decrypt_session(cookie)).filter(|session| !has_ended(session));
     let issued = sessions.issue(identity, former.as_ref(), unix_millis())?;
-    // A sign-out in between has either counted this cookie's end, or is found here.
+    // A sign-out in between has either included this cookie's end, or is found here.
     if has_ended(&issued.session) { sessions.issue(identity, None, unix_millis()) } else { Some(issued) }
 }

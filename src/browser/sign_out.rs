@@ -1,5 +1,5 @@
-//! Ends sessions: here, with every copy of their cookies and every open socket, and at the provider, where their refresh
-//! tokens are revoked.
+//! Ends sessions: at the proxy, with every copy of their cookies and every open socket, and at the provider, where
+//! their refresh tokens are revoked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,27 +12,28 @@ use crate::http::{ClientAddress, Refusal};
 use crate::runtime::{NotSaved, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Audit, AuditEvent, LogoutOutcome, in_current_request};
 
-/// The longest that an answer waits for providers; what they have not answered by then goes on in the background.
+/// The maximum time that a response waits for providers. Requests without a response by then continue in the
+/// background.
 pub(super) const PROVIDER_WAIT: Duration = Duration::from_secs(3);
 
-/// A renewal that moves the end of a session by no more than this did not happen while the session was being ended:
-/// that much time may have passed in between. Seconds.
+/// The allowance in seconds for the time between two readings of the clock: a renewal that moves the end of a session
+/// by no more did not happen while the session was being ended.
 const CLOCK_ALLOWANCE: u64 = 10;
 
-/// Whether the browser goes on to the provider's own sign-out page.
+/// The scope of a sign-out, which decides whether the browser is redirected to the provider's sign-out page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SignOutScope {
-    /// The sign-out ends here.
+    /// At the proxy only.
     Local,
-    /// It goes on where the login asks for that and the provider has such a page.
+    /// At the provider too, if the login is configured so and the provider has such a page.
     Provider,
 }
 
-/// Ends every session whose cookie came with a request, and returns the provider's sign-out page if the browser is to go
-/// there. A session that cannot be ended does not keep the others open.
+/// Ends every session whose cookie came with a request, and returns the provider's sign-out page if the browser is
+/// redirected there. A session that cannot be ended does not keep the others open.
 ///
 /// # Errors
-/// Returns 503 when the end of a session could not be recorded, so that the client asks again.
+/// Returns 503 when the end of a session could not be recorded, so that the client retries.
 pub(super) async fn sign_out(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
@@ -69,7 +70,7 @@ pub(super) async fn sign_out(
             line.user.clone_from(&user);
         }
         if let Err(refusal) = ended {
-            // One that goes on weighs more than one that others hear of later.
+            // A session that was not ended is a worse failure than one whose end other instances do not have yet.
             if failure.as_ref().is_none_or(|failure: &Refusal| failure.is_in_force) {
                 failure = Some(refusal);
             }
@@ -89,11 +90,11 @@ pub(super) async fn sign_out(
     failure.map_or(Ok(location), Err)
 }
 
-/// Ends a session here until the last of its cookies expires, whatever provider and policy make of it now: they may make
-/// something else of it later.
+/// Ends a session at the proxy until the last of its cookies expires, whether or not provider and policy accept it now:
+/// they may accept it later.
 ///
 /// # Errors
-/// Returns 503 when that could not be recorded.
+/// Returns 503 when the end could not be recorded.
 pub(super) async fn end_session(
     state: &ProxyState,
     runtime: &Runtime,
@@ -103,7 +104,7 @@ pub(super) async fn end_session(
     let limits = &runtime.policy.limits;
     let limits = SignOutLimits { all: limits.sign_outs, per_user: limits.sign_outs_per_user };
     let mut revocation = None;
-    // Once more if the session was renewed meanwhile.
+    // The loop runs once more if the session was renewed meanwhile.
     while let Some(until) = sessions.keep_ended_until(session, unix_seconds()) {
         let kept = state.revocations.end_session(session, unix_millis(), until, limits);
         revocation = Some(kept.map_err(|full| {
@@ -125,7 +126,7 @@ pub(super) async fn end_session(
     })
 }
 
-/// Returns the answer where the end of a session, or a logout, is in force here and that is all.
+/// Returns the refusal where the end of a session, or a logout, is in force only at this instance.
 pub(super) fn not_saved(error: &NotSaved) -> Refusal {
     match error {
         NotSaved::File(_) => Refusal::not_signed_out("control.revocation_file could not be written"),
@@ -133,10 +134,10 @@ pub(super) fn not_saved(error: &NotSaved) -> Refusal {
     }
 }
 
-/// Ends a session whose place a new one takes. Where other instances hear of that later the new one begins all the same.
+/// Ends a session that a new one replaces. If other instances get the end later, the new session begins all the same.
 ///
 /// # Errors
-/// Returns 503 when that could not be recorded.
+/// Returns 503 when the end could not be recorded.
 pub(super) async fn end_former_session(
     state: &ProxyState,
     runtime: &Runtime,
@@ -148,7 +149,7 @@ pub(super) async fn end_former_session(
 }
 
 /// Drops the record of a session that has ended, here and in the shared state, and revokes its refresh token at the
-/// provider. Waits until `deadline`; a slower provider is left to a background task.
+/// provider. Waits until `deadline`; requests to a slower provider continue in the background.
 pub(super) async fn end_at_provider(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
@@ -159,7 +160,7 @@ pub(super) async fn end_at_provider(
     let known = if state.revocations.is_ended(session, unix_seconds()) {
         logins.sessions.forget(&session.id)
     } else {
-        // Without a recorded sign-out the record alone keeps the cookie from being accepted.
+        // Without a recorded sign-out only the record prevents the cookie from being accepted.
         logins.sessions.mark_ended(&session.id)
     };
     state.notifier.notify();
@@ -168,7 +169,7 @@ pub(super) async fn end_at_provider(
         None => runtime.verifier.login_record_of(cookie).await?,
     };
     let login = logins.get(&record.provider).filter(|login| record.is_of(login)).map(Arc::clone);
-    // Taken before anything is awaited, so that a renewal under way revokes the token that it receives.
+    // The token is taken before anything is awaited, so that a renewal in progress revokes the token that it receives.
     let (token, sessions) = (record.take_refresh_token(), Arc::clone(&logins.sessions));
     let removed = Arc::clone(&record);
     let removing = tokio::spawn(in_current_request(async move {
@@ -180,7 +181,7 @@ pub(super) async fn end_at_provider(
     Some(record)
 }
 
-/// Returns the provider's sign-out page, if the login goes on there and the provider has one.
+/// Returns the provider's sign-out page, if the login is configured so and the provider has one.
 async fn provider_page(login: &Login, record: Option<&LoginSession>, deadline: Instant) -> Option<String> {
     if !login.spec.ends_provider_session {
         return None;

@@ -15,23 +15,23 @@ pub struct ProtectedResourceSpec {
     pub document: String,
 }
 
-/// Which audiences of a token count on a route, where there are protected resources. A token that was made for one of
-/// them alone passes on no other.
+/// The audiences of a token that count on a route, where there are protected resources. A token that was issued for one
+/// of them alone is accepted on no other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoundAudience {
-    /// The route's own resource.
+    /// The resource of the route.
     pub resource: Option<Arc<ProtectedResourceSpec>>,
     /// Every resource of the policy, in each spelling that counts as an audience.
     all: Arc<[String]>,
 }
 
 impl BoundAudience {
-    /// `all` are the audiences of every resource of the policy.
+    /// Makes the rule; `all` are the audiences of every resource of the policy.
     pub(super) fn new(resource: Option<Arc<ProtectedResourceSpec>>, all: Arc<[String]>) -> Self {
         Self { resource, all }
     }
 
-    /// Returns whether an audience counts on this route: it is no resource's, or that of the route's own resource.
+    /// Returns whether an audience counts on this route: it names no resource, or that of the route.
     #[must_use]
     pub fn counts(&self, audience: &str) -> bool {
         !self.all.iter().any(|resource| resource == audience)
@@ -40,7 +40,7 @@ impl BoundAudience {
 }
 
 /// Returns the spellings of one URL: without a path it may end in a slash or not (RFC 3986 section 6.2.3). Clients that
-/// parse it send the one, and the configuration may have the other.
+/// parse it send one of them, and the configuration may have the other.
 pub(super) fn spellings(identifier: &str) -> impl Iterator<Item = String> {
     let bare = identifier.strip_suffix('/').unwrap_or(identifier);
     let has_path = bare.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));

@@ -1,4 +1,5 @@
-//! Protected resources (RFC 9728): what OAuth clients are told, where, and which audience binds a token to each.
+//! The settings of protected resources (RFC 9728): the metadata for OAuth clients, its path, and the audience that
+//! binds a token to each resource.
 
 use std::sync::Arc;
 
@@ -11,10 +12,10 @@ use super::origin::is_loopback_name;
 use super::{BoundAudience, KeySource, Origin, ProtectedResourceSpec, ProviderSpec};
 use crate::config::{self, Config};
 
-/// Where the documents are (RFC 9728 section 3).
+/// The path of the metadata documents (RFC 9728 section 3).
 const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 
-/// The resources as the file writes them, before the providers are known.
+/// The resources from the configuration, before the providers are known.
 #[derive(Default)]
 pub(super) struct WrittenResources {
     default: Option<Named>,
@@ -34,7 +35,7 @@ impl WrittenResources {
         self.default.iter().chain(self.of_route.iter().flatten())
     }
 
-    /// Returns the audiences that stand for a resource.
+    /// Returns the audiences that name a resource.
     pub(super) fn audiences(&self) -> Vec<String> {
         let mut audiences: Vec<String> = self.each().flat_map(|named| spellings(&named.identifier)).collect();
         audiences.sort();
@@ -43,7 +44,7 @@ impl WrittenResources {
     }
 }
 
-/// The resources of a policy, complete.
+/// The resources of a policy, with their documents.
 #[derive(Default)]
 pub(super) struct Resources {
     default: Option<Arc<ProtectedResourceSpec>>,
@@ -54,8 +55,8 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Returns the audiences that count on a route of the file; `None` is the default route. `None` comes back where
-    /// there is no protected resource at all.
+    /// Returns the audiences that count on a route of the file; `route` is `None` for the default route. Returns `None`
+    /// where there is no protected resource at all.
     pub(super) fn bound(&self, route: Option<usize>) -> Option<BoundAudience> {
         let resource = match route {
             Some(index) => self.of_route.get(index).cloned().flatten(),
@@ -131,7 +132,7 @@ impl Check {
         if written.each().next().is_none() {
             return resources;
         }
-        // A provider without keys of its own, or with a secret, signs nobody in.
+        // A provider without keys of its own, or with a secret, does not issue tokens to OAuth clients.
         let issuers: Vec<&str> = providers
             .iter()
             .filter(|provider| !matches!(provider.keys, KeySource::Secret(_)) && provider.preset != "aws-alb")
@@ -178,7 +179,7 @@ impl Check {
         };
         resources.default = spec(&written.default);
         resources.of_route = written.of_route.iter().map(spec).collect();
-        // Clients that were told nothing look here for a resource with a path, too.
+        // Clients without the metadata URL look here for a resource with a path, too.
         if let Some(default) = &resources.default
             && resources.documents.iter().all(|(path, _)| path != WELL_KNOWN)
         {

@@ -1,4 +1,4 @@
-//! The whole copy: loading it, writing what it lacks, removing what is over.
+//! The whole copy of the shared state: loads it, writes the entries that it lacks, and removes expired ones.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -14,35 +14,35 @@ use super::state::{Inner, NO_RANDOM_NUMBERS, random};
 use super::stream::{StreamId, content, message_id};
 use crate::auth::{EntryKind, SharedEntry, TIMES_BYTES, unix_seconds};
 
-/// One step of a scan, of a load or of writing.
+/// The number of entries in one step of a scan, a load or a write.
 const CHUNK: usize = 500;
-/// The limit for one step of a scan.
+/// The timeout of one step of a scan.
 const STEP: Duration = Duration::from_secs(5);
-/// What one entry may take of the bytes that are loaded, its field and its value; twice what ours take.
+/// The maximum number of bytes of one loaded entry, field and value; twice as many as an entry has.
 const ENTRY_BYTES: usize = 256;
-/// So much is always loaded.
+/// The number of bytes that may always be loaded.
 const LEAST_BYTES: usize = 16 << 20;
-/// Messages at the end of the log that are searched for heartbeats, and how many at once.
+/// The number of messages at the end of the log that are searched for heartbeats, and the number read at once.
 const TAIL: usize = 2_000;
 const TAIL_STEP: usize = 200;
-/// So long before the last heartbeat those of all running instances are found, in milliseconds.
+/// The time in milliseconds before the last heartbeat in which all running instances have sent one.
 const GONE_MILLIS: u64 = 16_000;
-/// How long an instance that ran before is waited for: the longest pause between two attempts to connect, the attempt, and
+/// The time that an earlier instance is awaited: the longest pause between two attempts to connect, the attempt, and
 /// the load after it.
 const RECONNECT: Duration = Duration::from_secs(10);
-/// What is over is removed from the engine this much later, for instances whose clocks are behind.
+/// The time in seconds after which expired entries are removed from the engine, for instances whose clocks are behind.
 const KEPT: u64 = 3_600;
 
-/// What a load found.
+/// The result of a load.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    /// What this instance knows and the copy lacked.
+    /// The entries that this instance has and the copy lacked.
     pub(super) lacking: Vec<SharedEntry>,
-    /// What is over, or said by another entry.
+    /// The entries that have expired, or are included in another entry.
     pub(super) over: Vec<Name>,
 }
 
-/// Entries that are being written: put back unless they were.
+/// The entries that are being written. They are queued again unless they were written.
 struct InFlight<'a> {
     outbox: &'a Outbox,
     entries: Vec<Outgoing>,
@@ -57,8 +57,8 @@ impl Drop for InFlight<'_> {
 }
 
 impl Inner {
-    /// Writes a message to the end of the log, before the copy is loaded: what is written meanwhile is read from there.
-    /// Its id is known without reading what others wrote at the end.
+    /// Writes a message to the end of the log, before the copy is loaded: messages written meanwhile are read from
+    /// there. Its id is known without reading the messages that others wrote at the end.
     pub(super) async fn begin(&self, connection: &mut Connection) -> Result<StreamId, EngineError> {
         self.read_epoch(connection).await?;
         let position = self.tell(connection, &Message::Position).await?;
@@ -74,9 +74,9 @@ impl Inner {
         Ok(position)
     }
 
-    /// The complete instances that the end of the log before this message has heartbeats of, without those that have stopped.
-    /// After a failover some of them may not be connected yet, and know what the engine has lost. The end is that of the last
-    /// heartbeat, however long ago: while there is no engine none is written.
+    /// Returns the complete instances with heartbeats at the end of the log before this message, except those that have
+    /// stopped. After a failover some of them may not be connected yet, and may have entries that the engine has lost.
+    /// The end is that of the last heartbeat, however old: while there is no engine none is written.
     async fn instances_before(
         &self,
         connection: &mut Connection,
@@ -108,8 +108,8 @@ impl Inner {
         Ok(complete)
     }
 
-    /// Reads the random number that the engine loses with everything else; writes one where there is none. Returns
-    /// whether it is another than before.
+    /// Reads the random number that the engine loses with its data, or writes one where there is none. Returns whether
+    /// it has changed.
     pub(super) async fn read_epoch(&self, connection: &mut Connection) -> Result<bool, EngineError> {
         let new = random().map(u128::from_le_bytes).unwrap_or_default();
         let mut both = pipe();
@@ -123,7 +123,7 @@ impl Inner {
         Ok(is_other)
     }
 
-    /// Loads the whole copy, and finds what it lacks.
+    /// Loads the whole copy, and finds the entries that it lacks.
     pub(super) async fn load(&self, connection: &Connection) -> Result<Loaded, EngineError> {
         let mut connection = connection.with_limit(STEP.max(self.spec.timeout));
         let most = self.limit.saturating_mul(ENTRY_BYTES).max(LEAST_BYTES);
@@ -161,7 +161,7 @@ impl Inner {
         Ok(self.compare(&seen))
     }
 
-    /// Compares what the copy has with what is known here.
+    /// Compares the entries of the copy with those of this instance.
     fn compare(&self, seen: &HashMap<Name, [u8; TIMES_BYTES]>) -> Loaded {
         let now = unix_seconds();
         let mut loaded = Loaded::default();
@@ -182,7 +182,7 @@ impl Inner {
         loaded
     }
 
-    /// Writes what the copy lacked, and tells the others to load it.
+    /// Writes the entries that the copy lacked, and notifies the other instances to load it.
     pub(super) async fn heal(&self, connection: &mut Connection, lacking: &[SharedEntry]) -> Result<(), EngineError> {
         for chunk in lacking.chunks(CHUNK) {
             let mut writes = cmd("HSET");
@@ -197,7 +197,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes from the copy what is over.
+    /// Removes expired entries from the copy.
     pub(super) async fn sweep(&self, connection: &mut Connection, over: &[Name]) -> Result<(), EngineError> {
         for chunk in over.chunks(CHUNK) {
             let mut removal = cmd("HDEL");
@@ -210,7 +210,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes a message into the log; returns its id.
+    /// Writes a message into the log and returns its id.
     pub(super) async fn tell(&self, connection: &mut Connection, message: &Message) -> Result<StreamId, EngineError> {
         let mut write = cmd("XADD");
         write.arg(self.key("log")).arg("MAXLEN").arg("~").arg(self.limit).arg("*");
@@ -219,7 +219,7 @@ impl Inner {
         StreamId::read(&id).ok_or_else(|| EngineError::Refused("the engine gave no id".to_owned()))
     }
 
-    /// Writes what is revoked here.
+    /// Writes the revocations of this instance.
     pub(super) async fn publish(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
         loop {
             loop {

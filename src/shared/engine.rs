@@ -1,5 +1,5 @@
 //! Connections to the engine: by plain TCP or TLS, to the master that Sentinels name, or to the node of a cluster that
-//! holds our keys (all of them have one hash tag, so that it is one node).
+//! holds the proxy's keys (they share one hash tag, so that it is one node).
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,14 +22,15 @@ use crate::config::Time;
 use crate::http::tls_client;
 use crate::policy::{EngineAddress, SharedSpec};
 
-/// The limit for a connection, with TLS, Sentinels and the search for a cluster's node.
+/// The timeout for a connection, including TLS, Sentinels and the search for a cluster's node.
 const CONNECT: Duration = Duration::from_secs(5);
-/// No answer is longer. It holds what one step of a scan returns, also where the engine keeps a small hash in one piece.
+/// The maximum length of a reply in bytes. It holds the result of one step of a scan, also where the engine stores a
+/// small hash in one piece.
 const ANSWER_BYTES: usize = 16 << 20;
-/// No error of an engine is shown further.
+/// The maximum number of characters of an engine's error that are shown.
 const SHOWN: usize = 200;
 
-/// Why the engine could not be used.
+/// The reason why the engine could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// No connection to an address.
@@ -60,20 +61,20 @@ pub enum EngineError {
         "the copy of the shared revocations is larger than {0} bytes; raise limits.revocations and limits.sign_outs, or remove what others wrote into its keys"
     )]
     TooLarge(usize),
-    /// Neither Sentinels nor cluster nodes know where to connect.
+    /// Neither Sentinels nor cluster nodes have an address to connect to.
     #[error("{0}")]
     NotFound(String),
 }
 
 impl From<RedisError> for EngineError {
     fn from(error: RedisError) -> Self {
-        // Its text comes from the engine.
+        // The text comes from the engine, so it is truncated and cleaned.
         let shown: String = error.to_string().chars().take(SHOWN).filter(|c| !c.is_control()).collect();
         Self::Refused(shown)
     }
 }
 
-/// How to connect.
+/// The settings of connections to the engine.
 pub(super) struct Engine {
     spec: SharedSpec,
     tls: Option<TlsConnector>,
@@ -85,7 +86,7 @@ impl Engine {
         Ok(Self { spec: spec.clone(), tls: tls.transpose().map_err(EngineError::Tls)? })
     }
 
-    /// Connects; a command on this connection may take as long as `limit`.
+    /// Connects. A command on this connection may take as long as `limit`.
     pub(super) async fn connect(&self, limit: Duration) -> Result<Connection, EngineError> {
         let connecting = async {
             match &self.spec.sentinel {
@@ -121,7 +122,7 @@ impl Engine {
     async fn master_of(&self, sentinel: &EngineAddress, master: &str) -> Result<EngineAddress, EngineError> {
         let mut question = cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-        // Sentinels have passwords of their own, mostly none.
+        // Sentinels have passwords of their own, or none.
         let asked = match self.open(sentinel, self.spec.timeout, false).await {
             Ok(mut connection) => connection.ask::<Value>(&question).await,
             Err(error) => Err(error),
@@ -146,7 +147,7 @@ impl Engine {
                 Ok(found) if found == *address => return self.open(&found, limit, true).await,
                 Ok(found) => match self.open(&found, limit, true).await {
                     Ok(connection) => return Ok(connection),
-                    // The node that was asked may not know yet that this one is gone.
+                    // The node that was asked may not have noticed yet that this one is gone.
                     Err(error) => last = Some(error),
                 },
                 Err(error) => last = Some(error),
@@ -155,7 +156,7 @@ impl Engine {
         Err(last.unwrap_or_else(|| EngineError::NotFound("shared.url names no cluster node".to_owned())))
     }
 
-    /// The master of our keys' slot, as one node knows it.
+    /// Returns the master of the keys' slot, according to one node.
     async fn node_from(&self, address: &EngineAddress) -> Result<EngineAddress, EngineError> {
         let mut connection = self.open(address, self.spec.timeout, true).await?;
         let mut question = cmd("CLUSTER");
@@ -169,7 +170,7 @@ impl Engine {
             let [Value::Int(first), Value::Int(last), Value::Array(node), ..] = &range[..] else { return None };
             let [host, Value::Int(port), ..] = &node[..] else { return None };
             let port = u16::try_from(*port).ok()?;
-            // A node that does not know its own name leaves it out.
+            // A node without a known name leaves it out.
             let host = text(host).filter(|host| !host.is_empty()).unwrap_or_else(|| address.host.clone());
             (*first <= slot && slot <= *last).then_some(EngineAddress { host, port })
         });
@@ -179,7 +180,7 @@ impl Engine {
     async fn open(&self, address: &EngineAddress, limit: Duration, login: bool) -> Result<Connection, EngineError> {
         let failed = |source| EngineError::Connect { address: address.to_string(), source };
         let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
-        // Small commands, each waited for.
+        // The connection has small commands, each of which is awaited.
         let _ = tcp.set_nodelay(true);
         let local = tcp.local_addr().map_err(failed)?;
         let stream: Box<dyn Stream> = match &self.tls {
@@ -203,7 +204,7 @@ impl Engine {
                 info = info.set_username(username);
             }
         }
-        // The time limit is ours: the crate's would end a blocking read.
+        // The timeout is set here, since the crate's would end a blocking read.
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let (connection, driver) = MultiplexedConnection::new_with_config(&info, bounded, config).await?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
@@ -211,7 +212,7 @@ impl Engine {
     }
 }
 
-/// A connection. Clones share it; their commands are answered in the order in which they are sent.
+/// A connection. Clones share it; their commands are answered in the order in which they were sent.
 #[derive(Clone)]
 pub(super) struct Connection {
     connection: MultiplexedConnection,
@@ -237,18 +238,18 @@ impl Connection {
         Ok(timeout(self.limit, asked).await.map_err(|_| EngineError::Timeout(self.limit))??)
     }
 
-    /// The same connection, on which a command may take longer.
+    /// Returns the same connection with another timeout.
     pub(super) fn with_limit(&self, limit: Duration) -> Self {
         Self { limit, ..self.clone() }
     }
 }
 
-/// A key of ours: the braces keep all of them on one node of a cluster.
+/// Returns the name of a key. The braces keep all keys on one node of a cluster.
 pub(super) fn key(name: &str, what: &str) -> String {
     format!("{{vestibule:{name}}}:{what}")
 }
 
-/// A text of the engine's.
+/// Returns a text from a reply of the engine.
 pub(super) fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
@@ -261,7 +262,7 @@ pub(super) fn text(value: &Value) -> Option<String> {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Reads no further than the budget, so that no engine fills the memory.
+/// A stream that reads at most a given number of bytes, so that an engine cannot fill the memory.
 struct Bounded {
     stream: Box<dyn Stream>,
     budget: Arc<AtomicUsize>,

@@ -1,4 +1,4 @@
-//! Tells other instances who was seen here and who has many sockets open, and asks for theirs.
+//! Publishes to other instances which users were seen here and which have many open sockets, and reads theirs.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use super::state::Inner;
 use crate::auth::digest::Digest;
 use crate::auth::{unix_millis, unix_seconds};
 
-/// How often it is written who was seen.
+/// The interval at which the seen users are written.
 const WRITE: Duration = Duration::from_secs(10);
-/// Users that are written at once.
+/// The maximum number of users that are written at once.
 const CHUNK: usize = 500;
-/// A moment in the future is none; this far ahead another clock may be, in seconds.
+/// The time in seconds by which another clock may be ahead. A later time is not accepted.
 const AHEAD: u64 = 30;
-/// How often instances tell each other of open sockets.
+/// The interval at which instances exchange the numbers of open sockets.
 const EXCHANGE: Duration = Duration::from_secs(4);
-/// How long what an instance told of them is in force, in milliseconds.
+/// The time in milliseconds for which another instance's numbers are in force.
 const TOLD: u64 = 30_000;
-/// Instances that are asked.
+/// The maximum number of instances that are read.
 const INSTANCES: usize = 200;
 
 impl Inner {
-    /// Writes who was seen here, and asks about those whose sockets are due.
+    /// Writes the users that were seen here, and reads those whose sockets are due.
     pub(super) async fn keep_presence(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
         let mut write = Instant::now() + WRITE;
         loop {
@@ -82,14 +82,15 @@ impl Inner {
         let now = unix_seconds();
         for (user, answer) in users.iter().zip(answers.iter().map(Some).chain(std::iter::repeat(None))) {
             let seen = answer.and_then(text).and_then(|score| score.parse::<u64>().ok());
-            // Nothing authenticates a score; the engine's users could say any.
+            // Scores are not authenticated; users of the engine could set any.
             self.presences.answer(*user, seen.filter(|at| *at <= now.saturating_add(AHEAD)).map(|at| at.min(now)));
         }
         Ok(())
     }
 }
 
-/// Without the engine the local limit is in force: what was told is forgotten when the connection ends.
+/// The numbers of other instances during one connection. They are removed when it ends, so that without the engine the
+/// local limit is in force.
 struct Told<'a>(&'a OpenSockets);
 
 impl Drop for Told<'_> {
@@ -99,7 +100,7 @@ impl Drop for Told<'_> {
 }
 
 impl Inner {
-    /// Tells other instances of users near the limit, and hears of theirs.
+    /// Publishes the users near the limit, and reads those of other instances.
     pub(super) async fn exchange_open_sockets(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
         let told = Told(&self.open_sockets);
         loop {
@@ -108,7 +109,7 @@ impl Inner {
             let near = if instances > 1 { told.0.near_limit(instances) } else { Vec::new() };
             let had_any = self.set_told(near.len());
             if !had_any && !near.is_empty() {
-                // The others ask those who say in their heartbeat that there is something to hear.
+                // Other instances read only from those whose heartbeat announces such users.
                 self.lock().wants_beat = true;
                 self.attention.notify_one();
             }
@@ -135,7 +136,7 @@ impl Inner {
         }
     }
 
-    /// Reads what an instance told, where it is its own and not an old one that someone wrote again.
+    /// Reads the numbers of an instance, if they are authenticated, its own and not old.
     fn hear_open(&self, teller: u128, sealed: &[u8]) -> Option<Vec<(Digest, u32)>> {
         match Message::read(self.codes.open(sealed)?)? {
             Message::Open { instance, at, users }

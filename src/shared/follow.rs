@@ -1,4 +1,4 @@
-//! Following the log: each message is verified and taken as it comes.
+//! Follows the log: verifies and applies each message.
 
 use std::convert::Infallible;
 
@@ -12,13 +12,13 @@ use super::state::{BLOCK_MILLIS, Inner};
 use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{unix_millis, unix_seconds};
 
-/// Messages that are read at once.
+/// The maximum number of messages that are read at once.
 const COUNT: usize = 500;
-/// No message of ours is longer.
+/// The maximum length of a message in bytes.
 const MESSAGE_BYTES: usize = 4_096;
-/// How far the engine's clock may be ahead and be believed.
+/// The maximum time in milliseconds by which the engine's clock may be ahead.
 const MOST_LEAD: u64 = 60_000;
-/// Questions that are answered; whoever asks more often is answered less.
+/// The maximum number of questions that wait for an answer. Further ones are ignored.
 const QUESTIONS: usize = 64;
 
 impl Inner {
@@ -48,7 +48,7 @@ impl Inner {
         }
     }
 
-    /// Takes a message; returns whether something is revoked by it that was not.
+    /// Applies a message. Returns whether it revokes something that was not revoked.
     fn hear(&self, id: StreamId, sealed: &[u8]) -> bool {
         let opened = (sealed.len() <= MESSAGE_BYTES).then(|| self.codes.open(sealed)).flatten();
         let Some(message) = opened.and_then(Message::read) else {
@@ -112,7 +112,7 @@ impl Inner {
         self.attention.notify_one();
     }
 
-    /// Whoever reads back its own message has read all that came before it.
+    /// Processes an own heartbeat that was read back: every message before it has been read.
     fn hear_own_beat(&self, id: StreamId, number: u64) {
         let mut progress = self.lock();
         let Some(at) = progress.beats.iter().position(|(known, _)| *known == number) else { return };

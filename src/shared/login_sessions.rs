@@ -1,4 +1,4 @@
-//! Lets login sessions use the connection to the engine, and writes back their records when the engine has lost them.
+//! Gives login sessions the connection to the engine, and writes their records again when the engine has lost them.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use super::engine::{Connection, EngineError};
 use super::session_store::EngineSessions;
 use super::state::{Inner, fraction};
 
-/// How often it is looked whether records are to be written back.
+/// The interval at which lost records are looked for.
 const LOOK: Duration = Duration::from_secs(1);
-/// The time within which one of several instances begins to write back what the engine has lost.
+/// The time within which one of several instances begins to write the lost records.
 const WRITE_BACK: Duration = Duration::from_secs(3);
 
-/// The records can be reached for as long as this lives.
+/// The access of login sessions to their records, until it is dropped.
 struct Reachable<'a>(&'a EngineSessions);
 
 impl Drop for Reachable<'_> {
@@ -24,14 +24,14 @@ impl Drop for Reachable<'_> {
 }
 
 impl Inner {
-    /// Lets login sessions use the connection, and has their records written back once the engine may have lost them.
+    /// Gives login sessions the connection, and lets their records be written again when the engine may have lost them.
     pub(super) async fn keep_login_sessions(&self, connection: Connection) -> Result<Infallible, EngineError> {
         self.engine_sessions.set_connection(Some(connection));
         let _reachable = Reachable(&self.engine_sessions);
         let mut known_epoch = None;
         let mut due = None;
         loop {
-            // Changes when the engine has lost its data.
+            // The epoch changes when the engine has lost its data.
             let epoch = self.lock().epoch.clone();
             if epoch != known_epoch {
                 known_epoch = epoch;

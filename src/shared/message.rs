@@ -1,5 +1,5 @@
-//! What instances write for each other, and the codes that authenticate it: the engine is not trusted, so whatever does
-//! not carry a code made with a shared secret is counted and ignored.
+//! The messages between instances, and the codes that authenticate them. The engine is not trusted, so every message
+//! without a code made with a shared secret is counted and ignored.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
@@ -12,12 +12,12 @@ use crate::policy::Secret;
 /// A random id.
 pub(super) type Id = [u8; 16];
 
-/// Part of what each code covers, beside the deployment's name and the message itself.
+/// The version, a part of the authenticated data in addition to the deployment's name and the message.
 const VERSION: &[u8] = b"1";
 
-/// Makes and verifies authentication codes.
+/// The keys that make and verify authentication codes.
 pub(super) struct Codes {
-    /// The first makes codes, all verify them.
+    /// The keys: the first makes codes, all verify them.
     keys: Vec<hmac::Key>,
     fingerprint: String,
 }
@@ -29,12 +29,12 @@ impl Codes {
         (keys.len() == secrets.len()).then_some(Self { keys, fingerprint })
     }
 
-    /// Tells secrets apart without telling what they are.
+    /// Returns the fingerprint of the first secret, which distinguishes secrets without revealing them.
     pub(super) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// The bytes with their code behind them.
+    /// Appends the authentication code to the bytes.
     pub(super) fn seal(&self, mut bytes: Vec<u8>) -> Vec<u8> {
         if let Some(key) = self.keys.first() {
             let code = digest(key, &[VERSION, &bytes]);
@@ -43,20 +43,20 @@ impl Codes {
         bytes
     }
 
-    /// The bytes before a code, where one of the secrets made it.
+    /// Returns the bytes before the authentication code, if one of the secrets made it.
     pub(super) fn open<'a>(&self, sealed: &'a [u8]) -> Option<&'a [u8]> {
         let (bytes, code) = sealed.split_at_checked(sealed.len().checked_sub(DIGEST_BYTES)?)?;
         let is_made_by = |key: &hmac::Key| verify_slices_are_equal(&digest(key, &[VERSION, bytes]).0, code).is_ok();
         self.keys.iter().any(is_made_by).then_some(bytes)
     }
 
-    /// The value of an entry in the hash, whose field is its name.
+    /// Returns the value of an entry in the hash, whose field is its name.
     pub(super) fn seal_entry(&self, entry: &SharedEntry) -> Vec<u8> {
         let sealed = self.seal(Message::Entry(*entry, None).bytes());
         sealed.get(1 + NAME_BYTES..).unwrap_or_default().to_vec()
     }
 
-    /// Reads what [`Self::seal_entry`] made.
+    /// Verifies and parses a value that [`Self::seal_entry`] made.
     pub(super) fn open_entry(&self, field: &[u8], value: &[u8]) -> Option<SharedEntry> {
         let sealed = [b"e", field, value].concat();
         match Message::read(self.open(&sealed)?)? {
@@ -66,42 +66,42 @@ impl Codes {
     }
 }
 
-/// The fingerprint of a secret.
+/// Returns the fingerprint of a secret.
 pub(super) fn fingerprint(secret: &Secret) -> Option<String> {
     let print = digest(&derive(secret, "", b"fingerprint")?, &[]);
     Some(print.0.iter().take(4).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}")))
 }
 
-/// What instances tell each other in the stream.
+/// A message between instances in the stream.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
-    /// A revocation or sign-out; with an id where somebody waits to hear who has taken it.
+    /// A revocation or sign-out, with an id if its writer waits until instances have applied it.
     Entry(SharedEntry, Option<Id>),
-    /// An instance lives.
+    /// A heartbeat of an instance.
     Beat(Beat),
-    /// Entries were added to the hash without being told here.
+    /// Entries were added to the hash without messages in the log.
     LoadAgain,
-    /// An instance reads the log from here on.
+    /// A mark from which an instance reads the log.
     Position,
-    /// The users near the limit of sockets at an instance. Not in the log.
+    /// The users near the limit of sockets at an instance. It is not in the log.
     Open { instance: u128, at: u64, users: Vec<(Digest, u32)> },
-    /// An instance has taken an entry.
+    /// An instance has applied an entry.
     Taken { question: Id, instance: Id },
 }
 
 /// An instance's heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Beat {
-    /// The instance: another one after each start.
+    /// The random id of the instance, which changes at each start.
     #[serde(rename = "i")]
     pub(super) instance: u128,
-    /// Counts this instance's heartbeats.
+    /// The number of this heartbeat of the instance.
     #[serde(rename = "n")]
     pub(super) number: u64,
-    /// Its clock, milliseconds since the epoch.
+    /// The time by its clock, in milliseconds since the epoch.
     #[serde(rename = "t")]
     pub(super) at: u64,
-    /// Host name and local address.
+    /// Its host name and local address.
     #[serde(rename = "h")]
     pub(super) host: String,
     #[serde(rename = "v")]
@@ -122,10 +122,10 @@ pub(super) struct Beat {
     pub(super) count: u64,
     #[serde(rename = "y")]
     pub(super) sum: u128,
-    /// Whether its copy is complete. One whose copy is not asks the others for theirs.
+    /// Whether its copy is complete. If not, it asks the others for theirs.
     #[serde(rename = "r")]
     pub(super) is_complete: bool,
-    /// The number of users near the limit of sockets that it tells of.
+    /// The number of users near the limit of sockets that it publishes.
     #[serde(rename = "u")]
     pub(super) told: usize,
     /// The question of an instance whose copy is not complete; zero where there is none.
@@ -205,7 +205,7 @@ impl Message {
         })
     }
 
-    /// The heartbeat of an instance with another secret: shown to operators, never believed.
+    /// Parses the heartbeat of an instance with another secret. It is shown to operators and never trusted.
     pub(super) fn foreign_beat(sealed: &[u8]) -> Option<Beat> {
         let bytes = sealed.get(..sealed.len().checked_sub(DIGEST_BYTES)?)?;
         match Self::read(bytes)? {

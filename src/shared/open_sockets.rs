@@ -1,5 +1,5 @@
-//! How many sockets each user has open, here and at other instances. Each instance tells the others of users that are
-//! near the limit; a user whose sockets are spread evenly over many instances is told of in time too.
+//! The number of open sockets of each user, here and at other instances. Each instance publishes the users near the
+//! limit; a user whose sockets are spread evenly over many instances is published in time too.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use crate::auth::digest::Digest;
 
-/// Users that an instance tells of: those with the most sockets.
+/// The maximum number of users that an instance publishes: those with the most sockets.
 const USERS: usize = 1_000;
 
 /// The open sockets of each user.
@@ -15,7 +15,7 @@ const USERS: usize = 1_000;
 pub struct OpenSockets {
     here: Mutex<HashMap<Digest, u32>>,
     elsewhere: RwLock<HashMap<Digest, u32>>,
-    /// The limit by which the last socket was opened.
+    /// The limit at the time when the last socket was opened.
     limit: AtomicU32,
 }
 
@@ -34,7 +34,7 @@ impl OpenSockets {
         true
     }
 
-    /// Counts one less.
+    /// Subtracts a closed socket of a user.
     pub fn close(&self, user: Digest) {
         let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = here.get_mut(&user) {
@@ -45,7 +45,7 @@ impl OpenSockets {
         }
     }
 
-    /// The users with more than a share of the limit, those with the most sockets first.
+    /// Returns the users with more than a share of the limit, those with the most sockets first.
     pub(super) fn near_limit(&self, instances: u32) -> Vec<(Digest, u32)> {
         let share = self.limit.load(Ordering::Relaxed) / instances.saturating_mul(2).max(1);
         let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! What was revoked here and is not in the engine yet. Bounded by what is revoked at all, since an entry about one thing
-//! stands here once.
+//! The revocations of this instance that are not in the engine yet. Their number is limited by that of all revocations,
+//! since there is one entry for each target.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use crate::auth::{NAME_BYTES, Publish, SharedEntry};
 
 pub(super) type Name = [u8; NAME_BYTES];
 
-/// An entry that is to be written, and what it replaces.
+/// An entry that is to be written, and the entries that it replaces.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) entry: SharedEntry,
@@ -19,7 +19,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Tells whoever waits that it is written.
+    /// Notifies the waiting caller that the entry is written.
     pub(super) fn written(self) {
         for waiting in self.waiting {
             let _ = waiting.send(());
@@ -41,24 +41,24 @@ impl Outbox {
         self.0.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of entries.
+    /// Returns the number of entries.
     pub(super) fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Resolves when there is something, or was since the last call.
+    /// Resolves when there is an entry, or was one since the last call.
     pub(super) async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
-    /// Takes at most so many entries.
+    /// Takes at most `most` entries.
     pub(super) fn take(&self, most: usize) -> Vec<Outgoing> {
         let mut queued = self.lock();
         let names: Vec<Name> = queued.keys().take(most).copied().collect();
         names.iter().filter_map(|name| queued.remove(name)).collect()
     }
 
-    /// Puts back what could not be written, unless there is something newer about the same thing.
+    /// Queues entries again that could not be written, unless there is a newer one about the same target.
     pub(super) fn put_back(&self, entries: Vec<Outgoing>) {
         let mut queued = self.lock();
         for outgoing in entries {
@@ -93,7 +93,7 @@ impl Publish for Outbox {
         let removed: Vec<Name> = removed.iter().map(SharedEntry::name).filter(|removed| *removed != name).collect();
         let mut queued = self.lock();
         for gone in &removed {
-            // Whoever waits for it hears of it no more, and is told that it is not written: it asks again.
+            // The waiting caller gets an error, as if the entry was not written, and retries.
             queued.remove(gone);
         }
         add(&mut queued, Outgoing { entry, removed, waiting: vec![written] });

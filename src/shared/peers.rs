@@ -1,4 +1,5 @@
-//! The instances that this one hears of: those that know the secret, which count, and those that do not, which are shown.
+//! The instances whose heartbeats this one reads: those with the same secret, which count, and those with another,
+//! which are only shown.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,20 +10,21 @@ use tokio::time::Instant;
 use super::message::Beat;
 use crate::auth::CopyDigest;
 
-/// How often an instance tells that it lives.
+/// The interval of heartbeats.
 pub(super) const BEAT: Duration = Duration::from_secs(5);
-/// An instance that was not heard of for so long is gone.
+/// The time without a heartbeat after which an instance is gone.
 const GONE: Duration = Duration::from_secs(16);
-/// Most instances.
+/// The maximum number of instances.
 const MOST: usize = 1_000;
-/// Most instances with another secret.
+/// The maximum number of instances with another secret.
 const MOST_FOREIGN: usize = 16;
-/// A heartbeat that says another time than this clock, by more than this, is an old one that someone wrote again.
+/// The maximum difference in milliseconds between the time of a heartbeat and this clock. A heartbeat with a larger one
+/// is old and was written again.
 pub(super) const CLOCKS: u64 = 120_000;
-/// No text of an instance is kept longer.
+/// The maximum length of a text of an instance, in characters.
 const TEXT: usize = 80;
 
-/// What an operator is shown of an instance.
+/// The data about an instance for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// Host name and local address.
@@ -41,7 +43,7 @@ pub struct Instance {
     pub is_complete: bool,
     /// Whether it is this one.
     pub is_this: bool,
-    /// How long ago it was heard of.
+    /// The time since its last heartbeat.
     pub heard_ago: Duration,
 }
 
@@ -49,13 +51,13 @@ pub struct Instance {
 struct Peer {
     beat: Beat,
     heard: Instant,
-    /// How often in a row its digest differed from ours.
+    /// The number of consecutive heartbeats whose digest differed from this instance's.
     differs: u32,
-    /// Whether it has answered this instance's question, and then with the digest of the same copy.
+    /// Whether it has answered this instance's question, and whether with the digest of the same copy.
     answer: Answer,
 }
 
-/// What an instance has answered to the question of this one, which starts.
+/// An instance's answer to the question of this one, which is starting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Answer {
     #[default]
@@ -70,23 +72,23 @@ impl Peer {
     }
 }
 
-/// What a heartbeat of another instance means.
+/// The meaning of another instance's heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Its complete copy is the same as ours.
+    /// Its complete copy is the same as this one's.
     Same,
-    /// Its complete copy is another, for so many heartbeats.
+    /// Its complete copy differs, for so many heartbeats.
     Differs(u32),
-    /// Its copy is not complete: it waits for ours. Whether it is the same so far.
+    /// Its copy is not complete, and it asks for this one's; with whether both are the same so far.
     Asks { is_same: bool },
-    /// One that was heard before, or long ago; or the last one of an instance that stops.
+    /// The heartbeat is old or was read before, or is the last one of an instance that stops.
     Ignored,
 }
 
-/// Whether the instances with a complete copy have the same as this one, which starts.
+/// The result of comparing this starting instance's copy with those of instances with a complete one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Agreement {
-    /// There is none.
+    /// There is no such instance.
     Alone,
     /// At least one has not answered, or has another copy.
     Pending,
@@ -97,7 +99,8 @@ pub(super) enum Agreement {
 #[derive(Debug, Default)]
 struct Inner {
     known: HashMap<u128, Peer>,
-    /// Instances that ran before this one connected and have not sent a heartbeat since, and until when each is waited for.
+    /// Instances that ran before this one connected and have sent no heartbeat since, each with the time until which it
+    /// is awaited.
     awaited: HashMap<u128, Instant>,
     foreign: HashMap<u128, Peer>,
 }
@@ -110,7 +113,8 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a verified heartbeat; `ours` is our digest as of its minute, `question` the one that this instance asks.
+    /// Records a verified heartbeat; `ours` is this instance's digest as of its minute, `question` the one that this
+    /// instance asks.
     pub(super) fn heard(&self, beat: Beat, ours: CopyDigest, unix_millis: u64, question: u128) -> Heard {
         let mut inner = self.lock();
         let now = Instant::now();
@@ -127,7 +131,7 @@ impl Peers {
         let is_complete = beat.is_complete;
         let former_answer = former.map(|former| former.answer).unwrap_or_default();
         let answer = match (is_complete && beat.answers.contains(&question), former_answer) {
-            // What it learns later is in the log.
+            // Its later entries are in the log.
             (_, Answer::Same) => Answer::Same,
             (true, _) if is_same => Answer::Same,
             (true, _) => Answer::Differs,
@@ -146,7 +150,7 @@ impl Peers {
         }
     }
 
-    /// Notes the heartbeat of an instance with another secret.
+    /// Records the heartbeat of an instance with another secret.
     pub(super) fn heard_foreign(&self, beat: Beat) {
         let mut inner = self.lock();
         let now = Instant::now();
@@ -156,7 +160,7 @@ impl Peers {
         }
     }
 
-    /// Forgets the answers to a former question, and waits until `end` for instances that ran before.
+    /// Removes the answers to a former question, and awaits earlier instances until `end`.
     pub(super) fn begin_question(&self, awaited: impl IntoIterator<Item = u128>, end: Instant) {
         let mut inner = self.lock();
         for peer in inner.known.values_mut() {
@@ -165,8 +169,8 @@ impl Peers {
         inner.awaited = awaited.into_iter().take(MOST).map(|instance| (instance, end)).collect();
     }
 
-    /// Whether every instance with a complete copy has answered that it has the same as this one; without those that have not
-    /// answered at all, where `only_answers`.
+    /// Returns whether every instance with a complete copy has answered that it has the same one. With `only_answers`
+    /// instances without an answer are left out.
     pub(super) fn agreement(&self, this: u128, only_answers: bool) -> Agreement {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -182,14 +186,14 @@ impl Peers {
         })
     }
 
-    /// Counts the differences anew: a copy was just loaded.
+    /// Resets the count of differences, after a copy was loaded.
     pub(super) fn forget_differences(&self) {
         for peer in self.lock().known.values_mut() {
             peer.differs = 0;
         }
     }
 
-    /// The number of live instances that know the secret, this one among them.
+    /// Returns the number of live instances with the same secret, this one included.
     pub(super) fn live(&self, this: u128) -> usize {
         let now = Instant::now();
         let inner = self.lock();
@@ -197,7 +201,7 @@ impl Peers {
         others + 1
     }
 
-    /// The other live instances that tell of users near the limit of sockets, at most so many.
+    /// Returns the other live instances that publish users near the limit of sockets, at most `most`.
     pub(super) fn tellers(&self, this: u128, most: usize) -> Vec<u128> {
         let now = Instant::now();
         let inner = self.lock();
@@ -205,7 +209,7 @@ impl Peers {
         tellers.map(|(id, _)| *id).take(most).collect()
     }
 
-    /// Every live instance, those with another secret last.
+    /// Returns every live instance, those with another secret last.
     pub(super) fn shown(&self, this: u128) -> Vec<Instance> {
         let now = Instant::now();
         let inner = self.lock();

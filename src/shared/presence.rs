@@ -1,7 +1,7 @@
-//! Who was seen at any instance: this one tells of those that it saw, and asks about those whose sockets are due.
+//! Presence at other instances: this one publishes the users that it saw, and asks about those whose sockets are due.
 //!
-//! A socket under `on_expiry: auto` that is due asks here, and is told to come back a moment later while the engine is
-//! asked. While the engine does not answer its user counts as seen, for at most one `presence`.
+//! A socket under `on_expiry: auto` that is due asks here, and is deferred for a second while the engine is asked.
+//! While the engine does not answer its user counts as seen, for at most one `presence`.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,21 +12,22 @@ use tokio::time::Instant;
 
 use crate::auth::digest::Digest;
 
-/// Asked for together.
+/// The maximum number of users that are asked for together.
 const CHUNK: usize = 500;
-/// When a socket that asked comes back. Soon: what it hears is up to ten seconds old.
+/// The time in seconds after which a deferred socket asks again. It may be short, since an answer is up to ten seconds
+/// old.
 pub const ASK_AGAIN_SECONDS: u64 = 1;
-/// An answer is forgotten when nobody has come back for it.
+/// The time after which an answer is removed that no socket has asked for.
 const ANSWERED: Duration = Duration::from_secs(60);
 
-/// What another instance may know of a user.
+/// The presence of a user at other instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeenElsewhere {
-    /// The moment at which it was seen last, Unix seconds.
+    /// The Unix time in seconds at which the user was last seen.
     At(u64),
     /// It was not seen within its `presence`.
     Never,
-    /// Nobody knows yet: ask again after [`ASK_AGAIN_SECONDS`].
+    /// The answer is not known yet: ask again after [`ASK_AGAIN_SECONDS`].
     Asked,
 }
 
@@ -38,14 +39,14 @@ struct Question {
 
 #[derive(Debug, Default)]
 struct Inside {
-    /// The users who were seen here since the last write, and when.
+    /// The users who were seen here since the last write, with the time.
     seen: HashMap<Digest, u64>,
     questions: HashMap<Digest, Question>,
-    /// The longest `presence` that was asked for, seconds: what is older is removed.
+    /// The longest `presence` that was asked for, in seconds. Older entries are removed.
     longest: u64,
 }
 
-/// What is to be told and asked.
+/// The users to publish and to ask about.
 #[derive(Debug, Default)]
 pub struct Presences {
     inside: Mutex<Inside>,
@@ -57,7 +58,7 @@ impl Presences {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a user was seen here. `limit` users are told of at once.
+    /// Records that a user was seen here. At most `limit` users are published at once.
     pub fn seen(&self, user: Digest, now: u64, limit: usize) {
         let mut inside = self.lock();
         if inside.seen.len() < limit || inside.seen.contains_key(&user) {
@@ -65,7 +66,7 @@ impl Presences {
         }
     }
 
-    /// Whether a user whose socket is due was seen elsewhere within `presence`. Never takes time.
+    /// Returns whether a user whose socket is due was seen elsewhere within `presence`. It does not wait.
     #[must_use]
     pub fn last_seen_elsewhere(&self, user: Digest, presence: Duration, limit: usize) -> SeenElsewhere {
         let now = Instant::now();
@@ -94,12 +95,12 @@ impl Presences {
         }
     }
 
-    /// Resolves when somebody asked, or has asked since the last call.
+    /// Resolves when a socket asks, or has asked since the last call.
     pub(super) async fn asked(&self) {
         self.asked.notified().await;
     }
 
-    /// The longest `presence` that was asked for, seconds.
+    /// Returns the longest `presence` that was asked for, in seconds.
     pub(super) fn longest(&self) -> u64 {
         self.lock().longest
     }

@@ -1,4 +1,4 @@
-//! What an instance knows of the shared state: how far its copy has come, and whether it may be relied on.
+//! The state of an instance's copy of the shared state: its progress, and whether it is current.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,23 +23,23 @@ use crate::auth::login::LoginSessions;
 use crate::policy::{OnLoss, Secret, SharedSpec};
 use crate::telemetry::Metrics;
 
-/// How long a blocking read waits; below half of the least `max_stale`.
+/// The time that a blocking read waits; below half of the minimum `max_stale`.
 pub(super) const BLOCK: Duration = Duration::from_millis(BLOCK_MILLIS);
-/// The same for the command that reads.
+/// The time that a blocking read waits, in milliseconds, for the command.
 pub(super) const BLOCK_MILLIS: u64 = 10_000;
-/// An instance that starts is ready when no instance with a complete copy has sent a heartbeat for so long. Longer than the
-/// longest pause between two attempts to connect.
+/// The time without a heartbeat of an instance with a complete copy after which a starting instance is ready. It is
+/// longer than the longest pause between two attempts to connect.
 pub(super) const ALONE: Duration = Duration::from_secs(5);
-/// An instance that starts waits at least so long for the answers of others: each sends one within a second.
+/// The minimum time that a starting instance waits for the answers of others: each sends one within a second.
 pub(super) const ANSWERS: Duration = Duration::from_secs(2);
-/// How long it waits for an instance that sends heartbeats and answers none of its questions: one that is slow, or that does
-/// not verify this one's secret.
+/// The time that it waits for an instance that sends heartbeats and answers none of its questions: one that is slow, or
+/// that does not verify this one's secret.
 pub(super) const UNANSWERED: Duration = Duration::from_secs(15);
 
-/// Why nothing can be keyed.
+/// The error when no random id can be made.
 pub(super) const NO_RANDOM_NUMBERS: &str = "the system's random numbers cannot be used";
 
-/// What a running instance tells the others about itself.
+/// The data that a running instance publishes about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
     pub(super) config: String,
@@ -47,7 +47,7 @@ pub struct About {
 }
 
 impl About {
-    /// The digest of the configuration in force, and the secret of session cookies.
+    /// Makes the data: the digest of the configuration in force, and a fingerprint of the secret of session cookies.
     #[must_use]
     pub fn new(config: &str, session_secret: Option<&Secret>) -> Self {
         let session_secret = session_secret.and_then(fingerprint).unwrap_or_default();
@@ -61,9 +61,9 @@ pub(super) struct Inner {
     pub(super) codes: Codes,
     pub(super) revocations: Arc<Revocations>,
     pub(super) metrics: Arc<Metrics>,
-    /// Tells everything that is open that something was revoked.
+    /// A callback that notifies everything open of a revocation.
     pub(super) notify: Box<dyn Fn() + Send + Sync>,
-    /// The most revocations and sign-outs.
+    /// The maximum number of revocations and sign-outs.
     pub(super) limit: usize,
     pub(super) instance: u128,
     pub(super) about: ArcSwap<About>,
@@ -74,29 +74,30 @@ pub(super) struct Inner {
     pub(super) login_sessions: Arc<LoginSessions>,
     /// The records of login sessions in the engine.
     pub(super) engine_sessions: Arc<EngineSessions>,
-    /// The number of users that this instance tells of.
+    /// The number of users that this instance publishes.
     pub(super) told: AtomicUsize,
     pub(super) progress: Mutex<Progress>,
-    /// Wakes the task that tends the connection.
+    /// A notification for the task that maintains the connection.
     pub(super) attention: Notify,
 }
 
-/// How far the copy has come.
+/// The progress of the copy.
 #[derive(Default)]
 pub(super) struct Progress {
     pub(super) is_up: bool,
-    /// When the copy was loaded whole for the first time.
+    /// The time at which the whole copy was loaded for the first time.
     pub(super) loaded: Option<Instant>,
     pub(super) is_complete: bool,
     /// The question to instances with a complete copy whether it is the same as this one's: a random number for each
-    /// connection of an instance that starts, so that no earlier heartbeat can be its answer.
+    /// connection of a starting instance, so that no earlier heartbeat can be its answer.
     pub(super) question: u128,
-    /// When the question was read back from the log.
+    /// The time at which the question was read back from the log.
     pub(super) asked: Option<Instant>,
-    /// Heartbeats that were not read back yet: their numbers, and when they were written in [`boot_millis`](crate::auth::boot_millis).
+    /// Heartbeats that were not read back yet: their numbers, and the time at which they were written, in
+    /// [`boot_millis`](crate::auth::boot_millis).
     pub(super) beats: Vec<(u64, u64)>,
     pub(super) number: u64,
-    /// Up to when this instance knows what the others told, in [`boot_millis`](crate::auth::boot_millis).
+    /// The time up to which this instance has the messages of the others, in [`boot_millis`](crate::auth::boot_millis).
     pub(super) fresh: Option<u64>,
     /// The last message of the log that was read.
     pub(super) cursor: StreamId,
@@ -104,10 +105,11 @@ pub(super) struct Progress {
     pub(super) local: Option<SocketAddr>,
     pub(super) last_error: Option<String>,
     pub(super) wants_load: bool,
-    /// The copy of another instance differs: worth a load, and less so each time that one changes nothing.
+    /// Whether the copy of another instance differs, so that a load is due. After each load without a change the next
+    /// one is later.
     pub(super) wants_comparison: bool,
     pub(super) wants_beat: bool,
-    /// The questions that are to be answered: whoever asks wants to know who has taken an entry.
+    /// The questions of writers that wait until instances have applied an entry.
     pub(super) questions: Vec<Id>,
     /// The questions of instances that start, which the next heartbeats answer.
     pub(super) starting: Vec<u128>,
@@ -126,7 +128,7 @@ impl Inner {
         engine::key(&self.spec.name, what)
     }
 
-    /// Lets credentials pass as far as the copy allows.
+    /// Sets the gate by the age of the copy.
     pub(super) fn set_gate(&self) {
         let progress = self.lock();
         let gate = &self.revocations.gate;
@@ -150,32 +152,32 @@ impl Inner {
             progress.is_complete = true;
         }
         self.set_gate();
-        // Whoever waits for readiness looks again.
+        // Callers that wait for readiness check again.
         (self.notify)();
         tracing::info!(reason = why, "the first copy of the shared revocations is complete");
         self.attention.notify_one();
     }
 
-    /// Sets the number of users that this instance tells of; returns whether it told of any before.
+    /// Sets the number of users that this instance publishes. Returns whether it published any before.
     pub(super) fn set_told(&self, count: usize) -> bool {
         self.told.swap(count, Ordering::Relaxed) > 0
     }
 
-    /// Asks for the whole copy to be loaded.
+    /// Requests a load of the whole copy.
     pub(super) fn want_load(&self) {
         self.lock().wants_load = true;
         self.attention.notify_one();
     }
 }
 
-/// A random id; `None` where the system has no random numbers.
+/// Returns a random id; `None` where the system has no random numbers.
 pub(super) fn random() -> Option<Id> {
     let mut id = Id::default();
     SystemRandom::new().fill(&mut id).ok()?;
     Some(id)
 }
 
-/// A random number from 0 up to 1.
+/// Returns a random number from 0 to 1, excluding 1.
 pub(super) fn fraction() -> f64 {
     random().map_or(0.5, |id| f64::from(u16::from_le_bytes([id[0], id[1]])) / 65_536.0)
 }

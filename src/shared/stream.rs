@@ -1,4 +1,4 @@
-//! Reads the engine's answers about a stream: ids, messages and what they hold.
+//! Parses the engine's replies about a stream: ids, messages and their content.
 
 use redis::Value;
 
@@ -35,7 +35,7 @@ pub(super) fn message_id(message: &Value) -> Option<StreamId> {
     StreamId::read(&text(parts.first()?)?)
 }
 
-/// Returns what a message holds, if it has the one field that those of instances have.
+/// Returns the content of a message, if it has the one field of instances' messages.
 pub(super) fn content(message: &Value) -> Option<&[u8]> {
     let Value::Array(parts) = message else { return None };
     let Value::Array(fields) = parts.get(1)? else { return None };

@@ -1,4 +1,5 @@
-//! Tending a connection: heartbeats, answers to whoever asks, loading anew when something does not add up, healing.
+//! Maintains a connection: sends heartbeats and answers, loads the copy when it may be incomplete, and writes missing
+//! entries.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,21 +15,21 @@ use super::state::{ALONE, ANSWERS, Inner, Progress, UNANSWERED, fraction};
 use super::stream::{StreamId, message_id};
 use crate::auth::{SharedEntry, boot_millis, unix_millis, unix_seconds};
 
-/// Between two heartbeats of an instance whose copy is not complete, or that is asked.
+/// The time between two heartbeats of an instance whose copy is not complete, or that is asked.
 const SOON: Duration = Duration::from_secs(1);
-/// Between two loads of the whole copy.
+/// The minimum time between two loads of the whole copy.
 const LOADS: Duration = Duration::from_secs(2);
-/// Between two loads that changed nothing: doubled with each.
+/// The maximum time between two loads that changed nothing; the time doubles with each.
 const LONGEST_LOADS: Duration = Duration::from_secs(5 * 60);
-/// Up to when one of several instances writes what the copy lacked.
+/// The time within which one of several instances writes the entries that the copy lacked.
 const HEAL: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_secs(3_600);
-/// Heartbeats that were not read back; an older one says nothing any more.
+/// The maximum number of heartbeats that were not read back. Older ones are dropped.
 const BEATS: usize = 16;
-/// Questions of starting instances that one heartbeat answers; the others are answered by the next.
+/// The maximum number of questions that one heartbeat answers; the others are answered by the next.
 const MOST_ANSWERS: usize = 16;
 
-/// When what is due.
+/// The times at which the steps are due.
 struct Due {
     beat: Instant,
     last_beat: Instant,
@@ -38,12 +39,12 @@ struct Due {
     sweep: Instant,
 }
 
-/// What must lie between two loads.
+/// The minimum time between two loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LoadGap {
-    /// Something was lost or added: [`LOADS`].
+    /// Messages may have been lost or added: [`LOADS`].
     Short,
-    /// A copy differs, which the last loads did not change.
+    /// A copy differs, and the last loads did not change that: up to [`LONGEST_LOADS`].
     Growing,
 }
 
@@ -62,7 +63,8 @@ impl Due {
         self.last_load + if gap == LoadGap::Short { LOADS } else { self.load_gap }
     }
 
-    /// What the copy lacked is written a little later, unless another instance does. A load meanwhile does not put that off.
+    /// Schedules writing the missing entries a little later, unless another instance writes them. A load meanwhile does
+    /// not defer it.
     fn schedule_heal(&mut self, loaded: Loaded) {
         let former = self.heal.take().map(|(at, _)| at);
         self.heal = (!loaded.lacking.is_empty())
@@ -70,7 +72,7 @@ impl Due {
     }
 }
 
-/// What was asked for since the last look.
+/// The requests since the last iteration.
 struct Wanted {
     load: Option<LoadGap>,
     beat: bool,
@@ -81,7 +83,7 @@ struct Wanted {
 }
 
 impl Inner {
-    /// Tends a connection whose copy was just loaded.
+    /// Maintains a connection whose copy was just loaded.
     pub(super) async fn tend(&self, mut connection: Connection, loaded: Loaded) -> Result<Infallible, EngineError> {
         let now = Instant::now();
         let sweep = now + SWEEP.mul_f64(0.5 + fraction());
@@ -125,7 +127,7 @@ impl Inner {
             }
             let mut next = due.beat.min(due.sweep);
             if let Some(gap) = self.wanted_load() {
-                // Asked for and too early: not forgotten.
+                // The load was requested too early, and is not forgotten.
                 next = next.min(due.may_load(gap));
             }
             next = next.min(due.heal.as_ref().map_or(next, |(at, _)| *at)).min(ready.map_or(next, |(at, _)| at));
@@ -143,7 +145,7 @@ impl Inner {
     fn wanted(&self) -> Wanted {
         let mut progress = self.lock();
         Wanted {
-            // Taken back when it is done.
+            // It is reset when the load is done.
             load: LoadGap::of(&progress),
             beat: std::mem::take(&mut progress.wants_beat),
             questions: std::mem::take(&mut progress.questions),
@@ -152,9 +154,9 @@ impl Inner {
         }
     }
 
-    /// When the copy of this instance is complete, as far as is known now, and why. All instances with a complete copy have
-    /// to say that it is the same, also those that have not connected again after a failover: one of them may know of a
-    /// revocation that the engine has lost and that the others have not read.
+    /// Returns the time at which the copy of this instance will be complete, as far as is known now, with the reason.
+    /// All instances with a complete copy have to report that it is the same, also those that have not reconnected
+    /// after a failover: one of them may have a revocation that the engine has lost and that the others have not read.
     fn complete_at(&self) -> Option<(Instant, &'static str)> {
         let asked = self.lock().asked?;
         match self.peers.agreement(self.instance, asked.elapsed() > UNANSWERED) {
@@ -180,7 +182,7 @@ impl Inner {
         Ok(())
     }
 
-    /// About once an hour one of the instances removes what is over.
+    /// Removes expired entries, about once an hour and by one of the instances.
     async fn sweep_in_turn(&self, connection: &mut Connection) -> Result<(), EngineError> {
         let instances = u32::try_from(self.peers.live(self.instance)).unwrap_or(u32::MAX);
         if fraction() * f64::from(instances) >= 1.0 {
@@ -190,7 +192,7 @@ impl Inner {
         self.sweep(connection, &loaded.over).await
     }
 
-    /// Tells that this instance lives and what it knows, and sees whether the engine is still the one that it was.
+    /// Sends a heartbeat with the digest of this instance, and checks whether the engine still has its data.
     async fn beat(&self, connection: &mut Connection) -> Result<(), EngineError> {
         let minute = unix_seconds() / 60;
         let digest = self.revocations.copy_digest(minute);
@@ -227,7 +229,7 @@ impl Inner {
             };
             (number, beat)
         };
-        // What was read before is older than what is written now; what is read meanwhile need not be.
+        // Messages that were read before are older than those written now; messages read meanwhile need not be.
         let cursor = self.lock().cursor;
         let id = self.tell(connection, &Message::Beat(beat)).await?;
         if id < cursor {

@@ -14,7 +14,7 @@ use crate::http::{Answer, ClientAddress, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{Audit, AuditEvent, LogoutOutcome};
 
-/// The longest form: a logout token has the size limit of any token, and the form adds little.
+/// The maximum length of the form in bytes: a logout token has the size limit of any token, and the form adds little.
 const FORM_BYTES: usize = 32 << 10;
 
 /// Serves the endpoint.

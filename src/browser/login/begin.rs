@@ -1,4 +1,4 @@
-//! `GET /.vestibule/login`: sends the browser to the provider, or shows the page to choose one from.
+//! `GET /.vestibule/login`: redirects the browser to the provider, or shows a page that lists the providers.
 
 use hyper::StatusCode;
 
@@ -107,7 +107,7 @@ impl SignInRequest<'_> {
             });
         }
         let url = match self.authorization_url(login, return_path, tries, prompt).await {
-            // A provider without a page to choose an account from can show its sign-in page.
+            // A provider without account selection can show its sign-in page.
             Err(LoginError::PushRefused(_)) if prompt == Some(LoginPrompt::SelectAccount) => {
                 self.authorization_url(login, return_path, tries, Some(LoginPrompt::Login)).await
             }

@@ -1,4 +1,4 @@
-//! `GET /.vestibule/callback`: the browser comes back from the provider, with a code or an error.
+//! `GET /.vestibule/callback`: the browser returns from the provider, with a code or an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,12 @@ use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
 use crate::telemetry::{AccessLine, Audit, AuditEvent, SignInOutcome, in_current_request};
 
-/// How often a sign-in is started again without the user's doing.
+/// The maximum number of times that a sign-in is started again without an action of the user.
 const RESTARTS: u8 = 1;
-/// How long a session goes on after a newer one of the same user has replaced it: requests of other tabs still use it.
+/// The time that a session continues after a newer one of the same user has replaced it: requests of other tabs still
+/// use it.
 const OVERLAP: Duration = Duration::from_secs(10);
-/// The `Retry-After` when the provider has not given one, seconds.
+/// The `Retry-After` in seconds when the provider has not sent one.
 const DEFAULT_RETRY: u64 = 5;
 
 /// Serves the callback at `path`.
@@ -58,7 +59,7 @@ pub(super) async fn serve(
     let cookie = request.cookie.clone();
     let is_good = state.is_fresh(now) && state.is_at(login.spec.provider_spec.issuer.as_deref());
     let matching = cookie.filter(|cookie| is_good && state.belongs_to(&logins.keys, cookie));
-    // Marked as used only when the cookie matches, so that nobody else can use an attempt up.
+    // The attempt is marked as used only when the cookie matches, so that no other client can use it up.
     let unused = match matching {
         Some(cookie) if logins.use_attempt(&state, now).await => Some(cookie),
         _ => None,
@@ -72,7 +73,7 @@ pub(super) async fn serve(
     if let Some(code) = error {
         let code = printable_error_code(&code);
         let denied = code == "access_denied";
-        // A provider without a page to choose an account from can show its sign-in page.
+        // A provider without account selection can show its sign-in page.
         if code == "invalid_request" && state.prompt == Some(LoginPrompt::SelectAccount) && state.tries < RESTARTS {
             return Ok(request.start_again(login, &state, state.tries + 1, Some(LoginPrompt::Login)).await);
         }
@@ -88,7 +89,7 @@ pub(super) async fn serve(
         Err(LoginError::InvalidGrant) if state.tries < RESTARTS => {
             Ok(request.start_again(login, &state, state.tries + 1, state.prompt).await)
         }
-        // A revocation ends sessions, not later sign-ins: a user who can sign in anew at the provider may.
+        // A revocation ends sessions, not later sign-ins: a user who can sign in again at the provider is admitted.
         Err(LoginError::Revoked(_)) if state.tries < RESTARTS => {
             Ok(request.start_again(login, &state, state.tries + 1, Some(LoginPrompt::Login)).await)
         }
@@ -96,8 +97,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Checks the callback's `iss` (RFC 9207): if present it must be our issuer, and if discovery advertises it, it must be
-/// present.
+/// Checks the callback's `iss` (RFC 9207): if present it must be the provider's issuer, and if discovery advertises it,
+/// it must be present.
 async fn check_issuer(login: &Login, issuer: Option<&str>) -> Result<(), LoginError> {
     match issuer {
         Some(issuer) if Some(issuer) == login.spec.provider_spec.issuer.as_deref() => Ok(()),
@@ -132,8 +133,8 @@ impl SignInRequest<'_> {
         Ok(self.redirect(StatusCode::SEE_OTHER, LOGIN))
     }
 
-    /// Answers a callback whose state cannot be completed: its cookie is missing, it is too old or was used, or its
-    /// provider has another issuer or another callback path by now.
+    /// Responds to a callback whose state cannot be completed: its cookie is missing, it is too old or was used, or its
+    /// provider has another issuer or another callback path since.
     async fn restart(
         &mut self,
         own: &mut OwnRequest,
@@ -145,7 +146,7 @@ impl SignInRequest<'_> {
             return Ok(self.redirect(StatusCode::SEE_OTHER, &state.return_path));
         }
         let provider = login.spec.name.as_str();
-        // A cookie that is newer than the state is another tab's; with it the next try succeeds.
+        // A cookie that is newer than the state is another tab's; with it the next attempt succeeds.
         let counts = self.cookie.as_ref().is_none_or(|cookie| cookie.made <= state.at);
         let tries = state.tries.saturating_add(u8::from(counts));
         if tries > RESTARTS {
@@ -160,7 +161,7 @@ impl SignInRequest<'_> {
         Ok(self.start_again(login, state, tries, state.prompt).await)
     }
 
-    /// Sends the browser to the provider once more.
+    /// Redirects the browser to the provider once more.
     async fn start_again(
         &mut self,
         login: &Arc<Login>,
@@ -190,7 +191,7 @@ impl SignInRequest<'_> {
         let (issued, session) = verifier.begin_login_session(completed).ok_or_else(Refusal::session_too_large)?;
         let expires_in = issued.expires_at.saturating_sub(unix_seconds());
         let set_cookie = cookie_line(&name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
-        // The browser's next request may come to another instance.
+        // The browser's next request may be served by another instance.
         self.logins.sessions.publish(&session).await;
         for former in former.iter().filter_map(|cookie| verifier.browser_session_of(cookie)) {
             if self.state.revocations.is_ended(&former, unix_seconds()) {

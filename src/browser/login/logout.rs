@@ -1,5 +1,5 @@
-//! `POST /.vestibule/logout`: ends the session here and, where the login asks for that, at the provider. GET shows a
-//! button that posts the form.
+//! `POST /.vestibule/logout`: ends the session at the proxy and, if the login is configured so, at the provider. GET
+//! shows a button that posts the form.
 
 use hyper::header::SET_COOKIE;
 use hyper::{Method, StatusCode};
@@ -10,7 +10,7 @@ use super::{LOGIN, SIGNED_OUT, SignInRequest, pages, parameters};
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::telemetry::AccessLine;
 
-/// The longest form. Ours is shorter.
+/// The maximum length of the form in bytes. The form of the proxy's page is shorter.
 const FORM_BYTES: usize = 4 << 10;
 
 /// Serves the endpoint.
@@ -41,7 +41,7 @@ pub(super) async fn serve(
         return Ok(request.page(&pages::sign_out(selects_account)));
     }
     let (cookies, name) = own.take_sessions(policy);
-    // To choose another account the browser goes on to the provider's sign-in, not to its sign-out.
+    // To choose another account the browser is redirected to the provider's sign-in, not to its sign-out.
     let scope = if selects_account { SignOutScope::Local } else { SignOutScope::Provider };
     let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
     let location = sign_out(request.state, request.runtime, &cookies, scope, &request.client, line)

@@ -1,5 +1,5 @@
 //! The pages of sign-in and sign-out. They share one style, cause no request to another host, and repeat nothing of the
-//! request's URL, which anyone can write into a link.
+//! request's URL, since links can contain any text.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -15,14 +15,14 @@ use crate::page::{self, Contact, Escaped, Layout};
 pub(super) struct Page {
     status: StatusCode,
     title: &'static str,
-    /// HTML.
+    /// The body as HTML.
     body: String,
-    /// Whether it posts a form that may lead on to a provider.
+    /// Whether it posts a form that may redirect to a provider.
     pub(super) has_form: bool,
     shows_request_id: bool,
 }
 
-/// A provider to choose.
+/// A provider in the list of the sign-in page.
 pub(super) struct Choice {
     pub(super) label: String,
     pub(super) target: String,
@@ -39,7 +39,7 @@ impl Page {
         self
     }
 
-    /// As an answer; forms may lead to these origins.
+    /// Returns the response; forms may redirect to these origins.
     pub(super) fn answer(&self, request_id: &str, origins: &[String], contact: Option<Contact<'_>>) -> Answer {
         let body = format!("<h1>{}</h1>\n{}", self.title, self.body);
         let request = self.shows_request_id.then(|| (self.status.as_u16(), request_id));
@@ -51,9 +51,9 @@ impl Page {
         page::describe(headers);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.has_form {
-            // With no-referrer Chromium posts the form with `Origin: null`, which is nobody's.
+            // With `no-referrer` Chromium posts the form with `Origin: null`, which is refused.
             headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
-            // A form's answer may be a redirect to the provider, which this directive covers too.
+            // The response to a form may be a redirect to the provider, which this directive covers too.
             let policy =
                 page::POLICY.replace("form-action 'self'", &format!("form-action 'self' {}", origins.join(" ")));
             if let Ok(policy) = HeaderValue::try_from(policy) {
@@ -64,7 +64,7 @@ impl Page {
     }
 }
 
-/// Returns a link that starts a sign-in anew.
+/// Returns a link that starts another sign-in.
 fn try_again(return_path: &str) -> String {
     let query = url::form_urlencoded::Serializer::new(String::new()).append_pair("return_path", return_path).finish();
     format!("<p><a href=\"{}\">Try again</a></p>\n", Escaped(&format!("{LOGIN}?{query}")))
@@ -196,13 +196,13 @@ pub(super) fn unusable() -> Page {
     .with(&try_again("/"))
 }
 
-/// Hands the fragment, which browsers do not send, on to the sign-in.
+/// The script that passes the fragment, which browsers do not send, to the sign-in.
 const SCRIPT: &str =
     "const link=document.querySelector('a');location.replace(link.href+encodeURIComponent(location.hash.slice(1)))";
 
 static SCRIPT_POLICY: LazyLock<String> = LazyLock::new(|| page::policy_with_script(SCRIPT));
 
-/// Instead of the redirect, where fragments are kept.
+/// Returns a page with this script, in place of the redirect, where fragments are kept.
 pub(super) fn keep_fragment(target: &str) -> Answer {
     let link = format!(
         "<p><a href=\"{}\">Continue</a></p>\n<script>{SCRIPT}</script>\n",
