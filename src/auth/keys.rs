@@ -24,12 +24,12 @@ pub(super) use fetch::placeholder_issuer;
 pub use set::KeyFingerprint;
 pub(super) use set::{Candidates, KeySet};
 
-/// Unknown `kid`s cause at most one fetch per provider in this time. The fetch at start and the refreshes do not count,
-/// so tokens signed with a key that is rotated in during the first 30 seconds are accepted.
+/// The time in which unknown `kid`s cause at most one fetch per provider. The fetch at start and the refreshes do not
+/// count, so tokens signed with a key that is rotated in during the first 30 seconds are accepted.
 const COOLDOWN: Duration = Duration::from_secs(30);
 /// The delay before a failed fetch is retried; it doubles up to [`MAX_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// The longest delay before a retry.
+/// The maximum delay before a retry.
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
 /// The result of the fetches so far.
@@ -38,11 +38,11 @@ struct FetchState {
     keys: Option<Arc<KeySet>>,
     last_good: Option<Instant>,
     last_failed: Option<(Instant, String)>,
-    /// Why the last fetch failed; `None` if it succeeded.
+    /// The reason why the last fetch failed; `None` if it succeeded.
     failure: Option<String>,
     /// The number of finished fetches; waiters wait for it to grow.
     finished: u64,
-    /// When the task fetches next without being asked; `None` while a fetch is in flight.
+    /// The time of the next fetch that is made without a request; `None` while a fetch is in progress.
     next: Option<Instant>,
 }
 
@@ -69,11 +69,11 @@ pub struct KeyHealth {
     pub keys: usize,
     /// The algorithms of the keys.
     pub algorithms: Vec<String>,
-    /// Why the last fetch failed.
+    /// The reason why the last fetch failed.
     pub failure: Option<String>,
     /// The time since the last successful fetch.
     pub good: Option<Duration>,
-    /// The time since the last failed fetch and its error, also if a successful one followed.
+    /// The time since the last failed fetch, and its error, also if a successful one followed.
     pub failed: Option<(Duration, String)>,
 }
 
@@ -147,20 +147,20 @@ impl ProviderKeys {
         }
     }
 
-    /// Whether a key that verified the token of an open session is still one of the provider's. While no key set is
-    /// available it counts as current, since the provider has not removed it.
+    /// Returns whether a key that verified the token of an open session is still one of the provider's. While no key
+    /// set is available it counts as current, since the provider has not removed it.
     #[must_use]
     pub fn is_current(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
         self.state.borrow().keys.as_ref().is_none_or(|keys| keys.contains(fingerprint, algorithm))
     }
 
-    /// Whether this key would verify a token now: it is in the current key set, and that is not too old.
+    /// Returns whether this key would verify a token now: it is in the current key set, and that is not too old.
     pub(super) fn is_usable(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
         self.usable(&self.state.borrow()).is_some_and(|keys| keys.contains(fingerprint, algorithm))
     }
 
-    /// Whether this key would verify a token now. Like the verification of a token, it waits for keys, and fetches them
-    /// again if this one is unknown: a session cookie may come from a replica that has newer keys.
+    /// Returns whether this key would verify a token now. Like the verification of a token, it waits for keys, and
+    /// fetches them again if this one is unknown: a session cookie may come from a replica that has newer keys.
     ///
     /// # Errors
     /// [`Rejection::KeysUnavailable`] when there are no keys to decide by.
@@ -175,19 +175,20 @@ impl ProviderKeys {
         Ok(self.refetch().await?.contains(fingerprint, algorithm))
     }
 
-    /// The last key set that was fetched, unless it is older than `max_stale`.
+    /// Returns the last key set that was fetched, unless it is older than `max_stale`.
     fn usable<'a>(&self, state: &'a FetchState) -> Option<&'a Arc<KeySet>> {
         let stale = |good: Instant| self.max_stale.is_some_and(|limit| good.elapsed() > limit);
         state.keys.as_ref().filter(|_| state.last_good.is_some_and(|good| !stale(good)))
     }
 
-    /// Whether the first fetch has finished, successfully or not.
+    /// Returns whether the first fetch has finished, successfully or not.
     #[must_use]
     pub fn is_attempted(&self) -> bool {
         self.state.borrow().finished > 0
     }
 
-    /// Whether tokens of this provider can be verified: there are keys, or the provider is asked about every token.
+    /// Returns whether tokens of this provider can be verified: there are keys, or the provider is asked about every
+    /// token.
     #[must_use]
     pub fn can_verify(&self) -> bool {
         self.provider.keys == KeySource::Introspection || self.state.borrow().has_keys()
@@ -213,7 +214,7 @@ impl ProviderKeys {
     /// Returns the current key set, after waiting for the first fetch.
     ///
     /// # Errors
-    /// [`Rejection::KeysUnavailable`] when there is none, or it is older than `max_stale`.
+    /// Returns [`Rejection::KeysUnavailable`] when there is none, or it is older than `max_stale`.
     pub(super) async fn current(&self) -> Result<Arc<KeySet>, Rejection> {
         if self.state.borrow().finished == 0 {
             // The fetch has a time limit, so this wait has one too.
@@ -223,8 +224,8 @@ impl ProviderKeys {
         self.usable(&state).cloned().ok_or_else(|| self.unavailable(&state))
     }
 
-    /// Fetches the key set at once where there is none, and waits for the result. Without this a sign-in would report the
-    /// cause of an earlier fetch until the next retry, up to [`MAX_RETRY`] later. After a failure there is none for
+    /// Fetches the key set at once where there is none, and waits for the result. Otherwise a sign-in would report the
+    /// cause of an earlier fetch until the next retry, up to [`MAX_RETRY`] later. After a failure it does nothing for
     /// [`FIRST_RETRY`].
     pub(super) async fn fetch_if_missing(&self) {
         let mut state = self.state.clone();
@@ -235,7 +236,7 @@ impl ProviderKeys {
                 _ if self.max_stale.is_none() || self.usable(&state).is_some() => return,
                 Some(_) if has_just_failed => return,
                 Some(_) => self.demand.notify_one(),
-                // A fetch is in flight.
+                // A fetch is in progress.
                 None => {}
             }
             state.finished + 1
@@ -245,7 +246,7 @@ impl ProviderKeys {
     }
 
     /// Returns the key set after another fetch, for a token whose `kid` is not in the current set. Fetches if the
-    /// cool-down allows it, or waits for a fetch that is in flight.
+    /// cool-down allows it, or waits for a fetch in progress.
     ///
     /// # Errors
     /// [`Rejection::KeysUnavailable`] when that fetch failed.
@@ -265,7 +266,7 @@ impl ProviderKeys {
                 // Another token caused a fetch within the cool-down; its result counts for this one too.
                 Some(last) if now.duration_since(last.at) < COOLDOWN => last.awaited,
                 _ => {
-                    // A fetch that is in flight may have been answered before the rotation, so the next one counts.
+                    // A fetch in progress may have been answered before the rotation, so the next one counts.
                     let awaited = finished + if running { 2 } else { 1 };
                     *last_refetch = Some(RefetchRequest { at: now, awaited });
                     self.demand.notify_one();
@@ -296,11 +297,11 @@ impl ProviderKeys {
     }
 }
 
-/// The largest difference between the provider's clock and this machine's that is not reported, in seconds. With a
+/// The maximum difference in seconds between the provider's clock and this machine's that is not reported. With a
 /// larger one, new tokens are rejected or expired ones are accepted.
 const CLOCK_TOLERANCE: i64 = 5;
 
-/// Fetches a provider's keys once, and compares its clock and the issuer it names with the configuration, for
+/// Fetches a provider's keys once, and compares its clock and the issuer that it names with the configuration, for
 /// `vestibule check --online`.
 pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
     let client = match fetch::client(&provider.keys) {

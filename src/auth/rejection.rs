@@ -1,10 +1,10 @@
-//! The reasons for rejecting a token, with texts for the log. `http` and `websocket` decide what a client is told.
+//! The reasons for rejecting a token, with texts for the log. `http` and `websocket` decide which text a client gets.
 
 use std::time::Duration;
 
 use super::clock::is_in_milliseconds;
 
-/// Why a token was rejected. The text is for the log and never contains the token.
+/// The reason why a token was rejected. The text is for the log and never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// The token is not a compact JWS as RFC 7515 and RFC 7519 define it.
@@ -27,7 +27,7 @@ pub enum Rejection {
     Expired {
         /// The token's `exp`, Unix seconds.
         exp: u64,
-        /// Our clock, Unix seconds.
+        /// The time of this machine's clock, in Unix seconds.
         now: u64,
     },
     /// `nbf` is in the future.
@@ -35,7 +35,7 @@ pub enum Rejection {
     NotYetValid {
         /// The token's `nbf`, Unix seconds.
         nbf: u64,
-        /// Our clock, Unix seconds.
+        /// The time of this machine's clock, in Unix seconds.
         now: u64,
     },
     /// `iat` is in the future.
@@ -43,7 +43,7 @@ pub enum Rejection {
     IssuedInTheFuture {
         /// The token's `iat`, Unix seconds.
         iat: u64,
-        /// Our clock, Unix seconds.
+        /// The time of this machine's clock, in Unix seconds.
         now: u64,
     },
     /// A claim is missing or has the wrong JSON type.
@@ -51,7 +51,7 @@ pub enum Rejection {
     Claim {
         /// The claim's name.
         claim: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: &'static str,
     },
     /// `aud` has no accepted audience.
@@ -60,7 +60,7 @@ pub enum Rejection {
     /// `azp` is not an authorized party.
     #[error("{0}")]
     WrongParty(String),
-    /// An ID token, a refresh token, a logout token where an access token is wanted, or the reverse.
+    /// The token is an ID token, a refresh token or a logout token where an access token is expected, or the reverse.
     #[error("{0}")]
     WrongKind(&'static str),
     /// A claim that the provider's `require` names is absent or has another value.
@@ -83,20 +83,20 @@ pub enum Rejection {
     /// The user, the session or the token was revoked.
     #[error("revoked by {0}")]
     Revoked(&'static str),
-    /// What other instances have revoked is not known here.
+    /// The revocations of other instances are not known here.
     #[error("{reason}")]
     RevocationsUnknown {
-        /// Why not.
+        /// The reason why they are not known.
         reason: &'static str,
-        /// When to try again.
+        /// The time after which to try again.
         retry_after: Duration,
     },
     /// The session's record could not be read from the shared state.
     #[error("the session's record could not be read: {reason}")]
     SessionUnavailable {
-        /// Why there is no answer.
+        /// The reason why there is no answer.
         reason: String,
-        /// When to try again.
+        /// The time after which to try again.
         retry_after: Duration,
     },
     /// The provider could not be asked.
@@ -104,9 +104,9 @@ pub enum Rejection {
     RemoteUnavailable {
         /// The provider's name.
         provider: String,
-        /// Why there is no answer.
+        /// The reason why there is no answer.
         reason: String,
-        /// When to try again.
+        /// The time after which to try again.
         retry_after: Duration,
     },
     /// The provider's keys are not available.
@@ -114,9 +114,9 @@ pub enum Rejection {
     KeysUnavailable {
         /// The provider's name.
         provider: String,
-        /// Why the last fetch failed.
+        /// The reason why the last fetch failed.
         reason: String,
-        /// When to try again.
+        /// The time after which to try again.
         retry_after: Duration,
     },
 }
@@ -127,19 +127,20 @@ const fn unit_hint(time: u64) -> &'static str {
 }
 
 impl Rejection {
-    /// Whether the token could not be verified now, so that a client should try again.
+    /// Returns whether the token could not be verified now, so that a client should try again.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
         self.retry_after().is_some()
     }
 
-    /// Whether it counts toward `limits.failed_tokens_per_minute`: not for an expired token, nor for an outage.
+    /// Returns whether it counts toward `limits.failed_tokens_per_minute`. An expired token does not, nor does an
+    /// outage.
     #[must_use]
     pub const fn counts(&self) -> bool {
         !matches!(self, Self::Expired { .. }) && !self.is_unavailable()
     }
 
-    /// When to try again, if the token could not be verified now.
+    /// Returns the time after which to try again, if the token could not be verified now.
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -151,7 +152,7 @@ impl Rejection {
         }
     }
 
-    /// All values of [`Self::outcome`], and `accepted`.
+    /// The values of [`Self::outcome`], and `accepted`.
     pub const OUTCOMES: [&str; 21] = [
         "accepted",
         "malformed",

@@ -1,5 +1,5 @@
-//! Reads what a rejected token claims, without verification. The log shows it, so that an operator can tell which of many
-//! clients sent the token; nothing else may use it.
+//! Reads the claims of a rejected token without verification. The log has them, so that an operator can find out which
+//! of many clients sent the token; they have no other use.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -15,11 +15,11 @@ use crate::telemetry::UnverifiedCredential;
 
 /// Upper bound on a value, in characters.
 const MAX_CHARACTERS: usize = 256;
-/// The number of bytes of a digest that are shown: enough to compare users, in 16 hex digits.
+/// The number of bytes of a digest that are logged: enough to compare users, in 16 hex digits.
 const DIGEST_BYTES: usize = 8;
 
-/// Reads the issuer, the key id and a digest of the subject. What cannot be read is absent. The work is limited by the
-/// size of a token.
+/// Reads the issuer, the key id and a digest of the subject. Values that cannot be read are absent. The size limit of
+/// tokens limits the work.
 #[must_use]
 pub fn unverified_claims(token: &Token) -> UnverifiedCredential {
     let mut parts = token.expose().split('.');
@@ -42,7 +42,8 @@ fn subject_text(subject: &Value) -> Option<Cow<'_, str>> {
     subject.as_str().map(Cow::Borrowed).or_else(|| decimal_text(subject).map(Cow::Owned))
 }
 
-/// The first 16 hex digits of the SHA-256 of a subject, as `printf %s SUB | sha256sum | cut -c1-16` prints them.
+/// Returns the first 16 hex digits of the SHA-256 of a subject, as `printf %s SUB | sha256sum | cut -c1-16` prints
+/// them.
 fn subject_digest(subject: &str) -> String {
     let digest = digest(&SHA256, subject.as_bytes());
     let mut text = String::with_capacity(2 * DIGEST_BYTES);

@@ -33,7 +33,7 @@ use remote_token::{
     ask_provider, check_agreement, confirm_and_identify, identity_from_answer, remote_signature_checker,
 };
 
-/// A verified identity, how its credential came, and the token if it was one. Only [`Verifier::verify`] and
+/// A verified identity, the place of its credential, and the token if it was one. Only [`Verifier::verify`] and
 /// [`Verifier::verify_session_cookie`] construct one.
 #[derive(Debug)]
 pub struct Verified {
@@ -43,19 +43,19 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// The verified user.
+    /// Returns the verified user.
     #[must_use]
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
 
-    /// How the credential came; `Carrier::Cookie` for our session cookie too.
+    /// Returns the place of the credential; `Carrier::Cookie` for the proxy's session cookie too.
     #[must_use]
     pub fn carrier(&self) -> Carrier {
         self.carrier
     }
 
-    /// Whether the token is available. For a session cookie it is only if the session began with a sign-in.
+    /// Returns whether the token is available. For a session cookie it is only if the session began with a sign-in.
     #[must_use]
     pub fn has_token(&self) -> bool {
         self.token.is_some()
@@ -67,8 +67,8 @@ impl Verified {
         (self.identity, self.token)
     }
 
-    /// Returns what the provider can be asked about the token or its session while a WebSocket is open, or `None` if
-    /// the provider cannot be asked.
+    /// Returns the check by which the provider is asked about the token or its session while a WebSocket is open, or
+    /// `None` if the provider cannot be asked.
     #[must_use]
     pub fn remote_check(&self) -> Option<RemoteCheck> {
         let remote = self.identity.provider().remote.as_ref()?;
@@ -87,7 +87,7 @@ impl Verified {
 /// A provider's answer about an open session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revalidation {
-    /// The session goes on.
+    /// The session continues.
     Active,
     /// The user signed out or was banned, or the session has ended.
     Revoked,
@@ -103,16 +103,16 @@ pub struct Verifier {
     session_cookies: Option<SessionCookies>,
     /// Sign-in by OpenID Connect, if it is configured.
     logins: Option<Logins>,
-    /// When the provider last confirmed a browser session, by the session's id.
+    /// The time at which the provider last confirmed a browser session, by the session's id.
     confirmed_sessions: Cache<Arc<str>, Instant>,
-    /// Identifies this verifier in each [`LastToken`].
+    /// The identity of this verifier in each [`LastToken`].
     id: Arc<()>,
     metrics: Arc<Metrics>,
     /// The metrics label of tokens that name no provider.
     no_provider: Label,
 }
 
-/// The result of verifying a token, with the steps that led to it.
+/// The result of verifying a token, with the steps before it.
 #[derive(Debug)]
 pub struct Explanation {
     /// The steps in order, up to the one that failed.
@@ -127,7 +127,7 @@ struct PresentedToken<'a> {
     digest: Digest,
     now: u64,
     lookup: Lookup,
-    /// Whether `exp` may have passed. Only for recognizing an old token; the result never admits anyone.
+    /// Whether `exp` may have passed. It is set only to recognise an old token; the result never admits a user.
     may_be_expired: bool,
 }
 
@@ -136,13 +136,13 @@ struct PresentedToken<'a> {
 pub struct RejectedToken {
     /// The reason.
     pub rejection: Rejection,
-    /// The token, to log what it claims.
+    /// The token, to log its claims.
     pub token: Token,
 }
 
 impl Verifier {
-    /// Creates a verifier for these providers that caches at most `cache_limit` tokens, and starts fetching keys. Must
-    /// be called inside a Tokio runtime. A provider that has not changed since `former` keeps its keys and cached
+    /// Creates a verifier for these providers that caches at most `cache_limit` tokens, and starts fetching keys. It
+    /// must be called inside a Tokio runtime. A provider that has not changed since `former` keeps its keys and cached
     /// answers.
     #[must_use]
     pub fn start(
@@ -190,7 +190,7 @@ impl Verifier {
         }
     }
 
-    /// Adds sign-in at these providers. What has not changed since `former` keeps its state.
+    /// Adds sign-in at these providers. A login that has not changed since `former` keeps its state.
     #[must_use]
     pub fn with_logins(
         mut self,
@@ -215,7 +215,8 @@ impl Verifier {
         self.providers.iter().map(|provider| (&*provider.spec, &provider.keys))
     }
 
-    /// Whether every provider has been asked for its keys once, and at least one is usable: it has keys, or needs none.
+    /// Returns whether every provider has been asked for its keys once, and at least one is usable: it has keys, or
+    /// needs none.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let keys = || self.providers.iter().map(|provider| &provider.keys);
@@ -233,7 +234,7 @@ impl Verifier {
         }
     }
 
-    /// The number of cached tokens.
+    /// Returns the number of cached tokens.
     #[must_use]
     pub fn cached_tokens(&self) -> usize {
         self.cache.as_ref().map_or(0, TokenCache::len)
@@ -244,7 +245,7 @@ impl Verifier {
         self.providers.iter().map(|known| &known.spec).find(|spec| spec.name == name)
     }
 
-    /// Finds the current provider that takes the place of a former one; for a login session that of its login.
+    /// Finds the current provider that replaced a former one; for a login session that of its login.
     pub(super) fn current_spec_of(&self, former: &ProviderSpec) -> Option<&Arc<ProviderSpec>> {
         if matches!(former.authorized_parties, AuthorizedParties::Client(_)) {
             return self.logins()?.get(&former.name).map(|login| &login.spec.provider_spec);
@@ -252,15 +253,15 @@ impl Verifier {
         self.provider(&former.name)
     }
 
-    /// Whether what verified an open session's token is still current: its key is one of the provider's, or the token
-    /// has expired (after that its key may be rotated out), or no key was involved.
+    /// Returns whether the key or provider that verified an open session's token is still current: the key is one of
+    /// the provider's, or the token has expired (after that its key may be removed), or no key was used.
     #[must_use]
     pub fn is_current(&self, provider: &str, verified_by: VerifiedBy) -> bool {
         let known = self.providers.iter().find(|known| known.spec.name == provider);
         known.is_some_and(|known| match verified_by {
             VerifiedBy::Key { until, .. } if until <= unix_seconds() => true,
             VerifiedBy::Key { fingerprint, algorithm, .. } => known.keys.is_current(fingerprint, algorithm),
-            // A reload that changes how the provider is asked is noticed when the identity is restored.
+            // A reload that changes the endpoint of the checks is detected when the identity is restored.
             VerifiedBy::Provider(_) => true,
         })
     }
@@ -269,7 +270,7 @@ impl Verifier {
     /// is the last token of the connection, which saves computing a digest when it is the same.
     ///
     /// # Errors
-    /// The rejected token, with the reason.
+    /// Returns the rejected token, with the reason.
     pub async fn verify(
         &self,
         token: Token,
@@ -289,7 +290,7 @@ impl Verifier {
         }
     }
 
-    /// Returns what issues and reads session cookies, or `None` without `browser.session`.
+    /// Returns the issuer and reader of session cookies, or `None` without `browser.session`.
     #[must_use]
     pub fn session_cookies(&self) -> Option<&SessionCookies> {
         self.session_cookies.as_ref()
@@ -355,8 +356,8 @@ impl Verifier {
         None
     }
 
-    /// Whether a cached token is still valid: it has not expired, and its key is one that would verify it now. Nothing
-    /// else that was checked can change without a reload, which empties the cache.
+    /// Returns whether a cached token is still valid: it has not expired, and its key is one that would verify it now.
+    /// Every other check can change its result only by a reload, which empties the cache.
     fn is_still_valid(&self, identity: &Identity, now: u64) -> bool {
         let spec = identity.provider();
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
@@ -368,8 +369,8 @@ impl Verifier {
             })
     }
 
-    /// Checks what may change at any time and so is checked for cached tokens too: the provider's answer, where it is
-    /// asked about signed tokens, and revocations.
+    /// Checks the conditions that may change at any time, also for cached tokens: the provider's answer, if it is asked
+    /// about signed tokens, and revocations.
     async fn check_remote_and_revocations(
         &self,
         presented: &PresentedToken<'_>,
@@ -388,7 +389,7 @@ impl Verifier {
             check_agreement(spec, identity.claims(), &answer)?;
             trace.step("remote", format_args!("the provider confirms it"));
         }
-        // Checked last, so that a revocation that arrives while the provider is asked takes effect.
+        // This is checked last, so that a revocation that arrives while the provider is asked takes effect.
         self.revocations.check_presented(identity, presented.now)
     }
 
@@ -408,8 +409,8 @@ impl Verifier {
         }
     }
 
-    /// Whether an expired token belongs to this user and would otherwise be valid. It only tells which message an open
-    /// session gets, and never admits anyone.
+    /// Returns whether an expired token belongs to this user and would otherwise be valid. It only decides which
+    /// message an open session gets, and never admits a user.
     pub async fn is_expired_token_of(&self, token: &Token, user: &Identity) -> bool {
         let digest = TokenCache::digest(token);
         let presented =

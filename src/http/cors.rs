@@ -17,8 +17,8 @@ use crate::policy::Policy;
 const EXPOSED_HEADERS: [&str; 3] = ["WWW-Authenticate", "Retry-After", "X-Request-Id"];
 const CORS_PREFIX: &str = "access-control-";
 
-/// The method that a preflight announces; `None` when the request is no preflight. A preflight is `OPTIONS` with one
-/// `Origin`, one `Access-Control-Request-Method` and no body (Fetch standard, "CORS-preflight request").
+/// Returns the method that a preflight announces; `None` when the request is no preflight. A preflight is `OPTIONS`
+/// with one `Origin`, one `Access-Control-Request-Method` and no body (Fetch standard, "CORS-preflight request").
 pub(super) fn preflight_method(parts: &Parts, had_transfer_encoding: bool) -> Option<Method> {
     let headers = &parts.headers;
     let no_body = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0")
@@ -53,22 +53,22 @@ pub fn answer_preflight(head: &HeaderMap, policy: &Policy) -> Answer {
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, cors.allowed_headers.clone());
         headers.insert(ACCESS_CONTROL_MAX_AGE, cors.max_age.clone());
     } else {
-        // Without `cors` only preflights for our own endpoints are answered here.
+        // Without `cors` the proxy answers preflights for its own endpoints only.
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, DELETE"));
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
     }
     answer
 }
 
-/// The log's reason for a preflight that allows nothing, when its origin is not listed; it names the origin.
+/// Returns the log's reason for a preflight that allows nothing, when its origin is not listed; it names the origin.
 #[must_use]
 pub fn unlisted_origin(head: &HeaderMap, policy: &Policy) -> Option<String> {
     let origin = head.get(ORIGIN).filter(|origin| listed_origin(Some(origin), policy).is_none())?;
     Some(not_in_origins(&String::from_utf8_lossy(origin.as_bytes())))
 }
 
-/// Adds the headers with which pages of listed origins can read a response that we author. Without them a browser hides
-/// the response from the page, and the page cannot tell a 401 that it could retry from a network error.
+/// Adds the headers with which pages of listed origins can read a response of the proxy. Without them a browser hides
+/// the response from the page, and the page cannot distinguish a 401 after which it could retry from a network error.
 pub fn add_cors_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMap, policy: &Policy) {
     if let Some(origin) = listed_origin(origin, policy) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -80,8 +80,8 @@ pub fn add_cors_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMap, p
     }
 }
 
-/// Replaces the upstream's CORS headers by ours, where preflights are answered here: a browser rejects a response with
-/// two values, and `*` for a request with a credential. What the upstream lets pages read is kept.
+/// Replaces the upstream's CORS headers by the proxy's, where it answers preflights: a browser rejects a response with
+/// two values, and `*` for a request with a credential. The headers that the upstream exposes to pages stay exposed.
 pub fn replace_cors_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMap, policy: &Policy) {
     if policy.cors.is_none() || origin.is_none() {
         return;
@@ -100,8 +100,8 @@ pub fn replace_cors_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMa
     }
 }
 
-/// The headers that the upstream's answer lets pages read. A star, which does not count for a request with a credential, is
-/// replaced by what the answer has.
+/// Returns the headers that the upstream's response exposes to pages. `*`, which does not count for a request with a
+/// credential, is replaced by the headers of the response.
 fn exposed_by_upstream(headers: &HeaderMap) -> Vec<HeaderName> {
     let values = headers.get_all(ACCESS_CONTROL_EXPOSE_HEADERS).iter().filter_map(|value| value.to_str().ok());
     let mut names = Vec::new();
@@ -117,7 +117,8 @@ fn exposed_by_upstream(headers: &HeaderMap) -> Vec<HeaderName> {
     names
 }
 
-/// The value of `Access-Control-Expose-Headers`: ours, those of the configuration and those of the upstream, each once.
+/// Returns the value of `Access-Control-Expose-Headers`: the names of the proxy, the configuration and the upstream,
+/// each once.
 fn exposed(upstream: &[HeaderName], policy: &Policy) -> Option<HeaderValue> {
     let configured = policy.cors.iter().flat_map(|cors| &cors.exposed_headers);
     let mut names = EXPOSED_HEADERS.to_vec();

@@ -1,5 +1,5 @@
-//! The client's address and the forwarding headers (docs/contract.md section 3), which are believed from trusted
-//! proxies only and always written anew for the upstream.
+//! The client's address and the forwarding headers (docs/contract.md section 3). They are trusted from trusted proxies
+//! only and always written anew for the upstream.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,14 +28,14 @@ pub struct Connection {
     pub tls: bool,
 }
 
-/// The client of a request, as far as connection and forwarding headers tell.
+/// The client of a request, by the connection and the forwarding headers.
 #[derive(Clone, Debug)]
 pub struct ClientAddress {
     /// The client's address: the peer's, or the one that a trusted proxy named.
     pub address: IpAddr,
     /// The scheme that the client used: `http` or `https`.
     pub scheme: &'static str,
-    /// The `X-Forwarded-For` for the upstream: the client, the trusted proxies behind it, the peer.
+    /// The `X-Forwarded-For` for the upstream: the client, the trusted proxies after it, the peer.
     pub chain: String,
     /// The value of `X-Request-Id`.
     pub request_id: String,
@@ -48,7 +48,7 @@ pub struct ClientAddress {
 pub enum AddressSharing {
     /// The address of one client, or of one network.
     NotShared,
-    /// The address of a trusted proxy that named no client: all its clients share it.
+    /// The address of a trusted proxy that named no client; all its clients share it.
     TrustedProxy,
     /// A private address whose peer sends `X-Forwarded-For` and is not trusted, most likely a load balancer: all its
     /// clients share it.
@@ -56,7 +56,7 @@ pub enum AddressSharing {
 }
 
 impl ClientAddress {
-    /// The address that limits per address apply to, of an IPv6 address its /64; `None` when several clients share it.
+    /// Returns the address to which limits per address apply, for IPv6 its /64; `None` when several clients share it.
     #[must_use]
     pub fn limited_address(&self) -> Option<IpAddr> {
         (self.sharing == AddressSharing::NotShared).then(|| network(self.address))
@@ -105,18 +105,19 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The members of a forwarding field, left to right over all its lines; RFC 9110 section 5.6.1 ignores empty ones.
+/// Returns the members of a forwarding field, left to right over all its lines; RFC 9110 section 5.6.1 ignores empty
+/// ones.
 fn members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'a str> {
     // A line that is not ASCII becomes one member that is neither an address nor a scheme.
     let lines = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|member| !member.is_empty())
 }
 
-/// The scheme that the client uses, by `X-Forwarded-Proto`.
+/// Returns the scheme that the client uses, by `X-Forwarded-Proto`.
 ///
 /// Proxies that append to it write one member for each of `X-Forwarded-For`, so the member at the client's position
-/// counts. Where the lists differ in length the leftmost one counts, which is the client's in every convention: taking
-/// http for https only withholds what https allows.
+/// counts. If the lists differ in length the leftmost one counts, which is the client's in every convention: mistaking
+/// https for http only withholds features of https.
 fn forwarded_proto(headers: &HeaderMap, hops: usize, client: usize) -> Option<&'static str> {
     let count = members(headers, &X_FORWARDED_PROTO).count();
     let at = if count == hops { client } else { 0 };
@@ -125,7 +126,8 @@ fn forwarded_proto(headers: &HeaderMap, hops: usize, client: usize) -> Option<&'
     Some(if is_https { "https" } else { "http" })
 }
 
-/// The addresses of `X-Forwarded-For`, left to right. Read from the right, a member that is no address ends the list.
+/// Returns the addresses of `X-Forwarded-For`, left to right. Read from the right, a member that is no address ends the
+/// list.
 fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
     let mut hops = Vec::new();
     for entry in members(headers, &X_FORWARDED_FOR).rev().take(MAX_HOPS) {
@@ -140,7 +142,7 @@ fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
     hops
 }
 
-/// The client's request id, when there is exactly one and it is well-formed.
+/// Returns the client's request id, when there is exactly one and it is well-formed.
 fn valid_request_id(headers: &HeaderMap) -> Option<String> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
     let id = values.next()?.to_str().ok()?;
@@ -166,7 +168,7 @@ pub(crate) fn new_request_id() -> String {
     format!("{:016x}", id ^ (id >> 31))
 }
 
-/// Inserts our forwarding headers and request id. Those that the client sent are removed before.
+/// Inserts the proxy's forwarding headers and request id. Those that the client sent are removed before.
 pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, host: Option<&HeaderValue>) {
     if let Ok(chain) = HeaderValue::try_from(client.chain.as_str()) {
         headers.insert(X_FORWARDED_FOR, chain);
@@ -220,7 +222,7 @@ mod tests {
             (&["https", "http"], 2, 0, Some("https")),
             (&["https,http"], 0, 0, Some("https")),
             (&["https,http"], 1, 0, Some("https")),
-            // The left one is what a client wrote before the first trusted proxy.
+            // The left one is what the client wrote before the first trusted proxy.
             (&["https,http"], 2, 1, Some("http")),
             (&["http,https,http"], 3, 1, Some("https")),
             (&["http,https"], 2, 1, Some("https")),

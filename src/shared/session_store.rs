@@ -19,7 +19,7 @@ use crate::auth::login::{
 use crate::auth::unix_seconds;
 use crate::telemetry::Metrics;
 
-/// How long no record can be written in place of a removed one, milliseconds.
+/// The time in milliseconds for which no record can be written in place of a removed one.
 const REMOVED: u64 = 60_000;
 
 /// Reads a record: its generation and its content. `ARGV[1]` is the longest content.
@@ -46,7 +46,7 @@ redis.call('HSET', KEYS[1], 'g', ARGV[1], 'r', ARGV[2])
 redis.call('PEXPIREAT', KEYS[1], ARGV[3])
 return 'stored'";
 
-/// Reads the generations of several records; an empty text stands for one that is not there.
+/// Reads the generations of several records; an empty text for a missing one.
 const GENERATIONS: &str = "\
 local found = {}
 for index, name in ipairs(KEYS) do
@@ -55,7 +55,8 @@ for index, name in ipairs(KEYS) do
 end
 return found";
 
-/// Takes a lock. One that ends too late, or never, is none of ours. `ARGV`: the holder, the lock's life in milliseconds.
+/// Takes a lock. One that ends too late, or never, was not made by an instance and is replaced. `ARGV`: the holder, the
+/// lock's duration in milliseconds.
 const LOCK: &str = "\
 local left = redis.call('PTTL', KEYS[1])
 if left == -1 or left > tonumber(ARGV[2]) then redis.call('DEL', KEYS[1]) end
@@ -67,13 +68,13 @@ const HOLD: &str = "\
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 
-/// The records in the engine, through the present connection.
+/// The records in the engine, through the current connection.
 pub(super) struct EngineSessions {
     /// The deployment's name.
     name: String,
     timeout: Duration,
     metrics: Arc<Metrics>,
-    /// `None` while there is no connection.
+    /// The connection; `None` while there is none.
     connection: Mutex<Option<Connection>>,
 }
 
@@ -106,7 +107,7 @@ impl EngineSessions {
         key(&self.name, &format!("{what}:{name}"))
     }
 
-    /// A call of a script about one key.
+    /// Makes a call of a script with one key.
     fn script(&self, script: &str, what: &str, name: Digest) -> Cmd {
         let mut call = cmd("EVAL");
         call.arg(script).arg(1).arg(self.key(what, name));
@@ -240,7 +241,7 @@ impl SessionStore for EngineSessions {
 /// Runs every command that login sessions need, on records that belong to no session.
 ///
 /// # Errors
-/// When the engine does not run one of them, for example because its user lacks a right.
+/// Returns an error when the engine does not run one of them, for example because its user lacks a right.
 pub(super) async fn probe(
     name: &str,
     timeout: Duration,

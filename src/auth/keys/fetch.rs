@@ -11,12 +11,12 @@ use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
-/// The time limit of one request.
+/// The timeout of one request.
 const TIME: Duration = Duration::from_secs(5);
-/// The largest accepted response body.
+/// The maximum length of a response body in bytes.
 const BYTES: usize = 512 << 10;
 
-/// Why keys could not be fetched.
+/// The reason why keys could not be fetched.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error("the HTTP client could not be created: {0}")]
@@ -80,7 +80,7 @@ pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> R
     KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })
 }
 
-/// What the discovery document and its response tell about a provider.
+/// The data about a provider from its discovery document and the response's headers.
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
     /// The issuer in the document; `None` when the document has none.

@@ -19,7 +19,7 @@ const MAX_SAME_KID: usize = 4;
 /// Upper bound on keys that are tried for a token without `kid`, since each costs a verification.
 const MAX_WITHOUT_KID: usize = 8;
 
-/// Why a whole set is unusable.
+/// The reason why a whole set is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BadKeys {
     #[error("not a JWKS: {0}")]
@@ -56,7 +56,7 @@ impl KeyFingerprint {
         URL_SAFE_NO_PAD.encode(self.0)
     }
 
-    /// Decodes what [`Self::text`] returned.
+    /// Parses a text that [`Self::text`] returned.
     pub(in crate::auth) fn from_text(text: &str) -> Option<Self> {
         URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok().map(Self)
     }
@@ -192,22 +192,22 @@ impl KeySet {
         if keys.is_empty() { Err(BadKeys::NoPem) } else { Ok(Self { keys, skipped: Vec::new() }) }
     }
 
-    /// Whether the set contains a key and the key may be used with the algorithm.
+    /// Returns whether the set contains a key and the key may be used with the algorithm.
     pub(super) fn contains(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
         self.keys.iter().any(|key| key.fingerprint == fingerprint && key.fits(algorithm))
     }
 
-    /// The number of usable keys.
+    /// Returns the number of usable keys.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// The keys that were skipped, each with the reason.
+    /// Returns the skipped keys, each with the reason.
     pub(super) fn skipped(&self) -> &[String] {
         &self.skipped
     }
 
-    /// The algorithms of the keys, for display.
+    /// Returns the algorithms of the keys, for display.
     pub(super) fn algorithms(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for key in &self.keys {
@@ -226,8 +226,8 @@ impl KeySet {
         names
     }
 
-    /// Returns the keys that may have signed a token: those with the token's `kid`, or else keys without a `kid` (as
-    /// from PEM). For a token without `kid`, at most [`MAX_WITHOUT_KID`] keys for the algorithm.
+    /// Returns the keys that may have signed a token: those with the token's `kid`, or otherwise keys without a `kid`
+    /// (as from PEM). For a token without `kid`, at most [`MAX_WITHOUT_KID`] keys for the algorithm.
     pub(in crate::auth) fn candidates(&self, algorithm: Algorithm, id: Option<&str>) -> Candidates<'_> {
         let fitting = |wanted: Option<&str>| {
             self.keys
@@ -305,7 +305,7 @@ fn pem_key(pem: &[u8]) -> Option<(KeyType, DecodingKey)> {
     (point.len() == 32 && !is_small_order(point)).then_some((KeyType::Ed25519, key))
 }
 
-/// Parses one JWK. The error says why the key cannot be used.
+/// Parses one JWK. The error is the reason why the key cannot be used.
 fn read(jwk: &Map<String, Value>) -> Result<Key, &'static str> {
     // Some serializers write members that are not set as null.
     let text = |name: &str| match jwk.get(name) {

@@ -1,6 +1,6 @@
-//! The requests of remote checks and what the responses mean: RFC 7662 introspection, Clerk's client and session
-//! endpoints, Supabase's user endpoint. Only a response about the token or session counts as "inactive". One about
-//! this proxy (an unknown secret, too many requests), or no response, counts as no answer.
+//! The requests of remote checks and the interpretation of their responses: RFC 7662 introspection, Clerk's client and
+//! session endpoints, Supabase's user endpoint. Only a response about the token or session counts as "inactive". One
+//! about this proxy (an unknown secret, too many requests), or no response, counts as no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::config::Time;
 use crate::json;
 use crate::policy::{RemoteQuestion, RemoteSpec};
 
-/// The largest accepted response body.
+/// The maximum length of a response body in bytes.
 const BYTES: usize = 64 << 10;
 
-/// Why a check has no answer.
+/// The reason why a check has no answer.
 pub(super) struct CheckFailed {
     pub(super) reason: String,
-    /// How long the provider must not be asked, after a 429.
+    /// The time for which the provider must not be asked, after a 429.
     pub(super) pause: Option<Duration>,
 }
 
@@ -182,8 +182,8 @@ fn clerk_session(session: &Map<String, Value>) -> RemoteAnswer {
     }
 }
 
-/// Interprets Supabase's response about a user. Supabase's gateway responds 401 too, about our API key; a response
-/// about the token has `error_code` or `msg`.
+/// Interprets Supabase's response about a user. Supabase's gateway responds 401 too, about the proxy's API key; a
+/// response about the token has `error_code` or `msg`.
 fn supabase_user(reply: &ProviderResponse) -> Result<RemoteAnswer, CheckFailed> {
     match reply.status {
         StatusCode::OK => {}

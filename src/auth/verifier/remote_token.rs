@@ -1,5 +1,5 @@
-//! Verifies tokens with the help of the provider: opaque tokens, and signed ones that only the provider can verify or is
-//! asked about.
+//! Verifies tokens by the provider: opaque tokens, signed ones that only the provider can verify, and signed ones about
+//! which it is asked in addition.
 
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ pub(super) async fn confirm_and_identify(
     Ok(identity)
 }
 
-/// Asks the provider about a token, or takes its cached answer.
+/// Asks the provider about a token, or uses its cached answer.
 ///
 /// # Errors
 /// [`Rejection::NoSession`] if the answer is no, [`Rejection::RemoteUnavailable`] if there is none.

@@ -1,5 +1,5 @@
-//! Project Wycheproof's published vectors for every algorithm family we verify, through our own reading of a JWKS:
-//! valid signatures verify, invalid ones do not, whatever is wrong with them.
+//! Tests with Project Wycheproof's published vectors for every supported algorithm family, through the proxy's own
+//! parser of a JWKS: valid signatures verify, and invalid ones do not, whatever their fault.
 
 use serde_json::json;
 use wycheproof::{TestResult, ecdsa, eddsa, rsa_pkcs1_verify, rsa_pss_verify};
@@ -12,7 +12,7 @@ struct Counts {
     keys_refused: usize,
 }
 
-/// One vector: the verdict of the same call the verifier makes.
+/// Verifies one vector with the call of the verifier.
 fn verify(
     counts: &mut Counts,
     jwk: &Value,
@@ -22,7 +22,7 @@ fn verify(
     expected: TestResult,
 ) {
     let Ok(set) = KeySet::from_jwks(json!({"keys": [jwk]}).to_string().as_bytes()) else {
-        // A key we do not take verifies nothing.
+        // A key that is not accepted verifies nothing.
         counts.keys_refused += 1;
         return;
     };
@@ -39,7 +39,7 @@ fn verify(
             assert!(!verified, "{algorithm:?} {signature}");
             counts.invalid += 1;
         }
-        // Legacy forms that some accept; either verdict is right.
+        // For legacy forms that some implementations accept, either verdict is right.
         TestResult::Acceptable => {}
     }
 }
@@ -55,7 +55,7 @@ fn trimmed(bytes: &[u8]) -> &[u8] {
 
 #[test]
 fn published_vectors_verify_or_do_not_as_they_should() {
-    // As the program does at its start.
+    // The provider is installed as at the program's start.
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
     let mut counts = Counts { valid: 0, invalid: 0, keys_refused: 0 };
     for (name, algorithm, curve) in [
