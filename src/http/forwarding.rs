@@ -69,7 +69,7 @@ impl ClientAddress {
         // A client over a Unix socket is on this host.
         let peer_or_localhost = peer.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if !trusted {
-            let chain = peer_or_localhost.to_string();
+            let chain = address_text(peer_or_localhost);
             let balancer = headers.contains_key(X_FORWARDED_FOR) && is_private(peer_or_localhost);
             let sharing = if balancer { AddressSharing::Balancer } else { AddressSharing::NotShared };
             return Self { address: peer_or_localhost, scheme, chain, request_id: new_request_id(), sharing };
@@ -77,10 +77,10 @@ impl ClientAddress {
         let hops = forwarded_for(headers);
         // The client is the rightmost address that is not a trusted proxy's.
         let client = hops.iter().rposition(|hop| !policy.trusts(*hop)).unwrap_or(0);
-        let mut chain: Vec<String> = hops.get(client..).unwrap_or_default().iter().map(IpAddr::to_string).collect();
-        chain.extend(peer.map(|peer| peer.to_string()));
+        let mut chain: Vec<String> = hops.get(client..).unwrap_or_default().iter().copied().map(address_text).collect();
+        chain.extend(peer.map(address_text));
         if chain.is_empty() {
-            chain.push(peer_or_localhost.to_string());
+            chain.push(address_text(peer_or_localhost));
         }
         Self {
             address: hops.get(client).copied().unwrap_or(peer_or_localhost),
@@ -90,6 +90,20 @@ impl ClientAddress {
             sharing: if hops.is_empty() { AddressSharing::TrustedProxy } else { AddressSharing::NotShared },
         }
     }
+}
+
+/// Formats an address as `to_string` does. For IPv4 that took 1,600 instructions, twice a request.
+#[must_use]
+pub fn address_text(address: IpAddr) -> String {
+    let IpAddr::V4(v4) = address else { return address.to_string() };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for (at, octet) in v4.octets().into_iter().enumerate() {
+        if at > 0 {
+            text.push('.');
+        }
+        text.push_str(itoa::Buffer::new().format(octet));
+    }
+    text
 }
 
 /// Returns the network that an address counts as in limits per address: an IPv4 address itself, an IPv6 address's /64,

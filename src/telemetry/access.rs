@@ -10,7 +10,7 @@ use hyper::Method;
 use super::label::Label;
 use super::outcome::{AnsweredBy, Outcome};
 use super::output::{self, Format};
-use super::text::{MAX_VALUE_BYTES, escape, quote, time, value};
+use super::text::{MAX_VALUE_BYTES, escape, number, quote, time, value};
 
 /// The fields of an access line (docs/contract.md section 7). `path` has no query, and `user` comes from a verified
 /// identity only.
@@ -163,7 +163,7 @@ fn json(line: &AccessLine) -> String {
     out.push_str(if line.socket.is_some() { "socket" } else { "request" });
     out.push('"');
     let mut text = |name: &str, value: &str| {
-        let _ = write!(out, ",\"{name}\":");
+        field_name(&mut out, name);
         quote(&mut out, value, MAX_VALUE_BYTES);
     };
     text("request_id", &line.request_id);
@@ -185,22 +185,32 @@ fn json(line: &AccessLine) -> String {
     for (name, value) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
         text(name, value);
     }
-    let _ = write!(
-        out,
-        ",\"status\":{},\"duration_ms\":{},\"bytes_in\":{},\"bytes_out\":{}",
-        line.status,
-        line.duration.as_millis(),
-        line.bytes_in,
-        line.bytes_out
-    );
+    number_field(&mut out, "status", line.status.into());
+    number_field(&mut out, "duration_ms", u64::try_from(line.duration.as_millis()).unwrap_or(u64::MAX));
+    number_field(&mut out, "bytes_in", line.bytes_in);
+    number_field(&mut out, "bytes_out", line.bytes_out);
     if let Some(socket) = &line.socket {
         if let Some(code) = socket.close_code {
-            let _ = write!(out, ",\"close_code\":{code}");
+            number_field(&mut out, "close_code", code.into());
         }
-        let _ = write!(out, ",\"closed_by\":\"{}\",\"refreshes\":{}", socket.closed_by, socket.refreshes);
+        field_name(&mut out, "closed_by");
+        quote(&mut out, socket.closed_by, MAX_VALUE_BYTES);
+        number_field(&mut out, "refreshes", socket.refreshes.into());
     }
     out.push('}');
     out
+}
+
+fn number_field(out: &mut String, name: &str, value: u64) {
+    field_name(out, name);
+    number(out, value);
+}
+
+/// Appends the name of a further field. `write!` took three times as many instructions for a line.
+fn field_name(out: &mut String, name: &str) {
+    out.push_str(",\"");
+    out.push_str(name);
+    out.push_str("\":");
 }
 
 fn pretty(line: &AccessLine) -> String {

@@ -12,14 +12,30 @@ pub(super) fn time(out: &mut String) {
     let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil(elapsed.as_secs() / 86_400);
     let second = elapsed.as_secs() % 86_400;
-    let _ = write!(
-        out,
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        elapsed.subsec_millis()
-    );
+    let millis = u64::from(elapsed.subsec_millis());
+    digits(out, year, 4);
+    for (separator, value) in
+        [('-', month), ('-', day), ('T', second / 3_600), (':', second / 60 % 60), (':', second % 60)]
+    {
+        out.push(separator);
+        digits(out, value, 2);
+    }
+    out.push('.');
+    digits(out, millis, 3);
+    out.push('Z');
+}
+
+/// Appends the last digits of a number. The formatting machinery took ten times as long for a line's time.
+fn digits(out: &mut String, number: u64, count: u32) {
+    for place in (0..count).rev() {
+        let digit = number / 10_u64.pow(place) % 10;
+        out.push(char::from(b'0' + u8::try_from(digit).unwrap_or_default()));
+    }
+}
+
+/// Appends a decimal number.
+pub(super) fn number(out: &mut String, number: u64) {
+    out.push_str(itoa::Buffer::new().format(number));
 }
 
 /// Converts days since 1970 to year, month and day. Years are counted from March, so that the leap day is the last one.
@@ -50,6 +66,9 @@ fn without_jwts(text: &str) -> Cow<'_, str> {
     const BEGINNING: &[u8] = b"eyJ";
     const SHORTEST: usize = 40;
     let bytes = text.as_bytes();
+    if bytes.len() < SHORTEST {
+        return Cow::Borrowed(text);
+    }
     let mut out = String::new();
     let (mut copied, mut looked_at) = (0, 0);
     while let Some(found) = bytes[looked_at..].iter().position(|byte| matches!(byte, b'e' | b'%')) {
@@ -113,7 +132,15 @@ fn cut(text: &str, at: usize) -> &str {
 /// Appends a JSON string.
 pub(super) fn quote(out: &mut String, text: &str, at: usize) {
     out.push('"');
-    for character in printable(text, at).chars() {
+    let text = printable(text, at);
+    // Without a branch, so that the compiler looks at 16 bytes at once. Nearly every text is plain.
+    let is_plain = |b: u8| (b >= b' ') & (b < 0x7f) & (b != b'"') & (b != b'\\');
+    if text.bytes().fold(true, |plain, b| plain & is_plain(b)) {
+        out.push_str(&text);
+        out.push('"');
+        return;
+    }
+    for character in text.chars() {
         match character {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
