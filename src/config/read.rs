@@ -1,8 +1,8 @@
 //! Reads a [`Config`](super::Config) from the tree: a serde deserializer with places.
 //!
 //! Unknown keys are collected and skipped, so that all of them are reported at once. A wrong type ends reading, with
-//! its place. A struct named in [`SHORT_FORMS`] may be written as the single value of its main key (`upstream:
-//! http://…`).
+//! its place; the caller reads the rest without that value. A struct named in [`SHORT_FORMS`] may be written as the
+//! single value of its main key (`upstream: http://…`).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -51,12 +51,16 @@ const ELSEWHERE: [(&str, &str); 13] = [
 /// Removed keys, each with the remedy.
 const REMOVED: [(&str, &str); 1] = [("paths", "every path is checked in all its readings; delete this key")];
 
-pub(super) fn read<T: DeserializeOwned>(node: &Node) -> Result<(T, Vec<Finding>), Finding> {
+/// Reads a value from a tree, and the unknown keys of the tree.
+///
+/// # Errors
+/// The first wrong value, and the unknown keys before it.
+pub(super) fn read<T: DeserializeOwned>(node: &Node) -> Result<(T, Vec<Finding>), (Finding, Vec<Finding>)> {
     let unknown = RefCell::new(Vec::new());
     let reader = Reader { node, path: String::new(), unknown: &unknown };
     match T::deserialize(reader) {
         Ok(value) => Ok((value, unknown.into_inner())),
-        Err(error) => Err(error.0),
+        Err(error) => Err((error.0, unknown.into_inner())),
     }
 }
 

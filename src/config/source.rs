@@ -85,8 +85,9 @@ const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";
 /// Loads the configuration from its sources in their order.
 ///
 /// # Errors
-/// Returns a [`Report`] when the file cannot be read, is not YAML, or has a value of the wrong type. Unknown keys and
-/// variables that are not set are reported by [`Loaded::conclude`], together with the other errors.
+/// Returns a [`Report`] when the file cannot be read, is not YAML, or has values of a wrong type, with its unknown keys.
+/// Without such a value, unknown keys and variables that are not set are reported by [`Loaded::conclude`], together with
+/// the other errors.
 pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Report> {
     let file = file(flags, environment);
     let (source, text) = text(file.as_deref(), environment)?;
@@ -94,23 +95,38 @@ pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Repo
     let mut unset = Vec::new();
     tree.substitute(environment.0, "", &mut unset);
     overlay(&mut tree, flags, environment).map_err(|finding| Report::single(&source, &text, finding))?;
-    // A variable that is not set is one error of several: the rest is read without its value.
-    let mut readable = tree.clone();
+    // A wrong value, or a variable that is not set, is one error, not the only one: the rest is read without the value.
+    let (mut readable, mut wrong) = (tree.clone(), Vec::<Finding>::new());
     loop {
-        let finding = match read::read::<Config>(&readable) {
-            Ok((config, unknown)) => {
+        let (finding, unknown) = match read::read::<Config>(&readable) {
+            Ok((config, unknown)) if wrong.is_empty() => {
                 let digest = digest(&text, flags);
                 return Ok(Loaded { config, source, file, digest, text, tree, unset, unknown });
             }
-            Err(finding) => finding,
+            Ok((_, unknown)) => (None, unknown),
+            Err((finding, unknown)) => (Some(finding), unknown),
         };
-        let unset_place = finding.place.filter(|place| unset.iter().any(|unset| unset.place == Some(*place)));
-        if unset_place.is_none_or(|place| !readable.remove_at(place)) {
-            unset.extend(unset_place.is_none().then_some(finding));
+        let place = finding.as_ref().and_then(|finding| finding.place);
+        if let Some(mut finding) = finding {
+            let is_unset = place.is_some() && unset.iter().any(|unset| unset.place == place);
+            // A key that is missing now because its value was wrong.
+            let follows = wrong.iter().any(|former| former.path.starts_with(&finding.path));
+            if !is_unset && !follows {
+                // Entries of a list before this one may have been left out.
+                finding.path = place.and_then(|place| tree.path_of(place)).unwrap_or(finding.path);
+                wrong.push(finding);
+            }
+        }
+        if wrong.len() >= MOST_WRONG_VALUES || !place.is_some_and(|place| readable.remove_at(place)) {
+            unset.extend(wrong);
+            unset.extend(unknown);
             return Err(Report::new(&source, &text, &tree, unset));
         }
     }
 }
+
+/// The number of wrong values after which the rest is not read: each is another pass over the file.
+const MOST_WRONG_VALUES: usize = 20;
 
 /// Loads a configuration from a text, without flags and variables.
 ///

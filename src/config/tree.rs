@@ -147,6 +147,23 @@ impl Node {
         }
     }
 
+    /// Returns the path of the value at a place: `providers[0].audience`.
+    pub(super) fn path_of(&self, place: Place) -> Option<String> {
+        let found = |step: String, node: &Self| {
+            let rest = if node.place == place { Some(String::new()) } else { node.path_of(place) };
+            rest.map(
+                |rest| if rest.is_empty() || rest.starts_with('[') { step + &rest } else { format!("{step}.{rest}") },
+            )
+        };
+        match &self.value {
+            Value::Scalar { .. } => None,
+            Value::Sequence(items) => {
+                items.iter().enumerate().find_map(|(index, item)| found(format!("[{index}]"), item))
+            }
+            Value::Mapping(entries) => entries.iter().find_map(|(key, item)| found(key.name.clone(), item)),
+        }
+    }
+
     /// Returns the child for one step of a path: a key, or the index of an entry, with or without its closing bracket.
     fn step(&self, step: &str) -> Option<&Self> {
         match &self.value {

@@ -285,6 +285,26 @@ fn a_variable_that_is_not_set_hides_no_other_mistake() {
 }
 
 #[test]
+fn a_wrong_value_hides_no_unknown_key_and_no_other_wrong_value() {
+    let yaml = "upstream: http://127.0.0.1:1\norigns: [https://a.example]\nproviders:\n  - { preset: [oidc], audience: api }\n  - { isuer: x, clock_skew: soon }\nlimits: { connections: many, conections: 1 }\nroutes: [{ path: /x, auth: nobody }]\nlog: { levl: info }\n";
+    let (code, text) = check(yaml, &[]);
+    assert_eq!(code, Some(2));
+    for line in [
+        "vestibule.yaml:2:1  origns: unknown key; did you mean `origins`?",
+        "vestibule.yaml:4:15 providers[0].preset: ",
+        "vestibule.yaml:5:7  providers[1].isuer: unknown key",
+        "vestibule.yaml:5:29 providers[1].clock_skew: ",
+        "vestibule.yaml:6:24 limits.connections: \"many\" is not a whole number",
+        "vestibule.yaml:6:30 limits.conections: unknown key",
+        "vestibule.yaml:7:28 routes[0].auth: \"nobody\" is not one of",
+        "vestibule.yaml:8:8  log.levl: unknown key",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(text.ends_with("8 errors. Nothing was started.\n"), "{text}");
+}
+
+#[test]
 fn mistakes_in_flags_name_the_flags() {
     let say = |arguments: &[&str]| {
         let output =
