@@ -20,6 +20,12 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     for warning in &policy.warnings {
         print_line(format_args!("  warning     {warning}"));
     }
+    let mut files: Vec<_> = policy.upstreams.iter().filter_map(|upstream| upstream.preset.as_ref()?.file).collect();
+    files.dedup();
+    for (name, text) in files {
+        // Not indented, so that it can be pasted.
+        print(format!("\n# {name}\n{text}").as_bytes());
+    }
     if !arguments.online {
         return ExitCode::SUCCESS;
     }

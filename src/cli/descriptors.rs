@@ -3,6 +3,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::config::Limits;
 use crate::policy::Policy;
 
 /// The number of descriptors for listeners, the log, requests to providers, and connections that are being refused.
@@ -10,9 +11,49 @@ const RESERVED: u64 = 128;
 /// The number of descriptors of one connection: the client's and the upstream's.
 const PER_CONNECTION: u64 = 2;
 
+/// The limit of file descriptors allows fewer connections than `limits.connections`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shortage {
+    /// `limits.connections`.
+    configured: u32,
+    /// The connections that are accepted instead.
+    accepted: u32,
+    /// The limit of file descriptors.
+    descriptors: u64,
+    /// The file descriptors that `limits.connections` needs.
+    needed: u64,
+}
+
+/// With at least this many connections, a default of `limits.connections` that was lowered is no reason to act.
+const ENOUGH_CONNECTIONS: u32 = 1_000;
+
+impl Shortage {
+    /// Logs the shortage: a warning, or a line of level info if the operator did not ask for more connections and has enough.
+    pub(super) fn log(self) {
+        let Self { configured, accepted, descriptors, needed } = self;
+        if configured == Limits::default().connections && accepted >= ENOUGH_CONNECTIONS {
+            tracing::info!(
+                configured,
+                accepted,
+                descriptors,
+                needed,
+                "limits.connections lowered to what the file descriptors allow"
+            );
+            return;
+        }
+        tracing::warn!(
+            configured,
+            accepted,
+            descriptors,
+            needed,
+            "limits.connections needs more file descriptors than the system allows, further connections get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn)"
+        );
+    }
+}
+
 /// Raises the soft limit of file descriptors to the number that `limits.connections` needs. If the hard limit is lower,
-/// lowers `limits.connections` and adds a warning, so that further connections get 503 instead of no answer.
-pub(super) fn fit(policy: &mut Policy) {
+/// lowers `limits.connections` and returns the shortage, so that further connections get 503 instead of no answer.
+pub(super) fn fit(policy: &mut Policy) -> Option<Shortage> {
     let wanted = descriptors_for(policy.limits.connections);
     let limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum.unwrap_or(u64::MAX);
@@ -24,14 +65,12 @@ pub(super) fn fit(policy: &mut Policy) {
             Err(error) => tracing::warn!(%error, allowed, "raising the limit of file descriptors failed"),
         }
     }
-    let connections = connections_for(allowed);
-    if connections < policy.limits.connections {
-        policy.warnings.push(format!(
-            "limits.connections is {}, and the system allows {allowed} file descriptors, two for each connection: {connections} connections are accepted, further ones get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to {wanted}",
-            policy.limits.connections
-        ));
-        policy.limits.connections = connections;
+    let (configured, accepted) = (policy.limits.connections, connections_for(allowed));
+    if accepted >= configured {
+        return None;
     }
+    policy.limits.connections = accepted;
+    Some(Shortage { configured, accepted, descriptors: allowed, needed: wanted })
 }
 
 fn descriptors_for(connections: u32) -> u64 {

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::descriptors::Shortage;
 use super::executor::executor;
 use super::{RunArguments, USAGE, descriptors, dev_key, fail, policy, print_line};
 use crate::admin::Admin;
@@ -17,7 +18,7 @@ use crate::config::{Loaded, Report};
 use crate::control::Control;
 use crate::drain::DrainTimes;
 use crate::listen::Listeners;
-use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, sockets, token_source_list};
+use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, sockets, tokens};
 use crate::reload::{Load, LoadedPolicy, Reload, Watched};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{self, Format};
@@ -29,11 +30,12 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         Err(report) => return fail(&report, USAGE),
     };
     start_log(&loaded.policy);
-    descriptors::fit(&mut loaded.policy);
+    let known = Mutex::new(None);
+    log_shortage(&known, descriptors::fit(&mut loaded.policy));
     let again = arguments.clone();
     let reload: Load = Box::new(move || {
         let mut loaded = load(&again).map_err(|report| report.line())?;
-        descriptors::fit(&mut loaded.policy);
+        log_shortage(&known, descriptors::fit(&mut loaded.policy));
         Ok(loaded)
     });
     match executor() {
@@ -44,6 +46,17 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         }
         Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
     }
+}
+
+/// Logs too few file descriptors, once for each new shortage: most reloads change nothing about it.
+fn log_shortage(known: &Mutex<Option<Shortage>>, found: Option<Shortage>) {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if *known != found
+        && let Some(shortage) = found
+    {
+        shortage.log();
+    }
+    *known = found;
 }
 
 fn load(arguments: &RunArguments) -> Result<LoadedPolicy, Report> {
@@ -242,8 +255,8 @@ fn print_start(runtime: &Runtime, name: &str, (addresses, admin): (&[String], Op
     };
     line("identity", &format!("{}   {passed}", headers.join(", ")));
     if let Some(default) = policy.routes.last() {
-        line("tokens from", &token_source_list(default));
-        line("sockets", &sockets(default));
+        line("tokens", &tokens(policy, default));
+        line("sockets", &sockets(policy, default));
     }
     let public: Vec<&str> =
         policy.routes.iter().filter(|route| route.auth == AuthMode::None).map(|route| &*route.label).collect();

@@ -134,7 +134,9 @@ impl Check {
             }
             names.push(host.trim_end_matches('.').to_ascii_lowercase());
         }
-        names.extend(public_url.map(|origin| origin.host().to_owned()));
+        if let Some(public) = public_url.map(Origin::host).filter(|host| !names.iter().any(|name| name == host)) {
+            names.push(public.to_owned());
+        }
         Hosts::Listed { names, loopback: false }
     }
 

@@ -9,7 +9,8 @@ use hyper::header::HeaderName;
 use super::memory;
 use super::{
     Audience, AuthMode, AuthorizedParties, Claim, Close, Expected, Hosts, KeySource, LoginSpec, MemorySpec, OnExpiry,
-    Policy, ProviderSpec, QueryMode, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    Policy, ProviderSpec, QueryMode, Renew, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
+    is_loopback_name,
 };
 use crate::config::Time;
 
@@ -52,7 +53,9 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
     match &policy.hosts {
         Hosts::Any => line("hosts", "any".to_owned()),
         Hosts::Listed { names, loopback } => {
-            let mut shown = names.clone();
+            // Those of this machine follow in one word.
+            let is_shown = |name: &&String| !(*loopback && is_loopback_name(name));
+            let mut shown: Vec<String> = names.iter().filter(is_shown).cloned().collect();
             if *loopback {
                 shown.push("localhost and loopback addresses".to_owned());
             }
@@ -117,22 +120,31 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
         line("identity", format!("{} = {}", header.written, header.claim));
     }
     if let Some(default) = policy.routes.last() {
-        line("tokens", format!("from {}", token_source_list(default)));
+        line("tokens", tokens(policy, default));
     }
     for (index, route) in policy.routes.iter().enumerate() {
-        line(if index == 0 { "routes" } else { "" }, described(route, policy.routes.last(), names));
+        line(if index == 0 { "routes" } else { "" }, described(policy, route, names));
     }
     for (path, resource) in &policy.resource_documents {
         line("resource", format!("{} for OAuth clients, described at {path}", resource.identifier));
     }
     if let Some(default) = policy.routes.last() {
         let dialect = default.websocket.dialect.as_ref().map_or("none", |dialect| dialect.name.as_str());
-        line("sockets", format!("dialect {dialect}; {}", sockets(default)));
+        line("sockets", format!("dialect {dialect}; {}", sockets(policy, default)));
     }
     if let Some(session) = &policy.browser.session {
-        let life = session.max_age.map_or_else(|| "as long as the token".to_owned(), |age| Time(age).to_string());
+        let accepts_tokens = accepts_tokens(policy);
+        let life = match (session.max_age, policy.browser.logins.first()) {
+            (Some(age), _) => Time(age).to_string(),
+            (None, Some(login)) if accepts_tokens => {
+                format!("{} from a sign-in, as long as the token from a POST", Time(login.session_max_age))
+            }
+            (None, Some(login)) => Time(login.session_max_age).to_string(),
+            (None, None) => "as long as the token".to_owned(),
+        };
         let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
-        line("session", format!("by cookie, {life}, encrypted with {key}; POST and DELETE /.vestibule/session"));
+        let methods = if accepts_tokens { "POST and DELETE" } else { "DELETE" };
+        line("session", format!("by cookie, {life}, encrypted with {key}; {methods} /.vestibule/session"));
     }
     for (name, text) in policy.browser.logins.iter().flat_map(|login| sign_in(login)) {
         line(name, text);
@@ -251,20 +263,43 @@ fn handed_on(upstream: &UpstreamSpec) -> Vec<String> {
     out
 }
 
+/// Returns whether a token in a request can be accepted. A provider without an audience signs people in, and that is all.
+fn accepts_tokens(policy: &Policy) -> bool {
+    let signs_in_only =
+        |provider: &Arc<ProviderSpec>| matches!(&provider.audience, Audience::OneOf(names) if names.is_empty());
+    policy.browser.logins.is_empty() || !policy.providers.iter().all(signs_in_only)
+}
+
 /// Describes in one clause when the sockets of a route end.
 #[must_use]
-pub fn sockets(route: &Route) -> String {
+pub fn sockets(policy: &Policy, route: &Route) -> String {
+    let of_a_sign_in = "those of a sign-in live on while its session is renewed, and end with it";
+    let mut text = if accepts_tokens(policy) { token_expiry(route) } else { of_a_sign_in.to_owned() };
+    add_further_ends(&mut text, route);
+    if accepts_tokens(policy) && !policy.browser.logins.is_empty() {
+        let _ = write!(text, "; {of_a_sign_in}");
+    }
+    text
+}
+
+/// Describes in one clause what becomes of a socket whose token expires.
+fn token_expiry(route: &Route) -> String {
     let spec = &route.websocket;
     let grace = Time(spec.grace);
     let code = spec.dialect.as_ref().map_or(Close::Expired.default_code(), |dialect| dialect.code(Close::Expired));
-    let mut text = match spec.on_expiry {
+    match spec.on_expiry {
         OnExpiry::Keep => "live on after their token's end".to_owned(),
         OnExpiry::Close => format!("closed with {code}, {grace} after their token's end, unless refreshed"),
         OnExpiry::Auto => format!(
             "auto: closed with {code}, {grace} after their token's end if the client renews, else while the user is seen within {}",
             Time(spec.presence)
         ),
-    };
+    }
+}
+
+/// Adds what else ends the sockets of a route.
+fn add_further_ends(text: &mut String, route: &Route) {
+    let spec = &route.websocket;
     if let Some(lifetime) = spec.max_lifetime {
         let _ = write!(text, ", at most {}", Time(lifetime));
     }
@@ -274,12 +309,18 @@ pub fn sockets(route: &Route) -> String {
     if let Some(idle) = spec.idle_timeout {
         let _ = write!(text, ", closed after {} without a message", Time(idle));
     }
-    text
 }
 
 /// Describes in one clause the places where a token is read.
 #[must_use]
-pub fn token_source_list(route: &Route) -> String {
+pub fn tokens(policy: &Policy, route: &Route) -> String {
+    if !accepts_tokens(policy) {
+        return "none are accepted: people sign in, and their session cookie tells who they are".to_owned();
+    }
+    format!("from {}", token_source_list(route))
+}
+
+fn token_source_list(route: &Route) -> String {
     let mut sources: Vec<String> = route
         .token_from
         .headers
@@ -355,8 +396,10 @@ fn demanded(claim: &Claim, expected: &[Expected], names: UserNames) -> String {
     format!("{claim} is {}", shown.join(" or "))
 }
 
-fn described(route: &Route, default: Option<&Arc<Route>>, names: UserNames) -> String {
+fn described(policy: &Policy, route: &Route, names: UserNames) -> String {
     let auth = match route.auth {
+        AuthMode::Required if !accepts_tokens(policy) => "a user who has signed in",
+        AuthMode::Optional if !accepts_tokens(policy) => "anyone; a session is verified when there is one",
         AuthMode::Required => "a valid token",
         AuthMode::Optional => "anyone; a token is verified when sent",
         AuthMode::None => "anyone",
@@ -370,13 +413,15 @@ fn described(route: &Route, default: Option<&Arc<Route>>, names: UserNames) -> S
     }
     let dialect =
         |route: &Route| route.websocket.dialect.as_ref().map_or_else(|| "none".to_owned(), |d| d.name.clone());
-    if let Some(default) = default
+    let sockets = |route: &Route| sockets(policy, route);
+    if let Some(default) = policy.routes.last()
         && (dialect(route), sockets(route)) != (dialect(default), sockets(default))
     {
         let _ = write!(text, "; its sockets: dialect {}; {}", dialect(route), sockets(route));
     }
     text
 }
+
 /// Describes the sign-in at a provider, and the values to register there, as lines to copy.
 fn sign_in(login: &LoginSpec) -> Vec<(&'static str, String)> {
     let LoginSpec { name, provider_spec, client_id, session_max_age, scopes, .. } = login;
@@ -390,10 +435,12 @@ fn sign_in(login: &LoginSpec) -> Vec<(&'static str, String)> {
     ];
     if let Some(doubt) = login.refresh_token_doubt() {
         let age = Time(*session_max_age);
-        lines.push((
-            "",
-            format!("{doubt}; without one, a person who is removed at {name} stays signed in for up to {age}"),
-        ));
+        let effect = if login.renew == Renew::Required {
+            "sign-ins fail (renew: required)".to_owned()
+        } else {
+            format!("a person who is removed at {name} stays signed in for up to {age}")
+        };
+        lines.push(("", format!("{doubt}; without one, {effect}")));
     }
     lines
 }

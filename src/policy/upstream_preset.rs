@@ -14,6 +14,8 @@ pub struct UpstreamPreset {
     pub credential: &'static str,
     /// The command and settings with which it is started, as `check` prints them.
     pub setup: &'static str,
+    /// The name and the text of the file that configures it; `check` prints it so that it can be pasted.
+    pub file: Option<(&'static str, &'static str)>,
 }
 
 /// All presets. Each of these upstreams runs its users' code, and its page opens sockets by itself (so the credential
@@ -25,22 +27,9 @@ const PRESETS: [UpstreamPreset; 2] = [
         guarded: "/api/status",
         credential: "credential: { header: Authorization, value: \"token ${JUPYTER_TOKEN}\" }",
         setup: "JUPYTER_TOKEN=… jupyter lab --no-browser --ServerApp.ip=127.0.0.1 --ServerApp.allow_remote_access=True --config jupyter_server_config.py
-jupyter_server_config.py, so that people have their own names there, and the token stands in no page and no kernel's environment;
-X-User-Id is believed beside the token only:
-  import hmac, os
-  from jupyter_server.auth.identity import IdentityProvider, User
-  secret = os.environ.pop(\"JUPYTER_TOKEN\")
-  class Vestibule(IdentityProvider):
-      auth_enabled = True
-      async def get_user(self, handler):
-          sent = handler.request.headers.get(\"Authorization\", \"\")
-          name = handler.request.headers.get(\"X-User-Id\")
-          if not name or not hmac.compare_digest(sent.encode(), f\"token {secret}\".encode()):
-              return None
-          handler._token_authenticated = True
-          return User(username=name, name=name, display_name=name)
-  c.ServerApp.identity_provider_class = Vestibule
-  c.IdentityProvider.token = \"\"",
+with the file jupyter_server_config.py that `vestibule check` prints at its end: people have their own names there, and the token
+stands in no page and is out of the kernels' reach; X-User-Id is believed beside the token only",
+        file: Some(("jupyter_server_config.py", include_str!("upstream_preset/jupyter_server_config.py"))),
     },
     UpstreamPreset {
         name: "marimo",
@@ -48,6 +37,7 @@ X-User-Id is believed beside the token only:
         guarded: "/api/version",
         credential: "credential: { header: Authorization, value: \"Basic ${MARIMO_BASIC}\" }, MARIMO_BASIC being base64 of vestibule:<password>",
         setup: "marimo edit --headless --host 127.0.0.1 --token-password \"$MARIMO_PASSWORD\" --proxy <the host that browsers see>",
+        file: None,
     },
 ];
 

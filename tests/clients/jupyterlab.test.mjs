@@ -37,12 +37,9 @@ function printedConfiguration() {
     env: { VESTIBULE_CONFIG_YAML: yaml },
     encoding: 'utf8',
   });
-  const lines = printed.split('\n');
-  const first = lines.findIndex((line) => line.includes('import hmac, os'));
-  const last = lines.findIndex((line) => line.includes('its health'));
-  assert(first >= 0 && last > first, printed);
-  const indent = lines[first].search(/\S/);
-  return lines.slice(first, last).map((line) => line.slice(indent)).join('\n');
+  const [, file] = printed.split('\n# jupyter_server_config.py\n');
+  assert(file, printed);
+  return file;
 }
 
 /** Starts JupyterLab with one notebook in a folder of its own. */

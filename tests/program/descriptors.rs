@@ -40,8 +40,14 @@ async fn a_low_soft_limit_is_raised_to_what_the_connections_need() {
 #[tokio::test]
 async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
     let (backend, issuer, mut proxy) = start("-n 168").await;
-    let warning = "limits.connections is 150, and the system allows 168 file descriptors, two for each connection: 20 connections are accepted, further ones get 503; raise the hard limit (ulimits, LimitNOFILE, ulimit -Hn) to 428";
-    proxy.logged("the warning", |line| line.contains(warning)).await;
+    let is_warning =
+        |line: &str| line.contains("limits.connections needs more file descriptors than the system allows");
+    let warning = proxy.logged("the warning", is_warning).await;
+    let fields = r#""configured":150,"accepted":20,"descriptors":168,"needed":428}"#;
+    assert!(warning.ends_with(fields) && warning.contains("raise the hard limit"), "{warning}");
+    proxy.signal("HUP");
+    proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
+    assert_eq!(proxy.log().iter().filter(|line| is_warning(line)).count(), 1, "a reload brings nothing new");
     // Each of them with a descriptor to the backend too.
     let token = issuer.token("alice");
     let mut open = Vec::new();
@@ -54,4 +60,17 @@ async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
     let (mut last, mut upstream) = open.pop().expect("twenty");
     upstream.say("still at work").await;
     assert_eq!(last.next_text().await, "still at work");
+}
+
+/// Nobody asked for more connections, and there are enough.
+#[tokio::test]
+async fn a_default_that_does_not_fit_is_no_warning() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
+    let mut proxy = Proxy::with_descriptors(&yaml, "-n 2200").await;
+    let is_line = |line: &str| line.contains("limits.connections lowered to what the file descriptors allow");
+    let line = proxy.logged("the line", is_line).await;
+    let fields = r#""configured":10000,"accepted":1036,"descriptors":2200,"needed":20128}"#;
+    assert!(line.ends_with(fields) && line.contains("\"level\":\"info\""), "{line}");
+    assert!(!proxy.log().iter().any(|line| line.contains("\"level\":\"warn\"")), "{:#?}", proxy.log());
 }

@@ -330,6 +330,36 @@ async fn check_says_what_to_register_and_online_what_the_provider_lacks() {
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
+    for part in [
+        "tokens      none are accepted: people sign in,",
+        "everything else: a user who has signed in",
+        "those of a sign-in live on while its session is renewed, and end with it",
+        "by cookie, 12h, encrypted with a key of each process; DELETE /.vestibule/session",
+        "hosts       localhost and loopback addresses\n",
+        "without one, a person who is removed at oidc stays signed in for up to 12h",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    for part in ["4401", "Authorization", "a valid token"] {
+        assert!(!text.contains(part), "{part}\n{text}");
+    }
+    let more = format!(
+        "hosts: [localhost, other.example.com]\nproviders: [{{ preset: oidc, issuer: \"{}\", audience: api }}]\n",
+        provider.url
+    );
+    let (code, text) = checked(Fixture::yaml(&provider, &backend, "renew: required", &more)).await;
+    assert!(code == Some(1) && text.contains("renew: required, and it lists no offline_access"), "{text}");
+    for part in [
+        "tokens      from Authorization",
+        "everything else: a valid token",
+        "closed with 4401",
+        "those of a sign-in live on while its session is renewed, and end with it",
+        "by cookie, 12h from a sign-in, as long as the token from a POST,",
+        "hosts       localhost, other.example.com\n",
+        "without one, sign-ins fail (renew: required)",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
     let (code, text) = checked(Fixture::yaml(&provider, &backend, "pushed: required", "")).await;
     assert!(code == Some(1) && text.contains("pushed: required, and it lists no such endpoint"), "{text}");
     for (status, error, expected, text_expected) in [
