@@ -339,6 +339,12 @@ impl Refusal {
         Self::new(StatusCode::BAD_GATEWAY, "upstream_failed", "Upstream unavailable.").because(reason)
     }
 
+    /// Makes the refusal for an upgrade that the upstream refused, where a page cannot read the upstream's answer.
+    #[must_use]
+    pub fn upgrade_refused(outcome: &'static str, reason: impl Into<String>) -> Self {
+        Self::upstream_failed(reason).with_outcome(outcome)
+    }
+
     /// Makes the refusal for an upstream that did not respond in time.
     #[must_use]
     pub fn upstream_timeout(reason: impl Into<String>) -> Self {

@@ -52,7 +52,8 @@ struct Kept {
 }
 
 impl RecentRefusals {
-    /// Keeps a refusal. Returns `false` for the line of an accepted request, or of one that the upstream answered.
+    /// Keeps a refusal. Returns `false` for the line of an accepted request or socket, or of a request that the upstream
+    /// answered.
     pub fn record(&self, line: &AccessLine) -> bool {
         let code = match &line.socket {
             // A socket that was open, or that its client closed first, was not refused.
@@ -61,7 +62,8 @@ impl RecentRefusals {
             None if line.status < 400 || line.status == 499 => return false,
             None => line.status,
         };
-        if line.answered_by != AnsweredBy::Vestibule {
+        // The upstream's own answer to a request is its own affair. A page sees its refusal of a socket as ours.
+        if line.answered_by != AnsweredBy::Vestibule && line.socket.is_none() {
             return false;
         }
         let refusal = RecentRefusal {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::Method;
 
 use super::label::Label;
-use super::outcome::{AnsweredBy, Outcome};
+use super::outcome::{AnsweredBy, OUTCOMES, Outcome};
 use super::output::{self, Format};
 use super::text::{MAX_VALUE_BYTES, escape, number, quote, time, value};
 
@@ -38,7 +38,7 @@ pub struct AccessLine {
     pub unverified: Option<Box<UnverifiedCredential>>,
     /// The kind of rule that refused the request.
     pub rule: Option<Rule>,
-    /// Whether the line is written at `debug` only: a health check, or a path in `log.quiet`.
+    /// Whether the line is written at `debug` only, unless the request failed: a health check, or a path in `log.quiet`.
     pub quiet: bool,
     /// Whether the request declares itself a test of `vestibule doctor`. It is marked as such in the list of refusals.
     pub is_test: bool,
@@ -144,8 +144,13 @@ pub(super) fn observed(observed: Observed<'_>) {
 
 /// Writes an access line.
 pub fn access(line: &AccessLine, enabled: bool) {
+    debug_assert!(
+        line.outcome == Outcome::Undecided || OUTCOMES.contains(&line.outcome.name()),
+        "docs/operation.md has no outcome {}",
+        line.outcome
+    );
     observed(Observed::Access(line));
-    if !enabled || (line.quiet && !tracing::enabled!(tracing::Level::DEBUG)) {
+    if !enabled || (is_quiet(line) && !tracing::enabled!(tracing::Level::DEBUG)) {
         return;
     }
     match output::format() {
@@ -153,6 +158,12 @@ pub fn access(line: &AccessLine, enabled: bool) {
         Format::Pretty => output::line(&pretty(line)),
         Format::Silent => {}
     }
+}
+
+/// Whether a line is not worth being read. A health check that the upstream fails is; our own, while this instance is not
+/// ready, is not.
+fn is_quiet(line: &AccessLine) -> bool {
+    line.quiet && (line.status < 500 || line.outcome == Outcome::Own)
 }
 
 fn json(line: &AccessLine) -> String {

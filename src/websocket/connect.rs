@@ -91,10 +91,17 @@ pub(super) async fn connect_upstream(
     }
 }
 
-/// Describes an upstream's refusal of an upgrade, with the remedy where the upstream seems to want the token itself.
+/// Describes an upstream's refusal of an upgrade, with its possible causes.
 pub(super) fn describe_refusal(status: StatusCode) -> String {
-    let checks_itself = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-    let hint = if checks_itself { "; if it checks tokens itself, set upstream.token_to.websocket" } else { "" };
+    let hint = match status {
+        StatusCode::UNAUTHORIZED => "; if it checks tokens itself, set upstream.token_to.websocket",
+        // Starlette answers 403 to a path without a WebSocket route.
+        StatusCode::FORBIDDEN => {
+            "; it may serve no WebSocket at this path, refuse the Origin, or check tokens itself (upstream.token_to.websocket)"
+        }
+        StatusCode::NOT_FOUND => "; it serves no WebSocket at this path",
+        _ => "",
+    };
     format!("the upstream answered {} to the upgrade{hint}", status.as_u16())
 }
 

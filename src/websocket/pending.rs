@@ -318,9 +318,11 @@ impl PendingSocket {
                     return self.open(&head, upstream, token, context);
                 }
                 Wake::Connected(UpgradeOutcome::Answered(answer), _) => {
-                    context.line.outcome = Outcome::Refused("upstream_refused");
+                    let reason = close_reason_of(answer.status());
+                    context.line.answered_by = AnsweredBy::Upstream;
+                    context.line.outcome = Outcome::Refused(reason.outcome());
                     context.line.reason = describe_refusal(answer.status());
-                    Event::Close(close_reason_of(answer.status()))
+                    Event::Close(reason)
                 }
                 Wake::Connected(UpgradeOutcome::Failed(refusal, reason), _) => {
                     refusal.record(&mut context.line);

@@ -77,7 +77,8 @@ pub(super) async fn serve_authenticated(
         }
         UpgradeOutcome::Answered(answer) => {
             let reason = close_reason_of(answer.status());
-            let refusal = Refusal::upstream_failed(describe_refusal(answer.status()));
+            let refusal = Refusal::upgrade_refused(reason.outcome(), describe_refusal(answer.status()));
+            context.line.answered_by = AnsweredBy::Upstream;
             handshake.refuse(context, refusal, reason, line)
         }
         UpgradeOutcome::Failed(refusal, reason) => handshake.refuse(context, refusal, reason, line),

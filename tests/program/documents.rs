@@ -196,6 +196,52 @@ fn the_sample_backend_is_the_one_that_compose_runs() {
     assert!(page.contains(&format!("```python\n{app}```\n")), "docs/backends/fastapi-notebook.md shows another app");
 }
 
+#[test]
+fn the_file_for_jupyter_is_the_one_that_compose_uses_and_can_be_pasted() {
+    let used = std::fs::read_to_string(root().join("deploy/compose/jupyter/jupyter_server_config.py")).expect("text");
+    assert!(used.contains("PR_SET_DUMPABLE"), "kernels cannot read the server's first environment");
+    let flags = ["check", "--upstream", "http://127.0.0.1:8888", "--upstream-preset", "jupyter"];
+    let provider = ["--issuer", "https://issuer.example.com", "--audience", "api"];
+    let output = command().args(flags).args(provider).output().expect("runs");
+    let said = String::from_utf8(output.stdout).expect("text");
+    let (_, printed) = said.split_once("\n# jupyter_server_config.py\n").expect("a file");
+    assert_eq!(printed, used);
+}
+
+/// The values of `outcome` that a file writes: the second argument of each refusal, or what each arm returns.
+fn outcomes_in(file: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(file)).expect("text");
+    let text = text.split("#[cfg(test)]").next().expect("the code");
+    let quoted = |part: &str| part.split('"').nth(1).unwrap_or_default().to_owned();
+    let found: Vec<String> = if file.ends_with("refusal.rs") {
+        text.split("Self::new(").skip(1).map(quoted).collect()
+    } else {
+        let function = text.split("fn outcome(").nth(1).expect("outcome").split("\n    }\n").next().expect("its end");
+        function.split("=> \"").skip(1).map(|part| part.split('"').next().unwrap_or_default().to_owned()).collect()
+    };
+    assert!(found.len() > 15 && found.iter().all(|name| !name.is_empty()), "{file}: {found:?}");
+    found
+}
+
+#[test]
+fn each_outcome_is_in_the_table_and_nothing_else() {
+    let text = std::fs::read_to_string(root().join("docs/operation.md")).expect("text");
+    let table = text.split("## Read the outcome of a request\n").nth(1).expect("the section");
+    let table = table.split("\n## ").next().expect("its end");
+    let rows: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let source = std::fs::read_to_string(root().join("src/telemetry/outcome.rs")).expect("text");
+    let list = source.split("OUTCOMES: [&str; ").nth(1).expect("the list").split("];").next().expect("its end");
+    let listed: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+    assert_eq!(rows[1..], listed, "docs/operation.md has another table than the program");
+    for file in ["src/http/refusal.rs", "src/auth/rejection.rs", "src/websocket/close_reason.rs"] {
+        for name in outcomes_in(file) {
+            // The refusal of an expired token is counted as `expired`, and one over a limit as what its token is.
+            let is_code = ["token_expired", "too_many_failures"].contains(&name.as_str());
+            assert!(is_code || rows.contains(&name.as_str()), "{file}: {name} is not in docs/operation.md");
+        }
+    }
+}
+
 /// Returns the anchor of a heading as GitHub forms it.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();

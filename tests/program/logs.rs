@@ -124,3 +124,25 @@ async fn hostile_strings_make_one_valid_line_each() {
         assert_ne!(parsed["msg"], "forged");
     }
 }
+
+#[tokio::test]
+async fn a_quiet_path_has_a_line_when_the_backend_fails_it() {
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!(
+        "upstream: {}\nproviders: [{}]\nroutes: [{{ path: /health, auth: none }}]\n",
+        backend.url(),
+        issuer.provider()
+    );
+    let mut proxy = Proxy::with_level(&yaml, "info").await;
+    let (answer, _) = tokio::join!(get(proxy.address, "/health", &[]), backend.answer("served"));
+    assert_eq!(answer.status, 200);
+    let failing = async {
+        let mut conn = backend.accept().await;
+        conn.request().await;
+        conn.write("garbage\r\n\r\n").await;
+    };
+    let (answer, ()) = tokio::join!(get(proxy.address, "/health", &[]), failing);
+    assert_eq!(answer.status, 502);
+    proxy.logged("its line", |line| line.contains("\"/health\"") && line.contains("\"status\":502")).await;
+    assert_eq!(proxy.log().iter().filter(|line| line.contains("\"/health\"")).count(), 1, "the others are quiet");
+}

@@ -159,11 +159,17 @@ async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
         assert_eq!(client.next_text().await, error(said), "{answer}");
         assert_eq!(client.next_close().await, (close.0, close.1.to_owned()), "{answer}");
     }
-    for said in
-        ["401 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket", "500 to the upgrade"]
-    {
-        let expected = format!(r#""reason":"the upstream answered {said}""#);
-        fixture.proxy.logged("why the upgrade was refused", |line| line.contains(&expected)).await;
+    for (outcome, said) in [
+        ("upstream_refused", "401 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket\""),
+        ("upstream_refused", "403 to the upgrade; it may serve no WebSocket at this path, "),
+        ("upstream_not_found", "404 to the upgrade; it serves no WebSocket at this path\""),
+        ("upstream_busy", "503 to the upgrade\""),
+        ("upstream_failed", "500 to the upgrade\""),
+    ] {
+        let reason = format!(r#""reason":"the upstream answered {said}"#);
+        let line = fixture.proxy.logged("why the upgrade was refused", |line| line.contains(&reason)).await;
+        let parts = format!(r#""answered_by":"upstream","outcome":"{outcome}""#);
+        assert!(line.contains(&parts), "{line}");
     }
 }
 
@@ -283,8 +289,9 @@ async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
     let (mut client, ()) = tokio::join!(Socket::open(fixture.proxy.address, &target, &[]), refusing);
     assert_eq!(client.next_text().await, error("Access denied"));
     assert_eq!(client.next_close().await, (1008, "Access denied".into()));
-    let expected = r#""reason":"the upstream answered 403 to the upgrade; if it checks tokens itself, set upstream.token_to.websocket""#;
-    fixture.proxy.logged("why the upgrade was refused", |line| line.contains(expected)).await;
+    let reason = r#""reason":"the upstream answered 403 to the upgrade; it may serve no WebSocket at this path, "#;
+    let line = fixture.proxy.logged("why the upgrade was refused", |line| line.contains(reason)).await;
+    assert!(line.contains(r#""answered_by":"upstream","outcome":"upstream_refused""#), "{line}");
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ pub struct Log {
     pub access: bool,
     /// Whether access lines have the query, with values masked that look like secrets.
     pub query: bool,
-    /// Paths whose access lines are written at level debug only.
+    /// Paths whose access lines are written at level debug only, unless the answer is a 5xx.
     pub quiet: Vec<String>,
 }
 
