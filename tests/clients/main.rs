@@ -201,3 +201,8 @@ fn phoenix_and_supabase_realtime() {
 fn home_assistant() {
     passes("home_assistant.test.mjs");
 }
+
+#[test]
+fn mcp_from_discovery_to_a_tool_call() {
+    passes("mcp.test.mjs");
+}
