@@ -14,7 +14,8 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::auth::token::{BadCredential, Cookies, Extracted};
 use crate::auth::{
-    Carrier, LastToken, Lookup, NoCredential, RejectedToken, Rejection, Token, Verified, unverified_claims,
+    Carrier, LastToken, Lookup, NoCredential, RejectedToken, Rejection, Token, Verified, unix_seconds,
+    unverified_claims,
 };
 use crate::budget::MemoryReservation;
 use crate::http::{AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal};
@@ -52,6 +53,7 @@ impl PresentedCredential {
     pub fn carrier(&self) -> Option<Carrier> {
         match &self.found {
             Ok(Extracted::Token(_, carrier)) => Some(*carrier),
+            Ok(Extracted::Cookies(cookies, _)) if cookies.opaque_in_query.is_some() => Some(Carrier::Query),
             Ok(Extracted::Cookies(..)) => Some(Carrier::Cookie),
             Ok(Extracted::Nothing(_)) => None,
             Err(bad) => Some(bad.carrier),
@@ -62,6 +64,34 @@ impl PresentedCredential {
     #[must_use]
     pub fn is_bad(&self) -> bool {
         self.found.is_err()
+    }
+
+    /// Counts a token in the URL, and logs a warning once a day for each route and origin.
+    pub fn count_query_token(&self, state: &ProxyState) {
+        let is_token = match &self.found {
+            Ok(Extracted::Token(_, carrier)) => *carrier == Carrier::Query,
+            // Beside a cookie it is more likely a parameter of the backend's own.
+            Ok(Extracted::Cookies(..) | Extracted::Nothing(_)) => false,
+            Err(bad) => bad.carrier == Carrier::Query,
+        };
+        if !is_token {
+            return;
+        }
+        let request = &self.request;
+        let origin = request.head().headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
+        let origin =
+            origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
+        let route = &request.route().label;
+        state.metrics.sockets.in_query(route, if self.is_bad() { "deny" } else { "move" });
+        if state.query_tokens.count(route, &origin, unix_seconds()) {
+            let names = request.route().token_from.query.as_ref().map_or(&[][..], |query| &query.names);
+            tracing::warn!(
+                %origin,
+                %route,
+                parameter = names.join(" or "),
+                "deprecated: token in the query string; send it as the first message of a WebSocket, or in Authorization"
+            );
+        }
     }
 }
 
@@ -123,23 +153,35 @@ impl Authenticator<'_> {
                 line.carrier = Some(carrier.name());
                 verify(self.state, self.runtime, address, token, carrier, self.last).await
             }
-            Ok(Extracted::Cookies(cookies, proof)) => {
+            Ok(Extracted::Cookies(mut cookies, proof)) => {
                 line.carrier = Some(Carrier::Cookie.name());
-                match self.verify_cookies(address, cookies).await {
-                    Ok(Some(verified)) => Ok(verified),
-                    Ok(None) => {
+                let opaque_in_query = cookies.opaque_in_query.take();
+                match (self.verify_cookies(address, cookies).await, opaque_in_query) {
+                    (Ok(Some(verified)), _) => {
+                        // Where the route is open, a cookie that this request may not use is as good as none.
+                        if request.accepts_anonymous()
+                            && let Err(refusal) = request.check_cookie(&verified, &self.runtime.policy)
+                        {
+                            tracing::debug!(reason = %refusal.reason, "cookie not accepted, treated as absent");
+                            line.carrier = None;
+                            return without_credential(request, proof);
+                        }
+                        Ok(verified)
+                    }
+                    (Ok(None), None) => {
                         line.carrier = None;
                         return without_credential(request, proof);
                     }
-                    Err(unverified) => Err(unverified),
+                    (Ok(None), Some(Ok((token, carrier)))) => {
+                        line.carrier = Some(carrier.name());
+                        verify(self.state, self.runtime, address, token, carrier, self.last).await
+                    }
+                    (Ok(None), Some(Err(bad))) => return refused_as_malformed(&request, bad, line),
+                    (Err(unverified), _) => Err(unverified),
                 }
             }
             Ok(Extracted::Nothing(proof)) => return without_credential(request, proof),
-            Err(bad) => {
-                let claims = with_request(UnverifiedCredential::default(), &request.head().headers);
-                line.unverified = Some(Box::new(claims));
-                return Authentication::Refused(Failure::Bad(bad));
-            }
+            Err(bad) => return refused_as_malformed(&request, bad, line),
         };
         match verified {
             Ok(verified) => match self.accept(request, verified, line) {
@@ -196,6 +238,12 @@ impl Authenticator<'_> {
             }
         }
     }
+}
+
+fn refused_as_malformed(request: &ProtectedRequest, bad: BadCredential, line: &mut AccessLine) -> Authentication {
+    let claims = with_request(UnverifiedCredential::default(), &request.head().headers);
+    line.unverified = Some(Box::new(claims));
+    Authentication::Refused(Failure::Bad(bad))
 }
 
 fn without_credential(request: ProtectedRequest, proof: NoCredential) -> Authentication {

@@ -21,9 +21,10 @@ use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
 use crate::browser::render_for_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
-    Admitted, Answer, BodyOutcome, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase, ResponseBody,
-    RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare, prepare_preflight,
-    prepare_public, render_refusal, replace_cors_headers, route_request, strip_own_set_cookie, unlisted_origin,
+    Admitted, Answer, BodyOutcome, ChallengeDetails, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase,
+    ResponseBody, RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare,
+    prepare_preflight, prepare_public, render_refusal, replace_cors_headers, route_request, strip_own_set_cookie,
+    unlisted_origin,
 };
 use crate::runtime::{ConnectionCount, Limit, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_request};
@@ -163,10 +164,10 @@ async fn respond(
     Ok(response)
 }
 
-/// Adds the parameters of the challenge to a refusal.
-fn challenging(served: Served, parameters: Option<String>) -> Served {
+/// Adds to a refusal what the route's challenge says.
+fn challenging(served: Served, details: ChallengeDetails) -> Served {
     match served {
-        Served::Refused(refusal) => Served::Refused(refusal.with_challenge_parameters(parameters)),
+        Served::Refused(refusal) => Served::Refused(refusal.with_challenge_details(details)),
         served => served,
     }
 }
@@ -218,14 +219,14 @@ impl RequestHandler<'_> {
             RoutedRequest::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
-                let parameters = request.challenge_parameters();
+                let details = request.challenge_details();
                 let served = Box::pin(websocket::serve(context, request, &mut entry.line)).await;
-                self.count_refused_upgrade(challenging(served, parameters))
+                self.count_refused_upgrade(challenging(served, details))
             }
             RoutedRequest::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
-                let parameters = request.challenge_parameters();
-                challenging(self.protected(request, entry).await, parameters)
+                let details = request.challenge_details();
+                challenging(self.protected(request, entry).await, details)
             }
         }
     }
@@ -249,6 +250,7 @@ impl RequestHandler<'_> {
         let authenticator =
             Authenticator { state: self.state, runtime: self.runtime, reservation, last: Some(last_token) };
         let presented = PresentedCredential::extract(request, policy);
+        presented.count_query_token(self.state);
         let authenticated = match authenticator.authenticate(presented, &mut entry.line).await {
             Authentication::User(authenticated) => authenticated,
             Authentication::Public(public) => {

@@ -21,6 +21,7 @@ mod handshake;
 mod open_session;
 mod pending;
 mod relay;
+mod request_hint;
 mod session;
 mod template;
 mod token_forwarding;
@@ -29,13 +30,11 @@ mod upstream_handshake;
 
 use std::sync::Arc;
 
-use hyper::header::ORIGIN;
 use hyper::upgrade::OnUpgrade;
 
-use crate::auth::{Carrier, NoCredential, unix_seconds};
+use crate::auth::{Carrier, NoCredential};
 use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
 use crate::http::{ProtectedRequest, PublicRequest, Refusal};
-use crate::runtime::ProxyState;
 use crate::telemetry::AccessLine;
 use close_reason::CloseReason;
 use context::{DRAINING, until_drain};
@@ -54,7 +53,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
         return Served::Refused(refusal);
     }
     let mut presented = PresentedCredential::extract(request, &runtime.policy);
-    count_query_token(&state, &presented);
+    presented.count_query_token(&state);
     let Some(upgrade) = presented.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));
     };
@@ -110,7 +109,9 @@ fn await_first_message(
 ) -> Served {
     let route = Arc::clone(request.route());
     let (Some(dialect), true) = (&route.websocket.dialect, route.token_from.message) else {
-        return Served::Refused(Refusal::missing_token());
+        let query = request.head().uri.query().unwrap_or_default();
+        let cause = request_hint::of_missing_token(None, query, &route.token_from);
+        return Served::Refused(Refusal::missing_token().because(cause.unwrap_or_default()));
     };
     let limits = &context.policy().limits;
     let client = request.client();
@@ -133,21 +134,4 @@ fn await_first_message(
         pending::PendingUpgrade { request, _proof: proof, slot, dialect: Arc::clone(dialect), subprotocol },
     );
     Served::Upgraded(response)
-}
-
-/// Counts a token in a URL, and logs a warning once a day for each route and origin.
-fn count_query_token(state: &ProxyState, presented: &PresentedCredential) {
-    if presented.carrier() != Some(Carrier::Query) {
-        return;
-    }
-    let request = presented.request();
-    let origin = request.head().headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
-    let origin =
-        origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
-    let route = &request.route().label;
-    let mode = if presented.is_bad() { "deny" } else { "move" };
-    state.metrics.sockets.in_query(route, mode);
-    if state.query_tokens.count(route, &origin, unix_seconds()) {
-        tracing::warn!(%origin, %route, "deprecated: token in the query string; send it as the first message");
-    }
 }

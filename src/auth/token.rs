@@ -8,12 +8,16 @@ mod cookie;
 mod query;
 mod subprotocol;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER};
 use hyper::{HeaderMap, Uri};
 
+use super::jwt;
 use crate::policy::{Secret, TokenSources};
 pub(in crate::auth) use cookie::MAX_COOKIE_VALUE;
 use cookie::take_cookie;
@@ -143,6 +147,8 @@ pub struct Cookies {
     pub session: Option<SessionCookie>,
     /// The token in the provider's cookie.
     pub token: Option<Token>,
+    /// The opaque text in the query that may be a token. It counts where no cookie is accepted.
+    pub opaque_in_query: Found,
 }
 
 /// The kind of a request, which decides whether a token may be in its URL.
@@ -195,13 +201,15 @@ pub fn extract(
 ) -> Result<Extracted, BadCredential> {
     let mut found: Option<Result<(Token, Carrier), BadCredential>> = None;
     for name in &sources.headers {
-        let from_header = take_header(headers, name, sources.upstream_secret.as_ref(), limit);
+        let from_header = take_header(headers, name, sources, limit);
         found = found.or(from_header);
     }
     if purpose == Purpose::WebSocket && !sources.subprotocols.is_empty() {
         let from_subprotocol = take_subprotocol(headers, &sources.subprotocols, limit);
         found = found.or(from_subprotocol);
     }
+    let session = session_cookie_name.and_then(|name| take_session_cookie(headers, name));
+    let mut opaque_in_query = None;
     let from_cookie = sources.cookie.as_ref().and_then(|source| take_cookie(headers, source, limit));
     if let Some(parameter) = &sources.query
         && (uri.query().is_some() || headers.contains_key(REFERER))
@@ -213,26 +221,34 @@ pub fn extract(
         let tokens = in_urls.take_from_target(uri);
         in_urls.take_from_referer(headers);
         let is_read = match purpose {
-            Purpose::Plain => false,
-            Purpose::Events => parameter.events,
+            Purpose::Plain => parameter.http,
+            Purpose::Events => parameter.events || parameter.http,
             Purpose::WebSocket => parameter.websocket,
         };
         if is_read {
-            found = found.or(credential(parameter, &tokens, limit));
+            let in_query = credential(parameter, &tokens, limit);
+            // Where opaque tokens are accepted, any text can be one, also a parameter of the backend's own. A cookie that
+            // is good must not lose to it.
+            let has_cookie = session.is_some() || from_cookie.is_some();
+            if found.is_none() && has_cookie && tokens.iter().all(|token| jwt::is_opaque(token)) {
+                opaque_in_query = in_query;
+            } else {
+                found = found.or(in_query);
+            }
         }
     }
-    let session = session_cookie_name.and_then(|name| take_session_cookie(headers, name));
     match found {
         Some(Ok((token, carrier))) => Ok(Extracted::Token(token, carrier)),
         Some(Err(problem)) => Err(problem),
         None if session.is_some() || from_cookie.is_some() => {
-            Ok(Extracted::Cookies(Cookies { session, token: from_cookie }, NoCredential(())))
+            Ok(Extracted::Cookies(Cookies { session, token: from_cookie, opaque_in_query }, NoCredential(())))
         }
         None => Ok(Extracted::Nothing(NoCredential(()))),
     }
 }
 
-type Found = Option<Result<(Token, Carrier), BadCredential>>;
+/// What a place that may carry a token has; `None` where it has none.
+pub type Found = Option<Result<(Token, Carrier), BadCredential>>;
 
 /// Returns whether a text is the upstream's own secret, which the upstream's pages send back.
 fn is_upstream_secret(text: &str, upstream_secret: Option<&Secret>) -> bool {
@@ -240,7 +256,7 @@ fn is_upstream_secret(text: &str, upstream_secret: Option<&Secret>) -> bool {
         .is_some_and(|upstream_secret| verify_slices_are_equal(text.as_bytes(), upstream_secret.expose()).is_ok())
 }
 
-fn take_header(headers: &mut HeaderMap, name: &HeaderName, upstream_secret: Option<&Secret>, limit: usize) -> Found {
+fn take_header(headers: &mut HeaderMap, name: &HeaderName, sources: &TokenSources, limit: usize) -> Found {
     let bad = |problem| Some(Err(BadCredential { carrier: Carrier::Header, problem }));
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next()?.clone(), values.next().is_some());
@@ -257,25 +273,37 @@ fn take_header(headers: &mut HeaderMap, name: &HeaderName, upstream_secret: Opti
     let token = if name == AUTHORIZATION {
         // RFC 6750 section 2.1: the scheme, one or more spaces, a token68.
         match text.split_once(' ') {
-            Some((_, secret)) if is_upstream_secret(secret, upstream_secret) => return None,
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_start_matches(' '),
+            Some((_, secret)) if is_upstream_secret(secret, sources.upstream_secret.as_ref()) => return None,
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+                Cow::Borrowed(token.trim_start_matches(' '))
+            }
+            Some((scheme, pair)) if sources.basic && scheme.eq_ignore_ascii_case("basic") => match password(pair) {
+                Some(password) => Cow::Owned(password),
+                None => return bad(Problem::Format),
+            },
             _ => return bad(Problem::Format),
         }
     } else {
-        text
+        Cow::Borrowed(text)
     };
-    match Token::parse(token, limit) {
+    match Token::parse(&token, limit) {
         Ok(token) => Some(Ok((token, Carrier::Header))),
         Err(TokenError::TooLong) => bad(Problem::NotAToken),
         Err(TokenError::Empty | TokenError::Characters) => bad(Problem::Format),
     }
 }
 
+/// The password of Basic credentials (RFC 7617 section 2); the user name in front of the first colon is not looked at.
+fn password(credentials: &str) -> Option<String> {
+    let pair = STANDARD.decode(credentials.trim_start_matches(' ')).ok()?;
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    String::from_utf8(pair.get(colon + 1..)?.to_vec()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use hyper::header::SEC_WEBSOCKET_PROTOCOL;
 
@@ -292,6 +320,7 @@ mod tests {
                 mode: QueryMode::Move,
                 websocket: true,
                 events: false,
+                http: false,
             }),
             subprotocols: [
                 ("plain.", TokenEncoding::Plain),
@@ -301,6 +330,7 @@ mod tests {
             .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
             .to_vec(),
             cookie: Some(CookieSource { name: "__session".into(), suffixes: Vec::new() }),
+            basic: false,
             upstream_secret: None,
         }
     }
@@ -361,6 +391,7 @@ mod tests {
             (vec![" "], Err(None)),
             (vec![], Err(None)),
             (vec!["Basic abc"], Err(Some(Problem::Format))),
+            (vec!["Basic eDphYmM="], Err(Some(Problem::Format))),
             (vec!["abc"], Err(Some(Problem::Format))),
             (vec!["Bearer"], Err(Some(Problem::Format))),
             (vec!["Bearer a b"], Err(Some(Problem::Format))),
@@ -502,6 +533,69 @@ mod tests {
             assert_eq!(found, expected, "{field} {target}");
             assert_eq!(uri, left, "{field} {target}");
             assert!(headers.get(AUTHORIZATION).is_none());
+        }
+    }
+
+    #[test]
+    fn the_password_of_basic_is_a_token_where_that_is_configured() {
+        for (credentials, expected) in [
+            ("Basic Z2l0OmEuYi5j", Ok("a.b.c")),
+            ("bAsIc   Z2l0OmEuYi5j", Ok("a.b.c")),
+            ("Basic OmEuYi5j", Ok("a.b.c")),
+            // `git:` and `git`.
+            ("Basic Z2l0Og==", Err(Problem::Format)),
+            ("Basic Z2l0", Err(Problem::Format)),
+            // `git:a:b`: the user name ends at the first colon, and no token has one.
+            ("Basic Z2l0OmE6Yg==", Err(Problem::Format)),
+            ("Basic %%%", Err(Problem::Format)),
+            ("Basic", Err(Problem::Format)),
+            ("Digest Z2l0OmEuYi5j", Err(Problem::Format)),
+            ("Bearer a.b.c", Ok("a.b.c")),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::from_static(credentials));
+            let mut uri: Uri = "/x".parse().expect("target");
+            let sources = TokenSources { basic: true, ..sources() };
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::Plain, None, 64) {
+                Ok(Extracted::Token(token, carrier)) => {
+                    assert_eq!(carrier, Carrier::Header);
+                    Ok(token.expose().to_owned())
+                }
+                Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => panic!("{credentials} is a credential"),
+                Err(bad) => Err(bad.problem),
+            };
+            assert_eq!(found.as_deref().map_err(|problem| *problem), expected, "{credentials}");
+            assert!(headers.is_empty(), "{credentials}");
+        }
+    }
+
+    #[test]
+    fn an_opaque_query_value_waits_behind_a_cookie() {
+        let jwt = "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl";
+        for (cookie, target, expected) in [
+            ("__session=c", "/ws?token=abc", Ok((Some("c"), Some("abc")))),
+            ("other=c", "/ws?token=abc", Err(())),
+            ("__session=c", "/ws?x=1", Ok((Some("c"), None))),
+            ("__session=c", &format!("/ws?token={jwt}"), Err(())),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(hyper::header::COOKIE, HeaderValue::from_static(cookie));
+            let mut uri: Uri = target.parse().expect("target");
+            let mut sources = sources();
+            if let Some(query) = &mut sources.query {
+                query.issued = Arc::new(ProviderTokens { opaque: true, any_issuer: true, ..ProviderTokens::default() });
+            }
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64) {
+                Ok(Extracted::Cookies(cookies, _)) => Ok(cookies),
+                Ok(Extracted::Token(..)) => Err(()),
+                other => panic!("{cookie} {target}: {other:?}"),
+            };
+            let found = found.as_ref().map_err(|()| ()).map(|cookies| {
+                let in_query = cookies.opaque_in_query.as_ref().and_then(|found| found.as_ref().ok());
+                (cookies.token.as_ref().map(Token::expose), in_query.map(|(token, _)| token.expose()))
+            });
+            assert_eq!(found, expected, "{cookie} {target}");
+            assert!(!uri.to_string().contains("token="), "{uri}");
         }
     }
 }

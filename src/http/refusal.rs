@@ -33,6 +33,15 @@ pub enum Challenge {
     InsufficientScope,
 }
 
+/// What the challenge of a route says beside its error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChallengeDetails {
+    /// `resource_metadata` and `scope` for OAuth clients.
+    pub parameters: Option<String>,
+    /// Whether a missing credential is challenged with Basic too.
+    pub offers_basic: bool,
+}
+
 /// A refusal; [`render_refusal`] turns it into a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -44,8 +53,8 @@ pub struct Refusal {
     pub detail: String,
     /// The `WWW-Authenticate` challenge.
     pub challenge: Challenge,
-    /// Further parameters of the challenge, where there is one: `resource_metadata` and `scope`.
-    pub challenge_parameters: Option<String>,
+    /// What the challenge says beside its error, where there is one.
+    pub challenge_details: ChallengeDetails,
     /// The `Retry-After` in seconds.
     pub retry_after: Option<u64>,
     /// The value of `Allow`.
@@ -73,7 +82,7 @@ impl Refusal {
             code,
             detail: detail.to_owned(),
             challenge: Challenge::Absent,
-            challenge_parameters: None,
+            challenge_details: ChallengeDetails::default(),
             retry_after: None,
             allow: None,
             set_cookie: None,
@@ -86,7 +95,9 @@ impl Refusal {
         }
     }
 
-    pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
+    /// Adds the detailed reason, for the log.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
         self.reason = reason.into();
         self
     }
@@ -113,8 +124,8 @@ impl Refusal {
 
     /// Tells an OAuth client in the challenge where to find what it needs, where there is one.
     #[must_use]
-    pub fn with_challenge_parameters(mut self, parameters: Option<String>) -> Self {
-        self.challenge_parameters = parameters;
+    pub fn with_challenge_details(mut self, details: ChallengeDetails) -> Self {
+        self.challenge_details = details;
         self
     }
 

@@ -8,10 +8,10 @@ use hyper::header::ACCEPT;
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
-use super::{Admitted, ClientAddress, Refusal, provenance};
+use super::{Admitted, ChallengeDetails, ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Carrier, Identity, NoCredential, SessionCookie, Token, Verified, allow};
-use crate::policy::{Policy, Route, RouteMatch, TokenSources};
+use crate::policy::{AuthMode, Policy, Route, RouteMatch, TokenSources};
 
 /// A request to one of the proxy's own endpoints.
 #[derive(Debug)]
@@ -52,6 +52,7 @@ impl OwnRequest {
             query: None,
             subprotocols: Vec::new(),
             cookie: None,
+            basic: false,
             upstream_secret: None,
         };
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
@@ -227,12 +228,15 @@ impl ProtectedRequest {
         }
     }
 
-    /// Returns the parameters of a challenge to an OAuth client (RFC 9728 section 5.1, RFC 6750 section 3): where its
-    /// protected resource is described, and the scopes that the rules ask for. `None` where the route has no such
-    /// resource.
+    /// Returns what a challenge says beside its error: to an OAuth client (RFC 9728 section 5.1, RFC 6750 section 3) where
+    /// its protected resource is described, and the scopes that the rules ask for.
     #[must_use]
-    pub fn challenge_parameters(&self) -> Option<String> {
-        let mut parameters = format!("resource_metadata=\"{}\"", self.matched.resource()?.document_url);
+    pub fn challenge_details(&self) -> ChallengeDetails {
+        let offers_basic = self.route().token_from.basic;
+        let Some(resource) = self.matched.resource() else {
+            return ChallengeDetails { parameters: None, offers_basic };
+        };
+        let mut parameters = format!("resource_metadata=\"{}\"", resource.document_url);
         let mut scopes: Vec<&str> = Vec::new();
         for scope in self.matched.requirements.iter().flat_map(|requirement| requirement.route.require.scopes()) {
             if !scopes.contains(&scope) {
@@ -242,7 +246,7 @@ impl ProtectedRequest {
         if !scopes.is_empty() {
             parameters.push_str(&format!(", scope=\"{}\"", scopes.join(" ")));
         }
-        Some(parameters)
+        ChallengeDetails { parameters: Some(parameters), offers_basic }
     }
 
     /// Returns whether the client accepts server-sent events.
@@ -277,13 +281,29 @@ impl ProtectedRequest {
     /// Returns 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours. 401
     /// `missing_token`: the upstream is to get the token, and the session has none.
     pub fn authenticated(self, verified: Verified, policy: &Policy) -> Result<AuthenticatedRequest, Refusal> {
+        self.check_cookie(&verified, policy)?;
+        Ok(AuthenticatedRequest { request: self, verified })
+    }
+
+    /// Checks that the request may use its credential, where that is a cookie.
+    ///
+    /// # Errors
+    /// Returns 403 `foreign_origin` if the page that made the request is not ours, and 401 `missing_token` if the upstream
+    /// is to get the token and the session has none.
+    pub fn check_cookie(&self, verified: &Verified, policy: &Policy) -> Result<(), Refusal> {
         if verified.carrier() == Carrier::Cookie {
             provenance::check_cookie_origin(&self.admitted.parts, &self.admitted.client, policy)?;
             if !verified.has_token() && policy.upstream(self.route()).wants_token(self.is_websocket()) {
                 return Err(Refusal::missing_token());
             }
         }
-        Ok(AuthenticatedRequest { request: self, verified })
+        Ok(())
+    }
+
+    /// Returns whether the route accepts a request without a credential.
+    #[must_use]
+    pub fn accepts_anonymous(&self) -> bool {
+        self.matched.auth == AuthMode::Optional
     }
 
     /// Turns the request into a public one, if the route has `auth: optional`. The proof shows that no credential was
@@ -292,7 +312,7 @@ impl ProtectedRequest {
     /// # Errors
     /// Returns the request and the proof, if the route requires a credential.
     pub fn without_credential(self, proof: NoCredential) -> Result<PublicRequest, (Self, NoCredential)> {
-        if self.matched.auth != crate::policy::AuthMode::Optional {
+        if !self.accepts_anonymous() {
             return Err((self, proof));
         }
         Ok(PublicRequest { admitted: self.admitted, route: self.matched.route })

@@ -327,6 +327,9 @@ fn token_source_list(route: &Route) -> String {
         .iter()
         .map(|name| if name == hyper::header::AUTHORIZATION { "Authorization".to_owned() } else { name.to_string() })
         .collect();
+    if route.token_from.basic {
+        sources.push("the password of Basic".to_owned());
+    }
     if route.token_from.message {
         sources.push("first message".to_owned());
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hyper::header::HeaderName;
+use hyper::header::{AUTHORIZATION, HeaderName};
 
 use super::check::Check;
 use super::dialect::Dialects;
@@ -22,6 +22,8 @@ pub struct TokenSources {
     pub subprotocols: Vec<TokenSubprotocol>,
     /// A cookie of the provider; the `Origin` rule applies.
     pub cookie: Option<CookieSource>,
+    /// Whether the password of Basic in `Authorization` is a token.
+    pub basic: bool,
     /// The upstream's own secret, which its pages send back. It is no token.
     pub upstream_secret: Option<Secret>,
 }
@@ -48,6 +50,8 @@ pub struct QueryParameter {
     pub websocket: bool,
     /// Whether it is read on requests for event streams.
     pub events: bool,
+    /// Whether it is read on every other request, too.
+    pub http: bool,
 }
 
 impl QueryParameter {
@@ -75,6 +79,7 @@ pub(super) struct WrittenSources<'a> {
     pub(super) query: Option<&'a config::QuerySource>,
     pub(super) subprotocols: &'a [config::SubprotocolSource],
     pub(super) cookie: Option<&'a str>,
+    pub(super) basic: bool,
 }
 
 impl Check {
@@ -84,12 +89,15 @@ impl Check {
         written: &WrittenSources<'_>,
         context: &RouteContext,
     ) -> TokenSources {
-        let WrittenSources { header, message, query, subprotocols, cookie } = *written;
+        let WrittenSources { header, message, query, subprotocols, cookie, basic } = *written;
         let mut headers = Vec::new();
         for name in header.map_or(&[][..], |names| &names.0) {
             if let Some(name) = self.header_name(&format!("{path}.header"), name) {
                 headers.push(name);
             }
+        }
+        if basic && !headers.contains(&AUTHORIZATION) {
+            self.error(format!("{path}.basic"), "needs Authorization in token_from.header, where Basic is");
         }
         if query.is_some_and(|query| query.name.0.is_empty() || query.name.0.iter().any(String::is_empty)) {
             self.error(format!("{path}.query.name"), "is empty; write the parameter's name, such as token");
@@ -100,6 +108,7 @@ impl Check {
             mode: query.mode,
             websocket: query.uses.contains(&config::QueryUse::Websocket),
             events: query.uses.contains(&config::QueryUse::Events),
+            http: query.uses.contains(&config::QueryUse::Http),
         });
         // RFC 6265 section 4.1.1: a cookie's name has the same syntax as a header's.
         if let Some(name) = cookie.filter(|name| HeaderName::try_from(*name).is_err()) {
@@ -120,6 +129,6 @@ impl Check {
             .collect();
         let cookie =
             cookie.map(|name| CookieSource { name: name.to_owned(), suffixes: context.cookie_suffixes.clone() });
-        TokenSources { headers, message, query, subprotocols, cookie, upstream_secret: None }
+        TokenSources { headers, message, query, subprotocols, cookie, basic, upstream_secret: None }
     }
 }

@@ -202,7 +202,8 @@ impl Check {
             let message = route.token_from.message.unwrap_or(base.message);
             let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
             let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_deref();
-            let written = WrittenSources { header, message, query, subprotocols, cookie };
+            let basic = route.token_from.basic.unwrap_or(base.basic);
+            let written = WrittenSources { header, message, query, subprotocols, cookie, basic };
             let mut token_from = self.token_from(&format!("{at}.token_from"), &written, context);
             let upstream = upstreams.map_or(0, |upstreams| upstreams.of_route[index]);
             let backend = upstreams.and_then(|upstreams| upstreams.specs[upstream].preset);
@@ -224,7 +225,8 @@ impl Check {
         self.warn_of_case(&out);
         let base = &config.token_from;
         let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_deref());
-        let written = WrittenSources { header, message: base.message, query, subprotocols: &base.subprotocol, cookie };
+        let (message, subprotocols, basic) = (base.message, base.subprotocol.as_slice(), base.basic);
+        let written = WrittenSources { header, message, query, subprotocols, cookie, basic };
         let mut token_from = self.token_from("token_from", &written, context);
         let first = upstreams.and_then(|upstreams| upstreams.specs.first());
         token_from.upstream_secret = first.and_then(UpstreamSpec::secret_in_pages);

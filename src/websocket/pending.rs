@@ -28,7 +28,7 @@ use super::relay::{RelayInput, SocketOutcome};
 use super::session::{Action, Event, Session, SessionLimits, Verdict};
 use super::template::{Values, render};
 use super::token_forwarding::TokenForwarding;
-use super::{handshake, open_session};
+use super::{handshake, open_session, request_hint};
 use crate::auth::{Carrier, NoCredential, Token, Verified};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
 use crate::budget::CLOSING_SOCKET_BYTES;
@@ -109,6 +109,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
             if context.line.outcome == Outcome::Undecided {
                 context.line.outcome = Outcome::Refused(reason.outcome());
             }
+            pending.note_likely_cause(&mut context, Some(reason));
             tracing::debug!(reason = reason.text(), "socket refused");
             // In a dialect whose messages are the application's own, a page that has not sent one gets no error: it
             // would show the error of a socket that it no longer uses.
@@ -128,6 +129,7 @@ async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpg
                 // RFC 6455 section 5.5.1: a Close is answered with its own code.
                 close_gracefully(client, None, &payload).await;
             }
+            pending.note_likely_cause(&mut context, None);
             context.line.outcome = Outcome::Left;
             context.log_never_opened(&SocketOutcome::left(code));
         }
@@ -332,6 +334,16 @@ impl PendingSocket {
             if let Some(end) = self.process(event, context, &mut step) {
                 return end;
             }
+        }
+    }
+
+    /// Notes in the access line what the URL tells of a client that sent no token; `None` for one that left.
+    fn note_likely_cause(&self, context: &mut SocketContext, reason: Option<CloseReason>) {
+        // The request is gone once a user was admitted.
+        let Some(request) = self.request.as_ref().filter(|_| context.line.reason.is_empty()) else { return };
+        let query = request.head().uri.query().unwrap_or_default();
+        if let Some(cause) = request_hint::of_missing_token(reason, query, &request.route().token_from) {
+            context.line.reason = cause;
         }
     }
 

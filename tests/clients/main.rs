@@ -206,3 +206,8 @@ fn home_assistant() {
 fn mcp_from_discovery_to_a_tool_call() {
     passes("mcp.test.mjs");
 }
+
+#[test]
+fn socket_io() {
+    passes("socket_io.test.mjs");
+}

@@ -142,6 +142,8 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\nlisten: 0.0.0.0:80\nerrors: verbose\n"), "errors: verbose tells every caller why a token was refused"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: {{ connections: null }}\n"), "limits.connections: cannot be switched off with null; expected a whole number"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nlimits: ~\n"), "limits: cannot be switched off with null; expected a mapping with"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\ntoken_from: {{ header: X-Token, basic: true }}\n"), "token_from.basic: needs Authorization in token_from.header"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [https://a.example]\ncors: {{ exposed_headers: [\"*\"] }}\n"), "cors.exposed_headers[0]: \"*\" is not a header name"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nprotected_resource: {{}}\n"), "protected_resource.resource: is not known: set public_url"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nprotected_resource: {{ resource: \"http://b.example.com/mcp\" }}\n"), "must begin with https://"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nprotected_resource: {{ resource: \"https://B.example.com/mcp\" }}\n"), "write https://b.example.com/mcp"),

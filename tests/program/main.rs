@@ -45,5 +45,6 @@ mod sessions;
 mod shared;
 mod shutdown;
 mod strangers;
+mod token_sources;
 mod transport;
 mod websocket;

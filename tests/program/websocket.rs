@@ -251,7 +251,7 @@ async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
     drop(client);
     fixture.proxy.logged("the socket's line", |line| line.contains("\"carrier\":\"query\"")).await;
     let parts = [
-        "deprecated: token in the query string; send it as the first message",
+        "deprecated: token in the query string; send it as the first message of a WebSocket, or in Authorization",
         "\"origin\":\"a client without Origin\"",
         "\"route\":\"default\"",
     ];

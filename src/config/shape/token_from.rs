@@ -20,6 +20,9 @@ pub struct TokenFrom {
     /// The provider's own cookie, such as `__session`, from pages of our own and of `origins` only. Of Clerk's two
     /// forms the suffixed one counts, its own where `publishable_key` is written.
     pub cookie: Option<String>,
+    /// Whether the password of Basic in `Authorization` is the token, for git, pip and other tools that know nothing else.
+    /// A missing credential is then challenged with Basic too.
+    pub basic: bool,
 }
 
 impl Default for TokenFrom {
@@ -30,6 +33,7 @@ impl Default for TokenFrom {
             query: Some(QuerySource::default()),
             subprotocol: Vec::new(),
             cookie: None,
+            basic: false,
         }
     }
 }
@@ -52,6 +56,9 @@ pub struct RouteTokenFrom {
     /// As `token_from.cookie`.
     #[serde(deserialize_with = "written")]
     pub cookie: Option<Option<String>>,
+    /// As `token_from.basic`.
+    #[serde(deserialize_with = "flag")]
+    pub basic: Option<bool>,
 }
 
 /// A query parameter that carries a token.
@@ -114,4 +121,6 @@ pub enum QueryUse {
     Websocket,
     /// GET requests that accept `text/event-stream`.
     Events,
+    /// Every request that is no upgrade.
+    Http,
 }

@@ -27,12 +27,15 @@ pub fn render_refusal(refusal: &Refusal, request_id: &str, wants_problem_json: b
         }
         Challenge::InsufficientScope => Some("Bearer error=\"insufficient_scope\"".to_owned()),
     };
-    let challenge = challenge.map(|challenge| match &refusal.challenge_parameters {
+    let challenge = challenge.map(|challenge| match &refusal.challenge_details.parameters {
         Some(parameters) => format!("{challenge}, {parameters}"),
         None => challenge,
     });
     if let Some(challenge) = challenge.and_then(|challenge| HeaderValue::try_from(challenge).ok()) {
         headers.insert(WWW_AUTHENTICATE, challenge);
+    }
+    if refusal.challenge == Challenge::Realm && refusal.challenge_details.offers_basic {
+        headers.append(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"vestibule\""));
     }
     if let Some(seconds) = refusal.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
