@@ -99,7 +99,10 @@ fn check_party(parties: &AuthorizedParties, claims: &Map<String, Value>) -> Resu
             Err(Rejection::WrongParty(format!("azp {party:?} is not in {}", shown_parties(parties))))
         }
         (_, Some(_)) => Err(Rejection::WrongParty("azp is not a string".to_owned())),
-        (_, None) => Err(Rejection::WrongParty(format!("azp is missing; it must be in {}", shown_parties(parties)))),
+        (_, None) => Err(Rejection::WrongParty(format!(
+            "azp is missing; it must be in {}; for tokens without azp write audience instead, or for Clerk origins",
+            shown_parties(parties)
+        ))),
     }
 }
 

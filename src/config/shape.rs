@@ -47,7 +47,8 @@ pub struct Config {
     pub hosts: Option<OneOrMany>,
     /// Whose `X-Forwarded-*` headers are believed: addresses, CIDRs, `private_ranges`, `unix`.
     pub trusted_proxies: Vec<String>,
-    /// The origins of your front ends: `https://app.example.com`, `https://*.example.com`.
+    /// The origins of your front ends: `https://app.example.com`, `https://*.example.com`; of an extension or an
+    /// application as its pages send it: `chrome-extension://<id>`, `capacitor://localhost`.
     pub origins: Vec<String>,
     /// The listener for operators: `/status`, `/metrics`, `/healthz`, `/readyz`, GET only. Unset: `127.0.0.1:9180`
     /// if that port is free; null: none.

@@ -37,6 +37,34 @@ impl Origin {
         Ok(Self { text: url.origin().ascii_serialization(), host: url.host_str().unwrap_or_default().to_owned() })
     }
 
+    /// Parses the origin of a page that no web server served: of a browser extension (`chrome-extension://…`) or of an
+    /// application (`capacitor://localhost`, `tauri://localhost`, `app://.`). Browsers send it as it is, so it is compared
+    /// byte for byte.
+    fn of_application(text: &str) -> Result<Self, String> {
+        let (scheme, rest) = text.split_once("://").unwrap_or_default();
+        let lower = scheme.to_ascii_lowercase();
+        if let "ws" | "wss" = lower.as_str() {
+            let page = if lower == "ws" { "http" } else { "https" };
+            return Err(format!("\"{text}\" is a socket's address; write the page's origin: {page}://{rest}"));
+        }
+        if let "file" | "data" | "blob" | "about" | "javascript" | "filesystem" | "ftp" = lower.as_str() {
+            return Err(format!("\"{text}\": pages of {lower}: have no origin, browsers send `null` for them"));
+        }
+        let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
+            && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.'));
+        let host = rest.strip_suffix('/').unwrap_or(rest);
+        let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+        let is_host = !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+            && port.is_none_or(|port| port.parse::<u16>().is_ok());
+        if !is_scheme || !is_host {
+            return Err(format!(
+                "\"{text}\" is not an origin; write scheme and host as the browser sends them, such as chrome-extension://abcdefghijklmnop or capacitor://localhost"
+            ));
+        }
+        Ok(Self { text: format!("{scheme}://{host}"), host: name.to_owned() })
+    }
+
     /// Returns the origin as browsers send it.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -88,7 +116,10 @@ impl OriginPattern {
     /// Returns a sentence with the correct form.
     pub fn parse(text: &str) -> Result<Self, String> {
         if !text.contains('*') {
-            return Origin::parse(text).map(Self::Exact);
+            let is_of_web = |scheme: &str| scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http");
+            let is_application = text.split_once("://").is_some_and(|(scheme, _)| !is_of_web(scheme));
+            let parse = if is_application { Origin::of_application } else { Origin::parse };
+            return parse(text).map(Self::Exact);
         }
         let Some((scheme, suffix)) = text.split_once('*') else { return Err(String::new()) };
         let wrong = || format!("\"{text}\": a star stands for one whole first label: https://*.example.com");
@@ -203,6 +234,49 @@ mod tests {
         for wrong in ["*", "https://*", "https://*.com", "https://a.*.com", "*.example.com", "https://x*.example.com"] {
             assert!(OriginPattern::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn pages_of_extensions_and_applications_have_origins_too() {
+        for (written, sent) in [
+            ("chrome-extension://abcdefghijklmnopabcdefghijklmnop", None),
+            ("moz-extension://8eaef023-2b34-4da1-9baa-8bc8c9d6a490", None),
+            ("safari-web-extension://8EAEF023-2B34-4DA1-9BAA-8BC8C9D6A490", None),
+            ("capacitor://localhost", None),
+            ("ionic://localhost/", Some("ionic://localhost")),
+            ("tauri://localhost", None),
+            ("app://.", None),
+            ("app://localhost:8080", None),
+        ] {
+            let pattern = OriginPattern::parse(written).expect(written);
+            let sent = sent.unwrap_or(written);
+            assert!(pattern.matches(sent) && matches!(pattern, OriginPattern::Exact(_)), "{written}");
+            for other in
+                [&sent.to_uppercase(), &format!("{sent}.evil"), "null", "", &format!("{sent}/"), "http://localhost"]
+            {
+                assert!(!pattern.matches(other), "{written} {other}");
+            }
+        }
+        for (wrong, word) in [
+            ("null", "no scheme"),
+            ("file:///index.html", "`null`"),
+            ("data://x", "`null`"),
+            ("wss://app.example.com", "https://app.example.com"),
+            ("chrome-extension://", "not an origin"),
+            ("chrome-extension://*", "a star"),
+            ("Capacitor://localhost", "not an origin"),
+            ("capacitor://local host", "not an origin"),
+            ("capacitor://localhost/path", "not an origin"),
+            ("capacitor://user@localhost", "not an origin"),
+            ("capacitor://localhost:port", "not an origin"),
+            ("1app://localhost", "not an origin"),
+            ("https://a/b", "more than scheme"),
+            ("HTTPS://a/b", "more than scheme"),
+        ] {
+            let error = OriginPattern::parse(wrong).expect_err(wrong);
+            assert!(error.contains(word), "{wrong}: {error}");
+        }
+        assert!(Origin::parse("capacitor://localhost").is_err(), "public_url is of the web");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Identity providers: whose tokens are accepted, and by which keys, audiences and claims.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +82,8 @@ pub enum KeySource {
         authority: Option<CertificateAuthority>,
         /// Whether plain http to another machine was allowed.
         allow_http: bool,
+        /// A file with a token that is sent along to `url`.
+        token_file: Option<PathBuf>,
     },
 }
 
@@ -392,7 +395,15 @@ impl Check {
                 self.error(format!("{at}.authorized_parties"), "holds an empty member; name the parties");
                 AuthorizedParties::Any
             }
-            Some(parties) => AuthorizedParties::OneOf(parties.clone()),
+            Some(parties) => {
+                if let Some(instead) = preset.quirks.instead_of_azp {
+                    self.warn(format!(
+                        "{at}.authorized_parties: tokens of preset {} have no azp, so every one is refused; {instead}",
+                        preset.name
+                    ));
+                }
+                AuthorizedParties::OneOf(parties.clone())
+            }
             None if preset.quirks.azp_is_page_origin && config.origins.is_empty() => {
                 self.warn(format!(
                     "provider {name}: no origins, so tokens made for any page of this Clerk application are accepted"
@@ -463,6 +474,9 @@ impl Check {
                 format!("preset {} verifies with public keys; use preset: shared-secret", preset.name),
             );
         }
+        if jwks.token_file.is_some() && (jwks.pem_file.is_some() || jwks.file.is_some()) {
+            self.error(format!("{at}.jwks.token_file"), "is sent to jwks.url alone, and nothing is fetched here");
+        }
         if let Some(file) = &jwks.pem_file {
             return self.file(&format!("{at}.jwks.pem_file"), file).map(KeySource::Pem);
         }
@@ -507,6 +521,15 @@ impl Check {
             self.error(format!("{at}.jwks.refresh"), "must be at least 30s");
         }
         let authority = self.authority(&format!("{at}.jwks.ca_file"), jwks.ca_file.as_ref());
+        if jwks.token_file.is_some() && jwks.url.is_none() {
+            self.error(format!("{at}.jwks.token_file"), "is sent to jwks.url alone; write that too");
+        }
+        if jwks.token_file.is_some() && url.scheme() == "http" && !is_loopback(&url) {
+            self.error(
+                format!("{at}.jwks.token_file"),
+                "would go over plain http, where anyone on the way can read it; use https",
+            );
+        }
         Some(KeySource::Fetched {
             url,
             discovery,
@@ -514,6 +537,7 @@ impl Check {
             max_stale: jwks.max_stale.unwrap_or(Time::seconds(86_400)).0,
             authority,
             allow_http: jwks.allow_http,
+            token_file: jwks.token_file.as_ref().map(PathBuf::from),
         })
     }
 

@@ -157,6 +157,8 @@ pub(super) struct Quirks {
     pub(super) has_template_tokens: bool,
     /// The issuer is one application's, and the `azp` of a token is the origin of the page that asked for it.
     pub(super) azp_is_page_origin: bool,
+    /// Its tokens have no `azp`; this key says instead whose tokens count.
+    pub(super) instead_of_azp: Option<&'static str>,
     /// Old projects sign with a shared secret.
     pub(super) may_sign_with_secret: bool,
     /// Everyone can have an account there.
@@ -170,6 +172,7 @@ const NO_QUIRKS: Quirks = Quirks {
     answers_about_sessions: false,
     has_template_tokens: false,
     azp_is_page_origin: false,
+    instead_of_azp: None,
     may_sign_with_secret: false,
     is_open_to_everyone: false,
 };
@@ -261,7 +264,11 @@ pub(super) const PRESETS: [Preset; 11] = [
             "Supabase signs people in on your own page: use sign_in_url and POST /.vestibule/session",
         ),
         remote: RemoteApi::Supabase,
-        quirks: Quirks { may_sign_with_secret: true, ..NO_QUIRKS },
+        quirks: Quirks {
+            may_sign_with_secret: true,
+            instead_of_azp: Some("leave it out, and the preset requires aud and role"),
+            ..NO_QUIRKS
+        },
         issuer: DefaultIssuer::Derived { from: &[PROJECT], issuer: supabase_issuer },
         ..OIDC
     },
@@ -279,6 +286,7 @@ pub(super) const PRESETS: [Preset; 11] = [
         algorithms: &[Algorithm::RS256],
         family: Family::Cognito,
         issuer: DefaultIssuer::Derived { from: &[REGION, USER_POOL_ID], issuer: cognito_issuer },
+        quirks: Quirks { instead_of_azp: Some("write the app client's id as audience"), ..NO_QUIRKS },
         refresh_tokens: RefreshTokens::Always,
         ..OIDC
     },

@@ -152,6 +152,7 @@ fn every_mistake_says_where_and_what_to_do() {
         (format!("{GOOD_PROVIDER}upstream: http://a\npublic_url: https://b.example.com\nroutes: [{{ path: /a, auth: none, protected_resource: {{}} }}]\n"), "routes[0].protected_resource: means nothing here"),
         (format!("{GOOD_PROVIDER}upstream: http://a\npublic_url: https://b.example.com\nprotected_resource: {{ scopes: [x] }}\nroutes: [{{ path: /**, methods: [GET], protected_resource: {{}} }}]\n"), "differs from protected_resource, and both documents would be at"),
         ("upstream: http://a\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdefX, issuer: https://i.example.com }]\nprotected_resource: { resource: \"https://b.example.com\" }\n".to_owned(), "protected_resource: no provider has an issuer at which a client could request a token"),
+        (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [\"file:///x\"]\n"), "origins[0]: \"file:///x\": pages of file: have no origin"),
         (format!("{GOOD_PROVIDER}upstream: http://a\norigins: [app.example.com]\n"), "origins[0]: \"app.example.com\" has no scheme. Did you mean https://app.example.com ?"),
         (format!("{GOOD_PROVIDER}upstream: http://a\ntrusted_proxies: [balancer]\n"), "trusted_proxies[0]: \"balancer\" is no address, CIDR, `private_ranges` or `unix`"),
         (format!("{GOOD_PROVIDER}upstream: http://a\nwebsocket: {{ dialect: graphql }}\n"), "websocket.dialect: \"graphql\" is not one of graphql-transport-ws, vestibule, token-field, none; further ones are written under `dialects`"),

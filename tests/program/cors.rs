@@ -187,3 +187,48 @@ async fn what_the_backend_and_the_configuration_expose_is_added_to_ours() {
     let refused = get(fixture.proxy.address, "/x", &[LISTED]).await;
     assert_eq!((refused.status, refused.field("access-control-expose-headers")), (401, Some(OURS)));
 }
+
+/// Pages of an extension, of a Capacitor and of a Tauri application.
+#[tokio::test]
+async fn pages_of_applications_read_refusals_send_cookies_and_open_sockets() {
+    let own = "chrome-extension://abcdefghijklmnopabcdefghijklmnop";
+    let more = format!(
+        "origins: [\"{own}\", \"capacitor://localhost\", \"tauri://localhost\"]\ncors: {{}}\nbrowser: {{ session: {{}} }}\nwebsocket: {{ dialect: none, allowed_origins: [\"{own}\"] }}\n"
+    );
+    let fixture = crate::fixture::fixture(&more).await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let session = request(fixture.proxy.address, "POST", "/.vestibule/session", &[&credential], "").await;
+    let cookie = format!("Cookie: {}", session.field("set-cookie").and_then(|set| set.split(';').next()).expect("one"));
+    for (origin, is_listed) in [
+        (own, true),
+        ("capacitor://localhost", true),
+        ("tauri://localhost", true),
+        ("chrome-extension://bcdefghijklmnopabcdefghijklmnopa", false),
+        ("ionic://localhost", false),
+        ("capacitor://localhost.evil.example", false),
+        ("null", false),
+    ] {
+        let field = format!("Origin: {origin}");
+        let refused = get(fixture.proxy.address, "/x", &[&field]).await;
+        assert_eq!(refused.status, 401);
+        let readable = refused.field("access-control-allow-origin");
+        assert_eq!(readable, is_listed.then_some(origin), "{origin}");
+        let preflight = fixture.options("/x", &[&field, ASKS]).await;
+        assert_eq!(preflight.field("access-control-allow-origin"), is_listed.then_some(origin), "{origin}");
+        // With the cookie, which only pages that are listed may use.
+        let fields = [cookie.as_str(), field.as_str()];
+        let (answer, _) =
+            crate::support::client::get_served(fixture.proxy.address, &fixture.backend, "/x", &fields).await;
+        assert_eq!(answer.status, if is_listed { 200 } else { 403 }, "{origin}");
+    }
+    for (origin, expected) in [(own, 101), ("tauri://localhost", 403)] {
+        let fields = [credential.as_str(), &format!("Origin: {origin}")].map(str::to_owned);
+        let fields = [fields[0].as_str(), fields[1].as_str()];
+        let opening = crate::support::socket::Socket::try_open(fixture.proxy.address, "/ws", &fields);
+        let status = tokio::select! {
+            (answer, _) = opening => answer.status,
+            _ = fixture.backend.websocket(), if expected == 101 => 101,
+        };
+        assert_eq!(status, expected, "{origin}");
+    }
+}

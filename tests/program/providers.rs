@@ -210,6 +210,10 @@ async fn cognito() {
             ("without token_use", json!({}), json!({"token_use": null, "aud": "app-1"}), "invalid_token"),
         ])
         .await;
+    let provider = "preset: cognito, audience: app-1, authorized_parties: [app-1]";
+    let parties = Provider::start(&issuer.url, provider, "", cognito.claims.clone()).await;
+    parties.table(&[("no token of Cognito has azp", json!({}), json!({}), "invalid_token")]).await;
+    assert!(parties.proxy.log().iter().any(|line| line.contains("write the app client's id as audience")));
     let claims = json!({"sub": "uuid-1", "token_use": "id", "aud": "app-1", "cognito:username": "alice"});
     let ids = Provider::start(&issuer.url, "preset: cognito, audience: app-1, accept: [id_token]", "", claims).await;
     ids.table(&[
@@ -344,6 +348,66 @@ async fn google() {
             ("another domain", json!({}), json!({"email": "a@example.com.evil.example"}), "forbidden"),
         ])
         .await;
+}
+
+/// Service-account tokens of Kubernetes. The API server gives its keys only to a caller with a token of its own, which is
+/// renewed on disk, and only to a caller that accepts its media type.
+#[tokio::test]
+async fn kubernetes() {
+    use crate::support::answerer::Answerer;
+    use crate::support::proxy::{Proxy, TempFile};
+    const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+    let file = TempFile::new("eyJ.first.token\n");
+    let keys = json!({"keys": [{
+        "use": "sig", "kty": "RSA", "kid": "rsa-1", "alg": "RS256", "n": RSA.jwk["n"], "e": RSA.jwk["e"],
+    }]})
+    .to_string();
+    let api = Answerer::start(move |asked| {
+        let accepts = asked.field("accept").is_some_and(|accept| accept.contains("application/jwk-set+json"));
+        match (asked.line(), asked.field("authorization"), accepts) {
+            ("GET /openid/v1/jwks", Some("Bearer eyJ.first.token" | "Bearer eyJ.second.token"), true) => {
+                (200, String::new(), keys.clone())
+            }
+            ("GET /openid/v1/jwks", Some(_), true) => (401, String::new(), "{}".to_owned()),
+            _ => (406, String::new(), "406: Not Acceptable".to_owned()),
+        }
+    })
+    .await;
+    let backend = Backend::start().await;
+    let yaml = format!(
+        "upstream: {}\nproviders: [{{ preset: jwt, name: kubernetes, issuer: \"{ISSUER}\", audience: notebook, jwks: {{ url: \"{}/openid/v1/jwks\", token_file: \"{}\" }}, allow: {{ users: [\"system:serviceaccount:team:runner\"] }} }}]\n",
+        backend.url(),
+        api.url,
+        file.path()
+    );
+    let account = json!({
+        "iss": ISSUER, "aud": ["notebook"], "exp": now() + 3607, "iat": now(), "nbf": now(), "jti": "5c3a",
+        "kubernetes.io": {"namespace": "team", "pod": {"name": "runner-0", "uid": "1"}, "serviceaccount": {"name": "runner", "uid": "2"}},
+        "sub": "system:serviceaccount:team:runner",
+    });
+    let mut cluster = Provider { proxy: Proxy::start(&yaml).await, backend, claims: account };
+    cluster
+        .table(&[
+            ("a projected token", json!({}), json!({}), "system:serviceaccount:team:runner"),
+            ("for the API server", json!({}), json!({"aud": [ISSUER]}), "invalid_token"),
+            ("of another account", json!({}), json!({"sub": "system:serviceaccount:team:other"}), "forbidden"),
+        ])
+        .await;
+    assert_eq!(api.count(), 1);
+    // The token is read at each fetch, which here an unknown key causes.
+    std::fs::write(file.path(), "eyJ.second.token").expect("written");
+    assert_eq!(cluster.asks(&json!({"kid": "new"}), &json!({}), "/x").await, "invalid_token");
+    let sent: Vec<_> = api.asked().iter().filter_map(|asked| asked.field("authorization").map(str::to_owned)).collect();
+    assert_eq!(sent, ["Bearer eyJ.first.token", "Bearer eyJ.second.token"]);
+    // No token is in the log, and what is wrong with the file is.
+    assert!(!cluster.proxy.log().iter().any(|line| line.contains("eyJ.")));
+    for (content, expected) in [("two words", "holds no token"), ("", "holds no token")] {
+        std::fs::write(file.path(), content).expect("written");
+        cluster.proxy = Proxy::start(&yaml).await;
+        let line = cluster.proxy.logged("the reason", |line| line.contains("JWKS fetch failed")).await;
+        assert!(line.contains("jwks.token_file") && line.contains(expected), "{line}");
+    }
+    assert_eq!(api.count(), 2);
 }
 
 #[tokio::test]

@@ -1,13 +1,17 @@
 //! Fetches a JWKS or a discovery document: by https unless `allow_http` is set, within five seconds, and at most
 //! half a megabyte.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use reqwest::header::{ACCEPT, AUTHORIZATION};
 use url::Url;
 
 use super::set::{BadKeys, KeySet};
-use crate::auth::outbound;
+use crate::auth::{Token, outbound};
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
@@ -15,6 +19,12 @@ use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 const TIME: Duration = Duration::from_secs(5);
 /// The maximum length of a response body in bytes.
 const BYTES: usize = 512 << 10;
+
+/// The largest token in `jwks.token_file`.
+const TOKEN_BYTES: usize = 16 << 10;
+/// RFC 7517 section 8.5 registers the media type of a JWKS. The API server of Kubernetes answers 406 to a request that does
+/// not accept it; most providers send `application/json`.
+const MEDIA_TYPES: &str = "application/jwk-set+json, application/json, */*;q=0.5";
 
 /// The reason why keys could not be fetched.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -27,6 +37,8 @@ pub(super) enum FetchError {
         "{url}: {reason}; if the issuer cannot be reached from here, write where its keys can be: jwks: {{ url: … }}, and leave issuer as the tokens have it"
     )]
     IssuerUnreachable { url: Url, reason: String },
+    #[error("jwks.token_file {}: {reason}", .file.display())]
+    TokenFile { file: PathBuf, reason: String },
     #[error("{url} answered {status}")]
     Status { url: Url, status: u16 },
     #[error("{url} redirects, and key locations are not followed; write the final URL")]
@@ -72,11 +84,16 @@ pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> 
 }
 
 pub(super) async fn keys(client: &reqwest::Client, provider: &ProviderSpec) -> Result<KeySet, FetchError> {
-    let KeySource::Fetched { url, discovery, allow_http, .. } = &provider.keys else {
+    let KeySource::Fetched { url, discovery, allow_http, token_file, .. } = &provider.keys else {
         return Err(FetchError::Client("keys are given, not fetched".to_owned()));
     };
     let jwks = if *discovery { discover(client, url, provider, *allow_http).await? } else { url.clone() };
-    let body = get(client, &jwks).await?.body;
+    // Validation lets a token be sent only where the configuration names the URL.
+    let token = match token_file {
+        Some(file) => Some(token_of(file).await?),
+        None => None,
+    };
+    let body = get_with(client, &jwks, token.as_ref()).await?.body;
     KeySet::from_jwks(&body).map_err(|source| FetchError::Keys { url: jwks, source: Arc::new(source) })
 }
 
@@ -133,10 +150,34 @@ struct Fetched {
     clock_offset: Option<i64>,
 }
 
+/// Reads the token that is sent along to the provider; its platform may renew the file at any time.
+async fn token_of(file: &Path) -> Result<Token, FetchError> {
+    let path = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        // One byte more than a token may have, so that a longer file is noticed.
+        let read = File::open(path)?.take(TOKEN_BYTES as u64 + 1).read_to_string(&mut text);
+        read.map(|_| text)
+    });
+    let wrong = |reason: String| FetchError::TokenFile { file: file.to_owned(), reason };
+    // The task neither panics nor is it aborted.
+    let text = read.await.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
+    Token::parse(text.trim(), TOKEN_BYTES)
+        .map_err(|_| wrong(format!("holds no token: one line of at most {TOKEN_BYTES} bytes")))
+}
+
 async fn get(client: &reqwest::Client, url: &Url) -> Result<Fetched, FetchError> {
+    get_with(client, url, None).await
+}
+
+async fn get_with(client: &reqwest::Client, url: &Url, token: Option<&Token>) -> Result<Fetched, FetchError> {
     let failed =
         |error: reqwest::Error| FetchError::Request { url: url.clone(), reason: outbound::reason(&error, TIME) };
-    let response = client.get(url.clone()).header("accept", "application/json").send().await.map_err(failed)?;
+    let mut request = client.get(url.clone()).header(ACCEPT, MEDIA_TYPES);
+    if let Some(bearer) = token.and_then(Token::bearer) {
+        request = request.header(AUTHORIZATION, bearer);
+    }
+    let response = request.send().await.map_err(failed)?;
     let status = response.status();
     if status.is_redirection() {
         return Err(FetchError::Redirect { url: url.clone() });

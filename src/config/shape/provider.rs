@@ -47,7 +47,8 @@ pub struct Provider {
     pub algorithms: Option<Vec<String>>,
     /// Whom tokens must be for (`aud`): a name, a list (one of them suffices), or `any`.
     pub audience: Option<OneOrMany>,
-    /// The `azp` values that are accepted; once written, a token must have one. Unset: under `clerk` those of
+    /// The `azp` values that are accepted; once written, a token must have one, and those of native applications and of
+    /// some providers (`cognito`, `supabase`) have none. Unset: under `clerk` those of
     /// `origins`, where a token has one.
     pub authorized_parties: Option<Vec<String>>,
     /// The tolerance for `exp`, `nbf` and `iat`.
@@ -106,6 +107,9 @@ pub struct Jwks {
     pub file: Option<String>,
     /// Public keys or certificates in PEM, instead.
     pub pem_file: Option<String>,
+    /// A file with a token that is sent as `Authorization: Bearer` to `url`, as the API server of Kubernetes wants it. Read
+    /// at each fetch.
+    pub token_file: Option<String>,
     /// How long fetched keys are fresh.
     pub refresh: Option<Time>,
     /// How long the last good keys are used while the provider cannot be reached.
