@@ -7,6 +7,7 @@
 //!
 //! What a revocation does is `auth`'s; who is told that something was revoked is `runtime`'s.
 
+mod bounded;
 mod command;
 mod copy;
 mod engine;
@@ -18,6 +19,7 @@ mod open_sockets;
 mod outbox;
 mod peers;
 mod presence;
+mod repair;
 mod session_store;
 mod state;
 mod stream;
@@ -49,7 +51,7 @@ pub use engine::EngineError;
 pub use open_sockets::OpenSockets;
 pub use peers::Instance;
 pub use presence::{ASK_AGAIN_SECONDS, Presences, SeenElsewhere};
-pub use state::About;
+pub use state::{About, Refused};
 
 /// How much longer the answer to a blocking read may take than it waits.
 const BLOCK_ANSWER: Duration = Duration::from_secs(5);
@@ -76,6 +78,8 @@ pub struct Status {
     pub queued: usize,
     /// Why the engine could not be used last.
     pub last_error: Option<String>,
+    /// The entries in the engine that were ignored.
+    pub refused: Option<Refused>,
     /// The instances, this one first.
     pub instances: Vec<Instance>,
 }
@@ -173,6 +177,7 @@ impl SharedState {
             lag: progress.fresh.map(|fresh| Duration::from_millis(boot_millis().saturating_sub(fresh))),
             queued: self.inner.outbox.len(),
             last_error: progress.last_error.clone(),
+            refused: progress.refused.clone(),
             instances,
         }
     }
@@ -237,13 +242,22 @@ impl Inner {
     async fn serve(&self) -> Result<Infallible, EngineError> {
         let writer = self.engine.connect(self.spec.timeout).await?;
         let reader = self.engine.connect(BLOCK + BLOCK_ANSWER).await?;
+        let mut first = writer.clone();
+        self.remove_wrong_types(&mut first).await?;
+        let position = self.write_position(&mut first).await?;
         let following = async {
-            let cursor = self.begin(&mut writer.clone()).await?;
-            let loaded = self.load(&writer).await?;
+            self.begin(&mut first, position).await?;
+            let loaded = match self.load(&writer).await {
+                Err(error @ (EngineError::TooLarge(_) | EngineError::AnswerTooLong)) if self.lock().is_complete => {
+                    self.begin_gap(&error);
+                    None
+                }
+                loaded => Some(loaded?),
+            };
             self.connected(&writer);
             let users = self.both(self.keep_presence(writer.clone()), self.exchange_open_sockets(writer.clone()));
             let users = self.both(users, self.keep_login_sessions(writer.clone()));
-            let log = self.both(self.follow(reader, cursor), self.tend(writer.clone(), loaded));
+            let log = self.both(self.follow(reader, position), self.tend(writer.clone(), loaded));
             self.both(users, log).await
         };
         // What is revoked meanwhile does not wait for the copy.
@@ -266,7 +280,9 @@ impl Inner {
         self.metrics.shared.set_up(true);
         let mut progress = self.lock();
         progress.is_up = true;
-        progress.last_error = None;
+        if !progress.has_gap {
+            progress.last_error = None;
+        }
         progress.local = Some(connection.local);
         // What was written over the former connection may never come back.
         progress.beats.clear();

@@ -28,6 +28,15 @@ pub(super) fn section(body: &mut String, status: &Status) {
     if let Some(error) = &status.last_error {
         let _ = write!(body, " The last error: {}.", Escaped(error));
     }
+    if let Some(refused) = &status.refused {
+        let _ = write!(
+            body,
+            " {} entries in the engine were ignored, the last one {} ago: {}.",
+            refused.count,
+            shown(refused.at.elapsed()),
+            refused.reason
+        );
+    }
     body.push_str("</p>\n");
     let Some(this) = status.instances.iter().find(|instance| instance.is_this) else { return };
     body.push_str("<div class=\"wide\"><table><tr><th>instance</th><th>version</th><th>configuration</th><th>heard</th><th></th></tr>\n");

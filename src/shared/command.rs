@@ -115,8 +115,11 @@ async fn look(spec: &SharedSpec, has_logins: bool, inspection: &mut Inspection) 
     if apart > CLOCKS {
         inspection.problems.push(format!("its clock and this one differ by {} s; synchronize them", apart / 1_000));
     }
-    let mut question = cmd("INFO");
-    let info: String = connection.ask(question.arg("everything")).await?;
+    let mut info = String::new();
+    for section in ["server", "memory"] {
+        let part: String = connection.ask(cmd("INFO").arg(section)).await?;
+        info.push_str(&part);
+    }
     let value = |name: &str| {
         info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(|value| value.trim().to_owned())
     };

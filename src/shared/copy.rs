@@ -10,12 +10,14 @@ use tokio::time::Instant;
 use super::engine::{Connection, EngineError, text};
 use super::message::Message;
 use super::outbox::{Name, Outbox, Outgoing};
-use super::state::{Inner, NO_RANDOM_NUMBERS, random};
+use super::state::{Inner, NO_RANDOM_NUMBERS, RECONNECT, TOO_LONG, UNVERIFIED, random};
 use super::stream::{StreamId, content, message_id};
 use crate::auth::{EntryKind, SharedEntry, TIMES_BYTES, unix_seconds};
 
-/// The number of entries in one step of a scan, a load or a write.
+/// The number of entries in one step of a write.
 const CHUNK: usize = 500;
+/// The number of entries in one step of a scan. The longest ones of instances are far within the bytes of an answer.
+const SCAN: usize = 200;
 /// The timeout of one step of a scan.
 const STEP: Duration = Duration::from_secs(5);
 /// The maximum number of bytes of one loaded entry, field and value; twice as many as an entry has.
@@ -27,11 +29,12 @@ const TAIL: usize = 2_000;
 const TAIL_STEP: usize = 200;
 /// The time in milliseconds before the last heartbeat in which all running instances have sent one.
 const GONE_MILLIS: u64 = 16_000;
-/// The time that an earlier instance is awaited: the longest pause between two attempts to connect, the attempt, and
-/// the load after it.
-const RECONNECT: Duration = Duration::from_secs(10);
 /// The time in seconds after which expired entries are removed from the engine, for instances whose clocks are behind.
 const KEPT: u64 = 3_600;
+
+fn is_epoch(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
 
 /// The result of a load.
 #[derive(Debug, Default)]
@@ -57,21 +60,23 @@ impl Drop for InFlight<'_> {
 }
 
 impl Inner {
-    /// Writes a message to the end of the log, before the copy is loaded: messages written meanwhile are read from
-    /// there. Its id is known without reading the messages that others wrote at the end.
-    pub(super) async fn begin(&self, connection: &mut Connection) -> Result<StreamId, EngineError> {
+    /// Prepares a load: messages that are written to the log after `position` are read from there.
+    pub(super) async fn begin(&self, connection: &mut Connection, position: StreamId) -> Result<(), EngineError> {
         self.read_epoch(connection).await?;
-        let position = self.tell(connection, &Message::Position).await?;
         if !self.lock().is_complete {
             let question = random().ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?;
-            self.lock().question = u128::from_le_bytes(question);
+            {
+                let mut progress = self.lock();
+                progress.question = u128::from_le_bytes(question);
+                progress.may_miss_others = false;
+            }
             let ran_before = self.instances_before(connection, position).await?;
             if !ran_before.is_empty() {
                 tracing::info!(count = ran_before.len(), "waiting for instances that shared through this engine last");
             }
             self.peers.begin_question(ran_before, Instant::now() + RECONNECT);
         }
-        Ok(position)
+        Ok(())
     }
 
     /// Returns the complete instances with heartbeats at the end of the log before this message, except those that have
@@ -87,7 +92,13 @@ impl Inner {
         for _ in 0..TAIL / TAIL_STEP {
             let mut step = cmd("XREVRANGE");
             step.arg(self.key("log")).arg(format!("({before}")).arg("-").arg("COUNT").arg(TAIL_STEP);
-            let found: Vec<Value> = connection.ask(&step).await?;
+            let found: Vec<Value> = match connection.ask(&step).await {
+                Err(EngineError::AnswerTooLong) => {
+                    self.lock().may_miss_others = true;
+                    return Ok(complete);
+                }
+                found => found?,
+            };
             for message in &found {
                 let Some(id) = message_id(message) else { continue };
                 before = before.min(id);
@@ -116,7 +127,14 @@ impl Inner {
         both.cmd("SET").arg(self.key("epoch")).arg(format!("{new:032x}")).arg("NX").ignore();
         both.cmd("GET").arg(self.key("epoch"));
         let found: Vec<Value> = connection.ask_all(&both).await?;
-        let epoch = found.first().and_then(text);
+        let mut epoch = found.first().and_then(text).filter(|epoch| is_epoch(epoch));
+        if epoch.is_none() {
+            // Somebody else wrote it: no instance would see another one lost.
+            self.refuse(1, "an epoch that no instance wrote");
+            let new = format!("{new:032x}");
+            let _: Value = connection.ask(cmd("SET").arg(self.key("epoch")).arg(&new)).await?;
+            epoch = Some(new);
+        }
         let mut progress = self.lock();
         let is_other = progress.epoch.is_some() && progress.epoch != epoch;
         progress.epoch = epoch;
@@ -127,25 +145,29 @@ impl Inner {
     pub(super) async fn load(&self, connection: &Connection) -> Result<Loaded, EngineError> {
         let mut connection = connection.with_limit(STEP.max(self.spec.timeout));
         let most = self.limit.saturating_mul(ENTRY_BYTES).max(LEAST_BYTES);
-        let (mut bytes, mut refused, mut has_changed) = (0_usize, 0_u64, false);
+        let (mut bytes, mut unverified, mut too_long, mut has_changed) = (0_usize, 0_u64, 0_u64, false);
         let mut seen: HashMap<Name, [u8; TIMES_BYTES]> = HashMap::new();
         let mut cursor = "0".to_owned();
         loop {
             let mut step = cmd("HSCAN");
-            step.arg(self.key("revoked")).arg(&cursor).arg("COUNT").arg(CHUNK);
-            let (next, found): (String, Vec<Vec<u8>>) = connection.ask(&step).await?;
+            step.arg(self.key("revoked")).arg(&cursor).arg("COUNT").arg(SCAN);
+            let (next, found): (String, Vec<Value>) = connection.ask(&step).await?;
             let now = unix_seconds();
             for pair in found.chunks_exact(2) {
-                let (field, value) = (&pair[0], &pair[1]);
+                let [Value::BulkString(field), Value::BulkString(value)] = pair else {
+                    too_long += 1;
+                    continue;
+                };
                 bytes = bytes.saturating_add(field.len()).saturating_add(value.len());
                 let Some(entry) = self.codes.open_entry(field, value) else {
-                    refused += 1;
+                    unverified += 1;
                     continue;
                 };
                 has_changed |= self.revocations.merge(&entry, now);
                 seen.insert(entry.name(), entry.times());
             }
             if bytes > most {
+                self.refuse(unverified, UNVERIFIED);
                 return Err(EngineError::TooLarge(most));
             }
             if next == "0" {
@@ -154,10 +176,12 @@ impl Inner {
             cursor = next;
         }
         self.metrics.shared.resynced();
-        self.metrics.shared.refused(refused);
+        self.refuse(unverified, UNVERIFIED);
+        self.refuse(too_long, TOO_LONG);
         if has_changed {
             (self.notify)();
         }
+        self.end_gap();
         Ok(self.compare(&seen))
     }
 

@@ -3,30 +3,26 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError, Value, cmd};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use redis::{
+    AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, Value, cmd,
+};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::bounded::{Bounded, Stream, TOO_LONG};
 use crate::config::Time;
 use crate::http::tls_client;
 use crate::policy::{EngineAddress, SharedSpec};
 
 /// The timeout for a connection, including TLS, Sentinels and the search for a cluster's node.
 const CONNECT: Duration = Duration::from_secs(5);
-/// The maximum length of a reply in bytes. It holds the result of one step of a scan, also where the engine stores a
-/// small hash in one piece.
-const ANSWER_BYTES: usize = 16 << 20;
 /// The maximum number of characters of an engine's error that are shown.
 const SHOWN: usize = 200;
 
@@ -53,6 +49,9 @@ pub enum EngineError {
     /// TLS cannot be used.
     #[error("shared: {0}")]
     Tls(String),
+    /// One answer is longer than any should be.
+    #[error("an answer of the engine is too long")]
+    AnswerTooLong,
     /// The engine refused a command, or the connection ended.
     #[error("{0}")]
     Refused(String),
@@ -61,6 +60,16 @@ pub enum EngineError {
         "the copy of the shared revocations is larger than {0} bytes; raise limits.revocations and limits.sign_outs, or remove what others wrote into its keys"
     )]
     TooLarge(usize),
+    /// A key cannot be used, and this user may not remove it.
+    #[error("{key} is {reason} and could not be removed: {error}; delete it")]
+    Unusable {
+        /// The key.
+        key: String,
+        /// Why it cannot be used.
+        reason: &'static str,
+        /// The engine's answer.
+        error: String,
+    },
     /// Neither Sentinels nor cluster nodes have an address to connect to.
     #[error("{0}")]
     NotFound(String),
@@ -68,6 +77,9 @@ pub enum EngineError {
 
 impl From<RedisError> for EngineError {
     fn from(error: RedisError) -> Self {
+        if error.code() == Some(TOO_LONG) {
+            return Self::AnswerTooLong;
+        }
         // The text comes from the engine, so it is truncated and cleaned.
         let shown: String = error.to_string().chars().take(SHOWN).filter(|c| !c.is_control()).collect();
         Self::Refused(shown)
@@ -191,9 +203,9 @@ impl Engine {
                 Box::new(tls.connect(name, tcp).await.map_err(failed)?)
             }
         };
-        let budget = Arc::new(AtomicUsize::new(ANSWER_BYTES));
-        let bounded = Bounded { stream, budget: Arc::clone(&budget) };
-        let mut info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let bounded = Bounded::new(stream);
+        // The protocol that long texts are left out of.
+        let mut info = RedisConnectionInfo::default().set_skip_set_lib_name().set_protocol(ProtocolVersion::RESP2);
         if let Some(file) = self.spec.password_file.as_ref().filter(|_| login) {
             let file = file.clone();
             let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await;
@@ -208,7 +220,7 @@ impl Engine {
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         let (connection, driver) = MultiplexedConnection::new_with_config(&info, bounded, config).await?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
-        Ok(Connection { connection, budget, limit, local, _driver: driver })
+        Ok(Connection { connection, limit, local, _driver: driver })
     }
 }
 
@@ -216,7 +228,6 @@ impl Engine {
 #[derive(Clone)]
 pub(super) struct Connection {
     connection: MultiplexedConnection,
-    budget: Arc<AtomicUsize>,
     limit: Duration,
     /// This side's address.
     pub(super) local: SocketAddr,
@@ -226,14 +237,12 @@ pub(super) struct Connection {
 impl Connection {
     /// Sends a command and waits for its answer.
     pub(super) async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, EngineError> {
-        self.budget.store(ANSWER_BYTES, Ordering::Relaxed);
         let asked = command.query_async(&mut self.connection);
         Ok(timeout(self.limit, asked).await.map_err(|_| EngineError::Timeout(self.limit))??)
     }
 
     /// Sends commands together and waits for their answers.
     pub(super) async fn ask_all<T: FromRedisValue>(&mut self, commands: &Pipeline) -> Result<T, EngineError> {
-        self.budget.store(ANSWER_BYTES, Ordering::Relaxed);
         let asked = commands.query_async(&mut self.connection);
         Ok(timeout(self.limit, asked).await.map_err(|_| EngineError::Timeout(self.limit))??)
     }
@@ -256,43 +265,5 @@ pub(super) fn text(value: &Value) -> Option<String> {
         Value::SimpleString(text) => Some(text.clone()),
         Value::Int(number) => Some(number.to_string()),
         _ => None,
-    }
-}
-
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
-/// A stream that reads at most a given number of bytes, so that an engine cannot fill the memory.
-struct Bounded {
-    stream: Box<dyn Stream>,
-    budget: Arc<AtomicUsize>,
-}
-
-impl AsyncRead for Bounded {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if matches!(polled, Poll::Ready(Ok(()))) {
-            let read = buf.filled().len() - before;
-            let left = |budget: usize| budget.checked_sub(read);
-            if self.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_err() {
-                return Poll::Ready(Err(io::Error::other(format!("an answer is longer than {ANSWER_BYTES} bytes"))));
-            }
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Bounded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

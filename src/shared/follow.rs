@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::engine::{Connection, EngineError};
 use super::message::{Beat, Message};
 use super::peers::Heard;
-use super::state::{BLOCK_MILLIS, Inner};
+use super::state::{BLOCK_MILLIS, Inner, TOO_LONG, UNVERIFIED};
 use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{unix_millis, unix_seconds};
 
@@ -30,16 +30,28 @@ impl Inner {
     ) -> Result<Infallible, EngineError> {
         self.lock().cursor = cursor;
         let key = self.key("log");
+        let mut count = COUNT;
         loop {
             let mut read = cmd("XREAD");
-            read.arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MILLIS);
+            read.arg("COUNT").arg(count).arg("BLOCK").arg(BLOCK_MILLIS);
             read.arg("STREAMS").arg(&key).arg(cursor.to_string());
-            let found: Value = connection.ask(&read).await?;
+            let found: Value = match connection.ask(&read).await {
+                Err(EngineError::AnswerTooLong) => {
+                    cursor = self.skip(&mut connection, &mut count).await?.unwrap_or(cursor);
+                    continue;
+                }
+                found => found?,
+            };
+            count = (count * 2).min(COUNT);
             let mut has_changed = false;
             for message in messages(&found) {
                 let Some(id) = message_id(message) else { continue };
                 cursor = cursor.max(id);
-                has_changed |= content(message).is_some_and(|sealed| self.hear(id, sealed));
+                let Some(sealed) = content(message) else {
+                    self.refuse(1, TOO_LONG);
+                    continue;
+                };
+                has_changed |= self.hear(id, sealed);
             }
             self.lock().cursor = cursor;
             if has_changed {
@@ -48,11 +60,23 @@ impl Inner {
         }
     }
 
+    /// Reads fewer messages at once after an answer that was too long. Where it was one message, returns the place behind it:
+    /// what lies between is in the copy, which is loaded.
+    async fn skip(&self, connection: &mut Connection, count: &mut usize) -> Result<Option<StreamId>, EngineError> {
+        if std::mem::replace(count, 1) > 1 {
+            return Ok(None);
+        }
+        self.refuse(1, TOO_LONG);
+        let position = self.write_position(connection).await?;
+        self.want_load();
+        Ok(Some(position))
+    }
+
     /// Applies a message. Returns whether it revokes something that was not revoked.
     fn hear(&self, id: StreamId, sealed: &[u8]) -> bool {
         let opened = (sealed.len() <= MESSAGE_BYTES).then(|| self.codes.open(sealed)).flatten();
         let Some(message) = opened.and_then(Message::read) else {
-            self.metrics.shared.refused(1);
+            self.refuse(1, UNVERIFIED);
             if let Some(beat) = Message::foreign_beat(sealed).filter(|_| sealed.len() <= MESSAGE_BYTES) {
                 self.peers.heard_foreign(beat);
             }
@@ -118,7 +142,9 @@ impl Inner {
         let Some(at) = progress.beats.iter().position(|(known, _)| *known == number) else { return };
         let (_, written) = progress.beats[at];
         progress.beats.drain(..=at);
-        progress.fresh = progress.fresh.max(Some(written));
+        if !progress.has_gap {
+            progress.fresh = progress.fresh.max(Some(written));
+        }
         if !progress.is_complete {
             progress.asked.get_or_insert_with(Instant::now);
         }

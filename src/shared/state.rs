@@ -10,7 +10,7 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::engine::{self, Engine};
+use super::engine::{self, Engine, EngineError};
 use super::message::{Codes, Id, fingerprint};
 use super::open_sockets::OpenSockets;
 use super::outbox::Outbox;
@@ -35,6 +35,29 @@ pub(super) const ANSWERS: Duration = Duration::from_secs(2);
 /// The time that it waits for an instance that sends heartbeats and answers none of its questions: one that is slow, or
 /// that does not verify this one's secret.
 pub(super) const UNANSWERED: Duration = Duration::from_secs(15);
+
+/// The minimum time between two warnings about entries that are ignored for one reason.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
+/// The reason to ignore an entry that no secret authenticates.
+pub(super) const UNVERIFIED: &str = "no shared secret authenticates them";
+/// The reason to ignore an entry that is none by its form.
+pub(super) const TOO_LONG: &str = "longer than an entry or of another form";
+
+/// The entries in the engine that this instance has ignored.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// The number of entries.
+    pub count: u64,
+    /// The reason for the last one.
+    pub reason: &'static str,
+    /// The time of the last one.
+    pub at: Instant,
+    warned: Instant,
+}
+
+/// The time that an earlier instance is awaited: the longest pause between two attempts to connect, the attempt, and
+/// the load after it.
+pub(super) const RECONNECT: Duration = Duration::from_secs(10);
 
 /// The error when no random id can be made.
 pub(super) const NO_RANDOM_NUMBERS: &str = "the system's random numbers cannot be used";
@@ -91,6 +114,8 @@ pub(super) struct Progress {
     /// The question to instances with a complete copy whether it is the same as this one's: a random number for each
     /// connection of a starting instance, so that no earlier heartbeat can be its answer.
     pub(super) question: u128,
+    /// Whether the log could not be searched for instances that ran before.
+    pub(super) may_miss_others: bool,
     /// The time at which the question was read back from the log.
     pub(super) asked: Option<Instant>,
     /// Heartbeats that were not read back yet: their numbers, and the time at which they were written, in
@@ -104,6 +129,9 @@ pub(super) struct Progress {
     pub(super) epoch: Option<String>,
     pub(super) local: Option<SocketAddr>,
     pub(super) last_error: Option<String>,
+    /// Whether the copy could not be loaded over this connection, so that something may be missing.
+    pub(super) has_gap: bool,
+    pub(super) refused: Option<Refused>,
     pub(super) wants_load: bool,
     /// Whether the copy of another instance differs, so that a load is due. After each load without a change the next
     /// one is later.
@@ -156,6 +184,45 @@ impl Inner {
         (self.notify)();
         tracing::info!(reason = why, "the first copy of the shared revocations is complete");
         self.attention.notify_one();
+    }
+
+    /// Counts entries that are ignored, and says so.
+    pub(super) fn refuse(&self, count: u64, reason: &'static str) {
+        if count == 0 {
+            return;
+        }
+        self.metrics.shared.refused(count);
+        let now = Instant::now();
+        let mut progress = self.lock();
+        let former = progress.refused.take();
+        let recent = former.as_ref().filter(|last| last.reason == reason && now - last.warned < WARN_AGAIN);
+        let warned = recent.map_or(now, |last| last.warned);
+        let is_silent = recent.is_some();
+        let count = former.map_or(0, |former| former.count) + count;
+        progress.refused = Some(Refused { count, reason, at: now, warned });
+        drop(progress);
+        if !is_silent {
+            tracing::warn!(count, reason, "ignoring entries in the engine of the shared state");
+        }
+    }
+
+    /// Notes that the copy could not be loaded. This instance follows the log all the same, and tries again.
+    pub(super) fn begin_gap(&self, error: &EngineError) {
+        let mut progress = self.lock();
+        let is_new = !std::mem::replace(&mut progress.has_gap, true);
+        progress.last_error = Some(error.to_string());
+        progress.wants_comparison = true;
+        drop(progress);
+        if is_new {
+            tracing::warn!(%error, "the copy of the shared state could not be loaded, retrying");
+        }
+    }
+
+    pub(super) fn end_gap(&self) {
+        let mut progress = self.lock();
+        if std::mem::take(&mut progress.has_gap) {
+            progress.last_error = None;
+        }
     }
 
     /// Sets the number of users that this instance publishes. Returns whether it published any before.

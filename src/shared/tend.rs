@@ -11,7 +11,7 @@ use super::copy::Loaded;
 use super::engine::{Connection, EngineError};
 use super::message::{Beat, Id, Message};
 use super::peers::{Agreement, BEAT};
-use super::state::{ALONE, ANSWERS, Inner, Progress, UNANSWERED, fraction};
+use super::state::{ALONE, ANSWERS, Inner, Progress, RECONNECT, UNANSWERED, fraction};
 use super::stream::{StreamId, message_id};
 use crate::auth::{SharedEntry, boot_millis, unix_millis, unix_seconds};
 
@@ -21,6 +21,8 @@ const SOON: Duration = Duration::from_secs(1);
 const LOADS: Duration = Duration::from_secs(2);
 /// The maximum time between two loads that changed nothing; the time doubles with each.
 const LONGEST_LOADS: Duration = Duration::from_secs(5 * 60);
+/// The maximum time between two loads that fail.
+const LONGEST_GAP: Duration = Duration::from_secs(30);
 /// The time within which one of several instances writes the entries that the copy lacked.
 const HEAL: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_secs(3_600);
@@ -83,12 +85,16 @@ struct Wanted {
 }
 
 impl Inner {
-    /// Maintains a connection whose copy was just loaded.
-    pub(super) async fn tend(&self, mut connection: Connection, loaded: Loaded) -> Result<Infallible, EngineError> {
+    /// Maintains a connection whose copy was just loaded, or could not be loaded (`None`).
+    pub(super) async fn tend(
+        &self,
+        mut connection: Connection,
+        loaded: Option<Loaded>,
+    ) -> Result<Infallible, EngineError> {
         let now = Instant::now();
         let sweep = now + SWEEP.mul_f64(0.5 + fraction());
         let mut due = Due { beat: now, last_beat: now, last_load: now, load_gap: LOADS, heal: None, sweep };
-        due.schedule_heal(loaded);
+        due.schedule_heal(loaded.unwrap_or_default());
         loop {
             let wanted = self.wanted();
             let ready = if wanted.is_complete { None } else { self.complete_at() };
@@ -159,10 +165,11 @@ impl Inner {
     /// after a failover: one of them may have a revocation that the engine has lost and that the others have not read.
     fn complete_at(&self) -> Option<(Instant, &'static str)> {
         let asked = self.lock().asked?;
+        let (others, alone) = if self.lock().may_miss_others { (RECONNECT, RECONNECT) } else { (ANSWERS, ALONE) };
         match self.peers.agreement(self.instance, asked.elapsed() > UNANSWERED) {
             Agreement::Pending => None,
-            Agreement::Same => Some((asked + ANSWERS, "the other instances have the same")),
-            Agreement::Alone => Some((asked + ALONE, "no other instance")),
+            Agreement::Same => Some((asked + others, "the other instances have the same")),
+            Agreement::Alone => Some((asked + alone, "no other instance")),
         }
     }
 
@@ -173,7 +180,15 @@ impl Inner {
             progress.wants_comparison = false;
         }
         let before = self.revocations.copy_digest(unix_seconds() / 60);
-        let loaded = self.load(connection).await?;
+        let loaded = match self.load(connection).await {
+            Err(error @ (EngineError::TooLarge(_) | EngineError::AnswerTooLong)) => {
+                self.begin_gap(&error);
+                due.last_load = Instant::now();
+                due.load_gap = (due.load_gap * 2).min(LONGEST_GAP);
+                return Ok(());
+            }
+            loaded => loaded?,
+        };
         self.peers.forget_differences();
         let has_changed = before != self.revocations.copy_digest(unix_seconds() / 60) || !loaded.lacking.is_empty();
         due.last_load = Instant::now();
@@ -188,7 +203,13 @@ impl Inner {
         if fraction() * f64::from(instances) >= 1.0 {
             return Ok(());
         }
-        let loaded = self.load(connection).await?;
+        let loaded = match self.load(connection).await {
+            Err(error @ (EngineError::TooLarge(_) | EngineError::AnswerTooLong)) => {
+                self.begin_gap(&error);
+                return Ok(());
+            }
+            loaded => loaded?,
+        };
         self.sweep(connection, &loaded.over).await
     }
 
@@ -250,7 +271,11 @@ impl Inner {
         let mut first = cmd("XRANGE");
         first.arg(self.key("log")).arg("-").arg("+").arg("COUNT").arg(1);
         let cursor = self.lock().cursor;
-        let found: Vec<Value> = connection.ask(&first).await?;
+        let found: Vec<Value> = match connection.ask(&first).await {
+            // One that others wrote. Those behind it are read or not; the digests of others show what is missing.
+            Err(EngineError::AnswerTooLong) => return Ok(()),
+            found => found?,
+        };
         let first = found.first().and_then(message_id);
         if first.is_some_and(|first: StreamId| first > cursor) {
             self.want_load();

@@ -3,6 +3,7 @@
 mod fleet;
 
 mod commands;
+mod damage;
 mod engines;
 mod login_sessions;
 mod presence;

@@ -104,7 +104,7 @@ impl Collector for SharedMetrics {
         let help = "Live instances with the same shared secret, this one among them";
         let instances = i64::try_from(count(&self.0.instances)).unwrap_or(i64::MAX);
         put("shared_instances", help, &ConstGauge::new(instances))?;
-        let help = "Entries in the engine that no shared secret authenticates";
+        let help = "Entries in the engine that are ignored: no shared secret authenticates them, or they are too long";
         put("shared_entries_refused", help, &ConstCounter::new(count(&self.0.entries_refused)))?;
         put("shared_resyncs", "Loads of the whole copy", &ConstCounter::new(count(&self.0.resyncs)))?;
         put("shared_session_reads", "Reads of login sessions' records", &self.0.session_reads)?;
