@@ -43,6 +43,8 @@ struct State {
     renewals: u64,
     /// A counter of the changes that are shared with other instances.
     generation: u64,
+    /// The latest generation that other instances can know.
+    saved: u64,
     /// The Unix time in seconds at which the tokens expire.
     token_end: u64,
     /// The Unix time in milliseconds of the next renewal.
@@ -161,6 +163,7 @@ impl LoginSession {
                 refresh_token: update.refresh_token,
                 renewals: 0,
                 generation: update.generation,
+                saved: 0,
                 token_end: update.token_end,
                 renew_at: update.renew_at,
                 next_try: 0,

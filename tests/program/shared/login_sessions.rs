@@ -586,3 +586,34 @@ async fn sessions_after_a_failover() {
     };
     under(&fleet, (&first, &second), (fail_over, WORKS, async || {})).await;
 }
+
+#[tokio::test]
+async fn a_renewal_that_cannot_be_written_is_written_later_and_nobody_uses_the_spent_token() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    fleet.engine.command(&[b"ACL", b"SETUSER", b"first", b"on", b"nopass", b"~*", b"&*", b"+@all"]).await;
+    std::fs::write(fleet.folder.0.join("password"), "any").expect("written");
+    let password = fleet.folder.0.join("password");
+    let url = fleet.engine.url();
+    let user = format!("url: \"{url}\", username: first, password_file: \"{}\"", password.display());
+    let (first, second) = (fleet.instance_at(&user, "").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    fleet.give_long_tokens();
+    fleet.provider.answerer.hold();
+    let before = fleet.provider.answerer.count();
+    let asking = fleet.asking(&browser, &first);
+    fleet.provider.answerer.asked_times(before + 1).await;
+    // The engine takes no record from it while it has the answer of the provider.
+    fleet.engine.command(&[b"ACL", b"SETUSER", b"first", b"-hset"]).await;
+    fleet.provider.answerer.open();
+    assert_eq!(fleet.backend.answer("served").await.all("authorization"), ["Bearer secret-access-3"]);
+    assert_eq!(asking.await.expect("done"), 200);
+    let waiting = fleet.asking(&browser, &second);
+    // So long that the second would have taken a lock that is free.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fleet.engine.command(&[b"ACL", b"SETUSER", b"first", b"+hset"]).await;
+    assert_eq!(fleet.backend.answer("served").await.all("authorization"), ["Bearer secret-access-3"]);
+    assert_eq!((waiting.await.expect("done"), fleet.provider.refreshes()), (200, 1));
+}

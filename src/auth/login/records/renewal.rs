@@ -211,15 +211,15 @@ impl LoginSession {
             }
             renewed = self.try_renew(login, sessions, lease.as_ref()).await;
         }
-        let (renewed, may_release) = match renewed {
-            Ok(()) => (Ok(Renewed::Here), sessions.write_renewed(self, login).await?),
+        let renewed = match renewed {
+            Ok(()) => sessions.write_renewed(self, login).await.map(|()| Renewed::Here),
             Err(LoginError::InvalidGrant) if sessions.was_renewed_elsewhere(self, login).await? => {
-                (Ok(Renewed::Elsewhere), true)
+                Ok(Renewed::Elsewhere)
             }
-            Err(error) => (Err(error), true),
+            Err(error) => Err(error),
         };
-        if let Some(lease) = lease.filter(|_| may_release) {
-            lease.release();
+        if let Some(lease) = lease.filter(|_| !sessions.is_saved(self)) {
+            lease.keep();
         }
         renewed
     }
@@ -269,14 +269,20 @@ impl LoginSession {
         let tokens = login.refresh(&metadata, &refresh_token, &may_send).await?;
         // The refresh token is stored first: with rotation the former one is invalid, even if the rest fails.
         let is_other = self.keep_refresh_token(tokens.refresh_token.as_ref());
-        if self.lock().is_signed_out || sessions.is_ended(self) {
+        let mut has_ended = self.lock().is_signed_out || sessions.is_ended(self);
+        if is_other && !has_ended {
+            // Written at once, since the former token is spent for other instances too.
+            has_ended = match sessions.write_renewed(self, login).await {
+                Ok(()) => false,
+                Err(LoginError::Revoked(_)) => true,
+                Err(error) => return Err(error),
+            };
+        }
+        if has_ended {
             if let Some(token) = &tokens.refresh_token {
                 login.revoke_after_sign_out(token).await;
             }
             return Err(LoginError::Revoked("session"));
-        }
-        if is_other {
-            sessions.write_renewed(self, login).await?;
         }
         if let Some(token) = &tokens.id_token {
             let renewed = login.verify_id_token(token, IdTokenUse::Renewal { nonce: &self.origin.nonce }).await?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use quick_cache::sync::Cache;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -36,8 +37,8 @@ const ABSENT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 /// The longest that an instance waits for another's renewal: that one's lock has ended by then, unless it was extended.
 const LOCK_WAIT: Duration = LOCK_LIFE.saturating_add(Duration::from_secs(1));
-/// How long the record of another instance is awaited when the provider has not accepted a refresh token.
-const LATE_WRITE: Duration = Duration::from_secs(2);
+/// How long something that another instance may just have written is awaited.
+const LATE: Duration = Duration::from_secs(2);
 /// The sessions whose generations are compared at once.
 const CHUNK: usize = 200;
 /// The records that are written back at once.
@@ -115,6 +116,8 @@ pub(super) struct Lease {
     holder: LockHolder,
     /// When the lock ends, in [`boot_millis`]: a clock that runs while the process or the machine is stopped.
     ends: AtomicU64,
+    /// Whether the lock is released when this is dropped.
+    is_released: bool,
 }
 
 impl Lease {
@@ -148,11 +151,19 @@ impl Lease {
         self.check()
     }
 
-    /// Releases the lock in the background. If that fails, the lock ends by itself.
-    pub(super) fn release(self) {
-        tokio::spawn(async move {
-            let _ = self.store.unlock(self.name, self.holder).await;
-        });
+    /// Keeps the lock until it ends by itself, so that no other instance takes it before.
+    pub(super) fn keep(mut self) {
+        self.is_released = false;
+    }
+}
+
+impl Drop for Lease {
+    /// Releases the lock in the background. If that fails, it ends by itself.
+    fn drop(&mut self) {
+        let (store, name, holder) = (Arc::clone(&self.store), self.name, self.holder);
+        if let (true, Ok(runtime)) = (self.is_released, Handle::try_current()) {
+            runtime.spawn(async move { store.unlock(name, holder).await });
+        }
     }
 }
 
@@ -247,6 +258,12 @@ impl LoginSession {
         self.lock().generation
     }
 
+    /// Notes that other instances can know the record in this generation.
+    fn note_saved(&self, generation: u64) {
+        let mut state = self.lock();
+        state.saved = state.saved.max(generation);
+    }
+
     fn is_due(&self) -> bool {
         self.lock().renew_at <= unix_millis()
     }
@@ -322,7 +339,9 @@ impl LoginSessions {
             issued_at: content.issued_at.clone(),
         };
         let update = content.restore(generation, login, session)?;
-        Ok(Some(LoginSession::restored(session.clone(), key.clone(), origin, update)))
+        let record = LoginSession::restored(session.clone(), key.clone(), origin, update);
+        record.note_saved(generation);
+        Ok(Some(record))
     }
 
     /// Loads the record of a session that is not known here, and keeps it.
@@ -368,10 +387,13 @@ impl LoginSessions {
             let sealed = key.seal(generation, &content).filter(|sealed| sealed.len() <= SEALED_BYTES);
             let sealed = sealed.ok_or_else(|| StoreUnavailable("a record could not be encrypted".to_owned()))?;
             let write = RecordWrite { generation, sealed, ends_at: record.ends_at, replaces };
-            store.write(key.name(), write).await
+            Ok::<_, StoreUnavailable>((generation, store.write(key.name(), write).await?))
         };
         match writing.await {
-            Ok(written) => Some(written),
+            Ok((generation, written)) => {
+                record.note_saved(generation);
+                Some(written)
+            }
             Err(error) => {
                 tracing::warn!(reason = %error, "a session's record could not be written to the shared state, retrying");
                 self.sharing.has_unsaved.store(true, Ordering::Release);
@@ -408,6 +430,7 @@ impl LoginSessions {
         let update = content.restore(generation, login, &record.session);
         let update = update.map_err(|rejection| LoginError::down(format!("the session's record: {rejection}")))?;
         record.update(self, login, update);
+        record.note_saved(generation);
         Ok(true)
     }
 
@@ -425,20 +448,15 @@ impl LoginSessions {
             let locked = store.lock(key.name(), holder).await;
             let ends = AtomicU64::new(lock_end(began));
             // Without an answer the lock may have been taken, and is released.
-            let lease = locked.as_ref().map_or(true, |is_ours| *is_ours);
-            let lease = lease.then(|| Lease { store: Arc::clone(store), name: key.name(), holder, ends });
-            if let Err(error) = locked {
-                lease.into_iter().for_each(Lease::release);
-                return Err(down(error));
-            }
+            let may_be_ours = locked.as_ref().map_or(true, |is_ours| *is_ours);
+            let lease = || Lease { store: Arc::clone(store), name: key.name(), holder, ends, is_released: true };
+            let lease = may_be_ours.then(lease);
+            locked.map_err(down)?;
             let known = record.generation();
             let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
             let is_lost = stored.record.is_none();
             let was_adopted = self.adopt(record, login, stored.record, known.saturating_add(1))?;
             if was_adopted && !record.is_due() {
-                if let Some(lease) = lease {
-                    lease.release();
-                }
                 return Ok(Turn::RenewedElsewhere);
             }
             if let Some(lease) = lease {
@@ -462,25 +480,39 @@ impl LoginSessions {
         record.has_ended() || self.revocations.is_ended(&record.session, unix_seconds())
     }
 
-    /// Writes a record that was renewed under a lock. Returns whether the lock may be released: a record that could not be
-    /// written leaves others with a refresh token that may be spent.
+    /// Whether others may renew the session: not while they would use a refresh token that may be spent, because the next
+    /// one could not be written.
+    pub(super) fn is_saved(&self, record: &LoginSession) -> bool {
+        let state = record.lock();
+        self.store().is_none() || state.saved >= state.generation
+    }
+
+    /// Writes a record that was renewed under a lock. One that cannot be written now is written later.
     ///
     /// # Errors
-    /// [`LoginError::Revoked`] when the session has ended meanwhile.
-    pub(super) async fn write_renewed(&self, record: &LoginSession, login: &Login) -> Result<bool, LoginError> {
+    /// [`LoginError::Revoked`] when the session has ended meanwhile, and the errors of [`Self::adopt`].
+    pub(super) async fn write_renewed(&self, record: &LoginSession, login: &Login) -> Result<(), LoginError> {
         match self.write(record, None).await {
-            Some(Written::Stored) => Ok(true),
-            None => Ok(self.store().is_none()),
-            Some(Written::Removed) if self.is_ended(record) => Err(LoginError::Revoked("session")),
-            Some(Written::Removed) => Ok(true),
+            None | Some(Written::Stored) => Ok(()),
+            Some(Written::Removed) => {
+                // The sign-out comes by another way, which may take a little longer.
+                let deadline = Instant::now() + LATE;
+                while !self.is_ended(record) {
+                    if Instant::now() >= deadline {
+                        return Ok(());
+                    }
+                    sleep(POLL).await;
+                }
+                Err(LoginError::Revoked("session"))
+            }
             Some(Written::Newer) => {
                 // The lock was lost meanwhile, and another instance has renewed the session.
                 tracing::warn!(session = %record.session.digest(), "another instance renewed a session meanwhile, taking its record");
-                let (Some(store), Ok(key)) = (self.store(), record.record_key()) else { return Ok(true) };
+                let (Some(store), Ok(key)) = (self.store(), record.record_key()) else { return Ok(()) };
                 let known = record.generation();
                 let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
                 self.adopt(record, login, stored.record, known)?;
-                Ok(true)
+                Ok(())
             }
         }
     }
@@ -493,7 +525,7 @@ impl LoginSessions {
     pub(super) async fn was_renewed_elsewhere(&self, record: &LoginSession, login: &Login) -> Result<bool, LoginError> {
         let Some(store) = self.store() else { return Ok(false) };
         let key = record.record_key().map_err(down)?;
-        let deadline = Instant::now() + LATE_WRITE;
+        let deadline = Instant::now() + LATE;
         loop {
             let known = record.generation();
             let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
