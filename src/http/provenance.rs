@@ -1,5 +1,5 @@
 //! Checks which page made a request. Browsers send cookies with requests of any page, so a credential in a cookie counts
-//! only on a request of our own pages or of those in `origins` (docs/contract.md section 8).
+//! only on a request of the proxy's own origin or of those in `origins` (docs/contract.md section 8).
 
 use hyper::header::{HOST, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
@@ -28,7 +28,7 @@ pub(super) fn check_cookie_origin(head: &Parts, client: &ClientAddress, policy: 
         return if is_allowed { Ok(()) } else { Err(Refusal::foreign_origin("a request without Origin")) };
     };
     let text = origin.to_str().unwrap_or("not ASCII");
-    // A wildcard does not count here: one host under it is not trusted with the cookies of all users.
+    // An entry with a wildcard does not count: otherwise any host under it could use the cookies of all users.
     let listed = |pattern: &OriginPattern| matches!(pattern, OriginPattern::Exact(exact) if exact.as_str() == text);
     if origins.next().is_none() && (is_own_origin(text, headers, client, policy) || policy.origins.iter().any(listed)) {
         return Ok(());
@@ -36,7 +36,8 @@ pub(super) fn check_cookie_origin(head: &Parts, client: &ClientAddress, policy: 
     Err(Refusal::foreign_origin(text))
 }
 
-/// Checks that a request may change state on our own endpoints: its `Origin` is ours or listed, or no browser sent it.
+/// Checks that a request may change state on the proxy's own endpoints: its `Origin` is the proxy's or listed, or it
+/// has none and does not come from a browser.
 ///
 /// # Errors
 /// Returns 403 `foreign_origin`.
@@ -84,7 +85,8 @@ fn has_value(headers: &HeaderMap, name: &HeaderName, value: &str) -> bool {
     headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes())
 }
 
-/// Returns whether no browser sent the request, or a browser reports that our own page or the user made it.
+/// Returns whether a page of the same origin, or the user directly, made the request, by `Sec-Fetch-Site`. A request
+/// without that field does not come from a current browser.
 fn is_same_origin_or_direct(headers: &HeaderMap) -> bool {
     !headers.contains_key(SEC_FETCH_SITE)
         || has_value(headers, &SEC_FETCH_SITE, "same-origin")
@@ -97,9 +99,11 @@ fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
         && has_value(headers, &SEC_FETCH_DEST, "document")
 }
 
-/// Returns whether an origin is our own: host and port as the client uses them. If the request is known to have come by
-/// https, an http page is another site. Since a balancer that is not trusted may be in front of us, the scheme of the
-/// page decides which port a Host without one means.
+/// Returns whether an origin is the proxy's own: that of `public_url`, or otherwise one with the host and port of the
+/// request's `Host`.
+///
+/// If the request came by https, an http page is another site. A `Host` without a port has the default port of the
+/// page's scheme and not of the request's, because a load balancer that is not trusted may have ended TLS.
 fn is_own_origin(origin: &str, headers: &HeaderMap, client: &ClientAddress, policy: &Policy) -> bool {
     if let Some(public) = &policy.public_url {
         return public.as_str() == origin;

@@ -12,11 +12,11 @@ use hyper::header::HeaderName;
 
 use super::check::Check;
 
-/// The names that the proxy handles itself. Names that fold to the same letters and digits are removed.
+/// The names that the proxy handles itself. Other spellings of them, with the same letters and digits, are removed.
 pub(super) const PROTECTED: [&str; 6] =
     ["Host", "Content-Length", "Transfer-Encoding", "Authorization", "Cookie", "X-Request-Id"];
 
-/// The maximum length of a configured name. Of longer names that clients send only the beginning is compared.
+/// The maximum length of a configured name. A longer name of a client can only match a family, by its beginning.
 pub(super) const LONGEST: usize = 64;
 
 /// Folds a header name to its letters and digits in lower case.
@@ -39,7 +39,7 @@ pub fn fold(name: &str) -> Folded {
 pub struct Folded {
     bytes: [u8; LONGEST],
     length: usize,
-    /// Whether nothing was cut off. A truncated name equals no other.
+    /// Whether the name was not truncated. A truncated name equals no other.
     is_whole: bool,
 }
 
@@ -62,7 +62,7 @@ impl PartialEq for Folded {
 pub enum Reserved {
     /// An identity header or its look-alike: removed and counted.
     Identity,
-    /// A name that folds to one that decides about framing, credentials or forwarding, but is not it.
+    /// Another spelling of a name that decides about framing, credentials or forwarding: removed.
     LookAlike,
     /// A forwarding field: removed, and set anew by the proxy.
     Forwarding,
@@ -143,8 +143,8 @@ impl ReservedNames {
         }
         // A name that belongs to a family keeps the family's meaning, however else it is used.
         exact.retain(|(name, meaning)| {
-            let weak = matches!(meaning, Meaning::TokenSource | Meaning::Always(Reserved::Credential));
-            !(weak && families.beginning_of(fold(name).as_bytes()).is_some())
+            let yields_to_family = matches!(meaning, Meaning::TokenSource | Meaning::Always(Reserved::Credential));
+            !(yields_to_family && families.beginning_of(fold(name).as_bytes()).is_some())
         });
         let spelled = token_sources.iter().copied().chain(["authorization"]);
         let token_sources = spelled.map(|name| name.to_ascii_lowercase().into()).collect();
@@ -195,7 +195,8 @@ impl<T: Copy> Table<T> {
         Self { names, begins }
     }
 
-    fn beside(&self, letters: &[u8]) -> &[(Box<[u8]>, T)] {
+    /// Returns the names with the same first letter or digit.
+    fn with_first_of(&self, letters: &[u8]) -> &[(Box<[u8]>, T)] {
         let Some(first) = letters.first() else { return &[] };
         let number = number_of(*first);
         &self.names[self.begins[number]..self.begins[number + 1]]
@@ -203,17 +204,17 @@ impl<T: Copy> Table<T> {
 
     /// Returns the meaning of exactly this name.
     fn get(&self, letters: &[u8]) -> Option<T> {
-        let beside = self.beside(letters);
-        let at = beside.binary_search_by(|(name, _)| (**name).cmp(letters)).ok()?;
-        Some(beside[at].1)
+        let names = self.with_first_of(letters);
+        let at = names.binary_search_by(|(name, _)| (**name).cmp(letters)).ok()?;
+        Some(names[at].1)
     }
 
-    /// Returns the meaning of the family with which these letters begin. No family is the beginning of another, so only
-    /// the last one that does not sort after them can match.
+    /// Returns the meaning of the family with which these letters begin. Only one family can match, because none is the
+    /// beginning of another: the last one that does not sort after the letters.
     fn beginning_of(&self, letters: &[u8]) -> Option<T> {
-        let beside = self.beside(letters);
-        let behind = beside.partition_point(|(name, _)| **name <= *letters);
-        let (name, meaning) = beside.get(behind.checked_sub(1)?)?;
+        let names = self.with_first_of(letters);
+        let end = names.partition_point(|(name, _)| **name <= *letters);
+        let (name, meaning) = names.get(end.checked_sub(1)?)?;
         letters.starts_with(name).then_some(*meaning)
     }
 }

@@ -39,7 +39,7 @@ pub struct PathReadings<'p> {
 }
 
 impl<'p> PathReadings<'p> {
-    /// Finds the readings of a path. It costs one scan if servers read all of the path alike.
+    /// Finds the readings of a path. A path without anything that servers read differently costs one scan.
     ///
     /// `path` begins with a slash and has no query. `by_path` is whether any rule depends on the path; if not, only
     /// readings under the proxy's own prefix are searched.
@@ -73,7 +73,7 @@ impl<'p> PathReadings<'p> {
         let sent = PathReading { path: self.sent.as_bytes(), decoded: false };
         let further = self.further.iter().flat_map(|path| {
             let as_is = PathReading { path, decoded: true };
-            // A router that splits at `/` first and decodes each segment keeps an encoded slash inside it.
+            // A router that splits the path first and then decodes each segment keeps an encoded slash in its segment.
             let by_segment = path.contains(&b'%').then_some(PathReading { path, decoded: false });
             std::iter::once(as_is).chain(by_segment)
         });
@@ -90,7 +90,8 @@ pub(super) struct PathReading<'r> {
     pub(super) decoded: bool,
 }
 
-/// Applies every step to every result until there is no new one, breadth first. Returns `None` at the bound.
+/// Applies every step to every result, breadth first, until no step gives a new path. Returns `None` at
+/// [`MAX_READINGS`] or [`MAX_BYTES`].
 fn explore(path: &[u8]) -> Option<Vec<Vec<u8>>> {
     // The smallest number of decodings with which each path was reached, because that limits further steps.
     let mut found: Vec<(Vec<u8>, u8)> = vec![(path.to_vec(), 0)];

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// The maximum time between two sockets that are closed one after the other: a hundred a second.
+/// The maximum time between the closes of two sockets in a drain, which closes at least a hundred a second.
 const MAX_CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The state that subscriptions receive. Every change of it is a notification.
@@ -54,9 +54,9 @@ pub struct Subscription {
 /// The time at which a subscription closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CloseTurn {
-    /// Never: the subscriber ends by itself when everything closes.
+    /// Never: the subscriber ends by itself in a drain.
     NotStaggered,
-    /// Not assigned, because nothing closes yet.
+    /// Not assigned yet, because no drain has begun.
     Unassigned,
     At(Instant),
     Reached,
@@ -72,8 +72,8 @@ impl Default for Notifier {
 }
 
 impl Notifier {
-    /// Makes staggered subscriptions close: a hundred a second, or as many more as it takes to close all within `window`.
-    /// Each must have ended within `limit`, however slowly its client reads.
+    /// Begins to close the staggered subscriptions of a drain: a hundred a second, or more if that is needed to close
+    /// all within `window`. Each must have ended within `limit`, however slowly its client reads.
     pub fn notify_closing(&self, window: Duration, limit: Duration) {
         let subscriptions = u32::try_from(self.0.receiver_count()).unwrap_or(u32::MAX).max(1);
         let interval = (window / subscriptions).min(MAX_CLOSE_INTERVAL);
@@ -95,7 +95,7 @@ impl Notifier {
         self.subscription(CloseTurn::NotStaggered)
     }
 
-    /// Subscribes like [`Notifier::subscribe`], for a socket that is closed in turn when everything closes.
+    /// Subscribes like [`Notifier::subscribe`], for a socket that a drain closes at its turn.
     #[must_use]
     pub fn subscribe_staggered(&self) -> Notified {
         self.subscription(CloseTurn::Unassigned)
@@ -126,8 +126,7 @@ impl Subscription {
     pub fn notified(mut self) -> Notified {
         Box::pin(async move {
             if let CloseTurn::At(at) = self.close_turn {
-                // The future is boxed, because nearly every subscription is not closing and should not have the size of
-                // a timer.
+                // The timer is boxed: most subscriptions are not closing, and each would have the size of a timer.
                 let turn = Box::pin(sleep_until(at));
                 tokio::select! {
                     () = turn => self.close_turn = CloseTurn::Reached,

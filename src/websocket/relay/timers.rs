@@ -28,15 +28,18 @@ const DELIVERY_RETRY: Duration = Duration::from_millis(100);
 /// The two peers of a relay of which one has ended its stream, while the other one is still forwarded to it.
 #[derive(Clone, Copy)]
 pub(super) struct HalfClosed<'a> {
+    /// The peer that has sent its Close or ended its stream.
     ended: &'a Peer,
+    /// The peer that may still send.
     awaited: &'a Peer,
 }
 
 impl HalfClosed<'_> {
-    /// Returns the time until which both connections stay open although the time after the first end has passed; `None`
-    /// where it is not extended. The time does not run for a peer that is not read because the other one accepts
-    /// nothing. An upstream that is read has that time again after everything that it sends to a client without a
-    /// Close, and once after a Close.
+    /// Returns the new time of the disconnect when [`LINGER`] has passed since the first end; `None` to disconnect now.
+    ///
+    /// - While `awaited` is not read, because `ended` accepts nothing, it is extended each time.
+    /// - After the end of a stream without a Close, it is extended until `awaited` has sent nothing for [`LINGER`].
+    /// - After a Close it is not extended.
     fn postponed(self, now: Instant) -> Option<Instant> {
         let quiet_at = self.awaited.last_received + LINGER;
         match (self.awaited.is_paused, self.ended.close_received) {
@@ -159,8 +162,8 @@ impl Relay {
         }
         if self.client_close_deadline().is_some_and(|at| at <= now) {
             let closing = self.closing.as_ref();
-            let is_latest = closing.is_some_and(|closing| closing.since + self.settings.send_timeout.get() <= now);
-            return is_latest || self.client.is_stalled_for(LINGER);
+            let is_timed_out = closing.is_some_and(|closing| closing.since + self.settings.send_timeout.get() <= now);
+            return is_timed_out || self.client.is_stalled_for(LINGER);
         }
         if self.client.is_stalled_for(self.settings.send_timeout.get()) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
@@ -183,8 +186,8 @@ impl Relay {
         }
     }
 
-    /// Returns whether both sides have closed in time, and a peer has not accepted the last bytes that were sent to it.
-    /// Only `send_timeout` limits this time.
+    /// Returns whether both sides have closed, and only bytes that a peer has not accepted yet keep the connections
+    /// open. `send_timeout` alone limits that.
     fn awaits_only_delivery(&mut self) -> bool {
         let has_ended = |peer: &Peer| peer.close_received || peer.eof;
         self.closing.is_none()
