@@ -1,4 +1,5 @@
-//! Identity providers: whose tokens are accepted, and by which keys, audiences and claims.
+//! The settings of identity providers: the accepted tokens, and the keys, audiences and claims by which they are
+//! verified.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,51 +17,51 @@ use super::secret::is_published;
 use super::{CertificateAuthority, Claim, Expected, OriginPattern, RemoteSpec, Requirement, Secret};
 use crate::config::{self, Accept, Config, Time};
 
-/// One identity provider, complete.
+/// The settings of an identity provider.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderSpec {
     /// The provider's name in logs and metrics.
     pub name: String,
-    /// The preset it was made from.
+    /// The name of its preset.
     pub preset: &'static str,
-    /// The `iss` its tokens must carry, exactly; `None` only for the single provider without one.
+    /// The required `iss` of its tokens, compared exactly; `None` only for the single provider without one.
     pub issuer: Option<String>,
-    /// Where its keys come from.
+    /// The source of its keys.
     pub keys: KeySource,
-    /// The algorithms it may sign with.
+    /// The algorithms with which it may sign.
     pub algorithms: Vec<Algorithm>,
-    /// Whom its tokens must be for.
+    /// The audience that its tokens must have.
     pub audience: Audience,
-    /// The `azp` values accepted.
+    /// The accepted values of `azp`.
     pub authorized_parties: AuthorizedParties,
-    /// Whose own claims decide beside the standard ones.
+    /// The family of providers whose own claims are checked in addition to the standard ones.
     pub family: Family,
-    /// Tolerance for `exp`, `nbf` and `iat`.
+    /// The tolerance for `exp`, `nbf` and `iat`.
     pub clock_skew: Duration,
-    /// The claim that names the user.
+    /// The claim with the user id.
     pub user_id: Claim,
-    /// Whether user ids go up percent-encoded, so that any text may be one.
+    /// Whether user ids are forwarded percent-encoded, so that any text may be one.
     pub encoded_user_ids: bool,
-    /// Put in front of every user id.
+    /// The prefix of every user id.
     pub user_prefix: Option<String>,
-    /// What every token must show.
+    /// The claims that every token must have.
     pub require: Requirement,
-    /// Who may enter.
+    /// The users who are allowed.
     pub allow: AllowSpec,
     /// Whether `email` counts without `email_verified: true`.
     pub trust_unverified_email: bool,
-    /// Which kinds of token count.
+    /// The accepted kinds of token.
     pub accept: Kinds,
-    /// How long a verified token is remembered, at most until its end.
+    /// The maximum time that a verified token is cached, at most until it expires.
     pub cache_ttl: Duration,
-    /// How the provider is asked about a token or a session.
+    /// The settings by which the provider is asked about a token or a session.
     pub remote: Option<Arc<RemoteSpec>>,
 }
 
-/// Where keys come from. Never from a token's own header.
+/// The source of a provider's keys. It is never a token's own header.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KeySource {
-    /// From nowhere: the provider is asked about every token.
+    /// No keys: the provider is asked about every token.
     Introspection,
     /// A shared secret for HMAC.
     Secret(Secret),
@@ -70,27 +71,27 @@ pub enum KeySource {
     Jwks(Vec<u8>),
     /// A JWKS fetched from a URL.
     Fetched {
-        /// The JWKS itself, or the OIDC discovery document that names it.
+        /// The URL of the JWKS, or of the OIDC discovery document that names it.
         url: Url,
         /// Whether `url` is a discovery document.
         discovery: bool,
-        /// How long a set is fresh.
+        /// The time for which a set is fresh.
         refresh: Duration,
-        /// How long the last good set serves while the provider is down.
+        /// The time for which the last good set is used while the provider is down.
         max_stale: Duration,
-        /// A further certificate authority.
+        /// An additional certificate authority.
         authority: Option<CertificateAuthority>,
-        /// Whether plain http to another machine was allowed.
+        /// Whether plain http to another machine is allowed.
         allow_http: bool,
         /// A file with a token that is sent along to `url`.
         token_file: Option<PathBuf>,
     },
 }
 
-/// Whom a token must be for.
+/// The audience that a token must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// `audience: any`, or fixed otherwise (`azp`): `aud` is not looked at.
+    /// Any: `aud` is not checked, by `audience: any` or because another claim identifies the audience (`azp`).
     Any,
     /// One of these must be in `aud`.
     OneOf(Vec<String>),
@@ -109,43 +110,43 @@ impl Audience {
     }
 }
 
-/// Which `azp` counts.
+/// The accepted values of `azp`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthorizedParties {
-    /// It is not looked at.
+    /// Any: it is not checked.
     Any,
-    /// It must be there and one of these.
+    /// It must be present and one of these.
     OneOf(Vec<String>),
-    /// Where it is there, it is one of the front ends; a native app's token has none.
+    /// If present, it must be the origin of one of the front ends; a native app's token has none.
     Origins(Vec<OriginPattern>),
-    /// Where it is there, it is this client.
+    /// If present, it must be this client.
     Client(String),
 }
 
-/// Kinds of token that count.
+/// The accepted kinds of token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kinds {
-    /// Access tokens, and tokens that do not say.
+    /// Access tokens, and tokens that do not name their kind.
     pub access_token: bool,
     /// ID tokens.
     pub id_token: bool,
-    /// Clerk's tokens from a template: they have no session, and outlive its end.
+    /// Clerk's tokens from a template. They have no session, and stay valid after its end.
     pub template: bool,
 }
 
-/// Who may enter; all empty: everyone this issuer signs in.
+/// The users who are allowed. If all lists are empty, every user of this issuer is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowSpec {
-    /// User ids, with prefix.
+    /// The user ids, with prefix.
     pub users: Vec<String>,
-    /// E-mail addresses.
+    /// The e-mail addresses.
     pub emails: Vec<String>,
-    /// Domains of e-mail addresses, in lower case.
+    /// The domains of e-mail addresses, in lower case.
     pub email_domains: Vec<String>,
 }
 
 impl AllowSpec {
-    /// Whether everyone may enter.
+    /// Returns whether every user is allowed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.users.is_empty() && self.emails.is_empty() && self.email_domains.is_empty()
@@ -181,7 +182,7 @@ impl Check {
                     format!("an opaque token goes to one provider, and \"{}\" has mode: instead already", other.name),
                 );
             }
-            // An opaque token says no issuer, and goes to the one provider that is asked.
+            // An opaque token names no issuer, and is sent to the one provider that is asked.
             if spec.issuer.is_none() && config.providers.len() > 1 && spec.keys != KeySource::Introspection {
                 self.error(&at, "has no issuer, and there are several providers; only `iss` tells their tokens apart");
             }
@@ -222,7 +223,7 @@ impl Check {
         let name = provider.name.clone().unwrap_or_else(|| preset.name.to_owned());
         let before = self.error_count();
         let issuer = self.issuer(at, provider, preset);
-        // Where what it comes from is wrong, that has been said.
+        // If the values it is derived from are wrong, that is reported already.
         if preset.keys.need_issuer() && issuer.is_none() && self.error_count() == before {
             let keys = preset.issuer_keys();
             let instead = if keys.is_empty() { String::new() } else { format!(",\nor {}", keys.join(" and ")) };
@@ -247,7 +248,7 @@ impl Check {
         };
         let audience = audience.map(|audience| audience.or_one_of(resources));
         let user_id = match provider.user_id.as_deref() {
-            // Here `sub` is the raw claim: this key is what defines the user id.
+            // `sub` is the raw claim here: this key is what defines the user id.
             None | Some("sub") => Some(Claim::Name("sub".to_owned())),
             Some(text) => self.ok_or_report(&format!("{at}.user_id"), Claim::parse(text)),
         };
@@ -304,9 +305,9 @@ impl Check {
         })
     }
 
-    /// Warns of a user id claim that users can change: it would let one user be another.
+    /// Warns of a user id claim that users can change: with it one user could become another.
     fn warn_of_user_id(&mut self, at: &str, claim: &Claim, provider: &config::Provider, preset: &Preset) {
-        // An administrator of Keycloak decides whether users may change theirs, and by default they may not.
+        // In Keycloak an administrator decides whether users may change theirs, and by default they may not.
         let is_chosen = claim.is_chosen_by_users() && !preset.quirks.names_are_fixed;
         if claim.is_written_by_users() {
             self.warn(format!("{at}.user_id: users can write the claim {claim} themselves, so anyone can be any user"));
@@ -321,7 +322,7 @@ impl Check {
         }
     }
 
-    /// Rejects members of `allow` that match nobody.
+    /// Rejects members of `allow` that match no user.
     fn allowed(&mut self, at: &str, allow: &config::Allow) {
         for (key, listed) in
             [("users", &allow.users), ("emails", &allow.emails), ("email_domains", &allow.email_domains)]
@@ -342,7 +343,7 @@ impl Check {
         }
     }
 
-    /// As written, or derived from what people hold of the provider.
+    /// Returns the configured issuer, or the one derived from other keys of the provider.
     fn issuer(&mut self, at: &str, provider: &config::Provider, preset: &Preset) -> Option<String> {
         let written = provider.issuer.clone().filter(|issuer| !issuer.is_empty());
         if written.as_ref().is_some_and(|issuer| issuer.contains(['{', '}'])) {
@@ -411,7 +412,7 @@ impl Check {
                 AuthorizedParties::Any
             }
             None if preset.quirks.azp_is_page_origin => {
-                // What is wrong with an origin is said where it stands.
+                // Errors of an origin are reported at its own key.
                 AuthorizedParties::Origins(
                     config.origins.iter().filter_map(|text| OriginPattern::parse(text).ok()).collect(),
                 )
@@ -590,7 +591,7 @@ impl Check {
         out
     }
 
-    /// Whom a token is for must be said (docs/contract.md section 5).
+    /// Reads the audience, which must be configured (docs/contract.md section 5).
     fn audience(
         &mut self,
         at: &str,
@@ -616,12 +617,12 @@ impl Check {
             }
             Some(audience) => Some(Audience::OneOf(audience.0.clone())),
             None if provider.authorized_parties.is_some() => Some(Audience::Any),
-            // People sign in there, and no Bearer token of it is accepted.
+            // The provider is used for sign-in, and no Bearer token of it is accepted.
             None if signs_in => Some(Audience::OneOf(Vec::new())),
             None if preset.audience.is_some() => {
                 Some(Audience::OneOf(preset.audience.into_iter().map(str::to_owned).collect()))
             }
-            // Its issuer is one application's, and `azp` says which page asked.
+            // The issuer belongs to one application, and `azp` names the page that requested the token.
             None if preset.quirks.azp_is_page_origin => Some(Audience::Any),
             None if matches!(keys, Some(KeySource::Secret(_) | KeySource::Pem(_))) => {
                 self.warn(format!("provider {name}: no audience; every token signed with this key is accepted"));
@@ -635,7 +636,7 @@ impl Check {
     }
 }
 
-/// Whether people sign in at this provider of the file.
+/// Returns whether people sign in at this provider of the configuration.
 fn is_login_provider(config: &Config, name: &str) -> bool {
     let logins = config.browser.login.as_ref().map_or(&[][..], |logins| &logins.0);
     logins.iter().any(|login| match &login.provider {

@@ -1,5 +1,5 @@
-//! Presets: one row an identity provider, and the values that people know of one, turned into its issuer. What a row says,
-//! each key of the file can still set.
+//! Presets of identity providers: one row for each, and functions that derive its issuer from other keys. Each key of
+//! the configuration can override a value of the row.
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
@@ -8,14 +8,14 @@ use jsonwebtoken::Algorithm;
 
 use crate::config;
 
-/// How a preset comes to its keys when the file names none.
+/// The source of a preset's keys when the configuration names none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DefaultKeys {
     /// OIDC discovery below the issuer.
     Discovery,
-    /// At this path below the issuer.
+    /// A JWKS at this path below the issuer.
     Below(&'static str),
-    /// The file must say.
+    /// None: the configuration must name the keys.
     Configured,
     /// A shared secret.
     Secret,
@@ -24,13 +24,13 @@ pub(super) enum DefaultKeys {
 }
 
 impl DefaultKeys {
-    /// Whether keys are looked for below the issuer.
+    /// Returns whether keys are fetched from below the issuer.
     pub(super) fn need_issuer(self) -> bool {
         matches!(self, Self::Discovery | Self::Below(_))
     }
 }
 
-/// Whose tokens these are, where a provider has claims of its own that decide (docs/contract.md section 5).
+/// The family of providers with claims of their own that are checked (docs/contract.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Nothing beyond the RFCs and OpenID Connect.
@@ -47,32 +47,32 @@ pub enum Family {
     Entra,
 }
 
-/// Whether people sign in at a provider by `browser.login`.
+/// The availability of sign-in at a provider by `browser.login`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SignIn {
-    /// By OpenID Connect, with the endpoints of discovery.
+    /// Available by OpenID Connect, with the endpoints of discovery.
     Discovery,
-    /// Not; this is what to do instead.
+    /// Not available; with the alternative.
     Unavailable(&'static str),
 }
 
-/// When a provider gives a refresh token at a sign-in.
+/// The condition under which a provider gives a refresh token at a sign-in.
 #[derive(Clone, Copy, Debug)]
 pub enum RefreshTokens {
     /// At every sign-in.
     Always,
-    /// For the scope `offline_access`, where it has that.
+    /// For the scope `offline_access`, if discovery lists it.
     ByScope,
     /// For a parameter of the authorization request.
     ByParameter {
         /// The parameter and its value.
         parameter: (&'static str, &'static str),
-        /// What is said where it is not configured.
+        /// The warning when the parameter is not configured.
         missing: &'static str,
     },
 }
 
-/// Which API is asked under `remote`.
+/// The API that is called under `remote`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RemoteApi {
     /// RFC 7662, by client id and secret.
@@ -83,29 +83,29 @@ pub(super) enum RemoteApi {
     Supabase,
 }
 
-/// Where an issuer comes from that the file does not write.
+/// The source of an issuer that the configuration does not name.
 #[derive(Debug)]
 pub(super) enum DefaultIssuer {
-    /// From nowhere.
+    /// No source.
     None,
-    /// There is only this one.
+    /// The only issuer of the provider.
     Fixed(&'static str),
-    /// From keys that people know of their tenant, all of them needed.
+    /// Derived from keys that identify the tenant, all of which are needed.
     Derived {
         /// The keys.
         from: &'static [IssuerKey],
-        /// Makes the issuer of their values.
+        /// The function that derives the issuer from their values.
         issuer: fn(&config::Provider) -> Result<String, KeyError>,
     },
 }
 
-/// The key that is wrong, and what is wrong with it.
+/// The key with an error, and the message.
 pub(super) type KeyError = (&'static str, String);
 
 /// A key of a provider from which an issuer can be derived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IssuerKey {
-    /// The name in the file.
+    /// The name in the configuration.
     pub(super) name: &'static str,
     read: fn(&config::Provider) -> &Option<String>,
 }
@@ -119,7 +119,7 @@ impl IssuerKey {
         self.name == other.name
     }
 
-    /// The value, where it is a plain name as in a host or a path.
+    /// Returns the value, if it is a plain name as in a host or a path.
     fn plain(self, provider: &config::Provider) -> Result<&str, KeyError> {
         let text = self.value(provider).unwrap_or_default();
         if text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
@@ -139,29 +139,31 @@ const URL: IssuerKey = IssuerKey { name: "url", read: |provider| &provider.url }
 const REALM: IssuerKey = IssuerKey { name: "realm", read: |provider| &provider.realm };
 const TENANT: IssuerKey = IssuerKey { name: "tenant", read: |provider| &provider.tenant };
 
-/// Every key of a provider that derives an issuer: written beside a preset that does not use it, it is an error.
+/// Every key of a provider from which an issuer can be derived. With a preset that does not use it, it is an error.
 const ISSUER_KEYS: [IssuerKey; 8] = [PUBLISHABLE_KEY, PROJECT, DOMAIN, REGION, USER_POOL_ID, URL, REALM, TENANT];
 
-/// What a provider does that others do not.
+/// The differences of a provider from others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quirks {
-    /// Users may not change the name claims of their tokens, unless an administrator lets them.
+    /// Whether users may not change the name claims of their tokens, unless an administrator allows it.
     pub(super) names_are_fixed: bool,
-    /// The issuer ends with a slash.
+    /// Whether the issuer ends with a slash.
     pub(super) issuer_ends_with_slash: bool,
-    /// Tokens live about a minute, so that a page which cannot renew them in band would lose its socket.
+    /// Whether tokens are valid for about a minute, so that a page that cannot renew them in band would lose its
+    /// socket.
     pub(super) is_short_lived: bool,
-    /// It is asked about a session, also after the token has ended; others are asked about the token.
+    /// Whether it is asked about a session, also after the token has expired; others are asked about the token.
     pub(super) answers_about_sessions: bool,
-    /// It issues tokens from templates, which have no session: `accept: [template]`.
+    /// Whether it issues tokens from templates, which have no session: `accept: [template]`.
     pub(super) has_template_tokens: bool,
-    /// The issuer is one application's, and the `azp` of a token is the origin of the page that asked for it.
+    /// Whether the issuer belongs to one application, and the `azp` of a token is the origin of the page that requested
+    /// it.
     pub(super) azp_is_page_origin: bool,
     /// Its tokens have no `azp`; this key says instead whose tokens count.
     pub(super) instead_of_azp: Option<&'static str>,
-    /// Old projects sign with a shared secret.
+    /// Whether old projects sign with a shared secret.
     pub(super) may_sign_with_secret: bool,
-    /// Everyone can have an account there.
+    /// Whether anyone can have an account there.
     pub(super) is_open_to_everyone: bool,
 }
 
@@ -184,21 +186,21 @@ pub(super) struct Preset {
     pub(super) keys: DefaultKeys,
     pub(super) algorithms: &'static [Algorithm],
     pub(super) family: Family,
-    /// Where its issuer comes from when the file does not write it.
+    /// The source of the issuer when the configuration does not name it.
     pub(super) issuer: DefaultIssuer,
-    /// Whom its tokens are for, where that is fixed.
+    /// The audience of its tokens, if it is fixed.
     pub(super) audience: Option<&'static str>,
-    /// Which kind of token it gives to applications.
+    /// The kind of token that it gives to applications.
     pub(super) accept: config::Accept,
     /// A claim and the value that every token must have, unless `require` names the claim.
     pub(super) required_claim: Option<(&'static str, &'static str)>,
     /// Whether people can sign in there.
     pub(super) sign_in: SignIn,
-    /// When it gives a refresh token.
+    /// The condition under which it gives a refresh token.
     pub(super) refresh_tokens: RefreshTokens,
-    /// What is asked under `remote`.
+    /// The API that is called under `remote`.
     pub(super) remote: RemoteApi,
-    /// What the provider does that others do not.
+    /// The differences from other providers.
     pub(super) quirks: Quirks,
 }
 
@@ -258,7 +260,7 @@ pub(super) const PRESETS: [Preset; 11] = [
         algorithms: &[Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA],
         family: Family::Supabase,
         audience: Some("authenticated"),
-        // The keys of anonymous and service access are tokens of this issuer too.
+        // The keys for anonymous and service access are tokens of this issuer too.
         required_claim: Some(("role", "authenticated")),
         sign_in: SignIn::Unavailable(
             "Supabase signs people in on your own page: use sign_in_url and POST /.vestibule/session",
@@ -329,7 +331,7 @@ pub(super) const PRESETS: [Preset; 11] = [
 ];
 
 impl Preset {
-    /// The names of the keys from which the issuer can be derived.
+    /// Returns the names of the keys from which the issuer can be derived.
     pub(super) fn issuer_keys(&self) -> Vec<&'static str> {
         match self.issuer {
             DefaultIssuer::Derived { from, .. } => from.iter().map(|key| key.name).collect(),
@@ -338,22 +340,23 @@ impl Preset {
     }
 }
 
-/// The row that a provider of the file names. `None`: there is no such preset, which is an error of its own.
+/// Returns the row that a provider of the configuration names; `None` if there is no such preset, which is an error of
+/// its own.
 pub(super) fn preset_of(provider: &config::Provider) -> Option<&'static Preset> {
     let name = provider.preset.as_deref().unwrap_or(OIDC.name);
     preset_named(name)
 }
 
-/// The row of this name.
+/// Returns the row of this name.
 pub(super) fn preset_named(name: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name == name)
 }
 
-/// The issuer that the preset gives, or that follows from what people know of the provider. `None`: nothing of it is
-/// written.
+/// Returns the issuer of the preset, or the one derived from other keys of the provider; `None` if none of these is
+/// configured.
 ///
 /// # Errors
-/// The key and what is wrong with it.
+/// Returns the key with an error, and the message.
 pub(super) fn derived_issuer(preset: &Preset, provider: &config::Provider) -> Result<Option<String>, KeyError> {
     let (from, issuer) = match &preset.issuer {
         DefaultIssuer::Derived { from, issuer } => (*from, Some(issuer)),
@@ -381,7 +384,7 @@ fn supabase_issuer(provider: &config::Provider) -> Result<String, KeyError> {
     Ok(format!("https://{}.supabase.co/auth/v1", PROJECT.plain(provider)?))
 }
 
-/// Ends with a slash, as in the tokens.
+/// Returns the issuer, which ends with a slash as in Auth0's tokens.
 fn auth0_issuer(provider: &config::Provider) -> Result<String, KeyError> {
     Ok(format!("https://{}/", DOMAIN.plain(provider)?))
 }
@@ -396,7 +399,7 @@ fn keycloak_issuer(provider: &config::Provider) -> Result<String, KeyError> {
     Ok(format!("{url}/realms/{}", REALM.plain(provider)?))
 }
 
-/// The issuer of version 2.0 tokens. They name the tenant by its id, never by a domain.
+/// Returns the issuer of version 2.0 tokens. They name the tenant by its id, never by a domain.
 fn entra_issuer(provider: &config::Provider) -> Result<String, KeyError> {
     let tenant = TENANT.value(provider).unwrap_or_default();
     if let "common" | "organizations" | "consumers" = tenant {
@@ -413,7 +416,7 @@ fn entra_issuer(provider: &config::Provider) -> Result<String, KeyError> {
     Ok(format!("https://login.microsoftonline.com/{}/v2.0", tenant.to_ascii_lowercase()))
 }
 
-/// Whether this is a UUID as text (RFC 9562 section 4).
+/// Returns whether this is a UUID as text (RFC 9562 section 4).
 fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(at, b)| match at {
@@ -422,7 +425,8 @@ fn is_uuid(text: &str) -> bool {
         })
 }
 
-/// A Clerk publishable key is `pk_test_` or `pk_live_` and, in base64, the frontend API's host with a `$` behind.
+/// Returns the host of the frontend API in a Clerk publishable key: `pk_test_` or `pk_live_` and, in base64, the host
+/// followed by `$`.
 fn frontend_api(key: &str) -> Result<String, (&'static str, String)> {
     let encoded = key.strip_prefix("pk_test_").or_else(|| key.strip_prefix("pk_live_"));
     let decoded = encoded.and_then(|encoded| STANDARD_NO_PAD.decode(encoded.trim_end_matches('=')).ok());
@@ -435,14 +439,14 @@ fn frontend_api(key: &str) -> Result<String, (&'static str, String)> {
     })
 }
 
-/// What stands behind `__session_` in the cookie of one Clerk application: the first eight characters of the
-/// base64url of its publishable key's SHA-1.
+/// Returns the suffix after `__session_` in the name of the cookie of one Clerk application: the first eight characters
+/// of the base64url of its publishable key's SHA-1.
 pub(super) fn cookie_suffix(publishable_key: &str) -> String {
     let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, publishable_key.as_bytes());
     URL_SAFE_NO_PAD.encode(digest.as_ref()).chars().take(8).collect()
 }
 
-/// Secrets that anyone can read in documentation; long enough to pass a length check.
+/// The secrets that are published in documentation and long enough to pass a length check.
 pub(super) const PUBLISHED_SECRETS: [&str; 4] = [
     "a-string-secret-at-least-256-bits-long",
     "your-super-secret-jwt-token-with-at-least-32-characters-long",
@@ -465,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_cookie_s_suffix_is_known_from_the_publishable_key() {
-        // printf %s pk_test_abc | openssl sha1 -binary | basenc --base64url | cut -c1-8
+        // The value is that of `printf %s pk_test_abc | openssl sha1 -binary | basenc --base64url | cut -c1-8`.
         assert_eq!(cookie_suffix("pk_test_abc"), "xAsktmsC");
     }
 
