@@ -122,6 +122,8 @@ pub struct Revocations {
     entries: RwLock<HashMap<RevocationKey, RevokedAt>>,
     /// The number of entries, so that requests need not take the lock while there are none.
     count: AtomicUsize,
+    /// The Unix time in seconds at which the first entry ends, or earlier.
+    first_end: AtomicU64,
     sign_outs: SignOuts,
     file: Mutex<Option<Arc<RevocationFile>>>,
     tally: Mutex<Tally>,
@@ -168,7 +170,21 @@ impl Revocations {
         self.clock_lead.store(lead, Ordering::Relaxed);
     }
 
-    /// Adds an entry of another instance, regardless of the limits. Returns whether it changed anything.
+    /// Removes expired revocations and sign-outs, those of other instances among them. `now` is in Unix seconds. It takes
+    /// a lock only when one has expired since the last call.
+    pub fn remove_expired(&self, now: u64) {
+        self.sign_outs.remove_expired(now);
+        if self.first_end.load(Ordering::Relaxed) > now {
+            return;
+        }
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| entry.until > now);
+        self.first_end.store(entries.values().map(|entry| entry.until).min().unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.count.store(entries.len(), Ordering::Release);
+    }
+
+    /// Adds an entry of another instance, regardless of the limits: what is in force is never left out.
+    /// [`Self::remove_expired`] removes it again. Returns whether it changed anything.
     pub fn merge(&self, entry: &SharedEntry, now: u64) -> bool {
         if entry.until <= now {
             return false;
@@ -228,6 +244,7 @@ impl Revocations {
 
     fn insert(&self, entries: &mut HashMap<RevocationKey, RevokedAt>, key: RevocationKey, entry: RevokedAt) {
         let former = entries.insert(key, entry);
+        self.first_end.fetch_min(entry.until, Ordering::Relaxed);
         self.count.store(entries.len(), Ordering::Release);
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(former) = former {

@@ -215,6 +215,7 @@ impl Inner {
 
     /// Sends a heartbeat with the digest of this instance, and checks whether the engine still has its data.
     async fn beat(&self, connection: &mut Connection) -> Result<(), EngineError> {
+        self.revocations.remove_expired(unix_seconds());
         let minute = unix_seconds() / 60;
         let digest = self.revocations.copy_digest(minute);
         let about = self.about.load_full();

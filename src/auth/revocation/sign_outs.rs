@@ -72,6 +72,11 @@ impl UserSignOuts {
         self.before = self.before.filter(|ended| ended.until > now);
     }
 
+    /// Returns the Unix time in seconds at which the first entry ends.
+    fn first_end(&self) -> Option<u64> {
+        self.sessions.iter().map(|(_, ended)| ended.until).chain(self.before.map(|ended| ended.until)).min()
+    }
+
     fn entries(&self, owner: RevocationKey) -> impl Iterator<Item = SharedEntry> {
         let sessions = self.sessions.iter().map(move |(session, ended)| single(owner, *session, *ended));
         sessions.chain(self.before.map(|ended| all_before(owner, ended)))
@@ -133,6 +138,8 @@ pub(super) struct SignOuts {
     /// The Unix time in seconds at which expired entries were last removed at the limit. They are removed at most once
     /// a second.
     swept_at: AtomicU64,
+    /// The Unix time in seconds at which the first entry ends, or earlier.
+    first_end: AtomicU64,
 }
 
 impl SignOuts {
@@ -175,16 +182,12 @@ impl SignOuts {
             if self.swept_at.swap(now, Ordering::Relaxed) == now {
                 return None;
             }
-            by_owner.retain(|_, owned| {
-                owned.remove_expired(now);
-                owned.len() > 0
-            });
-            count = by_owner.values().map(UserSignOuts::len).sum();
-            self.count.store(count, Ordering::Release);
+            count = self.remove_expired_from(&mut by_owner, now);
             if count >= limits.all {
                 return None;
             }
         }
+        self.first_end.fetch_min(until, Ordering::Relaxed);
         let owned = by_owner.entry(of.owner).or_default();
         count -= owned.len();
         owned.remove_expired(now);
@@ -203,12 +206,34 @@ impl SignOuts {
         Some((kept, change))
     }
 
+    /// Removes expired entries. `now` is in Unix seconds.
+    pub(super) fn remove_expired(&self, now: u64) {
+        if self.first_end.load(Ordering::Relaxed) <= now {
+            let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
+            self.remove_expired_from(&mut by_owner, now);
+        }
+    }
+
+    /// Removes expired entries and returns the number that is left.
+    fn remove_expired_from(&self, by_owner: &mut HashMap<RevocationKey, UserSignOuts>, now: u64) -> usize {
+        by_owner.retain(|_, owned| {
+            owned.remove_expired(now);
+            owned.len() > 0
+        });
+        let count = by_owner.values().map(UserSignOuts::len).sum();
+        self.count.store(count, Ordering::Release);
+        let first = by_owner.values().filter_map(UserSignOuts::first_end).min();
+        self.first_end.store(first.unwrap_or(u64::MAX), Ordering::Relaxed);
+        count
+    }
+
     /// Adds an entry from the file or from another instance, regardless of the limits.
     pub(super) fn merge(&self, entry: &SharedEntry) -> Change {
         let mut by_owner = self.by_owner.write().unwrap_or_else(PoisonError::into_inner);
         let owned = by_owner.entry(entry.owner).or_default();
         let former = owned.len();
         let change = owned.merge(entry);
+        self.first_end.fetch_min(entry.until, Ordering::Relaxed);
         let count = self.count().saturating_sub(former) + owned.len();
         self.count.store(count, Ordering::Release);
         change

@@ -72,3 +72,32 @@ fn when_full_nothing_is_forgotten_and_the_over_make_room() {
     assert!(revoke("c", 171).is_ok(), "b is over");
     assert!(revoke("d", 171).is_err());
 }
+
+#[test]
+fn entries_of_other_instances_load_beyond_the_limit_and_go_when_they_have_expired() {
+    let revocations = Revocations::default();
+    let entry = |kind, key: u8, until| {
+        let key = RevocationKey(crate::auth::digest::Digest([key; 16]));
+        let owner = if kind == EntryKind::Revocation { RevocationKey::default() } else { key };
+        SharedEntry { kind, owner, key, at: 100_000, until }
+    };
+    let limit = 2;
+    for (key, until) in [(1, 150), (2, 150), (3, 300)] {
+        for kind in [EntryKind::Revocation, EntryKind::SignOut] {
+            assert!(revocations.merge(&entry(kind, key, until), 100));
+        }
+    }
+    let all_sessions = SharedEntry { key: RevocationKey::default(), ..entry(EntryKind::AllSessions, 4, 160) };
+    assert!(revocations.merge(&all_sessions, 100));
+    assert_eq!((revocations.count(), revocations.sign_outs()), (3, 4));
+    let revoke = |now| revocations.revoke("https://i", &RevocationTarget::Session("s".into()), now, KEEP, limit);
+    assert!(revoke(100).is_err(), "a new one has no room");
+    for (now, left) in [(149, (3, 4)), (150, (1, 2)), (160, (1, 1)), (299, (1, 1)), (300, (0, 0))] {
+        revocations.remove_expired(now);
+        assert_eq!((revocations.count(), revocations.sign_outs()), left, "{now}");
+    }
+    assert!(revoke(300).is_ok());
+    assert!(!revocations.merge(&entry(EntryKind::Revocation, 1, 150), 300), "it has expired");
+    revocations.remove_expired(300 + KEEP.as_secs());
+    assert_eq!(revocations.count(), 0, "one of its own too");
+}

@@ -293,6 +293,24 @@ async fn what_a_revocation_file_holds_is_told_to_the_others() {
 }
 
 #[tokio::test]
+async fn what_another_instance_revoked_is_removed_when_it_has_expired() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let second = fleet.instance("").await;
+    let line = serde_json::json!({"issuer": fleet.issuer.url, "sub": "alice", "at": now(), "until": now() + 20});
+    std::fs::write(fleet.folder.0.join("revocations"), format!("{line}\n")).expect("written");
+    let more = format!(", revocation_file: \"{}\"", fleet.file("revocations"));
+    let _first = fleet.starting_with(&format!("url: \"{}\"", fleet.engine.url()), &more).await;
+    for count in [1, 0] {
+        let row = format!("<td>revocations</td><td class=\"number\">{count}</td>");
+        let page = || async { crate::support::client::get(second.admin, "/status", &[]).await.body };
+        second.until(&format!("{count} revocations"), || async { page().await.contains(&row) }).await;
+    }
+}
+
+#[tokio::test]
 async fn a_drain_writes_what_is_queued() {
     if !is_installed() {
         return;
