@@ -224,8 +224,8 @@ impl Acceptor {
             return;
         }
         let permit = match limit {
-            // No connection can be accepted, so waiting for a place blocks nobody. When all places are taken, accepting
-            // pauses, and the system's queue is the next limit.
+            // No connection can be accepted, so waiting for a place delays no other one. When all places are taken,
+            // accepting pauses, and the system's queue is the next limit.
             Limit::Connections | Limit::Unauthenticated => self.linger_limit.acquire().await,
             // Other addresses must not wait for this one: without a free place the connection is closed unanswered.
             Limit::PerAddress => self.linger_limit.try_acquire(),

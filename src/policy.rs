@@ -121,7 +121,7 @@ pub struct Policy {
     pub reserved: ReservedNames,
     /// The routes in order. The last one is the default and matches everything.
     pub routes: Vec<Arc<Route>>,
-    /// What OAuth clients are told about protected resources, by path.
+    /// The metadata documents of protected resources (RFC 9728), by their paths.
     pub resource_documents: Vec<(String, Arc<ProtectedResourceSpec>)>,
     /// Whether two routes treat a request differently, so that each reading of its path must be matched.
     pub rules_by_path: bool,

@@ -1,11 +1,12 @@
-//! What the instances of one deployment tell each other through an engine that speaks the Redis protocol: revocations and
-//! sign-outs, which every instance keeps in memory (docs/shared-state.md).
+//! The state that the instances of one deployment share through an engine that speaks the Redis protocol: revocations
+//! and sign-outs, which every instance keeps in memory (docs/shared-state.md).
 //!
-//! The engine carries messages and is not the truth: no request waits for it, and what lies there counts only with a code
-//! made with a shared secret. An instance follows a log (a stream) and loads the whole copy (a hash) at each connection and
-//! whenever something does not add up; then it writes what the copy lacked, so that a flushed engine is filled again.
+//! The engine transports messages and is not trusted: no request waits for it, and an entry counts only with a code
+//! made with a shared secret. An instance follows a log (a stream) and loads the whole copy (a hash) at each connection
+//! and whenever messages may be missing. Then it writes the entries that the copy lacked, so that an emptied engine is
+//! filled again.
 //!
-//! What a revocation does is `auth`'s; who is told that something was revoked is `runtime`'s.
+//! `auth` applies revocations, and `runtime` notifies open connections of them.
 
 mod bounded;
 mod command;
@@ -53,30 +54,31 @@ pub use peers::Instance;
 pub use presence::{ASK_AGAIN_SECONDS, Presences, SeenElsewhere};
 pub use state::{About, Refused};
 
-/// How much longer the answer to a blocking read may take than it waits.
+/// The time by which the reply to a blocking read may exceed its wait.
 const BLOCK_ANSWER: Duration = Duration::from_secs(5);
-/// The first wait before another connection; doubled with each that fails.
+/// The first pause before another connection; it doubles with each that fails.
 const RETRY: Duration = Duration::from_millis(100);
 /// The longest that a stopping instance waits for its renewals of login sessions: the limit of a request to a provider.
 const RENEWALS: Duration = Duration::from_secs(10);
-/// No instance's share of a limit is smaller.
+/// The minimum of an instance's share of a limit.
 const LEAST_SHARE: u32 = 5;
-/// Shorter than an instance that starts waits for others: after an outage of the engine it must find them.
+/// The maximum pause before another connection. It is shorter than the wait of a starting instance for others: after an
+/// outage of the engine it must find them.
 const LONGEST_RETRY: Duration = Duration::from_secs(3);
-/// A connection that stood for so long was a good one.
+/// The time after which a connection counts as good.
 const GOOD: Duration = Duration::from_secs(30);
-/// How the shared state is at this instance, for operators.
+/// The status of the shared state at this instance, for operators.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// Whether the engine answers.
     pub is_up: bool,
     /// Whether the first copy was complete once.
     pub is_complete: bool,
-    /// How old the copy is; `None` before the first.
+    /// The age of the copy; `None` before the first.
     pub lag: Option<Duration>,
     /// The revocations and sign-outs that wait to be written.
     pub queued: usize,
-    /// Why the engine could not be used last.
+    /// The reason why the engine could not be used the last time.
     pub last_error: Option<String>,
     /// The entries in the engine that were ignored.
     pub refused: Option<Refused>,
@@ -84,7 +86,7 @@ pub struct Status {
     pub instances: Vec<Instance>,
 }
 
-/// The state that this instance shares with others. Its task ends with it.
+/// The state that this instance shares with others. Dropping it ends its task.
 pub struct SharedState {
     inner: Arc<Inner>,
     _task: AbortOnDropHandle<()>,
@@ -139,31 +141,31 @@ impl SharedState {
         Ok(Self { inner, _task: task })
     }
 
-    /// How long somebody waits for the engine.
+    /// Returns the time that a caller waits for the engine.
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.inner.spec.timeout
     }
 
-    /// Who was seen at other instances.
+    /// Returns the users that were seen at other instances.
     #[must_use]
     pub fn presences(&self) -> Arc<Presences> {
         Arc::clone(&self.inner.presences)
     }
 
-    /// This instance's share of a limit that holds for all of them together.
+    /// Returns this instance's share of a limit that applies to all instances together.
     #[must_use]
     pub fn share_of(&self, limit: u32) -> u32 {
         let instances = u32::try_from(self.inner.peers.live(self.inner.instance)).unwrap_or(u32::MAX).max(1);
         (limit / instances).max(LEAST_SHARE.min(limit))
     }
 
-    /// Sets what this instance tells about itself.
+    /// Sets the data that this instance publishes about itself.
     pub fn describe(&self, about: About) {
         self.inner.about.store(Arc::new(about));
     }
 
-    /// How it is now.
+    /// Returns the current status.
     #[must_use]
     pub fn status(&self) -> Status {
         let progress = self.inner.lock();
@@ -182,14 +184,14 @@ impl SharedState {
         }
     }
 
-    /// Sets the metrics that are looked at when they are asked for.
+    /// Sets the metrics that are read at each scrape.
     pub fn observe(&self) {
         let lag = self.status().lag.unwrap_or_default();
         self.inner.metrics.shared.observe(lag, self.inner.peers.live(self.inner.instance));
     }
 
-    /// Waits until what was revoked here is written and the other instances are told that this one stops, or so long.
-    /// Before that it waits for renewals of login sessions, which have a limit of their own.
+    /// Waits until the revocations of this instance and its last heartbeat are written, at most for `limit`. Before
+    /// that it waits for renewals of login sessions, which have a limit of their own.
     pub async fn leave(&self, limit: Duration) {
         let sessions = &self.inner.login_sessions;
         // A renewal that is cut off has spent a refresh token, and no other instance knows the next one.
@@ -217,7 +219,7 @@ impl SharedState {
 }
 
 impl Inner {
-    /// Connects again and again.
+    /// Connects repeatedly.
     async fn run(self: Arc<Self>) {
         let mut wait = RETRY;
         loop {
@@ -260,11 +262,11 @@ impl Inner {
             let log = self.both(self.follow(reader, position), self.tend(writer.clone(), loaded));
             self.both(users, log).await
         };
-        // What is revoked meanwhile does not wait for the copy.
+        // A revocation meanwhile does not wait for the copy.
         Box::pin(self.both(self.publish(writer.clone()), following)).await
     }
 
-    /// Runs both until one fails.
+    /// Runs both futures until one fails.
     async fn both(
         &self,
         one: impl Future<Output = Result<Infallible, EngineError>>,
@@ -284,12 +286,12 @@ impl Inner {
             progress.last_error = None;
         }
         progress.local = Some(connection.local);
-        // What was written over the former connection may never come back.
+        // Heartbeats that were written on the former connection may never be read back.
         progress.beats.clear();
         progress.fresh.get_or_insert_with(boot_millis);
         let is_first = progress.loaded.is_none();
         if !progress.is_complete {
-            // Answers to the question over a former connection do not count: the engine may be another.
+            // Answers to the question on a former connection do not count: the engine may be another.
             progress.loaded = Some(Instant::now());
             progress.asked = None;
         }

@@ -1,4 +1,4 @@
-//! Serves WebSockets, from the upgrade request to the end of both connections.
+//! Serves `WebSockets`, from the upgrade request to the end of both connections.
 //!
 //! A socket is authenticated by the credential on its upgrade (`upgrade`) or by its first message (`pending`). Then
 //! `relay` forwards messages until the token expires, one side closes, or the process stops. `session` is the state
@@ -115,7 +115,7 @@ fn await_first_message(
     };
     let limits = &context.policy().limits;
     let client = request.client();
-    // Where clients cannot be told apart by address, only the total counts.
+    // If clients cannot be distinguished by address, only the total counts.
     let per_address =
         client.limited_address().map_or(limits.waiting_websockets, |_| limits.waiting_websockets_per_address);
     let Some(slot) = context.state.pending_sockets.add(client.address, limits.waiting_websockets, per_address) else {

@@ -459,7 +459,7 @@ impl Revocations {
         }
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let in_force = |key: &RevocationKey| entries.get(key).filter(|entry| entry.until > now);
-        // A provider whose clock is ahead of ours may date a token later than a revocation that came after it.
+        // A provider whose clock is ahead of this one may date a token later than a revocation that came after it.
         let before =
             |entry: &RevokedAt| keys.issued_at.is_none_or(|iat| iat <= entry.at.saturating_add(keys.clock_skew));
         let users = [Some(&keys.user), keys.subject.as_ref()];

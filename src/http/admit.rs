@@ -120,7 +120,7 @@ fn check_framing(request: &mut Request<ClientBody>) -> Result<(), Refusal> {
         if !only_chunked || request.version() != Version::HTTP_11 {
             return Err(Refusal::bad_request("a transfer coding other than chunked"));
         }
-        // hyper's client frames the body anew, so nothing of the client's framing is forwarded.
+        // hyper's client frames the body itself, so nothing of the client's framing is forwarded.
         request.headers_mut().remove(TRANSFER_ENCODING);
         request.headers_mut().remove(CONTENT_LENGTH);
     } else if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {

@@ -1,6 +1,6 @@
 //! The headers of a request to the upstream: identity headers that the client sent are removed first, then the trusted
-//! headers of the verified user are set. In this order, so that nothing a client sends (`Connection: X-User-Id`, a
-//! similar name, a second copy) can remove or duplicate ours (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
+//! headers of the verified user are set. In this order nothing that a client sends (`Connection: X-User-Id`, a similar
+//! name, a second copy) can remove or duplicate those of the proxy (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
 
 use std::sync::Arc;
 
@@ -338,7 +338,7 @@ fn strip_reserved(headers: &mut HeaderMap, policy: &Policy, token_headers: Token
     identities
 }
 
-/// Removes every `Set-Cookie` from an upstream's response that would set one of our cookies.
+/// Removes every `Set-Cookie` from an upstream's response that would set one of the proxy's cookies.
 pub fn strip_own_set_cookie(headers: &mut HeaderMap) {
     let is_own = |value: &HeaderValue| token::sets_session_cookie(value.as_bytes());
     if !headers.get_all(SET_COOKIE).iter().any(is_own) {

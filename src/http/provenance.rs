@@ -1,5 +1,5 @@
-//! Checks which page made a request. Browsers send cookies with requests of any page, so a credential in a cookie counts
-//! only on a request of the proxy's own origin or of those in `origins` (docs/contract.md section 8).
+//! Checks which page made a request. Browsers send cookies with requests of any page, so a credential in a cookie
+//! counts only on a request of the proxy's own origin or of those in `origins` (docs/contract.md section 8).
 
 use hyper::header::{HOST, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;

@@ -278,8 +278,8 @@ impl ProtectedRequest {
     /// Adds the verified user.
     ///
     /// # Errors
-    /// Returns 403 `foreign_origin`: the credential is a cookie, and the page that made the request is not ours. 401
-    /// `missing_token`: the upstream is to get the token, and the session has none.
+    /// Returns 403 `foreign_origin` when the credential is a cookie and another site's page made the request, 401
+    /// `missing_token` when the upstream gets the token and the session has none.
     pub fn authenticated(self, verified: Verified, policy: &Policy) -> Result<AuthenticatedRequest, Refusal> {
         self.check_cookie(&verified, policy)?;
         Ok(AuthenticatedRequest { request: self, verified })

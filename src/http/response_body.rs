@@ -15,7 +15,7 @@ use super::pool::PooledConnection;
 /// A response to a client.
 pub type Answer = Response<ResponseBody>;
 
-/// How a response body ended.
+/// The way in which a response body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyOutcome {
     /// hyper has accepted the whole body.

@@ -28,7 +28,7 @@ pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedReques
     if is_resource_document(policy, &admitted) {
         return Ok(RoutedRequest::Own(OwnRequest { admitted }));
     }
-    // The prefix of our endpoints is checked before the limit on readings and before every route.
+    // The prefix of the proxy's endpoints is checked before the limit on readings and before every route.
     let readings = match policy.readings(admitted.parts.uri.path()) {
         Ok(readings) if readings.is_own() => return Ok(own(policy, admitted)),
         Ok(readings) => readings,
@@ -66,7 +66,7 @@ fn is_resource_document(policy: &Policy, admitted: &Admitted) -> bool {
     matches!(*method, Method::GET | Method::HEAD) && policy.resource_at(admitted.parts.uri.path()).is_some()
 }
 
-/// Returns a request under our own prefix; a preflight there is always answered here.
+/// Returns a request under the proxy's own prefix; the proxy always answers a preflight there itself.
 fn own(policy: &Policy, admitted: Admitted) -> RoutedRequest {
     match policy.routes.last() {
         Some(route) if admitted.announced.is_some() => {

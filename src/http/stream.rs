@@ -278,7 +278,8 @@ impl AsyncWrite for ClientStream {
         Pin::new(&mut this.socket).poll_flush(cx)
     }
 
-    /// Closes our side. If the client may still be sending, reads on until it closes its side, within the limits.
+    /// Closes the proxy's side. If the client may still be sending, reads on until it closes its side, within the
+    /// limits.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let mut left = if let Some(left) = this.left_to_discard {

@@ -15,25 +15,25 @@ use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{Inspection, SharedEntry, unix_millis};
 use crate::policy::SharedSpec;
 
-/// How long the answers of the running instances are awaited.
+/// The time that the answers of the running instances are awaited.
 const ANSWERS: Duration = Duration::from_secs(2);
-/// Instances that were heard of within this live.
+/// The time in milliseconds since its last heartbeat within which an instance counts as running.
 const LIVES: u64 = 16_000;
-/// So many of the last messages are searched for heartbeats.
+/// The number of the last messages that are searched for heartbeats.
 const MESSAGES: usize = 2_000;
-/// Clocks that differ by more make revocations come too early or too late.
+/// The difference of clocks in milliseconds above which revocations take effect too early or too late.
 const CLOCKS: u64 = 5_000;
 
-/// Who has taken an entry.
+/// The number of instances that have applied an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The running instances that said so.
+    /// The number of running instances that reported it.
     pub taken: usize,
     /// The running instances.
     pub live: usize,
 }
 
-/// Writes an entry, and waits a little for the running instances to say that they have taken it.
+/// Writes an entry, and waits for a short time until the running instances report that they have applied it.
 ///
 /// # Errors
 /// Where it could not be written.
@@ -65,7 +65,7 @@ pub async fn write_entry(
         let left = end.saturating_duration_since(Instant::now()).as_millis().clamp(1, 2_000);
         read.arg("COUNT").arg(500).arg("BLOCK").arg(u64::try_from(left).unwrap_or(1));
         read.arg("STREAMS").arg(&log).arg(cursor.to_string());
-        // It is written: that nobody's answer was heard is no failure.
+        // The entry is written, so missing answers are no failure.
         let Ok(found) = connection.ask::<Value>(&read).await else { break };
         for message in messages(&found) {
             cursor = message_id(message).unwrap_or(cursor).max(cursor);
@@ -153,20 +153,20 @@ fn codes(spec: &SharedSpec) -> Result<Codes, EngineError> {
     Codes::new(&spec.secrets, &spec.name).ok_or_else(unusable)
 }
 
-/// The engine's clock, milliseconds since the epoch.
+/// Returns the engine's clock, in milliseconds since the epoch.
 async fn clock(connection: &mut Connection) -> Result<u64, EngineError> {
     let (seconds, micros): (u64, u64) = connection.ask(&cmd("TIME")).await?;
     Ok(seconds.saturating_mul(1_000).saturating_add(micros / 1_000))
 }
 
-/// The instances whose heartbeats verify and are not old.
+/// Returns the instances with authenticated and recent heartbeats.
 async fn live(spec: &SharedSpec, codes: &Codes, connection: &mut Connection) -> Result<HashSet<u128>, EngineError> {
     let mut last = cmd("XREVRANGE");
     last.arg(key(&spec.name, "log")).arg("+").arg("-").arg("COUNT").arg(MESSAGES);
     let found: Vec<Value> = connection.ask(&last).await?;
     let now = unix_millis();
     let opened = found.iter().filter_map(content).filter_map(|sealed| Message::read(codes.open(sealed)?));
-    // The last of each instance comes first, and says whether it stops.
+    // The last heartbeat of each instance comes first, and shows whether the instance stops.
     let mut seen = HashSet::new();
     let last = opened.filter_map(|message| match message {
         Message::Beat(beat) => seen.insert(beat.instance).then_some(beat),

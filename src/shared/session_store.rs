@@ -1,8 +1,8 @@
 //! The records of login sessions in the engine: a hash for each, with the session's end as its end, a lock for each that is
 //! being renewed, and a key for each sign-in that was completed.
 //!
-//! Names are digests and records are encrypted (`auth::login`). What must happen at once is done by scripts. A key of
-//! another type, or a value that is too long, is none of ours and gives way.
+//! Names are digests and records are encrypted (`auth::login`). Scripts do what must be atomic. A key of another type,
+//! or a value that is too long, was not written by an instance and is replaced.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,8 +32,8 @@ if type(length) == 'table' or length > tonumber(ARGV[1]) or redis.call('HSTRLEN'
 end
 return redis.call('HMGET', KEYS[1], 'g', 'r')";
 
-/// Writes a record unless there is one of the same or a later generation. `ARGV`: generation, content, end in milliseconds,
-/// and the generation of an undecryptable record that gives way.
+/// Writes a record unless there is one of the same or a later generation. `ARGV`: generation, content, end in
+/// milliseconds, and the generation of an undecryptable record that is replaced.
 const WRITE: &str = "\
 local found = redis.pcall('HGET', KEYS[1], 'g')
 if type(found) == 'table' then

@@ -14,12 +14,12 @@ use crate::auth::outbound;
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
-/// How long a document is fresh, if the configuration has no refresh interval for keys.
+/// The time for which a document is fresh, if the configuration has no refresh interval for keys.
 const FRESH: Duration = Duration::from_secs(600);
 /// The pause after a failed request while an older document is used.
 const RETRY: Duration = Duration::from_secs(5);
-/// The pause after a failed request while there is no document, and no sign-in is possible: a provider that is back is
-/// found by the next sign-in, and the cause that it reports is a second old at most.
+/// The pause after a failed request while there is no document, and no sign-in is possible. The next sign-in finds a
+/// provider that is back, and reports a cause that is a second old at most.
 const RETRY_WITHOUT_DOCUMENT: Duration = Duration::from_secs(1);
 
 /// The endpoints and capabilities of a provider that sign-in uses.
@@ -148,7 +148,7 @@ impl Discovery {
         if let Some(known) = self.cached() {
             return known;
         }
-        // A caller that has waited takes the document of the one before it.
+        // A caller that has waited uses the document of the one before it.
         let _turn = self.fetching.lock().await;
         if let Some(known) = self.cached() {
             return known;
@@ -162,7 +162,7 @@ impl Discovery {
                 Ok(document)
             }
             Err(reason) => {
-                // Once for each cause: each sign-in that fails has a line of its own.
+                // The warning is logged once for each cause, since each failed sign-in has a line of its own.
                 if cache.failed.as_ref().is_none_or(|(former, _)| *former != reason) {
                     tracing::warn!(issuer = %self.issuer, reason, "discovery failed");
                 }

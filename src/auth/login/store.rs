@@ -1,5 +1,5 @@
-//! The port through which login sessions reach the other instances. `shared` implements it. A store sees a session's
-//! record encrypted only, under names that are digests.
+//! The interface through which login sessions reach the other instances; `shared` implements it. A store gets a
+//! session's record only encrypted, with a digest as its name.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use futures_util::future::BoxFuture;
 
 use crate::auth::digest::Digest;
 
-/// The longest encrypted record, bytes: tokens and claims have 64 KiB at most, and the claims may be there twice.
+/// The maximum length of an encrypted record in bytes: tokens and claims have 64 KiB at most, and the claims may be in
+/// it twice.
 pub const SEALED_BYTES: usize = 256 << 10;
 
 /// A session's record as a store keeps it.
@@ -27,7 +28,7 @@ pub struct RecordWrite {
     pub generation: u64,
     /// The encrypted record.
     pub sealed: Vec<u8>,
-    /// When the store forgets the record, Unix seconds.
+    /// The Unix time in seconds at which the store removes the record.
     pub ends_at: u64,
     /// The generation of a record that could not be decrypted, which is replaced whatever its number is.
     pub replaces: Option<Vec<u8>>,
@@ -44,7 +45,7 @@ pub enum Written {
     Removed,
 }
 
-/// The store cannot be used now.
+/// The error of a store that cannot be used now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the shared state cannot be used: {0}")]
 pub struct StoreUnavailable(pub String);
@@ -52,16 +53,17 @@ pub struct StoreUnavailable(pub String);
 /// The answer of a store.
 pub type StoreAnswer<'a, T> = BoxFuture<'a, Result<T, StoreUnavailable>>;
 
-/// Names the holder of a lock: random bytes.
+/// The identity of the holder of a lock: random bytes.
 pub type LockHolder = [u8; 16];
 
-/// How long a lock is held unless its holder extends it. It holds one request to a provider, which takes 10 s at most.
+/// The time for which a lock is held unless its holder extends it. It covers one request to a provider, which takes 10
+/// s at most.
 pub const LOCK_LIFE: Duration = Duration::from_secs(15);
 
-/// Keeps what the instances must agree on: the records of login sessions, who renews one, and which sign-ins were
-/// completed. Each call waits for [`SessionStore::timeout`] at most.
+/// A store for the data on which the instances must agree: the records of login sessions, the instance that renews
+/// each, and the completed sign-ins. Each call waits for [`SessionStore::timeout`] at most.
 pub trait SessionStore: Send + Sync {
-    /// Returns the longest that a call waits.
+    /// Returns the maximum time that a call waits.
     fn timeout(&self) -> Duration;
 
     /// Reads a record.
@@ -70,7 +72,7 @@ pub trait SessionStore: Send + Sync {
     /// Writes a record, unless the store has one of the same or a later generation.
     fn write(&self, name: Digest, record: RecordWrite) -> StoreAnswer<'_, Written>;
 
-    /// Removes a record for good: for a minute, none of that name can be written.
+    /// Removes a record. For a minute none of that name can be written.
     fn remove(&self, name: Digest) -> StoreAnswer<'_, ()>;
 
     /// Returns the generations of the records with these names.

@@ -1,4 +1,4 @@
-//! What pages and people at browsers get: `browser`, `cors`, `events`.
+//! The keys for pages and browsers: `browser`, `cors`, `events`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

@@ -1,4 +1,4 @@
-//! What operators set: listeners, errors, logs and the shutdown.
+//! The keys for operators: listeners, errors, logs and the shutdown.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

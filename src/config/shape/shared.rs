@@ -1,4 +1,4 @@
-//! What the instances of one deployment share: `shared`.
+//! The keys of the state that the instances of one deployment share: `shared`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

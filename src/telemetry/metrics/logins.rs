@@ -14,7 +14,7 @@ pub enum SignInOutcome {
     Accepted,
     /// The user is not allowed here, or cancelled at the provider.
     Denied,
-    /// The provider refused the sign-in or us as its client, or gave no refresh token where one is required.
+    /// The provider refused the sign-in or the proxy as its client, or gave no refresh token where one is required.
     Refused,
     /// The state or the provider's answer could not be accepted.
     Invalid,

@@ -426,7 +426,7 @@ impl Scanner {
         let depth = self.frames.len();
         let (reached, mut deeper) = match self.frames.last_mut() {
             None => {
-                // Readers that take several values take a value behind the first for another message.
+                // Readers that accept several values read one after the first as another message.
                 self.satisfied = rules.given;
                 self.missed = 0;
                 (0, u64::MAX >> (64 - rules.keys.len().clamp(1, 64)))

@@ -21,7 +21,7 @@ struct QueuedMessage {
     is_pong: bool,
 }
 
-/// The error when too many messages wait, which happens only behind a sender that never ends its message.
+/// The error when too many messages wait, which happens only if the sender of the stream never ends its message.
 #[derive(Debug)]
 pub(super) struct QueueFull;
 

@@ -1,18 +1,18 @@
-//! Every order of events up to a depth, on the state machine itself: what must hold after each of them, whatever came
-//! before. States that were reached before are not explored again.
+//! Explores every order of events up to a depth on the state machine itself, and checks the conditions that must hold
+//! after each of them. States that were reached before are not explored again.
 
 use std::collections::HashSet;
 
 use super::*;
 use crate::auth::Token;
 
-/// The longest orders that are tried.
+/// The maximum length of an order.
 const DEPTH: usize = 7;
 const START: u64 = 1_000_000_000;
-/// The token of a session is good for so many milliseconds; a refreshed one for as long from then.
+/// The validity of a token in milliseconds, from the start of the session or from its refresh.
 const TOKEN_LIFE: u64 = 60_000;
 
-/// An event by its kind; what it carries is made anew each time that it is tried.
+/// The kind of an event. Its content is made each time that it is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     FirstToken,
@@ -35,7 +35,7 @@ enum Step {
     ProviderUnavailable,
     /// The deadline comes, and the user was seen just before.
     DeadlineSeen,
-    /// The deadline comes, and nobody has seen the user.
+    /// The deadline comes, and the user was not seen.
     DeadlineUnseen,
     UpstreamLost,
     Revoked,
@@ -70,7 +70,7 @@ const STEPS: [Step; 24] = [
     Step::Violation,
 ];
 
-/// A session with what its surroundings know of it: the questions that it has asked and that are not answered.
+/// A session with the requests that it has made and that are not answered.
 struct Model {
     session: Session,
     credential: Credential,
@@ -112,7 +112,7 @@ impl Model {
         }
     }
 
-    /// Returns the event, or `None` where the surroundings cannot bring it now.
+    /// Returns the event, or `None` if it cannot come now.
     fn event(&mut self, step: Step) -> Option<Event> {
         let token = || Token::parse("t", 16).expect("token");
         let verdict = |model: &Self, verdict| (model.verifying > 0).then_some(Event::Verdict(verdict));
@@ -162,7 +162,7 @@ impl Model {
         })
     }
 
-    /// Brings an event and checks what the session does. `false` where the event cannot come now.
+    /// Processes an event and checks the actions of the session. Returns `false` if the event cannot come now.
     fn take(&mut self, step: Step, order: &[Step]) -> bool {
         let Some(event) = self.event(step) else { return false };
         self.has_token |= step == Step::FirstToken;
@@ -220,14 +220,14 @@ impl Model {
                 | Step::FirstUnexpected
         );
         let is_superseded_answer = step == Step::NoLongerActive && !self.is_closed;
-        // The answer about a token that was renewed since says nothing about the new one.
+        // The answer about a token that was renewed since does not concern the new one.
         assert!(was_closed || self.is_closed || !ends_at_once || is_superseded_answer, "goes on: {order:?}");
         assert!(was_closed || !is_superseded_answer || order.contains(&Step::Accept), "goes on: {order:?}");
         self.assert_unexpired(order);
         true
     }
 
-    /// An open session is never past its end while nothing is awaited that could renew it.
+    /// Checks that an open session is not past its end, unless something is awaited that could renew it.
     fn assert_unexpired(&self, order: &[Step]) {
         if self.is_closed || !self.is_relaying {
             return;
@@ -241,7 +241,7 @@ impl Model {
         );
     }
 
-    /// Lets time pass and every question be answered by nobody: the session must end by itself.
+    /// Lets time pass without any answer: the session must end by itself.
     fn assert_ends(mut self, order: &[Step]) {
         for _ in 0..200 {
             if self.is_closed {
@@ -289,7 +289,7 @@ fn later(message: LaterMessage) -> Event {
     Event::LaterMessage(message, Vec::new())
 }
 
-/// Explores every order of steps, and returns how many states there are.
+/// Explores every order of steps, and returns the number of states.
 fn explore(start: impl Fn() -> Model) -> usize {
     let mut seen = HashSet::new();
     let mut orders: Vec<Vec<Step>> = vec![Vec::new()];

@@ -14,9 +14,9 @@ const MAX_REFUSALS: u8 = 5;
 /// The form in which an accepted token is acknowledged to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Acknowledgement {
-    /// As the answer to `authenticate`.
+    /// The answer to `authenticate`.
     Authenticated,
-    /// As the answer to a refresh.
+    /// The answer to a refresh.
     Refreshed,
     /// No acknowledgement: the token came in a field of an application's message, which is forwarded.
     None,

@@ -1,6 +1,6 @@
-//! The record of a login session in the form in which it leaves this process: encrypted under a key that is derived from
-//! the session's key, which is in the cookie and in no store. Name and generation are authenticated with it, so that no
-//! record can stand in for that of another session or of another generation.
+//! The record of a login session as it leaves this process: encrypted with a key that is derived from the session's
+//! key, which is in the cookie and in no store. Name and generation are authenticated with it, so that no record can
+//! replace that of another session or of another generation.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
@@ -32,7 +32,7 @@ pub(super) struct RecordContent {
     /// The claims of the last ID token.
     #[serde(rename = "c")]
     pub(super) id_token_claims: Map<String, Value>,
-    /// The claims of the user, where they are not those of the ID token.
+    /// The claims of the user, if they are not those of the ID token.
     #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
     pub(super) claims: Option<Map<String, Value>>,
     #[serde(rename = "y")]
@@ -54,10 +54,10 @@ pub(super) struct RecordContent {
     pub(super) access_token: Option<String>,
     #[serde(rename = "r")]
     pub(super) refresh_token: Option<String>,
-    /// The end of the tokens, Unix seconds.
+    /// The Unix time in seconds at which the tokens expire.
     #[serde(rename = "e")]
     pub(super) token_end: u64,
-    /// When the renewal is due, Unix milliseconds.
+    /// The Unix time in milliseconds of the next renewal.
     #[serde(rename = "d")]
     pub(super) renew_at: u64,
 }

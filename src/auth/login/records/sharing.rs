@@ -1,8 +1,9 @@
-//! Shares the records of login sessions with other instances through a [`SessionStore`]: a session that began elsewhere is
-//! loaded from there, one instance at a time renews it, and a record that the store has lost is written back.
+//! Shares the records of login sessions with other instances through a [`SessionStore`]. A session that began at
+//! another instance is loaded from there, one instance at a time renews it, and a record that the store has lost is
+//! written again.
 //!
-//! Each record has a generation, which grows with each change. The store keeps the latest, and none below one that was seen
-//! here is taken from it.
+//! Each record has a generation, which grows with each change. The store keeps the latest one. A record with a lower
+//! generation than one seen here is not accepted from the store.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -31,38 +32,39 @@ use crate::auth::kind::{Category, TokenKindHeader};
 use crate::auth::{BrowserSession, KeyFingerprint, Rejection, boot_millis, unix_millis, unix_seconds};
 use crate::policy::AuthorizedParties;
 
-/// How long a record that the store does not have is not asked for again.
+/// The time for which a record that the store does not have is not requested again.
 const ABSENT: Duration = Duration::from_secs(1);
-/// How often an instance that waits for another's renewal looks whether it is done.
+/// The interval at which an instance that waits for another's renewal checks whether it is finished.
 const POLL: Duration = Duration::from_millis(200);
-/// The longest that an instance waits for another's renewal: that one's lock has ended by then, unless it was extended.
+/// The maximum time that an instance waits for another's renewal: the other's lock has ended by then, unless it was
+/// extended.
 const LOCK_WAIT: Duration = LOCK_LIFE.saturating_add(Duration::from_secs(1));
 /// How long something that another instance may just have written is awaited.
 const LATE: Duration = Duration::from_secs(2);
-/// The sessions whose generations are compared at once.
+/// The number of sessions whose generations are compared at once.
 const CHUNK: usize = 200;
-/// The records that are written back at once.
+/// The number of records that are written again at once.
 const WRITES: usize = 8;
-/// The allowance for a request beyond its time limit.
+/// The allowance for a request in addition to its timeout.
 const MARGIN: Duration = Duration::from_secs(1);
-/// When a client whose session's record could not be read asks again.
+/// The `Retry-After` for a client whose session's record could not be read.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is remembered of a session whose record is not here.
+/// The data about a session whose record is not here.
 #[derive(Clone, Copy, Debug, Default)]
 struct Noted {
     /// The latest generation that was seen here.
     generation: u64,
-    /// When the store was found not to have it.
+    /// The time since which the store has not had it.
     absent_since: Option<Instant>,
 }
 
-/// The connection of all login sessions with their store.
+/// The access of all login sessions to their store.
 pub(super) struct Sharing {
     store: OnceLock<Arc<dyn SessionStore>>,
-    /// Bounded by `limits.login_sessions`.
+    /// The data about sessions without a record here, at most `limits.login_sessions`.
     noted: Cache<Arc<str>, Noted>,
-    /// The reads of requests that are under way at once: `limits.login_requests`.
+    /// The limit on concurrent reads of requests: `limits.login_requests`.
     reads: ArcSwap<Semaphore>,
     /// Whether a record could not be written.
     has_unsaved: AtomicBool,
@@ -85,7 +87,7 @@ impl Sharing {
         self.reads.store(Arc::new(Semaphore::new(requests.max(1))));
     }
 
-    /// Remembers the generation of a record that gives way here.
+    /// Keeps the generation of a record that is removed here.
     pub(super) fn note_generation(&self, id: &Arc<str>, generation: u64) {
         if self.store.get().is_some() {
             self.noted.insert(Arc::clone(id), Noted { generation, absent_since: None });
@@ -93,7 +95,7 @@ impl Sharing {
     }
 }
 
-/// What the store has of a session.
+/// The data of the store about a session.
 struct Stored {
     /// The record and its generation, if there is one that can be decrypted and is not older than the latest seen.
     record: Option<(u64, RecordContent)>,
@@ -101,9 +103,9 @@ struct Stored {
     undecryptable: Option<Vec<u8>>,
 }
 
-/// Whose turn it is to renew a session.
+/// The result of waiting for the turn to renew a session.
 pub(super) enum Turn {
-    /// This instance's; with a lock, where there are others.
+    /// This instance renews the session, with a lock if there are other instances.
     Ours(Option<Lease>),
     /// Another instance has renewed the session.
     RenewedElsewhere,
@@ -114,7 +116,8 @@ pub(super) struct Lease {
     store: Arc<dyn SessionStore>,
     name: Digest,
     holder: LockHolder,
-    /// When the lock ends, in [`boot_millis`]: a clock that runs while the process or the machine is stopped.
+    /// The time at which the lock ends, in [`boot_millis`]: a clock that runs while the process or the machine is
+    /// suspended.
     ends: AtomicU64,
     /// Whether the lock is released when this is dropped.
     is_released: bool,
@@ -125,7 +128,7 @@ impl Lease {
         Duration::from_millis(self.ends.load(Ordering::Acquire).saturating_sub(boot_millis()))
     }
 
-    /// Returns an error unless a whole request to the provider fits in what is left of the lock.
+    /// Returns an error unless the rest of the lock is long enough for a whole request to the provider.
     pub(super) fn check(&self) -> Result<(), LoginError> {
         if self.left() >= TIMEOUT {
             return Ok(());
@@ -133,12 +136,12 @@ impl Lease {
         Err(LoginError::down("the session's lock ended before the request to the provider was sent".to_owned()))
     }
 
-    /// Extends the lock if a request to the provider would not fit in what is left of it.
+    /// Extends the lock if its rest is too short for a request to the provider.
     pub(super) async fn extend_if_short(&self) -> Result<(), LoginError> {
         if self.left() >= TIMEOUT + MARGIN { Ok(()) } else { self.extend().await }
     }
 
-    /// Extends the lock to its whole life from now.
+    /// Extends the lock to its whole duration from now.
     ///
     /// # Errors
     /// [`LoginError::Unavailable`] when another instance holds it, or the store cannot be used.
@@ -177,7 +180,7 @@ fn down(error: StoreUnavailable) -> LoginError {
 }
 
 impl RecordContent {
-    /// Reads a session, with its generation.
+    /// Reads the content of a session's record, with its generation.
     fn of(session: &LoginSession) -> (u64, Self) {
         let state = session.lock();
         let provider = state.identity.provider();
@@ -274,7 +277,7 @@ fn record_key(key: &SessionKey, session: &BrowserSession) -> Result<RecordKey, S
 }
 
 impl LoginSessions {
-    /// Shares the records with other instances through this store from now on. The first call counts.
+    /// Shares the records with other instances through this store from now on. Only the first call counts.
     pub fn share_by(&self, store: Arc<dyn SessionStore>) {
         let _ = self.sharing.store.set(store);
     }
@@ -283,7 +286,7 @@ impl LoginSessions {
         self.sharing.store.get()
     }
 
-    /// Reads what the store has of a session. A record of a generation below `least` is not taken.
+    /// Reads a session's record from the store. A record with a generation below `least` is not accepted.
     async fn stored(store: &dyn SessionStore, key: &RecordKey, least: u64) -> Result<Stored, StoreUnavailable> {
         let Some(SealedRecord { generation: text, sealed }) = store.read(key.name()).await? else {
             return Ok(Stored { record: None, undecryptable: None });
@@ -300,11 +303,12 @@ impl LoginSessions {
         Ok(Stored { record: (generation >= least).then_some((generation, content)), undecryptable: None })
     }
 
-    /// Reads the record of a session that began at another instance or before a restart. Returns `None` where there is no
-    /// store, or the store has no record. Waits for one answer at most.
+    /// Reads the record of a session that began at another instance or before a restart. Returns `None` where there is
+    /// no store, or the store has no record. It waits for one response at most.
     ///
     /// # Errors
-    /// [`Rejection::SessionUnavailable`] when the store does not answer; why the login does not accept the record.
+    /// Returns [`Rejection::SessionUnavailable`] when the store does not answer, or the reason why the login does not
+    /// accept the record.
     async fn read_record(
         &self,
         session: &BrowserSession,
@@ -344,10 +348,11 @@ impl LoginSessions {
         Ok(Some(record))
     }
 
-    /// Loads the record of a session that is not known here, and keeps it.
+    /// Loads the record of a session that this process does not have, and keeps it.
     ///
     /// # Errors
-    /// [`Rejection::SessionUnavailable`] when the store does not answer; why the login does not accept the record.
+    /// Returns [`Rejection::SessionUnavailable`] when the store does not answer, or the reason why the login does not
+    /// accept the record.
     pub(in crate::auth::login) async fn load(
         &self,
         session: &BrowserSession,
@@ -358,7 +363,7 @@ impl LoginSessions {
         Ok(read.map(|record| self.keep(record)))
     }
 
-    /// Returns the record of a session that is being ended: the one that is here, else that of the store.
+    /// Returns the record of a session that is being ended, from this process or from the store.
     pub(in crate::auth) async fn find(
         &self,
         session: &BrowserSession,
@@ -402,13 +407,13 @@ impl LoginSessions {
         }
     }
 
-    /// Writes the record of a session that has just begun, so that it is known at every instance. Waits for one answer at
-    /// most; a record that cannot be written now is written later.
+    /// Writes the record of a session that has just begun, so that every instance can load it. It waits for one
+    /// response at most; a record that cannot be written now is written later.
     pub async fn publish(&self, record: &LoginSession) {
         self.write(record, None).await;
     }
 
-    /// Takes over the store's record if its generation is at least `least`. Returns whether it was.
+    /// Replaces the record by that of the store if its generation is at least `least`. Returns whether it was replaced.
     ///
     /// # Errors
     /// [`LoginError::Revoked`] when the session's user is revoked, [`LoginError::Denied`] when the login does not accept the
@@ -423,7 +428,7 @@ impl LoginSessions {
         let Some((generation, content)) = found.filter(|(generation, _)| *generation >= least) else {
             return Ok(false);
         };
-        // A new `sid` or `jti` must not bring back a session that was revoked by the former one.
+        // A new `sid` or `jti` must not restore a session that was revoked by the former one.
         if let Err(Rejection::Revoked(by)) = self.revocations.check(&record.identity(), unix_seconds()) {
             return Err(LoginError::Revoked(by));
         }
@@ -475,7 +480,7 @@ impl LoginSessions {
         }
     }
 
-    /// Returns whether the session has ended here or, as far as is known here, elsewhere.
+    /// Returns whether the session has ended at this instance or, as far as is known here, at another.
     pub(super) fn is_ended(&self, record: &LoginSession) -> bool {
         record.has_ended() || self.revocations.is_ended(&record.session, unix_seconds())
     }
@@ -517,11 +522,11 @@ impl LoginSessions {
         }
     }
 
-    /// Returns whether another instance has renewed a session whose refresh token the provider has not accepted. Waits
-    /// a little, since that instance may be about to write the record.
+    /// Returns whether another instance has renewed a session whose refresh token the provider has not accepted. It
+    /// waits for a short time, since that instance may be about to write the record.
     ///
     /// # Errors
-    /// As [`Self::adopt`].
+    /// Returns the errors of [`Self::adopt`].
     pub(super) async fn was_renewed_elsewhere(&self, record: &LoginSession, login: &Login) -> Result<bool, LoginError> {
         let Some(store) = self.store() else { return Ok(false) };
         let key = record.record_key().map_err(down)?;
@@ -539,8 +544,9 @@ impl LoginSessions {
         }
     }
 
-    /// Removes the record of a session that has ended from the store, and returns its latest refresh token, to be revoked:
-    /// `own`, which was taken from the record here, unless another instance has renewed the session. A renewal at another instance is waited for, because its refresh token is the one that is good.
+    /// Removes the record of a session that has ended from the store, and returns its latest refresh token, to be
+    /// revoked. That is `own`, which was taken from the record here, unless another instance has renewed the session. A
+    /// renewal at another instance is awaited, because its refresh token is the valid one.
     pub async fn remove_shared(&self, record: &LoginSession, own: Option<ProviderToken>) -> Option<ProviderToken> {
         let Some(store) = self.store() else { return own };
         let removing = async {
@@ -577,7 +583,7 @@ impl LoginSessions {
         let (Some(store), Ok(key)) = (self.store(), record.record_key()) else { return };
         let store = Arc::clone(store);
         tokio::spawn(async move {
-            // A record that stays is of no use: the session has ended.
+            // A record that remains has no effect: the session has ended.
             let _ = store.remove(key.name()).await;
         });
     }
@@ -587,7 +593,7 @@ impl LoginSessions {
         self.sharing.has_unsaved.swap(false, Ordering::AcqRel)
     }
 
-    /// Writes every record that the store has not, or has in an older generation. Returns their number.
+    /// Writes every record that the store lacks, or has with an older generation. Returns their number.
     ///
     /// # Errors
     /// Returns an error when the store cannot be used.
@@ -618,7 +624,7 @@ impl LoginSessions {
         Ok(count)
     }
 
-    /// Returns whether a sign-in of this name is completed for the first time at any instance. Where the store does not
+    /// Returns whether a sign-in of this name is completed for the first time at any instance. If the store does not
     /// answer it counts as the first: code, PKCE and cookie protect it too.
     pub(in crate::auth::login) async fn is_first_use(&self, name: Digest, life: Duration) -> bool {
         let Some(store) = self.store() else { return true };
