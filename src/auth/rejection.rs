@@ -153,7 +153,7 @@ impl Rejection {
     }
 
     /// The values of [`Self::outcome`], and `accepted`.
-    pub const OUTCOMES: [&str; 21] = [
+    pub const OUTCOMES: [&str; 22] = [
         "accepted",
         "malformed",
         "algorithm",
@@ -175,6 +175,7 @@ impl Rejection {
         "revocations_unknown",
         "remote_unavailable",
         "keys_unavailable",
+        "session_unavailable",
     ];
 
     /// Returns the `outcome` label of metrics and access lines.

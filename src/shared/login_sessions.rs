@@ -11,6 +11,8 @@ use super::state::{Inner, fraction};
 
 /// The interval at which lost records are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the records in the engine are compared with the ones here, unless the engine has lost its data.
+const COMPARE: Duration = Duration::from_secs(60);
 /// The time within which one of several instances begins to write the lost records.
 const WRITE_BACK: Duration = Duration::from_secs(3);
 
@@ -29,25 +31,25 @@ impl Inner {
         self.engine_sessions.set_connection(Some(connection));
         let _reachable = Reachable(&self.engine_sessions);
         let mut known_epoch = None;
-        let mut due = None;
+        let mut due = Instant::now() + WRITE_BACK.mul_f64(fraction());
         loop {
             // The epoch changes when the engine has lost its data.
             let epoch = self.lock().epoch.clone();
             if epoch != known_epoch {
                 known_epoch = epoch;
-                due = Some(Instant::now() + WRITE_BACK.mul_f64(fraction()));
+                due = Instant::now() + WRITE_BACK.mul_f64(fraction());
             }
             if self.login_sessions.take_unsaved() {
-                due = Some(Instant::now());
+                due = Instant::now();
             }
-            if due.is_some_and(|due| due <= Instant::now()) {
-                due = None;
+            if due <= Instant::now() {
+                due = Instant::now() + COMPARE.mul_f64(0.5 + fraction());
                 match self.login_sessions.write_back().await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "wrote login sessions that the shared state had lost"),
                     Err(error) => {
                         tracing::warn!(reason = %error, "login sessions could not be written to the shared state, retrying");
-                        due = Some(Instant::now() + WRITE_BACK);
+                        due = Instant::now() + WRITE_BACK;
                     }
                 }
             }

@@ -617,3 +617,86 @@ async fn a_renewal_that_cannot_be_written_is_written_later_and_nobody_uses_the_s
     assert_eq!(fleet.backend.answer("served").await.all("authorization"), ["Bearer secret-access-3"]);
     assert_eq!((waiting.await.expect("done"), fleet.provider.refreshes()), (200, 1));
 }
+
+#[tokio::test]
+async fn claims_that_do_not_fit_a_cookie_are_known_at_every_instance() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let more = "routes: [{ path: /x, require: { groups: staff } }]\nidentity: { headers: { X-User-Id: sub } }\n";
+    let (first, second) = (fleet.instance(more).await, fleet.instance(more).await);
+    let mut groups: Vec<String> = (0..400).map(|number| format!("a-group-with-a-long-name-{number}")).collect();
+    groups.push("staff".to_owned());
+    fleet.provider.set(|conduct| conduct.id_token = json!({ "groups": groups }));
+    let browser = fleet.signed_in(&first).await;
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-2");
+}
+
+/// `limits.login_requests` bounds the reads that are under way at once.
+#[tokio::test]
+async fn reads_beyond_the_limit_wait_and_are_503_after_the_timeout() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let relay = Relay::start(fleet.engine.address).await;
+    let first = fleet.instance("").await;
+    let shared = format!("url: \"{}\", timeout: 2s", relay.url());
+    let second = fleet.instance_at(&shared, "limits: { login_requests: 1 }\n").await;
+    let mut browsers = Vec::new();
+    for _ in 0..4 {
+        browsers.push(fleet.signed_in(&first).await);
+    }
+    relay.delay(1_200);
+    let mut asking = tokio::task::JoinSet::new();
+    for mut browser in browsers {
+        browser.address = second.proxy.address;
+        asking.spawn(async move { browser.open("/x").await.status });
+    }
+    let mut statuses = Vec::new();
+    let answers = async {
+        while let Some(status) = asking.join_next().await {
+            statuses.push(status.expect("done"));
+        }
+    };
+    let serve = async {
+        loop {
+            fleet.backend.answer("served").await;
+        }
+    };
+    tokio::select! {
+        () = answers => {}
+        () = serve => {}
+    }
+    statuses.sort_unstable();
+    assert_eq!((statuses[0], statuses[3]), (200, 503), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn values_that_others_write_in_place_of_ours_give_way() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let browser = fleet.signed_in(&first).await;
+    fleet.give_long_tokens();
+    let record = fleet.keys("session").await.remove(0);
+    let lock = record.replace(":session:", ":lock:");
+    // A lock that never ends, and of another type; a record of another type.
+    fleet.engine.command(&[b"LPUSH", lock.as_bytes(), b"x"]).await;
+    fleet.engine.command(&[b"DEL", record.as_bytes()]).await;
+    fleet.engine.command(&[b"LPUSH", record.as_bytes(), b"x"]).await;
+    assert_eq!(fleet.token(&browser, &first).await, "Bearer secret-access-3", "renewed, and written again");
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3");
+    // A record that is too long, at an instance that does not know the session.
+    let third = fleet.instance("").await;
+    let long = vec![b'x'; 300 << 10];
+    fleet.engine.command(&[b"HSET", record.as_bytes(), b"r", &long]).await;
+    assert_eq!(fleet.status(&browser, &third).await, 302);
+    third.until_metric("vestibule_shared_entries_refused_total", |count| count > 0.5).await;
+    assert_eq!(fleet.token(&browser, &first).await, "Bearer secret-access-3");
+    // The instances that know it write it again within a minute.
+    assert_eq!(fleet.provider.refreshes(), 1);
+}

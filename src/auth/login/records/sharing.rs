@@ -297,6 +297,7 @@ impl LoginSessions {
             Some((generation, content))
         });
         let Some((generation, content)) = content else {
+            tracing::warn!("a session's record in the shared state cannot be decrypted, ignoring it");
             store.count_refused();
             return Ok(Stored { record: None, undecryptable: Some(text) });
         };
