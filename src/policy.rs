@@ -52,7 +52,7 @@ pub use admin::AdminSpec;
 pub use assertion::{AssertionKey, AssertionSpec};
 pub use authority::CertificateAuthority;
 pub use bound_audience::{BoundAudience, ProtectedResourceSpec};
-pub use browser::{BrowserSpec, SessionSpec};
+pub use browser::{BrowserSpec, COOKIE_NAME, SessionSpec};
 pub use contact::Contact;
 pub use control::{ControlAddress, ControlSpec};
 pub use cookie_source::CookieSource;

@@ -267,7 +267,7 @@ mod tests {
 
     fn sessions(secret: Option<&str>) -> SessionCookies {
         let secret = secret.map(|secret| Secret::for_tests(secret.as_bytes()));
-        SessionCookies::new(&SessionSpec { max_age: None, secret, revalidate_every: None }, None).expect("a key")
+        SessionCookies::new(&SessionSpec { secret, ..SessionSpec::default() }, None).expect("a key")
     }
 
     #[test]
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn a_session_is_kept_as_ended_until_its_last_cookie_expires() {
         let sessions = |max_age: Option<u64>| {
-            let spec = SessionSpec { max_age: max_age.map(Duration::from_secs), secret: None, revalidate_every: None };
+            let spec = SessionSpec { max_age: max_age.map(Duration::from_secs), ..SessionSpec::default() };
             SessionCookies::new(&spec, None).expect("a key")
         };
         let identity = |end| StoredIdentity::example(end).restore().expect("an identity");
@@ -312,7 +312,7 @@ mod tests {
         let spec = |max_age: Option<u64>| SessionSpec {
             max_age: max_age.map(Duration::from_secs),
             secret: Some(Secret::for_tests(b"a")),
-            revalidate_every: None,
+            ..SessionSpec::default()
         };
         let identity = StoredIdentity::example(2_000).restore().expect("an identity");
         let ends = |then: Option<u64>, now: Option<u64>| {

@@ -157,7 +157,7 @@ impl SignInRequest<'_> {
             return;
         }
         let value = format!("{}.{}", self.undecryptable_states, encrypted.unwrap_or_default());
-        if let Some(line) = cookie_line(&self.cookie_name, &value, LOGIN_COOKIE_AGE) {
+        if let Some(line) = cookie_line(&self.cookie_name, &value, LOGIN_COOKIE_AGE, &self.runtime.policy.browser) {
             answer.headers_mut().append(SET_COOKIE, line);
         }
     }

@@ -35,7 +35,7 @@ pub async fn serve(
     own.check_state_change(&runtime.policy)?;
     let mut answer = if method == Method::DELETE {
         let (cookies, name) = own.take_sessions(&runtime.policy);
-        let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0));
+        let gone = name.as_deref().and_then(|name| cookie_line(name, "", 0, &runtime.policy.browser));
         sign_out(state, runtime, &cookies, SignOutScope::Local, own.client(), line)
             .await
             .map_err(|refusal| refusal.taking_back(gone.clone()))?;
@@ -97,7 +97,8 @@ async fn begin(
     }
     let issued = issue_cookie(state, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);
-    let cookie = cookie_line(name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
+    let cookie =
+        cookie_line(name, &issued.value, expires_in, &runtime.policy.browser).ok_or_else(Refusal::session_too_large)?;
     let body = json!({"user_id": identity.user_id(), "expires_at": issued.expires_at, "expires_in": expires_in});
     let mut answer = Response::new(ResponseBody::from_proxy(body.to_string()));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
-pub use browser::{Browser, Cors, Events, EventsOnExpiry, Session};
+pub use browser::{Browser, Cors, Events, EventsOnExpiry, SameSite, Session};
 pub use limits::Limits;
 pub use login::{ClaimsFrom, ClientAuth, Login, LoginPrompt, Logins, LogoutScope, Pushed, Renew};
 pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFormat};

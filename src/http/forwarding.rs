@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::HeaderMap;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{HOST, HeaderName, HeaderValue};
 
-use crate::policy::{Policy, is_private};
+use crate::policy::{Origin, Policy, is_private};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -183,13 +183,25 @@ pub(crate) fn new_request_id() -> String {
 }
 
 /// Inserts the proxy's forwarding headers and request id. Those that the client sent are removed before.
-pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, host: Option<&HeaderValue>) {
+///
+/// Where `public_url` is configured, host and scheme are its own: a balancer may have replaced the `Host`, and one that
+/// forwards `X-Forwarded-Host` as a client wrote it cannot be told from one that sets it.
+pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, public_url: Option<&Origin>) {
     if let Ok(chain) = HeaderValue::try_from(client.chain.as_str()) {
         headers.insert(X_FORWARDED_FOR, chain);
     }
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
+    let public = public_url.and_then(|url| url.as_str().split_once("://"));
+    let public = public.and_then(|(scheme, authority)| {
+        let scheme = if scheme == "https" { "https" } else { "http" };
+        Some((scheme, HeaderValue::try_from(authority).ok()?))
+    });
+    let (scheme, host) = match public {
+        Some((scheme, authority)) => (scheme, Some(authority)),
+        None => (client.scheme, headers.get(HOST).cloned()),
+    };
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     if let Some(host) = host {
-        headers.insert(X_FORWARDED_HOST, host.clone());
+        headers.insert(X_FORWARDED_HOST, host);
     }
     if let Ok(id) = HeaderValue::try_from(client.request_id.as_str()) {
         headers.insert(X_REQUEST_ID, id);

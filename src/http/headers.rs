@@ -199,7 +199,7 @@ pub fn prepare(
     }
     let upstream = route.upstream;
     let upstream_request =
-        UpstreamRequest { request: rebuilt(admitted, to), verified: true, upstream, takes_trailers, stripped };
+        UpstreamRequest { request: rebuilt(admitted, to, policy), verified: true, upstream, takes_trailers, stripped };
     Ok((upstream_request, identity, token))
 }
 
@@ -233,7 +233,7 @@ pub fn prepare_public(public: PublicRequest, policy: &Policy) -> UpstreamRequest
     // Webhooks have an `Authorization` of their own, so it is kept.
     let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false, TokenHeaders::Kept);
     let to = policy.upstream(&route);
-    let request = rebuilt(admitted, to);
+    let request = rebuilt(admitted, to, policy);
     UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
 }
 
@@ -253,14 +253,13 @@ pub fn prepare_preflight(preflight: PreflightRequest, policy: &Policy) -> Upstre
         parts.uri = path;
     }
     let to = policy.upstream(&route);
-    let request = rebuilt(admitted, to);
+    let request = rebuilt(admitted, to, policy);
     UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
 }
 
-fn rebuilt(admitted: Admitted, to: &UpstreamSpec) -> Request<ClientBody> {
+fn rebuilt(admitted: Admitted, to: &UpstreamSpec, policy: &Policy) -> Request<ClientBody> {
     let Admitted { mut parts, body, client, .. } = admitted;
-    let host = parts.headers.get(HOST).cloned();
-    forwarding::insert(&mut parts.headers, &client, host.as_ref());
+    forwarding::insert(&mut parts.headers, &client, policy.public_url.as_ref());
     if to.host_header == HostHeader::Upstream
         && let Ok(host) = HeaderValue::try_from(to.authority.as_str())
     {

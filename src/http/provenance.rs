@@ -24,7 +24,12 @@ pub(super) fn check_cookie_origin(head: &Parts, client: &ClientAddress, policy: 
     let Some(origin) = origins.next() else {
         let upgrade = headers.contains_key(UPGRADE);
         let safe = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS) && !upgrade;
-        let is_allowed = safe && (is_same_origin_or_direct(headers) || is_navigation(&head.method, headers));
+        // `SameSite=None` sends the cookie with every request of every site, so a browser must say that this one is ours.
+        let in_frames = policy.browser.is_in_frames();
+        let says_where_from = !in_frames || headers.contains_key(SEC_FETCH_SITE);
+        let is_allowed = safe
+            && ((says_where_from && is_same_origin_or_direct(headers))
+                || is_navigation(&head.method, headers, in_frames));
         return if is_allowed { Ok(()) } else { Err(Refusal::foreign_origin("a request without Origin")) };
     };
     let text = origin.to_str().unwrap_or("not ASCII");
@@ -58,12 +63,12 @@ fn is_https(client: &ClientAddress, policy: &Policy) -> bool {
 /// Returns the name of the session cookie for this client. Over plain http it has the port in it, since cookies are
 /// shared between the ports of a host.
 pub(super) fn session_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
-    token::session_cookie_name(is_https(&admitted.client, policy), port(admitted))
+    token::session_cookie_name(policy.browser.cookie_name(), is_https(&admitted.client, policy), port(admitted))
 }
 
 /// Returns the name of the cookie that binds a sign-in to this client's browser.
 pub(super) fn login_cookie_name(admitted: &Admitted, policy: &Policy) -> String {
-    token::login_cookie_name(is_https(&admitted.client, policy), port(admitted))
+    token::login_cookie_name(policy.browser.cookie_name(), is_https(&admitted.client, policy), port(admitted))
 }
 
 fn port(admitted: &Admitted) -> u16 {
@@ -93,10 +98,12 @@ fn is_same_origin_or_direct(headers: &HeaderMap) -> bool {
         || has_value(headers, &SEC_FETCH_SITE, "none")
 }
 
-fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
+/// Whether a browser reports a navigation: of a whole page, or of a frame where sessions may be in frames.
+fn is_navigation(method: &Method, headers: &HeaderMap, in_frames: bool) -> bool {
     method == Method::GET
         && has_value(headers, &SEC_FETCH_MODE, "navigate")
-        && has_value(headers, &SEC_FETCH_DEST, "document")
+        && (has_value(headers, &SEC_FETCH_DEST, "document")
+            || (in_frames && has_value(headers, &SEC_FETCH_DEST, "iframe")))
 }
 
 /// Returns whether an origin is the proxy's own: that of `public_url`, or otherwise one with the host and port of the

@@ -31,6 +31,18 @@ impl BrowserSpec {
         self.logins = logins;
     }
 
+    /// Returns the name of the cookies, without prefix and port.
+    #[must_use]
+    pub fn cookie_name(&self) -> &str {
+        self.session.as_ref().map_or(COOKIE_NAME, |session| &session.name)
+    }
+
+    /// Returns whether browsers send the cookies from frames on other sites.
+    #[must_use]
+    pub fn is_in_frames(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.in_frames)
+    }
+
     /// Returns whether browsers get pages instead of JSON.
     #[must_use]
     pub fn is_on(&self) -> bool {
@@ -47,7 +59,23 @@ pub struct SessionSpec {
     pub secret: Option<Secret>,
     /// The interval at which the provider is asked whether the session is active.
     pub revalidate_every: Option<Duration>,
+    /// The name of the cookies, without prefix and port.
+    pub name: String,
+    /// Whether browsers send the cookies from frames on other sites (`SameSite=None`).
+    pub in_frames: bool,
+    /// Whether browsers keep a cookie for each site that has a frame of this one.
+    pub is_partitioned: bool,
 }
+
+impl Default for SessionSpec {
+    fn default() -> Self {
+        let name = COOKIE_NAME.to_owned();
+        Self { max_age: None, secret: None, revalidate_every: None, name, in_frames: false, is_partitioned: false }
+    }
+}
+
+/// The name of the cookies where none is configured.
+pub const COOKIE_NAME: &str = "vestibule";
 
 /// A sign-in URL, which may have a placeholder for the requested page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +113,16 @@ impl SignInUrl {
         }
         Some(out)
     }
+}
+
+/// Whether a name is one that each instance recognizes as a cookie of this program. The word `login` is that of the cookie
+/// that binds a sign-in to its browser.
+fn is_cookie_name(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(COOKIE_NAME) else { return false };
+    let is_part = |part: &str| {
+        !part.is_empty() && part != "login" && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    rest.is_empty() || (name.len() <= 64 && rest.strip_prefix('-').is_some_and(|rest| rest.split('-').all(is_part)))
 }
 
 fn encoded(text: &str) -> String {
@@ -170,6 +208,18 @@ impl Check {
         for (key, value) in [("max_age", session.max_age), ("revalidate_every", session.revalidate_every)] {
             self.not_zero(&format!("browser.session.{key}"), value);
         }
+        if !is_cookie_name(&session.name) {
+            self.error(
+                "browser.session.name",
+                format!(
+                    "\"{}\" must be vestibule, or vestibule- with lower-case letters, digits and dashes behind it: every instance keeps cookies of these names from its backend",
+                    session.name
+                ),
+            );
+        }
+        if session.partitioned && session.same_site != config::SameSite::None {
+            self.error("browser.session.partitioned", "means nothing without same_site: none");
+        }
         let (value, file) = (session.secret.as_ref(), session.secret_file.as_ref());
         let secret = self.secret("browser.session.secret", value, "browser.session.secret_file", file);
         if let Some(secret) = &secret {
@@ -180,6 +230,9 @@ impl Check {
             max_age: session.max_age.map(|time| time.0),
             secret: secret.map(Secret::new),
             revalidate_every: session.revalidate_every.map(|time| time.0),
+            name: session.name.clone(),
+            in_frames: session.same_site == config::SameSite::None,
+            is_partitioned: session.partitioned,
         }
     }
 

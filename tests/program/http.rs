@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::fixture;
 use crate::support::backend::Backend;
-use crate::support::client::{Client, bearer, get, request};
+use crate::support::client::{Client, bearer, get, get_served, request};
 use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
@@ -708,4 +708,23 @@ async fn the_trace_of_a_request_goes_on_unchanged() {
     let (_, (heard, _upstream)) = tokio::join!(socket.authenticate(&token), fixture.backend.websocket());
     assert_eq!(heard.all("traceparent"), [parent]);
     assert_eq!(heard.all("tracestate"), ["vendor=1,other=a;b"]);
+}
+
+#[tokio::test]
+async fn the_backend_hears_host_and_scheme_of_public_url_where_a_balancer_replaces_the_host() {
+    let fixture = crate::fixture::fixture(
+        "public_url: https://app.example.com:8443\ntrusted_proxies: [127.0.0.1]\nhosts: any\nroutes: [{ path: /open, auth: none }]\n",
+    )
+    .await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    // Many balancers forward this field as a client wrote it.
+    let forged = ["X-Forwarded-Host: evil.example", "X-Forwarded-Proto: http", "X-Forwarded-For: 203.0.113.9"];
+    for target in ["/x", "/open"] {
+        let fields = [&[credential.as_str()], &forged[..]].concat();
+        let (answer, heard) = get_served(fixture.proxy.address, &fixture.backend, target, &fields).await;
+        let heard = heard.unwrap_or_else(|| panic!("{target}: {}", answer.head));
+        assert_eq!(heard.all("x-forwarded-host"), ["app.example.com:8443"], "{target}");
+        assert_eq!(heard.all("x-forwarded-proto"), ["https"], "{target}");
+        assert_eq!(heard.all("host"), ["localhost"], "{target}");
+    }
 }

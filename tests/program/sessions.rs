@@ -612,3 +612,71 @@ async fn the_types_of_the_client_module_are_served_beside_it() {
     let again = get(fixture.proxy.address, "/.vestibule/client.d.ts", &[&format!("If-None-Match: {tag}")]).await;
     assert_eq!(again.status, 304);
 }
+
+#[tokio::test]
+async fn a_session_in_frames_of_other_sites_has_its_own_name_and_is_checked_more_strictly() {
+    let fixture = fixture(
+        "public_url: https://localhost\nbrowser: { session: { same_site: none, partitioned: true, name: vestibule-lab } }\n",
+    )
+    .await;
+    let field = bearer(&fixture.issuer.token("alice"));
+    let answer = fixture.post(&[&field]).await;
+    let line = answer.field("set-cookie").expect("a cookie");
+    assert!(line.starts_with("__Host-vestibule-lab="), "{line}");
+    assert!(line.contains("; SameSite=None; ") && line.ends_with("; Secure; Partitioned"), "{line}");
+    let cookie = cookie(&answer);
+    let navigation = |dest: &str| -> Vec<String> {
+        [
+            "Sec-Fetch-Site: cross-site".to_owned(),
+            "Sec-Fetch-Mode: navigate".to_owned(),
+            format!("Sec-Fetch-Dest: {dest}"),
+        ]
+        .into()
+    };
+    for (row, fields, is_served) in [
+        ("a frame on another site", navigation("iframe"), true),
+        ("a page opened from another site", navigation("document"), true),
+        ("an object on another site", navigation("object"), false),
+        ("our own page", vec!["Sec-Fetch-Site: same-origin".to_owned()], true),
+        ("an image on another site", vec!["Sec-Fetch-Site: cross-site".to_owned()], false),
+        ("a browser that does not say", vec![], false),
+        ("our own page's POST", vec!["Origin: https://localhost".to_owned()], true),
+        ("another site's POST", vec!["Origin: https://other.example".to_owned()], false),
+    ] {
+        let method = if row.ends_with("POST") { "POST" } else { "GET" };
+        let mut all: Vec<&str> =
+            vec![&cookie, "Cookie: a=1; __Host-vestibule=x; vestibule-lab-80=y; __Host-vestibule-other=z"];
+        all.extend(fields.iter().map(String::as_str));
+        let answer = request(fixture.proxy.address, method, "/x", &all, "");
+        tokio::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => {
+                assert!(!is_served, "{row}: {}", answer.head);
+                assert_eq!(answer.status, 403, "{row}");
+            }
+            heard = fixture.backend.answer("ok") => {
+                assert!(is_served, "{row}");
+                assert_eq!((heard.all("x-user-id"), heard.all("cookie")), (vec!["alice"], vec!["a=1"]), "{row}");
+                answer.await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn plain_http_keeps_the_session_cookie_lax() {
+    let fixture = fixture("browser: { session: { same_site: none, name: vestibule-lab } }\n").await;
+    let field = bearer(&fixture.issuer.token("alice"));
+    let answer = fixture.post(&[&field]).await;
+    let line = answer.field("set-cookie").expect("a cookie");
+    assert!(
+        line.starts_with("vestibule-lab-80=") && line.contains("; SameSite=Lax; ") && !line.contains("Secure"),
+        "{line}"
+    );
+    // A frame of another site counts only where the session may be in frames.
+    let lax = self::fixture("").await;
+    let cookie = lax.signed_in(&lax.issuer.token("alice")).await;
+    let fields = [cookie.as_str(), "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: iframe"];
+    assert_eq!(get(lax.proxy.address, "/x", &fields).await.status, 403);
+}

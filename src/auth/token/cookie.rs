@@ -6,7 +6,7 @@ use hyper::HeaderMap;
 use hyper::header::{COOKIE, HeaderValue};
 
 use super::Token;
-use crate::policy::CookieSource;
+use crate::policy::{COOKIE_NAME, CookieSource};
 
 /// The maximum length of a value in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
 pub(in crate::auth) const MAX_COOKIE_VALUE: usize = 3_900;
@@ -31,57 +31,63 @@ impl fmt::Debug for SessionCookie {
     }
 }
 
-/// The name of the session cookie on https.
-const OWN_COOKIE: &str = "__Host-vestibule";
-/// The prefix of its name on plain http. The port that the client uses follows, because browsers send cookies to all
-/// ports of a host.
-const OWN_PLAIN: &str = "vestibule-";
-/// The name of the cookie that binds a sign-in to its browser on https. On plain http the port follows too.
-const LOGIN_COOKIE: &str = "__Host-vestibule-login";
-const LOGIN_PLAIN: &str = "vestibule-login-";
+/// The prefix of our cookies over https: browsers set one for its own host and over https alone.
+const HOST_PREFIX: &str = "__Host-";
+/// The part of a name that says that the cookie binds a sign-in to its browser.
+const LOGIN: &str = "login";
 
-/// Returns whether a `Set-Cookie` header makes a browser send a cookie with the name of the proxy's session cookie.
+/// Returns whether a `Set-Cookie` header makes a browser send a cookie with a name of ours.
 ///
-/// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which servers
-/// read as a cookie of that name (RFC 6265bis section 5.5).
+/// A cookie without a name, as in `=vestibule-8080=x` or `vestibule-8080`, is sent as its bare value, which reads as a
+/// cookie of that name (RFC 6265bis section 5.5).
 #[must_use]
 pub fn sets_session_cookie(line: &[u8]) -> bool {
     let pair = line.split(|byte| *byte == b';').next().unwrap_or_default();
     let before = pair.iter().position(|byte| *byte != b'=' && !byte.is_ascii_whitespace()).unwrap_or(pair.len());
-    let name = pair[before..].split(|byte| *byte == b'=').next().unwrap_or_default();
+    let name = pair[before..].split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
     // Browsers ignore case in the prefix of a name.
-    let name = name.trim_ascii();
-    let behind_https = [OWN_COOKIE, LOGIN_COOKIE];
-    is_own_cookie(name) || behind_https.iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
+    let lower = name.to_ascii_lowercase();
+    let host = lower.strip_prefix(HOST_PREFIX.to_ascii_lowercase().as_bytes());
+    is_own_cookie(name) || host.is_some_and(is_own_name)
 }
 
-/// Returns whether a name is that of the proxy's session cookie, for any port.
+/// Returns whether a name begins as all our names do, those of other instances on the same host too: their cookies are
+/// sent here, and must not reach the upstream.
+fn is_own_name(name: &[u8]) -> bool {
+    let rest = name.strip_prefix(COOKIE_NAME.as_bytes());
+    let is_part = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with(b"-") && rest.iter().all(is_part)))
+}
+
+/// Returns whether a name is one of ours, for any instance and port. Over plain http it ends in the port that the client
+/// sees, because browsers send cookies to all ports of a host.
 fn is_own_cookie(name: &[u8]) -> bool {
-    let port = name.strip_prefix(LOGIN_PLAIN.as_bytes()).or_else(|| name.strip_prefix(OWN_PLAIN.as_bytes()));
-    name == OWN_COOKIE.as_bytes()
-        || name == LOGIN_COOKIE.as_bytes()
-        || port.is_some_and(|port| !port.is_empty() && port.iter().all(u8::is_ascii_digit))
+    if let Some(rest) = name.strip_prefix(HOST_PREFIX.as_bytes()) {
+        return is_own_name(rest);
+    }
+    let port = name.rsplit(|byte| *byte == b'-').next().unwrap_or_default();
+    is_own_name(name) && name != COOKIE_NAME.as_bytes() && !port.is_empty() && port.iter().all(u8::is_ascii_digit)
 }
 
-/// Returns the name of the proxy's session cookie for a client that uses this scheme and port.
+/// Returns the name of our session cookie for a client that sees this scheme and port. `base` is the configured name.
 #[must_use]
-pub fn session_cookie_name(is_https: bool, port: u16) -> String {
-    if is_https { OWN_COOKIE.to_owned() } else { format!("{OWN_PLAIN}{port}") }
+pub fn session_cookie_name(base: &str, is_https: bool, port: u16) -> String {
+    if is_https { format!("{HOST_PREFIX}{base}") } else { format!("{base}-{port}") }
 }
 
 /// Returns the name of the cookie that binds a sign-in to its browser.
 #[must_use]
-pub fn login_cookie_name(is_https: bool, port: u16) -> String {
-    if is_https { LOGIN_COOKIE.to_owned() } else { format!("{LOGIN_PLAIN}{port}") }
+pub fn login_cookie_name(base: &str, is_https: bool, port: u16) -> String {
+    if is_https { format!("{HOST_PREFIX}{base}-{LOGIN}") } else { format!("{base}-{LOGIN}-{port}") }
 }
 
-/// Returns whether a session cookie is among the cookies, for any port and with any value.
+/// Returns whether a session cookie is among the cookies, for any instance and port and of any value.
 #[must_use]
 pub fn has_session_cookie(headers: &HeaderMap) -> bool {
     let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    let names = pairs.map(|pair| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii());
-    let is_login = |name: &[u8]| name == LOGIN_COOKIE.as_bytes() || name.starts_with(LOGIN_PLAIN.as_bytes());
-    names.into_iter().any(|name| is_own_cookie(name) && !is_login(name))
+    let mut names = pairs.map(|pair| pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii());
+    let is_login = |name: &[u8]| name.split(|byte| *byte == b'-').any(|part| part == LOGIN.as_bytes());
+    names.any(|name| is_own_cookie(name) && !is_login(name))
 }
 
 /// Returns the value of one of the proxy's cookies without removing it. If there are two with this name, neither
@@ -264,6 +270,13 @@ mod tests {
             ("__HOST-vestibule-Login=x", true),
             ("vestibule-login-8080=x", true),
             ("vestibule-login-=x", false),
+            ("__Host-vestibule-lab=x", true),
+            ("__host-Vestibule-Lab-Login=x", true),
+            ("vestibule-lab-8080=x", true),
+            ("vestibule-lab-login-8080=x", true),
+            ("__Host-vestibules=x", false),
+            ("vestibules-8080=x", false),
+            ("vestibule=x", false),
             ("\t vestibule-8080\t=x", true),
             ("=vestibule-8080=x", true),
             (" = vestibule-8080=x", true),

@@ -190,7 +190,8 @@ impl SignInRequest<'_> {
         let user = completed.identity().user_id().to_owned();
         let (issued, session) = verifier.begin_login_session(completed).ok_or_else(Refusal::session_too_large)?;
         let expires_in = issued.expires_at.saturating_sub(unix_seconds());
-        let set_cookie = cookie_line(&name, &issued.value, expires_in).ok_or_else(Refusal::session_too_large)?;
+        let set_cookie =
+            cookie_line(&name, &issued.value, expires_in, &policy.browser).ok_or_else(Refusal::session_too_large)?;
         // The browser's next request may be served by another instance.
         self.logins.sessions.publish(&session).await;
         for former in former.iter().filter_map(|cookie| verifier.browser_session_of(cookie)) {

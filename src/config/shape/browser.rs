@@ -52,7 +52,7 @@ pub struct Browser {
 }
 
 /// Session cookies.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Session {
     /// How long a session lives from the last token shown. null: as long as that token, or 12h after a sign-in by
@@ -66,6 +66,36 @@ pub struct Session {
     /// How often the provider is asked whether the session is still active, such as `60s`; it needs `remote`. null:
     /// never.
     pub revalidate_every: Option<Time>,
+    /// `SameSite` of the cookies over https: `lax`, or `none` for pages in frames of other sites.
+    pub same_site: SameSite,
+    /// `Partitioned`: a cookie of its own for each site whose pages have a frame of this one. It needs `same_site: none`.
+    pub partitioned: bool,
+    /// The name of the cookies: `vestibule`, or what begins with `vestibule-`, for several instances on one host.
+    pub name: String,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            max_age: None,
+            secret: None,
+            secret_file: None,
+            revalidate_every: None,
+            same_site: SameSite::Lax,
+            partitioned: false,
+            name: "vestibule".to_owned(),
+        }
+    }
+}
+
+/// When browsers send the cookies with requests of other sites' pages.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum SameSite {
+    /// With navigations only.
+    Lax,
+    /// With every request; which pages may use them is checked here.
+    None,
 }
 
 /// Event streams (`text/event-stream`).
