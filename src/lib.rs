@@ -11,7 +11,7 @@
 //!                     the head route   token out  Identity  user     sets headers
 //! ```
 //!
-//! [`proxy`] is that path. [`authenticate`] is *extract* and *verify*, also for WebSocket upgrades, which [`websocket`]
+//! `proxy` is that path. `authenticate` is *extract* and *verify*, also for WebSocket upgrades, which `websocket`
 //! serves. A WebSocket without a credential is accepted and waits for its first message before the upstream is connected.
 //!
 //! # Modules

@@ -84,7 +84,7 @@ impl Upstreams {
     /// Sends a request and waits for the head of the response.
     ///
     /// # Errors
-    /// Returns an error when there is no usable response; see [`UpstreamError`].
+    /// Returns an error when there is no usable response; see `UpstreamError`.
     pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
         // `prepare` takes the index from the policy from which these clients were made.
         let upstream = &self.0[upstream_request.upstream()];
