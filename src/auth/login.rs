@@ -26,7 +26,7 @@ use url::Url;
 
 use super::outbound;
 use super::provider_state::ProviderState;
-use crate::policy::{KeySource, Limits, LoginPrompt, LoginSpec, Pushed, Renew, Secret};
+use crate::policy::{KeySource, Limits, LoginPrompt, LoginSpec, LogoutRequest, Pushed, Renew, Secret};
 use client::Form;
 use discovery::Discovery;
 use request_limit::{RequestLimit, RequestPermit};
@@ -39,6 +39,7 @@ pub use inspect::{authorization_answer, inspect, inspect_client};
 pub use keys::LoginKeys;
 pub use logout_token::ProviderLogout;
 pub use records::{LoginSession, LoginSessions, OpenLoginSocket};
+pub(in crate::auth) use session::LoginSessionCookie;
 pub use state::{LoginState, local_path};
 pub use store::{
     LOCK_LIFE, LockHolder, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreAnswer, StoreUnavailable,
@@ -265,9 +266,12 @@ impl Login {
     #[must_use]
     pub fn end_session_url(&self, metadata: &Metadata, id_token: Option<&ProviderToken>) -> Option<String> {
         let endpoint = metadata.end_session_endpoint.as_ref()?;
-        let mut pairs =
-            vec![("client_id", self.spec.client_id.clone()), ("post_logout_redirect_uri", self.spec.signed_out_uri())];
-        if let Some(token) = id_token {
+        let (return_uri, hint) = match self.spec.logout_request() {
+            LogoutRequest::Standard => ("post_logout_redirect_uri", id_token),
+            LogoutRequest::LogoutUri => ("logout_uri", None),
+        };
+        let mut pairs = vec![("client_id", self.spec.client_id.clone()), (return_uri, self.spec.signed_out_uri())];
+        if let Some(token) = hint {
             pairs.push(("id_token_hint", token.expose().to_owned()));
         }
         with_query(endpoint, &pairs)

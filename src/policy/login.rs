@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::check::Check;
 use super::provider::{AuthorizedParties, Kinds};
-use super::provider_preset::{RefreshTokens, SignIn, preset_named};
+use super::provider_preset::{LogoutRequest, RefreshTokens, SignIn, preset_named};
 use super::{Audience, Claim, KeySource, Origin, ProviderSpec, Route, TrustedHeader, is_loopback_name};
 use crate::config::{self, ClaimsFrom, ClientAuth, Config, LogoutScope};
 
@@ -88,6 +88,12 @@ impl LoginSpec {
     #[must_use]
     pub fn refresh_tokens(&self) -> RefreshTokens {
         preset_named(self.provider_spec.preset).map_or(RefreshTokens::ByScope, |preset| preset.refresh_tokens)
+    }
+
+    /// Returns the parameters of the provider's sign-out page, by its preset.
+    #[must_use]
+    pub fn logout_request(&self) -> LogoutRequest {
+        preset_named(self.provider_spec.preset).map_or(LogoutRequest::Standard, |preset| preset.logout_request)
     }
 
     /// Returns the redirect URI of the callback.

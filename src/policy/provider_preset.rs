@@ -72,6 +72,15 @@ pub enum RefreshTokens {
     },
 }
 
+/// The parameters of a provider's `end_session_endpoint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogoutRequest {
+    /// Those of OpenID Connect RP-Initiated Logout 1.0.
+    Standard,
+    /// `client_id`, and `logout_uri` in place of `post_logout_redirect_uri`.
+    LogoutUri,
+}
+
 /// The API that is called under `remote`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RemoteApi {
@@ -198,6 +207,8 @@ pub(super) struct Preset {
     pub(super) sign_in: SignIn,
     /// The condition under which it gives a refresh token.
     pub(super) refresh_tokens: RefreshTokens,
+    /// The parameters of its sign-out page.
+    pub(super) logout_request: LogoutRequest,
     /// The API that is called under `remote`.
     pub(super) remote: RemoteApi,
     /// The differences from other providers.
@@ -227,6 +238,7 @@ const OIDC: Preset = Preset {
     required_claim: None,
     sign_in: SignIn::Discovery,
     refresh_tokens: RefreshTokens::ByScope,
+    logout_request: LogoutRequest::Standard,
     remote: RemoteApi::Introspection,
     quirks: NO_QUIRKS,
 };
@@ -290,6 +302,7 @@ pub(super) const PRESETS: [Preset; 11] = [
         issuer: DefaultIssuer::Derived { from: &[REGION, USER_POOL_ID], issuer: cognito_issuer },
         quirks: Quirks { instead_of_azp: Some("write the app client's id as audience"), ..NO_QUIRKS },
         refresh_tokens: RefreshTokens::Always,
+        logout_request: LogoutRequest::LogoutUri,
         ..OIDC
     },
     Preset {

@@ -48,6 +48,23 @@ async fn signing_out_ends_the_session_here_and_at_the_provider() {
 }
 
 #[tokio::test]
+async fn signing_out_at_cognito_takes_its_own_parameters() {
+    let provider = OpenId::start().await;
+    provider.set(|conduct| conduct.id_token = json!({ "token_use": "id" }));
+    let url = provider.url.clone();
+    let providers = format!("providers: [{{ preset: cognito, issuer: \"{url}\", jwks: {{ url: \"{url}/jwks\" }} }}]\n");
+    let fixture = Fixture::at(provider, "", &providers).await;
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let answer = post(&mut browser, OURS, "").await;
+    assert_eq!(answer.status, 303, "{}", answer.body);
+    let signed_out = "http%3A%2F%2Flocalhost%2F.vestibule%2Fsigned-out";
+    let expected = format!("{url}/end?client_id={CLIENT}&logout_uri={signed_out}");
+    assert_eq!(Browser::location(&answer), expected);
+    assert!(!browser.has_session());
+}
+
+#[tokio::test]
 async fn a_refresh_token_that_comes_after_the_sign_out_is_revoked_too() {
     let fixture = Fixture::start("", "").await;
     fixture.provider.set(|conduct| {
