@@ -61,4 +61,4 @@ pub use session_cookie::{IssuedCookie, SessionCookies};
 pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, SessionCookie, Token};
 pub use unverified::unverified_claims;
-pub use verifier::{Explanation, RejectedToken, Revalidation, Verified, Verifier};
+pub use verifier::{Explanation, OpenedSessionCookie, RejectedToken, Revalidation, Verified, Verifier};

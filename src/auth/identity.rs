@@ -44,6 +44,19 @@ pub struct BrowserSession {
     pub last_end: u64,
     /// The key that the cookie is encrypted with.
     pub(super) key: KeyFingerprint,
+    /// When the cookie expires; `None` for a session that began with a sign-in, whose record knows.
+    pub(super) cookie_times: Option<CookieTimes>,
+}
+
+/// What decides when a session cookie expires, Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CookieTimes {
+    /// When it was issued.
+    pub(super) issued_at: u64,
+    /// The token's `exp`.
+    pub(super) token_end: u64,
+    /// When it expires by the configuration of the moment when it was issued.
+    pub(super) expires_at: u64,
 }
 
 impl BrowserSession {

@@ -16,7 +16,7 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
 
 use super::identify::VerifiedClaims;
-use super::identity::{BrowserSession, Expiry, VerifiedBy};
+use super::identity::{BrowserSession, CookieTimes, Expiry, VerifiedBy};
 use super::kind::{Category, TokenKindHeader};
 use super::token::MAX_COOKIE_VALUE;
 use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
@@ -51,12 +51,7 @@ pub(super) struct CookieContent {
     pub(super) claims: Map<String, Value>,
     kind: TokenKindHeader,
     verified_by: VerifiedBy,
-    /// The token's `exp`, Unix seconds.
-    pub(super) token_end: u64,
-    /// The Unix time in seconds at which the cookie was issued.
-    issued_at: u64,
-    /// The Unix time in seconds at which the cookie expires, by the configuration at its issue.
-    expires_at: u64,
+    pub(super) times: CookieTimes,
 }
 
 impl CookieContent {
@@ -71,6 +66,7 @@ impl CookieContent {
         let text = |name: &str| held.get(name).and_then(Value::as_str);
         let number = |name: &str| held.get(name).and_then(Value::as_u64);
         let token_end = number("e")?;
+        let times = CookieTimes { issued_at: number("s")?, token_end, expires_at: number("u")? };
         let fingerprint = KeyFingerprint::from_text(text("k")?)?;
         let verified_by = match text("a")? {
             "" => VerifiedBy::Provider(fingerprint),
@@ -82,6 +78,7 @@ impl CookieContent {
             began: number("b")?,
             last_end: number("l")?,
             key,
+            cookie_times: Some(times),
         };
         let is_access_token = held.get("t")?.as_bool()?;
         Some(Self {
@@ -90,9 +87,7 @@ impl CookieContent {
             preset: text("f")?.to_owned(),
             kind: TokenKindHeader { is_access_token, category: Category::from_name(text("y")?)? },
             verified_by,
-            token_end,
-            issued_at: number("s")?,
-            expires_at: number("u")?,
+            times,
             claims,
         })
     }
@@ -150,14 +145,20 @@ impl SessionCookies {
             identity.user_id().as_bytes(),
         ]);
         let owner = owner.text();
+        let times = CookieTimes { issued_at, token_end, expires_at: until };
         let session = match former.filter(|former| *former.owner == *owner) {
-            Some(former) => BrowserSession { last_end: self.last_end(former).max(until), ..former.clone() },
+            Some(former) => BrowserSession {
+                last_end: self.last_end(former).max(until),
+                cookie_times: Some(times),
+                ..former.clone()
+            },
             None => BrowserSession {
                 id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
                 owner: owner.into(),
                 began: now,
                 last_end: until,
                 key: self.key_fingerprint,
+                cookie_times: Some(times),
             },
         };
         if former.is_some() {
@@ -210,12 +211,12 @@ impl SessionCookies {
 
     /// Returns the Unix time in seconds at which a cookie expires: the earlier one by the current configuration and by
     /// the configuration at its issue.
-    pub(super) fn expiry_of(&self, content: &CookieContent) -> u64 {
+    pub(super) fn expiry_of(&self, times: CookieTimes) -> u64 {
         let by_current = match self.spec.max_age {
-            Some(age) => content.issued_at.saturating_add(age.as_secs()),
-            None => content.token_end,
+            Some(age) => times.issued_at.saturating_add(age.as_secs()),
+            None => times.token_end,
         };
-        content.expires_at.min(by_current)
+        times.expires_at.min(by_current)
     }
 
     /// Decrypts a cookie. Returns `None` if it was not encrypted with this key.
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(issued.expires_at, 2_000);
         let cookie = SessionCookie::parse(&issued.value).expect("a cookie");
         let content = sessions(Some("a")).decrypt(&cookie).expect("decrypts");
-        assert_eq!((content.expires_at, content.claims["sub"].as_str()), (2_000, Some("alice")));
+        assert_eq!((content.times.expires_at, content.claims["sub"].as_str()), (2_000, Some("alice")));
         assert_eq!((content.verified_by, &content.session), (identity.verified_by(), &issued.session));
         assert!(sessions(Some("b")).decrypt(&cookie).is_none());
         assert!(sessions(None).decrypt(&cookie).is_none());
@@ -318,7 +319,7 @@ mod tests {
         let ends = |then: Option<u64>, now: Option<u64>| {
             let issued = SessionCookies::new(&spec(then), None)?.issue(&identity, None, 1_000_000)?;
             let sessions = SessionCookies::new(&spec(now), None)?;
-            Some(sessions.expiry_of(&sessions.decrypt(&SessionCookie::parse(&issued.value)?)?))
+            Some(sessions.expiry_of(sessions.decrypt(&SessionCookie::parse(&issued.value)?)?.times))
         };
         for (then, now, expected) in [
             (Some(9_000), Some(9_000), 10_000),

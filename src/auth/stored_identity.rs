@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::identify::{VerifiedClaims, identify_again};
-use super::identity::{Expiry, VerifiedBy};
+use super::identity::{CookieTimes, Expiry, VerifiedBy};
 use super::kind::TokenKindHeader;
 use super::{Identity, KeyFingerprint, Verifier, claims};
 use crate::policy::{AuthorizedParties, ProviderSpec};
@@ -25,6 +25,8 @@ struct Stored {
     kind: TokenKindHeader,
     /// The key of the session cookie that was presented, if any.
     cookie_key: Option<KeyFingerprint>,
+    /// What decides when that cookie expires.
+    cookie_times: Option<CookieTimes>,
 }
 
 impl StoredIdentity {
@@ -37,6 +39,7 @@ impl StoredIdentity {
             verified_by: identity.verified_by(),
             kind: identity.kind(),
             cookie_key: identity.browser_session().map(|session| session.key),
+            cookie_times: identity.browser_session().and_then(|session| session.cookie_times),
         };
         Self { provider: Arc::clone(identity.provider_spec()), expiry: identity.expiry(), stored: Box::new(stored) }
     }
@@ -60,6 +63,18 @@ impl StoredIdentity {
     #[must_use]
     pub fn login_session_ends_at(&self) -> Option<u64> {
         matches!(self.provider.authorized_parties, AuthorizedParties::Client(_)).then(|| self.expires_at())
+    }
+
+    /// Returns the Unix time in seconds at which the presented session cookie expires by the verifier's configuration,
+    /// which may be newer; `None` for any other credential.
+    #[must_use]
+    pub fn cookie_expires_at(&self, verifier: &Verifier) -> Option<u64> {
+        Some(verifier.session_cookies()?.expiry_of(self.stored.cookie_times?))
+    }
+
+    /// Replaces the expiry of a session cookie, after a reload.
+    pub fn set_expires_at(&mut self, at: u64) {
+        self.expiry = Expiry::At(at);
     }
 
     /// Returns the key or provider that verified the token.
@@ -122,7 +137,8 @@ impl StoredIdentity {
             until: expires_at,
         };
         let claims = r#"{"sub":"alice"}"#.into();
-        let stored = Stored { claims, verified_by, kind: TokenKindHeader::default(), cookie_key: None };
+        let kind = TokenKindHeader::default();
+        let stored = Stored { claims, verified_by, kind, cookie_key: None, cookie_times: None };
         Self { provider, expiry: Expiry::At(expires_at), stored: Box::new(stored) }
     }
 

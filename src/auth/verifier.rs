@@ -29,6 +29,8 @@ use super::{Carrier, Identity, Rejection, Revocations, SessionCookies, Token, un
 use crate::policy::{AuthorizedParties, KeySource, LoginSpec, ProviderSpec, Secret, SessionSpec};
 use crate::telemetry::{Label, Metrics};
 
+pub use session_cookie::OpenedSessionCookie;
+
 use remote_token::{
     ask_provider, check_agreement, confirm_and_identify, identity_from_answer, remote_signature_checker,
 };

@@ -11,7 +11,10 @@ use tokio::time::Instant;
 use super::set_cookie::cookie_line;
 use super::sign_out::{PROVIDER_WAIT, SignOutScope, end_at_provider, end_former_session, sign_out};
 use crate::auth::token::Extracted;
-use crate::auth::{BrowserSession, Carrier, Identity, IssuedCookie, SessionCookie, allow, unix_millis, unix_seconds};
+use crate::auth::{
+    BrowserSession, Carrier, Identity, IssuedCookie, OpenedSessionCookie, SessionCookie, allow, unix_millis,
+    unix_seconds,
+};
 use crate::authenticate::verify;
 use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
 use crate::runtime::{ProxyState, Runtime};
@@ -90,10 +93,10 @@ async fn begin(
     state.record_presence(policy, identity);
     let now = unix_seconds();
     // A session from a sign-in is not continued by a token: it ends, and another one begins.
-    let login_session = cookie.and_then(|cookie| Some((cookie, runtime.verifier.login_session_of(cookie)?)));
-    if let Some((cookie, session)) = login_session {
-        end_former_session(state, runtime, &session).await?;
-        end_at_provider(state, runtime, (cookie, &session), Instant::now() + PROVIDER_WAIT).await;
+    let opened = cookie.and_then(|cookie| runtime.verifier.open_session_cookie(cookie));
+    if let Some(opened) = opened.filter(OpenedSessionCookie::is_of_a_sign_in) {
+        end_former_session(state, runtime, &opened.session).await?;
+        end_at_provider(state, runtime, &opened, Instant::now() + PROVIDER_WAIT).await;
     }
     let issued = issue_cookie(state, runtime, identity, cookie).ok_or_else(Refusal::session_too_large)?;
     let expires_in = issued.expires_at.saturating_sub(now);

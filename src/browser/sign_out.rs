@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::auth::login::{Login, LoginSession};
-use crate::auth::{BrowserSession, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
+use crate::auth::{BrowserSession, OpenedSessionCookie, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
 use crate::http::{ClientAddress, Refusal};
 use crate::runtime::{NotSaved, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Audit, AuditEvent, LogoutOutcome, in_current_request};
@@ -46,15 +46,15 @@ pub(super) async fn sign_out(
     let deadline = Instant::now() + PROVIDER_WAIT;
     let (mut location, mut failure) = (None, None);
     for cookie in cookies {
-        let Some(session) = verifier.browser_session_of(cookie) else { continue };
-        let Some((provider, user)) = verifier.session_cookie_owner(cookie) else { continue };
-        let ended = end_session(state, runtime, &session).await;
-        let record = end_at_provider(state, runtime, (cookie, &session), deadline).await;
-        let user = record.as_ref().map(|record| record.identity().user_id().to_owned()).or(user);
-        let (digest, address) = (session.digest(), client.address.to_string());
+        let Some(opened) = verifier.open_session_cookie(cookie) else { continue };
+        let ended = end_session(state, runtime, &opened.session).await;
+        let record = end_at_provider(state, runtime, &opened, deadline).await;
+        let user = record.as_ref().map(|record| record.identity().user_id().to_owned());
+        let user = user.or_else(|| opened.user.clone());
+        let (digest, address) = (opened.session.digest(), client.address.to_string());
         let audit = Audit {
             user: user.as_deref(),
-            provider: Some(&provider),
+            provider: Some(&opened.provider),
             session: Some(&digest),
             client: Some(&address),
             ..Audit::default()
@@ -76,15 +76,15 @@ pub(super) async fn sign_out(
             }
             continue;
         }
-        let login = verifier.login_session_of(cookie).and_then(|_| verifier.logins()?.get(&provider));
-        let Some(login) = login else { continue };
+        let logins = verifier.logins().filter(|_| opened.is_of_a_sign_in());
+        let Some(login) = logins.and_then(|logins| logins.get(&opened.provider)) else { continue };
         let record = record.as_deref().filter(|record| record.is_of(login));
         let page = match scope {
             SignOutScope::Local => None,
             SignOutScope::Provider => provider_page(login, record, deadline).await,
         };
         let outcome = if page.is_some() { LogoutOutcome::Provider } else { LogoutOutcome::Local };
-        state.metrics.logins.signed_out(&provider, outcome);
+        state.metrics.logins.signed_out(&opened.provider, outcome);
         location = page.or(location);
     }
     failure.map_or(Ok(location), Err)
@@ -153,10 +153,11 @@ pub(super) async fn end_former_session(
 pub(super) async fn end_at_provider(
     state: &Arc<ProxyState>,
     runtime: &Arc<Runtime>,
-    (cookie, session): (&SessionCookie, &BrowserSession),
+    opened: &OpenedSessionCookie,
     deadline: Instant,
 ) -> Option<Arc<LoginSession>> {
     let logins = runtime.verifier.logins()?;
+    let session = &opened.session;
     let known = if state.revocations.is_ended(session, unix_seconds()) {
         logins.sessions.forget(&session.id)
     } else {
@@ -166,7 +167,7 @@ pub(super) async fn end_at_provider(
     state.notifier.notify();
     let record = match known {
         Some(known) => known,
-        None => runtime.verifier.login_record_of(cookie).await?,
+        None => runtime.verifier.login_record_of(opened).await?,
     };
     let login = logins.get(&record.provider).filter(|login| record.is_of(login)).map(Arc::clone);
     // The token is taken before anything is awaited, so that a renewal in progress revokes the token that it receives.

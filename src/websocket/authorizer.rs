@@ -11,12 +11,13 @@ use super::session::{Credential, RevalidationPlan, Verdict};
 use crate::auth::login::OpenLoginSocket;
 use crate::auth::{
     Carrier, Expiry, Identity, Lookup, RejectedToken, Rejection, RemoteCheck, Revalidation, RevocationKeys,
-    StoredIdentity, Token, Verified, allow, unix_seconds,
+    StoredIdentity, Token, Verified, allow, unix_seconds, unverified_claims,
 };
 use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, RouteMatch, TrustedHeader, WebSocketSpec};
 use crate::runtime::{PresenceKey, ProxyState, Runtime};
+use crate::telemetry::UnverifiedCredential;
 
 /// Resolves to the provider's answer about a session.
 pub(super) type RevalidateFuture = Pin<Box<dyn Future<Output = Revalidation> + Send>>;
@@ -43,6 +44,12 @@ pub(super) trait SessionAuthorizer: Send + Sync {
     /// # Errors
     /// Returns the reason why the session ends.
     fn reauthorize(&mut self, identity: Option<&StoredIdentity>) -> Result<(), CloseReason>;
+
+    /// Returns the Unix time in seconds at which the session cookie that opened the socket expires under the policy now in
+    /// force; `None` for any other credential.
+    fn cookie_expires_at(&self, _identity: &StoredIdentity) -> Option<u64> {
+        None
+    }
 
     /// Takes the token that a renewal of the login session brought, where the upstream wants new tokens.
     fn renewed_token(&mut self) -> Option<Token> {
@@ -194,6 +201,10 @@ impl SessionAuthorizer for UserAuthorizer {
         if same { Ok(()) } else { Err(CloseReason::IdentityChanged) }
     }
 
+    fn cookie_expires_at(&self, identity: &StoredIdentity) -> Option<u64> {
+        identity.cookie_expires_at(&self.state.current().verifier)
+    }
+
     fn renewed_token(&mut self) -> Option<Token> {
         self.login.as_mut().filter(|_| self.keeps_token)?.renewed_token()
     }
@@ -231,7 +242,7 @@ impl Refresh {
         {
             Ok(verified) => verified,
             Err(RejectedToken { rejection, .. }) => {
-                tracing::debug!(%rejection, "refresh refused");
+                log_refused(token, &rejection);
                 if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.identity.restore())
                     && runtime.verifier.is_expired_token_of(token, &then).await
                 {
@@ -272,6 +283,20 @@ impl Refresh {
             tracing::debug!(user = identity.user_id(), "refresh verified");
             self.state.record_presence(&runtime.policy, identity);
         }
+    }
+}
+
+/// Logs a refused token with what it claims, in the fields of the access line of a refused request.
+fn log_refused(token: &Token, rejection: &Rejection) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let UnverifiedCredential { issuer, key_id, subject_digest, .. } = unverified_claims(token);
+        tracing::debug!(
+            %rejection,
+            unverified_issuer = issuer,
+            unverified_kid = key_id,
+            unverified_sub_digest = subject_digest,
+            "refresh refused"
+        );
     }
 }
 

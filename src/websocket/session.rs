@@ -196,6 +196,19 @@ impl Session {
         self.credential = Some(CurrentCredential { identity, revocation_keys });
     }
 
+    /// Sets the Unix time in seconds at which the session cookie of the credential expires: a reload may have changed
+    /// `session.max_age`.
+    pub(super) fn set_cookie_expiry(&mut self, at: u64) {
+        let Some(credential) = &mut self.credential else { return };
+        let former = credential.identity.expires_at().saturating_mul(1_000);
+        credential.identity.set_expires_at(at);
+        // Under `on_expiry: keep` no expiry ends the session.
+        if self.credential_end != u64::MAX {
+            let grace = self.credential_end.saturating_sub(former);
+            self.credential_end = at.saturating_mul(1_000).saturating_add(grace);
+        }
+    }
+
     /// Returns the check by which the provider is asked about the session.
     #[must_use]
     pub(super) fn revalidation_check(&self) -> Option<&RemoteCheck> {

@@ -281,6 +281,46 @@ async fn a_session_ends_with_its_token_and_its_socket_with_it() {
 }
 
 #[tokio::test]
+async fn a_shorter_max_age_ends_the_sockets_that_are_open() {
+    for (on_expiry, after, ends) in [
+        ("close", "session: { max_age: 2s }", true),
+        ("auto", "session: { max_age: 2s }", true),
+        ("close", "session: {}", true),
+        ("keep", "session: { max_age: 2s }", false),
+    ] {
+        let websocket =
+            format!("websocket: {{ dialect: none, grace: 0s, max_lifetime: 12h, on_expiry: {on_expiry} }}\n");
+        let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+        let yaml = |session: &str| {
+            let provider = issuer.provider();
+            format!("upstream: {}\nproviders: [{provider}]\nbrowser: {{ {session} }}\n{websocket}", backend.url())
+        };
+        let (before, after) = (yaml("session: { max_age: 1h }"), yaml(after));
+        let mut fixture = Fixture { issuer, backend, proxy: Proxy::start(&before).await };
+        let cookie = fixture.signed_in(&fixture.issuer.token_with("alice", json!({"exp": now() + 3}))).await;
+        let fields = [cookie.as_str(), "Origin: http://localhost"];
+        let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+        let (mut socket, (_, mut upstream)) = tokio::join!(opening, fixture.backend.websocket());
+        fixture.proxy.rewrite(&format!("{before}routes: [{{ path: /health, auth: none }}]\n"));
+        fixture.proxy.signal("HUP");
+        fixture.proxy.logged("the first reload", |line| line.contains("configuration reloaded")).await;
+        socket.say("an hour is not over").await;
+        assert_eq!(upstream.next_text().await, "an hour is not over");
+        let lines = fixture.proxy.log().len();
+        fixture.proxy.rewrite(&after);
+        fixture.proxy.signal("HUP");
+        fixture.proxy.logged_after(lines, "the second", |line| line.contains("configuration reloaded")).await;
+        if ends {
+            assert_eq!(socket.next_close().await, (4401, "Token expired".into()), "{on_expiry}");
+        } else {
+            fixture.is_refused_in_time(&cookie).await;
+            socket.say("still here").await;
+            assert_eq!(upstream.next_text().await, "still here");
+        }
+    }
+}
+
+#[tokio::test]
 async fn sessions_survive_a_reload_and_with_a_secret_a_restart() {
     let secret = "browser: { session: { secret: 0123456789abcdef0123456789abcdefXYZ } }\n";
     for (more, survives_restart) in [("", false), (secret, true)] {

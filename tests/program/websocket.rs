@@ -354,7 +354,7 @@ async fn a_refresh_is_swallowed_answered_and_moves_the_end() {
 
 #[tokio::test]
 async fn refused_refreshes_leave_the_socket_on_its_old_identity() {
-    let fixture = fixture("").await;
+    let mut fixture = fixture("").await;
     let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     for (message, said) in [
         (r#"{"type":"refresh_auth"}"#.to_owned(), "Missing token in refresh request"),
@@ -365,6 +365,12 @@ async fn refused_refreshes_leave_the_socket_on_its_old_identity() {
         client.say(&message).await;
         assert_eq!(client.next_text().await, error(said));
     }
+    let is_expired = |line: &str| line.contains("refresh refused") && line.contains("unverified");
+    let line = fixture.proxy.logged("the expired token", is_expired).await;
+    let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(line["unverified_issuer"], fixture.issuer.url.as_str());
+    assert!(line["unverified_kid"].is_string(), "{line}");
+    assert_eq!(line["unverified_sub_digest"], "2bd806c97f0e00af");
     client.say("still here").await;
     assert_eq!(upstream.next_text().await, "still here");
     client.say(r#"{"type":"refresh_auth"}"#).await;

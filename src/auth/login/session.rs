@@ -82,6 +82,7 @@ impl Logins {
             began: now,
             last_end: ends_at,
             key: cookie_key,
+            cookie_times: None,
         };
         let key = SessionKey::generate()?;
         let (print, algorithm) = match identity.verified_by() {
@@ -129,6 +130,7 @@ impl Logins {
                 began: number("b")?,
                 last_end: number("l")?,
                 key: cookie_key,
+                cookie_times: None,
             },
             key: SessionKey::from_text(text("x")?)?,
             provider: text("p")?.to_owned(),

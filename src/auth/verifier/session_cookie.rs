@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::identify::identify_again;
 use super::super::identity::VerifiedBy;
-use super::super::login::{CompletedSignIn, LoginSession, LoginSessions, OpenLoginSocket};
+use super::super::login::{CompletedSignIn, LoginSession, LoginSessionCookie, LoginSessions, OpenLoginSocket};
 use super::super::provider_state::ProviderState;
 use super::super::remote::{Priority, RemoteAnswer, RemoteCheck};
 use super::super::{
@@ -14,6 +14,26 @@ use super::super::{
     unix_seconds,
 };
 use super::{Verified, Verifier};
+
+/// The content of a session cookie that was decrypted and not checked further.
+pub struct OpenedSessionCookie {
+    /// The browser session.
+    pub session: BrowserSession,
+    /// The provider's name.
+    pub provider: String,
+    /// The user id, if the configuration still has the provider; for the log.
+    pub user: Option<String>,
+    /// The whole content, if the session began with a sign-in.
+    login: Option<LoginSessionCookie>,
+}
+
+impl OpenedSessionCookie {
+    /// Returns whether the session began with a sign-in.
+    #[must_use]
+    pub fn is_of_a_sign_in(&self) -> bool {
+        self.login.is_some()
+    }
+}
 
 impl Verifier {
     /// Verifies a session cookie: decrypts it, and checks its expiry, everything that the current configuration would
@@ -33,43 +53,30 @@ impl Verifier {
         result.map(|(identity, token)| Verified { identity: Arc::new(identity), token, carrier: Carrier::Cookie })
     }
 
-    /// Reads the provider's name, and the user id if the configuration still has the provider, from a session cookie that
-    /// can be decrypted, without any other check; for the log.
+    /// Decrypts a session cookie, without any other check; to end its session. Returns `None` if another key was used.
     #[must_use]
-    pub fn session_cookie_owner(&self, cookie: &SessionCookie) -> Option<(String, Option<String>)> {
+    pub fn open_session_cookie(&self, cookie: &SessionCookie) -> Option<OpenedSessionCookie> {
         let sessions = self.session_cookies.as_ref()?;
         let user = |provider: &str, claims| claims::user_id(self.provider(provider)?, claims).ok();
         if let Some(logins) = &self.logins
             && let Some(opened) = logins.decrypt_session_cookie(cookie, sessions.key_fingerprint())
         {
-            let user = user(&opened.provider, opened.claims());
-            return Some((opened.provider, user));
+            return Some(OpenedSessionCookie {
+                session: opened.session.clone(),
+                provider: opened.provider.clone(),
+                user: user(&opened.provider, opened.claims()),
+                login: Some(opened),
+            });
         }
         let content = sessions.decrypt(cookie)?;
         let user = user(&content.provider, &content.claims);
-        Some((content.provider, user))
-    }
-
-    /// Returns the browser session of a cookie that can be decrypted, without any other check, to end it.
-    #[must_use]
-    pub fn browser_session_of(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
-        self.login_session_of(cookie).or_else(|| self.session_cookies.as_ref()?.decrypt_session(cookie))
-    }
-
-    /// Like [`Self::browser_session_of`], but only for sessions that began with a sign-in.
-    #[must_use]
-    pub fn login_session_of(&self, cookie: &SessionCookie) -> Option<BrowserSession> {
-        let opened =
-            self.logins.as_ref()?.decrypt_session_cookie(cookie, self.session_cookies.as_ref()?.key_fingerprint())?;
-        Some(opened.session)
+        Some(OpenedSessionCookie { session: content.session, provider: content.provider, user, login: None })
     }
 
     /// Returns the record of the session that a sign-in began, without any check, to end it. It may be read from the shared
     /// state.
-    pub async fn login_record_of(&self, cookie: &SessionCookie) -> Option<Arc<LoginSession>> {
-        let logins = self.logins.as_ref()?;
-        let opened = logins.decrypt_session_cookie(cookie, self.session_cookies.as_ref()?.key_fingerprint())?;
-        logins.record_of(&opened).await
+    pub async fn login_record_of(&self, opened: &OpenedSessionCookie) -> Option<Arc<LoginSession>> {
+        self.logins.as_ref()?.record_of(opened.login.as_ref()?).await
     }
 
     /// Begins a login session after a completed sign-in.
@@ -154,14 +161,16 @@ impl Verifier {
             .find(is_its_provider)
             .ok_or_else(|| Rejection::UnknownIssuer(content.provider.clone()))?;
         let now = unix_seconds();
-        let mut until = cookies.expiry_of(&content);
+        let mut times = content.times;
         if needs_token_for_remote_check(provider, &content.claims) {
-            until = until.min(content.token_end);
+            times.expires_at = times.expires_at.min(times.token_end);
         }
+        let until = cookies.expiry_of(times);
         if now >= until {
             return Err(Rejection::Expired { exp: until, now });
         }
         let (preset, session) = (content.preset.clone(), content.session.clone());
+        let session = BrowserSession { cookie_times: Some(times), ..session };
         let identity = identify_again(&provider.spec, &preset, content.into_claims(until))?.in_session(Some(session));
         // The key of an expired token is not checked, or every key rotation would end the sessions that continue after
         // their tokens. It is checked where the provider has no issuer, because nothing else distinguishes this

@@ -194,7 +194,8 @@ impl SignInRequest<'_> {
             cookie_line(&name, &issued.value, expires_in, &policy.browser).ok_or_else(Refusal::session_too_large)?;
         // The browser's next request may be served by another instance.
         self.logins.sessions.publish(&session).await;
-        for former in former.iter().filter_map(|cookie| verifier.browser_session_of(cookie)) {
+        for former in former.iter().filter_map(|cookie| verifier.open_session_cookie(cookie)) {
+            let former = former.session;
             if self.state.revocations.is_ended(&former, unix_seconds()) {
                 continue;
             }

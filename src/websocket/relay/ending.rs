@@ -20,7 +20,8 @@ use crate::websocket::session::Event;
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 impl Relay {
-    /// Checks the session against the revocations and the policy in force.
+    /// Checks the session against the revocations and the policy in force, which may also move the end of a session
+    /// cookie.
     ///
     /// # Errors
     /// Returns the reason why the session ends.
@@ -28,7 +29,11 @@ impl Relay {
         if self.session.revocation_keys().is_some_and(|keys| self.authorizer.is_revoked(keys)) {
             return Err(CloseReason::Revoked);
         }
-        self.authorizer.reauthorize(self.session.identity())
+        self.authorizer.reauthorize(self.session.identity())?;
+        if let Some(at) = self.session.identity().and_then(|identity| self.authorizer.cookie_expires_at(identity)) {
+            self.session.set_cookie_expiry(at);
+        }
+        Ok(())
     }
 
     /// Processes a notification of a drain, a revocation or a reload.

@@ -370,7 +370,14 @@ mod tests {
         let identity = Identity::new(provider, "alice".into(), claims.clone(), Expiry::At(0), by, kind);
         let algorithm = jsonwebtoken::Algorithm::RS256;
         let end = unix_seconds() + 600;
-        let session = BrowserSession { id: "a".into(), owner: "b".into(), began: 0, last_end: end, key: print };
+        let session = BrowserSession {
+            id: "a".into(),
+            owner: "b".into(),
+            began: 0,
+            last_end: end,
+            key: print,
+            cookie_times: None,
+        };
         let id_token =
             VerifiedIdToken { claims, kind, key_fingerprint: print, algorithm, expires_at: end, auth_time: None };
         let key = super::super::super::keys::SessionKey::generate().expect("random");
