@@ -20,6 +20,7 @@
 //! ```
 
 pub mod allow;
+mod balancer;
 mod cache;
 mod claims;
 mod clock;

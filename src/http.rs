@@ -95,7 +95,10 @@ pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{TrustedHeaders, UpstreamRequest, prepare, prepare_preflight, prepare_public, strip_own_set_cookie};
 pub use lingering::LingerLimit;
 pub use refusal::{ChallengeDetails, Refusal, render_refusal};
-pub use request::{Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest};
+pub use request::{
+    Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,
+    check_sender_of_balancer_token,
+};
 pub use request_phase::RequestPhase;
 pub use response_body::{AbortSignal, Answer, BodyOutcome, ResponseBody};
 pub use route::{RoutedRequest, route_request};

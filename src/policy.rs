@@ -67,7 +67,7 @@ pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
 pub use pattern::{PathVariables, Pattern};
 pub use provider::{AllowSpec, Audience, AuthorizedParties, KeySource, Kinds, ProviderSpec};
-pub use provider_preset::{Family, LogoutRequest, RefreshTokens};
+pub use provider_preset::{Family, LogoutRequest, RefreshTokens, is_uuid};
 pub use provider_tokens::ProviderTokens;
 pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};

@@ -121,6 +121,7 @@ fn provider_sentence(spec: &ProviderSpec, health: &KeyHealth) -> String {
         return "is asked about every token.".to_owned();
     }
     let keys = match health.keys {
+        0 if matches!(spec.keys, KeySource::ById { .. }) => "fetches each key when a token names it".to_owned(),
         0 => "has no keys".to_owned(),
         1 => format!("has 1 key ({})", health.algorithms.join(", ")),
         count => format!("has {count} keys ({})", health.algorithms.join(", ")),

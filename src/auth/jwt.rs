@@ -2,11 +2,14 @@
 //! of a token was limited when it was extracted, so the work done here is bounded too.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use super::Rejection;
+use super::balancer;
 use super::kind::{Category, TokenKindHeader};
 use crate::json;
 
@@ -57,7 +60,40 @@ pub(super) fn parse_logout(token: &str) -> Result<Parsed<'_>, Rejection> {
     parse_typed(token, &["jwt", "logout+jwt"])
 }
 
+/// Accepts parts with padding, as load balancers of AWS write them.
+const PADDED: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Returns whether a token calls itself one of a load balancer, by the `signer` in its header; nothing is verified.
+pub(super) fn is_of_balancer(token: &str) -> bool {
+    let header = token.split('.').next().and_then(|header| PADDED.decode(header).ok());
+    header.and_then(|header| json::object(&header).ok()).is_some_and(|header| header.contains_key("signer"))
+}
+
+/// Splits and reads a token of a load balancer. Its claims are the payload's with those of the header.
+///
+/// # Errors
+/// As [`parse`], and when the header lacks what a load balancer writes.
+pub(super) fn parse_of_balancer(token: &str) -> Result<Parsed<'_>, Rejection> {
+    let (mut parsed, header) = parse_with(token, &["jwt"], &PADDED)?;
+    balancer::add_header_claims(&header, &mut parsed.claims)?;
+    // The signature is of the text with its padding, and is itself decoded without.
+    parsed.signature = parsed.signature.trim_end_matches('=');
+    Ok(parsed)
+}
+
 fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejection> {
+    parse_with(token, types, &URL_SAFE_NO_PAD).map(|(parsed, _)| parsed)
+}
+
+/// Returns the parts, and the whole header.
+fn parse_with<'a>(
+    token: &'a str,
+    types: &[&str],
+    encoding: &GeneralPurpose,
+) -> Result<(Parsed<'a>, Map<String, Value>), Rejection> {
     let malformed = Rejection::Malformed;
     // The dots are counted before anything is decoded: a megabyte of them costs one pass (CVE-2025-30204).
     match token.bytes().filter(|b| *b == b'.').count() {
@@ -74,7 +110,7 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
     if header.is_empty() || payload.is_empty() || signature.is_empty() {
         return Err(malformed("an empty part"));
     }
-    let decode = |part: &str| URL_SAFE_NO_PAD.decode(part);
+    let decode = |part: &str| encoding.decode(part);
     let header = decode(header).map_err(|_| malformed("the header is not base64url"))?;
     let header =
         json::object(&header).map_err(|_| malformed("the header is not a JSON object with each member once"))?;
@@ -98,7 +134,8 @@ fn parse_typed<'a>(token: &'a str, types: &[&str]) -> Result<Parsed<'a>, Rejecti
         json::object(&payload).map_err(|_| malformed("the payload is not a JSON object with each member once"))?;
     // This is checked before a key is used: the signature check must not have to handle padded or non-canonical base64.
     decode(signature).map_err(|_| malformed("the signature is not base64url"))?;
-    Ok(Parsed { algorithm, key_id, kind: TokenKindHeader { is_access_token, category }, claims, signed, signature })
+    let kind = TokenKindHeader { is_access_token, category };
+    Ok((Parsed { algorithm, key_id, kind, claims, signed, signature }, header))
 }
 
 fn algorithm(header: &Map<String, Value>, types: &[&str]) -> Result<Algorithm, Rejection> {

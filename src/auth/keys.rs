@@ -4,6 +4,7 @@
 //! One task per provider does all fetching, so at most one request is in flight however many callers wait. `set`
 //! parses a key set, and `fetch` makes the request.
 
+mod by_id;
 mod fetch;
 mod set;
 
@@ -20,6 +21,7 @@ use super::{Inspection, Rejection};
 use crate::policy::{KeySource, ProviderSpec};
 use crate::telemetry::{Label, Metrics};
 
+use by_id::KeysById;
 pub(super) use fetch::placeholder_issuer;
 pub use set::KeyFingerprint;
 pub(super) use set::{Candidates, KeySet};
@@ -87,6 +89,8 @@ pub struct ProviderKeys {
     demand: Arc<Notify>,
     max_stale: Option<Duration>,
     task: Option<AbortHandle>,
+    /// The keys of a provider that has no key set.
+    by_id: Option<KeysById>,
 }
 
 impl Drop for ProviderKeys {
@@ -109,6 +113,8 @@ impl ProviderKeys {
         let (send, state) = watch::channel(FetchState::default());
         let mut task = None;
         let mut max_stale = None;
+        let by_id = matches!(provider.keys, KeySource::ById { .. })
+            .then(|| KeysById::new(Arc::clone(&provider), (label.clone(), Arc::clone(&metrics))));
         match KeySet::configured(&provider.keys) {
             Some(Ok(keys)) => {
                 metrics.credentials.keys_at_hand(&label, keys.len());
@@ -130,13 +136,23 @@ impl ProviderKeys {
                 task = Some(tokio::spawn(fetching).abort_handle());
             }
         }
-        Self { provider, state, last_refetch: Mutex::new(None), demand, max_stale, task }
+        Self { provider, state, last_refetch: Mutex::new(None), demand, max_stale, task, by_id }
     }
 
     /// Returns the current state of the keys.
     #[must_use]
     pub fn health(&self) -> KeyHealth {
         let state = self.state.borrow();
+        if let Some(by_id) = &self.by_id {
+            return KeyHealth {
+                attempted: true,
+                keys: by_id.len(),
+                algorithms: vec!["ES256".to_owned()],
+                failure: None,
+                good: None,
+                failed: by_id.last_failed(),
+            };
+        }
         KeyHealth {
             attempted: state.finished > 0,
             keys: state.keys.as_ref().map_or(0, |keys| keys.len()),
@@ -151,12 +167,17 @@ impl ProviderKeys {
     /// set is available it counts as current, since the provider has not removed it.
     #[must_use]
     pub fn is_current(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
-        self.state.borrow().keys.as_ref().is_none_or(|keys| keys.contains(fingerprint, algorithm))
+        // Where keys are fetched one by one, the provider does not say that it has removed one.
+        self.by_id.is_some()
+            || self.state.borrow().keys.as_ref().is_none_or(|keys| keys.contains(fingerprint, algorithm))
     }
 
     /// Returns whether this key would verify a token now: it is in the current key set, and that is not too old.
     pub(super) fn is_usable(&self, fingerprint: KeyFingerprint, algorithm: Algorithm) -> bool {
-        self.usable(&self.state.borrow()).is_some_and(|keys| keys.contains(fingerprint, algorithm))
+        match &self.by_id {
+            Some(by_id) => by_id.is_usable(fingerprint, algorithm),
+            None => self.usable(&self.state.borrow()).is_some_and(|keys| keys.contains(fingerprint, algorithm)),
+        }
     }
 
     /// Returns whether this key would verify a token now. Like the verification of a token, it waits for keys, and
@@ -169,7 +190,9 @@ impl ProviderKeys {
         fingerprint: KeyFingerprint,
         algorithm: Algorithm,
     ) -> Result<bool, Rejection> {
-        if self.current().await?.contains(fingerprint, algorithm) {
+        // A fingerprint has no `kid` by which the key could be fetched again. The session cookie was made from a token that
+        // this provider's key verified, and its issuer and signer are checked again.
+        if self.by_id.is_some() || self.current().await?.contains(fingerprint, algorithm) {
             return Ok(true);
         }
         Ok(self.refetch().await?.contains(fingerprint, algorithm))
@@ -191,7 +214,7 @@ impl ProviderKeys {
     /// token.
     #[must_use]
     pub fn can_verify(&self) -> bool {
-        self.provider.keys == KeySource::Introspection || self.state.borrow().has_keys()
+        self.provider.keys == KeySource::Introspection || self.by_id.is_some() || self.state.borrow().has_keys()
     }
 
     /// Waits until there are keys. Never resolves if the provider is asked about every token and has none.
@@ -209,6 +232,14 @@ impl ProviderKeys {
         // This cannot fail: the fetching task owns the sender and lives as long as `self`. For keys in the
         // configuration the condition is true at once.
         let _ = state.wait_for(|state| state.finished > 0).await;
+    }
+
+    /// Returns the key of this `kid`, for a provider whose keys are fetched one by one; `None` for any other.
+    pub(super) async fn by_id(&self, id: Option<&str>, may_fetch: bool) -> Option<Result<Arc<KeySet>, Rejection>> {
+        match &self.by_id {
+            Some(by_id) => Some(by_id.get(id, may_fetch).await),
+            None => None,
+        }
     }
 
     /// Returns the current key set, after waiting for the first fetch.
@@ -304,6 +335,10 @@ const CLOCK_TOLERANCE: i64 = 5;
 /// Fetches a provider's keys once, and compares its clock and the issuer that it names with the configuration, for
 /// `vestibule check --online`.
 pub async fn inspect(provider: &ProviderSpec, inspection: &mut Inspection) {
+    if let KeySource::ById { base, .. } = &provider.keys {
+        inspection.found.push(format!("each key is fetched when a token names it, at {base}/<kid>"));
+        return;
+    }
     let client = match fetch::client(&provider.keys) {
         Ok(client) => client,
         Err(error) => {

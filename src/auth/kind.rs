@@ -82,6 +82,10 @@ pub(super) fn check_kind(
     let says = |name: &str, value: &str| {
         claims.get(name).and_then(Value::as_str).is_some_and(|found| found.eq_ignore_ascii_case(value))
     };
+    if spec.family == Family::AwsAlb {
+        // The claims are of the user, and a balancer signs no other kind.
+        return Ok("load balancer's token");
+    }
     if claims.contains_key("events") {
         return Err(Rejection::WrongKind("a logout token"));
     }
@@ -94,7 +98,7 @@ pub(super) fn check_kind(
         Family::Cognito if !says("token_use", "access") && !says("token_use", "id") => {
             return Err(Rejection::WrongKind("token_use is neither access nor id"));
         }
-        Family::Generic | Family::Supabase | Family::Cognito | Family::Google | Family::Entra => {}
+        Family::Generic | Family::Supabase | Family::Cognito | Family::Google | Family::Entra | Family::AwsAlb => {}
     }
     let has = |name: &str| claims.contains_key(name);
     let is_id_token = match spec.family {
@@ -103,7 +107,7 @@ pub(super) fn check_kind(
         // Entra's ID tokens lack `at_hash` where they come with a code. Access tokens name the client that they were issued
         // to: `azp` in version 2.0, `appid` in version 1.0.
         Family::Entra => !has("azp") && !has("appid"),
-        Family::Generic | Family::Clerk | Family::Supabase | Family::Cognito => false,
+        Family::Generic | Family::Clerk | Family::Supabase | Family::Cognito | Family::AwsAlb => false,
     };
     let is_id_token = is_id_token || named == Some(NamedKind::Id) || has("at_hash") || has("c_hash");
     match (is_id_token, spec.accept.id_token, spec.accept.access_token) {

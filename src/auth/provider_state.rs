@@ -58,8 +58,12 @@ pub(super) async fn verify_signature(
     trace: &mut (impl Trace + Send),
 ) -> Result<KeyFingerprint, Rejection> {
     let id = parsed.key_id.as_deref();
-    let mut set = provider.keys.current().await?;
-    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && lookup == Lookup::MayFetch {
+    let may_fetch = lookup == Lookup::MayFetch;
+    let mut set = match provider.keys.by_id(id, may_fetch).await {
+        Some(set) => set?,
+        None => provider.keys.current().await?,
+    };
+    if matches!(set.candidates(parsed.algorithm, id), Candidates::Unknown) && may_fetch {
         trace.step("key", format_args!("kid {} is not in the cached key set; fetching it again", id.unwrap_or("none")));
         set = provider.keys.refetch().await?;
     }

@@ -7,6 +7,7 @@
 mod remote_token;
 mod session_cookie;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
+use super::allow::unmet;
 use super::cache::{CachedToken, Digest, LastToken, TokenCache};
 use super::claims;
 use super::identify::{VerifiedClaims, identify};
@@ -26,7 +28,9 @@ use super::provider_state::{Lookup, ProviderState, verify_signature};
 use super::remote::{Priority, RemoteAnswer, RemoteCheck, RemoteChecker};
 use super::trace::{ClaimedProvider, Step, Trace};
 use super::{Carrier, Identity, Rejection, Revocations, SessionCookies, Token, unix_seconds};
-use crate::policy::{AuthorizedParties, KeySource, LoginSpec, ProviderSpec, Secret, SessionSpec};
+use crate::policy::{
+    AuthorizedParties, Claim, Family, KeySource, LoginSpec, PathVariables, ProviderSpec, Secret, SessionSpec,
+};
 use crate::telemetry::{Label, Metrics};
 
 pub use session_cookie::OpenedSessionCookie;
@@ -450,18 +454,22 @@ impl Verifier {
         // Validation ensures that a provider without keys is the only provider, or the one for opaque tokens.
         let only_introspection =
             matches!(self.providers.as_slice(), [only] if only.spec.keys == KeySource::Introspection);
-        if (only_introspection || jwt::is_opaque(token))
+        // Whatever else it says, a token that names its signer is judged as a balancer's and by no other provider.
+        let is_of_balancer =
+            self.providers.iter().any(|provider| provider.spec.family == Family::AwsAlb) && jwt::is_of_balancer(token);
+        if !is_of_balancer
+            && (only_introspection || jwt::is_opaque(token))
             && let Some((index, provider, remote)) = self.opaque_token_provider()
         {
             trace.provider(index);
             trace.step("shape", format_args!("{} bytes, verified by provider {}", token.len(), provider.spec.name));
             return identity_from_answer(&provider.spec, remote, presented, trace).await;
         }
-        let parsed = jwt::parse(token)?;
+        let parsed = if is_of_balancer { jwt::parse_of_balancer(token)? } else { jwt::parse(token)? };
         trace.step("shape", format_args!("{} bytes, three parts", token.len()));
         let kid = parsed.key_id.as_deref().unwrap_or("none");
         trace.step("header", format_args!("alg {:?}, kid {kid}", parsed.algorithm));
-        let index = self.provider_of(&parsed.claims)?;
+        let index = self.provider_of(&parsed.claims, is_of_balancer)?;
         trace.provider(index);
         let provider = &self.providers[index];
         let spec = &provider.spec;
@@ -474,6 +482,11 @@ impl Verifier {
         }
         if !spec.algorithms.contains(&parsed.algorithm) {
             return Err(Rejection::Algorithm(format!("{:?}", parsed.algorithm)));
+        }
+        // Another signer's key would be fetched for nothing, since every balancer of a region has its keys in one place.
+        let claim = |claim: &Claim| claims::value(spec, &parsed.claims, claim).map(Cow::Borrowed);
+        if is_of_balancer && let Some(claim) = unmet(&spec.require, &PathVariables::default(), claim) {
+            return Err(Rejection::Required(claim.to_string()));
         }
         let fingerprint = verify_signature(provider, &parsed, presented.lookup, trace).await?;
         let verified_by =
@@ -493,8 +506,9 @@ impl Verifier {
         })
     }
 
-    /// Returns the index of the provider whose issuer the token names.
-    fn provider_of(&self, claims: &Map<String, Value>) -> Result<usize, Rejection> {
+    /// Returns the index of the provider whose issuer the token names. A load balancer and the provider behind it have the
+    /// same issuer, and neither's tokens are the other's.
+    fn provider_of(&self, claims: &Map<String, Value>, is_of_balancer: bool) -> Result<usize, Rejection> {
         // Validation ensures that a provider without issuer is the only one that verifies signatures.
         if let [only] = self.providers.as_slice()
             && only.spec.issuer.is_none()
@@ -508,7 +522,10 @@ impl Verifier {
         };
         self.providers
             .iter()
-            .position(|provider| provider.spec.issuer.as_deref() == Some(issuer))
+            .position(|provider| {
+                provider.spec.issuer.as_deref() == Some(issuer)
+                    && (provider.spec.family == Family::AwsAlb) == is_of_balancer
+            })
             .ok_or_else(|| Rejection::UnknownIssuer(issuer.chars().take(256).collect()))
     }
 }

@@ -16,7 +16,7 @@ use crate::auth::{
     unix_seconds,
 };
 use crate::authenticate::verify;
-use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
+use crate::http::{Answer, OwnRequest, Refusal, ResponseBody, check_sender_of_balancer_token};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, Outcome};
 
@@ -74,6 +74,7 @@ async fn begin(
     line.carrier = Some(Carrier::Header.name());
     let judged = verify(state, runtime, own.client().limited_address(), token, Carrier::Header, None).await;
     let verified = judged.map_err(|refused| refused.refusal(policy.verbose_errors))?;
+    check_sender_of_balancer_token(&verified, own.client(), policy)?;
     let identity = verified.identity();
     line.user = Some(identity.user_id().to_owned());
     // The rules of a route are checked at that route; this checks whether the user is allowed at all.

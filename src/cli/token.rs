@@ -140,7 +140,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     };
     let text = text.trim();
     let text = text.strip_prefix("Bearer ").unwrap_or(text);
-    let token = match Token::parse(text, policy.limits.token_bytes) {
+    let token = match Token::parse_padded(text, policy.limits.token_bytes) {
         Ok(token) => token,
         Err(problem) => return fail(&format!("refused: this cannot be a token: {}", token_problem(problem)), 1),
     };

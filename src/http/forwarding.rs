@@ -41,6 +41,8 @@ pub struct ClientAddress {
     pub request_id: String,
     /// Whether other clients have the same address.
     pub sharing: AddressSharing,
+    /// Whether the peer of the connection is a trusted proxy.
+    pub has_trusted_peer: bool,
 }
 
 /// Whether an address belongs to one client; limits per address apply only then.
@@ -72,7 +74,14 @@ impl ClientAddress {
             let chain = address_text(peer_or_localhost);
             let balancer = headers.contains_key(X_FORWARDED_FOR) && is_private(peer_or_localhost);
             let sharing = if balancer { AddressSharing::Balancer } else { AddressSharing::NotShared };
-            return Self { address: peer_or_localhost, scheme, chain, request_id: new_request_id(), sharing };
+            return Self {
+                address: peer_or_localhost,
+                scheme,
+                chain,
+                request_id: new_request_id(),
+                sharing,
+                has_trusted_peer: false,
+            };
         }
         let hops = forwarded_for(headers);
         // The client is the rightmost address that is not a trusted proxy's.
@@ -88,6 +97,7 @@ impl ClientAddress {
             chain: chain.join(", "),
             request_id: valid_request_id(headers).unwrap_or_else(new_request_id),
             sharing: if hops.is_empty() { AddressSharing::TrustedProxy } else { AddressSharing::NotShared },
+            has_trusted_peer: true,
         }
     }
 }

@@ -170,6 +170,7 @@ mod tests {
                 chain: String::new(),
                 request_id: String::new(),
                 sharing: crate::http::AddressSharing::NotShared,
+                has_trusted_peer: false,
             };
             let found = check_cookie_origin(&head.into_parts().0, &client, &policy(public)).is_ok();
             assert_eq!(found, expected, "{public:?} {scheme} {host} {origin}");

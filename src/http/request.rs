@@ -10,8 +10,8 @@ use hyper::upgrade::OnUpgrade;
 
 use super::{Admitted, ChallengeDetails, ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
-use crate::auth::{Carrier, Identity, NoCredential, SessionCookie, Token, Verified, allow};
-use crate::policy::{AuthMode, Policy, Route, RouteMatch, TokenSources};
+use crate::auth::{Carrier, Identity, NoCredential, Rejection, SessionCookie, Token, Verified, allow};
+use crate::policy::{AuthMode, Family, Policy, Route, RouteMatch, TokenSources};
 
 /// A request to one of the proxy's own endpoints.
 #[derive(Debug)]
@@ -288,11 +288,15 @@ impl ProtectedRequest {
     /// Checks that the request may use its credential, where that is a cookie.
     ///
     /// # Errors
-    /// Returns 403 `foreign_origin` if the page that made the request is not ours, and 401 `missing_token` if the upstream
-    /// is to get the token and the session has none.
+    /// Returns 403 `foreign_origin` if the page that made the request is not ours, 401 `missing_token` if the upstream is to
+    /// get the token and the session has none, and 401 `invalid_token` for a load balancer's token that somebody else sent.
     pub fn check_cookie(&self, verified: &Verified, policy: &Policy) -> Result<(), Refusal> {
-        if verified.carrier() == Carrier::Cookie {
+        check_sender_of_balancer_token(verified, &self.admitted.client, policy)?;
+        // A load balancer adds its token to whatever request comes with its cookie, from any page.
+        if verified.carrier() == Carrier::Cookie || is_of_balancer(verified) {
             provenance::check_cookie_origin(&self.admitted.parts, &self.admitted.client, policy)?;
+        }
+        if verified.carrier() == Carrier::Cookie {
             if !verified.has_token() && policy.upstream(self.route()).wants_token(self.is_websocket()) {
                 return Err(Refusal::missing_token());
             }
@@ -366,4 +370,27 @@ pub struct Allowed {
     pub(super) route: Arc<Route>,
     pub(super) identity: Arc<Identity>,
     pub(super) token: Option<Token>,
+}
+
+/// Returns whether the credential is the token that a load balancer adds to requests.
+fn is_of_balancer(verified: &Verified) -> bool {
+    let identity = verified.identity();
+    identity.provider().family == Family::AwsAlb && identity.browser_session().is_none()
+}
+
+/// Checks that a load balancer's token came from a trusted proxy. Every upstream of the balancer sees such tokens, and could
+/// present them here itself.
+///
+/// # Errors
+/// Returns 401 `invalid_token`.
+pub fn check_sender_of_balancer_token(
+    verified: &Verified,
+    client: &ClientAddress,
+    policy: &Policy,
+) -> Result<(), Refusal> {
+    if !is_of_balancer(verified) || client.has_trusted_peer {
+        return Ok(());
+    }
+    let rejection = Rejection::WrongKind("a load balancer's token from a peer that is not in trusted_proxies");
+    Err(Refusal::rejected(&rejection, policy.verbose_errors))
 }

@@ -69,6 +69,15 @@ pub enum KeySource {
     Pem(Vec<u8>),
     /// A JWKS read at start.
     Jwks(Vec<u8>),
+    /// Keys that are fetched one by one: the PEM file of each lies below a URL, under its `kid`.
+    ById {
+        /// The URL of which they are below.
+        base: Url,
+        /// The time for which a key is kept.
+        max_stale: Duration,
+        /// A further certificate authority.
+        authority: Option<CertificateAuthority>,
+    },
     /// A JWKS fetched from a URL.
     Fetched {
         /// The URL of the JWKS, or of the OIDC discovery document that names it.
@@ -167,7 +176,11 @@ impl Check {
                     format!("\"{}\" is taken by another provider; give each its own name", spec.name),
                 );
             }
-            if spec.issuer.is_some() && out.iter().any(|other| other.issuer == spec.issuer) {
+            // A load balancer's tokens have the issuer of the provider behind it, and are told apart by their signer.
+            let is_balancer = |spec: &ProviderSpec| spec.family == Family::AwsAlb;
+            let is_same =
+                |other: &Arc<ProviderSpec>| other.issuer == spec.issuer && is_balancer(other) == is_balancer(&spec);
+            if spec.issuer.is_some() && out.iter().any(is_same) {
                 self.error(
                     format!("{at}.issuer"),
                     "another provider has the same issuer; a token could not tell which is meant",
@@ -234,7 +247,11 @@ impl Check {
                 ),
             );
         }
-        let keys = self.keys(at, provider, preset, issuer.as_deref());
+        let region = self.signer_region(at, config, provider, preset);
+        let keys = match preset.keys {
+            DefaultKeys::ById => self.keys_by_id(at, provider, region),
+            _ => self.keys(at, provider, preset, issuer.as_deref()),
+        };
         let algorithms = self.algorithms(at, provider, preset);
         let remote = self.remote(at, provider, preset, issuer.as_deref());
         let authorized_parties = self.parties(at, config, provider, preset, &name);
@@ -264,6 +281,10 @@ impl Check {
         if let Some((claim, value)) = preset.required_claim.filter(|(claim, _)| !provider.require.contains_key(*claim))
         {
             require.claims.push((Claim::Name(claim.to_owned()), vec![Expected::Value(value.into())]));
+        }
+        if let Some(signers) = &provider.signer {
+            let signers = signers.0.iter().map(|signer| Expected::Value(signer.as_str().into())).collect();
+            require.claims.push((Claim::Name("signer".to_owned()), signers));
         }
         self.allowed(at, &provider.allow);
         let usual = [preset.accept];
@@ -542,6 +563,95 @@ impl Check {
         })
     }
 
+    /// Checks `signer` and `region` of a load balancer. Returns the region, if its keys have a known place.
+    fn signer_region(
+        &mut self,
+        at: &str,
+        config: &Config,
+        provider: &config::Provider,
+        preset: &Preset,
+    ) -> Option<String> {
+        let path = format!("{at}.signer");
+        if preset.family != Family::AwsAlb {
+            if provider.signer.is_some() {
+                self.error(path, format!("means nothing to preset {}", preset.name));
+            }
+            return None;
+        }
+        if config.trusted_proxies.is_empty() {
+            self.error(
+                at,
+                "tokens of the load balancer count only in requests that it sent, and trusted_proxies names nobody;\nwrite trusted_proxies: [private_ranges]",
+            );
+        }
+        let signers = provider.signer.as_ref().map_or(&[][..], |signers| &signers.0);
+        if signers.is_empty() {
+            self.error(at, "has no signer: every load balancer of AWS could name any user; write its ARN,\nsigner: arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/app/NAME/ID");
+            return None;
+        }
+        let mut found = None;
+        for signer in signers {
+            let Some((partition, region)) = partition_and_region(signer) else {
+                self.error(&path, format!("\"{signer}\" is not the ARN of an Application Load Balancer: arn:aws:elasticloadbalancing:REGION:ACCOUNT:loadbalancer/app/NAME/ID"));
+                return None;
+            };
+            if provider.region.as_deref().is_some_and(|written| written != region) {
+                self.error(&path, format!("is in the region {region}, and region says another; keep one of the two"));
+            }
+            if found.as_ref().is_some_and(|(_, other)| *other != region) {
+                self.error(
+                    &path,
+                    "names load balancers of two regions, whose keys are in two places; make two providers",
+                );
+            }
+            found = Some((partition, region));
+        }
+        let (partition, region) = found?;
+        if partition != "aws" && provider.jwks.url.is_none() {
+            self.error(&path, format!("is in {partition}, whose keys have another place; write it as jwks: {{ url: … }}, without the key's id"));
+            return None;
+        }
+        Some(region.to_owned())
+    }
+
+    /// The place of the keys that a load balancer's tokens name.
+    fn keys_by_id(&mut self, at: &str, provider: &config::Provider, region: Option<String>) -> Option<KeySource> {
+        let jwks = &provider.jwks;
+        for (key, is_written) in [
+            ("file", jwks.file.is_some()),
+            ("pem_file", jwks.pem_file.is_some()),
+            ("token_file", jwks.token_file.is_some()),
+            ("refresh", jwks.refresh.is_some()),
+        ] {
+            if is_written {
+                self.error(
+                    format!("{at}.jwks.{key}"),
+                    "means nothing to preset aws-alb: each key is fetched when a token names it",
+                );
+            }
+        }
+        if provider.secret.is_some() || provider.secret_file.is_some() {
+            self.error(format!("{at}.secret"), "means nothing to preset aws-alb");
+        }
+        let text = match &jwks.url {
+            Some(url) => url.clone(),
+            None => format!("https://public-keys.auth.elb.{}.amazonaws.com", region?),
+        };
+        let path = format!("{at}.jwks.url");
+        let Some(base) = Url::parse(&text).ok().filter(|url| {
+            matches!(url.scheme(), "http" | "https") && url.host_str().is_some() && url.query().is_none()
+        }) else {
+            self.error(path, format!("\"{text}\" is not an http or https URL without a query"));
+            return None;
+        };
+        if base.scheme() == "http" && !is_loopback(&base) && !jwks.allow_http {
+            self.error(&path, "would fetch keys over plain http, where anyone on the way can replace them; use https,\nor set jwks.allow_http: true");
+        }
+        let authority = self.authority(&format!("{at}.jwks.ca_file"), jwks.ca_file.as_ref());
+        let max_stale = jwks.max_stale.unwrap_or(Time::seconds(86_400)).0;
+        Some(KeySource::ById { base, max_stale, authority })
+    }
+
     fn shared_secret(&mut self, at: &str, provider: &config::Provider) -> Option<KeySource> {
         let (path, file_path) = (format!("{at}.secret"), format!("{at}.secret_file"));
         let Some(bytes) = self.secret(&path, provider.secret.as_ref(), &file_path, provider.secret_file.as_ref())
@@ -622,6 +732,8 @@ impl Check {
             None if preset.audience.is_some() => {
                 Some(Audience::OneOf(preset.audience.into_iter().map(str::to_owned).collect()))
             }
+            // The signer is one load balancer, and its client signs in for everything behind it.
+            None if preset.family == Family::AwsAlb => Some(Audience::Any),
             // The issuer belongs to one application, and `azp` names the page that requested the token.
             None if preset.quirks.azp_is_page_origin => Some(Audience::Any),
             None if matches!(keys, Some(KeySource::Secret(_) | KeySource::Pem(_))) => {
@@ -634,6 +746,26 @@ impl Check {
             }
         }
     }
+}
+
+/// Reads partition and region of the ARN of an Application Load Balancer.
+fn partition_and_region(arn: &str) -> Option<(&str, &str)> {
+    let mut parts = arn.splitn(6, ':');
+    let mut next = || parts.next().unwrap_or_default();
+    let (prefix, partition, service, region, account, resource) = (next(), next(), next(), next(), next(), next());
+    let is_name = |text: &str| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    let is_balancer = resource.strip_prefix("loadbalancer/app/").is_some_and(|name| name.contains('/'))
+        && resource.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-'));
+    let fits = prefix == "arn"
+        && is_name(partition)
+        && service == "elasticloadbalancing"
+        && is_name(region)
+        && account.len() == 12
+        && account.bytes().all(|b| b.is_ascii_digit())
+        && is_balancer;
+    fits.then_some((partition, region))
 }
 
 /// Returns whether people sign in at this provider of the configuration.

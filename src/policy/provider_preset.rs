@@ -21,12 +21,14 @@ pub(super) enum DefaultKeys {
     Secret,
     /// None: the provider is asked about every token.
     Introspection,
+    /// One by one, by the `kid` of a token.
+    ById,
 }
 
 impl DefaultKeys {
-    /// Returns whether keys are fetched from below the issuer.
+    /// Returns whether an issuer is needed: keys are fetched from below it, or its tokens are told by it.
     pub(super) fn need_issuer(self) -> bool {
-        matches!(self, Self::Discovery | Self::Below(_))
+        matches!(self, Self::Discovery | Self::Below(_) | Self::ById)
     }
 }
 
@@ -45,6 +47,8 @@ pub enum Family {
     Google,
     /// Access tokens name their client (`azp`), ID tokens do not.
     Entra,
+    /// Tokens of a load balancer: signer, client and expiry stand in the header.
+    AwsAlb,
 }
 
 /// The availability of sign-in at a provider by `browser.login`.
@@ -245,7 +249,7 @@ const OIDC: Preset = Preset {
 
 const NO_DISCOVERY: SignIn = SignIn::Unavailable("it has no OpenID Connect discovery; use preset oidc with its issuer");
 
-pub(super) const PRESETS: [Preset; 11] = [
+pub(super) const PRESETS: [Preset; 12] = [
     OIDC,
     Preset {
         name: "clerk",
@@ -332,6 +336,15 @@ pub(super) const PRESETS: [Preset; 11] = [
         quirks: Quirks { is_open_to_everyone: true, ..NO_QUIRKS },
         ..OIDC
     },
+    Preset {
+        name: "aws-alb",
+        keys: DefaultKeys::ById,
+        algorithms: &[Algorithm::ES256],
+        family: Family::AwsAlb,
+        sign_in: SignIn::Unavailable("the load balancer signs people in before the request reaches us"),
+        quirks: Quirks { is_short_lived: true, ..NO_QUIRKS },
+        ..OIDC
+    },
     Preset { name: "jwt", keys: DefaultKeys::Configured, sign_in: NO_DISCOVERY, ..OIDC },
     Preset {
         name: "shared-secret",
@@ -375,7 +388,10 @@ pub(super) fn derived_issuer(preset: &Preset, provider: &config::Provider) -> Re
         DefaultIssuer::Derived { from, issuer } => (*from, Some(issuer)),
         DefaultIssuer::None | DefaultIssuer::Fixed(_) => (&[][..], None),
     };
-    let is_foreign = |key: &IssuerKey| key.value(provider).is_some() && !from.iter().any(|own| own.is(key));
+    // The region of a load balancer is where its keys are.
+    let is_own =
+        |key: &IssuerKey| from.iter().any(|own| own.is(key)) || (preset.family == Family::AwsAlb && key.is(&REGION));
+    let is_foreign = |key: &IssuerKey| key.value(provider).is_some() && !is_own(key);
     if let Some(foreign) = ISSUER_KEYS.iter().find(|key| is_foreign(key)) {
         return Err((foreign.name, format!("means nothing to preset {}", preset.name)));
     }
@@ -430,7 +446,8 @@ fn entra_issuer(provider: &config::Provider) -> Result<String, KeyError> {
 }
 
 /// Returns whether this is a UUID as text (RFC 9562 section 4).
-fn is_uuid(text: &str) -> bool {
+#[must_use]
+pub fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(at, b)| match at {
             8 | 13 | 18 | 23 => b == b'-',

@@ -96,6 +96,7 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
             KeySource::Secret(_) => "shared secret".to_owned(),
             KeySource::Pem(_) => "PEM file".to_owned(),
             KeySource::Jwks(_) => "JWKS file".to_owned(),
+            KeySource::ById { base, .. } => format!("keys by their id at {base}"),
             KeySource::Fetched { url, discovery: true, .. } => format!("discovery at {url}"),
             KeySource::Fetched { url, .. } => format!("keys at {url}"),
         };

@@ -1,6 +1,7 @@
 //! Makes a `Policy` from a `Config` and reports all of its errors at once. This module owns the rules that need keys of
 //! several topics. Those of one topic are in its file: `listener`, `upstream`, `provider`, `dialect`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::check::Check;
@@ -22,11 +23,27 @@ use crate::config::{self, AuthMode, Config, Errors, Finding, Log, OnExpiry};
 /// Returns all errors, each with the path of its key.
 pub fn validate(config: &Config) -> Result<Policy, Vec<Finding>> {
     let mut check = Check::default();
-    let policy = check.policy(config);
+    let policy = check.policy(&with_balancer_header(config));
     match policy {
         Some(policy) if check.findings.is_empty() => Ok(policy),
         _ => Err(check.findings),
     }
+}
+
+/// The header in which load balancers of AWS send their tokens.
+const BALANCER_HEADER: &str = "X-Amzn-Oidc-Data";
+
+/// Returns the configuration with the header of load balancers in front of `Authorization`, if there is such a provider and
+/// `token_from.header` is as by default.
+fn with_balancer_header(config: &Config) -> Cow<'_, Config> {
+    let is_balancer = |provider: &config::Provider| provider.preset.as_deref() == Some("aws-alb");
+    let is_default = config.token_from.header.as_ref().is_some_and(|header| header.is("Authorization"));
+    if !is_default || !config.providers.iter().any(is_balancer) {
+        return Cow::Borrowed(config);
+    }
+    let mut config = config.clone();
+    config.token_from.header = Some(config::OneOrMany([BALANCER_HEADER, "Authorization"].map(str::to_owned).to_vec()));
+    Cow::Owned(config)
 }
 
 impl Check {

@@ -350,6 +350,150 @@ async fn google() {
         .await;
 }
 
+const SIGNER: &str = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/app/front/50dc6c495c0c9188";
+const KID: &str = "5f2c1b0e-8d7a-4b6e-9c3f-1a2b3c4d5e6f";
+
+/// A balancer's requests to us: its token in a header of its own, here from a page of our own.
+struct Balancer {
+    key: crate::support::issuer::Key,
+    header: Value,
+    claims: Value,
+    backend: Backend,
+    proxy: Proxy,
+}
+
+impl Balancer {
+    fn token(&self, header: &Value, claims: &Value) -> String {
+        let with = |base: &Value, more: &Value| {
+            let mut all = base.clone();
+            for (name, value) in more.as_object().expect("object") {
+                if value.is_null() {
+                    all.as_object_mut().expect("object").remove(name);
+                } else {
+                    all[name] = value.clone();
+                }
+            }
+            all
+        };
+        self.key.sign_padded(&with(&self.header, header), &with(&self.claims, claims))
+    }
+
+    async fn sends(&self, token: &str, more: &[&str]) -> String {
+        let field = format!("X-Amzn-Oidc-Data: {token}");
+        let fields = [&[field.as_str(), "X-Forwarded-For: 203.0.113.7", "X-Forwarded-Proto: https"], more].concat();
+        let (answer, heard) = get_served(self.proxy.address, &self.backend, "/x", &fields).await;
+        heard.map_or_else(
+            || answer.code(),
+            |heard| {
+                assert!(!heard.has("x-amzn-oidc-data") && !heard.has("x-amzn-oidc-identity"));
+                heard.all("x-user-id").join(" ")
+            },
+        )
+    }
+}
+
+/// Application Load Balancers of AWS, with the claims of Cognito's user info behind them.
+#[tokio::test]
+async fn aws_alb() {
+    use crate::support::answerer::Answerer;
+    use crate::support::issuer::Key;
+    use jsonwebtoken::Algorithm;
+    const ISSUER: &str = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbC";
+    let key = Key::ec(KID, Algorithm::ES256);
+    let pem = key.pem.clone();
+    let keys = Answerer::start(move |asked| match asked.line() {
+        line if line == format!("GET /{KID}") => (200, String::new(), pem.clone()),
+        _ => (403, String::new(), "<Error><Code>AccessDenied</Code></Error>".to_owned()),
+    })
+    .await;
+    let backend = Backend::start().await;
+    let upstream = backend.url();
+    let yaml = |trusted: &str| {
+        format!(
+            "upstream: {}\ntrusted_proxies: [{trusted}]\nproviders:\n  - preset: aws-alb\n    issuer: {ISSUER}\n    region: eu-central-1\n    signer: {SIGNER}\n    audience: client-1\n    jwks: {{ url: \"{}\" }}\n    user_prefix: \"b:\"\n  - preset: cognito\n    issuer: {ISSUER}\n    jwks: {{ url: \"{}/jwks\" }}\n    audience: app-1\n    user_prefix: \"c:\"\nbrowser: {{ session: {{}} }}\n",
+            upstream, keys.url, keys.url
+        )
+    };
+    let header = json!({
+        "typ": "JWT", "kid": KID, "alg": "ES256", "iss": ISSUER, "client": "client-1", "signer": SIGNER, "exp": now() + 120,
+    });
+    let claims = json!({
+        "sub": "90f2", "email_verified": "true", "email": "alice@example.com", "username": "alice", "exp": now() + 120, "iss": ISSUER,
+    });
+    let proxy = Proxy::start(&yaml("127.0.0.1")).await;
+    let mut alb = Balancer { key, header, claims, backend, proxy };
+    let good = alb.token(&json!({}), &json!({}));
+    assert!(good.contains("=."), "parts with padding: {good}");
+    let other = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:loadbalancer/app/other/60dc6c495c0c9188";
+    for (row, header, claims, expected) in [
+        ("its token", json!({}), json!({}), "b:90f2"),
+        ("without claims that repeat the header", json!({}), json!({"exp": null, "iss": null}), "b:90f2"),
+        ("another balancer's", json!({"signer": other}), json!({}), "invalid_token"),
+        ("a signer among the user's claims", json!({"signer": other}), json!({"signer": SIGNER}), "invalid_token"),
+        ("of another client", json!({"client": "client-2"}), json!({"aud": "client-1"}), "invalid_token"),
+        ("of another provider", json!({"iss": "https://other.example"}), json!({"iss": null}), "invalid_token"),
+        ("of another provider in the header", json!({"iss": "https://other.example"}), json!({}), "invalid_token"),
+        ("of another provider in the payload", json!({}), json!({"iss": "https://other.example"}), "invalid_token"),
+        ("expired", json!({"exp": now() - 10}), json!({}), "token_expired"),
+        ("expired in the payload", json!({}), json!({"exp": now() - 10}), "token_expired"),
+        ("without an end in its header", json!({"exp": null}), json!({}), "invalid_token"),
+        ("without a client", json!({"client": null}), json!({}), "invalid_token"),
+        ("without a signer it is nobody's", json!({"signer": null}), json!({}), "invalid_token"),
+        ("signers in a list", json!({"signer": [SIGNER]}), json!({}), "invalid_token"),
+        ("a path for a key", json!({"kid": "../../other/key"}), json!({}), "invalid_token"),
+        ("an unknown key", json!({"kid": "00000000-8d7a-4b6e-9c3f-1a2b3c4d5e6f"}), json!({}), "invalid_token"),
+        ("critical extensions", json!({"crit": ["exp"]}), json!({}), "invalid_token"),
+        ("no user", json!({}), json!({"sub": null}), "missing_user"),
+    ] {
+        assert_eq!(alb.sends(&alb.token(&header, &claims), &[]).await, expected, "{row}");
+    }
+    let forged = Key::ec(KID, Algorithm::ES256).sign_padded(&alb.header, &alb.claims);
+    assert_eq!(alb.sends(&forged, &[]).await, "invalid_token");
+    assert_eq!(alb.sends(&format!("{good}="), &[]).await, "invalid_token");
+    // Unsigned fields of the balancer are believed from nobody.
+    assert_eq!(alb.sends(&good, &["X-Amzn-Oidc-Identity: mallory"]).await, "b:90f2");
+    // The balancer adds its token to requests of every page, so the page must be ours.
+    for (fields, expected) in [
+        (vec!["Origin: https://localhost"], "b:90f2"),
+        (vec!["Origin: https://evil.example"], "foreign_origin"),
+        (vec!["Origin: null"], "foreign_origin"),
+        (vec!["Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"], "foreign_origin"),
+        (vec!["Sec-Fetch-Site: same-origin"], "b:90f2"),
+    ] {
+        assert_eq!(alb.sends(&good, &fields).await, expected, "{fields:?}");
+    }
+    for (origin, expected) in [("https://localhost", 101), ("https://evil.example", 403)] {
+        let fields =
+            [format!("X-Amzn-Oidc-Data: {good}"), format!("Origin: {origin}"), "X-Forwarded-Proto: https".into()];
+        let fields = fields.each_ref().map(String::as_str);
+        let opening = crate::support::socket::Socket::try_open(alb.proxy.address, "/ws", &fields);
+        let status = tokio::select! {
+            (answer, _) = opening => answer.status,
+            _ = alb.backend.websocket(), if expected == 101 => 101,
+        };
+        assert_eq!(status, expected, "{origin}");
+    }
+    let asked: Vec<_> =
+        keys.asked().iter().map(|asked| asked.line().to_owned()).filter(|line| !line.contains("jwks")).collect();
+    assert_eq!(asked, [format!("GET /{KID}"), "GET /00000000-8d7a-4b6e-9c3f-1a2b3c4d5e6f".to_owned()]);
+    // Random keys cause few requests, and the known one still verifies.
+    for number in 1..=30 {
+        let token = alb.token(&json!({"kid": format!("{number:08}-8d7a-4b6e-9c3f-1a2b3c4d5e6f")}), &json!({}));
+        let outcome = alb.sends(&token, &[]).await;
+        assert!(["invalid_token", "auth_unavailable"].contains(&&*outcome), "{outcome}");
+    }
+    let count = keys.asked().iter().filter(|asked| !asked.line().contains("jwks")).count();
+    assert!(count <= 10, "{count} requests");
+    assert_eq!(alb.sends(&alb.token(&json!({}), &json!({"jti": "2"})), &[]).await, "b:90f2");
+    // From a peer that is not the balancer it counts nowhere, whatever carries it.
+    alb.proxy = Proxy::start(&yaml("192.0.2.1")).await;
+    assert_eq!(alb.sends(&good, &[]).await, "invalid_token");
+    let field = format!("X-Amzn-Oidc-Data: {good}");
+    let session =
+        crate::support::client::request(alb.proxy.address, "POST", "/.vestibule/session", &[&field], "").await;
+    assert_eq!((session.status, session.field("set-cookie")), (401, None));
+}
+
 /// Service-account tokens of Kubernetes. The API server gives its keys only to a caller with a token of its own, which is
 /// renewed on disk, and only to a caller that accepts its media type.
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
 /// The timeout of one request.
-const TIME: Duration = Duration::from_secs(5);
+pub(super) const TIME: Duration = Duration::from_secs(5);
 /// The maximum length of a response body in bytes.
 const BYTES: usize = 512 << 10;
 
@@ -76,7 +76,7 @@ pub(in crate::auth) fn placeholder_issuer(found: &str) -> Option<String> {
 
 pub(super) fn client(source: &KeySource) -> Result<reqwest::Client, FetchError> {
     let authority = match source {
-        KeySource::Fetched { authority, .. } => authority.as_ref(),
+        KeySource::Fetched { authority, .. } | KeySource::ById { authority, .. } => authority.as_ref(),
         _ => None,
     };
     // No idle connections: with ten minutes between two fetches, none would still be open.
@@ -148,6 +148,24 @@ async fn discover(
 struct Fetched {
     body: Vec<u8>,
     clock_offset: Option<i64>,
+}
+
+/// Fetches the key whose PEM file has the name `id`, which the caller has checked. Returns `None` if there is none.
+pub(super) async fn key_by_id(client: &reqwest::Client, base: &Url, id: &str) -> Result<Option<KeySet>, FetchError> {
+    let mut url = base.clone();
+    // Only a URL that cannot be a base has no segments, and validation rejects those.
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().push(id);
+    }
+    match get(client, &url).await {
+        Ok(fetched) => {
+            let set = KeySet::from_pem(&fetched.body);
+            set.map(Some).map_err(|source| FetchError::Keys { url, source: Arc::new(source) })
+        }
+        // The keys are objects of a store, which answers 403 for one that does not exist.
+        Err(FetchError::Status { status: 403 | 404, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads the token that is sent along to the provider; its platform may renew the file at any time.

@@ -129,7 +129,7 @@ impl KeySet {
     /// Parses the keys in the configuration; returns `None` where they have to be fetched.
     pub(super) fn configured(source: &KeySource) -> Option<Result<Self, BadKeys>> {
         Some(match source {
-            KeySource::Introspection => Ok(Self { keys: Vec::new(), skipped: Vec::new() }),
+            KeySource::Introspection | KeySource::ById { .. } => Ok(Self { keys: Vec::new(), skipped: Vec::new() }),
             KeySource::Secret(secret) => Ok(Self::secret(secret)),
             KeySource::Pem(pem) => Self::from_pem(pem),
             KeySource::Jwks(jwks) => Self::from_jwks(jwks),

@@ -14,7 +14,7 @@ use super::{Json, OneOrMany};
 pub struct Provider {
     /// The name in logs and metrics; unique. Unset: the preset's name.
     pub name: Option<String>,
-    /// `oidc`, `clerk`, `supabase`, `auth0`, `cognito`, `keycloak`, `entra`, `google`, `jwt`, `shared-secret` or
+    /// `oidc`, `clerk`, `supabase`, `auth0`, `cognito`, `keycloak`, `entra`, `google`, `aws-alb`, `jwt`, `shared-secret` or
     /// `introspection`.
     pub preset: Option<String>,
     /// The `iss` of its tokens, exactly. A preset can derive it from other keys. It is a name; where its keys are fetched
@@ -26,7 +26,7 @@ pub struct Provider {
     pub project: Option<String>,
     /// `auth0`: the tenant's domain, such as `tenant.eu.auth0.com`.
     pub domain: Option<String>,
-    /// `cognito`: the region, such as `eu-central-1`; with `user_pool_id`.
+    /// `cognito`: the region, such as `eu-central-1`; with `user_pool_id`. `aws-alb`: unset, that of `signer`.
     pub region: Option<String>,
     /// `cognito`: the user pool, such as `eu-central-1_AbC`.
     pub user_pool_id: Option<String>,
@@ -36,6 +36,8 @@ pub struct Provider {
     pub realm: Option<String>,
     /// `entra`: the directory (tenant) ID. A provider for each tenant.
     pub tenant: Option<String>,
+    /// `aws-alb`: the ARN of the load balancer that signs, or a list of them.
+    pub signer: Option<OneOrMany>,
     /// The public keys.
     pub jwks: Jwks,
     /// `shared-secret`, and projects of `supabase` that still have one: the secret. At least 32 bytes, 8 of them
@@ -100,7 +102,7 @@ pub enum Accept {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Jwks {
-    /// The JWKS, where it is not below the issuer, or the issuer cannot be reached from here. Unset: as the preset says, or
+    /// The JWKS (`aws-alb`: the URL below which each key is), where it is not below the issuer, or the issuer cannot be reached from here. Unset: as the preset says, or
     /// by discovery.
     pub url: Option<String>,
     /// A JWKS on disk, instead.

@@ -113,6 +113,15 @@ impl Key {
         format!("{signed}.{signature}")
     }
 
+    /// Signs a header and claims with padding behind each part, as load balancers of AWS do.
+    pub fn sign_padded(&self, header: &Value, claims: &Value) -> String {
+        let padded = |text: String| format!("{text}{}", "=".repeat(text.len().wrapping_neg() % 4));
+        let encoded = |value: &Value| padded(b64(value.to_string().as_bytes()));
+        let signed = format!("{}.{}", encoded(header), encoded(claims));
+        let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &self.signing, self.algorithm).expect("signs");
+        format!("{signed}.{}", padded(signature))
+    }
+
     /// Signs claims under another algorithm of the key's family or another `kid`.
     pub fn sign_as(&self, algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
         let mut header = Header::new(algorithm);
