@@ -3,10 +3,12 @@
 //!
 //! It sends GET requests, WebSocket upgrades and two POST requests to the sign-in that must be refused, each with a
 //! time limit, and no secret except the token of `--token-file`. Where instances share state it revokes a made-up
-//! session. `proxy` and `sign_in` test the proxy; `isolation` and `listeners` test access that bypasses it.
+//! session. `proxy` and `sign_in` test the proxy; `isolation` and `listeners` test access that bypasses it, and
+//! `mirror` whether pages show a secret.
 
 mod isolation;
 mod listeners;
+mod mirror;
 mod paths;
 mod probe;
 mod proxy;
@@ -135,6 +137,7 @@ async fn run_checks(name: &str, target: &Target<'_>) -> ExitCode {
         lines.extend(sign_in::run_checks(target).await);
     }
     lines.extend(isolation::run_checks(target, &paths).await);
+    lines.extend(mirror::run_checks(target, &paths).await);
     lines.extend(listeners::run_checks(target).await);
     lines.extend(shared::run_checks(target).await);
     report(&lines)

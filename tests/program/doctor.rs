@@ -81,6 +81,7 @@ async fn a_sound_deployment_has_nothing_red() {
         "ok   foreign host",
         "ok   spoofed identity",
         "ok   isolation: credential",
+        "ok   secret in pages",
     ] {
         assert!(text.contains(said), "{said}\n{text}");
     }

@@ -329,3 +329,35 @@ async fn a_sign_in_that_does_one_thing_wrong_is_red_there_alone() {
         assert_eq!(red, expected, "{wrong}: {text}");
     }
 }
+
+/// Answers with all that it was asked in the page, the guarded one only to those who know the secret.
+fn mirroring(asked: &Asked, is_guarded: bool) -> Reply {
+    let secret = asked.field("x-backend-secret").unwrap_or_default();
+    if is_guarded && secret != SECRET {
+        return (401, String::new(), "{}".to_owned());
+    }
+    // As no search for the text finds it, where the backend is open.
+    let shown: String = if is_guarded { secret.to_owned() } else { secret.chars().rev().collect() };
+    ok(json!({"user": asked.field("x-user-id"), "headers": shown}))
+}
+
+#[tokio::test]
+async fn a_backend_that_writes_our_secret_into_its_pages_is_red() {
+    let issuer = Issuer::start().await;
+    let guarded = Answerer::start(|asked: &Asked| mirroring(asked, true)).await;
+    let open = Answerer::start(|asked: &Asked| mirroring(asked, false)).await;
+    let token = TempFile::new(&issuer.token("alice"));
+    let with_token = ["--token-file", token.path()];
+    for (backend, arguments, expected) in [
+        (&guarded, &with_token[..], vec!["secret in pages"]),
+        // Without a token nobody is shown a page, and nothing is known.
+        (&guarded, &[], vec![]),
+        (&open, &[], vec!["isolation: credential", "secret in pages"]),
+    ] {
+        let yaml = yaml(&issuer, backend, &credential(&backend.url));
+        let proxy = Proxy::start(&yaml).await;
+        let (_, red, text) = doctor(proxy.address, &yaml, arguments).await;
+        assert_eq!(red, expected.iter().map(|name| (*name).to_owned()).collect(), "{text}");
+        assert!(!text.contains(SECRET), "{text}");
+    }
+}
