@@ -258,7 +258,7 @@ impl Inner {
             };
             self.connected(&writer);
             let users = self.both(self.keep_presence(writer.clone()), self.exchange_open_sockets(writer.clone()));
-            let users = self.both(users, self.keep_login_sessions(writer.clone()));
+            let users = Box::pin(self.both(users, self.keep_login_sessions(writer.clone())));
             let log = self.both(self.follow(reader, position), self.tend(writer.clone(), loaded));
             self.both(users, log).await
         };

@@ -30,10 +30,6 @@ const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// A function that decides whether a request may still be sent.
 pub(super) type MaySend<'a> = &'a (dyn Fn() -> Result<(), LoginError> + Send + Sync);
 
-fn always() -> Result<(), LoginError> {
-    Ok(())
-}
-
 /// A token from the provider. Its text is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProviderToken(Arc<str>);
@@ -149,7 +145,7 @@ impl Login {
         form.add("grant_type", "authorization_code").add("code", code).add("code_verifier", verifier);
         form.add("redirect_uri", &self.spec.redirect_uri());
         let _permit = self.sign_in_permit(client)?;
-        self.tokens(metadata, form, &always).await
+        self.tokens(metadata, form, &|| Ok(())).await
     }
 
     /// Exchanges a refresh token for new tokens. `may_send` is called directly before the request is sent.
@@ -221,7 +217,7 @@ impl Login {
     }
 
     async fn post(&self, metadata: &Metadata, endpoint: &str, form: Form) -> Result<ProviderResponse, LoginError> {
-        post(&self.spec, self.http().map_err(LoginError::down)?, metadata, endpoint, form, &always).await
+        post(&self.spec, self.http().map_err(LoginError::down)?, metadata, endpoint, form, &|| Ok(())).await
     }
 }
 
@@ -249,7 +245,7 @@ pub(super) async fn probe_client(
     let mut form = Form::new();
     form.add("grant_type", "authorization_code").add("code", &made_up).add("code_verifier", &made_up);
     form.add("redirect_uri", &spec.redirect_uri());
-    match request_tokens(spec, http, metadata, form, &always).await {
+    match request_tokens(spec, http, metadata, form, &|| Ok(())).await {
         Err(LoginError::InvalidGrant) => Ok(ClientProbe::Accepted),
         Err(error @ (LoginError::ClientRefused { .. } | LoginError::Unavailable { .. })) => Err(error),
         Err(other) => Ok(ClientProbe::Unknown(other.to_string())),

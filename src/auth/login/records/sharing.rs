@@ -147,7 +147,7 @@ impl Lease {
     /// [`LoginError::Unavailable`] when another instance holds it, or the store cannot be used.
     pub(super) async fn extend(&self) -> Result<(), LoginError> {
         let began = boot_millis();
-        if !self.store.extend(self.name, self.holder).await.map_err(down)? {
+        if !self.store.extend(self.name, self.holder).await? {
             return Err(LoginError::down("another instance holds the session's lock".to_owned()));
         }
         self.ends.store(lock_end(began), Ordering::Release);
@@ -174,9 +174,11 @@ fn lock_end(began: u64) -> u64 {
     began.saturating_add(u64::try_from(LOCK_LIFE.as_millis()).unwrap_or_default())
 }
 
-#[allow(clippy::needless_pass_by_value)]
-fn down(error: StoreUnavailable) -> LoginError {
-    LoginError::down(error.to_string())
+impl From<StoreUnavailable> for LoginError {
+    /// Reports a store that cannot be used as unavailable.
+    fn from(error: StoreUnavailable) -> Self {
+        Self::down(error.to_string())
+    }
 }
 
 impl RecordContent {
@@ -446,7 +448,7 @@ impl LoginSessions {
     /// [`LoginError::Unavailable`] when the store cannot be used: there is no renewal without its lock.
     pub(super) async fn take_turn(&self, record: &LoginSession, login: &Login) -> Result<Turn, LoginError> {
         let Some(store) = self.store() else { return Ok(Turn::Ours(None)) };
-        let key = record.record_key().map_err(down)?;
+        let key = record.record_key()?;
         let holder = random().ok_or_else(|| LoginError::down("no random bytes".to_owned()))?;
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
@@ -457,9 +459,9 @@ impl LoginSessions {
             let may_be_ours = locked.as_ref().map_or(true, |is_ours| *is_ours);
             let lease = || Lease { store: Arc::clone(store), name: key.name(), holder, ends, is_released: true };
             let lease = may_be_ours.then(lease);
-            locked.map_err(down)?;
+            locked?;
             let known = record.generation();
-            let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
+            let stored = Self::stored(&**store, &key, known).await?;
             let is_lost = stored.record.is_none();
             let was_adopted = self.adopt(record, login, stored.record, known.saturating_add(1))?;
             if was_adopted && !record.is_due() {
@@ -516,7 +518,7 @@ impl LoginSessions {
                 tracing::warn!(session = %record.session.digest(), "another instance renewed a session meanwhile, taking its record");
                 let (Some(store), Ok(key)) = (self.store(), record.record_key()) else { return Ok(()) };
                 let known = record.generation();
-                let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
+                let stored = Self::stored(&**store, &key, known).await?;
                 self.adopt(record, login, stored.record, known)?;
                 Ok(())
             }
@@ -530,11 +532,11 @@ impl LoginSessions {
     /// Returns the errors of [`Self::adopt`].
     pub(super) async fn was_renewed_elsewhere(&self, record: &LoginSession, login: &Login) -> Result<bool, LoginError> {
         let Some(store) = self.store() else { return Ok(false) };
-        let key = record.record_key().map_err(down)?;
+        let key = record.record_key()?;
         let deadline = Instant::now() + LATE;
         loop {
             let known = record.generation();
-            let stored = Self::stored(&**store, &key, known).await.map_err(down)?;
+            let stored = Self::stored(&**store, &key, known).await?;
             if self.adopt(record, login, stored.record, known.saturating_add(1))? {
                 return Ok(true);
             }
