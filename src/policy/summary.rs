@@ -46,7 +46,7 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
         line(
             "shared",
             format!(
-                "nothing: at each instance by itself hold revocations, sign-outs, {sessions}presence and limits (docs/shared-state.md)"
+                "nothing: each instance has its own revocations, sign-outs, {sessions}presence and limits (docs/shared-state.md)"
             ),
         );
     }

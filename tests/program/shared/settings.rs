@@ -50,7 +50,7 @@ fn every_mistake_says_what_to_do() {
 #[test]
 fn without_it_check_says_what_each_instance_has_for_itself_where_there_may_be_several() {
     let (_, text) = check(&format!("{REST}{SECRET}trusted_proxies: [private_ranges]\n"), &[]);
-    assert!(text.contains("shared      nothing: at each instance by itself hold revocations, sign-outs"), "{text}");
+    assert!(text.contains("shared      nothing: each instance has its own revocations, sign-outs"), "{text}");
     let (_, text) = check(&format!("{REST}{SECRET}"), &[]);
     assert!(!text.contains("shared      "), "{text}");
 }
