@@ -1,30 +1,30 @@
-//! The state that the instances of one deployment share through an engine that speaks the Redis protocol: revocations
-//! and sign-outs, which every instance keeps in memory (docs/shared-state.md).
+//! The state that the instances of one deployment share through an engine that speaks the Redis protocol
+//! (docs/shared-state.md). Each instance has a copy of all revocations and sign-outs in memory.
 //!
-//! The engine transports messages and is not trusted: no request waits for it, and an entry counts only with a code
-//! made with a shared secret. An instance follows a log (a stream) and loads the whole copy (a hash) at each connection
-//! and whenever messages may be missing. Then it writes the entries that the copy lacked, so that an emptied engine is
-//! filled again.
+//! Requests use the copy and do not wait for the engine. An entry in the engine is valid only with an authentication code made
+//! with the shared secret. An instance reads new entries from a log (a stream). It loads the hash of all entries at each
+//! connection and when its copy differs from another instance's, and writes the entries that the hash lacked, so that an
+//! engine that has lost its data is filled again.
 //!
 //! `auth` applies revocations, and `runtime` notifies open connections of them.
 
 mod bounded;
 mod command;
-mod copy;
 mod engine;
 mod exchange;
 mod follow;
 mod login_sessions;
+mod maintenance;
 mod message;
 mod open_sockets;
 mod outbox;
 mod peers;
 mod presence;
 mod repair;
+mod revocation_hash;
 mod session_store;
 mod state;
 mod stream;
-mod tend;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -93,7 +93,7 @@ pub struct SharedState {
 }
 
 impl SharedState {
-    /// Starts to follow what other instances tell. Credentials are refused until the first copy is complete. Must be
+    /// Starts to exchange entries with other instances. Credentials are refused until the first copy is complete. Must be
     /// called inside a Tokio runtime.
     ///
     /// # Errors
@@ -132,7 +132,7 @@ impl SharedState {
             open_sockets,
             login_sessions,
             engine_sessions,
-            told: std::sync::atomic::AtomicUsize::default(),
+            published_users: std::sync::atomic::AtomicUsize::default(),
             progress: Mutex::default(),
             attention: Notify::new(),
         });
@@ -248,7 +248,7 @@ impl Inner {
         self.remove_wrong_types(&mut first).await?;
         let position = self.write_position(&mut first).await?;
         let following = async {
-            self.begin(&mut first, position).await?;
+            self.prepare_load(&mut first, position).await?;
             let loaded = match self.load(&writer).await {
                 Err(error @ (EngineError::TooLarge(_) | EngineError::AnswerTooLong)) if self.lock().is_complete => {
                     self.begin_gap(&error);
@@ -259,10 +259,10 @@ impl Inner {
             self.connected(&writer);
             let users = self.both(self.keep_presence(writer.clone()), self.exchange_open_sockets(writer.clone()));
             let users = Box::pin(self.both(users, self.keep_login_sessions(writer.clone())));
-            let log = self.both(self.follow(reader, position), self.tend(writer.clone(), loaded));
+            let log = self.both(self.follow(reader, position), self.maintain(writer.clone(), loaded));
             self.both(users, log).await
         };
-        // A revocation meanwhile does not wait for the copy.
+        // Revocations made meanwhile are published at once, before the hash is loaded.
         Box::pin(self.both(self.publish(writer.clone()), following)).await
     }
 
@@ -287,7 +287,7 @@ impl Inner {
         }
         progress.local = Some(connection.local);
         // Heartbeats that were written on the former connection may never be read back.
-        progress.beats.clear();
+        progress.unread_heartbeats.clear();
         progress.fresh.get_or_insert_with(boot_millis);
         let is_first = progress.loaded.is_none();
         if !progress.is_complete {

@@ -39,7 +39,7 @@ pub(super) fn section(body: &mut String, status: &Status) {
     }
     body.push_str("</p>\n");
     let Some(this) = status.instances.iter().find(|instance| instance.is_this) else { return };
-    body.push_str("<div class=\"wide\"><table><tr><th>instance</th><th>version</th><th>configuration</th><th>heard</th><th></th></tr>\n");
+    body.push_str("<div class=\"wide\"><table><tr><th>instance</th><th>version</th><th>configuration</th><th>last heartbeat</th><th></th></tr>\n");
     for instance in &status.instances {
         let _ = writeln!(
             body,
@@ -47,7 +47,7 @@ pub(super) fn section(body: &mut String, status: &Status) {
             Escaped(&instance.host),
             Escaped(&instance.version),
             Escaped(&instance.config),
-            shown(instance.heard_ago),
+            shown(instance.last_heartbeat_ago),
             notes(instance, this).join("; ")
         );
     }

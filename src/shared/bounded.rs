@@ -1,5 +1,5 @@
-//! A connection to the engine that holds no more of an answer in memory than it may. What is longer is left out as it comes
-//! in, and so costs neither memory nor the connection.
+//! A connection to the engine with bounded answers. Parts that are too long are dropped as they arrive, so that they need no
+//! memory and do not end the connection.
 
 use std::io;
 use std::pin::Pin;

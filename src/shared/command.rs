@@ -1,5 +1,5 @@
 //! What a command of the program does with the shared state, from any place that can reach the engine: it writes one
-//! entry and hears who has taken it, or looks whether the engine is fit.
+//! entry and waits for the instances that have applied it, or checks whether the engine is suitable.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::policy::SharedSpec;
 /// The time that the answers of the running instances are awaited.
 const ANSWERS: Duration = Duration::from_secs(2);
 /// The time in milliseconds since its last heartbeat within which an instance counts as running.
-const LIVES: u64 = 16_000;
+const LIVE_MILLIS: u64 = 16_000;
 /// The number of the last messages that are searched for heartbeats.
 const MESSAGES: usize = 2_000;
 /// The difference of clocks in milliseconds above which revocations take effect too early or too late.
@@ -169,9 +169,9 @@ async fn live(spec: &SharedSpec, codes: &Codes, connection: &mut Connection) -> 
     // The last heartbeat of each instance comes first, and shows whether the instance stops.
     let mut seen = HashSet::new();
     let last = opened.filter_map(|message| match message {
-        Message::Beat(beat) => seen.insert(beat.instance).then_some(beat),
+        Message::Heartbeat(heartbeat) => seen.insert(heartbeat.instance).then_some(heartbeat),
         _ => None,
     });
-    let live = last.filter(|beat| beat.at.abs_diff(now) < LIVES && !beat.is_leaving);
-    Ok(live.map(|beat| beat.instance).collect())
+    let live = last.filter(|heartbeat| heartbeat.at.abs_diff(now) < LIVE_MILLIS && !heartbeat.is_leaving);
+    Ok(live.map(|heartbeat| heartbeat.instance).collect())
 }

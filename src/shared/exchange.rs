@@ -23,7 +23,7 @@ const AHEAD: u64 = 30;
 /// The interval at which instances exchange the numbers of open sockets.
 const EXCHANGE: Duration = Duration::from_secs(4);
 /// The time in milliseconds for which another instance's numbers are in force.
-const TOLD: u64 = 30_000;
+const PUBLISHED_MILLIS: u64 = 30_000;
 /// The maximum number of instances that are read.
 const INSTANCES: usize = 200;
 
@@ -91,9 +91,9 @@ impl Inner {
 
 /// The numbers of other instances during one connection. They are removed when it ends, so that without the engine the
 /// local limit is in force.
-struct Told<'a>(&'a OpenSockets);
+struct ElsewhereGuard<'a>(&'a OpenSockets);
 
-impl Drop for Told<'_> {
+impl Drop for ElsewhereGuard<'_> {
     fn drop(&mut self) {
         self.0.set_elsewhere(Vec::new());
     }
@@ -102,45 +102,51 @@ impl Drop for Told<'_> {
 impl Inner {
     /// Publishes the users near the limit, and reads those of other instances.
     pub(super) async fn exchange_open_sockets(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
-        let told = Told(&self.open_sockets);
+        let guard = ElsewhereGuard(&self.open_sockets);
         loop {
             let next = Instant::now() + EXCHANGE;
             let instances = u32::try_from(self.peers.live(self.instance)).unwrap_or(u32::MAX);
-            let near = if instances > 1 { told.0.near_limit(instances) } else { Vec::new() };
-            let had_any = self.set_told(near.len());
+            let near = if instances > 1 { guard.0.near_limit(instances) } else { Vec::new() };
+            let had_any = self.set_published_users(near.len());
             if !had_any && !near.is_empty() {
                 // Other instances read only from those whose heartbeat announces such users.
-                self.lock().wants_beat = true;
+                self.lock().wants_heartbeat = true;
                 self.attention.notify_one();
             }
             if had_any || !near.is_empty() {
                 let message = Message::Open { instance: self.instance, at: unix_millis(), users: near };
                 let mut write = cmd("SET");
-                write.arg(self.open_key(self.instance)).arg(self.codes.seal(message.bytes())).arg("PX").arg(TOLD);
+                write
+                    .arg(self.open_key(self.instance))
+                    .arg(self.codes.seal(message.bytes()))
+                    .arg("PX")
+                    .arg(PUBLISHED_MILLIS);
                 let _: Value = connection.ask(&write).await?;
             }
-            let tellers = self.peers.tellers(self.instance, INSTANCES);
-            let mut heard = Vec::new();
-            if !tellers.is_empty() {
+            let publishers = self.peers.with_published_users(self.instance, INSTANCES);
+            let mut elsewhere = Vec::new();
+            if !publishers.is_empty() {
                 let mut read = cmd("MGET");
-                for teller in &tellers {
-                    read.arg(self.open_key(*teller));
+                for publisher in &publishers {
+                    read.arg(self.open_key(*publisher));
                 }
                 let found: Vec<Option<Vec<u8>>> = connection.ask(&read).await?;
-                for (teller, sealed) in tellers.iter().zip(found) {
-                    heard.extend(sealed.and_then(|sealed| self.hear_open(*teller, &sealed)).unwrap_or_default());
+                for (publisher, sealed) in publishers.iter().zip(found) {
+                    elsewhere.extend(
+                        sealed.and_then(|sealed| self.read_open_sockets(*publisher, &sealed)).unwrap_or_default(),
+                    );
                 }
             }
-            told.0.set_elsewhere(heard);
+            guard.0.set_elsewhere(elsewhere);
             sleep_until(next).await;
         }
     }
 
     /// Reads the numbers of an instance, if they are authenticated, its own and not old.
-    fn hear_open(&self, teller: u128, sealed: &[u8]) -> Option<Vec<(Digest, u32)>> {
+    fn read_open_sockets(&self, publisher: u128, sealed: &[u8]) -> Option<Vec<(Digest, u32)>> {
         match Message::read(self.codes.open(sealed)?)? {
             Message::Open { instance, at, users }
-                if instance == teller && at.abs_diff(unix_millis()) < TOLD + CLOCKS =>
+                if instance == publisher && at.abs_diff(unix_millis()) < PUBLISHED_MILLIS + CLOCKS =>
             {
                 Some(users)
             }

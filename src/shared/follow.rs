@@ -6,8 +6,8 @@ use redis::{Value, cmd};
 use tokio::time::Instant;
 
 use super::engine::{Connection, EngineError};
-use super::message::{Beat, Message};
-use super::peers::Heard;
+use super::message::{Heartbeat, Message};
+use super::peers::Comparison;
 use super::state::{BLOCK_MILLIS, Inner, TOO_LONG, UNVERIFIED};
 use super::stream::{StreamId, content, message_id, messages};
 use crate::auth::{unix_millis, unix_seconds};
@@ -51,7 +51,7 @@ impl Inner {
                     self.refuse(1, TOO_LONG);
                     continue;
                 };
-                has_changed |= self.hear(id, sealed);
+                has_changed |= self.apply(id, sealed);
             }
             self.lock().cursor = cursor;
             if has_changed {
@@ -60,8 +60,8 @@ impl Inner {
         }
     }
 
-    /// Reads fewer messages at once after an answer that was too long. Where it was one message, returns the place behind it:
-    /// what lies between is in the copy, which is loaded.
+    /// Reduces the number of messages that are read at once, after an answer that was too long. Where one message was too long,
+    /// returns the place behind it and requests a load, since the hash has the entries in between.
     async fn skip(&self, connection: &mut Connection, count: &mut usize) -> Result<Option<StreamId>, EngineError> {
         if std::mem::replace(count, 1) > 1 {
             return Ok(None);
@@ -73,12 +73,12 @@ impl Inner {
     }
 
     /// Applies a message. Returns whether it revokes something that was not revoked.
-    fn hear(&self, id: StreamId, sealed: &[u8]) -> bool {
+    fn apply(&self, id: StreamId, sealed: &[u8]) -> bool {
         let opened = (sealed.len() <= MESSAGE_BYTES).then(|| self.codes.open(sealed)).flatten();
         let Some(message) = opened.and_then(Message::read) else {
             self.refuse(1, UNVERIFIED);
-            if let Some(beat) = Message::foreign_beat(sealed).filter(|_| sealed.len() <= MESSAGE_BYTES) {
-                self.peers.heard_foreign(beat);
+            if let Some(heartbeat) = Message::foreign_heartbeat(sealed).filter(|_| sealed.len() <= MESSAGE_BYTES) {
+                self.peers.record_foreign(heartbeat);
             }
             return false;
         };
@@ -95,8 +95,8 @@ impl Inner {
                 }
                 has_changed
             }
-            Message::Beat(beat) => {
-                self.hear_beat(id, beat);
+            Message::Heartbeat(heartbeat) => {
+                self.apply_heartbeat(id, heartbeat);
                 false
             }
             Message::LoadAgain => {
@@ -107,41 +107,41 @@ impl Inner {
         }
     }
 
-    fn hear_beat(&self, id: StreamId, beat: Beat) {
-        if beat.instance == self.instance {
-            self.hear_own_beat(id, beat.number);
+    fn apply_heartbeat(&self, id: StreamId, heartbeat: Heartbeat) {
+        if heartbeat.instance == self.instance {
+            self.apply_own_heartbeat(id, heartbeat.number);
         }
-        let is_own = beat.instance == self.instance;
-        let ours = self.revocations.copy_digest(beat.minute);
-        let asked_by_it = beat.question;
+        let is_own = heartbeat.instance == self.instance;
+        let ours = self.revocations.copy_digest(heartbeat.minute);
+        let asked_by_it = heartbeat.question;
         let asked_here = self.lock().question;
-        let heard = self.peers.heard(beat, ours, unix_millis(), asked_here);
-        if is_own || heard == Heard::Ignored {
+        let comparison = self.peers.record(heartbeat, ours, unix_millis(), asked_here);
+        if is_own || comparison == Comparison::Ignored {
             return;
         }
         let mut progress = self.lock();
         let is_complete = progress.is_complete;
-        if let Heard::Asks { is_same } = heard
+        if let Comparison::Starting { is_same } = comparison
             && is_complete
         {
-            progress.wants_beat = true;
+            progress.wants_heartbeat = true;
             progress.wants_load |= !is_same;
             let is_new = asked_by_it != 0 && !progress.starting.contains(&asked_by_it);
             if is_new && progress.starting.len() < QUESTIONS {
                 progress.starting.push(asked_by_it);
             }
         }
-        progress.wants_comparison |= matches!(heard, Heard::Differs(times) if times >= 2);
+        progress.wants_comparison |= matches!(comparison, Comparison::Differs(times) if times >= 2);
         drop(progress);
         self.attention.notify_one();
     }
 
     /// Processes an own heartbeat that was read back: every message before it has been read.
-    fn hear_own_beat(&self, id: StreamId, number: u64) {
+    fn apply_own_heartbeat(&self, id: StreamId, number: u64) {
         let mut progress = self.lock();
-        let Some(at) = progress.beats.iter().position(|(known, _)| *known == number) else { return };
-        let (_, written) = progress.beats[at];
-        progress.beats.drain(..=at);
+        let Some(at) = progress.unread_heartbeats.iter().position(|(known, _)| *known == number) else { return };
+        let (_, written) = progress.unread_heartbeats[at];
+        progress.unread_heartbeats.drain(..=at);
         if !progress.has_gap {
             progress.fresh = progress.fresh.max(Some(written));
         }

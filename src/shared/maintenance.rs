@@ -7,37 +7,37 @@ use std::time::Duration;
 use redis::{Value, cmd};
 use tokio::time::{Instant, sleep_until};
 
-use super::copy::Loaded;
 use super::engine::{Connection, EngineError};
-use super::message::{Beat, Id, Message};
-use super::peers::{Agreement, BEAT};
+use super::message::{Heartbeat, Id, Message};
+use super::peers::{Agreement, HEARTBEAT_INTERVAL};
+use super::revocation_hash::Loaded;
 use super::state::{ALONE, ANSWERS, Inner, Progress, RECONNECT, UNANSWERED, fraction};
 use super::stream::{StreamId, message_id};
 use crate::auth::{SharedEntry, boot_millis, unix_millis, unix_seconds};
 
 /// The time between two heartbeats of an instance whose copy is not complete, or that is asked.
 const SOON: Duration = Duration::from_secs(1);
-/// The minimum time between two loads of the whole copy.
+/// The minimum time between two loads of the hash.
 const LOADS: Duration = Duration::from_secs(2);
 /// The maximum time between two loads that changed nothing; the time doubles with each.
 const LONGEST_LOADS: Duration = Duration::from_secs(5 * 60);
 /// The maximum time between two loads that fail.
 const LONGEST_GAP: Duration = Duration::from_secs(30);
-/// The time within which one of several instances writes the entries that the copy lacked.
-const HEAL: Duration = Duration::from_secs(3);
+/// The time within which one of several instances writes the entries that the hash lacked.
+const WRITE_MISSING_WITHIN: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_secs(3_600);
 /// The maximum number of heartbeats that were not read back. Older ones are dropped.
-const BEATS: usize = 16;
+const MAX_UNREAD_HEARTBEATS: usize = 16;
 /// The maximum number of questions that one heartbeat answers; the others are answered by the next.
 const MOST_ANSWERS: usize = 16;
 
 /// The times at which the steps are due.
 struct Due {
-    beat: Instant,
-    last_beat: Instant,
+    heartbeat: Instant,
+    last_heartbeat: Instant,
     last_load: Instant,
     load_gap: Duration,
-    heal: Option<(Instant, Vec<SharedEntry>)>,
+    missing: Option<(Instant, Vec<SharedEntry>)>,
     sweep: Instant,
 }
 
@@ -67,17 +67,18 @@ impl Due {
 
     /// Schedules writing the missing entries a little later, unless another instance writes them. A load meanwhile does
     /// not defer it.
-    fn schedule_heal(&mut self, loaded: Loaded) {
-        let former = self.heal.take().map(|(at, _)| at);
-        self.heal = (!loaded.lacking.is_empty())
-            .then(|| (former.unwrap_or_else(|| Instant::now() + HEAL.mul_f64(fraction())), loaded.lacking));
+    fn schedule_missing(&mut self, loaded: Loaded) {
+        let former = self.missing.take().map(|(at, _)| at);
+        self.missing = (!loaded.missing.is_empty()).then(|| {
+            (former.unwrap_or_else(|| Instant::now() + WRITE_MISSING_WITHIN.mul_f64(fraction())), loaded.missing)
+        });
     }
 }
 
 /// The requests since the last iteration.
 struct Wanted {
     load: Option<LoadGap>,
-    beat: bool,
+    heartbeat: bool,
     questions: Vec<Id>,
     is_complete: bool,
     /// Whether the last heartbeat is to be sent.
@@ -85,16 +86,17 @@ struct Wanted {
 }
 
 impl Inner {
-    /// Maintains a connection whose copy was just loaded, or could not be loaded (`None`).
-    pub(super) async fn tend(
+    /// Maintains a connection over which the hash was just loaded, or could not be loaded (`None`).
+    pub(super) async fn maintain(
         &self,
         mut connection: Connection,
         loaded: Option<Loaded>,
     ) -> Result<Infallible, EngineError> {
         let now = Instant::now();
         let sweep = now + SWEEP.mul_f64(0.5 + fraction());
-        let mut due = Due { beat: now, last_beat: now, last_load: now, load_gap: LOADS, heal: None, sweep };
-        due.schedule_heal(loaded.unwrap_or_default());
+        let mut due =
+            Due { heartbeat: now, last_heartbeat: now, last_load: now, load_gap: LOADS, missing: None, sweep };
+        due.schedule_missing(loaded.unwrap_or_default());
         loop {
             let wanted = self.wanted();
             let ready = if wanted.is_complete { None } else { self.complete_at() };
@@ -103,40 +105,40 @@ impl Inner {
                 continue;
             }
             if wanted.is_leaving {
-                self.beat(&mut connection).await?;
+                self.send_heartbeat(&mut connection).await?;
                 self.lock().has_left = true;
                 continue;
             }
             for question in wanted.questions {
                 let instance = self.instance.to_le_bytes();
-                self.tell(&mut connection, &Message::Taken { question, instance }).await?;
+                self.append(&mut connection, &Message::Taken { question, instance }).await?;
             }
             if wanted.load.is_some_and(|gap| due.may_load(gap) <= Instant::now()) {
                 self.load_again(&connection, &mut due).await?;
             }
-            if due.heal.as_ref().is_some_and(|(at, _)| *at <= Instant::now())
-                && let Some((_, lacking)) = due.heal.take()
+            if due.missing.as_ref().is_some_and(|(at, _)| *at <= Instant::now())
+                && let Some((_, missing)) = due.missing.take()
             {
-                self.heal(&mut connection, &lacking).await?;
+                self.write_missing(&mut connection, &missing).await?;
             }
             if due.sweep <= Instant::now() {
                 due.sweep = Instant::now() + SWEEP.mul_f64(0.5 + fraction());
                 self.sweep_in_turn(&mut connection).await?;
             }
-            if wanted.beat || !wanted.is_complete {
-                due.beat = due.beat.min(due.last_beat + SOON);
+            if wanted.heartbeat || !wanted.is_complete {
+                due.heartbeat = due.heartbeat.min(due.last_heartbeat + SOON);
             }
-            if due.beat <= Instant::now() {
-                due.last_beat = Instant::now();
-                due.beat = due.last_beat + BEAT.mul_f64(0.95 + fraction() / 10.0);
-                self.beat(&mut connection).await?;
+            if due.heartbeat <= Instant::now() {
+                due.last_heartbeat = Instant::now();
+                due.heartbeat = due.last_heartbeat + HEARTBEAT_INTERVAL.mul_f64(0.95 + fraction() / 10.0);
+                self.send_heartbeat(&mut connection).await?;
             }
-            let mut next = due.beat.min(due.sweep);
+            let mut next = due.heartbeat.min(due.sweep);
             if let Some(gap) = self.wanted_load() {
                 // The load was requested too early, and is not forgotten.
                 next = next.min(due.may_load(gap));
             }
-            next = next.min(due.heal.as_ref().map_or(next, |(at, _)| *at)).min(ready.map_or(next, |(at, _)| at));
+            next = next.min(due.missing.as_ref().map_or(next, |(at, _)| *at)).min(ready.map_or(next, |(at, _)| at));
             tokio::select! {
                 () = sleep_until(next) => {}
                 () = self.attention.notified() => {}
@@ -153,7 +155,7 @@ impl Inner {
         Wanted {
             // It is reset when the load is done.
             load: LoadGap::of(&progress),
-            beat: std::mem::take(&mut progress.wants_beat),
+            heartbeat: std::mem::take(&mut progress.wants_heartbeat),
             questions: std::mem::take(&mut progress.questions),
             is_complete: progress.is_complete,
             is_leaving: progress.is_leaving && !progress.has_left,
@@ -190,10 +192,10 @@ impl Inner {
             loaded => loaded?,
         };
         self.peers.forget_differences();
-        let has_changed = before != self.revocations.copy_digest(unix_seconds() / 60) || !loaded.lacking.is_empty();
+        let has_changed = before != self.revocations.copy_digest(unix_seconds() / 60) || !loaded.missing.is_empty();
         due.last_load = Instant::now();
         due.load_gap = if has_changed { LOADS } else { (due.load_gap * 2).min(LONGEST_LOADS) };
-        due.schedule_heal(loaded);
+        due.schedule_missing(loaded);
         Ok(())
     }
 
@@ -210,28 +212,28 @@ impl Inner {
             }
             loaded => loaded?,
         };
-        self.sweep(connection, &loaded.over).await
+        self.remove_entries(connection, &loaded.expired).await
     }
 
     /// Sends a heartbeat with the digest of this instance, and checks whether the engine still has its data.
-    async fn beat(&self, connection: &mut Connection) -> Result<(), EngineError> {
+    async fn send_heartbeat(&self, connection: &mut Connection) -> Result<(), EngineError> {
         self.revocations.remove_expired(unix_seconds());
         let minute = unix_seconds() / 60;
         let digest = self.revocations.copy_digest(minute);
         let about = self.about.load_full();
-        let (number, beat) = {
+        let (number, heartbeat) = {
             let mut progress = self.lock();
             progress.number += 1;
             let number = progress.number;
-            progress.beats.push((number, boot_millis()));
-            let excess = progress.beats.len().saturating_sub(BEATS);
-            progress.beats.drain(..excess);
+            progress.unread_heartbeats.push((number, boot_millis()));
+            let excess = progress.unread_heartbeats.len().saturating_sub(MAX_UNREAD_HEARTBEATS);
+            progress.unread_heartbeats.drain(..excess);
             let answered = progress.starting.len().min(MOST_ANSWERS);
             let answers = if progress.is_complete { progress.starting.drain(..answered).collect() } else { Vec::new() };
-            progress.wants_beat |= !progress.starting.is_empty();
+            progress.wants_heartbeat |= !progress.starting.is_empty();
             let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let local = progress.local.map_or_else(String::new, |local| format!(" {}", local.ip()));
-            let beat = Beat {
+            let heartbeat = Heartbeat {
                 instance: self.instance,
                 number,
                 at: unix_millis(),
@@ -244,16 +246,16 @@ impl Inner {
                 count: digest.count,
                 sum: digest.sum,
                 is_complete: progress.is_complete,
-                told: self.told.load(std::sync::atomic::Ordering::Relaxed),
+                published_users: self.published_users.load(std::sync::atomic::Ordering::Relaxed),
                 question: if progress.is_complete { 0 } else { progress.question },
                 answers,
                 is_leaving: progress.is_leaving,
             };
-            (number, beat)
+            (number, heartbeat)
         };
         // Messages that were read before are older than those written now; messages read meanwhile need not be.
         let cursor = self.lock().cursor;
-        let id = self.tell(connection, &Message::Beat(beat)).await?;
+        let id = self.append(connection, &Message::Heartbeat(heartbeat)).await?;
         if id < cursor {
             return Err(EngineError::Refused("the engine's log began anew".to_owned()));
         }
@@ -267,7 +269,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Loads the copy where messages were removed from the log before they were read here.
+    /// Requests a load where messages were removed from the log before they were read here.
     async fn see_first_message(&self, connection: &mut Connection) -> Result<(), EngineError> {
         let mut first = cmd("XRANGE");
         first.arg(self.key("log")).arg("-").arg("+").arg("COUNT").arg(1);

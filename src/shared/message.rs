@@ -78,7 +78,7 @@ pub(super) enum Message {
     /// A revocation or sign-out, with an id if its writer waits until instances have applied it.
     Entry(SharedEntry, Option<Id>),
     /// A heartbeat of an instance.
-    Beat(Beat),
+    Heartbeat(Heartbeat),
     /// Entries were added to the hash without messages in the log.
     LoadAgain,
     /// A mark from which an instance reads the log.
@@ -91,7 +91,7 @@ pub(super) enum Message {
 
 /// An instance's heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Beat {
+pub(super) struct Heartbeat {
     /// The random id of the instance, which changes at each start.
     #[serde(rename = "i")]
     pub(super) instance: u128,
@@ -127,7 +127,7 @@ pub(super) struct Beat {
     pub(super) is_complete: bool,
     /// The number of users near the limit of sockets that it publishes.
     #[serde(rename = "u")]
-    pub(super) told: usize,
+    pub(super) published_users: usize,
     /// The question of an instance whose copy is not complete; zero where there is none.
     #[serde(rename = "q", default)]
     pub(super) question: u128,
@@ -139,7 +139,7 @@ pub(super) struct Beat {
     pub(super) is_leaving: bool,
 }
 
-impl Beat {
+impl Heartbeat {
     pub(super) fn digest(&self) -> CopyDigest {
         CopyDigest { count: self.count, sum: self.sum }
     }
@@ -152,10 +152,10 @@ impl Message {
                 let question = question.as_ref().map_or(&[][..], |id| &id[..]);
                 [b"e", &entry.name()[..], &entry.times()[..], question].concat()
             }
-            Self::Beat(beat) => {
+            Self::Heartbeat(heartbeat) => {
                 let mut bytes = b"b".to_vec();
                 // Numbers and texts can always be written.
-                bytes.extend(serde_json::to_vec(beat).unwrap_or_default());
+                bytes.extend(serde_json::to_vec(heartbeat).unwrap_or_default());
                 bytes
             }
             Self::LoadAgain => b"l".to_vec(),
@@ -181,7 +181,7 @@ impl Message {
                 let question = if question.is_empty() { None } else { Some(question.try_into().ok()?) };
                 Self::Entry(SharedEntry::read(name, times)?, question)
             }
-            b'b' => Self::Beat(serde_json::from_slice(rest).ok()?),
+            b'b' => Self::Heartbeat(serde_json::from_slice(rest).ok()?),
             b'l' if rest.is_empty() => Self::LoadAgain,
             b'p' if rest.is_empty() => Self::Position,
             b'o' => {
@@ -206,10 +206,10 @@ impl Message {
     }
 
     /// Parses the heartbeat of an instance with another secret. It is shown to operators and never trusted.
-    pub(super) fn foreign_beat(sealed: &[u8]) -> Option<Beat> {
+    pub(super) fn foreign_heartbeat(sealed: &[u8]) -> Option<Heartbeat> {
         let bytes = sealed.get(..sealed.len().checked_sub(DIGEST_BYTES)?)?;
         match Self::read(bytes)? {
-            Self::Beat(beat) => Some(beat),
+            Self::Heartbeat(heartbeat) => Some(heartbeat),
             _ => None,
         }
     }

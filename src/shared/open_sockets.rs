@@ -57,9 +57,9 @@ impl OpenSockets {
         near
     }
 
-    pub(super) fn set_elsewhere(&self, told: Vec<(Digest, u32)>) {
-        let mut elsewhere = HashMap::with_capacity(told.len());
-        for (user, count) in told {
+    pub(super) fn set_elsewhere(&self, published: Vec<(Digest, u32)>) {
+        let mut elsewhere = HashMap::with_capacity(published.len());
+        for (user, count) in published {
             let sum: &mut u32 = elsewhere.entry(user).or_default();
             *sum = sum.saturating_add(count);
         }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::message::Beat;
+use super::message::Heartbeat;
 use crate::auth::CopyDigest;
 
 /// The interval of heartbeats.
-pub(super) const BEAT: Duration = Duration::from_secs(5);
+pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// The time without a heartbeat after which an instance is gone.
 const GONE: Duration = Duration::from_secs(16);
 /// The maximum number of instances.
@@ -44,13 +44,13 @@ pub struct Instance {
     /// Whether it is this one.
     pub is_this: bool,
     /// The time since its last heartbeat.
-    pub heard_ago: Duration,
+    pub last_heartbeat_ago: Duration,
 }
 
 #[derive(Debug)]
 struct Peer {
-    beat: Beat,
-    heard: Instant,
+    heartbeat: Heartbeat,
+    received: Instant,
     /// The number of consecutive heartbeats whose digest differed from this instance's.
     differs: u32,
     /// Whether it has answered this instance's question, and whether with the digest of the same copy.
@@ -67,20 +67,20 @@ enum Answer {
 }
 
 impl Peer {
-    fn lives(&self, now: Instant) -> bool {
-        now.duration_since(self.heard) < GONE
+    fn is_live(&self, now: Instant) -> bool {
+        now.duration_since(self.received) < GONE
     }
 }
 
 /// The meaning of another instance's heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Comparison {
     /// Its complete copy is the same as this one's.
     Same,
     /// Its complete copy differs, for so many heartbeats.
     Differs(u32),
     /// Its copy is not complete, and it asks for this one's; with whether both are the same so far.
-    Asks { is_same: bool },
+    Starting { is_same: bool },
     /// The heartbeat is old or was read before, or is the last one of an instance that stops.
     Ignored,
 }
@@ -115,48 +115,58 @@ impl Peers {
 
     /// Records a verified heartbeat; `ours` is this instance's digest as of its minute, `question` the one that this
     /// instance asks.
-    pub(super) fn heard(&self, beat: Beat, ours: CopyDigest, unix_millis: u64, question: u128) -> Heard {
+    pub(super) fn record(
+        &self,
+        heartbeat: Heartbeat,
+        ours: CopyDigest,
+        unix_millis: u64,
+        question: u128,
+    ) -> Comparison {
         let mut inner = self.lock();
         let now = Instant::now();
-        inner.known.retain(|_, peer| peer.lives(now));
-        let former = inner.known.get(&beat.instance);
-        if beat.at.abs_diff(unix_millis) > CLOCKS || former.is_some_and(|former| former.beat.number >= beat.number) {
-            return Heard::Ignored;
+        inner.known.retain(|_, peer| peer.is_live(now));
+        let former = inner.known.get(&heartbeat.instance);
+        if heartbeat.at.abs_diff(unix_millis) > CLOCKS
+            || former.is_some_and(|former| former.heartbeat.number >= heartbeat.number)
+        {
+            return Comparison::Ignored;
         }
         if former.is_none() && inner.known.len() >= MOST {
-            return Heard::Ignored;
+            return Comparison::Ignored;
         }
-        let is_same = beat.digest() == ours;
+        let is_same = heartbeat.digest() == ours;
         let differs = if is_same { 0 } else { former.map_or(0, |former| former.differs) + 1 };
-        let is_complete = beat.is_complete;
+        let is_complete = heartbeat.is_complete;
         let former_answer = former.map(|former| former.answer).unwrap_or_default();
-        let answer = match (is_complete && beat.answers.contains(&question), former_answer) {
+        let answer = match (is_complete && heartbeat.answers.contains(&question), former_answer) {
             // Its later entries are in the log.
             (_, Answer::Same) => Answer::Same,
             (true, _) if is_same => Answer::Same,
             (true, _) => Answer::Differs,
             (false, former) => former,
         };
-        inner.awaited.remove(&beat.instance);
-        if beat.is_leaving {
-            inner.known.remove(&beat.instance);
-            return Heard::Ignored;
+        inner.awaited.remove(&heartbeat.instance);
+        if heartbeat.is_leaving {
+            inner.known.remove(&heartbeat.instance);
+            return Comparison::Ignored;
         }
-        inner.known.insert(beat.instance, Peer { beat, heard: now, differs, answer });
+        inner.known.insert(heartbeat.instance, Peer { heartbeat, received: now, differs, answer });
         match (is_complete, is_same) {
-            (false, is_same) => Heard::Asks { is_same },
-            (true, true) => Heard::Same,
-            (true, false) => Heard::Differs(differs),
+            (false, is_same) => Comparison::Starting { is_same },
+            (true, true) => Comparison::Same,
+            (true, false) => Comparison::Differs(differs),
         }
     }
 
     /// Records the heartbeat of an instance with another secret.
-    pub(super) fn heard_foreign(&self, beat: Beat) {
+    pub(super) fn record_foreign(&self, heartbeat: Heartbeat) {
         let mut inner = self.lock();
         let now = Instant::now();
-        inner.foreign.retain(|_, peer| peer.lives(now));
-        if inner.foreign.len() < MOST_FOREIGN || inner.foreign.contains_key(&beat.instance) {
-            inner.foreign.insert(beat.instance, Peer { beat, heard: now, differs: 0, answer: Answer::None });
+        inner.foreign.retain(|_, peer| peer.is_live(now));
+        if inner.foreign.len() < MOST_FOREIGN || inner.foreign.contains_key(&heartbeat.instance) {
+            inner
+                .foreign
+                .insert(heartbeat.instance, Peer { heartbeat, received: now, differs: 0, answer: Answer::None });
         }
     }
 
@@ -178,7 +188,8 @@ impl Peers {
         if !inner.awaited.is_empty() {
             return Agreement::Pending;
         }
-        let complete = inner.known.iter().filter(|(id, peer)| **id != this && peer.lives(now) && peer.beat.is_complete);
+        let complete =
+            inner.known.iter().filter(|(id, peer)| **id != this && peer.is_live(now) && peer.heartbeat.is_complete);
         complete.fold(Agreement::Alone, |agreement, (_, peer)| match (agreement, peer.answer) {
             (agreement, Answer::None) if only_answers => agreement,
             (Agreement::Pending, _) | (_, Answer::None | Answer::Differs) => Agreement::Pending,
@@ -197,16 +208,19 @@ impl Peers {
     pub(super) fn live(&self, this: u128) -> usize {
         let now = Instant::now();
         let inner = self.lock();
-        let others = inner.known.iter().filter(|(id, peer)| **id != this && peer.lives(now)).count();
+        let others = inner.known.iter().filter(|(id, peer)| **id != this && peer.is_live(now)).count();
         others + 1
     }
 
     /// Returns the other live instances that publish users near the limit of sockets, at most `most`.
-    pub(super) fn tellers(&self, this: u128, most: usize) -> Vec<u128> {
+    pub(super) fn with_published_users(&self, this: u128, most: usize) -> Vec<u128> {
         let now = Instant::now();
         let inner = self.lock();
-        let tellers = inner.known.iter().filter(|(id, peer)| **id != this && peer.lives(now) && peer.beat.told > 0);
-        tellers.map(|(id, _)| *id).take(most).collect()
+        let publishers = inner
+            .known
+            .iter()
+            .filter(|(id, peer)| **id != this && peer.is_live(now) && peer.heartbeat.published_users > 0);
+        publishers.map(|(id, _)| *id).take(most).collect()
     }
 
     /// Returns every live instance, those with another secret last.
@@ -215,17 +229,17 @@ impl Peers {
         let inner = self.lock();
         let shown = |peer: &Peer, is_verified: bool| {
             let cut = |text: &str| text.chars().filter(|c| !c.is_control()).take(TEXT).collect::<String>();
-            let beat = &peer.beat;
-            peer.lives(now).then(|| Instance {
-                host: cut(&beat.host),
-                version: cut(&beat.version),
-                config: cut(&beat.config),
-                secret: cut(&beat.secret),
-                session_secret: cut(&beat.session_secret),
+            let heartbeat = &peer.heartbeat;
+            peer.is_live(now).then(|| Instance {
+                host: cut(&heartbeat.host),
+                version: cut(&heartbeat.version),
+                config: cut(&heartbeat.config),
+                secret: cut(&heartbeat.secret),
+                session_secret: cut(&heartbeat.session_secret),
                 is_verified,
-                is_complete: beat.is_complete,
-                is_this: beat.instance == this,
-                heard_ago: now.duration_since(peer.heard),
+                is_complete: heartbeat.is_complete,
+                is_this: heartbeat.instance == this,
+                last_heartbeat_ago: now.duration_since(peer.received),
             })
         };
         let mut known: Vec<_> = inner.known.values().filter_map(|peer| shown(peer, true)).collect();
@@ -241,9 +255,9 @@ impl Peers {
 mod tests {
     use super::*;
 
-    fn beat(instance: u128, number: u64, sum: u128, is_complete: bool) -> Beat {
+    fn heartbeat(instance: u128, number: u64, sum: u128, is_complete: bool) -> Heartbeat {
         let text = String::new;
-        Beat {
+        Heartbeat {
             instance,
             number,
             at: 1_000_000,
@@ -256,7 +270,7 @@ mod tests {
             count: 0,
             sum,
             is_complete,
-            told: 0,
+            published_users: 0,
             question: 0,
             answers: Vec::new(),
             is_leaving: false,
@@ -267,17 +281,17 @@ mod tests {
     async fn a_heartbeat_counts_once_and_an_instance_as_long_as_it_is_heard_of() {
         let peers = Peers::default();
         let ours = CopyDigest { count: 0, sum: 7 };
-        let heard = |beat| peers.heard(beat, ours, 1_000_000, 0);
-        assert_eq!(heard(beat(1, 1, 7, true)), Heard::Same);
-        assert_eq!(heard(beat(1, 1, 7, true)), Heard::Ignored, "written again by someone");
-        assert_eq!(heard(beat(2, 5, 8, true)), Heard::Differs(1));
-        assert_eq!(heard(beat(2, 6, 8, true)), Heard::Differs(2));
-        assert_eq!(heard(beat(3, 1, 8, false)), Heard::Asks { is_same: false });
-        assert_eq!(peers.heard(beat(4, 1, 7, true), ours, 9_000_000, 0), Heard::Ignored, "an old one");
+        let record = |heartbeat| peers.record(heartbeat, ours, 1_000_000, 0);
+        assert_eq!(record(heartbeat(1, 1, 7, true)), Comparison::Same);
+        assert_eq!(record(heartbeat(1, 1, 7, true)), Comparison::Ignored, "written again by someone");
+        assert_eq!(record(heartbeat(2, 5, 8, true)), Comparison::Differs(1));
+        assert_eq!(record(heartbeat(2, 6, 8, true)), Comparison::Differs(2));
+        assert_eq!(record(heartbeat(3, 1, 8, false)), Comparison::Starting { is_same: false });
+        assert_eq!(peers.record(heartbeat(4, 1, 7, true), ours, 9_000_000, 0), Comparison::Ignored, "an old one");
         assert_eq!(peers.live(1), 3);
         tokio::time::advance(GONE).await;
         assert_eq!(peers.live(1), 1);
-        assert_eq!(heard(beat(2, 7, 8, true)), Heard::Differs(1), "it was gone");
+        assert_eq!(record(heartbeat(2, 7, 8, true)), Comparison::Differs(1), "it was gone");
     }
 
     #[tokio::test(start_paused = true)]
@@ -286,16 +300,16 @@ mod tests {
         let peers = Peers::default();
         let ours = CopyDigest { count: 0, sum: 7 };
         let answer = |instance, number, sum, question| {
-            let answer = Beat { answers: vec![5, question], ..beat(instance, number, sum, true) };
-            peers.heard(answer, ours, 1_000_000, QUESTION);
+            let answer = Heartbeat { answers: vec![5, question], ..heartbeat(instance, number, sum, true) };
+            peers.record(answer, ours, 1_000_000, QUESTION);
         };
         let ask = |awaited: &[u128]| {
             peers.begin_question(awaited.iter().copied(), Instant::now() + Duration::from_secs(3));
             peers.agreement(0, false)
         };
         assert_eq!(ask(&[]), Agreement::Alone);
-        peers.heard(beat(0, 1, 7, true), ours, 1_000_000, QUESTION);
-        peers.heard(beat(1, 1, 8, false), ours, 1_000_000, QUESTION);
+        peers.record(heartbeat(0, 1, 7, true), ours, 1_000_000, QUESTION);
+        peers.record(heartbeat(1, 1, 8, false), ours, 1_000_000, QUESTION);
         assert_eq!(peers.agreement(0, false), Agreement::Alone, "itself, and one that asks too");
         answer(2, 1, 7, 98);
         assert_eq!(peers.agreement(0, false), Agreement::Pending, "the same copy, and another question");
@@ -313,11 +327,11 @@ mod tests {
         assert_eq!(peers.agreement(0, false), Agreement::Same);
         ask(&[4, 5]);
         for (instance, expected) in [(4, Agreement::Pending), (5, Agreement::Pending)] {
-            peers.heard(Beat { is_leaving: true, ..beat(instance, 9, 1, true) }, ours, 1_000_000, QUESTION);
+            peers.record(Heartbeat { is_leaving: true, ..heartbeat(instance, 9, 1, true) }, ours, 1_000_000, QUESTION);
             answer(2, 4 + instance as u64, 7, QUESTION);
             assert_eq!(peers.agreement(0, false), expected, "three has not answered again");
         }
-        peers.heard(Beat { is_leaving: true, ..beat(3, 9, 1, true) }, ours, 1_000_000, QUESTION);
+        peers.record(Heartbeat { is_leaving: true, ..heartbeat(3, 9, 1, true) }, ours, 1_000_000, QUESTION);
         assert_eq!(peers.agreement(0, false), Agreement::Same, "those that stop are not waited for");
         assert_eq!(ask(&[6]), Agreement::Pending);
         tokio::time::advance(Duration::from_secs(3)).await;
@@ -331,8 +345,8 @@ mod tests {
     async fn instances_with_another_secret_are_shown_and_never_counted() {
         let peers = Peers::default();
         for instance in 0..100 {
-            let foreign = Beat { host: "h\n".repeat(1_000), ..beat(instance, 1, 0, true) };
-            peers.heard_foreign(foreign);
+            let foreign = Heartbeat { host: "h\n".repeat(1_000), ..heartbeat(instance, 1, 0, true) };
+            peers.record_foreign(foreign);
         }
         assert_eq!(peers.live(1), 1);
         let shown = peers.shown(1);

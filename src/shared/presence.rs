@@ -162,7 +162,7 @@ mod tests {
         }
         presences.seen(Digest([2; 16]), 2, 1);
         let seen = presences.take_seen();
-        assert_eq!(seen, [(USER, 2)], "one is told of at once, the other later");
+        assert_eq!(seen, [(USER, 2)], "one is published at once, the other later");
         presences.seen(USER, 9, 1);
         presences.put_back(&seen);
         assert_eq!(presences.take_seen(), [(USER, 9)]);

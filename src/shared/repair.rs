@@ -1,5 +1,5 @@
-//! Removes keys of this deployment that have become unusable, whoever made them so: one of the wrong type, a log whose ids
-//! are used up. What they held is written again by the instances, as after a loss of the engine's data.
+//! Removes keys of this deployment that cannot be used: keys of the wrong type, and a log without further ids. The instances
+//! write the entries again, as after a loss of the engine's data.
 
 use redis::{Value, cmd, pipe};
 
@@ -33,13 +33,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes a message to the end of the log and returns its id: what is written from now on is read from there. Whatever
-    /// others wrote before need not be read to find that place.
+    /// Appends a message to the log and returns its id, from which this instance reads. Messages of others need not be read
+    /// to find the end of the log.
     pub(super) async fn write_position(&self, connection: &mut Connection) -> Result<StreamId, EngineError> {
-        match self.tell(connection, &Message::Position).await {
+        match self.append(connection, &Message::Position).await {
             Err(EngineError::Refused(reason)) if reason.contains(NO_IDS) => {
                 self.remove(connection, "log", "a log without further ids").await?;
-                self.tell(connection, &Message::Position).await
+                self.append(connection, &Message::Position).await
             }
             position => position,
         }

@@ -1,4 +1,5 @@
-//! The whole copy of the shared state: loads it, writes the entries that it lacks, and removes expired ones.
+//! The hash in the engine that holds every revocation and sign-out: loads it into this instance's copy, writes the entries
+//! that it lacks, and removes expired ones. New entries are written to the hash and appended to the log.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -39,13 +40,13 @@ fn is_epoch(text: &str) -> bool {
 /// The result of a load.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    /// The entries that this instance has and the copy lacked.
-    pub(super) lacking: Vec<SharedEntry>,
-    /// The entries that have expired, or are included in another entry.
-    pub(super) over: Vec<Name>,
+    /// The entries that this instance has and the hash lacked.
+    pub(super) missing: Vec<SharedEntry>,
+    /// The names of entries that have expired, or are included in another entry.
+    pub(super) expired: Vec<Name>,
 }
 
-/// The entries that are being written. They are queued again unless they were written.
+/// Entries of the outbox that are being written. Those that were not written are queued again when this is dropped.
 struct InFlight<'a> {
     outbox: &'a Outbox,
     entries: Vec<Outgoing>,
@@ -60,8 +61,13 @@ impl Drop for InFlight<'_> {
 }
 
 impl Inner {
-    /// Prepares a load: messages that are written to the log after `position` are read from there.
-    pub(super) async fn begin(&self, connection: &mut Connection, position: StreamId) -> Result<(), EngineError> {
+    /// Prepares a load over a new connection: reads the epoch and, at a starting instance, begins the question to the others.
+    /// `position` is the place in the log from which this instance reads.
+    pub(super) async fn prepare_load(
+        &self,
+        connection: &mut Connection,
+        position: StreamId,
+    ) -> Result<(), EngineError> {
         self.read_epoch(connection).await?;
         if !self.lock().is_complete {
             let question = random().ok_or_else(|| EngineError::Tls(NO_RANDOM_NUMBERS.to_owned()))?;
@@ -103,13 +109,13 @@ impl Inner {
                 let Some(id) = message_id(message) else { continue };
                 before = before.min(id);
                 let opened = content(message).and_then(|sealed| Message::read(self.codes.open(sealed)?));
-                let Some(Message::Beat(beat)) = opened else { continue };
+                let Some(Message::Heartbeat(heartbeat)) = opened else { continue };
                 let end = *last.get_or_insert(id.0);
                 if end.saturating_sub(id.0) > GONE_MILLIS {
                     return Ok(complete);
                 }
-                if seen.insert(beat.instance) && beat.is_complete && !beat.is_leaving {
-                    complete.insert(beat.instance);
+                if seen.insert(heartbeat.instance) && heartbeat.is_complete && !heartbeat.is_leaving {
+                    complete.insert(heartbeat.instance);
                 }
             }
             if found.len() < TAIL_STEP {
@@ -123,30 +129,30 @@ impl Inner {
     /// it has changed.
     pub(super) async fn read_epoch(&self, connection: &mut Connection) -> Result<bool, EngineError> {
         let new = random().map(u128::from_le_bytes).unwrap_or_default();
-        let mut both = pipe();
-        both.cmd("SET").arg(self.key("epoch")).arg(format!("{new:032x}")).arg("NX").ignore();
-        both.cmd("GET").arg(self.key("epoch"));
-        let found: Vec<Value> = connection.ask_all(&both).await?;
+        let mut commands = pipe();
+        commands.cmd("SET").arg(self.key("epoch")).arg(format!("{new:032x}")).arg("NX").ignore();
+        commands.cmd("GET").arg(self.key("epoch"));
+        let found: Vec<Value> = connection.ask_all(&commands).await?;
         let mut epoch = found.first().and_then(text).filter(|epoch| is_epoch(epoch));
         if epoch.is_none() {
-            // Somebody else wrote it: no instance would see another one lost.
+            // Another writer's value does not change when the engine loses its data, so a loss would not be noticed.
             self.refuse(1, "an epoch that no instance wrote");
             let new = format!("{new:032x}");
             let _: Value = connection.ask(cmd("SET").arg(self.key("epoch")).arg(&new)).await?;
             epoch = Some(new);
         }
         let mut progress = self.lock();
-        let is_other = progress.epoch.is_some() && progress.epoch != epoch;
+        let has_changed = progress.epoch.is_some() && progress.epoch != epoch;
         progress.epoch = epoch;
-        Ok(is_other)
+        Ok(has_changed)
     }
 
-    /// Loads the whole copy, and finds the entries that it lacks.
+    /// Merges every entry of the hash into the copy, and finds the entries that the hash lacks.
     pub(super) async fn load(&self, connection: &Connection) -> Result<Loaded, EngineError> {
         let mut connection = connection.with_limit(STEP.max(self.spec.timeout));
-        let most = self.limit.saturating_mul(ENTRY_BYTES).max(LEAST_BYTES);
+        let max_bytes = self.limit.saturating_mul(ENTRY_BYTES).max(LEAST_BYTES);
         let (mut bytes, mut unverified, mut too_long, mut has_changed) = (0_usize, 0_u64, 0_u64, false);
-        let mut seen: HashMap<Name, [u8; TIMES_BYTES]> = HashMap::new();
+        let mut stored: HashMap<Name, [u8; TIMES_BYTES]> = HashMap::new();
         let mut cursor = "0".to_owned();
         loop {
             let mut step = cmd("HSCAN");
@@ -164,11 +170,11 @@ impl Inner {
                     continue;
                 };
                 has_changed |= self.revocations.merge(&entry, now);
-                seen.insert(entry.name(), entry.times());
+                stored.insert(entry.name(), entry.times());
             }
-            if bytes > most {
+            if bytes > max_bytes {
                 self.refuse(unverified, UNVERIFIED);
-                return Err(EngineError::TooLarge(most));
+                return Err(EngineError::TooLarge(max_bytes));
             }
             if next == "0" {
                 break;
@@ -182,33 +188,37 @@ impl Inner {
             (self.notify)();
         }
         self.end_gap();
-        Ok(self.compare(&seen))
+        Ok(self.compare(&stored))
     }
 
-    /// Compares the entries of the copy with those of this instance.
-    fn compare(&self, seen: &HashMap<Name, [u8; TIMES_BYTES]>) -> Loaded {
+    /// Compares the entries of the hash with those of the copy.
+    fn compare(&self, stored: &HashMap<Name, [u8; TIMES_BYTES]>) -> Loaded {
         let now = unix_seconds();
         let mut loaded = Loaded::default();
         let mut known = HashSet::new();
         for entry in self.revocations.live(now) {
-            if seen.get(&entry.name()) != Some(&entry.times()) {
-                loaded.lacking.push(entry);
+            if stored.get(&entry.name()) != Some(&entry.times()) {
+                loaded.missing.push(entry);
             }
             known.insert(entry.name());
         }
-        for (name, times) in seen {
+        for (name, times) in stored {
             let Some(entry) = SharedEntry::read(name, times) else { continue };
             let is_covered = entry.kind == EntryKind::SignOut && entry.until > now && !known.contains(name);
             if is_covered || entry.until.saturating_add(KEPT) < now {
-                loaded.over.push(*name);
+                loaded.expired.push(*name);
             }
         }
         loaded
     }
 
-    /// Writes the entries that the copy lacked, and notifies the other instances to load it.
-    pub(super) async fn heal(&self, connection: &mut Connection, lacking: &[SharedEntry]) -> Result<(), EngineError> {
-        for chunk in lacking.chunks(CHUNK) {
+    /// Writes the entries that the hash lacked, and notifies the other instances to load it.
+    pub(super) async fn write_missing(
+        &self,
+        connection: &mut Connection,
+        missing: &[SharedEntry],
+    ) -> Result<(), EngineError> {
+        for chunk in missing.chunks(CHUNK) {
             let mut writes = cmd("HSET");
             writes.arg(self.key("revoked"));
             for entry in chunk {
@@ -216,14 +226,14 @@ impl Inner {
             }
             let _: Value = connection.ask(&writes).await?;
         }
-        tracing::info!(count = lacking.len(), "wrote revocations that the shared state had lost");
-        self.tell(connection, &Message::LoadAgain).await?;
+        tracing::info!(count = missing.len(), "wrote revocations that the shared state had lost");
+        self.append(connection, &Message::LoadAgain).await?;
         Ok(())
     }
 
-    /// Removes expired entries from the copy.
-    pub(super) async fn sweep(&self, connection: &mut Connection, over: &[Name]) -> Result<(), EngineError> {
-        for chunk in over.chunks(CHUNK) {
+    /// Removes entries from the hash.
+    pub(super) async fn remove_entries(&self, connection: &mut Connection, names: &[Name]) -> Result<(), EngineError> {
+        for chunk in names.chunks(CHUNK) {
             let mut removal = cmd("HDEL");
             removal.arg(self.key("revoked"));
             for name in chunk {
@@ -234,8 +244,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes a message into the log and returns its id.
-    pub(super) async fn tell(&self, connection: &mut Connection, message: &Message) -> Result<StreamId, EngineError> {
+    /// Appends a message to the log and returns its id.
+    pub(super) async fn append(&self, connection: &mut Connection, message: &Message) -> Result<StreamId, EngineError> {
         let mut write = cmd("XADD");
         write.arg(self.key("log")).arg("MAXLEN").arg("~").arg(self.limit).arg("*");
         write.arg("m").arg(self.codes.seal(message.bytes()));
@@ -243,7 +253,7 @@ impl Inner {
         StreamId::read(&id).ok_or_else(|| EngineError::Refused("the engine gave no id".to_owned()))
     }
 
-    /// Writes the revocations of this instance.
+    /// Writes the entries of the outbox to the hash and the log, as they come.
     pub(super) async fn publish(&self, mut connection: Connection) -> Result<Infallible, EngineError> {
         loop {
             loop {

@@ -98,7 +98,7 @@ pub(super) struct Inner {
     /// The records of login sessions in the engine.
     pub(super) engine_sessions: Arc<EngineSessions>,
     /// The number of users that this instance publishes.
-    pub(super) told: AtomicUsize,
+    pub(super) published_users: AtomicUsize,
     pub(super) progress: Mutex<Progress>,
     /// A notification for the task that maintains the connection.
     pub(super) attention: Notify,
@@ -108,7 +108,7 @@ pub(super) struct Inner {
 #[derive(Default)]
 pub(super) struct Progress {
     pub(super) is_up: bool,
-    /// The time at which the whole copy was loaded for the first time.
+    /// The time at which the hash was loaded for the first time.
     pub(super) loaded: Option<Instant>,
     pub(super) is_complete: bool,
     /// The question to instances with a complete copy whether it is the same as this one's: a random number for each
@@ -120,7 +120,7 @@ pub(super) struct Progress {
     pub(super) asked: Option<Instant>,
     /// Heartbeats that were not read back yet: their numbers, and the time at which they were written, in
     /// [`boot_millis`](crate::auth::boot_millis).
-    pub(super) beats: Vec<(u64, u64)>,
+    pub(super) unread_heartbeats: Vec<(u64, u64)>,
     pub(super) number: u64,
     /// The time up to which this instance has the messages of the others, in [`boot_millis`](crate::auth::boot_millis).
     pub(super) fresh: Option<u64>,
@@ -129,14 +129,14 @@ pub(super) struct Progress {
     pub(super) epoch: Option<String>,
     pub(super) local: Option<SocketAddr>,
     pub(super) last_error: Option<String>,
-    /// Whether the copy could not be loaded over this connection, so that something may be missing.
+    /// Whether the hash could not be loaded over this connection, so that entries may be missing.
     pub(super) has_gap: bool,
     pub(super) refused: Option<Refused>,
     pub(super) wants_load: bool,
     /// Whether the copy of another instance differs, so that a load is due. After each load without a change the next
     /// one is later.
     pub(super) wants_comparison: bool,
-    pub(super) wants_beat: bool,
+    pub(super) wants_heartbeat: bool,
     /// The questions of writers that wait until instances have applied an entry.
     pub(super) questions: Vec<Id>,
     /// The questions of instances that start, which the next heartbeats answer.
@@ -186,7 +186,7 @@ impl Inner {
         self.attention.notify_one();
     }
 
-    /// Counts entries that are ignored, and says so.
+    /// Counts and logs entries that are ignored.
     pub(super) fn refuse(&self, count: u64, reason: &'static str) {
         if count == 0 {
             return;
@@ -206,7 +206,7 @@ impl Inner {
         }
     }
 
-    /// Notes that the copy could not be loaded. This instance follows the log all the same, and tries again.
+    /// Records that the hash could not be loaded. This instance follows the log nevertheless, and tries again.
     pub(super) fn begin_gap(&self, error: &EngineError) {
         let mut progress = self.lock();
         let is_new = !std::mem::replace(&mut progress.has_gap, true);
@@ -218,6 +218,7 @@ impl Inner {
         }
     }
 
+    /// Records that the hash was loaded.
     pub(super) fn end_gap(&self) {
         let mut progress = self.lock();
         if std::mem::take(&mut progress.has_gap) {
@@ -226,11 +227,11 @@ impl Inner {
     }
 
     /// Sets the number of users that this instance publishes. Returns whether it published any before.
-    pub(super) fn set_told(&self, count: usize) -> bool {
-        self.told.swap(count, Ordering::Relaxed) > 0
+    pub(super) fn set_published_users(&self, count: usize) -> bool {
+        self.published_users.swap(count, Ordering::Relaxed) > 0
     }
 
-    /// Requests a load of the whole copy.
+    /// Requests a load of the hash.
     pub(super) fn want_load(&self) {
         self.lock().wants_load = true;
         self.attention.notify_one();
