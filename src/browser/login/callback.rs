@@ -208,13 +208,16 @@ impl SignInRequest<'_> {
                 known.supersede(&session);
             }
             let (state, runtime) = (Arc::clone(self.state), Arc::clone(self.runtime));
+            let (open, closing) = (state.drain.track(), state.drain.closing_token());
             tokio::spawn(in_current_request(async move {
-                tokio::time::sleep(OVERLAP).await;
+                // A process that stops ends the session first: no other instance would.
+                let _ = tokio::time::timeout(OVERLAP, closing.cancelled()).await;
                 // A failure is logged where it happens.
                 let _ = end_former_session(&state, &runtime, &former).await;
                 if let Some(logins) = runtime.verifier.logins() {
                     logins.sessions.forget_shared(&former.id);
                 }
+                drop(open);
             }));
         }
         cookie.note_completed(&provider, self.now);

@@ -424,6 +424,24 @@ async fn an_instance_that_stops_ends_its_renewals_before() {
 }
 
 #[tokio::test]
+async fn an_instance_that_stops_ends_the_sessions_that_newer_ones_have_replaced() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let (mut first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let mut browser = fleet.signed_in(&first).await;
+    let former = browser.clone();
+    let location = Browser::location(&browser.open("/.vestibule/login?prompt=login").await);
+    assert_eq!(browser.come_back(&fleet.provider.authorize(&location)).await.status, 303);
+    assert_eq!(fleet.status(&former, &second).await, 200, "requests of other tabs are under way");
+    first.proxy.signal("TERM");
+    assert_eq!(first.proxy.ended().await, Some(0));
+    second.until("the end of the former session", || async { fleet.status(&former, &second).await != 200 }).await;
+    assert_eq!(fleet.status(&browser, &second).await, 200);
+}
+
+#[tokio::test]
 async fn check_says_when_the_engine_s_user_may_not_keep_sessions() {
     if !is_installed() {
         return;
