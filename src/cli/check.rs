@@ -44,10 +44,10 @@ async fn online(policy: &Policy) -> ExitCode {
             auth::inspect_keys(provider, &mut inspection).await;
         }
         auth::inspect_remote(provider, &mut inspection).await;
-        if let Some(login) = policy.browser.logins.iter().find(|login| login.name == provider.name) {
-            if let Some(metadata) = auth::login::inspect(login, &mut inspection).await {
-                auth::login::inspect_client(login, &metadata, &mut inspection).await;
-            }
+        if let Some(login) = policy.browser.logins.iter().find(|login| login.name == provider.name)
+            && let Some(metadata) = auth::login::inspect(login, &mut inspection).await
+        {
+            auth::login::inspect_client(login, &metadata, &mut inspection).await;
         }
         failed |= print_inspection(&provider.name, inspection);
     }

@@ -9,8 +9,8 @@ use hyper::header::HeaderName;
 use super::memory;
 use super::{
     Audience, AuthMode, AuthorizedParties, Claim, Close, Expected, Hosts, KeySource, LoginSpec, MemorySpec, OnExpiry,
-    Policy, ProviderSpec, QueryMode, Renew, Route, TokenToHttp, TokenToUpgrade, UpstreamAddress, UpstreamSpec,
-    is_loopback_name,
+    Policy, ProviderSpec, QueryMode, Renew, Route, SessionSpec, TokenToHttp, TokenToUpgrade, UpstreamAddress,
+    UpstreamSpec, is_loopback_name,
 };
 use crate::config::Time;
 
@@ -50,18 +50,7 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
             ),
         );
     }
-    match &policy.hosts {
-        Hosts::Any => line("hosts", "any".to_owned()),
-        Hosts::Listed { names, loopback } => {
-            // Those of this machine follow in one word.
-            let is_shown = |name: &&String| !(*loopback && is_loopback_name(name));
-            let mut shown: Vec<String> = names.iter().filter(is_shown).cloned().collect();
-            if *loopback {
-                shown.push("localhost and loopback addresses".to_owned());
-            }
-            line("hosts", shown.join(", "));
-        }
-    }
+    line("hosts", hosts_text(&policy.hosts));
     for (index, upstream) in policy.upstreams.iter().enumerate() {
         let paths: Vec<&str> = policy
             .routes
@@ -134,18 +123,7 @@ pub fn summary(policy: &Policy, names: UserNames) -> String {
         line("sockets", format!("dialect {dialect}; {}", sockets(policy, default)));
     }
     if let Some(session) = &policy.browser.session {
-        let accepts_tokens = accepts_tokens(policy);
-        let life = match (session.max_age, policy.browser.logins.first()) {
-            (Some(age), _) => Time(age).to_string(),
-            (None, Some(login)) if accepts_tokens => {
-                format!("{} from a sign-in, as long as the token from a POST", Time(login.session_max_age))
-            }
-            (None, Some(login)) => Time(login.session_max_age).to_string(),
-            (None, None) => "as long as the token".to_owned(),
-        };
-        let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
-        let methods = if accepts_tokens { "POST and DELETE" } else { "DELETE" };
-        line("session", format!("by cookie, {life}, encrypted with {key}; {methods} /.vestibule/session"));
+        line("session", session_text(policy, session));
     }
     for (name, text) in policy.browser.logins.iter().flat_map(|login| sign_in(login)) {
         line(name, text);
@@ -269,6 +247,38 @@ fn accepts_tokens(policy: &Policy) -> bool {
     let signs_in_only =
         |provider: &Arc<ProviderSpec>| matches!(&provider.audience, Audience::OneOf(names) if names.is_empty());
     policy.browser.logins.is_empty() || !policy.providers.iter().all(signs_in_only)
+}
+
+/// Describes the `Host` values that are answered.
+fn hosts_text(hosts: &Hosts) -> String {
+    match hosts {
+        Hosts::Any => "any".to_owned(),
+        Hosts::Listed { names, loopback } => {
+            // Those of this machine follow in one word.
+            let is_shown = |name: &&String| !(*loopback && is_loopback_name(name));
+            let mut shown: Vec<String> = names.iter().filter(is_shown).cloned().collect();
+            if *loopback {
+                shown.push("localhost and loopback addresses".to_owned());
+            }
+            shown.join(", ")
+        }
+    }
+}
+
+/// Describes how long a session by cookie lives, how its cookie is encrypted, and the methods of its endpoint.
+fn session_text(policy: &Policy, session: &SessionSpec) -> String {
+    let accepts_tokens = accepts_tokens(policy);
+    let life = match (session.max_age, policy.browser.logins.first()) {
+        (Some(age), _) => Time(age).to_string(),
+        (None, Some(login)) if accepts_tokens => {
+            format!("{} from a sign-in, as long as the token from a POST", Time(login.session_max_age))
+        }
+        (None, Some(login)) => Time(login.session_max_age).to_string(),
+        (None, None) => "as long as the token".to_owned(),
+    };
+    let key = if session.secret.is_some() { "a secret of yours" } else { "a key of each process" };
+    let methods = if accepts_tokens { "POST and DELETE" } else { "DELETE" };
+    format!("by cookie, {life}, encrypted with {key}; {methods} /.vestibule/session")
 }
 
 /// Describes in one clause when the sockets of a route end.
