@@ -26,5 +26,5 @@ pub use output::{Format, flush};
 pub use rate::LastMinute;
 #[cfg(test)]
 pub use request_id::InRequest;
-pub use request_id::{in_current_request, in_request, in_request_with_id, set_request_id};
+pub use request_id::{current_request_id, in_current_request, in_request, in_request_with_id, set_request_id};
 pub use text::printable;

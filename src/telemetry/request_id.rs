@@ -39,6 +39,7 @@ pub fn set_request_id(id: &Arc<str>) {
 }
 
 /// Returns the id of the current request.
-pub(super) fn current_request_id() -> Option<Arc<str>> {
+#[must_use]
+pub fn current_request_id() -> Option<Arc<str>> {
     REQUEST_ID.try_with(|id| id.get().cloned()).ok().flatten()
 }

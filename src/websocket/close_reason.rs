@@ -6,6 +6,7 @@ use crate::auth::Rejection;
 use crate::auth::token::Problem;
 use crate::authenticate::{Failure, Unverified};
 use crate::policy::{Close, DialectSpec};
+use crate::telemetry::current_request_id;
 
 /// The reason why the proxy closes a socket: a row of the table in section 4.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +199,9 @@ impl CloseReason {
     pub(super) fn error_message(self, dialect: Option<&DialectSpec>, copies: &Copies) -> Option<String> {
         let dialect = dialect?;
         let template = dialect.error.as_ref()?;
-        let values = Values { message: self.message()?, code: self.code(Some(dialect)), copies, ..Values::default() };
+        let request_id = current_request_id().unwrap_or_default();
+        let (message, code) = (self.message()?, self.code(Some(dialect)));
+        let values = Values { message, code, request_id: &request_id, copies, ..Values::default() };
         Some(render(template, &values))
     }
 }

@@ -19,6 +19,9 @@ pub(super) struct Values<'a> {
     pub message: &'a str,
     /// `{code}`
     pub code: u16,
+    /// `{request_id}`; empty where the message does not end a socket. A member that is exactly this placeholder is left out
+    /// then.
+    pub request_id: &'a str,
     /// `{/pointer}`
     pub copies: &'a [(String, Value)],
 }
@@ -37,6 +40,7 @@ fn fill(template: &Value, values: &Values<'_>) -> Value {
             "{expires_in}" => values.expires_in.into(),
             "{message}" => values.message.into(),
             "{code}" => values.code.into(),
+            "{request_id}" => values.request_id.into(),
             text if text.starts_with("{/") && text.find('}') == Some(text.len() - 1) => {
                 find_copy(values, &text[1..text.len() - 1]).cloned().unwrap_or(Value::Null)
             }
@@ -44,7 +48,9 @@ fn fill(template: &Value, values: &Values<'_>) -> Value {
         },
         Value::Array(items) => items.iter().map(|item| fill(item, values)).collect(),
         Value::Object(members) => {
-            Value::Object(members.iter().map(|(key, item)| (key.clone(), fill(item, values))).collect())
+            let is_absent = |item: &Value| values.request_id.is_empty() && item.as_str() == Some("{request_id}");
+            let present = members.iter().filter(|(_, item)| !is_absent(item));
+            Value::Object(present.map(|(key, item)| (key.clone(), fill(item, values))).collect())
         }
         other => other.clone(),
     }
@@ -67,6 +73,7 @@ fn interpolate(text: &str, values: &Values<'_>) -> String {
             ("{expires_in}", values.expires_in.to_string()),
             ("{message}", values.message.to_owned()),
             ("{code}", values.code.to_string()),
+            ("{request_id}", values.request_id.to_owned()),
         ];
         if let Some((name, value)) = known.iter().find(|(name, _)| rest.starts_with(name)) {
             out.push_str(value);
@@ -121,12 +128,28 @@ mod tests {
     #[test]
     fn templates_keep_json_types_and_never_expand_a_value() {
         let copies = [("/ref".to_owned(), json!(7)), ("/topic".to_owned(), json!("a{exp}"))];
-        let values = Values { user_id: "{exp}\"x", exp: 7, expires_in: 3, message: "m", code: 1008, copies: &copies };
-        let template = json!({"u": "{user_id}", "e": "{exp}", "t": "in {expires_in} s for {user_id}", "n": null, "l": ["{code}", "{other}"], "r": "{/ref}", "s": "{/topic}:{/ref}", "a": "{/absent}"});
+        let values = Values {
+            user_id: "{exp}\"x",
+            exp: 7,
+            expires_in: 3,
+            message: "m",
+            code: 1008,
+            request_id: "r1",
+            copies: &copies,
+        };
+        let template = json!({"u": "{user_id}", "e": "{exp}", "t": "in {expires_in} s for {user_id}", "n": null, "l": ["{code}", "{other}"], "r": "{/ref}", "s": "{/topic}:{/ref}", "a": "{/absent}", "i": "{request_id}"});
         assert_eq!(
             render(&template, &values),
-            r#"{"u":"{exp}\"x","e":7,"t":"in 3 s for {exp}\"x","n":null,"l":[1008,"{other}"],"r":7,"s":"a{exp}:7","a":null}"#
+            r#"{"u":"{exp}\"x","e":7,"t":"in 3 s for {exp}\"x","n":null,"l":[1008,"{other}"],"r":7,"s":"a{exp}:7","a":null,"i":"r1"}"#
         );
+    }
+
+    #[test]
+    fn a_request_id_that_is_not_known_is_left_out() {
+        let template = json!({"type": "error", "id": "{request_id}", "text": "{message} ({request_id})"});
+        let values = Values { message: "m", ..Values::default() };
+        assert_eq!(render(&template, &values), r#"{"type":"error","text":"m ()"}"#);
+        assert!(matches_template(&template, &json!({"type": "error", "text": "m"})));
     }
 
     #[test]

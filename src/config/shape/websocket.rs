@@ -120,7 +120,8 @@ pub struct Dialect {
     pub acknowledge: Option<Json>,
     /// The message that renews the token on an open WebSocket. null: there is none.
     pub refresh: Option<DialectRefresh>,
-    /// The message that says why a token was refused. null: the Close alone.
+    /// The message that says why a token was refused. `{message}`, `{code}` and, before a Close, `{request_id}` are replaced;
+    /// the page can show the id, which finds the line in the log. null: the Close alone.
     pub error: Option<Json>,
     /// A message that the proxy answers itself, also before the client has authenticated. null: none.
     pub ping: Option<DialectPing>,

@@ -15,14 +15,14 @@ dialects:
     authenticate: { match: { event: join, /payload/token: { present: true } }, token: [/payload/token] }
     acknowledge: { event: reply, ref: "{/ref}", topic: "topic {/topic}", payload: { user: "{user_id}", left: "{expires_in}" } }
     refresh: { match: { event: access_token }, token: [/payload/token], acknowledge: { event: renewed, ref: "{/ref}" } }
-    error: { event: error, ref: "{/ref}", code: "{code}", reason: "{message}" }
+    error: { event: error, ref: "{/ref}", code: "{code}", reason: "{message}", id: "{request_id}" }
     ping: { match: { event: heartbeat }, reply: { event: pong, ref: "{/ref}" } }
     close: { invalid_token: 4403, unexpected_message: 4400 }
 "#;
 
 #[tokio::test]
 async fn a_dialect_that_a_user_wrote_needs_no_rust() {
-    let fixture = fixture(CHANNELS).await;
+    let mut fixture = fixture(CHANNELS).await;
     let token = fixture.issuer.token("alice");
     let read = |text: String| -> Value { serde_json::from_str(&text).expect("json") };
     let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
@@ -53,6 +53,7 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
         .await;
     let said = read(client.next_text().await);
     assert_eq!((&said["ref"], &said["reason"]), (&json!("s"), &json!("Token refresh failed: another user")));
+    assert_eq!(said.get("id"), None, "no Close follows");
     client.say(r#"{"event":"heartbeat","ref":2}"#).await;
     assert_eq!(client.next_text().await, r#"{"event":"pong","ref":2}"#);
     client.say(r#"{"event":"shout","ref":3}"#).await;
@@ -73,7 +74,12 @@ async fn a_dialect_that_a_user_wrote_needs_no_rust() {
         let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;
         client.next_text().await;
         client.say(&message.to_string()).await;
-        assert_eq!(read(client.next_text().await), json!({"event": "error", "ref": 1, "code": code, "reason": reason}));
+        let said = read(client.next_text().await);
+        let id = said["id"].as_str().expect("an id").to_owned();
+        assert_eq!(said, json!({"event": "error", "ref": 1, "code": code, "reason": reason, "id": id}));
+        // The page can show it, and it finds the line in the log.
+        let field = format!("\"request_id\":\"{id}\"");
+        fixture.proxy.logged("its line", |line| line.contains("\"msg\":\"socket\"") && line.contains(&field)).await;
         assert_eq!(client.next_close().await.0, code);
     }
     // Heartbeats alone do not hold a place.
