@@ -18,11 +18,11 @@ pub(crate) use diagnostic::nearest;
 pub use finding::Finding;
 pub use schema::schema;
 pub use shape::{
-    Accept, Admin, Allow, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, Cors, Credential, Dialect,
-    DialectChoice, Encode, Errors, EventsOnExpiry, FieldMode, HostHeader, Jwks, Limits, Listen, ListenTls, Log,
-    LogFormat, Login, LoginPrompt, LogoutScope, OnExpiry, OnLoss, OneOrMany, ProtectedResource, Provider, Pushed,
-    QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Renew, RouteWebSocket, SameSite, Session, SharedState,
-    SubprotocolSource, TokenEncoding, TokenToHttp, TokenToWebSocket, Upstream,
+    Accept, Admin, Allow, AuthMode, Browser, ClaimsFrom, ClientAuth, Config, Control, CookieChoice, CookieEncoding,
+    Cors, Credential, Dialect, DialectChoice, Encode, Errors, EventsOnExpiry, FieldMode, HostHeader, Jwks, Limits,
+    Listen, ListenTls, Log, LogFormat, Login, LoginPrompt, LogoutScope, OnExpiry, OnLoss, OneOrMany, ProtectedResource,
+    Provider, Pushed, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Renew, RouteWebSocket, SameSite, Session,
+    SharedState, SubprotocolSource, TokenEncoding, TokenToHttp, TokenToWebSocket, Upstream,
 };
 pub use source::{Environment, Flags, Loaded, load, load_yaml};
 pub use value::Time;

@@ -84,8 +84,8 @@ pub use validate::validate;
 pub use websocket::WebSocketSpec;
 
 pub use crate::config::{
-    AuthMode, ClientAuth, Encode, HostHeader, Limits, Log, LogFormat, OnExpiry, OnLoss, QueryMode, TokenEncoding,
-    TokenToHttp,
+    AuthMode, ClientAuth, CookieEncoding, Encode, HostHeader, Limits, Log, LogFormat, OnExpiry, OnLoss, QueryMode,
+    TokenEncoding, TokenToHttp,
 };
 
 /// All settings, validated before the first request.

@@ -321,7 +321,9 @@ mod tests {
     use hyper::header::SEC_WEBSOCKET_PROTOCOL;
 
     use super::*;
-    use crate::policy::{CookieSource, ProviderTokens, QueryMode, QueryParameter, TokenEncoding, TokenSubprotocol};
+    use crate::policy::{
+        CookieEncoding, CookieSource, ProviderTokens, QueryMode, QueryParameter, TokenEncoding, TokenSubprotocol,
+    };
 
     fn sources() -> TokenSources {
         TokenSources {
@@ -342,7 +344,11 @@ mod tests {
             ]
             .map(|(prefix, encoding)| TokenSubprotocol { prefix: prefix.into(), encoding })
             .to_vec(),
-            cookie: Some(CookieSource { name: "__session".into(), suffixes: Vec::new() }),
+            cookie: Some(CookieSource {
+                name: "__session".into(),
+                suffixes: Vec::new(),
+                encoding: CookieEncoding::Plain,
+            }),
             basic: false,
             upstream_secret: None,
         }

@@ -19,13 +19,14 @@ use super::finding::{Finding, Place};
 use super::tree::{Key, Node, Value, join};
 
 /// The structs that may be written as a single value, and the key of that value.
-pub(super) const SHORT_FORMS: [(&str, &str); 6] = [
+pub(super) const SHORT_FORMS: [(&str, &str); 7] = [
     ("TokenToWebSocket", "form"),
     ("Upstream", "url"),
     ("SharedState", "url"),
     ("Listen", "address"),
     ("HeaderClaim", "claim"),
     ("DialectChoice", "name"),
+    ("CookieChoice", "name"),
 ];
 
 /// The lists that may be written as their only member.

@@ -26,7 +26,10 @@ pub use operation::{Admin, Control, Drain, Errors, Listen, ListenTls, Log, LogFo
 pub use protected_resource::ProtectedResource;
 pub use provider::{Accept, Allow, Jwks, Provider, Remote, RemoteMode};
 pub use shared::{OnLoss, SharedState};
-pub use token_from::{QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding, TokenFrom};
+pub use token_from::{
+    CookieChoice, CookieEncoding, QueryMode, QuerySource, QueryUse, RouteTokenFrom, SubprotocolSource, TokenEncoding,
+    TokenFrom,
+};
 pub use upstream::{Credential, HostHeader, Toggle, TokenToHttp, TokenToWebSocket, Upstream};
 pub use websocket::{Dialect, DialectChoice, FieldMode, OnExpiry, RouteWebSocket, WebSocket};
 

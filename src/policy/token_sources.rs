@@ -7,7 +7,7 @@ use hyper::header::{AUTHORIZATION, HeaderName};
 use super::check::Check;
 use super::dialect::Dialects;
 use super::{CookieSource, ProviderTokens, Secret};
-use crate::config::{self, OneOrMany, QueryMode, TokenEncoding};
+use crate::config::{self, CookieEncoding, OneOrMany, QueryMode, TokenEncoding};
 
 /// The places where a token is read, for one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub(super) struct WrittenSources<'a> {
     pub(super) message: bool,
     pub(super) query: Option<&'a config::QuerySource>,
     pub(super) subprotocols: &'a [config::SubprotocolSource],
-    pub(super) cookie: Option<&'a str>,
+    pub(super) cookie: Option<&'a config::CookieChoice>,
     pub(super) basic: bool,
 }
 
@@ -111,7 +111,8 @@ impl Check {
             http: query.uses.contains(&config::QueryUse::Http),
         });
         // RFC 6265 section 4.1.1: a cookie's name has the same syntax as a header's.
-        if let Some(name) = cookie.filter(|name| HeaderName::try_from(*name).is_err()) {
+        let name = cookie.map(|cookie| cookie.name.as_str());
+        if let Some(name) = name.filter(|name| HeaderName::try_from(*name).is_err()) {
             self.error(format!("{path}.cookie"), format!("\"{name}\" is not a cookie's name; write it as __session"));
         }
         let subprotocols = subprotocols
@@ -127,8 +128,21 @@ impl Check {
                 TokenSubprotocol { prefix: source.prefix.clone(), encoding: source.encoding }
             })
             .collect();
-        let cookie =
-            cookie.map(|name| CookieSource { name: name.to_owned(), suffixes: context.cookie_suffixes.clone() });
+        if let Some(cookie) = cookie
+            && cookie.encoding == CookieEncoding::Plain
+            && cookie.name.starts_with("sb-")
+            && cookie.name.ends_with("-auth-token")
+        {
+            self.warn(format!(
+                "{path}.cookie: {} is Supabase's, whose token stands inside; write cookie: {{ name: {0}, encoding: supabase }}",
+                cookie.name
+            ));
+        }
+        let cookie = cookie.map(|cookie| CookieSource {
+            name: cookie.name.clone(),
+            suffixes: context.cookie_suffixes.clone(),
+            encoding: cookie.encoding,
+        });
         TokenSources { headers, message, query, subprotocols, cookie, basic, upstream_secret: None }
     }
 }

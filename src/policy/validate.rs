@@ -218,7 +218,7 @@ impl Check {
             let query = route.token_from.query.as_ref().map_or(base.query.as_ref(), Option::as_ref);
             let message = route.token_from.message.unwrap_or(base.message);
             let subprotocols = route.token_from.subprotocol.as_ref().unwrap_or(&base.subprotocol);
-            let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_deref();
+            let cookie = route.token_from.cookie.as_ref().unwrap_or(&base.cookie).as_ref();
             let basic = route.token_from.basic.unwrap_or(base.basic);
             let written = WrittenSources { header, message, query, subprotocols, cookie, basic };
             let mut token_from = self.token_from(&format!("{at}.token_from"), &written, context);
@@ -241,7 +241,7 @@ impl Check {
         }
         self.warn_of_case(&out);
         let base = &config.token_from;
-        let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_deref());
+        let (header, query, cookie) = (base.header.as_ref(), base.query.as_ref(), base.cookie.as_ref());
         let (message, subprotocols, basic) = (base.message, base.subprotocol.as_slice(), base.basic);
         let written = WrittenSources { header, message, query, subprotocols, cookie, basic };
         let mut token_from = self.token_from("token_from", &written, context);

@@ -1,10 +1,12 @@
 //! Tests of the tokens that each provider issues, with its preset (docs/contract.md section 5). The tokens are made
 //! here with a key of the test; their claims are those of the provider's documentation and libraries.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::support::backend::Backend;
-use crate::support::client::{bearer, get_served};
+use crate::support::client::{bearer, get, get_served};
 use crate::support::issuer::{Issuer, RSA};
 use crate::support::now;
 use crate::support::proxy::Proxy;
@@ -147,6 +149,33 @@ async fn supabase() {
             ("no audience", json!({}), json!({"aud": null}), "invalid_token"),
         ])
         .await;
+    // Its libraries for servers keep the session in a cookie, here in two parts.
+    let token = RSA.sign(&supabase.claims);
+    let session = json!({
+        "access_token": token, "token_type": "bearer", "expires_in": 3600, "expires_at": now() + 3600,
+        "refresh_token": "v1.refresh", "user": {"id": "d0f1-uuid", "user_metadata": {"name": "José"}},
+    });
+    let value = format!("base64-{}", URL_SAFE_NO_PAD.encode(session.to_string()));
+    let (first, second) = value.split_at(500);
+    let name = "sb-abcdefgh-auth-token";
+    let cookie = format!("Cookie: theme=dark; {name}.0={first}; {name}.1={second}");
+    for (encoding, expected) in [("supabase", "d0f1-uuid"), ("plain", "missing_token")] {
+        let more = format!("token_from: {{ cookie: {{ name: {name}, encoding: {encoding} }} }}\n");
+        let pages = Provider::start(&url, "preset: supabase", &more, supabase.claims.clone()).await;
+        let fields = [cookie.as_str(), "Sec-Fetch-Site: same-origin"];
+        let (answer, heard) = get_served(pages.proxy.address, &pages.backend, "/x", &fields).await;
+        let seen = heard.map(|heard| {
+            assert_eq!(heard.all("cookie"), ["theme=dark"], "the session holds the refresh token");
+            heard.all("x-user-id").join(" ")
+        });
+        assert_eq!(seen.unwrap_or_else(|| answer.code()), expected);
+        let is_warned =
+            pages.proxy.log().iter().any(|line| line.contains("write cookie: { name: sb-abcdefgh-auth-token"));
+        assert_eq!(is_warned, encoding == "plain");
+        let foreign = [cookie.as_str(), "Origin: https://evil.example"];
+        let answer = get(pages.proxy.address, "/x", &foreign).await;
+        assert_eq!(answer.status, if encoding == "plain" { 401 } else { 403 });
+    }
     // An old project signs with its secret.
     let secret = "the-legacy-secret-of-a-project-0123456789";
     let provider = format!("preset: supabase, secret: {secret}");

@@ -2,11 +2,18 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::alphabet::URL_SAFE;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use hyper::HeaderMap;
 use hyper::header::{COOKIE, HeaderValue};
+use percent_encoding::percent_decode;
+use serde_json::Value;
 
 use super::Token;
-use crate::policy::{COOKIE_NAME, CookieSource};
+use crate::json;
+use crate::policy::{COOKIE_NAME, CookieEncoding, CookieSource};
 
 /// The maximum length of a value in bytes. Browsers store cookies of at most 4096 bytes, with name and attributes.
 pub(in crate::auth) const MAX_COOKIE_VALUE: usize = 3_900;
@@ -157,41 +164,65 @@ fn memmem(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|window| window == word)
 }
 
+/// The maximum number of parts of a cookie of Supabase. Each has about 3 KiB, and a session two or three.
+const MAX_PARTS: usize = 10;
+
+/// The form of the provider's cookie, by what follows its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CookieForm {
+    /// The name alone.
+    Whole,
+    /// With a suffix of Clerk's.
+    Suffixed,
+    /// With the number of a part, from Supabase; `None` for a part that no session has.
+    Part(Option<usize>),
+}
+
+impl CookieForm {
+    /// Reads what follows the cookie's name. Returns `None` for another cookie.
+    fn of(source: &CookieSource, rest: &[u8]) -> Option<Self> {
+        if rest.is_empty() {
+            return Some(Self::Whole);
+        }
+        if source.encoding == CookieEncoding::Supabase {
+            let digits = rest.strip_prefix(b".").filter(|digits| !digits.is_empty())?;
+            let is_number = digits.iter().all(u8::is_ascii_digit);
+            let number = std::str::from_utf8(digits).ok().filter(|text| text.len() == 1 || !text.starts_with('0'));
+            let number = number.and_then(|text| text.parse().ok()).filter(|number| *number < MAX_PARTS);
+            return is_number.then_some(Self::Part(number));
+        }
+        let known = |suffix: &[u8]| {
+            source.suffixes.is_empty() || source.suffixes.iter().any(|known| known.as_bytes() == suffix)
+        };
+        (source.name == "__session" && rest.strip_prefix(b"_").is_some_and(known)).then_some(Self::Suffixed)
+    }
+}
+
 /// Removes the provider's cookie in each of its forms, and leaves the other cookies unchanged, byte for byte.
 ///
 /// Clerk sets `__session` and `__session_<suffix>`. The one with the suffix belongs to one application, so it takes
 /// precedence. Where the suffix is configured, cookies of other applications on the same domain are left in place. If
 /// there are two with one name, or two suffixes, it is unclear which is right, and none counts.
+///
+/// Supabase sets one cookie, or several parts of it; the whole one takes precedence, as in its own libraries. All are
+/// removed, since they hold the refresh token too.
 pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit: usize) -> Option<Token> {
-    let name = source.name.as_str();
-    let (mut plain, mut suffixed) = (Vec::new(), Vec::new());
+    let mut found: Vec<(CookieForm, Vec<u8>)> = Vec::new();
     let mut left: Vec<HeaderValue> = Vec::new();
-    let mut removed = false;
     for line in headers.get_all(COOKIE) {
         let is_ours = |pair: &[u8]| {
-            let pair = pair.trim_ascii_start();
-            let rest = pair.strip_prefix(name.as_bytes())?;
+            let rest = pair.trim_ascii_start().strip_prefix(source.name.as_bytes())?;
             let at = rest.iter().position(|byte| *byte == b'=')?;
-            let (suffix, value) = (rest[..at].trim_ascii_end(), rest[at + 1..].trim_ascii());
-            let known = |suffix: &[u8]| {
-                source.suffixes.is_empty() || source.suffixes.iter().any(|known| known.as_bytes() == suffix)
-            };
-            let suffixed = name == "__session" && suffix.strip_prefix(b"_").is_some_and(known);
-            let form = suffix.is_empty() || suffixed;
-            form.then(|| (!suffix.is_empty(), value.to_vec()))
+            let form = CookieForm::of(source, rest[..at].trim_ascii_end())?;
+            Some((form, rest[at + 1..].trim_ascii().to_vec()))
         };
         let kept: Vec<&[u8]> = line
             .as_bytes()
             .split(|byte| *byte == b';')
             .filter(|pair| match is_ours(pair) {
                 None => true,
-                Some((has_suffix, value)) => {
-                    removed = true;
-                    if has_suffix {
-                        suffixed.push(value);
-                    } else {
-                        plain.push(value);
-                    }
+                Some(ours) => {
+                    found.push(ours);
                     false
                 }
             })
@@ -203,15 +234,71 @@ pub(super) fn take_cookie(headers: &mut HeaderMap, source: &CookieSource, limit:
             left.push(value);
         }
     }
-    if removed {
-        headers.remove(COOKIE);
-        for line in left {
-            headers.append(COOKIE, line);
-        }
+    if found.is_empty() {
+        return None;
     }
-    let values = if suffixed.is_empty() { plain } else { suffixed };
-    let [value] = values.as_slice() else { return None };
-    Token::parse(std::str::from_utf8(value).ok()?, limit).ok()
+    headers.remove(COOKIE);
+    for line in left {
+        headers.append(COOKIE, line);
+    }
+    // The values in one form; more than one is unclear.
+    let of = |form: CookieForm| found.iter().filter(move |(own, _)| *own == form).map(|(_, value)| value.as_slice());
+    let only = |form: CookieForm| {
+        let mut values = of(form);
+        values.next().filter(|_| values.next().is_none())
+    };
+    let text = match source.encoding {
+        CookieEncoding::Plain => {
+            let form = if of(CookieForm::Suffixed).next().is_some() { CookieForm::Suffixed } else { CookieForm::Whole };
+            std::str::from_utf8(only(form)?).ok()?.to_owned()
+        }
+        CookieEncoding::Supabase => {
+            let session = if of(CookieForm::Whole).next().is_some() {
+                only(CookieForm::Whole).map(<[u8]>::to_vec)
+            } else {
+                parts(only, |form| of(form).next().is_some())
+            };
+            match session.ok_or("two cookies with one name").and_then(|session| access_token(&session)) {
+                Ok(token) => token,
+                Err(problem) => {
+                    tracing::debug!(cookie = %source.name, problem, "cookie of Supabase not readable, treated as absent");
+                    return None;
+                }
+            }
+        }
+    };
+    Token::parse(&text, limit).ok()
+}
+
+/// Joins the parts of a cookie, up to the first that is missing; `None` if one is there twice.
+fn parts<'a>(only: impl Fn(CookieForm) -> Option<&'a [u8]>, is_there: impl Fn(CookieForm) -> bool) -> Option<Vec<u8>> {
+    let mut joined = Vec::new();
+    for part in (0..MAX_PARTS).map(|number| CookieForm::Part(Some(number))).take_while(|part| is_there(*part)) {
+        joined.extend_from_slice(only(part)?);
+    }
+    Some(joined)
+}
+
+/// Reads the access token out of a session of Supabase: JSON in base64url behind `base64-`, or percent-encoded JSON. Older
+/// libraries write a list whose first member it is. The size was limited with the request's head.
+///
+/// # Errors
+/// What is wrong with it.
+fn access_token(session: &[u8]) -> Result<String, &'static str> {
+    const PADDED_OR_NOT: GeneralPurpose = GeneralPurpose::new(
+        &URL_SAFE,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    let json = match session.strip_prefix(b"base64-") {
+        Some(encoded) => PADDED_OR_NOT.decode(encoded).map_err(|_| "not base64url; a part may be missing")?,
+        None => percent_decode(session).collect(),
+    };
+    let session = json::value(&json).map_err(|_| "not JSON with each member once; a part may be missing")?;
+    let token = match &session {
+        Value::Array(members) => members.first(),
+        session => session.get("access_token"),
+    };
+    token.and_then(Value::as_str).map(str::to_owned).ok_or("it has no access_token")
 }
 
 /// Returns a `Cookie` header without the proxy's session cookies and the provider's cookies.
@@ -252,11 +339,59 @@ mod tests {
             for line in lines {
                 headers.append(COOKIE, HeaderValue::from_static(line));
             }
-            let source = CookieSource { name: name.to_owned(), suffixes: Vec::new() };
+            let source = CookieSource { name: name.to_owned(), suffixes: Vec::new(), encoding: CookieEncoding::Plain };
             let found = take_cookie(&mut headers, &source, 64);
             assert_eq!(found.as_ref().map(Token::expose), expected, "{lines:?}");
             let kept: Vec<&str> = headers.get_all(COOKIE).iter().map(|v| v.to_str().expect("ascii")).collect();
             assert_eq!(kept.join("|"), left, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_of_supabase_is_read_whole_and_in_parts() {
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let json = r#"{"access_token":"a.b.c","token_type":"bearer","refresh_token":"r","user":{"name":"José"}}"#;
+        let whole = format!("base64-{}", URL_SAFE_NO_PAD.encode(json));
+        let (first, second) = whole.split_at(40);
+        let plain = percent_encoding::utf8_percent_encode(json, percent_encoding::NON_ALPHANUMERIC).to_string();
+        for (line, expected, left) in [
+            (format!("sb-x-auth-token={whole}; a=1"), Some("a.b.c"), "a=1"),
+            (format!("sb-x-auth-token.0={first}; a=1; sb-x-auth-token.1={second}"), Some("a.b.c"), "a=1"),
+            (format!("sb-x-auth-token.1={second}; sb-x-auth-token.0={first}"), Some("a.b.c"), ""),
+            // A part of an earlier session that was longer is left over.
+            (
+                format!("sb-x-auth-token.0={first}; sb-x-auth-token.1={second}; sb-x-auth-token.3=old"),
+                Some("a.b.c"),
+                "",
+            ),
+            (format!("sb-x-auth-token={whole}; sb-x-auth-token.0=old"), Some("a.b.c"), ""),
+            (format!("sb-x-auth-token={plain}"), Some("a.b.c"), ""),
+            ("sb-x-auth-token=%5B%22a.b.c%22%2C%22r%22%5D".to_owned(), Some("a.b.c"), ""),
+            (format!("sb-x-auth-token.0={first}"), None, ""),
+            (format!("sb-x-auth-token.1={second}"), None, ""),
+            (format!("sb-x-auth-token={whole}; sb-x-auth-token={whole}"), None, ""),
+            (format!("sb-x-auth-token.0={first}; sb-x-auth-token.0={first}; sb-x-auth-token.1={second}"), None, ""),
+            (format!("sb-x-auth-token.00={first}; sb-x-auth-token.99={second}"), None, ""),
+            ("sb-x-auth-token=a.b.c".to_owned(), None, ""),
+            ("sb-x-auth-token=base64-e30".to_owned(), None, ""),
+            ("sb-x-auth-token=%7B%22access_token%22%3A%22a%22%2C%22access_token%22%3A%22b%22%7D".to_owned(), None, ""),
+            (
+                "sb-x-auth-token-code-verifier=v; sb-x-auth-token.x=1; sb-y-auth-token=z".to_owned(),
+                None,
+                "sb-x-auth-token-code-verifier=v; sb-x-auth-token.x=1; sb-y-auth-token=z",
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(COOKIE, HeaderValue::try_from(&line).expect("a value"));
+            let source = CookieSource {
+                name: "sb-x-auth-token".to_owned(),
+                suffixes: Vec::new(),
+                encoding: CookieEncoding::Supabase,
+            };
+            let found = take_cookie(&mut headers, &source, 64);
+            assert_eq!(found.as_ref().map(Token::expose), expected, "{line}");
+            let kept: Vec<&str> = headers.get_all(COOKIE).iter().map(|v| v.to_str().expect("ascii")).collect();
+            assert_eq!(kept.join("|"), left, "{line}");
         }
     }
 
@@ -305,7 +440,11 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.append(COOKIE, HeaderValue::from_static(line));
-            let source = CookieSource { name: "__session".to_owned(), suffixes: vec!["mine".to_owned()] };
+            let source = CookieSource {
+                name: "__session".to_owned(),
+                suffixes: vec!["mine".to_owned()],
+                encoding: CookieEncoding::Plain,
+            };
             let found = take_cookie(&mut headers, &source, 64);
             assert_eq!(found.as_ref().map(Token::expose), expected, "{line}");
             assert_eq!(headers[COOKIE], left, "{line}");

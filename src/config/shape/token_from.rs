@@ -18,8 +18,9 @@ pub struct TokenFrom {
     /// Subprotocol entries of an upgrade that carry it.
     pub subprotocol: Vec<SubprotocolSource>,
     /// The provider's own cookie, such as `__session`, from pages of our own and of `origins` only. Of Clerk's two
-    /// forms the suffixed one counts, its own where `publishable_key` is written.
-    pub cookie: Option<String>,
+    /// forms the suffixed one counts, its own where `publishable_key` is written. The name alone may be written in place of
+    /// the mapping.
+    pub cookie: Option<CookieChoice>,
     /// Whether the password of Basic in `Authorization` is the token, for git, pip and other tools that know nothing else.
     /// A missing credential is then challenged with Basic too.
     pub basic: bool,
@@ -55,10 +56,32 @@ pub struct RouteTokenFrom {
     pub subprotocol: Option<Vec<SubprotocolSource>>,
     /// As `token_from.cookie`.
     #[serde(deserialize_with = "written")]
-    pub cookie: Option<Option<String>>,
+    pub cookie: Option<Option<CookieChoice>>,
     /// As `token_from.basic`.
     #[serde(deserialize_with = "flag")]
     pub basic: Option<bool>,
+}
+
+/// A cookie of the provider that carries its token.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(default)]
+pub struct CookieChoice {
+    /// Its name, such as `__session` or `sb-abcdefgh-auth-token`.
+    pub name: String,
+    /// How the token is written in it.
+    pub encoding: CookieEncoding,
+}
+
+/// How a token is written in a cookie.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub enum CookieEncoding {
+    /// As it is.
+    #[default]
+    Plain,
+    /// As `access_token` of the session that Supabase's libraries keep: JSON, mostly in base64url behind `base64-`, and in
+    /// parts (`.0`, `.1`) where it is long.
+    Supabase,
 }
 
 /// A query parameter that carries a token.

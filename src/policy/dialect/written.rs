@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{CLOSE_KEYS, DialectSpec, Dialects, Expectation, FieldSpec, MessageSpec, PingSpec};
-use crate::config::{self, Config};
+use crate::config::{self, Config, CookieChoice};
 use crate::policy::check::Check;
 use crate::policy::{CookieSource, ReservedNames};
 
@@ -224,7 +224,11 @@ fn collect_pointers(template: &Value, out: &mut Vec<String>) {
 /// Returns the cookies that carry tokens on any route.
 fn credential_cookies(config: &Config, cookie_suffixes: &[String]) -> Vec<CookieSource> {
     let routes = config.routes.iter().filter_map(|route| route.token_from.cookie.as_ref()?.as_ref());
-    let names: BTreeSet<&String> = config.token_from.cookie.iter().chain(routes).collect();
-    let source = |name: &String| CookieSource { name: name.clone(), suffixes: cookie_suffixes.to_vec() };
-    names.into_iter().map(source).collect()
+    let cookies: BTreeSet<&CookieChoice> = config.token_from.cookie.iter().chain(routes).collect();
+    let source = |cookie: &CookieChoice| CookieSource {
+        name: cookie.name.clone(),
+        suffixes: cookie_suffixes.to_vec(),
+        encoding: cookie.encoding,
+    };
+    cookies.into_iter().map(source).collect()
 }

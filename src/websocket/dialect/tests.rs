@@ -105,7 +105,11 @@ fn a_message_that_goes_on_has_no_token_and_no_name_of_ours() {
 fn header_maps_carry_no_credential_on_in_any_spelling() {
     let mut dialect = graphql();
     dialect.credentials = vec!["Cf-Access-Jwt-Assertion".to_owned()];
-    dialect.cookies = vec![crate::policy::CookieSource { name: "__session".to_owned(), suffixes: Vec::new() }];
+    dialect.cookies = vec![crate::policy::CookieSource {
+        name: "__session".to_owned(),
+        suffixes: Vec::new(),
+        encoding: crate::policy::CookieEncoding::Plain,
+    }];
     let init = json!({"type": "connection_init", "Payload": {"Authorization": "x", "X-User-Id": "bob"}, "payload": {
         "authToken": "abc", "HEADERS": {"authori\u{17a}ation": 1, "AUTHORIZATION": "x", "x-uſer-id": "bob"},
         "Cookie": "a=1; __session=abd; __Host-vestibule=s; b=2", "cooKie": ["__session=abd", "c=3"],
