@@ -244,7 +244,7 @@ impl ProtectedRequest {
             }
         }
         if !scopes.is_empty() {
-            parameters.push_str(&format!(", scope=\"{}\"", scopes.join(" ")));
+            parameters = format!("{parameters}, scope=\"{}\"", scopes.join(" "));
         }
         ChallengeDetails { parameters: Some(parameters), offers_basic }
     }
@@ -296,10 +296,11 @@ impl ProtectedRequest {
         if verified.carrier() == Carrier::Cookie || is_of_balancer(verified) {
             provenance::check_cookie_origin(&self.admitted.parts, &self.admitted.client, policy)?;
         }
-        if verified.carrier() == Carrier::Cookie {
-            if !verified.has_token() && policy.upstream(self.route()).wants_token(self.is_websocket()) {
-                return Err(Refusal::missing_token());
-            }
+        if verified.carrier() == Carrier::Cookie
+            && !verified.has_token()
+            && policy.upstream(self.route()).wants_token(self.is_websocket())
+        {
+            return Err(Refusal::missing_token());
         }
         Ok(())
     }

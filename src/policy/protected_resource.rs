@@ -177,8 +177,8 @@ impl Check {
             let named = named.as_ref()?;
             known.iter().find(|(known, _)| known.identifier == named.identifier).map(|(_, spec)| Arc::clone(spec))
         };
+        resources.of_route = written.of_route.iter().map(&spec).collect();
         resources.default = spec(&written.default);
-        resources.of_route = written.of_route.iter().map(spec).collect();
         // Clients without the metadata URL look here for a resource with a path, too.
         if let Some(default) = &resources.default
             && resources.documents.iter().all(|(path, _)| path != WELL_KNOWN)

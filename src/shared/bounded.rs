@@ -210,7 +210,7 @@ mod tests {
             let _ = engine.write_all(&answer).await;
         };
         let mut found = Vec::new();
-        let (_, read) = tokio::join!(written, bounded.read_to_end(&mut found));
+        let ((), read) = tokio::join!(written, bounded.read_to_end(&mut found));
         read.map(|_| String::from_utf8_lossy(&found).into_owned())
     }
 

@@ -153,7 +153,9 @@ impl KeysById {
         if spent >= WINDOW {
             (state.window_began, state.fetches) = (Instant::now(), 0);
         } else if state.fetches >= MAX_FETCHES {
-            return Err(self.unavailable("too many unknown keys were asked for".to_owned(), WINDOW - spent));
+            return Err(
+                self.unavailable("too many unknown keys were asked for".to_owned(), WINDOW.saturating_sub(spent))
+            );
         }
         state.fetches += 1;
         Ok(())

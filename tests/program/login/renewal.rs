@@ -172,9 +172,12 @@ async fn past_the_grace_nobody_can_say_and_nobody_is_signed_out() {
 async fn a_renewed_token_with_a_bad_signature_or_of_another_kind_is_a_failed_renewal() {
     for is_access_token in [false, true] {
         let (mut fixture, mut browser) = start(0, "").await;
-        fixture.provider.set(|conduct| match is_access_token {
-            false => conduct.key = Key::rsa("rsa-1"),
-            true => conduct.id_token_header = json!({ "typ": "at+jwt" }),
+        fixture.provider.set(|conduct| {
+            if is_access_token {
+                conduct.id_token_header = json!({ "typ": "at+jwt" });
+            } else {
+                conduct.key = Key::rsa("rsa-1");
+            }
         });
         assert_eq!(fixture.user(&mut browser).await, "alice", "within the grace");
         fixture.proxy.logged("the failure", |line| line.contains("renewal_failed")).await;
