@@ -328,7 +328,7 @@ mod tests {
         ask(&[4, 5]);
         for (instance, expected) in [(4, Agreement::Pending), (5, Agreement::Pending)] {
             peers.record(Heartbeat { is_leaving: true, ..heartbeat(instance, 9, 1, true) }, ours, 1_000_000, QUESTION);
-            answer(2, 4 + instance as u64, 7, QUESTION);
+            answer(2, 4 + u64::try_from(instance).expect("small"), 7, QUESTION);
             assert_eq!(peers.agreement(0, false), expected, "three has not answered again");
         }
         peers.record(Heartbeat { is_leaving: true, ..heartbeat(3, 9, 1, true) }, ours, 1_000_000, QUESTION);

@@ -134,6 +134,7 @@ pub(super) fn quote(out: &mut String, text: &str, at: usize) {
     out.push('"');
     let text = printable(text, at);
     // Without a branch, so that the compiler looks at 16 bytes at once. Nearly every text is plain.
+    #[expect(clippy::needless_bitwise_bool, clippy::manual_range_contains, reason = "a lazy operator is a branch")]
     let is_plain = |b: u8| (b >= b' ') & (b < 0x7f) & (b != b'"') & (b != b'\\');
     if text.bytes().fold(true, |plain, b| plain & is_plain(b)) {
         out.push_str(&text);
