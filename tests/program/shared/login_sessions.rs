@@ -718,3 +718,27 @@ async fn values_that_others_write_in_place_of_ours_give_way() {
     // The instances that know it write it again within a minute.
     assert_eq!(fleet.provider.refreshes(), 1);
 }
+
+#[tokio::test]
+async fn an_older_record_is_not_taken_for_a_session_that_gave_way() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(0).await;
+    let first = fleet.instance("limits: { login_sessions: 1 }\n").await;
+    let second = fleet.instance("").await;
+    let browser = fleet.signed_in(&first).await;
+    let key = fleet.keys("session").await.remove(0);
+    fleet.engine.command(&[b"COPY", key.as_bytes(), b"before"]).await;
+    fleet.give_long_tokens();
+    assert_eq!(fleet.token(&browser, &first).await, "Bearer secret-access-3");
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3");
+    // It gives way at the first to another session, and comes back.
+    let another = fleet.signed_in(&first).await;
+    assert_eq!(fleet.token(&browser, &first).await, "Bearer secret-access-3", "read again");
+    assert_eq!(fleet.status(&another, &first).await, 200);
+    fleet.engine.command(&[b"COPY", b"before", key.as_bytes(), b"REPLACE"]).await;
+    assert_eq!(fleet.status(&browser, &first).await, 302, "there is no record with a token that it may take");
+    assert_eq!(fleet.token(&browser, &second).await, "Bearer secret-access-3");
+    assert_eq!(fleet.provider.refreshes(), 1, "the spent token was not sent");
+}
