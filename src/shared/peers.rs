@@ -326,10 +326,11 @@ mod tests {
         answer(3, 3, 7, QUESTION);
         assert_eq!(peers.agreement(0, false), Agreement::Same);
         ask(&[4, 5]);
-        for (instance, expected) in [(4, Agreement::Pending), (5, Agreement::Pending)] {
-            peers.record(Heartbeat { is_leaving: true, ..heartbeat(instance, 9, 1, true) }, ours, 1_000_000, QUESTION);
-            answer(2, 4 + u64::try_from(instance).expect("small"), 7, QUESTION);
-            assert_eq!(peers.agreement(0, false), expected, "three has not answered again");
+        for (instance, number) in [(4, 8), (5, 9)] {
+            let last = Heartbeat { is_leaving: true, ..heartbeat(instance, 9, 1, true) };
+            peers.record(last, ours, 1_000_000, QUESTION);
+            answer(2, number, 7, QUESTION);
+            assert_eq!(peers.agreement(0, false), Agreement::Pending, "three has not answered again");
         }
         peers.record(Heartbeat { is_leaving: true, ..heartbeat(3, 9, 1, true) }, ours, 1_000_000, QUESTION);
         assert_eq!(peers.agreement(0, false), Agreement::Same, "those that stop are not waited for");

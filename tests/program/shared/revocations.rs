@@ -20,7 +20,9 @@ async fn what_is_revoked_at_one_instance_ends_at_all_of_them_at_once() {
     let ((second, third), took) = timed(async { (fleet.instance("").await, fleet.instance("").await) }).await;
     println!("two further instances were ready after {took:?}");
     let mut times = Vec::new();
-    for user in 0..20 {
+    // A thousand give the times of the documentation: TIMED_REVOCATIONS=1000.
+    let count: usize = std::env::var("TIMED_REVOCATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    for user in 0..count.max(20) {
         let user = format!("user-{user}");
         let token = fleet.issuer.token(&user);
         let (mut at_second, _upstream) = fleet.socket(&second, &token).await;
@@ -40,8 +42,12 @@ async fn what_is_revoked_at_one_instance_ends_at_all_of_them_at_once() {
             .await;
     }
     times.sort_unstable();
-    println!("from the revocation at one to the last message at another: median {:?}, most {:?}", times[10], times[19]);
-    assert!(times[10] < Duration::from_millis(100), "{times:?}");
+    let median = times[times.len() / 2];
+    println!(
+        "from the revocation at one to the last message at another: 50th percentile {median:?}, 99th {:?}",
+        times[times.len() * 99 / 100]
+    );
+    assert!(median < Duration::from_millis(100), "{times:?}");
     assert_eq!(fleet.outcome(&second, &bearer(&fleet.issuer.token("another"))).await, "ok");
     // One that starts later has them all, and nobody's name lies in the engine.
     let fourth = fleet.instance("").await;
