@@ -1,7 +1,8 @@
 //! Measures the cost of a request, in CPU time of the process between client and upstream. It compares Vestibule with
 //! all defaults (RS256; a token from the cache, a token repeated on its connection, a new token every time) with a bare
 //! hyper proxy without authentication. Run `cargo bench --bench request`; loopback only, the proxy on one core and the
-//! load on another where there is `taskset`; about a minute.
+//! load on another where there is `taskset`; about a minute. With `SHARED=redis://127.0.0.1:6379` another row has the
+//! shared state through that engine.
 
 #![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
@@ -145,6 +146,14 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
 }
 
+async fn is_ready(address: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return false };
+    let request = format!("GET /.vestibule/readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let mut answer = Vec::new();
+    let asked = stream.write_all(request.as_bytes()).await.is_ok() && stream.read_to_end(&mut answer).await.is_ok();
+    asked && answer.starts_with(b"HTTP/1.1 200")
+}
+
 async fn compare() {
     let _ = Command::new("taskset").args(["-cp", "1", &std::process::id().to_string()]).stdout(Stdio::null()).status();
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
@@ -192,12 +201,30 @@ async fn compare() {
     .expect("starts");
     let (usual, forgetful) = (vestibule(10_000), vestibule(0));
     let own = Tokens::Own(many[0].clone());
-    let rows = [
+    let secret_file = std::env::temp_dir().join(format!("vestibule-bench-{}.secret", std::process::id()));
+    // Waits until an instance with this engine has its first copy.
+    let shared = std::env::var("SHARED").ok().map(|url| {
+        std::fs::write(&secret_file, "0123456789abcdefghijklmnopqrstuvwxyz-bench").expect("written");
+        let more = format!("shared: {{ url: \"{url}\", name: bench, secret_file: \"{}\" }}\n", secret_file.display());
+        Middle::start(|listen| {
+            let mut command = pinned(env!("CARGO_BIN_EXE_vestibule"));
+            command.arg("run").env("VESTIBULE_CONFIG_YAML", configuration(listen, 10_000) + &more);
+            command
+        })
+        .expect("starts")
+    });
+    if let Some(shared) = &shared {
+        while !is_ready(&shared.address).await {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+    let mut rows = vec![
         ("bare hyper proxy, no authentication", &bare, own.clone()),
         ("vestibule, token repeated on its connection", &usual, own),
-        ("vestibule, token seen before elsewhere", &usual, Tokens::Turn(few)),
+        ("vestibule, token seen before elsewhere", &usual, Tokens::Turn(Arc::clone(&few))),
         ("vestibule, every token new", &forgetful, Tokens::Turn(many)),
     ];
+    rows.extend(shared.as_ref().map(|shared| ("vestibule with shared, token seen before", shared, Tokens::Turn(few))));
     println!("{CONNECTIONS} connections, {REQUESTS} requests each; three runs in turn");
     for run in 1..=3 {
         for (name, middle, tokens) in &rows {
@@ -211,4 +238,5 @@ async fn compare() {
         }
     }
     let _ = std::fs::remove_file(key_file);
+    let _ = std::fs::remove_file(secret_file);
 }
