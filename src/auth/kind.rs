@@ -231,12 +231,28 @@ pub(super) fn check_audience(spec: &ProviderSpec, claims: &Map<String, Value>) -
 }
 
 /// Checks the audience as [`check_audience`] does, and that the accepted audience counts on the route.
+///
+/// Where the audience is not compared (`audience: any`, `authorized_parties`, Cognito's `client_id`), a token that names
+/// protected resources of this proxy alone must still name that of the route: a backend could otherwise replay at one
+/// resource the tokens that it was sent at another.
 pub(super) fn check_bound_audience(
     spec: &ProviderSpec,
     claims: &Map<String, Value>,
     bound: &BoundAudience,
 ) -> Result<(), Rejection> {
-    check_audience_where(spec, claims, |audience| bound.counts(audience))
+    check_audience_where(spec, claims, |audience| bound.counts(audience))?;
+    let mut named = match claims.get("aud") {
+        Some(Value::Array(many)) => many.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    }
+    .iter()
+    .filter_map(Value::as_str)
+    .peekable();
+    if named.peek().is_some() && !named.any(|audience| bound.counts(audience)) {
+        return Err(Rejection::WrongAudience(shown_audience(claims)));
+    }
+    Ok(())
 }
 
 fn check_audience_where(

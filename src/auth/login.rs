@@ -412,10 +412,14 @@ impl Logins {
 
     /// Marks an attempt as used, here and at other instances, and returns whether it was unused. It waits at most for
     /// one response of the shared state; without a response this instance decides alone.
-    pub async fn use_attempt(&self, state: &LoginState, now: u64) -> bool {
+    ///
+    /// Only a callback with a code is marked at other instances: an error leads to no session, and costs a client nothing.
+    pub async fn use_attempt(&self, state: &LoginState, has_code: bool, now: u64) -> bool {
         let life = Duration::from_millis(keys::STATE_LIFE);
-        self.attempts.mark(state.attempt, now, self.limits.attempts)
-            && self.sessions.is_first_use(self.keys.name_of_attempt(&state.attempt), life).await
+        if !self.attempts.mark(state.attempt, now, self.limits.attempts) {
+            return false;
+        }
+        !has_code || self.sessions.is_first_use(self.keys.name_of_attempt(&state.attempt), life).await
     }
 }
 

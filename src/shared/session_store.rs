@@ -51,7 +51,7 @@ const GENERATIONS: &str = "\
 local found = {}
 for index, name in ipairs(KEYS) do
   local generation = redis.pcall('HGET', name, 'g')
-  found[index] = type(generation) == 'string' and string.sub(generation, 1, 20) or ''
+  found[index] = type(generation) == 'string' and #generation <= 20 and string.match(generation, '^%d+$') or ''
 end
 return found";
 

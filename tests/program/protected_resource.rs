@@ -13,12 +13,14 @@ const MCP: &str = "https://app.example.com/mcp";
 
 /// With a provider that has no `audience` of its own, unless `audience` writes one.
 async fn fixture_with(audience: &str, more: &str) -> Fixture {
+    fixture_of(&format!("preset: oidc{audience}"), more).await
+}
+
+/// With a provider of these keys.
+async fn fixture_of(provider: &str, more: &str) -> Fixture {
     let (issuer, backend) = (Issuer::start().await, crate::support::backend::Backend::start().await);
-    let yaml = format!(
-        "upstream: {}\nproviders: [{{ preset: oidc, issuer: \"{}\"{audience} }}]\n{more}",
-        backend.url(),
-        issuer.url
-    );
+    let yaml =
+        format!("upstream: {}\nproviders: [{{ {provider}, issuer: \"{}\" }}]\n{more}", backend.url(), issuer.url);
     Fixture { proxy: Proxy::start(&yaml).await, issuer, backend }
 }
 
@@ -172,6 +174,36 @@ async fn a_written_audience_counts_beside_the_resource() {
             expected,
             "{audience} {target}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_one_resource_is_refused_at_another_where_its_audience_is_not_compared() {
+    let client = json!({"token_use": "access", "client_id": "app-1", "azp": "app-1"});
+    for provider in
+        ["preset: oidc, audience: any", "preset: oidc, authorized_parties: [app-1]", "preset: cognito, audience: app-1"]
+    {
+        let fixture = fixture_of(
+            provider,
+            "public_url: https://app.example.com\nroutes:\n  - { path: /mcp/**, protected_resource: {} }\n  - { path: /other/**, protected_resource: {} }\n",
+        )
+        .await;
+        for (audience, target, expected) in [
+            (Some(json!(MCP)), "/mcp", "ok"),
+            (Some(json!(MCP)), "/other", "401 invalid_token"),
+            (Some(json!([MCP])), "/other", "401 invalid_token"),
+            (Some(json!([MCP, 5])), "/other", "401 invalid_token"),
+            (Some(json!(MCP)), "/x", "401 invalid_token"),
+            // It is for more than that resource.
+            (Some(json!([MCP, "api"])), "/other", "ok"),
+            (Some(json!("api")), "/other", "ok"),
+            (None, "/other", "ok"),
+        ] {
+            let mut claims = client.clone();
+            claims["aud"] = audience.clone().unwrap_or_default();
+            let token = fixture.issuer.token_with("alice", claims);
+            assert_eq!(fixture.outcome_at(target, &token).await, expected, "{provider} {audience:?} {target}");
+        }
     }
 }
 

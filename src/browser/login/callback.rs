@@ -60,8 +60,9 @@ pub(super) async fn serve(
     let is_good = state.is_fresh(now) && state.is_at(login.spec.provider_spec.issuer.as_deref());
     let matching = cookie.filter(|cookie| is_good && state.belongs_to(&logins.keys, cookie));
     // The attempt is marked as used only when the cookie matches, so that no other client can use it up.
+    let has_code = error.is_none() && code.as_deref().is_some_and(|code| !code.is_empty());
     let unused = match matching {
-        Some(cookie) if logins.use_attempt(&state, now).await => Some(cookie),
+        Some(cookie) if logins.use_attempt(&state, has_code, now).await => Some(cookie),
         _ => None,
     };
     let Some(cookie) = unused else {

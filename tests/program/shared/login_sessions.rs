@@ -231,6 +231,23 @@ async fn a_flushed_engine_gets_its_sessions_back() {
 }
 
 #[tokio::test]
+async fn a_damaged_record_keeps_no_other_from_being_written_back() {
+    if !is_installed() {
+        return;
+    }
+    let fleet = LoginFleet::start(600).await;
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let damaged_browser = fleet.signed_in(&first).await;
+    let damaged = fleet.keys("session").await.remove(0);
+    let browser = fleet.signed_in(&first).await;
+    fleet.engine.command(&[b"FLUSHALL"]).await;
+    fleet.engine.command(&[b"HSET", damaged.as_bytes(), b"g", b"\xff\xfe", b"r", b"x"]).await;
+    fleet.until_keys("session", 2).await;
+    assert!(fleet.token(&browser, &second).await.starts_with("Bearer secret-access-"));
+    assert!(fleet.token(&damaged_browser, &second).await.starts_with("Bearer secret-access-"));
+}
+
+#[tokio::test]
 async fn two_instances_renew_a_session_once() {
     if !is_installed() {
         return;
