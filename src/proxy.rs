@@ -34,7 +34,7 @@ pub use head::DOCTOR_USER_AGENT;
 
 use access_entry::AccessEntry;
 use head::RequestHead;
-use warnings::{warn_of_refused_health_check, warn_of_untrusted_balancer, warn_of_upstream_401};
+use warnings::{warn_of_lost_upgrade, warn_of_refused_health_check, warn_of_untrusted_balancer, warn_of_upstream_401};
 
 /// One connection of a client.
 pub struct ClientConnection {
@@ -96,6 +96,7 @@ async fn respond(
             Served::Refused(refusal)
         }
     };
+    warn_of_lost_upgrade(&head);
     let mut response = match served {
         Served::Upgraded(response) => {
             entry.line.status = response.status().as_u16();

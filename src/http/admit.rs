@@ -80,6 +80,15 @@ fn check_size(request: &Request<ClientBody>, limit: usize) -> Result<(), Refusal
 }
 
 fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), Refusal> {
+    let is_probe = matches!(request.uri().path(), "/.vestibule/healthz" | "/.vestibule/readyz");
+    // HTTP/1.0 has no Host, and many health checks use it.
+    if is_probe
+        && request.version() == Version::HTTP_10
+        && request.uri().authority().is_none()
+        && !request.headers().contains_key(HOST)
+    {
+        return Ok(());
+    }
     let mut values = request.headers().get_all(HOST).iter();
     let (Some(host), None) = (values.next(), values.next()) else {
         return Err(Refusal::bad_request("not exactly one Host"));
@@ -106,8 +115,7 @@ fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), 
         let target = target.ok_or_else(|| Refusal::bad_request("the target has no path"))?;
         *request.uri_mut() = target.as_str().parse().map_err(|_| Refusal::bad_request("the target is not a path"))?;
     }
-    let probe = matches!(request.uri().path(), "/.vestibule/healthz" | "/.vestibule/readyz");
-    if probe || policy.hosts.answers(host.host()) { Ok(()) } else { Err(Refusal::host_not_served()) }
+    if is_probe || policy.hosts.answers(host.host()) { Ok(()) } else { Err(Refusal::host_not_served()) }
 }
 
 /// Checks the framing fields after hyper has read them: what a backend might read differently is refused or replaced.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, HeaderValue, ORIGIN, USER_AGENT};
+use hyper::header::{ACCEPT, HeaderValue, ORIGIN, SEC_WEBSOCKET_KEY, UPGRADE, USER_AGENT};
 use hyper::{Method, Request};
 
 use crate::browser::Navigation;
@@ -27,6 +27,8 @@ pub(super) struct RequestHead {
     pub(super) is_doctor: bool,
     pub(super) wants_problem_json: bool,
     pub(super) origin: Option<HeaderValue>,
+    /// Whether it is a WebSocket handshake that has lost its `Upgrade` on the way.
+    pub(super) lacks_upgrade: bool,
     /// The page navigation, if it is one; determined only where pages are configured.
     pub(super) navigation: Option<Navigation>,
 }
@@ -45,6 +47,7 @@ impl RequestHead {
                 && !FORWARDING.iter().any(|name| headers.contains_key(*name)),
             wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
             origin: headers.get(ORIGIN).cloned(),
+            lacks_upgrade: headers.contains_key(SEC_WEBSOCKET_KEY) && !headers.contains_key(UPGRADE),
             navigation: if policy.browser.is_on() {
                 let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
                 Navigation::of(request.method(), target, headers)

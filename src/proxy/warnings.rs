@@ -8,6 +8,7 @@ use crate::runtime::ProxyState;
 
 static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
 static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
+static LOST_UPGRADE: AtomicU64 = AtomicU64::new(0);
 
 /// Calls `log` at most once a minute, for a warning that many requests could cause.
 fn once_a_minute(last: &AtomicU64, log: impl FnOnce()) {
@@ -54,4 +55,17 @@ pub(super) fn warn_of_upstream_401() {
             "upstream answered 401 to a request whose token was verified; if it checks tokens itself, set upstream.token_to.http: header"
         );
     });
+}
+
+/// Warns of a WebSocket handshake whose `Upgrade` a proxy in front has removed.
+pub(super) fn warn_of_lost_upgrade(head: &RequestHead) {
+    if head.lacks_upgrade {
+        once_a_minute(&LOST_UPGRADE, || {
+            tracing::warn!(
+                method = %head.method,
+                path = %head.path,
+                "a WebSocket handshake came without Upgrade, so it is a plain request: a proxy in front removed the field; nginx needs proxy_http_version 1.1 and proxy_set_header for Upgrade and Connection"
+            );
+        });
+    }
 }

@@ -303,6 +303,45 @@ async fn probes_are_answered_to_any_host_and_never_authenticated() {
 }
 
 #[tokio::test]
+async fn health_checks_of_http_1_0_need_no_host() {
+    let mut fixture = fixture("").await;
+    for (head, status) in [
+        ("GET /.vestibule/healthz HTTP/1.0\r\n", 200),
+        ("GET /.vestibule/readyz HTTP/1.0\r\n", 200),
+        ("GET /.vestibule/healthz HTTP/1.1\r\n", 400),
+        ("GET /.vestibule/healthz HTTP/1.0\r\nHost:\r\n", 400),
+        ("GET /.vestibule/healthz HTTP/1.0\r\nHost: a\r\nHost: b\r\n", 400),
+        ("GET http://evil.example/.vestibule/healthz HTTP/1.0\r\n", 400),
+        ("GET /.vestibule/session HTTP/1.0\r\n", 400),
+        ("GET /a/../.vestibule/healthz HTTP/1.0\r\n", 400),
+        ("GET / HTTP/1.0\r\n", 400),
+    ] {
+        let mut client = Client::connect(fixture.proxy.address).await;
+        client.send(format!("{head}\r\n")).await;
+        assert_eq!(client.answer().await.status, status, "{head}");
+    }
+    assert!(fixture.backend.is_untouched());
+}
+
+#[tokio::test]
+async fn the_log_names_a_handshake_whose_upgrade_a_proxy_removed() {
+    let mut fixture = fixture("").await;
+    let address = fixture.proxy.address;
+    get(address, "/plain", &[]).await;
+    let _open = Socket::open(address, "/ws", &[]).await;
+    let mut client = Client::connect(address).await;
+    // The form in which nginx passes a handshake by default.
+    client
+        .send("GET /lost HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        .await;
+    assert_eq!(client.answer().await.code(), "missing_token");
+    let line = fixture.proxy.logged("the warning", |line| line.contains("handshake came without Upgrade")).await;
+    for part in ["\"path\":\"/lost\"", "\"level\":\"warn\"", "\"request_id\":\""] {
+        assert!(line.contains(part), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn keys_that_cannot_be_had_are_503_and_never_401() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     issuer.set_mood(Mood::Status(500));
