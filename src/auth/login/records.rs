@@ -1,6 +1,8 @@
 //! Keeps the records of open login sessions in memory: tokens, identity and renewal. `limits.login_sessions` limits
 //! their number. A session whose record was removed continues with its cookie alone, until the cookie's soft end.
 
+mod content;
+mod lease;
 mod open_socket;
 mod renewal;
 mod sealed;

@@ -5,32 +5,27 @@
 //! Each record has a generation, which grows with each change. The store keeps the latest one. A record with a lower
 //! generation than one seen here is not accepted from the store.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use quick_cache::sync::Cache;
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::client::ProviderToken;
-use super::super::completion::VerifiedIdToken;
 use super::super::keys::{SessionKey, random};
 use super::super::store::{
-    LOCK_LIFE, LockHolder, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreUnavailable, Written,
+    LOCK_LIFE, RecordWrite, SEALED_BYTES, SealedRecord, SessionStore, StoreUnavailable, Written,
 };
-use super::super::{Login, LoginError, TIMEOUT};
+use super::super::{Login, LoginError};
+use super::lease::Lease;
 use super::sealed::{RecordContent, RecordKey};
-use super::{LoginSession, LoginSessions, Origin, Update};
+use super::{LoginSession, LoginSessions, Origin};
 use crate::auth::digest::Digest;
-use crate::auth::identify::{VerifiedClaims, identify_again};
-use crate::auth::identity::{Expiry, VerifiedBy};
-use crate::auth::kind::{Category, TokenKindHeader};
-use crate::auth::{BrowserSession, KeyFingerprint, Rejection, boot_millis, unix_millis, unix_seconds};
-use crate::policy::AuthorizedParties;
+use crate::auth::{BrowserSession, Rejection, boot_millis, unix_millis, unix_seconds};
 
 /// The time for which a record that the store does not have is not requested again.
 const ABSENT: Duration = Duration::from_secs(1);
@@ -45,8 +40,6 @@ const LATE: Duration = Duration::from_secs(2);
 const CHUNK: usize = 200;
 /// The number of records that are written again at once.
 const WRITES: usize = 8;
-/// The allowance for a request in addition to its timeout.
-const MARGIN: Duration = Duration::from_secs(1);
 /// The `Retry-After` for a client whose session's record could not be read.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -111,146 +104,10 @@ pub(super) enum Turn {
     RenewedElsewhere,
 }
 
-/// A session's lock, held by this instance.
-pub(super) struct Lease {
-    store: Arc<dyn SessionStore>,
-    name: Digest,
-    holder: LockHolder,
-    /// The time at which the lock ends, in [`boot_millis`]: a clock that runs while the process or the machine is
-    /// suspended.
-    ends: AtomicU64,
-    /// Whether the lock is released when this is dropped.
-    is_released: bool,
-}
-
-impl Lease {
-    fn left(&self) -> Duration {
-        Duration::from_millis(self.ends.load(Ordering::Acquire).saturating_sub(boot_millis()))
-    }
-
-    /// Returns an error unless the rest of the lock is long enough for a whole request to the provider.
-    pub(super) fn check(&self) -> Result<(), LoginError> {
-        if self.left() >= TIMEOUT {
-            return Ok(());
-        }
-        Err(LoginError::down("the session's lock ended before the request to the provider was sent".to_owned()))
-    }
-
-    /// Extends the lock if its rest is too short for a request to the provider.
-    pub(super) async fn extend_if_short(&self) -> Result<(), LoginError> {
-        if self.left() >= TIMEOUT + MARGIN { Ok(()) } else { self.extend().await }
-    }
-
-    /// Extends the lock to its whole duration from now.
-    ///
-    /// # Errors
-    /// [`LoginError::Unavailable`] when another instance holds it, or the store cannot be used.
-    pub(super) async fn extend(&self) -> Result<(), LoginError> {
-        let began = boot_millis();
-        if !self.store.extend(self.name, self.holder).await? {
-            return Err(LoginError::down("another instance holds the session's lock".to_owned()));
-        }
-        self.ends.store(lock_end(began), Ordering::Release);
-        self.check()
-    }
-
-    /// Keeps the lock until it ends by itself, so that no other instance takes it before.
-    pub(super) fn keep(mut self) {
-        self.is_released = false;
-    }
-}
-
-impl Drop for Lease {
-    /// Releases the lock in the background. If that fails, it ends by itself.
-    fn drop(&mut self) {
-        let (store, name, holder) = (Arc::clone(&self.store), self.name, self.holder);
-        if let (true, Ok(runtime)) = (self.is_released, Handle::try_current()) {
-            runtime.spawn(async move { store.unlock(name, holder).await });
-        }
-    }
-}
-
-fn lock_end(began: u64) -> u64 {
-    began.saturating_add(u64::try_from(LOCK_LIFE.as_millis()).unwrap_or_default())
-}
-
 impl From<StoreUnavailable> for LoginError {
     /// Reports a store that cannot be used as unavailable.
     fn from(error: StoreUnavailable) -> Self {
         Self::down(error.to_string())
-    }
-}
-
-impl RecordContent {
-    /// Reads the content of a session's record, with its generation.
-    fn of(session: &LoginSession) -> (u64, Self) {
-        let state = session.lock();
-        let provider = state.identity.provider();
-        let text = |token: &Option<ProviderToken>| token.as_ref().map(|token| token.expose().to_owned());
-        let (id_token, identity) = (&state.verified_id_token, &state.identity);
-        let content = Self {
-            issuer: provider.issuer.clone(),
-            client_id: match &provider.authorized_parties {
-                AuthorizedParties::Client(id) => id.clone(),
-                _ => String::new(),
-            },
-            preset: provider.preset.to_owned(),
-            nonce: session.origin.nonce.to_string(),
-            first_auth_time: session.origin.first_auth_time,
-            issued_at: session.origin.issued_at.clone(),
-            claims: (*identity.claims() != id_token.claims).then(|| identity.claims().clone()),
-            id_token_claims: id_token.claims.clone(),
-            is_access_token: id_token.kind.is_access_token,
-            category: id_token.kind.category.name().to_owned(),
-            key_fingerprint: id_token.key_fingerprint.text(),
-            algorithm: format!("{:?}", id_token.algorithm),
-            id_token_end: id_token.expires_at,
-            auth_time: id_token.auth_time,
-            id_token: text(&state.id_token),
-            access_token: text(&state.access_token),
-            refresh_token: text(&state.refresh_token),
-            token_end: state.token_end,
-            renew_at: state.renew_at,
-        };
-        (state.generation, content)
-    }
-
-    /// Verifies the user of the record by the current configuration of the login.
-    fn restore(self, generation: u64, login: &Login, session: &BrowserSession) -> Result<Update, Rejection> {
-        let spec = &login.spec.provider_spec;
-        if self.issuer != spec.issuer || self.client_id != login.spec.client_id {
-            return Err(Rejection::UnknownIssuer(login.spec.name.clone()));
-        }
-        let unreadable = || Rejection::Malformed("the session's record cannot be read");
-        let category = Category::from_name(&self.category).ok_or_else(unreadable)?;
-        let kind = TokenKindHeader { is_access_token: self.is_access_token, category };
-        let fingerprint = KeyFingerprint::from_text(&self.key_fingerprint).ok_or_else(unreadable)?;
-        let algorithm = self.algorithm.parse().map_err(|_| unreadable())?;
-        let verified = VerifiedClaims {
-            claims: self.claims.unwrap_or_else(|| self.id_token_claims.clone()),
-            kind,
-            expiry: Expiry::At(session.last_end),
-            verified_by: VerifiedBy::Key { fingerprint, algorithm, until: 0 },
-        };
-        let identity = identify_again(spec, &self.preset, verified)?.in_session(Some(session.clone()));
-        let token = |text: Option<String>| text.map(|text| ProviderToken::new(&text));
-        Ok(Update {
-            identity,
-            verified_id_token: VerifiedIdToken {
-                claims: self.id_token_claims,
-                kind,
-                key_fingerprint: fingerprint,
-                algorithm,
-                expires_at: self.id_token_end,
-                auth_time: self.auth_time,
-            },
-            id_token: token(self.id_token),
-            access_token: token(self.access_token),
-            refresh_token: token(self.refresh_token),
-            token_end: self.token_end,
-            renew_at: self.renew_at,
-            generation,
-        })
     }
 }
 
@@ -454,11 +311,9 @@ impl LoginSessions {
         loop {
             let began = boot_millis();
             let locked = store.lock(key.name(), holder).await;
-            let ends = AtomicU64::new(lock_end(began));
             // Without an answer the lock may have been taken, and is released.
             let may_be_ours = locked.as_ref().map_or(true, |is_ours| *is_ours);
-            let lease = || Lease { store: Arc::clone(store), name: key.name(), holder, ends, is_released: true };
-            let lease = may_be_ours.then(lease);
+            let lease = may_be_ours.then(|| Lease::new(store, key.name(), holder, began));
             locked?;
             let known = record.generation();
             let stored = Self::stored(&**store, &key, known).await?;
