@@ -39,6 +39,7 @@ mod remote;
 mod revocation;
 mod revocation_keys;
 mod session_cookie;
+mod small_file;
 mod stored_identity;
 pub mod token;
 mod trace;
@@ -59,6 +60,7 @@ pub use revocation::{
 };
 pub use revocation_keys::RevocationKeys;
 pub use session_cookie::{IssuedCookie, SessionCookies};
+pub use small_file::read_small_file;
 pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, SessionCookie, Token};
 pub use unverified::unverified_claims;

@@ -17,6 +17,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bounded::{Bounded, Stream, TOO_LONG};
+use crate::auth::read_small_file;
 use crate::config::Time;
 use crate::http::tls_client;
 use crate::policy::{EngineAddress, SharedSpec};
@@ -25,6 +26,8 @@ use crate::policy::{EngineAddress, SharedSpec};
 const CONNECT: Duration = Duration::from_secs(5);
 /// The maximum number of characters of an engine's error that are shown.
 const SHOWN: usize = 200;
+/// The upper bound on the password file, as on every file that the configuration names.
+const PASSWORD_BYTES: usize = 1 << 20;
 
 /// The reason why the engine could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -207,10 +210,10 @@ impl Engine {
         // The protocol that long texts are left out of.
         let mut info = RedisConnectionInfo::default().set_skip_set_lib_name().set_protocol(ProtocolVersion::RESP2);
         if let Some(file) = self.spec.password_file.as_ref().filter(|_| login) {
-            let file = file.clone();
-            let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(file)).await;
-            let password = read.map_err(io::Error::other).and_then(|read| read);
-            let password = password.map_err(|error| EngineError::Password(error.to_string()))?;
+            let read = read_small_file(file, PASSWORD_BYTES).await;
+            let password = read.map_err(|error| EngineError::Password(error.to_string()))?;
+            let password =
+                password.ok_or_else(|| EngineError::Password(format!("is larger than {PASSWORD_BYTES} bytes")))?;
             info = info.set_password(password.trim_end_matches(['\r', '\n']));
             if let Some(username) = &self.spec.username {
                 info = info.set_username(username);

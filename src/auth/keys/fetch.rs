@@ -1,8 +1,6 @@
 //! Fetches a JWKS or a discovery document: by https unless `allow_http` is set, within five seconds, and at most
 //! half a megabyte.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,7 +9,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION};
 use url::Url;
 
 use super::set::{BadKeys, KeySet};
-use crate::auth::{Token, outbound};
+use crate::auth::{Token, outbound, read_small_file};
 use crate::json;
 use crate::policy::{KeySource, ProviderSpec, is_loopback_name};
 
@@ -170,18 +168,10 @@ pub(super) async fn key_by_id(client: &reqwest::Client, base: &Url, id: &str) ->
 
 /// Reads the token that is sent along to the provider; its platform may renew the file at any time.
 async fn token_of(file: &Path) -> Result<Token, FetchError> {
-    let path = file.to_owned();
-    let read = tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        // One byte more than a token may have, so that a longer file is noticed.
-        let read = File::open(path)?.take(TOKEN_BYTES as u64 + 1).read_to_string(&mut text);
-        read.map(|_| text)
-    });
     let wrong = |reason: String| FetchError::TokenFile { file: file.to_owned(), reason };
-    // The task neither panics nor is it aborted.
-    let text = read.await.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
-    Token::parse(text.trim(), TOKEN_BYTES)
-        .map_err(|_| wrong(format!("holds no token: one line of at most {TOKEN_BYTES} bytes")))
+    let text = read_small_file(file, TOKEN_BYTES).await.map_err(|error| wrong(error.to_string()))?;
+    let token = text.and_then(|text| Token::parse(text.trim(), TOKEN_BYTES).ok());
+    token.ok_or_else(|| wrong(format!("holds no token: one line of at most {TOKEN_BYTES} bytes")))
 }
 
 async fn get(client: &reqwest::Client, url: &Url) -> Result<Fetched, FetchError> {

@@ -16,12 +16,12 @@ use url::form_urlencoded;
 
 use super::keys::random;
 use super::{BODY_BYTES, Login, LoginError, Metadata, TIMEOUT};
-use crate::auth::{Token, outbound, unix_seconds};
+use crate::auth::{Token, outbound, read_small_file, unix_seconds};
 use crate::json;
 use crate::policy::{ClientAuth, ClientCredential, LoginSpec};
 
 /// The maximum length of an assertion file in bytes.
-const ASSERTION_BYTES: u64 = 16 << 10;
+const ASSERTION_BYTES: usize = 16 << 10;
 /// The validity of an assertion that the proxy signs, in seconds.
 const ASSERTION_LIFE: u64 = 60;
 /// The upper bound on a provider's `Retry-After`.
@@ -363,16 +363,11 @@ async fn assertion(spec: &LoginSpec) -> Result<String, LoginError> {
                 .map_err(|error| LoginError::down(format!("the client assertion could not be signed: {error}")))
         }
         ClientCredential::AssertionFile(path) => {
-            let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                let size = std::fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?.len();
-                if size > ASSERTION_BYTES {
-                    return Err(format!("{} is larger than {ASSERTION_BYTES} bytes", path.display()));
-                }
-                std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
-            });
-            let text = read.await.map_err(|error| LoginError::down(error.to_string()))?;
-            Ok(text.map_err(LoginError::down)?.trim().to_owned())
+            let text = read_small_file(path, ASSERTION_BYTES)
+                .await
+                .map_err(|error| LoginError::down(format!("{}: {error}", path.display())))?;
+            let too_large = || LoginError::down(format!("{} is larger than {ASSERTION_BYTES} bytes", path.display()));
+            Ok(text.ok_or_else(too_large)?.trim().to_owned())
         }
         ClientCredential::Public | ClientCredential::Secret(_) => Ok(String::new()),
     }
