@@ -241,18 +241,21 @@ pub(super) fn check_bound_audience(
     bound: &BoundAudience,
 ) -> Result<(), Rejection> {
     check_audience_where(spec, claims, |audience| bound.counts(audience))?;
-    let mut named = match claims.get("aud") {
-        Some(Value::Array(many)) => many.as_slice(),
-        Some(one) => std::slice::from_ref(one),
-        None => &[],
-    }
-    .iter()
-    .filter_map(Value::as_str)
-    .peekable();
+    let mut named = audiences(claims).peekable();
     if named.peek().is_some() && !named.any(|audience| bound.counts(audience)) {
         return Err(Rejection::WrongAudience(shown_audience(claims)));
     }
     Ok(())
+}
+
+/// Returns the strings of `aud`, which is a string or an array (RFC 7519 section 4.1.3).
+fn audiences(claims: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let aud = match claims.get("aud") {
+        Some(Value::Array(many)) => many.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    aud.iter().filter_map(Value::as_str)
 }
 
 fn check_audience_where(
@@ -274,16 +277,17 @@ fn check_audience_where(
             }
         };
     }
-    let fits = match claims.get("aud") {
-        Some(Value::String(one)) => is_accepted(one),
-        // RFC 7519 section 4.1.3: an array of strings. An array with any other member is rejected.
-        Some(Value::Array(many)) => {
-            many.iter().all(Value::is_string) && many.iter().filter_map(Value::as_str).any(is_accepted)
-        }
+    let is_well_formed = match claims.get("aud") {
+        // An array with any other member than a string is rejected.
+        Some(Value::Array(many)) => many.iter().all(Value::is_string),
+        Some(one) => one.is_string(),
         None => return Err(Rejection::Claim { claim: "aud".to_owned(), problem: "is missing" }),
-        Some(_) => false,
     };
-    if fits { Ok(()) } else { Err(Rejection::WrongAudience(shown_audience(claims))) }
+    if is_well_formed && audiences(claims).any(is_accepted) {
+        Ok(())
+    } else {
+        Err(Rejection::WrongAudience(shown_audience(claims)))
+    }
 }
 
 /// Formats `aud` for the log, at most 256 characters.
