@@ -21,7 +21,7 @@ use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
 use crate::browser::render_for_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
-    Admitted, Answer, BodyOutcome, ChallengeDetails, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase,
+    Admitted, Answer, BodyOutcome, ChallengeSource, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase,
     ResponseBody, RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare,
     prepare_preflight, prepare_public, render_refusal, replace_cors_headers, route_request, strip_own_set_cookie,
     unlisted_origin,
@@ -166,9 +166,9 @@ async fn respond(
 }
 
 /// Adds to a refusal what the route's challenge says.
-fn challenging(served: Served, details: ChallengeDetails) -> Served {
+fn challenging(served: Served, source: &ChallengeSource) -> Served {
     match served {
-        Served::Refused(refusal) => Served::Refused(refusal.with_challenge_details(details)),
+        Served::Refused(refusal) => Served::Refused(refusal.with_challenge_of(source)),
         served => served,
     }
 }
@@ -220,14 +220,14 @@ impl RequestHandler<'_> {
             RoutedRequest::Protected(request) if request.is_websocket() => {
                 entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
-                let details = request.challenge_details();
+                let source = request.challenge_source();
                 let served = Box::pin(websocket::serve(context, request, &mut entry.line)).await;
-                self.count_refused_upgrade(challenging(served, details))
+                self.count_refused_upgrade(challenging(served, &source))
             }
             RoutedRequest::Protected(request) => {
                 entry.line.route = Arc::clone(&request.route().label);
-                let details = request.challenge_details();
-                challenging(self.protected(request, entry).await, details)
+                let source = request.challenge_source();
+                challenging(self.protected(request, entry).await, &source)
             }
         }
     }

@@ -13,7 +13,7 @@ use super::UpstreamError;
 use crate::auth::Rejection;
 use crate::auth::allow::Denied;
 use crate::auth::token::{BadCredential, Problem};
-use crate::policy::{Conflict, Route};
+use crate::policy::{Conflict, ProtectedResourceSpec, Route};
 use crate::telemetry::{AccessLine, Outcome, Rule};
 
 pub use render::{refusal_bytes, render_refusal};
@@ -40,6 +40,32 @@ pub struct ChallengeDetails {
     pub parameters: Option<String>,
     /// Whether a missing credential is challenged with Basic too.
     pub offers_basic: bool,
+}
+
+/// The route and the rules of a request, from which the parameters of its challenge are made if it is refused. Accepted
+/// requests pay for no text.
+pub struct ChallengeSource {
+    pub(super) offers_basic: bool,
+    /// The protected resource, with the rules that the request must satisfy.
+    pub(super) resource: Option<(Arc<ProtectedResourceSpec>, Vec<Arc<Route>>)>,
+}
+
+impl ChallengeSource {
+    /// Tells an OAuth client where its protected resource is described (RFC 9728 section 5.1), and the scopes that the rules
+    /// ask for (RFC 6750 section 3).
+    fn details(&self) -> ChallengeDetails {
+        let parameters = self.resource.as_ref().map(|(resource, rules)| {
+            let mut scopes: Vec<&str> = Vec::new();
+            for scope in rules.iter().flat_map(|rule| rule.require.scopes()) {
+                if !scopes.contains(&scope) {
+                    scopes.push(scope);
+                }
+            }
+            let scope = if scopes.is_empty() { String::new() } else { format!(", scope=\"{}\"", scopes.join(" ")) };
+            format!("resource_metadata=\"{}\"{scope}", resource.document_url)
+        });
+        ChallengeDetails { parameters, offers_basic: self.offers_basic }
+    }
 }
 
 /// A refusal; [`render_refusal`] turns it into a response.
@@ -124,8 +150,8 @@ impl Refusal {
 
     /// Tells an OAuth client in the challenge where to find what it needs, where there is one.
     #[must_use]
-    pub fn with_challenge_details(mut self, details: ChallengeDetails) -> Self {
-        self.challenge_details = details;
+    pub fn with_challenge_of(mut self, source: &ChallengeSource) -> Self {
+        self.challenge_details = source.details();
         self
     }
 

@@ -8,7 +8,7 @@ use hyper::header::ACCEPT;
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
-use super::{Admitted, ChallengeDetails, ClientAddress, Refusal, provenance};
+use super::{Admitted, ChallengeSource, ClientAddress, Refusal, provenance};
 use crate::auth::token::{self, BadCredential, Extracted, Purpose};
 use crate::auth::{Carrier, Identity, NoCredential, Rejection, SessionCookie, Token, Verified, allow};
 use crate::policy::{AuthMode, Family, Policy, Route, RouteMatch, TokenSources};
@@ -228,25 +228,16 @@ impl ProtectedRequest {
         }
     }
 
-    /// Returns what a challenge says beside its error: to an OAuth client (RFC 9728 section 5.1, RFC 6750 section 3) where
-    /// its protected resource is described, and the scopes that the rules ask for.
+    /// Returns the source of the challenge's parameters, for the case that the request is refused.
     #[must_use]
-    pub fn challenge_details(&self) -> ChallengeDetails {
-        let offers_basic = self.route().token_from.basic;
-        let Some(resource) = self.matched.resource() else {
-            return ChallengeDetails { parameters: None, offers_basic };
-        };
-        let mut parameters = format!("resource_metadata=\"{}\"", resource.document_url);
-        let mut scopes: Vec<&str> = Vec::new();
-        for scope in self.matched.requirements.iter().flat_map(|requirement| requirement.route.require.scopes()) {
-            if !scopes.contains(&scope) {
-                scopes.push(scope);
-            }
+    pub fn challenge_source(&self) -> ChallengeSource {
+        let requirements = self.matched.requirements.iter();
+        ChallengeSource {
+            offers_basic: self.route().token_from.basic,
+            resource: self.matched.resource().map(|resource| {
+                (Arc::clone(resource), requirements.map(|requirement| Arc::clone(&requirement.route)).collect())
+            }),
         }
-        if !scopes.is_empty() {
-            parameters = format!("{parameters}, scope=\"{}\"", scopes.join(" "));
-        }
-        ChallengeDetails { parameters: Some(parameters), offers_basic }
     }
 
     /// Returns whether the client accepts server-sent events.
