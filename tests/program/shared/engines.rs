@@ -115,6 +115,29 @@ impl Drop for Sentinel {
     }
 }
 
+/// What watches a master: its replica and three sentinels.
+pub(super) struct Watch {
+    /// The keys of `shared` by which an instance finds the master.
+    pub(super) shared: String,
+    _replica: Engine,
+    _sentinels: [Sentinel; 3],
+}
+
+/// Starts a master that is watched, and waits until its replica would take its place.
+pub(super) async fn watched_engine() -> (Engine, Watch) {
+    let master = Engine::start().await;
+    let replica = Engine::start_with(&["--replicaof", "127.0.0.1", &master.address.port().to_string()]).await;
+    answers(replica.address, &[b"INFO", b"replication"], "master_link_status:up").await;
+    let sentinels = [(); 3].map(|()| Sentinel::start(master.address));
+    for sentinel in &sentinels {
+        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-other-sentinels\r\n$1\r\n2").await;
+        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-slaves\r\n$1\r\n1").await;
+    }
+    let urls = sentinels.iter().map(|sentinel| format!("\"redis://{}\"", sentinel.address)).collect::<Vec<_>>();
+    let shared = format!("url: [{}], sentinel: mymaster", urls.join(", "));
+    (master, Watch { shared, _replica: replica, _sentinels: sentinels })
+}
+
 pub(super) async fn answers(address: SocketAddr, question: &[&[u8]], wanted: &str) {
     within(wanted, async {
         loop {
@@ -143,19 +166,10 @@ async fn after_a_failover(starts_another: bool) {
     if !is_installed() {
         return;
     }
-    let master = Engine::start().await;
-    let replica = Engine::start_with(&["--replicaof", "127.0.0.1", &master.address.port().to_string()]).await;
-    answers(replica.address, &[b"INFO", b"replication"], "master_link_status:up").await;
-    let sentinels = [(); 3].map(|()| Sentinel::start(master.address));
-    for sentinel in &sentinels {
-        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-other-sentinels\r\n$1\r\n2").await;
-        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-slaves\r\n$1\r\n1").await;
-    }
+    let (master, watch) = watched_engine().await;
     let mut fleet = Fleet::with_engine(master).await;
-    let urls =
-        sentinels.iter().map(|sentinel| format!("\"redis://{}\"", sentinel.address)).collect::<Vec<_>>().join(", ");
-    let shared = format!("url: [{urls}], sentinel: mymaster");
-    let (first, second) = (fleet.instance_at(&shared, "").await, fleet.instance_at(&shared, "").await);
+    let shared = &watch.shared;
+    let (first, second) = (fleet.instance_at(shared, "").await, fleet.instance_at(shared, "").await);
     assert_eq!(fleet.revoke(&first, "alice").await, 204);
     fleet.engine.kill();
     // In force here, queued, and sent to the new master.
@@ -167,12 +181,11 @@ async fn after_a_failover(starts_another: bool) {
     println!("through the new master {:?} after the old one was killed", begun.elapsed());
     first.until("the first", || async { fleet.revoke(&first, "bob").await == 204 }).await;
     if starts_another {
-        let third = fleet.instance_at(&shared, "").await;
+        let third = fleet.instance_at(shared, "").await;
         for user in ["alice", "bob"] {
             assert_eq!(fleet.outcome(&third, &fleet.early_token(user)).await, "invalid_token");
         }
     }
-    drop(replica);
 }
 
 #[tokio::test]

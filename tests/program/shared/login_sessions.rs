@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::engines::{Sentinel, answers};
+use super::engines::watched_engine;
 use super::fleet::{Instance, SECRET, timed};
 use crate::login::{Browser, Fixture, OURS, provider};
 use crate::support::backend::{Backend, Heard};
@@ -599,18 +599,9 @@ async fn sessions_after_a_failover() {
     if !is_installed() {
         return;
     }
-    let master = Engine::start().await;
-    let replica = Engine::start_with(&["--replicaof", "127.0.0.1", &master.address.port().to_string()]).await;
-    answers(replica.address, &[b"INFO", b"replication"], "master_link_status:up").await;
-    let sentinels = [(); 3].map(|()| Sentinel::start(master.address));
-    for sentinel in &sentinels {
-        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-other-sentinels\r\n$1\r\n2").await;
-        answers(sentinel.address, &[b"SENTINEL", b"MASTER", b"mymaster"], "num-slaves\r\n$1\r\n1").await;
-    }
-    let urls = sentinels.iter().map(|sentinel| format!("\"redis://{}\"", sentinel.address)).collect::<Vec<_>>();
-    let shared = format!("url: [{}], sentinel: mymaster", urls.join(", "));
+    let (master, watch) = watched_engine().await;
     let fleet = LoginFleet::with_engine(master, 600).await;
-    let (first, second) = (fleet.instance_at(&shared, "").await, fleet.instance_at(&shared, "").await);
+    let (first, second) = (fleet.instance_at(&watch.shared, "").await, fleet.instance_at(&watch.shared, "").await);
     let fail_over = || async {
         fleet.engine.signal("KILL");
         let one = first.until_metric("vestibule_shared_up", |up| up < 0.5);
