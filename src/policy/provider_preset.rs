@@ -172,7 +172,7 @@ pub(super) struct Quirks {
     /// Whether the issuer belongs to one application, and the `azp` of a token is the origin of the page that requested
     /// it.
     pub(super) azp_is_page_origin: bool,
-    /// Its tokens have no `azp`; this key says instead whose tokens count.
+    /// The key that says whose tokens count, where tokens have no `azp`.
     pub(super) instead_of_azp: Option<&'static str>,
     /// Whether old projects sign with a shared secret.
     pub(super) may_sign_with_secret: bool,

@@ -101,7 +101,7 @@ pub(super) struct Heartbeat {
     /// The time by its clock, in milliseconds since the epoch.
     #[serde(rename = "t")]
     pub(super) at: u64,
-    /// Its host name and local address.
+    /// The host name and local address of the instance.
     #[serde(rename = "h")]
     pub(super) host: String,
     #[serde(rename = "v")]

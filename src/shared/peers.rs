@@ -75,11 +75,11 @@ impl Peer {
 /// The meaning of another instance's heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
-    /// Its complete copy is the same as this one's.
+    /// The instance has a complete copy, which is the same as this one's.
     Same,
-    /// Its complete copy differs, for so many heartbeats.
+    /// The instance has a complete copy that has differed from this one's for so many heartbeats.
     Differs(u32),
-    /// Its copy is not complete, and it asks for this one's; with whether both are the same so far.
+    /// The instance has no complete copy and asks for this one's; with whether both are the same so far.
     Starting { is_same: bool },
     /// The heartbeat is old or was read before, or is the last one of an instance that stops.
     Ignored,
@@ -139,7 +139,7 @@ impl Peers {
         let is_complete = heartbeat.is_complete;
         let former_answer = former.map(|former| former.answer).unwrap_or_default();
         let answer = match (is_complete && heartbeat.answers.contains(&question), former_answer) {
-            // Its later entries are in the log.
+            // The entries that it wrote later are in the log.
             (_, Answer::Same) => Answer::Same,
             (true, _) if is_same => Answer::Same,
             (true, _) => Answer::Differs,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ProtectedResource {
-    /// Its URL, which its tokens name as their audience. null: `public_url`, with the path of the route.
+    /// The URL of the resource, which its tokens name as their audience. null: `public_url`, with the path of the route.
     pub resource: Option<String>,
     /// The scopes that clients may request there.
     pub scopes: Vec<String>,

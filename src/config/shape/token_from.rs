@@ -66,7 +66,7 @@ pub struct RouteTokenFrom {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(default)]
 pub struct CookieChoice {
-    /// Its name, such as `__session` or `sb-abcdefgh-auth-token`.
+    /// The name of the cookie, such as `__session` or `sb-abcdefgh-auth-token`.
     pub name: String,
     /// How the token is written in it.
     pub encoding: CookieEncoding,
