@@ -90,7 +90,7 @@ async fn each_client_of_a_trusted_proxy_has_its_own_count() {
 
 #[tokio::test]
 async fn a_balancer_that_nobody_named_is_told_of_and_locks_nobody_out() {
-    let mut fixture = fixture("limits: { failed_tokens_per_minute: 1, connections_per_address: 4 }\n").await;
+    let fixture = fixture("limits: { failed_tokens_per_minute: 1, connections_per_address: 4 }\n").await;
     let bad = fixture.issuer.token_with("alice", json!({"aud": "other"}));
     for _ in 0..5 {
         assert_eq!(fixture.outcome(&bad, &["X-Forwarded-For: 192.0.2.1"]).await, "invalid_token");

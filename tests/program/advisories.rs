@@ -233,7 +233,7 @@ async fn a_key_server_with_a_certificate_of_its_own_making_is_not_believed() {
             backend.url(),
             issuer.url
         );
-        let mut proxy = Proxy::start(&yaml).await;
+        let proxy = Proxy::start(&yaml).await;
         if believed {
             let (answer, _) = tokio::join!(get(proxy.address, "/x", &fields), backend.answer("ok"));
             assert_eq!(answer.status, 200);

@@ -68,7 +68,7 @@ const ENDED: &str = r#"{"type":"error","message":"Session ended"}"#;
 
 #[tokio::test]
 async fn a_revoked_user_is_out_at_once_and_stays_out_and_nobody_else_is() {
-    let (mut fixture, _file) = fixture("", "").await;
+    let (fixture, _file) = fixture("", "").await;
     let alice = fixture.issuer.token("alice");
     let (mut client, _upstream) = fixture.socket(&alice).await;
     let (mut other, mut other_upstream) = fixture.socket(&fixture.issuer.token("bob")).await;
@@ -157,7 +157,7 @@ async fn a_refresh_with_a_revoked_token_is_refused() {
 
 #[tokio::test]
 async fn event_streams_break_off_and_are_never_taken_for_whole() {
-    let (mut fixture, _file) = fixture("", "").await;
+    let (fixture, _file) = fixture("", "").await;
     let alice = fixture.issuer.token("alice");
     let mut client = Client::connect(fixture.proxy.address).await;
     let head =
@@ -178,7 +178,7 @@ async fn event_streams_end_with_their_token_only_where_that_is_said() {
     for (more, ends) in
         [("events: { on_expiry: close }\nwebsocket: { grace: 0s }\n", true), ("websocket: { grace: 0s }\n", false)]
     {
-        let (mut fixture, _file) = fixture(more, "").await;
+        let (fixture, _file) = fixture(more, "").await;
         // The clock skew of five seconds makes it end in one.
         let dying = fixture.issuer.token_with("alice", json!({"exp": now() - 4}));
         let mut client = Client::connect(fixture.proxy.address).await;
@@ -280,7 +280,7 @@ async fn what_cannot_be_written_down_is_in_force_and_says_so() {
     let folder = name("folder");
     std::fs::create_dir(&folder.0).expect("made");
     let file = format!(", revocation_file: \"{}/revocations\"", folder.path());
-    let (mut fixture, _file) = fixture("limits: { revocations: 2, sign_outs: 2 }\n", &file).await;
+    let (fixture, _file) = fixture("limits: { revocations: 2, sign_outs: 2 }\n", &file).await;
     for _ in 0..16 {
         assert_eq!(fixture.revoke(json!({"sub": "bob"})).await, 204);
     }

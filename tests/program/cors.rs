@@ -53,7 +53,7 @@ async fn without_cors_a_preflight_goes_up_sanitised() {
 
 #[tokio::test]
 async fn an_origin_that_is_not_listed_is_named_in_the_log() {
-    let mut fixture = fixture("cors: {}\n").await;
+    let fixture = fixture("cors: {}\n").await;
     let answer = fixture.options("/api/items", &[FOREIGN, ASKS]).await;
     assert_eq!(answer.field("access-control-allow-origin"), None);
     let line = fixture.proxy.logged("its line", |line| line.contains("\"preflight\"")).await;

@@ -39,7 +39,7 @@ async fn a_low_soft_limit_is_raised_to_what_the_connections_need() {
 
 #[tokio::test]
 async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
-    let (backend, issuer, mut proxy) = start("-n 168").await;
+    let (backend, issuer, proxy) = start("-n 168").await;
     let is_warning =
         |line: &str| line.contains("limits.connections needs more file descriptors than the system allows");
     let warning = proxy.logged("the warning", is_warning).await;
@@ -67,7 +67,7 @@ async fn a_low_hard_limit_takes_fewer_connections_and_says_so() {
 async fn a_default_that_does_not_fit_is_no_warning() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let yaml = format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
-    let mut proxy = Proxy::with_descriptors(&yaml, "-n 2200").await;
+    let proxy = Proxy::with_descriptors(&yaml, "-n 2200").await;
     let is_line = |line: &str| line.contains("limits.connections lowered to what the file descriptors allow");
     let line = proxy.logged("the line", is_line).await;
     let fields = r#""configured":10000,"accepted":1036,"descriptors":2200,"needed":20128}"#;

@@ -30,7 +30,7 @@ fn seen((code, said): &(Option<i32>, String)) -> (Option<i32>, &str) {
 async fn a_proxy_that_serves_is_alive_and_ready() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let yaml = format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
-    let mut proxy = Proxy::start(&yaml).await;
+    let proxy = Proxy::start(&yaml).await;
     proxy.logged("the first keys", |line| line.contains("JWKS fetched")).await;
     let address = proxy.address.to_string();
     // The configuration is named by flag, by file or by variable, as for `run`.
@@ -48,7 +48,7 @@ async fn a_proxy_that_drains_is_alive_and_not_ready() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let more = "drain: { delay: 60s, timeout: 60s }\n";
     let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-    let mut proxy = Proxy::start(&yaml).await;
+    let proxy = Proxy::start(&yaml).await;
     proxy.signal("TERM");
     proxy.logged("the drain", |line| line.contains("draining; ")).await;
     let address = proxy.address.to_string();

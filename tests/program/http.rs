@@ -325,7 +325,7 @@ async fn health_checks_of_http_1_0_need_no_host() {
 
 #[tokio::test]
 async fn the_log_names_a_handshake_whose_upgrade_a_proxy_removed() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let address = fixture.proxy.address;
     get(address, "/plain", &[]).await;
     let _open = Socket::open(address, "/ws", &[]).await;
@@ -396,7 +396,7 @@ async fn an_upstream_that_is_gone_or_broken_is_502_and_a_slow_one_504() {
 
 #[tokio::test]
 async fn the_upstreams_own_refusals_pass_unchanged() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let token = fixture.issuer.token("alice");
     let upstream = async {
         let mut conn = fixture.backend.accept().await;
@@ -422,7 +422,7 @@ async fn the_token_goes_up_only_where_the_file_says_so_and_the_backends_secret_o
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::start(&yaml).await;
+    let proxy = Proxy::start(&yaml).await;
     let token = issuer.token("alice");
     let credential = bearer(&token);
     let fields = [credential.as_str(), "X-Backend-Secret: guessed"];
@@ -626,7 +626,7 @@ async fn forwarding_fields_are_believed_from_trusted_proxies_only() {
 
 #[tokio::test]
 async fn a_client_that_leaves_before_its_answer_has_an_access_line_too() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     let mut client = Client::connect(fixture.proxy.address).await;
     client
@@ -719,7 +719,7 @@ async fn refusals_can_be_read_by_the_pages_of_our_front_ends_and_by_no_other() {
 
 #[tokio::test]
 async fn a_client_that_leaves_during_its_upgrade_has_a_whole_access_line() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     let mut client = Client::connect(fixture.proxy.address).await;
     client.send(crate::support::socket::upgrade("/ws/left", &[&credential])).await;

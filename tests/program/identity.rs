@@ -97,7 +97,7 @@ async fn times_are_any_json_number_and_a_user_id_may_be_a_whole_one() {
 async fn milliseconds_are_warned_of_once_where_a_token_is_accepted() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     let yaml = format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
-    let mut proxy = Proxy::start(&yaml).await;
+    let proxy = Proxy::start(&yaml).await;
     let warned = |proxy: &Proxy| proxy.log().iter().filter(|line| line.contains("after the year 5000")).count();
     // Somebody else's token does not make the log speak of the provider's.
     let forged = Key::rsa("rsa-1").sign(&json!({"iss": issuer.url, "aud": AUDIENCE, "sub": "m", "exp": now() * 1000}));
@@ -111,7 +111,7 @@ async fn milliseconds_are_warned_of_once_where_a_token_is_accepted() {
     proxy.logged("the unit", |line| line.contains("times look like milliseconds")).await;
     assert_eq!(warned(&proxy), 1);
     // 4999-12-31T23:59:59Z
-    let mut proxy = Proxy::start(&yaml).await;
+    let proxy = Proxy::start(&yaml).await;
     let token = issuer.token_with("alice", json!({"exp": 95_617_583_999_u64}));
     assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));
     proxy.logged("the request", |line| line.contains("\"status\":200")).await;
@@ -309,7 +309,7 @@ async fn unusable_key_sets_are_503_and_recover_by_themselves() {
             backend.url(),
             url = issuer.url
         );
-        let mut proxy = Proxy::start(&yaml).await;
+        let proxy = Proxy::start(&yaml).await;
         assert_eq!(
             status(&proxy, &backend, &issuer.token("alice")).await,
             (503, "auth_unavailable".into()),
@@ -338,7 +338,7 @@ async fn the_last_good_keys_serve_while_the_provider_is_down_and_unknown_ones_ar
 async fn discovery_must_name_the_issuer_exactly() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
     issuer.calls_itself(&format!("{}/", issuer.url));
-    let mut proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
     let line = proxy.logged("the name", |line| line.contains("write exactly that")).await;
     let told = format!("the provider calls itself \\\"{}/\\\"; write exactly that", issuer.url);
     assert!(line.contains(&told), "{line}");
@@ -350,7 +350,7 @@ async fn discovery_must_name_the_issuer_exactly() {
 async fn discovery_of_every_tenant_leads_to_one_tenant() {
     let issuer = Issuer::start().await;
     issuer.calls_itself("https://login.microsoftonline.com/{tenantid}/v2.0");
-    let mut proxy = Proxy::start(&format!("upstream: http://127.0.0.1:1\nproviders: [{}]\n", issuer.provider())).await;
+    let proxy = Proxy::start(&format!("upstream: http://127.0.0.1:1\nproviders: [{}]\n", issuer.provider())).await;
     let line = proxy.logged("the name", |line| line.contains("JWKS fetch failed")).await;
     assert!(!line.contains("write exactly that"), "{line}");
     assert!(line.contains("{tenantid}") && line.contains("tenant: the directory ID"), "{line}");
@@ -368,7 +368,7 @@ async fn keys_may_be_elsewhere_than_the_issuer() {
         )
     };
     let token = RSA.sign(&claims(&format!("{outside}/realms/team"), "alice"));
-    let mut proxy = Proxy::start(&yaml("")).await;
+    let proxy = Proxy::start(&yaml("")).await;
     let line = proxy.logged("the way out", |line| line.contains("JWKS fetch failed")).await;
     assert!(line.contains("jwks: { url: … }, and leave issuer as the tokens have it"), "{line}");
     assert_eq!(status(&proxy, &backend, &token).await, (503, "auth_unavailable".into()));
@@ -446,7 +446,7 @@ async fn a_token_seen_before_is_not_verified_again() {
         (format!("providers: [{}]\nlimits: {{ token_cache: 0 }}\n", issuer.provider()), false),
         (format!("providers: [{}]\n", issuer.provider().replace(" }", ", cache_ttl: 0s }")), false),
     ] {
-        let mut proxy = Proxy::start(&format!("upstream: {}\n{yaml}", backend.url())).await;
+        let proxy = Proxy::start(&format!("upstream: {}\n{yaml}", backend.url())).await;
         let token = issuer.token("alice");
         for _ in 0..3 {
             assert_eq!(status(&proxy, &backend, &token).await, (200, "alice".into()));

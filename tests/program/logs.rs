@@ -16,7 +16,7 @@ async fn no_token_reaches_the_log_at_trace_level() {
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::with_level(&yaml, "trace").await;
+    let proxy = Proxy::with_level(&yaml, "trace").await;
     let good = issuer.token("alice");
     let refused = [
         issuer.expired("alice"),
@@ -80,7 +80,7 @@ async fn a_token_in_a_place_where_none_belongs_is_not_logged_either() {
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::with_level(&yaml, "trace, query: true").await;
+    let proxy = Proxy::with_level(&yaml, "trace, query: true").await;
     let token = issuer.token("alice");
     for target in [
         format!("/x/{token}"),
@@ -114,7 +114,7 @@ async fn a_token_in_a_place_where_none_belongs_is_not_logged_either() {
 #[tokio::test]
 async fn hostile_strings_make_one_valid_line_each() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-    let mut proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
+    let proxy = Proxy::start(&format!("upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider())).await;
     get(proxy.address, "/%0d%0a%22}{\"level\":\"error\"", &["User-Agent: \"}\u{7f}"]).await;
     let token = issuer.token_with("alice", json!({"iss": "x\r\n{\"msg\":\"forged\"}\u{1b}[2J"}));
     get(proxy.address, "/", &[&bearer(&token)]).await;
@@ -133,7 +133,7 @@ async fn a_quiet_path_has_a_line_when_the_backend_fails_it() {
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::with_level(&yaml, "info").await;
+    let proxy = Proxy::with_level(&yaml, "info").await;
     let (answer, _) = tokio::join!(get(proxy.address, "/health", &[]), backend.answer("served"));
     assert_eq!(answer.status, 200);
     let failing = async {

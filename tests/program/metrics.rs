@@ -50,7 +50,7 @@ impl Fixture {
 
 #[tokio::test]
 async fn every_verdict_has_its_count_and_its_reason_in_the_log() {
-    let mut fixture = fixture("limits: { token_bytes: 4KiB }\n").await;
+    let fixture = fixture("limits: { token_bytes: 4KiB }\n").await;
     let issuer = &fixture.issuer;
     let stranger = Key::ec("stranger", jsonwebtoken::Algorithm::ES256);
     let with = |claims: serde_json::Value| issuer.token_with("alice", claims);
@@ -179,7 +179,7 @@ async fn a_usual_port_that_is_taken_does_not_stop_the_start_and_a_written_one_do
     let taken = std::net::TcpListener::bind("127.0.0.1:9180");
     let (issuer, backend) = (Issuer::start().await, Backend::start().await);
     let yaml = |admin: &str| format!("{admin}upstream: {}\nproviders: [{}]\n", backend.url(), issuer.provider());
-    let mut proxy = Proxy::start(&yaml("admin: {}\n")).await;
+    let proxy = Proxy::start(&yaml("admin: {}\n")).await;
     proxy
         .logged("a warning", |line| line.contains("admin listener not started") && line.contains("127.0.0.1:9180"))
         .await;
@@ -260,8 +260,7 @@ async fn the_documents_name_every_metric_and_no_other() {
 
 #[tokio::test]
 async fn requests_are_counted_by_route_status_and_who_answered() {
-    let mut fixture =
-        fixture("routes: [{ path: /admin/**, require: { role: admin } }, { path: /no, auth: deny }]\n").await;
+    let fixture = fixture("routes: [{ path: /admin/**, require: { role: admin } }, { path: /no, auth: deny }]\n").await;
     let token = fixture.issuer.token("alice");
     let (field, spoof) = (bearer(&token), "X-User-Id: root".to_owned());
     let fields = [field.as_str(), spoof.as_str(), "Remote-User: root"];
@@ -301,7 +300,7 @@ async fn requests_are_counted_by_route_status_and_who_answered() {
 
 #[tokio::test]
 async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let token = fixture.issuer.token("alice");
     let mut waiting = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!(fixture.metric("vestibule_websockets_waiting").await, 1);
@@ -352,7 +351,7 @@ async fn sockets_are_counted_from_the_waiting_room_to_their_end() {
 
 #[tokio::test]
 async fn the_status_page_tells_what_happens_without_a_user_a_token_or_a_query() {
-    let mut fixture = fixture("token_from: { query: { mode: deny } }\n").await;
+    let fixture = fixture("token_from: { query: { mode: deny } }\n").await;
     let token = fixture.issuer.token("alice");
     let field = bearer(&token);
     let fields = [field.as_str()];

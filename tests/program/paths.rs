@@ -187,7 +187,7 @@ async fn a_preflight_is_refused_only_where_a_reading_is_closed() {
 
 #[tokio::test]
 async fn the_log_names_the_rule_that_denied_and_the_variable_that_differs() {
-    let mut fixture = fixture(RULES).await;
+    let fixture = fixture(RULES).await;
     let bob = bearer(&fixture.issuer.token("bob"));
     get(fixture.proxy.address, "/public/..%2fapi%2fadmin", &[&bob]).await;
     let line = fixture.proxy.logged("a denial", |line| line.contains("auth: deny")).await;
@@ -225,7 +225,7 @@ async fn rules_that_overlap_by_letter_case_only_are_named() {
     let both = bearer(&fixture.issuer.token_with("alice", json!({"role": ["a", "b"]})));
     let one = bearer(&fixture.issuer.token_with("alice", json!({"role": ["b"]})));
     let warning = "routes /API/** and /api/x differ by letter case";
-    assert!(fixture.proxy.log().iter().any(|line| line.contains(warning)), "{:?}", fixture.proxy.log());
+    fixture.proxy.logged(warning, |line| line.contains(warning)).await;
     assert_eq!(get(fixture.proxy.address, "/api/x", &[&one]).await.status, 403);
     let fields = [both.as_str()];
     let (answer, _) = tokio::join!(get(fixture.proxy.address, "/api/x", &fields), fixture.backend.answer("ok"));

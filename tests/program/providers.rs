@@ -129,7 +129,7 @@ async fn clerk() {
     let provider = "preset: clerk, accept: [access_token, template]";
     let lenient = Provider::start(&issuer.url, provider, "", json!({"sub": "user_2abc"})).await;
     assert_eq!(lenient.asks(&json!({"cat": "cl_B7d4PD222AAA"}), &json!({}), "/x").await, "user_2abc");
-    assert!(lenient.proxy.log().iter().any(|line| line.contains("no origins, so tokens made for any page")));
+    lenient.proxy.logged("the warning", |line| line.contains("no origins, so tokens made for any page")).await;
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn cognito() {
     let provider = "preset: cognito, audience: app-1, authorized_parties: [app-1]";
     let parties = Provider::start(&issuer.url, provider, "", cognito.claims.clone()).await;
     parties.table(&[("no token of Cognito has azp", json!({}), json!({}), "invalid_token")]).await;
-    assert!(parties.proxy.log().iter().any(|line| line.contains("write the app client's id as audience")));
+    parties.proxy.logged("the warning", |line| line.contains("write the app client's id as audience")).await;
     let claims = json!({"sub": "uuid-1", "token_use": "id", "aud": "app-1", "cognito:username": "alice"});
     let ids = Provider::start(&issuer.url, "preset: cognito, audience: app-1, accept: [id_token]", "", claims).await;
     ids.table(&[

@@ -60,7 +60,7 @@ async fn sighup_puts_another_policy_in_force_on_connections_that_are_open() {
 
 #[tokio::test]
 async fn a_changed_file_is_followed_without_being_asked() {
-    let mut fixture = Fixture::with("").await;
+    let fixture = Fixture::with("").await;
     fixture.proxy.rewrite(&yaml(&fixture.issuer, &fixture.backend, "routes: [{ path: /health, auth: deny }]\n"));
     fixture.proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
     assert_eq!(get(fixture.proxy.address, "/health", &[]).await.status, 403);
@@ -80,7 +80,7 @@ async fn a_swapped_link_is_followed_as_configmaps_swap_them() {
     version("first", "");
     let file = folder.0.join("vestibule.yaml");
     std::os::unix::fs::symlink("..data/vestibule.yaml", &file).expect("a link");
-    let mut proxy = Proxy::of_file(&file).await;
+    let proxy = Proxy::of_file(&file).await;
     assert_eq!(get(proxy.address, "/health", &[]).await.status, 401);
     version("second", "routes: [{ path: /health, auth: deny }]\n");
     proxy.logged("the reload", |line| line.contains("configuration reloaded")).await;
@@ -115,7 +115,7 @@ async fn a_broken_file_changes_nothing_and_the_error_says_where() {
 
 #[tokio::test]
 async fn a_file_that_is_gone_is_refused_and_taken_when_it_is_back() {
-    let mut fixture = Fixture::with("").await;
+    let fixture = Fixture::with("").await;
     fixture.proxy.remove_file();
     fixture
         .proxy
@@ -145,7 +145,7 @@ async fn a_provider_that_is_the_same_keeps_its_keys() {
 async fn a_secret_is_read_again_when_its_file_changes() {
     let secret = TempFile::new("first-0123456789abcdef0123456789abcdef\n");
     let backend = Backend::start().await;
-    let mut proxy = Proxy::start(&format!(
+    let proxy = Proxy::start(&format!(
         "upstream: {}\nproviders: [{{ preset: shared-secret, secret_file: \"{}\", audience: any }}]\n",
         backend.url(),
         secret.path()

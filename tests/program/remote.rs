@@ -345,7 +345,7 @@ async fn no_more_questions_than_half_of_concurrency_are_under_way_at_the_door() 
 async fn questions_whose_callers_have_all_left_are_not_asked() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, ", concurrency: 2, timeout: 20s");
-    let mut fixture = Fixture::start(provider, &rows, "").await;
+    let fixture = Fixture::start(provider, &rows, "").await;
     fixture.provider.hold();
     let (address, first) = (fixture.proxy.address, bearer("alice.1"));
     let first = tokio::spawn(async move { get(address, "/x", &[&first]).await.status });

@@ -85,7 +85,7 @@ async fn lines_of_a_request_or_a_socket_have_its_request_id() {
 
 #[tokio::test]
 async fn the_line_of_a_refused_credential_has_what_it_claims_marked_as_unverified() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let expired = fixture.issuer.expired("alice");
     let foreign = fixture.issuer.token_with("alice", serde_json::json!({"iss": "https://other.example.com"}));
     let agent = format!("User-Agent: notebook/1.0 {}", "x".repeat(400));
@@ -124,7 +124,7 @@ async fn the_line_of_a_refused_credential_has_what_it_claims_marked_as_unverifie
 
 #[tokio::test]
 async fn listening_comes_before_the_keys_and_ready_with_them() {
-    let mut fixture = crate::fixture::Fixture::started("", |issuer| {
+    let fixture = crate::fixture::Fixture::started("", |issuer| {
         issuer.set_mood(crate::support::issuer::Mood::Html);
     })
     .await;

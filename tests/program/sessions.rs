@@ -296,7 +296,7 @@ async fn a_shorter_max_age_ends_the_sockets_that_are_open() {
             format!("upstream: {}\nproviders: [{provider}]\nbrowser: {{ {session} }}\n{websocket}", backend.url())
         };
         let (before, after) = (yaml("session: { max_age: 1h }"), yaml(after));
-        let mut fixture = Fixture { issuer, backend, proxy: Proxy::start(&before).await };
+        let fixture = Fixture { issuer, backend, proxy: Proxy::start(&before).await };
         let cookie = fixture.signed_in(&fixture.issuer.token_with("alice", json!({"exp": now() + 3}))).await;
         let fields = [cookie.as_str(), "Origin: http://localhost"];
         let opening = Socket::open(fixture.proxy.address, "/ws", &fields);

@@ -18,7 +18,7 @@ fn challenges(answer: &Answer) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_password_of_basic_is_the_token_on_routes_that_say_so() {
-    let mut fixture = fixture("routes: [{ path: /git/**, token_from: { basic: true } }]\n").await;
+    let fixture = fixture("routes: [{ path: /git/**, token_from: { basic: true } }]\n").await;
     let address = fixture.proxy.address;
     let missing = get(address, "/git/repo", &[]).await;
     assert_eq!(missing.status, 401);
@@ -88,7 +88,7 @@ async fn a_plain_request_carries_its_token_in_the_query_where_that_is_configured
 
 #[tokio::test]
 async fn the_log_says_why_a_socket_sent_no_token() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let token = fixture.issuer.token("alice");
     let foreign = "eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL290aGVyLmV4YW1wbGUifQ.c2ln";
     for (target, first, expected) in [
@@ -118,7 +118,7 @@ async fn the_log_says_why_a_socket_sent_no_token() {
 
 #[tokio::test]
 async fn the_log_says_it_of_an_upgrade_without_a_dialect_too() {
-    let mut fixture = fixture("websocket: { dialect: none }\n").await;
+    let fixture = fixture("websocket: { dialect: none }\n").await;
     let target = "/socket.io/?EIO=4&transport=websocket&sid=x";
     let (refused, _) = Socket::try_open(fixture.proxy.address, target, &[]).await;
     assert_eq!((refused.status, refused.code().as_str()), (401, "missing_token"));

@@ -128,7 +128,7 @@ async fn tls_on_the_listener_speaks_http_1_and_follows_its_certificate() {
         backend.url(),
         issuer.provider()
     );
-    let mut proxy = Proxy::start(&yaml).await;
+    let proxy = Proxy::start(&yaml).await;
     let address = proxy.address;
     let connect = |connector: TlsConnector| async move {
         let tcp = TcpStream::connect(address).await.expect("connects");
@@ -222,7 +222,7 @@ async fn an_upstream_behind_tls_is_known_by_its_certificate() {
     // Unknown authority, and another name.
     let other = format!(", tls: {{ ca_file: \"{}\", server_name: other.example }}", ca.path());
     for more in [String::new(), other] {
-        let mut proxy = start(more).await;
+        let proxy = start(more).await;
         let answer = get(proxy.address, "/x", &fields).await;
         assert_eq!((answer.status, answer.code()), (502, "upstream_failed".into()));
         proxy.logged("why", |line| line.contains("invalid peer certificate")).await;

@@ -135,7 +135,7 @@ async fn a_socket_that_says_nothing_is_closed_in_time() {
 
 #[tokio::test]
 async fn every_answer_of_the_upstream_to_the_dial_is_its_row() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let token = fixture.issuer.token("alice");
     for (answer, said, close) in [
         ("HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n", "Access denied", (1008, "Access denied")),
@@ -235,7 +235,7 @@ async fn a_header_on_the_upgrade_asks_the_upstream_first_and_is_answered_over_ht
 
 #[tokio::test]
 async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let token = fixture.issuer.token("alice");
     let target = format!("/ws?a=1&%74oken={token}&b=%20");
     let referer = format!("Referer: http://localhost/page?token={token}");
@@ -261,7 +261,7 @@ async fn a_query_token_is_moved_out_of_the_url_before_anything_sees_it() {
 
 #[tokio::test]
 async fn a_refused_query_token_is_a_close_that_a_page_can_read() {
-    let mut fixture = fixture("routes: [{ path: /deny/**, token_from: { query: { mode: deny } } }]\n").await;
+    let fixture = fixture("routes: [{ path: /deny/**, token_from: { query: { mode: deny } } }]\n").await;
     let good = fixture.issuer.token("alice");
     let expired = fixture.issuer.expired("alice");
     for (target, said, close) in [
@@ -354,7 +354,7 @@ async fn a_refresh_is_swallowed_answered_and_moves_the_end() {
 
 #[tokio::test]
 async fn refused_refreshes_leave_the_socket_on_its_old_identity() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     for (message, said) in [
         (r#"{"type":"refresh_auth"}"#.to_owned(), "Missing token in refresh request"),
@@ -529,7 +529,7 @@ async fn frames_of_any_size_and_kind_pass_as_they_came() {
 
 #[tokio::test]
 async fn closes_pass_with_code_and_reason_and_end_both_sides() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let (mut client, mut upstream) = fixture.session(&fixture.issuer.token("alice")).await;
     client.send(0x88, [&4000u16.to_be_bytes()[..], b"bye"].concat()).await;
     assert_eq!(upstream.next_close().await, (4000, "bye".into()));

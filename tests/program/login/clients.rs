@@ -195,7 +195,7 @@ async fn groups_that_the_provider_leaves_out_fail_closed_and_the_log_says_why() 
     let provider = OpenId::start().await;
     let providers =
         format!("providers: [{{ preset: oidc, issuer: \"{}\", require: {{ groups: staff }} }}]\n", provider.url);
-    let mut fixture = Fixture::at(provider, "", &providers).await;
+    let fixture = Fixture::at(provider, "", &providers).await;
     fixture.provider.set(|conduct| {
         conduct.id_token = json!({ "_claim_names": { "groups": "src1" }, "_claim_sources": { "src1": {} } });
     });
@@ -233,7 +233,7 @@ async fn the_log_says_that_an_allowed_address_is_not_in_the_token() {
         "providers: [{{ preset: oidc, issuer: \"{}\", allow: {{ emails: [boss@example.com] }} }}]\n",
         provider.url
     );
-    let mut fixture = Fixture::at(provider, "", &providers).await;
+    let fixture = Fixture::at(provider, "", &providers).await;
     // Some providers have the address only in the UserInfo response.
     fixture.provider.set(|conduct| conduct.id_token = json!({}));
     assert_eq!(fixture.browser().sign_in(&fixture.provider, "/").await.status, 403);

@@ -329,7 +329,7 @@ async fn a_provider_that_was_down_at_the_start_stops_the_sign_in_alone() {
 async fn a_provider_that_is_back_is_found_by_the_next_sign_in() {
     let provider = OpenId::start().await;
     provider.set(|conduct| conduct.metadata = json!({ "issuer": "https://first.example" }));
-    let mut fixture = Fixture::at(provider, "", "").await;
+    let fixture = Fixture::at(provider, "", "").await;
     let answer = fixture.browser().open("/.vestibule/login").await;
     assert_eq!((answer.status, answer.field("retry-after")), (503, Some("1")), "{}", answer.body);
     let is_cause = |line: &str, cause: &str| line.contains("sign_in_failed") && line.contains(cause);
@@ -450,7 +450,7 @@ async fn with_several_providers_a_page_lets_people_choose() {
 
 #[tokio::test]
 async fn nothing_secret_is_logged_even_at_trace() {
-    let mut fixture = Fixture::start("", "").await;
+    let fixture = Fixture::start("", "").await;
     fixture.provider.set(|conduct| conduct.gives_refresh_token = true);
     let mut browser = fixture.browser();
     let location = browser.reach_provider("/lab").await;
@@ -506,7 +506,7 @@ async fn behind_https_both_cookies_are_host_cookies() {
 /// With `limits.login_sessions` the bound on one session bounds the memory.
 #[tokio::test]
 async fn a_session_of_more_than_64_kib_does_not_begin() {
-    let mut fixture = Fixture::start("", "").await;
+    let fixture = Fixture::start("", "").await;
     let groups = |count: usize| json!({ "groups": vec!["g".repeat(48); count] });
     fixture.provider.set(|conduct| conduct.id_token = groups(600));
     let mut browser = fixture.browser();

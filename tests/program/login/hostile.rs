@@ -111,7 +111,7 @@ async fn an_answer_that_the_protocol_does_not_have_signs_nobody_in() {
 /// A wrong secret is a fault in the configuration. It must not read as an outage.
 #[tokio::test]
 async fn a_client_that_the_provider_does_not_accept_is_said_to_be_one() {
-    let mut fixture = Fixture::start("", "").await;
+    let fixture = Fixture::start("", "").await;
     let error = |code: &str| json!({ "error": code }).to_string();
     for (status, body) in [
         (401, error("invalid_client")),

@@ -171,7 +171,7 @@ async fn past_the_grace_nobody_can_say_and_nobody_is_signed_out() {
 #[tokio::test]
 async fn a_renewed_token_with_a_bad_signature_or_of_another_kind_is_a_failed_renewal() {
     for is_access_token in [false, true] {
-        let (mut fixture, mut browser) = start(0, "").await;
+        let (fixture, mut browser) = start(0, "").await;
         fixture.provider.set(|conduct| {
             if is_access_token {
                 conduct.id_token_header = json!({ "typ": "at+jwt" });
@@ -334,7 +334,7 @@ async fn a_provider_that_is_down_is_asked_again_after_two_seconds() {
 
 #[tokio::test]
 async fn retry_after_is_kept_to_at_renewals() {
-    let (mut fixture, mut browser) = start(0, "websocket: { revalidate_grace: 0s }\n").await;
+    let (fixture, mut browser) = start(0, "websocket: { revalidate_grace: 0s }\n").await;
     let busy = (429, "Retry-After: 60\r\n".to_owned(), "{}".to_owned());
     fixture.provider.set(|conduct| conduct.token_reply = Some(busy));
     let answer = browser.open("/x").await;

@@ -56,7 +56,7 @@ async fn signing_out_ends_the_session_while_its_provider_cannot_be_asked() {
 
 #[tokio::test]
 async fn signing_out_ends_a_session_that_the_policy_does_not_take_at_that_moment() {
-    let mut fixture = fixture("").await;
+    let fixture = fixture("").await;
     let cookie = fixture.signed_in(&fixture.issuer.token("alice")).await;
     let yaml = |audience: &str| {
         let provider = fixture.issuer.provider().replace(AUDIENCE, audience);

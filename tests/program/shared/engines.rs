@@ -38,7 +38,7 @@ async fn an_engine_with_a_user_of_its_own_whose_rights_are_the_documented_ones()
     works(&fleet, &login).await;
     // A wrong one is said, and never written.
     std::fs::write(fleet.folder.0.join("password"), "wrong-password").expect("written");
-    let mut wrong = fleet.starting(&login, "").await;
+    let wrong = fleet.starting(&login, "").await;
     let line = wrong.proxy.logged("why", |line| line.contains("shared state unavailable, retrying")).await;
     assert!(line.contains("authentication failed") && !line.contains("wrong-password"), "{line}");
     // It is read at each connect.
@@ -77,7 +77,7 @@ async fn an_engine_behind_tls_of_a_private_authority() {
     ];
     let fleet = Fleet::with_engine(Engine::start_with(&tls).await).await;
     works(&fleet, &format!("url: \"rediss://127.0.0.1:{port}\", ca_file: \"{ca}\"")).await;
-    let mut stranger = fleet.starting(&format!("url: \"rediss://127.0.0.1:{port}\""), "").await;
+    let stranger = fleet.starting(&format!("url: \"rediss://127.0.0.1:{port}\""), "").await;
     stranger
         .proxy
         .logged("why", |line| line.contains("shared state unavailable") && line.contains("certificate"))

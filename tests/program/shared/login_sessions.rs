@@ -335,7 +335,7 @@ async fn what_a_stopped_instance_renewed_is_refused_once_another_has() {
     }
     let fleet = LoginFleet::start(0).await;
     fleet.provider.set(|conduct| conduct.has_fixed_refresh_tokens = true);
-    let (mut first, second) = (fleet.instance("").await, fleet.instance("").await);
+    let (first, second) = (fleet.instance("").await, fleet.instance("").await);
     let browser = fleet.signed_in(&first).await;
     fleet.give_long_tokens();
     fleet.provider.answerer.hold();

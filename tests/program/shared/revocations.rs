@@ -126,7 +126,7 @@ async fn a_flushed_engine_is_filled_again_also_for_instances_that_are_gone() {
     drop(first);
     fleet.engine.command(&[b"FLUSHALL"]).await;
     // Started just after: the other one knows more, so it is not ready by an empty copy.
-    let (mut third, took) = timed(fleet.instance("")).await;
+    let (third, took) = timed(fleet.instance("")).await;
     println!("ready {took:?} after the engine was flushed");
     third.proxy.logged("why", |line| line.contains("the other instances have the same")).await;
     assert_eq!(fleet.outcome(&third, &bearer(&token)).await, "invalid_token");

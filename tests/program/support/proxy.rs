@@ -166,19 +166,20 @@ impl Proxy {
     }
 
     /// Waits for a log line that satisfies the condition.
-    pub async fn logged(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    pub async fn logged(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         self.logged_after(0, what, wanted).await
     }
 
     /// Waits like [`Self::logged`], but ignores the first `lines` lines.
-    pub async fn logged_after(&mut self, lines: usize, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    pub async fn logged_after(&self, lines: usize, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let mut lines_read = self.lines.clone();
         within(what, async {
             loop {
                 let found = self.log().into_iter().skip(lines).find(|line| wanted(line));
                 if let Some(line) = found {
                     return line;
                 }
-                assert!(self.lines.changed().await.is_ok(), "it ended without: {what}: {:#?}", self.log());
+                assert!(lines_read.changed().await.is_ok(), "it ended without: {what}: {:#?}", self.log());
             }
         })
         .await

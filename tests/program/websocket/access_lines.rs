@@ -6,7 +6,7 @@ use crate::support::socket::Socket;
 
 #[tokio::test]
 async fn a_socket_on_a_public_route_has_the_outcome_public() {
-    let mut fixture = fixture("routes: [{ path: /open, auth: none }, { path: /optional, auth: optional }]\n").await;
+    let fixture = fixture("routes: [{ path: /open, auth: none }, { path: /optional, auth: optional }]\n").await;
     for path in ["/open", "/optional"] {
         let open = Socket::open(fixture.proxy.address, path, &[]);
         let (client, _upstream) = tokio::join!(open, fixture.backend.websocket());
@@ -18,7 +18,7 @@ async fn a_socket_on_a_public_route_has_the_outcome_public() {
 
 #[tokio::test]
 async fn an_upgrade_that_the_upstream_refuses_has_the_outcome_of_the_request() {
-    let mut fixture = fixture("routes: [{ path: /open, auth: none }]\n").await;
+    let fixture = fixture("routes: [{ path: /open, auth: none }]\n").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     for (path, fields, outcome) in [("/open", &[][..], "public"), ("/ws", &[credential.as_str()][..], "accepted")] {
         let refusing = async {

@@ -22,7 +22,7 @@ dialects:
 
 #[tokio::test]
 async fn a_dialect_that_a_user_wrote_needs_no_rust() {
-    let mut fixture = fixture(CHANNELS).await;
+    let fixture = fixture(CHANNELS).await;
     let token = fixture.issuer.token("alice");
     let read = |text: String| -> Value { serde_json::from_str(&text).expect("json") };
     let mut client = Socket::open(fixture.proxy.address, "/ws", &[]).await;

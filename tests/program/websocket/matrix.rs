@@ -273,7 +273,7 @@ async fn an_upstream_that_speaks_first_is_answered_and_its_greeting_swallowed() 
 #[tokio::test]
 async fn what_the_upstream_says_to_a_refresh_is_swallowed_once_and_nothing_else_is_lost() {
     let (backend, issuer) = (Backend::start().await, Issuer::start().await);
-    let mut proxy = proxy(&backend, &issuer, FORMS[3], "").await;
+    let proxy = proxy(&backend, &issuer, FORMS[3], "").await;
     let token = issuer.token("alice");
     let (socket, upstream) = tokio::join!(client(&proxy, "header", &token), stand_in(&backend, FORMS[3], &token));
     let (mut socket, mut upstream) = (socket.expect("open"), upstream.expect("open"));
