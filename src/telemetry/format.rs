@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
-use tracing_subscriber::{EnvFilter, Registry, reload};
+use tracing_subscriber::{Registry, reload};
 
 use super::access::{Observed, observed};
 use super::output::{self, Format};
@@ -32,7 +33,7 @@ pub fn start(format: Option<Format>, level: &str) {
     }
 }
 
-static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Changes the level. It has no effect before [`start`].
 pub fn set_level(level: &str) {
@@ -42,8 +43,9 @@ pub fn set_level(level: &str) {
     }
 }
 
-fn filter(level: &str) -> EnvFilter {
-    EnvFilter::new(format!("warn,vestibule={level}"))
+fn filter(level: &str) -> Targets {
+    let level = level.parse().unwrap_or(LevelFilter::INFO);
+    Targets::new().with_default(LevelFilter::WARN).with_target("vestibule", level)
 }
 
 struct Lines;
