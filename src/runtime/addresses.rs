@@ -7,12 +7,9 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
@@ -30,10 +27,33 @@ pub struct Addresses {
     balancers: Mutex<HashSet<IpAddr>>,
 }
 
+/// The failed tokens of one address.
 struct Failures {
-    limiter: DefaultDirectRateLimiter,
     per_minute: u32,
-    limited_until: Mutex<Option<Instant>>,
+    times: Mutex<FailureTimes>,
+}
+
+/// Counts failures by the generic cell rate algorithm: each failure takes the time that the limit allows for one, and
+/// at most a minute may be taken in advance. It needs two times for an address, however many its failures are.
+struct FailureTimes {
+    /// When all failures so far are paid off.
+    paid_off_at: Instant,
+    limited_until: Option<Instant>,
+}
+
+impl FailureTimes {
+    /// Counts a failure. Returns `Some` when it is over the limit: the time until one more is allowed.
+    fn record(&mut self, now: Instant, per_minute: u32) -> Option<Duration> {
+        let Some(each) = MINUTE.checked_div(per_minute) else { return Some(MINUTE) };
+        let paid_off_at = self.paid_off_at.max(now) + each;
+        // Divided times are rounded down, so that `per_minute` of them fit into a minute.
+        let wait = paid_off_at.checked_duration_since(now + MINUTE).filter(|wait| !wait.is_zero());
+        match wait {
+            Some(wait) => self.limited_until = Some(now + wait),
+            None => self.paid_off_at = paid_off_at,
+        }
+        wait
+    }
 }
 
 impl Default for Addresses {
@@ -67,7 +87,7 @@ impl Addresses {
     #[must_use]
     pub fn failure_limit_wait(&self, address: IpAddr) -> Option<Duration> {
         let failures = self.failures.get(&network(address))?;
-        let limited_until = *failures.limited_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let limited_until = failures.times.lock().unwrap_or_else(PoisonError::into_inner).limited_until;
         limited_until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
@@ -75,19 +95,16 @@ impl Addresses {
     /// cause no key fetch and no remote check.
     #[must_use]
     pub fn record_failure(&self, address: IpAddr, per_minute: u32) -> Option<Duration> {
-        let Some(quota) = NonZeroU32::new(per_minute).map(Quota::per_minute) else { return Some(MINUTE) };
-        let network = network(address);
+        let (network, now) = (network(address), Instant::now());
         let known = self.failures.get(&network).filter(|failures| failures.per_minute == per_minute);
         let failures = known.unwrap_or_else(|| {
-            let limiter = RateLimiter::direct(quota);
-            let failures = Arc::new(Failures { limiter, per_minute, limited_until: Mutex::default() });
+            let times = Mutex::new(FailureTimes { paid_off_at: now, limited_until: None });
+            let failures = Arc::new(Failures { per_minute, times });
             self.failures.insert(network, Arc::clone(&failures));
             failures
         });
-        let not_until = failures.limiter.check().err()?;
-        let wait = not_until.wait_time_from(DefaultClock::default().now());
-        *failures.limited_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + wait);
-        Some(wait)
+        let mut times = failures.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.record(now, per_minute)
     }
 
     /// Records that many clients share this address. Returns whether it was not recorded before.
@@ -122,6 +139,25 @@ mod tests {
         assert_eq!(addresses.failure_limit_wait(other), None);
         assert_eq!(addresses.record_failure(other, 3), None);
         assert!(addresses.record_failure(other, 0).is_some(), "none at all");
+    }
+
+    #[test]
+    fn the_limit_of_failed_tokens_recovers_evenly() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut times = FailureTimes { paid_off_at: start, limited_until: None };
+        let per_minute = 7;
+        assert!((0..per_minute).all(|_| times.record(start, per_minute).is_none()), "a minute's failures at once");
+        let wait = times.record(start, per_minute).expect("one too many");
+        assert!(wait > Duration::from_secs(8) && wait < Duration::from_secs(9), "{wait:?}");
+        assert_eq!(times.record(start, per_minute), Some(wait), "a failure over the limit costs nothing");
+        assert!(times.record(at(8), per_minute).is_some());
+        assert_eq!(times.record(at(9), per_minute), None);
+        assert!(times.record(at(9), per_minute).is_some());
+        assert!((0..per_minute).all(|_| times.record(at(200), per_minute).is_none()), "all of them again");
+        assert!(times.record(at(200), per_minute).is_some(), "an idle time does not add up");
+        assert_eq!(times.record(at(400), 0), Some(MINUTE));
+        assert_eq!(times.record(at(400), u32::MAX), None);
     }
 
     #[test]
