@@ -30,10 +30,11 @@ pub struct PresentedCredential {
 }
 
 impl PresentedCredential {
-    /// Takes the credential out of a request, by the route's token sources.
+    /// Takes the credential out of a request, by the route's token sources. `last` is the last token of the connection.
     #[must_use]
-    pub fn extract(mut request: ProtectedRequest, policy: &Policy) -> Self {
-        let found = request.extract(policy);
+    pub fn extract(mut request: ProtectedRequest, policy: &Policy, last: Option<&LastToken>) -> Self {
+        let known = last.and_then(LastToken::token);
+        let found = request.extract(policy, known.as_ref());
         Self { request, found }
     }
 

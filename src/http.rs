@@ -90,7 +90,7 @@ pub use assertion::AssertionSigner;
 pub use body::{BodyEnd, ClientBody};
 pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unlisted_origin};
 pub use dial::tls_client;
-pub use forwarding::{AddressSharing, ClientAddress, Connection, address_text, network};
+pub use forwarding::{AddressSharing, ClientAddress, Connection, network};
 pub(crate) use headers::strip_hop_by_hop;
 pub use headers::{TrustedHeaders, UpstreamRequest, prepare, prepare_preflight, prepare_public, strip_own_set_cookie};
 pub use lingering::LingerLimit;

@@ -181,7 +181,7 @@ struct RequestHandler<'a> {
 }
 
 impl RequestHandler<'_> {
-    async fn handle(&self, admitted: Admitted, entry: &mut AccessEntry) -> Served {
+    async fn handle(&self, admitted: Box<Admitted>, entry: &mut AccessEntry) -> Served {
         let policy = &self.runtime.policy;
         let routed = match route_request(policy, admitted) {
             Ok(routed) => routed,
@@ -250,7 +250,7 @@ impl RequestHandler<'_> {
         let ClientConnection { reservation, last_token, .. } = self.caller;
         let authenticator =
             Authenticator { state: self.state, runtime: self.runtime, reservation, last: Some(last_token) };
-        let presented = PresentedCredential::extract(request, policy);
+        let presented = PresentedCredential::extract(request, policy, Some(last_token));
         presented.count_query_token(self.state);
         let authenticated = match authenticator.authenticate(presented, &mut entry.line).await {
             Authentication::User(authenticated) => authenticated,

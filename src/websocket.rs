@@ -52,7 +52,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
     if let Err(refusal) = handshake::check_origin(&request.head().headers, &request.route().websocket) {
         return Served::Refused(refusal);
     }
-    let mut presented = PresentedCredential::extract(request, &runtime.policy);
+    let mut presented = PresentedCredential::extract(request, &runtime.policy, None);
     presented.count_query_token(&state);
     let Some(upgrade) = presented.take_upgrade() else {
         return Served::Refused(Refusal::bad_request("no upgrade"));

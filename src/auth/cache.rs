@@ -98,10 +98,16 @@ impl LastToken {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = last.as_ref()?;
         // The comparison need not run in constant time: its timing could only reveal a token of the same connection.
-        let is_same = last.token.expose() == token.expose()
-            && Arc::ptr_eq(&last.verifier, verifier)
-            && last.entry.until > Instant::now();
+        let is_same =
+            last.token.is_same(token) && Arc::ptr_eq(&last.verifier, verifier) && last.entry.until > Instant::now();
         is_same.then(|| (last.digest, Arc::clone(&last.entry.identity)))
+    }
+
+    /// Returns the token, also where it has expired: only its text counts.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().map(|last| last.token.duplicate())
     }
 
     /// Stores the token that this verifier has just accepted, with the entry that limits how long it may be used.

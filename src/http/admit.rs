@@ -20,7 +20,7 @@ pub fn admit(
     mut request: Request<ClientBody>,
     connection: &Connection,
     policy: &Policy,
-) -> Result<Admitted, (Refusal, ClientAddress)> {
+) -> Result<Box<Admitted>, (Refusal, ClientAddress)> {
     let client = ClientAddress::of(connection, request.headers(), policy);
     let websocket = match check(&mut request, policy) {
         Ok(websocket) => websocket,
@@ -30,7 +30,7 @@ pub fn admit(
     let (parts, body) = request.into_parts();
     // `check_framing` has removed the framing fields, so only the body itself shows whether there is one.
     let announced = preflight_method(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
-    Ok(Admitted { parts, body: Box::new(body), client, upgrade, announced })
+    Ok(Box::new(Admitted { parts, body, client, upgrade, announced }))
 }
 
 fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Refusal> {
@@ -60,6 +60,10 @@ fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Ref
 /// Returns whether a method is a known one in another case. Methods are case-sensitive, but a backend that treats `get`
 /// as `GET` would answer a request to which no rule for `GET` was applied.
 fn is_misspelt(method: &Method) -> bool {
+    // Methods that hyper knows are values, not text, so the usual ones need no comparison of text.
+    if matches!(*method, Method::GET | Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::OPTIONS) {
+        return false;
+    }
     let name = method.as_str();
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
     known.iter().any(|known| known.eq_ignore_ascii_case(name) && *known != name)
@@ -96,10 +100,12 @@ fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), 
     let text = host.to_str().map_err(|_| Refusal::bad_request("Host is not ASCII"))?;
     let host: Authority = text.parse().map_err(|_| Refusal::bad_request("Host is not host and port"))?;
     // `Authority` accepts any text as a port.
-    let port = text.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    let colon = text.bytes().rposition(|byte| byte == b':');
+    let port = colon.map(|colon| &text[colon + 1..]).filter(|port| !port.ends_with(']'));
     let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
     // A program that expects a list would split the value at a comma.
-    if text.contains(['@', ',']) || host.host().is_empty() || !port.is_none_or(is_port) {
+    let name = host.host();
+    if text.bytes().any(|byte| matches!(byte, b'@' | b',')) || name.is_empty() || !port.is_none_or(is_port) {
         return Err(Refusal::bad_request("Host is not host and port"));
     }
     if let Some(authority) = request.uri().authority() {
@@ -115,7 +121,7 @@ fn check_host(request: &mut Request<ClientBody>, policy: &Policy) -> Result<(), 
         let target = target.ok_or_else(|| Refusal::bad_request("the target has no path"))?;
         *request.uri_mut() = target.as_str().parse().map_err(|_| Refusal::bad_request("the target is not a path"))?;
     }
-    if is_probe || policy.hosts.answers(host.host()) { Ok(()) } else { Err(Refusal::host_not_served()) }
+    if is_probe || policy.hosts.answers(name) { Ok(()) } else { Err(Refusal::host_not_served()) }
 }
 
 /// Checks the framing fields after hyper has read them: what a backend might read differently is refused or replaced.
@@ -168,9 +174,11 @@ fn is_websocket_key(key: &[u8]) -> bool {
 /// Returns whether a `%` is not followed by two hex digits. Programs disagree on the meaning of such a path.
 fn has_broken_escape(path: &str) -> bool {
     let bytes = path.as_bytes();
-    (0..bytes.len()).any(|at| {
-        bytes[at] == b'%' && !bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    })
+    path.contains('%')
+        && (0..bytes.len()).any(|at| {
+            bytes[at] == b'%'
+                && !bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+        })
 }
 
 #[cfg(test)]

@@ -7,12 +7,11 @@ use hyper::upgrade::OnUpgrade;
 use super::{ClientAddress, ClientBody};
 
 /// A request with one valid Host, unambiguous framing and a path without broken escapes. Only [`admit`](super::admit())
-/// creates it.
+/// creates it, in a box, because it is moved through every step.
 #[derive(Debug)]
 pub struct Admitted {
     pub(super) parts: Parts,
-    /// Boxed, because it is moved through every step.
-    pub(super) body: Box<ClientBody>,
+    pub(super) body: ClientBody,
     pub(super) client: ClientAddress,
     /// The client's side of a valid WebSocket upgrade (RFC 6455 section 4.2.1). It resolves when the 101 was written.
     pub(super) upgrade: Option<OnUpgrade>,

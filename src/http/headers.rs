@@ -2,6 +2,7 @@
 //! headers of the verified user are set. In this order nothing that a client sends (`Connection: X-User-Id`, a similar
 //! name, a second copy) can remove or duplicate those of the proxy (CVE-2025-48865, CVE-2024-45410, CVE-2025-64484).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use hyper::body::Body as _;
@@ -21,7 +22,9 @@ use super::forwarding;
 use super::list_field::lists;
 use super::request::{Allowed, PreflightRequest, PublicRequest};
 use crate::auth::{Identity, Token, token};
-use crate::policy::{Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader, UpstreamSpec};
+use crate::policy::{
+    Claim, Encode, HostHeader, Policy, Reserved, TokenToHttp, TokenToUpgrade, TrustedHeader, UpstreamSpec,
+};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -112,13 +115,23 @@ impl TrustedHeaders {
     pub fn of(headers: &[TrustedHeader], identity: &Identity) -> Result<Self, IdentityHeaderError> {
         let mut out = Vec::with_capacity(headers.len());
         for header in headers {
-            let Some(value) = identity.claim(&header.claim) else { continue };
+            let value = match &header.claim {
+                // Nearly every request has this one, and needs no copy of it.
+                Claim::UserId => None,
+                claim => match identity.claim(claim) {
+                    Some(value) => Some(value),
+                    None => continue,
+                },
+            };
             let error = |problem| IdentityHeaderError::Claim {
                 header: header.name.to_string(),
                 claim: header.claim.to_string(),
                 problem,
             };
-            let text = text(&value, header.encode).map_err(error)?;
+            let text = match value.as_deref() {
+                None => encoded(identity.user_id(), header.encode),
+                Some(value) => text(value, header.encode).map_err(error)?,
+            };
             let visible = text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text;
             let value = HeaderValue::from_str(&text).ok().filter(|_| visible);
             out.push((
@@ -130,17 +143,20 @@ impl TrustedHeaders {
     }
 }
 
-fn text(value: &Value, encode: Option<Encode>) -> Result<String, &'static str> {
-    let encoded = |text: &str| match encode {
-        Some(Encode::Percent) => utf8_percent_encode(text, PERCENT).to_string(),
-        None => text.to_owned(),
-    };
+fn encoded(text: &str, encode: Option<Encode>) -> Cow<'_, str> {
+    match encode {
+        Some(Encode::Percent) => utf8_percent_encode(text, PERCENT).into(),
+        None => Cow::Borrowed(text),
+    }
+}
+
+fn text(value: &Value, encode: Option<Encode>) -> Result<Cow<'_, str>, &'static str> {
     match value {
-        Value::String(text) => Ok(encoded(text)),
-        Value::Number(number) => Ok(number.to_string()),
-        Value::Bool(value) => Ok(value.to_string()),
+        Value::String(text) => Ok(encoded(text, encode)),
+        Value::Number(number) => Ok(Cow::Owned(number.to_string())),
+        Value::Bool(value) => Ok(Cow::Owned(value.to_string())),
         Value::Array(members) => {
-            let texts: Vec<String> = members
+            let texts: Vec<Cow<'_, str>> = members
                 .iter()
                 .map(|member| match member {
                     Value::String(text) if text.contains(',') && encode.is_none() => {
@@ -152,13 +168,13 @@ fn text(value: &Value, encode: Option<Encode>) -> Result<String, &'static str> {
                     member => text_of_member(member, encode),
                 })
                 .collect::<Result<_, _>>()?;
-            Ok(texts.join(","))
+            Ok(Cow::Owned(texts.join(",")))
         }
         Value::Object(_) | Value::Null => Err("is an object"),
     }
 }
 
-fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<String, &'static str> {
+fn text_of_member(member: &Value, encode: Option<Encode>) -> Result<Cow<'_, str>, &'static str> {
     match member {
         Value::Array(_) => Err("is an array of arrays"),
         member => text(member, encode),
@@ -257,8 +273,8 @@ pub fn prepare_preflight(preflight: PreflightRequest, policy: &Policy) -> Upstre
     UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
 }
 
-fn rebuilt(admitted: Admitted, to: &UpstreamSpec, policy: &Policy) -> Request<ClientBody> {
-    let Admitted { mut parts, body, client, .. } = admitted;
+fn rebuilt(admitted: Box<Admitted>, to: &UpstreamSpec, policy: &Policy) -> Request<ClientBody> {
+    let Admitted { mut parts, body, client, .. } = *admitted;
     forwarding::insert(&mut parts.headers, &client, policy.public_url.as_ref());
     if to.host_header == HostHeader::Upstream
         && let Ok(host) = HeaderValue::try_from(to.authority.as_str())
@@ -277,7 +293,7 @@ fn rebuilt(admitted: Admitted, to: &UpstreamSpec, policy: &Policy) -> Request<Cl
         // `admit` removed the framing fields. Without this field hyper would send no body with GET and HEAD.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    Request::from_parts(parts, *body)
+    Request::from_parts(parts, body)
 }
 
 /// Whether `Authorization` and the other headers that may carry a token are removed, in their exact spelling.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
 use hyper::Method;
-use hyper::header::ACCEPT;
+use hyper::header::{ACCEPT, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
@@ -16,7 +16,7 @@ use crate::policy::{AuthMode, Family, Policy, Route, RouteMatch, TokenSources};
 /// A request to one of the proxy's own endpoints.
 #[derive(Debug)]
 pub struct OwnRequest {
-    pub(super) admitted: Admitted,
+    pub(super) admitted: Box<Admitted>,
 }
 
 impl OwnRequest {
@@ -56,7 +56,7 @@ impl OwnRequest {
             upstream_secret: None,
         };
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
-        token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes)
+        token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes, None)
     }
 
     /// Takes the session cookie out of the request. Returns it with the cookie's name; the name is `None` for a client that
@@ -120,7 +120,7 @@ impl OwnRequest {
 /// A CORS preflight. It has no credential and no identity.
 #[derive(Debug)]
 pub struct PreflightRequest {
-    pub(super) admitted: Admitted,
+    pub(super) admitted: Box<Admitted>,
     pub(super) route: Arc<Route>,
     pub(super) is_answered_here: bool,
 }
@@ -148,7 +148,7 @@ impl PreflightRequest {
 /// A request whose route needs no credential, or that has none where it is optional.
 #[derive(Debug)]
 pub struct PublicRequest {
-    pub(super) admitted: Admitted,
+    pub(super) admitted: Box<Admitted>,
     pub(super) route: Arc<Route>,
 }
 
@@ -180,11 +180,17 @@ impl PublicRequest {
 /// A request whose route requires a verified token, or verifies one that is present.
 #[derive(Debug)]
 pub struct ProtectedRequest {
-    pub(super) admitted: Admitted,
+    pub(super) admitted: Box<Admitted>,
     pub(super) matched: RouteMatch,
+    wants_event_stream: bool,
 }
 
 impl ProtectedRequest {
+    pub(super) fn new(admitted: Box<Admitted>, matched: RouteMatch) -> Self {
+        let wants_event_stream = accepts_event_stream(&admitted.parts);
+        Self { admitted, matched, wants_event_stream }
+    }
+
     /// Returns the matching route.
     #[must_use]
     pub fn route(&self) -> &Arc<Route> {
@@ -216,7 +222,7 @@ impl ProtectedRequest {
 
     /// Sets the one subprotocol that is offered to the upstream, or none, because the client's 101 was sent before the
     /// upstream's.
-    pub fn set_subprotocol(&mut self, subprotocol: Option<&hyper::header::HeaderValue>) {
+    pub fn set_subprotocol(&mut self, subprotocol: Option<&HeaderValue>) {
         use hyper::header::SEC_WEBSOCKET_PROTOCOL;
         match subprotocol {
             Some(chosen) => {
@@ -243,16 +249,15 @@ impl ProtectedRequest {
     /// Returns whether the client accepts server-sent events.
     #[must_use]
     pub fn wants_event_stream(&self) -> bool {
-        let Parts { method, headers, .. } = &self.admitted.parts;
-        let accepts = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        method == Method::GET && accepts.flat_map(|value| value.split(',')).any(is_event_stream)
+        self.wants_event_stream
     }
 
-    /// Takes the token out of the request, by the route's token sources in their order.
+    /// Takes the token out of the request, by the route's token sources in their order. `known` is the token that the
+    /// connection presented last.
     ///
     /// # Errors
     /// Returns an error when a credential is present but is not one well-formed token.
-    pub fn extract(&mut self, policy: &Policy) -> Result<Extracted, BadCredential> {
+    pub fn extract(&mut self, policy: &Policy, known: Option<&Token>) -> Result<Extracted, BadCredential> {
         let purpose = if self.is_websocket() {
             Purpose::WebSocket
         } else if self.wants_event_stream() {
@@ -263,7 +268,7 @@ impl ProtectedRequest {
         let own = policy.browser.session.as_ref().map(|_| provenance::session_cookie_name(&self.admitted, policy));
         let Parts { headers, uri, .. } = &mut self.admitted.parts;
         let sources = &self.matched.route.token_from;
-        token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes)
+        token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes, known)
     }
 
     /// Adds the verified user.
@@ -351,14 +356,20 @@ impl AuthenticatedRequest {
     }
 }
 
-fn is_event_stream(range: &str) -> bool {
-    range.split(';').next().unwrap_or(range).trim().eq_ignore_ascii_case("text/event-stream")
+fn accepts_event_stream(Parts { method, headers, .. }: &Parts) -> bool {
+    let accepts = |value: &HeaderValue| value.as_bytes().split(|byte| *byte == b',').any(is_event_stream);
+    *method == Method::GET && headers.get_all(ACCEPT).iter().any(accepts)
+}
+
+fn is_event_stream(range: &[u8]) -> bool {
+    let kind = range.split(|byte| *byte == b';').next().unwrap_or(range);
+    kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// A request whose user is verified and meets the route's requirements.
 #[derive(Debug)]
 pub struct Allowed {
-    pub(super) admitted: Admitted,
+    pub(super) admitted: Box<Admitted>,
     pub(super) route: Arc<Route>,
     pub(super) identity: Arc<Identity>,
     pub(super) token: Option<Token>,

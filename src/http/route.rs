@@ -24,7 +24,7 @@ pub enum RoutedRequest {
 ///
 /// # Errors
 /// Returns a refusal if the route has `auth: deny`, before any credential is read, or if the path is ambiguous.
-pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedRequest, Refusal> {
+pub fn route_request(policy: &Policy, admitted: Box<Admitted>) -> Result<RoutedRequest, Refusal> {
     if is_resource_document(policy, &admitted) {
         return Ok(RoutedRequest::Own(OwnRequest { admitted }));
     }
@@ -54,7 +54,7 @@ pub fn route_request(policy: &Policy, admitted: Admitted) -> Result<RoutedReques
     Ok(match matched.auth {
         AuthMode::None => RoutedRequest::Public(PublicRequest { admitted, route: matched.route }),
         AuthMode::Required | AuthMode::Optional | AuthMode::Deny => {
-            RoutedRequest::Protected(ProtectedRequest { admitted, matched })
+            RoutedRequest::Protected(ProtectedRequest::new(admitted, matched))
         }
     })
 }
@@ -67,7 +67,7 @@ fn is_resource_document(policy: &Policy, admitted: &Admitted) -> bool {
 }
 
 /// Returns a request under the proxy's own prefix; the proxy always answers a preflight there itself.
-fn own(policy: &Policy, admitted: Admitted) -> RoutedRequest {
+fn own(policy: &Policy, admitted: Box<Admitted>) -> RoutedRequest {
     match policy.routes.last() {
         Some(route) if admitted.announced.is_some() => {
             RoutedRequest::Preflight(PreflightRequest { admitted, route: Arc::clone(route), is_answered_here: true })

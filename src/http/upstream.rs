@@ -6,6 +6,7 @@
 //! a connection, because one desynchronized response would be a leak between users.
 
 mod health;
+mod retry;
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -26,6 +27,7 @@ use super::pool::{Pool, PooledConnection};
 use super::{Answer, BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamError, UpstreamRequest};
 use crate::policy::UpstreamSpec;
 use health::HealthRecord;
+use retry::RetryableHead;
 
 pub use health::UpstreamHealth;
 
@@ -159,7 +161,7 @@ impl Upstream {
         }
         let is_head = *request.method() == Method::HEAD;
         let (mut sender, reused) = self.acquire(pool).await?;
-        let retry = if reused { retryable_copy(&request, &end) } else { None };
+        let retry = if reused { RetryableHead::of(&request, &end) } else { None };
         let first = self.exchange(&mut sender, request, &end).await;
         let (response, sender) = match first {
             Ok(response) => (response, sender),
@@ -168,7 +170,7 @@ impl Upstream {
                 (self.exchange(&mut sender, *request, &end).await.map_err(|failure| failure.error)?, sender)
             }
             Err(ExchangeError { is_lost: true, error, .. }) if reused => {
-                let Some(request) = retry else { return Err(error) };
+                let Some(request) = retry.and_then(RetryableHead::into_request) else { return Err(error) };
                 let mut sender = self.open().await?;
                 (self.exchange(&mut sender, request, &end).await.map_err(|failure| failure.error)?, sender)
             }
@@ -259,8 +261,10 @@ impl Upstream {
                 if idle.since.elapsed() >= self.spec.pool_idle_timeout || idle.sender.is_closed() {
                     continue;
                 }
-                // Resolves at once, because both bodies had ended when the connection returned.
-                if matches!(timeout(Duration::from_millis(100), idle.sender.ready()).await, Ok(Ok(()))) {
+                // It is ready, because both bodies had ended when the connection returned, or it is in a moment.
+                if idle.sender.is_ready()
+                    || matches!(timeout(Duration::from_millis(100), idle.sender.ready()).await, Ok(Ok(())))
+                {
                     return Ok((idle.sender, true));
                 }
             }
@@ -314,11 +318,18 @@ fn check_framing(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
             return invalid("a transfer coding other than chunked");
         }
     }
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => return Ok(true),
+        // The usual one, which stays as it is.
+        (Some(only), None) if is_number(only.as_bytes()) && !coded => return Ok(true),
+        _ => {}
+    }
     let lengths = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap_or(""));
     let mut lengths = lengths.flat_map(|value| value.split(',')).map(str::trim);
     let Some(length) = lengths.next().map(str::to_owned) else { return Ok(true) };
-    let is_number = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
-    if !is_number || lengths.any(|other| other != length) {
+    if !is_number(length.as_bytes()) || lengths.any(|other| other != length) {
         return invalid("an ambiguous Content-Length");
     }
     headers.remove(CONTENT_LENGTH);
@@ -356,21 +367,6 @@ impl ExchangeError {
     fn final_error(error: UpstreamError) -> Self {
         Self { unsent: None, is_lost: false, error }
     }
-}
-
-/// Returns a copy of a request that may be sent a second time although the upstream may have processed the first: it is
-/// idempotent (RFC 9110 section 9.2.2) and has no body.
-fn retryable_copy(request: &Request<ClientBody>, end: &BodyEnd) -> Option<Request<ClientBody>> {
-    let idempotent =
-        matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
-    if !idempotent || !end.is_complete() {
-        return None;
-    }
-    let mut copy = Request::new(ClientBody::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
 }
 
 fn builder() -> http1::Builder {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::head::RequestHead;
-use crate::http::{BodyEnd, ClientAddress, address_text};
+use crate::http::{BodyEnd, ClientAddress};
 use crate::runtime::ProxyState;
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, set_request_id};
 
@@ -36,7 +36,7 @@ impl AccessEntry {
     pub(super) fn set_client(&mut self, client: &ClientAddress, head: &RequestHead) {
         // This is accepted from this machine only, because the list of refusals marks tests as such.
         self.line.is_test = head.is_doctor && client.address.is_loopback();
-        self.line.client = address_text(client.address).into();
+        self.line.client = client.text().into();
         self.line.request_id = client.request_id.as_str().into();
         set_request_id(&self.line.request_id);
     }

@@ -37,13 +37,14 @@ impl RequestHead {
     pub(super) fn of(request: &Request<Incoming>, policy: &Policy) -> Self {
         let headers = request.headers();
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let user_agent = text(USER_AGENT);
         Self {
             started: Instant::now(),
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             query: request.uri().query().map(str::to_owned),
-            user_agent: text(USER_AGENT).filter(|agent| is_health_checker(agent)).map(str::to_owned),
-            is_doctor: text(USER_AGENT) == Some(DOCTOR_USER_AGENT)
+            user_agent: user_agent.filter(|agent| is_health_checker(agent)).map(str::to_owned),
+            is_doctor: user_agent == Some(DOCTOR_USER_AGENT)
                 && !FORWARDING.iter().any(|name| headers.contains_key(*name)),
             wants_problem_json: text(ACCEPT).is_some_and(|accept| accept.contains("application/problem+json")),
             origin: headers.get(ORIGIN).cloned(),

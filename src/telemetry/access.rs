@@ -173,10 +173,7 @@ fn json(line: &AccessLine) -> String {
     out.push_str("\",\"level\":\"info\",\"msg\":\"");
     out.push_str(if line.socket.is_some() { "socket" } else { "request" });
     out.push('"');
-    let mut text = |name: &str, value: &str| {
-        field_name(&mut out, name);
-        quote(&mut out, value, MAX_VALUE_BYTES);
-    };
+    let mut text = |name: &str, value: &str| text_field(&mut out, name, value);
     text("request_id", &line.request_id);
     text("client", &line.client);
     text("method", line.method.as_str());
@@ -186,10 +183,11 @@ fn json(line: &AccessLine) -> String {
         text("user", user);
     }
     if let Some(carrier) = line.carrier {
-        text("carrier", carrier);
+        fixed_field(&mut out, "carrier", carrier);
     }
-    text("answered_by", line.answered_by.name());
-    text("outcome", line.outcome.name());
+    fixed_field(&mut out, "answered_by", line.answered_by.name());
+    fixed_field(&mut out, "outcome", line.outcome.name());
+    let mut text = |name: &str, value: &str| text_field(&mut out, name, value);
     if !line.reason.is_empty() {
         text("reason", &line.reason);
     }
@@ -210,6 +208,19 @@ fn json(line: &AccessLine) -> String {
     }
     out.push('}');
     out
+}
+
+fn text_field(out: &mut String, name: &str, value: &str) {
+    field_name(out, name);
+    quote(out, value, MAX_VALUE_BYTES);
+}
+
+/// Appends a field whose value is one of this program's own names, which need no escape.
+fn fixed_field(out: &mut String, name: &str, value: &'static str) {
+    field_name(out, name);
+    out.push('"');
+    out.push_str(value);
+    out.push('"');
 }
 
 fn number_field(out: &mut String, name: &str, value: u64) {

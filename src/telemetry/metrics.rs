@@ -10,6 +10,7 @@ mod shared;
 mod sockets;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -28,9 +29,29 @@ pub(super) use shared::SharedMetrics;
 pub use sockets::PassedBytes;
 pub(super) use sockets::Sockets;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
 struct OfRoute {
     route: Label,
+}
+
+impl Hash for OfRoute {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_labels(state, 0, &[&self.route]);
+    }
+}
+
+/// Feeds label values to a hasher as one number. Every request looks up four series, and the hasher of their maps took 300
+/// instructions for each when it was fed text by text. No label is chosen by a client, so nobody can make values collide.
+fn hash_labels<H: Hasher>(state: &mut H, code: u16, texts: &[&str]) {
+    let mut hash = u64::from(code);
+    for text in texts {
+        for part in text.as_bytes().chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            hash = (hash.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+    state.write_u64(hash);
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

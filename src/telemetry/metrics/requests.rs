@@ -1,5 +1,6 @@
 //! Metrics of requests and upstream responses.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::OfRoute;
+use super::{OfRoute, hash_labels};
 use crate::telemetry::Label;
 use crate::telemetry::{AccessLine, Rule};
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
 struct Request {
     route: Label,
     method: &'static str,
@@ -22,10 +23,22 @@ struct Request {
     answered_by: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+impl Hash for Request {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_labels(state, self.code, &[&self.route, self.method, self.answered_by]);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
 struct Answered {
     route: Label,
     answered_by: &'static str,
+}
+
+impl Hash for Answered {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_labels(state, 0, &[&self.route, self.answered_by]);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
