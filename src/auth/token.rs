@@ -403,7 +403,7 @@ mod tests {
             let mut uri: Uri = "/ws?token=other".parse().expect("target");
             let mut sources = sources();
             sources.query = None;
-            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64) {
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64, None) {
                 Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
                 Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => Err(None),
                 Err(bad) => Err(Some(bad.problem)),
@@ -419,7 +419,7 @@ mod tests {
             headers.append(AUTHORIZATION, HeaderValue::from_str(value).expect("value"));
         }
         let mut uri: Uri = target.parse().expect("target");
-        let found = match extract(&mut headers, &mut uri, &sources(), purpose, None, 64) {
+        let found = match extract(&mut headers, &mut uri, &sources(), purpose, None, 64, None) {
             Ok(Extracted::Token(token, _)) => Ok(token.expose().to_owned()),
             Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => Err(None),
             Err(bad) => Err(Some(bad.problem)),
@@ -523,7 +523,7 @@ mod tests {
                 let page = format!("https://a.example/p?token={value}");
                 headers.append(REFERER, HeaderValue::from_str(&page).expect("value"));
                 let mut uri: Uri = format!("/x?a=1&token={value}").parse().expect("target");
-                extract(&mut headers, &mut uri, &sources, purpose, None, 256).expect("the header's");
+                extract(&mut headers, &mut uri, &sources, purpose, None, 256, None).expect("the header's");
                 assert_eq!(uri.query() == Some("a=1"), is_taken, "{issued:?} {value} {purpose:?}");
                 let pages: Vec<_> = headers.get_all(REFERER).iter().collect();
                 let expected = if is_taken { "https://a.example/p" } else { page.as_str() };
@@ -551,8 +551,41 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(REFERER, HeaderValue::from_static("https://a.example/p?x=1&token=abc"));
         let mut uri: Uri = "/ws?token=abc".parse().expect("target");
-        extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, None, 64).expect("token");
+        extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, None, 64, None).expect("token");
         assert_eq!(headers[REFERER], "https://a.example/p?x=1");
+    }
+
+    #[test]
+    fn a_token_that_was_presented_before_changes_nothing_of_what_is_found() {
+        let long = "x".repeat(65);
+        let with = |values: &[&str], sources: &TokenSources, known: Option<&Token>| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(AUTHORIZATION, HeaderValue::from_str(value).expect("value"));
+            }
+            let mut uri = Uri::from_static("/x");
+            let found = match extract(&mut headers, &mut uri, sources, Purpose::Plain, None, 64, known) {
+                Ok(Extracted::Token(token, carrier)) => Ok(Some((token.expose().to_owned(), carrier))),
+                Ok(Extracted::Nothing(_) | Extracted::Cookies(..)) => Ok(None),
+                Err(bad) => Err(bad),
+            };
+            assert!(!headers.contains_key(AUTHORIZATION), "{values:?}");
+            found
+        };
+        let guarded = TokenSources { upstream_secret: Some(Secret::for_tests(b"abc")), ..sources() };
+        for known in ["abc", long.as_str()] {
+            let known = Token::parse(known, 65).expect("a token");
+            for value in ["abc", "abcd", "ab", "", " abc", "abc ", long.as_str()] {
+                for scheme in ["Bearer", "bearer", "token", "Basic"] {
+                    let value = format!("{scheme} {value}");
+                    for values in [&[value.as_str()][..], &[&value, &value]] {
+                        for sources in [&sources(), &guarded] {
+                            assert_eq!(with(values, sources, Some(&known)), with(values, sources, None), "{values:?}");
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -571,7 +604,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, HeaderValue::from_str(field).expect("value"));
             let mut uri: Uri = target.parse().expect("target");
-            let found = extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64);
+            let found = extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64, None);
             let found = match &found {
                 Ok(Extracted::Token(token, _)) => Ok(Some(token.expose())),
                 Ok(_) => Ok(None),
@@ -603,7 +636,7 @@ mod tests {
             headers.insert(AUTHORIZATION, HeaderValue::from_static(credentials));
             let mut uri: Uri = "/x".parse().expect("target");
             let sources = TokenSources { basic: true, ..sources() };
-            let found = match extract(&mut headers, &mut uri, &sources, Purpose::Plain, None, 64) {
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::Plain, None, 64, None) {
                 Ok(Extracted::Token(token, carrier)) => {
                     assert_eq!(carrier, Carrier::Header);
                     Ok(token.expose().to_owned())
@@ -632,7 +665,7 @@ mod tests {
             if let Some(query) = &mut sources.query {
                 query.issued = Arc::new(ProviderTokens { opaque: true, any_issuer: true, ..ProviderTokens::default() });
             }
-            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64) {
+            let found = match extract(&mut headers, &mut uri, &sources, Purpose::WebSocket, None, 64, None) {
                 Ok(Extracted::Cookies(cookies, _)) => Some(cookies),
                 Ok(Extracted::Token(..)) => None,
                 other => panic!("{cookie} {target}: {other:?}"),

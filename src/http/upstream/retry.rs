@@ -84,7 +84,7 @@ mod tests {
         ] {
             request.headers_mut().append(name, HeaderValue::from_bytes(value).expect("a value"));
         }
-        request.headers_mut()["x-user-id"].set_sensitive(true);
+        request.headers_mut().get_mut("x-user-id").expect("it").set_sensitive(true);
         let end = request.body().end();
         let again = RetryableHead::of(&request, &end).and_then(RetryableHead::into_request).expect("a request");
         assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
