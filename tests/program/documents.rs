@@ -291,3 +291,36 @@ fn the_messages_that_are_explained_are_the_ones_that_are_said() {
     }
     assert!(count > 30, "{count}");
 }
+
+/// Returns the crates in the first cells of the table rows of a text.
+fn crates_of_rows(text: &str) -> Vec<&str> {
+    let cells = text.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    cells.flat_map(|cell| cell.split('`').filter(|part| !part.trim_matches([',', ' ']).is_empty())).collect()
+}
+
+#[test]
+fn every_dependency_has_a_row_that_says_why_it_is_there() {
+    let (manifest, lock, page) = (read("Cargo.toml"), read("Cargo.lock"), read("docs/dependencies.md"));
+    let mut is_table_of_crates = false;
+    let mut direct = Vec::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_table_of_crates = line.ends_with("dependencies]");
+        } else if is_table_of_crates && let Some((name, _)) = line.split_once(" = ") {
+            direct.push(name);
+        }
+    }
+    // A crate of the program may be named once more, with a feature for the tests.
+    direct.sort_unstable();
+    direct.dedup();
+    assert!(direct.len() > 30, "they are found: {direct:?}");
+
+    let (direct_rows, indirect_rows) = page.split_once("## What comes with them").expect("both parts");
+    let mut rows = crates_of_rows(direct_rows);
+    rows.sort_unstable();
+    assert_eq!(rows, direct, "docs/dependencies.md has one row for each dependency in Cargo.toml");
+    for name in crates_of_rows(indirect_rows) {
+        assert!(lock.contains(&format!("name = \"{name}\"\n")), "{name} is not a dependency any more; remove its row");
+        assert!(!direct.contains(&name), "{name} is in Cargo.toml, so its row belongs into a table above");
+    }
+}
