@@ -56,6 +56,36 @@ enum Awaiting {
     Head,
 }
 
+/// A timer whose end is nearly always moved before it comes. To move it only stores a time: the runtime's timer is set
+/// anew when the end is nearer than that, or when it has fired too early.
+#[derive(Debug)]
+struct MovableTimer {
+    sleep: Pin<Box<Sleep>>,
+    end: Instant,
+}
+
+impl MovableTimer {
+    fn new(end: Instant) -> Self {
+        Self { sleep: Box::pin(sleep_until(end)), end }
+    }
+
+    fn set(&mut self, end: Instant) {
+        self.end = end;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.end < self.sleep.deadline() {
+            self.sleep.as_mut().reset(self.end);
+        }
+        ready!(self.sleep.as_mut().poll(cx));
+        while self.sleep.deadline() < self.end {
+            self.sleep.as_mut().reset(self.end);
+            ready!(self.sleep.as_mut().poll(cx));
+        }
+        Poll::Ready(())
+    }
+}
+
 /// The reason for the end of an evicted connection.
 const EVICTED: &str = "limits.unauthenticated_bytes";
 
@@ -68,7 +98,7 @@ pub struct ClientStream {
     last_idle_count: u32,
     limits: ClientLimits,
     awaiting: Awaiting,
-    timer: Pin<Box<Sleep>>,
+    timer: MovableTimer,
     /// The number of bytes that may still be read and discarded, as soon as the proxy's side is closed.
     left_to_discard: Option<usize>,
     /// Whether the client has closed its side.
@@ -99,7 +129,7 @@ impl ClientStream {
             last_idle_count: 0,
             limits,
             awaiting: Awaiting::Head,
-            timer: Box::pin(sleep_until(accepted + limits.header)),
+            timer: MovableTimer::new(accepted + limits.header),
             left_to_discard: None,
             has_ended: false,
             base_bytes: reservation.bytes().max(HTTP_CONNECTION_BYTES),
@@ -130,7 +160,7 @@ impl ClientStream {
             self.last_idle_count = phase;
             self.awaiting = Awaiting::FirstByte;
             self.head_bytes = 0;
-            self.timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
+            self.timer.set(Instant::now() + self.limits.keep_alive);
         }
     }
 
@@ -224,7 +254,7 @@ impl AsyncRead for ClientStream {
             this.head_bytes += arrived;
             if matches!(this.awaiting, Awaiting::FirstByte) {
                 this.awaiting = Awaiting::Head;
-                this.timer.as_mut().reset(Instant::now() + this.limits.header);
+                this.timer.set(Instant::now() + this.limits.header);
             }
         }
         if read.is_ready() {
@@ -236,11 +266,11 @@ impl AsyncRead for ClientStream {
         if matches!(this.awaiting, Awaiting::Nothing) {
             return Poll::Pending;
         }
-        ready!(this.timer.as_mut().poll(cx));
+        ready!(this.timer.poll(cx));
         if this.socket.has_pending_write() {
             // The end of a response is still being sent to a slow reader, which `send_timeout` limits.
-            this.timer.as_mut().reset(Instant::now() + this.limits.keep_alive);
-            ready!(this.timer.as_mut().poll(cx));
+            this.timer.set(Instant::now() + this.limits.keep_alive);
+            ready!(this.timer.poll(cx));
         }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no complete request head in time")))
     }
@@ -269,7 +299,7 @@ impl AsyncWrite for ClientStream {
         // after the end: the idle timeout starts here, and wakes the connection when it is due.
         this.update_awaiting();
         if !matches!(this.awaiting, Awaiting::Nothing) {
-            let _ = this.timer.as_mut().poll(cx);
+            let _ = this.timer.poll(cx);
             if !this.reservation.is_verified() && this.reservation.poll_evicted(cx).is_ready() {
                 // `poll_read` handles the eviction.
                 cx.waker().wake_by_ref();
@@ -289,13 +319,13 @@ impl AsyncWrite for ClientStream {
             if !this.may_be_sending() {
                 return Poll::Ready(Ok(()));
             }
-            this.timer.as_mut().reset(Instant::now() + this.limits.discard.timeout);
+            this.timer.set(Instant::now() + this.limits.discard.timeout);
             this.limits.discard.bytes
         };
         loop {
             this.left_to_discard = Some(left);
             let is_evicted = !this.reservation.is_verified() && this.reservation.poll_evicted(cx).is_ready();
-            if is_evicted || this.timer.as_mut().poll(cx).is_ready() {
+            if is_evicted || this.timer.poll(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             let mut discarded = [std::mem::MaybeUninit::uninit(); 8 << 10];
@@ -461,6 +491,46 @@ impl WriteTimeout {
                         "no byte taken within send_timeout",
                     )));
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sets the timer to 30 s, then at each of the times to another end, and returns when it fires, in seconds.
+    async fn fires_at(moves: &[(u64, u64)], is_polled_before: bool) -> u64 {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut timer = MovableTimer::new(at(30));
+        for (time, end) in moves {
+            if is_polled_before {
+                let poll = std::future::poll_fn(|cx| timer.poll(cx));
+                let _ = tokio::time::timeout_at(at(*time), poll).await;
+            }
+            tokio::time::sleep_until(at(*time)).await;
+            timer.set(at(*end));
+        }
+        std::future::poll_fn(|cx| timer.poll(cx)).await;
+        start.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_fires_at_the_end_that_was_set_last() {
+        for is_polled_before in [true, false] {
+            for (moves, expected) in [
+                (&[][..], 30),
+                (&[(1, 75)], 75),
+                (&[(1, 5)], 5),
+                (&[(1, 75), (2, 12)], 12),
+                (&[(1, 5), (2, 75), (3, 40)], 40),
+                // The runtime's timer has fired before.
+                (&[(50, 75)], 75),
+                (&[(50, 40)], 50),
+            ] {
+                assert_eq!(fires_at(moves, is_polled_before).await, expected, "{moves:?} {is_polled_before}");
             }
         }
     }
