@@ -80,6 +80,7 @@ mod response_body;
 mod route;
 mod socket;
 mod stream;
+mod timer;
 mod unread;
 mod upstream;
 mod upstream_error;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::client::conn::http1::SendRequest;
 use tokio::time::Instant;
 
+use super::timer::MovableTimer;
 use super::{BodyEnd, ClientBody};
 
 /// The number of idle connections that are kept per pool. Open connections need no limit of their own: each belongs to
@@ -19,16 +20,25 @@ pub(super) struct Pool {
     is_reaping: std::sync::atomic::AtomicBool,
 }
 
+/// A connection to an upstream, on which one request at a time is sent. It is in a box, because each response holds one
+/// and is moved through every step.
+#[derive(Debug)]
+pub(super) struct UpstreamConnection {
+    pub(super) sender: SendRequest<ClientBody>,
+    /// The end of the wait for a response. It belongs to the connection, so that a request needs none of its own.
+    pub(super) timer: MovableTimer,
+}
+
 #[derive(Debug)]
 pub(super) struct IdleConnection {
-    pub(super) sender: SendRequest<ClientBody>,
+    pub(super) connection: Box<UpstreamConnection>,
     pub(super) since: Instant,
 }
 
 /// A connection in use, which can return to its pool once the response has ended.
 #[derive(Debug)]
 pub(super) struct PooledConnection {
-    pub(super) sender: SendRequest<ClientBody>,
+    pub(super) connection: Box<UpstreamConnection>,
     pub(super) pool: Weak<Pool>,
     pub(super) body: BodyEnd,
     pub(super) idle_timeout: Duration,
@@ -39,14 +49,14 @@ impl PooledConnection {
     /// be taken for the response to the next request.
     pub(super) fn return_to_pool(self) {
         let Some(pool) = self.pool.upgrade() else { return };
-        if !self.body.is_complete() || self.sender.is_closed() {
+        if !self.body.is_complete() || self.connection.sender.is_closed() {
             return;
         }
         let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() >= MAX_IDLE_CONNECTIONS {
             return;
         }
-        idle.push(IdleConnection { sender: self.sender, since: Instant::now() });
+        idle.push(IdleConnection { connection: self.connection, since: Instant::now() });
         drop(idle);
         if !pool.is_reaping.swap(true, std::sync::atomic::Ordering::AcqRel) {
             tokio::spawn(remove_idle(Arc::downgrade(&pool), self.idle_timeout));
@@ -60,7 +70,7 @@ async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
         tokio::time::sleep(idle_timeout.max(Duration::from_millis(50))).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|connection| connection.since.elapsed() < idle_timeout && !connection.sender.is_closed());
+        idle.retain(|idle| idle.since.elapsed() < idle_timeout && !idle.connection.sender.is_closed());
         if idle.is_empty() {
             idle.shrink_to_fit();
             pool.is_reaping.store(false, std::sync::atomic::Ordering::Release);

@@ -8,22 +8,25 @@
 mod health;
 mod retry;
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
 use hyper::http::response::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::dial::UpstreamConnector;
 use super::headers::strip_hop_by_hop;
 use super::list_field::lists;
-use super::pool::{Pool, PooledConnection};
+use super::pool::{IdleConnection, Pool, PooledConnection, UpstreamConnection};
+use super::timer::MovableTimer;
 use super::{Answer, BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamError, UpstreamRequest};
 use crate::policy::UpstreamSpec;
 use health::HealthRecord;
@@ -160,19 +163,19 @@ impl Upstream {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let is_head = *request.method() == Method::HEAD;
-        let (mut sender, reused) = self.acquire(pool).await?;
+        let (mut connection, reused) = self.acquire(pool).await?;
         let retry = if reused { RetryableHead::of(&request, &end) } else { None };
-        let first = self.exchange(&mut sender, request, &end).await;
-        let (response, sender) = match first {
-            Ok(response) => (response, sender),
+        let first = self.exchange(&mut connection, request, &end).await;
+        let (response, connection) = match first {
+            Ok(response) => (response, connection),
             Err(ExchangeError { unsent: Some(request), .. }) if reused => {
-                let mut sender = self.open().await?;
-                (self.exchange(&mut sender, *request, &end).await.map_err(|failure| failure.error)?, sender)
+                let mut connection = self.open().await?;
+                (self.exchange(&mut connection, *request, &end).await.map_err(|failure| failure.error)?, connection)
             }
             Err(ExchangeError { is_lost: true, error, .. }) if reused => {
                 let Some(request) = retry.and_then(RetryableHead::into_request) else { return Err(error) };
-                let mut sender = self.open().await?;
-                (self.exchange(&mut sender, request, &end).await.map_err(|failure| failure.error)?, sender)
+                let mut connection = self.open().await?;
+                (self.exchange(&mut connection, request, &end).await.map_err(|failure| failure.error)?, connection)
             }
             Err(failure) => return Err(failure.error),
         };
@@ -183,7 +186,7 @@ impl Upstream {
         let is_reusable = check_framing(&mut parts.headers)? && !may_have_unexpected_body(is_head, &parts);
         let keep = is_reusable && self.spec.reuse && !lists(&parts.headers, &CONNECTION, "close");
         let connection = keep.then(|| PooledConnection {
-            sender,
+            connection,
             pool: Arc::downgrade(pool),
             body: end,
             idle_timeout: self.spec.pool_idle_timeout,
@@ -243,29 +246,30 @@ impl Upstream {
         Ok(TokioIo::new(TimedStream::to_upstream(self.connector.connect().await?, self.send_timeout)))
     }
 
-    async fn open(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {
+    async fn open(&self) -> Result<Box<UpstreamConnection>, UpstreamError> {
         let io = self.connect().await?;
         let (sender, connection) = builder().handshake(io).await.map_err(failed)?;
         tokio::spawn(async move {
             // The owner of the sender sees the error too.
             let _ = connection.await;
         });
-        Ok(sender)
+        let timer = MovableTimer::new(Instant::now() + self.spec.response_timeout);
+        Ok(Box::new(UpstreamConnection { sender, timer }))
     }
 
-    async fn acquire(&self, pool: &Arc<Pool>) -> Result<(SendRequest<ClientBody>, bool), UpstreamError> {
+    async fn acquire(&self, pool: &Arc<Pool>) -> Result<(Box<UpstreamConnection>, bool), UpstreamError> {
         if self.spec.reuse {
             loop {
                 let candidate = pool.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                let Some(mut idle) = candidate else { break };
-                if idle.since.elapsed() >= self.spec.pool_idle_timeout || idle.sender.is_closed() {
+                let Some(IdleConnection { mut connection, since }) = candidate else { break };
+                if since.elapsed() >= self.spec.pool_idle_timeout || connection.sender.is_closed() {
                     continue;
                 }
                 // It is ready, because both bodies had ended when the connection returned, or it is in a moment.
-                if idle.sender.is_ready()
-                    || matches!(timeout(Duration::from_millis(100), idle.sender.ready()).await, Ok(Ok(())))
+                let sender = &mut connection.sender;
+                if sender.is_ready() || matches!(timeout(Duration::from_millis(100), sender.ready()).await, Ok(Ok(())))
                 {
-                    return Ok((idle.sender, true));
+                    return Ok((connection, true));
                 }
             }
         }
@@ -274,18 +278,26 @@ impl Upstream {
 
     async fn exchange(
         &self,
-        sender: &mut SendRequest<ClientBody>,
+        connection: &mut UpstreamConnection,
         request: Request<ClientBody>,
         end: &BodyEnd,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let limit = self.spec.response_timeout;
+        let UpstreamConnection { sender, timer } = connection;
+        timer.set(Instant::now() + limit);
         let mut sending = std::pin::pin!(sender.try_send_request(request));
         let answered = loop {
-            match timeout(limit, sending.as_mut()).await {
-                Ok(answered) => break answered,
+            let answered = poll_fn(|cx| match sending.as_mut().poll(cx) {
+                Poll::Ready(answered) => Poll::Ready(Some(answered)),
+                Poll::Pending => timer.poll(cx).map(|()| None),
+            });
+            match answered.await {
+                Some(answered) => break answered,
                 // The limit is for the response head. A body that is being sent has its own limits.
-                Err(_) if !end.is_complete() && !end.is_stalled() && !end.is_too_large() && !end.is_broken() => {}
-                Err(_) => return Err(ExchangeError::final_error(UpstreamError::ResponseTimeout { limit })),
+                None if !end.is_complete() && !end.is_stalled() && !end.is_too_large() && !end.is_broken() => {
+                    timer.set(Instant::now() + limit);
+                }
+                None => return Err(ExchangeError::final_error(UpstreamError::ResponseTimeout { limit })),
             }
         };
         answered.map_err(|mut error| {
