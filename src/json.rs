@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 /// The maximum depth. No token and no handshake message needs more; `serde_json`'s own limit is 128.
 const DEPTH: usize = 32;
+/// The maximum depth of JSON that the proxy wrote itself: claims with what is around them.
+const OWN_DEPTH: usize = DEPTH + 8;
 
 /// The error for a text that is not strict JSON.
 #[derive(Debug, thiserror::Error)]
@@ -32,20 +34,53 @@ pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, NotStrict> {
 /// # Errors
 /// Returns the errors of [`object`], except that any value is allowed.
 pub fn value(bytes: &[u8]) -> Result<Value, NotStrict> {
+    read(bytes, DEPTH)
+}
+
+/// Reads one JSON object that the proxy wrote itself: the claims of a token, or something around them.
+///
+/// `serde_json` reads its own `Value` in another way where the feature `raw_value` is on: an object whose first member has
+/// the name that is reserved for raw values becomes the JSON in the text of that member, so claims would not come back as
+/// they were verified.
+///
+/// # Errors
+/// Returns the errors of [`object`]; the depth is a little larger.
+pub fn own_object(bytes: &[u8]) -> Result<Map<String, Value>, NotStrict> {
+    match read(bytes, OWN_DEPTH)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(NotStrict(serde_json::Error::custom("not an object"))),
+    }
+}
+
+/// Deserializes a member that holds an object, or null, as [`own_object`] does.
+///
+/// # Errors
+/// Returns the deserializer's error, and one for any other value.
+pub fn own_member<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Map<String, Value>>, D::Error> {
+    match (Strict { left: OWN_DEPTH }).deserialize(deserializer)? {
+        Value::Object(map) => Ok(Some(map)),
+        Value::Null => Ok(None),
+        _ => Err(D::Error::custom("not an object")),
+    }
+}
+
+fn read(bytes: &[u8], depth: usize) -> Result<Value, NotStrict> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { depth: 0 }.deserialize(&mut deserializer)?;
+    let value = Strict { left: depth }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
 
 #[derive(Clone, Copy)]
 struct Strict {
-    depth: usize,
+    /// The number of levels that may still follow.
+    left: usize,
 }
 
 impl Strict {
     fn deeper<E: Error>(self) -> Result<Self, E> {
-        if self.depth >= DEPTH { Err(E::custom("nested too deep")) } else { Ok(Self { depth: self.depth + 1 }) }
+        let left = self.left.checked_sub(1).ok_or_else(|| E::custom("nested too deep"))?;
+        Ok(Self { left })
     }
 }
 
@@ -136,6 +171,17 @@ mod tests {
             assert_eq!(object(text.as_bytes()).is_ok(), accepted, "{text}");
         }
         assert!(object(b"{\"a\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn what_the_proxy_wrote_is_read_as_it_was() {
+        // The name that serde_json reserves for raw values.
+        let reserved = r#"{"a":{"$serde_json::private::RawValue":"{\"b\":1}"}}"#;
+        let read = own_object(reserved.as_bytes()).expect("an object");
+        assert_eq!(Value::Object(read).to_string(), reserved);
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        assert!(own_object(nested(OWN_DEPTH - 1).as_bytes()).is_ok());
+        assert!(own_object(nested(OWN_DEPTH).as_bytes()).is_err());
     }
 
     #[test]

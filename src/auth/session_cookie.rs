@@ -20,6 +20,7 @@ use super::identity::{BrowserSession, CookieTimes, Expiry, VerifiedBy};
 use super::kind::{Category, TokenKindHeader};
 use super::token::MAX_COOKIE_VALUE;
 use super::{Identity, KeyFingerprint, SessionCookie, issuer_or_name};
+use crate::json;
 use crate::policy::{Secret, SessionSpec};
 
 /// The associated data of the encryption, so that nothing encrypted for another purpose can be read as a cookie.
@@ -228,8 +229,7 @@ impl SessionCookies {
         let mut encrypted = bytes.split_off(NONCE_LEN);
         let nonce = Nonce::try_assume_unique_for_key(&bytes).ok()?;
         let held = self.key.open_in_place(nonce, Aad::from(PURPOSE), &mut encrypted).ok()?;
-        let Value::Object(held) = serde_json::from_slice(held).ok()? else { return None };
-        CookieContent::from_json(held, self.key_fingerprint)
+        CookieContent::from_json(json::own_object(held).ok()?, self.key_fingerprint)
     }
 }
 

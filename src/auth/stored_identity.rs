@@ -7,6 +7,7 @@ use super::identify::{VerifiedClaims, identify_again};
 use super::identity::{CookieTimes, Expiry, VerifiedBy};
 use super::kind::TokenKindHeader;
 use super::{Identity, KeyFingerprint, Verifier, claims};
+use crate::json;
 use crate::policy::{AuthorizedParties, ProviderSpec};
 
 /// An identity in compact form. It can be made only from an [`Identity`].
@@ -116,7 +117,7 @@ impl StoredIdentity {
     }
 
     fn verified_claims(&self) -> Option<VerifiedClaims> {
-        let claims = serde_json::from_str(&self.stored.claims).ok()?;
+        let claims = json::own_object(self.stored.claims.as_bytes()).ok()?;
         Some(VerifiedClaims {
             claims,
             kind: self.stored.kind,
@@ -126,7 +127,8 @@ impl StoredIdentity {
     }
 
     /// Makes an example, for tests of code that only stores it.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
+    #[allow(clippy::expect_used, reason = "the configuration is a valid one")]
     pub(crate) fn example(expires_at: u64) -> Self {
         let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
         let config = crate::config::load_yaml(yaml).expect("loads").config;
@@ -143,7 +145,7 @@ impl StoredIdentity {
     }
 
     /// Returns a copy with another expiry, for tests of sessions.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn expiring(&self, at: u64) -> Self {
         Self { expiry: Expiry::At(at), ..self.clone() }
     }

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use crate::auth::digest::{Digest, digest};
+use crate::json;
 use crate::policy::Secret;
 
 /// The salt of the key derivation, so that no other use of the same secret has the same keys.
@@ -102,10 +103,7 @@ impl LoginKeys {
         let nonce = Nonce::try_assume_unique_for_key(&bytes).ok()?;
         let associated_data = Aad::from(purpose.associated_data());
         let content = self.encryption.open_in_place(nonce, associated_data, &mut encrypted).ok()?;
-        match serde_json::from_slice(content).ok()? {
-            Value::Object(content) => Some(content),
-            _ => None,
-        }
+        json::own_object(content).ok()
     }
 
     /// Derives a secret of one attempt: its nonce or its PKCE verifier.

@@ -4,123 +4,86 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::super::keys::{SessionKey, random};
 use crate::auth::digest::{Digest, digest};
+use crate::json;
 
 const PURPOSE: &[u8] = b"vestibule login record 1";
 
 /// The content of a record.
 #[derive(Serialize, Deserialize)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
-pub(super) struct RecordContent {
+pub(in crate::auth::login) struct RecordContent {
     /// The issuer, the client's id and the preset of the login that began the session.
     #[serde(rename = "i")]
-    pub(super) issuer: Option<String>,
+    pub(in crate::auth::login) issuer: Option<String>,
     #[serde(rename = "w")]
-    pub(super) client_id: String,
+    pub(in crate::auth::login) client_id: String,
     #[serde(rename = "f")]
-    pub(super) preset: String,
+    pub(in crate::auth::login) preset: String,
     #[serde(rename = "n")]
-    pub(super) nonce: String,
+    pub(in crate::auth::login) nonce: String,
     #[serde(rename = "t")]
-    pub(super) first_auth_time: Option<u64>,
+    pub(in crate::auth::login) first_auth_time: Option<u64>,
     #[serde(rename = "b")]
-    pub(super) issued_at: Option<Value>,
+    pub(in crate::auth::login) issued_at: Option<Value>,
     /// The claims of the last ID token.
-    #[serde(rename = "c")]
-    pub(super) id_token_claims: Map<String, Value>,
+    #[serde(rename = "c", deserialize_with = "claims")]
+    pub(in crate::auth::login) id_token_claims: Map<String, Value>,
     /// The claims of the user, if they are not those of the ID token.
-    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
-    pub(super) claims: Option<Map<String, Value>>,
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none", deserialize_with = "json::own_member")]
+    pub(in crate::auth::login) claims: Option<Map<String, Value>>,
     #[serde(rename = "y")]
-    pub(super) is_access_token: bool,
+    pub(in crate::auth::login) is_access_token: bool,
     #[serde(rename = "g")]
-    pub(super) category: String,
+    pub(in crate::auth::login) category: String,
     #[serde(rename = "k")]
-    pub(super) key_fingerprint: String,
+    pub(in crate::auth::login) key_fingerprint: String,
     #[serde(rename = "a")]
-    pub(super) algorithm: String,
+    pub(in crate::auth::login) algorithm: String,
     /// The `exp` and `auth_time` of the last ID token, Unix seconds.
     #[serde(rename = "x")]
-    pub(super) id_token_end: u64,
+    pub(in crate::auth::login) id_token_end: u64,
     #[serde(rename = "s")]
-    pub(super) auth_time: Option<u64>,
+    pub(in crate::auth::login) auth_time: Option<u64>,
     #[serde(rename = "h")]
-    pub(super) id_token: Option<String>,
+    pub(in crate::auth::login) id_token: Option<String>,
     #[serde(rename = "p")]
-    pub(super) access_token: Option<String>,
+    pub(in crate::auth::login) access_token: Option<String>,
     #[serde(rename = "r")]
-    pub(super) refresh_token: Option<String>,
+    pub(in crate::auth::login) refresh_token: Option<String>,
     /// The Unix time in seconds at which the tokens expire.
     #[serde(rename = "e")]
-    pub(super) token_end: u64,
+    pub(in crate::auth::login) token_end: u64,
     /// The Unix time in milliseconds of the next renewal.
     #[serde(rename = "d")]
-    pub(super) renew_at: u64,
+    pub(in crate::auth::login) renew_at: u64,
 }
 
-/// Encrypts and decrypts the records of one session.
-pub(super) struct RecordKey {
-    cipher: LessSafeKey,
-    name: Digest,
+fn claims<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+    json::own_member(deserializer)?.ok_or_else(|| D::Error::custom("no claims"))
 }
 
-impl RecordKey {
-    /// Derives the keys of a session's record. Returns `None` where the cryptography library does not.
-    pub(super) fn new(key: &SessionKey, session_id: &str) -> Option<Self> {
-        let cipher = UnboundKey::new(&AES_256_GCM, &key.derive(b"encrypt")?).ok()?;
-        let name = hmac::Key::new(hmac::HMAC_SHA256, &key.derive(b"name")?);
-        Some(Self { cipher: LessSafeKey::new(cipher), name: digest(&name, &[session_id.as_bytes()]) })
-    }
-
-    /// Returns the name of the record in a store.
-    pub(super) fn name(&self) -> Digest {
-        self.name
-    }
-
-    fn associated_data(&self, generation: u64) -> Aad<Vec<u8>> {
-        Aad::from([PURPOSE, &self.name.0[..], &generation.to_be_bytes()[..]].concat())
-    }
-
-    /// Encrypts a record: a random nonce, then the ciphertext (AES-256-GCM). Returns `None` when the system has no random
-    /// numbers.
-    pub(super) fn seal(&self, generation: u64, content: &RecordContent) -> Option<Vec<u8>> {
-        let nonce = random::<NONCE_LEN>()?;
-        let mut encrypted = serde_json::to_vec(content).ok()?;
-        let associated_data = self.associated_data(generation);
-        self.cipher
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), associated_data, &mut encrypted)
-            .ok()?;
-        Some([&nonce[..], &encrypted].concat())
-    }
-
-    /// Decrypts a record. Returns `None` for one of another session, another generation or another key.
-    pub(super) fn open(&self, generation: u64, sealed: &[u8]) -> Option<RecordContent> {
-        let (nonce, encrypted) = sealed.split_at_checked(NONCE_LEN)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let mut encrypted = encrypted.to_vec();
-        let content = self.cipher.open_in_place(nonce, self.associated_data(generation), &mut encrypted).ok()?;
-        serde_json::from_slice(content).ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn content() -> RecordContent {
-        let claims = Map::from_iter([("sub".to_owned(), Value::from("alice"))]);
-        RecordContent {
+#[cfg(any(test, fuzzing))]
+impl RecordContent {
+    /// Makes an example.
+    pub(in crate::auth::login) fn example() -> Self {
+        Self {
             issuer: Some("https://a".to_owned()),
             client_id: "b".to_owned(),
             preset: "oidc".to_owned(),
             nonce: "c".to_owned(),
             first_auth_time: None,
             issued_at: Some(5.into()),
-            id_token_claims: claims,
+            // The name that serde_json reserves for raw values.
+            id_token_claims: Map::from_iter([(
+                "m".to_owned(),
+                serde_json::json!({ "$serde_json::private::RawValue": "{}" }),
+            )]),
             claims: None,
             is_access_token: false,
             category: String::new(),
@@ -135,16 +98,66 @@ mod tests {
             renew_at: 9,
         }
     }
+}
+
+/// Encrypts and decrypts the records of one session.
+pub(in crate::auth::login) struct RecordKey {
+    cipher: LessSafeKey,
+    name: Digest,
+}
+
+impl RecordKey {
+    /// Derives the keys of a session's record. Returns `None` where the cryptography library does not.
+    pub(in crate::auth::login) fn new(key: &SessionKey, session_id: &str) -> Option<Self> {
+        let cipher = UnboundKey::new(&AES_256_GCM, &key.derive(b"encrypt")?).ok()?;
+        let name = hmac::Key::new(hmac::HMAC_SHA256, &key.derive(b"name")?);
+        Some(Self { cipher: LessSafeKey::new(cipher), name: digest(&name, &[session_id.as_bytes()]) })
+    }
+
+    /// Returns the name of the record in a store.
+    pub(in crate::auth::login) fn name(&self) -> Digest {
+        self.name
+    }
+
+    fn associated_data(&self, generation: u64) -> Aad<Vec<u8>> {
+        Aad::from([PURPOSE, &self.name.0[..], &generation.to_be_bytes()[..]].concat())
+    }
+
+    /// Encrypts a record: a random nonce, then the ciphertext (AES-256-GCM). Returns `None` when the system has no random
+    /// numbers.
+    pub(in crate::auth::login) fn seal(&self, generation: u64, content: &RecordContent) -> Option<Vec<u8>> {
+        let nonce = random::<NONCE_LEN>()?;
+        let mut encrypted = serde_json::to_vec(content).ok()?;
+        let associated_data = self.associated_data(generation);
+        self.cipher
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), associated_data, &mut encrypted)
+            .ok()?;
+        Some([&nonce[..], &encrypted].concat())
+    }
+
+    /// Decrypts a record. Returns `None` for one of another session, another generation or another key.
+    pub(in crate::auth::login) fn open(&self, generation: u64, sealed: &[u8]) -> Option<RecordContent> {
+        let (nonce, encrypted) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut encrypted = encrypted.to_vec();
+        let content = self.cipher.open_in_place(nonce, self.associated_data(generation), &mut encrypted).ok()?;
+        serde_json::from_slice(content).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_record_is_read_by_its_session_s_key_as_its_own_generation_alone() {
         let (key, other) = (SessionKey::generate().expect("random"), SessionKey::generate().expect("random"));
         let record = |key: &SessionKey, id: &str| RecordKey::new(key, id).expect("keys");
         let ours = record(&key, "id");
-        let sealed = ours.seal(3, &content()).expect("sealed");
+        let sealed = ours.seal(3, &RecordContent::example()).expect("sealed");
         assert!(!sealed.windows(6).any(|part| part == b"secret"), "encrypted");
-        assert_ne!(sealed, ours.seal(3, &content()).expect("sealed"), "each with a nonce of its own");
-        assert_eq!(record(&key, "id").open(3, &sealed), Some(content()));
+        assert_ne!(sealed, ours.seal(3, &RecordContent::example()).expect("sealed"), "each with a nonce of its own");
+        assert_eq!(record(&key, "id").open(3, &sealed), Some(RecordContent::example()));
         assert_eq!(ours.open(2, &sealed), None, "another generation");
         assert_eq!(record(&key, "other").open(3, &sealed), None, "another session");
         assert_eq!(record(&other, "id").open(3, &sealed), None, "another key");
