@@ -283,6 +283,18 @@ fn is_upstream_secret(text: &str, upstream_secret: Option<&Secret>) -> bool {
         .is_some_and(|upstream_secret| verify_slices_are_equal(text.as_bytes(), upstream_secret.expose()).is_ok())
 }
 
+/// Returns a field's value with one character for each byte. What is beside a token may be other than ASCII, and the token
+/// is taken out all the same.
+fn characters(value: &HeaderValue) -> String {
+    value.as_bytes().iter().map(|byte| char::from(*byte)).collect()
+}
+
+/// Makes a field's value of what [`characters`] returned, or of a part of it.
+fn field_value(text: &str) -> Option<HeaderValue> {
+    let bytes: Vec<u8> = text.chars().filter_map(|character| u8::try_from(character).ok()).collect();
+    HeaderValue::from_bytes(&bytes).ok()
+}
+
 fn take_header(
     headers: &mut HeaderMap,
     name: &HeaderName,
@@ -586,6 +598,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_token_beside_other_bytes_than_ascii_is_taken_out_too() {
+        let mut headers = HeaderMap::new();
+        let value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).expect("value");
+        headers.insert(REFERER, value(b"https://a.example/caf\xc3\xa9?x=\xff&token=abc"));
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, value(b"v\xe9, plain.abc"));
+        let mut uri: Uri = "/ws".parse().expect("target");
+        let found = extract(&mut headers, &mut uri, &sources(), Purpose::WebSocket, None, 64, None);
+        assert!(matches!(found, Ok(Extracted::Token(token, Carrier::Subprotocol)) if token.expose() == "abc"));
+        assert_eq!(headers[REFERER].as_bytes(), b"https://a.example/caf\xc3\xa9?x=\xff");
+        assert_eq!(headers[SEC_WEBSOCKET_PROTOCOL].as_bytes(), b"v\xe9");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::{BadCredential, Carrier, Found, Problem, Token, is_upstream_secret};
+use super::{BadCredential, Carrier, Found, Problem, Token, characters, field_value, is_upstream_secret};
 use crate::auth::jwt;
 use crate::policy::{Policy, ProviderTokens, QueryMode, QueryParameter, Secret};
 
@@ -36,7 +36,8 @@ impl QueryTokens<'_> {
     /// Removes the tokens from `Referer`, where they are if the page was loaded with `?token=`.
     pub(super) fn take_from_referer(&self, headers: &mut HeaderMap) {
         let cleaned = |value: &HeaderValue| {
-            let (page, query) = value.to_str().ok()?.split_once('?')?;
+            let text = characters(value);
+            let (page, query) = text.split_once('?')?;
             let (rest, _) = self.split(query)?;
             Some(if rest.is_empty() { page.to_owned() } else { format!("{page}?{rest}") })
         };
@@ -46,10 +47,10 @@ impl QueryTokens<'_> {
         let values: Vec<_> = headers.get_all(REFERER).iter().cloned().collect();
         headers.remove(REFERER);
         for value in values {
-            match cleaned(&value).map(HeaderValue::try_from) {
+            match cleaned(&value).map(|cleaned| field_value(&cleaned)) {
                 None => headers.append(REFERER, value),
-                Some(Ok(cleaned)) => headers.append(REFERER, cleaned),
-                Some(Err(_)) => false,
+                Some(Some(cleaned)) => headers.append(REFERER, cleaned),
+                Some(None) => false,
             };
         }
     }

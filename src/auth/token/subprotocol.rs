@@ -3,18 +3,18 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::HeaderMap;
-use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::SEC_WEBSOCKET_PROTOCOL;
 use percent_encoding::percent_decode_str;
 
-use super::{BadCredential, Carrier, Found, Problem, Token};
+use super::{BadCredential, Carrier, Found, Problem, Token, characters, field_value};
 use crate::policy::{TokenEncoding, TokenSubprotocol};
 
 /// Removes the subprotocol with the token and keeps the other subprotocols that are offered.
 pub(super) fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubprotocol], limit: usize) -> Found {
     let mut siblings: Vec<String> = Vec::new();
     let mut tokens: Vec<Option<String>> = Vec::new();
-    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().map(|value| value.to_str().unwrap_or_default());
-    for entry in lines.flat_map(|line| line.split(',')).map(str::trim).filter(|entry| !entry.is_empty()) {
+    let lines: Vec<String> = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().map(characters).collect();
+    for entry in lines.iter().flat_map(|line| line.split(',')).map(str::trim).filter(|entry| !entry.is_empty()) {
         let carried = sources.iter().find_map(|source| entry.strip_prefix(&source.prefix).map(|rest| (source, rest)));
         match carried {
             Some((source, rest)) => tokens.push(decoded(source.encoding, rest)),
@@ -25,7 +25,7 @@ pub(super) fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubproto
         return None;
     }
     headers.remove(SEC_WEBSOCKET_PROTOCOL);
-    if let Ok(left) = HeaderValue::try_from(siblings.join(", "))
+    if let Some(left) = field_value(&siblings.join(", "))
         && !siblings.is_empty()
     {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, left);
