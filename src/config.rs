@@ -3,6 +3,7 @@
 //! This module owns the shape ([`Config`]), the tree with the place of every key and value (`tree`), variables, the order
 //! of sources, and the format of errors. `policy` owns every rule that needs two keys at once, and the parsing of URLs.
 
+mod bounded_file;
 mod diagnostic;
 mod finding;
 mod read;
@@ -13,6 +14,7 @@ mod source;
 mod tree;
 mod value;
 
+pub use bounded_file::read_bounded;
 pub use diagnostic::Report;
 pub(crate) use diagnostic::nearest;
 pub use finding::Finding;

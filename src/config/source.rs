@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::bounded_file::read_bounded;
 use super::diagnostic::{FLAGS, Report};
 use super::finding::{Finding, Place};
 use super::read;
@@ -157,13 +158,9 @@ fn text(file: Option<&Path>, environment: &Environment<'_>) -> Result<(String, S
 fn read_file(path: &Path) -> Result<(String, String), Report> {
     let source = path.display().to_string();
     let failed = |message: String| Report::single(&source, "", Finding::new("", message));
-    // The size is checked first: the file is read whole, and must not be `/dev/zero`.
-    let size = std::fs::metadata(path).map_err(|error| failed(format!("cannot be read: {error}")))?.len();
-    if size > tree::BYTES as u64 {
-        return Err(failed("larger than 1 MiB; is this the right file?".to_owned()));
-    }
-    match std::fs::read(path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
+    match read_bounded(path, tree::BYTES) {
+        Ok(None) => Err(failed("larger than 1 MiB; is this the right file?".to_owned())),
+        Ok(Some(bytes)) => match String::from_utf8(bytes) {
             Ok(text) => Ok((source, text)),
             Err(_) => Err(failed("is not UTF-8 text; save it as UTF-8".to_owned())),
         },

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Finding, Time};
+use crate::config::{Finding, Time, read_bounded};
 
 /// A collector of errors and warnings. Every step continues after an error, to find the next one.
 #[derive(Default)]
@@ -39,15 +39,12 @@ impl Check {
     /// Reads a file that a key names, without one trailing newline.
     pub(super) fn file(&mut self, path: &str, file: &str) -> Option<Vec<u8>> {
         self.files.push(PathBuf::from(file));
-        match std::fs::metadata(file).map(|meta| meta.len()) {
-            Ok(size) if size > 1 << 20 => {
+        match read_bounded(Path::new(file), 1 << 20) {
+            Ok(None) => {
                 self.error(path, format!("{file} is larger than 1 MiB"));
-                return None;
+                None
             }
-            _ => {}
-        }
-        match std::fs::read(Path::new(file)) {
-            Ok(mut bytes) => {
+            Ok(Some(mut bytes)) => {
                 if bytes.last() == Some(&b'\n') {
                     bytes.pop();
                     if bytes.last() == Some(&b'\r') {
