@@ -67,6 +67,7 @@ pub use listener::{CertificateFiles, ListenPlace, ListenSpec, first_listener, is
 pub use login::{ClientCredential, LoginPrompt, LoginSpec, Pushed, Renew};
 pub use names::{Reserved, ReservedNames, fold};
 pub use origin::{Hosts, Origin, OriginPattern, is_loopback_name};
+pub use path_readings::may_be_own;
 pub use pattern::{PathVariables, Pattern};
 pub use provider::{AllowSpec, Audience, AuthorizedParties, Kinds, ProviderSpec};
 pub use provider_preset::{Family, LogoutRequest, RefreshTokens, is_uuid};

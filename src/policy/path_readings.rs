@@ -81,6 +81,13 @@ impl<'p> PathReadings<'p> {
     }
 }
 
+/// Returns whether a path, which begins with a slash and has no query, is or may be under the proxy's own prefix in some
+/// reading.
+#[must_use]
+pub fn may_be_own(path: &str) -> bool {
+    PathReadings::of(path, false).map_or_else(|too_many| too_many.may_be_own, |readings| readings.is_own())
+}
+
 /// One reading of a path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PathReading<'r> {

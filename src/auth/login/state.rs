@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::cookie::LoginCookie;
 use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes, random};
-use crate::policy::LoginPrompt;
+use crate::policy::{LoginPrompt, may_be_own};
 
 /// The maximum difference between the clocks of two instances, in milliseconds.
 const CLOCK_DIFFERENCE: u64 = 60_000;
@@ -27,7 +27,7 @@ pub fn local_path(path: &str) -> &str {
         && path.bytes().all(|b| (0x21..=0x7e).contains(&b));
     // A sign-in that returns to the proxy's own endpoints would loop.
     let bare = path.split(['?', '#']).next().unwrap_or_default();
-    if is_local && !bare.to_ascii_lowercase().starts_with("/.vestibule") { path } else { "/" }
+    if is_local && !may_be_own(bare) { path } else { "/" }
 }
 
 /// One attempt to sign in.
@@ -201,6 +201,9 @@ mod tests {
             ("", "/"),
             ("/.vestibule/login", "/"),
             ("/.Vestibule/logout?x", "/"),
+            ("/./.vestibule/login", "/"),
+            ("/a/%2e%2e/.vestibule/login", "/"),
+            ("/?/../.vestibule/login", "/?/../.vestibule/login"),
             (&long, "/"),
         ] {
             assert_eq!(local_path(path), expected, "{path:?}");
