@@ -25,6 +25,8 @@ mod cache;
 mod claims;
 mod clock;
 pub mod digest;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod identify;
 mod identity;
 mod inspection;

@@ -12,6 +12,8 @@ mod set_cookie;
 mod sign_out;
 
 pub use client::ClientFile;
+#[cfg(fuzzing)]
+pub use login::fuzz::state;
 pub use login::{is_login_path, serve as serve_login};
 pub use pages::{Navigation, render_for_navigation};
 pub use session_endpoint::serve as serve_session_endpoint;

@@ -68,6 +68,8 @@ mod body;
 mod cors;
 mod dial;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod headers;
 mod lingering;
 mod list_field;

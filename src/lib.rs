@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, budget, json, page, small_server
+//! leaves that take plain values: telemetry, drain, budget, json, page, small_server, fuzz
 //! ```
 //!
 //! | module | what it does |
@@ -44,6 +44,7 @@
 //! | `config` | the file, the environment and the flags as data, with the place of each value |
 //! | `telemetry` | log lines and metrics |
 //! | `drain`, `budget` | the shutdown; a bound on memory that callers share |
+//! | `fuzz` | what fuzz targets share; not in the built program |
 //! | `json`, `page`, `small_server` | strict JSON objects, HTML pages, the server of the admin and control listeners |
 //!
 //! # Words
@@ -65,6 +66,8 @@ mod config;
 mod control;
 mod demo;
 mod drain;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod http;
 mod json;
 mod listen;
@@ -84,4 +87,16 @@ pub mod invariants {
     pub use crate::auth::Identity;
     pub use crate::http::{Allowed, AuthenticatedRequest, ProtectedRequest, UpstreamRequest, Upstreams, prepare};
     pub use crate::policy::Policy;
+}
+
+/// The fuzz targets, which `fuzz/` starts. Each panics when something does not hold.
+#[cfg(fuzzing)]
+pub mod fuzz_targets {
+    pub use crate::auth::fuzz::{jwks, jwt};
+    pub use crate::auth::login::fuzz::sealing;
+    pub use crate::browser::state;
+    pub use crate::http::fuzz::tokens;
+    pub use crate::policy::fuzz::configuration;
+    pub use crate::policy::paths;
+    pub use crate::websocket::fuzz::{dialects, frames, session};
 }

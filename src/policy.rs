@@ -15,6 +15,8 @@ mod control;
 mod cookie_source;
 mod cors;
 mod dialect;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod key_source;
 mod limits;
 mod listener;
@@ -75,6 +77,8 @@ pub use provider_tokens::ProviderTokens;
 pub use remote::{RemoteQuestion, RemoteSpec};
 pub use requirement::{Claim, Expected, Requirement};
 pub use route::Route;
+#[cfg(fuzzing)]
+pub use route_match::lenient_server::paths;
 pub use route_match::{Conflict, RouteMatch, RouteRequirement};
 pub use secret::Secret;
 pub use shared::{EngineAddress, SharedSpec};

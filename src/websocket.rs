@@ -17,6 +17,8 @@ mod context;
 mod dialect;
 mod field;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handshake;
 mod open_session;
 mod pending;

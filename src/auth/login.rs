@@ -8,6 +8,8 @@ mod client;
 mod completion;
 mod cookie;
 mod discovery;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inspect;
 mod keys;
 mod logout_token;

@@ -57,7 +57,7 @@ impl RemoteCheck {
     }
 
     /// Makes an example, for tests of when a check is made.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn example() -> Self {
         Self::session("sess_example")
     }

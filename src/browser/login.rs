@@ -7,6 +7,8 @@
 mod backchannel;
 mod begin;
 mod callback;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod logout;
 mod pages;
 

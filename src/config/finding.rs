@@ -50,6 +50,15 @@ impl Finding {
         Self { path: path.into(), message: message.into(), place: Some(place) }
     }
 
+    /// Returns the line and the column, where it is a place in the text.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn position(&self) -> Option<(usize, usize)> {
+        match self.place {
+            Some(Place::At { line, column }) => Some((line, column)),
+            _ => None,
+        }
+    }
+
     /// Returns the path of the key.
     #[must_use]
     pub fn path(&self) -> &str {

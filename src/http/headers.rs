@@ -298,7 +298,7 @@ fn rebuilt(admitted: Box<Admitted>, to: &UpstreamSpec, policy: &Policy) -> Reque
 
 /// Whether `Authorization` and the other headers that may carry a token are removed, in their exact spelling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TokenHeaders {
+pub(super) enum TokenHeaders {
     /// They are kept, because they are not read here and belong to the upstream.
     Kept,
     /// They are removed, also those that were not the credential: the upstream could take them for verified.
@@ -307,7 +307,7 @@ enum TokenHeaders {
 
 /// Removes the headers that must not reach the upstream. Returns whether the client accepts trailers, and the identity
 /// headers that were removed.
-fn strip(
+pub(super) fn strip(
     headers: &mut HeaderMap,
     policy: &Policy,
     websocket_is_read: bool,

@@ -12,7 +12,7 @@ impl Secret {
         Self(bytes)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn for_tests(bytes: &[u8]) -> Self {
         Self(bytes.to_vec())
     }

@@ -1,7 +1,7 @@
 //! Pending sockets: opened without a credential, they wait for the first message, which carries the token. Three time
 //! limits follow each other: for the message, the verdict, and the upstream's 101.
 
-mod first_message;
+pub(super) mod first_message;
 mod liveness;
 
 use std::future::Future;

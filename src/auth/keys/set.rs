@@ -21,7 +21,7 @@ const MAX_WITHOUT_KID: usize = 8;
 
 /// The reason why a whole set is unusable.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BadKeys {
+pub(in crate::auth) enum BadKeys {
     #[error("not a JWKS: {0}")]
     NotAJwks(String),
     #[error("more than {MAX_KEYS} keys")]
@@ -149,7 +149,7 @@ impl KeySet {
     }
 
     /// Parses a JWKS document.
-    pub(super) fn from_jwks(bytes: &[u8]) -> Result<Self, BadKeys> {
+    pub(in crate::auth) fn from_jwks(bytes: &[u8]) -> Result<Self, BadKeys> {
         let document = json::value(bytes).map_err(|_| BadKeys::NotAJwks(not_json(bytes).to_owned()))?;
         let Some(Value::Array(entries)) = document.get("keys") else { return Err(BadKeys::NotAJwks(other(&document))) };
         if entries.len() > MAX_KEYS {
@@ -198,12 +198,12 @@ impl KeySet {
     }
 
     /// Returns the number of usable keys.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::auth) fn len(&self) -> usize {
         self.keys.len()
     }
 
     /// Returns the skipped keys, each with the reason.
-    pub(super) fn skipped(&self) -> &[String] {
+    pub(in crate::auth) fn skipped(&self) -> &[String] {
         &self.skipped
     }
 

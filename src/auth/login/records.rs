@@ -5,7 +5,7 @@ mod content;
 mod lease;
 mod open_socket;
 mod renewal;
-mod sealed;
+pub(super) mod sealed;
 mod sharing;
 
 use std::collections::HashMap;

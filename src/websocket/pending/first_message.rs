@@ -6,7 +6,7 @@ use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Header, Opcode, Sender, close_code};
 
 /// The maximum length of a first message in bytes, unless the dialect allows more.
-pub(super) const MESSAGE_BYTES: usize = 16 << 10;
+pub(in crate::websocket) const MESSAGE_BYTES: usize = 16 << 10;
 /// The maximum number of fragments of a first message.
 const MAX_FRAGMENTS: usize = 64;
 /// The maximum number of control frames before and inside a first message.
@@ -16,7 +16,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// A message or control frame that a client has sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Received {
+pub(in crate::websocket) enum Received {
     /// The whole first message.
     Message(String),
     /// A ping to answer, with its payload.
@@ -27,7 +27,7 @@ pub(super) enum Received {
 
 /// A reader of everything that a client sends before it is authenticated.
 #[derive(Debug)]
-pub(super) struct FirstMessageReader {
+pub(in crate::websocket) struct FirstMessageReader {
     buffer: Vec<u8>,
     /// The offset in the buffer up to which it was read.
     at: usize,
@@ -44,7 +44,7 @@ pub(super) struct FirstMessageReader {
 
 impl FirstMessageReader {
     #[must_use]
-    pub(super) fn new(max_message_bytes: usize) -> Self {
+    pub(in crate::websocket) fn new(max_message_bytes: usize) -> Self {
         Self {
             buffer: Vec::new(),
             at: 0,
@@ -59,42 +59,42 @@ impl FirstMessageReader {
     }
 
     /// Appends bytes that were read from the socket.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(in crate::websocket) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
     /// Returns whether the buffer has room to read more.
     #[must_use]
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::websocket) fn has_room(&self) -> bool {
         self.buffer.len() < BUFFER_BYTES
     }
 
     /// Returns how much memory the reader has taken.
     #[must_use]
-    pub(super) fn memory(&self) -> usize {
+    pub(in crate::websocket) fn memory(&self) -> usize {
         self.buffer.capacity() + self.message.as_ref().map_or(0, MessageBuffer::memory)
     }
 
     /// Returns whether a fragment of the first message has come. A ping does not count.
     #[must_use]
-    pub(super) fn has_begun(&self) -> bool {
+    pub(in crate::websocket) fn has_begun(&self) -> bool {
         self.has_begun
     }
 
     /// Returns whether the first message has begun and is not complete.
     #[must_use]
-    pub(super) fn is_in_message(&self) -> bool {
+    pub(in crate::websocket) fn is_in_message(&self) -> bool {
         self.message.is_some() && self.fragments > 0
     }
 
     /// Records that the proxy has sent a ping, so that one pong is not counted among the control frames.
-    pub(super) fn expect_pong(&mut self) {
+    pub(in crate::websocket) fn expect_pong(&mut self) {
         self.awaited_pongs += 1;
     }
 
     /// Returns what the client has sent after the first message, as it came.
     #[must_use]
-    pub(super) fn into_rest(self) -> Vec<u8> {
+    pub(in crate::websocket) fn into_rest(self) -> Vec<u8> {
         self.buffer
     }
 
@@ -103,7 +103,7 @@ impl FirstMessageReader {
     ///
     /// # Errors
     /// Returns the close reason when there were too many.
-    pub(super) fn expect_another(&mut self) -> Result<(), CloseReason> {
+    pub(in crate::websocket) fn expect_another(&mut self) -> Result<(), CloseReason> {
         self.count_control_frame()?;
         self.message = Some(MessageBuffer::new(Opcode::Text, Keep::Payload));
         self.fragments = 0;
@@ -114,7 +114,7 @@ impl FirstMessageReader {
     ///
     /// # Errors
     /// Returns the close reason (docs/contract.md section 4.2) that ends the socket.
-    pub(super) fn next(&mut self) -> Result<Option<Received>, CloseReason> {
+    pub(in crate::websocket) fn next(&mut self) -> Result<Option<Received>, CloseReason> {
         while let Some(part) =
             self.frames.next(&self.buffer, &mut self.at).map_err(|_violation| CloseReason::Protocol)?
         {

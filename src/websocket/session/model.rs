@@ -1,12 +1,17 @@
 //! Explores every order of events up to a depth on the state machine itself, and checks the conditions that must hold
-//! after each of them. States that were reached before are not explored again.
+//! after each of them. States that were reached before are not explored again. A fuzz target tries long orders.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a failed expectation is what the model looks for")]
+
+#[cfg(test)]
 use std::collections::HashSet;
 
 use super::*;
 use crate::auth::Token;
+use crate::fuzz::Input;
 
-/// The maximum length of an order.
+/// The maximum length of an order of the exploration.
+#[cfg(test)]
 const DEPTH: usize = 7;
 const START: u64 = 1_000_000_000;
 /// The validity of a token in milliseconds, from the start of the session or from its refresh.
@@ -262,7 +267,14 @@ impl Model {
         panic!("does not end: {order:?}");
     }
 
+    /// Lets time pass, at most until the next deadline.
+    fn wait(&mut self, millis: u64) {
+        let latest = self.session.deadline().map_or(u64::MAX, |deadline| deadline.max(self.now));
+        self.now = self.now.saturating_add(millis).min(latest);
+    }
+
     /// Returns all that decides what the session does next.
+    #[cfg(test)]
     fn state(&self) -> String {
         let session = &self.session;
         format!(
@@ -289,7 +301,55 @@ fn later(message: LaterMessage) -> Event {
     Event::LaterMessage(message, Vec::new())
 }
 
+/// Makes a credential whose token ends [`TOKEN_LIFE`] after the start, and that is revalidated where that is asked.
+fn credential(revalidated: bool) -> Credential {
+    let plan = RevalidationPlan {
+        check: RemoteCheck::example(),
+        interval: Duration::from_secs(30),
+        grace: Duration::from_secs(60),
+    };
+    Credential {
+        identity: StoredIdentity::example((START + TOKEN_LIFE) / 1_000),
+        is_open_ended: false,
+        clock_skew: Duration::from_secs(5),
+        revocation_keys: None,
+        revalidation: revalidated.then(|| Box::new(plan)),
+        renews: false,
+    }
+}
+
+/// Checks the conditions of the model for an order of any length, and that the session ends by itself after it.
+///
+/// The first byte chooses the settings. Each of the others is a step, or lets time pass.
+pub(in crate::websocket) fn session(data: &[u8]) {
+    /// The maximum number of steps. After each the whole order is kept for the message of a failure.
+    const MAX_STEPS: usize = 2_000;
+
+    let mut input = Input::new(data);
+    let settings = input.byte();
+    let dialect = Arc::new(DialectSpec::vestibule());
+    let mut credential = credential(settings & 1 != 0);
+    credential.renews = settings & 2 != 0;
+    let on_expiry = [OnExpiry::Close, OnExpiry::Auto, OnExpiry::Keep][usize::from(settings >> 3) % 3];
+    let mut model = Model::start(&dialect, on_expiry, &credential, settings & 4 != 0);
+    let mut order = Vec::new();
+    while !input.is_empty() && order.len() < MAX_STEPS {
+        let byte = input.byte();
+        match STEPS.get(usize::from(byte)) {
+            Some(step) => {
+                order.push(*step);
+                if !model.take(*step, &order) {
+                    order.pop();
+                }
+            }
+            None => model.wait(1 << (byte % 20)),
+        }
+    }
+    model.assert_ends(&order);
+}
+
 /// Explores every order of steps, and returns the number of states.
+#[cfg(test)]
 fn explore(start: impl Fn() -> Model) -> usize {
     let mut seen = HashSet::new();
     let mut orders: Vec<Vec<Step>> = vec![Vec::new()];
@@ -315,28 +375,17 @@ fn explore(start: impl Fn() -> Model) -> usize {
 #[test]
 fn no_order_of_events_relays_without_a_user_or_outlives_its_end() {
     let dialect = Arc::new(DialectSpec::vestibule());
-    let identity = StoredIdentity::example((START + TOKEN_LIFE) / 1_000);
-    let plan = RevalidationPlan {
-        check: RemoteCheck::example(),
-        interval: Duration::from_secs(30),
-        grace: Duration::from_secs(60),
-    };
     for on_expiry in [OnExpiry::Close, OnExpiry::Auto, OnExpiry::Keep] {
-        for (revalidation, starts_open) in [(None, false), (Some(plan.clone()), false), (Some(plan.clone()), true)] {
-            let credential = Credential {
-                identity: identity.clone(),
-                is_open_ended: false,
-                clock_skew: Duration::from_secs(5),
-                revocation_keys: None,
-                revalidation: revalidation.map(Box::new),
-                renews: false,
-            };
+        for (revalidated, starts_open) in [(false, false), (true, false), (true, true)] {
+            let credential = credential(revalidated);
             let states = explore(|| Model::start(&dialect, on_expiry, &credential, starts_open));
-            println!(
-                "{on_expiry:?}, revalidated: {}, opened: {starts_open}: {states} states",
-                credential.revalidation.is_some()
-            );
+            println!("{on_expiry:?}, revalidated: {revalidated}, opened: {starts_open}: {states} states");
             assert!(states > 100, "{states}");
         }
     }
+}
+
+#[test]
+fn the_corpus_of_sessions_keeps_the_conditions() {
+    crate::fuzz::run_corpus("session", session);
 }
