@@ -277,11 +277,18 @@ impl FrameParser {
 }
 
 /// Masks or unmasks payload that begins `offset` bytes into the payload of its frame (section 5.3).
-pub(super) fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
+pub(super) fn apply_mask(bytes: &mut [u8], mut mask: [u8; 4], offset: u64) {
     // Only the low two bits matter.
-    let start = (offset & 3) as usize;
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte ^= mask[(start + index) & 3];
+    mask.rotate_left((offset & 3) as usize);
+    let [a, b, c, d] = mask;
+    let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    // Eight bytes at once: one by one, each took twelve instructions.
+    let (words, rest) = bytes.as_chunks_mut();
+    for bytes in words {
+        *bytes = (u64::from_ne_bytes(*bytes) ^ word).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask.into_iter().cycle()) {
+        *byte ^= mask;
     }
 }
 
@@ -355,6 +362,21 @@ mod tests {
 
     fn parse(bytes: &[u8]) -> Result<Option<Header>, Violation> {
         Header::parse(bytes, Sender::Client, false)
+    }
+
+    proptest! {
+        #[test]
+        fn a_mask_is_applied_as_rfc_6455_section_5_3_says(
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+            mask: [u8; 4],
+            offset: u32,
+        ) {
+            let mut masked = bytes.clone();
+            apply_mask(&mut masked, mask, offset.into());
+            for (index, byte) in bytes.iter().enumerate() {
+                prop_assert_eq!(masked[index], byte ^ mask[(offset as usize + index) % 4]);
+            }
+        }
     }
 
     #[test]
