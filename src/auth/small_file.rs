@@ -1,8 +1,9 @@
 //! Reads small files whose content their platform may replace at any time: tokens, assertions and passwords.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
+
+use crate::config::read_bounded;
 
 /// Reads a text file of at most `limit` bytes, without blocking the caller's thread. Returns `None` if it is longer.
 ///
@@ -11,12 +12,7 @@ use std::path::Path;
 pub async fn read_small_file(path: &Path, limit: usize) -> io::Result<Option<String>> {
     let path = path.to_owned();
     let read = tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        // One byte more than allowed, so that a longer file is noticed. Its size is not asked for: a pipe has none.
-        File::open(path)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() > limit {
-            return Ok(None);
-        }
+        let Some(bytes) = read_bounded(&path, limit)? else { return Ok(None) };
         String::from_utf8(bytes).map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8"))
     });
     read.await?

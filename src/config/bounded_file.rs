@@ -10,7 +10,7 @@ use std::path::Path;
 /// Returns an error when the file cannot be read.
 pub fn read_bounded(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    // One byte more than allowed, so that a longer file is noticed. Its size is not asked for: `/dev/zero` has none.
+    // One byte more than allowed, so that a longer file is noticed. Its size is not asked for: a pipe and `/dev/zero` have none.
     File::open(path)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() <= limit).then_some(bytes))
 }

@@ -222,11 +222,20 @@ fn file_of(path: &[String], files: &BTreeMap<&[String], &Source>, depth: usize) 
     Some(source.module.clone())
 }
 
+/// Returns the modules below a file that are compiled for tests and fuzzers alone.
+fn fuzz_modules(source: &Source) -> impl Iterator<Item = Vec<String>> {
+    let declared = source.text.split("#[cfg(any(test, fuzzing))]\n").skip(1);
+    let names = declared.filter_map(|rest| visibility(rest.trim_start()).1.strip_prefix("mod ")?.split_once(';'));
+    names.map(|(name, _)| [&source.module[..], &[name.to_owned()]].concat())
+}
+
 /// Returns the imports between sibling modules, by the module above them.
 fn sibling_imports(sources: &[Source]) -> BTreeMap<Vec<String>, BTreeSet<(String, String)>> {
     let files: BTreeMap<&[String], &Source> = sources.iter().map(|source| (&*source.module, source)).collect();
     let mut graphs: BTreeMap<Vec<String>, BTreeSet<(String, String)>> = BTreeMap::new();
-    for source in sources {
+    // What fuzz targets import is not the program's.
+    let fuzz_only: Vec<Vec<String>> = sources.iter().flat_map(fuzz_modules).collect();
+    for source in sources.iter().filter(|source| !fuzz_only.iter().any(|module| source.module.starts_with(module))) {
         let absolute = source.used_paths().into_iter().filter_map(|path| source.absolute(&path));
         for target in absolute.filter_map(|path| file_of(&path, &files, 0)) {
             let shared = source.module.iter().zip(&target).take_while(|(one, other)| one == other).count();
