@@ -47,6 +47,8 @@ pub(crate) async fn measure(target: &Target<'_>, work: &Work, length: Duration) 
     match work {
         Work::Requests(requests) => {
             let mut load = Load::connect(target.address, target.tls, requests, CONNECTIONS).await;
+            // Each request once: a token's first costs a program that remembers tokens more.
+            load.run(Until::Count(requests.len().div_ceil(CONNECTIONS))).await;
             load.run(Until::after(warm_up)).await;
             let meter = Meter::start(target.middle);
             let count = load.run(Until::after(length)).await.len();
