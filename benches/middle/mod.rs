@@ -104,11 +104,11 @@ impl Middle {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Sends SIGINT and waits until the program has ended, at most this long. nginx ends its worker on this signal; a
+    /// Sends SIGTERM and waits until the program has ended, at most this long. nginx ends its worker on this signal; a
     /// killed master would leave it behind.
     fn interrupt(&mut self, most: Duration) {
         if let Some(id) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::INT);
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
         }
         let until = Instant::now() + most;
         while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < until {
