@@ -8,10 +8,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::message::Stamp;
-use crate::rng::Rng;
+use super::message::Stamp;
+use super::rng::Rng;
+use super::transport::Boxed;
 use crate::support::socket::{Side, frame, parse};
-use crate::transport::Boxed;
 
 /// The events at an end.
 #[derive(Default)]
@@ -41,6 +41,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Whether the message that was sent first has no answer yet.
+    const fn is_unanswered(&self) -> bool {
+        !self.is_authenticated && self.close_got.is_none() && !self.is_over
+    }
+
     fn violates(&mut self, what: String) {
         // The first ones are enough: after one lost message every later one is wrong.
         if self.violations.len() < 3 {
@@ -177,7 +182,7 @@ impl Writer {
         if let Some(first) = self.manner.first.take() {
             let bytes = frame(self.manner.side, 0x81, first.as_bytes());
             self.write(&bytes).await?;
-            while self.manner.waits && !self.record.lock().expect("lock").is_authenticated {
+            while self.manner.waits && self.record.lock().expect("lock").is_unanswered() {
                 sleep(Duration::from_millis(5)).await;
             }
         }

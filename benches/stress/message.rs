@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::rng::Rng;
+use super::rng::Rng;
 use crate::support::socket::{Side, frame};
 
 /// The maximum length of a message's filling in bytes.

@@ -11,16 +11,16 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::end::{Command, End, Manner, Record, Tokens};
-use crate::message::Stamp;
-use crate::rng::Rng;
+use super::end::{Command, End, Manner, Record, Tokens};
+use super::message::Stamp;
+use super::rng::Rng;
+use super::transport::{Accepted, Boxed, Dialler, Ends, Socket};
 use crate::support::backend::Heard;
 use crate::support::client::bearer;
 use crate::support::control::post;
 use crate::support::issuer::Issuer;
 use crate::support::now;
 use crate::support::socket::{Side, upgrade};
-use crate::transport::{Accepted, Boxed, Dialler, Ends, Socket};
 
 /// The number of users. Each has many sockets.
 const USERS: u64 = 40;

@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::pair::{Life, Shared, Upgrades, serve};
-use crate::rng::Rng;
+use super::pair::{Life, Shared, Upgrades, serve};
+use super::rng::Rng;
+use super::transport::{Ends, Transport};
+use super::verdict::{judge, lines};
 use crate::support::issuer::{Issuer, Key};
 use crate::support::proxy::{Proxy, TempFolder};
-use crate::transport::{Ends, Transport};
-use crate::verdict::{judge, lines};
 
 /// The maximum pause of a reader: shorter than the proxy's `send_timeout` below.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
@@ -118,13 +118,6 @@ fn yaml(ends: &Ends, issuer: &Issuer, control: &std::path::Path, generation: u64
     )
 }
 
-/// Returns the resident memory of a process, in KiB.
-fn memory_of(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-}
-
 impl Round {
     pub(crate) async fn run(&self) -> Summary {
         let folder = TempFolder::new();
@@ -178,7 +171,7 @@ impl Round {
         while began.elapsed() < active + settles {
             sleep(Duration::from_millis(250)).await;
             if began.elapsed() >= active.mul_f64(0.25) && began.elapsed() < active {
-                memory.push(memory_of(proxy.pid()));
+                memory.push(proxy.resident_memory() as u64 >> 10);
             }
             if began.elapsed() >= active && !*quiet.borrow() {
                 quiet.send_replace(true);

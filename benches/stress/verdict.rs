@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::pair::{Fate, Life};
+use super::pair::{Fate, Life};
 
 /// The access line of a socket.
 #[derive(Clone, Debug)]

@@ -22,6 +22,7 @@ mod doctor;
 mod documents;
 mod early;
 mod entry;
+mod faults;
 mod fixture;
 mod framing;
 mod handover;

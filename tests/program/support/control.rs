@@ -9,10 +9,16 @@ use super::within;
 
 /// Posts to the control listener and returns the status of its answer.
 pub async fn post(socket: &Path, target: &str, body: &str) -> u16 {
-    let mut stream = UnixStream::connect(socket).await.expect("connects");
+    within("an answer", try_post(socket, target, body)).await.expect("a status")
+}
+
+/// Posts like [`post`]; an error when the program is not there or ends first.
+pub async fn try_post(socket: &Path, target: &str, body: &str) -> std::io::Result<u16> {
+    let mut stream = UnixStream::connect(socket).await?;
     let text = format!("POST {target} HTTP/1.1\r\nHost: control\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    stream.write_all(text.as_bytes()).await.expect("written");
+    stream.write_all(text.as_bytes()).await?;
     let mut answer = String::new();
-    within("an answer", stream.read_to_string(&mut answer)).await.expect("read");
-    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+    stream.read_to_string(&mut answer).await?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
 }

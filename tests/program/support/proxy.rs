@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use tokio::sync::watch;
 
@@ -14,6 +14,7 @@ pub struct Proxy {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     lines: watch::Receiver<usize>,
+    held: Arc<(Mutex<bool>, Condvar)>,
     file: TempFile,
     level: String,
 }
@@ -98,6 +99,11 @@ impl Proxy {
         Self::started(TempFile(path.to_owned()), "debug", command()).await
     }
 
+    /// Starts the program by a command that passes its arguments on to it, such as a shell's `exec`.
+    pub async fn with_command(yaml: &str, level: &str, command: Command) -> Self {
+        Self::spawn(yaml, level, command).await
+    }
+
     async fn spawn(yaml: &str, level: &str, command: Command) -> Self {
         Self::started(TempFile::new(&Self::whole(yaml, level)), level, command).await
     }
@@ -119,12 +125,14 @@ impl Proxy {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (count, mut lines) = watch::channel(0);
         let count = Arc::new(count);
+        let held = Arc::new((Mutex::new(false), Condvar::new()));
         let outputs: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
         for output in outputs {
-            let (log, count) = (Arc::clone(&log), Arc::clone(&count));
+            let (log, count, held) = (Arc::clone(&log), Arc::clone(&count), Arc::clone(&held));
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    drop(held.1.wait_while(held.0.lock().expect("lock"), |held| *held).expect("lock"));
                     log.lock().expect("lock").push(line);
                     count.send_modify(|count| *count += 1);
                 }
@@ -144,7 +152,7 @@ impl Proxy {
         let settled =
             async { while !log.lock().expect("lock").iter().any(has_tried) && lines.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(std::time::Duration::from_millis(300), settled).await;
-        Self { address, child, log, lines, file, level: level.to_owned() }
+        Self { address, child, log, lines, held, file, level: level.to_owned() }
     }
 
     /// Writes its configuration again, in the form of [`Self::start`], without any signal to the program.
@@ -163,6 +171,12 @@ impl Proxy {
 
     pub fn log(&self) -> Vec<String> {
         self.log.lock().expect("lock").clone()
+    }
+
+    /// Sets whether the program's output stays unread.
+    pub fn hold_log(&self, held: bool) {
+        *self.held.0.lock().expect("lock") = held;
+        self.held.1.notify_all();
     }
 
     /// Waits for a log line that satisfies the condition.
@@ -187,9 +201,23 @@ impl Proxy {
 
     /// Returns the peak of the program's resident memory, in bytes.
     pub fn peak_memory(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    /// Returns the program's resident memory, in bytes.
+    pub fn resident_memory(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-        peak.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+        let amount = status.lines().find_map(|line| line.strip_prefix(name)).expect("an amount");
+        amount.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+    }
+
+    /// Returns the number of the program's open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
     }
 
     /// Returns the address of the admin listener.
@@ -225,6 +253,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        self.hold_log(false);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
