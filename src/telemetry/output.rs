@@ -1,8 +1,9 @@
-//! The log writer: lines are buffered and written at 64 KiB or every 100 ms, whichever comes first, so that no request
-//! waits for a terminal or a pipe.
+//! The log writer: lines are buffered, and a thread of its own writes them at 64 KiB or every 100 ms, whichever comes
+//! first. No request waits for a terminal or a pipe, also one that nobody reads.
 
 use std::io::Write as _;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
 use std::time::Duration;
 
 const BUFFER: usize = 64 << 10;
@@ -24,6 +25,8 @@ pub enum Format {
 struct Output {
     format: Format,
     waiting: Mutex<Waiting>,
+    /// The thread that writes; unset where it could not be started.
+    writer: OnceLock<Thread>,
 }
 
 #[derive(Default)]
@@ -36,15 +39,19 @@ static OUTPUT: OnceLock<Output> = OnceLock::new();
 
 /// Sets the format once and starts the thread that writes.
 pub(super) fn start(format: Format) {
-    if OUTPUT.set(Output { format, waiting: Mutex::default() }).is_ok() {
+    let output = Output { format, waiting: Mutex::default(), writer: OnceLock::new() };
+    if OUTPUT.set(output).is_ok() {
         let writer = std::thread::Builder::new().name("log".to_owned());
         // Without the thread, lines are written when the buffer is full and at exit.
-        let _ = writer.spawn(|| {
+        let started = writer.spawn(|| {
             loop {
-                std::thread::sleep(INTERVAL);
+                std::thread::park_timeout(INTERVAL);
                 flush();
             }
         });
+        if let (Ok(started), Some(output)) = (started, OUTPUT.get()) {
+            let _ = output.writer.set(started.thread().clone());
+        }
     }
 }
 
@@ -55,18 +62,31 @@ pub(super) fn format() -> Format {
 /// Appends one line; `line` has no line break.
 pub(super) fn line(line: &str) {
     let Some(output) = OUTPUT.get() else { return };
-    let full = {
-        let mut waiting = output.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    if output.append(line) {
+        output.write_soon();
+    }
+}
+
+impl Output {
+    /// Appends one line, or counts it as dropped. Returns whether there is enough to write.
+    fn append(&self, line: &str) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.bytes.len() + line.len() > MAX_WAITING_BYTES {
             waiting.dropped += 1;
-            return;
+            return false;
         }
         waiting.bytes.extend_from_slice(line.as_bytes());
         waiting.bytes.push(b'\n');
         waiting.bytes.len() >= BUFFER
-    };
-    if full {
-        flush();
+    }
+
+    /// Wakes the thread that writes. The caller itself, a request, must not write: where the pipe is full it would wait
+    /// for the reader, and on one core every other request with it.
+    fn write_soon(&self) {
+        match self.writer.get() {
+            Some(writer) => writer.unpark(),
+            None => flush(),
+        }
     }
 }
 
@@ -91,4 +111,33 @@ pub fn flush() {
         );
     }
     let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_logs_wakes_the_writer_and_never_writes() {
+        let (woken, is_woken) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            std::thread::park();
+            woken.send(()).expect("heard");
+        });
+        let output = Output { format: Format::Json, waiting: Mutex::default(), writer: OnceLock::new() };
+        output.writer.set(writer.thread().clone()).expect("unset");
+        let line = "x".repeat(1_023);
+        for _ in 0..MAX_WAITING_BYTES / 1_024 {
+            if output.append(&line) {
+                output.write_soon();
+            }
+        }
+        assert_eq!(is_woken.recv_timeout(Duration::from_secs(30)), Ok(()));
+        let waiting = output.waiting.lock().expect("lock");
+        assert_eq!((waiting.bytes.len(), waiting.dropped), (MAX_WAITING_BYTES, 0), "all of it waits for the writer");
+        drop(waiting);
+        assert!(!output.append(&line));
+        assert_eq!(output.waiting.lock().expect("lock").dropped, 1);
+        writer.join().expect("ended");
+    }
 }
