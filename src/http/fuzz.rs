@@ -82,7 +82,7 @@ pub fn tokens(data: &[u8]) {
         let (name, value) = (input.byte(), input.part());
         let name = match FIELDS.get(usize::from(name)) {
             Some(name) => HeaderName::from_static(name),
-            None => HeaderName::from_static(if name % 2 == 0 { "x-other" } else { "accept" }),
+            None => HeaderName::from_static(if name & 1 == 0 { "x-other" } else { "accept" }),
         };
         if let Ok(value) = HeaderValue::from_bytes(value) {
             head.headers.append(name, value);
