@@ -66,6 +66,12 @@ impl MemoryBudget {
         self.lock().limit = bytes;
     }
 
+    /// Returns the reserved bytes.
+    #[cfg(test)]
+    pub fn reserved(&self) -> usize {
+        self.lock().reserved
+    }
+
     /// Returns the reserved bytes, and the limit.
     #[cfg(test)]
     fn usage(&self) -> (usize, usize) {

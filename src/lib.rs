@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, budget, json, page, small_server, fuzz
+//! leaves that take plain values: telemetry, drain, budget, json, page, small_server, fuzz; in tests simulation
 //! ```
 //!
 //! | module | what it does |
@@ -45,6 +45,7 @@
 //! | `telemetry` | log lines and metrics |
 //! | `drain`, `budget` | the shutdown; a bound on memory that callers share |
 //! | `fuzz` | what fuzz targets share; not in the built program |
+//! | `simulation` | the clock, the upstream and the provider in tests on a paused clock |
 //! | `json`, `page`, `small_server` | strict JSON objects, HTML pages, the server of the admin and control listeners |
 //!
 //! # Words
@@ -77,6 +78,8 @@ mod proxy;
 mod reload;
 mod runtime;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod small_server;
 mod telemetry;
 mod websocket;

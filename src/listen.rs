@@ -1,6 +1,8 @@
 //! Listeners: bind the addresses, accept connections, and serve HTTP/1.1 on each until it ends or the process
 //! drains.
 
+#[cfg(test)]
+mod model;
 mod tls;
 
 use std::io;

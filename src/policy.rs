@@ -97,6 +97,7 @@ pub use crate::config::{
 
 /// All settings, validated before the first request.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Policy {
     /// The addresses and sockets to listen on.
     pub listen: Vec<ListenSpec>,

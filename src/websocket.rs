@@ -9,7 +9,6 @@ mod admission;
 mod assembler;
 mod authorizer;
 mod classify;
-mod clock;
 mod close_reason;
 mod closing;
 mod connect;

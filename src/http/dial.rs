@@ -45,6 +45,10 @@ impl UpstreamConnector {
     }
 
     async fn open(&self) -> io::Result<Socket> {
+        #[cfg(test)]
+        if let Some(stream) = crate::simulation::connect() {
+            return Ok(Socket::Memory(Box::new(stream)));
+        }
         let (host, port) = match &self.address {
             UpstreamAddress::Unix(path) => return UnixStream::connect(path).await.map(Socket::Unix),
             UpstreamAddress::Tcp { host, port, .. } => (host.as_str(), *port),

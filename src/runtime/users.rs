@@ -73,6 +73,12 @@ impl Users {
         sockets.open(user, limit).then(|| OpenSocket { sockets, user })
     }
 
+    /// Returns the number of open sockets of all users at this instance.
+    #[cfg(test)]
+    pub fn open_sockets(&self) -> usize {
+        self.state.open_sockets.count()
+    }
+
     /// Returns the key of an identity's presence entry, on a route where sockets stay open for `presence`.
     #[must_use]
     pub fn presence_key(&self, identity: &Identity, presence: Duration) -> PresenceKey {

@@ -45,6 +45,13 @@ impl OpenSockets {
         }
     }
 
+    /// Returns the number of open sockets of all users.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        here.values().map(|count| *count as usize).sum()
+    }
+
     /// Returns the users with more than a share of the limit, those with the most sockets first.
     pub(super) fn near_limit(&self, instances: u32) -> Vec<(Digest, u32)> {
         let share = self.limit.load(Ordering::Relaxed) / instances.saturating_mul(2).max(1);

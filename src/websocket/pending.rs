@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep_until};
 
 use super::admission::{AdmittedSession, admit_user};
 use super::authorizer::{SessionAuthorizer as _, UserAuthorizer};
-use super::clock::unix_millis;
 use super::close_reason::CloseReason;
 use super::closing::{close_gracefully, write_at_once};
 use super::connect::{UpgradeOutcome, UpstreamContext, close_reason_of, connect_upstream, describe_refusal};
@@ -29,7 +28,7 @@ use super::session::{Action, Event, Session, SessionLimits, Verdict};
 use super::template::{Values, render};
 use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session, request_hint};
-use crate::auth::{Carrier, NoCredential, Token, Verified};
+use crate::auth::{Carrier, NoCredential, Token, Verified, unix_millis};
 use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
 use crate::budget::CLOSING_SOCKET_BYTES;
 use crate::http::{ProtectedRequest, Socket, UpstreamRequest, UpstreamSocket};

@@ -27,11 +27,10 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
-use super::clock::unix_millis;
 use super::close_reason::CloseReason;
 use super::frame::{Opcode, encode, masking_key};
 use super::session::{Action, Event, Session};
-use crate::auth::Token;
+use crate::auth::{Token, unix_millis};
 use crate::budget::MemoryBudget;
 use crate::http::Socket;
 use crate::policy::DialectSpec;

@@ -9,7 +9,6 @@ use hyper::{HeaderMap, Response, StatusCode};
 
 use super::admission::{AdmittedSession, admit_user};
 use super::authorizer::{PublicAuthorizer, SessionAuthorizer};
-use super::clock::unix_millis;
 use super::close_reason::CloseReason;
 use super::closing::close_gracefully;
 use super::connect::{UpgradeOutcome, UpstreamContext, close_reason_of, connect_upstream, describe_refusal};
@@ -19,7 +18,7 @@ use super::relay::{RelayInput, SocketOutcome};
 use super::session::{Session, SessionLimits};
 use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session};
-use crate::auth::{Carrier, Token};
+use crate::auth::{Carrier, Token, unix_millis};
 use crate::http::{
     Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, UpstreamSocket,
     prepare_public,

@@ -104,6 +104,12 @@ pub(super) async fn ask(client: &Client, spec: &RemoteSpec, subject: &Subject) -
 /// Sends the request and handles what is the same for all providers.
 async fn reply(request: RequestBuilder, spec: &RemoteSpec) -> Result<ProviderResponse, CheckFailed> {
     let failed = |error: reqwest::Error| CheckFailed::new(outbound::reason(&error.without_url(), spec.timeout));
+    #[cfg(test)]
+    if let Some(answered) = simulated(&request) {
+        let body = answered.await.ok().and_then(|body| json::object(&body).ok());
+        let lost = || CheckFailed::new("the connection was lost");
+        return body.map(|body| ProviderResponse { status: StatusCode::OK, body }).ok_or_else(lost);
+    }
     let response = request.header(ACCEPT, "application/json").send().await.map_err(failed)?;
     let status = response.status();
     if status == StatusCode::TOO_MANY_REQUESTS {
@@ -129,6 +135,13 @@ async fn reply(request: RequestBuilder, spec: &RemoteSpec) -> Result<ProviderRes
         Err(_) if !status.is_success() => Ok(ProviderResponse { status, body: Map::new() }),
         Err(_) => Err(CheckFailed::new("the provider's answer is not a JSON object with each member once")),
     }
+}
+
+/// Asks the provider of a simulation; `None` outside one.
+#[cfg(test)]
+fn simulated(request: &RequestBuilder) -> Option<tokio::sync::oneshot::Receiver<Vec<u8>>> {
+    let request = request.try_clone()?.build().ok()?;
+    crate::simulation::ask(request.body()?.as_bytes()?)
 }
 
 /// Interprets an introspection response. RFC 7662 section 2.2: `active` is required and a boolean.

@@ -10,7 +10,7 @@ use super::closing::MESSAGE_END_TIMEOUT;
 use super::ending::LINGER;
 use super::peer::Peer;
 use super::{ClosedBy, Relay, RelaySettings};
-use crate::websocket::clock::unix_millis;
+use crate::auth::unix_millis;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, PING, encode, masking_key};
 use crate::websocket::session::Event;

@@ -1,0 +1,661 @@
+//! What docs/contract.md section 4 says of one connection, as a state machine of its own: it foretells what each peer
+//! receives. It shares no code with the product, and knows nothing of bytes, tasks and timers.
+
+use super::peer::Item;
+
+/// The time limits of the policy, in milliseconds.
+pub(super) const AUTH_TIMEOUT: u64 = 10_000;
+pub(super) const PROVIDER_TIMEOUT: u64 = 3_000;
+pub(super) const HANDSHAKE_TIMEOUT: u64 = 8_000;
+/// The time that a session lives on after its token.
+pub(super) const GRACE: u64 = 5_000;
+/// The validity of a token.
+pub(super) const TOKEN_LIFE: u64 = 60_000;
+/// The time that a peer has after a Close, and a half-closed connection without a message.
+const LINGER: u64 = 5_000;
+/// The number of refreshes in one order. Beyond five at once they would wait for their second.
+const MAX_REFRESHES: u32 = 4;
+
+/// An event outside the proxy. Those of the second half let time pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    /// The client sends `authenticate` as its first message.
+    Authenticate,
+    ClientMessage,
+    /// The client sends `refresh_auth`.
+    Refresh,
+    ClientClose,
+    ClientHalfClose,
+    ClientGone,
+    UpstreamMessage,
+    UpstreamClose,
+    UpstreamHalfClose,
+    UpstreamGone,
+    /// The upstream answers 101.
+    UpstreamOpen,
+    /// The upstream answers 403.
+    UpstreamRefused,
+    /// The provider says that the token is Alice's.
+    VerdictGood,
+    /// The provider says that the token is Bob's.
+    VerdictOther,
+    /// The provider says that the token is not active.
+    VerdictBad,
+    /// Alice is revoked.
+    Revocation,
+    /// A configuration comes into force that admits everybody.
+    ReloadAdmitting,
+    /// A configuration comes into force that admits neither of them.
+    ReloadExcluding,
+    Drain,
+    /// The provider does not answer in time.
+    VerdictLate,
+    /// The upstream does not answer in time.
+    UpstreamLate,
+    /// The end of the token comes.
+    Expiry,
+}
+
+/// The side on which an event happens. Those of one peer keep their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Upstream,
+    Provider,
+    Operator,
+    Clock,
+}
+
+impl Step {
+    pub(super) const ALL: [Self; 22] = [
+        Self::Authenticate,
+        Self::ClientMessage,
+        Self::Refresh,
+        Self::ClientClose,
+        Self::ClientHalfClose,
+        Self::ClientGone,
+        Self::UpstreamMessage,
+        Self::UpstreamClose,
+        Self::UpstreamHalfClose,
+        Self::UpstreamGone,
+        Self::UpstreamOpen,
+        Self::UpstreamRefused,
+        Self::VerdictGood,
+        Self::VerdictOther,
+        Self::VerdictBad,
+        Self::Revocation,
+        Self::ReloadAdmitting,
+        Self::ReloadExcluding,
+        Self::Drain,
+        Self::VerdictLate,
+        Self::UpstreamLate,
+        Self::Expiry,
+    ];
+
+    const fn side(self) -> Side {
+        match self {
+            Self::Authenticate
+            | Self::ClientMessage
+            | Self::Refresh
+            | Self::ClientClose
+            | Self::ClientHalfClose
+            | Self::ClientGone => Side::Client,
+            Self::UpstreamMessage
+            | Self::UpstreamClose
+            | Self::UpstreamHalfClose
+            | Self::UpstreamGone
+            | Self::UpstreamOpen
+            | Self::UpstreamRefused => Side::Upstream,
+            Self::VerdictGood | Self::VerdictOther | Self::VerdictBad => Side::Provider,
+            Self::Revocation | Self::ReloadAdmitting | Self::ReloadExcluding | Self::Drain => Side::Operator,
+            Self::VerdictLate | Self::UpstreamLate | Self::Expiry => Side::Clock,
+        }
+    }
+
+    /// Returns whether the two may happen at one moment. Of two configurations only the later one would be seen.
+    pub(super) fn may_coincide(self, other: Self) -> bool {
+        let is_reload = |step| matches!(step, Self::ReloadAdmitting | Self::ReloadExcluding);
+        self.side() != Side::Clock && other.side() != Side::Clock && !(is_reload(self) && is_reload(other))
+    }
+
+    /// Returns whether it changes who may stay connected.
+    pub(super) const fn changes_rights(self) -> bool {
+        matches!(self, Self::Revocation | Self::ReloadAdmitting | Self::ReloadExcluding)
+    }
+
+    /// Returns whether the proxy may see the two in either order when they happen at one moment.
+    pub(super) fn has_no_order(self, other: Self) -> bool {
+        self.side() != other.side() || self.side() == Side::Operator
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum User {
+    Alice,
+    Bob,
+}
+
+impl User {
+    pub(super) const fn id(self) -> &'static str {
+        match self {
+            Self::Alice => "alice",
+            Self::Bob => "bob",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Verdict {
+    User(User),
+    Bad,
+    Late,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    /// The first message is awaited.
+    Pending,
+    /// The first verdict is awaited.
+    Verifying,
+    /// The upstream's answer is awaited.
+    Dialing,
+    /// Messages are relayed, also while a peer has closed and the other one has not.
+    Relay,
+    /// The connection ends, and nothing is forwarded.
+    Over,
+}
+
+/// A question of the proxy to the provider that is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Question {
+    /// The configuration by which it was asked.
+    generation: u32,
+    asked_at: u64,
+}
+
+/// A message of the client that waits until the upstream is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Waiting {
+    Message(String),
+    Refresh,
+}
+
+/// What one peer has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Sent {
+    messages: u32,
+    close: bool,
+    /// The end of its stream.
+    end: bool,
+    pub(super) is_gone: bool,
+}
+
+/// The state of one connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Contract {
+    /// The time in milliseconds since the connection.
+    pub(super) now: u64,
+    phase: Phase,
+    /// The end of the wait in `Pending` and `Dialing`.
+    until: u64,
+    question: Option<Question>,
+    /// Whether a refresh waits for the verdict on another one.
+    has_queued_refresh: bool,
+    refreshes: u32,
+    refused_refreshes: u32,
+    waiting: Vec<Waiting>,
+    /// The user of the first verdict.
+    pub(super) user: Option<User>,
+    session_end: u64,
+    generation: u32,
+    is_excluded: bool,
+    is_revoked: bool,
+    is_drained: bool,
+    pub(super) client: Sent,
+    pub(super) upstream: Sent,
+    /// The time since which the upstream is connected.
+    dialed_at: Option<u64>,
+    /// Whether a Close, or the end of the stream, went to this peer.
+    client_is_told: bool,
+    upstream_is_told: bool,
+    pub(super) to_client: Vec<Item>,
+    pub(super) to_upstream: Vec<Item>,
+    /// The time by which both connections have ended, once it is known.
+    gone_by: Option<u64>,
+}
+
+impl Contract {
+    /// Begins with a connection that was answered 101 and has sent nothing.
+    pub(super) fn begin(now: u64) -> Self {
+        Self {
+            now,
+            phase: Phase::Pending,
+            until: AUTH_TIMEOUT,
+            question: None,
+            has_queued_refresh: false,
+            refreshes: 0,
+            refused_refreshes: 0,
+            waiting: Vec::new(),
+            user: None,
+            session_end: u64::MAX,
+            generation: 0,
+            is_excluded: false,
+            is_revoked: false,
+            is_drained: false,
+            client: Sent::default(),
+            upstream: Sent::default(),
+            dialed_at: None,
+            client_is_told: false,
+            upstream_is_told: false,
+            to_client: Vec::new(),
+            to_upstream: Vec::new(),
+            gone_by: None,
+        }
+    }
+
+    /// Returns whether the upstream may have been connected.
+    pub(super) fn has_dialed(&self) -> bool {
+        self.dialed_at.is_some()
+    }
+
+    /// Compares the questions with those that the provider has. Returns whether they agree: only a connection that has
+    /// ended may have left a question unasked, or asked one in vain.
+    pub(super) fn agrees_on_question(&mut self, is_asked: bool) -> bool {
+        if self.phase == Phase::Over && !is_asked {
+            self.question = None;
+        }
+        self.phase == Phase::Over || self.question.is_some() == is_asked
+    }
+
+    /// Returns whether the event can happen. `since` is the time of the last one that the proxy has seen.
+    pub(super) fn can(&self, step: Step, since: u64) -> bool {
+        let client_sends = !self.client.end && !self.client.is_gone;
+        // An upstream whose connection the proxy gave up can do nothing that anybody sees.
+        let upstream_sends = self.dialed_at.is_some_and(|at| at < since)
+            && self.is_upstream_connected()
+            && !self.upstream.end
+            && !self.upstream.is_gone;
+        let is_answering = upstream_sends && self.phase == Phase::Dialing;
+        let is_open = upstream_sends && self.phase != Phase::Dialing;
+        let is_asked = self.question.is_some_and(|question| question.asked_at < since);
+        match step {
+            Step::Authenticate => client_sends && self.phase == Phase::Pending,
+            Step::ClientMessage | Step::ClientClose | Step::ClientHalfClose => client_sends,
+            Step::Refresh => client_sends && self.phase != Phase::Pending && self.refreshes < MAX_REFRESHES,
+            Step::ClientGone => !self.client.is_gone,
+            Step::UpstreamMessage | Step::UpstreamClose => is_open,
+            Step::UpstreamHalfClose => upstream_sends,
+            Step::UpstreamGone => upstream_sends,
+            Step::UpstreamOpen | Step::UpstreamRefused => is_answering,
+            Step::VerdictGood | Step::VerdictOther | Step::VerdictBad | Step::VerdictLate => is_asked,
+            Step::Revocation => !self.is_revoked,
+            Step::ReloadAdmitting | Step::ReloadExcluding => self.generation < 2,
+            Step::Drain => !self.is_drained,
+            Step::UpstreamLate => self.phase == Phase::Dialing,
+            Step::Expiry => self.phase == Phase::Relay,
+        }
+    }
+
+    /// Returns whether the proxy still has a connection to the upstream that was open once.
+    fn is_upstream_connected(&self) -> bool {
+        matches!(self.phase, Phase::Dialing) || self.has_relayed()
+    }
+
+    /// Returns whether the upstream has answered 101.
+    pub(super) fn has_relayed(&self) -> bool {
+        self.to_client.iter().any(|item| matches!(item, Item::Proxy(text) if text.starts_with("authenticated")))
+            || self.phase == Phase::Relay
+    }
+
+    /// Returns the next message of a peer: every other one looks like one of the dialect's at first.
+    pub(super) fn message_of(name: &str, number: u32) -> String {
+        if number % 2 == 1 { format!(r#"{{"{name}":{number}}}"#) } else { format!("{name} {number}") }
+    }
+
+    pub(super) fn next_client_message(&self) -> String {
+        Self::message_of("client", self.client.messages + 1)
+    }
+
+    pub(super) fn next_upstream_message(&self) -> String {
+        Self::message_of("upstream", self.upstream.messages + 1)
+    }
+
+    /// Processes an event at the present time. Those of the clock let the time pass.
+    pub(super) fn take(&mut self, step: Step) {
+        match step {
+            Step::Authenticate => {
+                self.phase = Phase::Verifying;
+                self.ask();
+            }
+            Step::ClientMessage => self.client_message(),
+            Step::Refresh => {
+                self.refreshes += 1;
+                match self.phase {
+                    Phase::Pending => self.end(Some("Expected authentication message"), 1008),
+                    Phase::Verifying | Phase::Dialing if !self.client.close => self.waiting.push(Waiting::Refresh),
+                    Phase::Relay if !self.client.close => self.refresh(),
+                    _ => {}
+                }
+            }
+            Step::ClientClose => self.client_close(),
+            Step::ClientHalfClose => self.client_end(),
+            Step::ClientGone => {
+                self.client.is_gone = true;
+                self.client_end();
+            }
+            Step::UpstreamMessage => {
+                let text = self.next_upstream_message();
+                self.upstream.messages += 1;
+                if self.phase == Phase::Relay && !self.upstream.close {
+                    self.tell_client(Item::Text(text));
+                    // A half-closed client still receives what comes within this time of the last message.
+                    if self.client.end && !self.client.close {
+                        self.gone_by = self.gone_by.map(|at| at.max(self.now + LINGER));
+                    }
+                }
+            }
+            Step::UpstreamClose => {
+                if self.phase == Phase::Relay && !self.upstream.close {
+                    self.tell_client(Item::Close(1000));
+                    self.end_within_linger();
+                }
+                self.upstream.close = true;
+            }
+            Step::UpstreamHalfClose => self.upstream_end(),
+            Step::UpstreamGone => {
+                self.upstream.is_gone = true;
+                self.upstream_end();
+            }
+            Step::UpstreamOpen => self.open(),
+            Step::UpstreamRefused => self.end(Some("Access denied"), 1008),
+            Step::VerdictGood => self.answer(Verdict::User(User::Alice)),
+            Step::VerdictOther => self.answer(Verdict::User(User::Bob)),
+            Step::VerdictBad => self.answer(Verdict::Bad),
+            Step::Revocation | Step::ReloadAdmitting | Step::ReloadExcluding => {
+                self.come_into_force(step);
+                self.reauthorize();
+            }
+            Step::Drain => {
+                self.is_drained = true;
+                self.end(None, 1012);
+            }
+            Step::VerdictLate | Step::UpstreamLate | Step::Expiry => self.advance(self.late(step)),
+        }
+    }
+
+    /// Processes an event that the proxy sees after a revocation or a reload has come into force, and before the session
+    /// is authorized again by it.
+    pub(super) fn take_amid(&mut self, change: Step, step: Step) {
+        self.come_into_force(change);
+        self.take(step);
+        self.reauthorize();
+    }
+
+    fn come_into_force(&mut self, change: Step) {
+        if change == Step::Revocation {
+            self.is_revoked = true;
+        } else {
+            self.generation += 1;
+            self.is_excluded = change == Step::ReloadExcluding;
+        }
+    }
+
+    /// Returns the time just after the limit that such an event exceeds.
+    fn late(&self, step: Step) -> u64 {
+        let asked_at = self.question.map_or(self.now, |question| question.asked_at);
+        1 + match step {
+            Step::VerdictLate => asked_at + PROVIDER_TIMEOUT,
+            Step::UpstreamLate => self.until,
+            _ => self.session_end.max(self.now),
+        }
+    }
+
+    fn client_message(&mut self) {
+        let text = self.next_client_message();
+        self.client.messages += 1;
+        if self.client.close {
+            return;
+        }
+        match self.phase {
+            Phase::Pending => self.end(Some("Expected authentication message"), 1008),
+            Phase::Verifying | Phase::Dialing => self.waiting.push(Waiting::Message(text)),
+            Phase::Relay => self.tell_upstream(Item::Text(text)),
+            Phase::Over => {}
+        }
+    }
+
+    fn client_close(&mut self) {
+        if !self.client.close {
+            match self.phase {
+                Phase::Pending | Phase::Verifying | Phase::Dialing => {
+                    self.tell_client(Item::Close(1000));
+                    self.finish();
+                }
+                Phase::Relay => {
+                    self.tell_upstream(Item::Close(1000));
+                    self.end_within_linger();
+                }
+                Phase::Over => {}
+            }
+        }
+        self.client.close = true;
+    }
+
+    fn client_end(&mut self) {
+        self.client.end = true;
+        match self.phase {
+            Phase::Pending | Phase::Verifying | Phase::Dialing => self.finish(),
+            Phase::Relay => {
+                self.upstream_is_told = true;
+                self.end_within_linger();
+            }
+            Phase::Over => {}
+        }
+    }
+
+    fn upstream_end(&mut self) {
+        self.upstream.end = true;
+        match self.phase {
+            Phase::Dialing => self.end(Some("Upstream unavailable"), 1011),
+            Phase::Relay if self.client.close || self.client.end || self.upstream.close => {
+                // There is nothing more to come: the client's stream ends too.
+                self.client_is_told = true;
+                self.end_within_linger();
+            }
+            Phase::Relay => self.end(None, 1011),
+            Phase::Pending | Phase::Verifying | Phase::Over => {}
+        }
+    }
+
+    fn ask(&mut self) {
+        self.question = Some(Question { generation: self.generation, asked_at: self.now });
+    }
+
+    fn refresh(&mut self) {
+        if self.question.is_some() {
+            self.has_queued_refresh = true;
+        } else {
+            self.ask();
+        }
+    }
+
+    fn answer(&mut self, verdict: Verdict) {
+        let Some(question) = self.question.take() else { return };
+        if self.phase == Phase::Over {
+            return;
+        }
+        // A configuration that came into force meanwhile asks for itself, unless the provider has refused the token or
+        // its time is over.
+        if question.generation != self.generation && matches!(verdict, Verdict::User(_)) {
+            self.ask();
+            return;
+        }
+        match self.phase {
+            Phase::Verifying => self.first_verdict(verdict),
+            Phase::Relay => self.refresh_verdict(verdict),
+            Phase::Pending | Phase::Dialing | Phase::Over => {}
+        }
+    }
+
+    fn first_verdict(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Bad => self.end(Some("Invalid authentication token"), 1008),
+            Verdict::Late => self.end(Some("Authentication service unavailable"), 1013),
+            Verdict::User(User::Alice) if self.is_revoked => self.end(Some("Invalid authentication token"), 1008),
+            Verdict::User(_) if self.is_excluded => self.end(Some("Access denied"), 1008),
+            Verdict::User(user) => {
+                self.user = Some(user);
+                self.session_end = self.end_of_new_token();
+                self.phase = Phase::Dialing;
+                self.until = self.now + HANDSHAKE_TIMEOUT;
+                self.dialed_at = Some(self.now);
+            }
+        }
+    }
+
+    fn refresh_verdict(&mut self, verdict: Verdict) {
+        let refused = match verdict {
+            Verdict::Bad => Some("Invalid authentication token"),
+            Verdict::Late => Some("Authentication service unavailable"),
+            Verdict::User(User::Alice) if self.is_revoked => Some("Invalid authentication token"),
+            Verdict::User(user) if Some(user) != self.user => Some("another user"),
+            Verdict::User(_) => None,
+        };
+        if let Some(reason) = refused {
+            self.refused_refreshes += 1;
+            if self.refused_refreshes >= 5 {
+                return self.end(Some("Too many refreshes"), 1008);
+            }
+            self.tell_client(Item::Proxy(format!("error: Token refresh failed: {reason}")));
+        } else {
+            self.refused_refreshes = 0;
+            self.session_end = self.end_of_new_token();
+            self.tell_client(Item::Proxy("auth_refreshed".to_owned()));
+        }
+        if std::mem::take(&mut self.has_queued_refresh) {
+            self.ask();
+        } else if self.now >= self.session_end {
+            self.end(Some("Token expired"), 4401);
+        }
+    }
+
+    /// Returns the end of a session with a token that is issued now, for whole seconds.
+    fn end_of_new_token(&self) -> u64 {
+        self.now / 1_000 * 1_000 + TOKEN_LIFE + GRACE
+    }
+
+    fn open(&mut self) {
+        let Some(user) = self.user else { return };
+        self.phase = Phase::Relay;
+        self.tell_client(Item::Proxy(format!("authenticated: {}", user.id())));
+        self.reauthorize();
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting {
+                _ if self.phase != Phase::Relay => {}
+                Waiting::Message(text) => self.tell_upstream(Item::Text(text)),
+                Waiting::Refresh => self.refresh(),
+            }
+        }
+    }
+
+    /// Ends an open session whose user is revoked, or whom the configuration excludes.
+    fn reauthorize(&mut self) {
+        if self.phase != Phase::Relay {
+            return;
+        }
+        if self.is_revoked && self.user == Some(User::Alice) {
+            self.end(Some("Session ended"), 1008);
+        } else if self.is_excluded {
+            self.end(Some("Access denied"), 1008);
+        }
+    }
+
+    fn tell_client(&mut self, item: Item) {
+        if !self.client_is_told && !self.client.is_gone {
+            self.client_is_told = matches!(item, Item::Close(_));
+            self.to_client.push(item);
+        }
+    }
+
+    fn tell_upstream(&mut self, item: Item) {
+        if !self.upstream_is_told && !self.upstream.is_gone {
+            self.upstream_is_told = matches!(item, Item::Close(_));
+            self.to_upstream.push(item);
+        }
+    }
+
+    /// Ends the connection for a reason of the proxy's.
+    fn end(&mut self, error: Option<&str>, code: u16) {
+        if self.phase == Phase::Over {
+            return;
+        }
+        if let Some(error) = error {
+            self.tell_client(Item::Proxy(format!("error: {error}")));
+        }
+        self.tell_client(Item::Close(code));
+        if self.phase == Phase::Relay {
+            self.tell_upstream(Item::Close(1001));
+        }
+        self.finish();
+    }
+
+    fn finish(&mut self) {
+        self.phase = Phase::Over;
+        self.has_queued_refresh = false;
+        self.waiting.clear();
+        self.end_within_linger();
+    }
+
+    fn end_within_linger(&mut self) {
+        self.gone_by.get_or_insert(self.now + LINGER);
+    }
+
+    /// Lets the time pass, with everything that is due meanwhile.
+    pub(super) fn advance(&mut self, to: u64) {
+        loop {
+            let due = self.next_due().filter(|due| *due <= to);
+            let Some(due) = due else { break };
+            self.now = self.now.max(due);
+            if self.question.is_some_and(|question| question.asked_at + PROVIDER_TIMEOUT <= self.now) {
+                self.answer(Verdict::Late);
+            } else if self.gone_by.is_some_and(|at| at <= self.now) {
+                self.finish();
+            } else if self.phase == Phase::Pending {
+                self.end(Some("Authentication timeout"), 1008);
+            } else if self.phase == Phase::Dialing {
+                self.end(Some("Upstream unavailable"), 1011);
+            } else {
+                self.end(Some("Token expired"), 4401);
+            }
+        }
+        self.now = to;
+    }
+
+    /// Returns the next time at which something happens by itself.
+    fn next_due(&self) -> Option<u64> {
+        let question = self.question.map(|question| question.asked_at + PROVIDER_TIMEOUT);
+        let phase = match self.phase {
+            Phase::Pending | Phase::Dialing => Some(self.until),
+            Phase::Relay if self.question.is_some() => self.gone_by,
+            Phase::Relay => Some(self.gone_by.map_or(self.session_end, |at| at.min(self.session_end))),
+            Phase::Verifying | Phase::Over => None,
+        };
+        question.into_iter().chain(phase).min()
+    }
+
+    /// Lets the time pass until both connections have ended, and returns the latest time at which that may be.
+    pub(super) fn advance_to_end(&mut self) -> u64 {
+        loop {
+            if self.phase == Phase::Over
+                && self.question.is_none()
+                && let Some(at) = self.gone_by
+            {
+                let at = at.max(self.now);
+                self.now = at;
+                return at;
+            }
+            let due = self.next_due().expect("something ends it");
+            self.advance(due);
+        }
+    }
+}
