@@ -247,6 +247,16 @@ fn hold_contract(name: &str, beginning: &[Step], depth: usize) {
     }
 }
 
+/// The session ends while the upstream's Close is the last frame to the client, so that the client gets no other.
+#[test]
+fn a_session_that_is_revoked_after_its_upstream_has_closed_verifies_no_waiting_refresh() {
+    let relaying = [Step::Authenticate, Step::VerdictGood, Step::UpstreamOpen];
+    let ending = [Step::Refresh, Step::Refresh, Step::UpstreamClose, Step::Revocation];
+    let order: Vec<Moment> = relaying.into_iter().chain(ending).map(|step| vec![step]).collect();
+    let states = run(&Configurations::read(), &order, |_| false);
+    assert!(matches!(states, Ok(Some(_))), "{states:?}");
+}
+
 #[test]
 fn every_order_from_a_pending_connection_keeps_the_contract_and_ends() {
     hold_contract("pending", &[], 3);

@@ -259,12 +259,14 @@ impl Contract {
     }
 
     /// Compares the questions with those that the provider has. Returns whether they agree: only a connection that has
-    /// ended may have left a question unasked, or asked one in vain.
+    /// ended, or whose client is gone and which may end at any time, may have left a question unasked, or asked one in
+    /// vain.
     pub(super) fn agrees_on_question(&mut self, is_asked: bool) -> bool {
-        if self.phase == Phase::Over && !is_asked {
+        let may_differ = self.phase == Phase::Over || self.client.is_gone;
+        if may_differ && !is_asked {
             self.question = None;
         }
-        self.phase == Phase::Over || self.question.is_some() == is_asked
+        may_differ || self.question.is_some() == is_asked
     }
 
     /// Returns whether the event can happen. `since` is the time of the last one that the proxy has seen.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::closing::Closing;
 use super::scratch::with_scratch;
 use super::{ClosedBy, Relay, encode_to_client};
+use crate::auth::unix_millis;
 use crate::http::Socket;
 use crate::runtime::Subscription;
 use crate::websocket::close_reason::CloseReason;
@@ -68,7 +69,9 @@ impl Relay {
         }
         if self.client.forwarding_ended {
             // The upstream's Close is being sent to the client as its last frame. With `closing` set the client has
-            // less time to accept it.
+            // less time to accept it. The session gets its event too: it must not verify the refresh that waits.
+            self.session.on(Event::Close(reason), unix_millis());
+            self.stop_authorizing();
             self.close_upstream();
             self.closing = Some(Box::new(Closing::new(None, Vec::new())));
             return;
@@ -154,10 +157,15 @@ impl Relay {
         encode(&mut close, Opcode::Close, &close_payload(code, reason.text()), None);
         tracing::debug!(code, reason = reason.text(), "closing the socket");
         self.first_close.get_or_insert((Some(code), ClosedBy::Vestibule));
+        self.stop_authorizing();
+        self.closing = Some(Box::new(Closing::new(error, close)));
+    }
+
+    /// Drops what waits for a verdict or an answer of the provider, once the session ends.
+    fn stop_authorizing(&mut self) {
         self.verification = None;
         self.revalidation = None;
         self.from_client.drop_queued();
-        self.closing = Some(Box::new(Closing::new(error, close)));
     }
 
     /// Sends the error and the Close to the client where its stream allows it: both between two messages of the
