@@ -1,8 +1,7 @@
 //! The log writer: lines are buffered, and a thread of its own writes them at 64 KiB or every 100 ms, whichever comes
 //! first. No request waits for a terminal or a pipe, also one that nobody reads.
 
-use std::io::Write as _;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -10,6 +9,8 @@ const BUFFER: usize = 64 << 10;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// The maximum number of bytes that wait to be written; further lines are dropped and counted.
 const MAX_WAITING_BYTES: usize = 4 << 20;
+/// The longest wait of [`flush`]: a pipe that nobody reads must not keep the process from ending.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum Format {
 struct Output {
     format: Format,
     waiting: Mutex<Waiting>,
+    /// Notified when the thread has written.
+    written: Condvar,
     /// The thread that writes; unset where it could not be started.
     writer: OnceLock<Thread>,
 }
@@ -33,25 +36,28 @@ struct Output {
 struct Waiting {
     bytes: Vec<u8>,
     dropped: u64,
+    /// Whether lines that were taken from here are being written.
+    is_writing: bool,
 }
 
 static OUTPUT: OnceLock<Output> = OnceLock::new();
 
 /// Sets the format once and starts the thread that writes.
 pub(super) fn start(format: Format) {
-    let output = Output { format, waiting: Mutex::default(), writer: OnceLock::new() };
-    if OUTPUT.set(output).is_ok() {
-        let writer = std::thread::Builder::new().name("log".to_owned());
-        // Without the thread, lines are written when the buffer is full and at exit.
-        let started = writer.spawn(|| {
-            loop {
-                std::thread::park_timeout(INTERVAL);
-                flush();
-            }
-        });
-        if let (Ok(started), Some(output)) = (started, OUTPUT.get()) {
-            let _ = output.writer.set(started.thread().clone());
+    if OUTPUT.set(Output::new(format)).is_err() {
+        return;
+    }
+    let Some(output) = OUTPUT.get() else { return };
+    let writer = std::thread::Builder::new().name("log".to_owned());
+    // Without the thread, lines are written when the buffer is full and at exit.
+    let started = writer.spawn(|| {
+        loop {
+            std::thread::park_timeout(INTERVAL);
+            output.write(&mut std::io::stdout());
         }
+    });
+    if let Ok(started) = started {
+        let _ = output.writer.set(started.thread().clone());
     }
 }
 
@@ -68,6 +74,10 @@ pub(super) fn line(line: &str) {
 }
 
 impl Output {
+    fn new(format: Format) -> Self {
+        Self { format, waiting: Mutex::default(), written: Condvar::new(), writer: OnceLock::new() }
+    }
+
     /// Appends one line, or counts it as dropped. Returns whether there is enough to write.
     fn append(&self, line: &str) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,32 +95,47 @@ impl Output {
     fn write_soon(&self) {
         match self.writer.get() {
             Some(writer) => writer.unpark(),
-            None => flush(),
+            None => self.write(&mut std::io::stdout()),
         }
+    }
+
+    /// Writes the buffered lines, unless another caller is writing: lines stay in order.
+    fn write(&self, out: &mut impl std::io::Write) {
+        let taken = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.is_writing || waiting.bytes.is_empty() {
+                return;
+            }
+            std::mem::replace(&mut *waiting, Waiting { is_writing: true, ..Waiting::default() })
+        };
+        // An error here must not stop the proxy.
+        let _ = out.write_all(&taken.bytes);
+        if taken.dropped > 0 {
+            let _ = writeln!(
+                out,
+                "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped because they were not read fast enough\"}}",
+                taken.dropped
+            );
+        }
+        let _ = out.flush();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_writing = false;
+        self.written.notify_all();
+    }
+
+    /// Waits until every line is written, but no longer than `limit`.
+    fn wait(&self, limit: Duration) {
+        self.write_soon();
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unwritten = |waiting: &mut Waiting| waiting.is_writing || !waiting.bytes.is_empty();
+        let _ = self.written.wait_timeout_while(waiting, limit, is_unwritten);
     }
 }
 
-/// Writes the buffered lines; also called at exit.
+/// Waits until the buffered lines are written, but no longer than [`FLUSH_WAIT`]; also called at exit.
 pub fn flush() {
-    static WRITING: Mutex<()> = Mutex::new(());
-    let Some(output) = OUTPUT.get() else { return };
-    // Only one caller writes at a time, so that lines stay in order; the others do not wait for it.
-    let Ok(_writing) = WRITING.try_lock() else { return };
-    let taken = std::mem::take(&mut *output.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-    if taken.bytes.is_empty() {
-        return;
+    if let Some(output) = OUTPUT.get() {
+        output.wait(FLUSH_WAIT);
     }
-    let mut out = std::io::stdout().lock();
-    // An error here must not stop the proxy.
-    let _ = out.write_all(&taken.bytes);
-    if taken.dropped > 0 {
-        let _ = writeln!(
-            out,
-            "{{\"level\":\"warn\",\"msg\":\"{} log lines were dropped because they were not read fast enough\"}}",
-            taken.dropped
-        );
-    }
-    let _ = out.flush();
 }
 
 #[cfg(test)]
@@ -124,7 +149,7 @@ mod tests {
             std::thread::park();
             woken.send(()).expect("heard");
         });
-        let output = Output { format: Format::Json, waiting: Mutex::default(), writer: OnceLock::new() };
+        let output = Output::new(Format::Json);
         output.writer.set(writer.thread().clone()).expect("unset");
         let line = "x".repeat(1_023);
         for _ in 0..MAX_WAITING_BYTES / 1_024 {
@@ -138,6 +163,36 @@ mod tests {
         drop(waiting);
         assert!(!output.append(&line));
         assert_eq!(output.waiting.lock().expect("lock").dropped, 1);
+        writer.join().expect("ended");
+    }
+
+    /// A reader that takes nothing until it is told to.
+    struct Unread(std::sync::mpsc::Receiver<()>, std::sync::mpsc::Sender<usize>);
+
+    impl std::io::Write for Unread {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(bytes.len());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whoever_waits_for_the_log_waits_for_its_reader_but_not_without_end() {
+        let ((read, is_read), (taken, was_taken)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let output: &'static Output = Box::leak(Box::new(Output::new(Format::Json)));
+        output.append("a line");
+        let writer = std::thread::spawn(move || output.write(&mut Unread(is_read, taken)));
+        output.writer.set(writer.thread().clone()).expect("unset");
+        output.wait(Duration::from_millis(10));
+        assert!(was_taken.try_recv().is_err(), "it gave up");
+        read.send(()).expect("the writer");
+        output.wait(Duration::from_secs(30));
+        assert_eq!(was_taken.try_recv(), Ok("a line\n".len()), "it waited until the line was written");
         writer.join().expect("ended");
     }
 }
