@@ -14,7 +14,7 @@ mod source;
 mod tree;
 mod value;
 
-pub use bounded_file::read_bounded;
+pub use bounded_file::{FILE_BYTES, read_bounded};
 pub use diagnostic::Report;
 pub(crate) use diagnostic::nearest;
 pub use finding::Finding;

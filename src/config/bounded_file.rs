@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
+/// The maximum length of a file that a key names, in bytes.
+pub const FILE_BYTES: usize = 1 << 20;
+
 /// Reads a file of at most `limit` bytes. Returns `None` if it is longer.
 ///
 /// # Errors

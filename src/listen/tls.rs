@@ -15,6 +15,7 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::{FILE_BYTES, read_bounded};
 use crate::policy::CertificateFiles;
 
 /// The interval at which the files are checked for changes; certificates are renewed weeks before they expire.
@@ -111,7 +112,8 @@ fn modification_marks(files: &CertificateFiles) -> Option<[(SystemTime, u64); 2]
 
 fn load(files: &CertificateFiles) -> Result<Arc<CertifiedKey>, CertificateError> {
     let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|source| CertificateError::Io { path: path.display().to_string(), source })
+        let whole = read_bounded(path, FILE_BYTES).and_then(|bytes| bytes.ok_or(io::Error::other("larger than 1 MiB")));
+        whole.map_err(|source| CertificateError::Io { path: path.display().to_string(), source })
     };
     let (certificate, key) = (files.certificate.display().to_string(), files.key.display().to_string());
     let chain: Vec<CertificateDer<'static>> =

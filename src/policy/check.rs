@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Finding, Time, read_bounded};
+use crate::config::{FILE_BYTES, Finding, Time, read_bounded};
 
 /// A collector of errors and warnings. Every step continues after an error, to find the next one.
 #[derive(Default)]
@@ -39,7 +39,7 @@ impl Check {
     /// Reads a file that a key names, without one trailing newline.
     pub(super) fn file(&mut self, path: &str, file: &str) -> Option<Vec<u8>> {
         self.files.push(PathBuf::from(file));
-        match read_bounded(Path::new(file), 1 << 20) {
+        match read_bounded(Path::new(file), FILE_BYTES) {
             Ok(None) => {
                 self.error(path, format!("{file} is larger than 1 MiB"));
                 None

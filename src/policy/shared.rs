@@ -1,14 +1,14 @@
 //! The settings of the engine through which the instances of one deployment share state: its address, its transport,
 //! and the secrets that authenticate the stored entries (docs/shared-state.md).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use url::Url;
 
 use super::check::Check;
 use super::{CertificateAuthority, Secret, SessionSpec, is_loopback_name};
-use crate::config::{self, OnLoss, OneOrMany, Time};
+use crate::config::{self, FILE_BYTES, OnLoss, OneOrMany, Time, read_bounded};
 
 /// The settings of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,11 +173,12 @@ impl Check {
             }
             return None;
         };
-        match std::fs::read(file) {
-            Ok(bytes) if bytes.trim_ascii().is_empty() => {
+        match read_bounded(Path::new(file), FILE_BYTES) {
+            Ok(None) => self.error("shared.password_file", format!("{file} is larger than 1 MiB")),
+            Ok(Some(bytes)) if bytes.trim_ascii().is_empty() => {
                 self.error("shared.password_file", format!("{file} is empty"));
             }
-            Ok(_) => {}
+            Ok(Some(_)) => {}
             Err(error) => self.error("shared.password_file", format!("{file}: {error}")),
         }
         Some(PathBuf::from(file))

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::bounded::{Bounded, Stream, TOO_LONG};
 use crate::auth::read_small_file;
-use crate::config::Time;
+use crate::config::{FILE_BYTES, Time};
 use crate::http::tls_client;
 use crate::policy::{EngineAddress, SharedSpec};
 
@@ -26,8 +26,6 @@ use crate::policy::{EngineAddress, SharedSpec};
 const CONNECT: Duration = Duration::from_secs(5);
 /// The maximum number of characters of an engine's error that are shown.
 const SHOWN: usize = 200;
-/// The upper bound on the password file, as on every file that the configuration names.
-const PASSWORD_BYTES: usize = 1 << 20;
 
 /// The reason why the engine could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -210,10 +208,10 @@ impl Engine {
         // The protocol that long texts are left out of.
         let mut info = RedisConnectionInfo::default().set_skip_set_lib_name().set_protocol(ProtocolVersion::RESP2);
         if let Some(file) = self.spec.password_file.as_ref().filter(|_| login) {
-            let read = read_small_file(file, PASSWORD_BYTES).await;
+            let read = read_small_file(file, FILE_BYTES).await;
             let password = read.map_err(|error| EngineError::Password(error.to_string()))?;
             let password =
-                password.ok_or_else(|| EngineError::Password(format!("is larger than {PASSWORD_BYTES} bytes")))?;
+                password.ok_or_else(|| EngineError::Password(format!("is larger than {FILE_BYTES} bytes")))?;
             info = info.set_password(password.trim_end_matches(['\r', '\n']));
             if let Some(username) = &self.spec.username {
                 info = info.set_username(username);

@@ -165,19 +165,20 @@ async fn a_certificate_that_is_no_good_stops_the_start() {
     let authority = Authority::new();
     let ((certificate, key), (_, other)) = (authority.issue("localhost"), authority.issue("localhost"));
     let (certificate, key, other) = (TempFile::new(&certificate), TempFile::new(&key), TempFile::new(&other));
-    for (certificate, key, expected) in [
-        (&certificate, &other, "listen.tls: "),
-        (&key, &key, "no certificate in PEM"),
-        (&certificate, &certificate, "no private key in PEM"),
+    let (certificate, key, other) = (certificate.path(), key.path(), other.path());
+    for (certificate, key, code, expected) in [
+        (certificate, other, 1, "listen.tls: "),
+        (key, key, 1, "no certificate in PEM"),
+        (certificate, certificate, 1, "no private key in PEM"),
+        // The check of the configuration refuses it before anything is started.
+        ("/dev/zero", key, 2, "larger than 1 MiB"),
     ] {
         let file = TempFile::new(&format!(
-            "listen: [{{ address: \"127.0.0.1:0\", tls: {{ certificate_file: \"{}\", key_file: \"{}\" }} }}]\nadmin: null\nupstream: http://127.0.0.1:1\nroutes: [{{ path: /**, auth: none }}]\n",
-            certificate.path(),
-            key.path()
+            "listen: [{{ address: \"127.0.0.1:0\", tls: {{ certificate_file: \"{certificate}\", key_file: \"{key}\" }} }}]\nadmin: null\nupstream: http://127.0.0.1:1\nroutes: [{{ path: /**, auth: none }}]\n"
         ));
         let output = command().args(["run", "--config", file.path()]).output().expect("runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(said.contains(expected), "{said}");
     }
 }

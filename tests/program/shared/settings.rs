@@ -24,6 +24,7 @@ fn every_mistake_says_what_to_do() {
         ("{ url: redis://a, name: \"a}b\" }", "shared.name: must be 1 to 64 letters"),
         ("{ url: redis://a, username: me }", "shared.username: needs password_file"),
         ("{ url: redis://a, password_file: /nowhere/at/all }", "shared.password_file: /nowhere/at/all: No such file"),
+        ("{ url: redis://a, password_file: /dev/zero }", "shared.password_file: /dev/zero is larger than 1 MiB"),
         ("{ url: redis://a, ca_file: /nowhere }", "shared.ca_file: has nothing to verify: url is redis://"),
         ("{ url: rediss://a, ca_file: /nowhere/at/all }", "shared.ca_file: /nowhere/at/all: No such file"),
         ("{ url: redis://a, timeout: 0s }", "shared.timeout: must be from 1ms to 5s"),
