@@ -97,7 +97,6 @@ impl LastToken {
     pub(super) fn get(&self, token: &Token, verifier: &Arc<()>) -> Option<(Digest, Arc<Identity>)> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = last.as_ref()?;
-        // The comparison need not run in constant time: its timing could only reveal a token of the same connection.
         let is_same =
             last.token.is_same(token) && Arc::ptr_eq(&last.verifier, verifier) && last.entry.until > Instant::now();
         is_same.then(|| (last.digest, Arc::clone(&last.entry.identity)))
