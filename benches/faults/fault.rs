@@ -59,7 +59,7 @@ pub(crate) enum Fault {
     Engine(EngineFault),
     /// The program can open no further descriptor.
     Descriptors,
-    /// Nobody reads the log.
+    /// The reader of the log stops for a time.
     LogUnread,
     /// The disk of the log is full.
     DiskFull,

@@ -173,12 +173,9 @@ fn is_websocket_key(key: &[u8]) -> bool {
 
 /// Returns whether a `%` is not followed by two hex digits. Programs disagree on the meaning of such a path.
 fn has_broken_escape(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    path.contains('%')
-        && (0..bytes.len()).any(|at| {
-            bytes[at] == b'%'
-                && !bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-        })
+    let is_escape =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+    path.split('%').skip(1).any(|rest| !is_escape(rest))
 }
 
 #[cfg(test)]
@@ -187,7 +184,15 @@ mod tests {
 
     #[test]
     fn escapes_are_two_hex_digits() {
-        for (path, broken) in [("/a%20", false), ("/a%", true), ("/a%2", true), ("/a%zz", true), ("/a%2g", true)] {
+        for (path, broken) in [
+            ("/a%20", false),
+            ("/a%", true),
+            ("/a%2", true),
+            ("/a%zz", true),
+            ("/a%2g", true),
+            ("/%%20", true),
+            ("/%2%0", true),
+        ] {
             assert_eq!(has_broken_escape(path), broken, "{path}");
         }
     }

@@ -332,15 +332,14 @@ fn check_framing(headers: &mut HeaderMap) -> Result<bool, UpstreamError> {
     }
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let mut lines = headers.get_all(CONTENT_LENGTH).iter();
-    match (lines.next(), lines.next()) {
-        (None, _) => return Ok(true),
+    let Some(first) = lines.next() else { return Ok(true) };
+    if lines.next().is_none() && is_number(first.as_bytes()) && !coded {
         // The usual one, which stays as it is.
-        (Some(only), None) if is_number(only.as_bytes()) && !coded => return Ok(true),
-        _ => {}
+        return Ok(true);
     }
     let lengths = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().unwrap_or(""));
     let mut lengths = lengths.flat_map(|value| value.split(',')).map(str::trim);
-    let Some(length) = lengths.next().map(str::to_owned) else { return Ok(true) };
+    let length = lengths.next().unwrap_or_default().to_owned();
     if !is_number(length.as_bytes()) || lengths.any(|other| other != length) {
         return invalid("an ambiguous Content-Length");
     }

@@ -173,26 +173,24 @@ fn json(line: &AccessLine) -> String {
     out.push_str("\",\"level\":\"info\",\"msg\":\"");
     out.push_str(if line.socket.is_some() { "socket" } else { "request" });
     out.push('"');
-    let mut text = |name: &str, value: &str| text_field(&mut out, name, value);
-    text("request_id", &line.request_id);
-    text("client", &line.client);
-    text("method", line.method.as_str());
-    text("path", &line.path);
-    text("route", &line.route);
+    text_field(&mut out, "request_id", &line.request_id);
+    text_field(&mut out, "client", &line.client);
+    text_field(&mut out, "method", line.method.as_str());
+    text_field(&mut out, "path", &line.path);
+    text_field(&mut out, "route", &line.route);
     if let Some(user) = &line.user {
-        text("user", user);
+        text_field(&mut out, "user", user);
     }
     if let Some(carrier) = line.carrier {
         fixed_field(&mut out, "carrier", carrier);
     }
     fixed_field(&mut out, "answered_by", line.answered_by.name());
     fixed_field(&mut out, "outcome", line.outcome.name());
-    let mut text = |name: &str, value: &str| text_field(&mut out, name, value);
     if !line.reason.is_empty() {
-        text("reason", &line.reason);
+        text_field(&mut out, "reason", &line.reason);
     }
     for (name, value) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
-        text(name, value);
+        text_field(&mut out, name, value);
     }
     number_field(&mut out, "status", line.status.into());
     number_field(&mut out, "duration_ms", u64::try_from(line.duration.as_millis()).unwrap_or(u64::MAX));
@@ -202,8 +200,7 @@ fn json(line: &AccessLine) -> String {
         if let Some(code) = socket.close_code {
             number_field(&mut out, "close_code", code.into());
         }
-        field_name(&mut out, "closed_by");
-        quote(&mut out, socket.closed_by, MAX_VALUE_BYTES);
+        fixed_field(&mut out, "closed_by", socket.closed_by);
         number_field(&mut out, "refreshes", socket.refreshes.into());
     }
     out.push('}');
