@@ -157,7 +157,8 @@ impl Authenticator<'_> {
             Ok(Extracted::Cookies(mut cookies, proof)) => {
                 line.carrier = Some(Carrier::Cookie.name());
                 let opaque_in_query = cookies.opaque_in_query.take();
-                match (self.verify_cookies(address, cookies).await, opaque_in_query) {
+                // Boxed, as it is larger than all that follows a token in a header.
+                match (Box::pin(self.verify_cookies(address, cookies)).await, opaque_in_query) {
                     (Ok(Some(verified)), _) => {
                         // Where the route is open, a cookie that this request may not use is as good as none.
                         if request.accepts_anonymous()

@@ -158,6 +158,8 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // The system copies them to each connection, which saves four system calls for it.
+    set_tcp_options(&socket);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -307,9 +309,13 @@ async fn serve_http(
     linger_limit: LingerLimit,
 ) {
     let AcceptedConnection { socket, peer, accepted_at, count, reservation } = accepted;
-    let limits = state.current().policy.limits.clone();
+    let (stream_limits, header_timeout, header_bytes) = {
+        let runtime = state.current();
+        let limits = &runtime.policy.limits;
+        (limits.into(), limits.header_timeout, limits.header_bytes)
+    };
     let is_tls = tls.is_some();
-    let socket = match prepare_socket(socket, tls, &reservation, accepted_at + limits.header_timeout).await {
+    let socket = match prepare_socket(socket, tls, &reservation, accepted_at + header_timeout).await {
         Ok(socket) => socket,
         Err(error) => {
             tracing::debug!(peer = ?peer, error = %error, "TLS handshake failed");
@@ -318,8 +324,7 @@ async fn serve_http(
     };
     let phase = Arc::new(RequestPhase::default());
     let (stream_phase, stream_reservation) = (Arc::clone(&phase), Arc::clone(&reservation));
-    let stream =
-        ClientStream::new(socket, accepted_at, (&limits).into(), stream_phase, stream_reservation, linger_limit);
+    let stream = ClientStream::new(socket, accepted_at, stream_limits, stream_phase, stream_reservation, linger_limit);
     let connection = Connection { peer, tls: is_tls };
     let drain = state.drain.clone();
     let count = Arc::new(count);
@@ -327,7 +332,7 @@ async fn serve_http(
     let service = service_fn(move |request| proxy::handle(Arc::clone(&state), Arc::clone(&caller), request));
     let mut builder = http1::Builder::new();
     // hyper may exceed its own limit; `admit` counts exactly.
-    builder.max_buf_size((limits.header_bytes * 2).max(64 << 10)).header_read_timeout(None);
+    builder.max_buf_size((header_bytes * 2).max(64 << 10)).header_read_timeout(None);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -355,6 +360,8 @@ async fn prepare_socket(
     reservation: &MemoryReservation,
     deadline: Instant,
 ) -> io::Result<Socket> {
+    // On Linux the listener's options hold; see `bind_one`.
+    #[cfg(not(target_os = "linux"))]
     if let Socket::Tcp(tcp) = &socket {
         set_tcp_options(tcp);
     }
@@ -364,12 +371,34 @@ async fn prepare_socket(
                 return Err(io::Error::other(Limit::Unauthenticated.key()));
             }
             let handshake = tokio::select! {
-                handshake = timeout_at(deadline, tls.accept(tcp)) => handshake,
+                // Boxed: a handshake is large, and a connection without TLS would have room for it.
+                handshake = timeout_at(deadline, Box::pin(tls.accept(tcp))) => handshake,
                 () = reservation.evicted() => return Err(io::Error::other(Limit::Unauthenticated.key())),
             };
             let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake within header_timeout");
             Ok(Socket::Tls(Box::new(handshake.map_err(timed_out)??.into())))
         }
         (socket, _) => Ok(socket),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_accepted_connection_has_the_options_of_every_connection() {
+        let listener = bind_one(SocketAddr::from(([127, 0, 0, 1], 0))).expect("bound");
+        let connecting = TcpStream::connect(listener.local_addr().expect("address"));
+        let (connected, accepted) = tokio::join!(connecting, listener.accept());
+        let _client = connected.expect("connected");
+        let (tcp, _) = accepted.expect("accepted");
+        #[cfg(not(target_os = "linux"))]
+        set_tcp_options(&tcp);
+        let socket = SockRef::from(&tcp);
+        assert!(socket.tcp_nodelay().expect("readable"));
+        assert!(socket.keepalive().expect("readable"));
+        assert_eq!(socket.tcp_keepalive_time().expect("readable"), Duration::from_secs(60));
+        assert_eq!(socket.tcp_keepalive_interval().expect("readable"), Duration::from_secs(10));
     }
 }

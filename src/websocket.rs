@@ -29,8 +29,10 @@ mod token_forwarding;
 mod upgrade;
 mod upstream_handshake;
 
+use std::pin::pin;
 use std::sync::Arc;
 
+use hyper::header::SEC_WEBSOCKET_KEY;
 use hyper::upgrade::OnUpgrade;
 
 use crate::auth::{Carrier, NoCredential};
@@ -65,7 +67,7 @@ pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: 
     let handshake = Handshake::new(presented.request(), upgrade, carrier);
     let reservation = Arc::clone(&context.reservation);
     let authenticator = Authenticator { state: &state, runtime: &runtime, reservation: &reservation, last: None };
-    let authentication = until_drain(&state, authenticator.authenticate(presented, line)).await;
+    let authentication = until_drain(&state, pin!(authenticator.authenticate(presented, line))).await;
     (context.line.carrier, context.line.user) = (line.carrier, line.user.clone());
     context.line.unverified.clone_from(&line.unverified);
     match authentication {
@@ -128,7 +130,7 @@ fn await_first_message(
     if subprotocol.is_none() && handshake::offers_subprotocols(headers) {
         tracing::warn!(route = %route.label, "no offered subprotocol is in websocket.subprotocols of this route; the socket has none");
     }
-    let response = handshake::switching_protocols(headers, subprotocol.as_ref());
+    let response = handshake::switching_protocols(headers.get(SEC_WEBSOCKET_KEY), subprotocol.as_ref());
     pending::spawn(
         context,
         upgrade,

@@ -339,7 +339,8 @@ impl Verifier {
             return Ok(entry);
         }
         self.metrics.credentials.looked_up("miss");
-        let identity = Arc::new(self.verify_claims(presented, claimed).await?);
+        // Boxed: a token that is known already needs none of this, and every request would have its size.
+        let identity = Arc::new(Box::pin(self.verify_claims(presented, claimed)).await?);
         if let Some(provider) = self.providers.iter().find(|known| known.spec.name == identity.provider().name) {
             provider.check_unit_of_expiry(identity.expires_at());
         }
@@ -391,7 +392,7 @@ impl Verifier {
         if let Some(remote) = &self.providers[index].remote
             && !remote.spec().verifies_opaque_tokens
         {
-            let answer = ask_provider(spec, remote, presented, identity.session_id()).await?;
+            let answer = Box::pin(ask_provider(spec, remote, presented, identity.session_id())).await?;
             check_agreement(spec, identity.claims(), &answer)?;
             trace.step("remote", format_args!("the provider confirms it"));
         }

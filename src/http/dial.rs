@@ -58,7 +58,8 @@ impl UpstreamConnector {
         match &self.tls {
             None => Ok(Socket::Tcp(tcp)),
             Some(Ok((connector, name))) => {
-                let tls = connector.connect(name.clone(), tcp).await?;
+                // Boxed: a handshake is large, and what awaits a connection without TLS would have that size too.
+                let tls = Box::pin(connector.connect(name.clone(), tcp)).await?;
                 Ok(Socket::Tls(Box::new(tls.into())))
             }
             Some(Err(reason)) => Err(io::Error::other(reason.clone())),

@@ -37,8 +37,9 @@ pub trait Memory: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug> Memory for T {}
 
 /// Sets the options of every TCP connection, to clients and upstreams. A socket that rejects one is used all the same.
-pub fn set_tcp_options(tcp: &TcpStream) {
-    let socket = SockRef::from(tcp);
+/// Linux copies the options of a listener to each connection that it accepts.
+pub fn set_tcp_options<'s>(socket: impl Into<SockRef<'s>>) {
+    let socket = socket.into();
     // Small responses and frames must not wait for an acknowledgement.
     let _ = socket.set_tcp_nodelay(true);
     // A peer that disappeared without closing must be noticed.

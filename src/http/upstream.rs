@@ -169,12 +169,12 @@ impl Upstream {
         let (response, connection) = match first {
             Ok(response) => (response, connection),
             Err(ExchangeError { unsent: Some(request), .. }) if reused => {
-                let mut connection = self.open().await?;
+                let mut connection = Box::pin(self.open()).await?;
                 (self.exchange(&mut connection, *request, &end).await.map_err(|failure| failure.error)?, connection)
             }
             Err(ExchangeError { is_lost: true, error, .. }) if reused => {
                 let Some(request) = retry.and_then(RetryableHead::into_request) else { return Err(error) };
-                let mut connection = self.open().await?;
+                let mut connection = Box::pin(self.open()).await?;
                 (self.exchange(&mut connection, request, &end).await.map_err(|failure| failure.error)?, connection)
             }
             Err(failure) => return Err(failure.error),
@@ -210,16 +210,16 @@ impl Upstream {
         let expected = upstream_request
             .websocket_key()
             .map(|key| tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes()));
-        let exchange = async {
+        // Written where it is awaited: a future that is moved takes its size twice.
+        let exchanged = timeout(limit, async {
             let io = self.connect().await?;
             let (mut sender, connection) = builder().handshake(io).await.map_err(failed)?;
-            tokio::spawn(async move {
-                // The owner of the sender or of the upgraded stream sees the error too.
-                let _ = connection.with_upgrades().await;
-            });
+            // The owner of the sender or of the upgraded stream sees an error of the connection too.
+            tokio::spawn(connection.with_upgrades());
             sender.send_request(upstream_request.into_request()).await.map_err(failed)
-        };
-        let mut response = timeout(limit, exchange).await.map_err(|_| UpstreamError::ResponseTimeout { limit })??;
+        })
+        .await;
+        let mut response = exchanged.map_err(|_| UpstreamError::ResponseTimeout { limit })??;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (mut parts, incoming) = response.into_parts();
             check_framing(&mut parts.headers)?;
@@ -249,10 +249,8 @@ impl Upstream {
     async fn open(&self) -> Result<Box<UpstreamConnection>, UpstreamError> {
         let io = self.connect().await?;
         let (sender, connection) = builder().handshake(io).await.map_err(failed)?;
-        tokio::spawn(async move {
-            // The owner of the sender sees the error too.
-            let _ = connection.await;
-        });
+        // The owner of the sender sees an error of the connection too.
+        tokio::spawn(connection);
         let timer = MovableTimer::new(Instant::now() + self.spec.response_timeout);
         Ok(Box::new(UpstreamConnection { sender, timer }))
     }
@@ -273,7 +271,8 @@ impl Upstream {
                 }
             }
         }
-        Ok((self.open().await?, false))
+        // Boxed: most requests find a connection, and each would have room for a new one.
+        Ok((Box::pin(self.open()).await?, false))
     }
 
     async fn exchange(

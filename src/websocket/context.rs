@@ -2,6 +2,7 @@
 //! access line is written.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -132,7 +133,8 @@ impl SocketRecord {
 
 /// Awaits `future`, and returns `None` if the proxy starts to drain meanwhile. A provider or an upstream that does not
 /// answer must not delay the drain.
-pub(super) async fn until_drain<T>(state: &ProxyState, future: impl Future<Output = T>) -> Option<T> {
+/// The future is pinned by the caller: one that is moved in here would take its size twice.
+pub(super) async fn until_drain<T>(state: &ProxyState, future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     let closing = state.drain.closing_token();
     tokio::select! {
         biased;

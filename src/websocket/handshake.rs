@@ -1,9 +1,7 @@
 //! The opening handshake (RFC 6455 section 4): the proxy's 101, its subprotocol, the `Origin` check, and the client's
 //! socket after it.
 
-use hyper::header::{
-    CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
-};
+use hyper::header::{CONNECTION, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -12,15 +10,18 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::http::{ClientStream, Refusal, ResponseBody, Socket};
 use crate::policy::WebSocketSpec;
 
-/// Makes a 101 of the proxy (RFC 6455 section 4.2.2), without extensions.
+/// Makes a 101 of the proxy (RFC 6455 section 4.2.2) for the client's `Sec-WebSocket-Key`, without extensions.
 #[must_use]
-pub(super) fn switching_protocols(request: &HeaderMap, subprotocol: Option<&HeaderValue>) -> Response<ResponseBody> {
+pub(super) fn switching_protocols(
+    key: Option<&HeaderValue>,
+    subprotocol: Option<&HeaderValue>,
+) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::from_proxy(""));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let accept = request.get(SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let accept = key.map(|key| derive_accept_key(key.as_bytes()));
     if let Some(accept) = accept.and_then(|accept| HeaderValue::try_from(accept).ok()) {
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }

@@ -14,6 +14,7 @@ use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::admission::{AdmittedSession, admit_user};
 use super::authorizer::{SessionAuthorizer as _, UserAuthorizer};
@@ -58,13 +59,11 @@ pub(super) struct PendingUpgrade {
 /// Waits for the first message in a task of its own.
 pub(super) fn spawn(context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
     let held = context.state.drain.track();
-    tokio::spawn(in_current_request(async move {
-        run(context, upgrade, pending).await;
-        drop(held);
-    }));
+    tokio::spawn(in_current_request(run(context, upgrade, pending, held)));
 }
 
-async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade) {
+/// Runs a pending socket to its end. `_held` keeps the drain waiting for it.
+async fn run(mut context: SocketContext, upgrade: OnUpgrade, pending: PendingUpgrade, _held: TaskTrackerToken) {
     let PendingUpgrade { mut request, slot, dialect, subprotocol, .. } = pending;
     let spec = request.route().websocket.clone();
     let forwarding = TokenForwarding::of(request.route(), context.policy());

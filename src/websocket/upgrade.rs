@@ -1,9 +1,10 @@
 //! Serves an upgrade that can be answered at once: its credential came with the request, or it needs none. The upstream
 //! is connected first, and the client gets its answer. A refusal is sent in the form that the client can read.
 
+use std::pin::pin;
 use std::sync::Arc;
 
-use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
+use hyper::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{HeaderMap, Response, StatusCode};
 
@@ -56,8 +57,11 @@ pub(super) async fn serve_authenticated(
     };
     let AdmittedSession { upstream_request, token, authorizer, credential, .. } = admission;
     let session = Session::open(spec.dialect.clone(), SessionLimits::of(&spec), credential, unix_millis());
-    let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, token.as_ref());
-    let Some(outcome) = until_drain(&context.state, connecting).await else {
+    let upstream = UpstreamContext::of(&context);
+    let connected =
+        until_drain(&context.state, pin!(connect_upstream(upstream, upstream_request, &forwarding, token.as_ref())))
+            .await;
+    let Some(outcome) = connected else {
         return handshake.refuse_for_drain(context, line);
     };
     match outcome {
@@ -101,8 +105,10 @@ pub(super) async fn serve_public(
     };
     let upstream_request = prepare_public(public, context.policy());
     let forwarding = TokenForwarding::default();
-    let connecting = connect_upstream(UpstreamContext::of(&context), upstream_request, &forwarding, None);
-    let Some(outcome) = until_drain(&context.state, connecting).await else {
+    let upstream = UpstreamContext::of(&context);
+    let connected =
+        until_drain(&context.state, pin!(connect_upstream(upstream, upstream_request, &forwarding, None))).await;
+    let Some(outcome) = connected else {
         *line = context.line;
         return Served::Refused(Refusal::busy(DRAINING));
     };
@@ -127,8 +133,9 @@ pub(super) async fn serve_public(
 /// The client's part of an upgrade, with what is needed to refuse it in the form that the client can read.
 pub(super) struct Handshake {
     upgrade: OnUpgrade,
-    /// The 101 before a refusal that is sent as a Close.
-    switching_protocols: Answer,
+    /// The parts of the 101 before a refusal that is sent as a Close: the client's key and its first subprotocol.
+    key: Option<HeaderValue>,
+    subprotocol: Option<HeaderValue>,
     carrier: Option<Carrier>,
     dialect: Option<Arc<DialectSpec>>,
     drain_code: u16,
@@ -137,10 +144,15 @@ pub(super) struct Handshake {
 impl Handshake {
     pub(super) fn new(request: &ProtectedRequest, upgrade: OnUpgrade, carrier: Option<Carrier>) -> Self {
         let headers = &request.head().headers;
-        let subprotocol = handshake::first_offered_subprotocol(headers);
-        let switching_protocols = handshake::switching_protocols(headers, subprotocol.as_ref());
         let spec = &request.route().websocket;
-        Self { upgrade, switching_protocols, carrier, dialect: spec.dialect.clone(), drain_code: spec.drain_code }
+        Self {
+            upgrade,
+            key: headers.get(SEC_WEBSOCKET_KEY).cloned(),
+            subprotocol: handshake::first_offered_subprotocol(headers),
+            carrier,
+            dialect: spec.dialect.clone(),
+            drain_code: spec.drain_code,
+        }
     }
 
     pub(super) fn into_upgrade(self) -> OnUpgrade {
@@ -187,7 +199,7 @@ impl Handshake {
             }
             drop(held);
         }));
-        Served::Upgraded(self.switching_protocols)
+        Served::Upgraded(handshake::switching_protocols(self.key.as_ref(), self.subprotocol.as_ref()))
     }
 }
 

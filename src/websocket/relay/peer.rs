@@ -41,6 +41,9 @@ pub(super) struct Peer {
     pub(super) write_pending_since: Option<Instant>,
     /// The bytes that the system has not sent yet, where it was asked.
     unsent: Option<Box<Unsent>>,
+    /// Whether the system has said that everything is sent, and nothing was written since. Asking takes three system
+    /// calls, and the end of a session asks several times.
+    is_sent: bool,
     /// Whether the peer has ended its stream.
     pub(super) eof: bool,
     /// Whether the proxy has begun to end the stream to the peer.
@@ -76,6 +79,7 @@ impl Peer {
             ping_not_before: Instant::now(),
             write_pending_since: None,
             unsent: None,
+            is_sent: false,
             eof: false,
             shut: false,
             shutting: false,
@@ -143,8 +147,9 @@ impl Peer {
     /// Returns whether the system has sent all bytes that it accepted, so that closing the socket discards nothing. It
     /// must be called before the stream is ended, when no write is pending.
     pub(super) fn is_sent_by_system(&mut self) -> bool {
-        if self.shut || self.socket.is_sent() != Some(false) {
+        if self.shut || self.is_sent || self.socket.is_sent() != Some(false) {
             self.unsent = None;
+            self.is_sent = true;
             return true;
         }
         let bytes = self.socket.unsent();
@@ -170,6 +175,7 @@ impl Peer {
         let drained_by = self.drained_by.max(now) + Duration::from_millis(bytes as u64 / SLOWEST);
         self.drained_by = drained_by.min(now + Duration::from_millis(BETWEEN / SLOWEST));
         self.unsent = None;
+        self.is_sent = false;
     }
 
     /// Ends the stream to the peer. [`Self::poll_shut`] continues if the socket does not accept the end at once.
@@ -269,6 +275,7 @@ impl Peer {
                 return Poll::Pending;
             }
             self.unflushed = false;
+            self.is_sent = false;
         }
         // An idle socket holds no buffer.
         self.out = Vec::new();
@@ -301,6 +308,7 @@ impl Peer {
         self.out.extend_from_slice(&bytes[from..]);
         if self.unflushed && Pin::new(&mut self.socket).poll_flush(cx)?.is_ready() {
             self.unflushed = false;
+            self.is_sent = false;
         }
         Ok(())
     }
