@@ -1,6 +1,7 @@
 //! What each capability adds to a request of Vestibule: bodies, routes, providers, TLS, session cookies, assertions, the
 //! shared state, a second core. Each has an instance of its own, measured in turn with one that has none of them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
@@ -76,8 +77,11 @@ struct Cases<'a> {
 impl Cases<'_> {
     /// Starts an instance and returns its number.
     fn start(&mut self, cores: &str, settings: &Settings<'_>) -> usize {
-        let make =
-            |listen: &str| vestibule::run(pinned(cores, vestibule::program()), self.needs.folder, listen, settings);
+        self.start_program(vestibule::program(), cores, settings)
+    }
+
+    fn start_program(&mut self, program: &Path, cores: &str, settings: &Settings<'_>) -> usize {
+        let make = |listen: &str| vestibule::run(pinned(cores, program), self.needs.folder, listen, settings);
         self.instances.push(Middle::start(make).expect("starts"));
         self.instances.len() - 1
     }
@@ -211,6 +215,13 @@ impl Cases<'_> {
         let providers = vestibule::provider(self.needs.key);
         let instance = self.start("0,1", &Settings { upstream: &upstream, providers, limits: "", more: "" });
         self.add(TWO_CORES, Base::One, instance, two);
+        if vestibule::named().is_some() {
+            let providers = vestibule::provider(self.needs.key);
+            let settings = Settings { upstream: &upstream, providers, limits: "", more: "" };
+            let instance = self.start_program(vestibule::cargos(), "0", &settings);
+            let one = vec![get("/api/cells", &self.needs.many[0])];
+            self.add("as `cargo build --release` alone makes the program", Base::One, instance, one);
+        }
     }
 }
 

@@ -96,7 +96,8 @@ pub(crate) fn all(folder: &std::rc::Rc<TempFolder>, issuer: &Issuer, upstream: &
             let settings = Settings { upstream: &upstream, providers: providers.clone(), limits: "", more: "" };
             vestibule::run(pinned(CORE, vestibule::program()), &folder, listen, &settings)
         };
-        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let build = if vestibule::named().is_some() { " as `deploy/build` makes it" } else { "" };
+        let version = format!("{}{build}", env!("CARGO_PKG_VERSION"));
         Peer { name: "Vestibule", version, verifies: true, make: Box::new(make) }
     });
     peers

@@ -1,8 +1,8 @@
 //! Vestibule in the middle: its configuration, with everything on that is on by default, and the command that runs it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crate::middle::free_port;
@@ -56,9 +56,20 @@ pub(crate) fn run(mut command: Command, folder: &TempFolder, listen: &str, setti
     command
 }
 
-/// The built program.
+/// The program that is measured: the one that cargo has built, or the one that `VESTIBULE_PROGRAM` names.
 pub(crate) fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| named().unwrap_or_else(|| cargos().to_owned()));
+    &PROGRAM
+}
+
+/// The program that cargo has built.
+pub(crate) fn cargos() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_vestibule"))
+}
+
+/// The program that `VESTIBULE_PROGRAM` names: one that deploy/build has built.
+pub(crate) fn named() -> Option<PathBuf> {
+    std::env::var_os("VESTIBULE_PROGRAM").map(PathBuf::from)
 }
 
 /// Waits until an instance is ready: the shared state's first copy is there.
