@@ -102,7 +102,7 @@ pub use request::{
     Allowed, AuthenticatedRequest, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest,
     check_sender_of_balancer_token,
 };
-pub use request_phase::RequestPhase;
+pub use request_phase::{RequestNumber, RequestPhase};
 pub use response_body::{AbortSignal, Answer, BodyOutcome, ResponseBody};
 pub use route::{RoutedRequest, route_request};
 pub use socket::{Socket, set_tcp_options};

@@ -21,10 +21,10 @@ use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
 use crate::browser::render_for_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
-    Admitted, Answer, BodyOutcome, ChallengeSource, ClientBody, Connection, ProtectedRequest, Refusal, RequestPhase,
-    ResponseBody, RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight, prepare,
-    prepare_preflight, prepare_public, render_refusal, replace_cors_headers, route_request, strip_own_set_cookie,
-    unlisted_origin,
+    Admitted, Answer, BodyOutcome, ChallengeSource, ClientBody, Connection, ProtectedRequest, Refusal, RequestNumber,
+    RequestPhase, ResponseBody, RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight,
+    prepare, prepare_preflight, prepare_public, render_refusal, replace_cors_headers, route_request,
+    strip_own_set_cookie, unlisted_origin,
 };
 use crate::runtime::{ConnectionCount, Limit, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_request};
@@ -61,20 +61,21 @@ pub fn handle(
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
     // This is not in the future: hyper continues to read before it polls that, and the head is complete now.
-    caller.phase.begin_request();
+    let number = caller.phase.begin_request();
     caller.reservation.set_request_in_progress(true);
-    in_request(respond(state, caller, request))
+    in_request(respond(state, caller, request, number))
 }
 
 async fn respond(
     state: Arc<ProxyState>,
     caller: Arc<ClientConnection>,
     request: Request<Incoming>,
+    number: RequestNumber,
 ) -> Result<Answer, Infallible> {
     let runtime = state.current();
     let head = RequestHead::of(&request, &runtime.policy);
     let limits = &runtime.policy.limits;
-    let unread = UnreadBody::track(&request, &caller.phase, limits);
+    let unread = UnreadBody::track(&request, &caller.phase, number, limits);
     let request =
         request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
     let mut entry = AccessEntry::new(head.access_line(&runtime.policy), head.started, Arc::clone(&state));
@@ -152,7 +153,7 @@ async fn respond(
         // The entry is moved in here, and written when it is dropped.
         let mut entry = entry;
         if !has_body {
-            caller.phase.end_request();
+            caller.phase.end_request(number);
         }
         caller.reservation.set_request_in_progress(false);
         entry.line.bytes_out = bytes;

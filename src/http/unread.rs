@@ -15,8 +15,8 @@ use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::{HeaderMap, Request, Version};
 use tokio_util::sync::CancellationToken;
 
-use super::RequestPhase;
 use super::list_field::lists;
+use super::{RequestNumber, RequestPhase};
 use crate::policy::Limits;
 
 /// The limits for reading and discarding the rest of a body.
@@ -41,6 +41,8 @@ pub struct UnreadBody(Arc<Tracker>);
 #[derive(Debug)]
 struct Tracker {
     phase: Arc<RequestPhase>,
+    /// The request of the body.
+    request: RequestNumber,
     limits: DiscardLimits,
     /// Whether the client sent `Expect` in any form. After an early response it may or may not send the body, so the
     /// next bytes could not be trusted to be a request.
@@ -85,9 +87,14 @@ enum DiscardOutcome {
 }
 
 impl UnreadBody {
-    /// Tracks a request's body; `None` when the request has none.
+    /// Tracks the body of a request, which has this number on its connection; `None` when the request has none.
     #[must_use]
-    pub fn track(request: &Request<Incoming>, phase: &Arc<RequestPhase>, limits: &Limits) -> Option<Self> {
+    pub fn track(
+        request: &Request<Incoming>,
+        phase: &Arc<RequestPhase>,
+        number: RequestNumber,
+        limits: &Limits,
+    ) -> Option<Self> {
         if request.body().is_end_stream() {
             return None;
         }
@@ -96,6 +103,7 @@ impl UnreadBody {
         let expects_continue = headers.contains_key(EXPECT);
         Some(Self(Arc::new(Tracker {
             phase: Arc::clone(phase),
+            request: number,
             limits: limits.into(),
             expects_continue,
             response_ended: CancellationToken::new(),
@@ -144,7 +152,7 @@ impl UnreadBody {
         state.response = ResponseState::Ended;
         self.0.response_ended.cancel();
         if matches!(state.body, BodyState::Read) {
-            self.0.phase.end_request();
+            self.0.phase.end_request(self.0.request);
         }
     }
 
@@ -153,7 +161,7 @@ impl UnreadBody {
         let mut state = self.state();
         state.body = BodyState::Read;
         if state.response == ResponseState::Ended {
-            self.0.phase.end_request();
+            self.0.phase.end_request(self.0.request);
             self.0.phase.wake_reader();
         }
     }

@@ -98,6 +98,26 @@ async fn a_connection_that_was_kept_so_is_idle_again() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_with_the_rest_of_a_refused_body_may_take_longer_than_an_idle_connection() {
+    let fixture = fixture("limits: { keep_alive_timeout: 1s, header_timeout: 20s }\n").await;
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let mut client = Client::connect(fixture.proxy.address).await;
+    client.send(post("/x", &[HOST], 8)).await;
+    assert_eq!(client.answer().await.status, 401);
+    // In one read, so that the next head is found before the end of the body is noticed.
+    client.send(format!("the restGET /next HTTP/1.1\r\n{HOST}\r\n{credential}\r\n\r\n")).await;
+    let mut conn = fixture.backend.accept().await;
+    assert_eq!(conn.request().await.target(), "/next");
+    // Longer than `keep_alive_timeout`, which another connection waits out.
+    let mut idle = Client::connect(fixture.proxy.address).await;
+    idle.send("GET /.vestibule/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert_eq!(idle.answer().await.status, 200);
+    assert!(idle.is_closed().await);
+    conn.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext").await;
+    assert_eq!(client.answer().await.body, "next");
+}
+
+#[tokio::test]
 async fn of_a_refused_body_no_more_is_read_than_discard_body_bytes() {
     let fixture = fixture("limits: { discard_body_bytes: 64KiB, discard_body_timeout: 20s }\n").await;
     // Said at once where the length is known, and our end is closed although the body is not there.
