@@ -2,8 +2,8 @@
 //! records how it ended; a response body holds its upstream connection until it can return to the pool.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,11 +27,14 @@ pub struct BodyEnd(Arc<BodyProgress>);
 struct BodyProgress {
     state: AtomicU8,
     bytes: AtomicU64,
+    /// The time at which the last bytes were passed on; unset for an empty body too.
+    ended_at: OnceLock<Instant>,
 }
 
 impl BodyEnd {
     fn new(state: u8) -> Self {
-        Self(Arc::new(BodyProgress { state: AtomicU8::new(state), bytes: AtomicU64::new(0) }))
+        let (state, bytes) = (AtomicU8::new(state), AtomicU64::new(0));
+        Self(Arc::new(BodyProgress { state, bytes, ended_at: OnceLock::new() }))
     }
 
     /// Returns the number of bytes that were passed on.
@@ -44,6 +47,18 @@ impl BodyEnd {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.0.state.load(Ordering::Acquire) == ENDED
+    }
+
+    /// Returns whether more of the body may still be passed on.
+    #[must_use]
+    pub fn is_streaming(&self) -> bool {
+        self.0.state.load(Ordering::Acquire) == STREAMING
+    }
+
+    /// Returns the time at which the last bytes were passed on; `None` for an empty body, and for one that has not ended.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.0.ended_at.get().copied()
     }
 
     /// Returns whether the client sent nothing for `limits.body_idle_timeout`.
@@ -121,6 +136,10 @@ impl ClientBody {
 
     fn finish(&mut self, state: u8) {
         self.timer = None;
+        if state == ENDED {
+            // It may be set already: the end is noticed with the last bytes, and again behind them.
+            let _ = self.end.0.ended_at.set(Instant::now());
+        }
         self.end.0.state.store(state, Ordering::Release);
         if state == ENDED
             && let Some(unread) = self.unread.take()

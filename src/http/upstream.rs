@@ -293,10 +293,12 @@ impl Upstream {
             match answered.await {
                 Some(answered) => break answered,
                 // The limit is for the response head. A body that is being sent has its own limits.
-                None if !end.is_complete() && !end.is_stalled() && !end.is_too_large() && !end.is_broken() => {
-                    timer.set(Instant::now() + limit);
-                }
-                None => return Err(ExchangeError::final_error(UpstreamError::ResponseTimeout { limit })),
+                None if end.is_streaming() => timer.set(Instant::now() + limit),
+                // The limit runs from the end of the body, however long that took.
+                None => match end.ended_at().map(|at| at + limit).filter(|due| *due > Instant::now()) {
+                    Some(due) => timer.set(due),
+                    None => return Err(ExchangeError::final_error(UpstreamError::ResponseTimeout { limit })),
+                },
             }
         };
         answered.map_err(|mut error| {
@@ -408,4 +410,62 @@ fn failed(error: hyper::Error) -> UpstreamError {
         cause = source.source();
     }
     UpstreamError::Failed(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::service::service_fn;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::simulation::Simulation;
+
+    /// Uploads a body in 25 s to an upstream that answers so much later, and returns what came of it.
+    async fn upload_answered_after(delay: Duration) -> Result<StatusCode, UpstreamError> {
+        let yaml =
+            "upstream: { url: http://127.0.0.1:1, response_timeout: 10s }\nroutes: [{ path: /**, auth: none }]\n";
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        let policy = crate::policy::validate(&config).expect("valid");
+        let upstream = Arc::new(Upstream::new(policy.upstreams[0].clone(), Duration::from_secs(60)));
+        let mut simulation = Simulation::begin(0);
+        let (report, mut reports) = mpsc::unbounded_channel();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (upstream, report) = (Arc::clone(&upstream), report.clone());
+            async move {
+                let request = request.map(|body| ClientBody::new(body, None, Duration::from_secs(60), None));
+                let end = request.body().end();
+                let mut connection = upstream.open().await?;
+                let exchanged = upstream.exchange(&mut connection, request, &end).await;
+                let _ = report.send(exchanged.map(|answer| answer.status()).map_err(|failure| failure.error));
+                Ok::<_, UpstreamError>(Response::new(String::new()))
+            }
+        });
+        let (mut client, server) = duplex(1 << 10);
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service));
+        tokio::spawn(async move {
+            let mut connection = simulation.connections.recv().await.expect("dialled");
+            let mut heard = Vec::new();
+            while !heard.ends_with(b"12345") {
+                connection.read_buf(&mut heard).await.expect("read");
+            }
+            tokio::time::sleep(delay).await;
+            // It is not read when the limit has passed.
+            let _ = connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        });
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n").await.expect("written");
+        for byte in b"12345" {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            client.write_all(&[*byte]).await.expect("written");
+        }
+        reports.recv().await.expect("a result")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_a_response_runs_from_the_end_of_the_body() {
+        let answered = upload_answered_after(Duration::from_secs(9)).await;
+        assert_eq!(answered.expect("in time"), StatusCode::OK);
+        let late = upload_answered_after(Duration::from_secs(11)).await;
+        assert!(matches!(late, Err(UpstreamError::ResponseTimeout { .. })), "{late:?}");
+    }
 }

@@ -20,7 +20,7 @@ pub struct Upstream {
     pub connect_timeout: Option<Time>,
     /// How long the answer to a WebSocket upgrade may take.
     pub handshake_timeout: Option<Time>,
-    /// How long the response head may take; the body is not limited.
+    /// How long the response head may take from the end of the request; bodies are not limited.
     pub response_timeout: Option<Time>,
     /// How long an unused connection is kept. Keep it below the server's own keep-alive (uvicorn: 5s).
     pub pool_idle_timeout: Option<Time>,
