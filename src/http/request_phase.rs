@@ -17,7 +17,7 @@ pub struct RequestNumber(u32);
 #[derive(Debug, Default)]
 pub struct RequestPhase {
     pub(super) count: AtomicU32,
-    /// Whether a limit for discarding the rest of a body was reached.
+    /// Whether a limit for discarding the rest of the last body was reached.
     pub(super) has_stopped_discarding: AtomicBool,
     /// The waker of the connection, while it waits for bytes of a request's body.
     pub(super) reader: AtomicWaker,
@@ -31,6 +31,7 @@ impl RequestPhase {
         // It is odd while the end of the last request was not marked. hyper reads the next head when it has passed on the
         // last body, and the task that reads that body may run later.
         let number = count.wrapping_add(1 + (count & 1));
+        self.has_stopped_discarding.store(false, Ordering::Relaxed);
         self.count.store(number, Ordering::Relaxed);
         RequestNumber(number)
     }

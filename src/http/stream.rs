@@ -138,7 +138,10 @@ impl ClientStream {
     /// Returns whether the client may still be sending a request although the last response was written. Closing the
     /// connection then would reset it, and the client would lose the response.
     fn may_be_sending(&mut self) -> bool {
-        self.is_in_request() || self.head_bytes > 0
+        self.update_awaiting();
+        // When a limit for discarding was reached, the bytes that come are the rest of that body.
+        (matches!(self.awaiting, Awaiting::Nothing) || self.head_bytes > 0)
+            && !self.phase.has_stopped_discarding.load(Ordering::Relaxed)
     }
 
     /// Returns whether a request's response, or the reading of its body, has not ended.

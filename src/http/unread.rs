@@ -208,6 +208,10 @@ impl UnreadBody {
                     self.0.phase.stop_discarding();
                 }
                 drop(rest);
+                if !self.state().closes {
+                    // hyper reads on once. If that is the end of the body, it keeps the connection, which is idle now.
+                    self.0.phase.end_request(self.0.request);
+                }
                 // hyper may be waiting for the client's next bytes, and notices the dropped body only when it is woken.
                 self.0.phase.wake_reader();
             }

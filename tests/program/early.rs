@@ -146,6 +146,17 @@ async fn of_a_refused_body_no_more_is_read_than_discard_body_bytes() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_refused_body_ends_right_behind_discard_body_bytes_is_closed_or_idle() {
+    let limits = "limits: { discard_body_bytes: 100, keep_alive_timeout: 1s, header_timeout: 20s }\n";
+    let fixture = fixture(limits).await;
+    let mut client = Client::connect(fixture.proxy.address).await;
+    client.send("POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 401);
+    client.send(chunked(&[b'x'; 150])).await;
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
 async fn a_refused_body_is_awaited_no_longer_than_discard_body_timeout() {
     let fixture = fixture("limits: { discard_body_timeout: 300ms, keep_alive_timeout: 60s }\n").await;
     for framing in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
