@@ -22,7 +22,7 @@ pub use format::{set_level, start};
 pub use label::Label;
 pub use metrics::{LogoutOutcome, Metrics, PassedBytes, RenewalOutcome, SignInOutcome};
 pub use outcome::{AnsweredBy, Outcome};
-pub use output::{Format, flush};
+pub use output::{Format, flush, write_soon};
 pub use rate::LastMinute;
 #[cfg(test)]
 pub use request_id::InRequest;

@@ -118,7 +118,7 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
         timeout_s = times.timeout.as_secs(),
         "draining; the platform must wait longer than timeout_s (stopTimeout, stop_grace_period, terminationGracePeriodSeconds)"
     );
-    telemetry::flush();
+    telemetry::write_soon();
     tokio::select! {
         done = state.drain.run(times) => {
             if let Some(instances) = &state.instances {
@@ -198,7 +198,7 @@ async fn announce_start(
     if !is_for_people {
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!(listen = %addresses.join(" "), admin = admin.unwrap_or("none"), config = name, version, "listening");
-        telemetry::flush();
+        telemetry::write_soon();
         tokio::spawn(log_ready(Arc::clone(state), started));
         return;
     }
@@ -223,7 +223,7 @@ async fn log_ready(state: Arc<ProxyState>, started: Instant) {
     state.until_ready().await;
     let after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(after_ms, "ready");
-    telemetry::flush();
+    telemetry::write_soon();
 }
 
 fn print_start(runtime: &Runtime, name: &str, (addresses, admin): (&[String], Option<&str>), reachable: bool) {

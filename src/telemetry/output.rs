@@ -131,7 +131,14 @@ impl Output {
     }
 }
 
-/// Waits until the buffered lines are written, but no longer than [`FLUSH_WAIT`]; also called at exit.
+/// Has the buffered lines written now, without waiting for it: requests may run on the caller's thread.
+pub fn write_soon() {
+    if let Some(output) = OUTPUT.get() {
+        output.write_soon();
+    }
+}
+
+/// Waits until the buffered lines are written, but no longer than [`FLUSH_WAIT`]; called where no request can wait.
 pub fn flush() {
     if let Some(output) = OUTPUT.get() {
         output.wait(FLUSH_WAIT);
