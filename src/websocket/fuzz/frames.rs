@@ -24,6 +24,11 @@ enum Taken {
     Close(Option<u16>),
 }
 
+/// Returns whether a message was taken, and no control frame.
+fn is_data(taken: &Taken) -> bool {
+    matches!(taken, Taken::Text(_) | Taken::Binary(_))
+}
+
 /// How a reader comes to the end of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -35,7 +40,8 @@ enum End {
 
 /// Checks that any bytes at any splits are read as by tungstenite, and that every byte is forwarded as it came.
 ///
-/// The first byte chooses the sender and the second the number of splits, which follow.
+/// The first byte chooses the sender and how many of its messages are pings of its application that precede the first
+/// message, and the second byte the number of splits, which follow.
 pub fn frames(data: &[u8]) {
     let mut input = Input::new(data);
     let flags = input.byte();
@@ -49,7 +55,7 @@ pub fn frames(data: &[u8]) {
     assert_eq!(read(sender, &bytes), (taken.clone(), end), "depends on where the stream is split");
     assert_like_tungstenite(sender, stream, &taken, end);
     if sender == Sender::Client {
-        first_message(stream, &cuts, &taken, end);
+        first_message(stream, &cuts, usize::from(flags >> 1 & 3), &taken, end);
     }
 }
 
@@ -196,9 +202,8 @@ fn assert_like_tungstenite(sender: Sender, stream: &[u8], taken: &[Taken], end: 
     let (mut others, error) = read_with_tungstenite(sender, stream);
     // It checks the text of each fragment as it comes, and the reason of a Close, which is forwarded as it came here. Only
     // control frames may come before the end of the message.
-    let is_control = |one: &Taken| matches!(one, Taken::Ping(_) | Taken::Pong(_) | Taken::Close(_));
     if matches!(error, Some(Error::Utf8(_)))
-        && taken.strip_prefix(&*others).is_some_and(|rest| rest.iter().all(is_control))
+        && taken.strip_prefix(&*others).is_some_and(|rest| !rest.iter().any(is_data))
     {
         return;
     }
@@ -238,33 +243,39 @@ fn assert_like_tungstenite(sender: Sender, stream: &[u8], taken: &[Taken], end: 
     }
 }
 
-/// Checks the reader of first messages against the reader of all messages, at other splits too.
-fn first_message(stream: &[u8], cuts: &[usize], taken: &[Taken], end: End) {
-    let (received, reason, rest) = read_first(&[stream]);
-    let (again, reason_again, rest_again) = read_first(&split(stream, cuts));
+/// Checks the reader of first messages against the reader of all messages, at other splits too. So many messages as
+/// `pings` says precede the first message.
+fn first_message(stream: &[u8], cuts: &[usize], pings: usize, taken: &[Taken], end: End) {
+    let (received, reason, rest) = read_first(&[stream], pings);
+    let (again, reason_again, rest_again) = read_first(&split(stream, cuts), pings);
     assert_eq!((&received, reason), (&again, reason_again), "the first message depends on where the stream is split");
     if reason.is_none() {
         assert_eq!(rest, rest_again, "what is kept behind the first message depends on where the stream is split");
     }
     let mut expected = taken.iter().filter(|one| !matches!(one, Taken::Pong(_)));
-    let mut has_message = false;
+    let mut messages = 0;
     for one in &received {
-        let other = expected.next();
+        let has_message = messages > pings;
+        // Later messages are kept for the relay. Control frames among them are answered meanwhile.
+        let other = expected.find(|other| !has_message || !is_data(other));
         let is_alike = match (one, other) {
             (Received::Message(text), Some(Taken::Text(bytes))) => text.as_bytes() == bytes,
             (Received::Ping(payload), Some(Taken::Ping(bytes))) => payload == bytes,
             (Received::Close(payload), Some(Taken::Close(code))) => close_code(payload) == Ok(*code),
-            // Later messages are kept and read by the relay, pings among them are answered meanwhile.
-            _ => has_message,
+            // Later texts are not looked at here, so this reads on behind one that is not UTF-8.
+            (_, None) => has_message && end == End::NotUtf8,
+            _ => false,
         };
         assert!(is_alike, "{one:?} instead of {other:?}");
         if matches!(one, Received::Close(_)) {
             return;
         }
-        if has_message {
-            continue;
-        }
-        has_message = matches!(one, Received::Message(_));
+        messages += usize::from(matches!(one, Received::Message(_)));
+    }
+    let has_message = messages > pings;
+    if reason.is_none() {
+        let missed = expected.find(|other| !has_message || !is_data(other));
+        assert_eq!(missed, None, "it is not read before the relay begins");
     }
     match reason {
         None => {
@@ -272,11 +283,14 @@ fn first_message(stream: &[u8], cuts: &[usize], taken: &[Taken], end: End) {
             if has_message {
                 // The relay reads on where the first message ends: what is left of the stream without the control
                 // frames that were answered.
-                let data = |taken: &[Taken]| -> Vec<Taken> {
-                    taken.iter().filter(|one| matches!(one, Taken::Text(_) | Taken::Binary(_))).cloned().collect()
-                };
+                let data =
+                    |taken: &[Taken]| -> Vec<Taken> { taken.iter().filter(|one| is_data(one)).cloned().collect() };
                 let (relayed, _) = read(Sender::Client, &[&rest]);
-                assert_eq!(data(&relayed), data(taken)[1..], "what follows the first message is lost or changed");
+                assert_eq!(
+                    data(&relayed),
+                    data(taken)[messages..],
+                    "what follows the first message is lost or changed"
+                );
                 assert_eq!(data(&relayed).len(), relayed.len(), "an answered control frame is forwarded");
             }
         }
@@ -290,8 +304,9 @@ fn first_message(stream: &[u8], cuts: &[usize], taken: &[Taken], end: End) {
     }
 }
 
-/// Reads a stream with the reader of first messages, up to a Close, and returns what it keeps.
-fn read_first(inputs: &[&[u8]]) -> (Vec<Received>, Option<CloseReason>, Vec<u8>) {
+/// Reads a stream with the reader of first messages, up to a Close, and returns what it keeps. So many messages as `pings`
+/// says are not the first one.
+fn read_first(inputs: &[&[u8]], mut pings: usize) -> (Vec<Received>, Option<CloseReason>, Vec<u8>) {
     let mut reader = FirstMessageReader::new(MESSAGE_BYTES);
     let mut received = Vec::new();
     for input in inputs {
@@ -300,9 +315,16 @@ fn read_first(inputs: &[&[u8]]) -> (Vec<Received>, Option<CloseReason>, Vec<u8>)
             match reader.next() {
                 Ok(Some(one)) => {
                     let is_close = matches!(one, Received::Close(_));
+                    let is_message = matches!(one, Received::Message(_));
                     received.push(one);
                     if is_close {
                         return (received, None, Vec::new());
+                    }
+                    if is_message && pings > 0 {
+                        pings -= 1;
+                        if let Err(reason) = reader.expect_another() {
+                            return (received, Some(reason), Vec::new());
+                        }
                     }
                 }
                 Ok(None) => break,
