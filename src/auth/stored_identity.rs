@@ -130,9 +130,13 @@ impl StoredIdentity {
     #[cfg(any(test, fuzzing))]
     #[allow(clippy::expect_used, reason = "the configuration is a valid one")]
     pub(crate) fn example(expires_at: u64) -> Self {
-        let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
-        let config = crate::config::load_yaml(yaml).expect("loads").config;
-        let provider = Arc::clone(&crate::policy::validate(&config).expect("valid").providers[0]);
+        // Validated once: for a fuzz target it took nearly all of the time.
+        static PROVIDER: std::sync::LazyLock<Arc<ProviderSpec>> = std::sync::LazyLock::new(|| {
+            let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
+            let config = crate::config::load_yaml(yaml).expect("loads").config;
+            Arc::clone(&crate::policy::validate(&config).expect("valid").providers[0])
+        });
+        let provider = Arc::clone(&PROVIDER);
         let verified_by = VerifiedBy::Key {
             fingerprint: KeyFingerprint::default(),
             algorithm: jsonwebtoken::Algorithm::HS256,

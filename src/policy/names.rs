@@ -6,7 +6,7 @@
 mod known;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use hyper::header::HeaderName;
 
@@ -110,8 +110,11 @@ pub(crate) struct ConfiguredNames<'a> {
 }
 
 impl Default for ReservedNames {
+    /// Returns the names that are reserved under every configuration. They are collected once: each dialect begins with
+    /// them, and each configured header is compared with them.
     fn default() -> Self {
-        Self::new(ConfiguredNames::default())
+        static NAMES: LazyLock<ReservedNames> = LazyLock::new(|| ReservedNames::new(ConfiguredNames::default()));
+        NAMES.clone()
     }
 }
 

@@ -3,7 +3,9 @@
 
 #![allow(clippy::expect_used, reason = "a failed expectation is what a fuzzer looks for")]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::fuzz::Input;
@@ -283,8 +285,7 @@ pub fn paths(data: &[u8]) {
     if mentions_private_characters(path) {
         return;
     }
-    let file = format!("{HEAD}{}", as_yaml(&rules));
-    let policy = crate::policy::validate(&crate::config::load_yaml(&file).expect("loads").config).expect("valid");
+    let policy = policy_of(&rules);
     let readings = match policy.readings(path) {
         Ok(readings) => readings,
         Err(too_many) => {
@@ -304,6 +305,25 @@ pub fn paths(data: &[u8]) {
         }
         assert!(!is_own(&served) || readings.is_own(), "{path} is not seen to be the proxy's own by {habits:?}");
     }
+}
+
+/// Returns the policy with these rules. Those made before are kept: to make one takes longer than all that is checked with
+/// it.
+fn policy_of(rules: &[(String, &str)]) -> Arc<Policy> {
+    /// The number of policies that are kept.
+    const MAX_POLICIES: usize = 2_000;
+    static POLICIES: Mutex<BTreeMap<String, Arc<Policy>>> = Mutex::new(BTreeMap::new());
+
+    let file = format!("{HEAD}{}", as_yaml(rules));
+    let mut policies = POLICIES.lock().expect("no other thread has failed");
+    if policies.len() == MAX_POLICIES {
+        policies.clear();
+    }
+    let make = || {
+        let config = crate::config::load_yaml(&file).expect("loads").config;
+        Arc::new(crate::policy::validate(&config).expect("valid"))
+    };
+    Arc::clone(policies.entry(file.clone()).or_insert_with(make))
 }
 
 /// Returns whether a served path is under the proxy's own prefix.
