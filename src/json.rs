@@ -179,6 +179,10 @@ mod tests {
         let reserved = r#"{"a":{"$serde_json::private::RawValue":"{\"b\":1}"}}"#;
         let read = own_object(reserved.as_bytes()).expect("an object");
         assert_eq!(Value::Object(read).to_string(), reserved);
+        // Without serde_json's feature `float_roundtrip` this is another number once it was written and read again.
+        let long = object(br#"{"a":1022222222222222222222222222222200059}"#).expect("an object");
+        let again = own_object(Value::Object(long.clone()).to_string().as_bytes()).expect("an object");
+        assert_eq!(again, long);
         let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
         assert!(own_object(nested(OWN_DEPTH - 1).as_bytes()).is_ok());
         assert!(own_object(nested(OWN_DEPTH).as_bytes()).is_err());
