@@ -1,12 +1,13 @@
 //! Sends requests and opens sockets through the built program while faults come and go: connections that are delayed,
 //! cut, reset, half-closed and corrupted on both sides; a provider, a shared engine and an upstream that fail in many
-//! ways; no descriptors, a full disk, a log that nobody reads; a clock that jumps; names that do not resolve; reloads,
-//! drains and kills. Every request that reaches the upstream must be that of the user whose token was sent, none with an
-//! invalid token may reach it, and what a fault does not touch must be served as without it.
+//! ways; no descriptors, a full disk, a log that nobody reads or that is closed; a single processor; a clock that jumps;
+//! names that do not resolve; reloads, drains and kills. Every request that reaches the upstream must be that of the user
+//! whose token was sent, none with an invalid token may reach it, and what a fault does not touch must be served as
+//! without it.
 //!
 //! `cargo bench --profile quick --bench faults -- --seconds 1800 --seed 1`; without arguments 60 s. Loopback only. A part
 //! that needs what this machine does not have says so and is left out: `redis-server`, libfaketime (Debian package
-//! `libfaketime`), and root for a mount namespace. Exits with 1 on any violation.
+//! `libfaketime`), `taskset`, and root for a mount namespace. Exits with 1 on any violation.
 
 #![allow(clippy::missing_docs_in_private_items, reason = "a program of its own")]
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a command for developers")]
@@ -39,7 +40,7 @@ struct Arguments {
     /// The same seed makes the same choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The only variant to run: plain, engine, clock or namespace.
+    /// The only variant to run: plain, engine, clock, namespace or onecore.
     #[arg(long)]
     variant: Option<String>,
     /// Clients that send requests at once.
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         variant.missing().is_none()
     });
     if variants.is_empty() {
-        println!("no variant to run: --variant is plain, engine, clock or namespace");
+        println!("no variant to run: --variant is plain, engine, clock, namespace or onecore");
         return ExitCode::from(2);
     }
     let rounds = arguments.seconds.div_ceil(LONGEST_ROUND).max(1);

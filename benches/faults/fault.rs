@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     Descriptors,
     /// The reader of the log stops for a time.
     LogUnread,
+    /// The reader of the log ends. The process that writes it is replaced afterwards.
+    LogClosed,
     /// The disk of the log is full.
     DiskFull,
     /// The clock jumps by so many seconds, and back.
@@ -85,6 +87,7 @@ impl Fault {
             Self::KeyRotation,
             Self::Descriptors,
             Self::LogUnread,
+            Self::LogClosed,
             Self::Reload,
             Self::InvalidReload,
             Self::Restart,
@@ -102,7 +105,7 @@ impl Fault {
         faults.extend(of_provider.map(Self::Provider));
         for _ in 0..3 {
             match variant {
-                Variant::Plain => {}
+                Variant::Plain | Variant::OneCore => {}
                 Variant::Engine => {
                     faults.extend([EngineFault::Killed, EngineFault::Paused, EngineFault::Flushed].map(Self::Engine));
                 }
@@ -128,6 +131,7 @@ impl Fault {
             | Self::KeyRotation
             | Self::Engine(_)
             | Self::LogUnread
+            | Self::LogClosed
             | Self::DiskFull
             | Self::Clock(_)
             | Self::Reload
@@ -136,10 +140,12 @@ impl Fault {
     }
 
     /// Returns whether another fault may come at the same time. Without descriptors nothing else could be observed, and
-    /// an engine fails in one way at a time.
+    /// an engine and the log fail in one way at a time.
     pub(crate) fn can_be_with(self, other: Self) -> bool {
         let are_of_engine = matches!((self, other), (Self::Engine(_), Self::Engine(_)));
-        self != other && !are_of_engine && ![self, other].contains(&Self::Descriptors)
+        let is_of_log = |fault| matches!(fault, Self::LogUnread | Self::LogClosed | Self::DiskFull);
+        let are_of_log = is_of_log(self) && is_of_log(other);
+        self != other && !are_of_engine && !are_of_log && ![self, other].contains(&Self::Descriptors)
     }
 
     /// Returns how long the fault lasts at most; a pause is shorter than what the proxy takes for a dead peer.
@@ -175,11 +181,18 @@ impl Environment {
         for fault in faults.iter().rev() {
             self.end(*fault).await;
         }
+        // A process whose log is closed serves as ever; that it is replaced disturbs.
+        let replaced = faults.contains(&Fault::LogClosed).then(|| self.ledger.disturb(Disturbs::ALL));
+        if replaced.is_some() {
+            self.restart("TERM").await;
+        }
         self.recover(faults).await;
         if faults.iter().any(|fault| matches!(fault, Fault::LogUnread | Fault::DiskFull)) {
             self.judge_log_goes_on().await;
         }
-        self.ledger.end_disturbance(disturbance);
+        for disturbance in [Some(disturbance), replaced].into_iter().flatten() {
+            self.ledger.end_disturbance(disturbance);
+        }
     }
 
     fn interfere(&self, place: Place, change: impl FnOnce(&mut Interference)) {
@@ -216,6 +229,7 @@ impl Environment {
             }
             Fault::Descriptors => self.limit_descriptors(Some(self.proxy.descriptors() as u64)),
             Fault::LogUnread => self.proxy.hold_log(true),
+            Fault::LogClosed => self.proxy.close_log(),
             Fault::DiskFull => self.fill_disk(true),
             Fault::Clock(offset) => self.set_clock(offset).await,
             Fault::Names => {
@@ -263,7 +277,13 @@ impl Environment {
             Fault::DiskFull => self.fill_disk(false),
             Fault::Clock(_) => self.set_clock(0).await,
             Fault::Names => self.set_name(true),
-            Fault::KeyRotation | Fault::Reload | Fault::InvalidReload | Fault::Restart | Fault::Killed => {}
+            Fault::KeyRotation
+            | Fault::Reload
+            | Fault::InvalidReload
+            | Fault::Restart
+            | Fault::Killed
+            // A closed pipe cannot be opened again.
+            | Fault::LogClosed => {}
         }
     }
 

@@ -53,10 +53,12 @@ pub(crate) enum Variant {
     Clock,
     /// A mount namespace with names and a disk of its own.
     Namespace,
+    /// A single processor.
+    OneCore,
 }
 
 impl Variant {
-    pub(crate) const ALL: [Self; 4] = [Self::Plain, Self::Engine, Self::Clock, Self::Namespace];
+    pub(crate) const ALL: [Self; 5] = [Self::Plain, Self::Engine, Self::Clock, Self::Namespace, Self::OneCore];
 
     /// Returns what is missing on this machine for this variant.
     pub(crate) fn missing(self) -> Option<&'static str> {
@@ -68,6 +70,11 @@ impl Variant {
                 let can = std::process::Command::new("unshare").args(["-m", "true"]).output();
                 let can = can.is_ok_and(|output| output.status.success());
                 (!can).then_some("`unshare -m` is not allowed: run as root")
+            }
+            Self::OneCore => {
+                let can = std::process::Command::new("taskset").args(["-c", "0", "true"]).output();
+                let can = can.is_ok_and(|output| output.status.success());
+                (!can).then_some("`taskset -c 0` does not work")
             }
         }
     }
@@ -181,6 +188,11 @@ impl Settings {
         match variant {
             Variant::Plain => Proxy::with_descriptors(yaml, "-n 600").await,
             Variant::Engine => Proxy::start(yaml).await,
+            Variant::OneCore => {
+                let mut taskset = std::process::Command::new("taskset");
+                taskset.args(["-c", "0"]).arg(command().get_program());
+                Proxy::with_command(yaml, "debug", taskset).await
+            }
             Variant::Clock => {
                 let mut command = command();
                 command

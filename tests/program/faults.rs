@@ -9,11 +9,12 @@ use std::time::Duration;
 use run::{Damage, Fault, Place, Provider, Round, Variant};
 
 /// The faults, each once. Those of the provider and the log disturb nothing.
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Damage(Place::Clients, Damage::Corrupt),
     Fault::Provider(Provider::Garbage),
     Fault::Damage(Place::Upstream, Damage::Reset),
     Fault::LogUnread,
+    Fault::LogClosed,
     Fault::UpstreamGarbage,
     Fault::Damage(Place::Upstream, Damage::Corrupt),
     Fault::InvalidReload,

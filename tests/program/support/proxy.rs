@@ -14,9 +14,18 @@ pub struct Proxy {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     lines: watch::Receiver<usize>,
-    held: Arc<(Mutex<bool>, Condvar)>,
+    reading: Arc<(Mutex<Reading>, Condvar)>,
     file: TempFile,
     level: String,
+}
+
+/// What is done with the program's output.
+#[derive(Clone, Copy, PartialEq)]
+enum Reading {
+    Goes,
+    Pauses,
+    /// The pipe is closed at the next line.
+    Ends,
 }
 
 /// A folder that is removed when the test ends.
@@ -125,14 +134,18 @@ impl Proxy {
         let log = Arc::new(Mutex::new(Vec::new()));
         let (count, mut lines) = watch::channel(0);
         let count = Arc::new(count);
-        let held = Arc::new((Mutex::new(false), Condvar::new()));
+        let reading = Arc::new((Mutex::new(Reading::Goes), Condvar::new()));
         let outputs: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().expect("piped")), Box::new(child.stderr.take().expect("piped"))];
         for output in outputs {
-            let (log, count, held) = (Arc::clone(&log), Arc::clone(&count), Arc::clone(&held));
+            let (log, count, reading) = (Arc::clone(&log), Arc::clone(&count), Arc::clone(&reading));
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    drop(held.1.wait_while(held.0.lock().expect("lock"), |held| *held).expect("lock"));
+                    let (state, changed) = &*reading;
+                    let state = state.lock().expect("lock");
+                    if *changed.wait_while(state, |state| *state == Reading::Pauses).expect("lock") == Reading::Ends {
+                        return;
+                    }
                     log.lock().expect("lock").push(line);
                     count.send_modify(|count| *count += 1);
                 }
@@ -152,7 +165,7 @@ impl Proxy {
         let settled =
             async { while !log.lock().expect("lock").iter().any(has_tried) && lines.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(std::time::Duration::from_millis(300), settled).await;
-        Self { address, child, log, lines, held, file, level: level.to_owned() }
+        Self { address, child, log, lines, reading, file, level: level.to_owned() }
     }
 
     /// Writes its configuration again, in the form of [`Self::start`], without any signal to the program.
@@ -175,8 +188,21 @@ impl Proxy {
 
     /// Sets whether the program's output stays unread.
     pub fn hold_log(&self, held: bool) {
-        *self.held.0.lock().expect("lock") = held;
-        self.held.1.notify_all();
+        self.set_reading(if held { Reading::Pauses } else { Reading::Goes });
+    }
+
+    /// Closes the pipes of the program's output, each at its next line.
+    pub fn close_log(&self) {
+        self.set_reading(Reading::Ends);
+    }
+
+    fn set_reading(&self, reading: Reading) {
+        let mut now = self.reading.0.lock().expect("lock");
+        // What is closed stays so.
+        if *now != Reading::Ends {
+            *now = reading;
+        }
+        self.reading.1.notify_all();
     }
 
     /// Waits for a log line that satisfies the condition.
