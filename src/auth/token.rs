@@ -75,7 +75,8 @@ impl Token {
     /// token, and to look at each of its characters again took a twentieth of a request's instructions. The comparison need
     /// not run in constant time: its timing could only reveal a token of the same connection.
     fn repeated(&self, value: &[u8], limit: usize) -> Option<Self> {
-        let is_repeated = value.strip_prefix(b"Bearer ") == Some(self.0.as_bytes()) && self.0.len() <= limit;
+        let text = value.strip_prefix(b"Bearer ").filter(|text| text.len() <= limit);
+        let is_repeated = text.is_some_and(|text| is_equal(text, self.0.as_bytes()));
         is_repeated.then(|| self.duplicate())
     }
 
@@ -113,6 +114,13 @@ impl Token {
         value.set_sensitive(true);
         Some(value)
     }
+}
+
+/// Compares two texts in blocks of 32 bytes. The C library of a static binary compares byte after byte, which took 3,900
+/// instructions for a token of 700 bytes.
+fn is_equal(a: &[u8], b: &[u8]) -> bool {
+    let ((a_blocks, a_rest), (b_blocks, b_rest)) = (a.as_chunks::<32>(), b.as_chunks::<32>());
+    a.len() == b.len() && a_blocks.iter().zip(b_blocks).all(|(a, b)| a == b) && a_rest == b_rest
 }
 
 impl fmt::Debug for Token {

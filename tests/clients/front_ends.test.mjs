@@ -62,8 +62,11 @@ async function served(t, connected) {
   return { ...here, context, window, sockets, open };
 }
 
+// How long anything may take on a busy machine, in milliseconds. It is never what is measured.
+const PATIENCE = 120_000;
+
 /** What the page shows in an element, once it is that. */
-const shows = (window, id, text) => window.waitForFunction(([id, text]) => document.getElementById(id)?.textContent === text, [id, text], { timeout: 30_000 });
+const shows = (window, id, text) => window.waitForFunction(([id, text]) => document.getElementById(id)?.textContent === text, [id, text], { timeout: PATIENCE });
 const screenshot = async ({ window }, name) => {
   if (process.env.SCREENSHOTS) await window.screenshot({ path: join(process.env.SCREENSHOTS, `${name}.png`) });
 };
@@ -85,7 +88,7 @@ test('an old tab whose token has expired comes back once and stops, instead of o
   await here.window.clock.install();
   await here.open('notebook', { token: here.nearlyExpired('alice') });
   await shows(here.window, 'state', 'ready');
-  await here.window.waitForFunction(() => globalThis.closes.length === 1, undefined, { timeout: 30_000 });
+  await here.window.waitForFunction(() => globalThis.closes.length === 1, undefined, { timeout: PATIENCE });
   await here.window.clock.runFor(1_500);
   await shows(here.window, 'state', 'Please sign in again');
   assert.deepEqual(await here.window.evaluate(() => globalThis.closes), [4401, 1008]);
@@ -158,7 +161,7 @@ test('reconnect: true beside react-use-websocket: one of them reconnects, and th
   await threeSockets(here);
   assert.deepEqual(await events(here.window), ['open'], 'neither an error nor a close that the hook would act on');
   await here.context.setOffline(false);
-  await here.window.waitForFunction(() => globalThis.events.length === 2, undefined, { timeout: 30_000 });
+  await here.window.waitForFunction(() => globalThis.events.length === 2, undefined, { timeout: PATIENCE });
   const before = here.sockets.length;
   // Six of the hook's intervals, counted by the page.
   await here.window.evaluate(() => new Promise((resolve) => setTimeout(resolve, 3_000)));
@@ -182,13 +185,13 @@ test('a hook that gives up while client.js reconnects sees 1012 and not 1006', a
 
 /** Waits until the page has tried three sockets in all. */
 async function threeSockets(here) {
-  while (here.sockets.length < 3) await here.window.waitForEvent('websocket', { timeout: 30_000 });
+  while (here.sockets.length < 3) await here.window.waitForEvent('websocket', { timeout: PATIENCE });
 }
 
 test('signed out, no socket is opened and open never comes', async (t) => {
   const here = await served(t, echo);
   await here.open('hook', { options: { getToken: false, reconnect: true, wait: 300 } });
-  await here.window.waitForFunction(() => globalThis.events.length >= 2, undefined, { timeout: 30_000 });
+  await here.window.waitForFunction(() => globalThis.events.length >= 2, undefined, { timeout: PATIENCE });
   assert.deepEqual((await events(here.window)).slice(0, 2), [4401, 4401], 'the hook comes back, and hears the same');
   assert.deepEqual([here.sockets.length, here.seen.length], [0, 0]);
 });

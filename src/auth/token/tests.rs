@@ -344,3 +344,21 @@ fn an_opaque_query_value_waits_behind_a_cookie() {
         assert!(!uri.to_string().contains("token="), "{uri}");
     }
 }
+
+#[test]
+fn a_repeated_token_is_equal_in_every_byte() {
+    for length in (1..100).chain([700]) {
+        let token = Token::parse(&"a".repeat(length), 1_000).expect("a token");
+        let value = format!("Bearer {}", "a".repeat(length));
+        assert!(token.repeated(value.as_bytes(), 1_000).is_some(), "{length}");
+        assert!(token.repeated(value.as_bytes(), length - 1).is_none(), "longer than the limit: {length}");
+        for at in 0..value.len() {
+            let mut other = value.clone().into_bytes();
+            other[at] ^= 1;
+            assert!(token.repeated(&other, 1_000).is_none(), "{length}, another byte at {at}");
+        }
+        for other in [&value[..value.len() - 1], &format!("{value}a"), &value[7..]] {
+            assert!(token.repeated(other.as_bytes(), 1_000).is_none(), "{length}, {other}");
+        }
+    }
+}
