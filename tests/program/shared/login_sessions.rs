@@ -347,11 +347,11 @@ async fn what_a_stopped_instance_renewed_is_refused_once_another_has() {
     let lock = fleet.until_keys("lock", 1).await.remove(0);
     fleet.engine.command(&[b"DEL", lock.as_bytes()]).await;
     let renewed = fleet.token(&browser, &second).await;
-    assert_eq!(fleet.provider.refreshes(), 2, "one of each");
     first.proxy.signal("CONT");
     let heard = fleet.backend.answer("served").await;
     assert_eq!(heard.all("authorization"), [renewed.as_str()], "what the other one wrote");
     assert_eq!(asking.await.expect("done"), 200);
+    assert_eq!(fleet.provider.refreshes(), 2, "one of each");
     first.proxy.logged("why", |line| line.contains("another instance renewed a session meanwhile")).await;
     for at in [&first, &second] {
         assert_eq!(fleet.token(&browser, at).await, renewed);
