@@ -227,16 +227,8 @@ impl Acceptor {
             // A response needs a TLS handshake first, for which there is no memory at this limit.
             return;
         }
-        let permit = match limit {
-            // No connection can be accepted, so waiting for a place delays no other one. When all places are taken,
-            // accepting pauses, and the system's queue is the next limit.
-            Limit::Connections | Limit::Unauthenticated => self.linger_limit.acquire().await,
-            // Other addresses must not wait for this one: without a free place the connection is closed unanswered.
-            Limit::PerAddress => self.linger_limit.try_acquire(),
-        };
-        if let Some(permit) = permit {
-            permit.reject(socket, &Refusal::busy(limit.key()));
-        }
+        // Other connections must not wait for what this client does, and do not.
+        self.linger_limit.reject(socket, &Refusal::busy(limit.key())).await;
     }
 }
 
@@ -289,11 +281,8 @@ async fn serve_connection(
     };
     if has_begun {
         Box::pin(serve_http(Arc::clone(&state), accepted, tls, linger_limit)).await;
-    } else if reservation.is_evicted()
-        && tls.is_none()
-        && let Some(permit) = linger_limit.try_acquire()
-    {
-        permit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key()));
+    } else if reservation.is_evicted() && tls.is_none() {
+        linger_limit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key())).await;
     }
     if reservation.is_evicted() {
         state.record_memory_limit();

@@ -1,6 +1,6 @@
 //! A connected socket of any kind: TCP, Unix, or TLS over TCP.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -165,9 +165,17 @@ impl Socket {
 
     /// Writes without waiting, and returns how many bytes were written.
     ///
+    /// A socket without TLS is written directly. Tokio would report one that takes bytes as not writable when its task
+    /// has used up its budget, as after some 40 connections accepted in a row, or when no event has come for it yet.
+    ///
     /// # Errors
     /// Returns an error when the socket takes nothing now, or is closed.
     pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(tcp) => return SockRef::from(&*tcp).send(bytes),
+            Self::Unix(unix) => return SockRef::from(&*unix).send(bytes),
+            _ => {}
+        }
         let mut cx = Context::from_waker(Waker::noop());
         let Poll::Ready(written) = Pin::new(&mut *self).poll_write(&mut cx, bytes) else {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -175,6 +183,25 @@ impl Socket {
         // TLS may keep a part in its buffer; the next write or flush sends it.
         let _ = Pin::new(self).poll_flush(&mut cx);
         written
+    }
+
+    /// Reads and discards what has been received, without waiting, before the socket is dropped: dropping it with bytes
+    /// unread resets the connection. A client that sends faster than this reads is reset after [`MOST_DISCARDED`] bytes.
+    pub fn discard_received(&self) {
+        let socket = match self {
+            Self::Tcp(tcp) => SockRef::from(tcp),
+            Self::Tls(tls) => SockRef::from(tls.get_ref().0),
+            Self::Unix(unix) => SockRef::from(unix),
+            Self::Closed => return,
+            #[cfg(test)]
+            Self::Memory(_) => return,
+        };
+        let mut left = MOST_DISCARDED;
+        let mut discarded = [0; 8 << 10];
+        while let Some(further) = (&*socket).read(&mut discarded).ok().filter(|length| *length > 0) {
+            let Some(less) = left.checked_sub(further) else { return };
+            left = less;
+        }
     }
 
     /// Resolves when there is something to read, or the end. A TLS socket resolves at once: its handshake was read.
@@ -198,6 +225,8 @@ impl Socket {
     }
 }
 
+/// The maximum number of received bytes that are discarded when a socket is dropped.
+const MOST_DISCARDED: usize = 512 << 10;
 /// The number of unsent bytes below which the system accepts more for a socket of [`Socket::limit_unsent`].
 #[cfg(target_os = "linux")]
 const UNSENT: u32 = 128 << 10;
@@ -288,5 +317,25 @@ impl AsyncWrite for Socket {
             Self::Memory(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Closed => Poll::Ready(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn writing_now_needs_neither_an_event_nor_budget_of_the_task() {
+        let (near, _far) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        near.set_nonblocking(true).expect("set");
+        let mut near = Socket::Unix(UnixStream::from_std(near).expect("registered"));
+        assert_eq!(near.write_now(b"before an event").expect("written"), 15);
+        near.write_all(b"after one").await.expect("written");
+        while tokio::task::coop::has_budget_remaining() {
+            assert!(Pin::new(&mut near).poll_write(&mut Context::from_waker(Waker::noop()), b".").is_ready());
+        }
+        assert_eq!(near.write_now(b"without budget").expect("written"), 14);
     }
 }

@@ -174,8 +174,8 @@ impl ClientStream {
         };
         let has_pending_write = self.socket.has_pending_write();
         let socket = self.take_socket();
-        if let (Some(refusal), Some(permit), false) = (refusal, self.linger_limit.try_acquire(), has_pending_write) {
-            permit.reject(socket, &refusal);
+        if let (Some(refusal), false) = (refusal, has_pending_write) {
+            self.linger_limit.reject_now(socket, &refusal);
         }
         io::Error::other(EVICTED)
     }
@@ -187,12 +187,9 @@ impl Drop for ClientStream {
     fn drop(&mut self) {
         let is_open =
             self.left_to_discard.is_none() && !self.has_ended && !matches!(self.socket.socket, Socket::Closed);
-        if is_open
-            && self.is_in_request()
-            && !self.reservation.is_evicted()
-            && let Some(place) = self.linger_limit.try_acquire()
-        {
-            place.discard(self.take_socket(), self.limits.discard);
+        if is_open && self.is_in_request() && !self.reservation.is_evicted() {
+            let socket = self.take_socket();
+            self.linger_limit.discard(socket, self.limits.discard);
         }
     }
 }

@@ -38,6 +38,7 @@ mod paths;
 mod protected_resource;
 mod providers;
 mod raw;
+mod refused_connections;
 mod reload;
 mod remote;
 mod request_fields;
