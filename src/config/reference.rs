@@ -109,17 +109,16 @@ fn variants(schema: &Value) -> String {
     let texts = variants.iter().filter_map(|variant| {
         let name = variant.get("const")?.as_str()?;
         let meaning = variant.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
-        Some(format!("`{name}`: {}", meaning.trim_end_matches('.')))
+        Some(format!("`{name}`: {meaning}"))
     });
-    let texts: Vec<String> = texts.collect();
-    if texts.is_empty() { String::new() } else { format!("{}.", texts.join("; ")) }
+    texts.collect::<Vec<_>>().join(" ")
 }
 
 /// Returns the reference as Markdown: a table for each key of the first level.
 #[must_use]
 pub fn markdown() -> String {
     let mut out = String::from(
-        "# Configuration\n\nEvery key, with its default or, where it has none, an example. Made by `vestibule schema --markdown`;\n`vestibule schema` prints the JSON Schema for your editor. [`config.example.yaml`](../config.example.yaml) shows the keys in one file.\n`[]` stands for an entry of a list, `NAME` for a name of your own.\n\nWhere the configuration comes from: `--config FILE`, else `VESTIBULE_CONFIG` (a path), else `VESTIBULE_CONFIG_YAML` (the YAML\nitself), else `/etc/vestibule/vestibule.yaml` if it exists, else flags alone. A flag stands above its environment variable,\nand that above the file. `${NAME}` and `${NAME:-default}` are replaced inside values, after parsing; `$$` is a dollar.\nDurations are written `250ms`, `30s`, `5m`, `12h`, `1d`; sizes `512`, `16KiB`, `1MiB`. `null` switches a feature off where the key says so.\nWhere a list is expected one text is split at commas. A list, a member of one, a claim's value or a secret that a variable leaves empty is an\nerror; `[]` is the empty list.\n",
+        "# Configuration\n\nThis page has every key, with its default or, where it has none, an example. `vestibule schema --markdown` prints it.\n`vestibule schema` prints the JSON Schema for your editor. [`config.example.yaml`](../config.example.yaml) shows the keys in one file.\n`[]` stands for an entry of a list, and `NAME` for a name of your own.\n\nThe configuration comes from the first of these that is given: `--config FILE`; `VESTIBULE_CONFIG`, a path; `VESTIBULE_CONFIG_YAML`, the\nYAML itself; `/etc/vestibule/vestibule.yaml`, if it exists. Without any of them the flags alone are the configuration.\nA flag counts before its environment variable, and that before the file.\n\n- `${NAME}` and `${NAME:-default}` inside a value are replaced by an environment variable. `$$` is a dollar.\n- Durations are written `250ms`, `30s`, `5m`, `12h`, `1d`; sizes `512`, `16KiB`, `1MiB`.\n- `null` switches a feature off where the key says so.\n- Where a list is expected, one text is split at commas. `[]` is the empty list.\n- It is an error if a variable leaves a list, a member of a list, a claim's value or a secret empty.\n",
     );
     let entries = entries();
     let first = |entry: &Entry| entry.path.split(['.', '[']).next().unwrap_or_default().to_owned();
@@ -160,7 +159,7 @@ mod tests {
         assert_eq!(of("routes[].require").value, "{ org_role: admin }");
         assert_eq!(of("dialects.NAME.refresh.token").value, "[/token]");
         assert_eq!(of("upstream").value, "", "its keys have values");
-        assert!(of("errors").description.contains("`generic`: That it is invalid"), "{:?}", of("errors"));
+        assert!(of("errors").description.contains("`generic`: The client learns that"), "{:?}", of("errors"));
         for entry in &entries {
             assert!(!entry.description.is_empty(), "{} is not described", entry.path);
             assert_eq!(entries.iter().filter(|other| other.path == entry.path).count(), 1, "{}", entry.path);

@@ -40,61 +40,77 @@ pub(super) type Json = serde_json::Value;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Config {
-    /// Where to listen: one address or a list of them. `127.0.0.1:8080`, `":8080"` (every address) or `unix:/path`
-    /// (mode 0660).
+    /// The proxy accepts connections at this address, or at each of a list of addresses: `127.0.0.1:8080`, `":8080"`
+    /// (every address of this machine) or `unix:/path` (a Unix socket of mode 0660). A change needs a restart.
     pub listen: Vec<Listen>,
-    /// The address of this proxy as browsers see it, such as `https://app.example.com`.
+    /// This is the address of the proxy as browsers see it: scheme, host and port, such as `https://app.example.com`.
+    /// The upstream gets its scheme and host in `X-Forwarded-Proto` and `X-Forwarded-Host`. `browser.login` needs it.
+    /// null: the `Host` of each request is used, and `X-Forwarded-Proto` from a trusted proxy.
     pub public_url: Option<String>,
-    /// The `Host` values that are answered: names without port, or `any`. Unset: localhost, `*.localhost`, loopback
-    /// addresses and the host of `public_url` where every listener is on loopback, else any.
+    /// Only requests with these `Host` values are served; others get 421. Write names without port, or `any`. The host
+    /// of `public_url` is always included. null: `localhost`, `*.localhost` and loopback addresses where every listener
+    /// is on a loopback address, else any.
     pub hosts: Option<OneOrMany>,
-    /// Whose `X-Forwarded-*` headers are believed: addresses, CIDRs, `private_ranges`, `unix`.
+    /// `X-Forwarded-For` and `X-Forwarded-Proto` are used only from these peers, such as your load balancer: addresses,
+    /// CIDR ranges, `private_ranges` (private, shared, link-local and loopback addresses) or `unix` (callers over a
+    /// Unix socket).
     pub trusted_proxies: Vec<String>,
-    /// The origins of your front ends: `https://app.example.com`, `https://*.example.com`; of an extension or an
-    /// application as its pages send it: `chrome-extension://<id>`, `capacitor://localhost`.
+    /// Pages of these origins, your front ends, may read the proxy's own answers (CORS) and use its session cookies:
+    /// `https://app.example.com`, or `https://*.example.com` for one label (which does not count for cookies). The
+    /// origin of an extension or an application is written as it sends it: `chrome-extension://<id>`,
+    /// `capacitor://localhost`.
     pub origins: Vec<String>,
-    /// The listener for operators: `/status`, `/metrics`, `/healthz`, `/readyz`, GET only. Unset: `127.0.0.1:9180`
-    /// if that port is free; null: none.
+    /// The listener for operators serves `/status`, `/metrics`, `/healthz`, `/readyz` and `/assertion-keys.json`, to
+    /// GET only. If the key is not written, it listens on `127.0.0.1:9180` if that port is free. null: there is no such
+    /// listener. A change needs a restart.
     pub admin: Option<Admin>,
-    /// The listener on which revocations and the drain are requested. null: none.
+    /// The control listener accepts revocations (`POST /revoke`) and the request to drain (`POST /drain`). null: there
+    /// is no such listener. A change needs a restart.
     pub control: Option<Control>,
-    /// What several instances tell each other, through Redis or Valkey. null: nothing. The URL alone may be written in
-    /// place of the mapping. A change needs a restart.
+    /// Several instances share revocations, sign-outs, sign-in sessions and some limits through this Redis or Valkey
+    /// server. null: each instance knows only its own. The URL alone may be written in place of the mapping. A change
+    /// needs a restart.
     pub shared: Option<SharedState>,
-    /// The server behind the proxy. The URL alone may be written in place of the mapping.
+    /// The proxy forwards requests to this server. It must be set. The URL alone may be written in place of the
+    /// mapping.
     pub upstream: Option<Upstream>,
-    /// The identity providers whose tokens are accepted.
+    /// Tokens of these identity providers are accepted. At least one is needed, unless the routes leave no path that
+    /// needs a token.
     pub providers: Vec<Provider>,
-    /// What OAuth clients are told about this server (RFC 9728), at `/.well-known/oauth-protected-resource` and in
-    /// `WWW-Authenticate`. `{}` has the defaults; null: nothing.
+    /// OAuth clients, such as those of MCP, find here which provider issues tokens for this server (RFC 9728): at
+    /// `/.well-known/oauth-protected-resource` and in `WWW-Authenticate`. `{}` uses the defaults. null: nothing is
+    /// published.
     pub protected_resource: Option<ProtectedResource>,
-    /// Whether several providers share one set of users, so that no `user_prefix` is needed.
+    /// If true, the same user id at two providers is the same user. If false, each of several providers needs a
+    /// `user_prefix`.
     pub shared_user_ids: bool,
-    /// Where a token is looked for. Each key stands alone: writing one leaves the others as they are.
+    /// A token is looked for in these places of a request. Each key stands alone: writing one leaves the others at
+    /// their defaults.
     pub token_from: TokenFrom,
-    /// What the upstream is told about the verified user.
+    /// The upstream learns from these headers who the verified user is.
     pub identity: Identity,
-    /// The rules by path and method. The first match wins; a request that matches none needs a valid token.
+    /// These rules say by path and method who may pass. The first rule that matches a request is used; a request that
+    /// matches none needs a valid token.
     pub routes: Vec<Route>,
-    /// How WebSocket connections authenticate, live and end.
+    /// These keys set how WebSocket connections authenticate, how long they stay open, and how they end.
     pub websocket: WebSocket,
-    /// The message shapes of other protocols, by the name that `websocket.dialect` uses.
+    /// Each entry describes the messages of another WebSocket protocol, under the name that `websocket.dialect` uses.
     pub dialects: BTreeMap<String, Dialect>,
-    /// Preflights are answered by the proxy, for `origins`. null: the upstream answers them.
+    /// The proxy answers CORS preflights itself, for pages of `origins`. null: the upstream answers them.
     pub cors: Option<Cors>,
-    /// Event streams (`text/event-stream`).
+    /// These keys set how long event streams (`text/event-stream`) last.
     pub events: Events,
-    /// What people at browsers get: session cookies, pages, sign-in.
+    /// These keys are for people with browsers: session cookies, pages and sign-in.
     pub browser: Browser,
-    /// Limits of connections, memory, sizes and times.
+    /// These limits bound connections, memory, sizes and times.
     pub limits: Limits,
-    /// What a client is told about a refused token.
+    /// The answer to a refused token has this much detail.
     pub errors: Errors,
-    /// Allows `errors: verbose` on listeners that other machines reach.
+    /// If true, `errors: verbose` is allowed although other machines can reach a listener.
     pub insecure_verbose_errors: bool,
-    /// Logging.
+    /// These keys set what is logged, and in which format.
     pub log: Log,
-    /// The shutdown after SIGTERM.
+    /// These keys set the times of the shutdown after SIGTERM.
     pub drain: Drain,
     /// Set by `run --insecure-dev` and by nothing in the file.
     #[serde(skip)]
@@ -134,13 +150,13 @@ impl Default for Config {
     }
 }
 
-/// One text, or a list of them; one text is split at commas.
+/// One text, or a list of texts; one text is split at commas.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(transparent)]
 pub struct OneOrMany(pub Vec<String>);
 
 impl OneOrMany {
-    /// Whether it is just this one word (`any`).
+    /// Returns whether it is just this one word (`any`).
     #[must_use]
     pub fn is(&self, word: &str) -> bool {
         matches!(self.0.as_slice(), [only] if only == word)
@@ -158,27 +174,30 @@ fn written<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
     Option::deserialize(deserializer).map(Some)
 }
 
-/// What the upstream is told about the verified user.
+/// The headers from which the upstream learns who the verified user is.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Identity {
-    /// The trusted headers and the claim that each carries: a claim, or `{ claim: name, encode: percent }`.
+    /// Each header carries the value of a claim of the verified token; a client cannot send it. Write the claim, or `{
+    /// claim: name, encode: percent }`. `sub` is the user id, with its prefix. An absent claim means no header.
     pub headers: BTreeMap<String, HeaderClaim>,
-    /// Further header names that no client may send.
+    /// These further headers are removed from what a client sends.
     pub strip: Vec<String>,
-    /// A signed header beside the trusted ones, which the upstream can verify. null: none.
+    /// A signed header goes to the upstream beside the others, so that the upstream can verify that the request came
+    /// through the proxy. null: there is none.
     pub assertion: Option<Assertion>,
 }
 
-/// The signed assertion of who asks. `vestibule token assertion-key` prints the public key.
+/// The signed assertion of who the user is. `vestibule token assertion-key` prints the public key.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Assertion {
-    /// The header that carries the assertion. null: `X-Vestibule-Assertion`.
+    /// The assertion is in this header. Default: `X-Vestibule-Assertion`.
     pub header: Option<String>,
-    /// The private key, P-256 in PKCS#8 PEM. null: a new key at each start.
+    /// This file holds the private key: P-256, PKCS#8, PEM. Default: none, and each start makes a new key.
     pub key_file: Option<String>,
-    /// The audience of the assertion. null: the upstream's URL.
+    /// This is the `aud` of assertions for `upstream`; for the upstream of a route it is its URL. Default: the URL of
+    /// `upstream`.
     pub audience: Option<String>,
 }
 
@@ -192,57 +211,60 @@ impl Default for Identity {
 /// The claim that a trusted header carries.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct HeaderClaim {
-    /// The claim: a name, or an RFC 6901 pointer.
+    /// This is the claim: the name of a member, or an RFC 6901 pointer such as `/realm_access/roles`.
     pub claim: String,
-    /// How the value is encoded. null: as it is, and a value that no header can carry is refused.
+    /// The value is encoded in this way. null: it is sent as it is, and a request whose value cannot stand in a header
+    /// is refused.
     #[serde(default)]
     pub encode: Option<Encode>,
 }
 
-/// How a value is encoded for a header.
+/// The encoding of a value for a header.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Encode {
-    /// Percent-encoded, so that any text fits.
+    /// The value is percent-encoded, so that any text can stand in the header.
     Percent,
 }
 
-/// One rule.
+/// One rule by path and method.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Route {
-    /// The pattern: `*` is one segment, `**` any number of them, `{name}` a variable. `/api/admin/**` matches
-    /// `/api/admin` too.
+    /// The rule applies to paths of this pattern: `*` is one segment, `**` any number of segments, `{name}` one segment
+    /// whose value `require` can use. `/api/admin/**` matches `/api/admin` too.
     pub path: Option<String>,
-    /// The methods. GET includes HEAD; null: every method.
+    /// The rule applies to these methods only, in capitals; GET includes HEAD. null: to every method.
     pub methods: Option<Vec<String>>,
-    /// Whether a token is needed.
+    /// This says whether a request needs a token.
     pub auth: AuthMode,
-    /// The claims that the user must have: a value, a list of values, `{ present: true }`, or `"{name}"` for a
-    /// variable of the path.
+    /// The user must have all of these claims, else the answer is 403. A claim must equal the value or one of a list of
+    /// values; `{ present: true }` is any value but null, and `"{name}"` the value of a variable of the path.
     pub require: BTreeMap<String, Json>,
-    /// Another upstream, with keys of its own. Keys of `upstream` above do not apply to it.
+    /// Requests go to this upstream instead. Its keys have their own defaults; those of `upstream` above do not apply
+    /// to it.
     pub upstream: Option<Upstream>,
-    /// A protected resource of its own, in place of the one above: `{}` names the path of the rule. null: none.
+    /// The route is a protected resource of its own: `{}` names it by `public_url` and the path of the rule. null: the
+    /// route is none. If the key is not written, `protected_resource` above applies.
     #[serde(deserialize_with = "written")]
     pub protected_resource: Option<Option<ProtectedResource>>,
-    /// Keys of `token_from` for this rule.
+    /// Keys of `token_from` apply to this rule in place of those above.
     pub token_from: RouteTokenFrom,
-    /// Keys of `websocket` for this rule.
+    /// Keys of `websocket` apply to this rule in place of those above.
     pub websocket: RouteWebSocket,
 }
 
-/// Whether a request needs a token.
+/// The need of a request for a token.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
     /// A valid token is needed.
     #[default]
     Required,
-    /// A token is verified where one is sent.
+    /// A token is verified if one is sent, and a bad one is refused. A request without one passes.
     Optional,
-    /// Tokens are not read.
+    /// Every request passes, and tokens are not read.
     None,
-    /// Every request is refused.
+    /// Every request is refused with 403.
     Deny,
 }

@@ -6,18 +6,18 @@ use serde::Deserialize;
 use super::super::value::Time;
 use super::{Logins, written};
 
-/// How preflights are answered.
+/// The answers to preflights.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Cors {
-    /// `Access-Control-Allow-Methods`.
+    /// These methods are in `Access-Control-Allow-Methods`. Default: GET, HEAD, POST, PUT, PATCH, DELETE.
     pub allowed_methods: Vec<String>,
-    /// `Access-Control-Allow-Headers`.
+    /// These headers are in `Access-Control-Allow-Headers`. Default: Authorization, Content-Type.
     pub allowed_headers: Vec<String>,
-    /// `Access-Control-Expose-Headers`, beside `WWW-Authenticate`, `Retry-After`, `X-Request-Id` and what the upstream's
-    /// answer exposes itself.
+    /// These headers are in `Access-Control-Expose-Headers`, in addition to `WWW-Authenticate`, `Retry-After`,
+    /// `X-Request-Id` and those that the upstream's answer exposes. Default: none.
     pub exposed_headers: Vec<String>,
-    /// `Access-Control-Max-Age`.
+    /// Browsers may keep the answer to a preflight this long (`Access-Control-Max-Age`). Default: `10m`.
     pub max_age: Time,
 }
 
@@ -33,44 +33,49 @@ impl Default for Cors {
     }
 }
 
-/// What people at browsers get.
+/// Session cookies, pages and sign-in for people with browsers.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Browser {
-    /// Session cookies, with POST and DELETE `/.vestibule/session`. Unset: none, but for an upstream preset and for
-    /// `login`; `{}` has the defaults.
+    /// A POST to `/.vestibule/session` with a token begins a browser session with a cookie, and a DELETE ends it. `{}`
+    /// uses the defaults. null: there are no sessions. If the key is not written, there are sessions only with an
+    /// upstream preset or with `login`.
     #[serde(deserialize_with = "written")]
     pub session: Option<Option<Session>>,
-    /// Where a page navigation without a credential is sent: `/sign-in?back={return_path}`, or
-    /// `https://id.example.com/in?back={return_url}` where `public_url` is set.
+    /// A page navigation without a credential is redirected to this path or URL: `/sign-in?back={return_path}`, or
+    /// `https://id.example.com/in?back={return_url}` where `public_url` is set. null: the answer is a small page with
+    /// status 401.
     pub sign_in_url: Option<String>,
-    /// The contact on the pages that people see: a mail address, an https URL, or a line of at most 200 bytes.
+    /// The pages that people see show this contact: a mail address, an https URL, or a line of text, of at most 200
+    /// bytes. null: none.
     pub contact: Option<String>,
-    /// Sign-in by OpenID Connect; it needs `public_url`. One provider, or a list of them, from which people choose
-    /// on a page.
+    /// People sign in by OpenID Connect at this provider, or at one of a list from which they choose on a page. It
+    /// needs `public_url`. null: the proxy has no sign-in of its own.
     pub login: Option<Logins>,
 }
 
-/// Session cookies.
+/// The session cookies of browsers.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Session {
-    /// How long a session lives from the last token shown. null: as long as that token, or 12h after a sign-in by
-    /// `login`.
+    /// A session ends this long after the last token was posted, or after the sign-in by `login`. Default: with the
+    /// token that was posted, or 12h after the sign-in.
     pub max_age: Option<Time>,
-    /// The secret that encrypts session cookies. At least 32 bytes, 8 of them different. null: a key of each
-    /// process, so that a restart ends sessions and two instances do not share them.
+    /// Session cookies are encrypted with this secret, of at least 32 bytes, 8 of them different. Default: a random key
+    /// of each process, so that a restart ends all sessions and two instances do not accept each other's.
     pub secret: Option<String>,
-    /// The file that holds the secret, instead.
+    /// This file holds the secret, in place of `secret`.
     pub secret_file: Option<String>,
-    /// How often the provider is asked whether the session is still active, such as `60s`; it needs `remote`. null:
-    /// never.
+    /// The provider is asked this often whether a session that is used is still active, such as `60s`. It needs a
+    /// provider with `remote` that can be asked about a session (`clerk`). Default: never.
     pub revalidate_every: Option<Time>,
-    /// `SameSite` of the cookies over https: `lax`, or `none` for pages in frames of other sites.
+    /// This is the `SameSite` of the cookies over https. Default: `lax`.
     pub same_site: SameSite,
-    /// `Partitioned`: a cookie of its own for each site whose pages have a frame of this one. It needs `same_site: none`.
+    /// If true, the cookies are `Partitioned`: browsers keep one for each site that shows a page of this proxy in a
+    /// frame. It needs `same_site: none`. Default: false.
     pub partitioned: bool,
-    /// The name of the cookies: `vestibule`, or what begins with `vestibule-`, for several instances on one host.
+    /// This is the name of the cookies, without their prefix `__Host-`: `vestibule`, or `vestibule-` with lower-case
+    /// letters, digits and dashes behind it, so that several instances can run on one host. Default: `vestibule`.
     pub name: String,
 }
 
@@ -88,13 +93,14 @@ impl Default for Session {
     }
 }
 
-/// When browsers send the cookies with requests of other sites' pages.
+/// The requests of other sites' pages with which browsers send the cookies.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum SameSite {
-    /// With navigations only.
+    /// Pages of other sites send the cookies with navigations only.
     Lax,
-    /// With every request; which pages may use them is checked here.
+    /// Pages of other sites send the cookies with every request, also from frames. The proxy serves only those of pages
+    /// in `origins`.
     None,
 }
 
@@ -102,7 +108,7 @@ pub enum SameSite {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Events {
-    /// What happens to a stream when its token expires.
+    /// An event stream whose token expires is treated in this way.
     pub on_expiry: EventsOnExpiry,
 }
 
@@ -112,12 +118,12 @@ impl Default for Events {
     }
 }
 
-/// What happens to an event stream when its token expires.
+/// The treatment of an event stream whose token expires.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum EventsOnExpiry {
-    /// It goes on.
+    /// The stream goes on.
     Keep,
-    /// It is broken off.
+    /// The stream is aborted, `websocket.grace` after the end of the token.
     Close,
 }

@@ -23,82 +23,95 @@ fn optional_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Limits {
-    /// Client connections at once.
+    /// The proxy holds at most this many client connections; further ones get 503. At least 1.
     pub connections: u32,
-    /// Client connections of one address (IPv6: one /64). Trusted proxies, and balancers that name their clients,
-    /// are not counted.
+    /// One address (an IPv6 /64) may have this many client connections; further ones get 503. Trusted proxies, and load
+    /// balancers that send `X-Forwarded-For`, are not counted. At least 1.
     pub connections_per_address: u32,
-    /// WebSocket connections at once that have not authenticated yet.
+    /// At most this many WebSockets may be open that have not authenticated yet. At the limit the one that has waited
+    /// longest without sending anything is closed with 1013; if there is none, the new one gets 503.
     pub waiting_websockets: u32,
-    /// The same, of one address.
+    /// One address (an IPv6 /64) may have this many of these WebSockets, with the same effect at the limit.
     pub waiting_websockets_per_address: u32,
-    /// WebSocket connections of one user at once.
+    /// One user may have this many open WebSockets; a further one is closed with 1013, or its upgrade gets 503.
     pub websockets_per_user: u32,
-    /// Users that are remembered for `on_expiry: auto`.
+    /// For `on_expiry: auto`, the proxy keeps the time at which a user was last seen, of this many users. At the limit
+    /// further users are not remembered, and their WebSockets are closed when their tokens expire.
     pub presence: usize,
-    /// Memory that callers may hold before they have authenticated, all together; who holds most is closed first.
-    /// Unset: a quarter of the cgroup's memory, at most 32MiB.
+    /// All callers that have not authenticated may together hold this much memory. At the limit the one that holds most
+    /// gets 431 (while it sends a head), 1013 (as a WebSocket) or 503, and is closed. At least 8 times `header_bytes`,
+    /// and 256KiB. Default: a quarter of the cgroup's memory, at most 32MiB.
     #[serde(deserialize_with = "optional_bytes")]
     #[schemars(with = "Option<Size>")]
     pub unauthenticated_bytes: Option<usize>,
-    /// Memory of unfinished messages that are read whole (`websocket.message_bytes`), of all users together; who
-    /// holds most is closed first. Unset: an eighth of the cgroup's memory, at most 16MiB.
+    /// Unfinished messages that are read whole (see `websocket.message_bytes`) may together hold this much memory, for
+    /// all users. At the limit the WebSocket that holds most is closed with 1013. At least `websocket.message_bytes`.
+    /// Default: an eighth of the cgroup's memory, at most 16MiB.
     #[serde(deserialize_with = "optional_bytes")]
     #[schemars(with = "Option<Size>")]
     pub held_message_bytes: Option<usize>,
-    /// Verified tokens that are remembered. 0: none.
+    /// The proxy remembers this many verified tokens, so that a token that comes again is not verified again. 0: none.
     pub token_cache: usize,
-    /// Revocations of the operator in force at once. At the limit a further one is refused; none is forgotten.
+    /// This many revocations by `POST /revoke` and by providers can be in force. At the limit a further one is refused
+    /// (`/revoke`: 507); none in force is dropped.
     pub revocations: usize,
-    /// Sign-outs of users in force at once, apart from those. At the limit a further one is answered with 503; none
-    /// is forgotten.
+    /// This many sign-outs of users can be in force, in addition to `revocations`. At the limit a further sign-out gets
+    /// 503; none in force is dropped. At least 1.
     pub sign_outs: usize,
-    /// Sign-outs of one user. Beyond it one entry ends all sessions that the user began before.
+    /// This many sign-outs of one user are kept. At the limit they become one entry, which ends all sessions that the
+    /// user has begun until then. At least 1.
     pub sign_outs_per_user: usize,
-    /// Sessions from a sign-in whose tokens are kept. Beyond it the one unused longest goes on by its cookie alone.
+    /// The proxy keeps the tokens of this many sessions from a sign-in by `browser.login`. At the limit those of the
+    /// session that was unused for longest are dropped: it goes on by its cookie alone, and is not renewed. With
+    /// `shared` it is read from there again. At least 1.
     pub login_sessions: usize,
-    /// Completed sign-ins that are remembered for ten minutes, so that each is used once.
+    /// The proxy remembers this many completed sign-ins for ten minutes, so that each is used once. At the limit the
+    /// oldest are forgotten. At least 1.
     pub login_attempts: usize,
-    /// Requests to one provider at once, for sign-ins (beyond it, or a quarter of it for one client: 503), and as many for
-    /// open sessions (they wait). Beside `shared` also reads of sessions from the engine at once (they wait for
-    /// `shared.timeout`, then 503).
+    /// This many requests for sign-ins may be under way to one provider, and a quarter of them for one client; further
+    /// sign-ins get 503. As many may be under way for the sessions that exist; further ones wait. Beside `shared` it
+    /// also bounds reads of sessions from the Redis server, which wait for `shared.timeout` and then get 503. At least
+    /// 1.
     pub login_requests: usize,
-    /// Bad tokens of one address per minute, beyond which its bad tokens are answered with 429 and no provider is
-    /// asked about them. null: no limit.
+    /// One address (an IPv6 /64) may send this many bad tokens per minute. Beyond it its bad tokens get 429, and no
+    /// provider is asked about them; good tokens are still served. At least 1; null: no limit.
     pub failed_tokens_per_minute: Option<u32>,
-    /// The longest token.
+    /// A longer token is refused as an invalid one. 256 to 1MiB, and at most `header_bytes`.
     #[serde(deserialize_with = "bytes")]
     #[schemars(with = "Size")]
     pub token_bytes: usize,
-    /// The longest request head.
+    /// A request with a longer head is refused with 431. 1KiB to 1MiB.
     #[serde(deserialize_with = "bytes")]
     #[schemars(with = "Size")]
     pub header_bytes: usize,
-    /// From accept, or the first byte of a request, to the whole head.
+    /// A request's head must be complete this long after its first byte, and on a new connection after the connection
+    /// was accepted; else the connection is closed.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub header_timeout: Duration,
-    /// How long an unused client connection is kept. Keep it above the load balancer's idle timeout.
+    /// A client connection without a request is closed after this time. Set it above the idle timeout of your load
+    /// balancer.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub keep_alive_timeout: Duration,
-    /// The longest request body. null: no limit.
+    /// A longer request body is refused with 413. null: no limit.
     #[serde(deserialize_with = "optional_bytes")]
     #[schemars(with = "Option<Size>")]
     pub body_bytes: Option<usize>,
-    /// How long a request body may pause.
+    /// A request body of which nothing arrives for this time is refused with 408.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub body_idle_timeout: Duration,
-    /// How much of a request body is read and discarded after the answer was sent before its end.
+    /// If the answer is sent before the end of the request body, at most this much of the rest is read and discarded;
+    /// then the connection is closed.
     #[serde(deserialize_with = "bytes")]
     #[schemars(with = "Size")]
     pub discard_body_bytes: usize,
-    /// How long that may take; then the connection is closed.
+    /// The rest of such a body is read for at most this time after the answer; then the connection is closed.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub discard_body_timeout: Duration,
-    /// How long a peer may take no byte.
+    /// A client or upstream that takes no byte for this time is given up, and its connection is closed.
     #[serde(deserialize_with = "duration")]
     #[schemars(with = "Time")]
     pub send_timeout: Duration,

@@ -7,51 +7,55 @@ use serde::Deserialize;
 
 use super::super::value::Time;
 
-/// One login, or a list of them; one may be written without the list.
+/// One login, or a list of logins; one may be written without the list.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Logins(pub Vec<Login>);
 
-/// How people sign in at one provider.
+/// The settings of sign-in at one provider.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Login {
-    /// The name of the provider. It may be left out where there is one.
+    /// People sign in at the provider of this name. It may be left out where there is only one.
     pub provider: Option<String>,
-    /// The id of the client that you registered at the provider.
+    /// This is the id of the client that you registered at the provider.
     pub client_id: Option<String>,
-    /// The client's secret. Without a secret, a key and an assertion it is a public client.
+    /// The client authenticates with this secret. Without a secret, a key and an assertion it is a public client.
     pub client_secret: Option<String>,
-    /// The file that holds the secret, instead.
+    /// This file holds the secret, in place of `client_secret`.
     pub client_secret_file: Option<String>,
-    /// A private key in PKCS#8 PEM, P-256 or RSA, for `private_key_jwt`.
+    /// The client authenticates by `private_key_jwt` with this key: P-256, or RSA of at least 2048 bits, in PKCS#8 PEM.
     pub client_key_file: Option<String>,
-    /// A file with a client assertion that another program renews; it is read at each use.
+    /// The client authenticates with the assertion in this file, which another program renews. It is read at each use.
     pub client_assertion_file: Option<String>,
-    /// How the client authenticates at the token endpoint. Unset: as discovery lists, else `basic`.
+    /// The client authenticates at the token endpoint in this way. Default: `private_key_jwt` with a key or an
+    /// assertion; with a secret `basic`, or `post` where the provider lists only that; else `none`.
     pub client_auth: Option<ClientAuth>,
-    /// The scopes. `offline_access` is added where discovery lists it.
+    /// These scopes are requested; `openid` must be among them. `offline_access` is added where the provider lists it,
+    /// unless `renew` is `off`. Default: `[openid, email]`.
     pub scopes: Option<Vec<String>>,
-    /// Where the user's claims come from.
+    /// The claims of a user are read there. Default: `id_token`.
     pub claims_from: ClaimsFrom,
-    /// What the provider asks its user. Unset: what it needs.
+    /// The provider asks the user to do this at each sign-in. Default: the provider decides.
     pub prompt: Option<LoginPrompt>,
-    /// How long ago the user may have signed in at the provider, such as `8h`.
+    /// The user must have signed in at the provider within this time, such as `8h`; else the provider asks again. A
+    /// sign-in without `auth_time` is then refused. Default: no limit.
     pub max_age: Option<Time>,
-    /// Whether sessions are renewed by refresh token.
+    /// Sessions are renewed by refresh token in these cases. Default: `auto`.
     pub renew: Renew,
-    /// Whether authorization requests are pushed (RFC 9126).
+    /// Authorization requests are pushed (RFC 9126) in these cases. Default: `auto`.
     pub pushed: Pushed,
-    /// What a sign-out ends.
+    /// A sign-out ends this. Default: `provider`.
     pub logout: LogoutScope,
-    /// Further parameters of the authorization request, such as `{ access_type: offline }`.
+    /// These parameters are added to the authorization request, such as `{ access_type: offline }`. Default: none.
     pub parameters: BTreeMap<String, String>,
-    /// The provider's name on the page to choose from. Unset: its `name`.
+    /// The page on which people choose a provider shows this text. Default: the name of the provider.
     pub label: Option<String>,
-    /// Whether a page before the sign-in keeps the part of an address behind `#`.
+    /// If true, a small page comes before the sign-in, so that the part of the address behind `#` is there again after
+    /// it. Default: false.
     pub keep_fragment: bool,
 }
 
-/// How a client authenticates at a provider's token endpoint.
+/// The way in which a client authenticates at a provider's token endpoint.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
@@ -59,37 +63,37 @@ pub enum ClientAuth {
     Basic,
     /// The secret is sent in the form.
     Post,
-    /// The client signs an assertion (RFC 7523).
+    /// An assertion is sent (RFC 7523), signed with the key or taken from the file.
     PrivateKeyJwt,
     /// The client is public and has no secret.
     None,
 }
 
-/// Where the claims of a user come from.
+/// The source of a user's claims.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClaimsFrom {
-    /// The ID token.
+    /// The claims are those of the ID token.
     #[default]
     IdToken,
-    /// The userinfo endpoint too; members of the ID token win.
+    /// The userinfo endpoint is requested too. Where both have a claim, that of the ID token counts.
     Userinfo,
 }
 
-/// What the provider asks its user.
+/// The step that the provider asks of its user.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum LoginPrompt {
-    /// To sign in again.
+    /// The user signs in again.
     Login,
-    /// To choose an account.
+    /// The user chooses an account.
     SelectAccount,
-    /// To consent.
+    /// The user consents.
     Consent,
 }
 
 impl LoginPrompt {
-    /// As `prompt` has it.
+    /// Returns the value of the parameter `prompt`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -99,46 +103,46 @@ impl LoginPrompt {
         }
     }
 
-    /// By its name.
+    /// Returns the prompt of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         [Self::Login, Self::SelectAccount, Self::Consent].into_iter().find(|prompt| prompt.name() == name)
     }
 }
 
-/// Whether sessions are renewed by refresh token.
+/// The cases in which sessions are renewed by refresh token.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Renew {
-    /// Where the provider gives one.
+    /// They are renewed where the provider gives a refresh token.
     #[default]
     Auto,
-    /// Always; a sign-in without one fails.
+    /// They are always renewed. A sign-in without a refresh token fails.
     Required,
-    /// Never.
+    /// They are never renewed.
     Off,
 }
 
-/// Whether authorization requests are pushed (RFC 9126).
+/// The cases in which authorization requests are pushed (RFC 9126).
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Pushed {
-    /// Where discovery lists the endpoint.
+    /// They are pushed where the provider lists the endpoint.
     #[default]
     Auto,
-    /// Always; a sign-in without the endpoint fails.
+    /// They are always pushed. A sign-in fails where the provider lists no endpoint.
     Required,
-    /// Never.
+    /// They are never pushed.
     Off,
 }
 
-/// What a sign-out ends.
+/// The sessions that a sign-out ends.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogoutScope {
-    /// The session here and the one at the provider.
+    /// The session here ends, and the one at the provider.
     #[default]
     Provider,
-    /// The session here.
+    /// Only the session here ends.
     Local,
 }

@@ -8,20 +8,20 @@ use super::super::value::Time;
 /// One listener.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Listen {
-    /// The address and port, or `unix:/path`.
+    /// The listener has this address: address and port, or `unix:/path`.
     pub address: String,
-    /// The certificate. null: plain HTTP.
+    /// The listener speaks TLS with this certificate. null: plain HTTP.
     #[serde(default)]
     pub tls: Option<ListenTls>,
 }
 
-/// A certificate and its key, which are read again when the files change.
+/// A certificate and its key. Both files are read again when they change.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ListenTls {
-    /// The certificate chain, PEM, leaf first.
+    /// This file holds the certificate chain in PEM, the server's certificate first.
     pub certificate_file: Option<String>,
-    /// The private key, PEM.
+    /// This file holds the private key in PEM.
     pub key_file: Option<String>,
 }
 
@@ -29,9 +29,9 @@ pub struct ListenTls {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Admin {
-    /// The address and port.
+    /// The listener has this address and port. `":9180"` is every address of this machine.
     pub listen: Option<String>,
-    /// Further `Host` names that are answered, beside addresses and localhost.
+    /// The listener answers to these `Host` names too, in addition to addresses and `localhost`.
     pub hosts: Vec<String>,
 }
 
@@ -39,25 +39,28 @@ pub struct Admin {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Control {
-    /// `unix:/path` (mode 0600), or a loopback address with a token.
+    /// The listener is at `unix:/path` (a Unix socket of mode 0600), or at a loopback address and port, which needs a
+    /// token.
     pub listen: Option<String>,
-    /// The bearer token that callers over TCP present. At least 32 bytes, 8 of them different.
+    /// Callers over TCP must send this bearer token, of at least 32 bytes, 8 of them different.
     pub token: Option<String>,
-    /// The file that holds the token, instead.
+    /// This file holds the token, in place of `token`.
     pub token_file: Option<String>,
-    /// The file that keeps revocations over a restart. null: a restart forgets them.
+    /// This file keeps revocations over a restart. Default: none, and a restart drops them.
     pub revocation_file: Option<String>,
-    /// How long a revocation is kept. It must exceed the life of your longest token.
+    /// A revocation is in force for this time, which must exceed the life of your longest token. At least 1m. Default:
+    /// `30d`.
     pub revocation_keep: Option<Time>,
 }
 
-/// What a client is told about a refused token.
+/// The detail of the answer to a refused token.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Errors {
-    /// That it is invalid, expired or missing.
+    /// The client learns that its token is missing, expired or invalid.
     Generic,
-    /// Why it was refused; only where every listener is on loopback, unless `insecure_verbose_errors`.
+    /// The client learns the reason as well. This is allowed only where every listener is on a loopback address or a
+    /// Unix socket, or with `insecure_verbose_errors`.
     Verbose,
 }
 
@@ -65,15 +68,15 @@ pub enum Errors {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Log {
-    /// The format of log lines.
+    /// Log lines have this format. A change needs a restart.
     pub format: LogFormat,
-    /// The level of log lines.
+    /// Log lines of this level and of the levels above it are written.
     pub level: LogLevel,
-    /// Whether a line is written for each request and each WebSocket.
+    /// If true, a line is written for each request and for each WebSocket at its end.
     pub access: bool,
-    /// Whether access lines have the query, with values masked that look like secrets.
+    /// If true, access lines have the query of the URL. Values of parameters whose names suggest a secret are masked.
     pub query: bool,
-    /// Paths whose access lines are written at level debug only, unless the answer is a 5xx.
+    /// Access lines of exactly these paths are written at level `debug` only, unless the answer is a 5xx.
     pub quiet: Vec<String>,
 }
 
@@ -93,11 +96,11 @@ impl Default for Log {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Pretty on a terminal, else JSON.
+    /// The format is `pretty` on a terminal, else `json`.
     Auto,
-    /// JSON.
+    /// Each line is a JSON object.
     Json,
-    /// For people.
+    /// The lines are for people to read.
     Pretty,
 }
 
@@ -105,15 +108,15 @@ pub enum LogFormat {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// Errors.
+    /// Errors are logged.
     Error,
-    /// And warnings.
+    /// Warnings are logged too.
     Warn,
-    /// And what happens.
+    /// Events of normal operation are logged too, access lines among them.
     Info,
-    /// And what is decided, and why.
+    /// Decisions and their reasons are logged too.
     Debug,
-    /// Everything.
+    /// Everything is logged.
     Trace,
 }
 
@@ -135,9 +138,11 @@ impl LogLevel {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Drain {
-    /// How long requests are still accepted while `/readyz` fails already.
+    /// After SIGTERM the proxy still accepts requests for this time, while `/readyz` already fails, so that a load
+    /// balancer can stop sending.
     pub delay: Time,
-    /// From the end of the delay to the exit.
+    /// After the delay, requests and WebSockets have this time to end; then the process exits and drops what is left.
+    /// The platform must wait longer than both times together before it kills the process.
     pub timeout: Time,
 }
 

@@ -3,12 +3,13 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// A resource that OAuth clients, such as those of MCP, find their authorization server for.
+/// The description of a resource for OAuth clients (RFC 9728).
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ProtectedResource {
-    /// The URL of the resource, which its tokens name as their audience. null: `public_url`, with the path of the route.
+    /// This is the URL of the resource, as clients write it. Tokens for it name it as their audience. Default:
+    /// `public_url`, with the path of the route.
     pub resource: Option<String>,
-    /// The scopes that clients may request there.
+    /// The document lists these scopes, which clients may request. Default: none.
     pub scopes: Vec<String>,
 }

@@ -12,77 +12,85 @@ use super::{Json, OneOrMany};
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Provider {
-    /// The name in logs and metrics; unique. Unset: the preset's name.
+    /// Logs, metrics and `browser.login` call the provider by this name, which no other provider may have. Default: the
+    /// name of the preset.
     pub name: Option<String>,
-    /// `oidc`, `clerk`, `supabase`, `auth0`, `cognito`, `keycloak`, `entra`, `google`, `aws-alb`, `jwt`, `shared-secret` or
-    /// `introspection`.
+    /// The preset sets what is known of a kind of provider: `oidc` (the default), `clerk`, `supabase`, `auth0`,
+    /// `cognito`, `keycloak`, `entra`, `google`, `aws-alb`, `jwt`, `shared-secret` or `introspection`.
     pub preset: Option<String>,
-    /// The `iss` of its tokens, exactly. A preset can derive it from other keys. It is a name; where its keys are fetched
-    /// from can be another address (`jwks.url`).
+    /// The `iss` of a token must equal this text exactly. Some presets derive it from other keys. Keys are looked for
+    /// below it, unless `jwks` says otherwise.
     pub issuer: Option<String>,
-    /// `clerk`: the publishable key, `pk_live_…`.
+    /// `clerk`: the issuer is derived from this publishable key, `pk_live_…` or `pk_test_…`.
     pub publishable_key: Option<String>,
-    /// `supabase`: the project's reference, such as `abcdefgh`.
+    /// `supabase`: the issuer is derived from this project reference, such as `abcdefgh`.
     pub project: Option<String>,
-    /// `auth0`: the tenant's domain, such as `tenant.eu.auth0.com`.
+    /// `auth0`: the issuer is derived from the domain of the tenant, such as `tenant.eu.auth0.com`.
     pub domain: Option<String>,
-    /// `cognito`: the region, such as `eu-central-1`; with `user_pool_id`. `aws-alb`: unset, that of `signer`.
+    /// `cognito`: the issuer is derived from this region, such as `eu-central-1`, and `user_pool_id`. `aws-alb`: this
+    /// must be the region of `signer`, from which it is taken by default.
     pub region: Option<String>,
-    /// `cognito`: the user pool, such as `eu-central-1_AbC`.
+    /// `cognito`: the issuer is derived from this user pool, such as `eu-central-1_AbC`, and `region`.
     pub user_pool_id: Option<String>,
-    /// `keycloak`: its URL, such as `https://id.example.com`; with `realm`.
+    /// `keycloak`: the issuer is derived from the URL of the server, such as `https://id.example.com`, and `realm`.
     pub url: Option<String>,
-    /// `keycloak`: the realm.
+    /// `keycloak`: the issuer is derived from this realm and `url`.
     pub realm: Option<String>,
-    /// `entra`: the directory (tenant) ID. A provider for each tenant.
+    /// `entra`: the issuer is derived from this directory (tenant) ID. Each tenant is a provider of its own.
     pub tenant: Option<String>,
-    /// `aws-alb`: the ARN of the load balancer that signs, or a list of them.
+    /// `aws-alb`: tokens must be signed by the load balancer with this ARN, or by one of a list. It must be set.
     pub signer: Option<OneOrMany>,
-    /// The public keys.
+    /// These keys set where the public keys of the provider come from.
     pub jwks: Jwks,
-    /// `shared-secret`, and projects of `supabase` that still have one: the secret. At least 32 bytes, 8 of them
-    /// different.
+    /// `shared-secret`, and projects of `supabase` that still have a secret: tokens are signed with this secret, of at
+    /// least 32 bytes, 8 of them different.
     pub secret: Option<String>,
-    /// The file that holds the secret, instead.
+    /// This file holds the secret, in place of `secret`.
     pub secret_file: Option<String>,
-    /// The signature algorithms that are accepted. Unset: those of the preset; with a shared secret HS256.
+    /// Only these signature algorithms are accepted. Default: those of the preset; with a secret, HS256.
     pub algorithms: Option<Vec<String>>,
-    /// Whom tokens must be for (`aud`): a name, a list (one of them suffices), or `any`.
+    /// A token must be for this audience (`aud`), or for one of a list; `any` accepts the tokens of every application
+    /// of this issuer. It may be left out if `authorized_parties` is set, the preset knows the audience, the key is a
+    /// secret or a PEM file, or tokens are for a `protected_resource`. With `browser.login` it may be left out too:
+    /// then no Bearer token of the provider is accepted.
     pub audience: Option<OneOrMany>,
-    /// The `azp` values that are accepted; once written, a token must have one, and those of native applications and of
-    /// some providers (`cognito`, `supabase`) have none. Unset: under `clerk` those of
-    /// `origins`, where a token has one.
+    /// A token must have an `azp`, and one of these. Tokens of native applications and of some providers (`cognito`,
+    /// `supabase`) have none. Default: not checked; under `clerk`, an `azp` must be one of `origins` if the token has
+    /// one.
     pub authorized_parties: Option<Vec<String>>,
-    /// The tolerance for `exp`, `nbf` and `iat`.
+    /// The clock of the provider may differ this much: `exp`, `nbf` and `iat` are compared with this tolerance.
     pub clock_skew: Option<Time>,
-    /// The claim that names the user. `email` counts only where it is verified.
+    /// This claim is the user id: the name of a member, or an RFC 6901 pointer. `email` counts only if the token says
+    /// `email_verified: true`.
     pub user_id: Option<String>,
-    /// Put in front of every user id. Needed with several providers.
+    /// This text is put in front of every user id of the provider. With several providers each needs one, unless
+    /// `shared_user_ids` is true. Default: none.
     pub user_prefix: Option<String>,
-    /// The claims that every token must have: a value, a list of values, or `{ present: true }` (any value but
-    /// null).
+    /// Every token must have all of these claims, else it is refused. A claim must equal the value or one of a list of
+    /// values; `{ present: true }` is any value but null.
     pub require: BTreeMap<String, Json>,
-    /// Who may enter. Empty: everyone whom the provider signs in.
+    /// Only these users of the provider may enter; others get 403. One entry of one list is enough. If all lists are
+    /// empty, every user may.
     pub allow: Allow,
-    /// Whether `email` counts without `email_verified: true`.
+    /// If true, `email` counts although the token does not say `email_verified: true`.
     pub trust_unverified_email: bool,
-    /// The kinds of token that are accepted.
+    /// Tokens of these kinds are accepted. Default: `[access_token]`; under `google` `[id_token]`.
     pub accept: Option<Vec<Accept>>,
-    /// How long a verified token is remembered, at most until it expires. 0s: not at all.
+    /// A verified token is remembered this long, at most until it expires. `0s`: it is verified each time.
     pub cache_ttl: Option<Time>,
-    /// The provider is asked about tokens. null: it is not.
+    /// The provider itself is asked about tokens or sessions. null: it is not.
     pub remote: Option<Remote>,
 }
 
-/// Who may enter.
+/// The users who may enter.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Allow {
-    /// User ids, with prefix.
+    /// Users with these ids may enter. An id has its prefix.
     pub users: Vec<String>,
-    /// E-mail addresses.
+    /// Users with these e-mail addresses may enter.
     pub emails: Vec<String>,
-    /// Domains of e-mail addresses.
+    /// Users with an e-mail address of these domains may enter. A subdomain is another domain.
     pub email_domains: Vec<String>,
 }
 
@@ -90,74 +98,77 @@ pub struct Allow {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Accept {
-    /// Access tokens, and tokens that do not name their kind.
+    /// Access tokens are accepted, and tokens that do not name their kind.
     AccessToken,
-    /// ID tokens.
+    /// ID tokens are accepted.
     IdToken,
-    /// `clerk`: tokens from a template, which have no session.
+    /// `clerk`: tokens from a template are accepted. They have no session, and stay valid after its end.
     Template,
 }
 
-/// Where public keys come from.
+/// The source of the keys that verify tokens.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Jwks {
-    /// The JWKS (`aws-alb`: the URL below which each key is), where it is not below the issuer, or the issuer cannot be reached from here. Unset: as the preset says, or
-    /// by discovery.
+    /// The keys are fetched from this URL of a JWKS. `aws-alb`: each key is fetched from below this URL. Default: a
+    /// place below the issuer that the preset knows, or the one that OpenID Connect discovery names.
     pub url: Option<String>,
-    /// A JWKS on disk, instead.
+    /// The keys are read from this file, a JWKS, and not fetched.
     pub file: Option<String>,
-    /// Public keys or certificates in PEM, instead.
+    /// The keys are read from this file, public keys or certificates in PEM, and not fetched.
     pub pem_file: Option<String>,
-    /// A file with a token that is sent as `Authorization: Bearer` to `url`, as the API server of Kubernetes wants it. Read
-    /// at each fetch.
+    /// The token in this file is sent to `url` as `Authorization: Bearer`, as the API server of Kubernetes demands it.
+    /// It is read at each fetch.
     pub token_file: Option<String>,
-    /// How long fetched keys are fresh.
+    /// Fetched keys are fetched again after this time. At least 30s.
     pub refresh: Option<Time>,
-    /// How long the last good keys are used while the provider cannot be reached.
+    /// While the provider cannot be reached, the last keys are used this long. Then its tokens get 503.
     pub max_stale: Option<Time>,
-    /// A further certificate authority, PEM.
+    /// This further certificate authority, in PEM, is trusted for the fetch.
     pub ca_file: Option<String>,
-    /// Whether keys may be fetched by plain http from another machine.
+    /// If true, keys may be fetched from another machine by plain http.
     pub allow_http: bool,
 }
 
-/// How a provider is asked about a token or a session.
+/// The requests to a provider about a token or a session.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Remote {
-    /// Which tokens it is asked about.
+    /// The provider is asked about these tokens. It must be set, except under preset `introspection` (`instead`).
     pub mode: Option<RemoteMode>,
-    /// The introspection endpoint. Under `clerk` and `supabase`: the base, known by default.
+    /// This is the introspection endpoint (RFC 7662). Under `clerk` and `supabase` it is the base of the API, and has a
+    /// default.
     pub url: Option<String>,
-    /// `clerk`: the secret key; `supabase`: the API key.
+    /// `clerk`: this is the secret key. `supabase`: this is the API key.
     pub secret_key: Option<String>,
-    /// The file that holds the key, instead.
+    /// This file holds the key, in place of `secret_key`.
     pub secret_key_file: Option<String>,
-    /// The client id at the introspection endpoint.
+    /// The proxy authenticates at the introspection endpoint with this client id.
     pub client_id: Option<String>,
-    /// The client's secret there.
+    /// The proxy authenticates at the introspection endpoint with this secret.
     pub client_secret: Option<String>,
-    /// The file that holds the secret, instead.
+    /// This file holds the secret, in place of `client_secret`.
     pub client_secret_file: Option<String>,
-    /// How long an answer is kept. `Retry-After` of a 429 is obeyed.
+    /// An answer is used this long, at most until the token expires. After a 429 the provider is not asked until its
+    /// `Retry-After` has passed.
     pub cache: Option<Time>,
-    /// How long an answer may take.
+    /// An answer must come within this time; else the request gets 503.
     pub timeout: Option<Time>,
-    /// Requests at once; half of them are kept for `revalidate_every`.
+    /// This many requests to the provider may be under way, half of them about new tokens and half about open sessions
+    /// (`revalidate_every`). At the limit a token waits for at most `timeout`, then gets 503. 2 to 1000.
     pub concurrency: Option<u32>,
-    /// A further certificate authority, PEM.
+    /// This further certificate authority, in PEM, is trusted for the requests.
     pub ca_file: Option<String>,
-    /// Whether it may be asked by plain http on another machine.
+    /// If true, the provider may be asked on another machine by plain http.
     pub allow_http: bool,
 }
 
-/// Which tokens a provider is asked about.
+/// The tokens about which a provider is asked.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum RemoteMode {
-    /// Opaque tokens.
+    /// The provider is asked about opaque tokens; JWTs are verified by their signature.
     Instead,
-    /// Every token, beside its signature.
+    /// The provider is asked about every token, in addition to its signature.
     Also,
 }

@@ -5,24 +5,26 @@ use serde::Deserialize;
 
 use super::{OneOrMany, flag, written};
 
-/// Where a token is looked for.
+/// The places in a request where a token is looked for.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenFrom {
-    /// One header or a list. In `Authorization` a Bearer token, in others the bare token.
+    /// The token is looked for in this header, or in each of a list: in `Authorization` as `Bearer <token>`, in others
+    /// as the bare token. null: in none.
     pub header: Option<OneOrMany>,
-    /// Whether a WebSocket's first message may carry it.
+    /// If true, a WebSocket may send its token in its first message.
     pub message: bool,
-    /// A query parameter that carries it. null: not looked at.
+    /// The token is looked for in this parameter of the query. null: in none.
     pub query: Option<QuerySource>,
-    /// Subprotocol entries of an upgrade that carry it.
+    /// The token is looked for in these entries of `Sec-WebSocket-Protocol`.
     pub subprotocol: Vec<SubprotocolSource>,
-    /// The provider's own cookie, such as `__session`, from pages of our own and of `origins` only. Of Clerk's two
-    /// forms the suffixed one counts, its own where `publishable_key` is written. The name alone may be written in place of
-    /// the mapping.
+    /// The token is looked for in this cookie of the provider, such as `__session`, in requests from the proxy's own
+    /// pages and those of `origins` only. Clerk's cookie with a suffix counts before the one without; with
+    /// `publishable_key` only the suffix of that application does. The name alone may be written in place of the
+    /// mapping.
     pub cookie: Option<CookieChoice>,
-    /// Whether the password of Basic in `Authorization` is the token, for git, pip and other tools that know nothing else.
-    /// A missing credential is then challenged with Basic too.
+    /// If true, the password of `Authorization: Basic` is the token, for tools that know nothing else, such as git and
+    /// pip. A missing credential is then challenged with Basic too.
     pub basic: bool,
 }
 
@@ -39,7 +41,7 @@ impl Default for TokenFrom {
     }
 }
 
-/// `token_from` of a route; what is not written stays as it is above.
+/// `token_from` of a route; a key that is not written is as above.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RouteTokenFrom {
@@ -66,21 +68,21 @@ pub struct RouteTokenFrom {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(default)]
 pub struct CookieChoice {
-    /// The name of the cookie, such as `__session` or `sb-abcdefgh-auth-token`.
+    /// The cookie has this name, such as `__session` or `sb-abcdefgh-auth-token`.
     pub name: String,
-    /// How the token is written in it.
+    /// The token is written in the cookie in this way. Default: `plain`.
     pub encoding: CookieEncoding,
 }
 
-/// How a token is written in a cookie.
+/// The form of a token in a cookie.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "lowercase")]
 pub enum CookieEncoding {
-    /// As it is.
+    /// The value is the token.
     #[default]
     Plain,
-    /// As `access_token` of the session that Supabase's libraries keep: JSON, mostly in base64url behind `base64-`, and in
-    /// parts (`.0`, `.1`) where it is long.
+    /// The token is `access_token` of the session that Supabase's libraries keep: JSON, mostly in base64url behind
+    /// `base64-`, and in parts (`.0`, `.1`) if it is long.
     Supabase,
 }
 
@@ -88,11 +90,11 @@ pub enum CookieEncoding {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct QuerySource {
-    /// One name or a list.
+    /// The parameter has this name, or one of a list.
     pub name: OneOrMany,
-    /// Whether the token is taken or refused.
+    /// A token in the query is treated in this way.
     pub mode: QueryMode,
-    /// Which requests may carry it there.
+    /// Only these requests may carry a token in their query.
     #[serde(rename = "for")]
     pub uses: Vec<QueryUse>,
 }
@@ -107,30 +109,30 @@ impl Default for QuerySource {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SubprotocolSource {
-    /// What the entry begins with, such as `base64url.bearer.authorization.k8s.io.`.
+    /// The entry begins with this text, such as `base64url.bearer.authorization.k8s.io.`, and the token follows.
     pub prefix: String,
-    /// How the token is written behind the prefix.
+    /// The token is written behind the prefix in this way. Default: `plain`.
     pub encoding: TokenEncoding,
 }
 
-/// How a token is written in a subprotocol entry.
+/// The form of a token in a subprotocol entry.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenEncoding {
-    /// As it is.
+    /// It is written as it is.
     #[default]
     Plain,
-    /// In base64url.
+    /// It is written in base64url.
     Base64url,
-    /// Percent-encoded (`v1.token.websocket.jupyter.org.`).
+    /// It is percent-encoded (`v1.token.websocket.jupyter.org.`).
     Url,
 }
 
-/// What happens to a token in a query.
+/// The treatment of a token in a query.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum QueryMode {
-    /// It is taken out of the URL and used. Deprecated for clients.
+    /// The token is removed from the URL and used. Clients should not rely on it: it is deprecated.
     Move,
     /// The request is refused.
     Deny,
@@ -140,10 +142,10 @@ pub enum QueryMode {
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum QueryUse {
-    /// WebSocket upgrades.
+    /// WebSocket upgrades may.
     Websocket,
-    /// GET requests that accept `text/event-stream`.
+    /// GET requests that accept `text/event-stream` may.
     Events,
-    /// Every request that is no upgrade.
+    /// Every request that is no upgrade may.
     Http,
 }

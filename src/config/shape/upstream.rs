@@ -9,38 +9,42 @@ use super::super::value::Time;
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Upstream {
-    /// `http://`, `https://` or `unix:/path`.
+    /// The upstream has this address: `http://host:port`, `https://host:port` or `unix:/path`.
     pub url: Option<String>,
-    /// A known server, `jupyter` or `marimo`: dialect none, session cookies, and `check` prints what the server
-    /// needs.
+    /// The preset sets what a known server needs, `jupyter` or `marimo`: `dialect: none` and session cookies.
+    /// `vestibule check` prints how to start the server. null: none.
     pub preset: Option<String>,
-    /// Whose `Host` the upstream sees. Unset: `upstream` for https, else `client`.
+    /// The upstream gets this `Host`. Default: `upstream` for `https://`, else `client`.
     pub host: Option<HostHeader>,
-    /// How long connecting may take.
+    /// A connection to the upstream must be established within this time; else the answer is 504.
     pub connect_timeout: Option<Time>,
-    /// How long the answer to a WebSocket upgrade may take.
+    /// The upstream must answer a WebSocket upgrade within this time, the connection included; else the answer is 504,
+    /// or the WebSocket is closed with 1011.
     pub handshake_timeout: Option<Time>,
-    /// How long the response head may take from the end of the request; bodies are not limited.
+    /// The head of the response must come within this time after the end of the request; else the answer is 504. The
+    /// body may take any time.
     pub response_timeout: Option<Time>,
-    /// How long an unused connection is kept. Keep it below the server's own keep-alive (uvicorn: 5s).
+    /// A connection to the upstream that is unused for this time is not used again. Keep it below the time after which
+    /// the server closes it (uvicorn: 5s).
     pub pool_idle_timeout: Option<Time>,
-    /// Whether connections are used again. false: a new one for every request, with `Connection: close`.
+    /// If true, a connection to the upstream serves several requests. If false, each request has its own, with
+    /// `Connection: close`.
     pub reuse: Toggle<true>,
-    /// How an https upstream is verified.
+    /// These keys set how the certificate of an `https://` upstream is verified.
     pub tls: UpstreamTls,
-    /// Whether the upstream gets the verified token, for one that checks tokens itself.
+    /// The upstream gets the verified token in this way, if it checks tokens itself.
     pub token_to: TokenTo,
-    /// The upstream's own secret, which is sent for verified callers only. null: none.
+    /// This secret of the upstream is sent in a header, for verified callers only. null: none.
     pub credential: Option<Credential>,
 }
 
-/// How an `https` upstream is verified.
+/// The verification of an `https://` upstream.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct UpstreamTls {
-    /// A further certificate authority, PEM.
+    /// This further certificate authority, in PEM, is trusted.
     pub ca_file: Option<String>,
-    /// The name that the certificate must be for. null: the host of the URL.
+    /// The certificate must be for this name. null: for the host of the URL.
     pub server_name: Option<String>,
 }
 
@@ -55,46 +59,47 @@ impl<const DEFAULT: bool> Default for Toggle<DEFAULT> {
     }
 }
 
-/// Whose `Host` the upstream sees.
+/// The `Host` that the upstream gets.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum HostHeader {
-    /// The client's.
+    /// It is the `Host` that the client sent.
     Client,
-    /// The upstream's own.
+    /// It is the host of the upstream's URL.
     Upstream,
 }
 
-/// How the upstream gets the verified token.
+/// The way in which the upstream gets the verified token.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenTo {
-    /// On HTTP requests.
+    /// HTTP requests carry the token in this way.
     pub http: TokenToHttp,
-    /// On WebSocket upgrades: `none`, `header`, `{ query: token }` or `{ first_message: vestibule }`.
+    /// WebSocket upgrades carry the token in this way: `none`, `header` (as `Authorization: Bearer`), `{ query: token
+    /// }` or `{ first_message: vestibule }`.
     pub websocket: TokenToWebSocket,
 }
 
-/// How an upstream gets the token of a WebSocket.
+/// The way in which an upstream gets the token of a WebSocket.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenToWebSocket {
-    /// `none` or `header`, as the short form.
+    /// This is the short form, `none` or `header`.
     pub form: Option<String>,
-    /// The query parameter that carries the token.
+    /// The token is in this parameter of the query.
     pub query: Option<String>,
-    /// The dialect in which the upstream expects the token in a first message.
+    /// The proxy sends the token in a first message of this dialect.
     pub first_message: Option<String>,
 }
 
-/// How an upstream gets the token of a request.
+/// The way in which an upstream gets the token of a request.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenToHttp {
-    /// It does not.
+    /// The token is not sent.
     #[default]
     None,
-    /// As `Authorization: Bearer`.
+    /// The token is sent as `Authorization: Bearer`.
     Header,
 }
 
@@ -102,10 +107,10 @@ pub enum TokenToHttp {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Credential {
-    /// The header that carries the secret.
+    /// The secret is sent in this header.
     pub header: Option<String>,
-    /// The header's value.
+    /// The header has this value.
     pub value: Option<String>,
-    /// The file that holds the value, instead.
+    /// This file holds the value, in place of `value`.
     pub value_file: Option<String>,
 }

@@ -8,15 +8,16 @@ use serde::Deserialize;
 use super::super::value::{Size, Time};
 use super::{Json, written};
 
-/// What happens to a WebSocket when its token expires.
+/// The treatment of a WebSocket whose token expires.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum OnExpiry {
-    /// It is closed after `grace`, unless the client has renewed the token.
+    /// It is closed `grace` after the end of the token, unless the client has renewed the token.
     Close,
-    /// Closed if the client can renew; else it lives while its user is seen within `presence`.
+    /// It is closed like that if the client has renewed its token before. Otherwise it stays open while its user is
+    /// seen within `presence`.
     Auto,
-    /// It lives on to `max_lifetime`, which must be set.
+    /// It stays open until `max_lifetime`, which must be set.
     Keep,
 }
 
@@ -24,62 +25,71 @@ pub enum OnExpiry {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectChoice {
-    /// `vestibule`, `graphql-transport-ws`, `token-field`, `none`, or a name under `dialects`.
+    /// This is the dialect: `vestibule`, `graphql-transport-ws`, `token-field`, `none`, or a name under `dialects`.
     pub name: String,
-    /// `token-field`: the member of every message that may carry the token, as an RFC 6901 pointer.
+    /// `token-field`: this member of every message may carry the token. It is an RFC 6901 pointer. Default:
+    /// `/auth_token`.
     pub field: Option<String>,
-    /// `token-field`: what the upstream sees of that member.
+    /// `token-field`: the upstream gets that member in this form. Default: `keep`.
     pub upstream: Option<FieldMode>,
 }
 
-/// What the upstream sees of the member that carried a token.
+/// The form in which the upstream gets the member that carried a token.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum FieldMode {
-    /// It as it is.
+    /// The member is as the client sent it.
     #[default]
     Keep,
-    /// The message without it.
+    /// The message has no such member.
     Remove,
-    /// An empty text.
+    /// The member is an empty text.
     Replace,
 }
 
-/// How WebSocket connections authenticate, live and end.
+/// The authentication, the lifetime and the end of WebSocket connections.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct WebSocket {
-    /// The messages by which a client authenticates. Unset: `vestibule`; before an upstream preset `none`.
+    /// Clients authenticate by the messages of this dialect. Default: `vestibule`; with an upstream preset `none`.
     pub dialect: Option<DialectChoice>,
-    /// From the 101 to the complete first message. Unset: 10s, and none for `token-field`; null: none.
+    /// The first message must be complete this long after the upgrade was answered; else the WebSocket is closed with
+    /// 1008. null: no limit. Default: `10s`; under `token-field` no limit.
     #[serde(deserialize_with = "written")]
     pub auth_timeout: Option<Option<Time>>,
-    /// What happens when the token expires. Unset: `close`; `auto` where tokens are short-lived (`clerk`).
+    /// A WebSocket whose token expires is treated in this way. Default: `close`; `auto` if the tokens of all providers
+    /// are short-lived (`clerk`, `aws-alb`).
     pub on_expiry: Option<OnExpiry>,
-    /// How long after its token a WebSocket is closed.
+    /// A WebSocket is closed this long after its token's end, or after the provider's `clock_skew` if that is longer.
     pub grace: Time,
-    /// Under `auto`: how long ago the user may have been seen, by a valid token on any request or WebSocket.
+    /// Under `auto`: a WebSocket stays open while a valid token of its user came on any request or WebSocket within
+    /// this time. Beside `shared` at least 15s.
     pub presence: Time,
-    /// The longest life of a WebSocket, whatever its tokens say. null: no limit; under `auto` 12h.
+    /// A WebSocket is closed with 4401 after this time, whatever its tokens say. null: no limit; under `auto` 12h.
     pub max_lifetime: Option<Time>,
-    /// How often the provider is asked whether the session is still active, such as `60s`; it needs `remote`. null:
-    /// never.
+    /// The provider is asked this often whether the session of an open WebSocket is still active, such as `60s`; if it
+    /// is not, the WebSocket is closed with 1008. It needs a provider with `remote`. null: never.
     pub revalidate_every: Option<Time>,
-    /// How long a WebSocket lives on while the provider does not answer.
+    /// If the provider cannot answer, a WebSocket stays open for this time and is then closed with 1013. A session of
+    /// `browser.login` that cannot be renewed goes on for this time too.
     pub revalidate_grace: Time,
-    /// Silence after which a ping is sent.
+    /// A ping is sent to a side that has sent nothing for this time.
     pub ping_interval: Time,
-    /// How long its pong may take.
+    /// A side that sends nothing for this time after a ping is given up, and the WebSocket ends.
     pub ping_timeout: Time,
-    /// How long a WebSocket may be without a message, such as `1h`; pings do not count. null: no limit.
+    /// A WebSocket without a message in either direction for this time is closed with 1001, such as `1h`. Pings do not
+    /// count. null: no limit.
     pub idle_timeout: Option<Time>,
-    /// The longest message that is read whole (`token-field`, `forward: true`, `first_message`).
+    /// A message that must be read whole (`token-field`, `forward: true`, `first_message`) may have this many bytes; a
+    /// longer one is closed with 1009. 64KiB to 64MiB.
     pub message_bytes: Size,
-    /// Subprotocols that may be accepted before the upstream was asked.
+    /// If the upgrade has no credential, the first offered subprotocol that is in this list is accepted before the
+    /// upstream is connected, which must then accept it too.
     pub subprotocols: Vec<String>,
-    /// The origins of upgrades. Once written, every upgrade that sends an `Origin` is checked.
+    /// An upgrade with an `Origin` must have one of these. null: only upgrades with a cookie are checked, as all
+    /// requests with a cookie are.
     pub allowed_origins: Option<Vec<String>>,
-    /// The close code at a shutdown.
+    /// WebSockets are closed with this code at a shutdown: 1012, 1001, or 3000 to 4999.
     pub drain_code: u16,
 }
 
@@ -105,31 +115,34 @@ impl Default for WebSocket {
     }
 }
 
-/// The messages by which clients of another protocol authenticate: matchers and templates.
+/// The messages by which clients of another protocol authenticate.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Dialect {
-    /// A message that the server sends first, such as `{ type: auth_required }`. null: none.
+    /// The proxy sends this message first, such as `{ type: auth_required }`. null: none.
     pub greeting: Option<Json>,
-    /// The message that carries the token.
+    /// The client sends its token in this message.
     pub authenticate: DialectMessage,
-    /// Whether the message goes on to the upstream, without its token.
+    /// If true, the message goes on to the upstream, without its token.
     pub forward: bool,
-    /// The answer to it. `{user_id}`, `{exp}`, `{expires_in}`, and `{/pointer}` of the message that is answered,
-    /// are replaced. null: none.
+    /// The proxy answers the message with this one. `{user_id}`, `{exp}`, `{expires_in}`, and `{/pointer}` into the
+    /// message that is answered, are replaced. null: it does not answer.
     pub acknowledge: Option<Json>,
-    /// The message that renews the token on an open WebSocket. null: there is none.
+    /// The client renews its token on an open WebSocket by this message. null: it cannot.
     pub refresh: Option<DialectRefresh>,
-    /// The message that says why a token was refused. `{message}`, `{code}` and, before a Close, `{request_id}` are replaced;
-    /// the page can show the id, which finds the line in the log. null: the Close alone.
+    /// The proxy says by this message why a token was refused. `{message}`, `{code}` and, before a Close,
+    /// `{request_id}` are replaced. A page can show the request id, by which the line in the log is found. null: only
+    /// the Close is sent.
     pub error: Option<Json>,
-    /// A message that the proxy answers itself, also before the client has authenticated. null: none.
+    /// The proxy answers this message itself, also before the client has authenticated. null: there is none.
     pub ping: Option<DialectPing>,
-    /// Members of a forwarded message that the upstream reads as headers, such as `[/payload/headers]`.
+    /// The upstream reads these members of a forwarded message as headers, such as `[/payload/headers]`. Headers that
+    /// no client may send, and credentials, are removed from them.
     pub header_maps: Vec<String>,
-    /// Whether a message may hold several JSON values, one on a line.
+    /// If true, a message may hold several JSON values, one on each line.
     pub lines: bool,
-    /// Close codes, by the reason; the others stay those of the dialect `vestibule`.
+    /// A WebSocket that ends for one of these reasons is closed with the code beside it; for others the codes of the
+    /// dialect `vestibule` apply. docs/websocket-protocol.md lists the reasons.
     pub close: BTreeMap<String, u16>,
 }
 
@@ -137,11 +150,11 @@ pub struct Dialect {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectMessage {
-    /// What tells the message: members by name or RFC 6901 pointer, and the value of each; `{ present: true }` is
-    /// any value.
+    /// A message is this one if all of these members, by name or RFC 6901 pointer, have the value beside them; `{
+    /// present: true }` is any value.
     #[serde(rename = "match")]
     pub matches: BTreeMap<String, Json>,
-    /// Pointers to the token; the first one present counts.
+    /// The token is at one of these RFC 6901 pointers; the first one present counts.
     pub token: Vec<String>,
 }
 
@@ -149,14 +162,14 @@ pub struct DialectMessage {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectRefresh {
-    /// What tells the message, as under `authenticate`.
+    /// A message is this one if all of these members match, as under `authenticate`.
     #[serde(rename = "match")]
     pub matches: BTreeMap<String, Json>,
-    /// Pointers to the token; the first one present counts.
+    /// The token is at one of these RFC 6901 pointers; the first one present counts.
     pub token: Vec<String>,
-    /// Whether the message goes on to the upstream, without its token.
+    /// If true, the message goes on to the upstream, without its token.
     pub forward: bool,
-    /// The answer to it. null: none.
+    /// The proxy answers the message with this one. null: it does not answer.
     pub acknowledge: Option<Json>,
 }
 
@@ -164,14 +177,14 @@ pub struct DialectRefresh {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DialectPing {
-    /// What tells the message, as under `authenticate`.
+    /// A message is this one if all of these members match, as under `authenticate`.
     #[serde(rename = "match")]
     pub matches: BTreeMap<String, Json>,
-    /// The answer.
+    /// The proxy answers with this message.
     pub reply: Option<Json>,
 }
 
-/// `websocket` of a route; what is not written stays as it is above.
+/// `websocket` of a route; a key that is not written is as above.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RouteWebSocket {
