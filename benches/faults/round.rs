@@ -24,7 +24,7 @@ use crate::support::client::{Answer, Client};
 use crate::support::control::try_post;
 use crate::support::engine::{Engine, is_installed};
 use crate::support::issuer::{AUDIENCE, Issuer, Key};
-use crate::support::proxy::{Proxy, TempFolder, command};
+use crate::support::proxy::{Proxy, TempFolder, command, on_one_processor};
 use crate::support::{now, unused_port};
 
 /// The names that resolve while nothing is wrong.
@@ -71,11 +71,7 @@ impl Variant {
                 let can = can.is_ok_and(|output| output.status.success());
                 (!can).then_some("`unshare -m` is not allowed: run as root")
             }
-            Self::OneCore => {
-                let can = std::process::Command::new("taskset").args(["-c", "0", "true"]).output();
-                let can = can.is_ok_and(|output| output.status.success());
-                (!can).then_some("`taskset -c 0` does not work")
-            }
+            Self::OneCore => on_one_processor().is_none().then_some("`taskset -c 0` does not work"),
         }
     }
 }
@@ -188,11 +184,7 @@ impl Settings {
         match variant {
             Variant::Plain => Proxy::with_descriptors(yaml, "-n 600").await,
             Variant::Engine => Proxy::start(yaml).await,
-            Variant::OneCore => {
-                let mut taskset = std::process::Command::new("taskset");
-                taskset.args(["-c", "0"]).arg(command().get_program());
-                Proxy::with_command(yaml, "debug", taskset).await
-            }
+            Variant::OneCore => Proxy::on_one_processor(yaml).await,
             Variant::Clock => {
                 let mut command = command();
                 command

@@ -1,9 +1,12 @@
-//! No token in any log, at any level, whatever happens to it (CVE-2022-23469, CVE-2022-24757).
+//! No token in any log, at any level, whatever happens to it (CVE-2022-23469, CVE-2022-24757); and a log that nobody
+//! reads.
+
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::support::backend::Backend;
-use crate::support::client::{bearer, get};
+use crate::support::client::{Client, bearer, get};
 use crate::support::issuer::Issuer;
 use crate::support::proxy::Proxy;
 use crate::support::socket::Socket;
@@ -145,4 +148,40 @@ async fn a_quiet_path_has_a_line_when_the_backend_fails_it() {
     assert_eq!(answer.status, 502);
     proxy.logged("its line", |line| line.contains("\"/health\"") && line.contains("\"status\":502")).await;
     assert_eq!(proxy.log().iter().filter(|line| line.contains("\"/health\"")).count(), 1, "the others are quiet");
+}
+
+#[tokio::test]
+async fn with_a_log_that_nobody_reads_no_request_waits_at_sigterm() {
+    // More than the pipe, the reader and the log's buffer take.
+    const UNREAD: usize = 256 << 10;
+    let (backend, issuer) = (Backend::start().await, Issuer::start().await);
+    let yaml = format!("upstream: {}\nproviders: [{}]\ndrain: {{ delay: 30s }}\n", backend.url(), issuer.provider());
+    let mut proxy = Proxy::on_one_processor(&yaml).await;
+    proxy.hold_log(true);
+    let mut client = Client::connect(proxy.address).await;
+    let target = format!("/{}", "x".repeat(250));
+    let before = proxy.log().len();
+    // An access line is longer than its path.
+    for _ in 0..UNREAD / target.len() {
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
+        assert_eq!(client.answer().await.code(), "missing_token");
+    }
+    proxy.signal("TERM");
+    loop {
+        let asked = Instant::now();
+        client.send("GET /.vestibule/readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        let status = client.answer().await.status;
+        // The log itself is waited for at the end, for 2 s. An answer takes milliseconds.
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        if status == 503 {
+            break;
+        }
+    }
+    let credential = bearer(&issuer.token("alice"));
+    let fields = [credential.as_str()];
+    let (answer, _) = tokio::join!(get(proxy.address, "/x", &fields), backend.answer("served"));
+    assert_eq!(answer.body, "served");
+    assert!(proxy.log().len() <= before + 1, "the log was read: {:#?}", proxy.log());
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await, Some(130));
 }

@@ -85,6 +85,16 @@ fn command_of(program: &str) -> Command {
     command
 }
 
+/// Returns a command that starts the program on one processor; `None` where `taskset` does not work.
+pub fn on_one_processor() -> Option<Command> {
+    let mut taskset = command_of("taskset");
+    taskset.args(["-c", "0"]);
+    let output = Command::new("taskset").args(["-c", "0", "true"]).output();
+    output.is_ok_and(|output| output.status.success()).then_some(())?;
+    taskset.arg(env!("CARGO_BIN_EXE_vestibule"));
+    Some(taskset)
+}
+
 impl Proxy {
     /// Starts the program on a free port; `yaml` is everything except `listen` and the log.
     pub async fn start(yaml: &str) -> Self {
@@ -106,6 +116,11 @@ impl Proxy {
     /// Starts the program with a whole configuration.
     pub async fn of_file(path: &std::path::Path) -> Self {
         Self::started(TempFile(path.to_owned()), "debug", command()).await
+    }
+
+    /// Starts the program on one processor, where `taskset` can arrange that.
+    pub async fn on_one_processor(yaml: &str) -> Self {
+        Self::spawn(yaml, "debug", on_one_processor().unwrap_or_else(command)).await
     }
 
     /// Starts the program by a command that passes its arguments on to it, such as a shell's `exec`.
