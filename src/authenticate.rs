@@ -137,7 +137,7 @@ impl Failure {
     #[must_use]
     pub fn refusal(self, verbose: bool) -> Refusal {
         match self {
-            Self::Bad(bad) => Refusal::bad_credential(bad),
+            Self::Bad(bad) => Refusal::bad_credential(bad, verbose),
             Self::Unverified(unverified) => unverified.refusal(verbose),
             Self::CookieNotAccepted(refusal) => refusal,
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::clock::is_in_milliseconds;
+use super::token::TokenError;
 
 /// The reason why a token was rejected. The text is for the log and never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -10,6 +11,9 @@ pub enum Rejection {
     /// The token is not a compact JWS as RFC 7515 and RFC 7519 define it.
     #[error("{0}")]
     Malformed(&'static str),
+    /// The text cannot be a token.
+    #[error("{0}")]
+    NotAToken(TokenError),
     /// `alg` is not in the provider's list.
     #[error("algorithm {0} is not accepted from this provider")]
     Algorithm(String),
@@ -182,7 +186,7 @@ impl Rejection {
     #[must_use]
     pub const fn outcome(&self) -> &'static str {
         match self {
-            Self::Malformed(_) => "malformed",
+            Self::Malformed(_) | Self::NotAToken(_) => "malformed",
             Self::Algorithm(_) => "algorithm",
             Self::UnknownIssuer(_) => "unknown_issuer",
             Self::UnknownKey(_) => "unknown_key",

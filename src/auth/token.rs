@@ -36,14 +36,22 @@ use subprotocol::take_subprotocol;
 /// A token as it was presented. It has no `Display` and no `Serialize`, and `Debug` shows only its length.
 pub struct Token(Arc<str>);
 
-/// The reason why a text cannot be a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The reason why a text cannot be a token, with a text for the log that does not contain it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The text is empty.
+    #[error("the token is empty")]
     Empty,
     /// The text is longer than `limits.token_bytes`.
-    TooLong,
+    #[error("the token has {bytes} bytes, and limits.token_bytes allows {limit}")]
+    TooLong {
+        /// The length of the text.
+        bytes: usize,
+        /// The value of `limits.token_bytes`.
+        limit: usize,
+    },
     /// The text has other than token68 characters (RFC 9110 section 11.2).
+    #[error("the token has characters that no token has")]
     Characters,
 }
 
@@ -57,7 +65,7 @@ impl Token {
             return Err(TokenError::Empty);
         }
         if text.len() > limit {
-            return Err(TokenError::TooLong);
+            return Err(TokenError::TooLong { bytes: text.len(), limit });
         }
         let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
         let body = &text[..text.len() - padding];
@@ -86,7 +94,7 @@ impl Token {
     /// As [`Self::parse`].
     pub fn parse_padded(text: &str, limit: usize) -> Result<Self, TokenError> {
         if text.len() > limit {
-            return Err(TokenError::TooLong);
+            return Err(TokenError::TooLong { bytes: text.len(), limit });
         }
         let part = |part: &str| part.is_empty() || Self::parse(part, limit).is_ok();
         if text.contains("=.") && text.split('.').all(part) { Ok(Self(text.into())) } else { Self::parse(text, limit) }
@@ -215,8 +223,8 @@ pub enum Problem {
     Format,
     /// There are two in the same place.
     Twice,
-    /// The text is too long or has other than token68 characters.
-    NotAToken,
+    /// The text cannot be a token.
+    NotAToken(TokenError),
     /// A token in the URL where the configuration says `deny`.
     InUrl,
 }
@@ -352,7 +360,7 @@ fn take_header(
     let parsed = if name == AUTHORIZATION { Token::parse(&token, limit) } else { Token::parse_padded(&token, limit) };
     match parsed {
         Ok(token) => Some(Ok((token, Carrier::Header))),
-        Err(TokenError::TooLong) => bad(Problem::NotAToken),
+        Err(error @ TokenError::TooLong { .. }) => bad(Problem::NotAToken(error)),
         Err(TokenError::Empty | TokenError::Characters) => bad(Problem::Format),
     }
 }

@@ -69,7 +69,7 @@ async fn begin(
     let token = match own.extract(policy) {
         Ok(Extracted::Token(token, _)) => token,
         Ok(_) => return Err(Refusal::missing_token()),
-        Err(bad) => return Err(Refusal::bad_credential(bad)),
+        Err(bad) => return Err(Refusal::bad_credential(bad, policy.verbose_errors)),
     };
     line.carrier = Some(Carrier::Header.name());
     let judged = verify(state, runtime, own.client().limited_address(), token, Carrier::Header, None).await;

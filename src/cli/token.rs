@@ -202,7 +202,7 @@ fn token_problem(problem: crate::auth::token::TokenError) -> &'static str {
     use crate::auth::token::TokenError;
     match problem {
         TokenError::Empty => "nothing was read",
-        TokenError::TooLong => "it is longer than limits.token_bytes",
+        TokenError::TooLong { .. } => "it is longer than limits.token_bytes",
         TokenError::Characters => "it has characters that no token has (a line break in the middle, quotes, spaces?)",
     }
 }

@@ -167,9 +167,10 @@ impl Refusal {
             .challenging(Challenge::Realm)
     }
 
-    /// Makes the refusal of a credential that is not one well-formed token.
+    /// Makes the refusal of a credential that is not one well-formed token; `verbose` repeats to the client why it cannot be
+    /// a token.
     #[must_use]
-    pub fn bad_credential(bad: BadCredential) -> Self {
+    pub fn bad_credential(bad: BadCredential, verbose: bool) -> Self {
         match bad.problem {
             Problem::Format | Problem::Twice => Self::new(
                 StatusCode::UNAUTHORIZED,
@@ -182,9 +183,7 @@ impl Refusal {
             } else {
                 "not Bearer <token>"
             }),
-            Problem::NotAToken => {
-                Self::invalid_token(&Rejection::Malformed("too long, or not a token's characters"), false)
-            }
+            Problem::NotAToken(error) => Self::invalid_token(&Rejection::NotAToken(error), verbose),
             Problem::InUrl => {
                 Self::invalid_token(&Rejection::Malformed("the token is in the URL, which this route refuses"), false)
                     .with_outcome("token_in_url")

@@ -12,6 +12,7 @@ use super::classify::{MessageKind, Rules, without_case};
 use super::close_reason::CloseReason;
 use super::field;
 use super::template::{Copies, Values, render};
+use crate::auth::token::TokenError;
 use crate::auth::{Token, token};
 use crate::json;
 use crate::policy::{DialectSpec, Expectation, MessageSpec, fold};
@@ -29,8 +30,8 @@ pub(super) enum FirstMessage {
     Unexpected,
     /// The message is the dialect's, without a token.
     MissingToken,
-    /// The message is the dialect's, with a value that cannot be a token.
-    NotAToken,
+    /// The message is the dialect's, with a value that cannot be a token: a text, for this reason, or no text.
+    NotAToken(Option<TokenError>),
 }
 
 /// A first message after it was read.
@@ -63,8 +64,8 @@ pub(super) enum PresentedToken {
     Token(Token),
     /// No token.
     Missing,
-    /// A value that cannot be a token.
-    NotAToken,
+    /// A text that cannot be a token.
+    NotAToken(TokenError),
 }
 
 /// The part of a later text that is forwarded.
@@ -100,8 +101,8 @@ pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, 
                 forward: Some(read.edited.clone().unwrap_or_else(|| text.to_owned())),
                 ..of(match read.token().map(|token| Token::parse(token, token_bytes)) {
                     Some(Ok(token)) => FirstMessage::Authenticate(token),
-                    Some(Err(_)) => FirstMessage::NotAToken,
-                    None if read.is_not_text => FirstMessage::NotAToken,
+                    Some(Err(error)) => FirstMessage::NotAToken(Some(error)),
+                    None if read.is_not_text => FirstMessage::NotAToken(None),
                     None => FirstMessage::MissingToken,
                 })
             },
@@ -127,7 +128,9 @@ pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, 
             FirstMessageRead { message: FirstMessage::Authenticate(token), copies, forward, lines_behind }
         }
         PresentedToken::Missing => FirstMessageRead { copies, lines_behind, ..of(FirstMessage::MissingToken) },
-        PresentedToken::NotAToken => FirstMessageRead { copies, lines_behind, ..of(FirstMessage::NotAToken) },
+        PresentedToken::NotAToken(error) => {
+            FirstMessageRead { copies, lines_behind, ..of(FirstMessage::NotAToken(Some(error))) }
+        }
     }
 }
 
@@ -337,7 +340,7 @@ fn presented(spec: &MessageSpec, message: &Value, limit: usize) -> PresentedToke
     if text.is_empty() {
         return PresentedToken::Missing;
     }
-    Token::parse(text, limit).map_or(PresentedToken::NotAToken, PresentedToken::Token)
+    Token::parse(text, limit).map_or_else(PresentedToken::NotAToken, PresentedToken::Token)
 }
 
 fn is_authorization(name: &str) -> bool {

@@ -368,13 +368,16 @@ impl PendingSocket {
     fn read_first_message(
         &mut self,
         mut text: String,
-        context: &SocketContext,
+        context: &mut SocketContext,
         client: &mut Socket,
     ) -> Result<Option<Event>, CloseReason> {
         let token_bytes = context.policy().limits.token_bytes;
         let dialect = self.session.dialect().cloned().ok_or(CloseReason::InvalidMessage)?;
         loop {
             let read = dialect::read_first(&dialect, &text, token_bytes, self.forwarding.in_first_message);
+            if let FirstMessage::NotAToken(Some(error)) = &read.message {
+                context.line.reason = error.to_string();
+            }
             let FirstMessage::Ping(reply) = read.message else {
                 (self.first_to_upstream, self.lines_behind) = (read.forward, read.lines_behind);
                 return Ok(Some(Event::FirstMessage(read.message, read.copies)));

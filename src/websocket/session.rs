@@ -325,7 +325,7 @@ impl Session {
             FirstMessage::InvalidMessage => self.close(CloseReason::InvalidMessage),
             FirstMessage::Unexpected => self.close(CloseReason::Unexpected),
             FirstMessage::MissingToken => self.close(CloseReason::MissingToken),
-            FirstMessage::NotAToken => self.close(CloseReason::InvalidToken),
+            FirstMessage::NotAToken(_) => self.close(CloseReason::InvalidToken),
         }
     }
 
@@ -386,7 +386,7 @@ impl Session {
                 self.reply_copies = before;
                 actions
             }
-            PresentedToken::NotAToken => self.refuse_refresh(&refresh_failed(CloseReason::InvalidToken)),
+            PresentedToken::NotAToken(_) => self.refuse_refresh(&refresh_failed(CloseReason::InvalidToken)),
         }
     }
 

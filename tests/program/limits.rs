@@ -296,6 +296,30 @@ async fn a_token_over_token_bytes_is_none() {
 }
 
 #[tokio::test]
+async fn the_reason_for_a_token_over_token_bytes_names_its_length_and_the_limit() {
+    let fixture = fixture("", "limits: { token_bytes: 1KiB }\nerrors: verbose\n").await;
+    let Fixture { proxy, issuer, backend } = &fixture;
+    let long = issuer.token_with("alice", json!({"pad": "x".repeat(1_000)}));
+    let reason = format!("the token has {} bytes, and limits.token_bytes allows 1024", long.len());
+    let is_line = |line: &str, place: &str| line.contains(&reason) && line.contains(place);
+    let answer = get(proxy.address, "/over-http", &[&bearer(&long)]).await;
+    assert_eq!(answer.json()["detail"], json!(format!("Invalid token: {reason}")));
+    proxy.logged("the line of the request", |line| is_line(line, "/over-http")).await;
+    let mut socket = Socket::open(proxy.address, "/first", &[]).await;
+    assert_eq!(socket.authenticate(&long).await["message"], "Invalid authentication token");
+    drop(socket);
+    proxy.logged("the line of the socket", |line| is_line(line, "/first")).await;
+    let mut socket = Socket::open(proxy.address, "/later", &[]).await;
+    let good = issuer.token("alice");
+    let (said, (_, _upstream)) = tokio::join!(socket.authenticate(&good), backend.websocket());
+    assert_eq!(said["type"], "authenticated");
+    socket.say(&json!({"type": "refresh_auth", "token": long}).to_string()).await;
+    assert!(socket.next_text().await.contains("Token refresh failed: Invalid authentication token"));
+    proxy.logged("the line of the refresh", |line| is_line(line, "refresh refused")).await;
+    assert!(!proxy.log().iter().any(|line| line.contains(&long)), "a token is in the log");
+}
+
+#[tokio::test]
 async fn who_found_no_place_in_a_full_table_of_presence_is_not_seen() {
     let fixture =
         fixture("", "limits: { presence: 1 }\nwebsocket: { on_expiry: auto, grace: 0s, presence: 1h }\n").await;

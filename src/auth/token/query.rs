@@ -81,7 +81,7 @@ pub(super) fn credential(parameter: &QueryParameter, tokens: &[String], limit: u
     let token = match tokens {
         [] => return None,
         [_] if parameter.mode == QueryMode::Deny => Err(Problem::InUrl),
-        [token] => Token::parse(token, limit).map_err(|_| Problem::NotAToken),
+        [token] => Token::parse(token, limit).map_err(Problem::NotAToken),
         _ => Err(Problem::Twice),
     };
     Some(match token {

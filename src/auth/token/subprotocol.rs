@@ -6,7 +6,7 @@ use hyper::HeaderMap;
 use hyper::header::SEC_WEBSOCKET_PROTOCOL;
 use percent_encoding::percent_decode_str;
 
-use super::{BadCredential, Carrier, Found, Problem, Token, characters, field_value};
+use super::{BadCredential, Carrier, Found, Problem, Token, TokenError, characters, field_value};
 use crate::policy::{TokenEncoding, TokenSubprotocol};
 
 /// Removes the subprotocol with the token and keeps the other subprotocols that are offered.
@@ -34,9 +34,10 @@ pub(super) fn take_subprotocol(headers: &mut HeaderMap, sources: &[TokenSubproto
     match tokens.as_slice() {
         [Some(token)] => match Token::parse(token, limit) {
             Ok(token) => Some(Ok((token, Carrier::Subprotocol))),
-            Err(_) => bad(Problem::NotAToken),
+            Err(error) => bad(Problem::NotAToken(error)),
         },
-        [_] => bad(Problem::NotAToken),
+        // A text that is not in the configured encoding has characters which that does not use.
+        [_] => bad(Problem::NotAToken(TokenError::Characters)),
         _ => bad(Problem::Twice),
     }
 }

@@ -10,7 +10,7 @@ fn first_of(text: &str) -> &'static str {
         FirstMessage::InvalidMessage => "invalid",
         FirstMessage::Unexpected => "unexpected",
         FirstMessage::MissingToken => "missing",
-        FirstMessage::NotAToken => "not a token",
+        FirstMessage::NotAToken(_) => "not a token",
         FirstMessage::Ping(_) => "ping",
     }
 }

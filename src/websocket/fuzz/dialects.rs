@@ -71,7 +71,7 @@ fn vestibule(message: &[u8], cut: usize) {
         (Some("authenticate"), Some(token)) => match &read.message {
             FirstMessage::Authenticate(found) => assert_eq!(found.expose(), token),
             other => {
-                assert!(matches!(other, FirstMessage::NotAToken), "{other:?}");
+                assert!(matches!(other, FirstMessage::NotAToken(_)), "{other:?}");
                 assert!(token.len() > TOKEN_BYTES || !is_token68(token), "{token}");
             }
         },
@@ -188,8 +188,8 @@ fn token_field(message: &[u8], cut: usize, upstream: FieldMode) {
     };
     match (&first.message, read.token()) {
         (FirstMessage::Authenticate(token), found) => assert_eq!(Some(token.expose()), found),
-        (FirstMessage::NotAToken, Some(_)) => {}
-        (FirstMessage::NotAToken, None) => assert!(read.is_not_text),
+        (FirstMessage::NotAToken(_), Some(_)) => {}
+        (FirstMessage::NotAToken(_), None) => assert!(read.is_not_text),
         (FirstMessage::MissingToken, found) => assert_eq!(found, None),
         (other, _) => panic!("{other:?}"),
     }

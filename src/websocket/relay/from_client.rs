@@ -16,12 +16,15 @@ use std::task::Context;
 use super::direction::{Direction, QueueFull, forward_control, forward_header};
 use super::outgoing::Outgoing;
 use crate::auth::Token;
+use crate::auth::token::TokenError;
 use crate::budget::MemoryBudget;
 use crate::policy::{DialectSpec, FieldSpec};
 use crate::websocket::assembler::{ControlFrame, Keep, MessageBuffer, Part};
 use crate::websocket::classify::MessageKind;
 use crate::websocket::close_reason::CloseReason;
-use crate::websocket::dialect::{self, Forward, may_be_dialect_message, upstream_message};
+use crate::websocket::dialect::{
+    self, Forward, LaterMessage, PresentedToken, may_be_dialect_message, upstream_message,
+};
 use crate::websocket::field;
 use crate::websocket::frame::{Header, Opcode, Sender, Violation, encode, masking_key};
 use crate::websocket::session::Event;
@@ -401,6 +404,13 @@ impl FromClient {
         let token = extras.and_then(|extras| extras.token.as_ref());
         let rules = extras.and_then(|extras| extras.guard.as_ref()).map(|guard| &guard.rules);
         let read = dialect::read_later(dialect, &kept.payload, token_bytes, token, rules)?;
+        for (message, _) in &read.messages {
+            if let LaterMessage::Authenticate(presented) | LaterMessage::Refresh(presented) = message
+                && let PresentedToken::NotAToken(error) = presented
+            {
+                log_refused(*error);
+            }
+        }
         match read.forward {
             Forward::Unchanged if kept.raw.is_empty() => {
                 out.insert(input, &encode_masked(kept.opcode, &kept.payload));
@@ -442,12 +452,20 @@ impl FromClient {
                 return Ok(Vec::new());
             }
         };
-        let token = Token::parse(token, token_bytes).map_err(|_| CloseReason::InvalidToken)?;
+        let token = Token::parse(token, token_bytes).map_err(|error| {
+            log_refused(error);
+            CloseReason::InvalidToken
+        })?;
         if let Some(extras) = &mut self.extras {
             extras.awaiting_verdict = Some(AwaitingVerdict { accepted: frame, refused: None });
         }
         Ok(vec![Event::FieldToken(token)])
     }
+}
+
+/// Logs the reason why a later message has no token that could be verified.
+fn log_refused(error: TokenError) {
+    tracing::debug!(rejection = %error, "refresh refused");
 }
 
 /// Encodes a message of the proxy to the upstream.

@@ -108,7 +108,7 @@ fn every_bad_first_message_ends_with_its_row() {
         (FirstMessage::InvalidMessage, "Invalid message format 1008 Invalid message format"),
         (FirstMessage::Unexpected, "Expected authentication message 1008 Expected authentication message"),
         (FirstMessage::MissingToken, "Missing authentication token 1008 Missing token"),
-        (FirstMessage::NotAToken, "Invalid authentication token 1008 Invalid token"),
+        (FirstMessage::NotAToken(None), "Invalid authentication token 1008 Invalid token"),
     ] {
         assert_eq!(shown(&pending().on(Event::FirstMessage(first, Vec::new()), NOW)), [expected]);
     }
