@@ -67,7 +67,11 @@ impl DevKey {
         let pkcs8 = STANDARD.decode(text.trim()).map_err(|_| DevKeyError::NotAKey { path: path.clone() })?;
         let public_pem = path.with_extension("pub.pem");
         let pem = public_pem_of(&pkcs8).ok_or_else(|| DevKeyError::NotAKey { path: path.clone() })?;
-        std::fs::write(&public_pem, pem).map_err(|source| DevKeyError::Io { path: public_pem.clone(), source })?;
+        // A process that runs with this key watches the file: a write that changes nothing would make it reload, and
+        // each reload comes here.
+        if !std::fs::read_to_string(&public_pem).is_ok_and(|kept| kept == pem) {
+            std::fs::write(&public_pem, pem).map_err(|source| DevKeyError::Io { path: public_pem.clone(), source })?;
+        }
         Ok(Self { pkcs8, public_pem })
     }
 }

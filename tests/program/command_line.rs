@@ -71,6 +71,22 @@ fn minted_tokens_are_accepted_by_insecure_dev_and_by_nothing_else() {
 }
 
 #[test]
+fn the_file_of_the_development_key_is_written_once_so_that_no_process_reloads_for_it() {
+    let state = State::new("written-once");
+    let mint = || assert!(run(&state, &["token", "mint", "--user", "alice"], "").status.success());
+    mint();
+    let public = state.0.join("vestibule/dev-key.pub.pem");
+    let file = std::fs::File::options().write(true).open(&public).expect("the public key");
+    file.set_modified(std::time::UNIX_EPOCH).expect("set");
+    mint();
+    let modified = std::fs::metadata(&public).expect("the public key").modified().expect("a time");
+    assert_eq!(modified, std::time::UNIX_EPOCH);
+    std::fs::write(&public, "damaged").expect("written");
+    mint();
+    assert!(std::fs::read_to_string(&public).expect("the public key").starts_with("-----BEGIN PUBLIC KEY-----"));
+}
+
+#[test]
 fn a_published_secret_is_taken_by_insecure_dev_and_by_nothing_else() {
     let state = State::new("published");
     let file = TempFile::new(
