@@ -128,7 +128,7 @@ impl ControlHandler {
                 );
             }
         };
-        tracing::info!(issuer = %issuer, subject = ?target, "revoked");
+        tracing::info!(issuer = %issuer, subject = %target, "revoked");
         audit(policy, &issuer, &target);
         if let Err(error) = self.state.enforce_and_save(vec![revocation]).await {
             error.log();

@@ -58,6 +58,17 @@ impl RevocationTarget {
     }
 }
 
+/// For the log: the name of the member in the request, and the user id, or the digest of another id.
+impl std::fmt::Display for RevocationTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(id) | Self::Subject(id) => write!(f, "sub {id}"),
+            Self::Session(id) => write!(f, "sid with digest {}", log_digest(id)),
+            Self::Token(id) => write!(f, "jti with digest {}", log_digest(id)),
+        }
+    }
+}
+
 /// The name in place of the issuer in records of browser sessions. No provider's issuer is a path.
 const BROWSER_SESSIONS: &str = "/.vestibule/session";
 

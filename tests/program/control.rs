@@ -103,6 +103,22 @@ async fn a_session_and_a_single_token() {
 }
 
 #[tokio::test]
+async fn the_log_names_the_revoked_user_and_digests_of_other_ids() {
+    let (fixture, _file) = fixture("", "").await;
+    for (target, subject) in [
+        (json!({"sub": "alice"}), "sub alice"),
+        (json!({"sid": "provider-session-1"}), "sid with digest "),
+        (json!({"jti": "token-id-1"}), "jti with digest "),
+    ] {
+        assert_eq!(fixture.revoke(target).await, 204);
+        let field = format!(r#""subject":"{subject}"#);
+        fixture.proxy.logged(subject, |line| line.contains(r#""msg":"revoked""#) && line.contains(&field)).await;
+    }
+    let log = fixture.proxy.log();
+    assert!(!log.iter().any(|line| line.contains("provider-session-1") || line.contains("token-id-1")), "{log:#?}");
+}
+
+#[tokio::test]
 async fn a_half_closed_client_hears_of_a_revocation() {
     use tokio::io::AsyncWriteExt as _;
 
