@@ -96,7 +96,7 @@ struct ConfigArguments {
     #[arg(
         long,
         value_name = "NAME",
-        help = "Identity provider: oidc, clerk, supabase, auth0, cognito, keycloak, google, jwt, shared-secret or introspection [env: VESTIBULE_PRESET]"
+        help = "Identity provider: oidc, clerk, supabase, auth0, cognito, keycloak, entra or google; the other presets need a file [env: VESTIBULE_PRESET]"
     )]
     preset: Option<String>,
     #[arg(
@@ -148,7 +148,7 @@ struct RunArguments {
     insecure_dev: bool,
 }
 
-const RUN_EXAMPLES: &str = "SIGHUP, or a changed file, reloads the configuration. SIGTERM drains. SIGINT ends at once.
+const RUN_EXAMPLES: &str = "SIGHUP, or a changed file, reloads the configuration. SIGTERM drains: requests finish, WebSockets close. SIGINT (Ctrl-C) does so without drain.delay. A second signal ends the process at once.
 
 Examples:
   vestibule run --config vestibule.yaml
@@ -214,7 +214,7 @@ struct DoctorArguments {
     whoami: Option<String>,
 }
 
-const DOCTOR_EXAMPLES: &str = "It sends GET requests, WebSocket upgrades, and two POST requests to the sign-in that must be refused; no secret but the token of --token-file. Run it where the proxy runs, and once more where the backend runs. It takes the configuration flags of `vestibule run` too.
+const DOCTOR_EXAMPLES: &str = "It sends GET requests, WebSocket upgrades, and two POST requests to the sign-in that must be refused. With `shared` it revokes a session that does not exist. It sends no secret but the token of --token-file. Run it where the proxy runs, and once more where the backend runs. It takes the configuration flags of `vestibule run` too.
 
 Exit code 0: nothing is red; 1: something is; 2: the configuration is wrong.
 
