@@ -281,7 +281,7 @@ impl Login {
                 until: 0,
             },
         };
-        identify(&self.spec.provider_spec, verified, &mut ()).map_err(|rejection| match rejection {
+        identify(&self.spec.provider_spec, verified, &mut ()).map_err(|rejection| match &rejection {
             Rejection::Required(claim) => {
                 if has_overage {
                     tracing::warn!(
@@ -290,7 +290,7 @@ impl Login {
                         "group overage: the provider left the groups out of the ID token because there are too many; use claims_from: userinfo, or assign fewer groups to the application"
                     );
                 }
-                LoginError::Denied { user, reason: format!("required claim {claim} is not satisfied") }
+                LoginError::Denied { user, reason: rejection.to_string() }
             }
             other => LoginError::refused(format!("ID token rejected: {other}")),
         })

@@ -201,6 +201,9 @@ async fn groups_that_the_provider_leaves_out_fail_closed_and_the_log_says_why() 
     });
     assert_eq!(fixture.browser().sign_in(&fixture.provider, "/").await.status, 403);
     fixture.proxy.logged("the cause", |line| line.contains("group overage")).await;
+    // A Bearer token without the claim has the same reason, by which people find the page of their provider.
+    let reason = "required claim groups does not have a required value";
+    fixture.proxy.logged("the reason", |line| line.contains("denial") && line.contains(reason)).await;
 }
 
 #[tokio::test]
