@@ -123,7 +123,7 @@ pub fn markdown() -> String {
     let entries = entries();
     let first = |entry: &Entry| entry.path.split(['.', '[']).next().unwrap_or_default().to_owned();
     let stands_alone = |key: &str| entries.iter().filter(|entry| first(entry) == key).count() == 1;
-    let mut section = "Keys that stand alone".to_owned();
+    let mut section = "Keys at the top level".to_owned();
     let _ = write!(out, "\n## {section}\n{HEAD}");
     entries.iter().filter(|entry| stands_alone(&first(entry))).for_each(|entry| row(&mut out, entry));
     for entry in entries.iter().filter(|entry| !stands_alone(&first(entry))) {

@@ -84,7 +84,7 @@ pub struct Config {
     /// If true, the same user id at two providers is the same user. If false, each of several providers needs a
     /// `user_prefix`.
     pub shared_user_ids: bool,
-    /// A token is looked for in these places of a request. Each key stands alone: writing one leaves the others at
+    /// A token is looked for in these places of a request. Writing one of the keys leaves the others at
     /// their defaults.
     pub token_from: TokenFrom,
     /// The upstream learns from these headers who the verified user is.
