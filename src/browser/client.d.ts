@@ -1,34 +1,35 @@
-/** Why a token is asked for. */
+/** The reason why a token is requested. */
 export interface TokenRequest {
-  /** Not the one at hand: it was refused, or ends soon. */
+  /** If true, the provider's cached token must not be used: it was refused, or ends soon. */
   skipCache: boolean;
+  /** `request`: a request or a socket needs a token; `refused`: the last token was refused; `expiring`: a socket renews. */
   reason: 'request' | 'refused' | 'expiring';
 }
 
 export interface AuthOptions {
   /**
-   * The provider's token. `null`: nobody is signed in, or the provider still loads. `undefined`, or throwing: no answer now, and it is asked
-   * again.
+   * Returns the token of your provider. `null`: nobody is signed in, or the provider still loads. `undefined`, or throwing: there is no answer
+   * now, and it is called again.
    */
   getToken(request: TokenRequest): Promise<string | null | undefined> | string | null | undefined;
-  /** Exactly these get a token; default: the page's own. */
+  /** Exactly these origins get the token; default: the page's own. */
   origins?: string[];
-  /** Which WebSockets of those origins speak the handshake; default: all. Where not, the platform's own, untouched. */
+  /** The WebSockets of those origins that authenticate by the handshake; default: all. Others are the browser's own, unchanged. */
   sockets?: boolean | ((url: URL) => boolean);
-  /** A fresh token was refused too. */
+  /** Called when a fresh token is refused too. */
   onSignedOut?(): void;
-  /** 503: nobody was signed out. */
+  /** Called on 503: nobody was signed out. */
   onUnavailable?(): void;
-  /** Whether sockets come back by themselves; default: no. Leave it off beside a library that reconnects. */
+  /** If true, sockets reconnect by themselves; default: false. Leave it off if a library reconnects. */
   reconnect?: boolean;
-  /** Milliseconds that a call waits for a first token; default 10 000. */
+  /** A call waits this many milliseconds for a first token; default: 10 000. */
   wait?: number;
 }
 
-/** `fetch` and `WebSocket` show who you are from now on; returns what undoes this call. */
+/** Makes `fetch` and `WebSocket` carry the token. Returns a function that undoes this call. */
 export function installAuth(options: AuthOptions): () => void;
 
-/** For libraries that take a constructor. */
+/** A `WebSocket` that carries the token, for libraries that take a constructor. */
 export class AuthenticatedWebSocket extends EventTarget implements WebSocket {
   constructor(url: string | URL, protocols?: string | string[]);
   static readonly CONNECTING: 0;

@@ -66,7 +66,10 @@ impl Check {
         if unauthenticated_bytes < least {
             self.error(
                 "limits.unauthenticated_bytes",
-                format!("must be at least {} KiB, eight times limits.header_bytes", least >> 10),
+                format!(
+                    "must be at least {} KiB: eight times limits.header_bytes, and no less than 256 KiB",
+                    least >> 10
+                ),
             );
         }
         let default = memory::default_message_bound(cgroup_bytes, longest_message);
