@@ -4,12 +4,16 @@
 //! This module owns the points at which the product meets it. The test decides what comes and when.
 
 use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// The number of bytes that fit between the proxy and an upstream.
+/// The number of bytes that fit between the proxy and a peer.
 const PIPE_BYTES: usize = 64 << 10;
 
 thread_local! {
@@ -21,14 +25,14 @@ struct World {
     began: Instant,
     /// The time at which it began, in milliseconds since the epoch.
     unix_millis: u64,
-    connections: mpsc::UnboundedSender<DuplexStream>,
+    connections: mpsc::UnboundedSender<PeerEnd>,
     questions: mpsc::UnboundedSender<Question>,
 }
 
 /// The side of the test.
 pub struct Simulation {
     /// The connections that the proxy opens to its upstream: the upstream's ends.
-    pub connections: mpsc::UnboundedReceiver<DuplexStream>,
+    pub connections: mpsc::UnboundedReceiver<PeerEnd>,
     /// The questions that the proxy asks the provider.
     pub questions: mpsc::UnboundedReceiver<Question>,
 }
@@ -39,6 +43,79 @@ pub struct Question {
     pub body: Vec<u8>,
     /// The receiver of the response's body. If it is dropped, the connection is lost.
     pub answer: oneshot::Sender<Vec<u8>>,
+}
+
+/// A peer's end of a connection.
+pub struct PeerEnd {
+    pub stream: DuplexStream,
+    pub window: ReceiveWindow,
+}
+
+/// The proxy's end of a connection. It takes no byte while the peer's receive window is full.
+#[derive(Debug)]
+pub struct ProxyEnd {
+    stream: DuplexStream,
+    window: ReceiveWindow,
+}
+
+/// The receive window of a peer; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct ReceiveWindow(Arc<Mutex<WindowState>>);
+
+#[derive(Debug, Default)]
+struct WindowState {
+    is_full: bool,
+    /// The task that waits for room.
+    writer: Option<Waker>,
+}
+
+impl ReceiveWindow {
+    /// Makes the window full, or empties it.
+    pub fn set_full(&self, is_full: bool) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_full = is_full;
+        if !is_full && let Some(writer) = state.writer.take() {
+            writer.wake();
+        }
+    }
+
+    fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.is_full {
+            state.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl AsyncRead for ProxyEnd {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for ProxyEnd {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        std::task::ready!(this.window.poll_room(cx));
+        Pin::new(&mut this.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Makes both ends of a connection.
+pub fn connection() -> (ProxyEnd, PeerEnd) {
+    let (ours, theirs) = duplex(PIPE_BYTES);
+    let window = ReceiveWindow::default();
+    (ProxyEnd { stream: ours, window: window.clone() }, PeerEnd { stream: theirs, window })
 }
 
 impl Simulation {
@@ -67,9 +144,9 @@ pub fn unix_millis() -> Option<u64> {
 }
 
 /// Opens a connection to the upstream; `None` outside a simulation.
-pub fn connect() -> Option<DuplexStream> {
+pub fn connect() -> Option<ProxyEnd> {
     CURRENT.with_borrow(|world| {
-        let (ours, theirs) = duplex(PIPE_BYTES);
+        let (ours, theirs) = connection();
         world.as_ref()?.connections.send(theirs).ok()?;
         Some(ours)
     })

@@ -444,7 +444,7 @@ mod tests {
         let (mut client, server) = duplex(1 << 10);
         tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service));
         tokio::spawn(async move {
-            let mut connection = simulation.connections.recv().await.expect("dialled");
+            let mut connection = simulation.connections.recv().await.expect("dialled").stream;
             let mut heard = Vec::new();
             while !heard.ends_with(b"12345") {
                 connection.read_buf(&mut heard).await.expect("read");

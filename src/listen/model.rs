@@ -1,21 +1,25 @@
 //! A model of one connection, from the 101 of an in-band handshake to the end of both of its sides: every order of events
 //! up to a depth runs through the product between a client and an upstream in memory, on a paused clock.
 //!
-//! `connection` runs the product, and `contract` foretells from the documentation alone what each peer receives. After
-//! every event the two must agree, and from every state the connection must end by itself, within its time limits, and
-//! leave nothing behind. Orders that lead to the same state of the contract (all that both peers sent and received, the
-//! time, and all that is awaited) are explored once.
+//! `connection` runs the product, and `contract` foretells from the documentation alone what each peer receives, with
+//! what waits for a peer that takes nothing in `window`; `step` has the events. After every event the two must agree, and
+//! from every state the connection must end by itself, within its time limits, and leave nothing behind. Orders that lead
+//! to the same state of the contract (all that both peers sent and received, the time, and all that is awaited) are
+//! explored once.
 
 mod connection;
 mod contract;
 mod peer;
+mod step;
+mod window;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use connection::{Configurations, Connection};
-use contract::{Contract, Step};
+use contract::Contract;
 use peer::FakePeer;
+use step::Step;
 
 /// The events that happen at one moment, in the order in which they are made.
 type Moment = Vec<Step>;
@@ -119,8 +123,14 @@ fn outcomes(state: &Contract, moment: &[Step]) -> Vec<Contract> {
         && first.has_no_order(second)
     {
         outcomes.push(after(&|state| [second, first].into_iter().for_each(|step| state.take(step))));
-        let amid = [(first, second), (second, first)].into_iter().filter(|(change, _)| change.changes_rights());
-        outcomes.extend(amid.map(|(change, step)| after(&|state| state.take_amid(change, step))));
+        for (change, step) in [(first, second), (second, first)] {
+            if change.changes_rights() {
+                outcomes.push(after(&|state| state.take_amid(change, step)));
+            }
+            if change.reads_again() {
+                outcomes.push(after(&|state| state.take_before_end(change, step)));
+            }
+        }
     }
     outcomes
 }
@@ -247,14 +257,34 @@ fn hold_contract(name: &str, beginning: &[Step], depth: usize) {
     }
 }
 
+/// The events until messages are relayed.
+const RELAYING: [Step; 3] = [Step::Authenticate, Step::VerdictGood, Step::UpstreamOpen];
+
+/// Runs a single order of events, one at a time, once messages are relayed.
+fn hold_contract_in(events: &[Step]) {
+    let order: Vec<Moment> = RELAYING.iter().chain(events).map(|step| vec![*step]).collect();
+    let states = run(&Configurations::read(), &order, |_| false);
+    assert!(matches!(states, Ok(Some(_))), "{states:?}");
+}
+
 /// The session ends while the upstream's Close is the last frame to the client, so that the client gets no other.
 #[test]
 fn a_session_that_is_revoked_after_its_upstream_has_closed_verifies_no_waiting_refresh() {
-    let relaying = [Step::Authenticate, Step::VerdictGood, Step::UpstreamOpen];
-    let ending = [Step::Refresh, Step::Refresh, Step::UpstreamClose, Step::Revocation];
-    let order: Vec<Moment> = relaying.into_iter().chain(ending).map(|step| vec![step]).collect();
-    let states = run(&Configurations::read(), &order, |_| false);
-    assert!(matches!(states, Ok(Some(_))), "{states:?}");
+    hold_contract_in(&[Step::Refresh, Step::Refresh, Step::UpstreamClose, Step::Revocation]);
+}
+
+#[test]
+fn a_client_that_has_closed_and_takes_nothing_for_a_time_still_receives_all_messages() {
+    let waiting = [Step::ClientStopsReading, Step::UpstreamMessage, Step::UpstreamMessage, Step::UpstreamClose];
+    let events = [&[Step::ClientClose], &waiting[..], &[Step::Stall, Step::Stall, Step::ClientReadsAgain]];
+    hold_contract_in(&events.concat());
+}
+
+#[test]
+fn an_upstream_that_has_closed_and_takes_nothing_for_a_time_still_receives_all_messages() {
+    let waiting = [Step::UpstreamStopsReading, Step::ClientMessage, Step::ClientMessage, Step::ClientClose];
+    let events = [&[Step::UpstreamClose], &waiting[..], &[Step::Stall, Step::Stall, Step::UpstreamReadsAgain]];
+    hold_contract_in(&events.concat());
 }
 
 #[test]
@@ -274,5 +304,17 @@ fn every_order_while_the_upstream_is_dialed_keeps_the_contract_and_ends() {
 
 #[test]
 fn every_order_of_a_relayed_connection_keeps_the_contract_and_ends() {
-    hold_contract("relaying", &[Step::Authenticate, Step::VerdictGood, Step::UpstreamOpen], 3);
+    hold_contract("relaying", &RELAYING, 3);
+}
+
+#[test]
+fn every_order_while_the_client_takes_nothing_keeps_the_contract_and_ends() {
+    let waiting = [Step::ClientStopsReading, Step::UpstreamMessage];
+    hold_contract("client takes nothing", &[&RELAYING[..], &waiting].concat(), 2);
+}
+
+#[test]
+fn every_order_while_the_upstream_takes_nothing_keeps_the_contract_and_ends() {
+    let waiting = [Step::UpstreamStopsReading, Step::ClientMessage];
+    hold_contract("upstream takes nothing", &[&RELAYING[..], &waiting].concat(), 2);
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::json;
-use tokio::io::duplex;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::contract::{Contract, Step, TOKEN_LIFE, User};
+use super::contract::{Contract, TOKEN_LIFE, User};
 use super::peer::FakePeer;
+use super::step::Step;
 use crate::auth::{RevocationTarget, Revocations, unix_seconds};
 use crate::drain::DrainTimes;
 use crate::http::{LingerLimit, Socket};
@@ -27,7 +27,6 @@ use crate::simulation::{Question, Simulation};
 const BEGIN: u64 = 1_900_000_000_000;
 /// The beginning of every token. Nothing that the upstream receives may contain it.
 const TOKEN_PREFIX: &str = "secret-token-";
-const PIPE_BYTES: usize = 64 << 10;
 /// The time within which everything that has happened is processed: the clock moves only once all tasks wait.
 const SETTLE: Duration = Duration::from_millis(1);
 const ISSUER: &str = "https://issuer.example.com";
@@ -90,7 +89,7 @@ impl<'a> Connection<'a> {
         let state = Arc::new(state);
         sleep(SETTLE).await;
         let idle_tasks = Handle::current().metrics().num_alive_tasks();
-        let (theirs, ours) = duplex(PIPE_BYTES);
+        let (ours, theirs) = crate::simulation::connection();
         let acceptor = Acceptor {
             state: Arc::clone(&state),
             tls: None,
@@ -138,9 +137,9 @@ impl<'a> Connection<'a> {
     }
 
     fn receive(&mut self) {
-        while let Ok(stream) = self.simulation.connections.try_recv() {
+        while let Ok(end) = self.simulation.connections.try_recv() {
             assert!(self.upstream.is_none(), "a second connection to the upstream");
-            self.upstream = Some(FakePeer::new(stream, false));
+            self.upstream = Some(FakePeer::new(end, false));
         }
         while let Ok(question) = self.simulation.questions.try_recv() {
             self.questions.push_back(question);
@@ -166,10 +165,14 @@ impl<'a> Connection<'a> {
             Step::ClientClose => self.client.send_close(),
             Step::ClientHalfClose => self.client.half_close(),
             Step::ClientGone => self.client.disconnect(),
+            Step::ClientStopsReading => self.client.set_reading(false),
+            Step::ClientReadsAgain => self.client.set_reading(true),
             Step::UpstreamMessage => self.upstream().send_text(&before.next_upstream_message()),
             Step::UpstreamClose => self.upstream().send_close(),
             Step::UpstreamHalfClose => self.upstream().half_close(),
             Step::UpstreamGone => self.upstream().disconnect(),
+            Step::UpstreamStopsReading => self.upstream().set_reading(false),
+            Step::UpstreamReadsAgain => self.upstream().set_reading(true),
             Step::UpstreamOpen => self.accept_upgrade(),
             Step::UpstreamRefused => {
                 self.upstream().send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
@@ -187,7 +190,7 @@ impl<'a> Connection<'a> {
                 tokio::spawn(async move { state.drain.run(times).await });
             }
             // The clock moves while the model waits.
-            Step::VerdictLate | Step::UpstreamLate | Step::Expiry => {}
+            Step::VerdictLate | Step::UpstreamLate | Step::Expiry | Step::Stall => {}
         }
     }
 

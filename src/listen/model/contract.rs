@@ -2,6 +2,8 @@
 //! receives. It shares no code with the product, and knows nothing of bytes, tasks and timers.
 
 use super::peer::Item;
+use super::step::Step;
+use super::window::{Unread, Window};
 
 /// The time limits of the policy, in milliseconds.
 pub(super) const AUTH_TIMEOUT: u64 = 10_000;
@@ -11,123 +13,12 @@ pub(super) const HANDSHAKE_TIMEOUT: u64 = 8_000;
 pub(super) const GRACE: u64 = 5_000;
 /// The validity of a token.
 pub(super) const TOKEN_LIFE: u64 = 60_000;
+/// The time after which a client that has closed is given up, although the upstream may have more for it.
+const HALF_CLOSED: u64 = 60_000;
 /// The time that a peer has after a Close, and a half-closed connection without a message.
 const LINGER: u64 = 5_000;
 /// The number of refreshes in one order. Beyond five at once they would wait for their second.
 const MAX_REFRESHES: u32 = 4;
-
-/// An event outside the proxy. Those of the second half let time pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Step {
-    /// The client sends `authenticate` as its first message.
-    Authenticate,
-    ClientMessage,
-    /// The client sends `refresh_auth`.
-    Refresh,
-    ClientClose,
-    ClientHalfClose,
-    ClientGone,
-    UpstreamMessage,
-    UpstreamClose,
-    UpstreamHalfClose,
-    UpstreamGone,
-    /// The upstream answers 101.
-    UpstreamOpen,
-    /// The upstream answers 403.
-    UpstreamRefused,
-    /// The provider says that the token is Alice's.
-    VerdictGood,
-    /// The provider says that the token is Bob's.
-    VerdictOther,
-    /// The provider says that the token is not active.
-    VerdictBad,
-    /// Alice is revoked.
-    Revocation,
-    /// A configuration comes into force that admits everybody.
-    ReloadAdmitting,
-    /// A configuration comes into force that admits neither of them.
-    ReloadExcluding,
-    Drain,
-    /// The provider does not answer in time.
-    VerdictLate,
-    /// The upstream does not answer in time.
-    UpstreamLate,
-    /// The end of the token comes.
-    Expiry,
-}
-
-/// The side on which an event happens. Those of one peer keep their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Client,
-    Upstream,
-    Provider,
-    Operator,
-    Clock,
-}
-
-impl Step {
-    pub(super) const ALL: [Self; 22] = [
-        Self::Authenticate,
-        Self::ClientMessage,
-        Self::Refresh,
-        Self::ClientClose,
-        Self::ClientHalfClose,
-        Self::ClientGone,
-        Self::UpstreamMessage,
-        Self::UpstreamClose,
-        Self::UpstreamHalfClose,
-        Self::UpstreamGone,
-        Self::UpstreamOpen,
-        Self::UpstreamRefused,
-        Self::VerdictGood,
-        Self::VerdictOther,
-        Self::VerdictBad,
-        Self::Revocation,
-        Self::ReloadAdmitting,
-        Self::ReloadExcluding,
-        Self::Drain,
-        Self::VerdictLate,
-        Self::UpstreamLate,
-        Self::Expiry,
-    ];
-
-    const fn side(self) -> Side {
-        match self {
-            Self::Authenticate
-            | Self::ClientMessage
-            | Self::Refresh
-            | Self::ClientClose
-            | Self::ClientHalfClose
-            | Self::ClientGone => Side::Client,
-            Self::UpstreamMessage
-            | Self::UpstreamClose
-            | Self::UpstreamHalfClose
-            | Self::UpstreamGone
-            | Self::UpstreamOpen
-            | Self::UpstreamRefused => Side::Upstream,
-            Self::VerdictGood | Self::VerdictOther | Self::VerdictBad => Side::Provider,
-            Self::Revocation | Self::ReloadAdmitting | Self::ReloadExcluding | Self::Drain => Side::Operator,
-            Self::VerdictLate | Self::UpstreamLate | Self::Expiry => Side::Clock,
-        }
-    }
-
-    /// Returns whether the two may happen at one moment. Of two configurations only the later one would be seen.
-    pub(super) fn may_coincide(self, other: Self) -> bool {
-        let is_reload = |step| matches!(step, Self::ReloadAdmitting | Self::ReloadExcluding);
-        self.side() != Side::Clock && other.side() != Side::Clock && !(is_reload(self) && is_reload(other))
-    }
-
-    /// Returns whether it changes who may stay connected.
-    pub(super) const fn changes_rights(self) -> bool {
-        matches!(self, Self::Revocation | Self::ReloadAdmitting | Self::ReloadExcluding)
-    }
-
-    /// Returns whether the proxy may see the two in either order when they happen at one moment.
-    pub(super) fn has_no_order(self, other: Self) -> bool {
-        self.side() != other.side() || self.side() == Side::Operator
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum User {
@@ -220,6 +111,12 @@ pub(super) struct Contract {
     upstream_is_told: bool,
     pub(super) to_client: Vec<Item>,
     pub(super) to_upstream: Vec<Item>,
+    client_window: Window,
+    upstream_window: Window,
+    /// The time of the first Close, or end of a stream.
+    closed_at: Option<u64>,
+    /// Whether the time after it stands still, because something waits for a peer.
+    awaits_delivery: bool,
     /// The time by which both connections have ended, once it is known.
     gone_by: Option<u64>,
 }
@@ -249,6 +146,10 @@ impl Contract {
             upstream_is_told: false,
             to_client: Vec::new(),
             to_upstream: Vec::new(),
+            client_window: Window::default(),
+            upstream_window: Window::default(),
+            closed_at: None,
+            awaits_delivery: false,
             gone_by: None,
         }
     }
@@ -259,10 +160,11 @@ impl Contract {
     }
 
     /// Compares the questions with those that the provider has. Returns whether they agree: only a connection that has
-    /// ended, or whose client is gone and which may end at any time, may have left a question unasked, or asked one in
-    /// vain.
+    /// ended, or one of whose peers is gone and which may end at any time, may have left a question unasked, or asked
+    /// one in vain. An upstream's end is noticed later where a peer takes nothing.
     pub(super) fn agrees_on_question(&mut self, is_asked: bool) -> bool {
-        let may_differ = self.phase == Phase::Over || self.client.is_gone;
+        let is_end_unread = self.upstream.is_gone && (self.client_window.was_full || self.upstream_window.was_full);
+        let may_differ = self.phase == Phase::Over || self.client.is_gone || is_end_unread;
         if may_differ && !is_asked {
             self.question = None;
         }
@@ -271,12 +173,20 @@ impl Contract {
 
     /// Returns whether the event can happen. `since` is the time of the last one that the proxy has seen.
     pub(super) fn can(&self, step: Step, since: u64) -> bool {
-        let client_sends = !self.client.end && !self.client.is_gone;
+        // What a peer sends in the very moment in which it ceases to be read may be read with what came before.
+        let is_read = |window: &Window| window.since.is_none_or(|since| since < self.now);
+        let client_sends = !self.client.end
+            && !self.client.is_gone
+            && !self.upstream_window.unread.contains(&Unread::End)
+            && is_read(&self.upstream_window);
         // An upstream whose connection the proxy gave up can do nothing that anybody sees.
         let upstream_sends = self.dialed_at.is_some_and(|at| at < since)
             && self.is_upstream_connected()
             && !self.upstream.end
-            && !self.upstream.is_gone;
+            && !self.upstream.is_gone
+            && !self.client_window.unread.contains(&Unread::End)
+            && is_read(&self.client_window);
+        let is_relaying = self.phase == Phase::Relay;
         let is_answering = upstream_sends && self.phase == Phase::Dialing;
         let is_open = upstream_sends && self.phase != Phase::Dialing;
         let is_asked = self.question.is_some_and(|question| question.asked_at < since);
@@ -285,6 +195,10 @@ impl Contract {
             Step::ClientMessage | Step::ClientClose | Step::ClientHalfClose => client_sends,
             Step::Refresh => client_sends && self.phase != Phase::Pending && self.refreshes < MAX_REFRESHES,
             Step::ClientGone => !self.client.is_gone,
+            Step::ClientStopsReading => is_relaying && !self.client_window.was_full && !self.client.is_gone,
+            Step::ClientReadsAgain => self.client_window.is_full,
+            Step::UpstreamStopsReading => is_relaying && !self.upstream_window.was_full && upstream_sends,
+            Step::UpstreamReadsAgain => self.upstream_window.is_full,
             Step::UpstreamMessage | Step::UpstreamClose => is_open,
             Step::UpstreamHalfClose => upstream_sends,
             Step::UpstreamGone => upstream_sends,
@@ -295,7 +209,19 @@ impl Contract {
             Step::Drain => !self.is_drained,
             Step::UpstreamLate => self.phase == Phase::Dialing,
             Step::Expiry => self.phase == Phase::Relay,
+            Step::Stall => self.is_client_unread() || self.is_upstream_unread(),
         }
+    }
+
+    /// Returns whether the client is not read, since the upstream takes nothing. After a Close nothing more is forwarded,
+    /// so the rest is read.
+    fn is_client_unread(&self) -> bool {
+        self.phase == Phase::Relay && !self.upstream_window.waiting.is_empty() && !self.upstream_is_told
+    }
+
+    /// Returns whether the upstream is not read, since the client takes nothing.
+    fn is_upstream_unread(&self) -> bool {
+        self.phase == Phase::Relay && !self.client_window.waiting.is_empty() && !self.client_is_told
     }
 
     /// Returns whether the proxy still has a connection to the upstream that was open once.
@@ -329,44 +255,49 @@ impl Contract {
                 self.phase = Phase::Verifying;
                 self.ask();
             }
-            Step::ClientMessage => self.client_message(),
+            Step::ClientMessage => {
+                let text = self.next_client_message();
+                self.client.messages += 1;
+                self.client_sends(Unread::Message(text));
+            }
             Step::Refresh => {
                 self.refreshes += 1;
-                match self.phase {
-                    Phase::Pending => self.end(Some("Expected authentication message"), 1008),
-                    Phase::Verifying | Phase::Dialing if !self.client.close => self.waiting.push(Waiting::Refresh),
-                    Phase::Relay if !self.client.close => self.refresh(),
-                    _ => {}
-                }
+                self.client_sends(Unread::Refresh);
             }
-            Step::ClientClose => self.client_close(),
-            Step::ClientHalfClose => self.client_end(),
+            Step::ClientClose => self.client_sends(Unread::Close),
+            Step::ClientHalfClose => self.client_sends(Unread::End),
             Step::ClientGone => {
                 self.client.is_gone = true;
-                self.client_end();
+                let window = self.client_window.empty();
+                self.client_sends(Unread::End);
+                window.unread.into_iter().for_each(|unread| self.upstream_sends(unread));
             }
             Step::UpstreamMessage => {
                 let text = self.next_upstream_message();
                 self.upstream.messages += 1;
-                if self.phase == Phase::Relay && !self.upstream.close {
-                    self.tell_client(Item::Text(text));
-                    // A half-closed client still receives what comes within this time of the last message.
-                    if self.client.end && !self.client.close {
-                        self.gone_by = self.gone_by.map(|at| at.max(self.now + LINGER));
-                    }
-                }
+                self.upstream_sends(Unread::Message(text));
             }
-            Step::UpstreamClose => {
-                if self.phase == Phase::Relay && !self.upstream.close {
-                    self.tell_client(Item::Close(1000));
-                    self.end_within_linger();
-                }
-                self.upstream.close = true;
-            }
-            Step::UpstreamHalfClose => self.upstream_end(),
+            Step::UpstreamClose => self.upstream_sends(Unread::Close),
+            Step::UpstreamHalfClose => self.upstream_sends(Unread::End),
             Step::UpstreamGone => {
                 self.upstream.is_gone = true;
-                self.upstream_end();
+                let window = self.upstream_window.empty();
+                self.upstream_sends(Unread::End);
+                window.unread.into_iter().for_each(|unread| self.client_sends(unread));
+            }
+            Step::ClientStopsReading => self.client_window.fill(),
+            Step::UpstreamStopsReading => self.upstream_window.fill(),
+            Step::ClientReadsAgain => {
+                let window = self.client_window.empty();
+                self.to_client.extend(window.waiting);
+                self.delivered(window.since);
+                window.unread.into_iter().for_each(|unread| self.upstream_sends(unread));
+            }
+            Step::UpstreamReadsAgain => {
+                let window = self.upstream_window.empty();
+                self.to_upstream.extend(window.waiting);
+                self.delivered(None);
+                window.unread.into_iter().for_each(|unread| self.client_sends(unread));
             }
             Step::UpstreamOpen => self.open(),
             Step::UpstreamRefused => self.end(Some("Access denied"), 1008),
@@ -381,7 +312,7 @@ impl Contract {
                 self.is_drained = true;
                 self.end(None, 1012);
             }
-            Step::VerdictLate | Step::UpstreamLate | Step::Expiry => self.advance(self.late(step)),
+            Step::VerdictLate | Step::UpstreamLate | Step::Expiry | Step::Stall => self.advance(self.late(step)),
         }
     }
 
@@ -391,6 +322,21 @@ impl Contract {
         self.come_into_force(change);
         self.take(step);
         self.reauthorize();
+    }
+
+    /// Processes an event that the proxy sees after a peer takes bytes again and the other one's messages are read, and
+    /// before the end of the other one's stream is read.
+    pub(super) fn take_before_end(&mut self, reads_again: Step, step: Step) {
+        let is_client = reads_again == Step::ClientReadsAgain;
+        let window = if is_client { &mut self.client_window } else { &mut self.upstream_window };
+        let end = window.unread.pop_if(|last| *last == Unread::End);
+        self.take(reads_again);
+        self.take(step);
+        match end {
+            Some(end) if is_client => self.upstream_sends(end),
+            Some(end) => self.client_sends(end),
+            None => {}
+        }
     }
 
     fn come_into_force(&mut self, change: Step) {
@@ -408,13 +354,73 @@ impl Contract {
         1 + match step {
             Step::VerdictLate => asked_at + PROVIDER_TIMEOUT,
             Step::UpstreamLate => self.until,
+            Step::Stall => self.now + LINGER,
             _ => self.session_end.max(self.now),
         }
     }
 
-    fn client_message(&mut self) {
-        let text = self.next_client_message();
-        self.client.messages += 1;
+    /// Processes what the client sends, once it is read.
+    fn client_sends(&mut self, sent: Unread) {
+        if self.is_client_unread() {
+            return self.upstream_window.unread.push(sent);
+        }
+        match sent {
+            Unread::Message(text) => self.client_message(text),
+            Unread::Refresh => match self.phase {
+                Phase::Pending => self.end(Some("Expected authentication message"), 1008),
+                Phase::Verifying | Phase::Dialing if !self.client.close => self.waiting.push(Waiting::Refresh),
+                Phase::Relay if !self.client.close => self.refresh(),
+                _ => {}
+            },
+            Unread::Close => self.client_close(),
+            Unread::End => self.client_end(),
+        }
+    }
+
+    /// Processes what the upstream sends, once it is read.
+    fn upstream_sends(&mut self, sent: Unread) {
+        if self.is_upstream_unread() {
+            return self.client_window.unread.push(sent);
+        }
+        match sent {
+            Unread::Message(text) => {
+                if self.phase == Phase::Relay && !self.upstream.close {
+                    self.tell_client(Item::Text(text));
+                    // A half-closed client still receives what comes within this time of the last message.
+                    if self.client.end && !self.client.close {
+                        self.gone_by = self.gone_by.map(|at| at.max(self.now + LINGER));
+                    }
+                }
+            }
+            Unread::Refresh => {}
+            Unread::Close => {
+                if self.phase == Phase::Relay && !self.upstream.close {
+                    self.tell_client(Item::Close(1000));
+                    self.end_within_linger();
+                }
+                self.upstream.close = true;
+            }
+            Unread::End => self.upstream_end(),
+        }
+    }
+
+    /// Processes that a peer has taken all that waited for it. `waited_since` is the time since which a client has let
+    /// something wait.
+    fn delivered(&mut self, waited_since: Option<u64>) {
+        if self.phase == Phase::Over {
+            // The client has this time from the moment in which it has its Close.
+            if waited_since.is_some() {
+                self.gone_by = Some(self.now + LINGER);
+            }
+        } else if self.client_window.waiting.is_empty()
+            && self.upstream_window.waiting.is_empty()
+            && std::mem::take(&mut self.awaits_delivery)
+        {
+            self.gone_by = Some(self.now + LINGER);
+        }
+    }
+
+    fn client_message(&mut self, text: String) {
         if self.client.close {
             return;
         }
@@ -575,14 +581,24 @@ impl Contract {
     fn tell_client(&mut self, item: Item) {
         if !self.client_is_told && !self.client.is_gone {
             self.client_is_told = matches!(item, Item::Close(_));
-            self.to_client.push(item);
+            if self.client_window.is_full {
+                self.client_window.wait(item, self.now);
+                self.suspend_linger();
+            } else {
+                self.to_client.push(item);
+            }
         }
     }
 
     fn tell_upstream(&mut self, item: Item) {
         if !self.upstream_is_told && !self.upstream.is_gone {
             self.upstream_is_told = matches!(item, Item::Close(_));
-            self.to_upstream.push(item);
+            if self.upstream_window.is_full {
+                self.upstream_window.wait(item, self.now);
+                self.suspend_linger();
+            } else {
+                self.to_upstream.push(item);
+            }
         }
     }
 
@@ -605,11 +621,29 @@ impl Contract {
         self.phase = Phase::Over;
         self.has_queued_refresh = false;
         self.waiting.clear();
+        self.client_window.unread.clear();
+        self.upstream_window.unread.clear();
         self.end_within_linger();
     }
 
     fn end_within_linger(&mut self) {
-        self.gone_by.get_or_insert(self.now + LINGER);
+        self.closed_at.get_or_insert(self.now);
+        let is_delivered = self.client_window.waiting.is_empty() && self.upstream_window.waiting.is_empty();
+        if is_delivered || self.phase == Phase::Over {
+            self.gone_by.get_or_insert(self.now + LINGER);
+        } else {
+            self.awaits_delivery = true;
+        }
+    }
+
+    /// The time after a Close stands still while something waits for a peer.
+    fn suspend_linger(&mut self) {
+        self.awaits_delivery |= self.phase == Phase::Relay && self.gone_by.take().is_some();
+    }
+
+    /// Returns the time by which the connections have ended; the upstream's lasts until it has taken what waits for it.
+    fn all_gone_by(&self) -> Option<u64> {
+        self.gone_by.map(|at| at.max(self.upstream_window.given_up_at().unwrap_or_default()))
     }
 
     /// Lets the time pass, with everything that is due meanwhile.
@@ -618,9 +652,18 @@ impl Contract {
             let due = self.next_due().filter(|due| *due <= to);
             let Some(due) = due else { break };
             self.now = self.now.max(due);
-            if self.question.is_some_and(|question| question.asked_at + PROVIDER_TIMEOUT <= self.now) {
+            let is_due = |at: Option<u64>| at.is_some_and(|at| at <= self.now);
+            if is_due(self.question.map(|question| question.asked_at + PROVIDER_TIMEOUT)) {
                 self.answer(Verdict::Late);
-            } else if self.gone_by.is_some_and(|at| at <= self.now) {
+            } else if is_due(self.client_given_up_at()) {
+                self.client_window.give_up();
+                self.gone_by.get_or_insert(self.now);
+                self.finish();
+            } else if is_due(self.upstream_window.given_up_at()) {
+                self.upstream_window.give_up();
+                self.upstream_is_told = true;
+                self.end(None, 1011);
+            } else if is_due(self.gone_by) {
                 self.finish();
             } else if self.phase == Phase::Pending {
                 self.end(Some("Authentication timeout"), 1008);
@@ -633,6 +676,16 @@ impl Contract {
         self.now = to;
     }
 
+    /// Returns the time at which a client that takes nothing is given up, or one of which only one side has closed.
+    fn client_given_up_at(&self) -> Option<u64> {
+        if self.phase == Phase::Over {
+            return self.client_window.since.and(self.gone_by);
+        }
+        let is_half_closed = (self.client.close || self.client.end) != self.upstream.close && !self.upstream.end;
+        let half_closed = self.closed_at.filter(|_| is_half_closed).map(|at| at + HALF_CLOSED);
+        self.client_window.given_up_at().into_iter().chain(half_closed).min()
+    }
+
     /// Returns the next time at which something happens by itself.
     fn next_due(&self) -> Option<u64> {
         let question = self.question.map(|question| question.asked_at + PROVIDER_TIMEOUT);
@@ -642,7 +695,8 @@ impl Contract {
             Phase::Relay => Some(self.gone_by.map_or(self.session_end, |at| at.min(self.session_end))),
             Phase::Verifying | Phase::Over => None,
         };
-        question.into_iter().chain(phase).min()
+        let windows = [self.client_given_up_at(), self.upstream_window.given_up_at()];
+        question.into_iter().chain(phase).chain(windows.into_iter().flatten()).min()
     }
 
     /// Lets the time pass until both connections have ended, and returns the latest time at which that may be.
@@ -650,7 +704,7 @@ impl Contract {
         loop {
             if self.phase == Phase::Over
                 && self.question.is_none()
-                && let Some(at) = self.gone_by
+                && let Some(at) = self.all_gone_by()
             {
                 let at = at.max(self.now);
                 self.now = at;

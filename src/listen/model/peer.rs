@@ -8,6 +8,8 @@ use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::io::{AsyncRead as _, AsyncWriteExt as _, DuplexStream, ReadBuf};
 
+use crate::simulation::{PeerEnd, ReceiveWindow};
+
 /// A WebSocket message that a peer received.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Item {
@@ -23,6 +25,7 @@ pub(super) enum Item {
 pub(super) struct FakePeer {
     /// The stream, until the peer is gone.
     stream: Option<DuplexStream>,
+    window: ReceiveWindow,
     is_client: bool,
     /// Bytes that were received and not read yet.
     bytes: Vec<u8>,
@@ -34,8 +37,21 @@ pub(super) struct FakePeer {
 }
 
 impl FakePeer {
-    pub(super) fn new(stream: DuplexStream, is_client: bool) -> Self {
-        Self { stream: Some(stream), is_client, bytes: Vec::new(), head: None, items: Vec::new(), has_ended: false }
+    pub(super) fn new(PeerEnd { stream, window }: PeerEnd, is_client: bool) -> Self {
+        Self {
+            stream: Some(stream),
+            window,
+            is_client,
+            bytes: Vec::new(),
+            head: None,
+            items: Vec::new(),
+            has_ended: false,
+        }
+    }
+
+    /// Stops reading, with the receive window full, or reads again.
+    pub(super) fn set_reading(&self, is_reading: bool) {
+        self.window.set_full(!is_reading);
     }
 
     /// Sends bytes. The pipe has room for all that a peer sends in one order; a proxy that has closed it takes none.
@@ -77,6 +93,7 @@ impl FakePeer {
     /// Disconnects: what the proxy writes from now on fails.
     pub(super) fn disconnect(&mut self) {
         self.stream = None;
+        self.window.set_full(false);
     }
 
     pub(super) fn is_connected(&self) -> bool {
