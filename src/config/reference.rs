@@ -162,6 +162,10 @@ mod tests {
         assert!(of("errors").description.contains("`generic`: The client learns that"), "{:?}", of("errors"));
         for entry in &entries {
             assert!(!entry.description.is_empty(), "{} is not described", entry.path);
+            let first = entry.description.split(' ').next().unwrap_or_default();
+            let has_no_subject = ["How", "Whether", "What", "Where", "Which", "Who", "Whom", "Whose"].contains(&first);
+            assert!(!has_no_subject, "{} is described by a fragment: {}", entry.path, entry.description);
+            assert!(entry.description.ends_with('.'), "{} is not described by a sentence", entry.path);
             assert_eq!(entries.iter().filter(|other| other.path == entry.path).count(), 1, "{}", entry.path);
         }
         assert!(entries.len() > 200, "{}", entries.len());
