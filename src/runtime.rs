@@ -25,7 +25,7 @@ use crate::shared::{About, EngineError, OpenSockets, SharedState};
 use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
-pub use notifier::{Notified, Notifier, Subscription};
+pub use notifier::{Notifier, Subscription};
 pub use pending_sockets::{PendingSlot, PendingSockets};
 pub use query_tokens::QueryTokens;
 pub use refusals::RecentRefusals;
@@ -345,15 +345,12 @@ impl ProxyState {
 
     /// Waits until [`ProxyState::is_ready`], through reloads. Never resolves once the process drains.
     pub async fn until_ready(&self) {
-        let mut notified = self.notifier.subscribe();
+        let mut subscription = self.notifier.subscribe();
         loop {
             let runtime = self.current();
             let is_settled = tokio::select! {
                 () = runtime.verifier.until_ready() => true,
-                subscription = &mut notified => {
-                    notified = subscription.notified();
-                    false
-                }
+                () = subscription.notified() => false,
             };
             if is_settled {
                 if self.is_ready() {
@@ -362,7 +359,7 @@ impl ProxyState {
                 // A reload came meanwhile, the process drains, or the shared state is not readable, which causes no
                 // notification.
                 tokio::select! {
-                    subscription = &mut notified => notified = subscription.notified(),
+                    () = subscription.notified() => {}
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 }
             }

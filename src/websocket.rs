@@ -19,6 +19,7 @@ mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod handshake;
+mod moment;
 mod open_session;
 mod pending;
 mod relay;

@@ -24,10 +24,16 @@ struct Stored {
     claims: Box<str>,
     verified_by: VerifiedBy,
     kind: TokenKindHeader,
-    /// The key of the session cookie that was presented, if any.
-    cookie_key: Option<KeyFingerprint>,
-    /// What decides when that cookie expires.
-    cookie_times: Option<CookieTimes>,
+    /// The session cookie that was presented, if any; boxed, since most identities come from a token.
+    cookie: Option<Box<StoredCookie>>,
+}
+
+#[derive(Clone)]
+struct StoredCookie {
+    /// The key that the cookie was encrypted with.
+    key: KeyFingerprint,
+    /// What decides when it expires.
+    times: Option<CookieTimes>,
 }
 
 impl StoredIdentity {
@@ -39,8 +45,9 @@ impl StoredIdentity {
             claims: serde_json::to_string(identity.claims()).unwrap_or_default().into(),
             verified_by: identity.verified_by(),
             kind: identity.kind(),
-            cookie_key: identity.browser_session().map(|session| session.key),
-            cookie_times: identity.browser_session().and_then(|session| session.cookie_times),
+            cookie: identity
+                .browser_session()
+                .map(|session| Box::new(StoredCookie { key: session.key, times: session.cookie_times })),
         };
         Self { provider: Arc::clone(identity.provider_spec()), expiry: identity.expiry(), stored: Box::new(stored) }
     }
@@ -70,7 +77,7 @@ impl StoredIdentity {
     /// which may be newer; `None` for any other credential.
     #[must_use]
     pub fn cookie_expires_at(&self, verifier: &Verifier) -> Option<u64> {
-        Some(verifier.session_cookies()?.expiry_of(self.stored.cookie_times?))
+        Some(verifier.session_cookies()?.expiry_of(self.stored.cookie.as_ref()?.times?))
     }
 
     /// Replaces the expiry of a session cookie, after a reload.
@@ -104,8 +111,8 @@ impl StoredIdentity {
     /// not checked, since a session may continue after both (docs/contract.md section 4.5).
     #[must_use]
     pub fn restore_under(&self, verifier: &Verifier) -> Option<Identity> {
-        if self.stored.cookie_key.is_some()
-            && self.stored.cookie_key != verifier.session_cookies().map(super::SessionCookies::key_fingerprint)
+        if let Some(cookie) = &self.stored.cookie
+            && Some(cookie.key) != verifier.session_cookies().map(super::SessionCookies::key_fingerprint)
         {
             return None;
         }
@@ -144,7 +151,7 @@ impl StoredIdentity {
         };
         let claims = r#"{"sub":"alice"}"#.into();
         let kind = TokenKindHeader::default();
-        let stored = Stored { claims, verified_by, kind, cookie_key: None, cookie_times: None };
+        let stored = Stored { claims, verified_by, kind, cookie: None };
         Self { provider, expiry: Expiry::At(expires_at), stored: Box::new(stored) }
     }
 

@@ -44,9 +44,9 @@ pub(super) fn abort_signal(
 
 async fn revoked(state: &ProxyState, revocation_keys: Option<RevocationKeys>) {
     let Some(revocation_keys) = revocation_keys else { return std::future::pending().await };
-    let mut notified = state.notifier.subscribe();
+    let mut subscription = state.notifier.subscribe();
     while state.revocations.revoked(&revocation_keys, unix_seconds()).is_none() {
-        notified = notified.await.notified();
+        subscription.notified().await;
     }
 }
 

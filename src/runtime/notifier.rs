@@ -4,22 +4,19 @@
 //! In a drain sockets are closed one after the other: thousands of clients that are closed at once would reconnect at
 //! once, to another instance that has clients of its own.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// The maximum time between the closes of two sockets in a drain, which closes at least a hundred a second.
 const MAX_CLOSE_INTERVAL: Duration = Duration::from_millis(10);
-
-/// The state that subscriptions receive. Every change of it is a notification.
-#[derive(Debug, Default)]
-struct State {
-    closing: Option<CloseSchedule>,
-}
 
 /// The times at which staggered subscriptions close.
 #[derive(Debug)]
@@ -41,120 +38,152 @@ impl CloseSchedule {
 }
 
 /// Notifies all subscriptions; clones share them.
-#[derive(Clone, Debug)]
-pub struct Notifier(watch::Sender<State>);
+#[derive(Clone, Debug, Default)]
+pub struct Notifier(Arc<State>);
 
-/// A receiver of the notifications of a [`Notifier`].
-#[derive(Debug)]
-pub struct Subscription {
-    state: watch::Receiver<State>,
-    close_turn: CloseTurn,
+#[derive(Debug, Default)]
+struct State {
+    /// The number of notifications so far, modulo 2^32.
+    count: AtomicU32,
+    subscriptions: AtomicU32,
+    /// The schedule of a drain, once it has begun. There is one drain in a process.
+    closing: OnceLock<CloseSchedule>,
+    waiters: Arc<Notify>,
 }
 
-/// The time at which a subscription closes.
+/// A receiver of the notifications of a [`Notifier`]. Each open socket has one, so it is kept small: the future of a
+/// `tokio::sync::watch::Receiver` takes twice as much memory.
+#[derive(Debug)]
+pub struct Subscription {
+    state: Arc<State>,
+    /// The number of notifications that were received.
+    seen: u32,
+    close_turn: CloseTurn,
+    waiting: Pin<Box<OwnedNotified>>,
+    /// Resolves at the turn, once it is assigned and until it is reached.
+    turn: Option<Pin<Box<Sleep>>>,
+}
+
+/// The turn of a subscription to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CloseTurn {
     /// Never: the subscriber ends by itself in a drain.
     NotStaggered,
     /// Not assigned yet, because no drain has begun.
     Unassigned,
-    At(Instant),
+    Assigned,
     Reached,
-}
-
-/// Resolves at the next notification, and returns the subscription.
-pub type Notified = Pin<Box<dyn Future<Output = Subscription> + Send + Sync>>;
-
-impl Default for Notifier {
-    fn default() -> Self {
-        Self(watch::Sender::new(State::default()))
-    }
 }
 
 impl Notifier {
     /// Begins to close the staggered subscriptions of a drain: a hundred a second, or more if that is needed to close
-    /// all within `window`. Each must have ended within `limit`, however slowly its client reads.
+    /// all within `window`. Each must have ended within `limit`, however slowly its client reads. A second call only
+    /// notifies.
     pub fn notify_closing(&self, window: Duration, limit: Duration) {
-        let subscriptions = u32::try_from(self.0.receiver_count()).unwrap_or(u32::MAX).max(1);
-        let interval = (window / subscriptions).min(MAX_CLOSE_INTERVAL);
-        self.0.send_modify(|state| {
+        self.0.closing.get_or_init(|| {
+            let subscriptions = self.0.subscriptions.load(Ordering::Relaxed).max(1);
+            let interval = (window / subscriptions).min(MAX_CLOSE_INTERVAL);
             let (start, next_position) = (Instant::now(), AtomicU32::new(0));
-            state.closing = Some(CloseSchedule { start, interval, window, end: start + limit, next_position });
+            CloseSchedule { start, interval, window, end: start + limit, next_position }
         });
+        self.notify();
     }
 
     /// Notifies all subscriptions that a user was revoked or the policy was replaced.
     pub fn notify(&self) {
-        self.0.send_modify(|_| {});
+        // A subscription reads the number only after it has begun to wait, so either it sees the new one or it is woken.
+        self.0.count.fetch_add(1, Ordering::Release);
+        self.0.waiters.notify_waiters();
     }
 
     /// Subscribes to notifications. The first one comes at once, so that a change just before the subscription is not
     /// missed.
     #[must_use]
-    pub fn subscribe(&self) -> Notified {
+    pub fn subscribe(&self) -> Subscription {
         self.subscription(CloseTurn::NotStaggered)
     }
 
     /// Subscribes like [`Notifier::subscribe`], for a socket that a drain closes at its turn.
     #[must_use]
-    pub fn subscribe_staggered(&self) -> Notified {
+    pub fn subscribe_staggered(&self) -> Subscription {
         self.subscription(CloseTurn::Unassigned)
     }
 
-    fn subscription(&self, close_turn: CloseTurn) -> Notified {
-        let mut state = self.0.subscribe();
-        state.mark_changed();
-        Subscription { state, close_turn }.notified()
+    fn subscription(&self, close_turn: CloseTurn) -> Subscription {
+        let state = Arc::clone(&self.0);
+        state.subscriptions.fetch_add(1, Ordering::Relaxed);
+        let waiting = Box::pin(Arc::clone(&state.waiters).notified_owned());
+        let seen = state.count.load(Ordering::Acquire).wrapping_sub(1);
+        Subscription { state, seen, close_turn, waiting, turn: None }
     }
 }
 
 impl Subscription {
     /// Returns whether this socket must close now, because a drain has begun and its turn has come.
     #[must_use]
-    pub fn should_close(&self) -> bool {
-        self.close_turn == CloseTurn::Reached
+    pub const fn should_close(&self) -> bool {
+        matches!(self.close_turn, CloseTurn::Reached)
     }
 
     /// Returns the time by which this socket must have ended, once a drain has begun.
     #[must_use]
     pub fn ends_by(&self) -> Option<Instant> {
-        self.state.borrow().closing.as_ref().map(|schedule| schedule.end)
+        self.state.closing.get().map(|schedule| schedule.end)
     }
 
-    /// Waits for the next notification, or for the turn of this socket to close.
-    #[must_use]
-    pub fn notified(mut self) -> Notified {
-        Box::pin(async move {
-            if let CloseTurn::At(at) = self.close_turn {
-                // The timer is boxed: most subscriptions are not closing, and each would have the size of a timer.
-                let turn = Box::pin(sleep_until(at));
-                tokio::select! {
-                    () = turn => self.close_turn = CloseTurn::Reached,
-                    changed = self.state.changed() => pending_when_closed(changed).await,
-                }
-            } else {
-                pending_when_closed(self.state.changed().await).await;
+    /// Waits for the next notification, or for the turn of this socket to close. Several notifications may be received
+    /// as one.
+    pub async fn notified(&mut self) {
+        poll_fn(|cx| self.poll_notified(cx)).await;
+    }
+
+    /// Polls for what [`Subscription::notified`] waits for.
+    pub fn poll_notified(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let count = self.state.count.load(Ordering::Acquire);
+            if count != self.seen {
+                self.seen = count;
+                self.assign_turn();
+                return Poll::Ready(());
             }
-            if self.close_turn == CloseTurn::Unassigned
-                && let Some(schedule) = &self.state.borrow().closing
+            if let Some(turn) = &mut self.turn
+                && turn.as_mut().poll(cx).is_ready()
             {
-                let at = schedule.next();
-                self.close_turn = if at <= Instant::now() { CloseTurn::Reached } else { CloseTurn::At(at) };
+                (self.close_turn, self.turn) = (CloseTurn::Reached, None);
+                return Poll::Ready(());
             }
-            self
-        })
+            if self.waiting.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.waiting.set(Arc::clone(&self.state.waiters).notified_owned());
+        }
+    }
+
+    /// Assigns the time at which this socket closes, once a drain has begun.
+    fn assign_turn(&mut self) {
+        if self.close_turn == CloseTurn::Unassigned
+            && let Some(schedule) = self.state.closing.get()
+        {
+            let at = schedule.next();
+            if at <= Instant::now() {
+                self.close_turn = CloseTurn::Reached;
+            } else {
+                (self.close_turn, self.turn) = (CloseTurn::Assigned, Some(Box::pin(sleep_until(at))));
+            }
+        }
     }
 }
 
-/// Waits forever when the notifier was dropped, since no notification will come.
-async fn pending_when_closed(changed: Result<(), watch::error::RecvError>) {
-    if changed.is_err() {
-        std::future::pending::<()>().await;
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.state.subscriptions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     /// Returns the times at which `count` sockets were closed, in milliseconds from the notification.
@@ -163,15 +192,12 @@ mod tests {
         let mut sockets = tokio::task::JoinSet::new();
         let begun = Instant::now();
         for _ in 0..count {
-            let mut notified = notifier.subscribe_staggered();
+            let mut subscription = notifier.subscribe_staggered();
             sockets.spawn(async move {
-                loop {
-                    let subscription = notified.await;
-                    if subscription.should_close() {
-                        return begun.elapsed().as_millis();
-                    }
-                    notified = subscription.notified();
+                while !subscription.should_close() {
+                    subscription.notified().await;
                 }
+                begun.elapsed().as_millis()
             });
         }
         // Each subscription has received the first notification and waits.
@@ -215,11 +241,55 @@ mod tests {
         notifier.notify_closing(Duration::from_millis(50), Duration::from_millis(100));
         let begun = Instant::now();
         for _ in 0..100 {
-            let mut subscription = notifier.subscribe_staggered().await;
+            let mut subscription = notifier.subscribe_staggered();
             while !subscription.should_close() {
-                subscription = subscription.notified().await;
+                subscription.notified().await;
             }
         }
         assert!(begun.elapsed() <= Duration::from_millis(52));
+    }
+
+    #[test]
+    fn a_notification_is_received_once_whenever_it_comes() {
+        let notifier = Notifier::default();
+        let mut subscription = notifier.subscribe();
+        let mut is_notified = || subscription.poll_notified(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(is_notified(), "the first comes at once");
+        assert!(!is_notified());
+        notifier.notify();
+        notifier.notify();
+        assert!(is_notified() && !is_notified(), "two are one");
+        notifier.notify();
+        assert!(is_notified() && !is_notified());
+    }
+
+    /// Each of the notifications is received while the next one is only sent after that, in whatever order two threads
+    /// come to the check and to the wait.
+    #[test]
+    fn no_notification_is_missed_between_the_check_and_the_wait() {
+        const NOTIFICATIONS: u32 = 20_000;
+        let notifier = Notifier::default();
+        let mut subscription = notifier.subscribe();
+        let received = AtomicU32::new(0);
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for sent in 1..=NOTIFICATIONS {
+                    while received.load(Ordering::Acquire) < sent {
+                        std::thread::yield_now();
+                    }
+                    notifier.notify();
+                }
+            });
+            scope.spawn(|| {
+                runtime().block_on(async {
+                    for _ in 0..=NOTIFICATIONS {
+                        subscription.notified().await;
+                        received.fetch_add(1, Ordering::Release);
+                    }
+                });
+            });
+        });
+        assert_eq!(received.into_inner(), NOTIFICATIONS + 1);
     }
 }

@@ -49,21 +49,19 @@ pub(super) struct ControlFrame {
 #[derive(Debug)]
 pub(super) struct FrameReader {
     parser: FrameParser,
-    header: Option<Header>,
-    /// The bytes of a control frame that is not complete yet. Nothing of it was returned.
-    control: Vec<u8>,
-    has_read_data: bool,
+    control: Option<Box<PartialControl>>,
+}
+
+/// A control frame that is not complete yet. Nothing of it was returned.
+#[derive(Debug, Default)]
+struct PartialControl {
+    raw: Vec<u8>,
 }
 
 impl FrameReader {
     /// Starts at the beginning of a stream. With `has_extensions` reserved bits are allowed.
     pub(super) fn new(sender: Sender, has_extensions: bool) -> Self {
-        Self {
-            parser: FrameParser::new(sender, has_extensions),
-            header: None,
-            control: Vec::new(),
-            has_read_data: false,
-        }
+        Self { parser: FrameParser::new(sender, has_extensions), control: None }
     }
 
     /// Returns whether the stream is between two messages, where the proxy may send a message of its own.
@@ -78,15 +76,14 @@ impl FrameReader {
 
     /// Returns whether data frames were read since this was last called.
     pub(super) fn take_has_read_data(&mut self) -> bool {
-        std::mem::take(&mut self.has_read_data)
+        self.parser.take_has_read_data()
     }
 
     /// Drops a header or a control frame that will not be completed. The stream is then where it was before.
     pub(super) fn abandon_partial(&mut self) {
         self.parser.abandon_header();
-        if !self.control.is_empty() {
+        if self.control.take().is_some() {
             self.parser.abandon_payload();
-            self.control = Vec::new();
         }
     }
 
@@ -99,26 +96,22 @@ impl FrameReader {
             *at = next;
             let (header, is_whole) = match piece {
                 Piece::Header(header, range) => {
-                    self.header = Some(header);
                     if !header.opcode.is_control() {
-                        self.has_read_data = true;
                         return Ok(Some(Part::DataHeader(header, range)));
                     }
-                    self.control.extend_from_slice(header.raw());
+                    self.control.get_or_insert_default().raw.extend_from_slice(header.raw());
                     (header, header.length == 0)
                 }
-                Piece::Payload { range, offset, last } => {
-                    let Some(header) = self.header else { continue };
+                Piece::Payload { header, range, offset, last } => {
                     if !header.opcode.is_control() {
-                        self.has_read_data = true;
                         return Ok(Some(Part::Payload { header, range, offset, is_last: last }));
                     }
-                    self.control.extend_from_slice(&input[range]);
+                    self.control.get_or_insert_default().raw.extend_from_slice(&input[range]);
                     (header, last)
                 }
             };
             if is_whole {
-                let raw = std::mem::take(&mut self.control);
+                let raw = self.control.take().unwrap_or_default().raw;
                 let mut payload = raw[header.raw().len()..].to_vec();
                 if let Some(mask) = header.mask {
                     apply_mask(&mut payload, mask, 0);
@@ -201,15 +194,12 @@ impl MessageBuffer {
             return;
         }
         let mut parser = FrameParser::new(Sender::Client, false);
-        let (mut mask, mut at) = (None, 0);
+        let mut at = 0;
         // The frames were parsed before, so there is no violation in them.
         while let Ok(Some((piece, next))) = parser.advance(&self.raw, at) {
             at = next;
-            match piece {
-                Piece::Header(header, _) => mask = header.mask,
-                Piece::Payload { range, offset, .. } => {
-                    push_unmasked(&mut self.payload, &self.raw[range], mask, offset);
-                }
+            if let Piece::Payload { header, range, offset, .. } = piece {
+                push_unmasked(&mut self.payload, &self.raw[range], header.mask, offset);
             }
         }
     }

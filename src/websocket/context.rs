@@ -4,16 +4,16 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use hyper::StatusCode;
 
+use super::moment::Moment;
 use super::relay::{RelaySettings, SocketOutcome};
 use crate::auth::Identity;
 use crate::budget::MemoryReservation;
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
 use crate::runtime::{ConnectionCount, OpenSocket, PresenceKey, ProxyState, Runtime};
-use crate::telemetry::{AccessLine, AnsweredBy, Outcome, SocketLife};
+use crate::telemetry::{AccessLine, AnsweredBy, OpenLine, Outcome, SocketLife};
 
 /// The reason of a refusal while the proxy drains.
 pub(super) const DRAINING: &str = "draining";
@@ -29,7 +29,7 @@ pub struct SocketContext {
     /// The socket's place among its user's sockets, as soon as the user is known.
     pub(super) user_socket: Option<OpenSocket>,
     pub(super) line: AccessLine,
-    started: Instant,
+    started: Moment,
 }
 
 impl SocketContext {
@@ -50,7 +50,7 @@ impl SocketContext {
             reservation: Arc::clone(reservation),
             user_socket: None,
             line: line.clone(),
-            started: Instant::now(),
+            started: Moment::now(),
         }
     }
 
@@ -69,8 +69,8 @@ impl SocketContext {
             ping_timeout: spec.ping_timeout.into(),
             idle_timeout: spec.idle_timeout.map(Into::into),
             send_timeout: self.policy().limits.send_timeout.into(),
-            token_bytes: self.policy().limits.token_bytes,
-            message_bytes: spec.message_bytes,
+            token_bytes: self.policy().limits.token_bytes.into(),
+            message_bytes: spec.message_bytes.into(),
             drain_code: spec.drain_code,
         }
     }
@@ -86,49 +86,49 @@ impl SocketContext {
         if self.line.outcome != Outcome::Left {
             self.state.metrics.sockets.refused(self.line.outcome.name());
         }
-        self.into_record().write(outcome);
+        write_line(&self.state, self.line, self.started, outcome);
     }
 
     /// Keeps what an open socket needs. The runtime is dropped, since a reload may replace it while the socket is open.
     pub(super) fn into_record(self) -> SocketRecord {
         let Self { state, connection, user_socket, line, started, .. } = self;
-        SocketRecord { state, line, started, _connection: connection, _user_socket: user_socket }
+        SocketRecord { state, line: OpenLine::new(&line), started, _connection: connection, _user_socket: user_socket }
     }
 }
 
 /// The resources of an open socket, and the values of its access line.
 pub(super) struct SocketRecord {
     state: Arc<ProxyState>,
-    line: AccessLine,
-    started: Instant,
+    line: OpenLine,
+    started: Moment,
     _connection: Arc<ConnectionCount>,
     _user_socket: Option<OpenSocket>,
 }
 
 impl SocketRecord {
-    /// Counts an open socket that has ended and writes its access line.
+    /// Counts an open socket that has ended, writes its access line and releases its places.
     pub(super) fn close(self, outcome: &SocketOutcome) {
-        let (sockets, lifetime) = (&self.state.metrics.sockets, self.started.elapsed());
-        sockets.closed(&self.line.route, outcome.code, outcome.closed_by.name(), lifetime);
-        self.write(outcome);
+        let sockets = &self.state.metrics.sockets;
+        sockets.closed(self.line.route(), outcome.code, outcome.closed_by.name(), self.started.elapsed());
+        write_line(&self.state, self.line.into_line(), self.started, outcome);
     }
+}
 
-    /// Writes the access line and releases the socket's places.
-    fn write(mut self, outcome: &SocketOutcome) {
-        self.line.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
-        self.line.duration = self.started.elapsed();
-        self.line.bytes_in = outcome.bytes_in;
-        self.line.bytes_out = outcome.bytes_out;
-        if self.line.answered_by == AnsweredBy::Nobody {
-            self.line.answered_by = AnsweredBy::Vestibule;
-        }
-        self.line.socket = Some(Box::new(SocketLife {
-            close_code: outcome.code,
-            closed_by: outcome.closed_by.name(),
-            refreshes: outcome.refreshes,
-        }));
-        self.state.record_end(&self.line);
+/// Writes the access line of a socket that has ended.
+fn write_line(state: &ProxyState, mut line: AccessLine, started: Moment, outcome: &SocketOutcome) {
+    line.status = StatusCode::SWITCHING_PROTOCOLS.as_u16();
+    line.duration = started.elapsed();
+    line.bytes_in = outcome.bytes_in;
+    line.bytes_out = outcome.bytes_out;
+    if line.answered_by == AnsweredBy::Nobody {
+        line.answered_by = AnsweredBy::Vestibule;
     }
+    line.socket = Some(Box::new(SocketLife {
+        close_code: outcome.code,
+        closed_by: outcome.closed_by.name(),
+        refreshes: outcome.refreshes,
+    }));
+    state.record_end(&line);
 }
 
 /// Awaits `future`, and returns `None` if the proxy starts to drain meanwhile. A provider or an upstream that does not

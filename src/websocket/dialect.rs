@@ -93,7 +93,8 @@ pub(super) struct LaterMessageRead {
 /// its token.
 #[must_use]
 pub(super) fn read_first(dialect: &DialectSpec, text: &str, token_bytes: usize, with_token: bool) -> FirstMessageRead {
-    let of = |message| FirstMessageRead { message, copies: Vec::new(), forward: None, lines_behind: String::new() };
+    let of =
+        |message| FirstMessageRead { message, copies: Copies::default(), forward: None, lines_behind: String::new() };
     if let Some(spec) = &dialect.field {
         return match field::read(spec, text) {
             Err(_) => of(FirstMessage::InvalidMessage),

@@ -175,6 +175,8 @@ pub(super) enum Piece {
     Header(Header, Option<Range<usize>>),
     /// Payload of the current frame.
     Payload {
+        /// The frame's header.
+        header: Header,
         /// The range in the input.
         range: Range<usize>,
         /// The offset of the range in the frame's payload.
@@ -184,18 +186,20 @@ pub(super) enum Piece {
     },
 }
 
-/// Parses one direction of a WebSocket.
+/// Parses one direction of a WebSocket. It is kept as small as it can be, since every socket has two.
 #[derive(Clone, Debug)]
 pub(super) struct FrameParser {
     sender: Sender,
     extensions: bool,
-    partial: [u8; HEADER],
-    partial_length: u8,
-    /// The number of payload bytes of the current frame that are still to come.
-    left: u64,
-    length: u64,
     /// Whether a message has begun and its last frame has not.
     open: bool,
+    has_read_data: bool,
+    /// The number of bytes of a header that is not complete yet.
+    partial_length: u8,
+    /// The bytes of that header, or the whole header of the current frame.
+    raw_header: [u8; HEADER],
+    /// The number of payload bytes of the current frame that are still to come.
+    left: u64,
 }
 
 impl FrameParser {
@@ -203,7 +207,15 @@ impl FrameParser {
     /// their meaning.
     #[must_use]
     pub(super) fn new(sender: Sender, extensions: bool) -> Self {
-        Self { sender, extensions, partial: [0; HEADER], partial_length: 0, left: 0, length: 0, open: false }
+        Self {
+            sender,
+            extensions,
+            open: false,
+            has_read_data: false,
+            partial_length: 0,
+            raw_header: [0; HEADER],
+            left: 0,
+        }
     }
 
     /// Returns whether the stream is between two messages, where the proxy may send a message of its own.
@@ -216,6 +228,11 @@ impl FrameParser {
     #[must_use]
     pub(super) fn is_between_frames(&self) -> bool {
         self.left == 0 && self.partial_length == 0
+    }
+
+    /// Returns whether a part of a data frame was read since this was last called.
+    pub(super) fn take_has_read_data(&mut self) -> bool {
+        std::mem::take(&mut self.has_read_data)
     }
 
     /// Drops the bytes of a header that will not be completed. None of them was forwarded.
@@ -237,11 +254,14 @@ impl FrameParser {
         if rest.is_empty() {
             return Ok(None);
         }
-        if self.left > 0 {
+        if self.left > 0
+            && let Some(header) = Header::parse(&self.raw_header, self.sender, self.extensions)?
+        {
             let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
-            let offset = self.length - self.left;
+            self.has_read_data |= !header.opcode.is_control();
+            let offset = header.length - self.left;
             self.left -= taken as u64;
-            let piece = Piece::Payload { range: at..at + taken, offset, last: self.left == 0 };
+            let piece = Piece::Payload { header, range: at..at + taken, offset, last: self.left == 0 };
             return Ok(Some((piece, at + taken)));
         }
         let (header, range, next) = if self.partial_length == 0
@@ -254,10 +274,10 @@ impl FrameParser {
             let mut next = at;
             loop {
                 let Some(byte) = input.get(next) else { return Ok(None) };
-                self.partial[usize::from(self.partial_length)] = *byte;
+                self.raw_header[usize::from(self.partial_length)] = *byte;
                 self.partial_length += 1;
                 next += 1;
-                let collected = &self.partial[..usize::from(self.partial_length)];
+                let collected = &self.raw_header[..usize::from(self.partial_length)];
                 if let Some(header) = Header::parse(collected, self.sender, self.extensions)? {
                     self.partial_length = 0;
                     break (header, None, next);
@@ -270,8 +290,9 @@ impl FrameParser {
             Opcode::Continuation | Opcode::Text | Opcode::Binary => self.open = !header.fin,
             Opcode::Close | Opcode::Ping | Opcode::Pong => {}
         }
+        self.has_read_data |= !header.opcode.is_control();
         self.left = header.length;
-        self.length = header.length;
+        self.raw_header = header.raw;
         Ok(Some((Piece::Header(header, range), next)))
     }
 }

@@ -19,9 +19,9 @@ pub(super) fn spawn(
     authorizer: Box<dyn SessionAuthorizer>,
     spec: &WebSocketSpec,
 ) {
-    let notified = context.state.notifier.subscribe_staggered();
+    let subscription = context.state.notifier.subscribe_staggered();
     let passed = context.state.metrics.sockets.opened(&context.line.route, context.line.carrier);
-    let relay = Relay::new(input, authorizer, notified, context.relay_settings(spec), passed);
+    let relay = Relay::new(input, authorizer, subscription, context.relay_settings(spec), passed);
     let held = context.state.drain.track();
     let id = Arc::clone(&context.line.request_id);
     let session = OpenSession { relay, record: Some(context.into_record()), _held: held };
@@ -29,7 +29,7 @@ pub(super) fn spawn(
 }
 
 /// The future that runs a relay and then writes the access line. It is written by hand: an `async` block that awaits
-/// the relay reserves its size twice (measured: 2,664 bytes instead of 1,520), and there are thousands of these.
+/// the relay reserves its size twice, and there are thousands of these.
 struct OpenSession {
     relay: Relay,
     record: Option<SocketRecord>,
@@ -54,10 +54,11 @@ mod tests {
     use super::*;
     use crate::telemetry::InRequest;
 
-    /// Checks the size, because each session is one allocation of this size plus the executor's own bytes.
+    /// Checks the size, because each session is one allocation of this size and of the executor's own 104 bytes. In a
+    /// release build it is 16 bytes less, and so fits the allocator's class of 896.
     #[test]
     fn an_open_session_stays_small() {
         let size = std::mem::size_of::<InRequest<OpenSession>>();
-        assert!(size <= 1_408, "{size} bytes do not fit the allocator's class of 1,536 with the executor's own");
+        assert!(size <= 808, "{size} bytes");
     }
 }

@@ -34,7 +34,7 @@ use crate::authenticate::{Authenticator, Unverified, verify_by_policy_in_force};
 use crate::budget::CLOSING_SOCKET_BYTES;
 use crate::http::{ProtectedRequest, Socket, UpstreamRequest, UpstreamSocket};
 use crate::policy::{DialectSpec, WebSocketSpec};
-use crate::runtime::{PendingSlot, Subscription};
+use crate::runtime::PendingSlot;
 use crate::telemetry::{AnsweredBy, Outcome, in_current_request};
 use first_message::{FirstMessageReader, MESSAGE_BYTES, Received};
 use liveness::{Liveness, LivenessDue};
@@ -168,7 +168,7 @@ enum Wake {
     Evicted,
     /// Other callers need the memory.
     MemoryEvicted,
-    Notified(Subscription),
+    Notified,
     Verified(Result<Verified, Unverified>),
     Connected(UpgradeOutcome, Option<Token>),
 }
@@ -225,7 +225,7 @@ impl PendingSocket {
         spec: &WebSocketSpec,
     ) -> End {
         // A drain closes pending sockets spread over time too.
-        let mut notified = context.state.notifier.subscribe_staggered();
+        let mut subscription = context.state.notifier.subscribe_staggered();
         let reservation = Arc::clone(&context.reservation);
         // The memory of the request and of the buffer that held its head.
         let request_bytes = reservation.bytes();
@@ -266,7 +266,7 @@ impl PendingSocket {
             let has_room = self.reader.has_room();
             let wake = tokio::select! {
                 biased;
-                subscription = &mut notified => Wake::Notified(subscription),
+                () = subscription.notified() => Wake::Notified,
                 () = slot.evicted(), if is_awaiting_message => Wake::Evicted,
                 () = reservation.evicted() => Wake::MemoryEvicted,
                 wake = step.next() => wake,
@@ -303,13 +303,8 @@ impl PendingSocket {
                     context.state.record_memory_limit();
                     return End::Refused(CloseReason::TooManyConnections);
                 }
-                Wake::Notified(subscription) if subscription.should_close() => {
-                    Event::Close(CloseReason::Drain(spec.drain_code))
-                }
-                Wake::Notified(subscription) => {
-                    notified = subscription.notified();
-                    continue;
-                }
+                Wake::Notified if subscription.should_close() => Event::Close(CloseReason::Drain(spec.drain_code)),
+                Wake::Notified => continue,
                 Wake::Verified(verdict) => {
                     step = Step::Nothing;
                     self.verified(verdict, context)

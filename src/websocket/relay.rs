@@ -24,17 +24,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 
 use super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::close_reason::CloseReason;
 use super::frame::{Opcode, encode, masking_key};
+use super::moment::Moment;
 use super::session::{Action, Event, Session};
 use crate::auth::{Token, unix_millis};
 use crate::budget::MemoryBudget;
 use crate::http::Socket;
 use crate::policy::DialectSpec;
-use crate::runtime::Notified;
+use crate::runtime::Subscription;
 use crate::telemetry::PassedBytes;
 use closing::Closing;
 use from_client::{FromClient, FromClientInput};
@@ -77,22 +78,52 @@ pub(super) struct Relay {
     from_upstream: FromUpstream,
     session: Session,
     authorizer: Box<dyn SessionAuthorizer>,
-    verification: Option<VerifyFuture>,
-    revalidation: Option<RevalidateFuture>,
-    notified: Notified,
+    /// The answers that are awaited about the session; `None` most of the time.
+    awaited: Option<Box<Awaited>>,
+    subscription: Subscription,
     settings: RelaySettings,
     timer: Pin<Box<Sleep>>,
     /// The time at which data was last read from either side.
-    last_data: Instant,
+    last_data: Moment,
     /// The time of the next check of the token's key.
-    next_key_check: Instant,
+    next_key_check: Moment,
     /// The state of the end of the session, once the proxy ends it.
     closing: Option<Box<Closing>>,
     /// The time at which both sockets are closed at the latest, once nothing more is to be sent.
-    disconnect_at: Option<Instant>,
+    disconnect_at: Option<Moment>,
     /// The code of the first Close, and who closed first.
     first_close: Option<(Option<u16>, ClosedBy)>,
     traffic: Traffic,
+}
+
+/// What is asked about a session: whether a token of its client is good, and whether its provider still confirms it.
+#[derive(Default)]
+struct Awaited {
+    verification: Option<VerifyFuture>,
+    revalidation: Option<RevalidateFuture>,
+}
+
+impl Awaited {
+    /// Returns the answers that have come, as events of the session.
+    fn poll(&mut self, cx: &mut Context<'_>) -> [Option<Event>; 2] {
+        let verdict = poll_option(&mut self.verification, cx).map(Event::Verdict);
+        [verdict, poll_option(&mut self.revalidation, cx).map(Event::Revalidation)]
+    }
+
+    fn is_over(&self) -> bool {
+        self.verification.is_none() && self.revalidation.is_none()
+    }
+}
+
+/// Polls a future if there is one, and drops it when it is ready.
+fn poll_option<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>, cx: &mut Context<'_>) -> Option<T> {
+    match future.as_mut()?.as_mut().poll(cx) {
+        Poll::Ready(output) => {
+            *future = None;
+            Some(output)
+        }
+        Poll::Pending => None,
+    }
 }
 
 /// The bytes that a socket has relayed.
@@ -121,7 +152,7 @@ impl Relay {
     pub(super) fn new(
         input: RelayInput,
         authorizer: Box<dyn SessionAuthorizer>,
-        notified: Notified,
+        subscription: Subscription,
         settings: RelaySettings,
         route: PassedBytes,
     ) -> Self {
@@ -129,7 +160,7 @@ impl Relay {
         for socket in [&client, &upstream] {
             socket.limit_unsent();
         }
-        let now = Instant::now();
+        let now = Moment::now();
         let mut relay = Self {
             client: Peer::new(client),
             upstream: Peer::new(upstream),
@@ -138,17 +169,16 @@ impl Relay {
                 dialect: session.dialect().map(|dialect| &**dialect),
                 upstream_dialect: input.upstream_dialect,
                 token: input.token,
-                message_bytes: settings.message_bytes,
+                message_bytes: settings.message_bytes.get(),
                 held_messages: input.held_messages,
             }),
             from_upstream: FromUpstream::new(has_extensions),
             session,
             authorizer,
-            verification: None,
-            revalidation: None,
-            notified,
+            awaited: None,
+            subscription,
             settings,
-            timer: Box::pin(sleep_until(now + settings.ping_interval.get())),
+            timer: Box::pin(sleep_until((now + settings.ping_interval.get()).into())),
             last_data: now,
             next_key_check: now + KEY_CHECK_INTERVAL,
             closing: None,
@@ -157,7 +187,7 @@ impl Relay {
             traffic: Traffic { bytes_in: 0, bytes_out: 0, route },
         };
         for text in input.first_to_client {
-            encode(&mut relay.client.out, Opcode::Text, text.as_bytes(), None);
+            encode(relay.client.out(), Opcode::Text, text.as_bytes(), None);
         }
         // Messages sent by a user who was revoked meanwhile, or whom a reload excludes, are not forwarded.
         if let Err(reason) = relay.reauthorize() {
@@ -165,7 +195,7 @@ impl Relay {
             return relay;
         }
         if let Some(text) = input.first_to_upstream {
-            encode(&mut relay.upstream.out, Opcode::Text, text.as_bytes(), Some(masking_key()));
+            encode(relay.upstream.out(), Opcode::Text, text.as_bytes(), Some(masking_key()));
         }
         relay.forward_early(&from_client, &from_upstream);
         relay
@@ -178,11 +208,16 @@ impl Relay {
             match action {
                 // A socket on a public route has no identity, and neither action.
                 Action::Verify(token) => {
-                    self.verification = self.session.identity().map(|identity| self.authorizer.verify(identity, token));
+                    if let Some(identity) = self.session.identity() {
+                        let verification = self.authorizer.verify(identity, token);
+                        self.awaited.get_or_insert_default().verification = Some(verification);
+                    }
                 }
                 Action::Revalidate => {
-                    let check = self.session.identity().zip(self.session.revalidation_check());
-                    self.revalidation = check.map(|(identity, check)| self.authorizer.revalidate(identity, check));
+                    if let Some((identity, check)) = self.session.identity().zip(self.session.revalidation_check()) {
+                        let revalidation = self.authorizer.revalidate(identity, check);
+                        self.awaited.get_or_insert_default().revalidation = Some(revalidation);
+                    }
                 }
                 Action::Send(text) => {
                     if self.from_upstream.direction.enqueue(encode_to_client(&text)).is_err() {
@@ -214,23 +249,13 @@ impl Relay {
     /// Polls everything that the session awaits apart from its two peers. Returns whether anything has happened.
     fn poll_session(&mut self, cx: &mut Context<'_>) -> bool {
         let mut has_progress = false;
-        if let Some(verification) = &mut self.verification
-            && let Poll::Ready(verdict) = verification.as_mut().poll(cx)
-        {
-            self.verification = None;
-            self.process(Event::Verdict(verdict));
+        for event in self.awaited.as_mut().map(|awaited| awaited.poll(cx)).into_iter().flatten().flatten() {
+            self.process(event);
             has_progress = true;
         }
-        if let Some(revalidation) = &mut self.revalidation
-            && let Poll::Ready(answer) = revalidation.as_mut().poll(cx)
-        {
-            self.revalidation = None;
-            self.process(Event::Revalidation(answer));
-            has_progress = true;
-        }
-        if let Poll::Ready(subscription) = self.notified.as_mut().poll(cx) {
-            self.process_notification(&subscription);
-            self.notified = subscription.notified();
+        self.awaited.take_if(|awaited| awaited.is_over());
+        if self.subscription.poll_notified(cx).is_ready() {
+            self.process_notification();
             has_progress = true;
         }
         has_progress
@@ -266,7 +291,7 @@ impl Future for Relay {
                 continue;
             }
             let next = this.next_deadline();
-            if next <= Instant::now() {
+            if next <= Moment::now() {
                 if this.run_timers(cx) {
                     this.disconnect(cx);
                     return Poll::Ready(this.outcome());
@@ -274,8 +299,8 @@ impl Future for Relay {
                 continue;
             }
             // Most wakes only move the deadline further away. Then the timer stays as it is and fires early.
-            if next < this.timer.deadline() || this.timer.is_elapsed() {
-                this.timer.as_mut().reset(next);
+            if next < this.timer.deadline().into() || this.timer.is_elapsed() {
+                this.timer.as_mut().reset(next.into());
             }
             if this.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::close_reason::CloseReason;
 use super::dialect::{FirstMessage, LaterMessage, PresentedToken};
+use super::moment::Millis;
 use super::template::{Copies, Values, render};
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::policy::{DialectSpec, OnExpiry, WebSocketSpec};
@@ -48,14 +49,23 @@ struct CurrentCredential {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Phase {
-    AwaitingFirstMessage,
+    AwaitingFirstMessage {
+        /// The end of `auth_timeout`.
+        deadline: u64,
+    },
     /// The token of the first message is being verified.
     Verifying,
     /// The upstream's 101 is awaited.
-    Connecting,
+    Connecting(Box<Authenticated>),
     /// Messages are relayed.
     Open,
     Closed,
+}
+
+/// The content of the `authenticated` that the client gets once the upstream is connected.
+#[derive(Debug, PartialEq, Eq)]
+struct Authenticated {
+    user_id: String,
 }
 
 /// The limits on the time that a route's sessions stay open.
@@ -92,14 +102,11 @@ impl Default for SessionLimits {
 pub(super) struct Session {
     dialect: Option<Arc<DialectSpec>>,
     phase: Phase,
-    first_message_deadline: u64,
-    grace: u64,
+    grace: Millis,
     presence: u64,
     on_expiry: OnExpiry,
     /// The end of `max_lifetime`, or of the login session.
     lifetime_end: u64,
-    /// The user id, until `authenticated` has been sent.
-    user_id: Box<str>,
     /// The current credential; `None` until a token was verified, and on public routes.
     credential: Option<CurrentCredential>,
     /// The end of the token and of its grace.
@@ -121,9 +128,8 @@ impl Session {
         limits: SessionLimits,
         now: u64,
     ) -> Self {
-        let mut session = Self::new(Some(dialect), limits, now);
-        session.first_message_deadline = auth_timeout.map_or(u64::MAX, |timeout| now.saturating_add(millis(timeout)));
-        session
+        let deadline = auth_timeout.map_or(u64::MAX, |timeout| now.saturating_add(millis(timeout)));
+        Self::new(Phase::AwaitingFirstMessage { deadline }, Some(dialect), limits, now)
     }
 
     /// Starts a session whose credential came on the upgrade, after the upstream's 101.
@@ -134,8 +140,7 @@ impl Session {
         credential: Credential,
         now: u64,
     ) -> Self {
-        let mut session = Self::new(dialect, limits, now);
-        session.phase = Phase::Open;
+        let mut session = Self::new(Phase::Open, dialect, limits, now);
         session.apply_credential(credential, now);
         session
     }
@@ -143,32 +148,28 @@ impl Session {
     /// Starts a session on a public route, which no token ends.
     #[must_use]
     pub(super) fn public() -> Self {
-        let mut session = Self::new(None, SessionLimits::default(), 0);
-        session.phase = Phase::Open;
-        session
+        Self::new(Phase::Open, None, SessionLimits::default(), 0)
     }
 
-    fn new(dialect: Option<Arc<DialectSpec>>, limits: SessionLimits, now: u64) -> Self {
+    fn new(phase: Phase, dialect: Option<Arc<DialectSpec>>, limits: SessionLimits, now: u64) -> Self {
         Self {
             dialect,
-            phase: Phase::AwaitingFirstMessage,
-            first_message_deadline: u64::MAX,
-            grace: millis(limits.grace),
+            phase,
+            grace: limits.grace.into(),
             presence: millis(limits.presence),
             on_expiry: limits.on_expiry,
             lifetime_end: limits.max_lifetime.map_or(u64::MAX, |lifetime| now.saturating_add(millis(lifetime))),
-            user_id: Box::default(),
             credential: None,
             credential_end: u64::MAX,
             revalidator: None,
             refreshes: Refreshes::default(),
-            reply_copies: Vec::new(),
+            reply_copies: Copies::default(),
             renews: false,
         }
     }
 
     fn apply_credential(&mut self, credential: Credential, now: u64) {
-        let grace = self.grace.max(millis(credential.clock_skew));
+        let grace = millis(self.grace.get().max(credential.clock_skew));
         self.credential_end = match self.on_expiry {
             OnExpiry::Keep => u64::MAX,
             _ if credential.is_open_ended => u64::MAX,
@@ -263,9 +264,9 @@ impl Session {
     #[must_use]
     pub(super) fn deadline(&self) -> Option<u64> {
         let deadline = match self.phase {
-            Phase::AwaitingFirstMessage => self.first_message_deadline,
+            Phase::AwaitingFirstMessage { deadline } => deadline,
             // Verifying and connecting have time limits of their own.
-            Phase::Verifying | Phase::Connecting | Phase::Closed => u64::MAX,
+            Phase::Verifying | Phase::Connecting(_) | Phase::Closed => u64::MAX,
             Phase::Open => {
                 // A refresh that is being verified when the token ends is awaited.
                 let expiry = if self.refreshes.is_verifying() {
@@ -287,18 +288,18 @@ impl Session {
         match (&self.phase, event) {
             (Phase::Closed, _) => Vec::new(),
             (_, Event::Close(reason)) => self.close(reason),
-            (Phase::AwaitingFirstMessage, Event::FirstMessage(message, copies)) => {
+            (Phase::AwaitingFirstMessage { .. }, Event::FirstMessage(message, copies)) => {
                 self.reply_copies = copies;
                 self.first_message(message)
             }
-            (Phase::AwaitingFirstMessage, Event::Deadline { .. }) if now >= self.first_message_deadline => {
+            (Phase::AwaitingFirstMessage { deadline }, Event::Deadline { .. }) if now >= *deadline => {
                 self.close(CloseReason::Timeout)
             }
             (Phase::Verifying, Event::Verdict(verdict)) => self.first_verdict(verdict, now),
-            (Phase::Connecting, Event::UpstreamOpen) => self.upstream_opened(now),
+            (Phase::Connecting(_), Event::UpstreamOpen) => self.upstream_opened(now),
             (Phase::Open, Event::LaterMessage(message, copies)) => self.later_message(message, copies, now),
             (Phase::Open, Event::FieldToken(token)) => {
-                self.refreshes.enqueue(token, Acknowledgement::None, Vec::new());
+                self.refreshes.enqueue(token, Acknowledgement::None, Copies::default());
                 self.start_refresh(now)
             }
             (Phase::Open, Event::Verdict(verdict)) => self.refresh_verdict(verdict, now),
@@ -332,8 +333,7 @@ impl Session {
     fn first_verdict(&mut self, verdict: Verdict, now: u64) -> Vec<Action> {
         match verdict {
             Verdict::Accepted { user_id, credential, .. } => {
-                self.phase = Phase::Connecting;
-                self.user_id = user_id.into();
+                self.phase = Phase::Connecting(Box::new(Authenticated { user_id }));
                 self.apply_credential(credential, now);
                 vec![Action::Connect]
             }
@@ -346,11 +346,11 @@ impl Session {
     }
 
     fn upstream_opened(&mut self, now: u64) -> Vec<Action> {
-        self.phase = Phase::Open;
-        let user_id = std::mem::take(&mut self.user_id);
-        let mut actions: Vec<Action> =
-            self.acknowledge(Acknowledgement::Authenticated, &user_id, now).into_iter().collect();
-        self.reply_copies = Vec::new();
+        let mut actions = Vec::new();
+        if let Phase::Connecting(authenticated) = std::mem::replace(&mut self.phase, Phase::Open) {
+            actions.extend(self.acknowledge(Acknowledgement::Authenticated, &authenticated.user_id, now));
+        }
+        self.reply_copies = Copies::default();
         actions.push(Action::StartRelay);
         actions
     }
@@ -436,7 +436,7 @@ impl Session {
             Verdict::IdentityChanged => self.close(CloseReason::IdentityChanged),
         };
         if self.phase == Phase::Open {
-            self.reply_copies = Vec::new();
+            self.reply_copies = Copies::default();
             actions.extend(if self.may_outlive_token() {
                 // The deadline event says whether the user was seen. It comes at once where the token has expired.
                 self.start_refresh(now)

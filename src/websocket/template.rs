@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// The values that templates copy from the message that is answered, each with its JSON pointer.
-pub(super) type Copies = Vec<(String, Value)>;
+pub(super) type Copies = Box<[(String, Value)]>;
 
 /// The values of a template's placeholders.
 #[derive(Clone, Copy, Debug, Default)]

@@ -17,6 +17,7 @@ use super::context::{DRAINING, SocketContext, until_drain};
 use super::frame::close_payload;
 use super::relay::{RelayInput, SocketOutcome};
 use super::session::{Session, SessionLimits};
+use super::template::Copies;
 use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session};
 use crate::auth::{Carrier, Token, unix_millis};
@@ -191,7 +192,7 @@ impl Handshake {
                 Some((client, _)) => {
                     let dialect = dialect.as_deref();
                     let code = reason.code(dialect);
-                    let message = reason.error_message(dialect, &Vec::new());
+                    let message = reason.error_message(dialect, &Copies::default());
                     close_gracefully(client, message, &close_payload(code, reason.text())).await;
                     context.log_never_opened(&SocketOutcome::refused(code));
                 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::websocket::moment::Moment;
 
 /// The time that a Close waits for the end of the upstream's message, while the client accepts the part of it that has
 /// come.
@@ -12,11 +12,11 @@ pub(super) const MESSAGE_END_TIMEOUT: Duration = Duration::from_secs(2);
 /// The end of a session by the proxy.
 #[derive(Debug)]
 pub(super) struct Closing {
-    pub(super) since: Instant,
+    pub(super) since: Moment,
     /// The time since which the end of the upstream's message has been awaited.
-    pub(super) awaiting_message_end_since: Instant,
+    pub(super) awaiting_message_end_since: Moment,
     /// The time at which a drain ends every socket.
-    pub(super) ends_at: Option<Instant>,
+    pub(super) ends_at: Option<Moment>,
     /// Whether the upstream's answers to earlier messages are still forwarded, until it has closed too.
     pub(super) awaits_upstream: bool,
     /// The error message, as a frame.
@@ -27,7 +27,7 @@ pub(super) struct Closing {
 
 impl Closing {
     pub(super) fn new(error: Option<Vec<u8>>, close: Vec<u8>) -> Self {
-        let since = Instant::now();
+        let since = Moment::now();
         Self { since, awaiting_message_end_since: since, ends_at: None, awaits_upstream: false, error, close }
     }
 

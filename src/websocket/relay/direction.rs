@@ -21,6 +21,12 @@ struct QueuedMessage {
     is_pong: bool,
 }
 
+/// Messages of the proxy that wait for the end of the stream's message.
+#[derive(Debug, Default)]
+struct Queue {
+    messages: VecDeque<QueuedMessage>,
+}
+
 /// The error when too many messages wait, which happens only if the sender of the stream never ends its message.
 #[derive(Debug)]
 pub(super) struct QueueFull;
@@ -29,17 +35,16 @@ pub(super) struct QueueFull;
 #[derive(Debug)]
 pub(super) struct Direction {
     pub(super) frames: FrameReader,
-    /// Messages of the proxy that wait for the end of the stream's message.
-    queue: VecDeque<QueuedMessage>,
+    queue: Option<Box<Queue>>,
 }
 
 impl Direction {
     pub(super) fn new(sender: Sender, has_extensions: bool) -> Self {
-        Self { frames: FrameReader::new(sender, has_extensions), queue: VecDeque::new() }
+        Self { frames: FrameReader::new(sender, has_extensions), queue: None }
     }
 
     pub(super) fn has_queued(&self) -> bool {
-        !self.queue.is_empty()
+        self.queue.is_some()
     }
 
     /// Queues a message of the proxy. `frame` is a whole frame.
@@ -47,33 +52,36 @@ impl Direction {
     /// # Errors
     /// Returns [`QueueFull`] when too many messages wait.
     pub(super) fn enqueue(&mut self, frame: Vec<u8>) -> Result<(), QueueFull> {
-        if self.queue.iter().filter(|queued| !queued.is_pong).count() >= MAX_QUEUED_MESSAGES {
+        let messages = &mut self.queue.get_or_insert_default().messages;
+        if messages.iter().filter(|queued| !queued.is_pong).count() >= MAX_QUEUED_MESSAGES {
             return Err(QueueFull);
         }
-        self.queue.push_back(QueuedMessage { frame, is_pong: false });
+        messages.push_back(QueuedMessage { frame, is_pong: false });
         Ok(())
     }
 
     /// Queues an answer to an application's ping. When too many wait, the oldest is dropped: a client that is still
     /// connected has sent another ping since.
     pub(super) fn enqueue_pong(&mut self, frame: Vec<u8>) {
-        let mut pongs = self.queue.iter().enumerate().filter(|(_, queued)| queued.is_pong);
+        let messages = &mut self.queue.get_or_insert_default().messages;
+        let mut pongs = messages.iter().enumerate().filter(|(_, queued)| queued.is_pong);
         if let (Some((oldest, _)), true) = (pongs.next(), pongs.count() + 1 >= MAX_QUEUED_PONGS) {
-            self.queue.remove(oldest);
+            messages.remove(oldest);
         }
-        self.queue.push_back(QueuedMessage { frame, is_pong: true });
+        messages.push_back(QueuedMessage { frame, is_pong: true });
     }
 
     pub(super) fn clear_queue(&mut self) {
-        self.queue.clear();
+        self.queue = None;
     }
 
     /// Takes the queued messages where they may be sent: between two messages of the stream.
     pub(super) fn take_queued(&mut self) -> Option<Vec<u8>> {
-        if self.queue.is_empty() || !self.frames.is_between_messages() {
+        if !self.frames.is_between_messages() {
             return None;
         }
-        Some(self.queue.drain(..).flat_map(|queued| queued.frame).collect())
+        let queue = self.queue.take()?;
+        Some(queue.messages.into_iter().flat_map(|queued| queued.frame).collect())
     }
 
     /// Sends the queued messages after the bytes forwarded so far, where they may be sent.

@@ -4,14 +4,13 @@
 use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::websocket::moment::Moment;
 
 use super::closing::Closing;
 use super::scratch::with_scratch;
 use super::{ClosedBy, Relay, encode_to_client};
 use crate::auth::unix_millis;
 use crate::http::Socket;
-use crate::runtime::Subscription;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, close_payload, encode, masking_key};
 use crate::websocket::session::Event;
@@ -38,14 +37,14 @@ impl Relay {
     }
 
     /// Processes a notification of a drain, a revocation or a reload.
-    pub(super) fn process_notification(&mut self, subscription: &Subscription) {
-        self.close_if_notified(subscription);
+    pub(super) fn process_notification(&mut self) {
+        self.close_if_notified();
         if let Some(closing) = &mut self.closing {
-            closing.ends_at = subscription.ends_by();
+            closing.ends_at = self.subscription.ends_by().map(Moment::from);
         }
     }
 
-    fn close_if_notified(&mut self, subscription: &Subscription) {
+    fn close_if_notified(&mut self) {
         let is_closing = self.closing.is_some();
         let authorized = self.reauthorize();
         if authorized.is_ok()
@@ -56,7 +55,7 @@ impl Relay {
         }
         let reason = match authorized {
             Err(reason) => reason,
-            Ok(()) if subscription.should_close() => CloseReason::Drain(self.settings.drain_code),
+            Ok(()) if self.subscription.should_close() => CloseReason::Drain(self.settings.drain_code),
             Ok(()) => return,
         };
         if is_closing {
@@ -163,8 +162,7 @@ impl Relay {
 
     /// Drops what waits for a verdict or an answer of the provider, once the session ends.
     fn stop_authorizing(&mut self) {
-        self.verification = None;
-        self.revalidation = None;
+        self.awaited = None;
         self.from_client.drop_queued();
     }
 
@@ -182,11 +180,11 @@ impl Relay {
             direction.frames.abandon_partial();
         }
         if direction.frames.is_between_messages() {
-            self.client.out.extend(direction.take_queued().into_iter().flatten());
-            self.client.out.extend(closing.error.take().into_iter().flatten());
-            self.client.out.extend_from_slice(&closing.close);
+            self.client.out().extend(direction.take_queued().into_iter().flatten());
+            self.client.out().extend(closing.error.take().into_iter().flatten());
+            self.client.out().extend_from_slice(&closing.close);
         } else if is_late && direction.frames.is_between_frames() {
-            self.client.out.extend_from_slice(&closing.close);
+            self.client.out().extend_from_slice(&closing.close);
         } else if !is_late {
             return;
         }
@@ -198,7 +196,7 @@ impl Relay {
     pub(super) fn close_upstream(&mut self) {
         self.from_client.direction.frames.abandon_partial();
         if !self.upstream.forwarding_ended && !self.upstream.shut && self.from_client.may_send_control() {
-            encode(&mut self.upstream.out, Opcode::Close, &close_payload(1001, ""), Some(masking_key()));
+            encode(self.upstream.out(), Opcode::Close, &close_payload(1001, ""), Some(masking_key()));
         }
         self.upstream.forwarding_ended = true;
         self.from_client.drop_kept();
@@ -221,14 +219,14 @@ impl Relay {
             is_closed && self.client.has_taken_everything() && self.upstream.has_taken_everything()
         };
         if is_delivered {
-            self.disconnect_at = Some(Instant::now() + LINGER);
+            self.disconnect_at = Some(Moment::now() + LINGER);
         }
     }
 
     /// Restarts the time until both connections end, where the peer that has not closed yet is read again.
     pub(super) fn restart_disconnect(&mut self) {
         if self.half_closed().is_some() {
-            self.disconnect_at = self.disconnect_at.map(|_| Instant::now() + LINGER);
+            self.disconnect_at = self.disconnect_at.map(|_| Moment::now() + LINGER);
         }
     }
 

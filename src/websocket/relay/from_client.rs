@@ -55,7 +55,7 @@ pub(super) struct Reading<'a> {
 pub(super) struct FromClient {
     pub(super) direction: Direction,
     /// The message that is kept until it is decided whether it is forwarded.
-    kept: Option<MessageBuffer>,
+    kept: Option<Box<MessageBuffer>>,
     extras: Option<Box<RelayExtras>>,
 }
 
@@ -114,7 +114,7 @@ impl FromClient {
 
     /// Reserves memory for the kept bytes, under `limits.held_message_bytes`. Returns whether it was granted.
     pub(super) fn reserve_kept(&mut self) -> bool {
-        let kept = self.kept.as_ref().map_or(0, MessageBuffer::len);
+        let kept = self.kept.as_ref().map_or(0, |kept| kept.len());
         self.extras.as_mut().is_none_or(|extras| extras.reserve(kept))
     }
 
@@ -231,7 +231,7 @@ impl FromClient {
             // The first byte of most texts shows that they are not for the proxy. They are not copied.
             let first = input.get(payload_at).zip(header.mask).map(|(byte, mask)| byte ^ mask[0]);
             if header.length == 0 || first.is_none_or(|first| may_be_dialect_message(dialect, &[first])) {
-                self.kept = Some(MessageBuffer::new(header.opcode, Keep::RawAndPayload));
+                self.kept = Some(Box::new(MessageBuffer::new(header.opcode, Keep::RawAndPayload)));
             }
         }
         if self.kept.as_ref().is_some_and(|kept| kept.raw.len() > 2 * HANDSHAKE_BYTES) {
@@ -295,7 +295,7 @@ impl FromClient {
                 if header.opcode != Opcode::Continuation {
                     // The proxy never reads a binary message.
                     let is_text = header.opcode == Opcode::Text;
-                    self.kept = is_text.then(|| MessageBuffer::new(header.opcode, Keep::Raw));
+                    self.kept = is_text.then(|| Box::new(MessageBuffer::new(header.opcode, Keep::Raw)));
                 }
                 let Some(kept) = &mut self.kept else {
                     if ends_message {

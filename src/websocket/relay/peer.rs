@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::websocket::moment::Moment;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 
 use super::settings::RelaySettings;
 use crate::http::Socket;
@@ -27,18 +27,17 @@ pub(super) struct Peer {
     pub(super) socket: Socket,
     /// Whether the write buffer of the socket itself may hold bytes.
     pub(super) unflushed: bool,
-    /// Bytes for this peer, of which the first `sent` were written.
-    pub(super) out: Vec<u8>,
-    sent: usize,
-    pub(super) last_received: Instant,
+    /// The bytes that wait to be written; `None` where none do, so that an idle socket holds no buffer.
+    waiting: Option<Box<Waiting>>,
+    pub(super) last_received: Moment,
     /// The time by which a pinged peer must have sent something. After it the peer is dead.
-    pub(super) answer_due: Option<Instant>,
+    pub(super) answer_due: Option<Moment>,
     /// The time by which even the slowest reader has read all that was written, and receives what is written now.
-    drained_by: Instant,
+    drained_by: Moment,
     /// The earliest time of the next ping, after one that could not be sent.
-    pub(super) ping_not_before: Instant,
+    pub(super) ping_not_before: Moment,
     /// The time since which a write has been pending.
-    pub(super) write_pending_since: Option<Instant>,
+    pub(super) write_pending_since: Option<Moment>,
     /// The bytes that the system has not sent yet, where it was asked.
     unsent: Option<Box<Unsent>>,
     /// Whether the system has said that everything is sent, and nothing was written since. Asking takes three system
@@ -59,11 +58,18 @@ pub(super) struct Peer {
     pub(super) forwarding_ended: bool,
 }
 
+/// Bytes for a peer, of which the first `written` are written.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
 /// The bytes that the system holds for a peer.
 struct Unsent {
     bytes: usize,
     /// The time at which they last became fewer.
-    since: Instant,
+    since: Moment,
 }
 
 impl Peer {
@@ -71,12 +77,11 @@ impl Peer {
         Self {
             socket,
             unflushed: false,
-            out: Vec::new(),
-            sent: 0,
-            last_received: Instant::now(),
+            waiting: None,
+            last_received: Moment::now(),
             answer_due: None,
-            drained_by: Instant::now(),
-            ping_not_before: Instant::now(),
+            drained_by: Moment::now(),
+            ping_not_before: Moment::now(),
             write_pending_since: None,
             unsent: None,
             is_sent: false,
@@ -89,7 +94,16 @@ impl Peer {
         }
     }
 
-    pub(super) fn next_ping(&self, settings: &RelaySettings) -> Instant {
+    /// Returns the buffer of the bytes that are written next.
+    pub(super) fn out(&mut self) -> &mut Vec<u8> {
+        &mut self.waiting.get_or_insert_default().bytes
+    }
+
+    fn has_waiting(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| waiting.written < waiting.bytes.len())
+    }
+
+    pub(super) fn next_ping(&self, settings: &RelaySettings) -> Moment {
         (self.last_received + settings.ping_interval.get()).max(self.ping_not_before)
     }
 
@@ -114,7 +128,7 @@ impl Peer {
     }
 
     fn record_received(&mut self) {
-        self.last_received = Instant::now();
+        self.last_received = Moment::now();
         self.answer_due = None;
     }
 
@@ -134,7 +148,7 @@ impl Peer {
 
     /// Records that a ping was written after everything written before.
     pub(super) fn record_ping(&mut self, settings: &RelaySettings) {
-        let now = Instant::now();
+        let now = Moment::now();
         let mut drained_by = self.drained_by.max(now);
         if drained_by > now
             && let Some(held) = self.socket.held()
@@ -154,14 +168,14 @@ impl Peer {
         }
         let bytes = self.socket.unsent();
         if self.unsent.as_ref().is_none_or(|unsent| bytes < unsent.bytes) {
-            self.unsent = Some(Box::new(Unsent { bytes, since: Instant::now() }));
+            self.unsent = Some(Box::new(Unsent { bytes, since: Moment::now() }));
         }
         false
     }
 
     /// Returns the time since which the peer has accepted none of the bytes that wait for it here or in the system;
     /// `None` where none wait.
-    pub(super) fn stalled_since(&self) -> Option<Instant> {
+    pub(super) fn stalled_since(&self) -> Option<Moment> {
         self.write_pending_since.or_else(|| self.unsent.as_ref().map(|unsent| unsent.since))
     }
 
@@ -171,7 +185,7 @@ impl Peer {
     }
 
     fn record_written(&mut self, bytes: usize) {
-        let now = Instant::now();
+        let now = Moment::now();
         let drained_by = self.drained_by.max(now) + Duration::from_millis(bytes as u64 / SLOWEST);
         self.drained_by = drained_by.min(now + Duration::from_millis(BETWEEN / SLOWEST));
         self.unsent = None;
@@ -202,10 +216,13 @@ impl Peer {
         if self.write_pending_since.is_none() {
             return !self.is_sent_by_system() && self.stalled_since().is_some_and(|since| since.elapsed() >= limit);
         }
-        let Some(taken) = self.socket.send_now(&self.out[self.sent..]) else { return true };
-        self.sent += taken;
+        let unwritten = self.waiting.as_ref().map(|waiting| &waiting.bytes[waiting.written..]);
+        let Some(taken) = self.socket.send_now(unwritten.unwrap_or_default()) else { return true };
+        if let Some(waiting) = &mut self.waiting {
+            waiting.written += taken;
+        }
         self.record_written(taken);
-        self.write_pending_since = Some(Instant::now());
+        self.write_pending_since = Some(Moment::now());
         false
     }
 
@@ -231,14 +248,13 @@ impl Peer {
     pub(super) fn abandon(&mut self) {
         self.shut = true;
         self.unflushed = false;
-        self.out = Vec::new();
-        self.sent = 0;
+        self.waiting = None;
         self.write_pending_since = None;
         self.unsent = None;
     }
 
     pub(super) fn has_pending_writes(&self) -> bool {
-        !self.shut && (self.sent < self.out.len() || self.unflushed)
+        !self.shut && (self.has_waiting() || self.unflushed)
     }
 
     /// Returns whether no bytes wait for the peer, neither here nor in the system.
@@ -253,33 +269,31 @@ impl Peer {
         if self.write_pending_since.is_some() && self.socket.has_write_buffer() && self.socket.send_now(&[]).is_some() {
             self.write_pending_since = None;
         }
-        while self.sent < self.out.len() {
-            match Pin::new(&mut self.socket).poll_write(cx, &self.out[self.sent..]) {
+        while let Some(waiting) = self.waiting.as_mut().filter(|waiting| waiting.written < waiting.bytes.len()) {
+            match Pin::new(&mut self.socket).poll_write(cx, &waiting.bytes[waiting.written..]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
-                    self.sent += written;
+                    waiting.written += written;
                     self.record_written(written);
                     self.write_pending_since = None;
                     self.unflushed = self.socket.has_write_buffer();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    self.write_pending_since.get_or_insert_with(Instant::now);
+                    self.write_pending_since.get_or_insert_with(Moment::now);
                     return Poll::Pending;
                 }
             }
         }
         if self.unflushed {
             if Pin::new(&mut self.socket).poll_flush(cx)?.is_pending() {
-                self.write_pending_since.get_or_insert_with(Instant::now);
+                self.write_pending_since.get_or_insert_with(Moment::now);
                 return Poll::Pending;
             }
             self.unflushed = false;
             self.is_sent = false;
         }
-        // An idle socket holds no buffer.
-        self.out = Vec::new();
-        self.sent = 0;
+        self.waiting = None;
         self.write_pending_since = None;
         Poll::Ready(Ok(()))
     }
@@ -290,7 +304,7 @@ impl Peer {
             return Ok(());
         }
         let mut from = 0;
-        while self.sent == self.out.len() && from < bytes.len() {
+        while !self.has_waiting() && from < bytes.len() {
             match Pin::new(&mut self.socket).poll_write(cx, &bytes[from..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(written)) => {
@@ -300,12 +314,14 @@ impl Peer {
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.write_pending_since.get_or_insert_with(Instant::now);
+                    self.write_pending_since.get_or_insert_with(Moment::now);
                     break;
                 }
             }
         }
-        self.out.extend_from_slice(&bytes[from..]);
+        if from < bytes.len() {
+            self.out().extend_from_slice(&bytes[from..]);
+        }
         if self.unflushed && Pin::new(&mut self.socket).poll_flush(cx)?.is_ready() {
             self.unflushed = false;
             self.is_sent = false;

@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
+use crate::websocket::moment::Moment;
 
 use super::from_client::{FromClientEvent, Reading};
 use super::outgoing::Outgoing;
@@ -17,7 +17,7 @@ impl Relay {
     pub(super) fn forward_early(&mut self, from_client: &[u8], from_upstream: &[u8]) {
         self.traffic.count_in(from_client.len());
         let (outgoing, violation) = self.read_from_upstream(from_upstream);
-        self.client.out.extend_from_slice(outgoing.bytes(from_upstream));
+        self.client.out().extend_from_slice(outgoing.bytes(from_upstream));
         if violation.is_some() {
             self.close_for_upstream_violation();
         }
@@ -25,7 +25,7 @@ impl Relay {
             return;
         }
         let (outgoing, violation) = self.read_from_client(from_client);
-        self.upstream.out.extend_from_slice(outgoing.bytes(from_client));
+        self.upstream.out().extend_from_slice(outgoing.bytes(from_client));
         if violation.is_some() {
             self.close_for_client_violation();
         }
@@ -38,7 +38,7 @@ impl Relay {
         let violation = loop {
             let reading = Reading {
                 dialect: self.session.dialect().map(|dialect| &**dialect),
-                token_bytes: self.settings.token_bytes,
+                token_bytes: self.settings.token_bytes.get(),
             };
             match self.from_client.next(input, &mut at, &mut out, reading) {
                 Ok(None) => break None,
@@ -67,7 +67,7 @@ impl Relay {
             }
         };
         if self.from_client.direction.frames.take_has_read_data() {
-            self.last_data = Instant::now();
+            self.last_data = Moment::now();
         }
         (out, violation)
     }
@@ -99,7 +99,7 @@ impl Relay {
             }
         };
         if self.from_upstream.direction.frames.take_has_read_data() {
-            self.last_data = Instant::now();
+            self.last_data = Moment::now();
         }
         (out, violation)
     }
@@ -157,7 +157,7 @@ impl Relay {
             return false;
         }
         if self.client.resume_reading() {
-            self.last_data = Instant::now();
+            self.last_data = Moment::now();
             self.restart_disconnect();
         }
         let behind = self.from_client.take_behind();
@@ -209,7 +209,7 @@ impl Relay {
             let flushed = self.client.poll_flush(cx);
             if was_write_pending && let Some(closing) = &mut self.closing {
                 // The upstream was not read, and so its message could not end.
-                closing.awaiting_message_end_since = Instant::now();
+                closing.awaiting_message_end_since = Moment::now();
             }
             match flushed {
                 Poll::Ready(Ok(())) => {}
@@ -249,7 +249,7 @@ impl Relay {
             return false;
         }
         if self.upstream.resume_reading() {
-            self.last_data = Instant::now();
+            self.last_data = Moment::now();
             self.restart_disconnect();
         }
         let read = with_scratch(|scratch| {

@@ -13,16 +13,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::super::frame::{apply_mask, close_payload};
 use super::super::session::{Credential, Session, SessionLimits, Verdict};
-use super::settings::Millis;
+use super::settings::ByteLimit;
 use super::*;
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::runtime::Notifier;
 use crate::telemetry::Metrics;
+use crate::websocket::moment::Millis;
 
 /// The number of bytes that fit between the relay and one of its peers.
 const ROOM: usize = 64 << 10;
@@ -32,8 +33,8 @@ const TIMES: RelaySettings = RelaySettings {
     ping_timeout: Millis(10_000),
     idle_timeout: None,
     send_timeout: Millis(60_000),
-    token_bytes: 8 << 10,
-    message_bytes: 1 << 20,
+    token_bytes: ByteLimit(8 << 10),
+    message_bytes: ByteLimit(1 << 20),
     drain_code: 1012,
 };
 

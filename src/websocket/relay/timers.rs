@@ -4,7 +4,7 @@
 use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::websocket::moment::Moment;
 
 use super::closing::MESSAGE_END_TIMEOUT;
 use super::ending::LINGER;
@@ -40,7 +40,7 @@ impl HalfClosed<'_> {
     /// - While `awaited` is not read, because `ended` accepts nothing, it is extended each time.
     /// - After the end of a stream without a Close, it is extended until `awaited` has sent nothing for [`LINGER`].
     /// - After a Close it is not extended.
-    fn postponed(self, now: Instant) -> Option<Instant> {
+    fn postponed(self, now: Moment) -> Option<Moment> {
         let quiet_at = self.awaited.last_received + LINGER;
         match (self.awaited.is_paused, self.ended.close_received) {
             (true, _) => Some(now + LINGER),
@@ -52,10 +52,10 @@ impl HalfClosed<'_> {
 
 impl Relay {
     /// Returns the time of the next call of [`Self::run_timers`].
-    pub(super) fn next_deadline(&self) -> Instant {
-        let now = Instant::now();
+    pub(super) fn next_deadline(&self) -> Moment {
+        let now = Moment::now();
         let mut next = now + Duration::from_secs(3_600);
-        let mut consider = |deadline: Instant| next = next.min(deadline);
+        let mut consider = |deadline: Moment| next = next.min(deadline);
         if let Some(at) = self.disconnect_at {
             consider(at);
         }
@@ -105,7 +105,7 @@ impl Relay {
 
     /// Returns the time at which the client of a session that is being ended is disconnected: after [`LINGER`] without
     /// an accepted byte, and after `send_timeout` however slowly it reads.
-    fn client_close_deadline(&self) -> Option<Instant> {
+    fn client_close_deadline(&self) -> Option<Moment> {
         let closing = self.closing.as_ref().filter(|_| self.disconnect_at.is_none() && !self.client.shut)?;
         let latest = closing.since + self.settings.send_timeout.get();
         let stalled = self.client.stalled_since().map(|since| since.max(closing.since) + LINGER);
@@ -114,7 +114,7 @@ impl Relay {
 
     /// Runs the timers that are due. Returns whether the relay is over.
     pub(super) fn run_timers(&mut self, cx: &mut Context<'_>) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         if self.closing.as_ref().and_then(|closing| closing.ends_at).is_some_and(|at| at <= now) {
             return true;
         }
@@ -146,7 +146,7 @@ impl Relay {
 
     /// Returns whether nothing more is to be sent to the client, or it accepts nothing.
     fn is_client_over(&mut self) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         if self.disconnect_at.is_some_and(|at| now >= at) {
             if let Some(later) = self.half_closed().and_then(|half_closed| half_closed.postponed(now)) {
                 self.disconnect_at = Some(later);
@@ -198,13 +198,13 @@ impl Relay {
 
     /// Returns the time at which the session has been idle for too long; `None` where there is no limit. A session is
     /// not idle while one side accepts nothing.
-    fn idle_deadline(&self) -> Option<Instant> {
+    fn idle_deadline(&self) -> Option<Moment> {
         let timeout = self.settings.idle_timeout.filter(|_| !self.client.is_paused && !self.upstream.is_paused)?;
         Some(self.last_data + timeout.get())
     }
 
     /// Pings peers that have sent nothing for `ping_interval`. Returns whether the client is dead.
-    fn ping_silent_peers(&mut self, now: Instant) -> bool {
+    fn ping_silent_peers(&mut self, now: Moment) -> bool {
         let is_dead = |peer: &Peer| peer.is_read() && peer.answer_due.is_some_and(|due| due <= now);
         let is_ping_due = |peer: &Peer, settings: &RelaySettings| {
             peer.is_read() && peer.answer_due.is_none() && peer.next_ping(settings) <= now
@@ -223,7 +223,7 @@ impl Relay {
         if is_ping_due(&self.client, &self.settings) {
             if self.from_upstream.direction.frames.is_between_frames() && !self.client.has_pending_writes() {
                 self.client.record_ping(&self.settings);
-                encode(&mut self.client.out, Opcode::Ping, PING, None);
+                encode(self.client.out(), Opcode::Ping, PING, None);
             } else {
                 self.client.ping_not_before = retry;
             }
@@ -231,7 +231,7 @@ impl Relay {
         if is_ping_due(&self.upstream, &self.settings) {
             if self.from_client.may_send_control() && !self.upstream.has_pending_writes() {
                 self.upstream.record_ping(&self.settings);
-                encode(&mut self.upstream.out, Opcode::Ping, PING, Some(masking_key()));
+                encode(self.upstream.out(), Opcode::Ping, PING, Some(masking_key()));
             } else {
                 self.upstream.ping_not_before = retry;
             }

@@ -130,9 +130,9 @@ impl Model {
             {
                 return None;
             }
-            Step::FirstToken => Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()),
-            Step::FirstPing => Event::FirstMessage(FirstMessage::Ping("pong".to_owned()), Vec::new()),
-            Step::FirstUnexpected => Event::FirstMessage(FirstMessage::Unexpected, Vec::new()),
+            Step::FirstToken => Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()),
+            Step::FirstPing => Event::FirstMessage(FirstMessage::Ping("pong".to_owned()), Box::default()),
+            Step::FirstUnexpected => Event::FirstMessage(FirstMessage::Unexpected, Box::default()),
             Step::Refresh => later(LaterMessage::Refresh(PresentedToken::Token(token()))),
             Step::RefreshWithoutToken => later(LaterMessage::Refresh(PresentedToken::Missing)),
             Step::Authenticate => later(LaterMessage::Authenticate(PresentedToken::Token(token()))),
@@ -278,12 +278,11 @@ impl Model {
     fn state(&self) -> String {
         let session = &self.session;
         format!(
-            "{:?} {:?} {} {} {} {:?} {:?} {} {} {} {} {} {} {}",
+            "{:?} {:?} {} {} {:?} {:?} {} {} {} {} {} {} {}",
             session.phase,
             session.deadline(),
             session.credential_end,
             session.lifetime_end,
-            session.user_id,
             session.refreshes,
             session.revalidator,
             session.renews,
@@ -298,7 +297,7 @@ impl Model {
 }
 
 fn later(message: LaterMessage) -> Event {
-    Event::LaterMessage(message, Vec::new())
+    Event::LaterMessage(message, Box::default())
 }
 
 /// Makes a credential whose token ends [`TOKEN_LIFE`] after the start, and that is revalidated where that is asked.

@@ -59,7 +59,7 @@ fn pending() -> Session {
 
 fn opened() -> Session {
     let mut session = pending();
-    session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW);
+    session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW);
     session.on(accepted(NOW / 1_000 + 60), NOW);
     session.on(Event::UpstreamOpen, NOW);
     session
@@ -85,14 +85,14 @@ fn shown(actions: &[Action]) -> Vec<String> {
 }
 
 fn refresh(session: &mut Session, now: u64) -> Vec<String> {
-    shown(&session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Token(token())), Vec::new()), now))
+    shown(&session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Token(token())), Box::default()), now))
 }
 
 #[test]
 fn a_good_first_message_dials_and_is_answered_when_the_upstream_stands() {
     let mut session = pending();
     assert_eq!(
-        shown(&session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW)),
+        shown(&session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW)),
         ["verify"]
     );
     assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)), ["connect"]);
@@ -110,7 +110,7 @@ fn every_bad_first_message_ends_with_its_row() {
         (FirstMessage::MissingToken, "Missing authentication token 1008 Missing token"),
         (FirstMessage::NotAToken(None), "Invalid authentication token 1008 Invalid token"),
     ] {
-        assert_eq!(shown(&pending().on(Event::FirstMessage(first, Vec::new()), NOW)), [expected]);
+        assert_eq!(shown(&pending().on(Event::FirstMessage(first, Box::default()), NOW)), [expected]);
     }
 }
 
@@ -123,7 +123,7 @@ fn every_refused_first_token_ends_with_its_row() {
         (Verdict::Denied, "Access denied 1008 Access denied"),
     ] {
         let mut session = pending();
-        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW);
+        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW);
         assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
     }
 }
@@ -137,7 +137,9 @@ fn waiting_ends_in_time_and_only_then() {
         shown(&session.on(Event::Deadline { last_seen: None }, NOW + 10_000)),
         ["Authentication timeout 1008 Authentication timeout"]
     );
-    assert!(session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Vec::new()), NOW + 10_001).is_empty());
+    assert!(
+        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW + 10_001).is_empty()
+    );
 }
 
 #[test]
@@ -156,7 +158,7 @@ fn a_refresh_moves_the_end() {
 #[test]
 fn authenticate_again_is_a_refresh_answered_as_authenticated() {
     let mut session = opened();
-    session.on(Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Vec::new()), NOW);
+    session.on(Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Box::default()), NOW);
     assert_eq!(
         shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
         [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
@@ -166,7 +168,7 @@ fn authenticate_again_is_a_refresh_answered_as_authenticated() {
 #[test]
 fn authenticate_with_the_users_old_token_is_answered_with_the_end_that_holds() {
     let mut session = opened();
-    let event = Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Vec::new());
+    let event = Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Box::default());
     assert_eq!(shown(&session.on(event, NOW)), ["verify"]);
     let old = || Event::Verdict(Verdict::Expired { user_id: "alice".to_owned() });
     let end = NOW / 1_000 + 60;
@@ -233,12 +235,13 @@ fn refused_refreshes_keep_the_old_identity_and_five_in_a_row_end_it() {
 fn an_accepted_refresh_forgets_the_refusals() {
     let mut session = opened();
     for attempt in 0..4 {
-        session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Vec::new()), NOW + attempt);
+        session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Box::default()), NOW + attempt);
     }
     refresh(&mut session, NOW + 10);
     session.on(accepted(NOW / 1_000 + 60), NOW + 10);
-    let said =
-        shown(&session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Vec::new()), NOW + 20));
+    let said = shown(
+        &session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Box::default()), NOW + 20),
+    );
     assert_eq!(said, [r#"{"type":"error","message":"Missing token in refresh request"}"#]);
 }
 
@@ -285,7 +288,7 @@ fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
         shown(&session.on(Event::Deadline { last_seen: None }, NOW + 90_000)),
         ["Token expired 4401 Token expired"]
     );
-    assert_eq!(CloseReason::Expired.error_message(None, &Vec::new()), None);
+    assert_eq!(CloseReason::Expired.error_message(None, &Box::default()), None);
 }
 
 #[test]
