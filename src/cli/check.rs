@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use super::executor::executor;
+use super::executor::block_on;
 use super::{CheckArguments, USAGE, fail, policy, print, print_line};
 use crate::auth::{self, Inspection};
 use crate::policy::{KeySource, Policy, UserNames, summary};
@@ -29,10 +29,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     if !arguments.online {
         return ExitCode::SUCCESS;
     }
-    match executor() {
-        Ok(executor) => executor.block_on(online(&policy)),
-        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
-    }
+    block_on(online(&policy)).unwrap_or_else(|error| fail(&format!("the runtime could not be started: {error}"), 1))
 }
 
 /// Asks the providers one after the other. Each has its own timeout.

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
-use super::executor::executor;
+use super::executor::block_on;
 use super::{DemoArguments, fail, print_line};
 use crate::auth::Revocations;
 use crate::config;
@@ -51,7 +51,7 @@ enum Failure {
 }
 
 pub(super) fn demo(arguments: &DemoArguments) -> ExitCode {
-    let outcome = executor().map_err(Failure::Io).and_then(|executor| executor.block_on(run(arguments)));
+    let outcome = block_on(run(arguments)).map_err(Failure::Io).and_then(|outcome| outcome);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure, 1),

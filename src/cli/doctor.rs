@@ -21,7 +21,7 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 
 use self::probe::{Answer, Request};
 use super::endpoint::Endpoint;
-use super::executor::executor;
+use super::executor::block_on;
 use super::{DoctorArguments, USAGE, fail, policy, print_line};
 use crate::policy::{Hosts, ListenSpec, Policy};
 
@@ -92,10 +92,8 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
     let host = answered_host(&edition.policy);
     let digest = &edition.digest;
     let target = Target { policy: &edition.policy, proxy, host, digest, token, whoami, spoofed_user };
-    match executor() {
-        Ok(executor) => executor.block_on(run_checks(&edition.name, &target)),
-        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
-    }
+    block_on(run_checks(&edition.name, &target))
+        .unwrap_or_else(|error| fail(&format!("the runtime could not be started: {error}"), 1))
 }
 
 fn endpoint(listen: &ListenSpec) -> Result<Endpoint, String> {

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use super::executor::executor;
+use super::executor::block_on;
 use super::{ConfigArguments, RevokeArguments, USAGE, fail, policy, print_line};
 use crate::auth::digest::DigestKeys;
 use crate::auth::{RevocationTarget, Revocations, issuer_or_name};
@@ -24,10 +24,8 @@ pub(super) fn revoke(arguments: &RevokeArguments) -> ExitCode {
         Ok(found) => found,
         Err(problem) => return fail(&problem, USAGE),
     };
-    match executor() {
-        Ok(executor) => executor.block_on(write(policy, &issuer, &target)),
-        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
-    }
+    block_on(write(policy, &issuer, &target))
+        .unwrap_or_else(|error| fail(&format!("the runtime could not be started: {error}"), 1))
 }
 
 /// Returns the target of the revocation, and its issuer.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::descriptors::Shortage;
-use super::executor::executor;
+use super::executor::block_on;
 use super::{RunArguments, USAGE, descriptors, dev_key, fail, policy, print_line};
 use crate::admin::Admin;
 use crate::auth::digest::DigestKeys;
@@ -38,9 +38,8 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         log_shortage(&known, descriptors::fit(&mut loaded.policy));
         Ok(loaded)
     });
-    match executor() {
-        Ok(executor) => {
-            let code = executor.block_on(serve(loaded, reload, started));
+    match block_on(serve(loaded, reload, started)) {
+        Ok(code) => {
             telemetry::flush();
             code
         }

@@ -14,7 +14,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value, json};
 
 use super::dev_key::{self, AUDIENCE, DevKey, ISSUER};
-use super::executor::executor;
+use super::executor::block_on;
 use super::{ConfigArguments, USAGE, fail, policy, print_line};
 use crate::auth::{Explanation, Token, unix_seconds};
 use crate::http::AssertionSigner;
@@ -144,15 +144,14 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
         Ok(token) => token,
         Err(problem) => return fail(&format!("refused: this cannot be a token: {}", token_problem(problem)), 1),
     };
-    let executor = match executor() {
-        Ok(executor) => executor,
-        Err(error) => return fail(&format!("the runtime could not be started: {error}"), 1),
-    };
-    let explanation = executor.block_on(async {
+    let explanation = block_on(async {
         let runtime = Arc::new(Runtime::start(policy, Arc::default(), Arc::default()));
         runtime.verifier.explain(&token).await
     });
-    print_explanation(&name, text, &explanation)
+    match explanation {
+        Ok(explanation) => print_explanation(&name, text, &explanation),
+        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
+    }
 }
 
 /// Prints the public key of assertions, so that a backend can pin it.
