@@ -1,9 +1,9 @@
 //! Sends requests and opens sockets through the built program while faults come and go: connections that are delayed,
 //! cut, reset, half-closed and corrupted on both sides; a provider, a shared engine and an upstream that fail in many
 //! ways; no descriptors, a full disk, a log that nobody reads or that is closed; a single processor; a clock that jumps;
-//! names that do not resolve; reloads, drains and kills. Every request that reaches the upstream must be that of the user
-//! whose token was sent, none with an invalid token may reach it, and what a fault does not touch must be served as
-//! without it.
+//! names that do not resolve; a name server that does not answer; reloads, drains and kills. Every request that reaches
+//! the upstream must be that of the user whose token was sent, none with an invalid token may reach it, and what a fault
+//! does not touch must be served as without it.
 //!
 //! `cargo bench --profile quick --bench faults -- --seconds 1800 --seed 1`; without arguments 60 s. Loopback only. A part
 //! that needs what this machine does not have says so and is left out: `redis-server`, libfaketime (Debian package

@@ -69,6 +69,9 @@ pub(crate) enum Fault {
     Clock(i64),
     /// The upstream's name does not resolve; its connections are reset, so that it is needed.
     Names,
+    /// The upstream's name is asked of a name server that does not answer, for longer than this run waits for anything.
+    /// The process is replaced afterwards, while it waits for the name server.
+    NameServer,
     Reload,
     InvalidReload,
     /// SIGTERM, a drain, and a new process.
@@ -110,7 +113,7 @@ impl Fault {
                     faults.extend([EngineFault::Killed, EngineFault::Paused, EngineFault::Flushed].map(Self::Engine));
                 }
                 Variant::Clock => faults.extend([Self::Clock(JUMP), Self::Clock(-JUMP)]),
-                Variant::Namespace => faults.extend([Self::DiskFull, Self::Names]),
+                Variant::Namespace => faults.extend([Self::DiskFull, Self::Names, Self::NameServer]),
             }
         }
         faults
@@ -120,9 +123,12 @@ impl Fault {
     const fn disturbs(self) -> Disturbs {
         match self {
             // Sockets of connections that a relay has damaged are known by their trace.
-            Self::Damage(..) | Self::UpstreamDown | Self::UpstreamHangs | Self::UpstreamGarbage | Self::Names => {
-                Disturbs::REQUESTS
-            }
+            Self::Damage(..)
+            | Self::UpstreamDown
+            | Self::UpstreamHangs
+            | Self::UpstreamGarbage
+            | Self::Names
+            | Self::NameServer => Disturbs::REQUESTS,
             Self::Descriptors => Disturbs { health: true, ..Disturbs::REQUESTS },
             Self::Restart | Self::Killed => Disturbs::ALL,
             Self::Delay(_)
@@ -140,20 +146,22 @@ impl Fault {
     }
 
     /// Returns whether another fault may come at the same time. Without descriptors nothing else could be observed, and
-    /// an engine and the log fail in one way at a time.
+    /// an engine, the log and names fail in one way at a time.
     pub(crate) fn can_be_with(self, other: Self) -> bool {
         let are_of_engine = matches!((self, other), (Self::Engine(_), Self::Engine(_)));
         let is_of_log = |fault| matches!(fault, Self::LogUnread | Self::LogClosed | Self::DiskFull);
         let are_of_log = is_of_log(self) && is_of_log(other);
-        self != other && !are_of_engine && !are_of_log && ![self, other].contains(&Self::Descriptors)
+        let is_of_names = |fault| matches!(fault, Self::Names | Self::NameServer);
+        let are_of_names = is_of_names(self) && is_of_names(other);
+        self != other && !are_of_engine && !are_of_log && !are_of_names && ![self, other].contains(&Self::Descriptors)
     }
 
     /// Returns how long the fault lasts at most; a pause is shorter than what the proxy takes for a dead peer.
     pub(crate) const fn longest(self) -> Duration {
         match self {
             Self::Pause(_) => Duration::from_millis(1_500),
-            // Longer than the proxy waits for a response.
-            Self::UpstreamHangs => Duration::from_secs(8),
+            // Longer than the proxy waits for a response, or for a connection.
+            Self::UpstreamHangs | Self::NameServer => Duration::from_secs(8),
             Self::Reload | Self::InvalidReload | Self::Restart | Self::Killed | Self::KeyRotation => Duration::ZERO,
             _ => Duration::from_secs(4),
         }
@@ -182,7 +190,8 @@ impl Environment {
             self.end(*fault).await;
         }
         // A process whose log is closed serves as ever; that it is replaced disturbs.
-        let replaced = faults.contains(&Fault::LogClosed).then(|| self.ledger.disturb(Disturbs::ALL));
+        let replaces = |fault: &Fault| matches!(fault, Fault::LogClosed | Fault::NameServer);
+        let replaced = faults.iter().any(replaces).then(|| self.ledger.disturb(Disturbs::ALL));
         if replaced.is_some() {
             self.restart("TERM").await;
         }
@@ -232,7 +241,11 @@ impl Environment {
             Fault::LogClosed => self.proxy.close_log(),
             Fault::DiskFull => self.fill_disk(true),
             Fault::Clock(offset) => self.set_clock(offset).await,
-            Fault::Names => {
+            Fault::Names | Fault::NameServer => {
+                if fault == Fault::NameServer {
+                    let server = self.name_server.as_ref().expect("a name server in this variant");
+                    self.set_resolver(&format!("nameserver {}\noptions timeout:30 attempts:1\n", server.ip));
+                }
                 self.set_name(false);
                 self.interfere(Place::Upstream, |now| now.resets += 1);
             }
@@ -277,6 +290,10 @@ impl Environment {
             Fault::DiskFull => self.fill_disk(false),
             Fault::Clock(_) => self.set_clock(0).await,
             Fault::Names => self.set_name(true),
+            Fault::NameServer => {
+                self.set_name(true);
+                self.set_resolver(super::round::RESOLVER);
+            }
             Fault::KeyRotation
             | Fault::Reload
             | Fault::InvalidReload
@@ -359,6 +376,10 @@ impl Environment {
         let text = if resolves { super::round::HOSTS } else { "127.0.0.1 localhost\n" };
         // In place: another file's mount shows this one.
         std::fs::write(self.folder.0.join("hosts"), text).expect("the file of names");
+    }
+
+    fn set_resolver(&self, text: &str) {
+        std::fs::write(self.folder.0.join("resolv.conf"), text).expect("the resolver's file");
     }
 
     /// Fills the disk of the log, which only the program's namespace has.

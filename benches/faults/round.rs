@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,9 @@ use crate::support::{now, unused_port};
 
 /// The names that resolve while nothing is wrong.
 pub(crate) const HOSTS: &str = "127.0.0.1 localhost upstream.internal\n";
+/// The resolver's file while nothing is wrong: no name server listens there, so names that are not in `HOSTS` fail at
+/// once.
+pub(crate) const RESOLVER: &str = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
 /// The time within which the program serves again after a fault.
 const RECOVERED: Duration = Duration::from_secs(60);
 /// The time within which `/.vestibule/healthz` answers, whatever is wrong around it.
@@ -68,8 +71,10 @@ impl Variant {
             Self::Clock => clock_library().is_none().then_some("libfaketime is not installed"),
             Self::Namespace => {
                 let can = std::process::Command::new("unshare").args(["-m", "true"]).output();
-                let can = can.is_ok_and(|output| output.status.success());
-                (!can).then_some("`unshare -m` is not allowed: run as root")
+                if !can.is_ok_and(|output| output.status.success()) {
+                    return Some("`unshare -m` is not allowed: run as root");
+                }
+                SilentNameServer::start().is_err().then_some("port 53 of the loopback interface cannot be had")
             }
             Self::OneCore => on_one_processor().is_none().then_some("`taskset -c 0` does not work"),
         }
@@ -129,6 +134,8 @@ pub(crate) struct Environment {
     pub(crate) engine: Option<Engine>,
     pub(crate) proxy: Proxy,
     pub(crate) folder: TempFolder,
+    /// The name server that does not answer, in the variant with names of its own.
+    pub(crate) name_server: Option<SilentNameServer>,
     /// The number of reloads.
     pub(crate) generation: u64,
     pub(crate) rotation: Option<JoinHandle<()>>,
@@ -145,6 +152,21 @@ pub(crate) struct Environment {
     memory: usize,
     /// What was left after the load, for the report.
     remains: Option<String>,
+}
+
+/// A name server that receives questions and answers none.
+pub(crate) struct SilentNameServer {
+    pub(crate) ip: Ipv4Addr,
+    _socket: UdpSocket,
+}
+
+impl SilentNameServer {
+    /// Starts it at an address of its own: a resolver asks at one port only.
+    fn start() -> std::io::Result<Self> {
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let ip = Ipv4Addr::new(127, 77, high, low);
+        Ok(Self { ip, _socket: UdpSocket::bind((ip, 53))? })
+    }
 }
 
 /// What the configuration is made of.
@@ -265,8 +287,7 @@ impl Round {
         file("secret", SECRET);
         file("clock", "+0");
         file("hosts", HOSTS);
-        // No name server answers there.
-        file("resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
+        file("resolv.conf", RESOLVER);
         std::fs::create_dir(folder.0.join("log")).expect("a folder");
         let ledger = Arc::new(Ledger::new());
         let key = Key::ec("key", jsonwebtoken::Algorithm::ES256);
@@ -307,6 +328,8 @@ impl Round {
             upstream_relay,
             engine,
             folder,
+            name_server: (self.variant == Variant::Namespace)
+                .then(|| SilentNameServer::start().expect("port 53 of an address of the loopback interface")),
             generation: 0,
             rotation: None,
             descriptor_limit: None,
