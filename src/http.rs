@@ -73,6 +73,7 @@ pub(crate) mod fuzz;
 mod headers;
 mod lingering;
 mod list_field;
+mod name_lookup;
 mod pool;
 mod provenance;
 mod refusal;

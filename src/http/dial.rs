@@ -13,6 +13,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 
+use super::name_lookup::NameLookup;
 use super::socket::set_tcp_options;
 use super::{Socket, UpstreamError};
 use crate::policy::{CertificateAuthority, UpstreamAddress, UpstreamSpec, UpstreamTls};
@@ -20,6 +21,7 @@ use crate::policy::{CertificateAuthority, UpstreamAddress, UpstreamSpec, Upstrea
 /// Opens connections to one upstream.
 pub(super) struct UpstreamConnector {
     address: UpstreamAddress,
+    lookup: NameLookup,
     /// The URL as it was written, for error messages.
     url: String,
     timeout: Duration,
@@ -32,7 +34,8 @@ impl UpstreamConnector {
             UpstreamAddress::Tcp { tls: Some(tls), .. } => Some(tls_connector(tls)),
             UpstreamAddress::Tcp { tls: None, .. } | UpstreamAddress::Unix(_) => None,
         };
-        Self { address: spec.address.clone(), url: spec.url.clone(), timeout: spec.connect_timeout, tls }
+        let (address, url) = (spec.address.clone(), spec.url.clone());
+        Self { address, lookup: NameLookup::default(), url, timeout: spec.connect_timeout, tls }
     }
 
     /// Opens a connection, including the TLS handshake, within `connect_timeout`.
@@ -53,7 +56,8 @@ impl UpstreamConnector {
             UpstreamAddress::Unix(path) => return UnixStream::connect(path).await.map(Socket::Unix),
             UpstreamAddress::Tcp { host, port, .. } => (host.as_str(), *port),
         };
-        let tcp = TcpStream::connect((host, port)).await?;
+        let addresses = self.lookup.addresses(host, port).await?;
+        let tcp = TcpStream::connect(&addresses[..]).await?;
         set_tcp_options(&tcp);
         match &self.tls {
             None => Ok(Socket::Tcp(tcp)),
