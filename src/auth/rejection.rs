@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::clock::is_in_milliseconds;
-use super::token::TokenError;
+use super::token_error::TokenError;
 
 /// The reason why a token was rejected. The text is for the log and never contains the token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

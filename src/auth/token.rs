@@ -21,6 +21,7 @@ use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, REFERER};
 use hyper::{HeaderMap, Uri};
 
 use super::jwt;
+pub use super::token_error::TokenError;
 use crate::policy::{Secret, TokenSources};
 pub(in crate::auth) use cookie::MAX_COOKIE_VALUE;
 use cookie::take_cookie;
@@ -35,25 +36,6 @@ use subprotocol::take_subprotocol;
 
 /// A token as it was presented. It has no `Display` and no `Serialize`, and `Debug` shows only its length.
 pub struct Token(Arc<str>);
-
-/// The reason why a text cannot be a token, with a text for the log that does not contain it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    /// The text is empty.
-    #[error("the token is empty")]
-    Empty,
-    /// The text is longer than `limits.token_bytes`.
-    #[error("the token has {bytes} bytes, and limits.token_bytes allows {limit}")]
-    TooLong {
-        /// The length of the text.
-        bytes: usize,
-        /// The value of `limits.token_bytes`.
-        limit: usize,
-    },
-    /// The text has other than token68 characters (RFC 9110 section 11.2).
-    #[error("the token has characters that no token has")]
-    Characters,
-}
 
 impl Token {
     /// Parses a token, with the same limits wherever it came from.
