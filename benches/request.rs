@@ -50,7 +50,7 @@ async fn compare() {
         let program = || pinned("0", vestibule::program());
         Middle::start(|listen| vestibule::run(program(), &folder, listen, &settings)).expect("starts")
     };
-    let bare = Middle::start(|listen| bare::command(listen, &upstream)).expect("starts");
+    let bare = Middle::start(|listen| bare::command("0", listen, &upstream)).expect("starts");
     let (usual, forgetful) = (vestibule("", ""), vestibule(", token_cache: 0", ""));
     let mut rows = vec![
         ("bare hyper proxy, no authentication", &bare, Arc::clone(&own)),

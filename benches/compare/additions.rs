@@ -45,8 +45,15 @@ struct Case {
     instance: usize,
     work: Work,
     tls: Option<TlsConnector>,
-    /// Whether bare hyper does it too, to compare with.
-    with_bare: bool,
+    /// The cores on which bare hyper does it too, to compare with.
+    with_bare: Option<Cores>,
+}
+
+/// The cores of bare hyper.
+#[derive(Clone, Copy, PartialEq)]
+enum Cores {
+    One,
+    Two,
 }
 
 /// A measured row.
@@ -57,10 +64,10 @@ pub(crate) struct Added {
     bare: Option<f64>,
 }
 
-/// All rows, and how many times as many requests two cores serve as one.
+/// All rows, and how many times as many requests two cores serve as one: of Vestibule and of bare hyper.
 pub(crate) struct Table {
     rows: Vec<Added>,
-    two_cores: Option<f64>,
+    two_cores: Option<(f64, f64)>,
 }
 
 const ONE: &str = "a request, one token repeated";
@@ -95,7 +102,7 @@ impl Cases<'_> {
 
     fn add(&mut self, name: &str, base: Base, instance: usize, requests: Vec<Vec<u8>>) {
         let work = Work::Requests(Arc::new(requests));
-        self.cases.push(Case { name: name.to_owned(), base, instance, work, tls: None, with_bare: false });
+        self.cases.push(Case { name: name.to_owned(), base, instance, work, tls: None, with_bare: None });
     }
 
     fn bodies(&mut self, plain: usize) {
@@ -103,10 +110,10 @@ impl Cases<'_> {
         for (size, words) in [(1 << 10, "1 KiB"), (100 << 10, "100 KiB"), (1 << 20, "1 MiB")] {
             let upload = vec![with_field("POST", "/api/cells", &field, size)];
             self.add(&format!("{words} sent by the client"), Base::One, plain, upload);
-            self.cases.last_mut().expect("just added").with_bare = true;
+            self.cases.last_mut().expect("just added").with_bare = Some(Cores::One);
             let download = vec![get(&format!("/bytes/{size}"), &self.needs.many[0])];
             self.add(&format!("{words} answered"), Base::One, plain, download);
-            self.cases.last_mut().expect("just added").with_bare = true;
+            self.cases.last_mut().expect("just added").with_bare = Some(Cores::One);
         }
     }
 
@@ -215,6 +222,7 @@ impl Cases<'_> {
         let providers = vestibule::provider(self.needs.key);
         let instance = self.start("0,1", &Settings { upstream: &upstream, providers, limits: "", more: "" });
         self.add(TWO_CORES, Base::One, instance, two);
+        self.cases.last_mut().expect("just added").with_bare = Some(Cores::Two);
         if vestibule::named().is_some() {
             let providers = vestibule::provider(self.needs.key);
             let settings = Settings { upstream: &upstream, providers, limits: "", more: "" };
@@ -229,6 +237,7 @@ pub(crate) async fn table(needs: Needs<'_>, effort: Effort) -> Table {
     let mut made = Cases { needs, instances: Vec::new(), cases: Vec::new() };
     let plain = made.with("");
     made.add(ONE, Base::Itself, plain, vec![get("/api/cells", &needs.many[0])]);
+    made.cases.last_mut().expect("just added").with_bare = Some(Cores::One);
     let turn = needs.many.iter().map(|token| get("/api/cells", token)).collect();
     made.add(MANY, Base::Itself, plain, turn);
     made.bodies(plain);
@@ -238,7 +247,8 @@ pub(crate) async fn table(needs: Needs<'_>, effort: Effort) -> Table {
     made.session().await;
     let _engine = made.shared().await;
     made.others();
-    let bare = Middle::start(|listen| bare::command(listen, needs.upstream)).expect("starts");
+    let bare = |cores: &str| Middle::start(|listen| bare::command(cores, listen, needs.upstream)).expect("starts");
+    let (bare_on_one, bare_on_two) = (bare("0"), bare("0,1"));
 
     let mut values: Vec<(Vec<f64>, Vec<f64>)> = made.cases.iter().map(|_| (Vec::new(), Vec::new())).collect();
     for _ in 0..effort.rounds {
@@ -248,8 +258,9 @@ pub(crate) async fn table(needs: Needs<'_>, effort: Effort) -> Table {
             let Cost { micros, rate } = measure(&target, &case.work, effort.length).await;
             println!("{:<38} {micros:7.1} µs, {rate:7.0} a second", case.name);
             own.push(micros);
-            if case.with_bare {
-                let target = Target { middle: &bare, address: &bare.address, tls: None };
+            if let Some(cores) = case.with_bare {
+                let bare = if cores == Cores::One { &bare_on_one } else { &bare_on_two };
+                let target = Target { middle: bare, address: &bare.address, tls: None };
                 bares.push(measure(&target, &case.work, effort.length).await.micros);
             }
         }
@@ -263,11 +274,16 @@ pub(crate) async fn table(needs: Needs<'_>, effort: Effort) -> Table {
             Base::Many => many,
             Base::Itself => None,
         };
-        let bare = case.with_bare.then(|| page::median(bares));
+        let bare = case.with_bare.map(|_| page::median(bares));
         Added { name: case.name.clone(), micros: *micros, added: base.map(|base| micros - base), bare }
     });
-    let two_cores = base(TWO_CORES).zip(one).map(|(two, one)| 2.0 * one / two);
-    Table { rows: rows.collect(), two_cores }
+    let rows: Vec<Added> = rows.collect();
+    let row = |name: &str| rows.iter().find(|row| row.name == name);
+    let two_cores = row(ONE).zip(row(TWO_CORES)).and_then(|(one, two)| {
+        let bare = one.bare.zip(two.bare).map(|(one, two)| 2.0 * one / two)?;
+        Some((2.0 * one.micros / two.micros, bare))
+    });
+    Table { rows, two_cores }
 }
 
 /// Returns the rows as a table of Markdown, and the sentence about two cores.
@@ -278,8 +294,9 @@ pub(crate) fn markdown(table: &Table) -> String {
         let bare = row.bare.map_or_else(String::new, |bare| format!("{bare:.1} µs"));
         text += &format!("\n| {} | {:.1} µs | {added} | {bare} |", row.name, row.micros);
     }
-    if let Some(times) = table.two_cores {
-        text += &format!("\n\nTwo cores serve {times:.2} times as many requests as one.");
+    if let Some((times, bare)) = table.two_cores {
+        text +=
+            &format!("\n\nTwo cores serve {times:.2} times as many requests as one; of bare hyper, {bare:.2} times.");
     }
     text
 }

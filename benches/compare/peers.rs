@@ -52,7 +52,7 @@ async fn once(address: &str, request: Vec<u8>) -> Result<(u16, String, Vec<u8>),
 pub(crate) fn all(folder: &std::rc::Rc<TempFolder>, issuer: &Issuer, upstream: &str, key_file: &str) -> Vec<Peer> {
     let mut peers = vec![{
         let upstream = upstream.to_owned();
-        let make = move |listen: &str| bare::command(listen, &upstream);
+        let make = move |listen: &str| bare::command("0", listen, &upstream);
         Peer { name: "bare hyper", version: hyper_version(), verifies: false, make: Box::new(make) }
     }];
     let jwks = issuer.jwks.clone();

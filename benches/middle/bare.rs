@@ -20,27 +20,40 @@ use crate::middle::pinned;
 /// Runs the proxy instead of the benchmark, where the arguments are those of [`command`].
 pub(crate) fn is_asked() -> bool {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, mode, listen, upstream] = arguments.as_slice() else { return false };
+    let [_, mode, workers, listen, upstream] = arguments.as_slice() else { return false };
     if mode != "--bare" {
         return false;
     }
-    let one = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    one.block_on(run(listen, upstream));
+    // As `cli::executor` does it.
+    let mut builder = match workers.parse().expect("a number") {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        workers => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(workers);
+            builder
+        }
+    };
+    builder.enable_all().build().expect("runtime").block_on(serve_all(listen.to_owned(), upstream.to_owned()));
     true
 }
 
-/// Returns the command that runs it: this program with other arguments.
-pub(crate) fn command(listen: &str, upstream: &str) -> Command {
-    let mut command = pinned("0", Path::new(&std::env::current_exe().expect("itself")));
-    command.args(["--bare", listen, upstream]);
+/// Returns the command that runs it on these cores: this program with other arguments.
+pub(crate) fn command(cores: &str, listen: &str, upstream: &str) -> Command {
+    let mut command = pinned(cores, Path::new(&std::env::current_exe().expect("itself")));
+    command.args(["--bare", &cores.split(',').count().to_string(), listen, upstream]);
     command
 }
 
-async fn run(listen: &str, upstream: &str) {
+async fn serve_all(listen: String, upstream: String) {
+    // On a worker, as the accepted connections are.
+    tokio::spawn(run(listen, upstream)).await.expect("runs");
+}
+
+async fn run(listen: String, upstream: String) {
     let listener = TcpListener::bind(listen).await.expect("port");
     loop {
         let (stream, _) = listener.accept().await.expect("accepts");
-        tokio::spawn(serve(stream, upstream.to_owned()));
+        tokio::spawn(serve(stream, upstream.clone()));
     }
 }
 
