@@ -17,7 +17,9 @@ impl Relay {
     pub(super) fn forward_early(&mut self, from_client: &[u8], from_upstream: &[u8]) {
         self.traffic.count_in(from_client.len());
         let (outgoing, violation) = self.read_from_upstream(from_upstream);
-        self.client.out().extend_from_slice(outgoing.bytes(from_upstream));
+        let to_client = outgoing.bytes(from_upstream);
+        self.traffic.count_out(to_client.len());
+        self.client.out().extend_from_slice(to_client);
         if violation.is_some() {
             self.close_for_upstream_violation();
         }

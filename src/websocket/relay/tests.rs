@@ -93,6 +93,17 @@ impl TestRelay {
     }
 
     fn between(settings: RelaySettings, client: DuplexStream, ours: Socket) -> Self {
+        Self::after(settings, client, ours, Vec::new(), Vec::new())
+    }
+
+    /// Starts after the client and the upstream have sent these bytes.
+    fn after(
+        settings: RelaySettings,
+        client: DuplexStream,
+        ours: Socket,
+        from_client: Vec<u8>,
+        from_upstream: Vec<u8>,
+    ) -> Self {
         let (upstream, theirs) = duplex(ROOM);
         let credential = Credential {
             identity: StoredIdentity::example(u64::MAX / 2_000),
@@ -105,8 +116,8 @@ impl TestRelay {
         let input = RelayInput {
             client: ours,
             upstream: Socket::Memory(Box::new(theirs)),
-            from_client: Vec::new(),
-            from_upstream: Vec::new(),
+            from_client,
+            from_upstream,
             first_to_client: Vec::new(),
             first_to_upstream: None,
             has_extensions: false,

@@ -108,3 +108,23 @@ async fn a_client_that_has_closed_and_reads_slowly_is_served_for_no_longer_than_
         task.await.expect("ends");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_both_sides_sent_before_the_relay_began_is_delivered_and_counted() {
+    let (client, ours) = duplex(ROOM);
+    let encoded = |payload: &[u8], mask| {
+        let mut frame = Vec::new();
+        encode(&mut frame, Opcode::Text, payload, mask);
+        frame
+    };
+    let (from_client, from_upstream) = (encoded(b"question", Some([0; 4])), encoded(b"welcome", None));
+    let (bytes_in, bytes_out) = (from_client.len() as u64, from_upstream.len() as u64);
+    let ours = Socket::Memory(Box::new(ours));
+    let TestRelay { mut client, mut upstream, relay, .. } =
+        TestRelay::after(TIMES, client, ours, from_client, from_upstream);
+    assert_eq!(client.next().await, Some((1, b"welcome".to_vec())));
+    assert_eq!(upstream.next().await, Some((1, b"question".to_vec())));
+    drop((client, upstream));
+    let outcome = relay.await.expect("ends");
+    assert_eq!((outcome.bytes_in, outcome.bytes_out), (bytes_in, bytes_out));
+}
