@@ -15,6 +15,10 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// The number of lists of waiting subscriptions. Each poll of one takes the lock of its list, and each message of a
+/// socket is such a poll.
+const LISTS: u8 = 8;
+
 /// The maximum time between the closes of two sockets in a drain, which closes at least a hundred a second.
 const MAX_CLOSE_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -48,7 +52,14 @@ struct State {
     subscriptions: AtomicU32,
     /// The schedule of a drain, once it has begun. There is one drain in a process.
     closing: OnceLock<CloseSchedule>,
-    waiters: Arc<Notify>,
+    waiters: [Arc<Notify>; LISTS as usize],
+}
+
+impl State {
+    /// Waits in a list, from now on.
+    fn wait(&self, list: u8) -> OwnedNotified {
+        Arc::clone(&self.waiters[usize::from(list)]).notified_owned()
+    }
 }
 
 /// A receiver of the notifications of a [`Notifier`]. Each open socket has one, so it is kept small: the future of a
@@ -58,6 +69,8 @@ pub struct Subscription {
     state: Arc<State>,
     /// The number of notifications that were received.
     seen: u32,
+    /// The number of its list.
+    list: u8,
     close_turn: CloseTurn,
     waiting: Pin<Box<OwnedNotified>>,
     /// Resolves at the turn, once it is assigned and until it is reached.
@@ -93,7 +106,9 @@ impl Notifier {
     pub fn notify(&self) {
         // A subscription reads the number only after it has begun to wait, so either it sees the new one or it is woken.
         self.0.count.fetch_add(1, Ordering::Release);
-        self.0.waiters.notify_waiters();
+        for waiters in &self.0.waiters {
+            waiters.notify_waiters();
+        }
     }
 
     /// Subscribes to notifications. The first one comes at once, so that a change just before the subscription is not
@@ -111,10 +126,10 @@ impl Notifier {
 
     fn subscription(&self, close_turn: CloseTurn) -> Subscription {
         let state = Arc::clone(&self.0);
-        state.subscriptions.fetch_add(1, Ordering::Relaxed);
-        let waiting = Box::pin(Arc::clone(&state.waiters).notified_owned());
+        let list = state.subscriptions.fetch_add(1, Ordering::Relaxed).to_le_bytes()[0] % LISTS;
+        let waiting = Box::pin(state.wait(list));
         let seen = state.count.load(Ordering::Acquire).wrapping_sub(1);
-        Subscription { state, seen, close_turn, waiting, turn: None }
+        Subscription { state, seen, list, close_turn, waiting, turn: None }
     }
 }
 
@@ -155,7 +170,7 @@ impl Subscription {
             if self.waiting.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            self.waiting.set(Arc::clone(&self.state.waiters).notified_owned());
+            self.waiting.set(self.state.wait(self.list));
         }
     }
 
