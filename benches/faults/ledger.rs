@@ -40,6 +40,17 @@ pub(crate) enum Expected {
     Either,
 }
 
+impl Expected {
+    /// Returns the words for it in the counts.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Accepted => "that should be accepted",
+            Self::Refused => "that should be refused",
+            Self::Either => "that may be accepted or refused",
+        }
+    }
+}
+
 /// A request or a socket that was sent.
 struct Entry {
     credential: Credential,

@@ -232,9 +232,8 @@ impl Load {
         let outcome = answer.as_ref().map_or("no answer".to_owned(), |answer| {
             format!("{}{}", answer.status, if answer.body.is_none() { ", broken off" } else { "" })
         });
-        let is_good = matches!(self.ledger.expected(credential, sent, sent), Expected::Accepted);
-        let side = if is_good { "accepted" } else { "refused" };
-        self.ledger.count(&format!("requests that should be {side}: {outcome}"));
+        let side = self.ledger.expected(credential, sent, sent).words();
+        self.ledger.count(&format!("requests {side}: {outcome}"));
         let about =
             format!("{kind:?} {number} of {} ({}): {outcome} after {elapsed:.1?}", credential.user, credential.kind);
         if elapsed >= BOUND {

@@ -85,8 +85,7 @@ impl Load {
             (_, Some(status)) => format!("answered {status}"),
             (_, None) => "not answered".to_owned(),
         };
-        let side = if expected == Expected::Accepted { "accepted" } else { "refused" };
-        self.ledger.count(&format!("sockets that should be {side}: {outcome}"));
+        self.ledger.count(&format!("sockets {}: {outcome}", expected.words()));
         let about = format!("socket {} of {} ({})", target.number, credential.user, credential.kind);
         if sent.elapsed() >= BOUND {
             self.ledger.violation(format!("{about}: neither open nor refused in time"));
