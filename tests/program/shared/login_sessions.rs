@@ -259,9 +259,9 @@ async fn two_instances_renew_a_session_once() {
         let browser = fleet.signed_in(&first).await;
         fleet.give_long_tokens();
         fleet.provider.answerer.hold();
-        let before = fleet.provider.answerer.count();
+        let before = fleet.provider.refreshes();
         let serve = async {
-            fleet.provider.answerer.asked_times(before + 1).await;
+            fleet.provider.refreshed_times(before + 1).await;
             fleet.provider.answerer.open();
             let heard = [fleet.backend.answer("served").await, fleet.backend.answer("served").await];
             assert_eq!(heard[0].all("authorization"), heard[1].all("authorization"));
@@ -339,9 +339,9 @@ async fn what_a_stopped_instance_renewed_is_refused_once_another_has() {
     let browser = fleet.signed_in(&first).await;
     fleet.give_long_tokens();
     fleet.provider.answerer.hold();
-    let before = fleet.provider.answerer.count();
+    let before = fleet.provider.refreshes();
     let asking = fleet.asking(&browser, &first);
-    fleet.provider.answerer.asked_times(before + 1).await;
+    fleet.provider.refreshed_times(before + 1).await;
     first.proxy.signal("STOP");
     fleet.provider.answerer.open();
     let lock = fleet.until_keys("lock", 1).await.remove(0);
@@ -428,8 +428,8 @@ async fn an_instance_that_stops_ends_its_renewals_before() {
     let (client, (_, upstream)) = tokio::join!(opening, fleet.backend.websocket());
     fleet.give_long_tokens();
     fleet.provider.answerer.hold();
-    let before = fleet.provider.answerer.count();
-    fleet.provider.answerer.asked_times(before + 1).await;
+    let before = fleet.provider.refreshes();
+    fleet.provider.refreshed_times(before + 1).await;
     drop((client, upstream));
     first.proxy.signal("TERM");
     let early = tokio::time::timeout(Duration::from_secs(2), first.proxy.ended()).await;
@@ -628,9 +628,9 @@ async fn a_renewal_that_cannot_be_written_is_written_later_and_nobody_uses_the_s
     let browser = fleet.signed_in(&first).await;
     fleet.give_long_tokens();
     fleet.provider.answerer.hold();
-    let before = fleet.provider.answerer.count();
+    let before = fleet.provider.refreshes();
     let asking = fleet.asking(&browser, &first);
-    fleet.provider.answerer.asked_times(before + 1).await;
+    fleet.provider.refreshed_times(before + 1).await;
     // The engine takes no record from it while it has the answer of the provider.
     fleet.engine.command(&[b"ACL", b"SETUSER", b"first", b"-hset"]).await;
     fleet.provider.answerer.open();
