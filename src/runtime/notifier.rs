@@ -82,9 +82,8 @@ pub struct Subscription {
 enum CloseTurn {
     /// Never: the subscriber ends by itself in a drain.
     NotStaggered,
-    /// Not assigned yet, because no drain has begun.
-    Unassigned,
-    Assigned,
+    /// At its turn in a drain, which is assigned once one has begun.
+    Awaited,
     Reached,
 }
 
@@ -121,7 +120,7 @@ impl Notifier {
     /// Subscribes like [`Notifier::subscribe`], for a socket that a drain closes at its turn.
     #[must_use]
     pub fn subscribe_staggered(&self) -> Subscription {
-        self.subscription(CloseTurn::Unassigned)
+        self.subscription(CloseTurn::Awaited)
     }
 
     fn subscription(&self, close_turn: CloseTurn) -> Subscription {
@@ -176,14 +175,15 @@ impl Subscription {
 
     /// Assigns the time at which this socket closes, once a drain has begun.
     fn assign_turn(&mut self) {
-        if self.close_turn == CloseTurn::Unassigned
+        if self.close_turn == CloseTurn::Awaited
+            && self.turn.is_none()
             && let Some(schedule) = self.state.closing.get()
         {
             let at = schedule.next();
             if at <= Instant::now() {
                 self.close_turn = CloseTurn::Reached;
             } else {
-                (self.close_turn, self.turn) = (CloseTurn::Assigned, Some(Box::pin(sleep_until(at))));
+                self.turn = Some(Box::pin(sleep_until(at)));
             }
         }
     }
