@@ -65,6 +65,12 @@ struct Waiting {
     written: usize,
 }
 
+impl Waiting {
+    fn unwritten(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+}
+
 /// The bytes that the system holds for a peer.
 struct Unsent {
     bytes: usize,
@@ -100,7 +106,7 @@ impl Peer {
     }
 
     fn has_waiting(&self) -> bool {
-        self.waiting.as_ref().is_some_and(|waiting| waiting.written < waiting.bytes.len())
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.unwritten().is_empty())
     }
 
     pub(super) fn next_ping(&self, settings: &RelaySettings) -> Moment {
@@ -216,7 +222,7 @@ impl Peer {
         if self.write_pending_since.is_none() {
             return !self.is_sent_by_system() && self.stalled_since().is_some_and(|since| since.elapsed() >= limit);
         }
-        let unwritten = self.waiting.as_ref().map(|waiting| &waiting.bytes[waiting.written..]);
+        let unwritten = self.waiting.as_deref().map(Waiting::unwritten);
         let Some(taken) = self.socket.send_now(unwritten.unwrap_or_default()) else { return true };
         if let Some(waiting) = &mut self.waiting {
             waiting.written += taken;
@@ -269,8 +275,8 @@ impl Peer {
         if self.write_pending_since.is_some() && self.socket.has_write_buffer() && self.socket.send_now(&[]).is_some() {
             self.write_pending_since = None;
         }
-        while let Some(waiting) = self.waiting.as_mut().filter(|waiting| waiting.written < waiting.bytes.len()) {
-            match Pin::new(&mut self.socket).poll_write(cx, &waiting.bytes[waiting.written..]) {
+        while let Some(waiting) = self.waiting.as_mut().filter(|waiting| !waiting.unwritten().is_empty()) {
+            match Pin::new(&mut self.socket).poll_write(cx, waiting.unwritten()) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
                     waiting.written += written;
