@@ -29,7 +29,7 @@ pub(super) fn check(arguments: &CheckArguments) -> ExitCode {
     if !arguments.online {
         return ExitCode::SUCCESS;
     }
-    block_on(online(&policy)).unwrap_or_else(|error| fail(&format!("the runtime could not be started: {error}"), 1))
+    block_on(online(&policy)).unwrap_or_else(|error| fail(&error, 1))
 }
 
 /// Asks the providers one after the other. Each has its own timeout.

@@ -51,7 +51,7 @@ enum Failure {
 }
 
 pub(super) fn demo(arguments: &DemoArguments) -> ExitCode {
-    let outcome = block_on(run(arguments)).map_err(Failure::Io).and_then(|outcome| outcome);
+    let outcome = block_on(run(arguments)).map_err(|error| Failure::Io(error.0)).and_then(|outcome| outcome);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => fail(&failure, 1),

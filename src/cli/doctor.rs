@@ -92,8 +92,7 @@ pub(super) fn doctor(arguments: &DoctorArguments) -> ExitCode {
     let host = answered_host(&edition.policy);
     let digest = &edition.digest;
     let target = Target { policy: &edition.policy, proxy, host, digest, token, whoami, spoofed_user };
-    block_on(run_checks(&edition.name, &target))
-        .unwrap_or_else(|error| fail(&format!("the runtime could not be started: {error}"), 1))
+    block_on(run_checks(&edition.name, &target)).unwrap_or_else(|error| fail(&error, 1))
 }
 
 fn endpoint(listen: &ListenSpec) -> Result<Endpoint, String> {

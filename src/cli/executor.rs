@@ -8,11 +8,16 @@ use std::time::Duration;
 /// that is looked up: nothing can end a lookup, and at a name server that does not answer it lasts for 10 s and more.
 const UNFINISHED_WAIT: Duration = Duration::from_secs(1);
 
+/// The error when the runtime cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("the runtime could not be started: {0}")]
+pub(super) struct NotStarted(#[from] pub(super) io::Error);
+
 /// Runs a command on a Tokio runtime: single-threaded on one core, where the scheduler of several threads only costs.
 ///
 /// # Errors
 /// Returns an error when the runtime cannot be started.
-pub(super) fn block_on<T>(command: impl Future<Output = T>) -> io::Result<T> {
+pub(super) fn block_on<T>(command: impl Future<Output = T>) -> Result<T, NotStarted> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = if cores == 1 {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?

@@ -24,8 +24,7 @@ pub(super) fn revoke(arguments: &RevokeArguments) -> ExitCode {
         Ok(found) => found,
         Err(problem) => return fail(&problem, USAGE),
     };
-    block_on(write(policy, &issuer, &target))
-        .unwrap_or_else(|error| fail(&format!("the runtime could not be started: {error}"), 1))
+    block_on(write(policy, &issuer, &target)).unwrap_or_else(|error| fail(&error, 1))
 }
 
 /// Returns the target of the revocation, and its issuer.

@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
             telemetry::flush();
             code
         }
-        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
+        Err(error) => fail(&error, 1),
     }
 }
 

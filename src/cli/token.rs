@@ -150,7 +150,7 @@ pub(super) fn inspect(arguments: &InspectArguments) -> ExitCode {
     });
     match explanation {
         Ok(explanation) => print_explanation(&name, text, &explanation),
-        Err(error) => fail(&format!("the runtime could not be started: {error}"), 1),
+        Err(error) => fail(&error, 1),
     }
 }
 
