@@ -100,20 +100,19 @@ impl Cases<'_> {
         self.start("0", &Settings { upstream: &upstream, providers, limits: "", more })
     }
 
-    fn add(&mut self, name: &str, base: Base, instance: usize, requests: Vec<Vec<u8>>) {
+    fn add(&mut self, name: &str, base: Base, instance: usize, requests: Vec<Vec<u8>>) -> &mut Case {
         let work = Work::Requests(Arc::new(requests));
         self.cases.push(Case { name: name.to_owned(), base, instance, work, tls: None, with_bare: None });
+        self.cases.last_mut().expect("just added")
     }
 
     fn bodies(&mut self, plain: usize) {
         let field = format!("Authorization: Bearer {}", self.needs.many[0]);
         for (size, words) in [(1 << 10, "1 KiB"), (100 << 10, "100 KiB"), (1 << 20, "1 MiB")] {
             let upload = vec![with_field("POST", "/api/cells", &field, size)];
-            self.add(&format!("{words} sent by the client"), Base::One, plain, upload);
-            self.cases.last_mut().expect("just added").with_bare = Some(Cores::One);
+            self.add(&format!("{words} sent by the client"), Base::One, plain, upload).with_bare = Some(Cores::One);
             let download = vec![get(&format!("/bytes/{size}"), &self.needs.many[0])];
-            self.add(&format!("{words} answered"), Base::One, plain, download);
-            self.cases.last_mut().expect("just added").with_bare = Some(Cores::One);
+            self.add(&format!("{words} answered"), Base::One, plain, download).with_bare = Some(Cores::One);
         }
     }
 
@@ -161,8 +160,7 @@ impl Cases<'_> {
         let requests = [request(), request()];
         let [here, there] = requests;
         let instance = self.with(&listener);
-        self.add("TLS on the listener", Base::One, instance, here);
-        self.cases.last_mut().expect("just added").tls = Some(authority.connector(&[]));
+        self.add("TLS on the listener", Base::One, instance, here).tls = Some(authority.connector(&[]));
         let address = upstream::start(Some(authority.acceptor("localhost"))).await;
         let port = address.rsplit_once(':').map_or("", |(_, port)| port);
         let url = format!("{{ url: \"https://localhost:{port}\", tls: {{ ca_file: \"{}\" }} }}", files[2].path());
@@ -221,8 +219,7 @@ impl Cases<'_> {
         self.add("a token never seen before (RS256)", Base::Many, instance, turn);
         let providers = vestibule::provider(self.needs.key);
         let instance = self.start("0,1", &Settings { upstream: &upstream, providers, limits: "", more: "" });
-        self.add(TWO_CORES, Base::One, instance, two);
-        self.cases.last_mut().expect("just added").with_bare = Some(Cores::Two);
+        self.add(TWO_CORES, Base::One, instance, two).with_bare = Some(Cores::Two);
         if vestibule::named().is_some() {
             let providers = vestibule::provider(self.needs.key);
             let settings = Settings { upstream: &upstream, providers, limits: "", more: "" };
@@ -236,8 +233,7 @@ impl Cases<'_> {
 pub(crate) async fn table(needs: Needs<'_>, effort: Effort) -> Table {
     let mut made = Cases { needs, instances: Vec::new(), cases: Vec::new() };
     let plain = made.with("");
-    made.add(ONE, Base::Itself, plain, vec![get("/api/cells", &needs.many[0])]);
-    made.cases.last_mut().expect("just added").with_bare = Some(Cores::One);
+    made.add(ONE, Base::Itself, plain, vec![get("/api/cells", &needs.many[0])]).with_bare = Some(Cores::One);
     let turn = needs.many.iter().map(|token| get("/api/cells", token)).collect();
     made.add(MANY, Base::Itself, plain, turn);
     made.bodies(plain);
