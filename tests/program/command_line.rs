@@ -347,8 +347,7 @@ async fn the_demo_answers_as_its_welcome_says_and_moves_off_a_taken_port() {
     let page = get(address, "/", &[]).await;
     assert!(page.body.contains("Vestibule") && page.field("content-security-policy").is_some());
     assert_eq!(get(address, "/api/other", &[]).await.status, 401);
-    let status = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(status.expect("kill").success());
+    crate::support::signal(&child, "INT");
     let ended = tokio::task::spawn_blocking(move || child.wait().expect("ends"));
     assert_eq!(crate::support::within("the demo to end", ended).await.expect("joined").code(), Some(0));
     let everyone = command().args(["demo", "--listen", "0.0.0.0:0"]).output().expect("runs");

@@ -72,8 +72,7 @@ impl Engine {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(status.expect("kill").success());
+        super::signal(&self.child, name);
     }
 
     /// Kills it, as a machine that is gone.

@@ -12,7 +12,10 @@ pub mod proxy;
 pub mod socket;
 
 use std::future::Future;
+use std::process::{Child, Command};
 use std::time::Duration;
+
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 /// The safety net for every wait: long enough for a busy machine, short enough to end a hang.
 pub const SAFETY: Duration = Duration::from_secs(30);
@@ -47,4 +50,21 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// Returns the seconds since the epoch.
 pub fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// Sends a signal to a program. With `STOP` it returns when every thread of the program has stopped.
+///
+/// `kill` returns before that: one thread has to run before the others stop. On a busy machine the others went on for
+/// long enough to take an answer and to write what it said.
+pub fn signal(child: &Child, name: &str) {
+    let pid = child.id();
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.expect("kill").success());
+    if name == "STOP" {
+        let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("not 0");
+        // A program that ended is returned too, and kept for whoever waits for its end.
+        let events = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(pid), events).expect("a child").expect("its status");
+        assert!(status.stopped(), "the program ended");
+    }
 }

@@ -274,8 +274,7 @@ impl Proxy {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
-        assert!(status.expect("kill").success());
+        super::signal(&self.child, name);
     }
 
     /// Waits until the program ends and returns its exit code.
