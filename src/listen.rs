@@ -243,14 +243,16 @@ fn accept_queued(listener: &Listener) -> Option<(Socket, Option<SocketAddr>)> {
     socket.set_nonblocking(true).ok()?;
     Some(match listener {
         Listener::Tcp(_) => (Socket::Tcp(TcpStream::from_std(socket.into()).ok()?), peer.as_socket()),
-        Listener::Unix(..) => (Socket::Unix(UnixStream::from_std(socket.into()).ok()?), None),
+        Listener::Unix(..) => (Socket::Unix(Box::new(UnixStream::from_std(socket.into()).ok()?)), None),
     })
 }
 
 async fn accept_next(listener: &Listener) -> io::Result<(Socket, Option<SocketAddr>)> {
     match listener {
         Listener::Tcp(listener) => listener.accept().await.map(|(tcp, peer)| (Socket::Tcp(tcp), Some(peer))),
-        Listener::Unix(listener, _file) => listener.accept().await.map(|(unix, _)| (Socket::Unix(unix), None)),
+        Listener::Unix(listener, _file) => {
+            listener.accept().await.map(|(unix, _)| (Socket::Unix(Box::new(unix)), None))
+        }
     }
 }
 

@@ -88,7 +88,7 @@ pub use trusted_header::TrustedHeader;
 pub use upstream::{TokenToUpgrade, UpstreamAddress, UpstreamSpec, UpstreamTls};
 pub use upstream_preset::UpstreamPreset;
 pub use validate::validate;
-pub use websocket::WebSocketSpec;
+pub use websocket::{SocketLimits, WebSocketSpec};
 
 pub use crate::config::{
     AuthMode, ClientAuth, CookieEncoding, Encode, HostHeader, Limits, Log, LogFormat, OnExpiry, OnLoss, QueryMode,

@@ -2,11 +2,13 @@
 //! outlive a reload (pending sockets, users, limits per address, revocations, metrics, the drain).
 
 mod addresses;
+mod moment;
 mod notifier;
 mod pending_sockets;
 mod query_tokens;
 mod refusals;
 mod users;
+mod waiting_tasks;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::shared::{About, EngineError, OpenSockets, SharedState};
 use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
+pub use moment::{Millis, Moment};
 pub use notifier::{Notifier, Subscription};
 pub use pending_sockets::{PendingSlot, PendingSockets};
 pub use query_tokens::QueryTokens;

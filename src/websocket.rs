@@ -19,7 +19,6 @@ mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod handshake;
-mod moment;
 mod open_session;
 mod pending;
 mod relay;

@@ -26,7 +26,8 @@ pub struct Identity {
     /// The browser session, if a session cookie was presented.
     browser_session: Option<BrowserSession>,
     /// The keys by which the identity can be revoked, computed at the first use and cached with the token.
-    revocation_keys: OnceLock<Box<RevocationKeys>>,
+    revocation_keys: OnceLock<Arc<RevocationKeys>>,
+    stored: OnceLock<Arc<Stored>>,
     presence: OnceLock<Digest>,
 }
 
@@ -82,6 +83,28 @@ pub enum Expiry {
     RevalidateAt(u64),
 }
 
+/// An [`Expiry`] in eight bytes: twice the time, plus one where the provider must be asked again. Each open session has
+/// one.
+#[derive(Clone, Copy)]
+pub(super) struct PackedExpiry(u64);
+
+impl From<Expiry> for PackedExpiry {
+    fn from(expiry: Expiry) -> Self {
+        // A time in the upper half of the range is as good as never.
+        let twice = |at: u64| at.min(u64::MAX / 2) << 1;
+        Self(match expiry {
+            Expiry::At(at) => twice(at),
+            Expiry::RevalidateAt(at) => twice(at) | 1,
+        })
+    }
+}
+
+impl From<PackedExpiry> for Expiry {
+    fn from(PackedExpiry(packed): PackedExpiry) -> Self {
+        if packed & 1 == 0 { Self::At(packed >> 1) } else { Self::RevalidateAt(packed >> 1) }
+    }
+}
+
 /// The key or provider that verified a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifiedBy {
@@ -96,6 +119,26 @@ pub enum VerifiedBy {
     },
     /// The provider itself confirmed the token at the endpoint with this fingerprint.
     Provider(KeyFingerprint),
+}
+
+/// What an open session keeps of an identity and what does not change. The sessions of one cached token share it: a page
+/// may have several sockets.
+pub(super) struct Stored {
+    pub(super) provider: Arc<ProviderSpec>,
+    /// The claims as JSON, which takes less memory than values.
+    pub(super) claims: Box<str>,
+    pub(super) verified_by: VerifiedBy,
+    pub(super) kind: TokenKindHeader,
+    /// The session cookie that was presented, if any; boxed, since most identities come from a token.
+    pub(super) cookie: Option<Box<StoredCookie>>,
+}
+
+/// What decides whether a presented session cookie is still good.
+pub(super) struct StoredCookie {
+    /// The key that the cookie was encrypted with.
+    pub(super) key: KeyFingerprint,
+    /// What decides when it expires.
+    pub(super) times: Option<CookieTimes>,
 }
 
 impl Identity {
@@ -117,6 +160,7 @@ impl Identity {
             kind,
             browser_session: None,
             revocation_keys: OnceLock::new(),
+            stored: OnceLock::new(),
             presence: OnceLock::new(),
         }
     }
@@ -130,7 +174,7 @@ impl Identity {
     /// Marks the identity as one that came from a session cookie.
     pub(super) fn in_session(mut self, session: Option<BrowserSession>) -> Self {
         self.browser_session = session;
-        self.revocation_keys = OnceLock::new();
+        (self.revocation_keys, self.stored) = (OnceLock::new(), OnceLock::new());
         self
     }
 
@@ -154,8 +198,23 @@ impl Identity {
     }
 
     /// Returns the keys by which the identity can be revoked. They are computed once.
-    pub(super) fn revocation_keys(&self, compute: impl FnOnce() -> RevocationKeys) -> &RevocationKeys {
-        self.revocation_keys.get_or_init(|| Box::new(compute()))
+    pub(super) fn revocation_keys(&self, compute: impl FnOnce() -> RevocationKeys) -> &Arc<RevocationKeys> {
+        self.revocation_keys.get_or_init(|| Arc::new(compute()))
+    }
+
+    /// Returns what an open session keeps of the identity. It is made once.
+    pub(super) fn stored(&self) -> &Arc<Stored> {
+        self.stored.get_or_init(|| {
+            let cookie = |session: &BrowserSession| StoredCookie { key: session.key, times: session.cookie_times };
+            Arc::new(Stored {
+                provider: Arc::clone(&self.provider),
+                // A map of JSON values can always be serialized.
+                claims: serde_json::to_string(&self.claims).unwrap_or_default().into(),
+                verified_by: self.verified_by,
+                kind: self.kind,
+                cookie: self.browser_session.as_ref().map(|session| Box::new(cookie(session))),
+            })
+        })
     }
 
     /// Returns the browser session, if a session cookie was presented.

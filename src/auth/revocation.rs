@@ -429,8 +429,8 @@ impl Revocations {
 
     /// Computes the keys by which an identity can be revoked.
     #[must_use]
-    pub fn keys_of(&self, identity: &Identity) -> RevocationKeys {
-        identity.revocation_keys(|| self.compute_keys(identity)).clone()
+    pub fn keys_of(&self, identity: &Identity) -> Arc<RevocationKeys> {
+        Arc::clone(identity.revocation_keys(|| self.compute_keys(identity)))
     }
 
     fn compute_keys(&self, identity: &Identity) -> RevocationKeys {

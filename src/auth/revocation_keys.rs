@@ -1,5 +1,7 @@
 //! The keys by which an identity can be revoked: keyed digests of its user, sessions and token.
 
+use std::sync::Arc;
+
 use super::digest::Digest;
 
 /// The key of a revocation: the keyed digest of an issuer and an id.
@@ -35,10 +37,18 @@ impl RevocationKeys {
     /// Adds the browser session of the former token. A WebSocket that was opened with a session cookie ends with that
     /// browser session even after a refresh with a token.
     #[must_use]
-    pub fn in_browser_session_of(mut self, former: &Self) -> Self {
+    pub fn in_browser_session_of(self: Arc<Self>, former: &Self) -> Arc<Self> {
+        // Most tokens did not come in a session cookie. Then the keys stay shared.
+        if former.browser_session.is_none() {
+            return self;
+        }
+        Arc::new(Arc::unwrap_or_clone(self).joined(former))
+    }
+
+    fn joined(mut self, former: &Self) -> Self {
         self.browser_session = self.browser_session.or(former.browser_session);
         if let (Some(of_former_secret), Some(former)) = (self.former.take(), &former.former) {
-            self.former = Some(Box::new(of_former_secret.in_browser_session_of(former)));
+            self.former = Some(Box::new(of_former_secret.joined(former)));
         }
         self
     }

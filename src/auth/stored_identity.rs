@@ -4,64 +4,35 @@
 use std::sync::Arc;
 
 use super::identify::{VerifiedClaims, identify_again};
-use super::identity::{CookieTimes, Expiry, VerifiedBy};
-use super::kind::TokenKindHeader;
-use super::{Identity, KeyFingerprint, Verifier, claims};
+use super::identity::{Expiry, PackedExpiry, Stored, VerifiedBy};
+use super::{Identity, Verifier, claims};
 use crate::json;
-use crate::policy::{AuthorizedParties, ProviderSpec};
+use crate::policy::AuthorizedParties;
 
 /// An identity in compact form. It can be made only from an [`Identity`].
 #[derive(Clone)]
 pub struct StoredIdentity {
-    provider: Arc<ProviderSpec>,
-    expiry: Expiry,
-    // Boxed so that a session stays within one size class of the allocator.
-    stored: Box<Stored>,
-}
-
-#[derive(Clone)]
-struct Stored {
-    claims: Box<str>,
-    verified_by: VerifiedBy,
-    kind: TokenKindHeader,
-    /// The session cookie that was presented, if any; boxed, since most identities come from a token.
-    cookie: Option<Box<StoredCookie>>,
-}
-
-#[derive(Clone)]
-struct StoredCookie {
-    /// The key that the cookie was encrypted with.
-    key: KeyFingerprint,
-    /// What decides when it expires.
-    times: Option<CookieTimes>,
+    expiry: PackedExpiry,
+    stored: Arc<Stored>,
 }
 
 impl StoredIdentity {
     /// Stores an identity.
     #[must_use]
     pub fn new(identity: &Identity) -> Self {
-        let stored = Stored {
-            // A map of JSON values can always be serialized.
-            claims: serde_json::to_string(identity.claims()).unwrap_or_default().into(),
-            verified_by: identity.verified_by(),
-            kind: identity.kind(),
-            cookie: identity
-                .browser_session()
-                .map(|session| Box::new(StoredCookie { key: session.key, times: session.cookie_times })),
-        };
-        Self { provider: Arc::clone(identity.provider_spec()), expiry: identity.expiry(), stored: Box::new(stored) }
+        Self { expiry: identity.expiry().into(), stored: Arc::clone(identity.stored()) }
     }
 
     /// Returns the provider's name.
     #[must_use]
     pub fn provider(&self) -> &str {
-        &self.provider.name
+        &self.stored.provider.name
     }
 
     /// Returns the token's `exp`, or the time at which its provider must be asked again, in Unix seconds.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
-        match self.expiry {
+        match self.expiry.into() {
             Expiry::At(at) | Expiry::RevalidateAt(at) => at,
         }
     }
@@ -70,7 +41,7 @@ impl StoredIdentity {
     /// token's expiry does not count, since the session is renewed.
     #[must_use]
     pub fn login_session_ends_at(&self) -> Option<u64> {
-        matches!(self.provider.authorized_parties, AuthorizedParties::Client(_)).then(|| self.expires_at())
+        matches!(self.stored.provider.authorized_parties, AuthorizedParties::Client(_)).then(|| self.expires_at())
     }
 
     /// Returns the Unix time in seconds at which the presented session cookie expires by the verifier's configuration,
@@ -82,7 +53,7 @@ impl StoredIdentity {
 
     /// Replaces the expiry of a session cookie, after a reload.
     pub fn set_expires_at(&mut self, at: u64) {
-        self.expiry = Expiry::At(at);
+        self.expiry = Expiry::At(at).into();
     }
 
     /// Returns the key or provider that verified the token.
@@ -95,9 +66,9 @@ impl StoredIdentity {
     #[must_use]
     pub fn restore(&self) -> Option<Identity> {
         let verified = self.verified_claims()?;
-        let user_id = claims::user_id(&self.provider, &verified.claims).ok()?;
+        let user_id = claims::user_id(&self.stored.provider, &verified.claims).ok()?;
         Some(Identity::new(
-            Arc::clone(&self.provider),
+            Arc::clone(&self.stored.provider),
             user_id,
             verified.claims,
             verified.expiry,
@@ -116,11 +87,11 @@ impl StoredIdentity {
         {
             return None;
         }
-        let spec = verifier.current_spec_of(&self.provider)?;
-        if **spec == *self.provider {
+        let spec = verifier.current_spec_of(&self.stored.provider)?;
+        if **spec == *self.stored.provider {
             return self.restore();
         }
-        identify_again(spec, self.provider.preset, self.verified_claims()?).ok()
+        identify_again(spec, self.stored.provider.preset, self.verified_claims()?).ok()
     }
 
     fn verified_claims(&self) -> Option<VerifiedClaims> {
@@ -128,7 +99,7 @@ impl StoredIdentity {
         Some(VerifiedClaims {
             claims,
             kind: self.stored.kind,
-            expiry: self.expiry,
+            expiry: self.expiry.into(),
             verified_by: self.stored.verified_by,
         })
     }
@@ -138,32 +109,32 @@ impl StoredIdentity {
     #[allow(clippy::expect_used, reason = "the configuration is a valid one")]
     pub(crate) fn example(expires_at: u64) -> Self {
         // Validated once: for a fuzz target it took nearly all of the time.
-        static PROVIDER: std::sync::LazyLock<Arc<ProviderSpec>> = std::sync::LazyLock::new(|| {
+        static PROVIDER: std::sync::LazyLock<Arc<crate::policy::ProviderSpec>> = std::sync::LazyLock::new(|| {
             let yaml = "upstream: http://127.0.0.1:1\nproviders: [{ preset: shared-secret, secret: 0123456789abcdef0123456789abcdef, audience: any }]\n";
             let config = crate::config::load_yaml(yaml).expect("loads").config;
             Arc::clone(&crate::policy::validate(&config).expect("valid").providers[0])
         });
         let provider = Arc::clone(&PROVIDER);
         let verified_by = VerifiedBy::Key {
-            fingerprint: KeyFingerprint::default(),
+            fingerprint: super::KeyFingerprint::default(),
             algorithm: jsonwebtoken::Algorithm::HS256,
             until: expires_at,
         };
         let claims = r#"{"sub":"alice"}"#.into();
-        let kind = TokenKindHeader::default();
-        let stored = Stored { claims, verified_by, kind, cookie: None };
-        Self { provider, expiry: Expiry::At(expires_at), stored: Box::new(stored) }
+        let kind = super::kind::TokenKindHeader::default();
+        let stored = Stored { provider, claims, verified_by, kind, cookie: None };
+        Self { expiry: Expiry::At(expires_at).into(), stored: Arc::new(stored) }
     }
 
     /// Returns a copy with another expiry, for tests of sessions.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn expiring(&self, at: u64) -> Self {
-        Self { expiry: Expiry::At(at), ..self.clone() }
+        Self { expiry: Expiry::At(at).into(), ..self.clone() }
     }
 }
 
 impl std::fmt::Debug for StoredIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "StoredIdentity({})", self.provider.name)
+        write!(f, "StoredIdentity({})", self.stored.provider.name)
     }
 }

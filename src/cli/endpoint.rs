@@ -67,7 +67,7 @@ impl Endpoint {
     /// Opens a connection, with TLS where the listener uses it.
     pub(super) async fn connect(&self) -> io::Result<Socket> {
         Ok(match self {
-            Self::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
+            Self::Unix(path) => Socket::Unix(Box::new(UnixStream::connect(path).await?)),
             Self::Http(address) => Socket::Tcp(TcpStream::connect(address).await?),
             Self::Https(address) => {
                 let name = ServerName::IpAddress(address.ip().into());

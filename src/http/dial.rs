@@ -53,7 +53,9 @@ impl UpstreamConnector {
             return Ok(Socket::Memory(Box::new(stream)));
         }
         let (host, port) = match &self.address {
-            UpstreamAddress::Unix(path) => return UnixStream::connect(path).await.map(Socket::Unix),
+            UpstreamAddress::Unix(path) => {
+                return UnixStream::connect(path).await.map(|unix| Socket::Unix(Box::new(unix)));
+            }
             UpstreamAddress::Tcp { host, port, .. } => (host.as_str(), *port),
         };
         let addresses = self.lookup.addresses(host, port).await?;

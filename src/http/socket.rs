@@ -18,8 +18,8 @@ use tokio_rustls::TlsStream;
 pub enum Socket {
     /// Plain TCP.
     Tcp(TcpStream),
-    /// A Unix socket.
-    Unix(UnixStream),
+    /// A Unix socket; boxed, so that the kinds need no tag beside a TCP socket, of which there are thousands.
+    Unix(Box<UnixStream>),
     /// TLS over TCP; boxed, since it is a hundred times the size of the others.
     Tls(Box<TlsStream<TcpStream>>),
     /// A socket that was taken out: reads report the end, writes fail.
@@ -57,7 +57,7 @@ impl Socket {
     pub fn send_now(&mut self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Tcp(tcp) => SockRef::from(&*tcp).send(bytes).ok().filter(|taken| *taken > 0),
-            Self::Unix(unix) => SockRef::from(&*unix).send(bytes).ok().filter(|taken| *taken > 0),
+            Self::Unix(unix) => SockRef::from(&**unix).send(bytes).ok().filter(|taken| *taken > 0),
             Self::Closed => None,
             Self::Tls(tls) => {
                 let send = |tcp: &TcpStream, write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<usize>| {
@@ -135,7 +135,7 @@ impl Socket {
         match self {
             Self::Tcp(tcp) => SockRef::from(tcp).shutdown(Shutdown::Write),
             Self::Tls(tls) => SockRef::from(tls.get_ref().0).shutdown(Shutdown::Write),
-            Self::Unix(unix) => SockRef::from(unix).shutdown(Shutdown::Write),
+            Self::Unix(unix) => SockRef::from(&**unix).shutdown(Shutdown::Write),
             Self::Closed => Ok(()),
             #[cfg(test)]
             Self::Memory(_) => Ok(()),
@@ -173,7 +173,7 @@ impl Socket {
     pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(tcp) => return SockRef::from(&*tcp).send(bytes),
-            Self::Unix(unix) => return SockRef::from(&*unix).send(bytes),
+            Self::Unix(unix) => return SockRef::from(&**unix).send(bytes),
             _ => {}
         }
         let mut cx = Context::from_waker(Waker::noop());
@@ -191,7 +191,7 @@ impl Socket {
         let socket = match self {
             Self::Tcp(tcp) => SockRef::from(tcp),
             Self::Tls(tls) => SockRef::from(tls.get_ref().0),
-            Self::Unix(unix) => SockRef::from(unix),
+            Self::Unix(unix) => SockRef::from(&**unix),
             Self::Closed => return,
             #[cfg(test)]
             Self::Memory(_) => return,
@@ -257,7 +257,7 @@ impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Unix(socket) => Pin::new(&mut **socket).poll_read(cx, buf),
             Self::Tls(socket) => Pin::new(socket).poll_read(cx, buf),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_read(cx, buf),
@@ -270,7 +270,7 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Unix(socket) => Pin::new(&mut **socket).poll_write(cx, buf),
             Self::Tls(socket) => Pin::new(socket).poll_write(cx, buf),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_write(cx, buf),
@@ -285,7 +285,7 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Unix(socket) => Pin::new(&mut **socket).poll_write_vectored(cx, bufs),
             Self::Tls(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
@@ -300,7 +300,7 @@ impl AsyncWrite for Socket {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Unix(socket) => Pin::new(&mut **socket).poll_flush(cx),
             Self::Tls(socket) => Pin::new(socket).poll_flush(cx),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_flush(cx),
@@ -311,7 +311,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Unix(socket) => Pin::new(&mut **socket).poll_shutdown(cx),
             Self::Tls(socket) => Pin::new(socket).poll_shutdown(cx),
             #[cfg(test)]
             Self::Memory(socket) => Pin::new(socket).poll_shutdown(cx),
@@ -330,7 +330,7 @@ mod tests {
     async fn writing_now_needs_neither_an_event_nor_budget_of_the_task() {
         let (near, _far) = std::os::unix::net::UnixStream::pair().expect("a pair");
         near.set_nonblocking(true).expect("set");
-        let mut near = Socket::Unix(UnixStream::from_std(near).expect("registered"));
+        let mut near = Socket::Unix(Box::new(UnixStream::from_std(near).expect("registered")));
         assert_eq!(near.write_now(b"before an event").expect("written"), 15);
         near.write_all(b"after one").await.expect("written");
         while tokio::task::coop::has_budget_remaining() {

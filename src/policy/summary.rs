@@ -317,7 +317,7 @@ fn add_further_ends(text: &mut String, route: &Route) {
     if let Some(every) = spec.revalidate_every {
         let _ = write!(text, ", its provider asked every {} where it can be", Time(every));
     }
-    if let Some(idle) = spec.idle_timeout {
+    if let Some(idle) = spec.limits.idle_timeout {
         let _ = write!(text, ", closed after {} without a message", Time(idle));
     }
 }

@@ -94,7 +94,7 @@ impl Check {
         browser.sign_in_with(logins);
         let shared = config.shared.as_ref().and_then(|shared| self.shared(shared, browser.session.as_ref()));
         self.check_quiet_paths(&config.log);
-        let longest_message = routes.iter().map(|route| route.websocket.message_bytes).max().unwrap_or_default();
+        let longest_message = routes.iter().map(|route| route.websocket.limits.message_bytes).max().unwrap_or_default();
         let memory = self.limits(&config.limits, longest_message);
         let needs_no_provider =
             config.routes.iter().any(|route| route.path.as_deref() == Some("/**") && route.methods.is_none())

@@ -32,18 +32,29 @@ pub struct WebSocketSpec {
     pub revalidate_every: Option<Duration>,
     /// The time that a session continues while the provider does not answer.
     pub revalidate_grace: Duration,
-    /// The time without bytes from a peer after which it is pinged.
-    pub ping_interval: Duration,
-    /// The time without bytes after a ping after which a peer is dead.
-    pub ping_timeout: Duration,
-    /// The time without a data frame after which the socket is closed.
-    pub idle_timeout: Option<Duration>,
-    /// The maximum length in bytes of a client's message in a dialect that reads whole messages.
-    pub message_bytes: usize,
+    /// What an open socket keeps of these settings.
+    pub limits: Arc<SocketLimits>,
     /// The subprotocols that the proxy may accept before the upstream is connected.
     pub subprotocols: Vec<String>,
     /// The accepted origins; if set, every upgrade with an `Origin` is checked.
     pub allowed_origins: Option<Vec<OriginPattern>>,
+}
+
+/// The timeouts and limits of open sockets. All sockets of a route share them, and keep them when a reload changes them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SocketLimits {
+    /// The time without bytes from a peer after which it is pinged.
+    pub ping_interval: Duration,
+    /// The time after a ping within which a peer must send something. After it the peer is dead.
+    pub ping_timeout: Duration,
+    /// The time without data from either side after which the socket is closed.
+    pub idle_timeout: Option<Duration>,
+    /// The time after which a peer that accepts no byte is dead.
+    pub send_timeout: Duration,
+    /// The maximum length in bytes of a token that is read from a message.
+    pub token_bytes: usize,
+    /// The maximum length in bytes of a client's message in a dialect that reads whole messages.
+    pub message_bytes: usize,
     /// The close code of a drain.
     pub drain_code: u16,
 }
@@ -141,16 +152,20 @@ impl Check {
             grace: route.grace.unwrap_or(base.grace).0,
             on_expiry,
             presence: presence.0,
-            message_bytes,
             max_lifetime: max_lifetime.map(|time| time.0),
             revalidate_every: revalidate_every.map(|time| time.0),
             revalidate_grace: route.revalidate_grace.unwrap_or(base.revalidate_grace).0,
-            idle_timeout: idle_timeout.map(|time| time.0),
-            ping_interval: ping_interval.0,
-            ping_timeout: ping_timeout.0,
+            limits: Arc::new(SocketLimits {
+                ping_interval: ping_interval.0,
+                ping_timeout: ping_timeout.0,
+                idle_timeout: idle_timeout.map(|time| time.0),
+                send_timeout: config.limits.send_timeout,
+                token_bytes: config.limits.token_bytes,
+                message_bytes,
+                drain_code,
+            }),
             subprotocols,
             allowed_origins: allowed.map(|origins| self.origins(&at, origins)),
-            drain_code,
         }
     }
 

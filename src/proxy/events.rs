@@ -42,7 +42,7 @@ pub(super) fn abort_signal(
     }))
 }
 
-async fn revoked(state: &ProxyState, revocation_keys: Option<RevocationKeys>) {
+async fn revoked(state: &ProxyState, revocation_keys: Option<Arc<RevocationKeys>>) {
     let Some(revocation_keys) = revocation_keys else { return std::future::pending().await };
     let mut subscription = state.notifier.subscribe();
     while state.revocations.revoked(&revocation_keys, unix_seconds()).is_none() {

@@ -4,20 +4,16 @@
 //! In a drain sockets are closed one after the other: thousands of clients that are closed at once would reconnect at
 //! once, to another instance that has clients of its own.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
-/// The number of lists of waiting subscriptions. Each poll of one takes the lock of its list, and each message of a
-/// socket is such a poll.
-const LISTS: u8 = 8;
+use super::moment::Moment;
+use super::waiting_tasks::{Place, WaitingTasks};
 
 /// The maximum time between the closes of two sockets in a drain, which closes at least a hundred a second.
 const MAX_CLOSE_INTERVAL: Duration = Duration::from_millis(10);
@@ -52,29 +48,19 @@ struct State {
     subscriptions: AtomicU32,
     /// The schedule of a drain, once it has begun. There is one drain in a process.
     closing: OnceLock<CloseSchedule>,
-    waiters: [Arc<Notify>; LISTS as usize],
+    waiting: WaitingTasks,
 }
 
-impl State {
-    /// Waits in a list, from now on.
-    fn wait(&self, list: u8) -> OwnedNotified {
-        Arc::clone(&self.waiters[usize::from(list)]).notified_owned()
-    }
-}
-
-/// A receiver of the notifications of a [`Notifier`]. Each open socket has one, so it is kept small: the future of a
-/// `tokio::sync::watch::Receiver` takes twice as much memory.
+/// A receiver of the notifications of a [`Notifier`]. Each open socket has one, so it is kept small.
 #[derive(Debug)]
 pub struct Subscription {
     state: Arc<State>,
     /// The number of notifications that were received.
     seen: u32,
-    /// The number of its list.
-    list: u8,
     close_turn: CloseTurn,
-    waiting: Pin<Box<OwnedNotified>>,
-    /// Resolves at the turn, once it is assigned and until it is reached.
-    turn: Option<Pin<Box<Sleep>>>,
+    /// The turn, once it is assigned and until it is reached.
+    turn: Option<Moment>,
+    place: Place,
 }
 
 /// The turn of a subscription to close.
@@ -103,11 +89,9 @@ impl Notifier {
 
     /// Notifies all subscriptions that a user was revoked or the policy was replaced.
     pub fn notify(&self) {
-        // A subscription reads the number only after it has begun to wait, so either it sees the new one or it is woken.
+        // A subscription reads the number after it has begun to wait, so either it sees the new one or it is woken.
         self.0.count.fetch_add(1, Ordering::Release);
-        for waiters in &self.0.waiters {
-            waiters.notify_waiters();
-        }
+        self.0.waiting.wake_all();
     }
 
     /// Subscribes to notifications. The first one comes at once, so that a change just before the subscription is not
@@ -125,10 +109,9 @@ impl Notifier {
 
     fn subscription(&self, close_turn: CloseTurn) -> Subscription {
         let state = Arc::clone(&self.0);
-        let list = state.subscriptions.fetch_add(1, Ordering::Relaxed).to_le_bytes()[0] % LISTS;
-        let waiting = Box::pin(state.wait(list));
+        let place = state.waiting.add(state.subscriptions.fetch_add(1, Ordering::Relaxed));
         let seen = state.count.load(Ordering::Acquire).wrapping_sub(1);
-        Subscription { state, seen, list, close_turn, waiting, turn: None }
+        Subscription { state, seen, close_turn, turn: None, place }
     }
 }
 
@@ -148,29 +131,37 @@ impl Subscription {
     /// Waits for the next notification, or for the turn of this socket to close. Several notifications may be received
     /// as one.
     pub async fn notified(&mut self) {
-        poll_fn(|cx| self.poll_notified(cx)).await;
+        while !self.take_notification() {
+            poll_fn(|cx| self.poll(cx, None)).await;
+        }
     }
 
-    /// Polls for what [`Subscription::notified`] waits for.
-    pub fn poll_notified(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let count = self.state.count.load(Ordering::Acquire);
-            if count != self.seen {
-                self.seen = count;
-                self.assign_turn();
-                return Poll::Ready(());
-            }
-            if let Some(turn) = &mut self.turn
-                && turn.as_mut().poll(cx).is_ready()
-            {
-                (self.close_turn, self.turn) = (CloseTurn::Reached, None);
-                return Poll::Ready(());
-            }
-            if self.waiting.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            self.waiting.set(self.state.wait(self.list));
+    /// Returns whether there is a notification, or the turn of this socket to close has come, and receives it.
+    pub fn take_notification(&mut self) -> bool {
+        let count = self.state.count.load(Ordering::Acquire);
+        if count != self.seen {
+            self.seen = count;
+            self.assign_turn();
+            return true;
         }
+        let is_turn = self.turn.is_some_and(|turn| turn <= Moment::now());
+        if is_turn {
+            (self.close_turn, self.turn) = (CloseTurn::Reached, None);
+        }
+        is_turn
+    }
+
+    /// Is ready when there is something for [`Self::take_notification`], and at `deadline` at the latest. It may be ready
+    /// early.
+    pub fn poll_until(&self, cx: &Context<'_>, deadline: Moment) -> Poll<()> {
+        self.poll(cx, Some(deadline))
+    }
+
+    fn poll(&self, cx: &Context<'_>, deadline: Option<Moment>) -> Poll<()> {
+        let at = self.turn.into_iter().chain(deadline).min();
+        self.place.wait(cx.waker(), at);
+        let is_over = self.state.count.load(Ordering::Acquire) != self.seen || at.is_some_and(|at| at <= Moment::now());
+        if is_over { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Assigns the time at which this socket closes, once a drain has begun.
@@ -183,7 +174,7 @@ impl Subscription {
             if at <= Instant::now() {
                 self.close_turn = CloseTurn::Reached;
             } else {
-                self.turn = Some(Box::pin(sleep_until(at)));
+                self.turn = Some(at.into());
             }
         }
     }
@@ -197,8 +188,6 @@ impl Drop for Subscription {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
-
     use super::*;
 
     /// Returns the times at which `count` sockets were closed, in milliseconds from the notification.
@@ -268,7 +257,7 @@ mod tests {
     fn a_notification_is_received_once_whenever_it_comes() {
         let notifier = Notifier::default();
         let mut subscription = notifier.subscribe();
-        let mut is_notified = || subscription.poll_notified(&mut Context::from_waker(Waker::noop())).is_ready();
+        let mut is_notified = || subscription.take_notification();
         assert!(is_notified(), "the first comes at once");
         assert!(!is_notified());
         notifier.notify();

@@ -129,7 +129,7 @@ impl Credential {
             is_open_ended,
             clock_skew: provider.clock_skew,
             identity: StoredIdentity::new(identity),
-            revocation_keys: can_revoke.then(|| Box::new(state.revocations.keys_of(identity))),
+            revocation_keys: can_revoke.then(|| state.revocations.keys_of(identity)),
             revalidation,
             renews: identity.browser_session().is_some(),
         }

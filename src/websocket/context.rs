@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 
-use super::moment::Moment;
-use super::relay::{RelaySettings, SocketOutcome};
+use super::relay::SocketOutcome;
 use crate::auth::Identity;
 use crate::budget::MemoryReservation;
 use crate::policy::{OnExpiry, Policy, WebSocketSpec};
-use crate::runtime::{ConnectionCount, OpenSocket, PresenceKey, ProxyState, Runtime};
+use crate::runtime::{ConnectionCount, Moment, OpenSocket, PresenceKey, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, AnsweredBy, OpenLine, Outcome, SocketLife};
 
 /// The reason of a refusal while the proxy drains.
@@ -61,18 +60,6 @@ impl SocketContext {
     /// Returns the handle to a user's presence on a route where a socket may outlive its token by it.
     pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<PresenceKey> {
         (spec.on_expiry == OnExpiry::Auto).then(|| self.state.users.presence_key(identity, spec.presence))
-    }
-
-    pub(super) fn relay_settings(&self, spec: &WebSocketSpec) -> RelaySettings {
-        RelaySettings {
-            ping_interval: spec.ping_interval.into(),
-            ping_timeout: spec.ping_timeout.into(),
-            idle_timeout: spec.idle_timeout.map(Into::into),
-            send_timeout: self.policy().limits.send_timeout.into(),
-            token_bytes: self.policy().limits.token_bytes.into(),
-            message_bytes: spec.message_bytes.into(),
-            drain_code: spec.drain_code,
-        }
     }
 
     /// Writes the access line of a client that disconnected before its 101 could be written.

@@ -21,7 +21,7 @@ pub(super) fn spawn(
 ) {
     let subscription = context.state.notifier.subscribe_staggered();
     let passed = context.state.metrics.sockets.opened(&context.line.route, context.line.carrier);
-    let relay = Relay::new(input, authorizer, subscription, context.relay_settings(spec), passed);
+    let relay = Relay::new(input, authorizer, subscription, Arc::clone(&spec.limits), passed);
     let held = context.state.drain.track();
     let id = Arc::clone(&context.line.request_id);
     let session = OpenSession { relay, record: Some(context.into_record()), _held: held };

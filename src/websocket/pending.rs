@@ -233,7 +233,7 @@ impl PendingSocket {
         let mut step = Step::Nothing;
         let mut scratch = vec![0; READ];
         // Without a time limit for the first message the client is pinged, to detect that it has gone.
-        let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(context.relay_settings(spec)));
+        let mut liveness = spec.auth_timeout.is_none().then(|| Liveness::new(Arc::clone(&spec.limits)));
         loop {
             match self.read_opening(client, slot) {
                 Ok(None) => {}
@@ -303,7 +303,9 @@ impl PendingSocket {
                     context.state.record_memory_limit();
                     return End::Refused(CloseReason::TooManyConnections);
                 }
-                Wake::Notified if subscription.should_close() => Event::Close(CloseReason::Drain(spec.drain_code)),
+                Wake::Notified if subscription.should_close() => {
+                    Event::Close(CloseReason::Drain(spec.limits.drain_code))
+                }
                 Wake::Notified => continue,
                 Wake::Verified(verdict) => {
                     step = Step::Nothing;

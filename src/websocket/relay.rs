@@ -14,7 +14,6 @@ mod outgoing;
 mod peer;
 mod pump;
 mod scratch;
-mod settings;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -24,18 +23,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::time::{Sleep, sleep_until};
-
 use super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::close_reason::CloseReason;
 use super::frame::{Opcode, encode, masking_key};
-use super::moment::Moment;
 use super::session::{Action, Event, Session};
 use crate::auth::{Token, unix_millis};
 use crate::budget::MemoryBudget;
 use crate::http::Socket;
-use crate::policy::DialectSpec;
-use crate::runtime::Subscription;
+use crate::policy::{DialectSpec, SocketLimits};
+use crate::runtime::{Moment, Subscription};
 use crate::telemetry::PassedBytes;
 use closing::Closing;
 use from_client::{FromClient, FromClientInput};
@@ -44,7 +40,6 @@ use peer::Peer;
 use timers::KEY_CHECK_INTERVAL;
 
 pub(super) use outcome::{ClosedBy, SocketOutcome};
-pub(super) use settings::RelaySettings;
 
 /// The input of [`Relay::new`].
 pub(super) struct RelayInput {
@@ -81,8 +76,7 @@ pub(super) struct Relay {
     /// The answers that are awaited about the session; `None` most of the time.
     awaited: Option<Box<Awaited>>,
     subscription: Subscription,
-    settings: RelaySettings,
-    timer: Pin<Box<Sleep>>,
+    limits: Arc<SocketLimits>,
     /// The time at which data was last read from either side.
     last_data: Moment,
     /// The time of the next check of the token's key.
@@ -131,7 +125,7 @@ struct Traffic {
     bytes_in: u64,
     bytes_out: u64,
     /// The bytes of all sockets of the route.
-    route: PassedBytes,
+    route: Arc<PassedBytes>,
 }
 
 impl Traffic {
@@ -153,8 +147,8 @@ impl Relay {
         input: RelayInput,
         authorizer: Box<dyn SessionAuthorizer>,
         subscription: Subscription,
-        settings: RelaySettings,
-        route: PassedBytes,
+        limits: Arc<SocketLimits>,
+        route: Arc<PassedBytes>,
     ) -> Self {
         let RelayInput { client, upstream, from_client, from_upstream, session, has_extensions, .. } = input;
         for socket in [&client, &upstream] {
@@ -169,7 +163,7 @@ impl Relay {
                 dialect: session.dialect().map(|dialect| &**dialect),
                 upstream_dialect: input.upstream_dialect,
                 token: input.token,
-                message_bytes: settings.message_bytes.get(),
+                message_bytes: limits.message_bytes,
                 held_messages: input.held_messages,
             }),
             from_upstream: FromUpstream::new(has_extensions),
@@ -177,8 +171,7 @@ impl Relay {
             authorizer,
             awaited: None,
             subscription,
-            settings,
-            timer: Box::pin(sleep_until((now + settings.ping_interval.get()).into())),
+            limits,
             last_data: now,
             next_key_check: now + KEY_CHECK_INTERVAL,
             closing: None,
@@ -254,7 +247,7 @@ impl Relay {
             has_progress = true;
         }
         self.awaited.take_if(|awaited| awaited.is_over());
-        if self.subscription.poll_notified(cx).is_ready() {
+        if self.subscription.take_notification() {
             self.process_notification();
             has_progress = true;
         }
@@ -298,11 +291,7 @@ impl Future for Relay {
                 }
                 continue;
             }
-            // Most wakes only move the deadline further away. Then the timer stays as it is and fires early.
-            if next < this.timer.deadline().into() || this.timer.is_elapsed() {
-                this.timer.as_mut().reset(next.into());
-            }
-            if this.timer.as_mut().poll(cx).is_pending() {
+            if this.subscription.poll_until(cx, next).is_pending() {
                 return Poll::Pending;
             }
         }

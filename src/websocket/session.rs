@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use super::close_reason::CloseReason;
 use super::dialect::{FirstMessage, LaterMessage, PresentedToken};
-use super::moment::Millis;
 use super::template::{Copies, Values, render};
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::policy::{DialectSpec, OnExpiry, WebSocketSpec};
+use crate::runtime::Millis;
 use refresh::{Acknowledgement, Refreshes};
 use revalidation::{Consequence, Revalidator};
 
@@ -32,7 +32,7 @@ pub(super) struct Credential {
     /// The provider's clock skew: a session stays open at least this long after its token expires.
     pub(super) clock_skew: Duration,
     /// The keys by which the session can be revoked; `None` where revocation is off.
-    pub(super) revocation_keys: Option<Box<RevocationKeys>>,
+    pub(super) revocation_keys: Option<Arc<RevocationKeys>>,
     /// The plan by which the provider is asked again.
     pub(super) revalidation: Option<Box<RevalidationPlan>>,
     /// Whether the credential is a session cookie, which the page renews. Then the session ends with it, also under
@@ -44,7 +44,7 @@ pub(super) struct Credential {
 #[derive(Debug)]
 struct CurrentCredential {
     identity: StoredIdentity,
-    revocation_keys: Option<Box<RevocationKeys>>,
+    revocation_keys: Option<Arc<RevocationKeys>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -191,7 +191,7 @@ impl Session {
         // A sign-out of the session cookie that opened the socket ends the session also after a refresh with another
         // token.
         let revocation_keys = match (revocation_keys, former) {
-            (Some(revocation_keys), Some(former)) => Some(Box::new(revocation_keys.in_browser_session_of(&former))),
+            (Some(revocation_keys), Some(former)) => Some(revocation_keys.in_browser_session_of(&former)),
             (revocation_keys, former) => revocation_keys.or(former),
         };
         self.credential = Some(CurrentCredential { identity, revocation_keys });

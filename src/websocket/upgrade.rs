@@ -152,7 +152,7 @@ impl Handshake {
             subprotocol: handshake::first_offered_subprotocol(headers),
             carrier,
             dialect: spec.dialect.clone(),
-            drain_code: spec.drain_code,
+            drain_code: spec.limits.drain_code,
         }
     }
 

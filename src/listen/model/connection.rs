@@ -3,7 +3,9 @@
 //! server are simulated.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,7 +22,7 @@ use crate::drain::DrainTimes;
 use crate::http::{LingerLimit, Socket};
 use crate::listen::Acceptor;
 use crate::policy::{Policy, validate};
-use crate::runtime::ProxyState;
+use crate::runtime::{Moment, ProxyState};
 use crate::simulation::{Question, Simulation};
 
 /// The time at which each connection begins, in milliseconds since the epoch.
@@ -87,6 +89,10 @@ impl<'a> Connection<'a> {
         let began = Instant::now();
         let state = ProxyState::start(configurations.admitting.clone(), Revocations::default()).expect("starts");
         let state = Arc::new(state);
+        // The first task that waits until a time starts the one that wakes them all.
+        let waiting = state.notifier.subscribe();
+        let _ = poll_fn(|cx| Poll::Ready(waiting.poll_until(cx, Moment::now()))).await;
+        drop(waiting);
         sleep(SETTLE).await;
         let idle_tasks = Handle::current().metrics().num_alive_tasks();
         let (ours, theirs) = crate::simulation::connection();

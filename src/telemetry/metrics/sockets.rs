@@ -1,6 +1,7 @@
 //! Metrics of `WebSockets`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -55,7 +56,6 @@ struct InQuery {
 
 const REFRESHES: [&str; 5] = ["accepted", "refused", "denied", "another_user", "identity_changed"];
 const EXPIRIES: [&str; 2] = ["closed", "kept"];
-const DIRECTIONS: [&str; 2] = ["in", "out"];
 const MODES: [&str; 2] = ["move", "deny"];
 /// The buckets of socket durations, in seconds: from a page that is closed at once to a whole day.
 const SECONDS: [f64; 9] = [1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 43_200.0, 86_400.0];
@@ -74,11 +74,13 @@ pub struct Sockets {
     refreshes: Family<Refreshed, Counter>,
     expiries: Family<Expired, Counter>,
     bytes: Family<Passed, Counter>,
+    /// The counters in `bytes` of each route, which its sockets share.
+    passed: RwLock<HashMap<Label, Arc<PassedBytes>>>,
     query_tokens: Family<InQuery, Counter>,
 }
 
 /// The byte counters of one route. A socket looks them up once instead of at each message.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct PassedBytes {
     /// Bytes from clients.
     pub from_client: Counter,
@@ -99,6 +101,7 @@ impl Sockets {
             refreshes: Family::default(),
             expiries: Family::default(),
             bytes: Family::default(),
+            passed: RwLock::default(),
             query_tokens: Family::default(),
         };
         for action in EXPIRIES {
@@ -129,9 +132,7 @@ impl Sockets {
         for outcome in REFRESHES {
             self.refreshes.get_or_create_owned(&Refreshed { route: route(), outcome });
         }
-        for direction in DIRECTIONS {
-            self.bytes.get_or_create_owned(&Passed { route: route(), direction });
-        }
+        self.passed(&route());
         for mode in MODES {
             self.query_tokens.get_or_create_owned(&InQuery { route: route(), mode });
         }
@@ -139,13 +140,22 @@ impl Sockets {
 
     /// Counts a socket that reached the upstream. Returns the counters of its bytes.
     #[must_use]
-    pub fn opened(&self, route: &Label, carrier: Option<&'static str>) -> PassedBytes {
+    pub fn opened(&self, route: &Label, carrier: Option<&'static str>) -> Arc<PassedBytes> {
         let labels = Opened { route: Arc::clone(route), carrier: carrier.unwrap_or("none") };
         self.opened.get_or_create(&labels).inc();
         self.open.get_or_create(&OfRoute { route: Arc::clone(route) }).inc();
         self.all_open.inc();
+        self.passed(route)
+    }
+
+    fn passed(&self, route: &Label) -> Arc<PassedBytes> {
+        if let Some(passed) = self.passed.read().unwrap_or_else(PoisonError::into_inner).get(route) {
+            return Arc::clone(passed);
+        }
         let bytes = |direction| self.bytes.get_or_create_owned(&Passed { route: Arc::clone(route), direction });
-        PassedBytes { from_client: bytes("in"), to_client: bytes("out") }
+        let passed = || Arc::new(PassedBytes { from_client: bytes("in"), to_client: bytes("out") });
+        let mut all = self.passed.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(Arc::clone(route)).or_insert_with(passed))
     }
 
     /// Returns the number of open sockets.

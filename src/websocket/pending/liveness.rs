@@ -1,10 +1,11 @@
 //! Detects that the client of a pending socket without `auth_timeout` has gone, or is too slow to complete its message.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::websocket::relay::RelaySettings;
+use crate::policy::SocketLimits;
 
 /// The time within which a first message that has begun must be complete.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,15 +21,15 @@ pub(super) enum LivenessDue {
 
 /// The timers for one client.
 pub(super) struct Liveness {
-    settings: RelaySettings,
+    limits: Arc<SocketLimits>,
     last_received: Instant,
     pinged: Option<Instant>,
     message_begun: Option<Instant>,
 }
 
 impl Liveness {
-    pub(super) fn new(settings: RelaySettings) -> Self {
-        Self { settings, last_received: Instant::now(), pinged: None, message_begun: None }
+    pub(super) fn new(limits: Arc<SocketLimits>) -> Self {
+        Self { limits, last_received: Instant::now(), pinged: None, message_begun: None }
     }
 
     /// Records that the client has sent something.
@@ -44,8 +45,8 @@ impl Liveness {
             self.message_begun = None;
         }
         let silence = match self.pinged {
-            Some(pinged) => pinged + self.settings.ping_timeout.get(),
-            None => self.last_received + self.settings.ping_interval.get(),
+            Some(pinged) => pinged + self.limits.ping_timeout,
+            None => self.last_received + self.limits.ping_interval,
         };
         self.message_begun.map_or(silence, |begun| silence.min(begun + MESSAGE_TIMEOUT))
     }

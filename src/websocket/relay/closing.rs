@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::websocket::moment::Moment;
+use crate::runtime::Moment;
 
 /// The time that a Close waits for the end of the upstream's message, while the client accepts the part of it that has
 /// come.

@@ -4,7 +4,7 @@
 use std::task::Context;
 use std::time::Duration;
 
-use crate::websocket::moment::Moment;
+use crate::runtime::Moment;
 
 use super::closing::Closing;
 use super::scratch::with_scratch;
@@ -55,7 +55,7 @@ impl Relay {
         }
         let reason = match authorized {
             Err(reason) => reason,
-            Ok(()) if self.subscription.should_close() => CloseReason::Drain(self.settings.drain_code),
+            Ok(()) if self.subscription.should_close() => CloseReason::Drain(self.limits.drain_code),
             Ok(()) => return,
         };
         if is_closing {

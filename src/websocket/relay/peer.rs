@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::websocket::moment::Moment;
+use crate::runtime::Moment;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::settings::RelaySettings;
 use crate::http::Socket;
+use crate::policy::SocketLimits;
 
 /// The rate of the slowest supported reader, in bytes per millisecond.
 const SLOWEST: u64 = 8;
@@ -27,8 +27,8 @@ pub(super) struct Peer {
     pub(super) socket: Socket,
     /// Whether the write buffer of the socket itself may hold bytes.
     pub(super) unflushed: bool,
-    /// The bytes that wait to be written; `None` where none do, so that an idle socket holds no buffer.
-    waiting: Option<Box<Waiting>>,
+    /// The bytes that the peer has not taken yet; `None` where there are none, so that an idle socket holds no buffer.
+    untaken: Option<Box<Untaken>>,
     pub(super) last_received: Moment,
     /// The time by which a pinged peer must have sent something. After it the peer is dead.
     pub(super) answer_due: Option<Moment>,
@@ -36,10 +36,6 @@ pub(super) struct Peer {
     drained_by: Moment,
     /// The earliest time of the next ping, after one that could not be sent.
     pub(super) ping_not_before: Moment,
-    /// The time since which a write has been pending.
-    pub(super) write_pending_since: Option<Moment>,
-    /// The bytes that the system has not sent yet, where it was asked.
-    unsent: Option<Box<Unsent>>,
     /// Whether the system has said that everything is sent, and nothing was written since. Asking takes three system
     /// calls, and the end of a session asks several times.
     is_sent: bool,
@@ -58,16 +54,25 @@ pub(super) struct Peer {
     pub(super) forwarding_ended: bool,
 }
 
-/// Bytes for a peer, of which the first `written` are written.
-#[derive(Debug, Default)]
-struct Waiting {
+/// The bytes for a peer that wait here or in the system.
+#[derive(Default)]
+struct Untaken {
+    /// The bytes that wait to be written, of which the first `written` are written.
     bytes: Vec<u8>,
     written: usize,
+    /// The time since which a write has been pending.
+    write_pending_since: Option<Moment>,
+    /// The bytes that the system has not sent yet, where it was asked.
+    unsent: Option<Unsent>,
 }
 
-impl Waiting {
+impl Untaken {
     fn unwritten(&self) -> &[u8] {
         &self.bytes[self.written..]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unwritten().is_empty() && self.write_pending_since.is_none() && self.unsent.is_none()
     }
 }
 
@@ -83,13 +88,11 @@ impl Peer {
         Self {
             socket,
             unflushed: false,
-            waiting: None,
+            untaken: None,
             last_received: Moment::now(),
             answer_due: None,
             drained_by: Moment::now(),
             ping_not_before: Moment::now(),
-            write_pending_since: None,
-            unsent: None,
             is_sent: false,
             eof: false,
             shut: false,
@@ -102,15 +105,37 @@ impl Peer {
 
     /// Returns the buffer of the bytes that are written next.
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
-        &mut self.waiting.get_or_insert_default().bytes
+        &mut self.untaken.get_or_insert_default().bytes
     }
 
     fn has_waiting(&self) -> bool {
-        self.waiting.as_ref().is_some_and(|waiting| !waiting.unwritten().is_empty())
+        self.untaken.as_ref().is_some_and(|untaken| !untaken.unwritten().is_empty())
     }
 
-    pub(super) fn next_ping(&self, settings: &RelaySettings) -> Moment {
-        (self.last_received + settings.ping_interval.get()).max(self.ping_not_before)
+    /// Returns whether a write is pending.
+    pub(super) fn is_write_pending(&self) -> bool {
+        self.write_pending_since().is_some()
+    }
+
+    fn write_pending_since(&self) -> Option<Moment> {
+        self.untaken.as_ref()?.write_pending_since
+    }
+
+    /// Records that a write is pending from now on, unless one was before.
+    fn record_write_pending(&mut self) {
+        self.untaken.get_or_insert_default().write_pending_since.get_or_insert_with(Moment::now);
+    }
+
+    /// Changes what the peer has not taken, if there is any, and drops the record of it when all is taken.
+    fn taken(&mut self, change: impl FnOnce(&mut Untaken)) {
+        if let Some(untaken) = &mut self.untaken {
+            change(untaken);
+            self.untaken.take_if(|untaken| untaken.is_empty());
+        }
+    }
+
+    pub(super) fn next_ping(&self, limits: &SocketLimits) -> Moment {
+        (self.last_received + limits.ping_interval).max(self.ping_not_before)
     }
 
     /// Reads into `scratch` and returns the number of bytes: 0 at the end of the stream, `None` while nothing has come.
@@ -153,7 +178,7 @@ impl Peer {
     }
 
     /// Records that a ping was written after everything written before.
-    pub(super) fn record_ping(&mut self, settings: &RelaySettings) {
+    pub(super) fn record_ping(&mut self, limits: &SocketLimits) {
         let now = Moment::now();
         let mut drained_by = self.drained_by.max(now);
         if drained_by > now
@@ -161,20 +186,21 @@ impl Peer {
         {
             drained_by = drained_by.min(now + Duration::from_millis((held as u64 + AT_THE_PEER) / SLOWEST));
         }
-        self.answer_due = Some(drained_by + settings.ping_timeout.get());
+        self.answer_due = Some(drained_by + limits.ping_timeout);
     }
 
     /// Returns whether the system has sent all bytes that it accepted, so that closing the socket discards nothing. It
     /// must be called before the stream is ended, when no write is pending.
     pub(super) fn is_sent_by_system(&mut self) -> bool {
         if self.shut || self.is_sent || self.socket.is_sent() != Some(false) {
-            self.unsent = None;
+            self.taken(|untaken| untaken.unsent = None);
             self.is_sent = true;
             return true;
         }
         let bytes = self.socket.unsent();
-        if self.unsent.as_ref().is_none_or(|unsent| bytes < unsent.bytes) {
-            self.unsent = Some(Box::new(Unsent { bytes, since: Moment::now() }));
+        let unsent = &mut self.untaken.get_or_insert_default().unsent;
+        if unsent.as_ref().is_none_or(|unsent| bytes < unsent.bytes) {
+            *unsent = Some(Unsent { bytes, since: Moment::now() });
         }
         false
     }
@@ -182,19 +208,20 @@ impl Peer {
     /// Returns the time since which the peer has accepted none of the bytes that wait for it here or in the system;
     /// `None` where none wait.
     pub(super) fn stalled_since(&self) -> Option<Moment> {
-        self.write_pending_since.or_else(|| self.unsent.as_ref().map(|unsent| unsent.since))
+        let untaken = self.untaken.as_ref()?;
+        untaken.write_pending_since.or_else(|| untaken.unsent.as_ref().map(|unsent| unsent.since))
     }
 
     /// Returns whether the system must be asked again how many bytes it has not sent.
     pub(super) fn awaits_delivery(&self) -> bool {
-        self.unsent.is_some()
+        self.untaken.as_ref().is_some_and(|untaken| untaken.unsent.is_some())
     }
 
     fn record_written(&mut self, bytes: usize) {
         let now = Moment::now();
         let drained_by = self.drained_by.max(now) + Duration::from_millis(bytes as u64 / SLOWEST);
         self.drained_by = drained_by.min(now + Duration::from_millis(BETWEEN / SLOWEST));
-        self.unsent = None;
+        self.taken(|untaken| untaken.unsent = None);
         self.is_sent = false;
     }
 
@@ -219,16 +246,15 @@ impl Peer {
         if self.stalled_since().is_none_or(|since| since.elapsed() < limit) {
             return false;
         }
-        if self.write_pending_since.is_none() {
+        if !self.is_write_pending() {
             return !self.is_sent_by_system() && self.stalled_since().is_some_and(|since| since.elapsed() >= limit);
         }
-        let unwritten = self.waiting.as_deref().map(Waiting::unwritten);
+        let unwritten = self.untaken.as_deref().map(Untaken::unwritten);
         let Some(taken) = self.socket.send_now(unwritten.unwrap_or_default()) else { return true };
-        if let Some(waiting) = &mut self.waiting {
-            waiting.written += taken;
-        }
         self.record_written(taken);
-        self.write_pending_since = Some(Moment::now());
+        let untaken = self.untaken.get_or_insert_default();
+        untaken.written += taken;
+        untaken.write_pending_since = Some(Moment::now());
         false
     }
 
@@ -254,9 +280,7 @@ impl Peer {
     pub(super) fn abandon(&mut self) {
         self.shut = true;
         self.unflushed = false;
-        self.waiting = None;
-        self.write_pending_since = None;
-        self.unsent = None;
+        self.untaken = None;
     }
 
     pub(super) fn has_pending_writes(&self) -> bool {
@@ -272,35 +296,38 @@ impl Peer {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // TLS reports neither a write nor a flush before its whole buffer was sent. For a slow reader that takes longer
         // than the time for which a peer may accept nothing.
-        if self.write_pending_since.is_some() && self.socket.has_write_buffer() && self.socket.send_now(&[]).is_some() {
-            self.write_pending_since = None;
+        if self.is_write_pending() && self.socket.has_write_buffer() && self.socket.send_now(&[]).is_some() {
+            self.taken(|untaken| untaken.write_pending_since = None);
         }
-        while let Some(waiting) = self.waiting.as_mut().filter(|waiting| !waiting.unwritten().is_empty()) {
-            match Pin::new(&mut self.socket).poll_write(cx, waiting.unwritten()) {
+        while let Some(untaken) = self.untaken.as_mut().filter(|untaken| !untaken.unwritten().is_empty()) {
+            match Pin::new(&mut self.socket).poll_write(cx, untaken.unwritten()) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
-                    waiting.written += written;
+                    untaken.written += written;
+                    untaken.write_pending_since = None;
                     self.record_written(written);
-                    self.write_pending_since = None;
                     self.unflushed = self.socket.has_write_buffer();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    self.write_pending_since.get_or_insert_with(Moment::now);
+                    self.record_write_pending();
                     return Poll::Pending;
                 }
             }
         }
         if self.unflushed {
             if Pin::new(&mut self.socket).poll_flush(cx)?.is_pending() {
-                self.write_pending_since.get_or_insert_with(Moment::now);
+                self.record_write_pending();
                 return Poll::Pending;
             }
             self.unflushed = false;
             self.is_sent = false;
         }
-        self.waiting = None;
-        self.write_pending_since = None;
+        self.taken(|untaken| {
+            untaken.write_pending_since = None;
+            // Its buffer is kept no longer than there is something in it.
+            (untaken.bytes, untaken.written) = (Vec::new(), 0);
+        });
         Poll::Ready(Ok(()))
     }
 
@@ -320,7 +347,7 @@ impl Peer {
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.write_pending_since.get_or_insert_with(Moment::now);
+                    self.record_write_pending();
                     break;
                 }
             }

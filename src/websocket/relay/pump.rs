@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll};
 
-use crate::websocket::moment::Moment;
+use crate::runtime::Moment;
 
 use super::from_client::{FromClientEvent, Reading};
 use super::outgoing::Outgoing;
@@ -40,7 +40,7 @@ impl Relay {
         let violation = loop {
             let reading = Reading {
                 dialect: self.session.dialect().map(|dialect| &**dialect),
-                token_bytes: self.settings.token_bytes.get(),
+                token_bytes: self.limits.token_bytes,
             };
             match self.from_client.next(input, &mut at, &mut out, reading) {
                 Ok(None) => break None,
@@ -207,7 +207,7 @@ impl Relay {
     /// Writes to the client and reads from the upstream. Returns whether anything has happened.
     pub(super) fn pump_from_upstream(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.client.shut {
-            let was_write_pending = self.client.write_pending_since.is_some();
+            let was_write_pending = self.client.is_write_pending();
             let flushed = self.client.poll_flush(cx);
             if was_write_pending && let Some(closing) = &mut self.closing {
                 // The upstream was not read, and so its message could not end.

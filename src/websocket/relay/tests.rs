@@ -18,23 +18,21 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::authorizer::{RevalidateFuture, SessionAuthorizer, VerifyFuture};
 use super::super::frame::{apply_mask, close_payload};
 use super::super::session::{Credential, Session, SessionLimits, Verdict};
-use super::settings::ByteLimit;
 use super::*;
 use crate::auth::{RemoteCheck, Revalidation, RevocationKeys, StoredIdentity};
 use crate::runtime::Notifier;
 use crate::telemetry::Metrics;
-use crate::websocket::moment::Millis;
 
 /// The number of bytes that fit between the relay and one of its peers.
 const ROOM: usize = 64 << 10;
 
-const TIMES: RelaySettings = RelaySettings {
-    ping_interval: Millis(30_000),
-    ping_timeout: Millis(10_000),
+const TIMES: SocketLimits = SocketLimits {
+    ping_interval: Duration::from_secs(30),
+    ping_timeout: Duration::from_secs(10),
     idle_timeout: None,
-    send_timeout: Millis(60_000),
-    token_bytes: ByteLimit(8 << 10),
-    message_bytes: ByteLimit(1 << 20),
+    send_timeout: Duration::from_secs(60),
+    token_bytes: 8 << 10,
+    message_bytes: 1 << 20,
     drain_code: 1012,
 };
 
@@ -82,23 +80,23 @@ struct TestRelay {
 }
 
 impl TestRelay {
-    fn start(settings: RelaySettings) -> Self {
-        Self::with_room(settings, ROOM)
+    fn start(limits: SocketLimits) -> Self {
+        Self::with_room(limits, ROOM)
     }
 
     /// Starts with room for this many bytes between the relay and its client.
-    fn with_room(settings: RelaySettings, room: usize) -> Self {
+    fn with_room(limits: SocketLimits, room: usize) -> Self {
         let (client, ours) = duplex(room);
-        Self::between(settings, client, Socket::Memory(Box::new(ours)))
+        Self::between(limits, client, Socket::Memory(Box::new(ours)))
     }
 
-    fn between(settings: RelaySettings, client: DuplexStream, ours: Socket) -> Self {
-        Self::after(settings, client, ours, Vec::new(), Vec::new())
+    fn between(limits: SocketLimits, client: DuplexStream, ours: Socket) -> Self {
+        Self::after(limits, client, ours, Vec::new(), Vec::new())
     }
 
     /// Starts after the client and the upstream have sent these bytes.
     fn after(
-        settings: RelaySettings,
+        limits: SocketLimits,
         client: DuplexStream,
         ours: Socket,
         from_client: Vec<u8>,
@@ -129,7 +127,7 @@ impl TestRelay {
         let (notifier, is_denied) = (Notifier::default(), Arc::new(AtomicBool::new(false)));
         let authorizer = Box::new(TestAuthorizer(Arc::clone(&is_denied)));
         let passed = Metrics::default().sockets.opened(&"test".into(), None);
-        let relay = Relay::new(input, authorizer, notifier.subscribe_staggered(), settings, passed);
+        let relay = Relay::new(input, authorizer, notifier.subscribe_staggered(), Arc::new(limits), passed);
         Self {
             client: TestPeer { stream: client, is_client: true },
             upstream: TestPeer { stream: upstream, is_client: false },

@@ -4,13 +4,14 @@
 use std::task::Context;
 use std::time::Duration;
 
-use crate::websocket::moment::Moment;
+use crate::runtime::Moment;
 
 use super::closing::MESSAGE_END_TIMEOUT;
 use super::ending::LINGER;
 use super::peer::Peer;
-use super::{ClosedBy, Relay, RelaySettings};
+use super::{ClosedBy, Relay};
 use crate::auth::unix_millis;
+use crate::policy::SocketLimits;
 use crate::websocket::close_reason::CloseReason;
 use crate::websocket::frame::{Opcode, PING, encode, masking_key};
 use crate::websocket::session::Event;
@@ -64,7 +65,7 @@ impl Relay {
         }
         for peer in [&self.client, &self.upstream] {
             if let Some(since) = peer.stalled_since() {
-                consider(since + self.settings.send_timeout.get());
+                consider(since + self.limits.send_timeout);
             }
             if peer.awaits_delivery() {
                 consider(now + DELIVERY_RETRY);
@@ -97,7 +98,7 @@ impl Relay {
         }
         for peer in [&self.client, &self.upstream] {
             if peer.is_read() {
-                consider(peer.answer_due.unwrap_or_else(|| peer.next_ping(&self.settings)));
+                consider(peer.answer_due.unwrap_or_else(|| peer.next_ping(&self.limits)));
             }
         }
         next
@@ -107,7 +108,7 @@ impl Relay {
     /// an accepted byte, and after `send_timeout` however slowly it reads.
     fn client_close_deadline(&self) -> Option<Moment> {
         let closing = self.closing.as_ref().filter(|_| self.disconnect_at.is_none() && !self.client.shut)?;
-        let latest = closing.since + self.settings.send_timeout.get();
+        let latest = closing.since + self.limits.send_timeout;
         let stalled = self.client.stalled_since().map(|since| since.max(closing.since) + LINGER);
         Some(stalled.map_or(latest, |stalled| stalled.min(latest)))
     }
@@ -121,7 +122,7 @@ impl Relay {
         if self.is_client_over() {
             return self.disconnect_client(cx);
         }
-        if self.upstream.is_stalled_for(self.settings.send_timeout.get()) {
+        if self.upstream.is_stalled_for(self.limits.send_timeout) {
             self.close_for_dead_upstream();
         }
         if self.closing.is_some() || self.is_without_client() {
@@ -162,10 +163,10 @@ impl Relay {
         }
         if self.client_close_deadline().is_some_and(|at| at <= now) {
             let closing = self.closing.as_ref();
-            let is_timed_out = closing.is_some_and(|closing| closing.since + self.settings.send_timeout.get() <= now);
+            let is_timed_out = closing.is_some_and(|closing| closing.since + self.limits.send_timeout <= now);
             return is_timed_out || self.client.is_stalled_for(LINGER);
         }
-        if self.client.is_stalled_for(self.settings.send_timeout.get()) {
+        if self.client.is_stalled_for(self.limits.send_timeout) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
             return true;
         }
@@ -199,15 +200,15 @@ impl Relay {
     /// Returns the time at which the session has been idle for too long; `None` where there is no limit. A session is
     /// not idle while one side accepts nothing.
     fn idle_deadline(&self) -> Option<Moment> {
-        let timeout = self.settings.idle_timeout.filter(|_| !self.client.is_paused && !self.upstream.is_paused)?;
-        Some(self.last_data + timeout.get())
+        let timeout = self.limits.idle_timeout.filter(|_| !self.client.is_paused && !self.upstream.is_paused)?;
+        Some(self.last_data + timeout)
     }
 
     /// Pings peers that have sent nothing for `ping_interval`. Returns whether the client is dead.
     fn ping_silent_peers(&mut self, now: Moment) -> bool {
         let is_dead = |peer: &Peer| peer.is_read() && peer.answer_due.is_some_and(|due| due <= now);
-        let is_ping_due = |peer: &Peer, settings: &RelaySettings| {
-            peer.is_read() && peer.answer_due.is_none() && peer.next_ping(settings) <= now
+        let is_ping_due = |peer: &Peer, limits: &SocketLimits| {
+            peer.is_read() && peer.answer_due.is_none() && peer.next_ping(limits) <= now
         };
         if is_dead(&self.client) {
             self.first_close.get_or_insert((None, ClosedBy::Vestibule));
@@ -220,17 +221,17 @@ impl Relay {
         // A ping may come between two fragments of a message: an upstream that never ends its message must not keep a
         // dead client. A ping that cannot be sent now, inside a frame or after a pending write, is tried again.
         let retry = now + PING_RETRY;
-        if is_ping_due(&self.client, &self.settings) {
+        if is_ping_due(&self.client, &self.limits) {
             if self.from_upstream.direction.frames.is_between_frames() && !self.client.has_pending_writes() {
-                self.client.record_ping(&self.settings);
+                self.client.record_ping(&self.limits);
                 encode(self.client.out(), Opcode::Ping, PING, None);
             } else {
                 self.client.ping_not_before = retry;
             }
         }
-        if is_ping_due(&self.upstream, &self.settings) {
+        if is_ping_due(&self.upstream, &self.limits) {
             if self.from_client.may_send_control() && !self.upstream.has_pending_writes() {
-                self.upstream.record_ping(&self.settings);
+                self.upstream.record_ping(&self.limits);
                 encode(self.upstream.out(), Opcode::Ping, PING, Some(masking_key()));
             } else {
                 self.upstream.ping_not_before = retry;

@@ -130,9 +130,9 @@ impl Model {
             {
                 return None;
             }
-            Step::FirstToken => Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()),
-            Step::FirstPing => Event::FirstMessage(FirstMessage::Ping("pong".to_owned()), Box::default()),
-            Step::FirstUnexpected => Event::FirstMessage(FirstMessage::Unexpected, Box::default()),
+            Step::FirstToken => Event::FirstMessage(FirstMessage::Authenticate(token()), Copies::default()),
+            Step::FirstPing => Event::FirstMessage(FirstMessage::Ping("pong".to_owned()), Copies::default()),
+            Step::FirstUnexpected => Event::FirstMessage(FirstMessage::Unexpected, Copies::default()),
             Step::Refresh => later(LaterMessage::Refresh(PresentedToken::Token(token()))),
             Step::RefreshWithoutToken => later(LaterMessage::Refresh(PresentedToken::Missing)),
             Step::Authenticate => later(LaterMessage::Authenticate(PresentedToken::Token(token()))),
@@ -297,7 +297,7 @@ impl Model {
 }
 
 fn later(message: LaterMessage) -> Event {
-    Event::LaterMessage(message, Box::default())
+    Event::LaterMessage(message, Copies::default())
 }
 
 /// Makes a credential whose token ends [`TOKEN_LIFE`] after the start, and that is revalidated where that is asked.

@@ -30,9 +30,13 @@ struct QueuedToken {
     copies: Copies,
 }
 
+/// The refreshes of a session: nothing until the first one, as for most sessions.
+#[derive(Debug, Default)]
+pub(super) struct Refreshes(Option<Box<State>>);
+
 /// The state of a session's refreshes. Times are milliseconds since the epoch.
 #[derive(Debug, Default)]
-pub(super) struct Refreshes {
+struct State {
     verifying: Option<Acknowledgement>,
     queued: Option<Box<QueuedToken>>,
     /// The time at which the token bucket of the rate limit is full again.
@@ -43,58 +47,63 @@ pub(super) struct Refreshes {
 
 impl Refreshes {
     /// Returns the number of accepted refreshes.
-    pub(super) const fn accepted(&self) -> u32 {
-        self.accepted
+    pub(super) fn accepted(&self) -> u32 {
+        self.0.as_ref().map_or(0, |state| state.accepted)
     }
 
     /// Returns whether a verdict is awaited.
-    pub(super) const fn is_verifying(&self) -> bool {
-        self.verifying.is_some()
+    pub(super) fn is_verifying(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| state.verifying.is_some())
     }
 
     /// Returns whether a token waits to be verified.
-    pub(super) const fn is_queued(&self) -> bool {
-        self.queued.is_some()
+    pub(super) fn is_queued(&self) -> bool {
+        self.0.as_ref().is_some_and(|state| state.queued.is_some())
     }
 
     /// Queues a token in place of the waiting one.
     pub(super) fn enqueue(&mut self, token: Token, acknowledgement: Acknowledgement, copies: Copies) {
-        self.queued = Some(Box::new(QueuedToken { token, acknowledgement, copies }));
+        self.0.get_or_insert_default().queued = Some(Box::new(QueuedToken { token, acknowledgement, copies }));
     }
 
     pub(super) fn clear_queue(&mut self) {
-        self.queued = None;
+        if let Some(state) = &mut self.0 {
+            state.queued = None;
+        }
     }
 
     /// Returns the time from which the rate limit allows the next verification.
-    pub(super) const fn next_at(&self) -> u64 {
-        self.bucket_full_at.saturating_sub((BURST - 1) * INTERVAL_MILLIS)
+    pub(super) fn next_at(&self) -> u64 {
+        self.0.as_ref().map_or(0, |state| state.bucket_full_at.saturating_sub((BURST - 1) * INTERVAL_MILLIS))
     }
 
     /// Takes the queued token for verification, unless another is being verified or the rate limit forbids it.
     pub(super) fn start(&mut self, now: u64) -> Option<(Token, Copies)> {
-        if self.verifying.is_some() || now < self.next_at() {
+        if self.is_verifying() || now < self.next_at() {
             return None;
         }
-        let QueuedToken { token, acknowledgement, copies } = *self.queued.take()?;
-        self.bucket_full_at = self.bucket_full_at.max(now).saturating_add(INTERVAL_MILLIS);
-        self.verifying = Some(acknowledgement);
+        let state = self.0.as_mut()?;
+        let QueuedToken { token, acknowledgement, copies } = *state.queued.take()?;
+        state.bucket_full_at = state.bucket_full_at.max(now).saturating_add(INTERVAL_MILLIS);
+        state.verifying = Some(acknowledgement);
         Some((token, copies))
     }
 
     /// Ends the verification, and returns the form in which the token is acknowledged if it was accepted.
     pub(super) fn finish(&mut self) -> Acknowledgement {
-        self.verifying.take().unwrap_or(Acknowledgement::Refreshed)
+        self.0.as_mut().and_then(|state| state.verifying.take()).unwrap_or(Acknowledgement::Refreshed)
     }
 
     pub(super) fn count_accepted(&mut self) {
-        self.refused_in_a_row = 0;
-        self.accepted += 1;
+        let state = self.0.get_or_insert_default();
+        state.refused_in_a_row = 0;
+        state.accepted += 1;
     }
 
     /// Counts a refused refresh, and returns whether the session must end.
     pub(super) fn count_refused(&mut self) -> bool {
-        self.refused_in_a_row += 1;
-        self.refused_in_a_row >= MAX_REFUSALS
+        let state = self.0.get_or_insert_default();
+        state.refused_in_a_row += 1;
+        state.refused_in_a_row >= MAX_REFUSALS
     }
 }

@@ -59,7 +59,7 @@ fn pending() -> Session {
 
 fn opened() -> Session {
     let mut session = pending();
-    session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW);
+    session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Copies::default()), NOW);
     session.on(accepted(NOW / 1_000 + 60), NOW);
     session.on(Event::UpstreamOpen, NOW);
     session
@@ -85,14 +85,16 @@ fn shown(actions: &[Action]) -> Vec<String> {
 }
 
 fn refresh(session: &mut Session, now: u64) -> Vec<String> {
-    shown(&session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Token(token())), Box::default()), now))
+    shown(
+        &session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Token(token())), Copies::default()), now),
+    )
 }
 
 #[test]
 fn a_good_first_message_dials_and_is_answered_when_the_upstream_stands() {
     let mut session = pending();
     assert_eq!(
-        shown(&session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW)),
+        shown(&session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Copies::default()), NOW)),
         ["verify"]
     );
     assert_eq!(shown(&session.on(accepted(NOW / 1_000 + 60), NOW)), ["connect"]);
@@ -110,7 +112,7 @@ fn every_bad_first_message_ends_with_its_row() {
         (FirstMessage::MissingToken, "Missing authentication token 1008 Missing token"),
         (FirstMessage::NotAToken(None), "Invalid authentication token 1008 Invalid token"),
     ] {
-        assert_eq!(shown(&pending().on(Event::FirstMessage(first, Box::default()), NOW)), [expected]);
+        assert_eq!(shown(&pending().on(Event::FirstMessage(first, Copies::default()), NOW)), [expected]);
     }
 }
 
@@ -123,7 +125,7 @@ fn every_refused_first_token_ends_with_its_row() {
         (Verdict::Denied, "Access denied 1008 Access denied"),
     ] {
         let mut session = pending();
-        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW);
+        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Copies::default()), NOW);
         assert_eq!(shown(&session.on(Event::Verdict(verdict), NOW)), [expected]);
     }
 }
@@ -138,7 +140,9 @@ fn waiting_ends_in_time_and_only_then() {
         ["Authentication timeout 1008 Authentication timeout"]
     );
     assert!(
-        session.on(Event::FirstMessage(FirstMessage::Authenticate(token()), Box::default()), NOW + 10_001).is_empty()
+        session
+            .on(Event::FirstMessage(FirstMessage::Authenticate(token()), Copies::default()), NOW + 10_001)
+            .is_empty()
     );
 }
 
@@ -158,7 +162,7 @@ fn a_refresh_moves_the_end() {
 #[test]
 fn authenticate_again_is_a_refresh_answered_as_authenticated() {
     let mut session = opened();
-    session.on(Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Box::default()), NOW);
+    session.on(Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Copies::default()), NOW);
     assert_eq!(
         shown(&session.on(accepted(NOW / 1_000 + 70), NOW)),
         [r#"{"type":"authenticated","user_id":"alice","expires_at":1000070,"expires_in":70}"#]
@@ -168,7 +172,7 @@ fn authenticate_again_is_a_refresh_answered_as_authenticated() {
 #[test]
 fn authenticate_with_the_users_old_token_is_answered_with_the_end_that_holds() {
     let mut session = opened();
-    let event = Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Box::default());
+    let event = Event::LaterMessage(LaterMessage::Authenticate(PresentedToken::Token(token())), Copies::default());
     assert_eq!(shown(&session.on(event, NOW)), ["verify"]);
     let old = || Event::Verdict(Verdict::Expired { user_id: "alice".to_owned() });
     let end = NOW / 1_000 + 60;
@@ -235,12 +239,13 @@ fn refused_refreshes_keep_the_old_identity_and_five_in_a_row_end_it() {
 fn an_accepted_refresh_forgets_the_refusals() {
     let mut session = opened();
     for attempt in 0..4 {
-        session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Box::default()), NOW + attempt);
+        session
+            .on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Copies::default()), NOW + attempt);
     }
     refresh(&mut session, NOW + 10);
     session.on(accepted(NOW / 1_000 + 60), NOW + 10);
     let said = shown(
-        &session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Box::default()), NOW + 20),
+        &session.on(Event::LaterMessage(LaterMessage::Refresh(PresentedToken::Missing), Copies::default()), NOW + 20),
     );
     assert_eq!(said, [r#"{"type":"error","message":"Missing token in refresh request"}"#]);
 }
@@ -288,7 +293,7 @@ fn a_session_with_a_credential_on_the_upgrade_hears_nothing_unasked() {
         shown(&session.on(Event::Deadline { last_seen: None }, NOW + 90_000)),
         ["Token expired 4401 Token expired"]
     );
-    assert_eq!(CloseReason::Expired.error_message(None, &Box::default()), None);
+    assert_eq!(CloseReason::Expired.error_message(None, &Copies::default()), None);
 }
 
 #[test]

@@ -68,7 +68,7 @@ async fn an_upstreams_close_with_a_code_that_may_not_be_sent_is_1011() {
 #[derive(Debug)]
 struct Stubborn {
     stream: DuplexStream,
-    wait: Pin<Box<Sleep>>,
+    wait: Pin<Box<tokio::time::Sleep>>,
 }
 
 impl AsyncRead for Stubborn {
@@ -96,7 +96,7 @@ impl tokio::io::AsyncWrite for Stubborn {
 #[tokio::test(start_paused = true)]
 async fn an_end_that_the_socket_does_not_take_at_once_is_given_to_it_again() {
     let (client, ours) = duplex(ROOM);
-    let wait = Box::pin(sleep_until(Instant::now() + Duration::from_secs(2)));
+    let wait = Box::pin(tokio::time::sleep_until(Instant::now() + Duration::from_secs(2)));
     let mut relayed = TestRelay::between(TIMES, client, Socket::Memory(Box::new(Stubborn { stream: ours, wait })));
     relayed.denies();
     assert_eq!(relayed.client.next_close().await, Some(1008));

@@ -71,8 +71,8 @@ async fn a_side_that_answers_no_ping_is_dead_after_ping_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn a_long_frame_that_arrives_slowly_is_not_idle() {
-    let settings = RelaySettings { idle_timeout: Some(Millis(25_000)), ..TIMES };
-    let mut relayed = TestRelay::start(settings);
+    let limits = SocketLimits { idle_timeout: Some(Duration::from_secs(25)), ..TIMES };
+    let mut relayed = TestRelay::start(limits);
     let frame = relayed.client.frame(Opcode::Binary, &[b'x'; 10_000]);
     let mut upstream = relayed.upstream;
     let answering = tokio::spawn(async move {

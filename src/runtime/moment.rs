@@ -17,16 +17,24 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
 
 /// A time of the monotonic clock in eight bytes, also where it may be absent: nanoseconds since [`EPOCH`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment(NonZeroU64);
+pub struct Moment(NonZeroU64);
 
 impl Moment {
-    pub(super) fn now() -> Self {
+    /// Returns the current time.
+    #[must_use]
+    pub fn now() -> Self {
         Instant::now().into()
     }
 
     /// Returns the time that has passed since; zero for a time in the future.
-    pub(super) fn elapsed(self) -> Duration {
+    #[must_use]
+    pub fn elapsed(self) -> Duration {
         Self::now() - self
+    }
+
+    /// Returns the nanoseconds since [`EPOCH`], at least 1.
+    pub(super) fn get(self) -> u64 {
+        self.0.get()
     }
 }
 
@@ -61,10 +69,12 @@ impl Sub for Moment {
 
 /// A duration in whole milliseconds, at most 49 days; a longer one counts as that.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Millis(pub(super) u32);
+pub struct Millis(u32);
 
 impl Millis {
-    pub(super) const fn get(self) -> Duration {
+    /// Returns the duration.
+    #[must_use]
+    pub const fn get(self) -> Duration {
         Duration::from_millis(self.0 as u64)
     }
 }

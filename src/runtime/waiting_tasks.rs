@@ -1,0 +1,310 @@
+//! The tasks of open sockets and streams that wait: for a notification of all, and each at most until a time of its own.
+//!
+//! A socket that waited with a `Sleep` and a `Notified` of Tokio took 176 bytes for them; here it takes some 50. The
+//! times of all tasks are kept in order, and one task sleeps until the first of them.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::moment::Moment;
+
+/// The number of lists of tasks. Each message of a socket takes the lock of its task's list.
+const LISTS: u8 = 8;
+
+/// The tasks that wait. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WaitingTasks(Arc<Lists>);
+
+#[derive(Debug, Default)]
+struct Lists {
+    lists: [Mutex<List>; LISTS as usize],
+    clock: Arc<Clock>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    tasks: Slab<WaitingTask>,
+    /// The times of the tasks that have one, each with its key in `tasks`.
+    times: BTreeSet<(Moment, usize)>,
+}
+
+#[derive(Debug)]
+struct WaitingTask {
+    /// Wakes the task; `None` while it does not wait.
+    waker: Option<Waker>,
+    /// The time at which it is woken at the latest.
+    at: Option<Moment>,
+}
+
+/// What the task that wakes the others at their times waits for.
+#[derive(Debug, Default)]
+struct Clock {
+    is_started: AtomicBool,
+    /// The time until which it sleeps, as it is in a [`Moment`]; 0 while it looks for that time.
+    sleeps_until: AtomicU64,
+    /// Notified when a task waits for an earlier time.
+    earlier: Notify,
+}
+
+/// The place of one task among those that wait. Dropping it releases the place.
+#[derive(Debug)]
+pub(super) struct Place {
+    lists: Arc<Lists>,
+    list: u8,
+    key: u32,
+}
+
+impl WaitingTasks {
+    /// Adds a task, which does not wait yet. `number` decides in which list; numbers in a row are in different ones.
+    pub(super) fn add(&self, number: u32) -> Place {
+        let list = number.to_le_bytes()[0] % LISTS;
+        let key = self.0.list(list).tasks.insert(WaitingTask { waker: None, at: None });
+        // There are fewer sockets than descriptors, of which a system allows 2^30.
+        Place { lists: Arc::clone(&self.0), list, key: u32::try_from(key).unwrap_or(u32::MAX) }
+    }
+
+    /// Wakes all tasks that wait.
+    pub(super) fn wake_all(&self) {
+        for list in 0..LISTS {
+            let wakers: Vec<Waker> = {
+                let mut list = self.0.list(list);
+                list.tasks.iter_mut().filter_map(|(_, task)| task.waker.take()).collect()
+            };
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Lists {
+    fn list(&self, number: u8) -> MutexGuard<'_, List> {
+        self.lists[usize::from(number)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the tasks whose time has come, and returns the first time that has not.
+    fn wake_due(&self) -> Option<Moment> {
+        let now = Moment::now();
+        let first = |number| {
+            let (wakers, next) = self.list(number).take_due(now);
+            wakers.into_iter().for_each(Waker::wake);
+            next
+        };
+        (0..LISTS).filter_map(first).min()
+    }
+}
+
+impl List {
+    /// Takes the wakers of the tasks whose time has come. Returns the first time that has not, too.
+    fn take_due(&mut self, now: Moment) -> (Vec<Waker>, Option<Moment>) {
+        let mut wakers = Vec::new();
+        while let Some((at, key)) = self.times.first().copied() {
+            if at > now {
+                return (wakers, Some(at));
+            }
+            self.times.pop_first();
+            if let Some(task) = self.tasks.get_mut(key) {
+                task.at = None;
+                wakers.extend(task.waker.take());
+            }
+        }
+        (wakers, None)
+    }
+}
+
+impl Place {
+    /// Wakes the task of `waker` at the next [`WaitingTasks::wake_all`], and at `at` at the latest. An earlier time that
+    /// was set before stays: most wakes only move the time further away, and the task is woken early then.
+    pub(super) fn wait(&self, waker: &Waker, at: Option<Moment>) {
+        let mut list = self.lists.list(self.list);
+        let List { tasks, times } = &mut *list;
+        let Some(task) = tasks.get_mut(self.key as usize) else { return };
+        match &mut task.waker {
+            Some(former) => former.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        let Some(at) = at.filter(|at| task.at.is_none_or(|former| *at < former)) else { return };
+        if let Some(former) = task.at.replace(at) {
+            times.remove(&(former, self.key as usize));
+        }
+        times.insert((at, self.key as usize));
+        drop(list);
+        self.lists.clock.is_at_most(at, &self.lists);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut list = self.lists.list(self.list);
+        let removed = list.tasks.try_remove(self.key as usize);
+        if let Some(at) = removed.as_ref().and_then(|task| task.at) {
+            list.times.remove(&(at, self.key as usize));
+        }
+        // The room that many sockets needed is given back once they are gone.
+        if list.tasks.is_empty() {
+            list.tasks.shrink_to_fit();
+        }
+        // Its waker must not be dropped under the lock.
+        drop(list);
+    }
+}
+
+impl Clock {
+    /// Makes the clock's task wake no later than at `at`.
+    fn is_at_most(self: &Arc<Self>, at: Moment, lists: &Arc<Lists>) {
+        if !self.is_started.swap(true, Ordering::Relaxed) {
+            tokio::spawn(Arc::clone(self).run(Arc::downgrade(lists)));
+        }
+        let sleeps_until = self.sleeps_until.load(Ordering::Acquire);
+        if sleeps_until == 0 || at.get() < sleeps_until {
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Wakes tasks at their times, until their lists are gone.
+    async fn run(self: Arc<Self>, lists: Weak<Lists>) {
+        loop {
+            // A task that comes to a list after this has looked there finds 0, and notifies.
+            self.sleeps_until.store(0, Ordering::Release);
+            let Some(next) = lists.upgrade().map(|lists| lists.wake_due()) else { return };
+            self.sleeps_until.store(next.map_or(u64::MAX, Moment::get), Ordering::Release);
+            let sleep = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {}
+                () = self.earlier.notified() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Lists {
+    fn drop(&mut self) {
+        self.clock.earlier.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Waits until woken, and returns the time that has passed, in milliseconds.
+    async fn woken(place: &Place, at: Option<Moment>) -> u128 {
+        let begun = Moment::now();
+        let mut is_waiting = false;
+        poll_fn(|cx| {
+            if is_waiting {
+                return Poll::Ready(());
+            }
+            place.wait(cx.waker(), at);
+            is_waiting = true;
+            Poll::Pending
+        })
+        .await;
+        begun.elapsed().as_millis()
+    }
+
+    fn after(millis: u64) -> Moment {
+        Moment::now() + Duration::from_millis(millis)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_task_is_woken_at_its_time_in_whatever_order_the_times_were_set() {
+        let all = WaitingTasks::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (number, millis) in [400, 100, 0, 900, 100, 250, 3_600_000, 1, 700, 50].into_iter().enumerate() {
+            let place = all.add(u32::try_from(number).expect("few"));
+            tasks.spawn(async move { (millis, woken(&place, Some(after(millis))).await) });
+            // The others wait already when an earlier or a later time is set.
+            tokio::task::yield_now().await;
+        }
+        for (millis, waited) in tasks.join_all().await {
+            assert!(waited.abs_diff(millis.into()) <= 1, "{waited} ms instead of {millis}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_time_leaves_the_earlier_one_and_an_earlier_one_replaces_it() {
+        let all = WaitingTasks::default();
+        for (first, second, expected) in [(100, 500, 100), (500, 100, 100)] {
+            let place = all.add(0);
+            place.wait(Waker::noop(), Some(after(first)));
+            assert!(woken(&place, Some(after(second))).await.abs_diff(expected) <= 1);
+            // What was reached is gone: the next time may be later.
+            assert!(woken(&place, Some(after(300))).await.abs_diff(300) <= 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_woken_at_once_with_and_without_a_time() {
+        let all = WaitingTasks::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..100 {
+            let place = all.add(number);
+            tasks.spawn(async move { woken(&place, (number % 2 == 0).then(|| after(60_000))).await });
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        all.wake_all();
+        assert!(tasks.join_all().await.into_iter().all(|waited| waited <= 6));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_is_released_leaves_neither_a_waker_nor_a_time() {
+        let all = WaitingTasks::default();
+        let places: Vec<Place> = (0..1_000).map(|number| all.add(number)).collect();
+        for place in &places {
+            place.wait(Waker::noop(), Some(after(1_000)));
+        }
+        drop(places);
+        for number in 0..LISTS {
+            let list = all.0.list(number);
+            assert!(list.tasks.is_empty() && list.times.is_empty() && list.tasks.capacity() == 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_task_that_wakes_the_others_ends_with_their_lists() {
+        let all = WaitingTasks::default();
+        let clock = Arc::downgrade(&all.0.clock);
+        let place = all.add(0);
+        place.wait(Waker::noop(), Some(after(3_600_000)));
+        drop((all, place));
+        while clock.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Tasks set times that come at once, over and over; none of them may be slept through.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_time_is_missed_while_the_first_one_is_looked_for() {
+        let all = WaitingTasks::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..64 {
+            let place = all.add(number);
+            tasks.spawn(async move {
+                for round in 0..200 {
+                    let at =
+                        Moment::now() + Duration::from_micros((round * 7_919 + u64::from(number) * 104_729) % 3_000);
+                    poll_fn(|cx| {
+                        place.wait(cx.waker(), Some(at));
+                        if at <= Moment::now() { Poll::Ready(()) } else { Poll::Pending }
+                    })
+                    .await;
+                }
+            });
+        }
+        let all_woken = tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await;
+        assert!(all_woken.is_ok(), "a task was not woken");
+    }
+}
