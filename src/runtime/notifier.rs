@@ -159,7 +159,7 @@ impl Subscription {
 
     fn poll(&self, cx: &Context<'_>, deadline: Option<Moment>) -> Poll<()> {
         let at = self.turn.into_iter().chain(deadline).min();
-        self.place.wait(cx.waker(), at);
+        self.state.waiting.wait(&self.place, cx.waker(), at);
         let is_over = self.state.count.load(Ordering::Acquire) != self.seen || at.is_some_and(|at| at <= Moment::now());
         if is_over { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -183,6 +183,7 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.state.subscriptions.fetch_sub(1, Ordering::Relaxed);
+        self.state.waiting.remove(&self.place);
     }
 }
 

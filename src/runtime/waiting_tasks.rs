@@ -16,8 +16,8 @@ use super::moment::Moment;
 /// The number of lists of tasks. Each message of a socket takes the lock of its task's list.
 const LISTS: u8 = 8;
 
-/// The tasks that wait. Clones share them.
-#[derive(Clone, Debug, Default)]
+/// The tasks that wait.
+#[derive(Debug, Default)]
 pub(super) struct WaitingTasks(Arc<Lists>);
 
 #[derive(Debug, Default)]
@@ -51,10 +51,10 @@ struct Clock {
     earlier: Notify,
 }
 
-/// The place of one task among those that wait. Dropping it releases the place.
+/// The place of one task among those that wait. [`WaitingTasks::remove`] must be called with it: a reference to the lists,
+/// by which it could be removed when it is dropped, would be eight bytes more for each socket.
 #[derive(Debug)]
 pub(super) struct Place {
-    lists: Arc<Lists>,
     list: u8,
     key: u32,
 }
@@ -65,7 +65,45 @@ impl WaitingTasks {
         let list = number.to_le_bytes()[0] % LISTS;
         let key = self.0.list(list).tasks.insert(WaitingTask { waker: None, at: None });
         // There are fewer sockets than descriptors, of which a system allows 2^30.
-        Place { lists: Arc::clone(&self.0), list, key: u32::try_from(key).unwrap_or(u32::MAX) }
+        Place { list, key: u32::try_from(key).unwrap_or(u32::MAX) }
+    }
+
+    /// Removes a task.
+    pub(super) fn remove(&self, place: &Place) {
+        let mut list = self.0.list(place.list);
+        let removed = list.tasks.try_remove(place.key as usize);
+        if let Some(at) = removed.as_ref().and_then(|task| task.at) {
+            list.times.remove(&(at, place.key as usize));
+        }
+        // The room that many sockets needed is given back once they are gone.
+        if list.tasks.is_empty() {
+            list.tasks.shrink_to_fit();
+        }
+        // Its waker must not be dropped under the lock.
+        drop(list);
+    }
+
+    /// Wakes the task of `waker` at the next [`Self::wake_all`], and at `at` at the latest. An earlier time that was set
+    /// before stays: most wakes only move the time further away, and the task is woken early then.
+    ///
+    /// # Panics
+    /// Panics outside of a runtime if there is a time.
+    pub(super) fn wait(&self, place: &Place, waker: &Waker, at: Option<Moment>) {
+        let mut list = self.0.list(place.list);
+        let List { tasks, times } = &mut *list;
+        let key = place.key as usize;
+        let Some(task) = tasks.get_mut(key) else { return };
+        match &mut task.waker {
+            Some(former) => former.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        let Some(at) = at.filter(|at| task.at.is_none_or(|former| *at < former)) else { return };
+        if let Some(former) = task.at.replace(at) {
+            times.remove(&(former, key));
+        }
+        times.insert((at, key));
+        drop(list);
+        self.0.clock.is_at_most(at, &self.0);
     }
 
     /// Wakes all tasks that wait.
@@ -112,43 +150,6 @@ impl List {
             }
         }
         (wakers, None)
-    }
-}
-
-impl Place {
-    /// Wakes the task of `waker` at the next [`WaitingTasks::wake_all`], and at `at` at the latest. An earlier time that
-    /// was set before stays: most wakes only move the time further away, and the task is woken early then.
-    pub(super) fn wait(&self, waker: &Waker, at: Option<Moment>) {
-        let mut list = self.lists.list(self.list);
-        let List { tasks, times } = &mut *list;
-        let Some(task) = tasks.get_mut(self.key as usize) else { return };
-        match &mut task.waker {
-            Some(former) => former.clone_from(waker),
-            none => *none = Some(waker.clone()),
-        }
-        let Some(at) = at.filter(|at| task.at.is_none_or(|former| *at < former)) else { return };
-        if let Some(former) = task.at.replace(at) {
-            times.remove(&(former, self.key as usize));
-        }
-        times.insert((at, self.key as usize));
-        drop(list);
-        self.lists.clock.is_at_most(at, &self.lists);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut list = self.lists.list(self.list);
-        let removed = list.tasks.try_remove(self.key as usize);
-        if let Some(at) = removed.as_ref().and_then(|task| task.at) {
-            list.times.remove(&(at, self.key as usize));
-        }
-        // The room that many sockets needed is given back once they are gone.
-        if list.tasks.is_empty() {
-            list.tasks.shrink_to_fit();
-        }
-        // Its waker must not be dropped under the lock.
-        drop(list);
     }
 }
 
@@ -200,14 +201,14 @@ mod tests {
     use super::*;
 
     /// Waits until woken, and returns the time that has passed, in milliseconds.
-    async fn woken(place: &Place, at: Option<Moment>) -> u128 {
+    async fn woken(all: &WaitingTasks, place: &Place, at: Option<Moment>) -> u128 {
         let begun = Moment::now();
         let mut is_waiting = false;
         poll_fn(|cx| {
             if is_waiting {
                 return Poll::Ready(());
             }
-            place.wait(cx.waker(), at);
+            all.wait(place, cx.waker(), at);
             is_waiting = true;
             Poll::Pending
         })
@@ -221,11 +222,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_task_is_woken_at_its_time_in_whatever_order_the_times_were_set() {
-        let all = WaitingTasks::default();
+        let all = Arc::new(WaitingTasks::default());
         let mut tasks = tokio::task::JoinSet::new();
         for (number, millis) in [400, 100, 0, 900, 100, 250, 3_600_000, 1, 700, 50].into_iter().enumerate() {
             let place = all.add(u32::try_from(number).expect("few"));
-            tasks.spawn(async move { (millis, woken(&place, Some(after(millis))).await) });
+            let all = Arc::clone(&all);
+            tasks.spawn(async move { (millis, woken(&all, &place, Some(after(millis))).await) });
             // The others wait already when an earlier or a later time is set.
             tokio::task::yield_now().await;
         }
@@ -239,20 +241,21 @@ mod tests {
         let all = WaitingTasks::default();
         for (first, second, expected) in [(100, 500, 100), (500, 100, 100)] {
             let place = all.add(0);
-            place.wait(Waker::noop(), Some(after(first)));
-            assert!(woken(&place, Some(after(second))).await.abs_diff(expected) <= 1);
+            all.wait(&place, Waker::noop(), Some(after(first)));
+            assert!(woken(&all, &place, Some(after(second))).await.abs_diff(expected) <= 1);
             // What was reached is gone: the next time may be later.
-            assert!(woken(&place, Some(after(300))).await.abs_diff(300) <= 1);
+            assert!(woken(&all, &place, Some(after(300))).await.abs_diff(300) <= 1);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn all_are_woken_at_once_with_and_without_a_time() {
-        let all = WaitingTasks::default();
+        let all = Arc::new(WaitingTasks::default());
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..100 {
             let place = all.add(number);
-            tasks.spawn(async move { woken(&place, (number % 2 == 0).then(|| after(60_000))).await });
+            let all = Arc::clone(&all);
+            tasks.spawn(async move { woken(&all, &place, (number % 2 == 0).then(|| after(60_000))).await });
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
         all.wake_all();
@@ -264,9 +267,11 @@ mod tests {
         let all = WaitingTasks::default();
         let places: Vec<Place> = (0..1_000).map(|number| all.add(number)).collect();
         for place in &places {
-            place.wait(Waker::noop(), Some(after(1_000)));
+            all.wait(place, Waker::noop(), Some(after(1_000)));
         }
-        drop(places);
+        for place in &places {
+            all.remove(place);
+        }
         for number in 0..LISTS {
             let list = all.0.list(number);
             assert!(list.tasks.is_empty() && list.times.is_empty() && list.tasks.capacity() == 0);
@@ -278,8 +283,8 @@ mod tests {
         let all = WaitingTasks::default();
         let clock = Arc::downgrade(&all.0.clock);
         let place = all.add(0);
-        place.wait(Waker::noop(), Some(after(3_600_000)));
-        drop((all, place));
+        all.wait(&place, Waker::noop(), Some(after(3_600_000)));
+        drop(all);
         while clock.strong_count() > 0 {
             tokio::task::yield_now().await;
         }
@@ -288,16 +293,17 @@ mod tests {
     /// Tasks set times that come at once, over and over; none of them may be slept through.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn no_time_is_missed_while_the_first_one_is_looked_for() {
-        let all = WaitingTasks::default();
+        let all = Arc::new(WaitingTasks::default());
         let mut tasks = tokio::task::JoinSet::new();
         for number in 0..64 {
             let place = all.add(number);
+            let all = Arc::clone(&all);
             tasks.spawn(async move {
                 for round in 0..200 {
                     let at =
                         Moment::now() + Duration::from_micros((round * 7_919 + u64::from(number) * 104_729) % 3_000);
                     poll_fn(|cx| {
-                        place.wait(cx.waker(), Some(at));
+                        all.wait(&place, cx.waker(), Some(at));
                         if at <= Moment::now() { Poll::Ready(()) } else { Poll::Pending }
                     })
                     .await;
