@@ -124,7 +124,7 @@ pub struct Policy {
     /// The signed assertion that the upstream gets in addition to the trusted headers.
     pub assertion: Option<AssertionSpec>,
     /// The headers that carry the verified user to the upstream.
-    pub trusted_headers: Arc<[TrustedHeader]>,
+    pub trusted_headers: Arc<Vec<TrustedHeader>>,
     /// The header names that no client can set.
     pub reserved: ReservedNames,
     /// The routes in order. The last one is the default and matches everything.

@@ -27,6 +27,7 @@ use crate::shared::{About, EngineError, OpenSockets, SharedState};
 use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
 pub use addresses::Addresses;
+use addresses::Network;
 pub use moment::{Millis, Moment};
 pub use notifier::{Notifier, Subscription};
 pub use pending_sockets::{PendingSlot, PendingSockets};
@@ -321,15 +322,16 @@ impl ProxyState {
             return Err(Limit::Connections);
         }
         listener.inc();
-        let mut count = ConnectionCount { state: Arc::clone(self), address: None, listener: listener.clone() };
+        let mut count = ConnectionCount { state: Arc::clone(self), from: None, listener: listener.clone() };
         // The address of a trusted proxy or a load balancer is shared by many clients.
         let is_one_client = |peer: &IpAddr| !runtime.policy.trusts(*peer) && !self.addresses.is_balancer(*peer);
         if let Some(address) = peer.map(|peer| peer.to_canonical()).filter(is_one_client) {
-            if !self.addresses.connect(address, limits.connections_per_address) {
+            let from = address.into();
+            if !self.addresses.connect(from, limits.connections_per_address) {
                 self.metrics.limited("connections_per_address");
                 return Err(Limit::PerAddress);
             }
-            count.address = Some(address);
+            count.from = Some(from);
         }
         let Some(reservation) = self.budget.reserve(SILENT_CONNECTION_BYTES) else {
             self.record_memory_limit();
@@ -422,8 +424,8 @@ impl Limit {
 /// One open connection; counted until dropped.
 pub struct ConnectionCount {
     state: Arc<ProxyState>,
-    /// The address whose limit it counts toward, unless many clients share the address.
-    address: Option<IpAddr>,
+    /// The network whose limit it counts toward, unless many clients share the address.
+    from: Option<Network>,
     listener: Gauge,
 }
 
@@ -431,8 +433,8 @@ impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.listener.dec();
         self.state.connections.fetch_sub(1, Ordering::AcqRel);
-        if let Some(address) = self.address {
-            self.state.addresses.disconnect(address);
+        if let Some(from) = self.from {
+            self.state.addresses.disconnect(from);
         }
     }
 }

@@ -124,7 +124,7 @@ impl Check {
             upstreams: upstreams?,
             providers,
             assertion,
-            trusted_headers: trusted_headers.into(),
+            trusted_headers: Arc::new(trusted_headers),
             reserved,
             routes,
             resource_documents: resources.documents,

@@ -22,9 +22,27 @@ const MAX_BALANCERS: usize = 256;
 
 /// The counts of all addresses.
 pub struct Addresses {
-    connections: Mutex<HashMap<IpAddr, u32>>,
+    connections: Mutex<HashMap<Network, u32>>,
     failures: Cache<IpAddr, Arc<Failures>>,
     balancers: Mutex<HashSet<IpAddr>>,
+}
+
+/// What an address counts as: itself, or the /64 of an IPv6 address. It takes half of the memory of an address; each open
+/// connection keeps one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Network {
+    V4([u8; 4]),
+    V6([u8; 8]),
+}
+
+impl From<IpAddr> for Network {
+    fn from(address: IpAddr) -> Self {
+        match network(address) {
+            IpAddr::V4(address) => Self::V4(address.octets()),
+            // The other half is zero.
+            IpAddr::V6(address) => Self::V6(address.octets().first_chunk().copied().unwrap_or_default()),
+        }
+    }
 }
 
 /// The failed tokens of one address.
@@ -65,17 +83,17 @@ impl Default for Addresses {
 impl Addresses {
     /// Counts a connection of an address, unless `limit` of them are open. After `true` the caller must call
     /// [`Self::disconnect`] once.
-    pub(super) fn connect(&self, address: IpAddr, limit: u32) -> bool {
+    pub(super) fn connect(&self, from: Network, limit: u32) -> bool {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = connections.entry(network(address)).or_insert(0);
+        let count = connections.entry(from).or_insert(0);
         let is_allowed = *count < limit;
         *count += u32::from(is_allowed);
         is_allowed
     }
 
-    pub(super) fn disconnect(&self, address: IpAddr) {
+    pub(super) fn disconnect(&self, from: Network) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = connections.entry(network(address)) {
+        if let Entry::Occupied(mut count) = connections.entry(from) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -163,12 +181,25 @@ mod tests {
     #[test]
     fn connections_are_counted_until_disconnected() {
         let addresses = Addresses::default();
-        let one = IpAddr::from([192, 0, 2, 1]);
+        let one = Network::from(IpAddr::from([192, 0, 2, 1]));
         assert!(addresses.connect(one, 2) && addresses.connect(one, 2) && !addresses.connect(one, 2));
         addresses.disconnect(one);
         assert!(addresses.connect(one, 2));
         addresses.disconnect(one);
         addresses.disconnect(one);
         assert!(addresses.connections.lock().expect("lock").is_empty());
+    }
+
+    #[test]
+    fn an_ipv6_address_counts_as_its_64_and_every_other_one_as_itself() {
+        let network = |address: &str| Network::from(address.parse::<IpAddr>().expect("an address"));
+        for (one, other, is_same) in [
+            ("2001:db8:1:2::1", "2001:db8:1:2:ffff::2", true),
+            ("2001:db8:1:2::1", "2001:db8:1:3::1", false),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("192.0.2.1", "192.0.2.1", true),
+        ] {
+            assert_eq!(network(one) == network(other), is_same, "{one} {other}");
+        }
     }
 }

@@ -20,6 +20,9 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
 pub struct Moment(NonZeroU64);
 
 impl Moment {
+    /// Later than any time that is reached.
+    pub(super) const NEVER: Self = Self(NonZeroU64::MAX);
+
     /// Returns the current time.
     #[must_use]
     pub fn now() -> Self {

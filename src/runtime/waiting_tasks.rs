@@ -3,7 +3,8 @@
 //! A socket that waited with a `Sleep` and a `Notified` of Tokio took 176 bytes for them; here it takes some 50. The
 //! times of all tasks are kept in order, and one task sleeps until the first of them.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
@@ -15,6 +16,9 @@ use super::moment::Moment;
 
 /// The number of lists of tasks. Each message of a socket takes the lock of its task's list.
 const LISTS: u8 = 8;
+
+/// The number of times that may be left of tasks that have another time, or are gone, besides one for each task.
+const FORMER_TIMES: usize = 64;
 
 /// The tasks that wait.
 #[derive(Debug, Default)]
@@ -29,16 +33,17 @@ struct Lists {
 #[derive(Debug, Default)]
 struct List {
     tasks: Slab<WaitingTask>,
-    /// The times of the tasks that have one, each with its key in `tasks`.
-    times: BTreeSet<(Moment, usize)>,
+    /// The times of the tasks, the first one at the top, each with its task's key in `tasks`. One that is no longer its
+    /// task's is skipped; they are removed when they are more than the tasks.
+    times: BinaryHeap<Reverse<(Moment, u32)>>,
 }
 
 #[derive(Debug)]
 struct WaitingTask {
     /// Wakes the task; `None` while it does not wait.
     waker: Option<Waker>,
-    /// The time at which it is woken at the latest.
-    at: Option<Moment>,
+    /// The time at which it is woken at the latest, or [`Moment::NEVER`].
+    at: Moment,
 }
 
 /// What the task that wakes the others at their times waits for.
@@ -63,7 +68,7 @@ impl WaitingTasks {
     /// Adds a task, which does not wait yet. `number` decides in which list; numbers in a row are in different ones.
     pub(super) fn add(&self, number: u32) -> Place {
         let list = number.to_le_bytes()[0] % LISTS;
-        let key = self.0.list(list).tasks.insert(WaitingTask { waker: None, at: None });
+        let key = self.0.list(list).tasks.insert(WaitingTask { waker: None, at: Moment::NEVER });
         // There are fewer sockets than descriptors, of which a system allows 2^30.
         Place { list, key: u32::try_from(key).unwrap_or(u32::MAX) }
     }
@@ -72,15 +77,14 @@ impl WaitingTasks {
     pub(super) fn remove(&self, place: &Place) {
         let mut list = self.0.list(place.list);
         let removed = list.tasks.try_remove(place.key as usize);
-        if let Some(at) = removed.as_ref().and_then(|task| task.at) {
-            list.times.remove(&(at, place.key as usize));
-        }
+        list.remove_former_times();
         // The room that many sockets needed is given back once they are gone.
         if list.tasks.is_empty() {
-            list.tasks.shrink_to_fit();
+            *list = List::default();
         }
         // Its waker must not be dropped under the lock.
         drop(list);
+        drop(removed);
     }
 
     /// Wakes the task of `waker` at the next [`Self::wake_all`], and at `at` at the latest. An earlier time that was set
@@ -90,18 +94,15 @@ impl WaitingTasks {
     /// Panics outside of a runtime if there is a time.
     pub(super) fn wait(&self, place: &Place, waker: &Waker, at: Option<Moment>) {
         let mut list = self.0.list(place.list);
-        let List { tasks, times } = &mut *list;
-        let key = place.key as usize;
-        let Some(task) = tasks.get_mut(key) else { return };
+        let Some(task) = list.tasks.get_mut(place.key as usize) else { return };
         match &mut task.waker {
             Some(former) => former.clone_from(waker),
             none => *none = Some(waker.clone()),
         }
-        let Some(at) = at.filter(|at| task.at.is_none_or(|former| *at < former)) else { return };
-        if let Some(former) = task.at.replace(at) {
-            times.remove(&(former, key));
-        }
-        times.insert((at, key));
+        let Some(at) = at.filter(|at| *at < task.at) else { return };
+        task.at = at;
+        list.times.push(Reverse((at, place.key)));
+        list.remove_former_times();
         drop(list);
         self.0.clock.is_at_most(at, &self.0);
     }
@@ -139,17 +140,26 @@ impl List {
     /// Takes the wakers of the tasks whose time has come. Returns the first time that has not, too.
     fn take_due(&mut self, now: Moment) -> (Vec<Waker>, Option<Moment>) {
         let mut wakers = Vec::new();
-        while let Some((at, key)) = self.times.first().copied() {
-            if at > now {
+        while let Some(Reverse((at, key))) = self.times.peek().copied() {
+            let task = self.tasks.get_mut(key as usize).filter(|task| task.at == at);
+            if task.is_some() && at > now {
                 return (wakers, Some(at));
             }
-            self.times.pop_first();
-            if let Some(task) = self.tasks.get_mut(key) {
-                task.at = None;
+            self.times.pop();
+            if let Some(task) = task {
+                task.at = Moment::NEVER;
                 wakers.extend(task.waker.take());
             }
         }
         (wakers, None)
+    }
+
+    /// Removes the times that are no longer those of their tasks, once they may be more than half.
+    fn remove_former_times(&mut self) {
+        let Self { tasks, times } = self;
+        if times.len() > 2 * tasks.len() + FORMER_TIMES {
+            times.retain(|Reverse((at, key))| tasks.get(*key as usize).is_some_and(|task| task.at == *at));
+        }
     }
 }
 
@@ -274,7 +284,28 @@ mod tests {
         }
         for number in 0..LISTS {
             let list = all.0.list(number);
-            assert!(list.tasks.is_empty() && list.times.is_empty() && list.tasks.capacity() == 0);
+            assert!(list.tasks.capacity() == 0 && list.times.capacity() == 0);
+        }
+    }
+
+    #[test]
+    fn a_waiting_task_takes_24_bytes() {
+        // With the tag of a vacant place it must not take more.
+        assert_eq!(size_of::<Option<WaitingTask>>(), 24);
+    }
+
+    #[tokio::test]
+    async fn times_that_were_replaced_are_no_more_than_the_tasks() {
+        let all = WaitingTasks::default();
+        let places: Vec<Place> = (0..100).map(|number| all.add(number)).collect();
+        for round in 1..1_000 {
+            for place in &places {
+                all.wait(place, Waker::noop(), Some(after(10_000_000 - 1_000 * round)));
+            }
+        }
+        for number in 0..LISTS {
+            let list = all.0.list(number);
+            assert!(list.times.len() <= 2 * list.tasks.len() + FORMER_TIMES, "{}", list.times.len());
         }
     }
 

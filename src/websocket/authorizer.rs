@@ -71,11 +71,11 @@ pub(super) struct UserAuthorizer {
     pub(super) state: Arc<ProxyState>,
     pub(super) path: Box<str>,
     /// The trusted headers of the upgrade request. Their values follow from the stored identity.
-    pub(super) headers: Arc<[TrustedHeader]>,
+    pub(super) headers: Arc<Vec<TrustedHeader>>,
     /// The generation of the policy that was evaluated last.
     pub(super) generation: u64,
     /// The handle to the user's presence, where the session may outlive its token as long as the user is seen.
-    pub(super) presence: Option<PresenceKey>,
+    pub(super) presence: Option<Box<PresenceKey>>,
     /// Whether an accepted token is compared or forwarded later.
     pub(super) keeps_token: bool,
     /// The login session that opened the socket. It is renewed as long as the socket is open.
@@ -210,7 +210,7 @@ impl SessionAuthorizer for UserAuthorizer {
     }
 
     fn last_seen(&self) -> Option<u64> {
-        let seen = self.state.users.last_seen(self.presence?)?;
+        let seen = self.state.users.last_seen(**self.presence.as_ref()?)?;
         Some(seen.saturating_mul(1_000))
     }
 
@@ -228,7 +228,7 @@ struct Refresh {
     state: Arc<ProxyState>,
     path: Box<str>,
     /// The trusted headers of the upgrade request.
-    headers: Arc<[TrustedHeader]>,
+    headers: Arc<Vec<TrustedHeader>>,
     /// The identity of the socket's user.
     identity: StoredIdentity,
     keeps_token: bool,

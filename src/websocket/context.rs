@@ -58,8 +58,8 @@ impl SocketContext {
     }
 
     /// Returns the handle to a user's presence on a route where a socket may outlive its token by it.
-    pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<PresenceKey> {
-        (spec.on_expiry == OnExpiry::Auto).then(|| self.state.users.presence_key(identity, spec.presence))
+    pub(super) fn presence(&self, spec: &WebSocketSpec, identity: &Identity) -> Option<Box<PresenceKey>> {
+        (spec.on_expiry == OnExpiry::Auto).then(|| Box::new(self.state.users.presence_key(identity, spec.presence)))
     }
 
     /// Writes the access line of a client that disconnected before its 101 could be written.
