@@ -82,7 +82,7 @@ impl WaitingTasks {
         if list.tasks.is_empty() {
             *list = List::default();
         }
-        // Its waker must not be dropped under the lock.
+        // Its waker is not dropped under the lock either.
         drop(list);
         drop(removed);
     }
@@ -93,18 +93,19 @@ impl WaitingTasks {
     /// # Panics
     /// Panics outside of a runtime if there is a time.
     pub(super) fn wait(&self, place: &Place, waker: &Waker, at: Option<Moment>) {
+        // Dropped after the lock is released: what a waker belongs to may be dropped with it.
+        let _former;
         let mut list = self.0.list(place.list);
         let Some(task) = list.tasks.get_mut(place.key as usize) else { return };
-        match &mut task.waker {
-            Some(former) => former.clone_from(waker),
-            none => *none = Some(waker.clone()),
+        if !task.waker.as_ref().is_some_and(|former| former.will_wake(waker)) {
+            _former = task.waker.replace(waker.clone());
         }
         let Some(at) = at.filter(|at| *at < task.at) else { return };
         task.at = at;
         list.times.push(Reverse((at, place.key)));
         list.remove_former_times();
         drop(list);
-        self.0.clock.is_at_most(at, &self.0);
+        self.0.clock.wake_by(at, &self.0);
     }
 
     /// Wakes all tasks that wait.
@@ -164,8 +165,8 @@ impl List {
 }
 
 impl Clock {
-    /// Makes the clock's task wake no later than at `at`.
-    fn is_at_most(self: &Arc<Self>, at: Moment, lists: &Arc<Lists>) {
+    /// Makes the clock's task look at the times no later than at `at`.
+    fn wake_by(self: &Arc<Self>, at: Moment, lists: &Arc<Lists>) {
         if !self.is_started.swap(true, Ordering::Relaxed) {
             tokio::spawn(Arc::clone(self).run(Arc::downgrade(lists)));
         }
@@ -175,7 +176,7 @@ impl Clock {
         }
     }
 
-    /// Wakes tasks at their times, until their lists are gone.
+    /// Wakes the tasks at their times, until their lists are gone.
     async fn run(self: Arc<Self>, lists: Weak<Lists>) {
         loop {
             // A task that comes to a list after this has looked there finds 0, and notifies.
