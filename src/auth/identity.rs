@@ -27,6 +27,7 @@ pub struct Identity {
     browser_session: Option<BrowserSession>,
     /// The keys by which the identity can be revoked, computed at the first use and cached with the token.
     revocation_keys: OnceLock<Arc<RevocationKeys>>,
+    /// What an open session keeps of the identity, made at the first use and cached with the token.
     stored: OnceLock<Arc<Stored>>,
     presence: OnceLock<Digest>,
 }

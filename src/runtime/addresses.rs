@@ -23,7 +23,7 @@ const MAX_BALANCERS: usize = 256;
 /// The counts of all addresses.
 pub struct Addresses {
     connections: Mutex<HashMap<Network, u32>>,
-    failures: Cache<IpAddr, Arc<Failures>>,
+    failures: Cache<Network, Arc<Failures>>,
     balancers: Mutex<HashSet<IpAddr>>,
 }
 
@@ -104,7 +104,7 @@ impl Addresses {
     /// Returns the remaining time for which an address is over its limit of failed tokens.
     #[must_use]
     pub fn failure_limit_wait(&self, address: IpAddr) -> Option<Duration> {
-        let failures = self.failures.get(&network(address))?;
+        let failures = self.failures.get(&Network::from(address))?;
         let limited_until = failures.times.lock().unwrap_or_else(PoisonError::into_inner).limited_until;
         limited_until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
@@ -113,7 +113,7 @@ impl Addresses {
     /// cause no key fetch and no remote check.
     #[must_use]
     pub fn record_failure(&self, address: IpAddr, per_minute: u32) -> Option<Duration> {
-        let (network, now) = (network(address), Instant::now());
+        let (network, now) = (Network::from(address), Instant::now());
         let known = self.failures.get(&network).filter(|failures| failures.per_minute == per_minute);
         let failures = known.unwrap_or_else(|| {
             let times = Mutex::new(FailureTimes { paid_off_at: now, limited_until: None });

@@ -82,7 +82,7 @@ impl WaitingTasks {
         if list.tasks.is_empty() {
             *list = List::default();
         }
-        // Its waker is not dropped under the lock either.
+        // The waker of the removed task is not dropped under the lock either.
         drop(list);
         drop(removed);
     }

@@ -325,7 +325,7 @@ impl Peer {
         }
         self.taken(|untaken| {
             untaken.write_pending_since = None;
-            // Its buffer is kept no longer than there is something in it.
+            // A buffer is kept no longer than there is something in it.
             (untaken.bytes, untaken.written) = (Vec::new(), 0);
         });
         Poll::Ready(Ok(()))
