@@ -28,5 +28,7 @@ pub use output::{Format, flush, write_soon};
 pub use rate::LastMinute;
 #[cfg(test)]
 pub use request_id::InRequest;
-pub use request_id::{current_request_id, in_current_request, in_request, in_request_with_id, set_request_id};
+pub use request_id::{
+    RequestId, current_request_id, in_current_request, in_request, in_request_with_id, set_request_id,
+};
 pub use text::printable;

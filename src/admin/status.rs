@@ -182,7 +182,7 @@ fn refusals(body: &mut String, state: &ProxyState) {
             refusal.outcome,
             if refusal.is_test { " <span class=\"soft\">(a test)</span>" } else { "" },
             refusal.code,
-            Escaped(&refusal.request_id)
+            Escaped(&refusal.request_id.text())
         );
     }
     body.push_str("</table></div>\n");

@@ -12,7 +12,7 @@ use crate::auth::token;
 use crate::http::{Answer, Refusal, ResponseBody};
 use crate::page::{self, Layout};
 use crate::policy::Policy;
-use crate::telemetry::Rule;
+use crate::telemetry::{RequestId, Rule};
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
@@ -50,7 +50,7 @@ impl Navigation {
 pub fn render_for_navigation(
     navigation: &Navigation,
     refusal: &Refusal,
-    request_id: &str,
+    request_id: &RequestId,
     policy: &Policy,
     answer: &mut Answer,
 ) {
@@ -83,10 +83,11 @@ pub fn render_for_navigation(
             }
         }
     }
+    let request_id = request_id.text();
     let layout = Layout {
         narrow: true,
         contact: contact(policy),
-        request: Some((refusal.status.as_u16(), request_id)),
+        request: Some((refusal.status.as_u16(), &request_id)),
         ..Layout::default()
     };
     *answer.body_mut() = ResponseBody::from_proxy(page::page(title, &body, layout));

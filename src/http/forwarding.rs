@@ -2,13 +2,12 @@
 //! only and always written anew for the upstream.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderName, HeaderValue};
 
 use crate::policy::{Origin, Policy, is_private};
+use crate::telemetry::RequestId;
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -17,9 +16,6 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 
 /// The maximum number of addresses that are read from `X-Forwarded-For`, counted from the right, the near end.
 const MAX_HOPS: usize = 32;
-const MAX_REQUEST_ID_BYTES: usize = 128;
-/// The digits of a request id.
-const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The addresses and transport of an accepted connection.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +36,7 @@ pub struct ClientAddress {
     /// The `X-Forwarded-For` for the upstream: the client, the trusted proxies after it, the peer.
     pub chain: String,
     /// The value of `X-Request-Id`.
-    pub request_id: String,
+    pub request_id: RequestId,
     /// Whether other clients have the same address.
     pub sharing: AddressSharing,
     /// Whether the peer of the connection is a trusted proxy.
@@ -88,7 +84,7 @@ impl ClientAddress {
                 address: peer_or_localhost,
                 scheme,
                 chain,
-                request_id: new_request_id(),
+                request_id: RequestId::unique(),
                 sharing,
                 has_trusted_peer: false,
             };
@@ -105,7 +101,7 @@ impl ClientAddress {
             address: hops.get(client).copied().unwrap_or(peer_or_localhost),
             scheme: forwarded_proto(headers, hops.len(), client).unwrap_or(scheme),
             chain: chain.join(", "),
-            request_id: valid_request_id(headers).unwrap_or_else(new_request_id),
+            request_id: given_request_id(headers).unwrap_or_else(RequestId::unique),
             sharing: if hops.is_empty() { AddressSharing::TrustedProxy } else { AddressSharing::NotShared },
             has_trusted_peer: true,
         }
@@ -176,35 +172,10 @@ fn forwarded_for(headers: &HeaderMap) -> Vec<IpAddr> {
 }
 
 /// Returns the client's request id, when there is exactly one and it is well-formed.
-fn valid_request_id(headers: &HeaderMap) -> Option<String> {
+fn given_request_id(headers: &HeaderMap) -> Option<RequestId> {
     let mut values = headers.get_all(X_REQUEST_ID).iter();
-    let id = values.next()?.to_str().ok()?;
-    let well_formed = !id.is_empty()
-        && id.len() <= MAX_REQUEST_ID_BYTES
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'=' | b':' | b'/' | b'+'));
-    (well_formed && values.next().is_none()).then(|| id.to_owned())
-}
-
-/// Makes a request id that is unique in this process and very likely beyond it. It is not a secret.
-pub(crate) fn new_request_id() -> String {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    let seed = *SEED.get_or_init(|| {
-        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos());
-        // The low bits are the ones that differ between two processes.
-        u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or(0) ^ (u64::from(std::process::id()) << 32)
-    });
-    // SplitMix64: a bijection, so two ids of one process never collide.
-    let mut id = seed.wrapping_add(COUNTER.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    id ^= id >> 31;
-    // The formatting machinery took three times as long.
-    let mut digits = [0; 16];
-    for (digit, byte) in digits.chunks_exact_mut(2).zip(id.to_be_bytes()) {
-        digit.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-    }
-    String::from_utf8_lossy(&digits).into_owned()
+    let id = RequestId::given(values.next()?.as_bytes())?;
+    values.next().is_none().then_some(id)
 }
 
 /// Inserts the proxy's forwarding headers and request id. Those that the client sent are removed before.
@@ -228,7 +199,7 @@ pub(super) fn insert(headers: &mut HeaderMap, client: &ClientAddress, public_url
     if let Some(host) = host {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    if let Ok(id) = HeaderValue::try_from(client.request_id.as_str()) {
+    if let Some(id) = client.request_id.to_header() {
         headers.insert(X_REQUEST_ID, id);
     }
 }
@@ -288,11 +259,5 @@ mod tests {
             }
             assert_eq!(forwarded_proto(&headers, hops, client), expected, "{protos:?} {hops} {client}");
         }
-    }
-
-    #[test]
-    fn request_ids_differ() {
-        let ids: std::collections::HashSet<String> = (0..1_000).map(|_| new_request_id()).collect();
-        assert_eq!(ids.len(), 1_000);
     }
 }

@@ -15,9 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::DiscardLimits;
-use super::forwarding::new_request_id;
 use super::refusal::{Refusal, refusal_bytes};
 use super::socket::Socket;
+use crate::telemetry::RequestId;
 
 /// The time that a client has to read its response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -115,7 +115,7 @@ impl LingerLimit {
 
 /// Writes a response without waiting. A socket that cannot take it at once does not get it.
 fn write_response(socket: &mut Socket, refusal: &Refusal) -> io::Result<usize> {
-    socket.write_now(&refusal_bytes(refusal, &new_request_id()))
+    socket.write_now(&refusal_bytes(refusal, &RequestId::unique()))
 }
 
 impl LingerPlace {

@@ -168,7 +168,7 @@ mod tests {
                 address: [127, 0, 0, 1].into(),
                 scheme,
                 chain: String::new(),
-                request_id: String::new(),
+                request_id: crate::telemetry::RequestId::default(),
                 sharing: crate::http::AddressSharing::NotShared,
                 has_trusted_peer: false,
             };

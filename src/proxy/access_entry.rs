@@ -37,7 +37,7 @@ impl AccessEntry {
         // This is accepted from this machine only, because the list of refusals marks tests as such.
         self.line.is_test = head.is_doctor && client.address.is_loopback();
         self.line.client = client.text().into();
-        self.line.request_id = client.request_id.as_str().into();
+        self.line.request_id = client.request_id.clone();
         set_request_id(&self.line.request_id);
     }
 }

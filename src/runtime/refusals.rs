@@ -2,10 +2,10 @@
 //! hold no token, no query and no address.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome, printable};
+use crate::telemetry::{AccessLine, AnsweredBy, Label, Outcome, RequestId, printable};
 
 /// The number of refusals that are kept of clients, and the same number of `vestibule doctor`.
 const MAX_REFUSALS: usize = 20;
@@ -24,7 +24,7 @@ pub struct RecentRefusal {
     /// The HTTP status, or the close code of a socket.
     pub code: u16,
     /// The request id, as in the log.
-    pub request_id: Arc<str>,
+    pub request_id: RequestId,
     /// Whether the request declares itself a test of `vestibule doctor`.
     pub is_test: bool,
 }
@@ -72,7 +72,7 @@ impl RecentRefusals {
             route: Label::clone(&line.route),
             outcome: line.outcome,
             code,
-            request_id: Arc::clone(&line.request_id),
+            request_id: line.request_id.clone(),
             is_test: line.is_test,
         };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +119,7 @@ mod tests {
         let line = |status, answered_by, request_id: &str| AccessLine {
             status,
             answered_by,
-            request_id: request_id.into(),
+            request_id: RequestId::given(request_id.as_bytes()).expect("well-formed"),
             outcome: Outcome::Refused("missing_token"),
             ..AccessLine::default()
         };
@@ -133,7 +133,7 @@ mod tests {
         }
         // Refusals that declare themselves tests displace no others, and are not hidden.
         for number in 0..25 {
-            let line = line(401, AnsweredBy::Vestibule, &format!("test {number}"));
+            let line = line(401, AnsweredBy::Vestibule, &format!("test-{number}"));
             assert!(refusals.record(&AccessLine { is_test: true, ..line }));
         }
         let newest = refusals.newest();
@@ -143,7 +143,7 @@ mod tests {
         };
         let (clients, tests) = (ids(false), ids(true));
         assert_eq!((clients.len(), clients[0].as_str(), clients[19].as_str()), (20, "24", "5"));
-        assert_eq!((tests.len(), tests[0].as_str(), tests[19].as_str()), (20, "test 24", "test 5"));
+        assert_eq!((tests.len(), tests[0].as_str(), tests[19].as_str()), (20, "test-24", "test-5"));
         assert!(newest.is_sorted_by(|a, b| a.at >= b.at));
     }
 }

@@ -2,7 +2,7 @@
 //! much.
 
 use std::fmt::Write as _;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use hyper::Method;
@@ -10,6 +10,7 @@ use hyper::Method;
 use super::label::Label;
 use super::outcome::{AnsweredBy, OUTCOMES, Outcome};
 use super::output::{self, Format};
+use super::request_id::RequestId;
 use super::text::{MAX_VALUE_BYTES, escape, number, quote, time, value};
 
 /// The fields of an access line (docs/contract.md section 7). `path` has no query, and `user` comes from a verified
@@ -17,7 +18,7 @@ use super::text::{MAX_VALUE_BYTES, escape, number, quote, time, value};
 #[derive(Clone, Debug, Default)]
 #[allow(clippy::missing_docs_in_private_items, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct AccessLine {
-    pub request_id: Arc<str>,
+    pub request_id: RequestId,
     pub client: Box<str>,
     pub method: Method,
     pub path: Box<str>,
@@ -173,7 +174,7 @@ fn json(line: &AccessLine) -> String {
     out.push_str("\",\"level\":\"info\",\"msg\":\"");
     out.push_str(if line.socket.is_some() { "socket" } else { "request" });
     out.push('"');
-    text_field(&mut out, "request_id", &line.request_id);
+    text_field(&mut out, "request_id", &line.request_id.text());
     text_field(&mut out, "client", &line.client);
     text_field(&mut out, "method", line.method.as_str());
     text_field(&mut out, "path", &line.path);

@@ -55,7 +55,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         let mut fields = Fields::default();
         event.record(&mut fields);
         if let Some(id) = current_request_id().filter(|_| !fields.has("request_id")) {
-            fields.others.insert(0, Value { name: "request_id", text: id.as_ref().to_owned(), is_json: false });
+            fields.others.insert(0, Value { name: "request_id", text: id.to_string(), is_json: false });
         }
         let level = *event.metadata().level();
         observed(Observed::Message(&fields.message));

@@ -80,13 +80,13 @@ impl OpenLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::in_request_with_id;
+    use crate::telemetry::{RequestId, in_request_with_id};
 
     #[tokio::test]
     async fn the_line_of_a_socket_that_has_ended_is_that_of_the_socket_that_was_opened() {
         for user in [None, Some(String::new()), Some("alice".to_owned())] {
             let line = AccessLine {
-                request_id: "id".into(),
+                request_id: RequestId::given(b"id").expect("an id"),
                 client: "203.0.113.7".into(),
                 method: Method::GET,
                 path: "/ws/é".into(),
@@ -99,7 +99,7 @@ mod tests {
                 is_test: true,
                 ..AccessLine::default()
             };
-            let ended = in_request_with_id("id".into(), async { OpenLine::new(&line).into_line() }).await;
+            let ended = in_request_with_id(line.request_id.clone(), async { OpenLine::new(&line).into_line() }).await;
             assert_eq!(format!("{ended:?}"), format!("{line:?}"));
         }
     }

@@ -201,7 +201,7 @@ impl CloseReason {
         let template = dialect.error.as_ref()?;
         let request_id = current_request_id().unwrap_or_default();
         let (message, code) = (self.message()?, self.code(Some(dialect)));
-        let values = Values { message, code, request_id: &request_id, copies, ..Values::default() };
+        let values = Values { message, code, request_id: &request_id.text(), copies, ..Values::default() };
         Some(render(template, &values))
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn spawn(
     let passed = context.state.metrics.sockets.opened(&context.line.route, context.line.carrier);
     let relay = Relay::new(input, authorizer, subscription, Arc::clone(&spec.limits), passed);
     let held = context.state.drain.track();
-    let id = Arc::clone(&context.line.request_id);
+    let id = context.line.request_id.clone();
     let session = OpenSession { relay, record: Some(context.into_record()), _held: held };
     tokio::spawn(in_request_with_id(id, session));
 }

@@ -273,7 +273,7 @@ mod tests {
     use crate::auth::Revocations;
     use crate::http::Socket;
     use crate::runtime::ProxyState;
-    use crate::telemetry::{self, Observed};
+    use crate::telemetry::{self, Observed, RequestId};
 
     /// Writes the access line of a client that disconnects between the upstream's 101 and the proxy's. The connection
     /// of such a client is reset while its 101 is written, a moment that no client can choose.
@@ -293,7 +293,8 @@ mod tests {
         let (connection, reservation) =
             state.connect(None, &prometheus_client::metrics::gauge::Gauge::default()).expect("room");
         let (connection, reservation) = (Arc::new(connection), Arc::new(reservation));
-        let line = AccessLine { request_id: "between".into(), outcome: Outcome::Accepted, ..AccessLine::default() };
+        let request_id = RequestId::unique();
+        let line = AccessLine { request_id: request_id.clone(), outcome: Outcome::Accepted, ..AccessLine::default() };
         let context = SocketContext::new(&state, &runtime, &connection, &reservation, &line);
         let (mut backend, upstream) = duplex(64);
         let start = SessionStart {
@@ -316,7 +317,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let lines = LINES.lock().expect("lock");
-        let line = lines.iter().find(|line| &*line.request_id == "between").expect("its line");
+        let line = lines.iter().find(|line| line.request_id == request_id).expect("its line");
         assert_eq!((line.outcome, line.socket.as_ref().map(|life| life.closed_by)), (Outcome::Left, Some("client")));
     }
 }

@@ -10,6 +10,7 @@ use hyper::{Response, StatusCode};
 use super::LOGIN;
 use crate::http::{Answer, ResponseBody};
 use crate::page::{self, Contact, Escaped, Layout};
+use crate::telemetry::RequestId;
 
 /// A page.
 pub(super) struct Page {
@@ -40,9 +41,10 @@ impl Page {
     }
 
     /// Returns the response; forms may redirect to these origins.
-    pub(super) fn answer(&self, request_id: &str, origins: &[String], contact: Option<Contact<'_>>) -> Answer {
+    pub(super) fn answer(&self, request_id: &RequestId, origins: &[String], contact: Option<Contact<'_>>) -> Answer {
         let body = format!("<h1>{}</h1>\n{}", self.title, self.body);
-        let request = self.shows_request_id.then(|| (self.status.as_u16(), request_id));
+        let request_id = request_id.text();
+        let request = self.shows_request_id.then(|| (self.status.as_u16(), &*request_id));
         let layout = Layout { narrow: true, contact, request, ..Layout::default() };
         let html = page::page(self.title, &body, layout);
         let mut answer = Response::new(ResponseBody::from_proxy(html));
@@ -210,7 +212,7 @@ pub(super) fn keep_fragment(target: &str) -> Answer {
     );
     let mut page = Page::new(StatusCode::OK, "Sign in", "One moment: you are being sent to the sign-in.").with(&link);
     page.shows_request_id = false;
-    let mut answer = page.answer("", &[], None);
+    let mut answer = page.answer(&RequestId::default(), &[], None);
     if let Ok(policy) = HeaderValue::from_str(&SCRIPT_POLICY) {
         answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     }

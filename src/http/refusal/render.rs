@@ -8,10 +8,11 @@ use hyper::{Response, StatusCode};
 use serde_json::json;
 
 use super::{Challenge, Refusal};
+use crate::telemetry::RequestId;
 
 /// Renders a refusal as JSON (RFC 9457), with the headers of its row.
 #[must_use]
-pub fn render_refusal(refusal: &Refusal, request_id: &str, wants_problem_json: bool) -> Response<String> {
+pub fn render_refusal(refusal: &Refusal, request_id: &RequestId, wants_problem_json: bool) -> Response<String> {
     let mut response = Response::new(problem(refusal, request_id));
     *response.status_mut() = refusal.status;
     let content_type = if wants_problem_json { "application/problem+json" } else { "application/json" };
@@ -52,7 +53,7 @@ pub fn render_refusal(refusal: &Refusal, request_id: &str, wants_problem_json: b
     if refusal.close {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Ok(id) = HeaderValue::try_from(request_id) {
+    if let Some(id) = request_id.to_header() {
         headers.insert("x-request-id", id);
     }
     response
@@ -67,7 +68,7 @@ fn quotable(text: &str) -> String {
 /// Renders a refusal as the bytes of a complete HTTP/1.1 response with `Connection: close`, for connections that hyper
 /// does not serve.
 #[must_use]
-pub fn refusal_bytes(refusal: &Refusal, request_id: &str) -> Vec<u8> {
+pub fn refusal_bytes(refusal: &Refusal, request_id: &RequestId) -> Vec<u8> {
     let mut response = render_refusal(refusal, request_id, false);
     let length = HeaderValue::from(response.body().len());
     let headers = response.headers_mut();
@@ -86,14 +87,14 @@ pub fn refusal_bytes(refusal: &Refusal, request_id: &str) -> Vec<u8> {
 }
 
 /// Returns the body: the members of RFC 9457, in the order of the contract.
-fn problem(refusal: &Refusal, request_id: &str) -> String {
+fn problem(refusal: &Refusal, request_id: &RequestId) -> String {
     json!({
         "type": "about:blank",
         "title": refusal.status.canonical_reason().unwrap_or("Error"),
         "status": refusal.status.as_u16(),
         "code": refusal.code,
         "detail": refusal.detail,
-        "request_id": request_id,
+        "request_id": &*request_id.text(),
     })
     .to_string()
 }
