@@ -7,6 +7,7 @@ use hyper::header::{
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Version};
 
+use super::admitted::RequestMessage;
 use super::cors::preflight_method;
 use super::list_field::lists;
 use super::{Admitted, ClientAddress, ClientBody, Connection, Refusal};
@@ -27,10 +28,11 @@ pub fn admit(
         Err(refusal) => return Err((refusal, client)),
     };
     let upgrade = websocket.then(|| hyper::upgrade::on(&mut request));
-    let (parts, body) = request.into_parts();
+    let message = Box::<RequestMessage>::from(request);
     // `check_framing` has removed the framing fields, so only the body itself shows whether there is one.
-    let announced = preflight_method(&parts, !body.is_end_stream()).filter(|method| !is_misspelt(method));
-    Ok(Box::new(Admitted { parts, body, client, upgrade, announced }))
+    let announced =
+        preflight_method(&message.parts, !message.body.is_end_stream()).filter(|method| !is_misspelt(method));
+    Ok(Box::new(Admitted { message, client, upgrade, announced }))
 }
 
 fn check(request: &mut Request<ClientBody>, policy: &Policy) -> Result<bool, Refusal> {

@@ -95,13 +95,21 @@ pub enum BodyError {
 }
 
 /// A request body on its way to the upstream. Trailers are dropped, because they could have the name of any header.
+///
+/// Most requests have no body, and every request is moved several times, so what a body needs is in a box.
 #[derive(Debug)]
 pub struct ClientBody {
-    incoming: Option<Incoming>,
+    end: BodyEnd,
+    streamed: Option<Box<StreamedBody>>,
+}
+
+/// A request body that is not empty.
+#[derive(Debug)]
+struct StreamedBody {
+    incoming: Incoming,
     bytes_left: Option<usize>,
     idle_timeout: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    end: BodyEnd,
     /// The body that reads the rest when this is dropped before its end.
     unread: Option<UnreadBody>,
 }
@@ -110,22 +118,16 @@ impl ClientBody {
     /// Wraps a request's body; `limit` is `limits.body_bytes`, `idle` is `limits.body_idle_timeout`.
     #[must_use]
     pub fn new(incoming: Incoming, limit: Option<usize>, idle: Duration, unread: Option<UnreadBody>) -> Self {
-        let empty = incoming.is_end_stream();
-        let state = if empty { ENDED } else { STREAMING };
-        let end = BodyEnd::new(state);
-        Self { incoming: (!empty).then_some(incoming), bytes_left: limit, idle_timeout: idle, timer: None, end, unread }
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        let streamed = StreamedBody { incoming, bytes_left: limit, idle_timeout: idle, timer: None, unread };
+        Self { end: BodyEnd::new(STREAMING), streamed: Some(Box::new(streamed)) }
     }
 
-    /// Makes an empty body, for a request that is retried.
+    /// Makes an empty body.
     pub(super) fn empty() -> Self {
-        Self {
-            incoming: None,
-            bytes_left: None,
-            idle_timeout: Duration::ZERO,
-            timer: None,
-            end: BodyEnd::new(ENDED),
-            unread: None,
-        }
+        Self { end: BodyEnd::new(ENDED), streamed: None }
     }
 
     /// Returns the shared record of how the body ends.
@@ -133,14 +135,16 @@ impl ClientBody {
     pub fn end(&self) -> BodyEnd {
         self.end.clone()
     }
+}
 
-    fn finish(&mut self, state: u8) {
+impl StreamedBody {
+    fn finish(&mut self, end: &BodyEnd, state: u8) {
         self.timer = None;
         if state == ENDED {
             // It may be set already: the end is noticed with the last bytes, and again behind them.
-            let _ = self.end.0.ended_at.set(Instant::now());
+            let _ = end.0.ended_at.set(Instant::now());
         }
-        self.end.0.state.store(state, Ordering::Release);
+        end.0.state.store(state, Ordering::Release);
         if state == ENDED
             && let Some(unread) = self.unread.take()
         {
@@ -151,8 +155,13 @@ impl ClientBody {
 
 impl Drop for ClientBody {
     fn drop(&mut self) {
-        if let (Some(unread), Some(rest), false) = (self.unread.take(), self.incoming.take(), self.end.is_broken()) {
-            unread.abandon(rest);
+        if self.end.is_broken() {
+            return;
+        }
+        if let Some(StreamedBody { incoming, unread: Some(unread), .. }) =
+            self.streamed.take().map(|streamed| *streamed)
+        {
+            unread.abandon(incoming);
         }
     }
 }
@@ -162,40 +171,40 @@ impl Body for ClientBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
+        let Self { end, streamed } = self.get_mut();
+        let Some(body) = streamed else { return Poll::Ready(None) };
         loop {
-            match Pin::new(&mut *incoming).poll_frame(cx) {
+            match Pin::new(&mut body.incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    this.timer = None;
+                    body.timer = None;
                     let Ok(data) = frame.into_data() else { continue };
-                    this.end.0.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-                    if let Some(left) = &mut this.bytes_left {
+                    end.0.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    if let Some(left) = &mut body.bytes_left {
                         if let Some(rest) = left.checked_sub(data.len()) {
                             *left = rest;
                         } else {
-                            this.finish(TOO_LARGE);
+                            body.finish(end, TOO_LARGE);
                             return Poll::Ready(Some(Err(BodyError::TooLarge)));
                         }
                     }
-                    if incoming.is_end_stream() {
-                        this.finish(ENDED);
+                    if body.incoming.is_end_stream() {
+                        body.finish(end, ENDED);
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.finish(BROKEN);
+                    body.finish(end, BROKEN);
                     return Poll::Ready(Some(Err(BodyError::Broken(error))));
                 }
                 Poll::Ready(None) => {
-                    this.finish(ENDED);
+                    body.finish(end, ENDED);
                     return Poll::Ready(None);
                 }
                 Poll::Pending => {
-                    let idle = this.idle_timeout;
-                    let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + idle)));
+                    let idle = body.idle_timeout;
+                    let timer = body.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + idle)));
                     ready!(timer.as_mut().poll(cx));
-                    this.finish(STALLED);
+                    body.finish(end, STALLED);
                     return Poll::Ready(Some(Err(BodyError::Stalled)));
                 }
             }
@@ -203,10 +212,10 @@ impl Body for ClientBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.streamed.as_ref().is_none_or(|body| body.incoming.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.streamed.as_ref().map_or_else(|| SizeHint::with_exact(0), |body| body.incoming.size_hint())
     }
 }

@@ -11,12 +11,11 @@ use hyper::header::{
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_EXTENSIONS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE, VIA,
 };
-use hyper::{HeaderMap, Request, Uri, Version};
+use hyper::{HeaderMap, Uri, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use super::ClientBody;
-use super::admitted::Admitted;
+use super::admitted::{Admitted, RequestMessage};
 use super::assertion::AssertionSigner;
 use super::forwarding;
 use super::list_field::lists;
@@ -35,7 +34,7 @@ const PERCENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// A request that may be sent to the upstream: no identity header in it comes from the client.
 #[derive(Debug)]
 pub struct UpstreamRequest {
-    request: Request<ClientBody>,
+    message: Box<RequestMessage>,
     verified: bool,
     /// The index of the upstream in the policy.
     upstream: usize,
@@ -67,21 +66,21 @@ impl UpstreamRequest {
         self.takes_trailers
     }
 
-    /// Returns the request, for the upstream client only.
-    pub(super) fn into_request(self) -> Request<ClientBody> {
-        self.request
+    /// Returns the head and body, for the upstream client only.
+    pub(super) fn into_message(self) -> Box<RequestMessage> {
+        self.message
     }
 
     /// Returns the `Sec-WebSocket-Key` of an upgrade, as the client sent it.
     #[must_use]
     pub fn websocket_key(&self) -> Option<&HeaderValue> {
-        self.request.headers().get(hyper::header::SEC_WEBSOCKET_KEY)
+        self.message.parts.headers.get(hyper::header::SEC_WEBSOCKET_KEY)
     }
 
     /// Returns the shared record of how the body ends.
     #[must_use]
     pub fn body_end(&self) -> super::BodyEnd {
-        self.request.body().end()
+        self.message.body.end()
     }
 }
 
@@ -196,8 +195,9 @@ pub fn prepare(
     let to = policy.upstream(&route);
     let read_by_us =
         route.websocket.dialect.is_some() || matches!(to.token_to_websocket, TokenToUpgrade::FirstMessage(_));
-    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, read_by_us, TokenHeaders::Removed);
-    let headers = &mut admitted.parts.headers;
+    let (takes_trailers, stripped) =
+        strip(&mut admitted.message.parts.headers, policy, read_by_us, TokenHeaders::Removed);
+    let headers = &mut admitted.message.parts.headers;
     for (name, value) in trusted.0 {
         headers.insert(name, value);
     }
@@ -205,23 +205,23 @@ pub fn prepare(
         pass_on(&mut admitted, token, to);
     }
     if let Some(signer) = signer {
-        let assertion = signer.sign(identity.user_id(), &admitted.parts, to, route.upstream == 0);
+        let assertion = signer.sign(identity.user_id(), &admitted.message.parts, to, route.upstream == 0);
         let (name, value) = assertion.ok_or(IdentityHeaderError::Unsigned)?;
-        admitted.parts.headers.insert(name, value);
+        admitted.message.parts.headers.insert(name, value);
     }
-    let headers = &mut admitted.parts.headers;
+    let headers = &mut admitted.message.parts.headers;
     if let Some(credential) = &to.credential {
         headers.insert(credential.header.clone(), credential.value.clone());
     }
     let upstream = route.upstream;
     let upstream_request =
-        UpstreamRequest { request: rebuilt(admitted, to, policy), verified: true, upstream, takes_trailers, stripped };
+        UpstreamRequest { message: rebuilt(*admitted, to, policy), verified: true, upstream, takes_trailers, stripped };
     Ok((upstream_request, identity, token))
 }
 
 /// Forwards the token if `upstream.token_to` demands it, for a backend that verifies it again.
 fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
-    let parts = &mut admitted.parts;
+    let parts = &mut admitted.message.parts;
     let in_header = if parts.headers.contains_key(UPGRADE) {
         match &to.token_to_websocket {
             // The proxy sends the token as its first message, after the upstream's 101.
@@ -247,10 +247,10 @@ fn pass_on(admitted: &mut Admitted, token: &Token, to: &UpstreamSpec) {
 pub fn prepare_public(public: PublicRequest, policy: &Policy) -> UpstreamRequest {
     let PublicRequest { mut admitted, route } = public;
     // Webhooks have an `Authorization` of their own, so it is kept.
-    let (takes_trailers, stripped) = strip(&mut admitted.parts.headers, policy, false, TokenHeaders::Kept);
+    let (takes_trailers, stripped) = strip(&mut admitted.message.parts.headers, policy, false, TokenHeaders::Kept);
     let to = policy.upstream(&route);
-    let request = rebuilt(admitted, to, policy);
-    UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers, stripped }
+    let message = rebuilt(*admitted, to, policy);
+    UpstreamRequest { message, verified: false, upstream: route.upstream, takes_trailers, stripped }
 }
 
 /// Prepares a preflight: only the path without its query, `Origin` and the `Access-Control-Request-*` headers of the
@@ -258,7 +258,7 @@ pub fn prepare_public(public: PublicRequest, policy: &Policy) -> UpstreamRequest
 #[must_use]
 pub fn prepare_preflight(preflight: PreflightRequest, policy: &Policy) -> UpstreamRequest {
     let PreflightRequest { mut admitted, route, .. } = preflight;
-    let parts = &mut admitted.parts;
+    let parts = &mut admitted.message.parts;
     let is_kept =
         |name: &HeaderName| *name == HOST || *name == ORIGIN || name.as_str().starts_with("access-control-request-");
     let names: Vec<HeaderName> = parts.headers.keys().filter(|name| !is_kept(name)).cloned().collect();
@@ -269,12 +269,13 @@ pub fn prepare_preflight(preflight: PreflightRequest, policy: &Policy) -> Upstre
         parts.uri = path;
     }
     let to = policy.upstream(&route);
-    let request = rebuilt(admitted, to, policy);
-    UpstreamRequest { request, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
+    let message = rebuilt(*admitted, to, policy);
+    UpstreamRequest { message, verified: false, upstream: route.upstream, takes_trailers: false, stripped: Vec::new() }
 }
 
-fn rebuilt(admitted: Box<Admitted>, to: &UpstreamSpec, policy: &Policy) -> Request<ClientBody> {
-    let Admitted { mut parts, body, client, .. } = *admitted;
+fn rebuilt(admitted: Admitted, to: &UpstreamSpec, policy: &Policy) -> Box<RequestMessage> {
+    let Admitted { mut message, client, .. } = admitted;
+    let RequestMessage { parts, body } = &mut *message;
     forwarding::insert(&mut parts.headers, &client, policy.public_url.as_ref());
     if to.host_header == HostHeader::Upstream
         && let Ok(host) = HeaderValue::try_from(to.authority.as_str())
@@ -293,7 +294,7 @@ fn rebuilt(admitted: Box<Admitted>, to: &UpstreamSpec, policy: &Policy) -> Reque
         // `admit` removed the framing fields. Without this field hyper would send no body with GET and HEAD.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    Request::from_parts(parts, body)
+    message
 }
 
 /// Whether `Authorization` and the other headers that may carry a token are removed, in their exact spelling.

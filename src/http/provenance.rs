@@ -72,13 +72,13 @@ pub(super) fn login_cookie_name(admitted: &Admitted, policy: &Policy) -> String 
 }
 
 fn port(admitted: &Admitted) -> u16 {
-    let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = admitted.message.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     host.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(80)
 }
 
 /// Returns whether a session cookie can be set: over https, or on a loopback name, whose traffic crosses no network.
 pub(super) fn can_have_cookie(admitted: &Admitted, policy: &Policy) -> bool {
-    let host = admitted.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = admitted.message.parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,

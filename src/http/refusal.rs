@@ -2,6 +2,7 @@
 
 mod render;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,8 +70,15 @@ impl ChallengeSource {
 }
 
 /// A refusal; [`render_refusal`] turns it into a response.
+///
+/// It is in a box: nearly every step of a request may return one, and hardly any does, but the result of each, and the
+/// futures that it passes through, would have room for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Refusal(Box<RefusalFields>);
+
+/// The values of a [`Refusal`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusalFields {
     /// The HTTP status.
     pub status: StatusCode,
     /// The stable machine-readable code.
@@ -101,9 +109,23 @@ pub struct Refusal {
     pub route: Option<Arc<str>>,
 }
 
+impl Deref for Refusal {
+    type Target = RefusalFields;
+
+    fn deref(&self) -> &RefusalFields {
+        &self.0
+    }
+}
+
+impl DerefMut for Refusal {
+    fn deref_mut(&mut self) -> &mut RefusalFields {
+        &mut self.0
+    }
+}
+
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, detail: &str) -> Self {
-        Self {
+        Self(Box::new(RefusalFields {
             status,
             code,
             detail: detail.to_owned(),
@@ -118,7 +140,7 @@ impl Refusal {
             outcome: code,
             rule: None,
             route: None,
-        }
+        }))
     }
 
     /// Adds the detailed reason, for the log.
@@ -322,15 +344,19 @@ impl Refusal {
     /// Makes the refusal of a sign-out that is in force at this instance and not written to the shared state yet.
     #[must_use]
     pub fn not_shared() -> Self {
-        let refusal =
+        let mut refusal =
             Self::not_signed_out("in force at this instance and queued; the shared state could not be written");
-        Self { is_in_force: true, ..refusal }
+        refusal.is_in_force = true;
+        refusal
     }
 
     /// Adds a cookie that the response removes from the browser, where the requested change is in force.
     #[must_use]
-    pub fn taking_back(self, cookie: Option<HeaderValue>) -> Self {
-        if self.is_in_force { Self { set_cookie: cookie, ..self } } else { self }
+    pub fn taking_back(mut self, cookie: Option<HeaderValue>) -> Self {
+        if self.is_in_force {
+            self.set_cookie = cookie;
+        }
+        self
     }
 
     /// Makes the refusal to send a session cookie unencrypted over a network.

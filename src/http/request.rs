@@ -23,7 +23,7 @@ impl OwnRequest {
     /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
-        &self.admitted.parts
+        &self.admitted.message.parts
     }
 
     /// Returns the client.
@@ -38,7 +38,7 @@ impl OwnRequest {
     /// # Errors
     /// Returns 403 `foreign_origin`.
     pub fn check_state_change(&self, policy: &Policy) -> Result<(), Refusal> {
-        provenance::check_state_change(&self.admitted.parts, &self.admitted.client, policy)
+        provenance::check_state_change(&self.admitted.message.parts, &self.admitted.client, policy)
     }
 
     /// Takes the token out of the headers that the policy names.
@@ -55,7 +55,7 @@ impl OwnRequest {
             basic: false,
             upstream_secret: None,
         };
-        let Parts { headers, uri, .. } = &mut self.admitted.parts;
+        let Parts { headers, uri, .. } = &mut self.admitted.message.parts;
         token::extract(headers, uri, &headers_only, Purpose::Plain, None, policy.limits.token_bytes, None)
     }
 
@@ -64,7 +64,7 @@ impl OwnRequest {
     pub fn take_session(&mut self, policy: &Policy) -> (Option<SessionCookie>, Option<String>) {
         let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
-        let session = token::take_session_cookie(&mut self.admitted.parts.headers, &name);
+        let session = token::take_session_cookie(&mut self.admitted.message.parts.headers, &name);
         (session, can_have.then_some(name))
     }
 
@@ -78,7 +78,7 @@ impl OwnRequest {
     #[must_use]
     pub fn login_cookie(&self, policy: &Policy) -> (Option<String>, String) {
         let name = provenance::login_cookie_name(&self.admitted, policy);
-        (token::own_cookie_value(&self.admitted.parts.headers, &name), name)
+        (token::own_cookie_value(&self.admitted.message.parts.headers, &name), name)
     }
 
     /// Reads the whole body, of at most `limit` bytes.
@@ -86,9 +86,9 @@ impl OwnRequest {
     /// # Errors
     /// Returns 413 for a longer body, 408 for one that stalls, 400 for one that is aborted.
     pub async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Refusal> {
-        let end = self.admitted.body.end();
+        let end = self.admitted.message.body.end();
         let mut bytes = Vec::new();
-        while let Some(frame) = self.admitted.body.frame().await {
+        while let Some(frame) = self.admitted.message.body.frame().await {
             let Ok(frame) = frame else {
                 return Err(if end.is_stalled() {
                     Refusal::body_stalled()
@@ -112,7 +112,7 @@ impl OwnRequest {
     pub fn take_sessions(&mut self, policy: &Policy) -> (Vec<SessionCookie>, Option<String>) {
         let name = provenance::session_cookie_name(&self.admitted, policy);
         let can_have = provenance::can_have_cookie(&self.admitted, policy);
-        let sessions = token::take_all_session_cookies(&mut self.admitted.parts.headers, &name);
+        let sessions = token::take_all_session_cookies(&mut self.admitted.message.parts.headers, &name);
         (sessions, can_have.then_some(name))
     }
 }
@@ -135,7 +135,7 @@ impl PreflightRequest {
     /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
-        &self.admitted.parts
+        &self.admitted.message.parts
     }
 
     /// Returns whether the proxy answers it instead of forwarding it.
@@ -168,7 +168,7 @@ impl PublicRequest {
     /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
-        &self.admitted.parts
+        &self.admitted.message.parts
     }
 
     /// Takes the client's side of the upgrade, if the request is one.
@@ -187,7 +187,7 @@ pub struct ProtectedRequest {
 
 impl ProtectedRequest {
     pub(super) fn new(admitted: Box<Admitted>, matched: RouteMatch) -> Self {
-        let wants_event_stream = accepts_event_stream(&admitted.parts);
+        let wants_event_stream = accepts_event_stream(&admitted.message.parts);
         Self { admitted, matched, wants_event_stream }
     }
 
@@ -200,7 +200,7 @@ impl ProtectedRequest {
     /// Returns the head of the request.
     #[must_use]
     pub fn head(&self) -> &Parts {
-        &self.admitted.parts
+        &self.admitted.message.parts
     }
 
     /// Returns the client.
@@ -226,10 +226,10 @@ impl ProtectedRequest {
         use hyper::header::SEC_WEBSOCKET_PROTOCOL;
         match subprotocol {
             Some(chosen) => {
-                self.admitted.parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, chosen.clone());
+                self.admitted.message.parts.headers.insert(SEC_WEBSOCKET_PROTOCOL, chosen.clone());
             }
             None => {
-                self.admitted.parts.headers.remove(SEC_WEBSOCKET_PROTOCOL);
+                self.admitted.message.parts.headers.remove(SEC_WEBSOCKET_PROTOCOL);
             }
         }
     }
@@ -266,7 +266,7 @@ impl ProtectedRequest {
             Purpose::Plain
         };
         let own = policy.browser.session.as_ref().map(|_| provenance::session_cookie_name(&self.admitted, policy));
-        let Parts { headers, uri, .. } = &mut self.admitted.parts;
+        let Parts { headers, uri, .. } = &mut self.admitted.message.parts;
         let sources = &self.matched.route.token_from;
         token::extract(headers, uri, sources, purpose, own.as_deref(), policy.limits.token_bytes, known)
     }
@@ -290,7 +290,7 @@ impl ProtectedRequest {
         check_sender_of_balancer_token(verified, &self.admitted.client, policy)?;
         // A load balancer adds its token to whatever request comes with its cookie, from any page.
         if verified.carrier() == Carrier::Cookie || is_of_balancer(verified) {
-            provenance::check_cookie_origin(&self.admitted.parts, &self.admitted.client, policy)?;
+            provenance::check_cookie_origin(&self.admitted.message.parts, &self.admitted.client, policy)?;
         }
         if verified.carrier() == Carrier::Cookie
             && !verified.has_token()

@@ -45,7 +45,11 @@ pub enum ResponseBodyError {
 }
 
 /// A response body on its way to the client.
-pub struct ResponseBody {
+///
+/// It is in a box, because each response is moved through every step of its request and into hyper's connection.
+pub struct ResponseBody(Box<BodyInProgress>);
+
+struct BodyInProgress {
     source: BodySource,
     sent: u64,
     outcome: BodyOutcome,
@@ -64,13 +68,13 @@ enum BodySource {
 
 impl std::fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ResponseBody").field("sent", &self.sent).finish_non_exhaustive()
+        f.debug_struct("ResponseBody").field("sent", &self.0.sent).finish_non_exhaustive()
     }
 }
 
 impl ResponseBody {
     fn new(source: BodySource) -> Self {
-        Self {
+        Self(Box::new(BodyInProgress {
             source,
             sent: 0,
             outcome: BodyOutcome::Aborted,
@@ -78,7 +82,7 @@ impl ResponseBody {
             broken: None,
             on_end: None,
             request_body: None,
-        }
+        }))
     }
 
     /// Makes a body that this proxy authored.
@@ -92,27 +96,29 @@ impl ResponseBody {
     #[must_use]
     pub(super) fn upstream(incoming: Incoming, connection: Option<PooledConnection>) -> Self {
         let mut body = Self::new(BodySource::Upstream { incoming, connection });
-        if body.is_end_stream() {
-            body.complete();
+        if body.0.is_end_stream() {
+            body.0.complete();
         }
         body
     }
 
     /// Stops the body when the signal resolves.
     pub fn abort_when(&mut self, signal: AbortSignal) {
-        self.abort_signal = Some(signal);
+        self.0.abort_signal = Some(signal);
     }
 
     /// Names the request body that this responds to, so that its rest is discarded once the response has started.
     pub fn set_request_body(&mut self, request_body: UnreadBody) {
-        self.request_body = Some(request_body);
+        self.0.request_body = Some(request_body);
     }
 
     /// Sets the callback that runs at the end, with any outcome.
     pub fn on_end(&mut self, on_end: OnEnd) {
-        self.on_end = Some(on_end);
+        self.0.on_end = Some(on_end);
     }
+}
 
+impl BodyInProgress {
     fn complete(&mut self) {
         self.outcome = BodyOutcome::Complete;
         self.abort_signal = None;
@@ -122,9 +128,16 @@ impl ResponseBody {
             connection.return_to_pool();
         }
     }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            BodySource::Own(bytes) => bytes.is_none(),
+            BodySource::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
 }
 
-impl Drop for ResponseBody {
+impl Drop for BodyInProgress {
     fn drop(&mut self) {
         if self.outcome == BodyOutcome::Aborted && self.is_end_stream() {
             self.outcome = BodyOutcome::Complete;
@@ -143,7 +156,7 @@ impl Body for ResponseBody {
     type Error = ResponseBodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
-        let this = self.get_mut();
+        let this = &mut *self.get_mut().0;
         if let Some(request_body) = &this.request_body {
             // hyper polls the body first after it has written the head.
             request_body.on_response_start();
@@ -188,14 +201,11 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            BodySource::Own(bytes) => bytes.is_none(),
-            BodySource::Upstream { incoming, .. } => incoming.is_end_stream(),
-        }
+        self.0.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
+        match &self.0.source {
             BodySource::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             BodySource::Upstream { incoming, .. } => incoming.size_hint(),
         }

@@ -29,14 +29,14 @@ pub fn route_request(policy: &Policy, admitted: Box<Admitted>) -> Result<RoutedR
         return Ok(RoutedRequest::Own(OwnRequest { admitted }));
     }
     // The prefix of the proxy's endpoints is checked before the limit on readings and before every route.
-    let readings = match policy.readings(admitted.parts.uri.path()) {
+    let readings = match policy.readings(admitted.message.parts.uri.path()) {
         Ok(readings) if readings.is_own() => return Ok(own(policy, admitted)),
         Ok(readings) => readings,
         Err(too_many) if too_many.may_be_own => return Ok(own(policy, admitted)),
         Err(_) => return Err(Refusal::bad_request("a path with too many readings")),
     };
     // A preflight is matched by the method that it announces, so that a denied method is refused at once.
-    let method = admitted.announced.as_ref().unwrap_or(&admitted.parts.method);
+    let method = admitted.announced.as_ref().unwrap_or(&admitted.message.parts.method);
     let matched = policy.match_route(method.as_str(), &readings);
     if matched.auth == AuthMode::Deny {
         return Err(Refusal::closed_route(&matched.strictest));
@@ -62,8 +62,8 @@ pub fn route_request(policy: &Policy, admitted: Box<Admitted>) -> Result<RoutedR
 /// Returns whether a request is for the document of a protected resource. The path must be exactly its own: in any
 /// other spelling it is the upstream's. A preflight counts by the method that it announces.
 fn is_resource_document(policy: &Policy, admitted: &Admitted) -> bool {
-    let method = admitted.announced.as_ref().unwrap_or(&admitted.parts.method);
-    matches!(*method, Method::GET | Method::HEAD) && policy.resource_at(admitted.parts.uri.path()).is_some()
+    let method = admitted.announced.as_ref().unwrap_or(&admitted.message.parts.method);
+    matches!(*method, Method::GET | Method::HEAD) && policy.resource_at(admitted.message.parts.uri.path()).is_some()
 }
 
 /// Returns a request under the proxy's own prefix; the proxy always answers a preflight there itself.

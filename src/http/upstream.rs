@@ -18,16 +18,17 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
 use hyper::http::response::Parts;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use hyper::{HeaderMap, Method, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
+use super::admitted::RequestMessage;
 use super::dial::UpstreamConnector;
 use super::headers::strip_hop_by_hop;
 use super::list_field::lists;
 use super::pool::{IdleConnection, Pool, PooledConnection, UpstreamConnection};
 use super::timer::MovableTimer;
-use super::{Answer, BodyEnd, ClientBody, ResponseBody, Socket, TimedStream, UpstreamError, UpstreamRequest};
+use super::{Answer, BodyEnd, ResponseBody, Socket, TimedStream, UpstreamError, UpstreamRequest};
 use crate::policy::UpstreamSpec;
 use health::HealthRecord;
 use retry::RetryableHead;
@@ -156,26 +157,26 @@ impl Upstream {
     async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
         let pool = &self.pools[usize::from(upstream_request.is_verified())];
         let (end, takes_trailers) = (upstream_request.body_end(), upstream_request.takes_trailers());
-        let mut request = upstream_request.into_request();
+        let mut message = upstream_request.into_message();
         if !self.spec.reuse {
             // A server that does not read a body takes it for the next request, unless it knows that none follows.
-            request.headers_mut().remove(TE);
-            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            message.parts.headers.remove(TE);
+            message.parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let is_head = *request.method() == Method::HEAD;
+        let is_head = message.parts.method == Method::HEAD;
         let (mut connection, reused) = self.acquire(pool).await?;
-        let retry = if reused { RetryableHead::of(&request, &end) } else { None };
-        let first = self.exchange(&mut connection, request, &end).await;
+        let retry = if reused { RetryableHead::of(&message.parts, &end) } else { None };
+        let first = self.exchange(&mut connection, message, &end).await;
         let (response, connection) = match first {
             Ok(response) => (response, connection),
-            Err(ExchangeError { unsent: Some(request), .. }) if reused => {
+            Err(ExchangeError { unsent: Some(message), .. }) if reused => {
                 let mut connection = Box::pin(self.open()).await?;
-                (self.exchange(&mut connection, *request, &end).await.map_err(|failure| failure.error)?, connection)
+                (self.exchange(&mut connection, message, &end).await.map_err(|failure| failure.error)?, connection)
             }
             Err(ExchangeError { is_lost: true, error, .. }) if reused => {
-                let Some(request) = retry.and_then(RetryableHead::into_request) else { return Err(error) };
+                let Some(message) = retry.and_then(RetryableHead::into_message) else { return Err(error) };
                 let mut connection = Box::pin(self.open()).await?;
-                (self.exchange(&mut connection, request, &end).await.map_err(|failure| failure.error)?, connection)
+                (self.exchange(&mut connection, message, &end).await.map_err(|failure| failure.error)?, connection)
             }
             Err(failure) => return Err(failure.error),
         };
@@ -216,7 +217,7 @@ impl Upstream {
             let (mut sender, connection) = builder().handshake(io).await.map_err(failed)?;
             // The owner of the sender or of the upgraded stream sees an error of the connection too.
             tokio::spawn(connection.with_upgrades());
-            sender.send_request(upstream_request.into_request()).await.map_err(failed)
+            sender.send_request(upstream_request.into_message().into()).await.map_err(failed)
         })
         .await;
         let mut response = exchanged.map_err(|_| UpstreamError::ResponseTimeout { limit })??;
@@ -278,13 +279,13 @@ impl Upstream {
     async fn exchange(
         &self,
         connection: &mut UpstreamConnection,
-        request: Request<ClientBody>,
+        message: Box<RequestMessage>,
         end: &BodyEnd,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let limit = self.spec.response_timeout;
         let UpstreamConnection { sender, timer } = connection;
         timer.set(Instant::now() + limit);
-        let mut sending = std::pin::pin!(sender.try_send_request(request));
+        let mut sending = std::pin::pin!(sender.try_send_request(message.into()));
         let answered = loop {
             let answered = poll_fn(|cx| match sending.as_mut().poll(cx) {
                 Poll::Ready(answered) => Poll::Ready(Some(answered)),
@@ -302,7 +303,7 @@ impl Upstream {
             }
         };
         answered.map_err(|mut error| {
-            let unsent = error.take_message().map(Box::new);
+            let unsent = error.take_message().map(Box::from);
             let error = error.into_error();
             if end.is_stalled() {
                 return ExchangeError::final_error(UpstreamError::BodyStalled);
@@ -369,7 +370,7 @@ fn may_have_unexpected_body(is_head: bool, answer: &Parts) -> bool {
 
 struct ExchangeError {
     /// The request, if it was never written.
-    unsent: Option<Box<Request<ClientBody>>>,
+    unsent: Option<Box<RequestMessage>>,
     /// Whether the connection was lost before a response began.
     is_lost: bool,
     error: UpstreamError,
@@ -414,11 +415,13 @@ fn failed(error: hyper::Error) -> UpstreamError {
 
 #[cfg(test)]
 mod tests {
+    use hyper::Request;
     use hyper::service::service_fn;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::http::ClientBody;
     use crate::simulation::Simulation;
 
     /// Uploads a body in 25 s to an upstream that answers so much later, and returns what came of it.
@@ -434,9 +437,10 @@ mod tests {
             let (upstream, report) = (Arc::clone(&upstream), report.clone());
             async move {
                 let request = request.map(|body| ClientBody::new(body, None, Duration::from_secs(60), None));
-                let end = request.body().end();
+                let message = Box::<RequestMessage>::from(request);
+                let end = message.body.end();
                 let mut connection = upstream.open().await?;
-                let exchanged = upstream.exchange(&mut connection, request, &end).await;
+                let exchanged = upstream.exchange(&mut connection, message, &end).await;
                 let _ = report.send(exchanged.map(|answer| answer.status()).map_err(|failure| failure.error));
                 Ok::<_, UpstreamError>(Response::new(String::new()))
             }

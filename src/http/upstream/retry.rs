@@ -2,8 +2,10 @@
 //! which it is sent again if that connection turns out to be closed.
 
 use hyper::header::{HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, Uri};
 
+use crate::http::admitted::RequestMessage;
 use crate::http::{BodyEnd, ClientBody};
 
 /// The bytes that most heads fit in, so that the copy is one allocation.
@@ -21,9 +23,9 @@ pub(super) struct RetryableHead {
 impl RetryableHead {
     /// Copies the head of a request that may be sent a second time although the upstream may have processed the first:
     /// it is idempotent (RFC 9110 section 9.2.2) and has no body.
-    pub(super) fn of(request: &Request<ClientBody>, end: &BodyEnd) -> Option<Self> {
+    pub(super) fn of(head: &Parts, end: &BodyEnd) -> Option<Self> {
         let is_idempotent =
-            matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
+            matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
         if !is_idempotent || !end.is_complete() {
             return None;
         }
@@ -33,16 +35,16 @@ impl RetryableHead {
             bytes.extend_from_slice(text);
         };
         // `rebuilt` has made the target a path, with or without a query.
-        push(request.uri().path_and_query()?.as_str().as_bytes(), false);
-        for (name, value) in request.headers() {
+        push(head.uri.path_and_query()?.as_str().as_bytes(), false);
+        for (name, value) in &head.headers {
             push(name.as_str().as_bytes(), false);
             push(value.as_bytes(), value.is_sensitive());
         }
-        Some(Self { method: request.method().clone(), bytes })
+        Some(Self { method: head.method.clone(), bytes })
     }
 
-    /// Returns the request again.
-    pub(super) fn into_request(self) -> Option<Request<ClientBody>> {
+    /// Returns the request again, with an empty body.
+    pub(super) fn into_message(self) -> Option<Box<RequestMessage>> {
         let mut rest = self.bytes.as_slice();
         let mut next = || {
             let (length, behind) = rest.split_first_chunk()?;
@@ -60,7 +62,7 @@ impl RetryableHead {
             value.set_sensitive(is_sensitive);
             request.headers_mut().append(HeaderName::from_bytes(name).ok()?, value);
         }
-        Some(request)
+        Some(request.into())
     }
 }
 
@@ -85,8 +87,10 @@ mod tests {
             request.headers_mut().append(name, HeaderValue::from_bytes(value).expect("a value"));
         }
         request.headers_mut().get_mut("x-user-id").expect("it").set_sensitive(true);
-        let end = request.body().end();
-        let again = RetryableHead::of(&request, &end).and_then(RetryableHead::into_request).expect("a request");
+        let message = Box::<RequestMessage>::from(request);
+        let again = RetryableHead::of(&message.parts, &message.body.end()).and_then(RetryableHead::into_message);
+        let request = Request::from(message);
+        let again = Request::from(again.expect("a request"));
         assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
         assert_eq!(again.headers(), request.headers());
         let order = |request: &Request<ClientBody>| format!("{:?}", request.headers());
@@ -98,8 +102,8 @@ mod tests {
         for (method, is_retried) in [(Method::GET, true), (Method::POST, false), (Method::PATCH, false)] {
             let mut request = Request::new(ClientBody::empty());
             *request.method_mut() = method.clone();
-            let end = request.body().end();
-            assert_eq!(RetryableHead::of(&request, &end).is_some(), is_retried, "{method}");
+            let message = Box::<RequestMessage>::from(request);
+            assert_eq!(RetryableHead::of(&message.parts, &message.body.end()).is_some(), is_retried, "{method}");
         }
     }
 }
