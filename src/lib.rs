@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! main → cli → {listen, admin, control, reload, demo} → proxy → {websocket, browser} → authenticate → runtime → shared → http → auth → policy → config
-//! leaves that take plain values: telemetry, drain, budget, json, page, small_server, fuzz; in tests simulation
+//! leaves that take plain values: telemetry, drain, budget, workers, json, page, small_server, fuzz; in tests simulation
 //! ```
 //!
 //! | module | what it does |
@@ -43,7 +43,7 @@
 //! | `policy` | the rules, valid by construction |
 //! | `config` | the file, the environment and the flags as data, with the place of each value |
 //! | `telemetry` | log lines and metrics |
-//! | `drain`, `budget` | the shutdown; a bound on memory that callers share |
+//! | `drain`, `budget`, `workers` | the shutdown; a bound on memory that callers share; the threads that serve connections |
 //! | `fuzz` | what fuzz targets share; not in the built program |
 //! | `simulation` | the clock, the upstream and the provider in tests on a paused clock |
 //! | `json`, `page`, `small_server` | strict JSON objects, HTML pages, the server of the admin and control listeners |
@@ -83,6 +83,7 @@ mod simulation;
 mod small_server;
 mod telemetry;
 mod websocket;
+mod workers;
 
 /// The types whose misuse does not compile. Examples in the documentation of `auth` and `http` hold that, and they can use
 /// nothing but what is public.

@@ -1,6 +1,7 @@
 //! Listeners: bind the addresses, accept connections, and serve HTTP/1.1 on each until it ends or the process
 //! drains.
 
+mod accepted_socket;
 #[cfg(test)]
 mod model;
 mod tls;
@@ -18,6 +19,7 @@ use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::auth::LastToken;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, TLS_STATE_BYTES};
@@ -27,7 +29,9 @@ use crate::policy::{CertificateFiles, ListenPlace, Policy};
 use crate::proxy::{self, ClientConnection};
 use crate::runtime::{ConnectionCount, Limit, ProxyState};
 use crate::small_server::{ACCEPT_RETRY_DELAY, Listener, unix_listener};
+use crate::workers::Workers;
 
+use accepted_socket::AcceptedSocket;
 pub use tls::CertificateError;
 
 const BACKLOG: i32 = 1024;
@@ -122,15 +126,16 @@ impl Listeners {
         self.0.iter().map(shown).collect()
     }
 
-    /// Starts a task for each listener that accepts until the drain closes.
+    /// Starts a task for each listener that accepts until the drain closes. `workers` serve the connections.
     ///
     /// # Errors
     /// Returns an error when a certificate cannot be used.
-    pub fn serve(self, state: &Arc<ProxyState>) -> Result<(), ListenError> {
+    pub fn serve(self, state: &Arc<ProxyState>, workers: &Workers) -> Result<(), ListenError> {
         for BoundListener { name, socket, tls } in self.0 {
             let tls = tls.map(|files| tls::acceptor(&files, state.drain.closing_token())).transpose()?;
             let acceptor = Acceptor {
                 state: Arc::clone(state),
+                workers: workers.clone(),
                 tls,
                 linger_limit: LingerLimit::default(),
                 open_connections: state.metrics.connections(&name),
@@ -168,6 +173,7 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 /// The state of one listener's accept loop.
 struct Acceptor {
     state: Arc<ProxyState>,
+    workers: Workers,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
     /// The metric of this listener's open connections.
@@ -206,19 +212,21 @@ impl Acceptor {
     async fn accept_or_reject(&self, socket: Socket, peer: Option<SocketAddr>) {
         let limit = match self.state.connect(peer.map(|peer| peer.ip()), &self.open_connections) {
             Ok((count, reservation)) => {
+                let socket = if self.workers.are_threads() {
+                    AcceptedSocket::detach(socket)
+                } else {
+                    Ok(AcceptedSocket::Registered(socket))
+                };
                 let accepted = AcceptedConnection {
                     socket,
                     peer,
                     accepted_at: Instant::now(),
                     count,
                     reservation: Arc::new(reservation),
+                    drain_token: self.state.drain.track(),
                 };
-                tokio::spawn(serve_connection(
-                    Arc::clone(&self.state),
-                    accepted,
-                    self.tls.clone(),
-                    self.linger_limit.clone(),
-                ));
+                let (state, tls, linger_limit) = (&self.state, &self.tls, &self.linger_limit);
+                self.workers.spawn(serve_connection(Arc::clone(state), accepted, tls.clone(), linger_limit.clone()));
                 return;
             }
             Err(limit) => limit,
@@ -258,11 +266,13 @@ async fn accept_next(listener: &Listener) -> io::Result<(Socket, Option<SocketAd
 
 /// A connection with the values that count it toward the limits.
 struct AcceptedConnection {
-    socket: Socket,
+    socket: io::Result<AcceptedSocket>,
     peer: Option<SocketAddr>,
     accepted_at: Instant,
     count: ConnectionCount,
     reservation: Arc<MemoryReservation>,
+    /// The connection counts as work of the drain before its task runs: another thread may begin with it later.
+    drain_token: TaskTrackerToken,
 }
 
 /// Waits for the first byte of a connection, then serves HTTP on it.
@@ -272,19 +282,26 @@ async fn serve_connection(
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
 ) {
-    let drain_token = state.drain.track();
+    let AcceptedConnection { socket, peer, accepted_at, count, reservation, drain_token } = accepted;
+    let socket = match socket.and_then(AcceptedSocket::attach) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(error = %error, "an accepted connection could not be served");
+            return;
+        }
+    };
     let header_timeout = state.current().policy.limits.header_timeout;
-    let reservation = Arc::clone(&accepted.reservation);
     // A connection that has sent nothing costs no HTTP state.
     let has_begun = tokio::select! {
-        read = timeout_at(accepted.accepted_at + header_timeout, accepted.socket.readable()) => read.is_ok_and(|read| read.is_ok()),
+        read = timeout_at(accepted_at + header_timeout, socket.readable()) => read.is_ok_and(|read| read.is_ok()),
         () = reservation.evicted() => false,
         () = drain_grace_elapsed(&state.drain) => false,
     };
     if has_begun {
-        Box::pin(serve_http(Arc::clone(&state), accepted, tls, linger_limit)).await;
+        let begun = BegunConnection { socket, peer, accepted_at, count, reservation: Arc::clone(&reservation) };
+        Box::pin(serve_http(Arc::clone(&state), begun, tls, linger_limit)).await;
     } else if reservation.is_evicted() && tls.is_none() {
-        linger_limit.reject(accepted.socket, &Refusal::busy(Limit::Unauthenticated.key())).await;
+        linger_limit.reject(socket, &Refusal::busy(Limit::Unauthenticated.key())).await;
     }
     if reservation.is_evicted() {
         state.record_memory_limit();
@@ -292,14 +309,23 @@ async fn serve_connection(
     drop(drain_token);
 }
 
+/// A connection whose first bytes have arrived.
+struct BegunConnection {
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    accepted_at: Instant,
+    count: ConnectionCount,
+    reservation: Arc<MemoryReservation>,
+}
+
 /// Serves HTTP on a connection whose first bytes have arrived.
 async fn serve_http(
     state: Arc<ProxyState>,
-    accepted: AcceptedConnection,
+    begun: BegunConnection,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
 ) {
-    let AcceptedConnection { socket, peer, accepted_at, count, reservation } = accepted;
+    let BegunConnection { socket, peer, accepted_at, count, reservation } = begun;
     let (stream_limits, header_timeout, header_bytes) = {
         let runtime = state.current();
         let limits = &runtime.policy.limits;

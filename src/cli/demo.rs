@@ -22,6 +22,7 @@ use crate::policy::{self, Policy, UpstreamAddress};
 use crate::runtime::ProxyState;
 use crate::shared::EngineError;
 use crate::telemetry::{self, Format};
+use crate::workers::Workers;
 
 /// The number of ports that are tried when the first is in use.
 const MAX_PORTS: u16 = 50;
@@ -91,7 +92,7 @@ async fn run(arguments: &DemoArguments) -> Result<(), Failure> {
 async fn serve(policy: Policy, listeners: Listeners, welcome: impl FnOnce(&str)) -> Result<(), Failure> {
     let url = listeners.addresses().first().cloned().unwrap_or_default();
     let state = Arc::new(ProxyState::start(policy, Revocations::default())?);
-    listeners.serve(&state)?;
+    listeners.serve(&state, &Workers::default())?;
     for (_, keys) in state.current().verifier.providers() {
         keys.first_attempt().await;
     }

@@ -6,24 +6,19 @@ use std::time::Duration;
 
 /// The time that a file has which is still being written when a command ends. What else blocks a thread is then a name
 /// that is looked up: nothing can end a lookup, and at a name server that does not answer it lasts for 10 s and more.
-const UNFINISHED_WAIT: Duration = Duration::from_secs(1);
+pub(super) const UNFINISHED_WAIT: Duration = Duration::from_secs(1);
 
 /// The error when the runtime cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[error("the runtime could not be started: {0}")]
 pub(super) struct NotStarted(#[from] pub(super) io::Error);
 
-/// Runs a command on a Tokio runtime: single-threaded on one core, where the scheduler of several threads only costs.
+/// Runs a command on a Tokio runtime of one thread. Connections have [`WorkerThreads`](crate::workers::WorkerThreads).
 ///
 /// # Errors
 /// Returns an error when the runtime cannot be started.
 pub(super) fn block_on<T>(command: impl Future<Output = T>) -> Result<T, NotStarted> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let runtime = if cores == 1 {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?
-    } else {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?
-    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(command);
     runtime.shutdown_timeout(UNFINISHED_WAIT);
     Ok(outcome)

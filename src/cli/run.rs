@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::descriptors::Shortage;
-use super::executor::block_on;
+use super::executor::{NotStarted, UNFINISHED_WAIT, block_on};
 use super::{RunArguments, USAGE, descriptors, dev_key, fail, policy, print_line};
 use crate::admin::Admin;
 use crate::auth::digest::DigestKeys;
@@ -22,6 +22,7 @@ use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, sockets, tokens};
 use crate::reload::{Load, LoadedPolicy, Reload, Watched};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{self, Format};
+use crate::workers::{WorkerThreads, Workers};
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     let started = Instant::now();
@@ -38,7 +39,19 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         log_shortage(&known, descriptors::fit(&mut loaded.policy));
         Ok(loaded)
     });
-    match block_on(serve(loaded, reload, started)) {
+    let threads = match WorkerThreads::start(UNFINISHED_WAIT) {
+        Ok(threads) => threads,
+        Err(error) => return fail(&NotStarted(error), 1),
+    };
+    let outcome = block_on(async {
+        let code = serve(loaded, reload, started, threads.handle()).await;
+        // They end while the runtime of this command does.
+        threads.stop();
+        code
+    });
+    // Each connection that is still open writes its access lines now.
+    drop(threads);
+    match outcome {
         Ok(code) => {
             telemetry::flush();
             code
@@ -72,7 +85,7 @@ fn start_log(policy: &Policy) {
     telemetry::start(format, policy.log.level.name());
 }
 
-async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
+async fn serve(loaded: LoadedPolicy, load: Load, started: Instant, workers: Workers) -> ExitCode {
     let watched = Watched::of(&loaded);
     let LoadedPolicy { policy, name, .. } = loaded;
     let listeners = match Listeners::bind(&policy) {
@@ -100,7 +113,7 @@ async fn serve(loaded: LoadedPolicy, load: Load, started: Instant) -> ExitCode {
         Ok(state) => Arc::new(state),
         Err(error) => return fail(&error, 1),
     };
-    if let Err(error) = listeners.serve(&state) {
+    if let Err(error) = listeners.serve(&state, &workers) {
         return fail(&error, 1);
     }
     let admin_address = admin.as_ref().and_then(Admin::address).map(|address| format!("http://{address}"));

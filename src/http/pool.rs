@@ -1,6 +1,10 @@
 //! The idle connections of an upstream, and how a connection in use returns to them.
+//!
+//! A connection belongs to the runtime of the thread that opened it, so each thread that serves connections has a list of
+//! its own: a request on another thread would wake that one for each of its steps.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use hyper::client::conn::http1::SendRequest;
@@ -8,16 +12,36 @@ use tokio::time::Instant;
 
 use super::timer::MovableTimer;
 use super::{BodyEnd, ClientBody};
+use crate::workers;
 
-/// The number of idle connections that are kept per pool. Open connections need no limit of their own: each belongs to
+/// The number of idle connections that are kept per pool and thread. Open connections need no limit of their own: each belongs to
 /// a client connection, and those are limited.
 const MAX_IDLE_CONNECTIONS: usize = 256;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pool {
-    pub(super) idle: Mutex<Vec<IdleConnection>>,
+    /// The lists, one for each thread.
+    idle: Box<[Mutex<Vec<IdleConnection>>]>,
     /// Whether a task is removing idle connections that are too old.
-    is_reaping: std::sync::atomic::AtomicBool,
+    is_reaping: AtomicBool,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { idle: (0..workers::count()).map(|_| Mutex::default()).collect(), is_reaping: AtomicBool::default() }
+    }
+}
+
+impl Pool {
+    /// Takes the idle connection of this thread that was used last.
+    pub(super) fn take(&self) -> Option<IdleConnection> {
+        self.of_this_thread().pop()
+    }
+
+    fn of_this_thread(&self) -> MutexGuard<'_, Vec<IdleConnection>> {
+        // There is a list for each thread that serves connections.
+        self.idle[workers::current() % self.idle.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A connection to an upstream, on which one request at a time is sent. It is in a box, because each response holds one
@@ -52,13 +76,13 @@ impl PooledConnection {
         if !self.body.is_complete() || self.connection.sender.is_closed() {
             return;
         }
-        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = pool.of_this_thread();
         if idle.len() >= MAX_IDLE_CONNECTIONS {
             return;
         }
         idle.push(IdleConnection { connection: self.connection, since: Instant::now() });
         drop(idle);
-        if !pool.is_reaping.swap(true, std::sync::atomic::Ordering::AcqRel) {
+        if !pool.is_reaping.swap(true, Ordering::AcqRel) {
             tokio::spawn(remove_idle(Arc::downgrade(&pool), self.idle_timeout));
         }
     }
@@ -69,11 +93,17 @@ async fn remove_idle(pool: Weak<Pool>, idle_timeout: Duration) {
     loop {
         tokio::time::sleep(idle_timeout.max(Duration::from_millis(50))).await;
         let Some(pool) = pool.upgrade() else { return };
-        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|idle| idle.since.elapsed() < idle_timeout && !idle.connection.sender.is_closed());
-        if idle.is_empty() {
-            idle.shrink_to_fit();
-            pool.is_reaping.store(false, std::sync::atomic::Ordering::Release);
+        // All lists are locked until the end, so that no connection returns to one that was found empty.
+        let mut lists: Vec<_> =
+            pool.idle.iter().map(|list| list.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        for idle in &mut lists {
+            idle.retain(|idle| idle.since.elapsed() < idle_timeout && !idle.connection.sender.is_closed());
+            if idle.is_empty() {
+                idle.shrink_to_fit();
+            }
+        }
+        if lists.iter().all(|idle| idle.is_empty()) {
+            pool.is_reaping.store(false, Ordering::Release);
             return;
         }
     }

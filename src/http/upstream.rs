@@ -10,7 +10,7 @@ mod retry;
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -259,7 +259,7 @@ impl Upstream {
     async fn acquire(&self, pool: &Arc<Pool>) -> Result<(Box<UpstreamConnection>, bool), UpstreamError> {
         if self.spec.reuse {
             loop {
-                let candidate = pool.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let candidate = pool.take();
                 let Some(IdleConnection { mut connection, since }) = candidate else { break };
                 if since.elapsed() >= self.spec.pool_idle_timeout || connection.sender.is_closed() {
                     continue;

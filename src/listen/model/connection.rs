@@ -97,6 +97,7 @@ impl<'a> Connection<'a> {
         let idle_tasks = Handle::current().metrics().num_alive_tasks();
         let (ours, theirs) = crate::simulation::connection();
         let acceptor = Acceptor {
+            workers: crate::workers::Workers::default(),
             state: Arc::clone(&state),
             tls: None,
             linger_limit: LingerLimit::default(),
