@@ -345,4 +345,227 @@ mod tests {
         let all_woken = tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await;
         assert!(all_woken.is_ok(), "a task was not woken");
     }
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Counting(std::sync::atomic::AtomicU32);
+
+    impl std::task::Wake for Counting {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Numbers that look random and are the same in each run.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % end
+        }
+    }
+
+    /// A task as it should be.
+    struct Expected {
+        place: Place,
+        counting: Arc<Counting>,
+        /// The milliseconds at which it is woken at the latest.
+        at: u64,
+        has_waker: bool,
+        woken: u32,
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_order_of_changes_wakes_the_same_tasks_as_a_plain_list() {
+        for seed in 1..=400 {
+            let mut numbers = Numbers(seed * 0x9e37_79b9_7f4a_7c15);
+            let all = WaitingTasks::default();
+            let begun = Moment::now();
+            let (mut tasks, mut passed) = (Vec::<Expected>::new(), 0);
+            for step in 0..600 {
+                match numbers.below(12) {
+                    0..=2 if tasks.len() < 60 => {
+                        // Few lists, so that each has several tasks.
+                        let place = all.add(u32::try_from(numbers.below(3)).expect("small"));
+                        tasks.push(Expected {
+                            place,
+                            counting: Arc::default(),
+                            at: u64::MAX,
+                            has_waker: false,
+                            woken: 0,
+                        });
+                    }
+                    3 if !tasks.is_empty() => {
+                        let removed =
+                            tasks.swap_remove(usize::try_from(numbers.below(tasks.len() as u64)).expect("small"));
+                        all.remove(&removed.place);
+                        assert_eq!(Arc::strong_count(&removed.counting), 1, "its waker is dropped");
+                    }
+                    4..=8 if !tasks.is_empty() => {
+                        let at = (numbers.below(5) > 0).then(|| passed + numbers.below(50));
+                        let index = usize::try_from(numbers.below(tasks.len() as u64)).expect("small");
+                        let task = &mut tasks[index];
+                        if numbers.below(6) == 0 {
+                            // It is polled from another task from now on.
+                            task.counting = Arc::new(Counting(task.woken.into()));
+                        }
+                        let waker = Waker::from(Arc::clone(&task.counting));
+                        all.wait(&task.place, &waker, at.map(|at| begun + Duration::from_millis(at)));
+                        task.has_waker = true;
+                        task.at = task.at.min(at.unwrap_or(u64::MAX));
+                    }
+                    9 if numbers.below(4) == 0 => {
+                        all.wake_all();
+                        for task in &mut tasks {
+                            task.woken += u32::from(std::mem::take(&mut task.has_waker));
+                        }
+                    }
+                    10..=11 => {
+                        let millis = numbers.below(20);
+                        tokio::time::advance(Duration::from_millis(millis)).await;
+                        passed += millis;
+                    }
+                    _ => {}
+                }
+                // The clock's task runs.
+                for _ in 0..8 {
+                    tokio::task::yield_now().await;
+                }
+                for task in tasks.iter_mut().filter(|task| task.at <= passed) {
+                    task.at = u64::MAX;
+                    task.woken += u32::from(std::mem::take(&mut task.has_waker));
+                }
+                for (index, task) in tasks.iter().enumerate() {
+                    let woken = task.counting.0.load(Ordering::Relaxed);
+                    assert_eq!(woken, task.woken, "seed {seed}, step {step}, task {index} at {passed} ms");
+                }
+                for number in 0..LISTS {
+                    let list = all.0.list(number);
+                    assert!(list.times.len() <= 2 * list.tasks.len() + FORMER_TIMES);
+                }
+            }
+            for task in tasks {
+                all.remove(&task.place);
+            }
+            for number in 0..LISTS {
+                let list = all.0.list(number);
+                assert!(list.tasks.capacity() == 0 && list.times.capacity() == 0);
+            }
+        }
+    }
+
+    struct Unpark(std::thread::Thread, AtomicBool);
+
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.1.store(true, Ordering::Release);
+            self.0.unpark();
+        }
+    }
+
+    /// Threads come, wait until a time or until all are woken, change their times and go, while others do the same.
+    #[test]
+    fn threads_that_come_and_go_at_random_are_woken_at_their_times() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        let all = Arc::new(WaitingTasks::default());
+        let latest = AtomicU64::new(0);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..16_u64)
+                .map(|thread| {
+                    let (all, latest, handle) = (Arc::clone(&all), &latest, runtime.handle().clone());
+                    scope.spawn(move || {
+                        let _in_runtime = handle.enter();
+                        let mut numbers = Numbers((thread + 1) * 0x9e37_79b9_7f4a_7c15);
+                        let until = Moment::now() + Duration::from_secs(2);
+                        while Moment::now() < until {
+                            let place = all.add(u32::try_from(numbers.below(4)).expect("small"));
+                            for _ in 0..numbers.below(8) {
+                                let at = Moment::now() + Duration::from_micros(numbers.below(6_000));
+                                if numbers.below(3) == 0 {
+                                    // An earlier or a later one, which is never waited for.
+                                    let other = Moment::now() + Duration::from_micros(numbers.below(12_000));
+                                    all.wait(&place, Waker::noop(), Some(other));
+                                }
+                                let unpark = Arc::new(Unpark(std::thread::current(), AtomicBool::new(false)));
+                                let waker = Waker::from(Arc::clone(&unpark));
+                                while at > Moment::now() {
+                                    all.wait(&place, &waker, Some(at));
+                                    if numbers.below(5) == 0 {
+                                        break;
+                                    }
+                                    let begun = Moment::now();
+                                    while !unpark.1.swap(false, Ordering::AcqRel) {
+                                        std::thread::park_timeout(Duration::from_secs(5));
+                                        assert!(begun.elapsed() < Duration::from_secs(4), "not woken");
+                                    }
+                                    let late = u64::try_from((Moment::now() - at).as_micros()).expect("short");
+                                    latest.fetch_max(late, Ordering::Relaxed);
+                                }
+                            }
+                            all.remove(&place);
+                        }
+                    })
+                })
+                .collect();
+            let is_over = &is_over;
+            let all = Arc::clone(&all);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    all.wake_all();
+                    std::thread::sleep(Duration::from_micros(700));
+                }
+            });
+            let results: Vec<_> = waiting.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(results.into_iter().all(|result| result.is_ok()));
+        });
+        println!("at most {} µs late", latest.into_inner());
+        for number in 0..LISTS {
+            let list = all.0.list(number);
+            assert!(list.tasks.capacity() == 0 && list.times.capacity() == 0);
+        }
+    }
+
+    /// Two threads wait at the same moments and nobody else does, so that a time which the clock does not see is slept
+    /// through.
+    #[test]
+    fn a_time_that_is_set_while_the_first_one_is_looked_for_is_not_slept_through() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        let all = WaitingTasks::default();
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for thread in 0..2_u32 {
+                let (all, barrier, handle) = (&all, &barrier, runtime.handle().clone());
+                scope.spawn(move || {
+                    let _in_runtime = handle.enter();
+                    let mut numbers = Numbers(u64::from(thread) + 1);
+                    let place = all.add(thread);
+                    let unpark = Arc::new(Unpark(std::thread::current(), AtomicBool::new(false)));
+                    let waker = Waker::from(Arc::clone(&unpark));
+                    for _ in 0..1_500 {
+                        barrier.wait();
+                        let begun = Moment::now();
+                        while begun.elapsed() < Duration::from_nanos(numbers.below(60_000)) {
+                            std::hint::spin_loop();
+                        }
+                        let at = Moment::now() + Duration::from_micros(numbers.below(30));
+                        while at > Moment::now() {
+                            all.wait(&place, &waker, Some(at));
+                            while !unpark.1.swap(false, Ordering::AcqRel) {
+                                std::thread::park_timeout(Duration::from_secs(10));
+                                assert!(begun.elapsed() < Duration::from_secs(5), "slept through");
+                            }
+                        }
+                    }
+                    all.remove(&place);
+                });
+            }
+        });
+    }
 }
