@@ -10,7 +10,6 @@ mod warnings;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONNECTION, HeaderValue};
@@ -291,10 +290,9 @@ impl RequestHandler<'_> {
         for header in upstream_request.stripped() {
             requests.stripped(header);
         }
-        let sent = Instant::now();
         match self.runtime.upstreams.send(upstream_request).await {
-            Ok(answer) => {
-                requests.answered(&entry.line.route, sent.elapsed());
+            Ok((answer, took)) => {
+                requests.answered(&entry.line.route, took);
                 if verified && answer.status() == StatusCode::UNAUTHORIZED {
                     warn_of_upstream_401();
                 }

@@ -87,16 +87,18 @@ impl Upstreams {
         let _ = timeout(wait, all).await;
     }
 
-    /// Sends a request and waits for the head of the response.
+    /// Sends a request and waits for the head of the response. Returns the response and how long that took.
     ///
     /// # Errors
     /// Returns an error when there is no usable response; see `UpstreamError`.
-    pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
+    pub async fn send(&self, upstream_request: UpstreamRequest) -> Result<(Answer, Duration), UpstreamError> {
         // `prepare` takes the index from the policy from which these clients were made.
         let upstream = &self.0[upstream_request.upstream()];
-        let sent = upstream.send(upstream_request).await;
-        upstream.observe(sent.as_ref().err());
-        sent
+        let began = Instant::now();
+        let sent = upstream.send(upstream_request, began).await;
+        let ended = Instant::now();
+        upstream.observe(sent.as_ref().err(), ended);
+        sent.map(|answer| (answer, ended - began))
     }
 
     /// Sends an upgrade on a new connection. `Ok(Err(response))` is a response other than 101.
@@ -109,7 +111,7 @@ impl Upstreams {
     ) -> Result<Result<(HeaderMap, UpstreamSocket), Answer>, UpstreamError> {
         let upstream = &self.0[upstream_request.upstream()];
         let upgraded = upstream.upgrade(upstream_request).await;
-        upstream.observe(upgraded.as_ref().err());
+        upstream.observe(upgraded.as_ref().err(), Instant::now());
         upgraded
     }
 }
@@ -135,10 +137,10 @@ impl Upstream {
         }
     }
 
-    /// Records the result of a request, unless the client caused the error.
-    fn observe(&self, error: Option<&UpstreamError>) {
+    /// Records the result of a request, which came at this time, unless the client caused the error.
+    fn observe(&self, error: Option<&UpstreamError>, at: Instant) {
         match error {
-            None => self.health.record_response(),
+            None => self.health.record_response(at),
             Some(error) if error.reason().is_some() => self.health.record_failure(error),
             Some(_) => {}
         }
@@ -154,7 +156,7 @@ impl Upstream {
         matches!(timeout(Duration::from_millis(300), self.connect()).await, Ok(Ok(_)))
     }
 
-    async fn send(&self, upstream_request: UpstreamRequest) -> Result<Answer, UpstreamError> {
+    async fn send(&self, upstream_request: UpstreamRequest, began: Instant) -> Result<Answer, UpstreamError> {
         let pool = &self.pools[usize::from(upstream_request.is_verified())];
         let (end, takes_trailers) = (upstream_request.body_end(), upstream_request.takes_trailers());
         let mut message = upstream_request.into_message();
@@ -164,19 +166,21 @@ impl Upstream {
             message.parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let is_head = message.parts.method == Method::HEAD;
-        let (mut connection, reused) = self.acquire(pool).await?;
+        let AcquiredConnection { mut connection, reused, at } = self.acquire(pool, began).await?;
         let retry = if reused { RetryableHead::of(&message.parts, &end) } else { None };
-        let first = self.exchange(&mut connection, message, &end).await;
+        let first = self.exchange(&mut connection, message, &end, at).await;
         let (response, connection) = match first {
             Ok(response) => (response, connection),
             Err(ExchangeError { unsent: Some(message), .. }) if reused => {
                 let mut connection = Box::pin(self.open()).await?;
-                (self.exchange(&mut connection, message, &end).await.map_err(|failure| failure.error)?, connection)
+                let again = self.exchange(&mut connection, message, &end, Instant::now()).await;
+                (again.map_err(|failure| failure.error)?, connection)
             }
             Err(ExchangeError { is_lost: true, error, .. }) if reused => {
                 let Some(message) = retry.and_then(RetryableHead::into_message) else { return Err(error) };
                 let mut connection = Box::pin(self.open()).await?;
-                (self.exchange(&mut connection, message, &end).await.map_err(|failure| failure.error)?, connection)
+                let again = self.exchange(&mut connection, message, &end, Instant::now()).await;
+                (again.map_err(|failure| failure.error)?, connection)
             }
             Err(failure) => return Err(failure.error),
         };
@@ -256,35 +260,41 @@ impl Upstream {
         Ok(Box::new(UpstreamConnection { sender, timer }))
     }
 
-    async fn acquire(&self, pool: &Arc<Pool>) -> Result<(Box<UpstreamConnection>, bool), UpstreamError> {
+    async fn acquire(&self, pool: &Arc<Pool>, now: Instant) -> Result<AcquiredConnection, UpstreamError> {
         if self.spec.reuse {
             loop {
                 let candidate = pool.take();
                 let Some(IdleConnection { mut connection, since }) = candidate else { break };
-                if since.elapsed() >= self.spec.pool_idle_timeout || connection.sender.is_closed() {
+                if now.saturating_duration_since(since) >= self.spec.pool_idle_timeout || connection.sender.is_closed()
+                {
                     continue;
                 }
                 // It is ready, because both bodies had ended when the connection returned, or it is in a moment.
                 let sender = &mut connection.sender;
-                if sender.is_ready() || matches!(timeout(Duration::from_millis(100), sender.ready()).await, Ok(Ok(())))
-                {
-                    return Ok((connection, true));
+                if sender.is_ready() {
+                    return Ok(AcquiredConnection { connection, reused: true, at: now });
+                }
+                if matches!(timeout(Duration::from_millis(100), sender.ready()).await, Ok(Ok(()))) {
+                    return Ok(AcquiredConnection { connection, reused: true, at: Instant::now() });
                 }
             }
         }
         // Boxed: most requests find a connection, and each would have room for a new one.
-        Ok((Box::pin(self.open()).await?, false))
+        let connection = Box::pin(self.open()).await?;
+        Ok(AcquiredConnection { connection, reused: false, at: Instant::now() })
     }
 
+    /// Sends a request on a connection and waits for the head of the response, for `response_timeout` from `began`.
     async fn exchange(
         &self,
         connection: &mut UpstreamConnection,
         message: Box<RequestMessage>,
         end: &BodyEnd,
+        began: Instant,
     ) -> Result<Response<Incoming>, ExchangeError> {
         let limit = self.spec.response_timeout;
         let UpstreamConnection { sender, timer } = connection;
-        timer.set(Instant::now() + limit);
+        timer.set(began + limit);
         let mut sending = std::pin::pin!(sender.try_send_request(message.into()));
         let answered = loop {
             let answered = poll_fn(|cx| match sending.as_mut().poll(cx) {
@@ -368,6 +378,15 @@ fn may_have_unexpected_body(is_head: bool, answer: &Parts) -> bool {
             || fields.get(CONTENT_LENGTH).is_some_and(|length| length != "0"))
 }
 
+/// A connection for one request.
+struct AcquiredConnection {
+    connection: Box<UpstreamConnection>,
+    /// Whether it was used before, so that the upstream may have closed it.
+    reused: bool,
+    /// The time at which it could be used.
+    at: Instant,
+}
+
 struct ExchangeError {
     /// The request, if it was never written.
     unsent: Option<Box<RequestMessage>>,
@@ -440,7 +459,7 @@ mod tests {
                 let message = Box::<RequestMessage>::from(request);
                 let end = message.body.end();
                 let mut connection = upstream.open().await?;
-                let exchanged = upstream.exchange(&mut connection, message, &end).await;
+                let exchanged = upstream.exchange(&mut connection, message, &end, Instant::now()).await;
                 let _ = report.send(exchanged.map(|answer| answer.status()).map_err(|failure| failure.error));
                 Ok::<_, UpstreamError>(Response::new(String::new()))
             }

@@ -380,8 +380,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn any_order_of_changes_wakes_the_same_tasks_as_a_plain_list() {
-        for seed in 1..=400 {
-            let mut numbers = Numbers(seed * 0x9e37_79b9_7f4a_7c15);
+        for seed in 1..=100 {
+            let mut numbers = Numbers(u64::wrapping_mul(seed, 0x9e37_79b9_7f4a_7c15));
             let all = WaitingTasks::default();
             let begun = Moment::now();
             let (mut tasks, mut passed) = (Vec::<Expected>::new(), 0);
@@ -472,16 +472,15 @@ mod tests {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
         let all = Arc::new(WaitingTasks::default());
-        let latest = AtomicU64::new(0);
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let waiting: Vec<_> = (0..16_u64)
                 .map(|thread| {
-                    let (all, latest, handle) = (Arc::clone(&all), &latest, runtime.handle().clone());
+                    let (all, handle) = (Arc::clone(&all), runtime.handle().clone());
                     scope.spawn(move || {
                         let _in_runtime = handle.enter();
-                        let mut numbers = Numbers((thread + 1) * 0x9e37_79b9_7f4a_7c15);
-                        let until = Moment::now() + Duration::from_secs(2);
+                        let mut numbers = Numbers(u64::wrapping_mul(thread + 1, 0x9e37_79b9_7f4a_7c15));
+                        let until = Moment::now() + Duration::from_secs(1);
                         while Moment::now() < until {
                             let place = all.add(u32::try_from(numbers.below(4)).expect("small"));
                             for _ in 0..numbers.below(8) {
@@ -503,8 +502,6 @@ mod tests {
                                         std::thread::park_timeout(Duration::from_secs(5));
                                         assert!(begun.elapsed() < Duration::from_secs(4), "not woken");
                                     }
-                                    let late = u64::try_from((Moment::now() - at).as_micros()).expect("short");
-                                    latest.fetch_max(late, Ordering::Relaxed);
                                 }
                             }
                             all.remove(&place);
@@ -524,7 +521,6 @@ mod tests {
             is_over.store(true, Ordering::Relaxed);
             assert!(results.into_iter().all(|result| result.is_ok()));
         });
-        println!("at most {} µs late", latest.into_inner());
         for number in 0..LISTS {
             let list = all.0.list(number);
             assert!(list.tasks.capacity() == 0 && list.times.capacity() == 0);

@@ -3,6 +3,7 @@
 
 mod collected;
 mod credentials;
+mod last_series;
 mod logins;
 mod process;
 mod requests;
@@ -40,8 +41,8 @@ impl Hash for OfRoute {
     }
 }
 
-/// Feeds label values to a hasher as one number. Every request looks up four series, and the hasher of their maps took 300
-/// instructions for each when it was fed text by text. No label is chosen by a client, so nobody can make values collide.
+/// Feeds label values to a hasher as one number. The hasher of their maps took 300 instructions for each series when it was
+/// fed text by text. No label is chosen by a client, so nobody can make values collide.
 fn hash_labels<H: Hasher>(state: &mut H, code: u16, texts: &[&str]) {
     let mut hash = u64::from(code);
     for text in texts {

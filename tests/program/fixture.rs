@@ -19,6 +19,13 @@ pub async fn fixture(more: &str) -> Fixture {
     Fixture::started(more, |_| ()).await
 }
 
+/// Starts the program on one processor, so that the requests of all clients find the same idle upstream connections.
+pub async fn fixture_on_one_processor(more: &str) -> Fixture {
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
+    Fixture { proxy: Proxy::on_one_processor(&yaml).await, issuer, backend }
+}
+
 impl Fixture {
     /// Starts all three; `prepare` sets up the issuer before the program reads its keys.
     pub async fn started(more: &str, prepare: impl Fn(&Issuer)) -> Self {

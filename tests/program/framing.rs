@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::fixture::fixture;
+use crate::fixture::fixture_on_one_processor;
 use crate::support::client::{Client, bearer};
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"];
@@ -19,7 +19,7 @@ const FRAMINGS: [(&str, &str, &str, &str, &str); 6] = [
 
 #[tokio::test]
 async fn a_body_reaches_the_upstream_whatever_the_method_with_the_framing_it_came_in() {
-    let fixture = fixture("").await;
+    let fixture = fixture_on_one_processor("").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     let mut wrong = String::new();
     for method in METHODS {
@@ -85,7 +85,7 @@ const ANSWERS: [(&str, &str, &str, &str); 7] = [
 
 #[tokio::test]
 async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() {
-    let fixture = fixture("").await;
+    let fixture = fixture_on_one_processor("").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     let mut wrong = String::new();
     for method in METHODS {
@@ -112,7 +112,7 @@ async fn an_answer_reaches_the_client_whatever_the_method_with_its_whole_body() 
 
 #[tokio::test]
 async fn an_answer_that_describes_a_body_it_cannot_have_is_the_last_of_its_connection() {
-    let fixture = fixture("").await;
+    let fixture = fixture_on_one_processor("").await;
     let (alice, bob) = (bearer(&fixture.issuer.token("alice")), bearer(&fixture.issuer.token("bob")));
     for (method, answer, is_last) in [
         ("HEAD", "200 OK\r\nContent-Length: 8", true),

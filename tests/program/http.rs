@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fixture::fixture;
+use crate::fixture::{fixture, fixture_on_one_processor};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get, get_served, request};
 use crate::support::issuer::{Issuer, Mood};
@@ -183,7 +183,7 @@ async fn two_users_on_one_connection_never_mix() {
 
 #[tokio::test]
 async fn anonymous_and_verified_callers_never_share_an_upstream_connection() {
-    let fixture = fixture("routes: [{ path: /public, auth: none }]\n").await;
+    let fixture = fixture_on_one_processor("routes: [{ path: /public, auth: none }]\n").await;
     let token = fixture.issuer.token("alice");
     let client = async {
         let mut client = Client::connect(fixture.proxy.address).await;
@@ -462,7 +462,7 @@ async fn server_sent_events_reach_the_client_one_by_one() {
 
 #[tokio::test]
 async fn bodies_stream_both_ways_and_early_answers_do_not_poison_a_connection() {
-    let fixture = fixture("").await;
+    let fixture = fixture_on_one_processor("").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     let body = "x".repeat(300_000);
     let fields = [credential.as_str()];
@@ -512,7 +512,7 @@ async fn within_head(conn: &mut crate::support::backend::Conn) -> String {
 
 #[tokio::test]
 async fn a_lost_pooled_connection_is_replaced_for_what_may_be_sent_twice_and_only_for_that() {
-    let fixture = fixture("").await;
+    let fixture = fixture_on_one_processor("").await;
     let credential = bearer(&fixture.issuer.token("alice"));
     let fields = [credential.as_str()];
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -535,6 +535,32 @@ async fn a_lost_pooled_connection_is_replaced_for_what_may_be_sent_twice_and_onl
         assert_eq!(request(fixture.proxy.address, "POST", "/once", &fields, "body").await.status, 502);
     };
     tokio::join!(upstream, client);
+}
+
+#[tokio::test]
+async fn each_thread_has_upstream_connections_of_its_own_and_uses_them_again() {
+    let fixture = fixture("").await;
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let credential = bearer(&fixture.issuer.token("alice"));
+    let ask = |number: usize| format!("GET /{number} HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n\r\n");
+    let mut open = Vec::new();
+    for number in 0..threads {
+        let mut client = Client::connect(fixture.proxy.address).await;
+        client.send(ask(number)).await;
+        let mut conn = fixture.backend.accept().await;
+        assert_eq!(conn.request().await.target(), format!("/{number}"));
+        conn.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(client.answer().await.body, "ok");
+        open.push((client, conn));
+    }
+    for _ in 0..2 {
+        for (number, (client, conn)) in open.iter_mut().enumerate() {
+            client.send(ask(number)).await;
+            assert_eq!(conn.request().await.target(), format!("/{number}"), "on the connection of its thread");
+            conn.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            assert_eq!(client.answer().await.body, "ok");
+        }
+    }
 }
 
 #[tokio::test]

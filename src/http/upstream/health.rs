@@ -60,9 +60,10 @@ impl HealthRecord {
         change(&mut self.others.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Records the head of a response, which arrived just now.
-    pub(super) fn record_response(&self) {
-        let millis = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
+    /// Records the head of a response, which arrived at this time.
+    pub(super) fn record_response(&self, at: Instant) {
+        let since_created = at.saturating_duration_since(self.created);
+        let millis = u64::try_from(since_created.as_millis()).unwrap_or(u64::MAX);
         self.responded.store(millis.saturating_add(1), Ordering::Relaxed);
     }
 

@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::hash_labels;
+use super::last_series::{LastSeries, Owner};
 use crate::telemetry::Label;
 
 #[derive(Clone, Debug, PartialEq, Eq, EncodeLabelSet)]
@@ -43,6 +44,10 @@ struct Attempt {
     outcome: &'static str,
 }
 
+thread_local! {
+    static LAST_VERIFICATION: LastSeries<Verification, Counter> = const { LastSeries::new() };
+}
+
 /// The places where a verified token was found: on its connection, in the cache, or in neither.
 const LOOKUPS: [&str; 3] = ["connection", "hit", "miss"];
 const FETCHES: [&str; 2] = ["ok", "failed"];
@@ -53,6 +58,7 @@ const CHECK_SECONDS: [f64; 8] = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 /// The metrics of tokens and providers.
 #[derive(Debug)]
 pub struct Credentials {
+    owner: Owner,
     verifications: Family<Verification, Counter>,
     /// The count of each of [`LOOKUPS`], found without a hash, because most requests need one.
     lookups: [Counter; LOOKUPS.len()],
@@ -67,6 +73,7 @@ impl Credentials {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let lookups = Family::<Lookup, Counter>::default();
         let this = Self {
+            owner: Owner::new(),
             verifications: Family::default(),
             lookups: LOOKUPS.map(|result| lookups.get_or_create_owned(&Lookup { result })),
             keys: Family::default(),
@@ -114,8 +121,16 @@ impl Credentials {
 
     /// Counts a token verification.
     pub fn verified(&self, provider: &Label, carrier: &'static str, outcome: &'static str) {
-        let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
-        self.verifications.get_or_create(&labels).inc();
+        let is_same =
+            |last: &Verification| last.carrier == carrier && last.outcome == outcome && last.provider == *provider;
+        let find = || {
+            let labels = Verification { provider: Arc::clone(provider), carrier, outcome };
+            let series = self.verifications.get_or_create_owned(&labels);
+            (labels, series)
+        };
+        LastSeries::count(&LAST_VERIFICATION, self.owner, is_same, find, |count: &Counter| {
+            count.inc();
+        });
     }
 
     /// Counts a lookup in the cache; `result` is `connection`, `hit` or `miss`.

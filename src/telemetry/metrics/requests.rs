@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::last_series::{LastSeries, Owner};
 use super::{OfRoute, hash_labels};
 use crate::telemetry::Label;
 use crate::telemetry::{AccessLine, Rule};
@@ -58,6 +59,12 @@ struct Stripped {
     header: Label,
 }
 
+thread_local! {
+    static LAST_REQUEST: LastSeries<Request, Counter> = const { LastSeries::new() };
+    static LAST_DURATION: LastSeries<Answered, Histogram> = const { LastSeries::new() };
+    static LAST_UPSTREAM_HEAD: LastSeries<Label, Histogram> = const { LastSeries::new() };
+}
+
 /// The reasons why there is no usable response of an upstream.
 const FAILURES: [&str; 4] = ["connect", "connect_timeout", "response_timeout", "broken"];
 /// The buckets of response times, in seconds: from a cached response to that of a slow model.
@@ -66,6 +73,7 @@ const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 /// The metrics of requests.
 #[derive(Debug)]
 pub struct Requests {
+    owner: Owner,
     answered: Family<Request, Counter>,
     duration: Family<Answered, Histogram>,
     upstream_head: Family<OfRoute, Histogram>,
@@ -77,6 +85,7 @@ pub struct Requests {
 impl Requests {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let this = Self {
+            owner: Owner::new(),
             answered: Family::default(),
             duration: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             upstream_head: Family::new_with_constructor(|| Histogram::new(SECONDS)),
@@ -120,24 +129,41 @@ impl Requests {
     /// Counts a request whose response has ended.
     pub fn finished(&self, line: &AccessLine) {
         self.counted(line);
-        let labels = Answered { route: Arc::clone(&line.route), answered_by: line.answered_by.name() };
-        self.duration.get_or_create(&labels).observe(line.duration.as_secs_f64());
+        let answered_by = line.answered_by.name();
+        let is_same = |last: &Answered| last.answered_by == answered_by && last.route == line.route;
+        let find = || {
+            let labels = Answered { route: Arc::clone(&line.route), answered_by };
+            let duration = self.duration.get_or_create_owned(&labels);
+            (labels, duration)
+        };
+        let observe = |duration: &Histogram| duration.observe(line.duration.as_secs_f64());
+        LastSeries::count(&LAST_DURATION, self.owner, is_same, find, observe);
     }
 
     /// Counts a request, without its duration: its socket is still open.
     pub fn counted(&self, line: &AccessLine) {
-        let labels = Request {
-            route: Arc::clone(&line.route),
-            method: known(&line.method),
-            code: line.status,
-            answered_by: line.answered_by.name(),
+        let (method, code, answered_by) = (known(&line.method), line.status, line.answered_by.name());
+        let is_same = |last: &Request| {
+            last.code == code && last.method == method && last.answered_by == answered_by && last.route == line.route
         };
-        self.answered.get_or_create(&labels).inc();
+        let find = || {
+            let labels = Request { route: Arc::clone(&line.route), method, code, answered_by };
+            let answered = self.answered.get_or_create_owned(&labels);
+            (labels, answered)
+        };
+        LastSeries::count(&LAST_REQUEST, self.owner, is_same, find, |answered: &Counter| {
+            answered.inc();
+        });
     }
 
     /// Observes the time until the head of an upstream's response.
     pub fn answered(&self, route: &Label, took: Duration) {
-        self.upstream_head.get_or_create(&OfRoute { route: Arc::clone(route) }).observe(took.as_secs_f64());
+        let find = || {
+            let labels = OfRoute { route: Arc::clone(route) };
+            (Arc::clone(route), self.upstream_head.get_or_create_owned(&labels))
+        };
+        let observe = |head: &Histogram| head.observe(took.as_secs_f64());
+        LastSeries::count(&LAST_UPSTREAM_HEAD, self.owner, |last| last == route, find, observe);
     }
 
     /// Counts a request without a usable response of the upstream: `connect`, `connect_timeout`, `response_timeout` or `broken`.

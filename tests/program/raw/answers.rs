@@ -21,7 +21,7 @@ impl Fixture {
             backend.url(),
             issuer.provider()
         );
-        Self { proxy: Proxy::start(&yaml).await, credential: bearer(&issuer.token("alice")), backend }
+        Self { proxy: Proxy::on_one_processor(&yaml).await, credential: bearer(&issuer.token("alice")), backend }
     }
 
     /// Returns the response that a client gets for these bytes, and whether a second request comes on the same
