@@ -132,12 +132,12 @@ impl Reload {
             None => Ok(loaded_policy),
         });
         match loaded {
-            Ok(loaded_policy) => self.apply(loaded_policy, &former.policy),
+            Ok(loaded_policy) => self.apply(loaded_policy, &former.policy).await,
             Err(reason) => self.reject(reason, is_requested),
         }
     }
 
-    fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) {
+    async fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) {
         self.rejected = None;
         let known = std::mem::take(&mut self.watched.known);
         let watched = Watched::of(&loaded_policy);
@@ -149,7 +149,12 @@ impl Reload {
             tracing::warn!("{warning}");
         }
         let level = policy.log.level;
-        self.state.replace(policy);
+        // The clients of providers and upstreams read the certificates that the system trusts.
+        let state = Arc::clone(&self.state);
+        if let Err(error) = tokio::task::spawn_blocking(move || state.replace(policy)).await {
+            tracing::error!(%error, "the new configuration could not be put in force");
+            return;
+        }
         self.state.set_policy_name(&name);
         self.state.describe(&self.watched.digest);
         self.state.metrics.reloaded(true, &self.watched.digest);

@@ -4,8 +4,9 @@
 //! Tokio's runtime of several threads moves tasks between them: a request then wakes another core, and its data moves
 //! from one cache to the other. On two cores that took a sixth more of the processor for each request.
 //!
-//! Everything else, such as accepting, keys, reloads and the admin listener, runs on the runtime of the command. On one
-//! core there are no further threads, and connections are served there as well.
+//! What belongs to no connection runs on the runtime of the command: accepting, the first fetches of keys, reloads, the
+//! admin listener. What a request needs first, such as a check at a provider or a look-up of a name, runs on the thread of
+//! that request. On one core there are no further threads, and connections are served on the command's runtime too.
 //!
 //! This module imports nothing of the proxy.
 
@@ -13,8 +14,8 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
@@ -36,41 +37,50 @@ pub fn current() -> usize {
     CURRENT.get()
 }
 
+/// How much longer than the wait for their unfinished work the threads are waited for when they stop. A task whose poll
+/// does not return keeps its thread, and must not keep the process from ending.
+const END_WAIT: Duration = Duration::from_secs(1);
+
 /// The threads; dropping it stops them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct WorkerThreads {
     stopping: CancellationToken,
     runtimes: Arc<[Handle]>,
-    threads: Vec<JoinHandle<()>>,
+    /// Disconnected once every thread has ended, each of which holds a sender.
+    running: Receiver<()>,
+    unfinished_wait: Duration,
 }
 
 impl WorkerThreads {
-    /// Starts a thread for each core, or none on one core. When they stop, what still blocks one of their further threads
-    /// is waited for no longer than `unfinished_wait`.
+    /// Starts a thread for each core, or none on one core. Blocking work that is unfinished when they stop is waited for at
+    /// most `unfinished_wait`.
     ///
     /// # Errors
     /// Returns an error if a thread or its runtime cannot be started.
     pub fn start(unfinished_wait: Duration) -> io::Result<Self> {
         let count = count();
-        if count == 1 { Ok(Self::default()) } else { Self::start_some(count, unfinished_wait) }
+        Self::start_some(if count == 1 { 0 } else { count }, unfinished_wait)
     }
 
     fn start_some(count: usize, unfinished_wait: Duration) -> io::Result<Self> {
-        let stopping = CancellationToken::new();
+        let (runs, running) = mpsc::channel();
         let mut runtimes = Vec::with_capacity(count);
-        let mut threads = Vec::with_capacity(count);
+        // If one cannot be started, those before it are stopped when this is dropped.
+        let mut this = Self { stopping: CancellationToken::new(), runtimes: Arc::default(), running, unfinished_wait };
         for number in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtimes.push(runtime.handle().clone());
-            let stopping = stopping.clone();
+            let (stopping, runs) = (this.stopping.clone(), Sender::clone(&runs));
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-            threads.push(thread.spawn(move || {
+            thread.spawn(move || {
                 CURRENT.set(number);
                 runtime.block_on(stopping.cancelled());
                 runtime.shutdown_timeout(unfinished_wait);
-            })?);
+                drop(runs);
+            })?;
         }
-        Ok(Self { stopping, runtimes: runtimes.into(), threads })
+        this.runtimes = runtimes.into();
+        Ok(this)
     }
 
     /// Returns a handle that gives tasks to these threads.
@@ -88,9 +98,9 @@ impl WorkerThreads {
 impl Drop for WorkerThreads {
     fn drop(&mut self) {
         self.stop();
-        for thread in self.threads.drain(..) {
-            // Tokio catches the panics of tasks, so that there is none here.
-            let _ = thread.join();
+        let ended = self.running.recv_timeout(self.unfinished_wait + END_WAIT);
+        if ended == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a thread that serves connections did not end in time and is left behind");
         }
     }
 }
@@ -126,7 +136,6 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::mpsc;
 
     use super::*;
 
@@ -180,6 +189,24 @@ mod tests {
         drop(report);
         drop(threads);
         assert_eq!(reports.try_iter().collect::<BTreeSet<_>>(), BTreeSet::from([0, 1]));
+    }
+
+    #[test]
+    fn a_task_that_does_not_return_keeps_nobody_from_ending() {
+        let threads = WorkerThreads::start_some(2, Duration::ZERO).expect("started");
+        let ((begin, has_begun), (may_end, wait)) = (mpsc::channel(), mpsc::channel::<()>());
+        threads.handle().spawn(async move {
+            begin.send(()).expect("heard");
+            let _ = wait.recv();
+        });
+        assert_eq!(has_begun.recv_timeout(SAFETY_NET), Ok(()));
+        let (ended, has_ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            drop(threads);
+            ended.send(()).expect("heard");
+        });
+        assert_eq!(has_ended.recv_timeout(SAFETY_NET), Ok(()));
+        may_end.send(()).expect("it still waits");
     }
 
     #[test]

@@ -99,7 +99,7 @@ locals {
     mountPoints = [for container in local.engine_password : { sourceVolume = "engine", containerPath = local.engine_folder, readOnly = true }]
     stopTimeout = 35
     healthCheck = { command = ["CMD", "/vestibule", "healthcheck"], interval = 10, timeout = 5, retries = 3, startPeriod = 10 }
-    ulimits     = [{ name = "nofile", softLimit = 20128, hardLimit = 20128 }]
+    ulimits     = [{ name = "nofile", softLimit = 20384, hardLimit = 20384 }]
     # JSON is YAML.
     environment = [{ name = "VESTIBULE_CONFIG_YAML", value = jsonencode(local.configuration) }]
     secrets     = [for name, arn in local.own_secrets : { name = name, valueFrom = arn }]

@@ -5,9 +5,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Limits;
 use crate::policy::Policy;
+use crate::workers;
 
 /// The number of descriptors for listeners, the log, requests to providers, and connections that are being refused.
 const RESERVED: u64 = 128;
+/// The number of descriptors of each thread that serves connections, where there are several: its poller has two, its
+/// waker and its signals one each.
+const PER_THREAD: u64 = 4;
 /// The number of descriptors of one connection: the client's and the upstream's.
 const PER_CONNECTION: u64 = 2;
 
@@ -73,12 +77,20 @@ pub(super) fn fit(policy: &mut Policy) -> Option<Shortage> {
     Some(Shortage { configured, accepted, descriptors: allowed, needed: wanted })
 }
 
+/// Returns the number of descriptors that are not for connections.
+fn reserved() -> u64 {
+    match workers::count() {
+        1 => RESERVED,
+        threads => RESERVED + PER_THREAD * threads as u64,
+    }
+}
+
 fn descriptors_for(connections: u32) -> u64 {
-    u64::from(connections) * PER_CONNECTION + RESERVED
+    u64::from(connections) * PER_CONNECTION + reserved()
 }
 
 fn connections_for(descriptors: u64) -> u32 {
-    u32::try_from(descriptors.saturating_sub(RESERVED) / PER_CONNECTION).unwrap_or(u32::MAX).max(1)
+    u32::try_from(descriptors.saturating_sub(reserved()) / PER_CONNECTION).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

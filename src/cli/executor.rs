@@ -13,7 +13,8 @@ pub(super) const UNFINISHED_WAIT: Duration = Duration::from_secs(1);
 #[error("the runtime could not be started: {0}")]
 pub(super) struct NotStarted(#[from] pub(super) io::Error);
 
-/// Runs a command on a Tokio runtime of one thread. Connections have [`WorkerThreads`](crate::workers::WorkerThreads).
+/// Runs a command on a Tokio runtime of one thread. `run` serves connections on
+/// [`WorkerThreads`](crate::workers::WorkerThreads).
 ///
 /// # Errors
 /// Returns an error when the runtime cannot be started.

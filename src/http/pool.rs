@@ -14,9 +14,11 @@ use super::timer::MovableTimer;
 use super::{BodyEnd, ClientBody};
 use crate::workers;
 
-/// The number of idle connections that are kept per pool and thread. Open connections need no limit of their own: each belongs to
-/// a client connection, and those are limited.
+/// The number of idle connections that are kept per pool, each thread having its part. Open connections need no limit of
+/// their own: each belongs to a client connection, and those are limited.
 const MAX_IDLE_CONNECTIONS: usize = 256;
+/// The part of a thread where there are many.
+const MIN_PER_THREAD: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -77,7 +79,7 @@ impl PooledConnection {
             return;
         }
         let mut idle = pool.of_this_thread();
-        if idle.len() >= MAX_IDLE_CONNECTIONS {
+        if idle.len() >= (MAX_IDLE_CONNECTIONS / pool.idle.len()).max(MIN_PER_THREAD) {
             return;
         }
         idle.push(IdleConnection { connection: self.connection, since: Instant::now() });

@@ -260,7 +260,7 @@ impl Upstream {
         Ok(Box::new(UpstreamConnection { sender, timer }))
     }
 
-    async fn acquire(&self, pool: &Arc<Pool>, now: Instant) -> Result<AcquiredConnection, UpstreamError> {
+    async fn acquire(&self, pool: &Arc<Pool>, mut now: Instant) -> Result<AcquiredConnection, UpstreamError> {
         if self.spec.reuse {
             loop {
                 let candidate = pool.take();
@@ -274,8 +274,10 @@ impl Upstream {
                 if sender.is_ready() {
                     return Ok(AcquiredConnection { connection, reused: true, at: now });
                 }
-                if matches!(timeout(Duration::from_millis(100), sender.ready()).await, Ok(Ok(()))) {
-                    return Ok(AcquiredConnection { connection, reused: true, at: Instant::now() });
+                let ready = timeout(Duration::from_millis(100), sender.ready()).await;
+                now = Instant::now();
+                if matches!(ready, Ok(Ok(()))) {
+                    return Ok(AcquiredConnection { connection, reused: true, at: now });
                 }
             }
         }

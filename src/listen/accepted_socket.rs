@@ -10,11 +10,11 @@ use crate::http::Socket;
 
 /// A socket that was accepted.
 pub(super) enum AcceptedSocket {
-    /// It belongs to the runtime on which it was accepted and is served.
+    /// A socket that belongs to the runtime on which it was accepted and is served.
     Registered(Socket),
-    /// It belongs to no runtime.
+    /// A TCP socket that belongs to no runtime.
     Tcp(std::net::TcpStream),
-    /// It belongs to no runtime.
+    /// A Unix socket that belongs to no runtime.
     Unix(StdUnixStream),
 }
 
@@ -22,7 +22,7 @@ impl AcceptedSocket {
     /// Takes the socket from the current runtime, so that another one can serve it.
     ///
     /// # Errors
-    /// Returns the error of the system, which knows the socket no more.
+    /// Returns the system's error when it no longer knows the socket.
     pub(super) fn detach(socket: Socket) -> io::Result<Self> {
         Ok(match socket {
             Socket::Tcp(tcp) => Self::Tcp(tcp.into_std()?),

@@ -78,18 +78,25 @@ pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> 
 }
 
 async fn reload_on_change(files: CertificateFiles, current: Arc<CurrentCertificate>, closing: CancellationToken) {
-    let mut loaded = modification_marks(&files);
+    // On threads for what blocks: on a file system that hangs, the caller's thread would accept no connection any more.
+    let marks = || {
+        let files = files.clone();
+        tokio::task::spawn_blocking(move || modification_marks(&files))
+    };
+    let mut loaded = marks().await.ok().flatten();
     loop {
         tokio::select! {
             () = closing.cancelled() => return,
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
-        let found = modification_marks(&files);
+        let Ok(found) = marks().await else { continue };
         if found == loaded {
             continue;
         }
         loaded = found;
-        match load(&files) {
+        let read = files.clone();
+        let Ok(loading) = tokio::task::spawn_blocking(move || load(&read)).await else { continue };
+        match loading {
             Ok(key) => {
                 current.0.store(key);
                 tracing::info!(file = %files.certificate.display(), "certificate reloaded");

@@ -87,9 +87,13 @@ fn command_of(program: &str) -> Command {
 
 /// Returns a command that starts the program on one processor; `None` where `taskset` does not work.
 pub fn on_one_processor() -> Option<Command> {
+    // The first one that this process may use.
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.trim();
+    let first = allowed.split(['-', ',']).next()?;
     let mut taskset = command_of("taskset");
-    taskset.args(["-c", "0"]);
-    let output = Command::new("taskset").args(["-c", "0", "true"]).output();
+    taskset.args(["-c", first]);
+    let output = Command::new("taskset").args(["-c", first, "true"]).output();
     output.is_ok_and(|output| output.status.success()).then_some(())?;
     taskset.arg(env!("CARGO_BIN_EXE_vestibule"));
     Some(taskset)
