@@ -237,7 +237,7 @@ async fn beside_a_signature_the_answer_s_kind_counts_too() {
 #[tokio::test]
 async fn a_provider_that_cannot_answer_is_503_and_never_401() {
     let provider = Answerer::start(active).await;
-    let rows = introspection(&provider, ", timeout: 300ms");
+    let rows = introspection(&provider, ", timeout: 2s");
     let fixture = Fixture::start(provider, &rows, "").await;
     let status = |code: u16| (code, String::new(), "{}".to_owned());
     let elsewhere = format!("Location: {}/elsewhere\r\n", fixture.provider.url);
