@@ -218,15 +218,14 @@ impl Acceptor {
                     Ok(AcceptedSocket::Registered(socket))
                 };
                 let accepted = AcceptedConnection {
-                    socket,
                     peer,
                     accepted_at: Instant::now(),
                     count,
                     reservation: Arc::new(reservation),
                     drain_token: self.state.drain.track(),
                 };
-                let (state, tls, linger_limit) = (&self.state, &self.tls, &self.linger_limit);
-                self.workers.spawn(serve_connection(Arc::clone(state), accepted, tls.clone(), linger_limit.clone()));
+                let (state, tls, linger_limit) = (Arc::clone(&self.state), self.tls.clone(), self.linger_limit.clone());
+                self.workers.spawn(serve_connection(state, socket, accepted, tls, linger_limit));
                 return;
             }
             Err(limit) => limit,
@@ -264,9 +263,9 @@ async fn accept_next(listener: &Listener) -> io::Result<(Socket, Option<SocketAd
     }
 }
 
-/// A connection with the values that count it toward the limits.
+/// What a connection takes along besides its socket: who connected and when, and the values that count it toward the
+/// limits.
 struct AcceptedConnection {
-    socket: io::Result<AcceptedSocket>,
     peer: Option<SocketAddr>,
     accepted_at: Instant,
     count: ConnectionCount,
@@ -278,11 +277,11 @@ struct AcceptedConnection {
 /// Waits for the first byte of a connection, then serves HTTP on it.
 async fn serve_connection(
     state: Arc<ProxyState>,
+    socket: io::Result<AcceptedSocket>,
     accepted: AcceptedConnection,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
 ) {
-    let AcceptedConnection { socket, peer, accepted_at, count, reservation, drain_token } = accepted;
     let socket = match socket.and_then(AcceptedSocket::attach) {
         Ok(socket) => socket,
         Err(error) => {
@@ -291,41 +290,32 @@ async fn serve_connection(
         }
     };
     let header_timeout = state.current().policy.limits.header_timeout;
+    let reservation = Arc::clone(&accepted.reservation);
     // A connection that has sent nothing costs no HTTP state.
     let has_begun = tokio::select! {
-        read = timeout_at(accepted_at + header_timeout, socket.readable()) => read.is_ok_and(|read| read.is_ok()),
+        read = timeout_at(accepted.accepted_at + header_timeout, socket.readable()) => read.is_ok_and(|read| read.is_ok()),
         () = reservation.evicted() => false,
         () = drain_grace_elapsed(&state.drain) => false,
     };
     if has_begun {
-        let begun = BegunConnection { socket, peer, accepted_at, count, reservation: Arc::clone(&reservation) };
-        Box::pin(serve_http(Arc::clone(&state), begun, tls, linger_limit)).await;
+        Box::pin(serve_http(Arc::clone(&state), socket, accepted, tls, linger_limit)).await;
     } else if reservation.is_evicted() && tls.is_none() {
         linger_limit.reject(socket, &Refusal::busy(Limit::Unauthenticated.key())).await;
     }
     if reservation.is_evicted() {
         state.record_memory_limit();
     }
-    drop(drain_token);
-}
-
-/// A connection whose first bytes have arrived.
-struct BegunConnection {
-    socket: Socket,
-    peer: Option<SocketAddr>,
-    accepted_at: Instant,
-    count: ConnectionCount,
-    reservation: Arc<MemoryReservation>,
 }
 
 /// Serves HTTP on a connection whose first bytes have arrived.
 async fn serve_http(
     state: Arc<ProxyState>,
-    begun: BegunConnection,
+    socket: Socket,
+    accepted: AcceptedConnection,
     tls: Option<TlsAcceptor>,
     linger_limit: LingerLimit,
 ) {
-    let BegunConnection { socket, peer, accepted_at, count, reservation } = begun;
+    let AcceptedConnection { peer, accepted_at, count, reservation, drain_token: _drain_token } = accepted;
     let (stream_limits, header_timeout, header_bytes) = {
         let runtime = state.current();
         let limits = &runtime.policy.limits;

@@ -123,7 +123,10 @@ impl Reload {
             let before = fingerprints(&files);
             (load(), before)
         });
-        let Ok((loaded, before)) = loading.await else { return };
+        let (loaded, before) = match loading.await {
+            Ok(read) => read,
+            Err(error) => return self.reject(format!("the configuration could not be loaded: {error}"), is_requested),
+        };
         self.watched.known.clone_from(&before);
         self.last = before;
         let former = self.state.current();
@@ -131,37 +134,44 @@ impl Reload {
             Some(key) => Err(format!("{key}: cannot be changed by a reload; restart required")),
             None => Ok(loaded_policy),
         });
-        match loaded {
+        let applied = match loaded {
             Ok(loaded_policy) => self.apply(loaded_policy, &former.policy).await,
+            Err(reason) => Err(reason),
+        };
+        match applied {
+            Ok(()) => self.rejected = None,
             Err(reason) => self.reject(reason, is_requested),
         }
     }
 
-    async fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) {
-        self.rejected = None;
-        let known = std::mem::take(&mut self.watched.known);
-        let watched = Watched::of(&loaded_policy);
-        // If the files are the same, their metadata from before they were read counts.
-        self.watched = if watched.files == self.watched.files { Watched { known, ..watched } } else { watched };
-        self.last.clone_from(&self.watched.known);
-        let LoadedPolicy { policy, name, .. } = loaded_policy;
-        for warning in policy.warnings.iter().filter(|warning| !former.warnings.contains(warning)) {
+    /// Puts a policy in force. The error is a line that says why it could not be.
+    async fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) -> Result<(), String> {
+        for warning in loaded_policy.policy.warnings.iter().filter(|warning| !former.warnings.contains(warning)) {
             tracing::warn!("{warning}");
         }
-        let level = policy.log.level;
-        // The clients of providers and upstreams read the certificates that the system trusts.
+        let level = loaded_policy.policy.log.level;
+        // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of
+        // providers and upstreams read the certificates that the system trusts.
         let state = Arc::clone(&self.state);
-        if let Err(error) = tokio::task::spawn_blocking(move || state.replace(policy)).await {
-            tracing::error!(%error, "the new configuration could not be put in force");
-            return;
-        }
-        self.state.set_policy_name(&name);
+        let replacing = tokio::task::spawn_blocking(move || {
+            let watched = Watched::of(&loaded_policy);
+            state.replace(loaded_policy.policy);
+            watched
+        });
+        let watched =
+            replacing.await.map_err(|error| format!("the new configuration could not be put in force: {error}"))?;
+        // If the files are the same, their metadata from before they were read counts.
+        let known = std::mem::take(&mut self.watched.known);
+        self.watched = if watched.files == self.watched.files { Watched { known, ..watched } } else { watched };
+        self.last.clone_from(&self.watched.known);
+        self.state.set_policy_name(&self.watched.name);
         self.state.describe(&self.watched.digest);
         self.state.metrics.reloaded(true, &self.watched.digest);
         // Logged at the more verbose of the two levels.
         telemetry::set_level(level.max(former.log.level).name());
-        tracing::info!(config = name, "configuration reloaded, authorizing open sockets again");
+        tracing::info!(config = self.watched.name, "configuration reloaded, authorizing open sockets again");
         telemetry::set_level(level.name());
+        Ok(())
     }
 
     fn reject(&mut self, reason: String, is_requested: bool) {

@@ -9,7 +9,7 @@ mod endpoint;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -122,10 +122,13 @@ struct CheckerInner {
     paused_until: Mutex<Option<Instant>>,
 }
 
+/// Sends the outcome of a check to the callers that wait for it. It also tells apart two checks of the same token.
+type OutcomeSender = watch::Sender<Option<Outcome>>;
+
 /// A check that is waiting for a permit or for its response.
 #[derive(Clone)]
 struct PendingCheck {
-    outcome: Weak<watch::Sender<Option<Outcome>>>,
+    outcome: Weak<OutcomeSender>,
     /// The token that is cancelled when a request waits for a check that an open session began. Then the check may use
     /// a permit for admissions.
     admission_waits: CancellationToken,
@@ -172,13 +175,16 @@ impl RemoteChecker {
     /// Asks the provider, without using the cache. An admission ends within `remote.timeout`, including the time for a
     /// permit.
     pub(super) async fn ask(&self, check: &RemoteCheck, priority: Priority) -> Outcome {
-        let mut outcome = self.join(check, priority);
+        let (asked, mut outcome) = self.join(check, priority);
         let answer = outcome.wait_for(Option::is_some);
         let answered = match priority {
             Priority::Revalidation => Some(answer.await),
             Priority::AdmittedSession => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
+            // The check may still be waiting for its response, for which it has a time limit of its own. Whoever asks
+            // next must not get the result of this check, which is likely a failure.
+            self.inner.remove_pending(&check.digest, &asked);
             let slow = endpoint::CheckFailed::slow(self.inner.spec.timeout);
             return Err(self.inner.no_answer(&slow.reason, DEFAULT_PAUSE));
         };
@@ -190,21 +196,22 @@ impl RemoteChecker {
     /// Joins the pending check with the same digest, or starts one in a task of its own, so that it does not depend on
     /// the first caller. If all callers are dropped before it has a permit, the provider is not asked, so that clients
     /// that disconnect cannot fill the queue.
-    fn join(&self, check: &RemoteCheck, priority: Priority) -> watch::Receiver<Option<Outcome>> {
-        let mut pending = self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner);
+    fn join(&self, check: &RemoteCheck, priority: Priority) -> (Weak<OutcomeSender>, watch::Receiver<Option<Outcome>>) {
+        let mut pending = self.inner.pending();
         // An entry whose task ended without an answer is ignored.
         let asked = pending.get(&check.digest);
         if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
             if priority == Priority::AdmittedSession {
                 asked.admission_waits.cancel();
             }
-            return outcome.subscribe();
+            return (Weak::clone(&asked.outcome), outcome.subscribe());
         }
         let (send, outcome) = watch::channel(None);
         let send = Arc::new(send);
         let admission_waits = CancellationToken::new();
-        let asked = PendingCheck { outcome: Arc::downgrade(&send), admission_waits: admission_waits.clone() };
-        pending.insert(check.digest, asked);
+        let asked = Arc::downgrade(&send);
+        let entry = PendingCheck { outcome: Weak::clone(&asked), admission_waits: admission_waits.clone() };
+        pending.insert(check.digest, entry);
         let (inner, check) = (Arc::clone(&self.inner), check.clone());
         tokio::spawn(in_current_request(async move {
             let began = Instant::now();
@@ -224,14 +231,23 @@ impl RemoteChecker {
             inner.cache_answer(check.digest, &answered);
             // The answer is cached before the check is removed from the pending ones, so that no caller in between asks
             // again.
-            inner.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&check.digest);
+            inner.remove_pending(&check.digest, &Arc::downgrade(&send));
             send.send_replace(Some(answered));
         }));
-        outcome
+        (asked, outcome)
     }
 }
 
 impl CheckerInner {
+    fn pending(&self) -> MutexGuard<'_, HashMap<Digest, PendingCheck>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes callers from now on start a check of their own instead of joining this one.
+    fn remove_pending(&self, digest: &Digest, asked: &Weak<OutcomeSender>) {
+        remove_if_same(&mut self.pending(), digest, asked);
+    }
+
     fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
         let now = Instant::now();
         // An answer removes the opposite one, so at most one of them is cached.
@@ -269,7 +285,7 @@ impl CheckerInner {
         check: &RemoteCheck,
         priority: Priority,
         admission_waits: &CancellationToken,
-        send: &watch::Sender<Option<Outcome>>,
+        send: &Arc<OutcomeSender>,
     ) -> Option<Result<SemaphorePermit<'_>, NoAnswer>> {
         let permit = self.permit(priority, admission_waits);
         tokio::pin!(permit);
@@ -280,9 +296,9 @@ impl CheckerInner {
                 () = send.closed() => {}
             }
             // Callers join under this lock, so none can join between the check and the removal.
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pending = self.pending();
             if send.receiver_count() == 0 {
-                pending.remove(&check.digest);
+                remove_if_same(&mut pending, &check.digest, &Arc::downgrade(send));
                 return None;
             }
         }
@@ -346,6 +362,13 @@ impl CheckerInner {
     fn no_answer(&self, reason: &str, retry_after: Duration) -> NoAnswer {
         tracing::debug!(provider = %self.label, error = reason, "remote check failed");
         NoAnswer { reason: reason.to_owned(), retry_after }
+    }
+}
+
+/// Removes a check from the pending ones. A later check with the same digest stays.
+fn remove_if_same(pending: &mut HashMap<Digest, PendingCheck>, digest: &Digest, asked: &Weak<OutcomeSender>) {
+    if pending.get(digest).is_some_and(|entry| entry.outcome.ptr_eq(asked)) {
+        pending.remove(digest);
     }
 }
 

@@ -73,14 +73,14 @@ pub(super) fn acceptor(files: &CertificateFiles, closing: CancellationToken) -> 
         .map_err(|source| CertificateError::Unusable { path: files.certificate.display().to_string(), source })?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as _);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    tokio::spawn(reload_on_change(files.clone(), current, closing));
+    tokio::spawn(reload_on_change(Arc::new(files.clone()), current, closing));
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn reload_on_change(files: CertificateFiles, current: Arc<CurrentCertificate>, closing: CancellationToken) {
+async fn reload_on_change(files: Arc<CertificateFiles>, current: Arc<CurrentCertificate>, closing: CancellationToken) {
     // On threads for what blocks: on a file system that hangs, the caller's thread would accept no connection any more.
     let marks = || {
-        let files = files.clone();
+        let files = Arc::clone(&files);
         tokio::task::spawn_blocking(move || modification_marks(&files))
     };
     let mut loaded = marks().await.ok().flatten();
@@ -94,7 +94,7 @@ async fn reload_on_change(files: CertificateFiles, current: Arc<CurrentCertifica
             continue;
         }
         loaded = found;
-        let read = files.clone();
+        let read = Arc::clone(&files);
         let Ok(loading) = tokio::task::spawn_blocking(move || load(&read)).await else { continue };
         match loading {
             Ok(key) => {

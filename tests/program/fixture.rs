@@ -21,18 +21,20 @@ pub async fn fixture(more: &str) -> Fixture {
 
 /// Starts the program on one processor, so that the requests of all clients find the same idle upstream connections.
 pub async fn fixture_on_one_processor(more: &str) -> Fixture {
-    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
-    let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-    Fixture { proxy: Proxy::on_one_processor(&yaml).await, issuer, backend }
+    Fixture::started_by(more, |_| (), async |yaml| Proxy::on_one_processor(yaml).await).await
 }
 
 impl Fixture {
     /// Starts all three; `prepare` sets up the issuer before the program reads its keys.
     pub async fn started(more: &str, prepare: impl Fn(&Issuer)) -> Self {
+        Self::started_by(more, prepare, async |yaml| Proxy::start(yaml).await).await
+    }
+
+    async fn started_by(more: &str, prepare: impl Fn(&Issuer), start: impl AsyncFn(&str) -> Proxy) -> Self {
         let (issuer, backend) = (Issuer::start().await, Backend::start().await);
         prepare(&issuer);
         let yaml = format!("upstream: {}\nproviders: [{}]\n{more}", backend.url(), issuer.provider());
-        Self { proxy: Proxy::start(&yaml).await, issuer, backend }
+        Self { proxy: start(&yaml).await, issuer, backend }
     }
 
     /// Returns the user id that the backend receives with a request with this token, or the code of the refusal.

@@ -1,6 +1,8 @@
 //! Remote checks (docs/contract.md section 5): what is asked, of whom, how often, and what each answer means at
 //! the door and on open sockets.
 
+use std::time::Duration;
+
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Value, json};
 
@@ -273,6 +275,32 @@ async fn a_provider_that_cannot_answer_is_503_and_never_401() {
     fixture.provider.open();
     // An outage is not remembered.
     assert_eq!(fixture.outcome("alice.silent").await, "alice");
+}
+
+#[tokio::test]
+async fn whoever_asks_after_a_request_that_gave_up_gets_an_answer_of_its_own() {
+    // One check at a time; while one waits, the next waits for its turn.
+    let timeout = Duration::from_secs(2);
+    let provider = Answerer::start(|_| (500, String::new(), "{}".to_owned())).await;
+    let rows = introspection(&provider, ", timeout: 2s, concurrency: 2");
+    let fixture = Fixture::start(provider, &rows, "").await;
+    fixture.provider.hold();
+    let alice = async {
+        // The second request gives up in the middle of its check, which began when the first one's ended.
+        fixture.provider.asked_times(1).await;
+        tokio::time::sleep(timeout / 2).await;
+        assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
+        fixture.provider.asked_times(2).await;
+        fixture.provider.answers(active);
+        let again = fixture.outcome("alice.1");
+        let opened = async {
+            fixture.provider.asked_times(3).await;
+            fixture.provider.open();
+        };
+        assert_eq!(tokio::join!(again, opened).0, "alice");
+    };
+    let (bob, ()) = tokio::join!(fixture.outcome("bob.1"), alice);
+    assert_eq!(bob, "auth_unavailable");
 }
 
 #[tokio::test]
