@@ -287,7 +287,8 @@ pub async fn verify(
 }
 
 /// Verifies a token as [`verify`] does, by the policy in force when verification ends: a socket may wait for hours
-/// before it presents its token, and a reload may come while a provider is asked.
+/// before it presents its token, and a reload may come while a provider is asked. If no verdict was possible, none is
+/// sought again, since whoever waits has waited for as long as a provider may take.
 ///
 /// # Errors
 /// Returns the reason why the token was refused.
@@ -300,7 +301,8 @@ pub async fn verify_by_policy_in_force(
     loop {
         let runtime = state.current();
         let verified = verify(state, &runtime, client, token.duplicate(), carrier, None).await;
-        if state.current().generation == runtime.generation {
+        let has_verdict = verified.as_ref().err().is_none_or(|refused| !refused.rejection().is_unavailable());
+        if !has_verdict || state.current().generation == runtime.generation {
             return verified;
         }
     }

@@ -149,8 +149,10 @@ impl SessionAuthorizer for UserAuthorizer {
             loop {
                 let runtime = refresh.state.current();
                 let (verdict, identity) = refresh.verdict(&runtime, &token).await;
-                // A policy that came into force while the token was verified has only been applied to the former one.
-                if refresh.state.current().generation == runtime.generation {
+                // A policy that came into force while the token was verified has only been applied to the former one. If
+                // no verdict was possible, the socket has waited for as long as a provider may take.
+                let has_verdict = !matches!(verdict, Verdict::Refused(CloseReason::AuthUnavailable));
+                if !has_verdict || refresh.state.current().generation == runtime.generation {
                     refresh.record(&runtime, &verdict, identity.as_deref());
                     return verdict;
                 }
