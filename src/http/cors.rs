@@ -20,11 +20,14 @@ const CORS_PREFIX: &str = "access-control-";
 /// Returns the method that a preflight announces; `None` when the request is no preflight. A preflight is `OPTIONS`
 /// with one `Origin`, one `Access-Control-Request-Method` and no body (Fetch standard, "CORS-preflight request").
 pub(super) fn preflight_method(parts: &Parts, had_transfer_encoding: bool) -> Option<Method> {
+    if parts.method != Method::OPTIONS {
+        return None;
+    }
     let headers = &parts.headers;
     let no_body = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0")
         && !had_transfer_encoding
         && !headers.contains_key(TRANSFER_ENCODING);
-    if parts.method != Method::OPTIONS || headers.contains_key(UPGRADE) || !no_body {
+    if headers.contains_key(UPGRADE) || !no_body {
         return None;
     }
     let one = |name| {

@@ -1,17 +1,34 @@
 //! Text in log lines: times, and strings from outside, truncated, escaped and without tokens.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
 /// The maximum length in bytes of a string from outside; the rest is cut off.
 pub(super) const MAX_VALUE_BYTES: usize = 256;
 
+thread_local! {
+    /// The second that this thread wrote last, since 1970, and its text.
+    static LAST_SECOND: Cell<(u64, [u8; 24])> = const { Cell::new((u64::MAX, [0; 24])) };
+}
+
 /// Appends the time in RFC 3339, UTC, with milliseconds.
 pub(super) fn time(out: &mut String) {
     let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (year, month, day) = civil(elapsed.as_secs() / 86_400);
-    let second = elapsed.as_secs() % 86_400;
+    let (second, mut text) = LAST_SECOND.get();
+    if second != elapsed.as_secs() {
+        text = text_of_second(elapsed.as_secs());
+        LAST_SECOND.set((elapsed.as_secs(), text));
+    }
+    digits(&mut text[20..23], u64::from(elapsed.subsec_millis()));
+    out.push_str(std::str::from_utf8(&text).unwrap_or_default());
+}
+
+/// Returns the time of a second since 1970, with no milliseconds.
+fn text_of_second(since_1970: u64) -> [u8; 24] {
+    let (year, month, day) = civil(since_1970 / 86_400);
+    let second = since_1970 % 86_400;
     let mut text = *b"0000-00-00T00:00:00.000Z";
     for (at, length, value) in [
         (0, 4, year),
@@ -20,11 +37,10 @@ pub(super) fn time(out: &mut String) {
         (11, 2, second / 3_600),
         (14, 2, second / 60 % 60),
         (17, 2, second % 60),
-        (20, 3, u64::from(elapsed.subsec_millis())),
     ] {
         digits(&mut text[at..at + length], value);
     }
-    out.push_str(std::str::from_utf8(&text).unwrap_or_default());
+    text
 }
 
 /// Writes the last digits of a number. The formatting machinery took ten times as long for a line's time.
@@ -199,6 +215,17 @@ fn is_invisible(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_is_written_in_utc() {
+        for (second, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (1_000_000_000, "2001-09-09T01:46:40.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+        ] {
+            assert_eq!(text_of_second(second), text.as_bytes());
+        }
+    }
 
     #[test]
     fn dates_are_civil() {
