@@ -322,7 +322,7 @@ async fn serve_http(
         (limits.into(), limits.header_timeout, limits.header_bytes)
     };
     let is_tls = tls.is_some();
-    let socket = match prepare_socket(socket, tls, &reservation, accepted_at + header_timeout).await {
+    let socket = match prepare_socket(socket, tls, &reservation, accepted_at + header_timeout, &state.drain).await {
         Ok(socket) => socket,
         Err(error) => {
             tracing::debug!(peer = ?peer, error = %error, "TLS handshake failed");
@@ -360,12 +360,14 @@ async fn drain_grace_elapsed(drain: &Drain) {
     tokio::time::sleep(DRAIN_GRACE.min(drain.close_window())).await;
 }
 
-/// Sets a TCP socket's options and, on a listener with TLS, does the handshake, until `deadline`.
+/// Sets a TCP socket's options and, on a listener with TLS, does the handshake, until `deadline` or until the drain
+/// closes connections without a request.
 async fn prepare_socket(
     socket: Socket,
     tls: Option<TlsAcceptor>,
     reservation: &MemoryReservation,
     deadline: Instant,
+    drain: &Drain,
 ) -> io::Result<Socket> {
     // On Linux the listener's options hold; see `bind_one`.
     #[cfg(not(target_os = "linux"))]
@@ -381,6 +383,7 @@ async fn prepare_socket(
                 // Boxed: a handshake is large, and a connection without TLS would have room for it.
                 handshake = timeout_at(deadline, Box::pin(tls.accept(tcp))) => handshake,
                 () = reservation.evicted() => return Err(io::Error::other(Limit::Unauthenticated.key())),
+                () = drain_grace_elapsed(drain) => return Err(io::Error::other("the process stops")),
             };
             let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake within header_timeout");
             Ok(Socket::Tls(Box::new(handshake.map_err(timed_out)??.into())))

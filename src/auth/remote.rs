@@ -182,9 +182,7 @@ impl RemoteChecker {
             Priority::AdmittedSession => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
-            // The check may still be waiting for its response, for which it has a time limit of its own. Whoever asks
-            // next must not get the result of this check, which is likely a failure.
-            self.inner.remove_pending(&check.digest, &asked);
+            self.inner.abandon(&check.digest, &asked);
             let slow = endpoint::CheckFailed::slow(self.inner.spec.timeout);
             return Err(self.inner.no_answer(&slow.reason, DEFAULT_PAUSE));
         };
@@ -228,10 +226,14 @@ impl RemoteChecker {
                 Err(_) => "unanswered",
             };
             inner.metrics.credentials.asked(&inner.label, outcome, began.elapsed());
+            // No caller asks again in between, since callers look among the pending checks under this lock.
+            let mut pending = inner.pending();
+            if !remove_if_same(&mut pending, &check.digest, &Arc::downgrade(&send)) {
+                // Abandoned. A later check may have got another answer, which this one must not replace.
+                return;
+            }
             inner.cache_answer(check.digest, &answered);
-            // The answer is cached before the check is removed from the pending ones, so that no caller in between asks
-            // again.
-            inner.remove_pending(&check.digest, &Arc::downgrade(&send));
+            drop(pending);
             send.send_replace(Some(answered));
         }));
         (asked, outcome)
@@ -243,9 +245,14 @@ impl CheckerInner {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes callers from now on start a check of their own instead of joining this one.
-    fn remove_pending(&self, digest: &Digest, asked: &Weak<OutcomeSender>) {
-        remove_if_same(&mut self.pending(), digest, asked);
+    /// Gives up a check for which only the caller is still waiting. It may go on until a time limit of its own, so that
+    /// whoever asks next must not join it: its result is likely a failure.
+    fn abandon(&self, digest: &Digest, asked: &Weak<OutcomeSender>) {
+        // Callers join under this lock, so none can join between the check and the removal.
+        let mut pending = self.pending();
+        if asked.upgrade().is_some_and(|outcome| outcome.receiver_count() == 1) {
+            remove_if_same(&mut pending, digest, asked);
+        }
     }
 
     fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
@@ -263,7 +270,9 @@ impl CheckerInner {
         let until = Instant::now() + self.spec.cache;
         match answer {
             // In this case the answer is the token's identity, which is cached as a verified token.
-            RemoteAnswer::Active(_) if self.spec.verifies_opaque_tokens => {}
+            RemoteAnswer::Active(_) if self.spec.verifies_opaque_tokens => {
+                self.no.remove(&digest);
+            }
             RemoteAnswer::Active(claims) => {
                 let compared =
                     |(name, _): &(&String, &Value)| matches!(name.as_str(), "sub" | "iss") || is_kind_member(name);
@@ -365,11 +374,13 @@ impl CheckerInner {
     }
 }
 
-/// Removes a check from the pending ones. A later check with the same digest stays.
-fn remove_if_same(pending: &mut HashMap<Digest, PendingCheck>, digest: &Digest, asked: &Weak<OutcomeSender>) {
-    if pending.get(digest).is_some_and(|entry| entry.outcome.ptr_eq(asked)) {
+/// Removes a check from the pending ones, and returns whether it was one. A later check with the same digest stays.
+fn remove_if_same(pending: &mut HashMap<Digest, PendingCheck>, digest: &Digest, asked: &Weak<OutcomeSender>) -> bool {
+    let is_pending = pending.get(digest).is_some_and(|entry| entry.outcome.ptr_eq(asked));
+    if is_pending {
         pending.remove(digest);
     }
+    is_pending
 }
 
 /// Runs a future with a time limit; `None` when it is exceeded.

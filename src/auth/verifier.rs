@@ -389,8 +389,10 @@ impl Verifier {
             return Err(Rejection::UnknownIssuer(spec.name.clone()));
         };
         trace.provider(index);
+        // The identity of an opaque token is the provider's answer. Since then the provider may have been asked again,
+        // about an open socket of this token.
         if let Some(remote) = &self.providers[index].remote
-            && !remote.spec().verifies_opaque_tokens
+            && (!remote.spec().verifies_opaque_tokens || remote.cached(&presented.digest).is_some())
         {
             let answer = Box::pin(ask_provider(spec, remote, presented, identity.session_id())).await?;
             check_agreement(spec, identity.claims(), &answer)?;

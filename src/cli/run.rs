@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         threads.stop();
         code
     });
-    // Each connection that is still open writes its access lines now.
+    // Each request that is still served writes its access line now.
     drop(threads);
     match outcome {
         Ok(code) => {

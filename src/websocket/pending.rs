@@ -298,7 +298,10 @@ impl PendingSocket {
                     Some(LivenessDue::Gone) | None => return End::Left(None),
                 },
                 Wake::Deadline => Event::Deadline { last_seen: None },
-                Wake::Evicted => Event::Close(CloseReason::TooManyConnections),
+                Wake::Evicted => {
+                    context.state.metrics.limited("waiting_websockets");
+                    Event::Close(CloseReason::TooManyConnections)
+                }
                 Wake::MemoryEvicted => {
                     context.state.record_memory_limit();
                     return End::Refused(CloseReason::TooManyConnections);

@@ -304,6 +304,42 @@ async fn whoever_asks_after_a_request_that_gave_up_gets_an_answer_of_its_own() {
 }
 
 #[tokio::test]
+async fn an_answer_for_which_nobody_waited_replaces_no_later_one() {
+    // Two checks at a time; while two wait, the third waits for its turn.
+    let timeout = Duration::from_secs(2);
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, ", timeout: 2s, concurrency: 4");
+    let fixture = Fixture::start(provider, &rows, "admin: { listen: \"127.0.0.1:0\" }\n").await;
+    fixture.provider.hold();
+    let alice = async {
+        fixture.provider.asked_times(2).await;
+        tokio::time::sleep(timeout / 2).await;
+        assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
+        fixture.provider.asked_times(3).await;
+        let held = fixture.provider.answer_later_ones();
+        fixture.provider.answers(|_| ok(json!({"active": false})));
+        assert_eq!(fixture.outcome("alice.1").await, "no_session");
+        held.add_permits(3);
+        // The first answer, which says that the token is active, has arrived.
+        while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains("outcome=\"yes\"} 1\n") {}
+        assert_eq!(fixture.outcome("alice.1").await, "no_session");
+        assert_eq!(fixture.provider.count(), 4, "the later answer was cached");
+    };
+    tokio::join!(fixture.outcome("bob.1"), fixture.outcome("bob.2"), alice);
+}
+
+#[tokio::test]
+async fn a_token_that_ended_its_socket_is_refused_at_once() {
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, ", cache: 300s");
+    let fixture = Fixture::start(provider, &rows, "websocket: { revalidate_every: 1s }\n").await;
+    let (mut client, _upstream) = fixture.socket("alice.1").await;
+    fixture.provider.answers(|_| ok(json!({"active": false})));
+    assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
+    assert_eq!(fixture.outcome("alice.1").await, "no_session");
+}
+
+#[tokio::test]
 async fn a_provider_that_has_had_enough_is_left_alone_for_as_long_as_it_says() {
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, "");

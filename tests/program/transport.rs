@@ -184,6 +184,24 @@ async fn a_certificate_that_is_no_good_stops_the_start() {
 }
 
 /// Accepts TLS and hands the plain bytes to a backend of the usual kind.
+#[tokio::test]
+async fn an_unfinished_tls_handshake_does_not_hold_the_drain() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("localhost");
+    let (certificate, key) = (TempFile::new(&certificate), TempFile::new(&key));
+    let yaml = format!(
+        "listen: [{{ address: \"127.0.0.1:0\", tls: {{ certificate_file: \"{}\", key_file: \"{}\" }} }}]\nupstream: http://127.0.0.1:1\nroutes: [{{ path: /**, auth: none }}]\nlimits: {{ header_timeout: 10m }}\ndrain: {{ timeout: 10m }}\n",
+        certificate.path(),
+        key.path()
+    );
+    let mut proxy = Proxy::start(&yaml).await;
+    let mut client = TcpStream::connect(proxy.address).await.expect("connects");
+    // The first bytes of a handshake record, whose rest does not come.
+    client.write_all(&[0x16, 3, 1, 2, 0]).await.expect("written");
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await, Some(0));
+}
+
 async fn behind_tls(acceptor: TlsAcceptor, backend: &Backend) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
     let port = listener.local_addr().expect("address").port();

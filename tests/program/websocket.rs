@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, fixture};
 use crate::support::backend::Backend;
-use crate::support::client::bearer;
+use crate::support::client::{bearer, get};
 use crate::support::issuer::{Issuer, Mood};
 use crate::support::proxy::Proxy;
 use crate::support::socket::{Side, Socket, frame};
@@ -664,7 +664,9 @@ async fn a_client_that_leaves_cancels_the_dial() {
 
 #[tokio::test]
 async fn a_full_room_sends_the_longest_silent_away() {
-    let fixture = fixture("limits: { waiting_websockets: 2, waiting_websockets_per_address: 2 }\n").await;
+    let more =
+        "admin: { listen: \"127.0.0.1:0\" }\nlimits: { waiting_websockets: 2, waiting_websockets_per_address: 2 }\n";
+    let fixture = fixture(more).await;
     let mut first = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     let mut second = Socket::open(fixture.proxy.address, "/ws", &[]).await;
     let mut third = Socket::open(fixture.proxy.address, "/ws", &[]).await;
@@ -678,6 +680,8 @@ async fn a_full_room_sends_the_longest_silent_away() {
     }
     let (answer, _) = Socket::try_open(fixture.proxy.address, "/ws", &[]).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "busy"));
+    let metrics = get(fixture.proxy.admin(), "/metrics", &[]).await.body;
+    assert!(metrics.contains("vestibule_limited_total{limit=\"waiting_websockets\"} 2\n"), "{metrics}");
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ pub struct Answerer {
     pub url: String,
     answers: Answers,
     asked: watch::Sender<Vec<Asked>>,
-    gate: Arc<Semaphore>,
+    gate: Arc<Mutex<Arc<Semaphore>>>,
     under_way: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
 }
@@ -48,6 +48,10 @@ pub struct Answerer {
 /// Makes a 200 response with this body.
 pub fn ok(body: Value) -> Reply {
     (200, String::new(), body.to_string())
+}
+
+fn open_gate() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(Semaphore::MAX_PERMITS >> 1))
 }
 
 impl Answerer {
@@ -62,7 +66,7 @@ impl Answerer {
             url: format!("http://127.0.0.1:{}", listener.local_addr().expect("address").port()),
             answers: Arc::new(Mutex::new(Box::new(answers))),
             asked: watch::Sender::new(Vec::new()),
-            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            gate: Arc::new(Mutex::new(open_gate())),
             under_way: Arc::default(),
             most: Arc::default(),
         };
@@ -83,11 +87,20 @@ impl Answerer {
 
     /// Holds all answers until [`Self::open`].
     pub fn hold(&self) {
-        self.gate.forget_permits(Semaphore::MAX_PERMITS);
+        self.gate().forget_permits(Semaphore::MAX_PERMITS);
     }
 
     pub fn open(&self) {
-        self.gate.add_permits(10_000);
+        self.gate().add_permits(10_000);
+    }
+
+    /// Answers requests from now on, and returns what goes on holding the answers to those that have come already.
+    pub fn answer_later_ones(&self) -> Arc<Semaphore> {
+        std::mem::replace(&mut *self.gate.lock().expect("lock"), open_gate())
+    }
+
+    fn gate(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.gate.lock().expect("lock"))
     }
 
     pub fn asked(&self) -> Vec<Asked> {
@@ -129,8 +142,9 @@ impl Answerer {
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         let (status, fields, body) = (self.answers.lock().expect("lock"))(&asked);
+        let gate = self.gate();
         self.asked.send_modify(|all| all.push(asked));
-        let permit = self.gate.acquire().await.expect("open");
+        let permit = gate.acquire().await.expect("open");
         drop(permit);
         self.under_way.fetch_sub(1, Ordering::SeqCst);
         let answer = format!(
