@@ -288,7 +288,7 @@ pub async fn verify(
 
 /// Verifies a token as [`verify`] does, by the policy in force when verification ends: a socket may wait for hours
 /// before it presents its token, and a reload may come while a provider is asked. If no verdict was possible, none is
-/// sought again, since whoever waits has waited for as long as a provider may take.
+/// sought again, since whoever waits may have waited for as long as a provider may take.
 ///
 /// # Errors
 /// Returns the reason why the token was refused.

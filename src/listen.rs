@@ -263,8 +263,7 @@ async fn accept_next(listener: &Listener) -> io::Result<(Socket, Option<SocketAd
     }
 }
 
-/// What a connection takes along besides its socket: who connected and when, and the values that count it toward the
-/// limits.
+/// An accepted connection without its socket: who connected and when, and the values that count it toward the limits.
 struct AcceptedConnection {
     peer: Option<SocketAddr>,
     accepted_at: Instant,

@@ -125,7 +125,12 @@ impl Reload {
         });
         let (loaded, before) = match loading.await {
             Ok(read) => read,
-            Err(error) => return self.reject(format!("the configuration could not be loaded: {error}"), is_requested),
+            Err(panic) => {
+                tracing::debug!(error = %panic, "loading the configuration failed");
+                // It is loaded again when a file changes, and after `RETRY_INTERVAL`.
+                self.watched.known.clone_from(&self.last);
+                return self.reject("internal error while the configuration was loaded".to_owned(), is_requested);
+            }
         };
         self.watched.known.clone_from(&before);
         self.last = before;
@@ -146,9 +151,8 @@ impl Reload {
 
     /// Puts a policy in force. The error is a line that says why it could not be.
     async fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) -> Result<(), String> {
-        for warning in loaded_policy.policy.warnings.iter().filter(|warning| !former.warnings.contains(warning)) {
-            tracing::warn!("{warning}");
-        }
+        let is_new = |warning: &&String| !former.warnings.contains(warning);
+        let warnings: Vec<_> = loaded_policy.policy.warnings.iter().filter(is_new).cloned().collect();
         let level = loaded_policy.policy.log.level;
         // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of
         // providers and upstreams read the certificates that the system trusts.
@@ -158,8 +162,14 @@ impl Reload {
             state.replace(loaded_policy.policy);
             watched
         });
-        let watched =
-            replacing.await.map_err(|error| format!("the new configuration could not be put in force: {error}"))?;
+        // The text of the error differs each time, and the reason must not, or each attempt would be reported.
+        let watched = replacing.await.map_err(|panic| {
+            tracing::debug!(error = %panic, "putting the configuration in force failed");
+            "internal error while the configuration was put in force".to_owned()
+        })?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         // If the files are the same, their metadata from before they were read counts.
         let known = std::mem::take(&mut self.watched.known);
         self.watched = if watched.files == self.watched.files { Watched { known, ..watched } } else { watched };

@@ -132,6 +132,8 @@ struct PendingCheck {
     /// The token that is cancelled when a request waits for a check that an open session began. Then the check may use
     /// a permit for admissions.
     admission_waits: CancellationToken,
+    /// Whether the last caller has given up. The next one replaces the check by another.
+    is_abandoned: bool,
 }
 
 #[derive(Clone)]
@@ -167,6 +169,14 @@ impl RemoteChecker {
         &self.inner.spec
     }
 
+    /// Returns whether an answer from the last `remote.cache` says that this token, or the session that it names, is not
+    /// active.
+    pub(super) fn reports_inactive(&self, digest: &Digest, session: Option<&str>) -> bool {
+        let is_inactive = |digest: &Digest| matches!(self.cached(digest), Some(RemoteAnswer::Inactive(_)));
+        let session = session.filter(|_| !self.spec().question.carries_token());
+        is_inactive(digest) || session.is_some_and(|session| is_inactive(&RemoteCheck::session(session).digest))
+    }
+
     /// Returns a cached answer about the token with this digest.
     pub(super) fn cached(&self, digest: &Digest) -> Option<RemoteAnswer> {
         self.inner.cached(digest)
@@ -176,18 +186,17 @@ impl RemoteChecker {
     /// permit.
     pub(super) async fn ask(&self, check: &RemoteCheck, priority: Priority) -> Outcome {
         let (asked, mut outcome) = self.join(check, priority);
-        let answer = outcome.wait_for(Option::is_some);
+        let answer = async { outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone()) };
         let answered = match priority {
             Priority::Revalidation => Some(answer.await),
             Priority::AdmittedSession => bounded(self.inner.spec.timeout, answer).await,
         };
         let Some(answered) = answered else {
-            self.inner.abandon(&check.digest, &asked);
+            self.inner.give_up(&check.digest, &asked, outcome);
             let slow = endpoint::CheckFailed::slow(self.inner.spec.timeout);
             return Err(self.inner.no_answer(&slow.reason, DEFAULT_PAUSE));
         };
         // The task always sends an answer, unless the process stops.
-        let answered = answered.ok().and_then(|outcome| outcome.clone());
         answered.unwrap_or_else(|| Err(NoAnswer { reason: "stopping".to_owned(), retry_after: DEFAULT_PAUSE }))
     }
 
@@ -197,7 +206,7 @@ impl RemoteChecker {
     fn join(&self, check: &RemoteCheck, priority: Priority) -> (Weak<OutcomeSender>, watch::Receiver<Option<Outcome>>) {
         let mut pending = self.inner.pending();
         // An entry whose task ended without an answer is ignored.
-        let asked = pending.get(&check.digest);
+        let asked = pending.get(&check.digest).filter(|asked| !asked.is_abandoned);
         if let Some((asked, outcome)) = asked.and_then(|asked| Some((asked, asked.outcome.upgrade()?))) {
             if priority == Priority::AdmittedSession {
                 asked.admission_waits.cancel();
@@ -208,7 +217,11 @@ impl RemoteChecker {
         let send = Arc::new(send);
         let admission_waits = CancellationToken::new();
         let asked = Arc::downgrade(&send);
-        let entry = PendingCheck { outcome: Weak::clone(&asked), admission_waits: admission_waits.clone() };
+        let entry = PendingCheck {
+            outcome: Weak::clone(&asked),
+            admission_waits: admission_waits.clone(),
+            is_abandoned: false,
+        };
         pending.insert(check.digest, entry);
         let (inner, check) = (Arc::clone(&self.inner), check.clone());
         tokio::spawn(in_current_request(async move {
@@ -225,16 +238,18 @@ impl RemoteChecker {
                 Ok(RemoteAnswer::Inactive(_)) => "no",
                 Err(_) => "unanswered",
             };
-            inner.metrics.credentials.asked(&inner.label, outcome, began.elapsed());
-            // No caller asks again in between, since callers look among the pending checks under this lock.
             let mut pending = inner.pending();
-            if !remove_if_same(&mut pending, &check.digest, &Arc::downgrade(&send)) {
-                // Abandoned. A later check may have got another answer, which this one must not replace.
-                return;
+            // Otherwise it was abandoned, and a caller has asked anew. That check may have got another answer, which this
+            // one must not replace.
+            let is_last = remove_if_same(&mut pending, &check.digest, &Arc::downgrade(&send));
+            if is_last {
+                inner.cache_answer(check.digest, &answered);
             }
-            inner.cache_answer(check.digest, &answered);
             drop(pending);
-            send.send_replace(Some(answered));
+            inner.metrics.credentials.asked(&inner.label, outcome, began.elapsed());
+            if is_last {
+                send.send_replace(Some(answered));
+            }
         }));
         (asked, outcome)
     }
@@ -245,13 +260,17 @@ impl CheckerInner {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives up a check for which only the caller is still waiting. It may go on until a time limit of its own, so that
-    /// whoever asks next must not join it: its result is likely a failure.
-    fn abandon(&self, digest: &Digest, asked: &Weak<OutcomeSender>) {
-        // Callers join under this lock, so none can join between the check and the removal.
+    /// Ends a caller's wait for a check, which is abandoned if nobody else waits for it. Then it may go on until a time
+    /// limit of its own, so whoever asks next must not join it: its result is likely a failure.
+    fn give_up(&self, digest: &Digest, asked: &Weak<OutcomeSender>, outcome: watch::Receiver<Option<Outcome>>) {
+        // Callers join under this lock, so none can join between the count and the mark.
         let mut pending = self.pending();
-        if asked.upgrade().is_some_and(|outcome| outcome.receiver_count() == 1) {
-            remove_if_same(&mut pending, digest, asked);
+        drop(outcome);
+        let entry = pending.get_mut(digest).filter(|entry| entry.outcome.ptr_eq(asked));
+        if let Some(entry) = entry
+            && asked.upgrade().is_some_and(|outcome| outcome.receiver_count() == 0)
+        {
+            entry.is_abandoned = true;
         }
     }
 

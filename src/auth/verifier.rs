@@ -312,11 +312,14 @@ impl Verifier {
     ) -> Result<Arc<Identity>, Rejection> {
         let now = unix_seconds();
         let known = last.and_then(|last| last.get(token, &self.id));
-        if let Some((digest, identity)) = known.filter(|(_, identity)| self.is_still_valid(identity, now)) {
-            self.metrics.credentials.looked_up("connection");
-            let presented = PresentedToken { token, digest, now, lookup, may_be_expired: false };
-            self.check_remote_and_revocations(&presented, &identity, claimed).await?;
-            return Ok(identity);
+        if let (Some(last), Some((digest, identity))) = (last, known) {
+            if self.is_still_valid(&identity, &digest, now) {
+                self.metrics.credentials.looked_up("connection");
+                let presented = PresentedToken { token, digest, now, lookup, may_be_expired: false };
+                self.check_remote_and_revocations(&presented, &identity, claimed).await?;
+                return Ok(identity);
+            }
+            last.clear();
         }
         let presented = PresentedToken { token, digest: TokenCache::digest(token), now, lookup, may_be_expired: false };
         let entry = self.cached_or_verified(&presented, claimed).await?;
@@ -355,7 +358,7 @@ impl Verifier {
     fn cached(&self, presented: &PresentedToken<'_>) -> Option<CachedToken> {
         let cache = self.cache.as_ref()?;
         let entry = cache.get(&presented.digest)?;
-        if self.is_still_valid(&entry.identity, presented.now) {
+        if self.is_still_valid(&entry.identity, &presented.digest, presented.now) {
             tracing::debug!(user = entry.identity.user_id(), "token found in cache");
             return Some(entry);
         }
@@ -363,16 +366,20 @@ impl Verifier {
         None
     }
 
-    /// Returns whether a cached token is still valid: it has not expired, and its key is one that would verify it now.
-    /// Every other check can change its result only by a reload, which empties the cache.
-    fn is_still_valid(&self, identity: &Identity, now: u64) -> bool {
+    /// Returns whether a cached token is still valid: it has not expired, and its key is one that would verify it now, or
+    /// its provider has not said since that it is inactive. Every other check can change its result only by a reload, which
+    /// empties the cache.
+    fn is_still_valid(&self, identity: &Identity, digest: &Digest, now: u64) -> bool {
         let spec = identity.provider();
         let provider = self.providers.iter().find(|provider| provider.spec.name == spec.name);
         now < identity.expires_at().saturating_add(spec.clock_skew.as_secs())
             && provider.is_some_and(|provider| match identity.verified_by() {
                 VerifiedBy::Key { fingerprint, algorithm, .. } => provider.keys.is_usable(fingerprint, algorithm),
-                // The cache entry expires with the provider's answer.
-                VerifiedBy::Provider(_) => true,
+                // The cache entry expires with the provider's answer. A check of an open socket may have got a later one.
+                VerifiedBy::Provider(_) => provider
+                    .remote
+                    .as_ref()
+                    .is_none_or(|remote| !remote.reports_inactive(digest, identity.session_id())),
             })
     }
 
@@ -389,10 +396,8 @@ impl Verifier {
             return Err(Rejection::UnknownIssuer(spec.name.clone()));
         };
         trace.provider(index);
-        // The identity of an opaque token is the provider's answer. Since then the provider may have been asked again,
-        // about an open socket of this token.
         if let Some(remote) = &self.providers[index].remote
-            && (!remote.spec().verifies_opaque_tokens || remote.cached(&presented.digest).is_some())
+            && !remote.spec().verifies_opaque_tokens
         {
             let answer = Box::pin(ask_provider(spec, remote, presented, identity.session_id())).await?;
             check_agreement(spec, identity.claims(), &answer)?;

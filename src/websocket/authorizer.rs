@@ -150,7 +150,7 @@ impl SessionAuthorizer for UserAuthorizer {
                 let runtime = refresh.state.current();
                 let (verdict, identity) = refresh.verdict(&runtime, &token).await;
                 // A policy that came into force while the token was verified has only been applied to the former one. If
-                // no verdict was possible, the socket has waited for as long as a provider may take.
+                // no verdict was possible, the socket may have waited for as long as a provider may take.
                 let has_verdict = !matches!(verdict, Verdict::Refused(CloseReason::AuthUnavailable));
                 if !has_verdict || refresh.state.current().generation == runtime.generation {
                     refresh.record(&runtime, &verdict, identity.as_deref());

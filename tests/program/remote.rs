@@ -11,9 +11,9 @@ use crate::support::answerer::{Answerer, Asked, Reply, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Answer, bearer, get, get_served};
 use crate::support::issuer::{AUDIENCE, Issuer};
-use crate::support::now;
 use crate::support::proxy::{Proxy, TempFile, command};
 use crate::support::socket::Socket;
+use crate::support::{now, within};
 
 /// An upstream that reports the admitted user, a provider that is asked, and the program between them.
 struct Fixture {
@@ -321,7 +321,9 @@ async fn an_answer_for_which_nobody_waited_replaces_no_later_one() {
         assert_eq!(fixture.outcome("alice.1").await, "no_session");
         held.add_permits(3);
         // The first answer, which says that the token is active, has arrived.
-        while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains("outcome=\"yes\"} 1\n") {}
+        let counted =
+            async { while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains("outcome=\"yes\"} 1\n") {} };
+        within("the count of the first answer", counted).await;
         assert_eq!(fixture.outcome("alice.1").await, "no_session");
         assert_eq!(fixture.provider.count(), 4, "the later answer was cached");
     };
@@ -337,6 +339,43 @@ async fn a_token_that_ended_its_socket_is_refused_at_once() {
     fixture.provider.answers(|_| ok(json!({"active": false})));
     assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
     assert_eq!(fixture.outcome("alice.1").await, "no_session");
+}
+
+#[tokio::test]
+async fn a_clerk_token_that_ended_its_socket_is_refused_at_once() {
+    let issuer = Issuer::start().await;
+    let provider = Answerer::start(two_users("active")).await;
+    let rows = clerk(&issuer, &provider, "instead").replace("secret_key:", "cache: 300s, secret_key:");
+    let fixture = Fixture::start(provider, &rows, "websocket: { revalidate_every: 1s }\n").await;
+    let (mut client, _upstream) = fixture.socket("opaque").await;
+    let gone = |_: &Asked| (404, String::new(), json!({"errors": [{"code": "resource_not_found"}]}).to_string());
+    fixture.provider.answers(gone);
+    assert_eq!(client.next_text().await, r#"{"type":"error","message":"Session ended"}"#);
+    assert_eq!(fixture.outcome("opaque").await, "no_session");
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_after_its_caller_is_kept_for_the_next() {
+    // One check at a time. The second one has its turn when the first ends, so that its caller gives up before it ends.
+    let timeout = Duration::from_secs(2);
+    let provider = Answerer::start(active).await;
+    let rows = introspection(&provider, ", timeout: 2s, concurrency: 2");
+    let fixture = Fixture::start(provider, &rows, "admin: { listen: \"127.0.0.1:0\" }\n").await;
+    fixture.provider.hold();
+    fixture.provider.answers(|_| ok(json!({"active": false})));
+    let alice = async {
+        fixture.provider.asked_times(1).await;
+        tokio::time::sleep(timeout / 2).await;
+        assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
+        fixture.provider.asked_times(2).await;
+        fixture.provider.open();
+        let counted =
+            async { while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains("outcome=\"no\"} 1\n") {} };
+        within("the count of the answer", counted).await;
+        assert_eq!(fixture.outcome("alice.1").await, "no_session");
+        assert_eq!(fixture.provider.count(), 2, "the answer was kept");
+    };
+    tokio::join!(fixture.outcome("bob.1"), alice);
 }
 
 #[tokio::test]

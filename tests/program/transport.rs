@@ -183,7 +183,6 @@ async fn a_certificate_that_is_no_good_stops_the_start() {
     }
 }
 
-/// Accepts TLS and hands the plain bytes to a backend of the usual kind.
 #[tokio::test]
 async fn an_unfinished_tls_handshake_does_not_hold_the_drain() {
     let authority = Authority::new();
@@ -202,6 +201,7 @@ async fn an_unfinished_tls_handshake_does_not_hold_the_drain() {
     assert_eq!(proxy.ended().await, Some(0));
 }
 
+/// Accepts TLS and hands the plain bytes to a backend of the usual kind.
 async fn behind_tls(acceptor: TlsAcceptor, backend: &Backend) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
     let port = listener.local_addr().expect("address").port();
