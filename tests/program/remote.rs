@@ -277,20 +277,33 @@ async fn a_provider_that_cannot_answer_is_503_and_never_401() {
     assert_eq!(fixture.outcome("alice.silent").await, "alice");
 }
 
+/// Makes a request with `alice.1` that gives up in the middle of its check. `earlier` checks, which no answer ends, are all
+/// that may be under way, and `remote.timeout` is 2 s: the request waits for its turn until they end, and half of its time
+/// is over then.
+async fn gives_up_amid_its_check(fixture: &Fixture, earlier: usize) {
+    fixture.provider.asked_times(earlier).await;
+    // The time is what this is about: the request begins later than they by half of the limit.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
+    fixture.provider.asked_times(earlier + 1).await;
+}
+
+/// Waits until the metrics have one answer of this kind, `yes` or `no`.
+async fn first_answer_is_counted(fixture: &Fixture, answer: &str) {
+    let series = format!("outcome=\"{answer}\"}} 1\n");
+    let counted = async { while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains(&series) {} };
+    within("the count of the answer", counted).await;
+}
+
 #[tokio::test]
 async fn whoever_asks_after_a_request_that_gave_up_gets_an_answer_of_its_own() {
     // One check at a time; while one waits, the next waits for its turn.
-    let timeout = Duration::from_secs(2);
     let provider = Answerer::start(|_| (500, String::new(), "{}".to_owned())).await;
     let rows = introspection(&provider, ", timeout: 2s, concurrency: 2");
     let fixture = Fixture::start(provider, &rows, "").await;
     fixture.provider.hold();
     let alice = async {
-        // The second request gives up in the middle of its check, which began when the first one's ended.
-        fixture.provider.asked_times(1).await;
-        tokio::time::sleep(timeout / 2).await;
-        assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
-        fixture.provider.asked_times(2).await;
+        gives_up_amid_its_check(&fixture, 1).await;
         fixture.provider.answers(active);
         let again = fixture.outcome("alice.1");
         let opened = async {
@@ -306,24 +319,18 @@ async fn whoever_asks_after_a_request_that_gave_up_gets_an_answer_of_its_own() {
 #[tokio::test]
 async fn an_answer_for_which_nobody_waited_replaces_no_later_one() {
     // Two checks at a time; while two wait, the third waits for its turn.
-    let timeout = Duration::from_secs(2);
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, ", timeout: 2s, concurrency: 4");
     let fixture = Fixture::start(provider, &rows, "admin: { listen: \"127.0.0.1:0\" }\n").await;
     fixture.provider.hold();
     let alice = async {
-        fixture.provider.asked_times(2).await;
-        tokio::time::sleep(timeout / 2).await;
-        assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
-        fixture.provider.asked_times(3).await;
+        gives_up_amid_its_check(&fixture, 2).await;
         let held = fixture.provider.answer_later_ones();
         fixture.provider.answers(|_| ok(json!({"active": false})));
         assert_eq!(fixture.outcome("alice.1").await, "no_session");
         held.add_permits(3);
         // The first answer, which says that the token is active, has arrived.
-        let counted =
-            async { while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains("outcome=\"yes\"} 1\n") {} };
-        within("the count of the first answer", counted).await;
+        first_answer_is_counted(&fixture, "yes").await;
         assert_eq!(fixture.outcome("alice.1").await, "no_session");
         assert_eq!(fixture.provider.count(), 4, "the later answer was cached");
     };
@@ -356,22 +363,16 @@ async fn a_clerk_token_that_ended_its_socket_is_refused_at_once() {
 
 #[tokio::test]
 async fn an_answer_that_comes_after_its_caller_is_kept_for_the_next() {
-    // One check at a time. The second one has its turn when the first ends, so that its caller gives up before it ends.
-    let timeout = Duration::from_secs(2);
+    // One check at a time; while one waits, the next waits for its turn.
     let provider = Answerer::start(active).await;
     let rows = introspection(&provider, ", timeout: 2s, concurrency: 2");
     let fixture = Fixture::start(provider, &rows, "admin: { listen: \"127.0.0.1:0\" }\n").await;
     fixture.provider.hold();
     fixture.provider.answers(|_| ok(json!({"active": false})));
     let alice = async {
-        fixture.provider.asked_times(1).await;
-        tokio::time::sleep(timeout / 2).await;
-        assert_eq!(fixture.outcome("alice.1").await, "auth_unavailable");
-        fixture.provider.asked_times(2).await;
+        gives_up_amid_its_check(&fixture, 1).await;
         fixture.provider.open();
-        let counted =
-            async { while !get(fixture.proxy.admin(), "/metrics", &[]).await.body.contains("outcome=\"no\"} 1\n") {} };
-        within("the count of the answer", counted).await;
+        first_answer_is_counted(&fixture, "no").await;
         assert_eq!(fixture.outcome("alice.1").await, "no_session");
         assert_eq!(fixture.provider.count(), 2, "the answer was kept");
     };
