@@ -81,6 +81,7 @@ mod request;
 mod request_phase;
 mod response_body;
 mod route;
+mod served;
 mod socket;
 mod stream;
 mod timer;
@@ -89,7 +90,7 @@ mod upstream;
 mod upstream_error;
 
 pub use admit::admit;
-pub use admitted::Admitted;
+pub use admitted::{Admitted, RequestMessage};
 pub use assertion::AssertionSigner;
 pub use body::{BodyEnd, ClientBody};
 pub use cors::{add_cors_headers, answer_preflight, replace_cors_headers, unlisted_origin};
@@ -104,8 +105,9 @@ pub use request::{
     check_sender_of_balancer_token,
 };
 pub use request_phase::{RequestNumber, RequestPhase};
-pub use response_body::{AbortSignal, Answer, BodyOutcome, ResponseBody};
+pub use response_body::{AbortSignal, Answer, BodyEnded, BodyOutcome, ResponseBody};
 pub use route::{RoutedRequest, route_request};
+pub use served::Served;
 pub use socket::{Socket, set_tcp_options};
 pub use stream::{ClientStream, TimedStream};
 pub use unread::{DiscardLimits, UnreadBody};

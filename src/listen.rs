@@ -331,7 +331,7 @@ async fn serve_http(
     let phase = Arc::new(RequestPhase::default());
     let (stream_phase, stream_reservation) = (Arc::clone(&phase), Arc::clone(&reservation));
     let stream = ClientStream::new(socket, accepted_at, stream_limits, stream_phase, stream_reservation, linger_limit);
-    let connection = Connection { peer, tls: is_tls };
+    let connection = Connection::new(peer, is_tls);
     let drain = state.drain.clone();
     let count = Arc::new(count);
     let caller = Arc::new(ClientConnection { connection, phase, count, reservation, last_token: LastToken::default() });

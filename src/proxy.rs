@@ -20,14 +20,15 @@ use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
 use crate::browser::render_for_navigation;
 use crate::budget::{HTTP_CONNECTION_BYTES, MemoryReservation, PUBLIC_REQUEST_BYTES};
 use crate::http::{
-    Admitted, Answer, BodyOutcome, ChallengeSource, ClientBody, Connection, ProtectedRequest, Refusal, RequestNumber,
-    RequestPhase, ResponseBody, RoutedRequest, UnreadBody, UpstreamRequest, add_cors_headers, admit, answer_preflight,
-    prepare, prepare_preflight, prepare_public, render_refusal, replace_cors_headers, route_request,
+    Admitted, Answer, ChallengeSource, Connection, ProtectedRequest, Refusal, RequestMessage, RequestNumber,
+    RequestPhase, ResponseBody, RoutedRequest, Served, UnreadBody, UpstreamRequest, add_cors_headers, admit,
+    answer_preflight, prepare, prepare_preflight, prepare_public, render_refusal, replace_cors_headers, route_request,
     strip_own_set_cookie, unlisted_origin,
 };
+use crate::policy::Policy;
 use crate::runtime::{ConnectionCount, Limit, ProxyState, Runtime};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_request};
-use crate::websocket::{self, Served};
+use crate::websocket;
 
 pub use head::DOCTOR_USER_AGENT;
 
@@ -62,84 +63,113 @@ pub fn handle(
     // This is not in the future: hyper continues to read before it polls that, and the head is complete now.
     let number = caller.phase.begin_request();
     caller.reservation.set_request_in_progress(true);
-    in_request(respond(state, caller, request, number))
+    let runtime = state.current();
+    let limits = &runtime.policy.limits;
+    let unread = UnreadBody::track(&request, &caller.phase, number, limits);
+    let message = RequestMessage::boxed(request, limits, unread.clone());
+    in_request(respond(state, runtime, caller, message, InProgress { number, unread }))
+}
+
+/// The request that a response ends.
+struct InProgress {
+    number: RequestNumber,
+    /// The body, if there is one.
+    unread: Option<UnreadBody>,
 }
 
 async fn respond(
     state: Arc<ProxyState>,
+    runtime: Arc<Runtime>,
     caller: Arc<ClientConnection>,
-    request: Request<Incoming>,
-    number: RequestNumber,
+    message: Box<RequestMessage>,
+    in_progress: InProgress,
 ) -> Result<Answer, Infallible> {
-    let runtime = state.current();
-    let head = RequestHead::of(&request, &runtime.policy);
-    let limits = &runtime.policy.limits;
-    let unread = UnreadBody::track(&request, &caller.phase, number, limits);
-    let request =
-        request.map(|incoming| ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread.clone()));
-    let mut entry = AccessEntry::new(head.access_line(&runtime.policy), head.started, Arc::clone(&state));
+    let policy = &runtime.policy;
+    let head = RequestHead::of(message.head(), policy);
+    let mut entry = AccessEntry::begin(message.head(), policy, Arc::clone(&state));
     let has_room = caller.reservation.resize(caller.reservation.bytes().max(HTTP_CONNECTION_BYTES));
-    let served = match admit(request, &caller.connection, &runtime.policy) {
-        Ok(admitted) if !has_room => {
-            entry.set_client(admitted.client(), &head);
-            state.record_memory_limit();
-            Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
-        }
+    let served = match admit(message, &caller.connection, policy) {
         Ok(admitted) => {
             entry.set_client(admitted.client(), &head);
-            warn_of_untrusted_balancer(&state, admitted.client());
             let handler = RequestHandler { state: &state, runtime: &runtime, caller: &caller };
-            handler.handle(admitted, &mut entry).await
+            if has_room {
+                warn_of_untrusted_balancer(&state, admitted.client());
+                handler.handle(admitted, &mut entry).await
+            } else {
+                handler.refuse_for_memory()
+            }
         }
         Err((refusal, client)) => {
             entry.set_client(&client, &head);
             Served::Refused(refusal)
         }
     };
-    warn_of_lost_upgrade(&head);
-    let mut response = match served {
+    warn_of_lost_upgrade(&head, &entry.line);
+    let response = match served {
         Served::Upgraded(response) => {
-            entry.line.status = response.status().as_u16();
-            if entry.line.answered_by == AnsweredBy::Nobody {
-                entry.line.answered_by = AnsweredBy::Vestibule;
-            }
-            state.record_upgrade(&entry.line);
-            entry.discard();
+            record_upgrade(&state, response.status(), entry);
             return Ok(response);
         }
-        Served::Answered(mut answer) => {
-            entry.line.answered_by = AnsweredBy::Upstream;
-            strip_own_set_cookie(answer.headers_mut());
-            replace_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
-            if entry.line.carrier == Some(Carrier::Cookie.name()) {
-                // A cache between the client and the proxy cannot detect that the response is for one user.
-                answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
-            }
-            answer
-        }
+        Served::Answered(answer) => forwarded(answer, &head, &mut entry.line, policy),
         Served::Preflight(answer) => {
             entry.line.answered_by = AnsweredBy::Vestibule;
             answer
         }
         Served::Local(mut answer) => {
             entry.line.answered_by = AnsweredBy::Vestibule;
-            add_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
+            add_cors_headers(head.origin.as_ref(), answer.headers_mut(), policy);
             answer
         }
-        Served::Refused(refusal) => {
-            entry.line.answered_by = AnsweredBy::Vestibule;
-            refusal.record(&mut entry.line);
-            warn_of_refused_health_check(&refusal, &head);
-            let mut answer =
-                render_refusal(&refusal, &entry.line.request_id, head.wants_problem_json).map(ResponseBody::from_proxy);
-            if let Some(navigation) = &head.navigation {
-                render_for_navigation(navigation, &refusal, &entry.line.request_id, &runtime.policy, &mut answer);
-            }
-            add_cors_headers(head.origin.as_ref(), answer.headers_mut(), &runtime.policy);
-            answer
-        }
+        Served::Refused(refusal) => refused(&refusal, &head, &mut entry.line, policy),
     };
-    if state.drain.is_closing() {
+    Ok(finished(response, entry, caller, in_progress, state.drain.is_closing()))
+}
+
+/// Counts an upgrade. Its socket writes the access line when it ends.
+fn record_upgrade(state: &ProxyState, status: StatusCode, mut entry: Box<AccessEntry>) {
+    entry.line.status = status.as_u16();
+    if entry.line.answered_by == AnsweredBy::Nobody {
+        entry.line.answered_by = AnsweredBy::Vestibule;
+    }
+    state.record_upgrade(&entry.line);
+    entry.discard();
+}
+
+/// Makes the response of the upstream's answer.
+fn forwarded(mut answer: Answer, head: &RequestHead, line: &mut AccessLine, policy: &Policy) -> Answer {
+    line.answered_by = AnsweredBy::Upstream;
+    strip_own_set_cookie(answer.headers_mut());
+    replace_cors_headers(head.origin.as_ref(), answer.headers_mut(), policy);
+    if line.carrier == Some(Carrier::Cookie.name()) {
+        // A cache between the client and the proxy cannot detect that the response is for one user.
+        answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
+    }
+    answer
+}
+
+/// Makes the response of a refusal: a problem, or a page for a navigation.
+fn refused(refusal: &Refusal, head: &RequestHead, line: &mut AccessLine, policy: &Policy) -> Answer {
+    line.answered_by = AnsweredBy::Vestibule;
+    refusal.record(line);
+    warn_of_refused_health_check(refusal, head, line);
+    let mut answer = render_refusal(refusal, &line.request_id, head.wants_problem_json).map(ResponseBody::from_proxy);
+    if let Some(navigation) = &head.navigation {
+        render_for_navigation(navigation, refusal, &line.request_id, policy, &mut answer);
+    }
+    add_cors_headers(head.origin.as_ref(), answer.headers_mut(), policy);
+    answer
+}
+
+/// Completes a response: what its end is to do, and whether the connection closes after it.
+fn finished(
+    mut response: Answer,
+    mut entry: Box<AccessEntry>,
+    caller: Arc<ClientConnection>,
+    in_progress: InProgress,
+    is_draining: bool,
+) -> Answer {
+    let InProgress { number, unread } = in_progress;
+    if is_draining {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let has_body = unread.is_some();
@@ -148,21 +178,14 @@ async fn respond(
         response.body_mut().set_request_body(unread);
     }
     entry.line.status = response.status().as_u16();
-    response.body_mut().on_end(Box::new(move |bytes, outcome| {
-        // The entry is moved in here, and written when it is dropped.
-        let mut entry = entry;
+    response.body_mut().on_end(Box::new(move |ended| {
         if !has_body {
             caller.phase.end_request(number);
         }
         caller.reservation.set_request_in_progress(false);
-        entry.line.bytes_out = bytes;
-        match (outcome, entry.line.outcome) {
-            (BodyOutcome::Stopped(reason), _) => entry.line.outcome = Outcome::Cut(reason),
-            (BodyOutcome::Aborted, Outcome::Accepted) => entry.line.outcome = Outcome::BrokenOff,
-            (BodyOutcome::Aborted | BodyOutcome::Complete, _) => {}
-        }
+        entry.end(ended);
     }));
-    Ok(response)
+    response
 }
 
 /// Adds to a refusal what the route's challenge says.
@@ -187,11 +210,13 @@ impl RequestHandler<'_> {
             Ok(routed) => routed,
             Err(refusal) => return Served::Refused(refusal),
         };
+        if let Some(route) = routed.route() {
+            entry.line.route = Arc::clone(&route.label);
+        }
         match routed {
             // Boxed, as below: these are rare, and their futures are larger than that of a request.
             RoutedRequest::Own(own) => Box::pin(own::serve(self.state, self.runtime, own, &mut entry.line)).await,
             RoutedRequest::Preflight(preflight) => {
-                entry.line.route = Arc::clone(&preflight.route().label);
                 entry.line.outcome = Outcome::Preflight;
                 if preflight.is_answered_here() {
                     if let Some(reason) = unlisted_origin(&preflight.head().headers, policy) {
@@ -202,34 +227,31 @@ impl RequestHandler<'_> {
                 self.forward(prepare_preflight(preflight, policy), entry).await
             }
             RoutedRequest::Public(public) if public.is_websocket() => {
-                entry.line.route = Arc::clone(&public.route().label);
                 let context = self.context(&entry.line);
                 // Boxed: the future of an upgrade is larger, and every request would have that size.
                 self.count_refused_upgrade(Box::pin(websocket::serve_public(context, public, &mut entry.line)).await)
             }
             RoutedRequest::Public(public) => {
-                entry.line.route = Arc::clone(&public.route().label);
                 entry.line.outcome = Outcome::Public;
-                let reservation = &self.caller.reservation;
-                if !reservation.resize(reservation.bytes().max(PUBLIC_REQUEST_BYTES)) {
-                    self.state.record_memory_limit();
-                    return Served::Refused(Refusal::busy(Limit::Unauthenticated.key()));
-                }
                 self.forward(prepare_public(public, policy), entry).await
             }
             RoutedRequest::Protected(request) if request.is_websocket() => {
-                entry.line.route = Arc::clone(&request.route().label);
                 let context = self.context(&entry.line);
                 let source = request.challenge_source();
                 let served = Box::pin(websocket::serve(context, request, &mut entry.line)).await;
                 self.count_refused_upgrade(challenging(served, &source))
             }
             RoutedRequest::Protected(request) => {
-                entry.line.route = Arc::clone(&request.route().label);
                 let source = request.challenge_source();
                 challenging(self.protected(request, entry).await, &source)
             }
         }
+    }
+
+    /// Refuses a request for which `limits.unauthenticated_bytes` leaves no memory.
+    fn refuse_for_memory(&self) -> Served {
+        self.state.record_memory_limit();
+        Served::Refused(Refusal::busy(Limit::Unauthenticated.key()))
     }
 
     fn context(&self, line: &AccessLine) -> websocket::SocketContext {
@@ -285,6 +307,10 @@ impl RequestHandler<'_> {
 
     async fn forward(&self, upstream_request: UpstreamRequest, entry: &mut AccessEntry) -> Served {
         let verified = upstream_request.is_verified();
+        let reservation = &self.caller.reservation;
+        if !verified && !reservation.resize(reservation.bytes().max(PUBLIC_REQUEST_BYTES)) {
+            return self.refuse_for_memory();
+        }
         entry.received = Some(upstream_request.body_end());
         let requests = &self.state.metrics.requests;
         for header in upstream_request.stripped() {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::auth::{Identity, Revocation, Revocations, Verifier, unix_seconds};
+use crate::auth::{Identity, Revocation, Revocations, Verifier, unix_millis, unix_seconds};
 use crate::budget::{MemoryBudget, MemoryReservation, SILENT_CONNECTION_BYTES};
 use crate::drain::Drain;
 use crate::http::{AssertionSigner, Upstreams};
@@ -268,16 +268,17 @@ impl ProxyState {
 
     /// Records the end of a request or a socket: access line, metrics, latest refusals.
     pub fn record_end(&self, line: &AccessLine) {
-        access(line, self.current().policy.log.access);
+        let ended = Duration::from_millis(unix_millis());
+        access(line, ended, self.current().policy.log.access);
         if line.socket.is_none() {
             self.metrics.requests.finished(line);
-            self.traffic.requests.record(unix_seconds());
+            self.traffic.requests.record(ended.as_secs());
         }
         if let Some(rule) = line.rule {
             self.metrics.requests.denied(&line.route, rule);
         }
         if self.refusals.record(line) {
-            self.traffic.refusals.record(unix_seconds());
+            self.traffic.refusals.record(ended.as_secs());
         }
     }
 

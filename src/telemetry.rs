@@ -31,4 +31,4 @@ pub use request_id::InRequest;
 pub use request_id::{
     RequestId, current_request_id, in_current_request, in_request, in_request_with_id, set_request_id,
 };
-pub use text::printable;
+pub use text::{address, printable};

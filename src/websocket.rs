@@ -37,14 +37,13 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::auth::{Carrier, NoCredential};
 use crate::authenticate::{Authentication, Authenticator, PresentedCredential};
-use crate::http::{ProtectedRequest, PublicRequest, Refusal};
+use crate::http::{ProtectedRequest, PublicRequest, Refusal, Served};
 use crate::telemetry::AccessLine;
 use close_reason::CloseReason;
 use context::{DRAINING, until_drain};
 use upgrade::Handshake;
 
 pub use context::SocketContext;
-pub use upgrade::Served;
 
 /// Serves an upgrade on a route that requires, or accepts, a credential.
 pub async fn serve(mut context: SocketContext, request: ProtectedRequest, line: &mut AccessLine) -> Served {

@@ -1,17 +1,45 @@
 //! A request that was checked and can be routed.
 
+use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request};
 
-use super::{ClientAddress, ClientBody};
+use super::{ClientAddress, ClientBody, UnreadBody};
+use crate::policy::Limits;
 
-/// The head and body of a request. It is in a box from [`admit`](super::admit()) until it is sent: every step between
+/// The head and body of a request. It is in a box from when hyper has read the head until it is sent: every step between
 /// would copy its 240 bytes, and the future of each would have room for them.
 #[derive(Debug)]
-pub(super) struct RequestMessage {
+pub struct RequestMessage {
     pub(super) parts: Parts,
     pub(super) body: ClientBody,
+}
+
+impl RequestMessage {
+    /// Wraps a request of a client; `unread` tracks its body.
+    #[must_use]
+    pub fn boxed(request: Request<Incoming>, limits: &Limits, unread: Option<UnreadBody>) -> Box<Self> {
+        let (parts, incoming) = request.into_parts();
+        let body = ClientBody::new(incoming, limits.body_bytes, limits.body_idle_timeout, unread);
+        Box::new(Self { parts, body })
+    }
+
+    /// Returns the head.
+    #[must_use]
+    pub fn head(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Takes the client's side of an upgrade.
+    pub(super) fn take_upgrade(&mut self) -> OnUpgrade {
+        // hyper keeps it among the extensions, and takes it from a request only.
+        let mut request = Request::new(());
+        std::mem::swap(request.extensions_mut(), &mut self.parts.extensions);
+        let upgrade = hyper::upgrade::on(&mut request);
+        std::mem::swap(request.extensions_mut(), &mut self.parts.extensions);
+        upgrade
+    }
 }
 
 impl From<Request<ClientBody>> for Box<RequestMessage> {

@@ -73,7 +73,7 @@ pub(super) struct PooledConnection {
 impl PooledConnection {
     /// Returns the connection to its pool, unless the request body was not sent completely: a later response to it would
     /// be taken for the response to the next request.
-    pub(super) fn return_to_pool(self) {
+    pub(super) fn return_to_pool(self, now: Instant) {
         let Some(pool) = self.pool.upgrade() else { return };
         if !self.body.is_complete() || self.connection.sender.is_closed() {
             return;
@@ -82,7 +82,7 @@ impl PooledConnection {
         if idle.len() >= (MAX_IDLE_CONNECTIONS / pool.idle.len()).max(MIN_PER_THREAD) {
             return;
         }
-        idle.push(IdleConnection { connection: self.connection, since: Instant::now() });
+        idle.push(IdleConnection { connection: self.connection, since: now });
         drop(idle);
         if !pool.is_reaping.swap(true, Ordering::AcqRel) {
             tokio::spawn(remove_idle(Arc::downgrade(&pool), self.idle_timeout));

@@ -167,7 +167,7 @@ mod tests {
             let client = ClientAddress {
                 address: [127, 0, 0, 1].into(),
                 scheme,
-                chain: String::new(),
+                chain: hyper::header::HeaderValue::from_static("127.0.0.1"),
                 request_id: crate::telemetry::RequestId::default(),
                 sharing: crate::http::AddressSharing::NotShared,
                 has_trusted_peer: false,

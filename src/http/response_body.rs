@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use hyper::Response;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Instant;
 
 use super::UnreadBody;
 use super::pool::PooledConnection;
@@ -26,8 +27,19 @@ pub enum BodyOutcome {
     Stopped(&'static str),
 }
 
-/// A callback that runs once when a response body ends, with the number of its bytes and the outcome.
-pub(super) type OnEnd = Box<dyn FnOnce(u64, BodyOutcome) + Send + Sync>;
+/// The end of a response body.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyEnded {
+    /// The number of bytes that hyper has accepted.
+    pub bytes: u64,
+    /// The way in which it ended.
+    pub outcome: BodyOutcome,
+    /// The time at which it ended.
+    pub at: Instant,
+}
+
+/// A callback that runs once when a response body ends.
+pub(super) type OnEnd = Box<dyn FnOnce(BodyEnded) + Send + Sync>;
 
 /// A future that resolves, with the reason, when a response body must not continue.
 pub type AbortSignal = Pin<Box<dyn Future<Output = &'static str> + Send + Sync>>;
@@ -53,6 +65,8 @@ struct BodyInProgress {
     source: BodySource,
     sent: u64,
     outcome: BodyOutcome,
+    /// The time at which the body was complete.
+    completed_at: Option<Instant>,
     abort_signal: Option<AbortSignal>,
     /// The error of an upstream that has aborted its response, which was not reported to hyper yet.
     broken: Option<hyper::Error>,
@@ -78,6 +92,7 @@ impl ResponseBody {
             source,
             sent: 0,
             outcome: BodyOutcome::Aborted,
+            completed_at: None,
             abort_signal: None,
             broken: None,
             on_end: None,
@@ -112,7 +127,7 @@ impl ResponseBody {
         self.0.request_body = Some(request_body);
     }
 
-    /// Sets the callback that runs at the end, with any outcome.
+    /// Sets the callback that runs at the end, whatever the outcome.
     pub fn on_end(&mut self, on_end: OnEnd) {
         self.0.on_end = Some(on_end);
     }
@@ -122,10 +137,11 @@ impl BodyInProgress {
     fn complete(&mut self) {
         self.outcome = BodyOutcome::Complete;
         self.abort_signal = None;
+        let now = *self.completed_at.get_or_insert_with(Instant::now);
         if let BodySource::Upstream { connection, .. } = &mut self.source
             && let Some(connection) = connection.take()
         {
-            connection.return_to_pool();
+            connection.return_to_pool(now);
         }
     }
 
@@ -143,7 +159,8 @@ impl Drop for BodyInProgress {
             self.outcome = BodyOutcome::Complete;
         }
         if let Some(on_end) = self.on_end.take() {
-            on_end(self.sent, self.outcome);
+            let at = self.completed_at.unwrap_or_else(Instant::now);
+            on_end(BodyEnded { bytes: self.sent, outcome: self.outcome, at });
         }
         if let Some(request_body) = self.request_body.take() {
             request_body.on_response_end();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::Method;
 
 use super::{Admitted, OwnRequest, PreflightRequest, ProtectedRequest, PublicRequest, Refusal};
-use crate::policy::{AuthMode, Conflict, Policy};
+use crate::policy::{AuthMode, Conflict, Policy, Route};
 
 /// A request, sorted by the kind of its route.
 #[derive(Debug)]
@@ -18,6 +18,19 @@ pub enum RoutedRequest {
     Public(PublicRequest),
     /// A request whose credential is required, or verified if present.
     Protected(ProtectedRequest),
+}
+
+impl RoutedRequest {
+    /// Returns the route, unless the proxy answers the request itself.
+    #[must_use]
+    pub fn route(&self) -> Option<&Arc<Route>> {
+        match self {
+            Self::Own(_) => None,
+            Self::Preflight(preflight) => Some(preflight.route()),
+            Self::Public(public) => Some(public.route()),
+            Self::Protected(protected) => Some(protected.route()),
+        }
+    }
 }
 
 /// Finds the route of a request.

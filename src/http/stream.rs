@@ -69,6 +69,8 @@ pub struct ClientStream {
     last_idle_count: u32,
     limits: ClientLimits,
     awaiting: Awaiting,
+    /// Whether `timer` is that of the head which is awaited.
+    is_head_timed: bool,
     timer: MovableTimer,
     /// The number of bytes that may still be read and discarded, as soon as the proxy's side is closed.
     left_to_discard: Option<usize>,
@@ -100,6 +102,7 @@ impl ClientStream {
             last_idle_count: 0,
             limits,
             awaiting: Awaiting::Head,
+            is_head_timed: true,
             timer: MovableTimer::new(accepted + limits.header),
             left_to_discard: None,
             has_ended: false,
@@ -225,7 +228,7 @@ impl AsyncRead for ClientStream {
             this.head_bytes += arrived;
             if matches!(this.awaiting, Awaiting::FirstByte) {
                 this.awaiting = Awaiting::Head;
-                this.timer.set(Instant::now() + this.limits.header);
+                this.is_head_timed = false;
             }
         }
         if read.is_ready() {
@@ -236,6 +239,11 @@ impl AsyncRead for ClientStream {
         }
         if matches!(this.awaiting, Awaiting::Nothing) {
             return Poll::Pending;
+        }
+        if matches!(this.awaiting, Awaiting::Head) && !this.is_head_timed {
+            // The timeout of a head begins here, when hyper waits for the rest of it. Most heads come as a whole.
+            this.is_head_timed = true;
+            this.timer.set(Instant::now() + this.limits.header);
         }
         ready!(this.timer.poll(cx));
         if this.socket.has_pending_write() {

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use super::admitted::RequestMessage;
 use super::dial::UpstreamConnector;
-use super::headers::strip_hop_by_hop;
+use super::headers::{has_hop_by_hop, strip_hop_by_hop};
 use super::list_field::lists;
 use super::pool::{IdleConnection, Pool, PooledConnection, UpstreamConnection};
 use super::timer::MovableTimer;
@@ -188,19 +188,22 @@ impl Upstream {
             return Err(UpstreamError::Failed("101 to a request that was no upgrade".to_owned()));
         }
         let (mut parts, incoming) = response.into_parts();
+        let hop_by_hop = has_hop_by_hop(&parts.headers);
         let is_reusable = check_framing(&mut parts.headers)? && !may_have_unexpected_body(is_head, &parts);
-        let keep = is_reusable && self.spec.reuse && !lists(&parts.headers, &CONNECTION, "close");
+        let keep = is_reusable && self.spec.reuse && !(hop_by_hop && lists(&parts.headers, &CONNECTION, "close"));
         let connection = keep.then(|| PooledConnection {
             connection,
             pool: Arc::downgrade(pool),
             body: end,
             idle_timeout: self.spec.pool_idle_timeout,
         });
-        let announced = parts.headers.get(TRAILER).cloned().filter(|_| takes_trailers);
-        strip_hop_by_hop(&mut parts.headers);
-        if let Some(announced) = announced {
-            // hyper forwards announced trailers only, and none of framing, routing or authentication.
-            parts.headers.insert(TRAILER, announced);
+        if hop_by_hop {
+            let announced = parts.headers.get(TRAILER).cloned().filter(|_| takes_trailers);
+            strip_hop_by_hop(&mut parts.headers);
+            if let Some(announced) = announced {
+                // hyper forwards announced trailers only, and none of framing, routing or authentication.
+                parts.headers.insert(TRAILER, announced);
+            }
         }
         // Framing towards the client is chosen here, also for a response of HTTP/1.0.
         parts.version = Version::HTTP_11;

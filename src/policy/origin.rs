@@ -181,20 +181,21 @@ impl Hosts {
         match self {
             Self::Any => true,
             Self::Listed { names, loopback } => {
-                let host = host.trim_end_matches('.').to_ascii_lowercase();
-                names.contains(&host) || (*loopback && is_loopback_name(&host))
+                let host = host.trim_end_matches('.');
+                names.iter().any(|name| name.eq_ignore_ascii_case(host)) || (*loopback && is_loopback_name(host))
             }
         }
     }
 }
 
-/// Returns whether a host is `localhost`, a name under it, or a loopback address.
+/// Returns whether a host, in any case, is `localhost`, a name under it, or a loopback address.
 #[must_use]
 pub fn is_loopback_name(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    let above = host.len().checked_sub("localhost".len()).and_then(|at| host.split_at_checked(at));
+    above.is_some_and(|(above, name)| {
+        name.eq_ignore_ascii_case("localhost") && (above.is_empty() || above.ends_with('.'))
+    }) || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 impl Check {

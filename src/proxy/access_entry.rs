@@ -1,10 +1,13 @@
 //! The access line of a request, from its head to the end of its response.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::head::RequestHead;
-use crate::http::{BodyEnd, ClientAddress};
+use hyper::http::request::Parts;
+use tokio::time::Instant;
+
+use super::head::{RequestHead, access_line};
+use crate::http::{BodyEnd, BodyEnded, BodyOutcome, ClientAddress};
+use crate::policy::Policy;
 use crate::runtime::ProxyState;
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, set_request_id};
 
@@ -19,32 +22,53 @@ pub(super) struct AccessEntry {
     state: Arc<ProxyState>,
     /// The record that counts the bytes of the request's body.
     pub(super) received: Option<BodyEnd>,
-    written: bool,
+    /// The time at which the response ended; unset if there was none.
+    ended: Option<Instant>,
+    is_discarded: bool,
 }
 
 impl AccessEntry {
-    pub(super) fn new(line: AccessLine, started: Instant, state: Arc<ProxyState>) -> Self {
-        Self { line, started, state, received: None, written: true }
+    /// Begins the line of a request. It is in a box, because it is moved into the response.
+    pub(super) fn begin(head: &Parts, policy: &Policy, state: Arc<ProxyState>) -> Box<Self> {
+        Box::new(Self {
+            line: access_line(head, policy),
+            started: Instant::now(),
+            state,
+            received: None,
+            ended: None,
+            is_discarded: false,
+        })
     }
 
     /// Drops the line without writing it: a socket writes its own when it ends.
     pub(super) fn discard(&mut self) {
-        self.written = false;
+        self.is_discarded = true;
     }
 
     /// Sets the client's address and the request id, for this line and the log lines of the request.
     pub(super) fn set_client(&mut self, client: &ClientAddress, head: &RequestHead) {
         // This is accepted from this machine only, because the list of refusals marks tests as such.
         self.line.is_test = head.is_doctor && client.address.is_loopback();
-        self.line.client = client.text().into();
+        self.line.client = Some(client.address);
         self.line.request_id = client.request_id.clone();
         set_request_id(&self.line.request_id);
+    }
+
+    /// Sets how the response has ended. The line is written when this is dropped.
+    pub(super) fn end(&mut self, ended: BodyEnded) {
+        self.ended = Some(ended.at);
+        self.line.bytes_out = ended.bytes;
+        match (ended.outcome, self.line.outcome) {
+            (BodyOutcome::Stopped(reason), _) => self.line.outcome = Outcome::Cut(reason),
+            (BodyOutcome::Aborted, Outcome::Accepted) => self.line.outcome = Outcome::BrokenOff,
+            (BodyOutcome::Aborted | BodyOutcome::Complete, _) => {}
+        }
     }
 }
 
 impl Drop for AccessEntry {
     fn drop(&mut self) {
-        if !self.written {
+        if self.is_discarded {
             return;
         }
         if self.line.status == 0 {
@@ -53,7 +77,7 @@ impl Drop for AccessEntry {
             self.line.outcome = Outcome::ClientLeft;
             self.line.answered_by = AnsweredBy::Vestibule;
         }
-        self.line.duration = self.started.elapsed();
+        self.line.duration = self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.started);
         self.line.bytes_in = self.received.as_ref().map_or(0, BodyEnd::bytes);
         self.state.record_end(&self.line);
     }

@@ -9,11 +9,10 @@ use hyper::header::{
 use hyper::{Method, Response, StatusCode};
 
 use crate::browser::{ClientFile, is_login_path, serve_login, serve_session_endpoint};
-use crate::http::{Answer, OwnRequest, Refusal, ResponseBody};
+use crate::http::{Answer, OwnRequest, Refusal, ResponseBody, Served};
 use crate::policy::ProtectedResourceSpec;
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{AccessLine, OWN_ROUTE, Outcome};
-use crate::websocket::Served;
 
 /// The path of the session endpoint.
 const SESSION: &str = "/.vestibule/session";

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::head::RequestHead;
 use crate::http::{AddressSharing, ClientAddress, Refusal};
 use crate::runtime::ProxyState;
+use crate::telemetry::AccessLine;
 
 static UPSTREAM_401: AtomicU64 = AtomicU64::new(0);
 static HEALTH_CHECKER: AtomicU64 = AtomicU64::new(0);
@@ -32,11 +33,11 @@ pub(super) fn warn_of_untrusted_balancer(state: &ProxyState, client: &ClientAddr
 }
 
 /// Warns that a health check was refused.
-pub(super) fn warn_of_refused_health_check(refusal: &Refusal, head: &RequestHead) {
+pub(super) fn warn_of_refused_health_check(refusal: &Refusal, head: &RequestHead, line: &AccessLine) {
     // A warning only: a user agent never grants access.
     if let Some(agent) = &head.user_agent {
         once_a_minute(&HEALTH_CHECKER, || {
-            let (method, path, status) = (&head.method, &head.path, refusal.status.as_u16());
+            let (method, path, status) = (&line.method, &line.path, refusal.status.as_u16());
             tracing::warn!(
                 %method,
                 %path,
@@ -58,12 +59,12 @@ pub(super) fn warn_of_upstream_401() {
 }
 
 /// Warns of a WebSocket handshake whose `Upgrade` a proxy in front has removed.
-pub(super) fn warn_of_lost_upgrade(head: &RequestHead) {
+pub(super) fn warn_of_lost_upgrade(head: &RequestHead, line: &AccessLine) {
     if head.lacks_upgrade {
         once_a_minute(&LOST_UPGRADE, || {
             tracing::warn!(
-                method = %head.method,
-                path = %head.path,
+                method = %line.method,
+                path = %line.path,
                 "a WebSocket handshake came without Upgrade, so it is a plain request: a proxy in front removed the field; nginx needs proxy_http_version 1.1 and proxy_set_header for Upgrade and Connection"
             );
         });

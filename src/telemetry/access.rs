@@ -2,6 +2,7 @@
 //! much.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::label::Label;
 use super::outcome::{AnsweredBy, OUTCOMES, Outcome};
 use super::output::{self, Format};
 use super::request_id::RequestId;
-use super::text::{MAX_VALUE_BYTES, escape, number, quote, time, value};
+use super::text::{MAX_VALUE_BYTES, address, escape, number, quote, time, value};
 
 /// The fields of an access line (docs/contract.md section 7). `path` has no query, and `user` comes from a verified
 /// identity only.
@@ -19,7 +20,7 @@ use super::text::{MAX_VALUE_BYTES, escape, number, quote, time, value};
 #[allow(clippy::missing_docs_in_private_items, reason = "each is the field of its name in docs/contract.md section 7")]
 pub struct AccessLine {
     pub request_id: RequestId,
-    pub client: Box<str>,
+    pub client: Option<IpAddr>,
     pub method: Method,
     pub path: Box<str>,
     pub route: Label,
@@ -143,8 +144,8 @@ pub(super) fn observed(observed: Observed<'_>) {
     }
 }
 
-/// Writes an access line.
-pub fn access(line: &AccessLine, enabled: bool) {
+/// Writes an access line; `ended` is the time since 1970.
+pub fn access(line: &AccessLine, ended: Duration, enabled: bool) {
     debug_assert!(
         line.outcome == Outcome::Undecided || OUTCOMES.contains(&line.outcome.name()),
         "docs/operation.md has no outcome {}",
@@ -155,8 +156,8 @@ pub fn access(line: &AccessLine, enabled: bool) {
         return;
     }
     match output::format() {
-        Format::Json => output::line(&json(line)),
-        Format::Pretty => output::line(&pretty(line)),
+        Format::Json => output::line(&json(line, ended)),
+        Format::Pretty => output::line(&pretty(line, ended)),
         Format::Silent => {}
     }
 }
@@ -167,75 +168,83 @@ fn is_quiet(line: &AccessLine) -> bool {
     line.quiet && (line.status < 500 || line.outcome == Outcome::Own)
 }
 
-fn json(line: &AccessLine) -> String {
+/// The beginning of a further field, as one text: every line has a dozen of them.
+macro_rules! field {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+
+fn json(line: &AccessLine, ended: Duration) -> String {
     let mut out = String::with_capacity(384);
     out.push_str("{\"time\":\"");
-    time(&mut out);
+    time(&mut out, ended);
     out.push_str("\",\"level\":\"info\",\"msg\":\"");
-    out.push_str(if line.socket.is_some() { "socket" } else { "request" });
+    out.push_str(if line.socket.is_some() { "socket\"" } else { "request\"" });
+    // No id has a character that needs an escape.
+    plain_field(&mut out, field!("request_id"), &line.request_id.text());
+    out.push_str(field!("client"));
     out.push('"');
-    text_field(&mut out, "request_id", &line.request_id.text());
-    text_field(&mut out, "client", &line.client);
-    text_field(&mut out, "method", line.method.as_str());
-    text_field(&mut out, "path", &line.path);
-    text_field(&mut out, "route", &line.route);
+    if let Some(client) = line.client {
+        address(&mut out, client);
+    }
+    out.push('"');
+    text_field(&mut out, field!("method"), line.method.as_str());
+    text_field(&mut out, field!("path"), &line.path);
+    text_field(&mut out, field!("route"), &line.route);
     if let Some(user) = &line.user {
-        text_field(&mut out, "user", user);
+        text_field(&mut out, field!("user"), user);
     }
     if let Some(carrier) = line.carrier {
-        fixed_field(&mut out, "carrier", carrier);
+        plain_field(&mut out, field!("carrier"), carrier);
     }
-    fixed_field(&mut out, "answered_by", line.answered_by.name());
-    fixed_field(&mut out, "outcome", line.outcome.name());
+    plain_field(&mut out, field!("answered_by"), line.answered_by.name());
+    plain_field(&mut out, field!("outcome"), line.outcome.name());
     if !line.reason.is_empty() {
-        text_field(&mut out, "reason", &line.reason);
+        text_field(&mut out, field!("reason"), &line.reason);
     }
     for (name, value) in line.unverified.iter().flat_map(|unverified| unverified.fields()) {
-        text_field(&mut out, name, value);
+        out.push_str(",\"");
+        out.push_str(name);
+        text_field(&mut out, "\":", value);
     }
-    number_field(&mut out, "status", line.status.into());
-    number_field(&mut out, "duration_ms", u64::try_from(line.duration.as_millis()).unwrap_or(u64::MAX));
-    number_field(&mut out, "bytes_in", line.bytes_in);
-    number_field(&mut out, "bytes_out", line.bytes_out);
+    number_field(&mut out, field!("status"), line.status.into());
+    number_field(&mut out, field!("duration_ms"), u64::try_from(line.duration.as_millis()).unwrap_or(u64::MAX));
+    number_field(&mut out, field!("bytes_in"), line.bytes_in);
+    number_field(&mut out, field!("bytes_out"), line.bytes_out);
     if let Some(socket) = &line.socket {
         if let Some(code) = socket.close_code {
-            number_field(&mut out, "close_code", code.into());
+            number_field(&mut out, field!("close_code"), code.into());
         }
-        fixed_field(&mut out, "closed_by", socket.closed_by);
-        number_field(&mut out, "refreshes", socket.refreshes.into());
+        plain_field(&mut out, field!("closed_by"), socket.closed_by);
+        number_field(&mut out, field!("refreshes"), socket.refreshes.into());
     }
     out.push('}');
     out
 }
 
-fn text_field(out: &mut String, name: &str, value: &str) {
-    field_name(out, name);
+/// Appends a field whose value may be any text.
+fn text_field(out: &mut String, beginning: &'static str, value: &str) {
+    out.push_str(beginning);
     quote(out, value, MAX_VALUE_BYTES);
 }
 
-/// Appends a field whose value is one of this program's own names, which need no escape.
-fn fixed_field(out: &mut String, name: &str, value: &'static str) {
-    field_name(out, name);
+/// Appends a field whose value has no character that needs an escape, such as this program's own names.
+fn plain_field(out: &mut String, beginning: &'static str, value: &str) {
+    out.push_str(beginning);
     out.push('"');
     out.push_str(value);
     out.push('"');
 }
 
-fn number_field(out: &mut String, name: &str, value: u64) {
-    field_name(out, name);
+fn number_field(out: &mut String, beginning: &'static str, value: u64) {
+    out.push_str(beginning);
     number(out, value);
 }
 
-/// Appends the name of a further field. `write!` took three times as many instructions for a line.
-fn field_name(out: &mut String, name: &str) {
-    out.push_str(",\"");
-    out.push_str(name);
-    out.push_str("\":");
-}
-
-fn pretty(line: &AccessLine) -> String {
+fn pretty(line: &AccessLine, ended: Duration) -> String {
     let mut out = String::with_capacity(192);
-    time(&mut out);
+    time(&mut out, ended);
     out.push(' ');
     let _ = write!(out, "{} ", line.status);
     escape(&mut out, line.method.as_str(), 16);
@@ -280,7 +289,7 @@ mod tests {
             socket: Some(Box::new(SocketLife { close_code: Some(1008), closed_by: "client", refreshes: 2 })),
             ..AccessLine::default()
         };
-        let parsed: serde_json::Value = serde_json::from_str(&json(&line)).expect("JSON");
+        let parsed: serde_json::Value = serde_json::from_str(&json(&line, Duration::ZERO)).expect("JSON");
         assert_eq!(parsed["path"], "/\"\n\u{1b}");
         assert_eq!(parsed["close_code"], 1008);
     }
@@ -302,7 +311,7 @@ mod tests {
             outcome: Outcome::Refused("missing_token"),
             ..AccessLine::default()
         };
-        let text = pretty(&line);
+        let text = pretty(&line, Duration::ZERO);
         let quoted = "\"x  outcome=accepted  y=\\\"\"";
         assert_eq!(text.matches(quoted).count(), 7, "{text}");
         let fields = text.replace(quoted, "");

@@ -13,7 +13,7 @@ use tracing_subscriber::{Registry, reload};
 use super::access::{Observed, observed};
 use super::output::{self, Format};
 use super::request_id::current_request_id;
-use super::text::{MAX_VALUE_BYTES, escape, quote, time, value as write_value};
+use super::text::{MAX_VALUE_BYTES, escape, quote, since_1970, time, value as write_value};
 
 /// Upper bound on a message and on an error, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
@@ -128,7 +128,7 @@ impl Visit for Fields {
 fn json(level: Level, fields: &Fields) -> String {
     let mut out = String::with_capacity(160);
     out.push_str("{\"time\":\"");
-    time(&mut out);
+    time(&mut out, since_1970());
     let _ = write!(out, "\",\"level\":\"{}\",\"msg\":", level.as_str().to_ascii_lowercase());
     // Messages may be longer than values: warnings at start name keys and remedies.
     quote(&mut out, &fields.message, MAX_MESSAGE_BYTES);
@@ -146,7 +146,7 @@ fn json(level: Level, fields: &Fields) -> String {
 
 fn pretty(level: Level, fields: &Fields) -> String {
     let mut out = String::with_capacity(160);
-    time(&mut out);
+    time(&mut out, since_1970());
     let _ = write!(out, " {:<5} ", level.as_str().to_ascii_lowercase());
     escape(&mut out, &fields.message, MAX_MESSAGE_BYTES);
     for value in &fields.others {

@@ -7,15 +7,16 @@ use super::access::AccessLine;
 use super::label::Label;
 use super::outcome::{AnsweredBy, Outcome};
 use super::request_id::current_request_id;
+use super::text::address;
 
 /// The access line of an open socket.
 #[derive(Debug)]
 pub struct OpenLine {
     route: Label,
     carrier: Option<&'static str>,
-    /// The client, the path and the user, if there is one, in one allocation.
+    /// The client's address, the path and the user, if there is one, in one allocation.
     text: Box<str>,
-    /// The end of the client in `text`, and that of the path.
+    /// The end of the address in `text`, and that of the path.
     client_end: u32,
     path_end: u32,
     has_user: bool,
@@ -32,15 +33,22 @@ impl OpenLine {
     pub fn new(line: &AccessLine) -> Self {
         debug_assert_eq!(line.method, Method::GET, "only a GET is an upgrade");
         debug_assert!(matches!(line.outcome, Outcome::Accepted | Outcome::Public), "it is open");
-        let text = [&*line.client, &*line.path, line.user.as_deref().unwrap_or_default()].concat();
+        let mut text = String::new();
+        if let Some(client) = line.client {
+            address(&mut text, client);
+        }
         // A head is far shorter than 4 GiB.
-        let end = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let end = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX);
+        let client_end = end(&text);
+        text.push_str(&line.path);
+        let path_end = end(&text);
+        text.push_str(line.user.as_deref().unwrap_or_default());
         Self {
             route: Label::clone(&line.route),
             carrier: line.carrier,
             text: text.into(),
-            client_end: end(line.client.len()),
-            path_end: end(line.client.len() + line.path.len()),
+            client_end,
+            path_end,
             has_user: line.user.is_some(),
             answered_by: line.answered_by,
             is_public: line.outcome == Outcome::Public,
@@ -62,7 +70,7 @@ impl OpenLine {
         let (client, path) = before_user.split_at(self.client_end as usize);
         AccessLine {
             request_id: current_request_id().unwrap_or_default(),
-            client: client.into(),
+            client: client.parse().ok(),
             method: Method::GET,
             path: path.into(),
             user: self.has_user.then(|| user.to_owned()),
@@ -87,7 +95,7 @@ mod tests {
         for user in [None, Some(String::new()), Some("alice".to_owned())] {
             let line = AccessLine {
                 request_id: RequestId::given(b"id").expect("an id"),
-                client: "203.0.113.7".into(),
+                client: Some([203, 0, 113, 7].into()),
                 method: Method::GET,
                 path: "/ws/é".into(),
                 route: "/ws".into(),

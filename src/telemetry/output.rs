@@ -35,6 +35,8 @@ struct Output {
 #[derive(Default)]
 struct Waiting {
     bytes: Vec<u8>,
+    /// The buffer that was written last, empty again: a new one would be enlarged and copied with every few lines.
+    spare: Vec<u8>,
     dropped: u64,
     /// Whether lines that were taken from here are being written.
     is_writing: bool,
@@ -101,12 +103,13 @@ impl Output {
 
     /// Writes the buffered lines, unless another caller is writing: lines stay in order.
     fn write(&self, out: &mut impl std::io::Write) {
-        let taken = {
+        let mut taken = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             if waiting.is_writing || waiting.bytes.is_empty() {
                 return;
             }
-            std::mem::replace(&mut *waiting, Waiting { is_writing: true, ..Waiting::default() })
+            let bytes = std::mem::take(&mut waiting.spare);
+            std::mem::replace(&mut *waiting, Waiting { bytes, is_writing: true, ..Waiting::default() })
         };
         // An error here must not stop the proxy.
         let _ = out.write_all(&taken.bytes);
@@ -118,7 +121,13 @@ impl Output {
             );
         }
         let _ = out.flush();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_writing = false;
+        taken.bytes.clear();
+        // What a reader that fell behind made it grow to is given back.
+        taken.bytes.shrink_to(2 * BUFFER);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.spare = taken.bytes;
+        waiting.is_writing = false;
+        drop(waiting);
         self.written.notify_all();
     }
 

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::Write as _;
-use std::time::SystemTime;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
 
 /// The maximum length in bytes of a string from outside; the rest is cut off.
 pub(super) const MAX_VALUE_BYTES: usize = 256;
@@ -13,15 +14,19 @@ thread_local! {
     static LAST_SECOND: Cell<(u64, [u8; 24])> = const { Cell::new((u64::MAX, [0; 24])) };
 }
 
-/// Appends the time in RFC 3339, UTC, with milliseconds.
-pub(super) fn time(out: &mut String) {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+/// Returns the time since 1970 by this machine's clock.
+pub(super) fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Appends a time, given since 1970, in RFC 3339, UTC, with milliseconds.
+pub(super) fn time(out: &mut String, since_1970: Duration) {
     let (second, mut text) = LAST_SECOND.get();
-    if second != elapsed.as_secs() {
-        text = text_of_second(elapsed.as_secs());
-        LAST_SECOND.set((elapsed.as_secs(), text));
+    if second != since_1970.as_secs() {
+        text = text_of_second(since_1970.as_secs());
+        LAST_SECOND.set((since_1970.as_secs(), text));
     }
-    digits(&mut text[20..23], u64::from(elapsed.subsec_millis()));
+    digits(&mut text[20..23], u64::from(since_1970.subsec_millis()));
     out.push_str(std::str::from_utf8(&text).unwrap_or_default());
 }
 
@@ -48,6 +53,20 @@ fn digits(text: &mut [u8], mut number: u64) {
     for digit in text.iter_mut().rev() {
         *digit = b'0' + u8::try_from(number % 10).unwrap_or_default();
         number /= 10;
+    }
+}
+
+/// Appends an address as `to_string` returns it. For IPv4 that took 1,600 instructions, twice a request.
+pub fn address(out: &mut String, address: IpAddr) {
+    let IpAddr::V4(v4) = address else {
+        let _ = write!(out, "{address}");
+        return;
+    };
+    for (at, octet) in v4.octets().into_iter().enumerate() {
+        if at > 0 {
+            out.push('.');
+        }
+        out.push_str(itoa::Buffer::new().format(octet));
     }
 }
 

@@ -22,25 +22,11 @@ use super::token_forwarding::TokenForwarding;
 use super::{handshake, open_session};
 use crate::auth::{Carrier, Token, unix_millis};
 use crate::http::{
-    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, UpstreamSocket,
+    Answer, AuthenticatedRequest, ProtectedRequest, PublicRequest, Refusal, ResponseBody, Served, UpstreamSocket,
     prepare_public,
 };
 use crate::policy::{DialectSpec, WebSocketSpec};
 use crate::telemetry::{AccessLine, AnsweredBy, Outcome, in_current_request};
-
-/// The answer to a request, by its source.
-pub enum Served {
-    /// A 101. The socket writes its own access line when it ends.
-    Upgraded(Answer),
-    /// The upstream's answer.
-    Answered(Answer),
-    /// The answer of one of the proxy's own endpoints.
-    Local(Answer),
-    /// The proxy's answer to a preflight.
-    Preflight(Answer),
-    /// A refusal of the proxy.
-    Refused(Refusal),
-}
 
 /// Serves an upgrade whose user is verified.
 pub(super) async fn serve_authenticated(
