@@ -333,6 +333,11 @@ impl ConfigArguments {
             log_format: all.log_format,
         }
     }
+
+    /// Returns the path of the configuration file, if there is one.
+    fn file(&self) -> Option<PathBuf> {
+        config::named_file(&self.flags(), &Environment::process())
+    }
 }
 
 /// Returns the command line as it is parsed and printed: the settings of the configuration are listed by `run` alone.

@@ -26,7 +26,7 @@ pub use shape::{
     Provider, Pushed, QueryMode, QuerySource, QueryUse, Remote, RemoteMode, Renew, RouteWebSocket, SameSite, Session,
     SharedState, SubprotocolSource, TokenEncoding, TokenToHttp, TokenToWebSocket, Upstream,
 };
-pub use source::{Environment, Flags, Loaded, load, load_yaml};
+pub use source::{Environment, Flags, Loaded, load, load_yaml, named_file};
 pub use value::Time;
 
 #[cfg(test)]

@@ -34,6 +34,12 @@ pub struct LoadedPolicy {
     pub file: Option<PathBuf>,
 }
 
+impl LoadedPolicy {
+    fn files(&self) -> Vec<PathBuf> {
+        self.file.iter().chain(&self.policy.files).cloned().collect()
+    }
+}
+
 /// The files of a policy, with their metadata from before they were read.
 #[derive(Debug)]
 pub struct Watched {
@@ -43,18 +49,38 @@ pub struct Watched {
     known: Vec<Fingerprint>,
 }
 
-impl Watched {
-    /// Reads the metadata of the policy's files. It must be called before the policy is used, so that no later change
-    /// is missed.
-    #[must_use]
-    pub fn of(loaded_policy: &LoadedPolicy) -> Self {
-        let files: Vec<_> = loaded_policy.file.iter().chain(&loaded_policy.policy.files).cloned().collect();
-        Self {
-            name: loaded_policy.name.clone(),
-            digest: loaded_policy.digest.clone(),
-            known: fingerprints(&files),
-            files,
-        }
+/// The maximum number of times that a configuration is loaded at once.
+const MOST_LOADS: usize = 3;
+
+/// Loads a policy with the metadata of its files from before they were read, so that a write meanwhile counts as a later
+/// change. `files` are those that it is expected to have. If it has others, it is loaded once more.
+///
+/// # Errors
+/// Returns the error of `load`.
+pub fn load_watched<E>(
+    mut files: Vec<PathBuf>,
+    mut load: impl FnMut() -> Result<LoadedPolicy, E>,
+) -> Result<(LoadedPolicy, Watched), E> {
+    let mut loads = 0;
+    loop {
+        let before = fingerprints(&files);
+        let loaded = load()?;
+        let read = loaded.files();
+        loads += 1;
+        let known = if read == files {
+            before
+        } else if read.iter().any(|file| !file.is_file()) {
+            // A pipe can be read once.
+            fingerprints(&read)
+        } else if loads < MOST_LOADS {
+            files = read;
+            continue;
+        } else {
+            // The files change faster than they are read. The next poll finds that they differ, and loads again.
+            vec![None; read.len()]
+        };
+        let watched = Watched { name: loaded.name.clone(), digest: loaded.digest.clone(), files: read, known };
+        return Ok((loaded, watched));
     }
 }
 
@@ -119,9 +145,8 @@ impl Reload {
     async fn reload(&mut self, is_requested: bool) {
         let (load, files) = (Arc::clone(&self.load), self.watched.files.clone());
         let loading = tokio::task::spawn_blocking(move || {
-            // The metadata is read before the files, so that a write meanwhile counts as another change.
             let before = fingerprints(&files);
-            (load(), before)
+            (load_watched(files, || load()), before)
         });
         let (loaded, before) = match loading.await {
             Ok(read) => read,
@@ -135,12 +160,11 @@ impl Reload {
         self.watched.known.clone_from(&before);
         self.last = before;
         let former = self.state.current();
-        let loaded = loaded.and_then(|loaded_policy| match needs_restart(&former.policy, &loaded_policy.policy) {
-            Some(key) => Err(format!("{key}: cannot be changed by a reload; restart required")),
-            None => Ok(loaded_policy),
-        });
         let applied = match loaded {
-            Ok(loaded_policy) => self.apply(loaded_policy, &former.policy).await,
+            Ok((loaded_policy, watched)) => match needs_restart(&former.policy, &loaded_policy.policy) {
+                Some(key) => Err(format!("{key}: cannot be changed by a reload; restart required")),
+                None => self.apply(loaded_policy, watched, &former.policy).await,
+            },
             Err(reason) => Err(reason),
         };
         match applied {
@@ -150,30 +174,24 @@ impl Reload {
     }
 
     /// Puts a policy in force. The error is a line that says why it could not be.
-    async fn apply(&mut self, loaded_policy: LoadedPolicy, former: &Policy) -> Result<(), String> {
+    async fn apply(&mut self, loaded_policy: LoadedPolicy, watched: Watched, former: &Policy) -> Result<(), String> {
         let is_new = |warning: &&String| !former.warnings.contains(warning);
         let warnings: Vec<_> = loaded_policy.policy.warnings.iter().filter(is_new).cloned().collect();
         let level = loaded_policy.policy.log.level;
         // Not on this thread, which accepts connections: the files may be on a file system that hangs, and the clients of
         // providers and upstreams read the certificates that the system trusts.
         let state = Arc::clone(&self.state);
-        let replacing = tokio::task::spawn_blocking(move || {
-            let watched = Watched::of(&loaded_policy);
-            state.replace(loaded_policy.policy);
-            watched
-        });
+        let replacing = tokio::task::spawn_blocking(move || state.replace(loaded_policy.policy));
         // The text of the error differs each time, and the reason must not, or each attempt would be reported.
-        let watched = replacing.await.map_err(|panic| {
+        replacing.await.map_err(|panic| {
             tracing::debug!(error = %panic, "putting the configuration in force failed");
             "internal error while the configuration was put in force".to_owned()
         })?;
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        // If the files are the same, their metadata from before they were read counts.
-        let known = std::mem::take(&mut self.watched.known);
-        self.watched = if watched.files == self.watched.files { Watched { known, ..watched } } else { watched };
-        self.last.clone_from(&self.watched.known);
+        self.last.clone_from(&watched.known);
+        self.watched = watched;
         self.state.set_policy_name(&self.watched.name);
         self.state.describe(&self.watched.digest);
         self.state.metrics.reloaded(true, &self.watched.digest);
@@ -222,4 +240,55 @@ fn fingerprints(files: &[PathBuf]) -> Vec<Fingerprint> {
         Some([meta.ino().cast_signed(), size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
     };
     files.iter().map(fingerprint).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded(file: &std::path::Path, names: &[PathBuf]) -> LoadedPolicy {
+        let yaml = "upstream: http://127.0.0.1:1\nroutes: [{ path: /**, auth: none }]\n";
+        let config = crate::config::load_yaml(yaml).expect("loads").config;
+        let mut policy = crate::policy::validate(&config).expect("valid");
+        policy.files = names.to_vec();
+        LoadedPolicy { policy, name: String::new(), digest: String::new(), file: Some(file.to_owned()) }
+    }
+
+    /// Loads a configuration that names a file the caller did not expect, and writes one of its files in the last load.
+    #[test]
+    fn a_write_while_the_files_are_read_is_a_later_change() {
+        let folder = std::env::temp_dir().join(format!("vestibule-reload-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let (file, other) = (folder.join("vestibule.yaml"), folder.join("secret"));
+        for written in [&file, &other] {
+            for path in [&file, &other] {
+                std::fs::write(path, "before").expect("written");
+            }
+            let mut loads = 0;
+            let (_, watched) = load_watched(vec![file.clone()], || {
+                loads += 1;
+                if loads == 2 {
+                    std::fs::write(written, "written meanwhile").expect("written");
+                }
+                Ok::<_, ()>(loaded(&file, std::slice::from_ref(&other)))
+            })
+            .expect("loads");
+            assert_eq!((loads, watched.files.len()), (2, 2), "once more for the file that was not expected");
+            assert_ne!(watched.known, fingerprints(&watched.files), "{} was written", written.display());
+        }
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
+    fn files_that_differ_in_every_load_are_loaded_again_later() {
+        let mut loads = 0;
+        let name = |load: usize| std::path::Path::new("src").join(["lib.rs", "main.rs"][load % 2]);
+        let (_, watched) = load_watched(Vec::new(), || {
+            loads += 1;
+            Ok::<_, ()>(loaded(&name(loads), &[]))
+        })
+        .expect("loads");
+        assert_eq!(loads, MOST_LOADS);
+        assert_ne!(watched.known, fingerprints(&watched.files));
+    }
 }

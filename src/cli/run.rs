@@ -19,15 +19,16 @@ use crate::control::Control;
 use crate::drain::DrainTimes;
 use crate::listen::Listeners;
 use crate::policy::{AuthMode, LogFormat, Policy, TokenToHttp, sockets, tokens};
-use crate::reload::{Load, LoadedPolicy, Reload, Watched};
+use crate::reload::{Load, LoadedPolicy, Reload, Watched, load_watched};
 use crate::runtime::{ProxyState, Runtime};
 use crate::telemetry::{self, Format};
 use crate::workers::{WorkerThreads, Workers};
 
 pub(super) fn run(arguments: &RunArguments) -> ExitCode {
     let started = Instant::now();
-    let mut loaded = match load(arguments) {
-        Ok(loaded) => loaded,
+    let file = arguments.config.file().into_iter().collect();
+    let (mut loaded, watched) = match load_watched(file, || load(arguments)) {
+        Ok(both) => both,
         Err(report) => return fail(&report, USAGE),
     };
     start_log(&loaded.policy);
@@ -44,7 +45,7 @@ pub(super) fn run(arguments: &RunArguments) -> ExitCode {
         Err(error) => return fail(&NotStarted(error), 1),
     };
     let outcome = block_on(async {
-        let code = serve(loaded, reload, started, threads.handle()).await;
+        let code = serve(loaded, watched, reload, started, threads.handle()).await;
         // They end while the runtime of this command does.
         threads.stop();
         code
@@ -85,8 +86,7 @@ fn start_log(policy: &Policy) {
     telemetry::start(format, policy.log.level.name());
 }
 
-async fn serve(loaded: LoadedPolicy, load: Load, started: Instant, workers: Workers) -> ExitCode {
-    let watched = Watched::of(&loaded);
+async fn serve(loaded: LoadedPolicy, watched: Watched, load: Load, started: Instant, workers: Workers) -> ExitCode {
     let LoadedPolicy { policy, name, .. } = loaded;
     let listeners = match Listeners::bind(&policy) {
         Ok(listeners) => listeners,

@@ -90,7 +90,7 @@ const DEFAULT_FILE: &str = "/etc/vestibule/vestibule.yaml";
 /// Without such a value, unknown keys and variables that are not set are reported by [`Loaded::conclude`], together with
 /// the other errors.
 pub fn load(flags: &Flags, environment: &Environment<'_>) -> Result<Loaded, Report> {
-    let file = file(flags, environment);
+    let file = named_file(flags, environment);
     let (source, text) = text(file.as_deref(), environment)?;
     let mut tree = tree::parse(&text).map_err(|finding| Report::single(&source, &text, finding))?;
     let mut unset = Vec::new();
@@ -138,7 +138,9 @@ pub fn load_yaml(yaml: &str) -> Result<Loaded, Report> {
     load(&Flags::default(), &Environment(&environment))
 }
 
-fn file(flags: &Flags, environment: &Environment<'_>) -> Option<PathBuf> {
+/// Returns the path of the configuration file, if one is named or the usual one exists.
+#[must_use]
+pub fn named_file(flags: &Flags, environment: &Environment<'_>) -> Option<PathBuf> {
     let named = flags.config.clone().or_else(|| environment.get("VESTIBULE_CONFIG").map(PathBuf::from));
     let usual = || {
         let usual = PathBuf::from(DEFAULT_FILE);
