@@ -62,7 +62,7 @@ pub use revocation::{
     SharedEntry, SignOutLimits, TIMES_BYTES, boot_millis, issuer_or_name,
 };
 pub use revocation_keys::RevocationKeys;
-pub use session_cookie::{IssuedCookie, SessionCookies};
+pub use session_cookie::{IssuedCookie, SessionCookies, session_owner};
 pub use small_file::read_small_file;
 pub use stored_identity::StoredIdentity;
 pub use token::{Carrier, NoCredential, SessionCookie, Token};

@@ -40,6 +40,9 @@ pub struct BrowserSession {
     pub id: Arc<str>,
     /// A digest of the user, for ending all sessions of one user.
     pub owner: Arc<str>,
+    /// A digest of the login cookie with which the session began, for ending all sessions of one browser: two tabs may
+    /// come back from the provider at once, and each begins a session. `None` for a session of a presented token.
+    pub browser: Option<Arc<str>>,
     /// The time at which the session began, in milliseconds since the epoch.
     pub began: u64,
     /// The Unix time in seconds at which the last of the session's cookies expires, by the data in this cookie.
@@ -62,6 +65,15 @@ pub(super) struct CookieTimes {
 }
 
 impl BrowserSession {
+    /// Returns the session as a sign-out at `now`, Unix seconds, names it: with every other that this user began in the
+    /// same browser, kept until the last of them can have expired.
+    #[must_use]
+    pub fn with_its_browser(&self, now: u64) -> Self {
+        let Some(browser) = &self.browser else { return self.clone() };
+        let life = self.last_end.saturating_sub(self.began / 1_000);
+        Self { id: Arc::clone(browser), last_end: self.last_end.max(now.saturating_add(life)), ..self.clone() }
+    }
+
     /// Returns a digest of the id, for the log. It cannot be used to end or to resume the session.
     #[must_use]
     pub fn digest(&self) -> String {

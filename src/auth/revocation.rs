@@ -408,7 +408,7 @@ impl Revocations {
             RevocationTarget::User(owner) => (owner.as_str(), "", EntryKind::AllSessions, record.at),
             RevocationTarget::Subject(_) | RevocationTarget::Token(_) => return,
         };
-        let keys = self.browser_session_keys_of(0, owner, id, 0);
+        let keys = self.browser_session_keys_of(0, owner, id);
         let key = if kind == EntryKind::SignOut { keys.session } else { RevocationKey::default() };
         let entry = SharedEntry { kind, owner: keys.owner, key, at, until: record.until };
         let change = self.sign_outs.merge(&entry);
@@ -416,15 +416,33 @@ impl Revocations {
     }
 
     fn browser_session_keys(&self, secret: usize, session: &BrowserSession) -> BrowserSessionKeys {
-        self.browser_session_keys_of(secret, &session.owner, &session.id, session.began)
+        let browser = session.browser.as_deref().map(|browser| self.browser_session_key(secret, browser));
+        let keys = self.browser_session_keys_of(secret, &session.owner, &session.id);
+        BrowserSessionKeys { browser, began: session.began, ..keys }
     }
 
-    fn browser_session_keys_of(&self, secret: usize, owner: &str, id: &str, began: u64) -> BrowserSessionKeys {
+    fn browser_session_keys_of(&self, secret: usize, owner: &str, id: &str) -> BrowserSessionKeys {
         BrowserSessionKeys {
             owner: self.key(secret, BROWSER_SESSIONS, &RevocationTarget::User(owner.to_owned())),
-            session: self.key(secret, BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned())),
-            began,
+            session: self.browser_session_key(secret, id),
+            browser: None,
+            began: 0,
         }
+    }
+
+    fn browser_session_key(&self, secret: usize, id: &str) -> RevocationKey {
+        self.key(secret, BROWSER_SESSIONS, &RevocationTarget::Session(id.to_owned()))
+    }
+
+    /// Returns whether this user has signed out in a browser that begins another session with the same login cookie,
+    /// which would count as ended too.
+    #[must_use]
+    pub fn has_signed_out(&self, owner: &str, browser: &str, now: u64) -> bool {
+        self.sign_outs.count() > 0
+            && (0..self.digests.len()).any(|secret| {
+                let keys = self.browser_session_keys_of(secret, owner, browser);
+                self.sign_outs.has_ended(&BrowserSessionKeys { began: u64::MAX, ..keys }, now)
+            })
     }
 
     /// Computes the keys by which an identity can be revoked.

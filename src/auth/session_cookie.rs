@@ -76,6 +76,7 @@ impl CookieContent {
         let session = BrowserSession {
             id: text("i")?.into(),
             owner: text("o")?.into(),
+            browser: None,
             began: number("b")?,
             last_end: number("l")?,
             key,
@@ -102,6 +103,13 @@ pub struct SessionCookies {
     /// The time at which the last cookie of each recently renewed session expires. An older cookie of the session does
     /// not contain a later renewal.
     last_ends: Arc<Cache<Arc<str>, u64>>,
+}
+
+/// Returns the digest of a user by which all of the user's sessions can be ended.
+#[must_use]
+pub fn session_owner(identity: &Identity) -> Arc<str> {
+    let issuer = issuer_or_name(identity.provider());
+    KeyFingerprint::of(&[b"user", issuer.as_bytes(), identity.user_id().as_bytes()]).text().into()
 }
 
 /// The maximum number of renewed sessions in [`SessionCookies::last_ends`].
@@ -140,12 +148,7 @@ impl SessionCookies {
         let issued_at = now / 1_000;
         let token_end = identity.expires_at();
         let until = self.spec.max_age.map_or(token_end, |age| issued_at.saturating_add(age.as_secs()));
-        let owner = KeyFingerprint::of(&[
-            b"user",
-            issuer_or_name(identity.provider()).as_bytes(),
-            identity.user_id().as_bytes(),
-        ]);
-        let owner = owner.text();
+        let owner = session_owner(identity);
         let times = CookieTimes { issued_at, token_end, expires_at: until };
         let session = match former.filter(|former| *former.owner == *owner) {
             Some(former) => BrowserSession {
@@ -155,7 +158,8 @@ impl SessionCookies {
             },
             None => BrowserSession {
                 id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
-                owner: owner.into(),
+                owner,
+                browser: None,
                 began: now,
                 last_end: until,
                 key: self.key_fingerprint,

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::auth::login::{Login, LoginSession};
+use crate::auth::login::{Login, LoginSession, Logins};
 use crate::auth::{BrowserSession, OpenedSessionCookie, SessionCookie, SignOutLimits, unix_millis, unix_seconds};
 use crate::http::{ClientAddress, Refusal};
 use crate::runtime::{NotSaved, ProxyState, Runtime};
@@ -29,7 +30,8 @@ pub(super) enum SignOutScope {
     Provider,
 }
 
-/// Ends every session whose cookie came with a request, and returns the provider's sign-out page if the browser is
+/// Ends every session whose cookie came with a request, with the others that their users began in the same browser, and
+/// returns the provider's sign-out page if the browser is
 /// redirected there. A session that cannot be ended does not keep the others open.
 ///
 /// # Errors
@@ -47,7 +49,7 @@ pub(super) async fn sign_out(
     let (mut location, mut failure) = (None, None);
     for cookie in cookies {
         let Some(opened) = verifier.open_session_cookie(cookie) else { continue };
-        let ended = end_session(state, runtime, &opened.session).await;
+        let ended = end_session(state, runtime, &opened.session.with_its_browser(unix_seconds())).await;
         let record = end_at_provider(state, runtime, &opened, deadline).await;
         let user = record.as_ref().map(|record| record.identity().user_id().to_owned());
         let user = user.or_else(|| opened.user.clone());
@@ -60,10 +62,12 @@ pub(super) async fn sign_out(
             ..Audit::default()
         };
         match &ended {
-            Err(refusal) if refusal.is_in_force => audit.log(AuditEvent::SignOut),
-            Ok(()) => audit.log(AuditEvent::SignOut),
-            Err(refusal) => {
+            Err(refusal) if !refusal.is_in_force => {
                 Audit { reason: Some(&refusal.reason), ..audit }.log(AuditEvent::SignOutFailed);
+            }
+            Ok(()) | Err(_) => {
+                drop_others_of_browser(runtime, &opened.session);
+                audit.log(AuditEvent::SignOut);
             }
         }
         if user.is_some() {
@@ -169,17 +173,31 @@ pub(super) async fn end_at_provider(
         Some(known) => known,
         None => runtime.verifier.login_record_of(opened).await?,
     };
+    let _ = timeout_at(deadline, remove_record(logins, &record)).await;
+    Some(record)
+}
+
+/// Removes the record of a session that has ended from the shared state, and revokes its refresh token at the provider.
+fn remove_record(logins: &Logins, record: &Arc<LoginSession>) -> JoinHandle<()> {
     let login = logins.get(&record.provider).filter(|login| record.is_of(login)).map(Arc::clone);
     // The token is taken before anything is awaited, so that a renewal in progress revokes the token that it receives.
     let (token, sessions) = (record.take_refresh_token(), Arc::clone(&logins.sessions));
-    let removed = Arc::clone(&record);
-    let removing = tokio::spawn(in_current_request(async move {
+    let removed = Arc::clone(record);
+    tokio::spawn(in_current_request(async move {
         if let (Some(token), Some(login)) = (sessions.remove_shared(&removed, token).await, login) {
             login.revoke_after_sign_out(&token).await;
         }
-    }));
-    let _ = timeout_at(deadline, removing).await;
-    Some(record)
+    }))
+}
+
+/// Drops the records of the other sessions that a user who has signed out began in the same browser, in the background.
+/// Those that another instance keeps have no effect, since their sessions have ended.
+fn drop_others_of_browser(runtime: &Runtime, session: &BrowserSession) {
+    let Some(logins) = runtime.verifier.logins() else { return };
+    for record in logins.sessions.others_of_browser(session) {
+        logins.sessions.forget(&record.session.id);
+        let _ = remove_record(logins, &record);
+    }
 }
 
 /// Returns the provider's sign-out page, if the login is configured so and the provider has one.

@@ -1,10 +1,13 @@
 //! The login cookie, which binds sign-ins to one browser, however many tabs are open.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use super::keys::{LoginKeys, Purpose, STATE_LIFE, bytes, random};
+use crate::auth::KeyFingerprint;
 
 /// The lifetime of the cookie, in milliseconds.
 pub(super) const COOKIE_LIFE: u64 = 60 * 60 * 1_000;
@@ -74,6 +77,12 @@ impl LoginCookie {
             completed: number("d"),
             turns: turns.iter().filter_map(Value::as_u64).take(LOOP_TURNS).collect(),
         })
+    }
+
+    /// Returns a digest of the secret, by which the sessions that this browser begins belong together.
+    #[must_use]
+    pub fn browser(&self) -> Arc<str> {
+        KeyFingerprint::of(&[b"browser", &self.secret]).text().into()
     }
 
     /// Returns whether the cookie expires later than a state that is made now.

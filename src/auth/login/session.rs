@@ -12,6 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use super::completion::CompletedSignIn;
+use super::cookie::LoginCookie;
 use super::keys::{Purpose, SessionKey, random};
 use super::records::LoginSession;
 use super::{Login, Logins};
@@ -20,7 +21,7 @@ use crate::auth::identity::{BrowserSession, Expiry, VerifiedBy};
 use crate::auth::kind::{Category, TokenKindHeader};
 use crate::auth::token::MAX_COOKIE_VALUE;
 use crate::auth::{
-    Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, issuer_or_name, unix_millis, unix_seconds,
+    Identity, IssuedCookie, KeyFingerprint, Rejection, SessionCookie, session_owner, unix_millis, unix_seconds,
 };
 
 /// The prefix of the value, which distinguishes it from a cookie that was issued for a Bearer token.
@@ -57,12 +58,13 @@ fn digest_of(names: &[String]) -> String {
 }
 
 impl Logins {
-    /// Begins a session: issues its cookie and keeps its record. Returns `None` when the claims do not fit the cookie or
+    /// Begins a session in the browser that has this login cookie: issues its cookie and keeps its record. Returns `None` when the claims do not fit the cookie or
     /// the system has no random numbers.
     #[must_use]
     pub fn begin(
         &self,
         completed: CompletedSignIn,
+        cookie: &LoginCookie,
         cookie_key: KeyFingerprint,
     ) -> Option<(IssuedCookie, Arc<LoginSession>)> {
         let login = Arc::clone(&completed.login);
@@ -71,14 +73,11 @@ impl Logins {
         let ends_at = (now / 1_000).saturating_add(spec.session_max_age.as_secs());
         let soft_end = if completed.is_renewable() { completed.token_end.min(ends_at) } else { ends_at };
         let identity = &completed.identity;
-        let owner = KeyFingerprint::of(&[
-            b"user",
-            issuer_or_name(identity.provider()).as_bytes(),
-            identity.user_id().as_bytes(),
-        ]);
+        let browser = cookie.browser();
         let session = BrowserSession {
             id: URL_SAFE_NO_PAD.encode(random::<16>()?).into(),
-            owner: owner.text().into(),
+            owner: session_owner(identity),
+            browser: Some(Arc::clone(&browser)),
             began: now,
             last_end: ends_at,
             key: cookie_key,
@@ -100,7 +99,7 @@ impl Logins {
                 .collect();
             let content = json!({
                 "i": &*session.id, "x": key.to_text(), "o": &*session.owner, "b": session.began, "l": ends_at, "s": soft_end,
-                "p": spec.name, "f": spec.provider_spec.preset, "k": print.text(), "a": algorithm,
+                "r": &*browser, "p": spec.name, "f": spec.provider_spec.preset, "k": print.text(), "a": algorithm,
                 "t": kind.is_access_token, "y": kind.category.name(),
                 "w": is_whole, "d": digest_of(&spec.claims), "c": claims,
             });
@@ -127,6 +126,8 @@ impl Logins {
             session: BrowserSession {
                 id: text("i")?.into(),
                 owner: text("o")?.into(),
+                // Earlier versions issued cookies without it.
+                browser: text("r").map(Arc::from),
                 began: number("b")?,
                 last_end: number("l")?,
                 key: cookie_key,

@@ -155,7 +155,9 @@ impl SignOuts {
         let by_owner = self.by_owner.read().unwrap_or_else(PoisonError::into_inner);
         by_owner.get(&of.owner).is_some_and(|owned| {
             owned.before.is_some_and(|all| all.until > now && of.began <= all.at)
-                || owned.sessions.iter().any(|(session, ended)| *session == of.session && ended.until > now)
+                || owned.sessions.iter().any(|(session, ended)| {
+                    (*session == of.session || Some(*session) == of.browser) && ended.until > now
+                })
         })
     }
 
@@ -273,7 +275,7 @@ mod tests {
     }
 
     fn session(owner: u64, id: u64, began: u64) -> BrowserSessionKeys {
-        BrowserSessionKeys { owner: key(owner), session: key(id + 100), began }
+        BrowserSessionKeys { owner: key(owner), session: key(id + 100), browser: None, began }
     }
 
     #[test]

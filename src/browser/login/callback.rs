@@ -10,7 +10,7 @@ use super::super::set_cookie::cookie_line;
 use super::super::sign_out::end_former_session;
 use super::{LOGIN, SignInRequest, pages, parameters};
 use crate::auth::login::{CompletedSignIn, Login, LoginCookie, LoginError, LoginState, printable_error_code};
-use crate::auth::unix_seconds;
+use crate::auth::{session_owner, unix_seconds};
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::policy::LoginPrompt;
 use crate::telemetry::{AccessLine, Audit, AuditEvent, SignInOutcome, in_current_request};
@@ -189,7 +189,14 @@ impl SignInRequest<'_> {
         let name = name.ok_or_else(Refusal::needs_https)?;
         let provider = state.provider.clone();
         let user = completed.identity().user_id().to_owned();
-        let (issued, session) = verifier.begin_login_session(completed).ok_or_else(Refusal::session_too_large)?;
+        let owner = session_owner(completed.identity());
+        if self.state.revocations.has_signed_out(&owner, &cookie.browser(), unix_seconds())
+            && let Some(next) = LoginCookie::new(self.now)
+        {
+            cookie = next.succeeding(cookie);
+        }
+        let (issued, session) =
+            verifier.begin_login_session(completed, &cookie).ok_or_else(Refusal::session_too_large)?;
         let expires_in = issued.expires_at.saturating_sub(unix_seconds());
         let set_cookie =
             cookie_line(&name, &issued.value, expires_in, &policy.browser).ok_or_else(Refusal::session_too_large)?;

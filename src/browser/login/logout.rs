@@ -7,6 +7,7 @@ use hyper::{Method, StatusCode};
 use super::super::set_cookie::cookie_line;
 use super::super::sign_out::{SignOutScope, sign_out};
 use super::{LOGIN, SIGNED_OUT, SignInRequest, pages, parameters};
+use crate::auth::login::LoginCookie;
 use crate::http::{Answer, OwnRequest, Refusal};
 use crate::telemetry::AccessLine;
 
@@ -52,8 +53,10 @@ pub(super) async fn serve(
     } else {
         location.unwrap_or_else(|| SIGNED_OUT.to_owned())
     };
-    if let Some(cookie) = &mut request.cookie {
+    if let Some(mut cookie) = request.cookie.take() {
         cookie.note_signed_out();
+        // The next session of this browser has nothing to do with those that have ended.
+        request.cookie = LoginCookie::new(request.now).map(|next| next.succeeding(cookie));
     }
     let mut answer = request.redirect(StatusCode::SEE_OTHER, &location);
     if let Some(gone) = gone {

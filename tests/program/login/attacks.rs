@@ -41,7 +41,7 @@ async fn ending(client: &mut Socket) -> (u16, String) {
 }
 
 /// Returns the status of a page; 200 when the backend is reached.
-async fn page(fixture: &Fixture, browser: &mut Browser) -> u16 {
+pub(super) async fn page(fixture: &Fixture, browser: &mut Browser) -> u16 {
     tokio::select! {
         answer = browser.open("/x") => answer.status,
         _ = fixture.backend.answer("served") => 200,

@@ -1,16 +1,18 @@
 //! The way out, here and at the provider, and by the provider's word.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use url::Url;
 
+use super::attacks::page;
 use super::{Browser, Fixture, OURS};
 use crate::support::client::get;
 use crate::support::issuer::{Key, RSA};
-use crate::support::now;
 use crate::support::openid::{CLIENT, OpenId};
 use crate::support::proxy::TempFolder;
+use crate::support::{now, within};
 
 const LOGOUT: &str = "/.vestibule/logout";
 const BACKCHANNEL: &str = "/.vestibule/backchannel-logout";
@@ -45,6 +47,38 @@ async fn signing_out_ends_the_session_here_and_at_the_provider() {
     assert_eq!(fixture.provider.conduct.lock().expect("lock").revoked, ["secret-refresh-2"]);
     let page = browser.open("/.vestibule/signed-out").await;
     assert!(page.status == 200 && page.body.contains("You are signed out"), "{}", page.body);
+}
+
+#[tokio::test]
+async fn signing_out_ends_every_session_that_the_browser_has_begun() {
+    let fixture = Fixture::start("", "").await;
+    fixture.provider.set(|conduct| conduct.gives_refresh_token = true);
+    let mut browser = fixture.browser();
+    // Two tabs come back from the provider before either has the other's cookie.
+    let mut tabs = Vec::new();
+    for path in ["/one", "/two"] {
+        tabs.push(fixture.provider.authorize(&browser.reach_provider(path).await));
+    }
+    let (mut first, mut second) = (browser.clone(), browser);
+    assert_eq!(first.come_back(&tabs[0]).await.status, 303);
+    assert_eq!(second.come_back(&tabs[1]).await.status, 303);
+    assert_eq!((page(&fixture, &mut first).await, page(&fixture, &mut second).await), (200, 200));
+    // The browser has kept the second cookie.
+    let before = second.clone();
+    assert_eq!(post(&mut second, OURS, "").await.status, 303);
+    assert_eq!(page(&fixture, &mut first).await, 302, "the first tab's session has ended too");
+    within("both refresh tokens to be revoked", async {
+        while fixture.provider.conduct.lock().expect("lock").revoked.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    // The same browser may sign in again, also one that has not received the answer to its sign-out.
+    for mut again in [second, before] {
+        again.cookies.remove("vestibule-80");
+        again.sign_in(&fixture.provider, "/").await;
+        assert_eq!(page(&fixture, &mut again).await, 200);
+    }
 }
 
 #[tokio::test]
