@@ -46,10 +46,13 @@ pub(super) async fn sign_out(
 ) -> Result<Option<String>, Refusal> {
     let verifier = &runtime.verifier;
     let deadline = Instant::now() + PROVIDER_WAIT;
-    let (mut location, mut failure) = (None, None);
+    let (mut location, mut failure) = (None, Ok(()));
     for cookie in cookies {
         let Some(opened) = verifier.open_session_cookie(cookie) else { continue };
-        let ended = end_session(state, runtime, &opened.session.with_its_browser(unix_seconds())).await;
+        let mut ended = Ok(());
+        for session in opened.session.ended_by_sign_out(unix_seconds()) {
+            ended = worse(ended, end_session(state, runtime, &session).await);
+        }
         let record = end_at_provider(state, runtime, &opened, deadline).await;
         let user = record.as_ref().map(|record| record.identity().user_id().to_owned());
         let user = user.or_else(|| opened.user.clone());
@@ -73,11 +76,8 @@ pub(super) async fn sign_out(
         if user.is_some() {
             line.user.clone_from(&user);
         }
-        if let Err(refusal) = ended {
-            // A session that was not ended is a worse failure than one whose end other instances do not have yet.
-            if failure.as_ref().is_none_or(|failure: &Refusal| failure.is_in_force) {
-                failure = Some(refusal);
-            }
+        if ended.is_err() {
+            failure = worse(failure, ended);
             continue;
         }
         let logins = verifier.logins().filter(|_| opened.is_of_a_sign_in());
@@ -91,7 +91,17 @@ pub(super) async fn sign_out(
         state.metrics.logins.signed_out(&opened.provider, outcome);
         location = page.or(location);
     }
-    failure.map_or(Ok(location), Err)
+    failure.map(|()| location)
+}
+
+/// Returns the worse of two results: a session that was not ended is a worse failure than one whose end other instances do
+/// not have yet.
+fn worse(one: Result<(), Refusal>, other: Result<(), Refusal>) -> Result<(), Refusal> {
+    match (&one, &other) {
+        (Err(first), _) if !first.is_in_force => one,
+        (_, Err(_)) => other,
+        (_, Ok(())) => one,
+    }
 }
 
 /// Ends a session at the proxy until the last of its cookies expires, whether or not provider and policy accept it now:
@@ -196,7 +206,7 @@ fn drop_others_of_browser(runtime: &Runtime, session: &BrowserSession) {
     let Some(logins) = runtime.verifier.logins() else { return };
     for record in logins.sessions.others_of_browser(session) {
         logins.sessions.forget(&record.session.id);
-        let _ = remove_record(logins, &record);
+        drop(remove_record(logins, &record));
     }
 }
 

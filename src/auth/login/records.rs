@@ -462,12 +462,7 @@ impl LoginSessions {
     /// Returns the other sessions that this user began in the same browser.
     #[must_use]
     pub fn others_of_browser(&self, session: &BrowserSession) -> Vec<Arc<LoginSession>> {
-        let is_other = |known: &BrowserSession| {
-            known.browser.is_some()
-                && (&known.browser, &known.owner) == (&session.browser, &session.owner)
-                && known.id != session.id
-        };
-        self.lock().values().filter(|known| is_other(&known.session)).map(Arc::clone).collect()
+        self.lock().values().filter(|known| known.session.is_beside(session)).map(Arc::clone).collect()
     }
 
     /// Marks a session as ended and keeps its record, by which its cookies are rejected from then on.
