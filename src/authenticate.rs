@@ -6,6 +6,7 @@
 //! origin. `auth` decides whether a token is valid.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
@@ -286,24 +287,21 @@ pub async fn verify(
     Err(Unverified::Rejected { rejection, claims })
 }
 
-/// Verifies a token as [`verify`] does, by the policy in force when verification ends: a socket may wait for hours
-/// before it presents its token, and a reload may come while a provider is asked. If no verdict was possible, none is
-/// sought again, since whoever waits may have waited for as long as a provider may take.
-///
-/// # Errors
-/// Returns the reason why the token was refused.
+/// Verifies a token as [`verify`] does, by the policy in force when verification ends, and returns it beside the result:
+/// a socket may wait for hours before it presents its token, and a reload may come while a provider is asked. If no
+/// verdict was possible, none is sought again: the client may have waited for as long as a provider may take.
 pub async fn verify_by_policy_in_force(
     state: &ProxyState,
     client: Option<IpAddr>,
-    token: Token,
+    token: &Token,
     carrier: Carrier,
-) -> Result<Verified, Unverified> {
+) -> (Arc<Runtime>, Result<Verified, Unverified>) {
     loop {
         let runtime = state.current();
         let verified = verify(state, &runtime, client, token.duplicate(), carrier, None).await;
         let has_verdict = verified.as_ref().err().is_none_or(|refused| !refused.rejection().is_unavailable());
         if !has_verdict || state.current().generation == runtime.generation {
-            return verified;
+            return (runtime, verified);
         }
     }
 }
@@ -349,15 +347,19 @@ impl Unverified {
         }
     }
 
+    /// Returns the claims of the token, without verification; for the log.
+    #[must_use]
+    pub fn claims(&self) -> &UnverifiedCredential {
+        match self {
+            Self::Rejected { claims, .. } | Self::TooMany { claims, .. } => claims,
+        }
+    }
+
     /// Returns the claims of the token, without verification, with the `Origin` and `User-Agent` of its request; for
     /// the log.
     #[must_use]
     pub fn claimed(&self, headers: &HeaderMap) -> UnverifiedCredential {
-        match self {
-            Self::Rejected { claims, .. } | Self::TooMany { claims, .. } => {
-                with_request(UnverifiedCredential::clone(claims), headers)
-            }
-        }
+        with_request(self.claims().clone(), headers)
     }
 
     /// Returns the refusal over HTTP; `verbose` repeats the reason to the client.

@@ -26,8 +26,7 @@ use crate::policy::Policy;
 use crate::shared::{About, EngineError, OpenSockets, SharedState};
 use crate::telemetry::{AccessLine, LastMinute, Metrics, NO_ROUTE, OWN_ROUTE, access};
 
-pub use addresses::Addresses;
-use addresses::Network;
+pub use addresses::{Addresses, Network};
 pub use moment::{Millis, Moment};
 pub use notifier::{Notifier, Subscription};
 pub use pending_sockets::{PendingSlot, PendingSockets};
@@ -37,8 +36,8 @@ pub use users::{OpenSocket, PresenceKey, Users};
 
 /// A policy and everything made from it. A request keeps the runtime with which it began.
 pub struct Runtime {
-    /// The number of reloads before this runtime.
-    pub generation: u64,
+    /// The number of reloads before this runtime. Each open socket keeps one.
+    pub generation: u32,
     /// The validated configuration.
     pub policy: Policy,
     /// The verifier for tokens of the policy's providers.
@@ -74,7 +73,7 @@ impl Runtime {
         for login in logins {
             counted.logins.create_series(&login.name);
         }
-        let generation = former.map_or(0, |former| former.generation + 1);
+        let generation = former.map_or(0, |former| former.generation.wrapping_add(1));
         let upstreams = Upstreams::new(&policy.upstreams, policy.limits.send_timeout);
         let signer = policy.assertion.as_ref().map(AssertionSigner::new);
         let routes = policy.routes.iter().map(|route| &route.label).chain([&*NO_ROUTE, &*OWN_ROUTE]);

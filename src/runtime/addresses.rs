@@ -28,10 +28,12 @@ pub struct Addresses {
 }
 
 /// What an address counts as: itself, or the /64 of an IPv6 address. It takes half of the memory of an address; each open
-/// connection keeps one.
+/// connection and each open socket keeps one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Network {
+pub enum Network {
+    /// An IPv4 address.
     V4([u8; 4]),
+    /// The first half of an IPv6 address.
     V6([u8; 8]),
 }
 
@@ -41,6 +43,19 @@ impl From<IpAddr> for Network {
             IpAddr::V4(address) => Self::V4(address.octets()),
             // The other half is zero.
             IpAddr::V6(address) => Self::V6(address.octets().first_chunk().copied().unwrap_or_default()),
+        }
+    }
+}
+
+impl From<Network> for IpAddr {
+    fn from(network: Network) -> Self {
+        match network {
+            Network::V4(address) => Self::from(address),
+            Network::V6(half) => {
+                let mut address = [0; 16];
+                address[..half.len()].copy_from_slice(&half);
+                Self::from(address)
+            }
         }
     }
 }
@@ -200,6 +215,7 @@ mod tests {
             ("192.0.2.1", "192.0.2.1", true),
         ] {
             assert_eq!(network(one) == network(other), is_same, "{one} {other}");
+            assert_eq!(Network::from(IpAddr::from(network(one))), network(one), "{one}");
         }
     }
 }

@@ -10,6 +10,7 @@ use super::session::Credential;
 use super::token_forwarding::TokenForwarding;
 use crate::auth::Token;
 use crate::http::{AuthenticatedRequest, Refusal, UpstreamRequest, prepare};
+use crate::runtime::Network;
 
 /// A verified user who is allowed on the route, with everything that the session needs.
 pub(super) struct AdmittedSession {
@@ -34,6 +35,7 @@ pub(super) fn admit_user(
     let spec = &request.route().websocket;
     let presence = context.presence(spec, verified.identity());
     let path: Box<str> = request.head().uri.path().into();
+    let limited_address = request.client().limited_address().map(Network::from);
     let user = verified.identity().user();
     let credential = Credential::of(verified, &context.state, spec);
     let allowed = authenticated.allow().map_err(|refusal| (refusal, CloseReason::Denied))?;
@@ -55,6 +57,7 @@ pub(super) fn admit_user(
         path,
         headers: Arc::clone(&context.policy().trusted_headers),
         generation: context.runtime.generation,
+        limited_address,
         presence,
         keeps_token,
         login: login.map(Box::new),

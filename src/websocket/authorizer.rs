@@ -3,6 +3,7 @@
 //! policy now in force.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -10,14 +11,14 @@ use super::close_reason::CloseReason;
 use super::session::{Credential, RevalidationPlan, Verdict};
 use crate::auth::login::OpenLoginSocket;
 use crate::auth::{
-    Carrier, Expiry, Identity, Lookup, RejectedToken, Rejection, RemoteCheck, Revalidation, RevocationKeys,
-    StoredIdentity, Token, Verified, allow, unix_seconds, unverified_claims,
+    Carrier, Expiry, Identity, Rejection, RemoteCheck, Revalidation, RevocationKeys, StoredIdentity, Token, Verified,
+    allow, unix_seconds,
 };
+use crate::authenticate::{Unverified, verify_by_policy_in_force};
 use crate::budget::MemoryReservation;
 use crate::http::TrustedHeaders;
 use crate::policy::{AuthMode, RouteMatch, TrustedHeader, WebSocketSpec};
-use crate::runtime::{PresenceKey, ProxyState, Runtime};
-use crate::telemetry::UnverifiedCredential;
+use crate::runtime::{Network, PresenceKey, ProxyState, Runtime};
 
 /// Resolves to the provider's answer about a session.
 pub(super) type RevalidateFuture = Pin<Box<dyn Future<Output = Revalidation> + Send>>;
@@ -73,7 +74,9 @@ pub(super) struct UserAuthorizer {
     /// The trusted headers of the upgrade request. Their values follow from the stored identity.
     pub(super) headers: Arc<Vec<TrustedHeader>>,
     /// The generation of the policy that was evaluated last.
-    pub(super) generation: u64,
+    pub(super) generation: u32,
+    /// The client's address, where limits are counted per address.
+    pub(super) limited_address: Option<Network>,
     /// The handle to the user's presence, where the session may outlive its token as long as the user is seen.
     pub(super) presence: Option<Box<PresenceKey>>,
     /// Whether an accepted token is compared or forwarded later.
@@ -145,18 +148,18 @@ impl SessionAuthorizer for UserAuthorizer {
             identity: identity.clone(),
             keeps_token: self.keeps_token,
         };
+        let address = self.limited_address.map(IpAddr::from);
         Box::pin(async move {
-            loop {
-                let runtime = refresh.state.current();
-                let (verdict, identity) = refresh.verdict(&runtime, &token).await;
-                // A policy that came into force while the token was verified has only been applied to the former one. If
-                // no verdict was possible, the socket may have waited for as long as a provider may take.
-                let has_verdict = !matches!(verdict, Verdict::Refused(CloseReason::AuthUnavailable));
-                if !has_verdict || refresh.state.current().generation == runtime.generation {
-                    refresh.record(&runtime, &verdict, identity.as_deref());
-                    return verdict;
-                }
-            }
+            let (runtime, verified) =
+                verify_by_policy_in_force(&refresh.state, address, &token, Carrier::Message).await;
+            // Nothing is awaited for an accepted token from here to the session: a policy that came into force meanwhile
+            // would have been applied to the former token only.
+            let (verdict, identity) = match verified {
+                Ok(verified) => refresh.accepted(&runtime, verified),
+                Err(unverified) => (refresh.refused(&runtime, &token, &unverified).await, None),
+            };
+            refresh.record(&runtime, &verdict, identity.as_deref());
+            verdict
         })
     }
 
@@ -237,22 +240,21 @@ struct Refresh {
 }
 
 impl Refresh {
-    /// Returns the verdict under one policy, and the token's identity where it was accepted.
-    async fn verdict(&self, runtime: &Runtime, token: &Token) -> (Verdict, Option<Arc<Identity>>) {
-        let Some(matched) = runtime.policy.match_path("GET", &self.path) else { return (Verdict::Denied, None) };
-        let verified = match runtime.verifier.verify(token.duplicate(), Carrier::Message, None, Lookup::MayFetch).await
+    /// Returns the verdict on a token that was not verified.
+    async fn refused(&self, runtime: &Runtime, token: &Token, unverified: &Unverified) -> Verdict {
+        log_refused(unverified);
+        if let (Rejection::Expired { .. }, Some(then)) = (unverified.rejection(), self.identity.restore())
+            && runtime.verifier.is_expired_token_of(token, &then).await
         {
-            Ok(verified) => verified,
-            Err(RejectedToken { rejection, .. }) => {
-                log_refused(token, &rejection);
-                if let (Rejection::Expired { .. }, Some(then)) = (&rejection, self.identity.restore())
-                    && runtime.verifier.is_expired_token_of(token, &then).await
-                {
-                    return (Verdict::Expired { user_id: then.user_id().to_owned() }, None);
-                }
-                return (Verdict::Refused(CloseReason::of_rejection(&rejection)), None);
-            }
-        };
+            return Verdict::Expired { user_id: then.user_id().to_owned() };
+        }
+        Verdict::Refused(CloseReason::of_unverified(unverified))
+    }
+
+    /// Returns the verdict on a verified token under the policy by which it was verified, and its identity where it was
+    /// accepted.
+    fn accepted(&self, runtime: &Runtime, verified: Verified) -> (Verdict, Option<Arc<Identity>>) {
+        let Some(matched) = runtime.policy.match_path("GET", &self.path) else { return (Verdict::Denied, None) };
         let credential = Credential::of(&verified, &self.state, &matched.route.websocket);
         let (identity, token) = verified.into_parts();
         let Some(then) = self.identity.restore().filter(|then| then.user() == identity.user()) else {
@@ -289,17 +291,15 @@ impl Refresh {
 }
 
 /// Logs a refused token with what it claims, in the fields of the access line of a refused request.
-fn log_refused(token: &Token, rejection: &Rejection) {
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        let UnverifiedCredential { issuer, key_id, subject_digest, .. } = unverified_claims(token);
-        tracing::debug!(
-            %rejection,
-            unverified_issuer = issuer,
-            unverified_kid = key_id,
-            unverified_sub_digest = subject_digest,
-            "refresh refused"
-        );
-    }
+fn log_refused(unverified: &Unverified) {
+    let (rejection, claims) = (unverified.rejection(), unverified.claims());
+    tracing::debug!(
+        %rejection,
+        unverified_issuer = claims.issuer,
+        unverified_kid = claims.key_id,
+        unverified_sub_digest = claims.subject_digest,
+        "refresh refused"
+    );
 }
 
 /// Returns whether the route admits this identity.
@@ -313,7 +313,7 @@ fn admits(matched: &RouteMatch, identity: &Identity) -> bool {
 pub(super) struct PublicAuthorizer {
     pub(super) state: Arc<ProxyState>,
     pub(super) path: Box<str>,
-    pub(super) generation: u64,
+    pub(super) generation: u32,
     /// The caller stays unauthenticated, so its memory stays reserved as long as the socket is open.
     pub(super) _reservation: Arc<MemoryReservation>,
 }
@@ -355,4 +355,16 @@ impl SessionAuthorizer for PublicAuthorizer {
     fn count_expiry(&self, _action: &'static str) {}
 
     fn count_limit(&self, _limit: &'static str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks the size, because each open session has one, and 64 bytes are a class of the allocator's.
+    #[test]
+    fn the_authorizer_of_an_open_session_stays_small() {
+        let size = std::mem::size_of::<UserAuthorizer>();
+        assert!(size <= 64, "{size} bytes");
+    }
 }

@@ -507,7 +507,7 @@ impl PendingSocket {
 
 fn verify(context: &SocketContext, limited_address: Option<IpAddr>, token: Token) -> VerifyFuture {
     let state = Arc::clone(&context.state);
-    Box::pin(async move { verify_by_policy_in_force(&state, limited_address, token, Carrier::Message).await })
+    Box::pin(async move { verify_by_policy_in_force(&state, limited_address, &token, Carrier::Message).await.1 })
 }
 
 fn connect(

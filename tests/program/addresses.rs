@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{Fixture, fixture};
+use crate::fixture::{Fixture, fixture, open_socket};
 use crate::support::answerer::{Answerer, ok};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, bearer, get};
@@ -60,6 +60,46 @@ async fn over_the_limit_nobody_is_asked_about_unknown_tokens() {
     assert_eq!(fixture.outcome(&stranger.sign(&fixture.issuer.claims("alice")), &[]).await, "too_many_failures");
     assert_eq!((provider.count(), fixture.issuer.fetches()), (asked, fetches));
     assert_eq!(fixture.outcome(&fixture.issuer.token("alice"), &[]).await, "alice");
+}
+
+#[tokio::test]
+async fn refreshes_count_and_over_the_limit_nobody_is_asked_about_them() {
+    let provider = Answerer::start(|_| ok(json!({"active": false}))).await;
+    let (issuer, backend) = (Issuer::start().await, Backend::start().await);
+    let yaml = format!(
+        "upstream: {}\nshared_user_ids: true\nproviders: [{}, {{ preset: introspection, audience: {AUDIENCE}, remote: {{ url: \"{}\", client_id: c, client_secret: s }} }}]\nlimits: {{ failed_tokens_per_minute: 2 }}\n",
+        backend.url(),
+        issuer.provider(),
+        provider.url
+    );
+    let fixture = Fixture { proxy: Proxy::start(&yaml).await, issuer, backend };
+    let token = fixture.issuer.token("alice");
+    let refresh = |token: &str| json!({"type": "refresh_auth", "token": token}).to_string();
+    let (mut client, mut upstream) = open_socket(fixture.proxy.address, &fixture.backend, &token).await;
+    // An expired token does not count.
+    client.say(&refresh(&fixture.issuer.expired("alice"))).await;
+    assert!(client.next_text().await.contains("Token refresh failed: Token has expired"));
+    for token in ["opaque-1", "opaque-2"] {
+        client.say(&refresh(token)).await;
+        assert!(client.next_text().await.contains("Token refresh failed: Invalid authentication token"), "{token}");
+    }
+    client.say(&refresh("opaque-3")).await;
+    assert!(client.next_text().await.contains("Token refresh failed: Too many connections"));
+    assert_eq!(fixture.outcome("opaque-4", &[]).await, "too_many_failures");
+    // The socket stays open, and a token that verifies is accepted.
+    client.say(&refresh(&fixture.issuer.token_with("alice", json!({"jti": "next"})))).await;
+    assert!(client.next_text().await.contains("auth_refreshed"));
+    client.say("on").await;
+    assert_eq!(upstream.next_text().await, "on");
+    let (asked, fetches) = (provider.count(), fixture.issuer.fetches());
+    assert_eq!(asked, 3);
+    let (mut client, _upstream) = open_socket(fixture.proxy.address, &fixture.backend, &token).await;
+    let stranger = Key::ec("stranger", jsonwebtoken::Algorithm::ES256).sign(&fixture.issuer.claims("alice"));
+    for token in ["opaque-5", &stranger] {
+        client.say(&refresh(token)).await;
+        assert!(client.next_text().await.contains("Token refresh failed: Too many connections"), "{token}");
+    }
+    assert_eq!((provider.count(), fixture.issuer.fetches()), (asked, fetches));
 }
 
 #[tokio::test]
