@@ -11,7 +11,7 @@ use super::parameters;
 use crate::auth::login::{Logins, ProviderLogout};
 use crate::auth::{RevocationTarget, unix_seconds};
 use crate::http::{Answer, ClientAddress, OwnRequest, Refusal, ResponseBody};
-use crate::runtime::{ProxyState, Runtime};
+use crate::runtime::{NotSaved, ProxyState, Runtime};
 use crate::telemetry::{Audit, AuditEvent, LogoutOutcome};
 
 /// The maximum length of the form in bytes: a logout token has the size limit of any token, and the form adds little.
@@ -59,17 +59,22 @@ async fn revoke(state: &Arc<ProxyState>, runtime: &Arc<Runtime>, logout: &Provid
     let limit = runtime.policy.limits.revocations;
     let keep = logout.keep.max(runtime.policy.bearer_revocation_keep(&logout.issuer));
     let mut revocations = Vec::new();
+    let mut limit_reached = None;
     for target in &logout.targets {
-        let revoked = state.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit);
-        revocations.push(revoked.map_err(|full| {
-            tracing::error!(reason = %full, "a provider's logout could not be recorded");
-            Refusal::not_signed_out(&full.to_string())
-        })?);
+        match state.revocations.revoke(&logout.issuer, target, unix_seconds(), keep, limit) {
+            Ok(revocation) => revocations.push(revocation),
+            Err(full) => {
+                tracing::error!(reason = %full, "a provider's logout could not be recorded");
+                limit_reached = Some(full);
+            }
+        }
     }
-    state.enforce_and_save(revocations).await.map_err(|error| {
-        error.log();
-        not_saved(&error)
-    })
+    // Where only one of two targets was revoked, that one is in force, so open sockets must end and the file must have it.
+    let saved = state.enforce_and_save(revocations).await.inspect_err(NotSaved::log);
+    match limit_reached {
+        Some(full) => Err(Refusal::not_signed_out(&full.to_string())),
+        None => saved.map_err(|error| not_saved(&error)),
+    }
 }
 
 fn audit(logout: &ProviderLogout, client: &ClientAddress) {

@@ -12,6 +12,7 @@ use crate::support::client::get;
 use crate::support::issuer::{Key, RSA};
 use crate::support::openid::{CLIENT, OpenId};
 use crate::support::proxy::TempFolder;
+use crate::support::socket::Socket;
 use crate::support::{now, within};
 
 const LOGOUT: &str = "/.vestibule/logout";
@@ -344,6 +345,30 @@ async fn a_provider_s_logout_that_cannot_be_recorded_is_503() {
     assert_eq!((answer.status, answer.field("retry-after")), (503, Some("5")), "{}", answer.body);
     // The same token again: it was not used up.
     assert_eq!(fixture.browser().send("POST", BACKCHANNEL, &[], &form).await.status, 503);
+}
+
+/// A logout token may name a session and a user. The session ends although there is no room for the user.
+#[tokio::test]
+async fn the_part_of_a_logout_that_was_recorded_ends_sockets_and_is_saved() {
+    let folder = TempFolder::new();
+    let (socket, file) = (folder.0.join("control.sock"), folder.0.join("revocations"));
+    let more = format!(
+        "control: {{ listen: \"unix:{}\", revocation_file: \"{}\" }}\nlimits: {{ revocations: 1 }}\n",
+        socket.display(),
+        file.display()
+    );
+    let fixture = Fixture::start("", &more).await;
+    let mut browser = fixture.browser();
+    browser.sign_in(&fixture.provider, "/").await;
+    let cookie = browser.cookie_field();
+    let fields = [cookie.as_str(), OURS];
+    let opening = Socket::open(fixture.proxy.address, "/ws", &fields);
+    let (mut client, _upstream) = tokio::join!(opening, fixture.backend.websocket());
+    assert_eq!(tell(&fixture, &logout_token(&fixture, &json!({ "sub": "alice" }))).await, 503);
+    assert!(client.next_text().await.contains("Session ended"));
+    let written = std::fs::read_to_string(&file).expect("written");
+    let record: Value = serde_json::from_str(written.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(record["sid"], "sid-1");
 }
 
 #[tokio::test]
