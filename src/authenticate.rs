@@ -68,31 +68,20 @@ impl PresentedCredential {
         self.found.is_err()
     }
 
-    /// Counts a token in the URL, and logs a warning once a day for each route and origin.
+    /// Counts a token in the URL. [`Authenticator::authenticate`] also reports the page that sent it.
     pub fn count_query_token(&self, state: &ProxyState) {
-        let is_token = match &self.found {
+        if self.is_query_token() {
+            let mode = if self.is_bad() { "deny" } else { "move" };
+            state.metrics.sockets.in_query(&self.request.route().label, mode);
+        }
+    }
+
+    fn is_query_token(&self) -> bool {
+        match &self.found {
             Ok(Extracted::Token(_, carrier)) => *carrier == Carrier::Query,
             // Beside a cookie it is more likely a parameter of the backend's own.
             Ok(Extracted::Cookies(..) | Extracted::Nothing(_)) => false,
             Err(bad) => bad.carrier == Carrier::Query,
-        };
-        if !is_token {
-            return;
-        }
-        let request = &self.request;
-        let origin = request.head().headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
-        let origin =
-            origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
-        let route = &request.route().label;
-        state.metrics.sockets.in_query(route, if self.is_bad() { "deny" } else { "move" });
-        if state.query_tokens.count(route, &origin, unix_seconds()) {
-            let names = request.route().token_from.query.as_ref().map_or(&[][..], |query| &query.names);
-            tracing::warn!(
-                %origin,
-                %route,
-                parameter = names.join(" or "),
-                "deprecated: token in the query string; send it as the first message of a WebSocket, or in Authorization"
-            );
         }
     }
 }
@@ -148,6 +137,7 @@ impl Failure {
 impl Authenticator<'_> {
     /// Verifies the credential of a request, and records carrier and user in its access line.
     pub async fn authenticate(&self, presented: PresentedCredential, line: &mut AccessLine) -> Authentication {
+        let is_query_token = presented.is_query_token();
         let PresentedCredential { request, found } = presented;
         let address = request.client().limited_address();
         let verified = match found {
@@ -184,8 +174,16 @@ impl Authenticator<'_> {
                 }
             }
             Ok(Extracted::Nothing(proof)) => return without_credential(request, proof),
-            Err(bad) => return refused_as_malformed(&request, bad, line),
+            Err(bad) => {
+                if is_query_token {
+                    report_query_token(self.state, &request, false);
+                }
+                return refused_as_malformed(&request, bad, line);
+            }
         };
+        if is_query_token {
+            report_query_token(self.state, &request, verified.is_ok());
+        }
         match verified {
             Ok(verified) => match self.accept(request, verified, line) {
                 Ok(authenticated) => Authentication::User(authenticated),
@@ -240,6 +238,23 @@ impl Authenticator<'_> {
                 Ok(None)
             }
         }
+    }
+}
+
+/// Counts a token in the URL by route and origin, and logs a warning once a day for each.
+fn report_query_token(state: &ProxyState, request: &ProtectedRequest, is_verified: bool) {
+    let origin = request.head().headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
+    let origin =
+        origin.map_or_else(|| "a client without Origin".to_owned(), |origin| origin.chars().take(256).collect());
+    let route = &request.route().label;
+    if let Some(origin) = state.query_tokens.count(route, &origin, is_verified, unix_seconds()) {
+        let names = request.route().token_from.query.as_ref().map_or(&[][..], |query| &query.names);
+        tracing::warn!(
+            %origin,
+            %route,
+            parameter = names.join(" or "),
+            "deprecated: token in the query string; send it as the first message of a WebSocket, or in Authorization"
+        );
     }
 }
 

@@ -3,8 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Upper bound on pairs of route and origin, since origins come from clients.
+/// Upper bound on pairs of route and origin of which a token was verified. At a bound, those pairs are dropped of which no
+/// token came for a day; without any, the origin counts among the [`OTHERS`].
 const MAX_PAIRS: usize = 1_000;
+/// Upper bound on pairs of which no token was verified. Anybody can invent a token and an origin, and must not keep the pages
+/// out that send tokens of users.
+const MAX_UNVERIFIED: usize = 100;
+/// The name of the origins beyond a bound.
+const OTHERS: &str = "other origins";
 const DAY: u64 = 86_400;
 
 /// The counts of query tokens.
@@ -17,38 +23,54 @@ pub struct QueryTokens {
 struct Count {
     tokens: u64,
     /// The time at which the pair was last logged, in seconds since the epoch.
-    logged_at: u64,
+    logged_at: Option<u64>,
+    /// Whether one of the tokens was verified.
+    is_verified: bool,
 }
 
 impl QueryTokens {
-    /// Counts a token. Returns whether the pair should be logged. `now` is in seconds since the epoch.
-    pub fn count(&self, route: &str, origin: &str, now: u64) -> bool {
+    /// Counts a token. Returns the origin under which it is counted, where that should be logged. `now` is in seconds since
+    /// the epoch.
+    pub fn count<'a>(&self, route: &str, origin: &'a str, is_verified: bool, now: u64) -> Option<&'a str> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let pair = (route.to_owned(), origin.to_owned());
-        if let Some(count) = counts.get_mut(&pair) {
-            count.tokens += 1;
-            let is_due = now >= count.logged_at + DAY;
-            if is_due {
-                count.logged_at = now;
-            }
-            return is_due;
+        let pair = |origin: &str| (route.to_owned(), origin.to_owned());
+        let is_named = counts.contains_key(&pair(origin)) || has_room(&mut counts, is_verified, now);
+        let origin = if is_named { origin } else { OTHERS };
+        let new = Count { tokens: 0, logged_at: None, is_verified };
+        let count = counts.entry(pair(origin)).or_insert(new);
+        count.tokens += 1;
+        count.is_verified |= is_verified;
+        let is_due = count.logged_at.is_none_or(|at| now >= at + DAY);
+        if is_due {
+            count.logged_at = Some(now);
         }
-        if counts.len() >= MAX_PAIRS {
-            return false;
-        }
-        counts.insert(pair, Count { tokens: 1, logged_at: now });
-        true
+        is_due.then_some(origin)
     }
 
-    /// Returns route, origin and number of tokens of each pair, the largest number first.
+    /// Returns route, origin and number of tokens of each pair: those of which a token was verified first, then the largest
+    /// number first.
     #[must_use]
     pub fn counted(&self) -> Vec<(String, String, u64)> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> =
-            counts.iter().map(|((route, origin), count)| (route.clone(), origin.clone(), count.tokens)).collect();
-        all.sort_by(|one, other| other.2.cmp(&one.2).then_with(|| one.cmp(other)));
-        all
+        let mut all: Vec<_> = counts.iter().map(|(pair, count)| (pair.clone(), *count)).collect();
+        drop(counts);
+        let rank = |count: &Count| (count.is_verified, count.tokens);
+        all.sort_by(|one, other| rank(&other.1).cmp(&rank(&one.1)).then_with(|| one.0.cmp(&other.0)));
+        all.into_iter().map(|((route, origin), count)| (route, origin, count.tokens)).collect()
     }
+}
+
+/// Returns whether another pair fits, after dropping old ones where that is necessary.
+fn has_room(counts: &mut HashMap<(String, String), Count>, is_verified: bool, now: u64) -> bool {
+    let bound = if is_verified { MAX_PAIRS } else { MAX_UNVERIFIED };
+    let fits =
+        |counts: &HashMap<_, Count>| counts.values().filter(|count| count.is_verified == is_verified).count() < bound;
+    if fits(counts) {
+        return true;
+    }
+    // A token that comes a day after the last log line is logged, so none came for a day.
+    counts.retain(|_, count| count.logged_at.is_some_and(|at| now < at + 2 * DAY));
+    fits(counts)
 }
 
 #[cfg(test)]
@@ -56,15 +78,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_pair_is_logged_once_a_day_and_pairs_are_bounded() {
+    fn each_pair_is_logged_once_a_day() {
         let tokens = QueryTokens::default();
-        assert!(tokens.count("/ws", "https://a.example", 1_000));
-        assert!(!tokens.count("/ws", "https://a.example", 1_001));
-        assert!(tokens.count("/other", "https://a.example", 1_001));
-        assert!(tokens.count("/ws", "https://a.example", 1_000 + DAY));
-        for number in 0..2 * MAX_PAIRS {
-            tokens.count("/ws", &number.to_string(), 1_000);
+        let origin = "https://a.example";
+        assert_eq!(tokens.count("/ws", origin, true, 1_000), Some(origin));
+        assert_eq!(tokens.count("/ws", origin, false, 1_001), None);
+        assert_eq!(tokens.count("/other", origin, false, 1_001), Some(origin));
+        assert_eq!(tokens.count("/ws", origin, true, 1_000 + DAY), Some(origin));
+    }
+
+    #[test]
+    fn pairs_are_bounded_and_invented_ones_keep_no_verified_one_out() {
+        let tokens = QueryTokens::default();
+        for number in 0..2 * MAX_UNVERIFIED {
+            tokens.count("/ws", &format!("invented {number}"), false, 1_000);
         }
-        assert!(!tokens.count("/ws", "https://one.more.example", 1_000));
+        assert_eq!(tokens.counted().len(), MAX_UNVERIFIED + 1);
+        assert_eq!(tokens.counted()[0], ("/ws".to_owned(), OTHERS.to_owned(), MAX_UNVERIFIED as u64));
+        for number in 0..2 * MAX_PAIRS {
+            tokens.count("/ws", &number.to_string(), true, 1_000);
+        }
+        // The other origins count as verified from then on, so one more fits among the others.
+        assert_eq!(tokens.counted().len(), MAX_PAIRS + MAX_UNVERIFIED + 1);
+        assert_eq!(tokens.count("/ws", "one more", true, 1_001), None);
+        assert_eq!(tokens.count("/ws", "one more", true, 999 + 2 * DAY), Some(OTHERS));
+        assert_eq!(tokens.count("/ws", "one more", true, 1_000 + 2 * DAY), Some("one more"));
+        assert_eq!(tokens.counted().len(), 2);
     }
 }

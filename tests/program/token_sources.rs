@@ -1,6 +1,8 @@
 //! Where clients carry tokens: Basic, the query of plain requests, beside cookies, and what the log says of those that do
 //! not.
 
+use serde_json::json;
+
 use crate::fixture::fixture;
 use crate::support::client::{Answer, bearer, get, get_served, request};
 use crate::support::socket::Socket;
@@ -84,6 +86,37 @@ async fn a_plain_request_carries_its_token_in_the_query_where_that_is_configured
     }
     assert!(fixture.backend.is_untouched());
     assert!(!fixture.proxy.log().iter().any(|line| line.contains(&token)));
+}
+
+/// The table of pages that still send tokens in URLs is bounded, and anybody can invent a token and an origin.
+#[tokio::test]
+async fn invented_origins_of_tokens_in_urls_keep_no_page_out_of_the_report() {
+    let fixture = fixture(
+        "admin: { listen: \"127.0.0.1:0\" }\nlimits: { failed_tokens_per_minute: null }\ntoken_from: { query: { for: [http] } }\nroutes: [{ path: /deny, token_from: { query: { mode: deny, for: [http] } } }]\n",
+    )
+    .await;
+    let address = fixture.proxy.address;
+    let (good, bad) = (fixture.issuer.token("alice"), fixture.issuer.token_with("alice", json!({"aud": "other"})));
+    for number in 0..60 {
+        for (path, token) in [("/x", &bad), ("/deny", &good)] {
+            let origin = format!("Origin: https://invented-{number}.example");
+            assert_eq!(get(address, &format!("{path}?token={token}"), &[&origin]).await.status, 401, "{path}");
+        }
+    }
+    let page = "https://page.example";
+    let target = format!("/x?token={good}");
+    let (answer, _) = get_served(address, &fixture.backend, &target, &[&format!("Origin: {page}")]).await;
+    assert_eq!(answer.status, 200);
+    fixture.proxy.logged("the page", |line| line.contains("deprecated: token") && line.contains(page)).await;
+    let status = get(fixture.proxy.admin(), "/status", &[]).await.body;
+    for (origin, route, count) in
+        [(page, "default", 1), ("other origins", "default", 10), ("other origins", "/deny", 10)]
+    {
+        let row = format!("<tr><td>{origin}</td><td><code>{route}</code></td><td class=\"number\">{count}</td></tr>");
+        assert!(status.contains(&row), "{row}: {status}");
+    }
+    let is_warning = |line: &&String| line.contains("deprecated: token in the query string");
+    assert_eq!(fixture.proxy.log().iter().filter(is_warning).count(), 100 + 2 + 1);
 }
 
 #[tokio::test]
